@@ -1,0 +1,227 @@
+"""Where prompts come from: the toon world, or a JSONL/CSV file of (first frame, text).
+
+A source is a function of the ordinal alone, so that the exchange can admit, re-lease and resume by number:
+`source(ordinal)` for training (endless: a file is gone through again and again, shuffled anew in every epoch) and
+`heldout(count, seed)` for evaluation.
+
+A prompt file has one prompt a line, with these columns (CSV: the first line names them):
+
+- `prompt`: the caption. Needed.
+- `image`: the first frame, a path relative to the file. Needed by image-to-video models.
+- `id`, `character`, `category`: optional. An id defaults to FILE-LINE.
+- `split`: `train` or `heldout`, optional. Where no line has one, every 10th prompt of a file of 20 or more is held
+  out; of fewer, none is, and evaluation has to bring prompts of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from common.config import ConfigError
+from common.messages import Prompt, Purpose
+from common.toon.prompts import ToonPrompts
+
+HELD_OUT_EVERY = 10  # where a file names no split
+SMALLEST_SPLIT = 20  # prompts below which nothing is held out
+
+
+class PromptSource(Protocol):
+    """What the exchange and the evaluation need of a source of prompts."""
+
+    def __call__(self, ordinal: int) -> Prompt:
+        """The training prompt of an ordinal >= 0."""
+        ...
+
+    def heldout(self, count: int, seed: int) -> list[Prompt]:
+        """`count` prompts for evaluation, ordinals 0 .. count-1, that training never shows."""
+        ...
+
+
+def open_prompts(prompts: str, seed: int, needs_image: bool = True) -> PromptSource:
+    """``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` (file:line, what is wrong) for a bad one."""
+    return ToonPrompts(seed) if prompts == "toon" else FilePrompts(Path(prompts), seed, needs_image)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checked line of a prompt file."""
+
+    id: str
+    text: str
+    image: Path | None
+    character: str | None
+    category: str | None
+    split: str | None
+
+
+class FilePrompts:
+    """Prompts of a JSONL or CSV file. All lines are checked at once, so that a run never stops at the 900th prompt."""
+
+    def __init__(self, file: Path, seed: int, needs_image: bool = True) -> None:
+        self._file, self._seed = file, seed
+        rows: dict[str, Row] = {}
+        for line, data in read_table(file, "prompt file"):
+            row = _row(file, line, data, needs_image)
+            if row.id in rows:
+                raise ConfigError(f"{file}:{line}: another prompt has the id {row.id!r} already")
+            rows[row.id] = row
+        if not rows:
+            raise ConfigError(f"{file}: no prompts in it")
+        self._train, self._heldout = _split(list(rows.values()))
+        if not self._train:
+            raise ConfigError(f"{file}: every prompt is held out; training needs some with split = train")
+
+    def __call__(self, ordinal: int) -> Prompt:
+        epoch, place = divmod(ordinal, len(self._train))
+        return _prompt(self._train[_order(self._seed, epoch, len(self._train))[place]], ordinal, Purpose.TRAIN)
+
+    def heldout(self, count: int, seed: int) -> list[Prompt]:
+        """Held-out prompts in a shuffled order, repeated when the file has fewer than `count`."""
+        if not self._heldout:
+            raise ConfigError(
+                f"{self._file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
+                "or a column split with the value heldout"
+            )
+        order = _order(seed, 0, len(self._heldout))
+        rows = [self._heldout[order[i % len(order)]] for i in range(count)]
+        return [_prompt(row, i, Purpose.EVAL) for i, row in enumerate(rows)]
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.random.default_rng((seed, epoch)).permutation(count))
+
+
+def _split(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """(train, heldout), by the split column or by position."""
+    if all(row.split is None for row in rows) and len(rows) >= SMALLEST_SPLIT:
+        rows = [
+            replace(row, split="heldout" if place % HELD_OUT_EVERY == 0 else "train")
+            for place, row in enumerate(rows, start=1)
+        ]
+    return [row for row in rows if row.split != "heldout"], [row for row in rows if row.split == "heldout"]
+
+
+def _row(file: Path, line: int, data: dict[str, Any], needs_image: bool) -> Row:
+    where = f"{file}:{line}"
+    for column in ("prompt", "image") if needs_image else ("prompt",):
+        if column not in data:
+            raise ConfigError(f"{where}: no column '{column}'; it has {', '.join(map(str, data)) or 'none'}")
+    text = str(data["prompt"] or "").strip()
+    if not text:
+        raise ConfigError(f"{where}: the prompt is empty")
+    split = _optional(data, "split")
+    if split not in (None, "train", "heldout"):
+        raise ConfigError(f"{where}: split = {split!r}; allowed: train, heldout")
+    return Row(
+        id=_optional(data, "id") or f"{file.stem}-{line}",
+        text=text,
+        image=_image_file(where, file.parent, _optional(data, "image")) if needs_image else None,
+        character=_optional(data, "character"),
+        category=_optional(data, "category"),
+        split=split,
+    )
+
+
+def _optional(data: dict[str, Any], column: str) -> str | None:
+    value = data.get(column)
+    return None if value is None or not str(value).strip() else str(value).strip()
+
+
+def _image_file(where: str, folder: Path, name: str | None) -> Path:
+    if name is None:
+        raise ConfigError(f"{where}: the image is empty")
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"{where}: no image {path}")
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{where}: broken image {path}: {error}") from None
+    return path
+
+
+def _prompt(row: Row, ordinal: int, purpose: Purpose) -> Prompt:
+    image = None if row.image is None else _png(row.image)
+    return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
+
+
+def _png(path: Path) -> bytes:
+    """The PNG bytes of an image file of any format; a PNG file passes as it is."""
+    data = path.read_bytes()
+    if data.startswith(b"\x89PNG"):
+        return data
+    file = io.BytesIO()
+    _rgb(data, str(path)).save(file, "PNG")
+    return file.getvalue()
+
+
+def first_frame(prompt: Prompt, height: int, width: int) -> np.ndarray:
+    """The prompt's image, uint8 [height, width, 3].
+
+    An image of another size is scaled (Lanczos, aspect ratio kept) until it just covers the frame, and what stands
+    over is cut off evenly at both sides. `ConfigError` names the prompt when the image is missing or broken.
+    """
+    if prompt.image is None:
+        raise ConfigError(f"prompt {prompt.id!r}: no first frame; an image-to-video model needs one")
+    image = _rgb(prompt.image, f"prompt {prompt.id!r}")
+    if image.size != (width, height):
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8).copy()
+
+
+def _rgb(data: bytes, where: str) -> Image.Image:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"{where}: broken image: {str(error).split(' <')[0]}") from None
+
+
+def read_table(file: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, columns) of every line of a ``.jsonl`` or ``.csv`` file. `what` names it in errors."""
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
+    if file.suffix not in readers:
+        raise ConfigError(f"{what} {file}: allowed are {' and '.join(readers)}")
+    try:
+        text = file.read_text("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{what} {file}: no such file") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{what} {file}: cannot be read: {error}") from None
+    return readers[file.suffix](file, text)
+
+
+def _read_jsonl(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            data = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{file}:{line}: not valid JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f'{file}:{line}: expected an object like {{"image": ..., "prompt": ...}}')
+        yield line, data
+
+
+def _read_csv(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    try:
+        for data in reader:
+            if None in data or None in data.values():
+                raise ConfigError(f"{file}:{reader.line_num}: not {len(reader.fieldnames or ())} columns")
+            yield reader.line_num, data
+    except csv.Error as error:
+        raise ConfigError(f"{file}:{reader.line_num}: not valid CSV: {error}") from None

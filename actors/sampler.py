@@ -1,0 +1,267 @@
+"""The sampler: leases a prompt, makes its N candidates under one policy version, hands them in.
+
+```
+lease_group ──> encode (T5, VAE: once per prompt) ──> denoise micro-batches ──> VAE decode ──> mp4 ──> submit
+     ▲ waits for admission                                                                              │
+     └───────────────── load(version): weights are swapped between groups, never inside one ────────────┘
+```
+
+A candidate is a function of (weights, seed). Micro-batches are cut by index over the whole group and always run
+whole: a group that is finished by another worker after a crash puts every candidate into the same row of a batch of
+the same size, which makes it equal to the last bit, not merely within rounding.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import torch
+
+from actors.denoise import Condition, denoise
+from actors.prompts import first_frame
+from common.clips import encode_mp4
+from common.config import ConfigError, RunConfig
+from common.exchange.client import Exchange, Submitted
+from common.lora import adapter_state, inject_lora, load_adapter_state
+from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, WeightVersion
+from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
+from common.tensors import from_array, state_digest, tensor_digest, to_array
+
+log = logging.getLogger(__name__)
+
+ADAPTER = "policy"  # the name under which the learner trains its adapter
+CACHED_PROMPTS = 256  # encoded prompts kept: evaluation asks for the same ones under several versions
+
+
+class SamplingError(RuntimeError):
+    """The model gave something that is no clip (NaN or infinity in the latents)."""
+
+
+class Sampler:
+    """Holds one policy version of `model` and samples with it. Starts with version 0, the base weights."""
+
+    def __init__(self, model: ModelFolder, config: RunConfig, worker: str = "sampler-0") -> None:
+        self.version = 0
+        self.worker = worker
+        self._model, self._config = model, config
+        size = config.model
+        self._shape = model.latent_shape(size.frames, size.height, size.width)
+        self._transformer: Any = model.load_transformer(size.dtype, size.device)
+        self._vae = model.load_vae(size.dtype, size.device)
+        self._text_encoder = model.load_text_encoder(size.dtype, size.device)
+        self._tokenizer = model.load_tokenizer()
+        self._scheduler = model.make_scheduler(config.sampler.scheduler)
+        self._full_version = 0  # the version of the weights under the adapter
+        self._adapted = False
+        self._encoded: OrderedDict[str, Conditioning] = OrderedDict()
+        self._empty: Array | None = None
+
+    # Weights.
+
+    def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
+        """Swap in a published version: all weights (`full`) or the adapter over the base that is held (`adapter`).
+
+        Names, shapes and dtypes are checked before anything changes, every tensor's digest after the swap.
+        `ConfigError` when the version belongs to another architecture or base, or when a digest differs; after the
+        latter the weights are nobody's and the sampler must be made anew.
+        """
+        if version.kind == "adapter":
+            self._load_adapter(version, state)
+        else:
+            self._load_full(version, state)
+        self.version = version.version
+
+    def _load_full(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
+        if self._adapted:  # adapters rename the layers that they wrap: start from bare ones
+            self._transformer = self._model.load_transformer(self._config.model.dtype, self._config.model.device)
+            self._adapted = False
+        own = self._transformer.state_dict()
+        needed = {name for name, _ in self._transformer.named_parameters()}
+        _check_fits(version, state, own, needed)
+        with torch.no_grad():
+            for name, tensor in state.items():
+                own[name].copy_(tensor)
+        _check_digests(version, self._transformer.state_dict())
+        self._full_version = version.version
+
+    def _load_adapter(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
+        if version.base != self._full_version:
+            raise ConfigError(
+                f"weight version {version.version}: an adapter over version {version.base}, "
+                f"but {self.worker} holds version {self._full_version}; load version {version.base} first"
+            )
+        if not self._adapted:
+            inject_lora(self._transformer, self._config.learner.lora, self._config.seed, name=ADAPTER)
+            self._transformer.eval()
+            self._adapted = True
+        own = adapter_state(self._transformer, ADAPTER)
+        _check_fits(version, state, own, set(own))
+        load_adapter_state(self._transformer, dict(state), ADAPTER)
+        _check_digests(version, adapter_state(self._transformer, ADAPTER))
+
+    def weights_digest(self) -> str:
+        """blake2b-128 of all weights of the transformer as they are now, hex."""
+        return state_digest(self._transformer.state_dict())
+
+    # Conditioning.
+
+    def encode(self, prompt: Prompt) -> Conditioning:
+        """Encode caption and first frame, once: the same (text, image) again comes from the cache.
+
+        The image latent is the mode of the VAE's posterior. `ConfigError` for a missing or broken image.
+        """
+        key = blake2b(prompt.text.encode() + b"\0" + (prompt.image or b""), digest_size=16).hexdigest()
+        if key not in self._encoded:
+            self._encoded[key] = self._encode(prompt)
+            if len(self._encoded) > CACHED_PROMPTS:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(key)
+        return self._encoded[key]
+
+    @torch.inference_mode()
+    def _encode(self, prompt: Prompt) -> Conditioning:
+        image = None
+        if self._model.image_conditioned:
+            size = self._config.model
+            pixels = torch.from_numpy(first_frame(prompt, size.height, size.width))
+            unit = to_unit(pixels)[None].to(size.device)
+            image = to_array(encode_image(self._vae, unit)[0])
+        return Conditioning(self._embed(prompt.text), image)
+
+    def empty_prompt_embeds(self) -> Array:
+        """The embedding [L, D] of the empty caption, for guidance and for caption dropout."""
+        if self._empty is None:
+            self._empty = self._embed("")
+        return self._empty
+
+    @torch.inference_mode()
+    def _embed(self, text: str) -> Array:
+        embeds = encode_text(self._tokenizer, self._text_encoder, [text], self._model.max_text_length)
+        return to_array(embeds[0])
+
+    # Candidates.
+
+    def sample(
+        self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
+    ) -> list[Candidate]:
+        """The candidates `indices` of the group whose seeds are `seeds` (all N of them), in rising order."""
+        return [candidate for part in self._parts(prompt, conditioning, seeds, indices) for candidate in part]
+
+    def _parts(
+        self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
+    ) -> Iterator[list[Candidate]]:
+        wanted, size = set(indices), self._config.sampler.micro_batch
+        if not wanted <= set(range(len(seeds))):
+            raise ValueError(f"indices {sorted(wanted)} of a group of {len(seeds)}")
+        for first in range(0, len(seeds), size):
+            rows = range(first, min(first + size, len(seeds)))
+            if wanted.isdisjoint(rows):
+                continue
+            latents, clips = self._run(conditioning, [seeds[row] for row in rows])
+            yield [
+                self._candidate(prompt, row, seeds[row], latents[row - first], clips[row - first])
+                for row in rows
+                if row in wanted
+            ]
+
+    @torch.inference_mode()
+    def _run(self, conditioning: Conditioning, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """x0 latents [B, F, C, h, w] and pixels uint8 [B, frames, H, W, 3] of one micro-batch."""
+        how = self._config.sampler
+        latents = denoise(
+            self._transformer,
+            self._scheduler,
+            self._condition(conditioning),
+            seeds,
+            self._shape,
+            steps=how.steps,
+            guidance=how.guidance,
+        )
+        if not torch.isfinite(latents).all():
+            raise SamplingError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
+        return latents, to_pixels(decode_latents(self._vae, latents)).cpu()
+
+    def _condition(self, conditioning: Conditioning) -> Condition:
+        device, image = self._config.model.device, conditioning.image_latent
+        return Condition(
+            from_array(conditioning.prompt_embeds, device),
+            None if image is None else from_array(image, device),
+            from_array(self.empty_prompt_embeds(), device) if self._config.sampler.guidance > 1 else None,
+        )
+
+    def _candidate(self, prompt: Prompt, index: int, seed: int, latents: torch.Tensor, clip: torch.Tensor) -> Candidate:
+        size = self._config.model
+        return Candidate(
+            id=f"{prompt.ordinal}-{index}-v{self.version}",
+            ordinal=prompt.ordinal,
+            index=index,
+            seed=seed,
+            policy_version=self.version,
+            latents=to_array(latents),
+            clip=encode_mp4(clip.numpy(), size.fps),
+            fps=size.fps,
+            height=size.height,
+            width=size.width,
+        )
+
+    # The loop.
+
+    def work(self, exchange: Exchange) -> bool:
+        """Lease one group, sample what is not yet done of it, submit. False when there is nothing to do now.
+
+        Bad input and non-finite latents give the lease back with the reason; a lost lease ends the group quietly.
+        """
+        lease = exchange.lease_group(self.worker, self.version)
+        if lease is None:
+            return False
+        if lease.version != self.version:
+            raise RuntimeError(f"{self.worker} holds version {self.version} but was leased version {lease.version}")
+        try:
+            self._sample_lease(exchange, lease)
+        except (ConfigError, SamplingError) as error:
+            log.warning("group %d given back: %s", lease.prompt.ordinal, error)
+            exchange.fail_group(lease, str(error))
+        return True
+
+    def _sample_lease(self, exchange: Exchange, lease: GroupLease) -> None:
+        conditioning = self.encode(lease.prompt)
+        if _lost(exchange.submit_conditioning(lease, conditioning)):
+            return
+        rest = [index for index in range(len(lease.seeds)) if index not in lease.done]
+        for part in self._parts(lease.prompt, conditioning, lease.seeds, rest):
+            if any(_lost(exchange.submit_candidate(lease, candidate)) for candidate in part):
+                return
+            exchange.renew(self.worker)
+
+
+def _lost(answer: Submitted) -> bool:
+    """Whether the lease is gone; a duplicate is as good as accepted."""
+    return not answer.accepted and "duplicate" not in answer.reason
+
+
+def _check_fits(
+    version: WeightVersion, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], needed: set[str]
+) -> None:
+    """Names, dtypes and shapes of a published version against the model's, before anything is changed."""
+    for name in sorted(needed - state.keys()):
+        raise ConfigError(f"weight version {version.version}: {name} is missing; another architecture?")
+    if {entry.name for entry in version.tensors} != state.keys():
+        raise ConfigError(f"weight version {version.version}: its tensors are not those of its manifest")
+    for name, tensor in sorted(state.items()):
+        mine = own.get(name)
+        if mine is None or (mine.shape, mine.dtype) != (tensor.shape, tensor.dtype):
+            here = "no such tensor" if mine is None else f"{mine.dtype}{list(mine.shape)}"
+            raise ConfigError(
+                f"weight version {version.version}: {name} is {tensor.dtype}{list(tensor.shape)}, "
+                f"the model has {here}; another architecture?"
+            )
+
+
+def _check_digests(version: WeightVersion, loaded: Mapping[str, torch.Tensor]) -> None:
+    for entry in version.tensors:
+        if tensor_digest(loaded[entry.name]) != entry.digest:
+            raise ConfigError(f"weight version {version.version}: {entry.name} differs from its digest after loading")

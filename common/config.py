@@ -1,0 +1,331 @@
+"""Every knob of a run, as pydantic models: defaults < TOML file < dotted flags.
+
+This module imports no torch, so that ``douga --help`` answers at once. A wrong key or value raises
+`ConfigError`, which names the key, where it stands and what is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
+
+
+class ConfigError(ValueError):
+    """Bad input from the user: one line that says what, where, and what is allowed. Exit code 2."""
+
+
+def _divides_1000(value: int) -> int:
+    if 1000 % value:
+        raise ValueError("must divide the scheduler's 1000 training timesteps, e.g. 5, 8, 10, 20, 25, 50")
+    return value
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, values cannot change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class ModelConfig(Section):
+    """Which image-to-video model is aligned."""
+
+    path: str = Field(default="toon", description="'toon' (embedded) or a CogVideoX pipeline folder")
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="weights and activations of all roles")
+    device: str = Field(default="cpu", description="torch device of sampler, rewarders and learner, e.g. cpu, cuda:0")
+    frames: int = Field(default=9, ge=1, description="frames per clip; 4k+1 for CogVideoX 1.0")
+    height: int = Field(default=48, ge=8, description="pixels, a multiple of 8")
+    width: int = Field(default=64, ge=8, description="pixels, a multiple of 8")
+    fps: int = Field(default=8, ge=1, description="frames per second of the clips")
+
+
+class SamplerConfig(Section):
+    """How candidates are made."""
+
+    candidates: int = Field(default=4, ge=2, description="N, candidates per prompt: best and worst make the pair")
+    steps: Annotated[int, AfterValidator(_divides_1000)] = Field(default=10, ge=1, description="denoising steps")
+    guidance: float = Field(default=1.0, ge=1.0, description="classifier-free guidance scale; 1 switches it off")
+    scheduler: Literal["dpm", "ddim"] = Field(default="dpm", description="CogVideoX DPM (stochastic) or DDIM")
+    micro_batch: int = Field(default=4, ge=1, description="candidates denoised together")
+
+
+class RewardWeights(Section):
+    """Weights of the six AnimeReward dimensions in the mean reward; 0 leaves a dimension out."""
+
+    smoothness: float = Field(default=1.0, ge=0, description="no flicker, no jitter")
+    motion: float = Field(default=1.0, ge=0, description="how much moves")
+    appeal: float = Field(default=1.0, ge=0, description="how well it is drawn")
+    text: float = Field(default=1.0, ge=0, description="shows what the caption says")
+    image: float = Field(default=1.0, ge=0, description="keeps to the first frame's scene")
+    character: float = Field(default=1.0, ge=0, description="stays the same character")
+
+    @model_validator(mode="after")
+    def _some(self) -> RewardWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one weight must be above 0")
+        return self
+
+
+class RewardConfig(Section):
+    """How candidates are scored."""
+
+    path: str = Field(default="toon", description="'toon' (embedded heads) or a folder of reward heads")
+    weights: RewardWeights = RewardWeights()
+    batch: int = Field(default=16, ge=1, description="clips scored together, of any prompts")
+    normaliser: Literal["fixed", "quantile"] = Field(
+        default="fixed", description="raw score to [0, 1]: x/100 or running rank"
+    )
+
+
+class ExchangeConfig(Section):
+    """Order, staleness, reuse and limits: the rules of the replay queue."""
+
+    max_lag: int = Field(default=1, ge=0, description="pushes a pair may be older than the policy when it is trained")
+    pipeline_depth: int = Field(default=64, ge=1, description="groups that may be under way at once")
+    min_gap: float = Field(default=0.0, ge=0, description="groups whose gap gain is below this are tied, not trained")
+    max_times_trained: int = Field(default=1, ge=1, description="optimizer steps that may use one pair")
+    max_attempts: int = Field(default=3, ge=1, description="leases of a group before it counts as failed")
+    lease_seconds: float = Field(default=600.0, gt=0, description="a lease not renewed for this long is taken back")
+    order: Literal["fifo", "gap"] = Field(
+        default="fifo", description="which pairs train first: oldest, or gap x freshness"
+    )
+    max_bytes: int = Field(
+        default=20_000_000_000, ge=1_000_000, description="blobs on disk; samplers wait at the bound"
+    )
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the transformer's attention."""
+
+    rank: int = Field(default=16, ge=1, description="inner width of an adapter")
+    alpha: float = Field(default=16.0, gt=0, description="scale = alpha / rank")
+    targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"), description="modules that get an adapter; a flag takes a,b,c"
+    )
+
+
+class LearnerConfig(Section):
+    """The optimizer's side: loss, step sizes, pushes, the reference."""
+
+    loss: Literal["gapo", "dpo", "sft"] = Field(
+        default="gapo", description="gap-weighted DPO, plain DPO, or winners only"
+    )
+    train: Literal["full", "lora"] = Field(default="full", description="all transformer blocks, or adapters only")
+    lora: LoraConfig = LoraConfig()
+    alpha: float = Field(
+        default=2.0, ge=1.0, description="base of the gap gain alpha^Rw - alpha^Rl; 1 gives no gradient"
+    )
+    beta: float = Field(default=5000.0, gt=0, description="DPO temperature, half-beta convention, mean v error")
+    lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip_norm: float = Field(default=1.0, gt=0, description="gradient norm bound")
+    warmup_steps: int = Field(default=0, ge=0, description="linear learning-rate warm-up, optimizer steps")
+    pairs_per_step: int = Field(default=8, ge=1, description="pairs in one optimizer step, over all ranks")
+    micro_batch: int = Field(default=8, ge=1, description="pairs in one forward pass of one rank")
+    steps_per_push: int = Field(default=1, ge=1, description="P: optimizer steps between published versions")
+    refresh_every: int = Field(default=0, ge=0, description="K: optimizer steps between reference refreshes; 0 never")
+    normalise_gap: bool = Field(default=False, description="divide gaps by their batch mean (not in the papers)")
+    caption_drop: float = Field(default=0.0, ge=0, le=1, description="share of pairs trained on the empty caption")
+    image_drop: float = Field(default=0.0, ge=0, le=1, description="share of pairs trained without first frame")
+    image_noise: bool = Field(
+        default=False, description="noise exp(N(-3, 0.5)) on the first-frame latent (a deviation)"
+    )
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward pass: less memory"
+    )
+    checkpoint_every: int = Field(default=10, ge=1, description="optimizer steps between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+
+
+class EvaluationConfig(Section):
+    """The held-out comparison at the end of a run: base against aligned, same prompts, same seeds."""
+
+    prompts: int = Field(default=96, ge=2, description="held-out prompts")
+    clips: int = Field(default=12, ge=0, description="clip pairs shown in the report")
+
+
+class RunConfig(Section):
+    """A whole run."""
+
+    mode: Literal["serial"] = Field(default="serial", description="serial: one process, deterministic")
+    name: str = Field(default="toon", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder")
+    root: Path = Field(default=Path("runs"), description="where run folders live")
+    seed: int = Field(default=0, ge=0, description="all random numbers are functions of it")
+    steps: int = Field(default=60, ge=1, description="optimizer steps")
+    prompts: str = Field(default="toon", description="'toon', or a .jsonl/.csv file with columns image, prompt")
+    verify: bool = Field(default=False, description="exit 1 unless the held-out reward rose and the oracle held")
+    model: ModelConfig = ModelConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    reward: RewardConfig = RewardConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.root / self.name
+
+    @property
+    def pairs_per_push(self) -> int:
+        """B of the admission rule: pairs consumed between two published versions."""
+        return self.learner.pairs_per_step * self.learner.steps_per_push
+
+
+def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:
+    """Defaults, then the TOML `file`, then `flags` (dotted names, ``_`` or ``-``). Raises `ConfigError`."""
+    data: dict[str, Any] = {}
+    where: dict[str, str] = {}
+    if file is not None:
+        data = _read_toml(file)
+        where = {name: str(file) for name in leaves(data)}
+    for name, value in (flags or {}).items():
+        dotted = name.replace("-", "_")
+        _put(data, dotted, _listed(dotted, value))
+        where[dotted] = f"--{name}"
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, where)) from None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+
+
+def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of everything in nested mappings that is no mapping itself."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--{dotted}: '{parent}' is a value, not a section")
+    data[leaf] = value
+
+
+def _listed(dotted: str, value: Any) -> Any:
+    """A flag's text split at its commas where the key holds a list."""
+    found = {key.name: key for key in keys()}.get(dotted)
+    if isinstance(value, str) and found is not None and isinstance(found.default, tuple):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
+    """The first problem of a validation error, in one line: place, what it was, what is allowed."""
+    first = error.errors()[0]
+    parts = [str(part) for part in first["loc"]]
+    name = ".".join(parts)
+    inside = (place for leaf, place in where.items() if leaf.startswith(f"{name}."))
+    place = where.get(name) or next(inside, None)
+    label = name if place is None else place if place.startswith("--") else f"{name} in {place}"
+    if first["type"] == "extra_forbidden":
+        return f"{label}: unknown key; {_hint(parts)}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        return f"{label}: a section, not a value; set one of {', '.join(f'{name}.{key}' for key in _allowed(parts))}"
+    return f"{label} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _hint(parts: list[str]) -> str:
+    """What was perhaps meant by an unknown key, or else all that is allowed where it stands."""
+    allowed = _allowed(parts[:-1])
+    close = get_close_matches(parts[-1], allowed, n=1)
+    if close:
+        return f"did you mean {'.'.join([*parts[:-1], close[0]])}?"
+    elsewhere = [key.name for key in keys() if key.name.split(".")[-1] == parts[-1]]
+    return f"did you mean {elsewhere[0]}?" if elsewhere else f"allowed here: {', '.join(allowed)}"
+
+
+def _allowed(section: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in section:
+        annotation = model.model_fields[part].annotation
+        if not _is_section(annotation):
+            return []
+        model = annotation
+    return sorted(model.model_fields)
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+# What there is to set, and how a resolved configuration is kept and compared.
+
+
+@dataclass(frozen=True)
+class Key:
+    """One knob: dotted name, default, kind (``float >= 0`` in words), description."""
+
+    name: str
+    default: Any
+    kind: str
+    description: str
+
+
+def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
+    """Every knob in the order of this file."""
+    for name, field in model.model_fields.items():
+        if _is_section(field.annotation):
+            yield from keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        else:
+            yield Key(prefix + name, field.default, _kind(field), field.description or "")
+
+
+def _kind(field: Any) -> str:
+    signs = {"Ge": (">=", "ge"), "Gt": (">", "gt"), "Le": ("<=", "le"), "Lt": ("<", "lt")}
+    choices = getattr(field.annotation, "__args__", ())
+    if choices and all(isinstance(choice, str | int) for choice in choices):
+        return " | ".join(str(choice) for choice in choices)
+    base = "list" if choices else getattr(field.annotation, "__name__", str(field.annotation)).lower()
+    bounds = [
+        f"{signs[type(m).__name__][0]} {getattr(m, signs[type(m).__name__][1])}"
+        for m in field.metadata
+        if type(m).__name__ in signs
+    ]
+    return " ".join([{"str": "text"}.get(base, base), " and ".join(bounds)]).strip()
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole configuration as TOML; `load_config` reads the same back."""
+    return "\n".join(_toml(config.model_dump(mode="json"))) + "\n"
+
+
+def _toml(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    # A JSON string, number, truth value or list of them is also a TOML one.
+    yield from (
+        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in data.items() if not isinstance(value, dict)
+    )
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield f"\n[{prefix}{key}]"
+            yield from _toml(value, f"{prefix}{key}.")
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old value, new value) of the keys in which two configurations differ."""
+    before, after = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
+    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}

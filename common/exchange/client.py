@@ -1,0 +1,113 @@
+"""What every worker may ask of the exchange: lease work, submit results, commit steps.
+
+One interface, several transports: `LocalExchange` (in-process) implements it over the ledger. Every call is
+idempotent where a retry can happen, and returns None when there is nothing to do now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from common.messages import (
+    Candidate,
+    Conditioning,
+    GroupLease,
+    Prompt,
+    Purpose,
+    Score,
+    ScoreTask,
+    TrainingPair,
+    WeightVersion,
+)
+
+
+class State(StrEnum):
+    """Where a prompt group is; every admitted ordinal is in exactly one state."""
+
+    PENDING = "pending"
+    SAMPLING = "sampling"
+    SAMPLED = "sampled"
+    SCORING = "scoring"
+    PAIRED = "paired"
+    TRAINING = "training"
+    TRAINED = "trained"
+    TIED = "tied"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The answer to a submit: `accepted` is False for a duplicate or a lost lease, `reason` says which."""
+
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCandidate:
+    """One scored clip of a finished probe or evaluation group."""
+
+    prompt: Prompt
+    candidate: Candidate
+    values: dict[str, float]  # raw, per dimension
+
+
+class Exchange(Protocol):
+    """The durable middle. All policy (order, staleness, reuse, back-pressure) lives behind these calls."""
+
+    def lease_group(self, worker: str, version: int) -> GroupLease | None:
+        """Admit or re-lease the next group for a sampler that holds `version`; None when admission says wait."""
+        ...
+
+    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+        """Store what the group's prompt was encoded to (once per group)."""
+        ...
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+        """Store one candidate; the Nth moves the group to `sampled`. Idempotent on the candidate id."""
+        ...
+
+    def fail_group(self, lease: GroupLease, reason: str) -> None:
+        """Give a lease back with a reason; after max_attempts the group is `failed`."""
+        ...
+
+    def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
+        """Up to `limit` unscored clips, oldest ordinal first, mixed over prompts; empty when there are none."""
+        ...
+
+    def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
+        """Store scores; the Nth of a group pairs, ties or finishes it. A NaN score fails the candidate's group."""
+        ...
+
+    def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
+        """Exactly `count` pairs for optimizer step `step`, else none. Stale pairs expire when taken."""
+        ...
+
+    def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
+        """The step has been applied to the weights: each pair's use is counted once."""
+        ...
+
+    def announce(self, version: WeightVersion) -> None:
+        """A version was published: its pushes count from now on. Ids must rise."""
+        ...
+
+    def renew(self, worker: str) -> None:
+        """Heartbeat: all leases of `worker` live another lease_seconds."""
+        ...
+
+    def next_version(self) -> int:
+        """The lowest version id never announced."""
+        ...
+
+    def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
+        """Groups per state; they sum to the ordinals ever admitted with this purpose."""
+        ...
+
+    def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
+        """Scored candidates of `done` groups sampled under `version`, by ordinal and index."""
+        ...

@@ -1,0 +1,279 @@
+"""The ledger: the state of every prompt group in SQLite (WAL), and the blobs that its state still needs.
+
+One transaction per operation: a process killed at any point leaves the ledger as it was before or after an operation,
+never between. Blobs are written before the transaction that names them commits and deleted after the one that forgets
+them, so the worst a crash leaves behind is an unnamed file, which the next opening removes.
+
+| table      | one row per                                | notes                                                     |
+|------------|--------------------------------------------|-----------------------------------------------------------|
+| groups     | prompt group                               | `state` is the design's; `closed`: step that ended it     |
+| candidates | candidate stored                           | its scoring lease and its raw scores                      |
+| refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
+| blobs      | distinct content                           | its size in bytes                                         |
+| uses       | place in the batch of an optimizer step    | kept after a rollback: a repeated step repeats its batch  |
+| versions   | announced weights                          | `lost`: of a lineage that was rolled back                 |
+| marks      | checkpoint                                 |                                                           |
+| waste      | candidate that was sampled for nothing     | with the reason                                           |
+| meta       | counter or small state                     | admitted ordinals, pushes, normaliser, identity           |
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError
+from common.exchange import rules
+from common.exchange.blobs import BlobStore, pack, unpack
+from common.exchange.client import State
+from common.messages import Array, Purpose
+
+LEDGER_VERSION = 1
+FIRST_EVALUATION = 1 << 40  # ledger ordinals of probe and eval groups start here; train ordinals are 0, 1, 2, ...
+
+TABLES = """
+CREATE TABLE groups (
+    ordinal INTEGER PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, prompt BLOB NOT NULL,
+    place INTEGER NOT NULL, wanted INTEGER, version INTEGER, pushes INTEGER, worker TEXT, expires REAL,
+    attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
+    winner TEXT, loser TEXT, winner_reward REAL, loser_reward REAL, gap REAL,
+    uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
+CREATE INDEX groups_by_state ON groups (state, ordinal);
+CREATE TABLE candidates (
+    id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, place INTEGER NOT NULL, seed INTEGER NOT NULL,
+    version INTEGER NOT NULL, fps INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
+    worker TEXT, expires REAL, failures INTEGER NOT NULL DEFAULT 0, reward_version TEXT, scores TEXT,
+    UNIQUE (ordinal, place));
+CREATE TABLE refs (
+    ordinal INTEGER NOT NULL REFERENCES groups, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (ordinal, name));
+CREATE INDEX refs_by_digest ON refs (digest);
+CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL);
+CREATE TABLE uses (
+    step INTEGER NOT NULL, place INTEGER NOT NULL, ordinal INTEGER NOT NULL REFERENCES groups,
+    committed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (step, place));
+CREATE INDEX uses_by_group ON uses (ordinal);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE marks (step INTEGER PRIMARY KEY);
+CREATE TABLE waste (id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (id, reason));
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
+"""
+
+
+class Ledger:
+    """The tables and blobs of one run folder. Not thread-safe by itself: its owner holds a lock.
+
+    Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / "ledger.sqlite"
+        self._garbage: list[str] = []
+        try:
+            self.blobs = BlobStore(folder / "blobs")
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        except (OSError, sqlite3.Error) as error:
+            raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+        self._db.row_factory = sqlite3.Row
+        try:
+            self._open(identity)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise ConfigError(f"{self.path}: not a readable ledger ({error}); choose another --name") from None
+        except ConfigError:
+            self._db.close()
+            raise
+
+    def _open(self, identity: Mapping[str, Any]) -> None:
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        if not self.one("SELECT COUNT(*) FROM sqlite_master")[0]:
+            self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
+        found = self.one("PRAGMA user_version")[0]
+        if found != LEDGER_VERSION:
+            raise ConfigError(
+                f"{self.path}: ledger of schema {found}, this program reads {LEDGER_VERSION}; choose another --name"
+            )
+        problem = self.one("PRAGMA quick_check")[0]
+        if problem != "ok":
+            raise ConfigError(f"{self.path}: damaged ({' '.join(problem.split())}); choose another --name")
+        self._check_identity(identity)
+        missing = self.blobs.sweep({row["digest"] for row in self.all("SELECT digest FROM blobs")})
+        if missing:
+            raise ConfigError(f"{self.blobs.folder / missing[0]}: blob is missing ({len(missing)} in all); run damaged")
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        """What must not change between the runs that share a ledger."""
+        text = self.meta("identity", None)
+        if text is None:
+            self.set_meta("identity", json.dumps(dict(identity)))
+            return
+        stored = json.loads(text)
+        for key, value in identity.items():
+            if stored.get(key) != value:
+                raise ConfigError(
+                    f"{self.path}: made with {key} = {stored.get(key)!r}, this run has {value!r}; "
+                    "use the same value, or another --name"
+                )
+
+    # Plumbing.
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; blobs that nothing names any more are deleted once it is committed."""
+        self._db.execute("BEGIN IMMEDIATE")
+        self._garbage = []
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+        for digest in self._garbage:
+            if self.one("SELECT COUNT(*) FROM blobs WHERE digest = ?", digest)[0] == 0:
+                self.blobs.delete(digest)
+
+    def run(self, sql: str, *values: Any) -> int:
+        """Execute a statement; the number of rows it changed."""
+        return self._db.execute(sql, values).rowcount
+
+    def all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows of a query."""
+        return self._db.execute(sql, values).fetchall()
+
+    def first(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
+        return self._db.execute(sql, values).fetchone()
+
+    def one(self, sql: str, *values: Any) -> sqlite3.Row:
+        """The first row of a query that always has one."""
+        row = self.first(sql, *values)
+        if row is None:
+            raise LookupError(f"{self.path}: no row for {sql} {values}")
+        return row
+
+    def meta(self, key: str, default: Any) -> Any:
+        """A small stored value."""
+        row = self.first("SELECT value FROM meta WHERE key = ?", key)
+        return default if row is None else row["value"]
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Store a small value."""
+        self.run("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
+
+    def close(self) -> None:
+        """Close the database; the ledger can be opened again."""
+        self._db.close()
+
+    # Groups.
+
+    def group(self, ordinal: int) -> sqlite3.Row:
+        """The row of one group."""
+        return self.one("SELECT * FROM groups WHERE ordinal = ?", ordinal)
+
+    def candidates(self, ordinal: int) -> list[sqlite3.Row]:
+        """The stored candidates of one group, by index."""
+        return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY place", ordinal)
+
+    def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, place: int, wanted: int | None) -> None:
+        """A new group, pending."""
+        self.run(
+            "INSERT INTO groups (ordinal, purpose, state, prompt, place, wanted) VALUES (?, ?, ?, ?, ?, ?)",
+            *(ordinal, purpose, State.PENDING, prompt, place, wanted),
+        )
+        self.set_meta(f"admitted:{purpose}", self.admitted(purpose) + 1)
+
+    def admitted(self, purpose: Purpose) -> int:
+        """Groups ever admitted with this purpose; for training this is the frontier of ordinals."""
+        return int(self.meta(f"admitted:{purpose}", 0))
+
+    def move(self, ordinal: int, to: State, **columns: Any) -> None:
+        """Change a group's state along the transition table, and other columns with it."""
+        old = State(self.group(ordinal)["state"])
+        if not rules.allowed(old, to):
+            raise RuntimeError(f"group {ordinal}: {old} does not lead to {to}")
+        self.update(ordinal, state=to, **columns)
+
+    def update(self, ordinal: int, **columns: Any) -> None:
+        """Change columns of a group."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        self.run(f"UPDATE groups SET {names} WHERE ordinal = ?", *columns.values(), ordinal)
+
+    def in_state(self, *states: State) -> list[sqlite3.Row]:
+        """All groups in one of `states`, by ordinal."""
+        marks = ", ".join("?" * len(states))
+        return self.all(f"SELECT * FROM groups WHERE state IN ({marks}) ORDER BY ordinal", *states)
+
+    def counts(self, purpose: Purpose) -> dict[State, int]:
+        """Groups per state, zeros included."""
+        rows = self.all("SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? GROUP BY state", purpose)
+        found = {row["state"]: int(row["n"]) for row in rows}
+        return {state: found.get(state, 0) for state in State}
+
+    def load(self, times_trained: int) -> rules.Load:
+        """What admission asks about the training groups."""
+        counts = self.counts(Purpose.TRAIN)
+        live = counts[State.PAIRED] + counts[State.TRAINING]
+        used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
+        spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE purpose = ?", Purpose.TRAIN)[0]
+        running = sum(counts[state] for state in rules.RUNNING)
+        return rules.Load(running, live, times_trained * live - used, spent)
+
+    def committed_step(self) -> int:
+        """The last step committed in the current lineage; 0 before the first."""
+        row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
+        return 0 if row is None else int(row["step"])
+
+    def marks(self) -> list[int]:
+        """Steps of the checkpoints of the current lineage, ascending."""
+        return [int(row["step"]) for row in self.all("SELECT step FROM marks ORDER BY step")]
+
+    def waste(self, reason: str, *candidates: str) -> None:
+        """Count candidates that were sampled for nothing, each once per reason."""
+        for candidate in candidates:
+            self.run("INSERT OR IGNORE INTO waste VALUES (?, ?)", candidate, reason)
+
+    # Blobs of groups.
+
+    def attach(self, ordinal: int, name: str, *arrays: Array | None) -> None:
+        """Store arrays as the blob `name` of a group."""
+        data = pack(arrays)
+        digest = self.blobs.put(data)
+        self.run("INSERT OR IGNORE INTO blobs VALUES (?, ?)", digest, len(data))
+        self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, digest)
+
+    def has(self, ordinal: int, name: str) -> bool:
+        """Whether the group has such a blob."""
+        return self.first("SELECT 1 FROM refs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
+
+    def read(self, ordinal: int, name: str) -> list[Array | None]:
+        """The arrays of a group's blob."""
+        row = self.one("SELECT digest FROM refs WHERE ordinal = ? AND name = ?", ordinal, name)
+        return unpack(self.blobs.get(row["digest"]))
+
+    def keep_only(self, ordinal: int, names: Sequence[str] = ()) -> None:
+        """Forget all blobs of a group but `names`; files that no group names go when the transaction commits."""
+        for row in self.all("SELECT name, digest FROM refs WHERE ordinal = ?", ordinal):
+            if row["name"] in names:
+                continue
+            self.run("DELETE FROM refs WHERE ordinal = ? AND name = ?", ordinal, row["name"])
+            if self.first("SELECT 1 FROM refs WHERE digest = ?", row["digest"]) is None:
+                self.run("DELETE FROM blobs WHERE digest = ?", row["digest"])
+                self._garbage.append(row["digest"])
+
+    def names(self, ordinal: int) -> list[str]:
+        """The names of a group's blobs."""
+        return [row["name"] for row in self.all("SELECT name FROM refs WHERE ordinal = ? ORDER BY name", ordinal)]
+
+    def group_bytes(self, ordinal: int) -> int:
+        """Size of a group's blobs."""
+        sql = "SELECT COALESCE(SUM(size), 0) FROM refs JOIN blobs USING (digest) WHERE ordinal = ?"
+        return int(self.one(sql, ordinal)[0])
+
+    def bytes_on_disk(self) -> int:
+        """Size of all blobs."""
+        return int(self.one("SELECT COALESCE(SUM(size), 0) FROM blobs")[0])

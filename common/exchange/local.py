@@ -1,0 +1,234 @@
+"""The exchange in this process: the `Exchange` calls over the ledger in a run folder.
+
+```
+            lease_group                 lease_candidates              lease_pairs
+ SAMPLERS <------------- pending   REWARDERS <---------- sampled   LEARNER <------- paired
+          -------------> sampled             ----------> paired            -------> trained
+            submit_candidate            submit_scores    | tied             commit_step
+                                                         | done (probe, eval)
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import RLock
+
+from common.config import ConfigError, RunConfig
+from common.exchange import audit
+from common.exchange.client import ScoredCandidate, State, Submitted
+from common.exchange.ledger import Ledger
+from common.exchange.normaliser import NormaliserState
+from common.exchange.sampling import SamplingDesk
+from common.exchange.scoring import ScoringDesk
+from common.exchange.training import TrainingDesk
+from common.messages import (
+    Candidate,
+    Conditioning,
+    GroupLease,
+    Prompt,
+    Purpose,
+    Score,
+    ScoreTask,
+    TrainingPair,
+    WeightVersion,
+)
+
+
+class LocalExchange:
+    """Implements `Exchange` (see there for the calls) and what a run needs around it. Thread-safe.
+
+    Opening an existing ledger takes back all leases: their holders lived in the process that is gone. A resumed run
+    then calls `rollback(step of its checkpoint)`, also with 0 when there is none.
+
+    Raises `ConfigError` when `folder` is in use by another process, damaged, or of a run with another seed, other
+    prompts or other sizes of groups and steps.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        source: Callable[[int], Prompt],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds."""
+        self._lock = RLock()
+        self._config = config
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._guard = (folder / "ledger.lock").open("a")
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+        try:
+            # A POSIX lock belongs to the process and dies with it, however it dies.
+            fcntl.lockf(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._guard.close()
+            raise ConfigError(f"{folder}: in use by another running process; wait for it, or choose another --name")\
+                from None  # fmt: skip
+        try:
+            self._ledger = Ledger(folder, _identity(config))
+        except ConfigError:
+            self._guard.close()
+            raise
+        self._sampling = SamplingDesk(self._ledger, config, source, clock)
+        self._scoring = ScoringDesk(self._ledger, config, clock)
+        self._training = TrainingDesk(self._ledger, config, clock)
+        self._training.release_all()
+
+    # The interface.
+
+    def lease_group(self, worker: str, version: int) -> GroupLease | None:
+        """Probe and eval groups first; then training, as admission allows; `refusal` says why None came back.
+
+        Training groups are only for a version of the current lineage that is at most max_lag pushes old. An unknown
+        version is a `ValueError`; version 0, the base model, is always known.
+        """
+        with self._lock:
+            return self._sampling.lease_group(worker, version)
+
+    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+        """Not accepted: "duplicate" or "lost lease"."""
+        with self._lock:
+            return self._sampling.submit_conditioning(lease, conditioning)
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+        """Not accepted: "duplicate" or "lost lease". One that the lease did not ask for is a `ValueError`."""
+        with self._lock:
+            return self._sampling.submit_candidate(lease, candidate)
+
+    def fail_group(self, lease: GroupLease, reason: str) -> None:
+        """Back to pending, with the candidates it has; `failed` after max_attempts."""
+        with self._lock:
+            self._sampling.fail_group(lease, reason)
+
+    def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
+        """Clips of complete groups only: probes and evaluations first, then training by ordinal and index."""
+        with self._lock:
+            return self._scoring.lease_candidates(worker, limit)
+
+    def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
+        """Not accepted: "unknown candidate", "duplicate", or "group is STATE". A dimension that has a weight but no
+        score is a `ConfigError`, and nothing of the call is stored."""
+        with self._lock:
+            return self._scoring.submit_scores(worker, scores)
+
+    def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
+        """Steps count from 1. A step that is repeated after a rollback gets the pairs it had before."""
+        with self._lock:
+            return self._training.lease_pairs(worker, step, count)
+
+    def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
+        """Exactly the pairs that were leased for `step`, or a `ValueError`; a second time changes nothing."""
+        with self._lock:
+            self._training.commit_step(step, ordinals)
+
+    def announce(self, version: WeightVersion) -> None:
+        """A retry changes nothing; an id used before is a `ValueError`."""
+        with self._lock:
+            self._training.announce(version)
+
+    def renew(self, worker: str) -> None:
+        """All leases of `worker`, of any kind, last lease_seconds from now."""
+        with self._lock:
+            self._training.renew(worker)
+
+    def next_version(self) -> int:
+        """0 in a new run: the first version is the base model."""
+        with self._lock:
+            return self._training.next_version()
+
+    def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
+        """Every state is there, with 0 where no group is."""
+        with self._lock:
+            return self._ledger.counts(purpose)
+
+    def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
+        """In the order of `enqueue`, one per prompt; `.prompt` is the one that was enqueued."""
+        with self._lock:
+            return self._scoring.results(purpose, version)
+
+    # Around it.
+
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
+        """Add probe or eval groups, one candidate each, seeded by (run seed, purpose, place in `prompts`, 0).
+
+        With `version`, only a sampler that holds it is served, and what waits, is under way or done for it is not
+        added again: a resumed evaluation goes on where it was. Without, the sampler that comes first decides, and
+        only prompts still waiting are not added again.
+        """
+        with self._lock:
+            self._sampling.enqueue(prompts, version)
+
+    def mark(self, step: int) -> None:
+        """The checkpoint of `step` is safely on disk. Frees the blobs of pairs that ended by the step of the oldest
+        of the `learner.keep_checkpoints` checkpoints: before it there is no way back."""
+        with self._lock:
+            self._training.mark(step)
+
+    def rollback(self, step: int) -> None:
+        """Training goes on from the checkpoint of `step` (0: from the start): what later steps did to pairs is taken
+        back, later versions are lost, current pushes are step // P. `ConfigError` when the ledger has no pairs for
+        that. If `current_version()` is of a step before (step // P) * P, the learner publishes before all else."""
+        with self._lock:
+            self._training.rollback(step)
+
+    def current_version(self) -> int:
+        """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
+        with self._lock:
+            return self._training.current_version()
+
+    @property
+    def refusal(self) -> str:
+        """Why the last `lease_group` returned None, naming the knob; empty when it did not."""
+        return self._sampling.refusal
+
+    def wasted(self) -> dict[str, int]:
+        """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
+        another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score)."""
+        with self._lock:
+            rows = self._ledger.all("SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason ORDER BY reason")
+            return {row["reason"]: int(row["n"]) for row in rows}
+
+    def failures(self) -> dict[int, str]:
+        """Failed groups: ledger ordinal -> reason."""
+        with self._lock:
+            return {int(row["ordinal"]): row["reason"] for row in self._ledger.in_state(State.FAILED)}
+
+    def bytes_on_disk(self) -> int:
+        """Size of all blobs."""
+        with self._lock:
+            return self._ledger.bytes_on_disk()
+
+    def normaliser_state(self) -> NormaliserState:
+        """What the running rank remembers: dimension -> latest raw values, oldest first; empty with `fixed`."""
+        with self._lock:
+            return json.loads(self._ledger.meta("normaliser", "{}"))
+
+    def check(self) -> None:
+        """Raise `audit.ConservationError` unless every admitted ordinal, use and blob is accounted for."""
+        with self._lock:
+            audit.check(self._ledger, self._config)
+
+    def close(self) -> None:
+        """Close the ledger and let go of the folder. Leases stay as they are until the next opening."""
+        with self._lock:
+            self._ledger.close()
+            self._guard.close()
+
+
+def _identity(config: RunConfig) -> dict[str, int | str]:
+    """What a ledger's contents are a function of: it must not change when a run is resumed."""
+    return {
+        "seed": config.seed,
+        "prompts": config.prompts,
+        "model.path": config.model.path,
+        "sampler.candidates": config.sampler.candidates,
+        "learner.pairs_per_step": config.learner.pairs_per_step,
+        "learner.steps_per_push": config.learner.steps_per_push,
+    }

@@ -1,0 +1,272 @@
+"""The sampler's side of the exchange: admission, group leases, candidates."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import msgpack
+
+from common.config import RunConfig
+from common.exchange import rules
+from common.exchange.blobs import raw
+from common.exchange.client import State, Submitted
+from common.exchange.ledger import FIRST_EVALUATION, Ledger
+from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose
+
+IMAGE, CONDITIONING = "image", "conditioning"
+DUPLICATE = Submitted(False, "duplicate")
+LOST_LEASE = Submitted(False, "lost lease")
+
+
+def latents_name(place: int) -> str:
+    """The blob of candidate `place`'s latents."""
+    return f"latents/{place}"
+
+
+def clip_name(place: int) -> str:
+    """The blob of candidate `place`'s clip."""
+    return f"clip/{place}"
+
+
+@dataclass(slots=True)
+class SamplingDesk:
+    """Hands out groups and takes candidates. Every method is one transaction; the caller holds the lock."""
+
+    ledger: Ledger
+    config: RunConfig
+    source: Callable[[int], Prompt]
+    clock: Callable[[], float]
+    refusal: str = ""  # why the last lease_group returned None
+
+    # Leasing.
+
+    def lease_group(self, worker: str, version: int) -> GroupLease | None:
+        """See `Exchange.lease_group`."""
+        self._check_known(version)
+        with self.ledger.transaction():
+            self._reap()
+            ordinal = self._evaluation(version)
+            if ordinal is None:
+                self.refusal = self._refusal(version)
+                if self.refusal:
+                    return None
+                ordinal = self._training()
+            return self._lease(ordinal, worker, version)
+
+    def _check_known(self, version: int) -> None:
+        known = self.ledger.first("SELECT 1 FROM versions WHERE version = ?", version)
+        if version != 0 and known is None:
+            raise ValueError(f"version {version} was never announced")
+
+    def _evaluation(self, version: int) -> int | None:
+        """The oldest probe or eval group that this version may sample."""
+        row = self.ledger.first(
+            "SELECT ordinal FROM groups WHERE state = ? AND purpose != ? AND COALESCE(wanted, ?) = ? ORDER BY ordinal",
+            *(State.PENDING, Purpose.TRAIN, version, version),
+        )
+        return None if row is None else int(row["ordinal"])
+
+    def _refusal(self, version: int) -> str:
+        """Why no training group can be sampled now under `version`; empty when one can."""
+        ledger, exchange = self.ledger, self.config.exchange
+        row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)
+        if row is not None and row["lost"]:
+            return f"version {version} was rolled back: load the newest version first"
+        pushes = ledger.meta("pushes", 0)
+        if rules.is_stale(rules.lag(pushes, 0 if row is None else row["pushes"]), exchange.max_lag):
+            return f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
+        load = ledger.load(exchange.max_times_trained)
+        if load.running >= exchange.pipeline_depth:
+            return f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
+        if rules.capacity(self._bounds(), load, pushes) < 1:
+            return f"exchange.max_lag = {exchange.max_lag}: enough pairs for the coming pushes exist or are under way"
+        sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
+        largest = ledger.meta("largest_group", 0)
+        if not rules.disk_has_room(ledger.bytes_on_disk(), largest, sampling, exchange.max_bytes):
+            return f"exchange.max_bytes = {exchange.max_bytes}: blobs fill the disk space until a checkpoint frees some"
+        return ""
+
+    def _bounds(self) -> rules.Bounds:
+        exchange, learner = self.config.exchange, self.config.learner
+        return rules.Bounds(
+            *(exchange.pipeline_depth, exchange.max_lag, learner.pairs_per_step, self.config.pairs_per_push),
+            exchange.max_times_trained,
+        )
+
+    def _training(self) -> int:
+        """The lowest pending training ordinal; the next of the source when there is none."""
+        row = self.ledger.first(
+            "SELECT ordinal FROM groups WHERE state = ? AND purpose = ? ORDER BY ordinal", State.PENDING, Purpose.TRAIN
+        )
+        if row is not None:
+            return int(row["ordinal"])
+        ordinal = self.ledger.admitted(Purpose.TRAIN)
+        prompt = self.source(ordinal)
+        if prompt.ordinal != ordinal or prompt.purpose is not Purpose.TRAIN:
+            raise ValueError(f"source({ordinal}) gave ordinal {prompt.ordinal}, purpose {prompt.purpose}")
+        self._admit(ordinal, prompt, ordinal, None)
+        return ordinal
+
+    def _lease(self, ordinal: int, worker: str, version: int) -> GroupLease:
+        ledger = self.ledger
+        group = ledger.group(ordinal)
+        if group["version"] not in (None, version):
+            self.drop_candidates(ordinal, "death", keep=(IMAGE, CONDITIONING))
+        row = ledger.first("SELECT pushes FROM versions WHERE version = ?", version)
+        attempt = group["attempt"] + 1
+        expires = self.clock() + self.config.exchange.lease_seconds
+        pushes = 0 if row is None else row["pushes"]
+        ledger.move(
+            ordinal, State.SAMPLING, version=version, pushes=pushes, worker=worker, attempt=attempt, expires=expires
+        )
+        prompt = replace(read_prompt(ledger, group), ordinal=ordinal)
+        done = tuple(row["place"] for row in ledger.candidates(ordinal))
+        return GroupLease(prompt, worker, attempt, version, self._seeds(group), done)
+
+    def _seeds(self, group: sqlite3.Row) -> tuple[int, ...]:
+        count = candidates_of(group, self.config)
+        return tuple(rules.seed(self.config.seed, group["purpose"], group["place"], index) for index in range(count))
+
+    def _reap(self) -> None:
+        """Take back the leases that ran out; each counts as a failed attempt."""
+        for group in self.ledger.in_state(State.SAMPLING):
+            if group["expires"] < self.clock():
+                self._give_back(group, f"lease of {group['worker']} ran out")
+
+    def _give_back(self, group: sqlite3.Row, reason: str) -> None:
+        failures = group["failures"] + 1
+        if failures < self.config.exchange.max_attempts:
+            self.ledger.move(group["ordinal"], State.PENDING, worker=None, expires=None, failures=failures)
+            return
+        self.drop_candidates(group["ordinal"], "failed")
+        self.ledger.move(group["ordinal"], State.FAILED, worker=None, expires=None, failures=failures, reason=reason)
+
+    def drop_candidates(self, ordinal: int, reason: str, keep: Sequence[str] = ()) -> None:
+        """Forget a group's candidates and count them as wasted."""
+        self.ledger.waste(reason, *(row["id"] for row in self.ledger.candidates(ordinal)))
+        self.ledger.run("DELETE FROM candidates WHERE ordinal = ?", ordinal)
+        self.ledger.keep_only(ordinal, keep)
+
+    # Results.
+
+    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+        """See `Exchange.submit_conditioning`. Probe and eval groups need none; theirs is not stored."""
+        with self.ledger.transaction():
+            group = self.ledger.group(lease.prompt.ordinal)
+            if not holds(group, lease):
+                return LOST_LEASE
+            if group["purpose"] != Purpose.TRAIN:
+                return Submitted(True)
+            if self.ledger.has(group["ordinal"], CONDITIONING):
+                return DUPLICATE
+            arrays = (conditioning.prompt_embeds, conditioning.image_latent)
+            self.ledger.attach(group["ordinal"], CONDITIONING, *arrays)
+            return Submitted(True)
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+        """See `Exchange.submit_candidate`."""
+        _check_candidate(lease, candidate)
+        ledger, ordinal = self.ledger, candidate.ordinal
+        with ledger.transaction():
+            group = ledger.group(ordinal)
+            if ledger.first("SELECT 1 FROM candidates WHERE id = ?", candidate.id) is not None:
+                return DUPLICATE
+            if not holds(group, lease):
+                ledger.waste("late", candidate.id)
+                return LOST_LEASE
+            self._store(candidate)
+            if len(ledger.candidates(ordinal)) == candidates_of(group, self.config):
+                self._sampled(group)
+            return Submitted(True)
+
+    def _store(self, candidate: Candidate) -> None:
+        self.ledger.attach(candidate.ordinal, latents_name(candidate.index), candidate.latents)
+        self.ledger.attach(candidate.ordinal, clip_name(candidate.index), raw(candidate.clip))
+        self.ledger.run(
+            "INSERT INTO candidates (id, ordinal, place, seed, version, fps, height, width) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            *(candidate.id, candidate.ordinal, candidate.index, candidate.seed, candidate.policy_version),
+            *(candidate.fps, candidate.height, candidate.width),
+        )
+
+    def _sampled(self, group: sqlite3.Row) -> None:
+        ordinal = group["ordinal"]
+        if group["purpose"] == Purpose.TRAIN:
+            if not self.ledger.has(ordinal, CONDITIONING):
+                raise ValueError(f"group {ordinal}: its conditioning must be submitted before its last candidate")
+            largest = max(self.ledger.meta("largest_group", 0), self.ledger.group_bytes(ordinal))
+            self.ledger.set_meta("largest_group", largest)
+        self.ledger.move(ordinal, State.SAMPLED, worker=None, expires=None)
+
+    def fail_group(self, lease: GroupLease, reason: str) -> None:
+        """See `Exchange.fail_group`. A lease that is lost already is left alone."""
+        with self.ledger.transaction():
+            group = self.ledger.group(lease.prompt.ordinal)
+            if holds(group, lease):
+                self._give_back(group, reason)
+
+    # Probes and evaluations.
+
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None) -> None:
+        """See `LocalExchange.enqueue`."""
+        with self.ledger.transaction():
+            for place, prompt in enumerate(prompts):
+                if prompt.purpose is Purpose.TRAIN:
+                    raise ValueError(f"prompt {prompt.id}: training prompts come from the source, not from enqueue")
+                if not self._is_queued(prompt, place, version):
+                    ordinal = FIRST_EVALUATION + sum(map(self.ledger.admitted, (Purpose.PROBE, Purpose.EVAL)))
+                    self._admit(ordinal, prompt, place, version)
+
+    def _is_queued(self, prompt: Prompt, place: int, version: int | None) -> bool:
+        """Whether the same prompt waits (or, for a named version, is waiting, under way or done) at the same place."""
+        states = [State.PENDING] if version is None else [state for state in State if state is not State.FAILED]
+        rows = self.ledger.all(
+            f"SELECT prompt FROM groups WHERE purpose = ? AND place = ? AND wanted IS ? "
+            f"AND state IN ({', '.join('?' * len(states))})",
+            *(prompt.purpose, place, version, *states),
+        )
+        return any(msgpack.unpackb(row["prompt"])["id"] == prompt.id for row in rows)
+
+    def _admit(self, ordinal: int, prompt: Prompt, place: int, wanted: int | None) -> None:
+        fields = {name: getattr(prompt, name) for name in ("ordinal", "id", "text", "character", "category")}
+        self.ledger.admit(ordinal, prompt.purpose, bytes(msgpack.packb(fields) or b""), place, wanted)
+        if prompt.image is not None:
+            self.ledger.attach(ordinal, IMAGE, raw(prompt.image))
+
+
+def read_prompt(ledger: Ledger, group: sqlite3.Row) -> Prompt:
+    """A group's prompt as it was admitted (a probe's or eval's own ordinal is its caller's)."""
+    fields = msgpack.unpackb(group["prompt"])
+    image = None
+    if ledger.has(group["ordinal"], IMAGE):
+        (array,) = ledger.read(group["ordinal"], IMAGE)
+        image = array.data if array is not None else None
+    return Prompt(image=image, purpose=Purpose(group["purpose"]), **fields)
+
+
+def candidates_of(group: sqlite3.Row, config: RunConfig) -> int:
+    """How many candidates the group needs: N for training, one for probes and evaluations."""
+    return config.sampler.candidates if group["purpose"] == Purpose.TRAIN else 1
+
+
+def holds(group: sqlite3.Row, lease: GroupLease) -> bool:
+    """Whether the lease is the group's present one."""
+    return group["state"] == State.SAMPLING and (group["worker"], group["attempt"], group["version"]) == (
+        lease.worker,
+        lease.attempt,
+        lease.version,
+    )
+
+
+def _check_candidate(lease: GroupLease, candidate: Candidate) -> None:
+    """A candidate that its lease did not ask for is an error of the sampler."""
+    index = candidate.index
+    if candidate.ordinal != lease.prompt.ordinal or not 0 <= index < len(lease.seeds):
+        raise ValueError(f"candidate {candidate.id}: not one of group {lease.prompt.ordinal} x {len(lease.seeds)}")
+    if (candidate.seed, candidate.policy_version) != (lease.seeds[index], lease.version):
+        raise ValueError(
+            f"candidate {candidate.id}: sampled with seed {candidate.seed}, version {candidate.policy_version}; "
+            f"leased were seed {lease.seeds[index]}, version {lease.version}"
+        )

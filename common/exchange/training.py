@@ -1,0 +1,232 @@
+"""The learner's side of the exchange: batches of pairs, commits, versions, checkpoints and going back to one.
+
+What makes a resumed run equal to one that was never killed:
+
+* A step that is repeated trains on the batch it trained on the first time (`uses` keeps it through a rollback).
+* A rollback to step S takes back all that happened to pairs after S: their uses, and their expiry.
+* Current pushes become S // P, so admission waits until they have caught up with what is sampled already. Groups that
+  a later push of the lost lineage sampled stay: sampling is a function of weights and seeds, both repeat themselves.
+* Blobs are kept until no kept checkpoint lies before the step that ended their pair.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from common.config import ConfigError, RunConfig
+from common.exchange import rules
+from common.exchange.client import State
+from common.exchange.ledger import Ledger
+from common.exchange.sampling import CONDITIONING, latents_name
+from common.exchange.scoring import rest
+from common.messages import Array, Conditioning, PreferencePair, TrainingPair, WeightVersion
+
+ENDED = (State.TRAINED, State.EXPIRED)
+
+
+@dataclass(slots=True)
+class TrainingDesk:
+    """Hands out pairs and counts their uses. Every method is one transaction; the caller holds the lock."""
+
+    ledger: Ledger
+    config: RunConfig
+    clock: Callable[[], float]
+
+    # Pairs.
+
+    def lease_pairs(self, worker: str, step: int, count: int) -> list[TrainingPair]:
+        """See `Exchange.lease_pairs`. Asked again by the same worker, a step gets the same pairs."""
+        committed = self.ledger.committed_step()
+        if step <= committed:
+            raise ValueError(f"pairs asked for step {step}, but step {committed} is committed: roll back first")
+        with self.ledger.transaction():
+            self._reap()
+            self._expire(step)
+            batch = self._batch(worker, step, count)
+            expires = self.clock() + self.config.exchange.lease_seconds
+            for ordinal in batch:
+                if self.ledger.group(ordinal)["state"] == State.PAIRED:
+                    self.ledger.move(ordinal, State.TRAINING)
+                self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
+            return [self._pair(self.ledger.group(ordinal)) for ordinal in batch]
+
+    def _batch(self, worker: str, step: int, count: int) -> list[int]:
+        """The ordinals of a step's pairs: those it had before, where they can be had, else the next in order."""
+        rows = self.ledger.all("SELECT g.* FROM uses JOIN groups g USING (ordinal) WHERE uses.step = ? "
+                               "ORDER BY uses.place", step)  # fmt: skip
+        before = [int(row["ordinal"]) for row in rows]
+        if len(before) == count:
+            if all(row["state"] == State.PAIRED for row in rows):
+                return before
+            if all((row["state"], row["step"]) == (State.TRAINING, step) for row in rows):
+                return before if rows[0]["worker"] == worker else []
+        batch = rules.select(self._queue(), count, self.config.exchange.order)
+        if batch:
+            self.ledger.run("DELETE FROM uses WHERE step = ?", step)
+        for place, ordinal in enumerate(batch):
+            self.ledger.run("INSERT INTO uses (step, place, ordinal) VALUES (?, ?, ?)", step, place, ordinal)
+        return batch
+
+    def _queue(self) -> list[rules.Waiting]:
+        rows = self.ledger.in_state(State.PAIRED)
+        return [rules.Waiting(row["ordinal"], row["uses"], row["gap"], self._lag(row)) for row in rows]
+
+    def _lag(self, group: sqlite3.Row) -> int:
+        return rules.lag(self.ledger.meta("pushes", 0), group["pushes"])
+
+    def _reap(self) -> None:
+        for group in self.ledger.in_state(State.TRAINING):
+            if group["expires"] < self.clock():
+                self._release(group["ordinal"])
+
+    def _release(self, ordinal: int) -> None:
+        self.ledger.move(ordinal, State.PAIRED, worker=None, expires=None, step=None)
+
+    def _expire(self, step: int) -> None:
+        """Stale pairs leave the queue; one that was trained at least once counts as trained."""
+        for group in self.ledger.in_state(State.PAIRED):
+            if rules.is_stale(self._lag(group), self.config.exchange.max_lag):
+                self.ledger.move(group["ordinal"], State.TRAINED if group["uses"] else State.EXPIRED, closed=step)
+
+    def _pair(self, group: sqlite3.Row) -> TrainingPair:
+        ordinal = group["ordinal"]
+        embeds, image = self.ledger.read(ordinal, CONDITIONING)
+        if embeds is None:
+            raise RuntimeError(f"group {ordinal}: its conditioning has no prompt embeddings")
+        pair = PreferencePair(
+            *(ordinal, group["winner"], group["loser"], group["winner_reward"], group["loser_reward"]),
+            *(group["gap"], group["version"]),
+        )
+        winner, loser = self._latents(ordinal, pair.winner), self._latents(ordinal, pair.loser)
+        return TrainingPair(pair, Conditioning(embeds, image), winner, loser, self._lag(group))
+
+    def _latents(self, ordinal: int, candidate: str) -> Array:
+        place = self.ledger.one("SELECT place FROM candidates WHERE id = ?", candidate)["place"]
+        (latents,) = self.ledger.read(ordinal, latents_name(place))
+        if latents is None:
+            raise RuntimeError(f"candidate {candidate}: its latents are empty")
+        return latents
+
+    # Steps.
+
+    def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
+        """See `Exchange.commit_step`."""
+        with self.ledger.transaction():
+            rows = self.ledger.all("SELECT * FROM uses WHERE step = ?", step)
+            if not ordinals or {row["ordinal"] for row in rows} != set(ordinals):
+                raise ValueError(f"step {step}: committed with pairs {sorted(ordinals)}, which it did not lease")
+            if rows[0]["committed"]:
+                return
+            last = self.ledger.committed_step()
+            if step <= last:
+                raise ValueError(f"step {step} committed after step {last}")
+            self.ledger.run("UPDATE uses SET committed = 1 WHERE step = ?", step)
+            for ordinal in ordinals:
+                self._use(ordinal, step)
+
+    def _use(self, ordinal: int, step: int) -> None:
+        """Count one use. A lease that ran out during the step makes no difference: the weights have the pair."""
+        group = self.ledger.group(ordinal)
+        uses = group["uses"] + 1
+        idle = {"worker": None, "expires": None, "step": None, "uses": uses}
+        if uses >= self.config.exchange.max_times_trained:
+            self.ledger.move(ordinal, State.TRAINED, closed=step, **idle)
+        elif group["state"] == State.PAIRED:
+            self.ledger.update(ordinal, **idle)
+        else:
+            self.ledger.move(ordinal, State.PAIRED, **idle)
+
+    # Versions.
+
+    def announce(self, version: WeightVersion) -> None:
+        """See `Exchange.announce`."""
+        with self.ledger.transaction():
+            row = self.ledger.first("SELECT * FROM versions WHERE version = ?", version.version)
+            if row is not None and (row["step"], row["pushes"]) == (version.step, version.pushes):
+                return
+            if version.version < self.next_version():
+                raise ValueError(f"version {version.version} was used before; the next is {self.next_version()}")
+            values = (version.version, version.step, version.pushes)
+            self.ledger.run("INSERT INTO versions (version, step, pushes) VALUES (?, ?, ?)", *values)
+            self.ledger.set_meta("pushes", version.pushes)
+
+    def next_version(self) -> int:
+        """See `Exchange.next_version`."""
+        return int(self.ledger.one("SELECT COALESCE(MAX(version) + 1, 0) FROM versions")[0])
+
+    def current_version(self) -> int:
+        """The newest announced version of the current lineage; 0, the base model, when there is none."""
+        return int(self.ledger.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE lost = 0")[0])
+
+    # Checkpoints.
+
+    def mark(self, step: int) -> None:
+        """See `LocalExchange.mark`."""
+        with self.ledger.transaction():
+            last = self.ledger.committed_step()
+            if not 0 < step <= last:
+                raise ValueError(f"checkpoint of step {step} marked, but the last committed step is {last}")
+            self._mark(step)
+
+    def _mark(self, step: int) -> None:
+        """Note a checkpoint, and free the blobs of the pairs that ended before the oldest one kept."""
+        self.ledger.run("INSERT OR IGNORE INTO marks VALUES (?)", step)
+        kept = rules.final_step(self.ledger.marks(), self.config.learner.keep_checkpoints)
+        final = max(kept, self.ledger.meta("final", 0))
+        self.ledger.set_meta("final", final)
+        rows = self.ledger.all(
+            "SELECT DISTINCT ordinal FROM groups JOIN refs USING (ordinal) WHERE state IN (?, ?) AND closed <= ?",
+            *(*ENDED, final),
+        )
+        for row in rows:
+            self.ledger.keep_only(row["ordinal"])
+
+    def rollback(self, step: int) -> None:
+        """See `LocalExchange.rollback`."""
+        with self.ledger.transaction():
+            last, final = self.ledger.committed_step(), self.ledger.meta("final", 0)
+            if not final <= step <= last:
+                raise ConfigError(
+                    f"{self.ledger.path}: cannot resume from step {step}; this ledger has the pairs to go on "
+                    f"from steps {final} to {last}; restore such a checkpoint, or choose another --name"
+                )
+            for group in self.ledger.in_state(State.TRAINING):
+                self._release(group["ordinal"])
+            self._take_back(step)
+            self.ledger.run("UPDATE versions SET lost = 1 WHERE step > ?", step)
+            self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
+            self.ledger.run("DELETE FROM marks WHERE step > ?", step)
+            if step > 0:
+                self._mark(step)
+
+    def _take_back(self, step: int) -> None:
+        rows = self.ledger.all("SELECT DISTINCT ordinal FROM uses WHERE step > ? AND committed = 1", step)
+        self.ledger.run("UPDATE uses SET committed = 0 WHERE step > ?", step)
+        for row in rows:
+            left = "SELECT COUNT(*) FROM uses WHERE ordinal = ? AND committed = 1"
+            self.ledger.update(row["ordinal"], uses=self.ledger.one(left, row["ordinal"])[0])
+        for group in self.ledger.in_state(*ENDED):
+            if group["closed"] > step:
+                self.ledger.move(group["ordinal"], State.PAIRED, closed=None)
+
+    # Leases of all kinds.
+
+    def renew(self, worker: str) -> None:
+        """See `Exchange.renew`."""
+        expires = self.clock() + self.config.exchange.lease_seconds
+        with self.ledger.transaction():
+            for table in ("groups", "candidates"):
+                self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", expires, worker)
+
+    def release_all(self) -> None:
+        """The process that held the leases is gone: take all back. No attempt counts as failed for it."""
+        with self.ledger.transaction():
+            for group in self.ledger.in_state(State.SAMPLING):
+                self.ledger.move(group["ordinal"], State.PENDING, worker=None, expires=None)
+            for group in self.ledger.in_state(State.TRAINING):
+                self._release(group["ordinal"])
+            self.ledger.run("UPDATE candidates SET worker = NULL, expires = NULL WHERE worker IS NOT NULL")
+            for group in self.ledger.in_state(State.SCORING):
+                rest(self.ledger, group["ordinal"])

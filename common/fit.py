@@ -1,0 +1,106 @@
+"""One resumable training loop for the small models that ship with the project.
+
+The batch of step k must be a function of k alone, so that a run that was cut goes on where it stopped and ends in
+the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How long and how fast: AdamW, linear warm-up, cosine decay to zero."""
+
+    steps: int
+    lr: float
+    warmup: int = 50
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float = 1.0
+    save_every: int = 100
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step` (0-based)."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    plan: Fit,
+    folder: Path,
+    log: Callable[[str], None] = print,
+) -> None:
+    """Train `model` in place on ``loss_of(step)``; state goes to ``folder/name.safetensors`` every `save_every` steps.
+
+    Calling it again with the same folder resumes; a finished training returns at once with the trained weights.
+    """
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    path = folder / f"{name}.safetensors"
+    start = _restore(path, model, optimizer)
+    began, total = time.monotonic(), 0.0
+    for step in range(start, plan.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate(step)
+        loss = loss_of(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
+        optimizer.step()
+        total += loss.item()
+        done = step + 1
+        if done % plan.save_every == 0 or done == plan.steps:
+            _store(path, model, optimizer, done)
+            span = (done - 1) % plan.save_every + 1
+            pace = (time.monotonic() - began) / (done - start)
+            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}  {pace:.2f} s/step")
+            total = 0.0
+
+
+def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, parameter in enumerate(model.parameters()):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            state[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
+    return {key: value.detach().contiguous().clone() for key, value in state.items()}
+
+
+def _store(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    save_file(_named_state(model, optimizer), scratch, metadata={"step": str(step)})
+    scratch.replace(path)
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load a stored state in place; returns the steps already taken (0 when there is none)."""
+    if not path.exists():
+        return 0
+    state = load_file(path)
+    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    for index, parameter in enumerate(model.parameters()):
+        prefix = f"optimizer.{index}."
+        entry: Mapping[str, torch.Tensor] = {
+            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
+        }
+        optimizer.state[parameter] = dict(entry)
+    return steps_done(path)
+
+
+def steps_done(path: Path) -> int:
+    """Steps recorded in a stored state."""
+    with safe_open(path, "pt") as file:
+        return int((file.metadata() or {})["step"])

@@ -1,0 +1,90 @@
+"""What a run writes down about itself: append-only JSON lines, and where the time went.
+
+A process may be killed in the middle of a line. The next writer cuts the torn line off before it appends, and readers
+pass over it, so a record is there whole or not at all. After a rollback steps repeat: `latest_by_step` keeps the last.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+
+
+class JsonLines:
+    """Appends records to a file, one JSON object a line, flushed at once. Use as a context manager or call `close`."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab+")
+        self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        if not content.endswith(b"\n"):
+            self._file.truncate(content.rfind(b"\n") + 1)
+        self._file.seek(0, 2)
+
+    def write(self, **record: Any) -> None:
+        """Append a record; ``time`` (seconds since 1970) is added. Values must be JSON's; NaN is refused."""
+        line = json.dumps({"time": round(self._clock(), 3)} | record, allow_nan=False, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> JsonLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole records of a file, in order; none when there is no file. `ValueError` names a broken line."""
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text("utf-8").rpartition("\n")
+    records = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+    return records
+
+
+def latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record per step, rising: of a step that was repeated after a rollback, the last one written."""
+    return [record for _, record in sorted({record["step"]: record for record in records if "step" in record}.items())]
+
+
+class Timers:
+    """Seconds spent under each name. Names do not nest: inside `measure` another `measure` is counted twice."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Count the time of the block, also when it raises."""
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
+
+    def take(self) -> Mapping[str, float]:
+        """Seconds by name since the last `take`, rounded to milliseconds."""
+        taken, self._seconds = self._seconds, {}
+        return {name: round(seconds, 3) for name, seconds in taken.items()}

@@ -1,0 +1,55 @@
+"""Means with intervals: the paired bootstrap over prompts. Deterministic: the resampling has a fixed seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+_BLOCK = 1000  # resamples drawn at once: bounds the memory at _BLOCK x n indices
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean and its bootstrap interval (percentile method), low <= mean <= high up to resampling noise."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def bootstrap_mean(
+    values: Sequence[float] | np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
+) -> Interval:
+    """Mean of n >= 2 values and the interval in which `level` of the means of resamples (with replacement) lie.
+
+    All values equal give an interval of no width. `ValueError` for fewer than 2 values or a non-finite one.
+    """
+    data = np.asarray(values, np.float64)
+    if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
+        raise ValueError(f"a bootstrap needs at least 2 finite values in one dimension, got {list(data.shape)}")
+    rng = np.random.default_rng(seed)
+    blocks = [min(_BLOCK, resamples - start) for start in range(0, resamples, _BLOCK)]
+    means = np.concatenate([data[rng.integers(0, len(data), (size, len(data)))].mean(1) for size in blocks])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(data.mean()), float(low), float(high))
+
+
+def paired_bootstrap(
+    before: Sequence[float] | np.ndarray,
+    after: Sequence[float] | np.ndarray,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """The mean change after - before and its interval; both are by prompt, in the same order.
+
+    Resampling prompts, not values, keeps what the two measurements of a prompt have in common out of the interval.
+    """
+    first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
+    if first.shape != second.shape:
+        raise ValueError(f"before and after must pair up: {len(first)} and {len(second)} values")
+    return bootstrap_mean(second - first, resamples, level, seed)

@@ -1,0 +1,111 @@
+"""The oracle judge: what a clip shows, measured against the renderer's truth and never trained on.
+
+It finds the character's true sprites in every frame by exact template matching, and keeps three questions
+apart (each 0..100, higher is better):
+
+- identity: how well the best-matching true sprite explains the pixels it covers;
+- motion: how much of the action's path the figure travels (a frozen clip scores about 0);
+- smoothness: how steadily it travels, and how steady its brightness is (a frozen clip scores high).
+
+The masked squared error of sprite s at offset p is E(p) = sum a (I - c)^2 / sum a, with opacity a (0 or 1) and
+colour c; it expands into three correlations, computed for all offsets at once by FFT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+
+from common.toon.world import ACTIONS, FRAMES, HEIGHT, POSES, SPRITE_HEIGHT, SPRITE_WIDTH, WIDTH, Shot, sprite
+
+MARGIN = 16  # pixels by which a sprite may leave the frame
+VISIBLE = 0.6  # share of the sprite that must lie inside
+PADDED = (HEIGHT + 2 * MARGIN + SPRITE_HEIGHT, WIDTH + 2 * MARGIN + SPRITE_WIDTH)
+ROWS, COLUMNS = HEIGHT + 2 * MARGIN - SPRITE_HEIGHT + 1, WIDTH + 2 * MARGIN - SPRITE_WIDTH + 1
+IDENTITY_SCALE = 0.012  # masked squared error (colours in 0..1) at which identity falls to 100/e
+SHAKE_SCALE = 3.0  # pixels of mean second difference at which smoothness falls by 1/e
+FLICKER_SCALE = 0.25  # relative spread of the figure's brightness at which smoothness falls by 1/e
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The oracle's three answers about one clip, each 0..100."""
+
+    identity: float
+    motion: float
+    smoothness: float
+
+
+@cache
+def _templates(character: str, palette: int) -> tuple[torch.Tensor, ...]:
+    """Per pose P and mirror image: FFTs of alpha ``[P, .]`` and alpha*colour ``[P, 3, .]``; and for every offset
+    the sums of a and of a c^2 over what lies inside the frame, ``[P, rows, columns]``."""
+    views = [sprite(character, pose, left, palette) for pose in POSES for left in (False, True)]
+    stack = torch.from_numpy(np.stack(views))
+    alpha, colour = stack[..., 3], stack[..., :3].permute(0, 3, 1, 2) / 255.0
+    alpha = (alpha > 0.95).float()  # edges blend with the background, so only opaque pixels identify
+    weighted = alpha[:, None] * colour
+    alpha_f, weighted_f = (torch.fft.rfft2(part, s=PADDED).conj() for part in (alpha, weighted))
+    own_f = torch.fft.rfft2((weighted * colour).sum(1), s=PADDED).conj()
+    inside = torch.fft.rfft2(_pad(torch.ones(HEIGHT, WIDTH)), s=PADDED)
+    return alpha_f, weighted_f, _offsets(inside * alpha_f), _offsets(inside * own_f)
+
+
+def _pad(image: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.pad(image, [MARGIN] * 4)
+
+
+def _offsets(spectrum: torch.Tensor) -> torch.Tensor:
+    """Back from frequencies to one value per offset of the sprite, ``[..., ROWS, COLUMNS]``."""
+    return torch.fft.irfft2(spectrum, s=PADDED)[..., :ROWS, :COLUMNS]
+
+
+def match(clip: np.ndarray, character: str, palette: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find the character in each frame of a uint8 ``[F, HEIGHT, WIDTH, 3]`` clip.
+
+    Returns its masked squared error ``[F]`` (colours in 0..1), its left-top corner ``[F, 2]`` in pixels, and the
+    brightness of the pixels under it relative to the sprite's own ``[F]``. Only what lies inside the frame counts.
+    """
+    alpha_f, weighted_f, total, own = _templates(character, palette)
+    image = _pad(torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255.0)
+    energy = torch.fft.rfft2(image.square().sum(1), s=PADDED)
+    first = _offsets(energy[:, None] * alpha_f)
+    cross = _offsets((torch.fft.rfft2(image, s=PADDED)[:, None] * weighted_f).sum(2))
+    error = (first - 2 * cross + own) / (3 * total.clamp_min(1.0))
+    error = error.masked_fill(total < VISIBLE * total.amax((1, 2), keepdim=True), torch.inf).flatten(1)
+    least, best = error.min(1)
+    gain = (cross / own.clamp_min(1e-3)).flatten(1).gather(1, best[:, None])[:, 0]
+    offset = best % (ROWS * COLUMNS)
+    corner = torch.stack([offset % COLUMNS, offset // COLUMNS], 1) - MARGIN
+    return least.numpy(), corner.numpy(), gain.numpy()
+
+
+def judge(clip: np.ndarray, shot: Shot) -> Verdict:
+    """Judge a clip (uint8 ``[FRAMES, HEIGHT, WIDTH, 3]``) that was to show `shot`."""
+    if clip.shape != (FRAMES, HEIGHT, WIDTH, 3):
+        raise ValueError(f"clip is {list(clip.shape)}, the oracle judges {[FRAMES, HEIGHT, WIDTH, 3]}")
+    error, corner, gain = match(clip, shot.character, shot.palette)
+    return Verdict(
+        identity=float(100 * np.exp(-error[1:].clip(0) / IDENTITY_SCALE).mean()),
+        motion=_motion(corner.astype(float), shot),
+        smoothness=_smoothness(corner.astype(float), gain, shot),
+    )
+
+
+def _motion(corner: np.ndarray, shot: Shot) -> float:
+    """Projection of the track on the action's path, <track, path> / <path, path>, clamped to [0, 1], times 100."""
+    path = ACTIONS[shot.action].path()
+    track = corner - corner[0]
+    return float(100 * np.clip((track * path).sum() / (path * path).sum(), 0, 1))
+
+
+def _smoothness(corner: np.ndarray, gain: np.ndarray, shot: Shot) -> float:
+    """exp(-(excess second difference of the track)) * exp(-(spread of brightness)), times 100."""
+    bend = np.abs(np.diff(corner, 2, axis=0)).sum(1)
+    natural = np.abs(np.diff(ACTIONS[shot.action].path(), 2, axis=0)).sum(1)
+    shake = np.maximum(bend - natural - 1, 0).mean()  # whole-pixel offsets alone bend a straight track by up to 1
+    flicker = gain[1:].std() / max(float(gain.mean()), 1e-6)
+    return float(100 * np.exp(-shake / SHAKE_SCALE) * np.exp(-flicker / FLICKER_SCALE))

@@ -1,0 +1,90 @@
+"""Toon prompts: a shot's clean first frame and caption, and the shot back from the prompt's id.
+
+The id spells the shot, e.g. ``toon-zombie-cave-jump-x12-p3``, so that the oracle can look up what a sampled clip ought
+to show without a side channel.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from common.config import ConfigError
+from common.messages import Prompt, Purpose
+from common.toon.world import ACTIONS, CHARACTERS, PALETTES, SCENES, Shot, caption, combinations, draw_shot, render
+
+_ID = re.compile(
+    r"toon-(?P<character>[a-z_]+)-(?P<scene>[a-z_]+)-(?P<action>[a-z_]+)-x(?P<x>-?\d+)-p(?P<phase>\d+)(-c(?P<palette>\d))?"
+)
+_TRAIN, _HELDOUT = 1, 2  # streams of the random numbers
+
+
+def prompt_of(shot: Shot, ordinal: int, purpose: Purpose = Purpose.TRAIN) -> Prompt:
+    """The prompt that asks for `shot`: its clean first frame as PNG and its caption."""
+    return Prompt(
+        ordinal=ordinal,
+        id=shot_id(shot),
+        text=caption(shot),
+        image=encode_png(render(shot)[0]),
+        purpose=purpose,
+        character=shot.character,
+        category=shot.action,
+    )
+
+
+def shot_id(shot: Shot) -> str:
+    """``toon-CHARACTER-SCENE-ACTION-xX-pPHASE``, and ``-cPALETTE`` where the shot is recoloured."""
+    recoloured = f"-c{shot.palette}" if shot.palette else ""
+    return f"toon-{shot.character}-{shot.scene}-{shot.action}-x{shot.x}-p{shot.phase}{recoloured}"
+
+
+def shot_of(prompt: Prompt) -> Shot:
+    """The shot that a toon prompt asks for. `ConfigError` when the prompt is not of the toon world."""
+    found = _ID.fullmatch(prompt.id)
+    known = found and (
+        found["character"] in CHARACTERS
+        and found["scene"] in SCENES
+        and found["action"] in ACTIONS
+        and int(found["palette"] or 0) < len(PALETTES)
+    )
+    if not found or not known:
+        raise ConfigError(f"prompt {prompt.id!r}: not a prompt of the toon world, so the oracle cannot judge it")
+    return Shot(
+        found["character"],
+        found["scene"],
+        found["action"],
+        int(found["x"]),
+        int(found["phase"]),
+        int(found["palette"] or 0),
+    )
+
+
+class ToonPrompts:
+    """Endless training prompts: `source(ordinal)` is a pure function of (seed, ordinal)."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, ordinal: int) -> Prompt:
+        rng = np.random.default_rng((self._seed, _TRAIN, ordinal))
+        return prompt_of(draw_shot(rng, "train"), ordinal)
+
+    def heldout(self, count: int, seed: int) -> list[Prompt]:
+        """`count` prompts of combinations that no training prompt has, each combination once before any comes twice."""
+        order = np.random.default_rng((seed, _HELDOUT)).permutation(len(combinations("heldout")))
+        prompts = []
+        for i in range(count):
+            rng = np.random.default_rng((seed, _HELDOUT, i))
+            shot = draw_shot(rng, "heldout", index=int(order[i % len(order)]))
+            prompts.append(prompt_of(shot, i, Purpose.EVAL))
+        return prompts
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """The PNG file of uint8 pixels [H, W, 3]."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,104 @@
+"""The report's drawings: small inline SVGs that take their colours from the page (light and dark alike)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+WIDTH = 400  # of every drawing's own coordinates; the page scales them
+TICKS = 4
+
+Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
+
+
+def dots(rows: Sequence[Row]) -> str:
+    """Base and aligned means with their 95 % intervals, one line per row, on one common scale."""
+    left, right, line = 92.0, WIDTH - 14.0, 30.0
+    height = line * len(rows) + 34
+    ends = [interval[end] for _, *pair in rows for interval in pair for end in ("low", "high")]
+    ticks = nice_ticks(min(ends), max(ends))
+    low, high = ticks[0], ticks[-1]
+
+    def x(value: float) -> float:
+        return left + (right - left) * (value - low) / (high - low)
+
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{height - 26:.1f}"/>')
+        parts.append(_text(x(tick), height - 10, f"{tick:g}", "middle"))
+    for index, (label, base, aligned) in enumerate(rows):
+        y = 4 + line * (index + 0.5)
+        parts.append(_text(left - 10, y + 4, label, "end", "label"))
+        for kind, row, offset in (("base", base, -4.5), ("aligned", aligned, 4.5)):
+            parts.append(_whisker(f"{label}, {kind}", kind, row, x, y + offset))
+    return _svg(height, parts, "base and aligned means with 95 % intervals")
+
+
+def _whisker(title: str, kind: str, row: Mapping[str, float], x: Callable[[float], float], y: float) -> str:
+    """An interval as a line, its mean as a dot on it."""
+    return (
+        f'<line class="{kind}" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<circle class="{kind}" cx="{x(row["mean"]):.1f}" cy="{y:.1f}" r="3.6">'
+        f"<title>{escape(title)}: {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]</title></circle>"
+    )
+
+
+def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequence[int] = ()) -> str:
+    """One quantity over optimizer steps; `marks` are steps with a dashed line (reference refreshes)."""
+    left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
+    ticks = nice_ticks(min(values), max(values))
+    first, last = min(steps), max(*steps, min(steps) + 1)
+
+    def x(step: float) -> float:
+        return left + (right - left) * (step - first) / (last - first)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
+    parts += [f'<line class="mark" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{top}" y2="{bottom}"/>' for m in marks]
+    points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, values, strict=True))
+    parts.append(f'<polyline class="curve" points="{points}"/>')
+    parts.append(f'<circle class="aligned" cx="{x(steps[-1]):.1f}" cy="{y(values[-1]):.1f}" r="3"/>')
+    parts += [_text(x(first), bottom + 18, f"{first}", "middle"), _text(right, bottom + 18, f"step {last}", "end")]
+    return _svg(bottom + 26, parts, title)
+
+
+def stack(parts: Mapping[str, float]) -> str:
+    """One bar, divided in proportion; the page's legend names the divisions in the same order."""
+    total, at, drawn = sum(parts.values()), 0.0, []
+    for index, (name, seconds) in enumerate(parts.items()):
+        width = WIDTH * seconds / total
+        drawn.append(
+            f'<rect class="part{index}" x="{at:.2f}" y="0" width="{max(width - 1, 0):.2f}" height="22">'
+            f"<title>{escape(name)}: {seconds:.1f} s, {seconds / total:.0%}</title></rect>"
+        )
+        at += width
+    return _svg(22, drawn, "where the time went", stretch=True)
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About `TICKS` round numbers that enclose [low, high]; always at least two."""
+    if high - low < 1e-9 * max(abs(high), abs(low), 1e-9):
+        pad = max(abs(high) * 0.1, 1e-6)
+        low, high = low - pad, high + pad
+    raw = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _svg(height: float, parts: Sequence[str], title: str, stretch: bool = False) -> str:
+    ratio = ' preserveAspectRatio="none"' if stretch else ""
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}"{ratio}>{"".join(parts)}</svg>'
+    )

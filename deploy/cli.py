@@ -1,0 +1,272 @@
+"""The command line. Parsing and help need no torch, so they answer at once; `deploy/commands.py` does the work.
+
+Exit codes: 0 done, 1 `--verify` failed, 2 bad input (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.config import ConfigError, RunConfig, keys, load_config
+from deploy.run_folder import TOON
+
+TRUE_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+
+EXAMPLES = """\
+examples:
+  douga run                                   align the embedded toon model on this machine
+  douga run --verify                          ... and exit 1 unless held-out reward rose and the oracle held
+  douga run --name mine --learner.lr 1e-5     change any key; names may be written with - or _
+  douga run my.toml --steps 200               a configuration file, then flags on top
+  douga run runs/mine/config.toml             go on with a run that was interrupted
+
+  A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
+  Only steps, verify and evaluation.* may change when a run is resumed.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that reports a mistake in one line, like all other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `ConfigError`."""
+        raise ConfigError(f"{message}; see: {self.prog} --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `douga`; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except ConfigError as error:
+        print(f"douga: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("douga: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    parser = build_parser()
+    flags, rest = split_flags(words, _own_options(words))
+    options = parser.parse_args(rest)
+    if flags and not options.takes_keys:
+        raise ConfigError(f"--{next(iter(flags))}: unknown option; see: douga {options.command} --help")
+    return options.act(options, flags)
+
+
+# The keys of the configuration as flags.
+
+
+def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take ``--dotted.key value`` out of `words`; what is left (with the options in `own`) is argparse's.
+
+    A switch (true or false) may stand alone. `ConfigError` for a key without value.
+    """
+    switches = {key.name for key in keys() if isinstance(key.default, bool)}
+    flags: dict[str, Any] = {}
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name in own or not name:
+            rest.append(word)
+        elif equals:
+            flags[name] = value
+        elif name.replace("-", "_") in switches:
+            flags[name] = queue.pop(0) if queue and queue[0].lower() in TRUE_WORDS else "true"
+        elif not queue or queue[0].startswith("--"):
+            raise ConfigError(f"--{name}: a value is missing")
+        else:
+            flags[name] = queue.pop(0)
+    return flags, rest
+
+
+OWN = {
+    "sample": frozenset({"out", "count", "version"}),
+    "score": frozenset({"text", "image", "reward", "json"}),
+    "prompts": frozenset({"out", "captions", "captioner"}),
+    "toon": frozenset({"work", "out", "seed"}),
+    "evaluate": frozenset({"prompts", "version", "json"}),
+}
+
+
+def _own_options(words: Sequence[str]) -> frozenset[str]:
+    return OWN.get(words[0] if words else "", frozenset()) | {"help"}
+
+
+def describe_keys() -> str:
+    """Every key of the configuration with its kind, default and meaning."""
+    toon = dict(_flat(load_config(TOON)))
+    lines = ["configuration keys (kind; default; where it differs, the value of the embedded toon run):", ""]
+    section = ""
+    for key in keys():
+        if "." in key.name and key.name.split(".")[0] != section:
+            section = key.name.split(".")[0]
+            lines.append("")
+        default = _shown(key.default)
+        other = f"; toon {_shown(toon[key.name])}" if toon[key.name] != key.default else ""
+        lines.append(f"  --{key.name.replace('_', '-')}  ({key.kind}; {default}{other})")
+        lines.append(f"      {key.description}")
+    return "\n".join(lines)
+
+
+def _flat(config: RunConfig) -> list[tuple[str, Any]]:
+    values = []
+    for key in keys():
+        value: Any = config
+        for part in key.name.split("."):
+            value = getattr(value, part)
+        values.append((key.name, value))
+    return values
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# Subcommands.
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = Parser(
+        prog="douga",
+        description="Align an image-to-video diffusion model with preference, online (AnimeReward, GAPO, OnlineVPO).",
+        epilog=EXAMPLES + "\nall keys: douga config",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    _add_run(commands)
+    _add_clips(commands)
+    _add_run_folder(commands)
+    _add_data(commands)
+    return parser
+
+
+def _add(commands: Any, name: str, act: Callable[..., int], words: str, epilog: str = "", keys: bool = False) -> Any:
+    command = commands.add_parser(
+        name,
+        help=words,
+        description=words,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(act=act, takes_keys=keys)
+    return command
+
+
+def _lazily(name: str, options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    """Call a command of `deploy/commands.py`; importing it brings torch."""
+    from deploy import commands  # noqa: PLC0415 - `--help` answers without torch
+
+    return getattr(commands, name)(options, flags)
+
+
+def _add_run(commands: Any) -> None:
+    epilog = partial(lambda: EXAMPLES + "\n" + describe_keys())
+    run = _add(commands, "run", _run, "start or resume a run: the main job", keys=True)
+    run.usage = "douga run [CONFIG.toml] [--KEY VALUE ...]"
+    run.format_help = partial(_help_with, run.format_help, epilog)
+    run.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="default: the embedded toon run")
+    _add(commands, "config", _config, "list every configuration key with its kind, default and meaning")
+
+
+def _help_with(own: Callable[[], str], more: Callable[[], str]) -> str:
+    """A help text whose long part is made only when it is asked for."""
+    return f"{own()}\n{more()}\n"
+
+
+def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    config = load_config(options.config or TOON, flags)
+    if config.learner.loss == "gapo" and config.learner.alpha == 1:
+        print("douga: warning: learner.alpha = 1 makes every gap 0: no gradient, nothing is learned", file=sys.stderr)
+    options.resolved = config
+    return _lazily("run", options, flags)
+
+
+def _config(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    print(describe_keys())
+    return 0
+
+
+def _add_clips(commands: Any) -> None:
+    sample = _add(
+        commands,
+        "sample",
+        partial(_lazily, "sample"),
+        "make clips from a model folder or from a run's newest weights",
+        "examples:\n  douga sample                      8 held-out toon prompts, the embedded model\n"
+        "  douga sample runs/toon --count 4  the aligned weights of a run\n"
+        "  douga sample /models/CogVideoX-5b-I2V --prompts my.jsonl --model.device cuda:0 ...\n\n"
+        "Any configuration key may be given; of a prompt file its training prompts are taken, in shuffled order.",
+        keys=True,
+    )
+    sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
+    sample.add_argument("--count", type=int, default=8, help="prompts (default: 8)")
+    sample.add_argument(
+        "--version", type=int, help="a run's weights version (default: its newest; 0 is the base model)"
+    )
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder for clips and samples.json")
+    score = _add(
+        commands,
+        "score",
+        partial(_lazily, "score"),
+        "score clips in the six AnimeReward dimensions, 0..100",
+        "examples:\n  douga score samples               what `douga sample` wrote\n"
+        '  douga score a.mp4 --text "a robot walks right in the snow" --json',
+    )
+    score.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="mp4 files, or folders with a samples.json")
+    score.add_argument("--text", help="caption of the mp4 files")
+    score.add_argument("--image", type=Path, help="first frame of the mp4 files (default: each clip's own)")
+    score.add_argument("--reward", default="toon", help="folder of reward heads (default: toon, the embedded ones)")
+    score.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _add_run_folder(commands: Any) -> None:
+    evaluate = _add(
+        commands,
+        "evaluate",
+        partial(_lazily, "evaluate_run"),
+        "repeat a run's held-out comparison from its weights, beside the run",
+    )
+    evaluate.add_argument("run", help="run folder, or its name under runs/")
+    evaluate.add_argument("--prompts", type=int, help="held-out prompts (default: the run's)")
+    evaluate.add_argument("--version", type=int, help="weights version to compare with the base (default: the newest)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    report = _add(commands, "report", partial(_lazily, "write_report"), "write a finished run's report.html anew")
+    report.add_argument("run", help="run folder, or its name under runs/")
+
+
+def _add_data(commands: Any) -> None:
+    prompts = _add(commands, "prompts", partial(_lazily, "from_videos"), "make prompt files")
+    kinds = prompts.add_subparsers(dest="kind", metavar="from-videos", required=True, parser_class=Parser)
+    videos = kinds.add_parser(
+        "from-videos", help="third frame and caption of every video in a folder", allow_abbrev=False
+    )
+    videos.add_argument("folder", type=Path, help="folder of videos")
+    videos.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and the images")
+    videos.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
+    videos.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
+    toon = _add(commands, "toon", partial(_lazily, "toon_build"), "make the embedded toon model and reward heads")
+    kinds = toon.add_subparsers(dest="kind", metavar="build", required=True, parser_class=Parser)
+    build = kinds.add_parser("build", help="train them; resumable, an hour or two on 2 cores", allow_abbrev=False)
+    build.add_argument(
+        "--work", type=Path, default=Path("build/toon"), help="states of the stages (default: build/toon)"
+    )
+    build.add_argument("--out", type=Path, help="where the weights go (default: where `toon` is read from)")
+    build.add_argument("--seed", type=int, default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

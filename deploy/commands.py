@@ -1,0 +1,316 @@
+"""What the subcommands of `douga` do. Each takes the parsed options and the flags, returns an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from diffusers.utils import logging as diffusers_logging
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from actors.prompts import open_prompts
+from actors.sampler import Sampler
+from common.clips import decode_clip
+from common.config import ConfigError, RewardConfig, RewardWeights, RunConfig, load_config
+from common.exchange import rules
+from common.exchange.local import LocalExchange
+from common.messages import Prompt, ScoreTask
+from common.metrics import Timers
+from common.models import open_model
+from common.toon.prompts import encode_png
+from common.weights import WeightStore
+from deploy import evaluate, report, run_folder, serial
+from deploy.heldout import HeldOut
+from deploy.progress import showing
+from rewarders.anime import load_heads
+from rewarders.rewarder import Rewarder
+
+SAMPLES = "samples.json"
+Options = argparse.Namespace
+Flags = Mapping[str, Any]
+
+
+def _quiet() -> None:
+    """Loading bars of the libraries would break the progress lines."""
+    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
+
+
+def run(options: Options, flags: Flags) -> int:
+    """``douga run``: 0, 1 (`verify` failed), 130 (interrupted)."""
+    config: RunConfig = options.resolved
+    before = serial.finished_result(config)
+    if before is not None:
+        print(f"{config.folder}: already finished; --steps N goes on, --name starts another")
+        return _conclude(config, before)
+    _quiet()
+    with stop_on_signals() as stop, showing() as progress:
+        outcome = serial.run(config, stop=stop, progress=progress)
+    if outcome.result is None:
+        print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Go on with:", file=sys.stderr)
+        print(f"  {report.resume_command(config.folder)}", file=sys.stderr)
+        return 130
+    report.write(config.folder)
+    return _conclude(config, outcome.result)
+
+
+def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
+    console = Console()
+    console.print(evaluate.table(result, result["prompts"]))
+    console.print(result["verdict"]["words"], markup=False, highlight=False)
+    console.print(f"report: {config.folder / run_folder.REPORT}", markup=False, highlight=False, soft_wrap=True)
+    return 1 if config.verify and not result["verdict"]["passed"] else 0
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM makes the yielded function say yes; a second one ends the process at once."""
+    asked: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+        print("stopping after the present unit of work; once more stops at once", file=sys.stderr)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        restore()
+
+
+# Clips.
+
+
+def sample(options: Options, flags: Flags) -> int:
+    """``douga sample``: mp4 files and samples.json."""
+    if options.count < 1:
+        raise ConfigError(f"--count {options.count}: must be at least 1")
+    _quiet()
+    config, weights = _source(options.source, flags)
+    model = open_model(config.model.path)
+    prompts = _prompts(config, model.image_conditioned, options.count)
+    sampler = Sampler(model, config)
+    if weights is not None:
+        _load_version(sampler, weights, options.version)
+    elif options.version is not None:
+        raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
+    options.out.mkdir(parents=True, exist_ok=True)
+    records = []
+    for prompt in prompts:
+        seed = rules.seed(config.seed, "sample", prompt.ordinal, 0)
+        (made,) = sampler.sample(prompt, sampler.encode(prompt), [seed], [0])
+        record = _keep_sample(options.out, prompt, made.clip) | {"seed": seed, "version": sampler.version}
+        records.append(record)
+        print(options.out / record["clip"], "-", prompt.text)
+    run_folder.write_whole(options.out / SAMPLES, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    return 0
+
+
+def _source(source: str, flags: Flags) -> tuple[RunConfig, WeightStore | None]:
+    """The configuration and the published weights of a run, or those of a model folder."""
+    if source == "toon":
+        return load_config(run_folder.TOON, flags), None
+    if (Path(source) / "model_index.json").is_file():
+        return load_config(None, {"model.path": source} | dict(flags)), None
+    try:
+        folder, _ = run_folder.find_run(source)
+    except ConfigError:
+        raise ConfigError(
+            f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json)"
+        ) from None
+    return load_config(folder / run_folder.CONFIG, flags), WeightStore(folder / "weights")
+
+
+def _prompts(config: RunConfig, needs_image: bool, count: int) -> list[Prompt]:
+    source = open_prompts(config.prompts, config.seed, needs_image)
+    if config.prompts == "toon":
+        return source.heldout(count, config.seed)
+    return [source(ordinal) for ordinal in range(count)]
+
+
+def _load_version(sampler: Sampler, weights: WeightStore, version: int | None) -> None:
+    versions = weights.versions()
+    if not versions:
+        raise ConfigError(f"{weights.folder}: no weights published yet")
+    chosen = versions[-1] if version is None else version
+    if chosen != sampler.version:
+        sampler.load(*weights.load(chosen))
+
+
+def _keep_sample(folder: Path, prompt: Prompt, clip: bytes) -> dict[str, Any]:
+    name = f"{prompt.ordinal:04d}"
+    (folder / f"{name}.mp4").write_bytes(clip)
+    record = {"clip": f"{name}.mp4", "id": prompt.id, "text": prompt.text, "character": prompt.character}
+    if prompt.image is None:
+        return record
+    (folder / f"{name}.png").write_bytes(prompt.image)
+    return record | {"image": f"{name}.png"}
+
+
+def score(options: Options, flags: Flags) -> int:
+    """``douga score``: the six dimensions and their mean."""
+    tasks = [task for place in options.clips for task in _score_tasks(place, options)]
+    heads: Sequence[Any] = load_heads(options.reward)
+    scores = Rewarder(heads, RewardConfig(path=options.reward)).score(tasks)
+    weights = RewardWeights().model_dump()
+    rows = []
+    for task, one in zip(tasks, scores, strict=True):
+        if any(np.isnan(list(one.values.values()))):
+            raise ConfigError(
+                f"{task.candidate_id}: cannot be scored; the heads take clips like those they were made for"
+            )
+        rows.append(
+            {"clip": task.candidate_id, evaluate.REWARD: evaluate.mean_reward(one.values, weights), **one.values}
+        )
+    if options.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        Console().print(_score_table(rows))
+    return 0
+
+
+def _score_tasks(place: Path, options: Options) -> list[ScoreTask]:
+    """The clips of a folder with a samples.json, or one mp4 file with the caption of the command line."""
+    if place.is_dir():
+        return [_sample_task(place, record) for record in _samples(place)]
+    clip = _bytes(place)
+    if not options.text:
+        raise ConfigError(f"{place}: which caption? give --text, or a folder with a {SAMPLES}")
+    image = _bytes(options.image) if options.image else encode_png(_frames(place, clip)[0])
+    return [ScoreTask(str(place), Prompt(0, place.stem, options.text, image), clip)]
+
+
+def _samples(folder: Path) -> list[dict[str, Any]]:
+    path = folder / SAMPLES
+    try:
+        records = json.loads(_bytes(path))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(records, list) or not all(isinstance(r, dict) and {"clip", "text"} <= r.keys() for r in records):
+        raise ConfigError(f"{path}: expected a list of objects with clip and text, as `douga sample` writes it")
+    return records
+
+
+def _sample_task(folder: Path, record: Mapping[str, Any]) -> ScoreTask:
+    path = folder / record["clip"]
+    clip = _bytes(path)
+    image = _bytes(folder / record["image"]) if "image" in record else encode_png(_frames(path, clip)[0])
+    prompt = Prompt(0, record.get("id", path.stem), record["text"], image, character=record.get("character"))
+    return ScoreTask(str(path), prompt, clip)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _frames(path: Path, clip: bytes) -> np.ndarray:
+    try:
+        return decode_clip(clip)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a readable video: {error}") from None
+
+
+def _score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    grid = Table(title="AnimeReward, 0..100")
+    names = [name for name in rows[0] if name != "clip"]
+    grid.add_column("clip")
+    for name in names:
+        grid.add_column(name, justify="right")
+    for row in rows:
+        grid.add_row(row["clip"], *(f"{row[name]:.2f}" for name in names))
+    if len(rows) > 1:
+        grid.add_section()
+        grid.add_row("mean", *(f"{np.mean([row[name] for row in rows]):.2f}" for name in names))
+    return grid
+
+
+# Runs.
+
+
+def evaluate_run(options: Options, flags: Flags) -> int:
+    """``douga evaluate``: the held-out comparison again, in a scratch exchange; the run itself is only read."""
+    folder, config = run_folder.find_run(options.run)
+    if options.prompts is not None:
+        config = load_config(folder / run_folder.CONFIG, {"evaluation.prompts": options.prompts})
+    store = WeightStore(folder / "weights")
+    version = options.version if options.version is not None else _newest(store)
+    _quiet()
+    roles = serial.gather(config)
+    manifest = store.manifest(version)
+    with tempfile.TemporaryDirectory(prefix="douga-") as scratch, showing() as progress:
+        exchange = LocalExchange(Path(scratch), config, roles.prompts)
+        parts = (config, roles.prompts, roles.sampler, roles.rewarder, exchange, store, Timers(), progress)
+        heldout = HeldOut(*parts, between=lambda: None)
+        try:
+            base, _ = heldout.evaluate(serial.BASE, "evaluating base")
+            if version != serial.BASE:
+                exchange.announce(manifest)
+            aligned, _ = heldout.evaluate(version, "evaluating aligned")
+        finally:
+            exchange.close()
+    result = evaluate.conclude(evaluate.by_prompt(base, aligned, config))
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        Console().print(evaluate.table(result, result["prompts"]))
+        Console().print(result["verdict"]["words"], markup=False, highlight=False)
+    return 0
+
+
+def _newest(store: WeightStore) -> int:
+    versions = store.versions()
+    if not versions:
+        raise ConfigError(f"{store.folder}: no weights published yet")
+    return versions[-1]
+
+
+def write_report(options: Options, flags: Flags) -> int:
+    """``douga report``."""
+    folder, _ = run_folder.find_run(options.run)
+    print(report.write(folder))
+    return 0
+
+
+# Data.
+
+
+def from_videos(options: Options, flags: Flags) -> int:
+    """``douga prompts from-videos``."""
+    from actors import videos  # noqa: PLC0415
+
+    captioner = None
+    if options.captioner:
+        from actors.captioner import Qwen2VLCaptioner  # noqa: PLC0415 - heavy, and only for this
+
+        captioner = Qwen2VLCaptioner(options.captioner)
+    print(videos.from_videos(options.folder, options.out, options.captions, captioner))
+    return 0
+
+
+def toon_build(options: Options, flags: Flags) -> int:
+    """``douga toon build``."""
+    from deploy import toon  # noqa: PLC0415 - brings the training code
+
+    toon.build(options.work, options.out or toon.WEIGHTS, options.seed)
+    return 0

@@ -1,0 +1,165 @@
+"""``report.html``: one self-contained page, made from the files of a run folder alone (no model is loaded)."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.clips import decode_clip
+from common.config import ConfigError, RunConfig, load_config
+from common.metrics import EVENTS, METRICS, latest_by_step, read_json_lines
+from deploy import charts, run_folder
+from deploy.evaluate import REWARD, SIDES
+from deploy.progress import minutes
+
+SHOWN_WIDTH = 256  # pixels a small clip is enlarged to, by a whole factor
+KINDS = ("sampling", "scoring", "learning", "evaluation", "other")
+# Shown curves: title, what it tells, value of a metrics record.
+CURVES = (
+    ("Batch mean reward", "of the pairs trained on, 0..100", lambda r: 100 * r["reward"]),
+    ("Gap", "mean α^R̃w − α^R̃l of the batch: what scales the gradient", lambda r: r["gap"]),
+    (
+        "Inside",
+        "mean argument of log σ: 0 after a refresh, above 0 while winners gain on losers",
+        lambda r: r["inside"],
+    ),
+    ("Loss", "mean over the batch", lambda r: r["loss"]),
+)
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """One held-out prompt as the page shows it."""
+
+    text: str
+    change: float  # of the mean reward, points
+    video: str  # data URI: base left, aligned right, in one picture and therefore in step
+    dimensions: list[tuple[str, float]]
+    oracle: list[tuple[str, float]]
+
+
+def write(folder: Path) -> Path:
+    """Write RUN/report.html from RUN's files and return it. `ConfigError` when the run has no result yet."""
+    config, result = load_config(folder / run_folder.CONFIG), run_folder.read_result(folder)
+    if result is None or "verdict" not in result:
+        raise ConfigError(f"{folder}: no result yet; finish the run first: {resume_command(folder)}")
+    path = folder / run_folder.REPORT
+    run_folder.write_whole(path, render(folder, config, result))
+    return path
+
+
+def resume_command(folder: Path) -> str:
+    """What continues the run."""
+    return f"douga run {folder / run_folder.CONFIG}"
+
+
+def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
+    """The page."""
+    steps = latest_by_step(read_json_lines(folder / METRICS))
+    spent = time_spent(read_json_lines(folder / METRICS) + read_json_lines(folder / EVENTS))
+    gains, losses = extremes(result["by_prompt"], config.evaluation.clips)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report_template.html").render(
+        config=config,
+        result=result,
+        reward=result["learned"][REWARD],
+        sides=SIDES,
+        groups=_groups(result),
+        shown=[
+            ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
+            ("Largest losses", [clip_pair(folder, record, config.model.fps) for record in losses]),
+        ],
+        curves=_curves(steps),
+        refreshes=[record["step"] for record in steps if record["refreshed"]],
+        time_bar=Markup(charts.stack(spent)) if spent else None,
+        spent=spent,
+        total=minutes(sum(spent.values())),
+        minutes=minutes,
+        config_text=(folder / run_folder.CONFIG).read_text("utf-8"),
+        command=f"{resume_command(folder)} --name {config.name}-again",
+    )
+
+
+def time_spent(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Seconds by kind of work, over all starts of the run, steps repeated after a kill included."""
+    total = dict.fromkeys(KINDS, 0.0)
+    for record in records:
+        for name, seconds in record.get("spent", {}).items():
+            total[name if name in total else "other"] += seconds
+    return {name: seconds for name, seconds in total.items() if seconds > 0}
+
+
+def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:
+    """(largest gains, largest losses) in mean reward, together at most `count`, no prompt twice."""
+    ordered = sorted(records, key=change_of, reverse=True)[: len(records)]
+    count = min(count, len(ordered))
+    return ordered[: count - count // 2], ordered[::-1][: count // 2]
+
+
+def change_of(record: Mapping[str, Any], kind: str = "learned", name: str = REWARD) -> float:
+    """aligned - base of one prompt, points."""
+    return record["aligned"][kind][name] - record["base"][kind][name]
+
+
+def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
+    """What the page shows of one prompt."""
+    clips = [decode_clip((folder / "clips" / record[side]["clip"]).read_bytes()) for side in SIDES]
+    changes = {
+        kind: [(name, change_of(record, kind, name)) for name in record["base"][kind] if name != REWARD]
+        for kind in ("learned", "oracle")
+    }
+    video = base64.b64encode(side_by_side(*clips, fps=fps)).decode()
+    uri = f"data:video/mp4;base64,{video}"
+    return ClipPair(record["text"], change_of(record), uri, changes["learned"], changes["oracle"])
+
+
+def side_by_side(base: np.ndarray, aligned: np.ndarray, fps: int) -> bytes:
+    """Two clips uint8 [F, H, W, 3] next to each other, enlarged by a whole factor; mp4 that every browser plays.
+
+    yuv420p halves the colour's resolution, so small clips are enlarged first (nearest neighbour).
+    """
+    scale = max(1, SHOWN_WIDTH // base.shape[2])
+    frames = np.concatenate([base, aligned], axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "20", "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The learned reward's and the oracle's figures, apart: rows and a drawing each."""
+    groups = []
+    for kind in ("learned", "oracle"):
+        rows = result[kind]
+        if rows:
+            drawn = charts.dots([(name, row["base"], row["aligned"]) for name, row in rows.items()])
+            groups.append({"kind": kind, "rows": rows, "chart": Markup(drawn)})
+    return groups
+
+
+def _curves(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not steps:
+        return []
+    numbers = [record["step"] for record in steps]
+    marks = [record["step"] for record in steps if record["refreshed"]]
+    return [
+        {"title": title, "note": note, "chart": Markup(charts.curve(title, numbers, [of(r) for r in steps], marks))}
+        for title, note, of in CURVES
+    ]

@@ -1,0 +1,118 @@
+"""A run is a folder. This file knows what lies in it, who may write to it, and whether it belongs to a configuration.
+
+```
+RUN/config.toml      the resolved configuration      RUN/metrics.jsonl  one record per optimizer step
+RUN/ledger.sqlite    the exchange's state            RUN/events.jsonl   starts, evaluations, interruptions, ends
+RUN/blobs/           latents and clips               RUN/clips/         held-out clips, base and aligned
+RUN/checkpoints/     the learner's state             RUN/result.json    the held-out comparison in numbers
+RUN/weights/         published versions              RUN/report.html    the report
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from common.config import ConfigError, RunConfig, differences, load_config, to_toml
+
+TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does without a configuration file
+CONFIG, RESULT, REPORT, LOCK = "config.toml", "result.json", "report.html", ".lock"
+# What may change when a run is resumed; where the folder lies is no part of what is computed in it.
+FREE = ("steps", "verify", "evaluation.", "name", "root")
+
+
+def is_free(key: str) -> bool:
+    """Whether a key may differ between a run folder and the configuration that resumes it."""
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
+
+
+@contextmanager
+def claim(config: RunConfig) -> Iterator[Path]:
+    """Make or reopen the run's folder and hold it alone; yields the folder.
+
+    Raises `ConfigError` when another process holds it, or when it belongs to another configuration.
+    """
+    folder = config.folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made: {error.strerror}; choose another --root or --name") from None
+    with lock(folder):
+        check_belongs(folder, config)
+        write_whole(folder / CONFIG, to_toml(config))
+        yield folder
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold a run folder alone. The operating system lets go of it when the process ends, however it ends."""
+    with _opened(folder / LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = file.read().strip() or "unknown"
+            raise ConfigError(f"{folder}: in use by process {holder}; wait for it or choose another --name") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _opened(path: Path) -> IO[str]:
+    try:
+        path.touch()
+        return path.open("r+")
+    except OSError as error:
+        raise ConfigError(f"{path.parent}: cannot be written: {error.strerror}") from None
+
+
+def check_belongs(folder: Path, config: RunConfig) -> None:
+    """`ConfigError` when the folder was made with other values of keys that must not change on the way."""
+    if not (folder / CONFIG).exists():
+        return
+    changed = {
+        key: values for key, values in differences(load_config(folder / CONFIG), config).items() if not is_free(key)
+    }
+    if changed:
+        said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
+        raise ConfigError(
+            f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
+            "(steps, verify and evaluation.* may change)"
+        )
+
+
+def find_run(run: str, root: Path = Path("runs")) -> tuple[Path, RunConfig]:
+    """A run's folder and configuration, by path or by name under `root`. `ConfigError` when there is none."""
+    for folder in (Path(run), root / run):
+        if (folder / CONFIG).is_file():
+            return folder, load_config(folder / CONFIG)
+    raise ConfigError(f"{run}: no run folder (no {Path(run) / CONFIG}, no {root / run / CONFIG})")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part."""
+    scratch = path.with_name(f".{path.name}.part")
+    scratch.write_text(text, "utf-8")
+    scratch.replace(path)
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Keep the run's result."""
+    write_whole(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The run's result, None when it has none yet. `ConfigError` when it is broken."""
+    path = folder / RESULT
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: broken: {error}; delete it and run again") from None

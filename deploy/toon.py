@@ -1,0 +1,68 @@
+"""``douga toon build``: trains everything that the embedded default stands on, from nothing but the sprites.
+
+```
+rendered clips -> VAE -> latents -> text encoder + transformer -> pipeline folder
+rendered clips -> VAE reconstructions, H.264 -> six reward heads -> heads folder
+```
+
+Every stage is resumable and a function of the seed; the stages' states lie in the work folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common.models import decode_latents, encode_video, open_model, to_pixels, to_unit
+from learner import pretrain
+from rewarders.anime import save_heads
+from rewarders.training.train import train_heads
+
+CLIPS = 4000
+WEIGHTS = Path(__file__).parent.parent / "common" / "toon" / "weights"
+
+
+def build(work: Path, out: Path = WEIGHTS, seed: int = 0, log: Callable[[str], None] = print) -> None:
+    """Train the toon pipeline and the reward heads; states in `work`, the finished weights in `out`."""
+    work.mkdir(parents=True, exist_ok=True)
+    build_pipeline(work, out, seed, log)
+    build_heads(work, out, seed, log)
+
+
+def build_pipeline(work: Path, out: Path, seed: int, log: Callable[[str], None]) -> None:
+    """VAE, then text encoder and transformer; written as a pipeline folder."""
+    log(f"rendering {CLIPS} clips")
+    data = pretrain.draw_clips(CLIPS, seed)
+    vae = pretrain.train_vae(data, work, seed, log=log)
+    whole, figure = pretrain.figure_psnr(vae, pretrain.draw_clips(64, seed + 1))
+    log(f"vae: PSNR {whole:.2f} dB, of the figure alone {figure:.2f} dB, on clips not trained on")
+    text, transformer = pretrain.train_base(pretrain.encode_clips(vae, data, work), work, seed, log=log)
+    shutil.rmtree(out / "pipeline", ignore_errors=True)
+    pretrain.save_pipeline(out / "pipeline", vae, text, transformer)
+
+
+def build_heads(work: Path, out: Path, seed: int, log: Callable[[str], None]) -> None:
+    """The six reward heads, trained on clips that look like a policy's: through the VAE and H.264."""
+    vae = open_model(out / "pipeline").load_vae("float32", "cpu")
+
+    @torch.inference_mode()
+    def reconstruct(clips: np.ndarray) -> np.ndarray:
+        parts = to_unit(torch.from_numpy(clips)).split(16)
+        return torch.cat([to_pixels(decode_latents(vae, encode_video(vae, part))) for part in parts]).numpy()
+
+    heads = train_heads(work, seed, degrade=reconstruct, log=log)
+    shutil.rmtree(out / "heads", ignore_errors=True)
+    save_heads(heads, out / "heads")
+
+
+def contact_sheet(clips: list[np.ndarray], file: Path, scale: int = 2) -> None:
+    """One row per uint8 ``[F, H, W, 3]`` clip, its frames side by side, enlarged by `scale`; written as PNG."""
+    rows = [np.concatenate(list(clip), axis=1) for clip in clips]
+    image = Image.fromarray(np.concatenate(rows, axis=0))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)

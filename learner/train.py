@@ -1,0 +1,327 @@
+"""The learner's loop: lease pairs, one optimizer step, commit; then refresh, publish and checkpoint on schedule.
+
+```
+            lease_pairs(step)            commit_step(step)
+ EXCHANGE ───────────────────> step() ───────────────────> every K: reference <- policy
+                                                            every P: publish a version, announce it
+                                                            every checkpoint_every: save, mark(step)
+```
+
+It waits for pairs only. A step is a function of the weights, the pairs and (seed, step): ranks, micro-batches and
+restarts do not change what is drawn. Rank 0 alone talks to the exchange; the others pass None.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from common.config import ConfigError, RunConfig
+from common.diffusion import NoiseSchedule
+from common.exchange.client import Exchange
+from common.messages import Array, TrainingPair, WeightVersion
+from common.models import ModelFolder, predict_v
+from common.tensors import from_array, state_digest
+from common.weights import WeightStore, draft_of, new_folder
+from learner import checkpoint
+from learner.engine import Engine, NonFinite, join_group
+from learner.losses import Draw, PairErrors, Predict, draw, inside, pair_losses, pair_weights, v_errors
+from learner.pairs import Pairs, collate, share
+from learner.reference import AdapterReference, CopyReference, Reference
+
+# Settings that may change between two starts of a run without changing what it computes.
+FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
+
+
+class TrainingExchange(Exchange, Protocol):
+    """What the learner asks beyond the other workers: making uses final, and taking them back."""
+
+    def mark(self, step: int) -> None:
+        """A checkpoint of `step` exists: uses committed up to it are final."""
+        ...
+
+    def rollback(self, step: int) -> None:
+        """The weights are those of `step` again: uses committed after it are taken back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One optimizer step in numbers; means are over the global batch."""
+
+    step: int  # 1, 2, ...
+    loss: float
+    inside: float  # mean of the sigmoid's argument
+    margin: float  # mean of R~w - R~l
+    gap: float  # mean gap, before any normalisation
+    winner_error: float  # mean of e_theta(w) - e_ref(w); below 0: the winners fit better than under the reference
+    loser_error: float  # mean of e_theta(l) - e_ref(l)
+    grad_norm: float  # before clipping
+    lag: float  # mean, pushes
+    reward: float  # mean of winners' and losers' R~
+    seconds: float
+    refreshed: bool  # the reference became the policy after this step
+    pushed: bool  # a version was published after this step
+
+
+class Learner:
+    """Policy, reference, optimizer and their files under `folder` (weights/, checkpoints/).
+
+    `empty_embeds` is the empty caption's embedding [L, D]; needed when `learner.caption_drop` > 0, and may be set
+    later. Several ranks call `join_group` before; one alone is joined here.
+    """
+
+    def __init__(
+        self,
+        model: ModelFolder,
+        config: RunConfig,
+        folder: Path,
+        worker: str = "learner-0",
+        empty_embeds: Array | None = None,
+    ) -> None:
+        join_group(device=config.model.device)
+        self.config, self.worker, self.empty_embeds = config, worker, empty_embeds
+        self.step, self.version = 0, -1
+        self.store = WeightStore(folder / "weights")
+        self._checkpoints = folder / "checkpoints"
+        self._rules = config.learner
+        self._schedule = NoiseSchedule.from_config(model.scheduler_config)
+        self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
+        self._dtype = getattr(torch, config.model.dtype)
+        module = without_dropout(model.load_transformer(self._dtype, config.model.device))
+        self._architecture = _architecture(module)
+        if self._rules.gradient_checkpointing:
+            module.enable_gradient_checkpointing()  # type: ignore[operator]
+        self.reference: Reference = (
+            AdapterReference(module, self._rules.lora, config.seed)
+            if self._rules.train == "lora"
+            else CopyReference(module)
+        )
+        self.engine = Engine(module, self._rules, config.model.device)
+
+    # The loop.
+
+    def work(self, exchange: TrainingExchange | None) -> StepStats | None:
+        """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
+        started = time.perf_counter()
+        pairs = share(self._lease(exchange), self.engine.device)
+        if pairs is None:
+            return None
+        sums, norm = self._optimize(pairs)
+        self.step += 1
+        if exchange is not None:
+            exchange.commit_step(self.step, pairs.ordinals)
+        refreshed = _due(self.step, self._rules.refresh_every)
+        if refreshed:
+            self.reference.refresh(self.engine)
+        pushed = _due(self.step, self._rules.steps_per_push)
+        if pushed:
+            self.publish(exchange)
+        if _due(self.step, self._rules.checkpoint_every):
+            self.save(exchange)
+        loss, inner, winner, loser = (sums / len(pairs)).tolist()
+        return StepStats(
+            step=self.step,
+            loss=loss,
+            inside=inner,
+            margin=(pairs.rewards[:, 0] - pairs.rewards[:, 1]).mean().item(),
+            gap=pairs.gap.mean().item(),
+            winner_error=winner,
+            loser_error=loser,
+            grad_norm=norm,
+            lag=pairs.lag.mean().item(),
+            reward=pairs.rewards.mean().item(),
+            seconds=time.perf_counter() - started,
+            refreshed=refreshed,
+            pushed=pushed,
+        )
+
+    def _lease(self, exchange: TrainingExchange | None) -> Pairs | None:
+        if exchange is None:
+            return None
+        leased: Sequence[TrainingPair] = exchange.lease_pairs(self.worker, self.step + 1, self._rules.pairs_per_step)
+        if not leased:
+            return None
+        pairs = collate(leased)
+        if pairs.winner.shape[1:] != self._latent_shape:
+            found, needed = list(pairs.winner.shape[1:]), list(self._latent_shape)
+            raise ConfigError(f"pairs have latents {found}, this model and model.frames/height/width give {needed}")
+        return pairs
+
+    def _optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
+        """AdamW's update from the global batch: the sums (loss, inside, winner, loser) over it, the gradient norm."""
+        step, sums = self.step + 1, torch.zeros(4, device=self.engine.device)
+        weights = pair_weights(self._rules.loss, pairs.gap, self._rules.normalise_gap)
+        first = self.engine.rank * self.engine.per_rank
+        starts = range(first, first + self.engine.per_rank, self._rules.micro_batch)
+        cuts = [(start, min(start + self._rules.micro_batch, first + self.engine.per_rank)) for start in starts]
+
+        def micro_batch(start: int, stop: int) -> Callable[[], torch.Tensor]:
+            def loss() -> torch.Tensor:
+                errors = self.errors(pairs.part(start, stop), pairs.ordinals, step)
+                losses = pair_losses(self._rules.loss, errors, weights[start:stop].to(sums.device), self._rules.beta)
+                parts = (losses, inside(errors, self._rules.beta), errors.winner_gain, errors.loser_gain)
+                sums.add_(torch.stack([part.detach().sum() for part in parts]))
+                return losses.sum() / len(pairs)
+
+            return loss
+
+        try:
+            norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
+        except NonFinite as error:
+            raise RuntimeError(
+                f"optimizer step {step}: {error}; its pairs have the ordinals {pairs.ordinals}"
+            ) from error
+        return self.engine.sum_over_ranks(sums), norm
+
+    def _learning_rate(self, step: int) -> float:
+        """Linear warm-up to the configured rate, then constant."""
+        return self._rules.lr * min(1.0, step / max(1, self._rules.warmup_steps))
+
+    # Errors.
+
+    def errors(self, pairs: Pairs, ordinals: Sequence[int], step: int) -> PairErrors:
+        """e of policy (with gradient) and reference on `pairs`, a part of the global batch `ordinals` of `step`."""
+        drawn = draw(self.config.seed, step, ordinals, self._rules, pairs, self._schedule.steps).to(self.engine.device)
+        pairs = pairs.to(self.engine.device)
+        with self.reference.acting(self.engine) as model:
+            reference = self._v_errors(model, pairs, drawn)
+        policy = self._v_errors(self.engine.model, pairs, drawn)
+        return PairErrors(*policy, *reference)
+
+    def _v_errors(self, model: torch.nn.Module, pairs: Pairs, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        empty = None if self.empty_embeds is None else from_array(self.empty_embeds, self.engine.device)
+        return v_errors(self._predict(model), self._schedule, pairs, drawn, empty)
+
+    def _predict(self, model: torch.nn.Module) -> Predict:
+        def predict(
+            x_t: torch.Tensor, image: torch.Tensor | None, timesteps: torch.Tensor, text: torch.Tensor
+        ) -> torch.Tensor:
+            condition = None if image is None else image.to(self._dtype)
+            return predict_v(model, x_t.to(self._dtype), condition, timesteps, text.to(self._dtype))
+
+        return predict
+
+    # Weights.
+
+    def policy_state(self) -> dict[str, torch.Tensor]:
+        """The policy's tensors as they are published: whole, in host memory, on rank 0. Collective."""
+        return self.engine.gather(self.reference.policy)
+
+    def policy_digest(self) -> str:
+        """Digest of `policy_state`, hex. Collective."""
+        return state_digest(self.policy_state())
+
+    def reference_digest(self) -> str:
+        """Digest of the reference's tensors under the same names, hex: the policy's right after a refresh."""
+        return state_digest(self.reference.state(self.engine))
+
+    def publish(self, exchange: TrainingExchange | None) -> WeightVersion | None:
+        """Write the policy as a new version and announce it (rank 0). Collective.
+
+        An adapter stands on version 0's weights, the base model. Older versions are deleted, except version 0.
+        """
+        state = self.policy_state()
+        if exchange is None:
+            return None
+        number, kind = exchange.next_version(), self.reference.kind
+        version = self.store.publish(
+            state,
+            version=number,
+            step=self.step,
+            pushes=self.step // self._rules.steps_per_push,
+            kind=kind,
+            base=0 if kind == "adapter" else number,
+        )
+        exchange.announce(version)
+        self.version = number
+        self.store.prune(keep=self.config.exchange.max_lag + 2)
+        return version
+
+    # Checkpoints.
+
+    def save(self, exchange: TrainingExchange | None) -> None:
+        """Write a checkpoint of this step, delete the oldest, and make its uses final. Collective."""
+        policy, reference = self.policy_state(), self.reference.state(self.engine)
+        place, own = checkpoint.place(self._checkpoints, self.step), f"optimizer-{self.engine.rank}"
+        optimizer = self.engine.optimizer_state()
+        if self.engine.rank > 0:
+            self.engine.barrier()  # rank 0 has made the draft
+            checkpoint.write_tensors(draft_of(place), own, optimizer)
+            self.engine.barrier()  # every shard is written
+        else:
+            with new_folder(place) as folder:
+                self.engine.barrier()
+                checkpoint.write_tensors(folder, "policy", policy)
+                checkpoint.write_tensors(folder, "reference", reference)
+                checkpoint.write_tensors(folder, own, optimizer)
+                checkpoint.write_progress(folder, self._progress())
+                self.engine.barrier()
+            checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
+        self.engine.barrier()
+        if exchange is not None:
+            exchange.mark(self.step)
+
+    def resume(self, exchange: TrainingExchange | None) -> bool:
+        """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
+
+        Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
+        there was no checkpoint. `ConfigError` when the checkpoint belongs to other settings or is broken. Collective.
+        """
+        saved = checkpoint.steps(self._checkpoints)
+        if saved:
+            self._load(checkpoint.place(self._checkpoints, saved[-1]))
+        if exchange is not None:
+            exchange.rollback(self.step)
+        self.publish(exchange)
+        return bool(saved)
+
+    def _load(self, folder: Path) -> None:
+        progress = checkpoint.read_progress(folder)
+        checkpoint.check_agrees(folder, progress, self._progress())
+        names = ("policy", "reference", f"optimizer-{self.engine.rank}")
+        policy, reference, optimizer = (checkpoint.read_tensors(folder, name) for name in names)
+        self.engine.assign(self.reference.policy, policy)
+        self.reference.load(self.engine, reference)
+        self.engine.load_optimizer_state(optimizer)
+        self.step, self.version = progress.step, progress.version
+
+    def _progress(self) -> checkpoint.Progress:
+        return checkpoint.Progress(
+            step=self.step,
+            version=self.version,
+            pushes=self.step // self._rules.steps_per_push,
+            seed=self.config.seed,
+            world=self.engine.world,
+            architecture=self._architecture,
+            settings=self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
+        )
+
+    def close(self) -> None:
+        """Release the engine."""
+        self.engine.close()
+
+
+def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
+    """`module` in training mode with every dropout at 0: winner, loser, policy and reference see one function."""
+    for part in module.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+    return module.train()
+
+
+def _architecture(module: torch.nn.Module) -> str:
+    """A digest of the module's tensor names and shapes, before adapters."""
+    layout = sorted((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
+    return blake2b(repr(layout).encode(), digest_size=16).hexdigest()
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens after `step`."""
+    return every > 0 and step % every == 0

@@ -1,0 +1,12 @@
+"""Character consistency: is it the first frame's figure all through?"""
+
+from __future__ import annotations
+
+from rewarders.anime.head import AnimeHead
+
+
+class CharacterConsistency(AnimeHead):
+    """Frames and first frame to the share of frames with the same figure."""
+
+    dimension = "character"
+    VIEWS = ("frame", "previous", "first")

@@ -1,0 +1,91 @@
+"""Trains the six heads, each on its own, on rendered clips.
+
+The loss is the cross-entropy between predicted and true badness (0..1, a soft target) of every frame. The renderer
+knows which frames are bad, and saying so teaches much faster than the clip's share of them. Most clips lack any one
+defect, and an absolute error would be content with the median, which is "nothing wrong"; cross-entropy pulls to the
+mean and never saturates.
+
+Every step's batch is a function of (seed, head, step), so a training that was cut goes on to the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from common.fit import Fit, fit
+from common.toon.world import caption
+from rewarders.anime.head import AnimeHead, to_pixels
+from rewarders.anime.store import HEADS
+from rewarders.anime.trunk import bag_of_words
+from rewarders.training.data import Degrade, Samples, draw_samples, mirrored
+
+Log = Callable[[str], None]
+CLIPS = 4096
+BATCH = 32
+PLAN = Fit(steps=1600, lr=4e-3, save_every=200)
+
+
+def train_heads(
+    folder: Path,
+    seed: int,
+    degrade: Degrade | None = None,
+    log: Log = print,
+    plan: Fit = PLAN,
+    clips: int = CLIPS,
+    batch: int = BATCH,
+) -> list[AnimeHead]:
+    """Train all six heads; `folder` keeps their training states, and calling again resumes or returns at once.
+
+    `degrade` stands for the generator's losses (see `draw_samples`), e.g. the reconstruction by the model's VAE.
+    """
+
+    @cache
+    def data() -> Samples:
+        log(f"heads: rendering {clips} clips")
+        return draw_samples(clips, seed, "train", degrade)
+
+    return [train_head(dimension, data, folder, seed, plan, log, batch) for dimension in HEADS]
+
+
+def train_head(
+    dimension: str,
+    data: Callable[[], Samples],
+    folder: Path,
+    seed: int,
+    plan: Fit = PLAN,
+    log: Log = print,
+    batch: int = BATCH,
+) -> AnimeHead:
+    """Train one head on `data()`, which is only called when steps are left to take."""
+    stream = crc32(dimension.encode())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed((seed << 32) + stream)
+        head = HEADS[dimension]()
+
+    def loss_of(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, stream, step])
+        return head_loss(head, data(), rng.integers(len(data().clips), size=batch), rng)
+
+    head.train()
+    fit(f"head-{dimension}", head, loss_of, plan, folder, log)
+    return head.eval().requires_grad_(False)
+
+
+def head_loss(head: AnimeHead, data: Samples, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """Cross-entropy between predicted and true badness of the `chosen` clips' frames; half are mirrored."""
+    clips = to_pixels(torch.from_numpy(data.clips[chosen]))
+    firsts = to_pixels(torch.from_numpy(data.firsts[chosen]))
+    captions = [caption(data.shots[i]) for i in chosen]
+    flip = torch.from_numpy(rng.random(len(chosen)) < 0.5)
+    clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
+    firsts = torch.where(flip[:, None, None, None], firsts.flip(-1), firsts)
+    words = torch.where(flip[:, None], bag_of_words(mirrored(captions)), bag_of_words(captions))
+    bad = torch.from_numpy(data.badness_of(head.dimension)[chosen])
+    return functional.binary_cross_entropy(head(clips, firsts, words), bad)

@@ -1,0 +1,151 @@
+"""The denoising loop against diffusers' own pipelines: same seeds, same latents."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+)
+from PIL import Image
+
+from actors.denoise import Condition, denoise
+from common.models import ModelFolder, encode_image, encode_text, open_model, to_unit
+from tests.tiny import FRAMES, HEIGHT, LEARNED, TEXT_TO_VIDEO, V1_5, WIDTH, tiny_pipeline
+
+SEEDS = (11, 12, 13)
+STEPS = 4
+TEXT = "a robot walks right"
+TOLERANCE = 1e-4
+
+
+def picture() -> torch.Tensor:
+    """uint8 [H, W, 3]."""
+    return torch.randint(0, 256, (HEIGHT, WIDTH, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+
+def theirs(model: ModelFolder, kind: str, guidance: float) -> torch.Tensor:
+    """The pipeline's latents [N, F, C, h, w] of SEEDS, without 1.5's padding."""
+    pipeline: Any = CogVideoXImageToVideoPipeline if model.image_conditioned else CogVideoXPipeline
+    pipe = pipeline.from_pretrained(model.path)
+    pipe.set_progress_bar_config(disable=True)
+    scheduler = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}[kind]
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+    count = len(SEEDS)
+    image = {"image": [Image.fromarray(picture().numpy())] * count} if model.image_conditioned else {}
+    latents = pipe(
+        prompt=[TEXT] * count,
+        height=HEIGHT,
+        width=WIDTH,
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
+        max_sequence_length=model.max_text_length,
+        output_type="latent",
+        **image,
+    ).frames
+    return latents[:, -model.latent_shape(FRAMES, HEIGHT, WIDTH)[0] :]
+
+
+def condition(model: ModelFolder) -> Condition:
+    tokenizer, encoder = model.load_tokenizer(), model.load_text_encoder("float32", "cpu")
+    with torch.no_grad():
+        empty, text = encode_text(tokenizer, encoder, ["", TEXT], model.max_text_length)
+        image = None
+        if model.image_conditioned:
+            image = encode_image(model.load_vae("float32", "cpu"), to_unit(picture())[None])[0]
+    return Condition(text, image, empty)
+
+
+def ours(
+    model: ModelFolder, kind: Any, guidance: float, given: Condition | None = None, seeds: tuple[int, ...] = SEEDS
+) -> torch.Tensor:
+    shape = model.latent_shape(FRAMES, HEIGHT, WIDTH)
+    transformer = model.load_transformer("float32", "cpu")
+    scheduler = model.make_scheduler(kind)
+    return denoise(
+        transformer, scheduler, given or condition(model), seeds, shape, steps=STEPS, guidance=guidance
+    ).clone()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    return open_model(tiny_pipeline(tmp_path_factory.mktemp("i2v")))
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim"])
+@pytest.mark.parametrize("guidance", [1.0, 6.0])
+def test_parity_with_the_image_to_video_pipeline(model: ModelFolder, kind: str, guidance: float) -> None:
+    expected = theirs(model, kind, guidance)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(ours(model, kind, guidance), expected, atol=TOLERANCE, rtol=0)
+
+
+FAMILIES = {
+    "learned positions": (LEARNED, {}),
+    "1.5": (V1_5, {"invert_scale_latents": True}),
+    "text to video": (TEXT_TO_VIDEO, {}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parity_with_every_family(tmp_path: Path, family: str) -> None:
+    overrides, vae = FAMILIES[family]
+    model = open_model(tiny_pipeline(tmp_path, vae=vae, **overrides))
+    torch.testing.assert_close(ours(model, "dpm", 6.0), theirs(model, "dpm", 6.0), atol=TOLERANCE, rtol=0)
+
+
+def test_a_wide_posterior_differs_only_by_mode_against_sample(tmp_path: Path) -> None:
+    model = open_model(tiny_pipeline(tmp_path, posterior_logvar=-2.0))
+    expected, given = theirs(model, "dpm", 1.0), condition(model)
+    assert (ours(model, "dpm", 1.0, given) - expected).abs().max() > 100 * TOLERANCE
+    vae = model.load_vae("float32", "cpu")
+    posterior = vae.encode(to_unit(picture())[None, :, None]).latent_dist  # type: ignore[union-attr]
+    for row, seed in enumerate(SEEDS):
+        drawn = posterior.sample(torch.Generator().manual_seed(seed)).transpose(1, 2)[0]
+        image = vae.config["scaling_factor"] * drawn
+        mine = ours(model, "dpm", 1.0, replace(given, image_latent=image), (seed,))
+        torch.testing.assert_close(mine[0], expected[row], atol=TOLERANCE, rtol=0)
+
+
+MUTATIONS = {
+    "the image latent without the VAE's scale": lambda c, model: replace(
+        c, image_latent=c.image_latent / model.vae_config["scaling_factor"]
+    ),
+    "no image condition": lambda c, model: replace(c, image_latent=torch.zeros_like(c.image_latent)),
+    "no caption": lambda c, model: replace(c, prompt_embeds=c.empty_embeds),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+@pytest.mark.parametrize("kind", ["dpm", "ddim"])
+def test_a_mutated_condition_breaks_parity(model: ModelFolder, mutation: str, kind: str) -> None:
+    mutated = MUTATIONS[mutation](condition(model), model)
+    error = (ours(model, kind, 6.0, mutated) - theirs(model, kind, 6.0)).abs().max()
+    assert error > 10 * TOLERANCE, mutation
+
+
+def test_another_seed_breaks_parity_of_its_candidate_alone(model: ModelFolder) -> None:
+    error = (ours(model, "dpm", 1.0, seeds=(11, 99, 13)) - theirs(model, "dpm", 1.0)).abs().amax((1, 2, 3, 4))
+    assert error[1] > 0.1
+    assert error[[0, 2]].max() < TOLERANCE
+
+
+def test_guidance_drops_the_caption_and_keeps_the_image(model: ModelFolder) -> None:
+    """With equal captions both predictions are equal, so any guidance gives what none gives."""
+    given = condition(model)
+    same = replace(given, empty_embeds=given.prompt_embeds)
+    torch.testing.assert_close(ours(model, "dpm", 6.0, same), ours(model, "dpm", 1.0), atol=TOLERANCE, rtol=0)
+
+
+def test_guidance_needs_the_empty_caption(model: ModelFolder) -> None:
+    with pytest.raises(ValueError, match="empty caption"):
+        ours(model, "dpm", 6.0, replace(condition(model), empty_embeds=None))

@@ -1,0 +1,367 @@
+"""The in-process exchange: the contract, then what only a ledger on this disk has: reopening, blobs, damage."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from common.config import ConfigError, RunConfig
+from common.exchange import audit
+from common.exchange.blobs import BlobError, BlobStore, pack, unpack
+from common.exchange.client import State
+from common.exchange.local import LocalExchange
+from common.messages import Array, Purpose
+from tests.common.exchange import fakes
+from tests.common.exchange.contract import ExchangeContract, Factory
+from tests.common.exchange.fakes import (
+    Clock,
+    candidate,
+    conditioning,
+    heldout,
+    make_pairs,
+    sample,
+    score_all,
+    small,
+    total,
+    train,
+    weight_version,
+)
+
+
+class TestLocalExchange(ExchangeContract):
+    """`LocalExchange` keeps the contract."""
+
+    @pytest.fixture
+    def open_exchange(self, clock: Clock, tmp_path: Path) -> Iterator[Factory]:
+        opened: list[LocalExchange] = []
+
+        def opening(config: RunConfig) -> LocalExchange:
+            opened.append(fakes.open_exchange(tmp_path, config, clock))
+            return opened[-1]
+
+        yield opening
+        for exchange in opened:
+            exchange.close()
+
+
+def reopen(exchange: LocalExchange, folder: Path, config: RunConfig) -> LocalExchange:
+    exchange.close()
+    return fakes.open_exchange(folder, config)
+
+
+def files(folder: Path) -> int:
+    return len(list((folder / "blobs").iterdir()))
+
+
+def two_steps(folder: Path, config: RunConfig) -> LocalExchange:
+    """Four pairs, two committed steps with a push after each, then two pairs sampled by version 2."""
+    exchange = fakes.open_exchange(folder, config)
+    make_pairs(exchange, 4)
+    for step in (1, 2):
+        train(exchange, step)
+        exchange.announce(weight_version(step, step, step))
+    make_pairs(exchange, 2, version=2)
+    return exchange
+
+
+def test_reopening_takes_back_all_leases(tmp_path: Path) -> None:
+    config = small(exchange__max_lag=3, exchange__max_attempts=1)
+    exchange = fakes.open_exchange(tmp_path, config)
+    make_pairs(exchange, 2)
+    exchange.lease_pairs("learner-0", 1, 2)
+    for _ in range(2):
+        sample(exchange)
+    tasks = exchange.lease_candidates("rewarder-0", 3)
+    exchange.submit_scores("rewarder-0", [fakes.score(tasks[0], 80.0)])
+    lease = exchange.lease_group("sampler-0", 0)
+    assert lease is not None
+    exchange.submit_conditioning(lease, conditioning(lease.prompt))
+    exchange.submit_candidate(lease, candidate(lease, 0))
+
+    exchange = reopen(exchange, tmp_path, config)
+    counts = exchange.counts()
+    assert (counts[State.PENDING], counts[State.SAMPLED], counts[State.PAIRED]) == (1, 2, 2)
+    exchange.check()
+    again = exchange.lease_group("sampler-0", 0)
+    assert again is not None
+    assert (again.prompt.ordinal, again.done) == (4, (0,))
+    assert [task.candidate_id for task in exchange.lease_candidates("rewarder-0", 9)] == ["2-1-v0", "3-0-v0", "3-1-v0"]
+    assert exchange.wasted() == {}
+
+
+def test_rollback_takes_back_uses_and_versions(tmp_path: Path) -> None:
+    config = small()
+    exchange = reopen(two_steps(tmp_path, config), tmp_path, config)
+    assert exchange.counts()[State.TRAINED] == 4
+    exchange.rollback(1)
+    counts = exchange.counts()
+    assert (counts[State.TRAINED], counts[State.PAIRED]) == (2, 4)
+    assert (exchange.current_version(), exchange.next_version()) == (1, 3)
+    exchange.check()
+    assert exchange.lease_group("sampler-0", 1) is None  # six accepted, (1 + 1 + 1) * 2 = 6
+    assert exchange.lease_group("sampler-0", 2) is None
+    assert "rolled back" in exchange.refusal
+    assert train(exchange, 2) == [2, 3]
+    later = exchange.lease_pairs("learner-0", 3, 2)
+    assert [(pair.pair.policy_version, pair.lag) for pair in later] == [(2, 0), (2, 0)]  # sampled "in the future"
+
+
+def test_a_repeated_step_repeats_its_batch(tmp_path: Path) -> None:
+    """Also where wider gaps have come in since: the run that was never killed did not have them yet."""
+    config = small(exchange__order="gap", exchange__max_lag=3)
+    exchange = fakes.open_exchange(tmp_path, config)
+    make_pairs(exchange, 2)
+    assert train(exchange, 1) == [0, 1]
+    for _ in range(2):
+        sample(exchange)
+    score_all(exchange, {"2-0-v0": 99.0, "2-1-v0": 1.0, "3-0-v0": 99.0, "3-1-v0": 1.0})
+    exchange = reopen(exchange, tmp_path, config)
+    exchange.rollback(0)
+    assert train(exchange, 1) == [0, 1]
+    assert train(exchange, 2) == [2, 3]
+
+
+def test_rollback_takes_back_expiry(tmp_path: Path) -> None:
+    config = small()
+    exchange = fakes.open_exchange(tmp_path, config)
+    make_pairs(exchange, 4)
+    train(exchange, 1)
+    exchange.announce(weight_version(1, 1, 1))
+    make_pairs(exchange, 2, version=1)
+    train(exchange, 2, count=1)
+    exchange.announce(weight_version(2, 2, 2))
+    train(exchange, 3)
+    assert exchange.counts()[State.EXPIRED] == 1
+    exchange.rollback(2)
+    counts = exchange.counts()
+    assert (counts[State.EXPIRED], counts[State.PAIRED], counts[State.TRAINED]) == (0, 3, 3)
+    exchange.check()
+
+
+def test_a_group_waits_for_the_pushes_that_admitted_it(tmp_path: Path) -> None:
+    """A pending group of the dead process is leased when, and only when, the rule would admit it again."""
+    config = small()
+    exchange = two_steps(tmp_path, config)
+    lease = exchange.lease_group("sampler-0", 2)
+    assert lease is not None
+    assert lease.prompt.ordinal == 6
+    exchange.submit_conditioning(lease, conditioning(lease.prompt))
+    exchange.submit_candidate(lease, candidate(lease, 0))
+    exchange = reopen(exchange, tmp_path, config)
+    exchange.rollback(1)
+    assert exchange.lease_group("sampler-0", 1) is None
+    train(exchange, 2)
+    exchange.announce(weight_version(3, 2, 2))
+    again = exchange.lease_group("sampler-0", 3)
+    assert again is not None
+    assert (again.prompt.ordinal, again.version, again.done) == (6, 3, ())
+    assert exchange.wasted() == {"death": 1}
+
+
+def test_blobs_go_when_no_state_needs_them(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small(sampler__candidates=4, exchange__min_gap=0.1))
+    sample(exchange)
+    assert files(tmp_path) == 1 + 1 + 4 + 4  # image, conditioning, latents, clips
+    score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0, "0-2-v0": 50.0, "0-3-v0": 40.0})
+    assert files(tmp_path) == 3  # conditioning and two latents
+    sample(exchange)
+    score_all(exchange, {f"1-{index}-v0": 50.0 for index in range(4)})  # a tie
+    assert files(tmp_path) == 3
+    make_pairs(exchange, 1)
+    train(exchange, 1)
+    assert files(tmp_path) == 6  # a rollback may still need them
+    exchange.mark(1)
+    assert files(tmp_path) == exchange.bytes_on_disk() == 0
+    exchange.check()
+
+
+def test_blobs_stay_for_every_checkpoint_that_is_kept(tmp_path: Path) -> None:
+    exchange = two_steps(tmp_path, small(learner__keep_checkpoints=2))
+    before = files(tmp_path)
+    exchange.mark(1)
+    assert files(tmp_path) == before
+    exchange.mark(2)  # checkpoints 1 and 2 are kept: what ended by step 1 is final
+    assert files(tmp_path) < before
+    exchange.check()
+    exchange.rollback(1)
+    exchange.check()
+    with pytest.raises(ConfigError, match=r"cannot resume from step 0; .* from steps 1 to 1;"):
+        exchange.rollback(0)
+
+
+def test_rollback_beyond_the_ledger_is_refused(tmp_path: Path) -> None:
+    exchange = two_steps(tmp_path, small())
+    with pytest.raises(ConfigError, match="cannot resume from step 9"):
+        exchange.rollback(9)
+    with pytest.raises(ValueError, match="last committed step is 2"):
+        exchange.mark(3)
+
+
+def test_shared_images_are_stored_once(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    exchange.enqueue(heldout(5))
+    assert files(tmp_path) == 1
+
+
+def test_disk_bound_holds_samplers_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fakes, "array", lambda data: Array("uint8", (1, 1, 100_000), data[:1] * 100_000))
+    config = small(exchange__max_bytes=1_000_000, exchange__max_lag=20)
+    exchange = fakes.open_exchange(tmp_path, config)
+    made = 0
+    while sample(exchange) is not None:  # about 400 kB while sampled: conditioning 2 x 100 kB, latents 2 x 100 kB
+        made += 1
+        score_all(exchange, {f"{made - 1}-0-v0": 80.0, f"{made - 1}-1-v0": 30.0})
+    assert made >= 2
+    assert "max_bytes" in exchange.refusal
+    assert exchange.bytes_on_disk() <= 1_000_000
+    exchange.enqueue(heldout(1))
+    assert sample(exchange) is not None  # evaluations are few, and must not wait for training
+    assert train(exchange, 1) == [0, 1]
+    assert sample(exchange) is None
+    exchange.mark(1)
+    assert sample(exchange) is not None
+
+
+def test_quantile_state_survives(tmp_path: Path) -> None:
+    config = small(reward__normaliser="quantile")
+    exchange = fakes.open_exchange(tmp_path, config)
+    make_pairs(exchange, 1)
+    exchange = reopen(exchange, tmp_path, config)
+    assert exchange.normaliser_state()["motion"] == [80.0, 30.0]
+
+
+def test_files_of_a_dead_process_are_swept(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    sample(exchange)
+    known = files(tmp_path)
+    (tmp_path / "blobs" / "0123.tmp").write_bytes(b"half")
+    (tmp_path / "blobs" / ("0" * 32)).write_bytes(b"never named")
+    reopen(exchange, tmp_path, small()).check()
+    assert files(tmp_path) == known
+
+
+def test_results_of_training_are_refused(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    with pytest.raises(ValueError, match="become pairs"):
+        exchange.results(Purpose.TRAIN, 0)
+
+
+def test_a_missing_reward_dimension_is_named_and_nothing_is_stored(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    sample(exchange)
+    tasks = exchange.lease_candidates("rewarder-0", 2)
+    partial = [type(fakes.score(task))(task.candidate_id, "heads-1", {"motion": 1.0}) for task in tasks]
+    with pytest.raises(ConfigError, match=r"reward\.weights\.appeal = 1\.0: no reward head scores appeal"):
+        exchange.submit_scores("rewarder-0", partial)
+    assert all(
+        answer.accepted for answer in exchange.submit_scores("rewarder-0", [fakes.score(task) for task in tasks])
+    )
+
+
+def _garbage(folder: Path) -> None:
+    (folder / "ledger.sqlite").write_bytes(b"this is no database at all" * 100)
+
+
+def _other_schema(folder: Path) -> None:
+    database = sqlite3.connect(folder / "ledger.sqlite")
+    database.execute("PRAGMA user_version = 99")
+    database.close()
+
+
+def _lost_blob(folder: Path) -> None:
+    next((folder / "blobs").iterdir()).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(_garbage, "not a readable ledger"), (_other_schema, "schema 99"), (_lost_blob, "blob is missing")],
+)
+def test_damage_is_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    sample(exchange)
+    exchange.close()
+    damage(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        fakes.open_exchange(tmp_path, small())
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
+    fakes.open_exchange(tmp_path / "run", small()).close()
+    with pytest.raises(ConfigError, match="made with seed = 0, this run has 5"):
+        fakes.open_exchange(tmp_path / "run", small(seed=5))
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(ConfigError, match="cannot hold a run"):
+        fakes.open_exchange(tmp_path / "file", small())
+
+
+def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    program = (
+        "import sys; from pathlib import Path; from tests.common.exchange import fakes\n"
+        "from common.config import ConfigError\n"
+        "try: fakes.open_exchange(Path(sys.argv[1]), fakes.small())\n"
+        "except ConfigError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "in use by another running process" in done.stdout
+    exchange.check()
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("DELETE FROM groups WHERE ordinal = 4", "6 groups were admitted, the states sum to 5"),
+        ("UPDATE groups SET uses = 1 WHERE ordinal = 4", "group 4 .paired.: 1 uses, 0 committed"),
+        ("UPDATE groups SET state = 'trained' WHERE ordinal = 4", "no step used it"),
+        ("DELETE FROM refs WHERE ordinal = 4 AND name = 'latents/0'", "no group needs it"),
+        ("UPDATE blobs SET size = size + 1", "in the ledger"),
+        ("DELETE FROM candidates WHERE id = '4-0-v2'", "group 4 is paired with 1 candidates"),
+        ("UPDATE uses SET committed = 0 WHERE step = 2 AND place = 0", "group 2 .trained.: 1 uses, 0 committed"),
+    ],
+)
+def test_the_audit_finds_what_does_not_add_up(tmp_path: Path, sql: str, message: str) -> None:
+    exchange = two_steps(tmp_path, small())
+    exchange.check()
+    exchange.close()
+    database = sqlite3.connect(tmp_path / "ledger.sqlite")
+    with database:
+        database.execute(sql)
+    database.close()
+    with pytest.raises(audit.ConservationError, match=message):
+        fakes.open_exchange(tmp_path, small()).check()
+
+
+def test_blobs_round_trip_and_are_checked(tmp_path: Path) -> None:
+    arrays = [Array("float32", (2, 1), b"12345678"), None, Array("uint8", (0,), b"")]
+    assert unpack(pack(arrays)) == arrays
+    for broken in (b"", b"\xff\xff\xff\xff", pack(arrays)[:-1], pack(arrays) + b"x"):
+        with pytest.raises((BlobError, ValueError)):
+            unpack(broken)
+    store = BlobStore(tmp_path / "blobs")
+    digest = store.put(b"content")
+    assert store.put(b"content") == digest
+    assert store.get(digest) == b"content"
+    (store.folder / digest).write_bytes(b"c0ntent")
+    with pytest.raises(BlobError, match="content differs from its name"):
+        store.get(digest)
+    store.delete(digest)
+    with pytest.raises(BlobError, match="is missing"):
+        store.get(digest)
+
+
+def test_a_ledger_copied_from_a_living_process_opens(tmp_path: Path) -> None:
+    """What SIGKILL leaves behind: the files as they are, with a write-ahead log nobody closed."""
+    exchange = two_steps(tmp_path / "run", small())
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copy = fakes.open_exchange(tmp_path / "copy", small())
+    assert copy.counts() == exchange.counts()
+    assert total(copy.counts()) == 6
+    copy.check()

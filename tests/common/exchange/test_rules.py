@@ -1,0 +1,104 @@
+"""The rules, with literal numbers."""
+
+import itertools
+
+import pytest
+
+from common.exchange import rules
+from common.exchange.client import State
+from common.exchange.rules import Bounds, Load, Waiting
+
+BOUNDS = Bounds(pipeline_depth=64, max_lag=1, pairs_per_step=8, pairs_per_push=8)
+
+
+@pytest.mark.parametrize(
+    ("running", "live", "spent", "pushes", "expected"),
+    [
+        (0, 0, 0, 0, 16),  # (1 + 0 + 1) * 8
+        (5, 3, 0, 0, 8),  # 16 - 3 - 5
+        (0, 16, 0, 0, 0),
+        (0, 8, 8, 1, 8),  # (1 + 1 + 1) * 8 = 24, 16 accepted
+        (0, 30, 0, 0, 0),  # after a rollback more is accepted than the bound: never negative
+        (0, 16, 24, 4, 8),  # 48 - 40
+    ],
+)
+def test_capacity_is_the_design_formula(running: int, live: int, spent: int, pushes: int, expected: int) -> None:
+    assert rules.capacity(BOUNDS, Load(running, live, live, spent), pushes) == expected
+
+
+def test_pipeline_depth_bounds_what_is_under_way() -> None:
+    shallow = Bounds(pipeline_depth=3, max_lag=9, pairs_per_step=8, pairs_per_push=8)
+    assert rules.capacity(shallow, Load(0, 0, 0, 0), 0) == 3
+    assert rules.capacity(shallow, Load(2, 0, 0, 0), 0) == 1
+    assert rules.capacity(shallow, Load(3, 0, 0, 0), 0) == 0
+
+
+def test_without_reuse_the_floor_of_one_step_never_adds() -> None:
+    """For m = 1 the general rule is exactly min(depth - running, (max_lag + pushes + 1) B - accepted - running)."""
+    for lag, per_step, per, step, live, running in itertools.product(
+        (0, 1), (2, 3), (1, 2), range(5), range(6), (0, 2)
+    ):
+        bounds = Bounds(64, lag, per_step, per_step * per)
+        pushes, spent = step // per, step * per_step
+        plain = max(0, min(64 - running, (lag + pushes + 1) * per_step * per - spent - live - running))
+        assert rules.capacity(bounds, Load(running, live, live, spent), pushes) == plain
+
+
+def test_uses_count_when_pairs_are_trained_twice() -> None:
+    twice = Bounds(64, 1, 2, 2, times_trained=2)
+    assert rules.capacity(twice, Load(0, 0, 0, 0), 0) == 2  # 4 uses, 2 each
+    assert rules.capacity(twice, Load(0, 2, 4, 0), 0) == 0
+    assert rules.capacity(twice, Load(0, 2, 2, 2), 1) == 1  # 6 uses, 2 spent, 2 left to give: 2 more
+    tight = Bounds(64, 0, 2, 2, times_trained=2)
+    assert rules.capacity(tight, Load(0, 0, 0, 0), 0) == 2  # one step takes two distinct pairs
+    assert rules.capacity(tight, Load(0, 1, 2, 0), 0) == 1
+
+
+def test_lag_and_expiry() -> None:
+    assert rules.lag(5, 3) == 2
+    assert rules.lag(3, 5) == 0
+    assert not rules.is_stale(1, 1)
+    assert rules.is_stale(2, 1)
+    assert [rules.freshness(lag) for lag in (0, 1, 3)] == [1.0, 0.5, 0.25]
+
+
+def test_fifo_takes_the_least_used_then_the_oldest() -> None:
+    queue = [Waiting(4, 1, 0.9, 0), Waiting(9, 0, 0.1, 0), Waiting(7, 0, 0.2, 3)]
+    assert rules.select(queue, 2, "fifo") == [7, 9]
+    assert rules.select(queue, 3, "fifo") == [7, 9, 4]
+    assert rules.select(queue, 4, "fifo") == []
+
+
+def test_gap_order_weighs_gap_with_freshness() -> None:
+    queue = [Waiting(1, 0, 0.50, 1), Waiting(2, 0, 0.30, 0), Waiting(3, 0, 0.30, 0), Waiting(4, 0, 0.40, 3)]
+    assert rules.select(queue, 4, "gap") == [2, 3, 1, 4]  # 0.30, 0.30, 0.25, 0.10
+
+
+def test_transition_table() -> None:
+    assert set(rules.TRANSITIONS) == set(State)
+    assert rules.allowed(State.PENDING, State.SAMPLING)
+    assert rules.allowed(State.TRAINED, State.PAIRED)
+    assert not rules.allowed(State.SAMPLING, State.PAIRED)
+    finals = {state for state, following in rules.TRANSITIONS.items() if not following}
+    assert finals == {State.TIED, State.FAILED, State.DONE}
+
+
+def test_final_step_is_that_of_the_oldest_checkpoint_kept() -> None:
+    assert rules.final_step([], 2) == 0
+    assert rules.final_step([10], 2) == 0
+    assert rules.final_step([30, 10, 20], 2) == 20
+    assert rules.final_step([10, 20], 1) == 20
+
+
+def test_disk_room() -> None:
+    assert rules.disk_has_room(0, 500, 3, 100)  # a single group is always let in
+    assert rules.disk_has_room(60, 20, 1, 100)
+    assert not rules.disk_has_room(61, 20, 1, 100)
+
+
+def test_seeds_are_functions_of_their_place() -> None:
+    assert rules.seed(0, "train", 3, 1) == 7096190245015685204  # printf '0|train|3|1' | b2sum -l 64, halved
+    places = itertools.product((0, 1), ("train", "eval"), range(20), range(4))
+    seeds = [rules.seed(*place) for place in places]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)

@@ -1,0 +1,139 @@
+"""The configuration: order of precedence, one clear line for every mistake, and the way to disk and back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.config import ConfigError, RunConfig, differences, keys, leaves, load_config, to_toml
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    file = write(tmp_path, "steps = 7\n[learner]\nlr = 1e-4\nalpha = 3.0\n")
+    config = load_config(file, {"learner.lr": "2e-4", "learner.pairs-per-step": "5", "verify": "true"})
+    assert (config.steps, config.learner.alpha, config.learner.beta) == (7, 3.0, 5000.0)
+    assert (config.learner.lr, config.learner.pairs_per_step, config.verify) == (2e-4, 5, True)
+
+
+def test_derived_values():
+    config = load_config(None, {"learner.pairs_per_step": 8, "learner.steps_per_push": 3, "root": "r", "name": "n"})
+    assert config.pairs_per_push == 24
+    assert config.folder == Path("r/n")
+
+
+def test_a_list_is_given_with_commas():
+    config = load_config(None, {"learner.lora.targets": "to_q, to_v"})
+    assert config.learner.lora.targets == ("to_q", "to_v")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"sampler.candidates": "1"}, "--sampler.candidates = '1': Input should be greater than or equal to 2"),
+        ({"learner.alpha": "0.9"}, "--learner.alpha = '0.9': Input should be greater than or equal to 1"),
+        ({"exchange.max-lag": "-1"}, "--exchange.max-lag = '-1': Input should be greater than or equal to 0"),
+        ({"learner.lr": "fast"}, "--learner.lr = 'fast': Input should be a valid number"),
+        ({"learner.lr": "nan"}, "--learner.lr = 'nan': Input should be a finite number"),
+        ({"learner.loss": "ppo"}, "--learner.loss = 'ppo': Input should be 'gapo', 'dpo' or 'sft'"),
+        ({"sampler.steps": "7"}, "--sampler.steps = '7': must divide the scheduler's 1000 training timesteps"),
+        ({"learner.alhpa": "2"}, "--learner.alhpa: unknown key; did you mean learner.alpha?"),
+        ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
+        ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
+        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.alpha, "),
+        ({"steps.more": "2"}, "--steps.more"),
+        ({"name": "../up"}, "--name = '../up'"),
+        (
+            {
+                f"reward.weights.{name}": "0"
+                for name in ("smoothness", "motion", "appeal", "text", "image", "character")
+            },
+            "at least one weight must be above 0",
+        ),
+    ],
+)
+def test_a_wrong_flag_gets_one_line(flags, line):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, flags)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[learner]\nbeta = 0\n", "learner.beta in {file} = 0: Input should be greater than 0"),
+        ("[learner]\ngama = 1\n", "learner.gama in {file}: unknown key"),
+        ("[rewards]\npath = 'x'\n", "rewards in {file}: unknown key; did you mean reward?"),
+        ("learner = 3\n", "learner in {file}: a section, not a value"),
+        ("steps = \n", "{file}: not valid TOML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, line):
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert line.format(file=file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_and_unreadable_files(tmp_path):
+    with pytest.raises(ConfigError, match=r"none\.toml: no such configuration file"):
+        load_config(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path)
+    binary = tmp_path / "b.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(binary)
+
+
+def test_a_flag_below_a_value_of_the_file_is_refused(tmp_path):
+    file = write(tmp_path, "learner = 3\n")
+    with pytest.raises(ConfigError, match="'learner' is a value, not a section"):
+        load_config(file, {"learner.lr": "1"})
+
+
+def test_toml_and_back_is_the_same_configuration(tmp_path):
+    flags = {
+        "root": str(tmp_path / 'a "quoted" \\ ütf'),
+        "learner.lr": "5e-6",
+        "verify": "yes",
+        "learner.train": "lora",
+    }
+    config = load_config(None, flags)
+    assert load_config(write(tmp_path, to_toml(config))) == config
+
+
+def test_differences_name_the_keys_and_both_values():
+    old = load_config(None, {"learner.lr": "1e-5", "steps": "10"})
+    new = load_config(None, {"learner.lr": "2e-5", "steps": "10"})
+    assert differences(old, new) == {"learner.lr": (1e-5, 2e-5)}
+    assert differences(old, old) == {}
+
+
+def test_every_key_is_listed_and_described():
+    listed = list(keys())
+    assert {key.name for key in listed} == set(leaves(RunConfig().model_dump()))
+    assert [key.name for key in listed if not key.description] == []
+    kinds = {key.name: key.kind for key in listed}
+    assert kinds["learner.alpha"] == "float >= 1.0"
+    assert kinds["learner.loss"] == "gapo | dpo | sft"
+    assert kinds["learner.caption_drop"] == "float >= 0 and <= 1"
+
+
+def test_configuration_and_messages_import_no_torch():
+    code = (
+        "import sys, common.config, common.messages, common.exchange.client;"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,90 @@
+"""Records survive a kill in the middle of a line, and time is counted once."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.metrics import JsonLines, Timers, latest_by_step, read_json_lines
+
+
+class Clock:
+    """A clock that moves when told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_is_written_is_read_back_in_order(tmp_path):
+    path = tmp_path / "new" / "metrics.jsonl"
+    with JsonLines(path, clock=Clock()) as lines:
+        lines.write(step=1, loss=0.5)
+        assert read_json_lines(path) == [{"time": 100.0, "step": 1, "loss": 0.5}]  # readable while it is written
+        lines.write(step=2, loss=0.25, text="動画")
+    assert [record["step"] for record in read_json_lines(path)] == [1, 2]
+    assert read_json_lines(path)[1]["text"] == "動画"
+
+
+def test_a_torn_line_is_passed_over_and_cut_by_the_next_writer(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2, "lo')
+    assert read_json_lines(path) == [{"step": 1}]
+    with JsonLines(path, clock=Clock()) as lines:
+        lines.write(step=3)
+    assert [record["step"] for record in read_json_lines(path)] == [1, 3]
+
+
+def test_a_file_of_one_torn_line_starts_anew(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"st')
+    with JsonLines(path, clock=Clock()) as lines:
+        lines.write(step=1)
+    assert path.read_text() == '{"time": 100.0, "step": 1}\n'
+
+
+def test_nothing_is_read_from_no_file(tmp_path):
+    assert read_json_lines(tmp_path / "none.jsonl") == []
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2"):
+        read_json_lines(path)
+
+
+def test_nan_is_refused(tmp_path):
+    with JsonLines(tmp_path / "metrics.jsonl") as lines, pytest.raises(ValueError, match="not JSON compliant"):
+        lines.write(loss=float("nan"))
+    assert read_json_lines(tmp_path / "metrics.jsonl") == []
+
+
+def test_of_repeated_steps_the_last_counts():
+    records = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"event": "resumed"}, {"step": 2, "a": 3}]
+    assert latest_by_step(records) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
+
+
+def test_timers_add_up_and_start_anew_after_take():
+    clock = Clock()
+    timers = Timers(clock)
+    for name, seconds in (("sampling", 2.0), ("scoring", 0.5), ("sampling", 1.0)):
+        with timers.measure(name):
+            clock.now += seconds
+    assert timers.take() == {"sampling": 3.0, "scoring": 0.5}
+    assert timers.take() == {}
+
+
+def test_time_is_counted_when_the_work_fails():
+    clock = Clock()
+    timers = Timers(clock)
+
+    def fail() -> None:
+        with timers.measure("learning"):
+            clock.now += 4.0
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        fail()
+    assert timers.take() == {"learning": 4.0}

@@ -1,0 +1,71 @@
+"""The report's drawings are well-formed, keep to their frame and cope with flat data."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from deploy import charts
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 100, [0, 25, 50, 75, 100]),
+        (0.1, 0.93, [0, 0.25, 0.5, 0.75, 1.0]),
+        (-3, 4, [-4, -2, 0, 2, 4]),
+        (48.2, 51.9, [48, 49, 50, 51, 52]),
+    ],
+)
+def test_ticks_are_round_and_enclose(low, high, expected):
+    assert charts.nice_ticks(low, high) == expected
+
+
+@pytest.mark.parametrize("value", [0.0, 5.0, -0.0001])
+def test_ticks_around_one_value(value):
+    ticks = charts.nice_ticks(value, value)
+    assert len(ticks) >= 2
+    assert ticks[0] <= value <= ticks[-1]
+
+
+def circles(svg: str) -> list[tuple[float, float]]:
+    return [
+        (float(node.attrib["cx"]), float(node.attrib["cy"]))
+        for node in ElementTree.fromstring(svg)
+        if node.tag == "circle"
+    ]
+
+
+def test_dots_lie_in_the_order_of_their_means():
+    svg = charts.dots(
+        [
+            ("a < b", {"mean": 40, "low": 38, "high": 42}, {"mean": 50, "low": 48, "high": 52}),
+            ("c", {"mean": 60, "low": 58, "high": 62}, {"mean": 45, "low": 43, "high": 47}),
+        ]
+    )
+    first, second, third, fourth = circles(svg)
+    assert first[0] < second[0] < third[0]
+    assert fourth[0] < third[0]
+    assert first[1] < second[1] < third[1] < fourth[1]
+    assert "a &lt; b" in svg
+
+
+def test_a_curve_has_its_points_and_marks():
+    root = ElementTree.fromstring(charts.curve("loss", [1, 2, 3], [0.5, 0.4, 0.1], marks=[2]))
+    (line,) = [node for node in root if node.tag == "polyline"]
+    points = [tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split()]
+    assert [x for x, _ in points] == sorted(x for x, _ in points)
+    assert points[0][1] < points[1][1] < points[2][1]  # falling values go down the page
+    (mark,) = [node for node in root if node.attrib.get("class") == "mark"]
+    assert float(mark.attrib["x1"]) == points[1][0]
+
+
+def test_a_curve_of_one_step_is_drawn():
+    assert len(circles(charts.curve("loss", [1], [0.0]))) == 1
+
+
+def test_the_stack_divides_the_whole_width():
+    root = ElementTree.fromstring(charts.stack({"sampling": 3.0, "learning": 1.0}))
+    first, second = (float(node.attrib["x"]) for node in root)
+    assert (first, second) == (0.0, 300.0)

@@ -1,0 +1,87 @@
+"""A run folder belongs to one configuration and to one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from common.config import ConfigError, load_config
+from deploy import run_folder
+
+
+def config(root, **flags):
+    return load_config(None, {"root": str(root), "name": "r"} | {name: str(value) for name, value in flags.items()})
+
+
+def test_claim_makes_the_folder_and_keeps_the_resolved_configuration(tmp_path):
+    wanted = config(tmp_path / "deep", steps=7)
+    with run_folder.claim(wanted) as folder:
+        assert folder == tmp_path / "deep" / "r"
+        assert load_config(folder / "config.toml") == wanted
+        assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+    wanted = config(tmp_path)
+    with (
+        run_folder.claim(wanted),
+        pytest.raises(ConfigError, match=rf"in use by process {os.getpid()}"),
+        run_folder.claim(wanted),
+    ):
+        pass
+    with run_folder.claim(wanted):  # and it is free again afterwards
+        pass
+
+
+def test_steps_verify_and_evaluation_may_change(tmp_path):
+    with run_folder.claim(config(tmp_path, steps=4)):
+        pass
+    changed = config(tmp_path, steps=9, verify=True, **{"evaluation.prompts": 5})
+    with run_folder.claim(changed) as folder:
+        assert load_config(folder / "config.toml") == changed
+
+
+def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
+    with run_folder.claim(config(tmp_path, seed=1)):
+        pass
+    with pytest.raises(ConfigError) as caught, run_folder.claim(config(tmp_path, seed=2, **{"learner.lr": 1e-3})):
+        pass
+    line = str(caught.value)
+    assert "learner.lr (5e-06 there, 0.001 now), seed (1 there, 2 now)" in line
+    assert "(steps, verify and evaluation.* may change)" in line
+    assert load_config(tmp_path / "r" / "config.toml").seed == 1
+
+
+def test_a_moved_run_is_the_same_run(tmp_path):
+    with run_folder.claim(config(tmp_path / "a")):
+        pass
+    (tmp_path / "a").rename(tmp_path / "b")
+    with run_folder.claim(config(tmp_path / "b")) as folder:
+        assert load_config(folder / "config.toml").root == tmp_path / "b"
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"), run_folder.claim(config(tmp_path / "file")):
+        pass
+
+
+def test_runs_are_found_by_path_and_by_name(tmp_path):
+    with run_folder.claim(config(tmp_path)) as folder:
+        pass
+    assert run_folder.find_run(str(folder))[0] == folder
+    assert run_folder.find_run("r", root=tmp_path)[0] == folder
+    with pytest.raises(ConfigError, match="no run folder"):
+        run_folder.find_run("other", root=tmp_path)
+
+
+def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
+    assert run_folder.read_result(tmp_path) is None
+    run_folder.write_result(tmp_path, {"step": 3})
+    assert run_folder.read_result(tmp_path) == {"step": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    (tmp_path / "result.json").write_text(json.dumps({"step": 3})[:-1])
+    with pytest.raises(ConfigError, match=r"result\.json: broken"):
+        run_folder.read_result(tmp_path)

@@ -1,0 +1,84 @@
+"""A run that takes seconds: a tiny random model, and rewards that are a hash of the clip.
+
+The hash makes every bit of every clip count: two runs agree in their pairs, and so in their weights, only if all
+their clips agree to the last bit. `python -m tests.deploy.toy ROOT CALLS` runs it and kills itself (SIGKILL) when the
+run asks for the CALLS-th time whether to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.config import DIMENSIONS, RunConfig, load_config
+from common.messages import Prompt
+
+
+class HashReward:
+    """A raw value in 0..100 from the bytes of the clip."""
+
+    def __init__(self, dimension: str) -> None:
+        self.dimension = dimension
+        self.digest = f"hash-{dimension}"
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        return [self._value(clip) for clip in clips]
+
+    def _value(self, clip: np.ndarray) -> float:
+        digest = blake2b(clip.tobytes() + self.dimension.encode(), digest_size=4).digest()
+        return 100 * int.from_bytes(digest) / 2**32
+
+
+class ConstantReward(HashReward):
+    """Likes everything equally: no pair can be made."""
+
+    def _value(self, clip: np.ndarray) -> float:
+        return 50.0
+
+
+def rewards(kind: type[HashReward] = HashReward) -> list[HashReward]:
+    return [kind(name) for name in DIMENSIONS]
+
+
+def config(root: Path, **flags: Any) -> RunConfig:
+    """Four steps of two pairs; the model is `root`/model."""
+    values = {
+        "root": root / "runs",
+        "name": "toy",
+        "model.path": root / "model",
+        "steps": 4,
+        "sampler.candidates": 2,
+        "sampler.steps": 2,
+        "learner.pairs_per_step": 2,
+        "learner.lr": 1e-3,
+        "learner.checkpoint_every": 2,
+        "learner.refresh_every": 3,
+        "exchange.max_lag": 0,
+        "evaluation.prompts": 2,
+        "evaluation.clips": 2,
+    }
+    return load_config(None, {name: str(value) for name, value in (values | flags).items()})
+
+
+def after(calls: int, what: Callable[[], bool]) -> Callable[[], bool]:
+    """A stop predicate that says no `calls` - 1 times and then does `what`."""
+    asked = iter(range(1, sys.maxsize))
+    return lambda: what() if next(asked) >= calls else False
+
+
+def kill() -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+if __name__ == "__main__":
+    from deploy import serial
+
+    serial.run(config(Path(sys.argv[1])), rewards(), stop=after(int(sys.argv[2]), kill))

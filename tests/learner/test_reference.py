@@ -1,0 +1,80 @@
+"""The curriculum: the reference becomes the policy, and nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from learner.losses import inside
+from learner.pairs import collate
+from learner.train import Learner
+from tests.learner.fakes import MemoryExchange, make_pair, tiny_config, tiny_model
+
+CASES = [("full", 0), ("lora", 0), ("full", 3), ("lora", 3)]
+
+
+def start(folder: Path, kind: str, stage: int, **learner: Any) -> tuple[Learner, Any]:
+    model = tiny_model(folder / "model")
+    return Learner(model, tiny_config(train=kind, zero_stage=stage, **learner), folder / "run"), MemoryExchange()
+
+
+def inside_now(learner: Learner) -> float:
+    pairs = collate([make_pair(100), make_pair(101)])
+    return inside(learner.errors(pairs, pairs.ordinals, 1), 5000.0).abs().max().item()
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int) -> None:
+    learner, exchange = start(tmp_path, kind, stage, refresh_every=2)
+    base = learner.reference_digest()
+    assert learner.policy_digest() == base
+    first = learner.work(exchange)
+    moved = learner.policy_digest()
+    assert first is not None
+    assert not first.refreshed
+    assert first.inside == 0.0
+    assert first.loss == pytest.approx(0.25 * 0.6931472)  # gap x log 2
+    assert learner.reference_digest() == base != moved
+    assert inside_now(learner) > 0.01
+    second = learner.work(exchange)
+    assert second is not None
+    assert second.refreshed
+    assert second.inside != 0.0
+    assert learner.policy_digest() == learner.reference_digest() != moved
+    assert inside_now(learner) == 0.0
+    third = learner.work(exchange)
+    assert third is not None
+    assert third.inside == 0.0
+    assert third.loss == pytest.approx(0.25 * 0.6931472)
+    learner.close()
+
+
+@pytest.mark.parametrize(("kind", "stage"), CASES)
+def test_a_refresh_leaves_the_policy_alone_and_survives_resume(tmp_path: Path, kind: str, stage: int) -> None:
+    learner, exchange = start(tmp_path, kind, stage)
+    learner.work(exchange)
+    before = learner.policy_digest()
+    learner.reference.refresh(learner.engine)
+    assert learner.policy_digest() == before == learner.reference_digest()
+    learner.work(exchange)
+    assert learner.reference_digest() == before
+    learner.save(exchange)
+    moved = learner.policy_digest()
+    learner.close()
+    again, _ = start(tmp_path, kind, stage)
+    assert again.resume(exchange)
+    assert again.reference_digest() == before
+    assert again.policy_digest() == moved != before
+    again.close()
+
+
+def test_the_version_published_with_a_refresh_is_the_reference(tmp_path: Path) -> None:
+    learner, exchange = start(tmp_path, "full", 0, refresh_every=1)
+    learner.resume(exchange)
+    learner.work(exchange)
+    _, state = learner.store.load(1)
+    reference = learner.reference.state(learner.engine)
+    assert all(state[name].equal(reference[name]) for name in reference)
+    learner.close()

@@ -1,0 +1,120 @@
+"""The rewarder's loop against a small exchange: order, versions, clips that cannot be scored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import pytest
+
+from common.clips import encode_mp4
+from common.config import ConfigError, RewardConfig
+from common.exchange.client import Exchange, Submitted
+from common.messages import Prompt, Score, ScoreTask
+from rewarders.base import Reward
+from rewarders.rewarder import Rewarder
+
+
+class Brightness:
+    """A reward one can check by hand: the clip's mean, which refuses clips of one frame."""
+
+    dimension = "appeal"
+    digest = "a"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        self.batches.append(len(clips))
+        if any(len(clip) < 2 for clip in clips):
+            raise ValueError("one frame is no clip")
+        return [round(float(clip.mean())) for clip in clips]
+
+
+class Length:
+    """The caption's length; NaN for the caption ``nan``."""
+
+    dimension = "text"
+
+    def __init__(self, digest: str = "b") -> None:
+        self.digest = digest
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        return [math.nan if prompt.text == "nan" else float(len(prompt.text)) for prompt in prompts]
+
+
+class FakeExchange:
+    """Hands out tasks in order and keeps what comes back."""
+
+    def __init__(self, tasks: Sequence[ScoreTask]) -> None:
+        self.tasks = list(tasks)
+        self.scores: list[tuple[str, Score]] = []
+
+    def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
+        leased, self.tasks = self.tasks[:limit], self.tasks[limit:]
+        return leased
+
+    def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
+        self.scores += [(worker, score) for score in scores]
+        return [Submitted(True) for _ in scores]
+
+
+def task(index: int, grey: int, text: str = "walks", frames: int = 3, clip: bytes | None = None) -> ScoreTask:
+    pixels = np.full((frames, 48, 64, 3), grey, np.uint8)
+    return ScoreTask(f"{index}-0-v0", Prompt(index, f"p{index}", text), encode_mp4(pixels, 8) if clip is None else clip)
+
+
+def values(score: Score) -> list[float]:
+    return [score.values["appeal"], score.values["text"]]
+
+
+def test_scores_of_mixed_prompts_in_batches() -> None:
+    tasks = [task(i, 40 * i, "x" * (i + 1)) for i in range(5)]
+    exchange, bright = FakeExchange(tasks), Brightness()
+    rewarder = Rewarder([bright, Length()], RewardConfig(batch=2), worker="rewarder-7")
+    assert [rewarder.work(cast(Exchange, exchange)) for _ in range(4)] == [True, True, True, False]
+    assert bright.batches == [2, 2, 1]
+    assert [score.candidate_id for _, score in exchange.scores] == [one.candidate_id for one in tasks]
+    assert {worker for worker, _ in exchange.scores} == {"rewarder-7"}
+    assert {score.reward_version for _, score in exchange.scores} == {rewarder.reward_version}
+    for i, (_, score) in enumerate(exchange.scores):
+        assert values(score) == pytest.approx([40 * i, i + 1], abs=2)
+
+
+def test_what_cannot_be_scored_is_nan_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = [task(0, 80), task(1, 0, clip=b"no mp4"), task(2, 120, "nan"), task(3, 160, frames=1), task(4, 200)]
+    scores = Rewarder([Brightness(), Length()], RewardConfig()).score(tasks)
+    assert values(scores[0]) == pytest.approx([80, 5], abs=2)
+    assert all(math.isnan(value) for value in values(scores[1]))
+    assert scores[2].values["appeal"] == pytest.approx(120, abs=2)
+    assert math.isnan(scores[2].values["text"])
+    assert math.isnan(scores[3].values["appeal"])
+    assert scores[3].values["text"] == 5
+    assert values(scores[4]) == pytest.approx([200, 5], abs=2)
+    assert "candidate 1-0-v0" in caplog.text
+    assert "appeal of a clip for prompt p3: one frame is no clip" in caplog.text
+
+
+def test_nothing_but_broken_clips() -> None:
+    bright = Brightness()
+    scores = Rewarder([bright], RewardConfig()).score([task(0, 0, clip=b"")])
+    assert math.isnan(scores[0].values["appeal"])
+    assert bright.batches == []
+
+
+def test_the_version_is_of_all_rewards_in_any_order() -> None:
+    def version(*rewards: Reward) -> str:
+        return Rewarder(rewards, RewardConfig()).reward_version
+
+    assert version(Brightness(), Length()) == version(Length(), Brightness())
+    assert version(Brightness(), Length()) != version(Brightness(), Length("c"))
+    assert version(Brightness()) != version(Brightness(), Length())
+
+
+def test_rewards_must_be_there_and_differ() -> None:
+    with pytest.raises(ConfigError, match="at least one is needed"):
+        Rewarder([], RewardConfig())
+    with pytest.raises(ConfigError, match="no dimension twice"):
+        Rewarder([Length(), Length()], RewardConfig())
