@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,9 +79,9 @@ def draw_clips(count: int, seed: int) -> ClipSet:
 def new_vae() -> AutoencoderKLCogVideoX:
     """Two levels: every 2 x 2 pixels and (after the first) 2 frames become one latent of 8 channels."""
     return AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 2,
-        up_block_types=("CogVideoXUpBlock3D",) * 2,
-        block_out_channels=(16, 32),
+        down_block_types=("CogVideoXDownBlock3D",) * 2,  # type: ignore[arg-type]
+        up_block_types=("CogVideoXUpBlock3D",) * 2,  # type: ignore[arg-type]
+        block_out_channels=(16, 32),  # type: ignore[arg-type]
         latent_channels=8,
         layers_per_block=1,
         norm_num_groups=2,
@@ -108,8 +109,8 @@ def train_vae(data: ClipSet, folder: Path, seed: int, plan: Fit = VAE_PLAN, log:
 
 def vae_loss(vae: AutoencoderKLCogVideoX, video: torch.Tensor, figure: torch.Tensor) -> torch.Tensor:
     """Weighted absolute + squared error, absolute error of the gradients (edges), and a breath of KL."""
-    posterior = vae.encode(video).latent_dist
-    error = vae.decode(posterior.mode()).sample - video
+    posterior = _posterior(vae, video)
+    error = _decoded(vae, posterior.mode()) - video
     weight = 1 + FIGURE_WEIGHT * figure
     pixels = ((error.abs() + error.square()) * weight).mean()
     across = (error.diff(dim=-1).abs() * weight[..., 1:]).mean()
@@ -138,17 +139,25 @@ def _to_video(clips: torch.Tensor) -> torch.Tensor:
     return to_unit(clips).transpose(1, 2).contiguous()
 
 
+def _posterior(vae: AutoencoderKLCogVideoX, video: torch.Tensor) -> Any:
+    return vae.encode(video).latent_dist  # type: ignore[union-attr]
+
+
+def _decoded(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
+    return vae.decode(latents).sample  # type: ignore[union-attr]
+
+
 @torch.inference_mode()
 def _latent_std(vae: AutoencoderKLCogVideoX, data: ClipSet, count: int = 128) -> float:
     parts = _to_video(data.clips[:count]).split(16)
-    return float(torch.cat([vae.encode(part).latent_dist.mode() for part in parts]).std())
+    return float(torch.cat([_posterior(vae, part).mode() for part in parts]).std())
 
 
 @torch.inference_mode()
 def figure_psnr(vae: AutoencoderKLCogVideoX, data: ClipSet) -> tuple[float, float]:
     """Peak signal-to-noise ratio of reconstructions in dB: of all pixels, and of the figure's alone."""
     video = _to_video(data.clips)
-    parts = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in video.split(16)]
+    parts = [_decoded(vae, _posterior(vae, part).mode()) for part in video.split(16)]
     error = ((torch.cat(parts).clamp(-1, 1) - video) / 2).square().mean(1)
     return float(-10 * error.mean().log10()), float(-10 * error[data.figure].mean().log10())
 

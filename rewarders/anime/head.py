@@ -27,7 +27,7 @@ class AnimeHead(Trunk):
     weights are not finite.
     """
 
-    dimension: ClassVar[str]
+    dimension: str
     VIEWS: ClassVar[tuple[View, ...]]
     CAPTION: ClassVar[bool] = False
 
