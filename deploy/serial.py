@@ -40,7 +40,7 @@ from rewarders.anime import load_heads
 from rewarders.base import Reward
 from rewarders.rewarder import Rewarder
 
-PATIENCE = 50  # turns without an optimizer step after which a run of ties and failures is an error
+PATIENCE = 50  # rounds of sampling without a step after which a run of ties and failures is an error
 RECENT = 10  # steps over which the progress line takes means
 BASE = 0  # the version of the base model
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
@@ -148,7 +148,7 @@ class Serial:
         self._recent: deque[StepStats] = deque(maxlen=RECENT)
         self._pace: deque[float] = deque(maxlen=RECENT)
         self._groups, self._sampling_began = 0, time.perf_counter()
-        self._last_step = self._fruitless = 0
+        self._last_step = 0
 
     def run(self) -> Outcome:
         """Train unless that is done, then compare."""
@@ -213,23 +213,28 @@ class Serial:
 
     def _turn(self, learner: Learner) -> None:
         """Sample what admission allows, score it, take one step."""
-        worked = 0
-        # Drained before every step: a tie gives its place back at once, also after a resume, under the same weights.
-        while units := self._sample() + self.heldout.score():
-            worked += units
-            self._check_stop()
+        self._drain(learner)
         self._check_stop()
         with self.timers.measure("learning"):
             stats = learner.work(self.exchange)
         if stats is None:
-            self._fruitless += 1
-            if not worked or self._fruitless == PATIENCE:
-                raise Stuck(self._who_waits(learner))
-            return
-        self._last_step, self._fruitless = learner.step, 0
+            raise Stuck(self._who_waits(learner))
+        self._last_step = learner.step
         if stats.pushed:
             self._load_newest(learner)
         self._report_step(stats)
+
+    def _drain(self, learner: Learner) -> None:
+        """Sample and score until admission says wait.
+
+        A tie gives its place back at once; were it filled only after the step, a resumed run would fill it before,
+        under other weights.
+        """
+        for _ in range(PATIENCE):
+            if not self._sample() + self.heldout.score():
+                return
+            self._check_stop()
+        raise Stuck(self._who_waits(learner))
 
     def _sample(self) -> int:
         groups, most = 0, self.config.pairs_per_push * (self.config.exchange.max_lag + 1)
