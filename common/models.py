@@ -139,9 +139,10 @@ def open_model(path: str | Path) -> ModelFolder:
     Raises `ConfigError` (one line) when the folder is missing, broken, or holds another kind of model.
     """
     folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
+    if str(path) == "toon" and not (folder / "model_index.json").exists():
+        raise ConfigError(f"model.path = 'toon': no whole pipeline in {folder}; make it with: douga toon build")
     if not folder.is_dir():
-        hint = "; make it with: douga toon build" if str(path) == "toon" else "; allowed: 'toon' or a pipeline folder"
-        raise ConfigError(f"model.path = {str(path)!r}: no folder {folder}{hint}")
+        raise ConfigError(f"model.path = {str(path)!r}: no folder {folder}; allowed: 'toon' or a pipeline folder")
     index = _read_json(folder / "model_index.json")
     if index.get("_class_name") not in PIPELINES:
         raise ConfigError(
