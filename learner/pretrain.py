@@ -47,7 +47,7 @@ FIGURE_WEIGHT = 4.0  # the figure's pixels count this much more than the backgro
 CROP = 32
 TEXT_TOKENS = 12  # the longest caption has 9 words
 CAPTION_DROP = 0.1
-BASE_PLAN = Fit(steps=800, lr=1.5e-3, warmup=100, weight_decay=0.01)
+BASE_PLAN = Fit(steps=4000, lr=1.5e-3, warmup=100, weight_decay=0.01)
 BASE_BATCH = 16
 VAE_PLAN = Fit(steps=2400, lr=3e-3)
 VAE_BATCHES = ((1600, 4, CROP), (2200, 8, CROP), (2400, 4, 0))  # until step, clips, side of the crop (0: whole)
