@@ -142,8 +142,18 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward pass: less memory"
     )
-    checkpoint_every: int = Field(default=10, ge=1, description="optimizer steps between checkpoints")
+    checkpoint_every: int = Field(default=10, ge=1, description="optimizer steps between checkpoints; a multiple of P")
     keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
+
+    @model_validator(mode="after")
+    def _checkpoints_at_pushes(self) -> LearnerConfig:
+        # Between two pushes the samplers hold older weights than the learner: only pushed steps can be resumed.
+        if self.checkpoint_every % self.steps_per_push:
+            raise ValueError(
+                f"checkpoint_every = {self.checkpoint_every} must be a multiple of steps_per_push = "
+                f"{self.steps_per_push}"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -246,7 +256,8 @@ def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
         return f"{label}: unknown key; {_hint(parts)}"
     if first["type"] in ("model_type", "model_attributes_type"):
         return f"{label}: a section, not a value; set one of {', '.join(f'{name}.{key}' for key in _allowed(parts))}"
-    return f"{label} = {first['input']!r}: {first['msg'].removeprefix('Value error, ')}"
+    what = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return f"{label}{what}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _hint(parts: list[str]) -> str:

@@ -25,8 +25,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
 
 
 def test_derived_values():
-    config = load_config(None, {"learner.pairs_per_step": 8, "learner.steps_per_push": 3, "root": "r", "name": "n"})
-    assert config.pairs_per_push == 24
+    config = load_config(None, {"learner.pairs_per_step": 8, "learner.steps_per_push": 2, "root": "r", "name": "n"})
+    assert config.pairs_per_push == 16
     assert config.folder == Path("r/n")
 
 
@@ -50,6 +50,10 @@ def test_a_list_is_given_with_commas():
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
         ({"learner": "2"}, "--learner: a section, not a value; set one of learner.alpha, "),
         ({"steps.more": "2"}, "--steps.more"),
+        (
+            {"learner.checkpoint_every": "5", "learner.steps_per_push": "2"},
+            "checkpoint_every = 5 must be a multiple of steps_per_push = 2",
+        ),
         ({"name": "../up"}, "--name = '../up'"),
         (
             {
