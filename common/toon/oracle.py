@@ -8,7 +8,7 @@ apart (each 0..100, higher is better):
 - smoothness: how steadily it travels, and how steady its brightness is (a frozen clip scores high).
 
 The masked squared error of sprite s at offset p is E(p) = sum a (I - c)^2 / sum a, with opacity a (0 or 1) and
-colour c; it expands into three correlations, computed for all offsets at once by FFT.
+colour c. It expands into sum a I^2 - 2 sum a c I + sum a c^2, computed for all offsets at once by FFT.
 """
 
 from __future__ import annotations
@@ -39,19 +39,30 @@ class Verdict:
     smoothness: float
 
 
+@dataclass(frozen=True)
+class Templates:
+    """A character's P views (poses, also mirrored): pixels, spectra, and sums over what lies inside the frame."""
+
+    weighted: torch.Tensor  # [P, 3, SPRITE_HEIGHT, SPRITE_WIDTH], a c
+    alpha_f: torch.Tensor  # [P, .], spectrum of a
+    minus_twice_f: torch.Tensor  # [P, 3, .], spectrum of -2 a c
+    total: torch.Tensor  # [P, ROWS, COLUMNS], sum of a
+    own: torch.Tensor  # [P, ROWS, COLUMNS], sum of a c^2
+
+
 @cache
-def _templates(character: str, palette: int) -> tuple[torch.Tensor, ...]:
-    """Per pose P and mirror image: FFTs of alpha ``[P, .]`` and alpha*colour ``[P, 3, .]``; and for every offset
-    the sums of a and of a c^2 over what lies inside the frame, ``[P, rows, columns]``."""
+def _templates(character: str, palette: int) -> Templates:
     views = [sprite(character, pose, left, palette) for pose in POSES for left in (False, True)]
     stack = torch.from_numpy(np.stack(views))
     alpha, colour = stack[..., 3], stack[..., :3].permute(0, 3, 1, 2) / 255.0
     alpha = (alpha > 0.95).float()  # edges blend with the background, so only opaque pixels identify
     weighted = alpha[:, None] * colour
-    alpha_f, weighted_f = (torch.fft.rfft2(part, s=PADDED).conj() for part in (alpha, weighted))
-    own_f = torch.fft.rfft2((weighted * colour).sum(1), s=PADDED).conj()
+    alpha_f, own_f, minus_twice_f = (
+        torch.fft.rfft2(part, s=PADDED).conj().resolve_conj()
+        for part in (alpha, (weighted * colour).sum(1), -2 * weighted)
+    )
     inside = torch.fft.rfft2(_pad(torch.ones(HEIGHT, WIDTH)), s=PADDED)
-    return alpha_f, weighted_f, _offsets(inside * alpha_f), _offsets(inside * own_f)
+    return Templates(weighted, alpha_f, minus_twice_f, _offsets(inside * alpha_f), _offsets(inside * own_f))
 
 
 def _pad(image: torch.Tensor) -> torch.Tensor:
@@ -69,18 +80,27 @@ def match(clip: np.ndarray, character: str, palette: int = 0) -> tuple[np.ndarra
     Returns its masked squared error ``[F]`` (colours in 0..1), its left-top corner ``[F, 2]`` in pixels, and the
     brightness of the pixels under it relative to the sprite's own ``[F]``. Only what lies inside the frame counts.
     """
-    alpha_f, weighted_f, total, own = _templates(character, palette)
+    known = _templates(character, palette)
     image = _pad(torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255.0)
-    energy = torch.fft.rfft2(image.square().sum(1), s=PADDED)
-    first = _offsets(energy[:, None] * alpha_f)
-    cross = _offsets((torch.fft.rfft2(image, s=PADDED)[:, None] * weighted_f).sum(2))
-    error = (first - 2 * cross + own) / (3 * total.clamp_min(1.0))
-    error = error.masked_fill(total < VISIBLE * total.amax((1, 2), keepdim=True), torch.inf).flatten(1)
+    image_f = torch.fft.rfft2(image, s=PADDED)
+    spectrum = torch.fft.rfft2(image.square().sum(1), s=PADDED)[:, None] * known.alpha_f
+    for channel in range(3):
+        spectrum.addcmul_(image_f[:, None, channel], known.minus_twice_f[:, channel])
+    error = (_offsets(spectrum) + known.own) / (3 * known.total.clamp_min(1.0))
+    error = error.masked_fill(known.total < VISIBLE * known.total.amax((1, 2), keepdim=True), torch.inf).flatten(1)
     least, best = error.min(1)
-    gain = (cross / own.clamp_min(1e-3)).flatten(1).gather(1, best[:, None])[:, 0]
-    offset = best % (ROWS * COLUMNS)
-    corner = torch.stack([offset % COLUMNS, offset // COLUMNS], 1) - MARGIN
-    return least.numpy(), corner.numpy(), gain.numpy()
+    view, place = best // (ROWS * COLUMNS), best % (ROWS * COLUMNS)
+    top, left = place // COLUMNS, place % COLUMNS
+    gain = [_brightness(known, *where) for where in zip(image, view, top, left, strict=True)]
+    return least.numpy(), torch.stack([left, top], 1).sub(MARGIN).numpy(), np.array(gain)
+
+
+def _brightness(
+    known: Templates, image: torch.Tensor, view: torch.Tensor, top: torch.Tensor, left: torch.Tensor
+) -> float:
+    """sum a c I / sum a c^2 of one padded frame ``[3, ., .]`` under one view: 1 where it looks like the sprite."""
+    under = image[:, int(top) : int(top) + SPRITE_HEIGHT, int(left) : int(left) + SPRITE_WIDTH]
+    return float((under * known.weighted[view]).sum() / known.own[view, top, left].clamp_min(1e-3))
 
 
 def judge(clip: np.ndarray, shot: Shot) -> Verdict:

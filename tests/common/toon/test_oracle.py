@@ -1,0 +1,68 @@
+"""The oracle: clean clips are near 100, and every defect lowers the answer that it should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.toon.oracle import Verdict, judge, match
+from common.toon.world import ACTIONS, Defects, Shot, draw_shot, render
+
+WALK = Shot("robot", "cave", "walk_right", 6, 1)
+
+
+def verdict(shot: Shot = WALK, **severities: float) -> Verdict:
+    return judge(render(shot, Defects(**severities), seed=3), shot)
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_clean_clips_are_near_100(action: str) -> None:
+    rng = np.random.default_rng(5)
+    shot = next(s for s in (draw_shot(rng, "train") for _ in range(200)) if s.action == action)
+    clean = verdict(shot)
+    assert clean.identity > 97
+    assert clean.motion > 97
+    assert clean.smoothness > 90
+
+
+@pytest.mark.parametrize(
+    ("defect", "lowered"),
+    [("flicker", "smoothness"), ("jitter", "smoothness"), ("freeze", "motion"), ("warp", "identity")],
+)
+def test_the_worse_the_defect_the_lower_the_answer(defect: str, lowered: str) -> None:
+    answers = [getattr(verdict(**{defect: severity}), lowered) for severity in (0.0, 0.5, 1.0)]
+    assert answers[0] > answers[1] > answers[2]
+    assert answers[2] < 0.6 * answers[0]
+
+
+def test_a_frozen_clip_is_smooth_but_does_not_move() -> None:
+    frozen = verdict(freeze=1.0)
+    assert frozen.motion == 0
+    assert frozen.smoothness > 90
+    assert frozen.identity > 90
+
+
+def test_another_character_is_another_identity() -> None:
+    zombie = Shot("zombie", WALK.scene, WALK.action, WALK.x, WALK.phase)
+    assert judge(render(zombie), WALK).identity < 0.5 * judge(render(WALK), WALK).identity
+
+
+def test_walking_the_other_way_is_no_motion() -> None:
+    left = Shot(WALK.character, WALK.scene, "walk_left", 22, WALK.phase)
+    assert judge(render(left), WALK).motion == 0
+
+
+def test_places_and_brightness_are_found() -> None:
+    clip = render(WALK)
+    dark = clip.copy()
+    dark[4] //= 2
+    error, corner, gain = match(clip, WALK.character)
+    assert (error < 1e-3).all()
+    assert np.diff(corner[:, 0]).tolist() == [2] * 8  # it walks 2 pixels a frame
+    assert np.allclose(gain, 1, atol=0.02)
+    assert match(dark, WALK.character)[2][4] == pytest.approx(0.5, abs=0.02)
+
+
+def test_other_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"clip is \[9, 24, 32, 3\]"):
+        judge(np.zeros((9, 24, 32, 3), np.uint8), WALK)
