@@ -16,9 +16,11 @@ from typing import Any
 import av
 import numpy as np
 from av.codec.context import Flags
+from PIL import Image
 
 decord: Any = import_module("decord") if find_spec("decord") else None
 CRF = 10
+SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
 
 
 def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
@@ -89,3 +91,17 @@ def _by_pyav(data: bytes, indices: Sequence[int]) -> np.ndarray:
 
 def _unreadable(data: bytes, error: Exception) -> ValueError:
     return ValueError(f"{len(data)} bytes that are no readable video: {str(error).splitlines()[0]}")
+
+
+def contact_sheet(clips: Sequence[np.ndarray]) -> Image.Image:
+    """One row per uint8 [F, H, W, 3] clip (all of one size): up to `SHEET_FRAMES` frames of it, first to last."""
+    frames, height, width = clips[0].shape[:3]
+    chosen = np.unique(np.linspace(0, frames - 1, min(frames, SHEET_FRAMES)).round().astype(int))
+    tall = max(1, round(height * SHEET_WIDTH / width))
+    sheet = Image.new("RGB", (len(chosen) * SHEET_WIDTH, len(clips) * tall))
+    how = Image.Resampling.NEAREST if width < SHEET_WIDTH else Image.Resampling.LANCZOS
+    for row, clip in enumerate(clips):
+        for column, index in enumerate(chosen):
+            picture = Image.fromarray(clip[index]).resize((SHEET_WIDTH, tall), how)
+            sheet.paste(picture, (column * SHEET_WIDTH, row * tall))
+    return sheet

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.muon import Muon
+
 
 @dataclass(frozen=True)
 class Fit:
-    """How long and how fast: AdamW, linear warm-up, cosine decay to zero."""
+    """How long and how fast: AdamW (and Muon for the named matrices), linear warm-up, cosine decay to zero."""
 
     steps: int
     lr: float
@@ -43,60 +45,69 @@ def fit(
     plan: Fit,
     folder: Path,
     log: Callable[[str], None] = print,
+    matrices: Sequence[nn.Parameter] = (),
 ) -> None:
     """Train `model` in place on ``loss_of(step)``; state goes to ``folder/name.safetensors`` every `save_every` steps.
 
-    Calling it again with the same folder resumes; a finished training returns at once with the trained weights.
+    `matrices` are the parameters that Muon takes; AdamW takes the others. Calling it again with the same folder
+    resumes; a finished training returns at once with the trained weights.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    optimizers = _optimizers(model, matrices, plan)
     path = folder / f"{name}.safetensors"
-    start = _restore(path, model, optimizer)
+    start = _restore(path, model, optimizers)
     began, total = time.monotonic(), 0.0
     for step in range(start, plan.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.rate(step)
         loss = loss_of(step)
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(step)
+            optimizer.step()
         total += loss.item()
         done = step + 1
         if done % plan.save_every == 0 or done == plan.steps:
-            _store(path, model, optimizer, done)
+            _store(path, model, optimizers, done)
             span = (done - 1) % plan.save_every + 1
             pace = (time.monotonic() - began) / (done - start)
             log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}  {pace:.2f} s/step")
             total = 0.0
 
 
-def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _optimizers(model: nn.Module, matrices: Sequence[nn.Parameter], plan: Fit) -> list[torch.optim.Optimizer]:
+    taken = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    adamw = torch.optim.AdamW(others, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    return [adamw, Muon(matrices, plan.lr, plan.weight_decay)] if matrices else [adamw]
+
+
+def _states(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, torch.Tensor]]:
+    """Every parameter's optimizer state, in the order of the model's parameters."""
+    owner = {id(p): one for one in optimizers for group in one.param_groups for p in group["params"]}
+    return [owner[id(p)].state[p] for p in model.parameters()]
+
+
+def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
-    for index, parameter in enumerate(model.parameters()):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            state[f"optimizer.{index}.{key}"] = torch.as_tensor(value)
-    return {key: value.detach().contiguous().clone() for key, value in state.items()}
-
-
-def _store(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    for index, entry in enumerate(_states(model, optimizers)):
+        state |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
-    save_file(_named_state(model, optimizer), scratch, metadata={"step": str(step)})
+    whole = {key: value.detach().contiguous().clone() for key, value in state.items()}
+    save_file(whole, scratch, metadata={"step": str(step)})
     scratch.replace(path)
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Load a stored state in place; returns the steps already taken (0 when there is none)."""
     if not path.exists():
         return 0
     state = load_file(path)
     model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
-    for index, parameter in enumerate(model.parameters()):
+    for index, entry in enumerate(_states(model, optimizers)):
         prefix = f"optimizer.{index}."
-        entry: Mapping[str, torch.Tensor] = {
-            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
-        }
-        optimizer.state[parameter] = dict(entry)
+        entry.update({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
     return steps_done(path)
 
 

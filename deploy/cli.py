@@ -217,7 +217,7 @@ def _add_clips(commands: Any) -> None:
     sample.add_argument(
         "--version", type=int, help="a run's weights version (default: its newest; 0 is the base model)"
     )
-    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder for clips and samples.json")
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder for clips, samples.json, sheet.png")
     score = _add(
         commands,
         "score",

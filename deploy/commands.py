@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from actors.prompts import open_prompts
 from actors.sampler import Sampler
-from common.clips import decode_clip
+from common.clips import contact_sheet, decode_clip
 from common.config import ConfigError, RewardConfig, RewardWeights, RunConfig, load_config
 from common.exchange import rules
 from common.exchange.local import LocalExchange
@@ -36,7 +36,7 @@ from deploy.progress import showing
 from rewarders.anime import load_heads
 from rewarders.rewarder import Rewarder
 
-SAMPLES = "samples.json"
+SAMPLES, SHEET = "samples.json", "sheet.png"
 Options = argparse.Namespace
 Flags = Mapping[str, Any]
 
@@ -100,7 +100,7 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 
 def sample(options: Options, flags: Flags) -> int:
-    """``douga sample``: mp4 files and samples.json."""
+    """``douga sample``: mp4 files, samples.json, and all clips at a glance in sheet.png."""
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
     _quiet()
@@ -113,13 +113,15 @@ def sample(options: Options, flags: Flags) -> int:
     elif options.version is not None:
         raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
     options.out.mkdir(parents=True, exist_ok=True)
-    records = []
+    records, clips = [], []
     for prompt in prompts:
         seed = rules.seed(config.seed, "sample", prompt.ordinal, 0)
         (made,) = sampler.sample(prompt, sampler.encode(prompt), [seed], [0])
         record = _keep_sample(options.out, prompt, made.clip) | {"seed": seed, "version": sampler.version}
         records.append(record)
+        clips.append(decode_clip(made.clip))
         print(options.out / record["clip"], "-", prompt.text)
+    contact_sheet(clips).save(options.out / SHEET)
     run_folder.write_whole(options.out / SAMPLES, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     return 0
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.models import decode_latents, encode_video, open_model, to_pixels, to_unit
 from learner import pretrain
@@ -58,11 +57,3 @@ def build_heads(work: Path, out: Path, seed: int, log: Callable[[str], None]) ->
     heads = train_heads(work, seed, degrade=reconstruct, log=log)
     shutil.rmtree(out / "heads", ignore_errors=True)
     save_heads(heads, out / "heads")
-
-
-def contact_sheet(clips: list[np.ndarray], file: Path, scale: int = 2) -> None:
-    """One row per uint8 ``[F, H, W, 3]`` clip, its frames side by side, enlarged by `scale`; written as PNG."""
-    rows = [np.concatenate(list(clip), axis=1) for clip in clips]
-    image = Image.fromarray(np.concatenate(rows, axis=0))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(file)

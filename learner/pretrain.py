@@ -1,8 +1,8 @@
 """Trains the toon world's base model: a tiny but real CogVideoX image-to-video pipeline.
 
-First the VAE on rendered clips, then text encoder and transformer together on its latents (v-prediction). The
-clips are of mixed quality, as the videos of the web are: half of them carry one or two defects. So the base
-model draws flicker, warped limbs and changing characters now and then, and alignment has something to remove.
+First the VAE on rendered clips, then text encoder and transformer together on its latents (v-prediction). The clips are
+of mixed quality, as the videos of the web are: two in five carry a defect. So the base model draws flicker, warped
+limbs and changing characters now and then, and alignment has something to remove.
 """
 
 from __future__ import annotations
@@ -47,9 +47,11 @@ FIGURE_WEIGHT = 4.0  # the figure's pixels count this much more than the backgro
 CROP = 32
 TEXT_TOKENS = 12  # the longest caption has 9 words
 CAPTION_DROP = 0.1
-BASE_PLAN = Fit(steps=4000, lr=1.5e-3, warmup=100, weight_decay=0.01)
+BASE_PLAN = Fit(steps=2000, lr=4e-3, weight_decay=0.01)
 BASE_BATCH = 16
 VAE_PLAN = Fit(steps=2400, lr=3e-3)
+CUT_PLAN = Fit(steps=300, lr=1.5e-3)
+WIDE, CHANNELS = 8, 4  # latent channels while the VAE learns, and of the finished one
 VAE_BATCHES = ((1600, 4, CROP), (2200, 8, CROP), (2400, 4, 0))  # until step, clips, side of the crop (0: whole)
 
 
@@ -63,7 +65,7 @@ class ClipSet:
 
 
 def draw_clips(count: int, seed: int) -> ClipSet:
-    """Render `count` clips of the train split, half of them with defects; a function of `seed`."""
+    """Render `count` clips of the train split, two in five with a defect; a function of `seed`."""
     rng = np.random.default_rng([seed, 1])
     clips = np.empty((count, FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     figure = np.empty((count, FRAMES, HEIGHT, WIDTH), bool)
@@ -76,13 +78,13 @@ def draw_clips(count: int, seed: int) -> ClipSet:
     return ClipSet(torch.from_numpy(clips), torch.from_numpy(figure), captions)
 
 
-def new_vae() -> AutoencoderKLCogVideoX:
-    """Two levels: every 2 x 2 pixels and (after the first) 2 frames become one latent of 8 channels."""
+def new_vae(channels: int = CHANNELS) -> AutoencoderKLCogVideoX:
+    """Two levels: every 2 x 2 pixels and (after the first) 2 frames become one latent of `channels` values."""
     return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 2,  # type: ignore[arg-type]
         up_block_types=("CogVideoXUpBlock3D",) * 2,  # type: ignore[arg-type]
         block_out_channels=(16, 32),  # type: ignore[arg-type]
-        latent_channels=8,
+        latent_channels=channels,
         layers_per_block=1,
         norm_num_groups=2,
         temporal_compression_ratio=2,
@@ -92,19 +94,55 @@ def new_vae() -> AutoencoderKLCogVideoX:
     )
 
 
-def train_vae(data: ClipSet, folder: Path, seed: int, plan: Fit = VAE_PLAN, log: Log = print) -> AutoencoderKLCogVideoX:
-    """Train the VAE on crops around the figure, at the end on whole frames (the norms' statistics differ)."""
+def train_vae(
+    data: ClipSet, folder: Path, seed: int, plan: Fit = VAE_PLAN, cut_plan: Fit = CUT_PLAN, log: Log = print
+) -> AutoencoderKLCogVideoX:
+    """Train the VAE with `WIDE` channels, cut it to its `CHANNELS` principal ones, and train on.
+
+    The wide one learns fast, but a small transformer learns the narrow one's latents faster: half the noise to carry.
+    Crops around the figure come first, then whole frames (the norms' statistics differ).
+    """
     torch.manual_seed(seed)
-    vae = new_vae()
+    wide = new_vae(WIDE)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, 2, step])
         batch, side = next((b, c) for until, b, c in VAE_BATCHES if step * VAE_PLAN.steps < until * plan.steps)
-        return vae_loss(vae, *_crops(data, rng, batch, side))
+        return vae_loss(wide, *_crops(data, rng, batch, side))
 
-    fit("vae", vae, loss_of, plan, folder, log)
-    vae.register_to_config(scaling_factor=1.0 / _latent_std(vae, data))
+    fit("vae", wide, loss_of, plan, folder, log)
+    vae = cut_channels(wide, data)
+
+    def loss_after_cut(step: int) -> torch.Tensor:
+        return vae_loss(vae, *_crops(data, np.random.default_rng([seed, 3, step]), 4, 0))
+
+    fit("vae-cut", vae, loss_after_cut, cut_plan, folder, log)
+    vae.register_to_config(scaling_factor=1.0 / float(posterior_means(vae, data).std()))
     return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def cut_channels(wide: AutoencoderKLCogVideoX, data: ClipSet) -> AutoencoderKLCogVideoX:
+    """The same VAE on the `CHANNELS` principal axes of its latents: z = U y + m, y = U^T (z - m).
+
+    Encoder and decoder meet the latents in linear layers only, so the axes U ``[WIDE, CHANNELS]`` and the mean m go
+    into those. Nothing changes but what the dropped axes held (and, at the frame's edge, padding).
+    """
+    z = posterior_means(wide, data).movedim(1, -1).flatten(0, -2)
+    mean = z.mean(0)
+    axes = torch.linalg.eigh((z - mean).T @ (z - mean)).eigenvectors[:, -CHANNELS:]
+    state = wide.state_dict()
+    for name, layer in wide.named_modules():
+        if isinstance(layer, nn.Conv3d) and layer.bias is not None and layer.in_channels == WIDE:  # reads latents
+            state[f"{name}.weight"] = torch.einsum("ok...,kc->oc...", layer.weight, axes)
+            state[f"{name}.bias"] = layer.bias + torch.einsum("ok...,k->o", layer.weight, mean)
+    out = "encoder.conv_out.conv"  # makes their means and log variances
+    whole = torch.block_diag(axes.T, axes.T.square())
+    state[f"{out}.weight"] = torch.einsum("co,o...->c...", whole, state[f"{out}.weight"])
+    state[f"{out}.bias"] = whole @ (state[f"{out}.bias"] - torch.cat([mean, torch.zeros(WIDE)]))
+    narrow = new_vae(CHANNELS)
+    narrow.load_state_dict(state)
+    return narrow
 
 
 def vae_loss(vae: AutoencoderKLCogVideoX, video: torch.Tensor, figure: torch.Tensor) -> torch.Tensor:
@@ -148,9 +186,9 @@ def _decoded(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor
 
 
 @torch.inference_mode()
-def _latent_std(vae: AutoencoderKLCogVideoX, data: ClipSet, count: int = 128) -> float:
-    parts = _to_video(data.clips[:count]).split(16)
-    return float(torch.cat([_posterior(vae, part).mode() for part in parts]).std())
+def posterior_means(vae: AutoencoderKLCogVideoX, data: ClipSet, count: int = 128) -> torch.Tensor:
+    """Means of the posterior of some clips, ``[count, C, f, h, w]``."""
+    return torch.cat([_posterior(vae, part).mode() for part in _to_video(data.clips[:count]).split(16)])
 
 
 @torch.inference_mode()
@@ -179,15 +217,18 @@ def new_text_encoder(vocabulary: int) -> T5EncoderModel:
 
 
 def new_transformer() -> CogVideoXTransformer3DModel:
-    """Six blocks of width 192 on patches of 4 x 4 latents: 240 tokens a clip."""
+    """Four blocks of width 256 on patches of 4 x 4 latents: 240 tokens a clip.
+
+    A token holds 64 noisy values and 64 of the first frame; a much narrower model could not carry them through.
+    """
     return CogVideoXTransformer3DModel(
         num_attention_heads=4,
-        attention_head_dim=48,
-        in_channels=16,
-        out_channels=8,
+        attention_head_dim=64,
+        in_channels=2 * CHANNELS,
+        out_channels=CHANNELS,
         time_embed_dim=96,
         text_embed_dim=48,
-        num_layers=6,
+        num_layers=4,
         sample_width=WIDTH // 2,
         sample_height=HEIGHT // 2,
         sample_frames=FRAMES,
@@ -211,6 +252,11 @@ def new_scheduler() -> CogVideoXDPMScheduler:
         set_alpha_to_one=True,
         clip_sample=False,
     )
+
+
+def new_schedule() -> NoiseSchedule:
+    """The same, for training."""
+    return NoiseSchedule.from_config(dict(new_scheduler().config))
 
 
 @dataclass(frozen=True)
@@ -248,7 +294,7 @@ def train_base(
     torch.manual_seed(seed)
     text = new_text_encoder(len(new_tokenizer()))
     both = nn.ModuleDict({"text": text, "transformer": new_transformer()})
-    schedule = NoiseSchedule.from_config(dict(new_scheduler().config))
+    schedule = new_schedule()
 
     def loss_of(step: int) -> torch.Tensor:
         dice = torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -262,8 +308,14 @@ def train_base(
         v = predict_v(both["transformer"], schedule.add_noise(x0, eps, t), latents.images[chosen], t, embeds)
         return (v - schedule.v_target(x0, eps, t)).square().mean()
 
-    fit("base", both, loss_of, plan, folder, log)
+    fit("base", both, loss_of, plan, folder, log, matrices=block_matrices(both["transformer"]))
     return both["text"].eval(), both["transformer"].eval()  # type: ignore[return-value]
+
+
+def block_matrices(transformer: nn.Module) -> list[nn.Parameter]:
+    """Attention's and feed-forward's matrices; not the modulation's, whose outputs scale and shift."""
+    named = transformer.named_parameters()
+    return [p for name, p in named if p.ndim == 2 and "transformer_blocks" in name and ".linear." not in name]
 
 
 def save_pipeline(

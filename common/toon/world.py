@@ -22,6 +22,7 @@ from PIL import Image
 
 FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 64, 8
 SPRITE_WIDTH, SPRITE_HEIGHT = 36, 48
+GRID = 4  # figures start at multiples of this many pixels: fewer pictures for a small model to learn
 GROUND = 44  # the row on which feet stand
 
 CHARACTERS = ("female_adventurer", "female_person", "male_adventurer", "male_person", "robot", "zombie")
@@ -285,19 +286,18 @@ def draw_shot(rng: np.random.Generator, split: str, index: int | None = None) ->
     """A random shot of a split; `index` picks the combination (modulo their number) instead of the dice."""
     pool = combinations(split)
     character, scene, action = pool[int(rng.integers(len(pool))) if index is None else index % len(pool)]
-    return Shot(character, scene, action, start_x(action, rng), int(rng.integers(8)))
+    return Shot(character, scene, action, start_x(action, rng), 2 * int(rng.integers(4)))
 
 
 def start_x(action: str, rng: np.random.Generator) -> int:
-    """A left edge from which the whole path stays in the frame (a sprite's margins may leave it)."""
+    """A left edge on the grid from which the whole path stays in the frame (a sprite's margins may leave it)."""
     travel = int(ACTIONS[action].path()[-1, 0])
-    low, high = -4, WIDTH - SPRITE_WIDTH + 4
-    return int(rng.integers(low - min(travel, 0), high - max(travel, 0) + 1))
+    low, high = -4 - min(travel, 0), WIDTH - SPRITE_WIDTH + 4 - max(travel, 0)
+    return GRID * int(rng.integers(low // GRID, high // GRID + 1))
 
 
-def draw_defects(rng: np.random.Generator, clean: float = 0.5, most: int = 2) -> Defects:
-    """None with probability `clean`, else 1..`most` of them with severities in [0.25, 1]."""
+def draw_defects(rng: np.random.Generator, clean: float = 0.6) -> Defects:
+    """None with probability `clean`, else one with a severity in [0.25, 1]."""
     if rng.random() < clean:
         return Defects()
-    names = rng.choice(DEFECTS, size=int(rng.integers(1, most + 1)), replace=False)
-    return Defects(**{str(name): float(rng.uniform(0.25, 1.0)) for name in names})
+    return Defects(**{str(rng.choice(DEFECTS)): float(rng.uniform(0.25, 1.0))})

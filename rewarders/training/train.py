@@ -79,7 +79,10 @@ def train_head(
 
 
 def head_loss(head: AnimeHead, data: Samples, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Cross-entropy between predicted and true badness of the `chosen` clips' frames; half are mirrored."""
+    """Cross-entropy between predicted and true badness of the `chosen` clips' frames.
+
+    Half are mirrored and all are recoloured: four characters are few, and no head may know them by their colours.
+    """
     clips = to_pixels(torch.from_numpy(data.clips[chosen]))
     firsts = to_pixels(torch.from_numpy(data.firsts[chosen]))
     captions = [caption(data.shots[i]) for i in chosen]
@@ -87,5 +90,14 @@ def head_loss(head: AnimeHead, data: Samples, chosen: np.ndarray, rng: np.random
     clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
     firsts = torch.where(flip[:, None, None, None], firsts.flip(-1), firsts)
     words = torch.where(flip[:, None], bag_of_words(mirrored(captions)), bag_of_words(captions))
+    mix = recolouring(rng, len(chosen))
+    clips, firsts = torch.einsum("bij,bfjhw->bfihw", mix, clips), torch.einsum("bij,bjhw->bihw", mix, firsts)
     bad = torch.from_numpy(data.badness_of(head.dimension)[chosen])
     return functional.binary_cross_entropy(head(clips, firsts, words), bad)
+
+
+def recolouring(rng: np.random.Generator, count: int) -> torch.Tensor:
+    """Random exchanges of the three colour channels, each dimmed by up to a third, float32 ``[count, 3, 3]``."""
+    order = np.argsort(rng.random((count, 3)), axis=1)
+    gain = rng.uniform(0.67, 1.0, (count, 3, 1))
+    return torch.from_numpy(np.eye(3)[order] * gain).float()

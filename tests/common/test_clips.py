@@ -69,6 +69,20 @@ def test_without_decord_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPatch)
             decode_clip(broken)
 
 
+def test_a_contact_sheet_has_a_row_per_clip() -> None:
+    clip = shots()[0]
+    sheet = np.asarray(clips.contact_sheet([clip, clip[:, ::-1]]))
+    assert sheet.shape == (2 * 96, 9 * 128, 3)
+    assert np.array_equal(sheet[:96:2, 128:256:2], clip[1])
+    assert np.array_equal(sheet[96::2, -128::2], clip[8, ::-1])
+    long = np.zeros((49, 48, 640, 3), np.uint8)
+    long[48] = 255
+    small = np.asarray(clips.contact_sheet([long]))
+    assert small.shape == (10, 9 * 128, 3)
+    assert (small[:, :1024] == 0).all()
+    assert (small[:, 1024:] == 255).all()
+
+
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"a clip is uint8 \[F, H, W, 3\].*got float32 \[9, 48, 64, 3\]"):
         encode_mp4(np.zeros((9, 48, 64, 3), np.float32), 8)

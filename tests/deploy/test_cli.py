@@ -202,6 +202,7 @@ def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
     flags = ["--model.path", str(parts / "model"), "--sampler.steps", "2"]
     assert cli.main(["sample", str(finished), "--count", "2", "--out", str(out)]) == 0
     assert cli.main(["sample", str(parts / "model"), "--count", "2", "--out", str(tmp_path / "base"), *flags]) == 0
+    assert (out / "sheet.png").is_file()
     aligned, base = (json.loads((folder / "samples.json").read_text()) for folder in (out, tmp_path / "base"))
     assert [record["id"] for record in aligned] == [record["id"] for record in base]
     assert [record["seed"] for record in aligned] == [record["seed"] for record in base]

@@ -2,7 +2,7 @@
 
 The hash makes every bit of every clip count: two runs agree in their pairs, and so in their weights, only if all
 their clips agree to the last bit. `python -m tests.deploy.toy ROOT CALLS` runs it and kills itself (SIGKILL) when the
-run asks for the CALLS-th time whether to stop.
+run asks for the CALLS-th time whether to stop; with a third word it runs the embedded model in small instead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from common.config import DIMENSIONS, RunConfig, load_config
 from common.messages import Prompt
+from deploy import run_folder
 
 
 class HashReward:
@@ -67,6 +68,20 @@ def config(root: Path, **flags: Any) -> RunConfig:
     return load_config(None, {name: str(value) for name, value in (values | flags).items()})
 
 
+def embedded(root: Path) -> RunConfig:
+    """The default run with the embedded model and heads, cut down to three steps of two pairs."""
+    values = {
+        "root": root / "runs",
+        "name": "embedded",
+        "steps": 3,
+        "learner.pairs_per_step": 2,
+        "learner.checkpoint_every": 2,
+        "evaluation.prompts": 4,
+        "evaluation.clips": 2,
+    }
+    return load_config(run_folder.TOON, {name: str(value) for name, value in values.items()})
+
+
 def after(calls: int, what: Callable[[], bool]) -> Callable[[], bool]:
     """A stop predicate that says no `calls` - 1 times and then does `what`."""
     asked = iter(range(1, sys.maxsize))
@@ -81,4 +96,8 @@ def kill() -> bool:
 if __name__ == "__main__":
     from deploy import serial
 
-    serial.run(config(Path(sys.argv[1])), rewards(), stop=after(int(sys.argv[2]), kill))
+    root, stop = Path(sys.argv[1]), after(int(sys.argv[2]), kill)
+    if len(sys.argv) > 3:
+        serial.run(embedded(root), stop=stop)
+    else:
+        serial.run(config(root), rewards(), stop=stop)

@@ -160,10 +160,11 @@ def test_shots_stay_in_their_split_and_in_the_frame(split: str) -> None:
     assert (shot.character, shot.scene, shot.action) == key
 
 
-def test_start_x_reaches_both_ends() -> None:
+def test_start_x_is_on_the_grid_and_reaches_both_ends() -> None:
     rng = np.random.default_rng(0)
-    assert {start_x("run_right", rng) for _ in range(200)} == {-4, -3, -2, -1, 0}
-    assert {start_x("run_left", rng) for _ in range(200)} == {28, 29, 30, 31, 32}
+    assert {start_x("run_right", rng) for _ in range(200)} == {-4, 0}
+    assert {start_x("run_left", rng) for _ in range(200)} == {28, 32}
+    assert {start_x("walk_right", rng) for _ in range(200)} == {-4, 0, 4, 8, 12, 16}
 
 
 def test_captions_say_who_what_and_where() -> None:
@@ -177,12 +178,12 @@ def test_captions_say_who_what_and_where() -> None:
         assert (who, what, where) == ([shot.character], [shot.action], [shot.scene])
 
 
-def test_drawn_defects_are_few_and_in_range() -> None:
+def test_drawn_defects_are_one_at_most_and_in_range() -> None:
     rng = np.random.default_rng(0)
     drawn = [draw_defects(rng) for _ in range(400)]
     counts = [sum(getattr(one, name) > 0 for name in DEFECTS) for one in drawn]
-    assert 0.4 < counts.count(0) / 400 < 0.6
-    assert set(counts) == {0, 1, 2}
+    assert 0.5 < counts.count(0) / 400 < 0.7
+    assert set(counts) == {0, 1}
     severities = [getattr(one, name) for one in drawn for name in DEFECTS if getattr(one, name)]
     assert min(severities) >= 0.25
     assert max(severities) <= 1.0

@@ -13,7 +13,7 @@ from common.messages import Prompt
 from rewarders.anime import HEADS
 from rewarders.training.data import Samples, draw_samples
 from rewarders.training.evaluate import evaluate_heads, evaluate_signals, prompts_of, srcc
-from rewarders.training.train import head_loss, train_head, train_heads
+from rewarders.training.train import head_loss, recolouring, train_head, train_heads
 
 quiet = lambda line: None  # noqa: E731
 
@@ -24,7 +24,7 @@ def few() -> Samples:
 
 
 def test_a_head_overfits_a_few_clips(tmp_path: Path, few: Samples) -> None:
-    head = train_head("image", lambda: few, tmp_path, 0, Fit(steps=30, lr=5e-3, warmup=3), quiet, batch=8)
+    head = train_head("image", lambda: few, tmp_path, 0, Fit(steps=80, lr=5e-3, warmup=3), quiet, batch=8)
     scores = np.array(head.score(list(few.clips), prompts_of(few)))
     truths = few.truth_of("image")
     assert srcc(scores, truths) > 0.8
@@ -73,6 +73,17 @@ def test_the_loss_is_least_at_the_truth(few: Samples) -> None:
         losses.append(head_loss(head, few, chosen, np.random.default_rng(0)).item())
     assert losses[0] == min(losses)
     assert losses[2] == pytest.approx(np.log(2), rel=1e-5)  # cross-entropy of one half, whatever the target
+
+
+def test_recolouring_exchanges_and_dims_channels() -> None:
+    mixes = recolouring(np.random.default_rng(0), 200)
+    assert mixes.shape == (200, 3, 3)
+    assert ((mixes > 0).sum(1) == 1).all()
+    assert ((mixes > 0).sum(2) == 1).all()
+    values = mixes[mixes > 0]
+    assert 0.67 <= values.min() < 0.7
+    assert 0.97 < values.max() <= 1.0
+    assert len({tuple(m.argmax(1).tolist()) for m in mixes}) == 6
 
 
 def test_ranks() -> None:
