@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from common.config import ConfigError
 from common.muon import Muon
 
 
@@ -100,11 +101,17 @@ def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
 
 
 def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Load a stored state in place; returns the steps already taken (0 when there is none)."""
+    """Load a stored state in place; returns the steps already taken (0 when there is none).
+
+    `ConfigError` when the state is of another model.
+    """
     if not path.exists():
         return 0
     state = load_file(path)
-    model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    except RuntimeError:
+        raise ConfigError(f"{path}: the training state of another model; delete it to start anew") from None
     for index, entry in enumerate(_states(model, optimizers)):
         prefix = f"optimizer.{index}."
         entry.update({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})

@@ -236,6 +236,7 @@ def new_transformer() -> CogVideoXTransformer3DModel:
         temporal_compression_ratio=2,
         max_text_seq_length=TEXT_TOKENS,
         use_rotary_positional_embeddings=True,
+        use_learned_positional_embeddings=True,
     )
 
 

@@ -283,10 +283,13 @@ def combinations(split: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def draw_shot(rng: np.random.Generator, split: str, index: int | None = None) -> Shot:
-    """A random shot of a split; `index` picks the combination (modulo their number) instead of the dice."""
+    """A random shot of a split, from its action's first pose on.
+
+    `index` picks the combination (modulo their number) instead of the dice.
+    """
     pool = combinations(split)
     character, scene, action = pool[int(rng.integers(len(pool))) if index is None else index % len(pool)]
-    return Shot(character, scene, action, start_x(action, rng), 2 * int(rng.integers(4)))
+    return Shot(character, scene, action, start_x(action, rng))
 
 
 def start_x(action: str, rng: np.random.Generator) -> int:

