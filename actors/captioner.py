@@ -54,7 +54,7 @@ class Qwen2VLCaptioner:
         return " ".join(self._tokenizer.decode(written, skip_special_tokens=True).split())
 
     def _turn(self, grids: torch.Tensor) -> str:
-        """The chat turn, with one placeholder per merged patch of every picture; `grids` [F, 3] is (t, h, w)."""
+        """The chat turn, with one image token per merged patch of every picture; `grids` [F, 3] is (t, h, w)."""
         merged = self._images.merge_size**2
         pads = ["<|image_pad|>" * int(grid.prod() // merged) for grid in grids]
         pictures = "".join(f"<|vision_start|>{pad}<|vision_end|>" for pad in pads)

@@ -2,8 +2,8 @@
 
 Spearman's rank correlation (SRCC), twice:
 
-- on rendered clips of characters that no head was trained on, against the renderer's own truth; beside it the best
-  plain signal of the pixels, as a user without trained heads would take it;
+- on rendered clips of characters that no head was trained on, against the renderer's own truth; beside it a
+  plain signal of the pixels with the better sign, as a user without trained heads would take it;
 - on clips *sampled by the policy* for held-out prompts. Nobody rendered those, so the truth here is the oracle's
   nearest answer, which judges something a little different: a correlation, not an accuracy.
 """

@@ -1,7 +1,7 @@
 """Muon: momentum whose update is orthogonalised, for the weight matrices of a transformer's blocks.
 
-`torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 units emulates at a sixth of the speed of
-float32; this one keeps the gradient's own type. On the toon transformer it needs about a third fewer steps than AdamW.
+`torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 units can only emulate, slowly; this one keeps the
+gradient's own type.
 
 Symbols (Jordan et al. 2024, "Muon"; scale: Liu et al. 2025, "Muon is scalable for LLM training", section 2.2):
 
