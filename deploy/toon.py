@@ -2,7 +2,7 @@
 
 ```
 rendered clips -> VAE -> latents -> text encoder + transformer -> pipeline folder
-rendered clips -> VAE reconstructions, H.264 -> six reward heads -> heads folder
+rendered clips -> VAE or the whole pipeline, H.264 -> six reward heads -> heads folder
 ```
 
 Every stage is resumable and a function of the seed; the stages' states lie in the work folder.
@@ -14,12 +14,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from common.models import decode_latents, encode_video, open_model, to_pixels, to_unit
+from common.models import open_model
 from learner import pretrain
 from rewarders.anime import save_heads
+from rewarders.training.redraw import Redrawer
 from rewarders.training.train import train_heads
 
 CLIPS = 4000
@@ -46,14 +44,8 @@ def build_pipeline(work: Path, out: Path, seed: int, log: Callable[[str], None])
 
 
 def build_heads(work: Path, out: Path, seed: int, log: Callable[[str], None]) -> None:
-    """The six reward heads, trained on clips that look like a policy's: through the VAE and H.264."""
-    vae = open_model(out / "pipeline").load_vae("float32", "cpu")
-
-    @torch.inference_mode()
-    def reconstruct(clips: np.ndarray) -> np.ndarray:
-        parts = to_unit(torch.from_numpy(clips)).split(16)
-        return torch.cat([to_pixels(decode_latents(vae, encode_video(vae, part))) for part in parts]).numpy()
-
-    heads = train_heads(work, seed, degrade=reconstruct, log=log)
+    """The six reward heads, trained on clips that look like a policy's, some of them drawn by it."""
+    model = Redrawer(open_model(out / "pipeline"))
+    heads = train_heads(work, seed, model.reconstruct, model.redraw, log)
     shutil.rmtree(out / "heads", ignore_errors=True)
     save_heads(heads, out / "heads")

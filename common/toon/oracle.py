@@ -1,7 +1,7 @@
 """The oracle judge: what a clip shows, measured against the renderer's truth and never trained on.
 
-It finds the character's true sprites in every frame by exact template matching, and keeps three questions
-apart (each 0..100, higher is better):
+It looks for the character's true sprites in every frame by template matching, and keeps three questions apart (each
+0..100, higher is better):
 
 - identity: how well the best-matching true sprite explains the pixels it covers;
 - motion: how much of the action's path the figure travels (a frozen clip scores about 0);
@@ -9,6 +9,10 @@ apart (each 0..100, higher is better):
 
 The masked squared error of sprite s at offset p is E(p) = sum a (I - c)^2 / sum a, with opacity a (0 or 1) and
 colour c. It expands into sum a I^2 - 2 sum a c I + sum a c^2, computed for all offsets at once by FFT.
+
+Where the figure is sharp, one view at one offset stands out. Where it is smeared many fit about as well, and the best
+of them jumps with every pixel; so place and brightness are means over the views and offsets that fit, each with the
+weight exp(-E / FIT_SCALE). That makes every verdict a continuous function of the pixels.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ VISIBLE = 0.6  # share of the sprite that must lie inside
 PADDED = (HEIGHT + 2 * MARGIN + SPRITE_HEIGHT, WIDTH + 2 * MARGIN + SPRITE_WIDTH)
 ROWS, COLUMNS = HEIGHT + 2 * MARGIN - SPRITE_HEIGHT + 1, WIDTH + 2 * MARGIN - SPRITE_WIDTH + 1
 IDENTITY_SCALE = 0.012  # masked squared error (colours in 0..1) at which identity falls to 100/e
+FIT_SCALE = 0.004  # masked squared error by which a place must be worse to count 1/e of another
+FITTING = 128  # views and offsets that can count in a frame
 SHAKE_SCALE = 3.0  # pixels of mean second difference at which smoothness falls by 1/e
 FLICKER_SCALE = 0.25  # relative spread of the figure's brightness at which smoothness falls by 1/e
 
@@ -51,8 +57,8 @@ class Templates:
 
 
 @cache
-def _templates(character: str, palette: int) -> Templates:
-    views = [sprite(character, pose, left, palette) for pose in POSES for left in (False, True)]
+def _templates(character: str, look: int) -> Templates:
+    views = [sprite(character, pose, left, look) for pose in POSES for left in (False, True)]
     stack = torch.from_numpy(np.stack(views))
     alpha, colour = stack[..., 3], stack[..., :3].permute(0, 3, 1, 2) / 255.0
     alpha = (alpha > 0.95).float()  # edges blend with the background, so only opaque pixels identify
@@ -74,13 +80,14 @@ def _offsets(spectrum: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft2(spectrum, s=PADDED)[..., :ROWS, :COLUMNS]
 
 
-def match(clip: np.ndarray, character: str, palette: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def match(clip: np.ndarray, character: str, look: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the character in each frame of a uint8 ``[F, HEIGHT, WIDTH, 3]`` clip.
 
-    Returns its masked squared error ``[F]`` (colours in 0..1), its left-top corner ``[F, 2]`` in pixels, and the
-    brightness of the pixels under it relative to the sprite's own ``[F]``. Only what lies inside the frame counts.
+    Returns the masked squared error of the best view ``[F]`` (colours in 0..1), the figure's left-top corner ``[F, 2]``
+    in pixels, and the brightness of the pixels under it relative to the sprite's own ``[F]``. Only what lies inside
+    the frame counts.
     """
-    known = _templates(character, palette)
+    known = _templates(character, look)
     image = _pad(torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255.0)
     image_f = torch.fft.rfft2(image, s=PADDED)
     spectrum = torch.fft.rfft2(image.square().sum(1), s=PADDED)[:, None] * known.alpha_f
@@ -88,30 +95,36 @@ def match(clip: np.ndarray, character: str, palette: int = 0) -> tuple[np.ndarra
         spectrum.addcmul_(image_f[:, None, channel], known.minus_twice_f[:, channel])
     error = (_offsets(spectrum) + known.own) / (3 * known.total.clamp_min(1.0))
     error = error.masked_fill(known.total < VISIBLE * known.total.amax((1, 2), keepdim=True), torch.inf).flatten(1)
-    least, best = error.min(1)
+    least, best = error.topk(FITTING, 1, largest=False)
     view, place = best // (ROWS * COLUMNS), best % (ROWS * COLUMNS)
-    top, left = place // COLUMNS, place % COLUMNS
-    gain = [_brightness(known, *where) for where in zip(image, view, top, left, strict=True)]
-    return least.numpy(), torch.stack([left, top], 1).sub(MARGIN).numpy(), np.array(gain)
+    corner = torch.stack([place % COLUMNS, place // COLUMNS], 2)
+    share = (-least / FIT_SCALE).softmax(1)
+    gain = (share * _brightness(known, image, view, corner)).sum(1)
+    middle = (share[..., None] * corner).sum(1) - MARGIN
+    return least[:, 0].numpy(), middle.double().numpy(), gain.double().numpy()
 
 
-def _brightness(
-    known: Templates, image: torch.Tensor, view: torch.Tensor, top: torch.Tensor, left: torch.Tensor
-) -> float:
-    """sum a c I / sum a c^2 of one padded frame ``[3, ., .]`` under one view: 1 where it looks like the sprite."""
-    under = image[:, int(top) : int(top) + SPRITE_HEIGHT, int(left) : int(left) + SPRITE_WIDTH]
-    return float((under * known.weighted[view]).sum() / known.own[view, top, left].clamp_min(1e-3))
+def _brightness(known: Templates, image: torch.Tensor, view: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
+    """sum a c I / sum a c^2 of padded frames ``[F, 3, ., .]`` under views ``[F, K]`` at corners ``[F, K, 2]``: 1 where
+    the frame looks like the sprite."""
+    left, top = corner.unbind(2)
+    rows = top[..., None, None] + torch.arange(SPRITE_HEIGHT)[:, None]
+    columns = left[..., None, None] + torch.arange(SPRITE_WIDTH)
+    frames = torch.arange(len(image))[:, None, None, None]
+    under = image.movedim(1, -1)[frames, rows, columns]  # [F, K, SPRITE_HEIGHT, SPRITE_WIDTH, 3]
+    cross = (under.movedim(-1, 2) * known.weighted[view]).sum((2, 3, 4))
+    return cross / known.own[view, top, left].clamp_min(1e-3)
 
 
 def judge(clip: np.ndarray, shot: Shot) -> Verdict:
     """Judge a clip (uint8 ``[FRAMES, HEIGHT, WIDTH, 3]``) that was to show `shot`."""
     if clip.shape != (FRAMES, HEIGHT, WIDTH, 3):
         raise ValueError(f"clip is {list(clip.shape)}, the oracle judges {[FRAMES, HEIGHT, WIDTH, 3]}")
-    error, corner, gain = match(clip, shot.character, shot.palette)
+    error, corner, gain = match(clip, shot.character, shot.look)
     return Verdict(
         identity=float(100 * np.exp(-error[1:].clip(0) / IDENTITY_SCALE).mean()),
-        motion=_motion(corner.astype(float), shot),
-        smoothness=_smoothness(corner.astype(float), gain, shot),
+        motion=_motion(corner, shot),
+        smoothness=_smoothness(corner, gain, shot),
     )
 
 

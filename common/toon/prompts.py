@@ -14,10 +14,10 @@ from PIL import Image
 
 from common.config import ConfigError
 from common.messages import Prompt, Purpose
-from common.toon.world import ACTIONS, CHARACTERS, PALETTES, SCENES, Shot, caption, combinations, draw_shot, render
+from common.toon.world import ACTIONS, CHARACTERS, SCENES, Shot, caption, combinations, draw_shot, render
 
 _ID = re.compile(
-    r"toon-(?P<character>[a-z_]+)-(?P<scene>[a-z_]+)-(?P<action>[a-z_]+)-x(?P<x>-?\d+)-p(?P<phase>\d+)(-c(?P<palette>\d))?"
+    r"toon-(?P<character>[a-z_+]+)-(?P<scene>[a-z_]+)-(?P<action>[a-z_]+)-x(?P<x>-?\d+)-p(?P<phase>\d+)(-c(?P<look>\d+))?"
 )
 _TRAIN, _HELDOUT = 1, 2  # streams of the random numbers
 
@@ -36,8 +36,8 @@ def prompt_of(shot: Shot, ordinal: int, purpose: Purpose = Purpose.TRAIN) -> Pro
 
 
 def shot_id(shot: Shot) -> str:
-    """``toon-CHARACTER-SCENE-ACTION-xX-pPHASE``, and ``-cPALETTE`` where the shot is recoloured."""
-    recoloured = f"-c{shot.palette}" if shot.palette else ""
+    """``toon-CHARACTER-SCENE-ACTION-xX-pPHASE``, and ``-cLOOK`` where the shot is recoloured."""
+    recoloured = f"-c{shot.look}" if shot.look else ""
     return f"toon-{shot.character}-{shot.scene}-{shot.action}-x{shot.x}-p{shot.phase}{recoloured}"
 
 
@@ -45,10 +45,10 @@ def shot_of(prompt: Prompt) -> Shot:
     """The shot that a toon prompt asks for. `ConfigError` when the prompt is not of the toon world."""
     found = _ID.fullmatch(prompt.id)
     known = found and (
-        found["character"] in CHARACTERS
+        set(parts := found["character"].split("+")) <= set(CHARACTERS)
+        and len(parts) in (1, 3)
         and found["scene"] in SCENES
         and found["action"] in ACTIONS
-        and int(found["palette"] or 0) < len(PALETTES)
     )
     if not found or not known:
         raise ConfigError(f"prompt {prompt.id!r}: not a prompt of the toon world, so the oracle cannot judge it")
@@ -58,7 +58,7 @@ def shot_of(prompt: Prompt) -> Shot:
         found["action"],
         int(found["x"]),
         int(found["phase"]),
-        int(found["palette"] or 0),
+        int(found["look"] or 0),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -28,8 +28,9 @@ GROUND = 44  # the row on which feet stand
 CHARACTERS = ("female_adventurer", "female_person", "male_adventurer", "male_person", "robot", "zombie")
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
 POSES = ("idle", *(f"walk{i}" for i in range(8)), "jump", "fall", "climb0", "climb1")
-# Recoloured casts: permutations of the colour channels. They widen the reward heads' training data.
-PALETTES = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
+# New casts, which widen the reward heads' training data: "robot+zombie+robot" has the zombie's shirt, and a `look`
+# recolours each of these parts in its own way.
+PARTS = ((0, 29), (29, 38), (38, SPRITE_HEIGHT))  # rows of head, shirt and legs: all sprites are built alike
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,18 @@ ACTIONS: dict[str, Action] = {
 
 @dataclass(frozen=True)
 class Shot:
-    """Who, where, what. `x` is the sprite's left edge in frame 0 (pixels), `phase` its first pose."""
+    """Who, where, what. `x` is the sprite's left edge in frame 0 (pixels), `phase` its first pose.
+
+    `character` is one of `CHARACTERS`, or three of them joined by ``+`` (head, shirt, legs); `look` 0 is as drawn,
+    any other number the seed of new colours.
+    """
 
     character: str
     scene: str
     action: str
     x: int
     phase: int = 0
-    palette: int = 0
+    look: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,17 +146,36 @@ def _images() -> Path:
     return Path(spec.origin).parent / "resources" / "assets" / "images"
 
 
+@lru_cache(maxsize=1024)
+def sprite(character: str, pose: str, left: bool = False, look: int = 0) -> np.ndarray:
+    """One sprite, float32 ``[SPRITE_HEIGHT, SPRITE_WIDTH, 4]``: colour 0..255 and alpha 0..1 (see `Shot`)."""
+    donors = character.split("+")
+    rgba = _drawn(donors[0], pose).copy()
+    for (top, bottom), donor in zip(PARTS, donors if len(donors) > 1 else donors * len(PARTS), strict=True):
+        rgba[top:bottom] = _drawn(donor, pose)[top:bottom]
+    if look:
+        for (top, bottom), mix in zip(PARTS, recolouring(look), strict=True):
+            rgba[top:bottom, :, :3] = (rgba[top:bottom, :, :3] @ mix.T).clip(0, 255)
+    return np.ascontiguousarray(rgba[:, ::-1]) if left else rgba
+
+
 @cache
-def sprite(character: str, pose: str, left: bool = False, palette: int = 0) -> np.ndarray:
-    """One sprite, float32 ``[SPRITE_HEIGHT, SPRITE_WIDTH, 4]``: colour 0..255 and alpha 0..1."""
+def _drawn(character: str, pose: str) -> np.ndarray:
+    """The sprite as its file has it, in the format of `sprite`."""
     head, *tail = character.split("_")
     stem = head + "".join(part.capitalize() for part in tail)
     path = _images() / "animated_characters" / character / f"{stem}_{pose}.png"
     image = Image.open(path).convert("RGBA").resize((SPRITE_WIDTH, SPRITE_HEIGHT), Image.Resampling.LANCZOS)
     rgba = np.asarray(image, np.float32).copy()
     rgba[..., 3] /= 255.0
-    rgba[..., :3] = rgba[..., :3][..., list(PALETTES[palette])]
-    return np.ascontiguousarray(rgba[:, ::-1]) if left else rgba
+    return rgba
+
+
+def recolouring(look: int) -> np.ndarray:
+    """For each of `PARTS` how its new red, green and blue are mixed from the old ones, float32 ``[3, 3, 3]``."""
+    rng = np.random.default_rng(look)
+    shares = rng.dirichlet(np.full(3, 0.3), size=(len(PARTS), 3))  # mostly one channel, sometimes two
+    return (shares * rng.uniform(0.4, 1.2, (len(PARTS), 3, 1))).astype(np.float32)
 
 
 @cache
@@ -188,8 +212,7 @@ def render(shot: Shot, defects: Defects = Defects(), seed: int = 0) -> np.ndarra
         canvas = background(shot.scene) * (1 - fade) + away * fade
         cast = other.character if swapped[t] else shot.character
         action = other.action if t >= wrong_from else shot.action
-        palette = other.palette if swapped[t] else shot.palette
-        here = replace(shot, character=cast, action=action, palette=palette)
+        here = replace(shot, character=cast, action=action)
         figure, x, y = _pose_at(here, t, defects.freeze if t else 0.0)
         if t:
             figure, x, y = _disturb(figure, x, y, t, defects, rng)
@@ -236,7 +259,7 @@ def _pose_at(shot: Shot, t: int, freeze: float) -> tuple[np.ndarray, float, floa
     dx, dy = path[low] + (step - low) * (path[min(low + 1, FRAMES - 1)] - path[low])
     start = 0 if shot.action == "jump" else shot.phase
     pose = action.poses[(start + round(step)) % len(action.poses)]
-    figure = sprite(shot.character, pose, action.dx < 0, shot.palette)
+    figure = sprite(shot.character, pose, action.dx < 0, shot.look)
     return figure, shot.x + dx, GROUND - SPRITE_HEIGHT + dy
 
 

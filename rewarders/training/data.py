@@ -1,14 +1,18 @@
 """What the heads learn from: rendered clips with known defects, and the renderer's truth as their rating.
 
 Several defects at once, each there with probability `PRESENT`, its severity uniform in [0, 1]. The split is by
-character: heads are trained on `TRAIN_CHARACTERS` in all recolourings, and tested on `TEST_CHARACTERS` as they are,
-which no training clip shows, not even as the stand-in of an identity swap. Half of the clips are degraded, because what
-a policy draws has been through a VAE and H.264. All is a function of the seed.
+character: heads are trained on figures put together from the parts of `TRAIN_CHARACTERS` in endless colours, and tested
+on `TEST_CHARACTERS` as they are, of which no training clip shows a part, not even in the stand-in of an identity swap.
+
+A policy's clips have been through a VAE and H.264, so half of the clips are degraded likewise. And a policy smears
+figures as no defect does: a share of the clips is `redrawn` by the model itself, and rated by how far the figure came
+from what was rendered. That says something about appeal only; other ratings of those clips are NaN, for unknown.
+All is a function of the seed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,11 +28,11 @@ from common.toon.world import (
     FPS,
     FRAMES,
     HEIGHT,
-    PALETTES,
     SCENES,
     WIDTH,
     Defects,
     Shot,
+    background,
     caption,
     render,
     start_x,
@@ -39,11 +43,21 @@ TRAIN_CHARACTERS = ("female_adventurer", "male_person", "robot", "zombie")
 TEST_CHARACTERS = ("female_person", "male_adventurer")
 PRESENT = 0.45  # probability of each defect
 DEGRADED = 0.5  # share of clips that are degraded
-PART = 16  # clips degraded together
+REDRAWN = 0.15  # share of clips that are redrawn, where a model is given
+WHOLE = 0.3  # share of the training figures whose parts are one character's
+AS_DRAWN = 0.4  # share of the training figures in the files' colours
+KEPT = 0.4  # probability that a stand-in keeps a part, or the colours
+LOOKS = 1_000_000
+PART = 16  # clips degraded or redrawn together
+LINE_EVERY = 16  # parts from one line of progress to the next
+CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
+LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
 _STREAMS = {"train": 1, "test": 2}
 
 Degrade = Callable[[np.ndarray], np.ndarray]
 """uint8 ``[K, F, H, W, 3]`` -> the same, as a generator would draw it (e.g. a VAE's reconstruction)."""
+Redraw = Callable[[np.ndarray, Sequence[str], np.random.Generator], np.ndarray]
+"""uint8 clips ``[K, F, H, W, 3]`` and their captions -> the same, partly or wholly drawn anew by the model."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +67,8 @@ class Samples:
     clips: np.ndarray  # uint8 [K, FRAMES, HEIGHT, WIDTH, 3]
     firsts: np.ndarray  # uint8 [K, HEIGHT, WIDTH, 3], the clean first frames
     shots: tuple[Shot, ...]
-    truths: np.ndarray  # float32 [K, 6], 0 .. 100, in the order of DIMENSIONS
-    badness: np.ndarray  # float32 [K, 6, FRAMES - 1], 0 .. 1, of every frame after the first
+    truths: np.ndarray  # float32 [K, 6], 0 .. 100, in the order of DIMENSIONS; NaN: unknown
+    badness: np.ndarray  # float32 [K, 6, FRAMES - 1], 0 .. 1, of every frame after the first; NaN: unknown
 
     @property
     def captions(self) -> list[str]:
@@ -65,48 +79,112 @@ class Samples:
         """Ratings of one dimension, ``[K]``."""
         return self.truths[:, DIMENSIONS.index(dimension)]
 
+    def rated(self, dimension: str) -> np.ndarray:
+        """Indices of the clips whose rating in a dimension is known."""
+        return np.flatnonzero(~np.isnan(self.truth_of(dimension)))
+
     def badness_of(self, dimension: str) -> np.ndarray:
         """Badness by frame of one dimension, ``[K, FRAMES - 1]``."""
         return self.badness[:, DIMENSIONS.index(dimension)]
 
 
 def draw_samples(
-    count: int, seed: int, split: str = "train", degrade: Degrade | None = None, degraded: float = DEGRADED
+    count: int,
+    seed: int,
+    split: str = "train",
+    degrade: Degrade | None = None,
+    redraw: Redraw | None = None,
+    degraded: float = DEGRADED,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Samples:
-    """Render `count` clips of a split (``train`` or ``test``) and degrade a share of them.
+    """Render `count` clips of a split (``train`` or ``test``), redraw a share of them and degrade another.
 
     `degrade` is what stands for the generator's losses (default: blur and coarse noise); H.264 follows in any case.
     """
     rng = np.random.default_rng([seed, _STREAMS[split]])
-    clips = np.empty((count, FRAMES, HEIGHT, WIDTH, 3), np.uint8)
-    shots, truths, badness = [], [], []
-    for i in range(count):
+    again = rng.random(count) < (REDRAWN if redraw else 0.0)
+    log(f"rendering {count} clips")
+    samples = _rendered(again, rng, split)
+    if redraw:
+        for part in _parts(np.flatnonzero(again), "redrawing", log):
+            _redraw(samples, part, redraw, rng)
+    for part in _parts(np.flatnonzero((rng.random(count) < degraded) & ~again), "degrading", log):
+        clips = samples.clips[part]
+        samples.clips[part] = _compressed(degrade(clips) if degrade else soften(clips, rng))
+    return samples
+
+
+def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str) -> Samples:
+    """One clip for each of `plain` (bool): defective figures of all kinds, or those that the model knows, clean."""
+    clips, shots, truths, badness = [], [], [], []
+    for only_clean in plain:
         shot, defects = _draw_shot(rng, split), _draw_defects(rng)
-        clips[i], swapped = _render(shot, defects, _stand_in(shot, rng, split), rng)
+        stand_in = _stand_in(shot, rng, split)
+        if only_clean:
+            shot, defects = replace(shot, character=shot.character.split("+")[0], look=0, phase=0), Defects()
+        clip, swapped = _render(shot, defects, stand_in, rng)
+        clips.append(clip)
         shots.append(shot)
         truths.append([truth(defects)[name] for name in DIMENSIONS])
         badness.append(_badness(defects, swapped))
-    firsts = clips[:, 0].copy()
-    chosen = np.flatnonzero(rng.random(count) < degraded)
+    stack = np.stack(clips)
+    return Samples(stack, stack[:, 0].copy(), tuple(shots), np.array(truths, np.float32), np.array(badness, np.float32))
+
+
+def _parts(chosen: np.ndarray, doing: str, log: Callable[[str], None]) -> Iterator[np.ndarray]:
+    """The chosen indices in parts of `PART`, and now and then a line on how far that is."""
     for start in range(0, len(chosen), PART):
-        part = chosen[start : start + PART]
-        lossy = degrade(clips[part]) if degrade else soften(clips[part], rng)
-        clips[part] = np.stack([decode_clip(encode_mp4(clip, FPS)) for clip in lossy])
-    return Samples(clips, firsts, tuple(shots), np.array(truths, np.float32), np.array(badness, np.float32))
+        if start % (LINE_EVERY * PART) == 0:
+            log(f"{doing} {start}/{len(chosen)} clips")
+        yield chosen[start : start + PART]
+
+
+def _compressed(clips: np.ndarray) -> np.ndarray:
+    """What H.264 leaves of clips."""
+    return np.stack([decode_clip(encode_mp4(clip, FPS)) for clip in clips])
+
+
+def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.Generator) -> None:
+    """Redraw some clean clips in place and rate them: appeal by the share of the figure that is lost."""
+    appeal = DIMENSIONS.index("appeal")
+    shots = [samples.shots[i] for i in part]
+    clean = samples.clips[part]
+    samples.clips[part] = _compressed(redraw(clean, [caption(shot) for shot in shots], rng))
+    scenes = np.stack([background(shot.scene) for shot in shots])
+    samples.truths[part], samples.badness[part] = np.nan, np.nan
+    samples.badness[part, appeal] = lost(samples.clips[part], clean, scenes)[:, 1:]
+    samples.truths[part, appeal] = 100 * (1 - samples.badness[part, appeal].mean(1))
+
+
+def lost(clips: np.ndarray, clean: np.ndarray, scenes: np.ndarray) -> np.ndarray:
+    """Share of the figure that is lost in every frame, ``[K, F]``: 1 - exp(-(error - CODEC_ERROR) / LOST_SCALE).
+
+    The error is summed over the whole frame, ghosts beside the figure included, and divided by the figure's pixels:
+    those in which the `clean` clips ``[K, F, H, W, 3]`` differ from their `scenes` ``[K, H, W, 3]``.
+    """
+    error = np.square((clips.astype(np.float32) - clean) / 255.0).mean(-1).sum((2, 3))
+    figure = (np.abs(clean.astype(np.float32) - scenes[:, None]).max(-1) > 12).sum((2, 3))
+    return 1 - np.exp(-np.maximum(error / np.maximum(figure, 1) - CODEC_ERROR, 0) / LOST_SCALE)
 
 
 def _draw_shot(rng: np.random.Generator, split: str) -> Shot:
     """Any action anywhere: the prompts' own splits are by combination and do not matter to heads."""
-    cast, palettes = (TRAIN_CHARACTERS, len(PALETTES)) if split == "train" else (TEST_CHARACTERS, 1)
+    character, look = _cast(rng) if split == "train" else (str(rng.choice(TEST_CHARACTERS)), 0)
     action = str(rng.choice(tuple(ACTIONS)))
-    return Shot(
-        str(rng.choice(cast)),
-        str(rng.choice(tuple(SCENES))),
-        action,
-        start_x(action, rng),
-        int(rng.integers(8)),
-        int(rng.integers(palettes)),
-    )
+    return Shot(character, str(rng.choice(tuple(SCENES))), action, start_x(action, rng), int(rng.integers(8)), look)
+
+
+def _cast(rng: np.random.Generator) -> tuple[str, int]:
+    """A character for training and its look: mostly one that no file has."""
+    parts = list(rng.choice(TRAIN_CHARACTERS, 3))
+    if rng.random() < WHOLE:
+        parts = parts[:1] * 3
+    return "+".join(parts), _look(rng)
+
+
+def _look(rng: np.random.Generator) -> int:
+    look = int(rng.integers(1, LOOKS))
+    return 0 if rng.random() < AS_DRAWN else look
 
 
 def _draw_defects(rng: np.random.Generator) -> Defects:
@@ -116,11 +194,15 @@ def _draw_defects(rng: np.random.Generator) -> Defects:
 
 
 def _stand_in(shot: Shot, rng: np.random.Generator, split: str) -> Shot:
-    """The shot with the character that an identity swap puts in place; in training half of them recoloured too."""
-    cast = TRAIN_CHARACTERS if split == "train" else CHARACTERS
-    character = str(rng.choice([name for name in cast if name != shot.character]))
-    palette = int(rng.integers(len(PALETTES))) if split == "train" and rng.random() < 0.5 else shot.palette
-    return replace(shot, character=character, palette=palette)
+    """The shot with the figure that an identity swap puts in place: another one in some part or in its colours."""
+    if split == "test":
+        return replace(shot, character=str(rng.choice([name for name in CHARACTERS if name != shot.character])))
+    while True:
+        kept, (character, look) = rng.random(4) < KEPT, _cast(rng)
+        parts = zip(kept[:3], shot.character.split("+"), character.split("+"), strict=True)
+        character, look = "+".join(old if keep else new for keep, old, new in parts), shot.look if kept[3] else look
+        if (character, look) != (shot.character, shot.look):
+            return replace(shot, character=character, look=look)
 
 
 def _render(shot: Shot, defects: Defects, stand_in: Shot, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

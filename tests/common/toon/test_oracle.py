@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional
 
 from common.toon.oracle import Verdict, judge, match
 from common.toon.world import ACTIONS, Defects, Shot, draw_shot, render
@@ -58,9 +60,20 @@ def test_places_and_brightness_are_found() -> None:
     dark[4] //= 2
     error, corner, gain = match(clip, WALK.character)
     assert (error < 1e-3).all()
-    assert np.diff(corner[:, 0]).tolist() == [2] * 8  # it walks 2 pixels a frame
+    assert np.diff(corner[:, 0]) == pytest.approx([2] * 8, abs=0.1)  # it walks 2 pixels a frame
     assert np.allclose(gain, 1, atol=0.02)
     assert match(dark, WALK.character)[2][4] == pytest.approx(0.5, abs=0.02)
+
+
+def test_small_changes_of_a_smeared_clip_change_its_verdict_little() -> None:
+    """Which single template fits a smear best is a matter of chance; the verdict must not be."""
+    sharp = torch.from_numpy(render(WALK)).permute(0, 3, 1, 2).float()
+    smeared = functional.avg_pool2d(sharp, 9, stride=1, padding=4, count_include_pad=False).permute(0, 2, 3, 1)
+    noise = torch.randn(smeared.shape, generator=torch.Generator().manual_seed(0))
+    one, other = (judge((smeared + sign * noise).clamp(0, 255).to(torch.uint8).numpy(), WALK) for sign in (1, -1))
+    assert one.identity < 60
+    assert abs(one.smoothness - other.smoothness) < 1.5
+    assert abs(one.motion - other.motion) < 0.5
 
 
 def test_other_sizes_are_refused() -> None:

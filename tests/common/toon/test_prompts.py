@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -17,15 +18,19 @@ from common.toon.world import Shot, caption, combinations, render
 def test_the_id_spells_the_shot() -> None:
     shot = Shot("zombie", "cave", "jump", 12, 3)
     assert shot_id(shot) == "toon-zombie-cave-jump-x12-p3"
-    for one in (shot, Shot("female_adventurer", "meadow", "run_left", -4, 7), Shot("robot", "snow", "climb", 0, 0, 5)):
+    for one in (
+        shot,
+        Shot("female_adventurer", "meadow", "run_left", -4, 7),
+        Shot("robot+zombie+robot", "snow", "climb", 0, 0, 512),
+    ):
         assert shot_of(prompt_of(one, 0)) == one
 
 
 @pytest.mark.parametrize(
-    "name", ["file-3", "toon-zombie-cave-jump", "toon-wolf-cave-jump-x1-p3", "toon-zombie-cave-jump-x1-p3-c9"]
+    "name", ["file-3", "toon-zombie-cave-jump", "toon-wolf-cave-jump-x1-p3", "toon-zombie+robot-cave-jump-x1-p3"]
 )
 def test_other_ids_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"prompt '{name}': not a prompt of the toon world"):
+    with pytest.raises(ConfigError, match=re.escape(f"prompt {name!r}: not a prompt of the toon world")):
         shot_of(Prompt(0, name, "x"))
 
 

@@ -21,6 +21,7 @@ from common.toon.world import (
     combinations,
     draw_defects,
     draw_shot,
+    recolouring,
     render,
     sprite,
     start_x,
@@ -128,13 +129,28 @@ def test_wrong_begins_late_and_lasts_to_the_end() -> None:
     assert not np.array_equal(bad[8], clean[8])
 
 
-def test_palettes_recolour_the_figure_alone() -> None:
-    own, other = render(WALK), render(replace(WALK, palette=1))
+def test_new_casts_are_made_of_parts() -> None:
+    """Head from row 0, shirt from row 29, legs from row 38."""
+    mixed = sprite("robot+zombie+male_person", "walk1")
+    for donor, rows in (("robot", slice(0, 29)), ("zombie", slice(29, 38)), ("male_person", slice(38, 48))):
+        assert np.array_equal(mixed[rows], sprite(donor, "walk1")[rows])
+    assert np.array_equal(sprite("robot+robot+robot", "jump"), sprite("robot", "jump"))
+
+
+def test_a_look_recolours_the_figure_alone_and_each_part_in_its_own_way() -> None:
+    own, other = render(WALK), render(replace(WALK, look=7))
     outside = np.abs(own.astype(float) - background("cave")).max((0, 3)) == 0
     assert outside.any()
     assert np.array_equal(own[:, outside], other[:, outside])
-    assert not np.array_equal(own, other)
-    assert np.array_equal(sprite("zombie", "idle", palette=1)[..., :3], sprite("zombie", "idle")[..., [1, 2, 0]])
+    drawn, new = sprite("zombie", "idle"), sprite("zombie", "idle", look=7)
+    assert np.array_equal(drawn[..., 3], new[..., 3])
+    mixes = recolouring(7)
+    assert mixes.shape == (3, 3, 3)
+    assert ((mixes >= 0).all(), (mixes.sum(2) <= 1.2).all()) == (True, True)
+    for mix, row, column in zip(mixes, (12, 33, 44), (18, 18, 14), strict=True):
+        assert new[row, column, :3] == pytest.approx((mix @ drawn[row, column, :3]).clip(0, 255), abs=1e-3)
+    assert not np.allclose(mixes[0], mixes[1])
+    assert np.array_equal(recolouring(7), mixes)
 
 
 def test_splits_are_disjoint_complete_and_cover_every_part() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import numpy as np
 import pytest
 
@@ -15,15 +17,24 @@ def train() -> Samples:
     return draw_samples(60, 5, degraded=0.0)
 
 
+def parts_of(shots: Iterable[Shot]) -> set[str]:
+    return {part for shot in shots for part in shot.character.split("+")}
+
+
 def test_the_split_is_by_character(train: Samples) -> None:
     assert sorted(TRAIN_CHARACTERS + TEST_CHARACTERS) == sorted(CHARACTERS)
-    assert {shot.character for shot in train.shots} == set(TRAIN_CHARACTERS)
-    assert len({shot.palette for shot in train.shots}) > 3
+    assert parts_of(train.shots) == set(TRAIN_CHARACTERS)
+    assert len({shot.look for shot in train.shots}) > 30
     test = draw_samples(20, 5, "test", degraded=0.0)
-    assert {(shot.character, shot.palette) for shot in test.shots} == {(name, 0) for name in TEST_CHARACTERS}
+    assert {(shot.character, shot.look) for shot in test.shots} == {(name, 0) for name in TEST_CHARACTERS}
     rng = np.random.default_rng(0)
-    stand_ins = [data._stand_in(shot, rng, "train") for shot in train.shots for _ in range(5)]
-    assert {shot.character for shot in stand_ins} == set(TRAIN_CHARACTERS)
+    for shot in train.shots:
+        stand_in = data._stand_in(shot, rng, "train")
+        assert parts_of([stand_in]) <= set(TRAIN_CHARACTERS)
+        assert (stand_in.character, stand_in.look) != (shot.character, shot.look)
+    assert {data._stand_in(test.shots[0], rng, "test").character for _ in range(40)} == set(CHARACTERS) - {
+        test.shots[0].character
+    }
 
 
 def test_clips_start_clean_and_are_rated(train: Samples) -> None:
@@ -92,6 +103,38 @@ def test_degraded_clips_are_near_what_they_were() -> None:
         assert 0.2 < error < 12
     inverted = draw_samples(6, 1, degrade=lambda clips: 255 - clips, degraded=1.0)
     assert np.abs(inverted.clips.astype(int) - (255 - clean.clips.astype(int))).mean() < 3  # only H.264 is between
+
+
+def test_redrawn_clips_are_rated_by_what_is_lost() -> None:
+    """A figure that vanishes is lost; one that stays is not. The other dimensions are unknown."""
+
+    def vanish(clips: np.ndarray, captions: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        assert len(clips) == len(captions)
+        gone = clips.copy()
+        gone[:, 5:] = gone[:, :1, :, :1]  # the left edge's colours, as far as they are the sky's
+        return gone
+
+    samples = draw_samples(40, 2, redraw=vanish, degraded=0.0)
+    redrawn = np.setdiff1d(np.arange(40), samples.rated("motion"))
+    assert 4 <= len(redrawn) <= 12  # 0.15 of 40
+    assert samples.rated("appeal").tolist() == list(range(40))
+    assert {shot.look for shot in (samples.shots[i] for i in redrawn)} == {0}
+    bad = samples.badness_of("appeal")[redrawn]
+    assert bad[:, :4].max() < 0.1  # H.264 alone
+    assert bad[:, 4:].min() > 0.6
+    assert samples.truth_of("appeal")[redrawn] == pytest.approx(100 * (1 - bad.mean(1)))
+    assert np.isnan(samples.badness[redrawn][:, [0, 1, 3, 4, 5]]).all()
+
+
+def test_lost_by_hand() -> None:
+    """A figure of 2 pixels, one of them 0.4 off: 0.16 / 2 - 0.01 = 0.07, and 1 - exp(-0.07 / 0.02) = 0.9698."""
+    scenes = np.zeros((1, 48, 64, 3), np.float32)
+    clean = np.zeros((1, 9, 48, 64, 3), np.uint8)
+    clean[:, :, 10, 10:12] = 200
+    clips = clean.copy()
+    clips[0, 3, 10, 11] = 98
+    clips[0, 4, 40, 60] = 102  # a ghost elsewhere counts the same
+    assert data.lost(clips, clean, scenes)[0] == pytest.approx([0, 0, 0, 0.9698, 0.9698, 0, 0, 0, 0], abs=1e-4)
 
 
 def test_mirrored_captions() -> None:

@@ -1,0 +1,54 @@
+"""Redrawing by the embedded model: a late start keeps the clip, an early one keeps the first frame."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from common.models import open_model
+from common.toon.world import Shot, caption, render
+from rewarders.training.redraw import LATEST, Redrawer
+
+SHOTS = [Shot("robot", "snow", "walk_right", 4), Shot("zombie", "cave", "jump", 12)]
+
+
+class Dice(np.random.Generator):
+    """Draws noise as any generator, but always starts at the given step."""
+
+    def __init__(self, start: int) -> None:
+        super().__init__(np.random.PCG64(0))
+        self.start = start
+
+    def integers(self, *bounds: int) -> int:  # type: ignore[override]
+        assert bounds == (LATEST,)
+        return self.start
+
+
+@pytest.fixture(scope="module")
+def redrawer() -> Redrawer:
+    return Redrawer(open_model("toon"))
+
+
+def errors(redrawer: Redrawer, start: int) -> np.ndarray:
+    clips = np.stack([render(shot) for shot in SHOTS])
+    redrawn = redrawer.redraw(clips, [caption(shot) for shot in SHOTS], Dice(start))
+    assert (redrawn.shape, redrawn.dtype) == (clips.shape, np.uint8)
+    return np.abs(redrawn.astype(float) - clips).mean((0, 2, 3, 4))
+
+
+def test_the_earlier_the_start_the_more_is_drawn_anew(redrawer: Redrawer) -> None:
+    clips = np.stack([render(shot) for shot in SHOTS])
+    floor = np.abs(redrawer.reconstruct(clips).astype(float) - clips).mean()
+    late, middle, early = (errors(redrawer, start) for start in (LATEST - 1, 4, 0))
+    assert floor < late.mean() < middle.mean() < early.mean()
+    assert late.mean() < 2 * floor
+    assert early[0] < 0.7 * early[1:].mean()  # the first frame is given
+
+
+def test_captions_and_noise_decide(redrawer: Redrawer) -> None:
+    clips = np.stack([render(SHOTS[0])] * 2)
+    texts = ["a robot walks right in the snow", "a robot jumps in the snow"]
+    one, other = redrawer.redraw(clips, texts, Dice(0))
+    assert np.abs(one.astype(float) - other).mean() > 1
+    again = redrawer.redraw(clips, texts, Dice(0))
+    assert (again[0] == one).all()
