@@ -1,4 +1,7 @@
-"""``report.html``: one self-contained page, made from the files of a run folder alone (no model is loaded)."""
+"""``report.html``: one self-contained page, and ``report.png``: a few of its clips as a picture.
+
+Both are made from the files of a run folder alone; no model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ from common.metrics import EVENTS, METRICS, latest_by_step, read_json_lines
 from deploy import charts, run_folder
 from deploy.evaluate import REWARD, SIDES
 from deploy.progress import minutes
+from deploy.still import still
 
+STILL_PAIRS = 3  # two gains and a loss in the picture
 SHOWN_WIDTH = 256  # pixels a small clip is enlarged to, by a whole factor
 KINDS = ("sampling", "scoring", "learning", "evaluation", "other")
 # Shown curves: title, what it tells, value of a metrics record.
@@ -49,12 +54,15 @@ class ClipPair:
 
 
 def write(folder: Path) -> Path:
-    """Write RUN/report.html from RUN's files and return it. `ConfigError` when the run has no result yet."""
+    """Write RUN's report and picture and return the report's path. `ConfigError` when the run has no result yet."""
     config, result = load_config(folder / run_folder.CONFIG), run_folder.read_result(folder)
     if result is None or "verdict" not in result:
         raise ConfigError(f"{folder}: no result yet; finish the run first: {resume_command(folder)}")
     path = folder / run_folder.REPORT
     run_folder.write_whole(path, render(folder, config, result))
+    gains, losses = extremes(result["by_prompt"], STILL_PAIRS)
+    pairs = [(record, change_of(record)) for record in (*gains, *losses)]
+    still(folder, result["verdict"]["words"], pairs).save(folder / run_folder.PICTURE)
     return path
 
 

@@ -5,7 +5,7 @@ RUN/config.toml      the resolved configuration      RUN/metrics.jsonl  one reco
 RUN/ledger.sqlite    the exchange's state            RUN/events.jsonl   starts, evaluations, interruptions, ends
 RUN/blobs/           latents and clips               RUN/clips/         held-out clips, base and aligned
 RUN/checkpoints/     the learner's state             RUN/result.json    the held-out comparison in numbers
-RUN/weights/         published versions              RUN/report.html    the report
+RUN/weights/         published versions              RUN/report.html    the report, and a picture of it: report.png
 ```
 """
 
@@ -22,7 +22,7 @@ from typing import IO, Any
 from common.config import ConfigError, RunConfig, differences, load_config, to_toml
 
 TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does without a configuration file
-CONFIG, RESULT, REPORT, LOCK = "config.toml", "result.json", "report.html", ".lock"
+CONFIG, RESULT, REPORT, PICTURE, LOCK = "config.toml", "result.json", "report.html", "report.png", ".lock"
 # What may change when a run is resumed; where the folder lies is no part of what is computed in it.
 FREE = ("steps", "verify", "evaluation.", "name", "root")
 

@@ -9,15 +9,18 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from actors.prompts import open_prompts
+from common.clips import contact_sheet, decode_clip
 from common.config import ConfigError, load_config
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
 from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
-from deploy import report, run_folder, serial
+from deploy import report, run_folder, serial, still
 from tests.deploy import toy
 from tests.tiny import tiny_pipeline
 
@@ -248,6 +251,19 @@ def test_the_report_is_one_well_formed_page_with_its_videos(unbroken):
         assert words in page
     assert "--name toy-again" in page
     assert "after step 3" in page  # the refresh
+
+
+def test_the_picture_shows_gains_and_a_loss(unbroken):
+    folder, result = unbroken
+    report.write(folder)
+    picture = np.asarray(Image.open(folder / "report.png").convert("RGB"))
+    clips = [decode_clip(path.read_bytes()) for path in sorted((folder / "clips").glob("*.mp4"))]
+    row = np.asarray(contact_sheet(clips[:1]))
+    shown = min(3, len(result["by_prompt"]))
+    assert picture.shape[0] == still.LINE * (shown + 1) + 2 * shown * row.shape[0]
+    best = max(result["by_prompt"], key=report.change_of)
+    base = np.asarray(contact_sheet([decode_clip((folder / "clips" / best["base"]["clip"]).read_bytes())]))
+    assert (picture[2 * still.LINE :][: base.shape[0], : base.shape[1]] == base).all()
 
 
 def test_a_run_without_result_has_no_report(model, tmp_path):
