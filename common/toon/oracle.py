@@ -23,7 +23,19 @@ from functools import cache
 import numpy as np
 import torch
 
-from common.toon.world import ACTIONS, FRAMES, HEIGHT, POSES, SPRITE_HEIGHT, SPRITE_WIDTH, WIDTH, Shot, sprite
+from common.toon.world import (
+    ACTIONS,
+    AS_DRAWN,
+    FRAMES,
+    HEIGHT,
+    POSES,
+    SPRITE_HEIGHT,
+    SPRITE_WIDTH,
+    WIDTH,
+    Look,
+    Shot,
+    sprite,
+)
 
 MARGIN = 16  # pixels by which a sprite may leave the frame
 VISIBLE = 0.6  # share of the sprite that must lie inside
@@ -57,7 +69,7 @@ class Templates:
 
 
 @cache
-def _templates(character: str, look: int) -> Templates:
+def _templates(character: str, look: Look) -> Templates:
     views = [sprite(character, pose, left, look) for pose in POSES for left in (False, True)]
     stack = torch.from_numpy(np.stack(views))
     alpha, colour = stack[..., 3], stack[..., :3].permute(0, 3, 1, 2) / 255.0
@@ -80,7 +92,7 @@ def _offsets(spectrum: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft2(spectrum, s=PADDED)[..., :ROWS, :COLUMNS]
 
 
-def match(clip: np.ndarray, character: str, look: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def match(clip: np.ndarray, character: str, look: Look = AS_DRAWN) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Find the character in each frame of a uint8 ``[F, HEIGHT, WIDTH, 3]`` clip.
 
     Returns the masked squared error of the best view ``[F]`` (colours in 0..1), the figure's left-top corner ``[F, 2]``

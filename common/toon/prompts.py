@@ -14,10 +14,10 @@ from PIL import Image
 
 from common.config import ConfigError
 from common.messages import Prompt, Purpose
-from common.toon.world import ACTIONS, CHARACTERS, SCENES, Shot, caption, combinations, draw_shot, render
+from common.toon.world import ACTIONS, AS_DRAWN, CHARACTERS, SCENES, Shot, caption, combinations, draw_shot, render
 
 _ID = re.compile(
-    r"toon-(?P<character>[a-z_+]+)-(?P<scene>[a-z_]+)-(?P<action>[a-z_]+)-x(?P<x>-?\d+)-p(?P<phase>\d+)(-c(?P<look>\d+))?"
+    r"toon-(?P<character>[a-z_+]+)-(?P<scene>[a-z_]+)-(?P<action>[a-z_]+)-x(?P<x>-?\d+)-p(?P<phase>\d+)(-c(?P<look>\d+\.\d+\.\d+))?"
 )
 _TRAIN, _HELDOUT = 1, 2  # streams of the random numbers
 
@@ -37,7 +37,7 @@ def prompt_of(shot: Shot, ordinal: int, purpose: Purpose = Purpose.TRAIN) -> Pro
 
 def shot_id(shot: Shot) -> str:
     """``toon-CHARACTER-SCENE-ACTION-xX-pPHASE``, and ``-cLOOK`` where the shot is recoloured."""
-    recoloured = f"-c{shot.look}" if shot.look else ""
+    recoloured = "" if shot.look == AS_DRAWN else "-c{}.{}.{}".format(*shot.look)
     return f"toon-{shot.character}-{shot.scene}-{shot.action}-x{shot.x}-p{shot.phase}{recoloured}"
 
 
@@ -52,13 +52,14 @@ def shot_of(prompt: Prompt) -> Shot:
     )
     if not found or not known:
         raise ConfigError(f"prompt {prompt.id!r}: not a prompt of the toon world, so the oracle cannot judge it")
+    head, shirt, legs = map(int, (found["look"] or "0.0.0").split("."))
     return Shot(
         found["character"],
         found["scene"],
         found["action"],
         int(found["x"]),
         int(found["phase"]),
-        int(found["look"] or 0),
+        (head, shirt, legs),
     )
 
 

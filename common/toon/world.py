@@ -28,9 +28,11 @@ GROUND = 44  # the row on which feet stand
 CHARACTERS = ("female_adventurer", "female_person", "male_adventurer", "male_person", "robot", "zombie")
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
 POSES = ("idle", *(f"walk{i}" for i in range(8)), "jump", "fall", "climb0", "climb1")
-# New casts, which widen the reward heads' training data: "robot+zombie+robot" has the zombie's shirt, and a `look`
-# recolours each of these parts in its own way.
+# New casts, which widen the reward heads' training data: "robot+zombie+robot" has the zombie's shirt, and a look of
+# (0, 7, 0) gives that shirt new colours.
 PARTS = ((0, 29), (29, 38), (38, SPRITE_HEIGHT))  # rows of head, shirt and legs: all sprites are built alike
+Look = tuple[int, int, int]
+AS_DRAWN: Look = (0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ ACTIONS: dict[str, Action] = {
 class Shot:
     """Who, where, what. `x` is the sprite's left edge in frame 0 (pixels), `phase` its first pose.
 
-    `character` is one of `CHARACTERS`, or three of them joined by ``+`` (head, shirt, legs); `look` 0 is as drawn,
-    any other number the seed of new colours.
+    `character` is one of `CHARACTERS`, or three of them joined by ``+``: head, shirt, legs. `look` has a number for
+    each of the three as well: 0 is as drawn, any other the seed of new colours.
     """
 
     character: str
@@ -101,7 +103,7 @@ class Shot:
     action: str
     x: int
     phase: int = 0
-    look: int = 0
+    look: Look = AS_DRAWN
 
 
 @dataclass(frozen=True)
@@ -147,15 +149,15 @@ def _images() -> Path:
 
 
 @lru_cache(maxsize=1024)
-def sprite(character: str, pose: str, left: bool = False, look: int = 0) -> np.ndarray:
+def sprite(character: str, pose: str, left: bool = False, look: Look = AS_DRAWN) -> np.ndarray:
     """One sprite, float32 ``[SPRITE_HEIGHT, SPRITE_WIDTH, 4]``: colour 0..255 and alpha 0..1 (see `Shot`)."""
     donors = character.split("+")
-    rgba = _drawn(donors[0], pose).copy()
-    for (top, bottom), donor in zip(PARTS, donors if len(donors) > 1 else donors * len(PARTS), strict=True):
-        rgba[top:bottom] = _drawn(donor, pose)[top:bottom]
-    if look:
-        for (top, bottom), mix in zip(PARTS, recolouring(look), strict=True):
-            rgba[top:bottom, :, :3] = (rgba[top:bottom, :, :3] @ mix.T).clip(0, 255)
+    rgba = np.empty((SPRITE_HEIGHT, SPRITE_WIDTH, 4), np.float32)
+    for (top, bottom), donor, seed in zip(PARTS, donors if len(donors) > 1 else donors * len(PARTS), look, strict=True):
+        part = rgba[top:bottom]
+        part[:] = _drawn(donor, pose)[top:bottom]
+        if seed:
+            part[..., :3] = (part[..., :3] @ recolouring(seed).T).clip(0, 255)
     return np.ascontiguousarray(rgba[:, ::-1]) if left else rgba
 
 
@@ -171,11 +173,12 @@ def _drawn(character: str, pose: str) -> np.ndarray:
     return rgba
 
 
-def recolouring(look: int) -> np.ndarray:
-    """For each of `PARTS` how its new red, green and blue are mixed from the old ones, float32 ``[3, 3, 3]``."""
-    rng = np.random.default_rng(look)
-    shares = rng.dirichlet(np.full(3, 0.3), size=(len(PARTS), 3))  # mostly one channel, sometimes two
-    return (shares * rng.uniform(0.4, 1.2, (len(PARTS), 3, 1))).astype(np.float32)
+@lru_cache(maxsize=1024)
+def recolouring(seed: int) -> np.ndarray:
+    """How new red, green and blue are mixed from the old ones, float32 ``[3, 3]``."""
+    rng = np.random.default_rng(seed)
+    shares = rng.dirichlet(np.full(3, 0.3), size=3)  # mostly one channel, sometimes two
+    return (shares * rng.uniform(0.4, 1.2, (3, 1))).astype(np.float32)
 
 
 @cache

@@ -22,6 +22,7 @@ from torch.nn import functional
 from common.clips import decode_clip, encode_mp4
 from common.toon.world import (
     ACTIONS,
+    AS_DRAWN,
     CHARACTERS,
     DEFECTS,
     DIMENSIONS,
@@ -31,6 +32,7 @@ from common.toon.world import (
     SCENES,
     WIDTH,
     Defects,
+    Look,
     Shot,
     background,
     caption,
@@ -45,9 +47,9 @@ PRESENT = 0.45  # probability of each defect
 DEGRADED = 0.5  # share of clips that are degraded
 REDRAWN = 0.15  # share of clips that are redrawn, where a model is given
 WHOLE = 0.3  # share of the training figures whose parts are one character's
-AS_DRAWN = 0.4  # share of the training figures in the files' colours
-KEPT = 0.4  # probability that a stand-in keeps a part, or the colours
-LOOKS = 1_000_000
+DRAWN = 0.4  # share of them in the files' colours, and of the parts of the others
+KEPT = 0.5  # probability that a stand-in keeps a part, and a part's colours
+COLOURS = 10_000
 PART = 16  # clips degraded or redrawn together
 LINE_EVERY = 16  # parts from one line of progress to the next
 CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
@@ -121,7 +123,7 @@ def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str) -> Sample
         shot, defects = _draw_shot(rng, split), _draw_defects(rng)
         stand_in = _stand_in(shot, rng, split)
         if only_clean:
-            shot, defects = replace(shot, character=shot.character.split("+")[0], look=0, phase=0), Defects()
+            shot, defects = replace(shot, character=shot.character.split("+")[0], look=AS_DRAWN, phase=0), Defects()
         clip, swapped = _render(shot, defects, stand_in, rng)
         clips.append(clip)
         shots.append(shot)
@@ -169,22 +171,18 @@ def lost(clips: np.ndarray, clean: np.ndarray, scenes: np.ndarray) -> np.ndarray
 
 def _draw_shot(rng: np.random.Generator, split: str) -> Shot:
     """Any action anywhere: the prompts' own splits are by combination and do not matter to heads."""
-    character, look = _cast(rng) if split == "train" else (str(rng.choice(TEST_CHARACTERS)), 0)
+    character, look = _cast(rng) if split == "train" else (str(rng.choice(TEST_CHARACTERS)), AS_DRAWN)
     action = str(rng.choice(tuple(ACTIONS)))
     return Shot(character, str(rng.choice(tuple(SCENES))), action, start_x(action, rng), int(rng.integers(8)), look)
 
 
-def _cast(rng: np.random.Generator) -> tuple[str, int]:
+def _cast(rng: np.random.Generator) -> tuple[str, Look]:
     """A character for training and its look: mostly one that no file has."""
     parts = list(rng.choice(TRAIN_CHARACTERS, 3))
     if rng.random() < WHOLE:
         parts = parts[:1] * 3
-    return "+".join(parts), _look(rng)
-
-
-def _look(rng: np.random.Generator) -> int:
-    look = int(rng.integers(1, LOOKS))
-    return 0 if rng.random() < AS_DRAWN else look
+    head, shirt, legs = np.where(rng.random(3) < DRAWN, 0, rng.integers(1, COLOURS, 3)).tolist()
+    return "+".join(parts), AS_DRAWN if rng.random() < DRAWN else (head, shirt, legs)
 
 
 def _draw_defects(rng: np.random.Generator) -> Defects:
@@ -198,11 +196,13 @@ def _stand_in(shot: Shot, rng: np.random.Generator, split: str) -> Shot:
     if split == "test":
         return replace(shot, character=str(rng.choice([name for name in CHARACTERS if name != shot.character])))
     while True:
-        kept, (character, look) = rng.random(4) < KEPT, _cast(rng)
-        parts = zip(kept[:3], shot.character.split("+"), character.split("+"), strict=True)
-        character, look = "+".join(old if keep else new for keep, old, new in parts), shot.look if kept[3] else look
-        if (character, look) != (shot.character, shot.look):
-            return replace(shot, character=character, look=look)
+        character, look = _cast(rng)
+        kept = rng.random((2, 3)) < KEPT
+        donors = np.where(kept[0], shot.character.split("+"), character.split("+")).tolist()
+        head, shirt, legs = np.where(kept[1], shot.look, look).tolist()
+        other = replace(shot, character="+".join(donors), look=(head, shirt, legs))
+        if other != shot:
+            return other
 
 
 def _render(shot: Shot, defects: Defects, stand_in: Shot, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

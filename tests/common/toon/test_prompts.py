@@ -21,7 +21,7 @@ def test_the_id_spells_the_shot() -> None:
     for one in (
         shot,
         Shot("female_adventurer", "meadow", "run_left", -4, 7),
-        Shot("robot+zombie+robot", "snow", "climb", 0, 0, 512),
+        Shot("robot+zombie+robot", "snow", "climb", 0, 0, (0, 5, 12)),
     ):
         assert shot_of(prompt_of(one, 0)) == one
 

@@ -137,20 +137,26 @@ def test_new_casts_are_made_of_parts() -> None:
     assert np.array_equal(sprite("robot+robot+robot", "jump"), sprite("robot", "jump"))
 
 
-def test_a_look_recolours_the_figure_alone_and_each_part_in_its_own_way() -> None:
-    own, other = render(WALK), render(replace(WALK, look=7))
+def test_a_look_recolours_parts_of_the_figure_alone() -> None:
+    own, other = render(WALK), render(replace(WALK, look=(7, 8, 9)))
     outside = np.abs(own.astype(float) - background("cave")).max((0, 3)) == 0
     assert outside.any()
-    assert np.array_equal(own[:, outside], other[:, outside])
-    drawn, new = sprite("zombie", "idle"), sprite("zombie", "idle", look=7)
+    faint = 6  # a soft edge may round to the background in one colour and not in another
+    assert np.abs(own[:, outside].astype(int) - other[:, outside]).max() <= faint
+    drawn, new = sprite("zombie", "idle"), sprite("zombie", "idle", look=(0, 7, 0))
     assert np.array_equal(drawn[..., 3], new[..., 3])
-    mixes = recolouring(7)
-    assert mixes.shape == (3, 3, 3)
-    assert ((mixes >= 0).all(), (mixes.sum(2) <= 1.2).all()) == (True, True)
-    for mix, row, column in zip(mixes, (12, 33, 44), (18, 18, 14), strict=True):
-        assert new[row, column, :3] == pytest.approx((mix @ drawn[row, column, :3]).clip(0, 255), abs=1e-3)
-    assert not np.allclose(mixes[0], mixes[1])
-    assert np.array_equal(recolouring(7), mixes)
+    assert np.array_equal(drawn[:29], new[:29])
+    assert np.array_equal(drawn[38:], new[38:])
+    assert new[33, 18, :3] == pytest.approx((recolouring(7) @ drawn[33, 18, :3]).clip(0, 255), abs=1e-3)
+
+
+def test_colours_are_mixes_of_the_old_ones() -> None:
+    mixes = np.stack([recolouring(seed) for seed in range(1, 50)])
+    assert (mixes >= 0).all()
+    sums = mixes.sum(2)
+    assert 0.4 <= sums.min() < 0.5
+    assert 1.1 < sums.max() <= 1.2 + 1e-6
+    assert len(np.unique(mixes.round(3), axis=0)) == len(mixes)
 
 
 def test_splits_are_disjoint_complete_and_cover_every_part() -> None:
