@@ -11,8 +11,10 @@ The masked squared error of sprite s at offset p is E(p) = sum a (I - c)^2 / sum
 colour c. It expands into sum a I^2 - 2 sum a c I + sum a c^2, computed for all offsets at once by FFT.
 
 Where the figure is sharp, one view at one offset stands out. Where it is smeared many fit about as well, and the best
-of them jumps with every pixel; so place and brightness are means over the views and offsets that fit, each with the
-weight exp(-E / FIT_SCALE). That makes every verdict a continuous function of the pixels.
+of them jumps with every pixel. So the track is the mean of a hidden Markov chain's posterior: a view and offset counts
+exp(-E / FIT_SCALE), and a step of the track that differs from the action's own by d pixels counts exp(-d / STEP_SCALE).
+Evidence for a shaking or frozen figure outweighs that prior; mere blur does not, and every verdict is a continuous
+function of the pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ import torch
 
 from common.toon.world import (
     ACTIONS,
-    AS_DRAWN,
     FRAMES,
     HEIGHT,
     POSES,
@@ -43,6 +44,7 @@ PADDED = (HEIGHT + 2 * MARGIN + SPRITE_HEIGHT, WIDTH + 2 * MARGIN + SPRITE_WIDTH
 ROWS, COLUMNS = HEIGHT + 2 * MARGIN - SPRITE_HEIGHT + 1, WIDTH + 2 * MARGIN - SPRITE_WIDTH + 1
 IDENTITY_SCALE = 0.012  # masked squared error (colours in 0..1) at which identity falls to 100/e
 FIT_SCALE = 0.004  # masked squared error by which a place must be worse to count 1/e of another
+STEP_SCALE = 2.0  # pixels by which a step must differ from the action's to count 1/e
 FITTING = 128  # views and offsets that can count in a frame
 SHAKE_SCALE = 3.0  # pixels of mean second difference at which smoothness falls by 1/e
 FLICKER_SCALE = 0.25  # relative spread of the figure's brightness at which smoothness falls by 1/e
@@ -92,28 +94,44 @@ def _offsets(spectrum: torch.Tensor) -> torch.Tensor:
     return torch.fft.irfft2(spectrum, s=PADDED)[..., :ROWS, :COLUMNS]
 
 
-def match(clip: np.ndarray, character: str, look: Look = AS_DRAWN) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Find the character in each frame of a uint8 ``[F, HEIGHT, WIDTH, 3]`` clip.
+def match(clip: np.ndarray, shot: Shot) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Find a shot's character in each frame of a uint8 ``[FRAMES, HEIGHT, WIDTH, 3]`` clip.
 
-    Returns the masked squared error of the best view ``[F]`` (colours in 0..1), the figure's left-top corner ``[F, 2]``
-    in pixels, and the brightness of the pixels under it relative to the sprite's own ``[F]``. Only what lies inside
-    the frame counts.
+    Returns the masked squared error of the best view ``[F]`` (colours in 0..1), the track of the figure's left-top
+    corner ``[F, 2]`` in pixels, and the brightness of the pixels under it relative to the sprite's own ``[F]``. Only
+    what lies inside the frame counts.
     """
-    known = _templates(character, look)
+    known = _templates(shot.character, shot.look)
     image = _pad(torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255.0)
+    least, best = _errors(known, image).flatten(1).topk(FITTING, 1, largest=False)
+    view, place = best // (ROWS * COLUMNS), best % (ROWS * COLUMNS)
+    corner = torch.stack([place % COLUMNS, place // COLUMNS], 2)
+    share = _posterior(-least.double() / FIT_SCALE, corner.double(), torch.from_numpy(ACTIONS[shot.action].path()))
+    gain = (share * _brightness(known, image, view, corner)).sum(1)
+    track = (share[..., None] * corner).sum(1) - MARGIN
+    return least[:, 0].numpy(), track.numpy(), gain.numpy()
+
+
+def _errors(known: Templates, image: torch.Tensor) -> torch.Tensor:
+    """E of every view at every offset in padded frames ``[F, 3, ., .]``: ``[F, P, ROWS, COLUMNS]``."""
     image_f = torch.fft.rfft2(image, s=PADDED)
     spectrum = torch.fft.rfft2(image.square().sum(1), s=PADDED)[:, None] * known.alpha_f
     for channel in range(3):
         spectrum.addcmul_(image_f[:, None, channel], known.minus_twice_f[:, channel])
     error = (_offsets(spectrum) + known.own) / (3 * known.total.clamp_min(1.0))
-    error = error.masked_fill(known.total < VISIBLE * known.total.amax((1, 2), keepdim=True), torch.inf).flatten(1)
-    least, best = error.topk(FITTING, 1, largest=False)
-    view, place = best // (ROWS * COLUMNS), best % (ROWS * COLUMNS)
-    corner = torch.stack([place % COLUMNS, place // COLUMNS], 2)
-    share = (-least / FIT_SCALE).softmax(1)
-    gain = (share * _brightness(known, image, view, corner)).sum(1)
-    middle = (share[..., None] * corner).sum(1) - MARGIN
-    return least[:, 0].numpy(), middle.double().numpy(), gain.double().numpy()
+    return error.masked_fill(known.total < VISIBLE * known.total.amax((1, 2), keepdim=True), torch.inf)
+
+
+def _posterior(fit: torch.Tensor, corner: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
+    """Shares ``[F, K]`` of the places ``[F, K, 2]`` in each frame, given how well all frames' places fit (log weights
+    ``[F, K]``) and how the figure ought to move: the forward and the backward pass of the chain."""
+    steps = corner[1:, None] - corner[:-1, :, None] - path.diff(dim=0)[:, None, None]  # [F - 1, from, to, 2]
+    link = -steps.abs().sum(-1) / STEP_SCALE
+    forward, backward = [fit[0]], [torch.zeros_like(fit[0])]
+    for t in range(len(link)):
+        forward.append(fit[t + 1] + (forward[t][:, None] + link[t]).logsumexp(0))
+        backward.append((link[-1 - t] + (fit[-1 - t] + backward[t])).logsumexp(1))
+    return (torch.stack(forward) + torch.stack(backward[::-1])).softmax(1)
 
 
 def _brightness(known: Templates, image: torch.Tensor, view: torch.Tensor, corner: torch.Tensor) -> torch.Tensor:
@@ -132,24 +150,24 @@ def judge(clip: np.ndarray, shot: Shot) -> Verdict:
     """Judge a clip (uint8 ``[FRAMES, HEIGHT, WIDTH, 3]``) that was to show `shot`."""
     if clip.shape != (FRAMES, HEIGHT, WIDTH, 3):
         raise ValueError(f"clip is {list(clip.shape)}, the oracle judges {[FRAMES, HEIGHT, WIDTH, 3]}")
-    error, corner, gain = match(clip, shot.character, shot.look)
+    error, track, gain = match(clip, shot)
     return Verdict(
         identity=float(100 * np.exp(-error[1:].clip(0) / IDENTITY_SCALE).mean()),
-        motion=_motion(corner, shot),
-        smoothness=_smoothness(corner, gain, shot),
+        motion=_motion(track, shot),
+        smoothness=_smoothness(track, gain, shot),
     )
 
 
-def _motion(corner: np.ndarray, shot: Shot) -> float:
+def _motion(track: np.ndarray, shot: Shot) -> float:
     """Projection of the track on the action's path, <track, path> / <path, path>, clamped to [0, 1], times 100."""
     path = ACTIONS[shot.action].path()
-    track = corner - corner[0]
-    return float(100 * np.clip((track * path).sum() / (path * path).sum(), 0, 1))
+    moved = track - track[0]
+    return float(100 * np.clip((moved * path).sum() / (path * path).sum(), 0, 1))
 
 
-def _smoothness(corner: np.ndarray, gain: np.ndarray, shot: Shot) -> float:
+def _smoothness(track: np.ndarray, gain: np.ndarray, shot: Shot) -> float:
     """exp(-(excess second difference of the track)) * exp(-(spread of brightness)), times 100."""
-    bend = np.abs(np.diff(corner, 2, axis=0)).sum(1)
+    bend = np.abs(np.diff(track, 2, axis=0)).sum(1)
     natural = np.abs(np.diff(ACTIONS[shot.action].path(), 2, axis=0)).sum(1)
     shake = np.maximum(bend - natural - 1, 0).mean()  # whole-pixel offsets alone bend a straight track by up to 1
     flicker = gain[1:].std() / max(float(gain.mean()), 1e-6)

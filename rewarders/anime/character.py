@@ -10,3 +10,4 @@ class CharacterConsistency(AnimeHead):
 
     dimension = "character"
     VIEWS = ("frame", "previous", "first")
+    SEARCH = True

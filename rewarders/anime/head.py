@@ -30,9 +30,10 @@ class AnimeHead(Trunk):
     dimension: str
     VIEWS: ClassVar[tuple[View, ...]]
     CAPTION: ClassVar[bool] = False
+    SEARCH: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        super().__init__(self.VIEWS, self.CAPTION)
+        super().__init__(self.VIEWS, self.CAPTION, self.SEARCH)
 
     @property
     def digest(self) -> str:

@@ -39,7 +39,7 @@ def test_the_worse_the_defect_the_lower_the_answer(defect: str, lowered: str) ->
 
 def test_a_frozen_clip_is_smooth_but_does_not_move() -> None:
     frozen = verdict(freeze=1.0)
-    assert frozen.motion == 0
+    assert frozen.motion < 1
     assert frozen.smoothness > 90
     assert frozen.identity > 90
 
@@ -58,11 +58,11 @@ def test_places_and_brightness_are_found() -> None:
     clip = render(WALK)
     dark = clip.copy()
     dark[4] //= 2
-    error, corner, gain = match(clip, WALK.character)
+    error, corner, gain = match(clip, WALK)
     assert (error < 1e-3).all()
     assert np.diff(corner[:, 0]) == pytest.approx([2] * 8, abs=0.1)  # it walks 2 pixels a frame
     assert np.allclose(gain, 1, atol=0.02)
-    assert match(dark, WALK.character)[2][4] == pytest.approx(0.5, abs=0.02)
+    assert match(dark, WALK)[2][4] == pytest.approx(0.5, abs=0.02)
 
 
 def test_small_changes_of_a_smeared_clip_change_its_verdict_little() -> None:

@@ -8,9 +8,12 @@ import torch
 from diffusers import CogVideoXImageToVideoPipeline
 
 from common.models import ModelFolder, encode_image, encode_video, open_model, predict_v, to_unit
-from common.toon.world import Shot, caption, render
+from common.toon.world import DIMENSIONS, Shot, caption, render
 from deploy.toon import WEIGHTS
 from learner import pretrain
+from rewarders.anime import load_heads
+from rewarders.training.data import draw_samples
+from rewarders.training.evaluate import evaluate_heads
 
 LIMIT = 25_000_000  # bytes of all files together
 
@@ -56,3 +59,9 @@ def test_the_transformer_knows_what_the_caption_asks_for(model: ModelFolder) -> 
             errors.append((v - schedule.v_target(x0, eps, t)).square().mean((1, 2, 3, 4)))
     right, wrong = errors
     assert (right < wrong).all()
+
+
+def test_every_head_ranks_clips_of_characters_it_never_saw() -> None:
+    ranks = evaluate_heads(load_heads("toon"), draw_samples(1024, 1, "test", degraded=0.0))
+    assert {name: rank for name, rank in ranks.items() if not rank >= 0.7} == {}
+    assert list(ranks) == list(DIMENSIONS)

@@ -27,7 +27,7 @@ def test_a_head_overfits_a_few_clips(tmp_path: Path, few: Samples) -> None:
     head = train_head("image", lambda: few, tmp_path, 0, Fit(steps=80, lr=5e-3, warmup=3), quiet, batch=8)
     scores = np.array(head.score(list(few.clips), prompts_of(few)))
     truths = few.truth_of("image")
-    assert srcc(scores, truths) > 0.7  # most truths are tied at 100, so a perfect order is not 1
+    assert scores[truths < 90].max() < scores[truths == 100].min()
     assert np.abs(scores - truths).mean() < 0.6 * np.abs(truths - truths.mean()).mean()
 
 
