@@ -111,7 +111,7 @@ def time_spent(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:
     """(largest gains, largest losses) in mean reward, together at most `count`, no prompt twice."""
-    ordered = sorted(records, key=change_of, reverse=True)[: len(records)]
+    ordered = sorted(records, key=change_of, reverse=True)
     count = min(count, len(ordered))
     return ordered[: count - count // 2], ordered[::-1][: count // 2]
 

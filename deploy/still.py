@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from common.clips import contact_sheet, decode_clip
+from deploy.evaluate import SIDES
 
 LINE, MARGIN, SIZE = 26, 10, 17  # pixels: height of a line of text, its margin, its letters
 PAPER, INK = (255, 255, 255), (30, 30, 30)
@@ -22,7 +23,7 @@ def still(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], flo
     """The picture of some records of a run folder, each with its change in points."""
     blocks = [_words(title)]
     for record, change in pairs:
-        base, aligned = (_row(folder / "clips" / record[side]["clip"]) for side in ("base", "aligned"))
+        base, aligned = (_row(folder / "clips" / record[side]["clip"]) for side in SIDES)
         blocks += [_words(f"{record['text']}: {change:+.1f}, base above aligned"), base, aligned]
     width = max(block.width for block in blocks)
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)

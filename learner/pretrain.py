@@ -35,10 +35,10 @@ from common.toon.world import (
     SCENES,
     WIDTH,
     Shot,
-    background,
     caption,
     draw_defects,
     draw_shot,
+    figure_mask,
     render,
 )
 
@@ -73,7 +73,7 @@ def draw_clips(count: int, seed: int) -> ClipSet:
     for i in range(count):
         shot = draw_shot(rng, "train")
         clips[i] = render(shot, draw_defects(rng), seed=int(rng.integers(2**31)))
-        figure[i] = np.abs(clips[i] - background(shot.scene)).max(-1) > 12
+        figure[i] = figure_mask(clips[i], shot.scene)
         captions.append(caption(shot))
     return ClipSet(torch.from_numpy(clips), torch.from_numpy(figure), captions)
 

@@ -13,8 +13,8 @@ colour c. It expands into sum a I^2 - 2 sum a c I + sum a c^2, computed for all 
 Where the figure is sharp, one view at one offset stands out. Where it is smeared many fit about as well, and the best
 of them jumps with every pixel. So the track is the mean of a hidden Markov chain's posterior: a view and offset counts
 exp(-E / FIT_SCALE), and a step of the track that differs from the action's own by d pixels counts exp(-d / STEP_SCALE).
-Evidence for a shaking or frozen figure outweighs that prior; mere blur does not, and every verdict is a continuous
-function of the pixels.
+Evidence for a shaking or frozen figure outweighs that prior; mere blur does not, and a small change of the pixels
+changes a verdict little.
 """
 
 from __future__ import annotations

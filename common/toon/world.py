@@ -24,6 +24,7 @@ FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 64, 8
 SPRITE_WIDTH, SPRITE_HEIGHT = 36, 48
 GRID = 4  # figures start at multiples of this many pixels: fewer pictures for a small model to learn
 GROUND = 44  # the row on which feet stand
+FAINT = 12  # by how much of 255 a pixel may differ from the background and still count as it
 
 CHARACTERS = ("female_adventurer", "female_person", "male_adventurer", "male_person", "robot", "zombie")
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
@@ -157,7 +158,7 @@ def sprite(character: str, pose: str, left: bool = False, look: Look = AS_DRAWN)
         part = rgba[top:bottom]
         part[:] = _drawn(donor, pose)[top:bottom]
         if seed:
-            part[..., :3] = (part[..., :3] @ recolouring(seed).T).clip(0, 255)
+            part[..., :3] = (part[..., :3] @ colour_mix(seed).T).clip(0, 255)
     return np.ascontiguousarray(rgba[:, ::-1]) if left else rgba
 
 
@@ -174,7 +175,7 @@ def _drawn(character: str, pose: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def recolouring(seed: int) -> np.ndarray:
+def colour_mix(seed: int) -> np.ndarray:
     """How new red, green and blue are mixed from the old ones, float32 ``[3, 3]``."""
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(3, 0.3), size=3)  # mostly one channel, sometimes two
@@ -195,6 +196,11 @@ def background(scene: str) -> np.ndarray:
     prop = _tile(spec.prop, 18)
     canvas.paste(prop, (spec.prop_x, GROUND - 18), prop)
     return np.asarray(canvas, np.float32)
+
+
+def figure_mask(clip: np.ndarray, scene: str) -> np.ndarray:
+    """What of a clip ``[..., HEIGHT, WIDTH, 3]`` is not the scene's own background, bool ``[..., HEIGHT, WIDTH]``."""
+    return np.abs(clip - background(scene)).max(-1) > FAINT
 
 
 def _tile(name: str, size: int) -> Image.Image:

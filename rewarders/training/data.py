@@ -34,8 +34,8 @@ from common.toon.world import (
     Defects,
     Look,
     Shot,
-    background,
     caption,
+    figure_mask,
     render,
     start_x,
     truth,
@@ -118,19 +118,19 @@ def draw_samples(
 
 def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str) -> Samples:
     """One clip for each of `plain` (bool): defective figures of all kinds, or those that the model knows, clean."""
-    clips, shots, truths, badness = [], [], [], []
-    for only_clean in plain:
+    clips = np.empty((len(plain), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+    shots, truths, badness = [], [], []
+    for i, only_clean in enumerate(plain):
         shot, defects = _draw_shot(rng, split), _draw_defects(rng)
         stand_in = _stand_in(shot, rng, split)
         if only_clean:
             shot, defects = replace(shot, character=shot.character.split("+")[0], look=AS_DRAWN, phase=0), Defects()
-        clip, swapped = _render(shot, defects, stand_in, rng)
-        clips.append(clip)
+        clips[i], swapped = _render(shot, defects, stand_in, rng)
         shots.append(shot)
         truths.append([truth(defects)[name] for name in DIMENSIONS])
         badness.append(_badness(defects, swapped))
-    stack = np.stack(clips)
-    return Samples(stack, stack[:, 0].copy(), tuple(shots), np.array(truths, np.float32), np.array(badness, np.float32))
+    ratings = np.array(truths, np.float32), np.array(badness, np.float32)
+    return Samples(clips, clips[:, 0].copy(), tuple(shots), *ratings)
 
 
 def _parts(chosen: np.ndarray, doing: str, log: Callable[[str], None]) -> Iterator[np.ndarray]:
@@ -152,21 +152,21 @@ def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.G
     shots = [samples.shots[i] for i in part]
     clean = samples.clips[part]
     samples.clips[part] = _compressed(redraw(clean, [caption(shot) for shot in shots], rng))
-    scenes = np.stack([background(shot.scene) for shot in shots])
+    figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
     samples.truths[part], samples.badness[part] = np.nan, np.nan
-    samples.badness[part, appeal] = lost(samples.clips[part], clean, scenes)[:, 1:]
+    samples.badness[part, appeal] = lost(samples.clips[part], clean, figures)[:, 1:]
     samples.truths[part, appeal] = 100 * (1 - samples.badness[part, appeal].mean(1))
 
 
-def lost(clips: np.ndarray, clean: np.ndarray, scenes: np.ndarray) -> np.ndarray:
+def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
     """Share of the figure that is lost in every frame, ``[K, F]``: 1 - exp(-(error - CODEC_ERROR) / LOST_SCALE).
 
-    The error is summed over the whole frame, ghosts beside the figure included, and divided by the figure's pixels:
-    those in which the `clean` clips ``[K, F, H, W, 3]`` differ from their `scenes` ``[K, H, W, 3]``.
+    The error against the `clean` clips ``[K, F, H, W, 3]`` is summed over the whole frame, ghosts beside the figure
+    included, and divided by the number of the figure's pixels: those in `figures`, bool ``[K, F, H, W]``.
     """
     error = np.square((clips.astype(np.float32) - clean) / 255.0).mean(-1).sum((2, 3))
-    figure = (np.abs(clean.astype(np.float32) - scenes[:, None]).max(-1) > 12).sum((2, 3))
-    return 1 - np.exp(-np.maximum(error / np.maximum(figure, 1) - CODEC_ERROR, 0) / LOST_SCALE)
+    area = np.maximum(figures.sum((2, 3)), 1)
+    return 1 - np.exp(-np.maximum(error / area - CODEC_ERROR, 0) / LOST_SCALE)
 
 
 def _draw_shot(rng: np.random.Generator, split: str) -> Shot:

@@ -18,10 +18,10 @@ from common.toon.world import (
     Shot,
     background,
     caption,
+    colour_mix,
     combinations,
     draw_defects,
     draw_shot,
-    recolouring,
     render,
     sprite,
     start_x,
@@ -147,11 +147,11 @@ def test_a_look_recolours_parts_of_the_figure_alone() -> None:
     assert np.array_equal(drawn[..., 3], new[..., 3])
     assert np.array_equal(drawn[:29], new[:29])
     assert np.array_equal(drawn[38:], new[38:])
-    assert new[33, 18, :3] == pytest.approx((recolouring(7) @ drawn[33, 18, :3]).clip(0, 255), abs=1e-3)
+    assert new[33, 18, :3] == pytest.approx((colour_mix(7) @ drawn[33, 18, :3]).clip(0, 255), abs=1e-3)
 
 
 def test_colours_are_mixes_of_the_old_ones() -> None:
-    mixes = np.stack([recolouring(seed) for seed in range(1, 50)])
+    mixes = np.stack([colour_mix(seed) for seed in range(1, 50)])
     assert (mixes >= 0).all()
     sums = mixes.sum(2)
     assert 0.4 <= sums.min() < 0.5
