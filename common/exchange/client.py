@@ -1,7 +1,8 @@
 """What every worker may ask of the exchange: lease work, submit results, commit steps.
 
-One interface, several transports: `LocalExchange` (in-process) implements it over the ledger. Every call is
-idempotent where a retry can happen, and returns None when there is nothing to do now.
+One interface, two transports: `LocalExchange` implements it over the ledger, in this process; `RemoteExchange` asks an
+`ExchangeService` elsewhere. Every call is idempotent where a retry can happen, and returns None when there is nothing
+to do now. Workers see `Exchange`; who composes a run sees `RunExchange`.
 """
 
 from __future__ import annotations
@@ -110,4 +111,45 @@ class Exchange(Protocol):
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
         """Scored candidates of `done` groups sampled under `version`, by ordinal and index."""
+        ...
+
+
+class RunExchange(Exchange, Protocol):
+    """What a run needs around the workers' calls: held-out prompts, checkpoints, and how things stand."""
+
+    @property
+    def refusal(self) -> str:
+        """Why the last `lease_group` returned None, naming the knob; empty when it did not."""
+        ...
+
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
+        """Add probe or eval groups of one candidate each; with `version`, for samplers that hold it alone."""
+        ...
+
+    def mark(self, step: int) -> None:
+        """The checkpoint of `step` is safely on disk."""
+        ...
+
+    def rollback(self, step: int) -> None:
+        """Training goes on from the checkpoint of `step` (0: from the start)."""
+        ...
+
+    def current_version(self) -> int:
+        """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
+        ...
+
+    def wasted(self) -> dict[str, int]:
+        """Candidates sampled for nothing, by reason."""
+        ...
+
+    def failures(self) -> dict[int, str]:
+        """Failed groups: ledger ordinal -> reason."""
+        ...
+
+    def bytes_on_disk(self) -> int:
+        """Size of all blobs."""
+        ...
+
+    def check(self) -> None:
+        """Raise unless every admitted ordinal, use and blob is accounted for."""
         ...

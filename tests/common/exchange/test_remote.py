@@ -1,0 +1,281 @@
+"""The exchange over ZeroMQ: the same contract, then what only a network has: silence, repeats, nonsense."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import msgpack
+import pytest
+import zmq
+
+from common.config import ConfigError, RunConfig
+from common.exchange import remote
+from common.exchange.client import RunExchange, State
+from common.exchange.local import LocalExchange
+from common.exchange.remote import ExchangeFailed, ExchangeUnreachable, Heartbeat, RemoteExchange
+from common.exchange.service import ExchangeService, calls
+from common.messages import Candidate
+from common.wire import LIMITS, Limits, pack, unpack
+from tests.common.exchange import fakes
+from tests.common.exchange.contract import ExchangeContract, Factory
+from tests.common.exchange.fakes import Clock, candidate, conditioning, small
+
+
+@contextmanager
+def serving(exchange: RunExchange, limits: Limits = LIMITS) -> Iterator[ExchangeService]:
+    """A service on a thread, on a free port of loopback."""
+    service, stop = ExchangeService(exchange, limits=limits), Event()
+    thread = Thread(target=service.serve, args=(stop,))
+    thread.start()
+    try:
+        yield service
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+        service.close()
+
+
+class Remote(RemoteExchange):
+    """A client that brings its own service: `close` ends both, as when a run ends."""
+
+    def __init__(self, local: LocalExchange) -> None:
+        self.stack = ExitStack()
+        self.stack.callback(local.close)
+        self.service = self.stack.enter_context(serving(local))
+        super().__init__(self.service.address, "tester", timeout=10)
+
+    def close(self) -> None:
+        super().close()
+        self.stack.close()
+
+
+class TestRemoteExchange(ExchangeContract):
+    """`RemoteExchange` keeps the contract."""
+
+    @pytest.fixture
+    def open_exchange(self, clock: Clock, tmp_path: Path) -> Iterator[Factory]:
+        opened: list[Remote] = []
+
+        def opening(config: RunConfig) -> Any:
+            opened.append(Remote(fakes.open_exchange(tmp_path, config, clock)))
+            return opened[-1]
+
+        yield opening
+        for exchange in opened:
+            exchange.close()
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalExchange]:
+    exchange = fakes.open_exchange(tmp_path, small())
+    yield exchange
+    exchange.close()
+
+
+@pytest.fixture
+def service(local: LocalExchange) -> Iterator[ExchangeService]:
+    with serving(local) as service:
+        yield service
+
+
+Ask = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def ask(service: ExchangeService) -> Iterator[Ask]:
+    """Sends raw frames and gives the answer's header."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.connect(service.address)
+
+        def asking(*frames: bytes) -> dict[str, Any]:
+            socket.send_multipart(frames)
+            assert socket.poll(10_000), "no answer"
+            return unpack(socket.recv_multipart()).header
+
+        yield asking
+
+
+def request(call: str, *arguments: Any, number: int = 1, client: str = "c") -> list[bytes]:
+    return pack({"client": client, "id": number, "call": call}, list(arguments))
+
+
+def test_every_call_of_the_interface_is_served() -> None:
+    assert set(calls()) == {name for name in dir(RunExchange) if not name.startswith("_")}
+    assert {name for name, call in calls().items() if call.is_property} == {"refusal"}
+
+
+def test_errors_arrive_as_what_they_were(service: ExchangeService) -> None:
+    with RemoteExchange(service.address, "tester") as exchange:
+        with pytest.raises(ValueError, match="version 7"):
+            exchange.lease_group("sampler-0", 7)
+        with pytest.raises(ConfigError, match="step"):
+            exchange.rollback(5)
+        assert service.counts["error"] == 2
+        assert exchange.counts()[State.PENDING] == 0  # and the service lives
+
+
+def test_an_inner_failure_is_named(service: ExchangeService, local: LocalExchange) -> None:
+    local.close()
+    broken = pytest.raises(ExchangeFailed, match="counts: ProgrammingError: Cannot operate on a closed database")
+    with RemoteExchange(service.address, "tester") as exchange, broken:
+        exchange.counts()
+
+
+def test_a_repeated_request_gets_the_same_answer(ask: Ask, local: LocalExchange) -> None:
+    first = ask(*request("lease_group", "sampler-0", 0))
+    again = ask(*request("lease_group", "sampler-0", 0))
+    assert first == again
+    assert local.counts()[State.SAMPLING] == 1
+    assert ask(*request("lease_group", "sampler-0", 0, number=2))["body"]["prompt"]["ordinal"] == 1
+    assert ask(*request("lease_group", "sampler-0", 0, client="d"))["body"]["prompt"]["ordinal"] == 2
+
+
+def test_a_lost_answer_leases_nothing_twice(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first answer is dropped on the way; the client asks again and gets the lease that it has already."""
+    with serving(local) as service, RemoteExchange(service.address, "sampler-0", timeout=0.5) as exchange:
+        await_answer, dropped = exchange._await, []
+
+        def lossy(number: int) -> Any:
+            answer = await_answer(number)
+            if not dropped:
+                dropped.append(answer)
+                return None
+            return answer
+
+        monkeypatch.setattr(exchange, "_await", lossy)
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        assert lease.prompt.ordinal == 0
+        assert local.counts()[State.SAMPLING] == 1
+        assert service.counts["repeated"] == 1
+
+
+def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as mute:
+        mute.bind("tcp://127.0.0.1:*")
+        address = mute.getsockopt_string(zmq.LAST_ENDPOINT)
+        words = f"sampler-3: counts: no answer from {address} in 0.1 s"
+        with (
+            RemoteExchange(address, "sampler-3", timeout=0.05) as exchange,
+            pytest.raises(ExchangeUnreachable, match=words),
+        ):
+            exchange.counts()
+
+
+@pytest.mark.parametrize(
+    ("frames", "words"),
+    [
+        ([b""], "a header that is no msgpack"),
+        ([b"\xc1"], "a header that is no msgpack"),
+        ([msgpack.packb([1, 2])], "a header that is no map but a list"),
+        ([msgpack.packb({"schema": 99})], "schema 99; this program speaks 1"),
+        ([msgpack.packb({"schema": 1, "blobs": [3]})], "blobs of [] bytes, the header says [3]"),
+        (pack({"id": 1}), "a request needs a client and an id"),
+        (request("close"), "no call 'close'; there are announce, bytes_on_disk"),
+        (request("__class__"), "no call '__class__'"),
+        (request("lease_group", "a"), "lease_group: 2 arguments are needed (worker, version)"),
+        (request("lease_group", "a", "b"), "lease_group.version: int is needed, not 'b'"),
+        (request("lease_group", "a", True), "lease_group.version: int is needed, not True"),
+        (request("counts", "everything"), "counts.purpose: one of train, probe, eval is needed, not 'everything'"),
+    ],
+)
+def test_nonsense_is_refused_in_words(ask: Ask, local: LocalExchange, frames: list[bytes], words: str) -> None:
+    answer = ask(*frames)
+    assert answer["error"] == "WireError"
+    assert words in answer["message"]
+    assert sum(local.counts().values()) == 0
+    assert ask(*request("next_version"))["body"] == 0  # it goes on
+
+
+def test_a_tensor_that_lies_about_its_size_is_refused(ask: Ask, local: LocalExchange) -> None:
+    lease = local.lease_group("sampler-0", 0)
+    assert lease is not None
+    header, *blobs = request("submit_candidate", lease, candidate(lease, 0))
+    lying = msgpack.unpackb(header)
+    lying["body"][1]["latents"]["shape"] = [1 << 20, 1 << 20]
+    answer = ask(msgpack.packb(lying), *blobs)
+    assert answer["error"] == "WireError"
+    assert "submit_candidate.candidate.latents: uint8[1048576, 1048576] needs 1099511627776 bytes" in answer["message"]
+
+
+def test_a_frame_beyond_the_limit_is_never_read(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "ATTEMPTS", 1)
+    with serving(local, Limits(blob=10_000)) as service:
+        lease = local.lease_group("sampler-0", 0)
+        assert lease is not None
+        large = Candidate(**{**_fields(candidate(lease, 0)), "clip": bytes(20_000)})
+        with (
+            RemoteExchange(service.address, "sampler-0", timeout=0.5) as exchange,
+            pytest.raises(ExchangeUnreachable),
+        ):
+            exchange.submit_candidate(lease, large)
+        assert service.counts["submit_candidate"] == 0
+        with RemoteExchange(service.address, "sampler-1", timeout=10) as exchange:
+            assert exchange.submit_conditioning(lease, conditioning(lease.prompt)).accepted
+
+
+def _fields(one: Candidate) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in Candidate.__dataclass_fields__}
+
+
+def test_answers_of_many_clients_are_bounded(service: ExchangeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.exchange.service.CLIENTS", 3)
+    for name in "abcdef":
+        service.answer(request("next_version", client=name))
+    assert list(service._answers) == ["d", "e", "f"]
+
+
+def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
+    """Time passes past the lease in small steps; with each a beat is awaited, not slept for."""
+    clock, config = Clock(), small(exchange__lease_seconds=10)
+    local = fakes.open_exchange(tmp_path, config, clock)
+    renewed = Event()
+    local_renew = local.renew
+
+    def renew(worker: str) -> None:
+        local_renew(worker)
+        renewed.set()
+
+    local.renew = renew  # type: ignore[method-assign]
+    with serving(local) as service:
+        lease = local.lease_group("sampler-0", 0)
+        assert lease is not None
+        with Heartbeat(lambda: RemoteExchange(service.address, "sampler-0"), "sampler-0", seconds=0.01):
+            for _ in range(3):
+                clock.now += 6
+                renewed.clear()
+                assert renewed.wait(10)
+        assert local.submit_conditioning(lease, conditioning(lease.prompt)).accepted
+        clock.now += 11
+        again = local.lease_group("sampler-1", 0)
+        assert again is not None
+        assert again.prompt.ordinal == lease.prompt.ordinal
+        assert local.submit_candidate(lease, candidate(lease, 0)).reason == "lost lease"
+    local.close()
+
+
+def test_two_workers_at_once(service: ExchangeService, local: LocalExchange) -> None:
+    """Samplers on threads share the ordinals out between them, none twice, none left out."""
+    leased: list[int] = []
+
+    def work(name: str) -> None:
+        with RemoteExchange(service.address, name, timeout=10) as exchange:
+            for _ in range(2):
+                lease = exchange.lease_group(name, 0)
+                if lease is not None:
+                    leased.append(lease.prompt.ordinal)
+
+    threads = [Thread(target=work, args=(f"sampler-{i}",)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert sorted(leased) == [0, 1, 2, 3]
+    assert local.counts()[State.SAMPLING] == 4
