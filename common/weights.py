@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from hashlib import blake2b
@@ -49,8 +49,24 @@ class WeightStore:
         manifest = WeightVersion(version, step, pushes, kind, base, entries, whole_digest(entries))
         with new_folder(self._place(version)) as folder:
             save_file(host, folder / TENSORS)
-            (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+            _write_manifest(folder, manifest)
         return manifest
+
+    def receive(self, manifest: WeightVersion, chunks: Iterable[bytes]) -> None:
+        """Take in a version that was published elsewhere: the bytes of its safetensors file, in order.
+
+        `ConfigError` when what arrived is not what the manifest says; then the version is not here.
+        """
+        with new_folder(self._place(manifest.version)) as folder:
+            with (folder / TENSORS).open("wb") as file:
+                file.writelines(chunks)
+            _write_manifest(folder, manifest)
+            _verified(folder / TENSORS, manifest)
+
+    def file(self, version: int) -> Path:
+        """The safetensors file of a version that is here."""
+        self.manifest(version)
+        return self._place(version) / TENSORS
 
     def manifest(self, version: int) -> WeightVersion:
         """The manifest alone. `ConfigError` when the version is not here or its manifest is broken."""
@@ -67,33 +83,41 @@ class WeightStore:
     def load(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
         """Manifest and tensors (on the CPU), every digest verified. `ConfigError` names the first wrong tensor."""
         manifest = self.manifest(version)
-        file = self._place(version) / TENSORS
-        try:
-            state = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{file}: cannot be read: {error}") from None
-        if whole_digest(manifest.tensors) != manifest.digest:
-            raise ConfigError(f"{file.parent / MANIFEST}: the manifest's entries differ from its own digest")
-        listed = {entry.name for entry in manifest.tensors}
-        for name in sorted(listed ^ state.keys()):
-            raise ConfigError(f"{file}: {name} is {'missing' if name in listed else 'not in the manifest'}")
-        for entry in manifest.tensors:
-            if tensor_entry(entry.name, state[entry.name]) != entry:
-                raise ConfigError(f"{file}: {entry.name} differs from its digest in the manifest")
-        return manifest, state
+        return manifest, _verified(self._place(version) / TENSORS, manifest)
 
     def versions(self) -> list[int]:
         """The ids of the complete versions here, rising."""
         return sorted(int(path.parent.name[1:]) for path in self.folder.glob(f"v[0-9]*/{MANIFEST}"))
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the `keep` newest versions. Version 0, the base model, always stays."""
+    def prune(self, keep: int, needed: Collection[int] = (0,)) -> None:
+        """Delete all but the `keep` newest versions and those that are `needed`: by default 0, the base model."""
         for version in self.versions()[:-keep]:
-            if version != 0:
+            if version not in needed:
                 shutil.rmtree(self._place(version))
 
     def _place(self, version: int) -> Path:
         return self.folder / f"v{version:06d}"
+
+
+def _write_manifest(folder: Path, manifest: WeightVersion) -> None:
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+
+
+def _verified(file: Path, manifest: WeightVersion) -> dict[str, torch.Tensor]:
+    """The tensors of a file, every digest compared. `ConfigError` names the first that differs."""
+    try:
+        state = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}") from None
+    if whole_digest(manifest.tensors) != manifest.digest:
+        raise ConfigError(f"{file.parent / MANIFEST}: the manifest's entries differ from its own digest")
+    listed = {entry.name for entry in manifest.tensors}
+    for name in sorted(listed ^ state.keys()):
+        raise ConfigError(f"{file}: {name} is {'missing' if name in listed else 'not in the manifest'}")
+    for entry in manifest.tensors:
+        if tensor_entry(entry.name, state[entry.name]) != entry:
+            raise ConfigError(f"{file}: {entry.name} differs from its digest in the manifest")
+    return state
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -12,32 +12,17 @@ import msgpack
 import pytest
 import zmq
 
+from common import rpc
 from common.config import ConfigError, RunConfig
-from common.exchange import remote
 from common.exchange.client import RunExchange, State
 from common.exchange.local import LocalExchange
-from common.exchange.remote import ExchangeFailed, ExchangeUnreachable, Heartbeat, RemoteExchange
-from common.exchange.service import ExchangeService, calls
+from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Candidate
-from common.wire import LIMITS, Limits, pack, unpack
+from common.rpc import Service, ServiceFailed, Unreachable, calls, serving
+from common.wire import Limits, pack, unpack
 from tests.common.exchange import fakes
 from tests.common.exchange.contract import ExchangeContract, Factory
 from tests.common.exchange.fakes import Clock, candidate, conditioning, small
-
-
-@contextmanager
-def serving(exchange: RunExchange, limits: Limits = LIMITS) -> Iterator[ExchangeService]:
-    """A service on a thread, on a free port of loopback."""
-    service, stop = ExchangeService(exchange, limits=limits), Event()
-    thread = Thread(target=service.serve, args=(stop,))
-    thread.start()
-    try:
-        yield service
-    finally:
-        stop.set()
-        thread.join(timeout=10)
-        assert not thread.is_alive()
-        service.close()
 
 
 class Remote(RemoteExchange):
@@ -46,7 +31,7 @@ class Remote(RemoteExchange):
     def __init__(self, local: LocalExchange) -> None:
         self.stack = ExitStack()
         self.stack.callback(local.close)
-        self.service = self.stack.enter_context(serving(local))
+        self.service = self.stack.enter_context(serving(exchange_service(local)))
         super().__init__(self.service.address, "tester", timeout=10)
 
     def close(self) -> None:
@@ -78,8 +63,8 @@ def local(tmp_path: Path) -> Iterator[LocalExchange]:
 
 
 @pytest.fixture
-def service(local: LocalExchange) -> Iterator[ExchangeService]:
-    with serving(local) as service:
+def service(local: LocalExchange) -> Iterator[Service]:
+    with serving(exchange_service(local)) as service:
         yield service
 
 
@@ -87,7 +72,7 @@ Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def ask(service: ExchangeService) -> Iterator[Ask]:
+def ask(service: Service) -> Iterator[Ask]:
     """Sends raw frames and gives the answer's header."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
@@ -106,11 +91,11 @@ def request(call: str, *arguments: Any, number: int = 1, client: str = "c") -> l
 
 
 def test_every_call_of_the_interface_is_served() -> None:
-    assert set(calls()) == {name for name in dir(RunExchange) if not name.startswith("_")}
-    assert {name for name, call in calls().items() if call.is_property} == {"refusal"}
+    assert set(calls(RunExchange)) == {name for name in dir(RunExchange) if not name.startswith("_")}
+    assert {name for name, call in calls(RunExchange).items() if call.is_property} == {"refusal"}
 
 
-def test_errors_arrive_as_what_they_were(service: ExchangeService) -> None:
+def test_errors_arrive_as_what_they_were(service: Service) -> None:
     with RemoteExchange(service.address, "tester") as exchange:
         with pytest.raises(ValueError, match="version 7"):
             exchange.lease_group("sampler-0", 7)
@@ -120,9 +105,9 @@ def test_errors_arrive_as_what_they_were(service: ExchangeService) -> None:
         assert exchange.counts()[State.PENDING] == 0  # and the service lives
 
 
-def test_an_inner_failure_is_named(service: ExchangeService, local: LocalExchange) -> None:
+def test_an_inner_failure_is_named(service: Service, local: LocalExchange) -> None:
     local.close()
-    broken = pytest.raises(ExchangeFailed, match="counts: ProgrammingError: Cannot operate on a closed database")
+    broken = pytest.raises(ServiceFailed, match="counts: ProgrammingError: Cannot operate on a closed database")
     with RemoteExchange(service.address, "tester") as exchange, broken:
         exchange.counts()
 
@@ -138,7 +123,10 @@ def test_a_repeated_request_gets_the_same_answer(ask: Ask, local: LocalExchange)
 
 def test_a_lost_answer_leases_nothing_twice(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first answer is dropped on the way; the client asks again and gets the lease that it has already."""
-    with serving(local) as service, RemoteExchange(service.address, "sampler-0", timeout=0.5) as exchange:
+    with (
+        serving(exchange_service(local)) as service,
+        RemoteExchange(service.address, "sampler-0", timeout=0.5) as exchange,
+    ):
         await_answer, dropped = exchange._await, []
 
         def lossy(number: int) -> Any:
@@ -157,14 +145,14 @@ def test_a_lost_answer_leases_nothing_twice(local: LocalExchange, monkeypatch: p
 
 
 def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "ATTEMPTS", 2)
+    monkeypatch.setattr(rpc, "ATTEMPTS", 2)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as mute:
         mute.bind("tcp://127.0.0.1:*")
         address = mute.getsockopt_string(zmq.LAST_ENDPOINT)
         words = f"sampler-3: counts: no answer from {address} in 0.1 s"
         with (
             RemoteExchange(address, "sampler-3", timeout=0.05) as exchange,
-            pytest.raises(ExchangeUnreachable, match=words),
+            pytest.raises(Unreachable, match=words),
         ):
             exchange.counts()
 
@@ -206,14 +194,14 @@ def test_a_tensor_that_lies_about_its_size_is_refused(ask: Ask, local: LocalExch
 
 
 def test_a_frame_beyond_the_limit_is_never_read(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "ATTEMPTS", 1)
-    with serving(local, Limits(blob=10_000)) as service:
+    monkeypatch.setattr(rpc, "ATTEMPTS", 1)
+    with serving(exchange_service(local, limits=Limits(blob=10_000))) as service:
         lease = local.lease_group("sampler-0", 0)
         assert lease is not None
         large = Candidate(**{**_fields(candidate(lease, 0)), "clip": bytes(20_000)})
         with (
             RemoteExchange(service.address, "sampler-0", timeout=0.5) as exchange,
-            pytest.raises(ExchangeUnreachable),
+            pytest.raises(Unreachable),
         ):
             exchange.submit_candidate(lease, large)
         assert service.counts["submit_candidate"] == 0
@@ -225,8 +213,8 @@ def _fields(one: Candidate) -> dict[str, Any]:
     return {name: getattr(one, name) for name in Candidate.__dataclass_fields__}
 
 
-def test_answers_of_many_clients_are_bounded(service: ExchangeService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.exchange.service.CLIENTS", 3)
+def test_answers_of_many_clients_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.rpc.CLIENTS", 3)
     for name in "abcdef":
         service.answer(request("next_version", client=name))
     assert list(service._answers) == ["d", "e", "f"]
@@ -244,7 +232,7 @@ def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
         renewed.set()
 
     local.renew = renew  # type: ignore[method-assign]
-    with serving(local) as service:
+    with serving(exchange_service(local)) as service:
         lease = local.lease_group("sampler-0", 0)
         assert lease is not None
         with Heartbeat(lambda: RemoteExchange(service.address, "sampler-0"), "sampler-0", seconds=0.01):
@@ -261,7 +249,7 @@ def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
     local.close()
 
 
-def test_two_workers_at_once(service: ExchangeService, local: LocalExchange) -> None:
+def test_two_workers_at_once(service: Service, local: LocalExchange) -> None:
     """Samplers on threads share the ordinals out between them, none twice, none left out."""
     leased: list[int] = []
 

@@ -1,0 +1,194 @@
+"""How published weights travel from the learner's disk to every sampler's.
+
+```
+learner ──publish──> WeightStore ──PUB "version 7"──────────────> WeightPuller (a thread beside the sampler)
+                         ▲                                             │ manifest, then chunks of CHUNK bytes
+                         └──────────────── WeightSource ◄──────────────┘ into a WeightStore of its own: staged
+                                                      sampler, between two groups: staged() ──> load
+```
+
+The note is only a hint that hurries the puller: one that comes late or missed a note asks for the newest version by
+itself. Chunks are asked for one by one, so neither side holds more than one of them, and sampling goes on meanwhile;
+what the sampler waits for is the load alone. A version counts as staged when every tensor's digest is right.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from threading import Condition, Event, Thread
+from typing import Protocol
+
+import zmq
+
+from common.config import ConfigError
+from common.messages import WeightVersion
+from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling
+from common.weights import WeightStore
+from common.wire import WireError
+
+log = logging.getLogger(__name__)
+
+CHUNK = 8 << 20  # bytes in one message
+ASK_SECONDS = 5.0  # a puller that hears no note asks this often
+KEPT = 2  # staged versions on a sampler's disk, besides the base of an adapter
+
+
+class WeightSource(Protocol):
+    """What a puller may ask the learner's side."""
+
+    def newest(self) -> int:
+        """The newest version that is published; -1 when there is none yet."""
+        ...
+
+    def manifest(self, version: int) -> WeightVersion:
+        """What belongs to a version. `ConfigError` when it is not there (any more)."""
+        ...
+
+    def size(self, version: int) -> int:
+        """Bytes of its safetensors file."""
+        ...
+
+    def chunk(self, version: int, offset: int) -> bytes:
+        """Up to `CHUNK` bytes of that file from `offset` on."""
+        ...
+
+
+class StoredWeights:
+    """A `WeightSource` over a store on this machine's disk."""
+
+    def __init__(self, store: WeightStore) -> None:
+        self._store = store
+
+    def newest(self) -> int:
+        """See `WeightSource`."""
+        return max(self._store.versions(), default=-1)
+
+    def manifest(self, version: int) -> WeightVersion:
+        """See `WeightSource`."""
+        return self._store.manifest(version)
+
+    def size(self, version: int) -> int:
+        """See `WeightSource`."""
+        return self._store.file(version).stat().st_size
+
+    def chunk(self, version: int, offset: int) -> bytes:
+        """See `WeightSource`."""
+        with self._store.file(version).open("rb") as file:
+            file.seek(offset)
+            return file.read(CHUNK)
+
+
+class Announcer:
+    """Says on a PUB socket that a version is there. Losing a note loses time, nothing else."""
+
+    def __init__(self, address: str = LOOPBACK) -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.PUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.bind(address)
+        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def announce(self, version: int) -> None:
+        """Tell whoever listens."""
+        self._socket.send_string(str(version))
+
+    def close(self) -> None:
+        """Let go of the address."""
+        self._socket.close()
+        self._context.term()
+
+
+def weight_service(store: WeightStore, address: str = LOOPBACK) -> Service:
+    """A service that answers for the versions in `store`."""
+    return Service(WeightSource, StoredWeights(store), address)
+
+
+@calling(WeightSource)
+class RemoteWeights(Client, WeightSource):
+    """The calls of `WeightSource`, made by way of the service at `address`."""
+
+
+def pull(source: WeightSource, version: int, store: WeightStore) -> WeightVersion:
+    """Bring a version, and the base that an adapter needs, into `store`; returns its manifest.
+
+    `ConfigError` when it is not published (any more) or arrives damaged; then nothing of it stays.
+    """
+    manifest = source.manifest(version)
+    if manifest.base != version and manifest.base not in store.versions():
+        pull(source, manifest.base, store)
+    if version not in store.versions():
+        size = source.size(version)
+        store.receive(manifest, (source.chunk(version, offset) for offset in range(0, size, CHUNK)))
+    return manifest
+
+
+class WeightPuller:
+    """Keeps the newest published version staged. ``with WeightPuller(...) as puller:`` runs its thread.
+
+    `source` and `notes` are the addresses of the weight service and of its announcer; `folder` is scratch of this
+    worker alone.
+    """
+
+    def __init__(self, source: str, notes: str, folder: Path, worker: str) -> None:
+        self.failed = 0
+        self.store = WeightStore(folder)
+        self._source, self._notes, self._worker = source, notes, worker
+        self._staged: WeightVersion | None = None
+        self._changed = Condition()
+        self._stop = Event()
+        self._thread = Thread(target=self._run, name=f"weights-{worker}", daemon=True)
+
+    def staged(self) -> WeightVersion | None:
+        """The newest version that is ready to be loaded from `store`."""
+        with self._changed:
+            return self._staged
+
+    def wait(self, version: int, timeout: float) -> bool:
+        """Wait until `version` or a newer one is staged; False when time is up."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._staged is not None and self._staged.version >= version, timeout)
+
+    def _run(self) -> None:
+        with (
+            zmq.Context() as context,
+            context.socket(zmq.SUB) as notes,
+            RemoteWeights(self._source, self._worker) as source,
+        ):
+            notes.setsockopt(zmq.LINGER, 0)
+            notes.setsockopt_string(zmq.SUBSCRIBE, "")
+            notes.connect(self._notes)
+            while not self._stop.is_set():
+                self._stage(source)
+                self._listen(notes)
+
+    def _listen(self, notes: zmq.Socket[bytes]) -> None:
+        """Until a note, a stop, or time to ask. Notes that piled up count as one."""
+        for _ in range(round(ASK_SECONDS / 0.02)):
+            if self._stop.is_set() or notes.poll(20):
+                break
+        while notes.poll(0):
+            notes.recv()
+
+    def _stage(self, source: RemoteWeights) -> None:
+        try:
+            newest = source.newest()
+            if newest < 0 or (self._staged is not None and newest <= self._staged.version):
+                return
+            manifest = pull(source, newest, self.store)
+        except (Unreachable, ServiceFailed, ConfigError, WireError) as error:
+            self.failed += 1
+            log.warning("%s: weights not pulled: %s", self._worker, error)
+            return
+        self.store.prune(KEPT, needed={manifest.base})
+        with self._changed:
+            self._staged = manifest
+            self._changed.notify_all()
+
+    def __enter__(self) -> WeightPuller:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()

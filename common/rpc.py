@@ -1,0 +1,264 @@
+"""Calls over ZeroMQ: a `Protocol` class is the interface, its annotations are the schema.
+
+```
+DEALER  {"client": "3f..", "id": 17, "call": "lease_group"}  ["sampler-0", 3]   ──>  ROUTER
+        {"id": 17}                                           GroupLease | None  <──
+        {"id": 17, "error": "ValueError", "message": "..."}                     <──
+```
+
+`Service` answers for an object that has the interface's methods; a `Client` subclass made with `calling(interface)` has
+them too. One thread answers one request after the other, in the order of their arrival.
+
+A client that got no answer sends the same request again over a fresh connection, under the same id, and gets the same
+answer: the last one of every client is kept. So a call whose answer was lost on the way is not made twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import typing
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from threading import Event, RLock, Thread
+from typing import Any, Self, TypeVar
+from uuid import uuid4
+
+import zmq
+
+from common.config import ConfigError
+from common.wire import LIMITS, Frames, Limits, WireError, pack, unpack
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "tcp://127.0.0.1:*"
+POLL_SECONDS = 0.02  # how long a stop may go unnoticed
+CLIENTS = 1024  # last answers kept
+TIMEOUT_SECONDS, ATTEMPTS = 30.0, 4  # of a client that waits
+
+
+class Unreachable(ConnectionError):
+    """No answer after all attempts; says who waited for whom."""
+
+
+class ServiceFailed(RuntimeError):
+    """The service itself broke on a request: its error's name and words."""
+
+
+# What a caller may expect by name; everything else arrives as a `ServiceFailed`.
+ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (ConfigError, ValueError, WireError)}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One thing that may be asked: its parameters in order, and the annotations of both directions."""
+
+    name: str
+    parameters: tuple[inspect.Parameter, ...]
+    kinds: tuple[Any, ...]
+    answer: Any
+    is_property: bool  # read rather than called
+    doc: str
+
+
+@cache
+def calls(interface: type) -> dict[str, Call]:
+    """All public methods and properties of an interface by name."""
+    return {name: _call(interface, name) for name in dir(interface) if not name.startswith("_")}
+
+
+def _call(interface: type, name: str) -> Call:
+    member: Any = inspect.getattr_static(interface, name)
+    function: Any = member.fget if isinstance(member, property) else member
+    hints = typing.get_type_hints(function)
+    parameters = tuple(inspect.signature(function).parameters.values())[1:]
+    kinds = tuple(hints[one.name] for one in parameters)
+    doc = inspect.getdoc(function) or ""
+    return Call(name, parameters, kinds, hints["return"], isinstance(member, property), doc)
+
+
+class Service:
+    """Answers for `target` at `address` until told to stop. Bound at once: `.address` is where clients connect.
+
+    `counts` are requests by call, and under ``error`` those that were refused.
+    """
+
+    def __init__(self, interface: type, target: Any, address: str = LOOPBACK, limits: Limits = LIMITS) -> None:
+        self.counts: Counter[str] = Counter()
+        self._calls, self._target, self._limits = calls(interface), target, limits
+        self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # a larger frame closes its connection unread
+        try:
+            self._socket.bind(address)
+        except zmq.ZMQError as error:
+            self.close()
+            raise OSError(f"{interface.__name__}: cannot listen at {address}: {error}") from None
+        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def serve(self, stop: Event) -> None:
+        """Answer until `stop` is set."""
+        while not stop.is_set():
+            if self._socket.poll(round(1000 * POLL_SECONDS)):
+                peer, *frames = self._socket.recv_multipart()
+                self._socket.send_multipart([peer, *self.answer(frames)])
+
+    def close(self) -> None:
+        """Let go of the address. The target stays as it is."""
+        self._socket.close()
+        self._context.term()
+
+    def answer(self, frames: Sequence[bytes]) -> list[bytes]:
+        """The answer to one message; an error is an answer too."""
+        number: Any = None
+        try:
+            message = unpack(frames, self._limits)
+            client, number, call = self._request(message)
+            known = self._answers.get(client)
+            if known is not None and known[0] == number:
+                self.counts["repeated"] += 1
+                return known[1]
+            arguments = message.read_list(call.kinds, call.name, [one.name for one in call.parameters])
+        except WireError as error:
+            return self._refuse(number, error)
+        self.counts[call.name] += 1
+        try:
+            reply = pack({"id": number}, self._ask(call, arguments))
+        except Exception as error:
+            reply = self._refuse(number, error)
+        self._remember(client, number, reply)
+        return reply
+
+    def _ask(self, call: Call, arguments: Sequence[Any]) -> Any:
+        member = getattr(self._target, call.name)
+        return member if call.is_property else member(*arguments)
+
+    def _refuse(self, number: Any, error: Exception) -> list[bytes]:
+        self.counts["error"] += 1
+        log.warning("request %s refused: %s: %s", number, type(error).__name__, error)
+        return pack({"id": number, "error": type(error).__name__, "message": str(error)})
+
+    def _remember(self, client: str, number: int, reply: list[bytes]) -> None:
+        self._answers[client] = (number, reply)
+        self._answers.move_to_end(client)
+        if len(self._answers) > CLIENTS:
+            self._answers.popitem(last=False)
+
+    def _request(self, message: Frames) -> tuple[str, int, Call]:
+        client, number, name = (message.header.get(key) for key in ("client", "id", "call"))
+        if not isinstance(client, str) or not isinstance(number, int):
+            raise WireError("a request needs a client and an id")
+        call = self._calls.get(name) if isinstance(name, str) else None
+        if call is None:
+            raise WireError(f"no call {name!r}; there are {', '.join(self._calls)}")
+        return client, number, call
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[Service]:
+    """``with serving(service):`` it answers on a thread of its own."""
+    stop = Event()
+    thread = Thread(target=service.serve, args=(stop,), name="service", daemon=True)
+    thread.start()
+    try:
+        yield service
+    finally:
+        stop.set()
+        thread.join()
+        service.close()
+
+
+class Client:
+    """Asks the service at `address`. Thread-safe: one request is under way at a time.
+
+    `who` names the asker in errors. `close` it, or use it in a ``with``.
+    """
+
+    def __init__(self, address: str, who: str, timeout: float = TIMEOUT_SECONDS, limits: Limits = LIMITS) -> None:
+        self.address, self.who = address, who
+        self._timeout, self._limits = timeout, limits
+        self._client, self._number = uuid4().hex, 0
+        self._lock = RLock()
+        self._context = zmq.Context()
+        self._socket = self._connect()
+
+    def _connect(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, self._limits.blob)
+        socket.connect(self.address)
+        return socket
+
+    def ask(self, call: Call, arguments: tuple[Any, ...]) -> Any:
+        """Send one request and wait for its answer; its errors are raised here as what they were."""
+        with self._lock:
+            self._number += 1
+            request = pack({"client": self._client, "id": self._number, "call": call.name}, list(arguments))
+            for _ in range(ATTEMPTS):
+                self._socket.send_multipart(request)
+                answer = self._await(self._number)
+                if answer is not None:
+                    return self._read(call, answer)
+                self._socket.close()
+                self._socket = self._connect()
+        seconds = ATTEMPTS * self._timeout
+        raise Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s")
+
+    def _await(self, number: int) -> Any:
+        """The answer to request `number`; late answers to earlier ones are dropped. None when time is up."""
+        while self._socket.poll(round(1000 * self._timeout)):
+            answer = unpack(self._socket.recv_multipart(), self._limits)
+            if answer.header.get("id") == number:
+                return answer
+        return None
+
+    def _read(self, call: Call, answer: Any) -> Any:
+        name = answer.header.get("error")
+        if name is None:
+            return answer.read(call.answer, call.name)
+        words = str(answer.header.get("message"))
+        raise ERRORS[name](words) if name in ERRORS else ServiceFailed(f"{call.name}: {name}: {words}")
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        with self._lock:
+            self._socket.close()
+            self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+ClientClass = TypeVar("ClientClass", bound=type[Client])
+
+
+def calling(interface: type) -> Callable[[ClientClass], ClientClass]:
+    """A class decorator that gives a `Client` the methods of an interface."""
+
+    def dress(client: ClientClass) -> ClientClass:
+        for call in calls(interface).values():
+            setattr(client, call.name, _method(call))
+        return client
+
+    return dress
+
+
+def _method(call: Call) -> Any:
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    signature = inspect.Signature([own, *call.parameters])
+
+    def method(self: Client, *positional: Any, **named: Any) -> Any:
+        bound = signature.bind(self, *positional, **named)
+        bound.apply_defaults()
+        return self.ask(call, bound.args[1:])
+
+    method.__name__, method.__doc__ = call.name, call.doc
+    return property(method) if call.is_property else method
