@@ -29,6 +29,8 @@ class Array:
     def __post_init__(self) -> None:
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"dtype {self.dtype!r}: allowed are {', '.join(ITEM_BYTES)}")
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"{self.dtype}{list(self.shape)}: no size is negative")
         expected = prod(self.shape) * ITEM_BYTES[self.dtype]
         if len(self.data) != expected:
             raise ValueError(f"{self.dtype}{list(self.shape)} needs {expected} bytes, got {len(self.data)}")
