@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from actors.prompts import PromptSource
 from actors.sampler import Sampler
 from common.config import RunConfig
-from common.exchange.client import Exchange, ScoredCandidate
-from common.exchange.local import LocalExchange
+from common.exchange.client import Exchange, RunExchange, ScoredCandidate
 from common.messages import Purpose
 from common.metrics import Timers
 from common.weights import WeightStore
@@ -30,7 +29,7 @@ class HeldOut:
     prompts: PromptSource
     sampler: Sampler
     rewarder: Rewarder
-    exchange: LocalExchange
+    exchange: RunExchange
     store: WeightStore
     timers: Timers
     progress: Progress

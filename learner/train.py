@@ -18,13 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from common.config import ConfigError, RunConfig
 from common.diffusion import NoiseSchedule
-from common.exchange.client import Exchange
+from common.exchange.client import RunExchange
 from common.messages import Array, TrainingPair, WeightVersion
 from common.models import ModelFolder, predict_v
 from common.tensors import from_array, state_digest
@@ -37,18 +36,6 @@ from learner.reference import AdapterReference, CopyReference, Reference
 
 # Settings that may change between two starts of a run without changing what it computes.
 FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
-
-
-class TrainingExchange(Exchange, Protocol):
-    """What the learner asks beyond the other workers: making uses final, and taking them back."""
-
-    def mark(self, step: int) -> None:
-        """A checkpoint of `step` exists: uses committed up to it are final."""
-        ...
-
-    def rollback(self, step: int) -> None:
-        """The weights are those of `step` again: uses committed after it are taken back."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +94,7 @@ class Learner:
 
     # The loop.
 
-    def work(self, exchange: TrainingExchange | None) -> StepStats | None:
+    def work(self, exchange: RunExchange | None) -> StepStats | None:
         """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
         started = time.perf_counter()
         pairs = share(self._lease(exchange), self.engine.device)
@@ -142,7 +129,7 @@ class Learner:
             pushed=pushed,
         )
 
-    def _lease(self, exchange: TrainingExchange | None) -> Pairs | None:
+    def _lease(self, exchange: RunExchange | None) -> Pairs | None:
         if exchange is None:
             return None
         leased: Sequence[TrainingPair] = exchange.lease_pairs(self.worker, self.step + 1, self._rules.pairs_per_step)
@@ -222,7 +209,7 @@ class Learner:
         """Digest of the reference's tensors under the same names, hex: the policy's right after a refresh."""
         return state_digest(self.reference.state(self.engine))
 
-    def publish(self, exchange: TrainingExchange | None) -> WeightVersion | None:
+    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
         """Write the policy as a new version and announce it (rank 0). Collective.
 
         An adapter stands on version 0's weights, the base model. Older versions are deleted, except version 0.
@@ -246,7 +233,7 @@ class Learner:
 
     # Checkpoints.
 
-    def save(self, exchange: TrainingExchange | None) -> None:
+    def save(self, exchange: RunExchange | None) -> None:
         """Write a checkpoint of this step, delete the oldest, and make its uses final. Collective."""
         policy, reference = self.policy_state(), self.reference.state(self.engine)
         place, own = checkpoint.place(self._checkpoints, self.step), f"optimizer-{self.engine.rank}"
@@ -268,7 +255,7 @@ class Learner:
         if exchange is not None:
             exchange.mark(self.step)
 
-    def resume(self, exchange: TrainingExchange | None) -> bool:
+    def resume(self, exchange: RunExchange | None) -> bool:
         """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
 
         Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
