@@ -163,10 +163,32 @@ class EvaluationConfig(Section):
     clips: int = Field(default=12, ge=0, description="clip pairs shown in the report")
 
 
+class ClusterConfig(Section):
+    """How many workers of which kind, and where. Read in cluster mode only."""
+
+    address: str = Field(
+        default="", description="of a running Ray, or 'auto'; empty: RAY_ADDRESS, else a Ray of its own on this machine"
+    )
+    samplers: int = Field(default=2, ge=1, description="sampler processes")
+    rewarders: int = Field(default=1, ge=1, description="rewarder processes")
+    learners: int = Field(default=1, ge=1, description="ranks of the learner, all on one node")
+    sampler_gpus: float = Field(default=0, ge=0, description="GPUs each sampler holds alone; 0 on CPU")
+    rewarder_gpus: float = Field(default=0, ge=0, description="GPUs each rewarder holds; a fraction shares one")
+    learner_gpus: float = Field(default=0, ge=0, description="GPUs each learner rank holds alone; 0 on CPU")
+    sampler_node: str = Field(default="", description="custom resource of the nodes samplers may run on, e.g. H100")
+    rewarder_node: str = Field(default="", description="custom resource of the nodes rewarders may run on")
+    learner_node: str = Field(default="", description="custom resource of the learner's and exchange's node, e.g. A800")
+    threads: int = Field(default=1, ge=1, description="CPU threads of each worker process")
+    placement_seconds: float = Field(default=120, gt=0, description="how long to wait for the nodes that are asked for")
+    restarts: int = Field(default=5, ge=0, description="deaths of one worker within an hour before the run gives up")
+
+
 class RunConfig(Section):
     """A whole run."""
 
-    mode: Literal["serial"] = Field(default="serial", description="serial: one process, deterministic")
+    mode: Literal["serial", "cluster"] = Field(
+        default="serial", description="serial: one process, deterministic; cluster: Ray workers, asynchronous"
+    )
     name: str = Field(default="toon", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run's folder")
     root: Path = Field(default=Path("runs"), description="where run folders live")
     seed: int = Field(default=0, ge=0, description="all random numbers are functions of it")
@@ -179,6 +201,14 @@ class RunConfig(Section):
     exchange: ExchangeConfig = ExchangeConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _gpus_for_cuda(self) -> RunConfig:
+        for role in ("sampler", "rewarder", "learner"):
+            if self.mode == "cluster" and self.model.device != "cpu" and not getattr(self.cluster, f"{role}_gpus"):
+                raise ValueError(f"cluster.{role}_gpus = 0, but model.device = {self.model.device!r}: give each a GPU")
+        return self
 
     @property
     def folder(self) -> Path:

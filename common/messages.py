@@ -2,6 +2,7 @@
 
 ```
 prompts -> SAMPLERS -> Candidate -> REWARDERS -> Score -> PreferencePair -> LEARNER -> WeightVersion -> SAMPLERS
+                                                                                     StepStats, Span -> journal
 ```
 
 Symbols of the shapes: L text tokens, D text width, F latent frames, C latent channels, h x w latent size.
@@ -157,3 +158,42 @@ class WeightVersion:
     base: int  # the version an adapter applies to; for "full" the version itself
     tensors: tuple[TensorEntry, ...]
     digest: str  # of the whole: blake2b-128 over the entries in name order
+
+
+@dataclass(frozen=True, slots=True)
+class StepStats:
+    """One optimizer step in numbers; means are over the global batch. Learner -> journal."""
+
+    step: int  # 1, 2, ...
+    loss: float
+    inside: float  # mean of the sigmoid's argument
+    margin: float  # mean of R~w - R~l
+    gap: float  # mean gap, before any normalisation
+    winner_error: float  # mean of e_theta(w) - e_ref(w); below 0: the winners fit better than under the reference
+    loser_error: float  # mean of e_theta(l) - e_ref(l)
+    grad_norm: float  # before clipping
+    lag: float  # mean, pushes
+    lag_max: int  # largest of the batch, pushes
+    reward: float  # mean of winners' and losers' R~
+    seconds: float
+    refreshed: bool  # the reference became the policy after this step
+    pushed: bool  # a version was published after this step
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Training is at its end. Learner -> journal."""
+
+    step: int  # optimizer steps taken
+    version: int  # the last one published
+    weights_digest: str  # of the policy, blake2b-128, hex
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One unit of work on the time axis. Every worker -> journal."""
+
+    worker: str
+    kind: str  # "sampling", "scoring", "learning", "loading"
+    began: float  # seconds since 1970
+    seconds: float

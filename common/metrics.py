@@ -1,4 +1,4 @@
-"""What a run writes down about itself: append-only JSON lines, and where the time went.
+"""What a run writes down about itself: append-only JSON lines.
 
 A process may be killed in the middle of a line. The next writer cuts the torn line off before it appends, and readers
 pass over it, so a record is there whole or not at all. After a rollback steps repeat: `latest_by_step` keeps the last.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
+METRICS, EVENTS, TIMELINE = "metrics.jsonl", "events.jsonl", "timeline.jsonl"
 
 
 class JsonLines:
@@ -66,25 +65,3 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record per step, rising: of a step that was repeated after a rollback, the last one written."""
     return [record for _, record in sorted({record["step"]: record for record in records if "step" in record}.items())]
-
-
-class Timers:
-    """Seconds spent under each name. Names do not nest: inside `measure` another `measure` is counted twice."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Count the time of the block, also when it raises."""
-        started = self._clock()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - started
-
-    def take(self) -> Mapping[str, float]:
-        """Seconds by name since the last `take`, rounded to milliseconds."""
-        taken, self._seconds = self._seconds, {}
-        return {name: round(seconds, 3) for name, seconds in taken.items()}

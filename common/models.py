@@ -31,8 +31,10 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
 
 from common.config import ConfigError
 
@@ -138,6 +140,8 @@ def open_model(path: str | Path) -> ModelFolder:
 
     Raises `ConfigError` (one line) when the folder is missing, broken, or holds another kind of model.
     """
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # loading bars would break the progress lines
     folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
     if str(path) == "toon" and not (folder / "model_index.json").exists():
         raise ConfigError(f"model.path = 'toon': no whole pipeline in {folder}; make it with: douga toon build")

@@ -124,7 +124,7 @@ def pull(source: WeightSource, version: int, store: WeightStore) -> WeightVersio
 
 
 class WeightPuller:
-    """Keeps the newest published version staged. ``with WeightPuller(...) as puller:`` runs its thread.
+    """Keeps the newest published version staged, and the one last asked for. ``with WeightPuller(...) as puller:``
 
     `source` and `notes` are the addresses of the weight service and of its announcer; `folder` is scratch of this
     worker alone.
@@ -134,56 +134,67 @@ class WeightPuller:
         self.failed = 0
         self.store = WeightStore(folder)
         self._source, self._notes, self._worker = source, notes, worker
-        self._staged: WeightVersion | None = None
+        self._wanted = -1
         self._changed = Condition()
-        self._stop = Event()
+        self._hurry, self._stop = Event(), Event()
         self._thread = Thread(target=self._run, name=f"weights-{worker}", daemon=True)
 
-    def staged(self) -> WeightVersion | None:
-        """The newest version that is ready to be loaded from `store`."""
+    def staged(self, version: int) -> bool:
+        """Whether `version` can be loaded from `store` now. It is pulled if it is not there, and kept until another
+        one is asked for."""
         with self._changed:
-            return self._staged
+            if version != self._wanted:
+                self._wanted = version
+                self._hurry.set()
+            return version in self.store.versions()
 
     def wait(self, version: int, timeout: float) -> bool:
-        """Wait until `version` or a newer one is staged; False when time is up."""
+        """Wait until `version` is staged; False when time is up."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._staged is not None and self._staged.version >= version, timeout)
+            return self._changed.wait_for(lambda: self.staged(version), timeout)
 
     def _run(self) -> None:
         with (
             zmq.Context() as context,
             context.socket(zmq.SUB) as notes,
-            RemoteWeights(self._source, self._worker) as source,
+            RemoteWeights.at(self._source, self._worker) as source,
         ):
             notes.setsockopt(zmq.LINGER, 0)
             notes.setsockopt_string(zmq.SUBSCRIBE, "")
             notes.connect(self._notes)
             while not self._stop.is_set():
+                self._hurry.clear()
                 self._stage(source)
                 self._listen(notes)
 
     def _listen(self, notes: zmq.Socket[bytes]) -> None:
-        """Until a note, a stop, or time to ask. Notes that piled up count as one."""
+        """Until a note, a stop, a question for another version, or time to ask. Piled up notes count as one."""
         for _ in range(round(ASK_SECONDS / 0.02)):
-            if self._stop.is_set() or notes.poll(20):
+            if self._stop.is_set() or self._hurry.is_set() or notes.poll(20):
                 break
         while notes.poll(0):
             notes.recv()
 
     def _stage(self, source: RemoteWeights) -> None:
+        """Pull what is wanted, then the newest, if they are not here."""
         try:
-            newest = source.newest()
-            if newest < 0 or (self._staged is not None and newest <= self._staged.version):
-                return
-            manifest = pull(source, newest, self.store)
-        except (Unreachable, ServiceFailed, ConfigError, WireError) as error:
-            self.failed += 1
-            log.warning("%s: weights not pulled: %s", self._worker, error)
-            return
-        self.store.prune(KEPT, needed={manifest.base})
-        with self._changed:
-            self._staged = manifest
-            self._changed.notify_all()
+            wanted = {self._wanted, source.newest()} - {-1, *self.store.versions()}
+        except (Unreachable, ServiceFailed, WireError) as error:
+            return self._failed(error)
+        for version in sorted(wanted):
+            try:
+                manifest = pull(source, version, self.store)
+            except (Unreachable, ServiceFailed, ConfigError, WireError) as error:
+                self._failed(error)
+                continue
+            with self._changed:
+                self.store.prune(KEPT, needed={manifest.base, self._wanted})
+                self._changed.notify_all()
+        return None
+
+    def _failed(self, error: Exception) -> None:
+        self.failed += 1
+        log.warning("%s: weights not pulled: %s", self._worker, error)
 
     def __enter__(self) -> WeightPuller:
         self._thread.start()

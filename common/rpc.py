@@ -187,6 +187,11 @@ class Client:
         self._context = zmq.Context()
         self._socket = self._connect()
 
+    @classmethod
+    def at(cls, address: str, who: str) -> Self:
+        """A client of the service at `address`; it has the interface's methods, which type checkers do not see."""
+        return cls(address, who)
+
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)

@@ -50,7 +50,7 @@ def pack(header: Mapping[str, Any], body: Any = None) -> list[bytes]:
     blobs: list[bytes] = []
     plain = _plain(body, blobs)
     whole = {"schema": SCHEMA_VERSION, **header, "body": plain, "blobs": [len(blob) for blob in blobs]}
-    return [msgpack.packb(whole), *blobs]
+    return [bytes(msgpack.packb(whole) or b""), *blobs]
 
 
 def _plain(value: Any, blobs: list[bytes]) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 
-WIDTH = 400  # of every drawing's own coordinates; the page scales them
+from deploy.timeline import Bar, Timeline
+
+WIDTH, WIDE = 400, 1000  # of a drawing's own coordinates, in a column and over the page; the page scales them
 TICKS = 4
 
 Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
@@ -68,17 +71,45 @@ def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequ
     return _svg(bottom + 26, parts, title)
 
 
-def stack(parts: Mapping[str, float]) -> str:
-    """One bar, divided in proportion; the page's legend names the divisions in the same order."""
-    total, at, drawn = sum(parts.values()), 0.0, []
-    for index, (name, seconds) in enumerate(parts.items()):
-        width = WIDTH * seconds / total
-        drawn.append(
-            f'<rect class="part{index}" x="{at:.2f}" y="0" width="{max(width - 1, 0):.2f}" height="22">'
-            f"<title>{escape(name)}: {seconds:.1f} s, {seconds / total:.0%}</title></rect>"
+def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
+    """One line per worker with a block for every stretch of work, coloured by kind, over minutes.
+
+    Blocks of one kind that lie closer than a thousandth of the axis are drawn as one.
+    """
+    left, right, line = 92.0, WIDE - 14.0, 26.0
+    ticks = nice_ticks(0.0, max(timeline.seconds, 1.0) / 60)
+    height = line * len(timeline.workers) + 34
+
+    def x(seconds: float) -> float:
+        return left + (right - left) * seconds / 60 / ticks[-1]
+
+    parts = []
+    for tick in ticks:
+        parts.append(
+            f'<line class="grid" x1="{x(60 * tick):.1f}" x2="{x(60 * tick):.1f}" y1="4" y2="{height - 26:.1f}"/>'
         )
-        at += width
-    return _svg(22, drawn, "where the time went", stretch=True)
+        parts.append(_text(x(60 * tick), height - 10, f"{tick:g}" + (" min" if tick == ticks[-1] else ""), "middle"))
+    for index, worker in enumerate(timeline.workers):
+        y = 4 + line * index
+        parts.append(_text(left - 10, y + line / 2 + 4, worker, "end", "label"))
+        for bar in _joined([bar for bar in timeline.bars if bar.worker == worker], timeline.seconds / 1000):
+            parts.append(
+                f'<rect class="part{kinds.index(bar.kind)}" x="{x(bar.start):.2f}" y="{y + 4:.1f}" '
+                f'width="{max(x(bar.end) - x(bar.start), 0.4):.2f}" height="{line - 8:.1f}">'
+                f"<title>{escape(worker)}: {escape(bar.kind)}, {bar.end - bar.start:.1f} s</title></rect>"
+            )
+    return _svg(height, parts, "who worked when", WIDE)
+
+
+def _joined(bars: Sequence[Bar], gap: float) -> list[Bar]:
+    joined: list[Bar] = []
+    for bar in bars:
+        last = joined[-1] if joined else None
+        if last is not None and last.kind == bar.kind and bar.start - last.end < gap:
+            joined[-1] = replace(last, end=max(last.end, bar.end))
+        else:
+            joined.append(bar)
+    return joined
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
@@ -97,8 +128,5 @@ def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> st
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _svg(height: float, parts: Sequence[str], title: str, stretch: bool = False) -> str:
-    ratio = ' preserveAspectRatio="none"' if stretch else ""
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}"{ratio}>{"".join(parts)}</svg>'
-    )
+def _svg(height: float, parts: Sequence[str], title: str, width: int = WIDTH) -> str:
+    return f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'

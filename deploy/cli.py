@@ -12,8 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.config import ConfigError, RunConfig, keys, load_config
-from deploy.run_folder import TOON
+try:
+    from common.config import ConfigError, RunConfig, keys, load_config
+    from deploy.run_folder import TOON
+except ModuleNotFoundError as missing:
+    # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
+    words = f"{sys.executable} has no {missing.name}; name the project's own interpreter, .venv/bin/python, in full"
+    print(f"douga: {words}", file=sys.stderr)
+    sys.exit(2)
 
 TRUE_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
@@ -192,7 +198,9 @@ def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     if config.learner.loss == "gapo" and config.learner.alpha == 1:
         print("douga: warning: learner.alpha = 1 makes every gap 0: no gradient, nothing is learned", file=sys.stderr)
     options.resolved = config
-    return _lazily("run", options, flags)
+    from deploy import start  # noqa: PLC0415 - `--help` answers without rich
+
+    return start.run(options, flags)
 
 
 def _config(options: argparse.Namespace, flags: dict[str, Any]) -> int:

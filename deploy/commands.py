@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
-from diffusers.utils import logging as diffusers_logging
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
 from actors.prompts import open_prompts
 from actors.sampler import Sampler
@@ -25,12 +20,12 @@ from common.clips import contact_sheet, decode_clip
 from common.config import ConfigError, RewardConfig, RewardWeights, RunConfig, load_config
 from common.exchange import rules
 from common.exchange.local import LocalExchange
+from common.journal import RunJournal
 from common.messages import Prompt, ScoreTask
-from common.metrics import Timers
 from common.models import open_model
 from common.toon.prompts import encode_png
 from common.weights import WeightStore
-from deploy import evaluate, report, run_folder, serial
+from deploy import course, evaluate, report, run_folder, serial
 from deploy.heldout import HeldOut
 from deploy.progress import showing
 from rewarders.anime import load_heads
@@ -41,61 +36,6 @@ Options = argparse.Namespace
 Flags = Mapping[str, Any]
 
 
-def _quiet() -> None:
-    """Loading bars of the libraries would break the progress lines."""
-    transformers_logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-
-
-def run(options: Options, flags: Flags) -> int:
-    """``douga run``: 0, 1 (`verify` failed), 130 (interrupted)."""
-    config: RunConfig = options.resolved
-    before = serial.finished_result(config)
-    if before is not None:
-        print(f"{config.folder}: already finished; --steps N goes on, --name starts another")
-        return _conclude(config, before)
-    _quiet()
-    with stop_on_signals() as stop, showing() as progress:
-        outcome = serial.run(config, stop=stop, progress=progress)
-    if outcome.result is None:
-        print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Go on with:", file=sys.stderr)
-        print(f"  {report.resume_command(config.folder)}", file=sys.stderr)
-        return 130
-    report.write(config.folder)
-    return _conclude(config, outcome.result)
-
-
-def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
-    console = Console()
-    console.print(evaluate.table(result, result["prompts"]))
-    console.print(result["verdict"]["words"], markup=False, highlight=False)
-    console.print(f"report: {config.folder / run_folder.REPORT}", markup=False, highlight=False, soft_wrap=True)
-    return 1 if config.verify and not result["verdict"]["passed"] else 0
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM makes the yielded function say yes; a second one ends the process at once."""
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        print("stopping after the present unit of work; once more stops at once", file=sys.stderr)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        restore()
-
-
 # Clips.
 
 
@@ -103,7 +43,6 @@ def sample(options: Options, flags: Flags) -> int:
     """``douga sample``: mp4 files, samples.json, and all clips at a glance in sheet.png."""
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
-    _quiet()
     config, weights = _source(options.source, flags)
     model = open_model(config.model.path)
     prompts = _prompts(config, model.image_conditioned, options.count)
@@ -257,18 +196,20 @@ def evaluate_run(options: Options, flags: Flags) -> int:
         config = load_config(folder / run_folder.CONFIG, {"evaluation.prompts": options.prompts})
     store = WeightStore(folder / "weights")
     version = options.version if options.version is not None else _newest(store)
-    _quiet()
     roles = serial.gather(config)
     manifest = store.manifest(version)
-    with tempfile.TemporaryDirectory(prefix="douga-") as scratch, showing() as progress:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="douga-"))
+        progress = stack.enter_context(showing())
         exchange = LocalExchange(Path(scratch), config, roles.prompts)
-        parts = (config, roles.prompts, roles.sampler, roles.rewarder, exchange, store, Timers(), progress)
+        journal = stack.enter_context(RunJournal(Path(scratch), dict))
+        parts = (config, roles.prompts, roles.sampler, roles.rewarder, exchange, store, journal, progress)
         heldout = HeldOut(*parts, between=lambda: None)
         try:
-            base, _ = heldout.evaluate(serial.BASE, "evaluating base")
-            if version != serial.BASE:
+            base, _ = heldout.evaluate(course.BASE, course.PHASES[0])
+            if version != course.BASE:
                 exchange.announce(manifest)
-            aligned, _ = heldout.evaluate(version, "evaluating aligned")
+            aligned, _ = heldout.evaluate(version, course.PHASES[2])
         finally:
             exchange.close()
     result = evaluate.conclude(evaluate.by_prompt(base, aligned, config))

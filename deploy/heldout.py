@@ -1,24 +1,20 @@
-"""Sampling and scoring the held-out prompts under one version, through an exchange."""
+"""Sampling and scoring the held-out prompts under one version, by a sampler and a rewarder in this process."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from actors.prompts import PromptSource
 from actors.sampler import Sampler
 from common.config import RunConfig
-from common.exchange.client import Exchange, RunExchange, ScoredCandidate
+from common.exchange.client import RunExchange, ScoredCandidate
+from common.journal import Journal, measured
 from common.messages import Purpose
-from common.metrics import Timers
 from common.weights import WeightStore
-from deploy.progress import Progress, Status
+from deploy.course import Stuck, heldout_found
+from deploy.progress import Pace, Progress
 from rewarders.rewarder import Rewarder
-
-
-class Stuck(RuntimeError):
-    """Nobody can work although the end is not reached."""
 
 
 @dataclass
@@ -31,7 +27,7 @@ class HeldOut:
     rewarder: Rewarder
     exchange: RunExchange
     store: WeightStore
-    timers: Timers
+    journal: Journal
     progress: Progress
     between: Callable[[], None]
 
@@ -59,29 +55,25 @@ class HeldOut:
         # Clips sampled before a kill are scored first. At most what is missing is sampled: the sampler would go on to
         # training prompts when no held-out one is left.
         self.score()
-        began = time.perf_counter()
-        for count in range(1, total - have + 1):
-            if not self.unit("sampling", self.sampler.work):
-                break
-            rate = count / max(time.perf_counter() - began, 1e-6)
-            left = (total - have - count) / rate
-            self.progress.update(Status(phase, have + count, total, groups_per_second=rate, eta=left))
+        pace = Pace(self.config)
+        while have + pace.groups < total and self.sample():
+            pace.groups += 1
+            self.progress.update(pace.of_evaluation(phase, have + pace.groups, total))
         self.score()
 
     def _found(self, version: int) -> list[ScoredCandidate]:
-        wanted = self.config.evaluation.prompts
-        found = [one for one in self.exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < wanted]
-        return sorted(found, key=lambda one: one.prompt.ordinal)
+        return heldout_found(self.exchange, version, self.config.evaluation.prompts)
+
+    def sample(self) -> bool:
+        """Let the sampler make one group, if it has leave."""
+        self.between()
+        return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
 
     def score(self) -> int:
         """Let the rewarder work while there are clips; the number of its batches."""
         batches = 0
-        while self.unit("scoring", self.rewarder.work):
-            batches += 1
-        return batches
-
-    def unit(self, name: str, work: Callable[[Exchange], bool]) -> bool:
-        """One timed unit of a worker's work."""
         self.between()
-        with self.timers.measure(name):
-            return work(self.exchange)
+        while measured(self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)):
+            batches += 1
+            self.between()
+        return batches

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Protocol
 
+from common.config import RunConfig
+from common.messages import StepStats
+
 INTERVAL = 10.0  # seconds between plain lines
+RECENT = 10  # steps over which a line takes means
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,45 @@ class Status:
             ]
         parts.append(f"{self.groups_per_second:.2f} groups/s")
         return "  ".join(parts if self.eta is None else [*parts, f"{minutes(self.eta)} left"])
+
+
+class Pace:
+    """Turns steps and groups into what a person sees: means of the last `RECENT` steps, rates, the time left."""
+
+    def __init__(self, config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.groups = 0  # sampled since `start`
+        self._config, self._clock = config, clock
+        self._steps: deque[StepStats] = deque(maxlen=RECENT)
+        self._ends: deque[float] = deque(maxlen=RECENT + 1)
+        self.start()
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._began = self._clock()
+        self._ends.append(self._began)
+
+    def add(self, stats: StepStats) -> None:
+        """A step is done."""
+        self._steps.append(stats)
+        self._ends.append(self._clock())
+
+    def status(self, step: int, version: int) -> Status:
+        """Where training stands after `step`; the samplers hold `version`."""
+        rate = self.groups / max(self._clock() - self._began, 1e-6)
+        pairs = step * self._config.learner.pairs_per_step
+        status = Status("training", step, self._config.steps, version, pairs, groups_per_second=rate)
+        if not self._steps:
+            return status
+        last = self._steps[-1]
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        reward = 100 * sum(one.reward for one in self._steps) / len(self._steps)
+        left = (self._config.steps - step) * pace
+        return replace(status, lag=last.lag, reward=reward, gap=last.gap, inside=last.inside, eta=left)
+
+    def of_evaluation(self, phase: str, done: int, total: int) -> Status:
+        """Where an evaluation stands; `groups` were made since the start."""
+        rate = self.groups / max(self._clock() - self._began, 1e-6)
+        return Status(phase, done, total, groups_per_second=rate, eta=(total - done) / rate if rate else None)
 
 
 class Progress(Protocol):

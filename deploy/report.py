@@ -20,15 +20,15 @@ from markupsafe import Markup
 
 from common.clips import decode_clip
 from common.config import ConfigError, RunConfig, load_config
-from common.metrics import EVENTS, METRICS, latest_by_step, read_json_lines
-from deploy import charts, run_folder
+from common.metrics import EVENTS, METRICS, TIMELINE, latest_by_step, read_json_lines
+from deploy import charts, run_folder, timeline
 from deploy.evaluate import REWARD, SIDES
 from deploy.progress import minutes
 from deploy.still import still
 
 STILL_PAIRS = 3  # two gains and a loss in the picture
 SHOWN_WIDTH = 256  # pixels a small clip is enlarged to, by a whole factor
-KINDS = ("sampling", "scoring", "learning", "evaluation", "other")
+KINDS = ("sampling", "scoring", "learning", "loading")
 # Shown curves: title, what it tells, value of a metrics record.
 CURVES = (
     ("Batch mean reward", "of the pairs trained on, 0..100", lambda r: 100 * r["reward"]),
@@ -39,6 +39,7 @@ CURVES = (
         lambda r: r["inside"],
     ),
     ("Loss", "mean over the batch", lambda r: r["loss"]),
+    ("Lag", "pushes between sampling and training, mean of the batch", lambda r: r["lag"]),
 )
 
 
@@ -57,7 +58,7 @@ def write(folder: Path) -> Path:
     """Write RUN's report and picture and return the report's path. `ConfigError` when the run has no result yet."""
     config, result = load_config(folder / run_folder.CONFIG), run_folder.read_result(folder)
     if result is None or "verdict" not in result:
-        raise ConfigError(f"{folder}: no result yet; finish the run first: {resume_command(folder)}")
+        raise ConfigError(f"{folder}: no result yet; finish the run first: {run_folder.resume_command(folder)}")
     path = folder / run_folder.REPORT
     run_folder.write_whole(path, render(folder, config, result))
     gains, losses = extremes(result["by_prompt"], STILL_PAIRS)
@@ -66,15 +67,10 @@ def write(folder: Path) -> Path:
     return path
 
 
-def resume_command(folder: Path) -> str:
-    """What continues the run."""
-    return f"douga run {folder / run_folder.CONFIG}"
-
-
 def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
     """The page."""
     steps = latest_by_step(read_json_lines(folder / METRICS))
-    spent = time_spent(read_json_lines(folder / METRICS) + read_json_lines(folder / EVENTS))
+    work = timeline.read(read_json_lines(folder / TIMELINE), read_json_lines(folder / EVENTS))
     gains, losses = extremes(result["by_prompt"], config.evaluation.clips)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -91,22 +87,14 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
         ],
         curves=_curves(steps),
         refreshes=[record["step"] for record in steps if record["refreshed"]],
-        time_bar=Markup(charts.stack(spent)) if spent else None,
-        spent=spent,
-        total=minutes(sum(spent.values())),
+        work=work,
+        lanes=Markup(charts.lanes(work, KINDS)) if work.bars else None,
+        kinds=KINDS,
+        overlap=work.overlap("sampling", "learning"),
         minutes=minutes,
         config_text=(folder / run_folder.CONFIG).read_text("utf-8"),
-        command=f"{resume_command(folder)} --name {config.name}-again",
+        command=f"{run_folder.resume_command(folder)} --name {config.name}-again",
     )
-
-
-def time_spent(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds by kind of work, over all starts of the run, steps repeated after a kill included."""
-    total = dict.fromkeys(KINDS, 0.0)
-    for record in records:
-        for name, seconds in record.get("spent", {}).items():
-            total[name if name in total else "other"] += seconds
-    return {name: seconds for name, seconds in total.items() if seconds > 0}
 
 
 def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:

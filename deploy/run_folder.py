@@ -4,8 +4,9 @@
 RUN/config.toml      the resolved configuration      RUN/metrics.jsonl  one record per optimizer step
 RUN/ledger.sqlite    the exchange's state            RUN/events.jsonl   starts, evaluations, interruptions, ends
 RUN/blobs/           latents and clips               RUN/clips/         held-out clips, base and aligned
-RUN/checkpoints/     the learner's state             RUN/result.json    the held-out comparison in numbers
-RUN/weights/         published versions              RUN/report.html    the report, and a picture of it: report.png
+RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of any worker's work
+RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
+                                                     RUN/report.html    the report, and a picture of it: report.png
 ```
 """
 
@@ -24,7 +25,7 @@ from common.config import ConfigError, RunConfig, differences, load_config, to_t
 TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does without a configuration file
 CONFIG, RESULT, REPORT, PICTURE, LOCK = "config.toml", "result.json", "report.html", "report.png", ".lock"
 # What may change when a run is resumed; where the folder lies is no part of what is computed in it.
-FREE = ("steps", "verify", "evaluation.", "name", "root")
+FREE = ("steps", "verify", "evaluation.", "name", "root", "mode", "cluster.")
 
 
 def is_free(key: str) -> bool:
@@ -95,6 +96,11 @@ def find_run(run: str, root: Path = Path("runs")) -> tuple[Path, RunConfig]:
     raise ConfigError(f"{run}: no run folder (no {Path(run) / CONFIG}, no {root / run / CONFIG})")
 
 
+def resume_command(folder: Path) -> str:
+    """What continues the run."""
+    return f"douga run {folder / CONFIG}"
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     scratch = path.with_name(f".{path.name}.part")
@@ -105,6 +111,16 @@ def write_whole(path: Path, text: str) -> None:
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     """Keep the run's result."""
     write_whole(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
+def finished_result(config: RunConfig) -> dict[str, Any] | None:
+    """The result of a run that is already at its end, else None. `ConfigError` for another run's folder."""
+    check_belongs(config.folder, config)
+    result = read_result(config.folder)
+    if result is None or "verdict" not in result:
+        return None
+    asked = (config.steps, config.evaluation.prompts)
+    return result if (result["step"], result["prompts"]) == asked else None
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

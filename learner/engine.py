@@ -154,6 +154,10 @@ class Engine:
         distributed.all_reduce(total)
         return total
 
+    def any(self, mine: bool) -> bool:
+        """Whether `mine` is true on at least one rank: what makes all ranks decide alike. Collective."""
+        return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
+
     def barrier(self) -> None:
         """Wait for all ranks. Collective."""
         distributed.barrier()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import torch
 from common.config import ConfigError, RunConfig
 from common.diffusion import NoiseSchedule
 from common.exchange.client import RunExchange
-from common.messages import Array, TrainingPair, WeightVersion
+from common.messages import Array, StepStats, Trained, TrainingPair, WeightVersion
 from common.models import ModelFolder, predict_v
 from common.tensors import from_array, state_digest
 from common.weights import WeightStore, draft_of, new_folder
@@ -36,25 +35,6 @@ from learner.reference import AdapterReference, CopyReference, Reference
 
 # Settings that may change between two starts of a run without changing what it computes.
 FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
-
-
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """One optimizer step in numbers; means are over the global batch."""
-
-    step: int  # 1, 2, ...
-    loss: float
-    inside: float  # mean of the sigmoid's argument
-    margin: float  # mean of R~w - R~l
-    gap: float  # mean gap, before any normalisation
-    winner_error: float  # mean of e_theta(w) - e_ref(w); below 0: the winners fit better than under the reference
-    loser_error: float  # mean of e_theta(l) - e_ref(l)
-    grad_norm: float  # before clipping
-    lag: float  # mean, pushes
-    reward: float  # mean of winners' and losers' R~
-    seconds: float
-    refreshed: bool  # the reference became the policy after this step
-    pushed: bool  # a version was published after this step
 
 
 class Learner:
@@ -123,11 +103,25 @@ class Learner:
             loser_error=loser,
             grad_norm=norm,
             lag=pairs.lag.mean().item(),
+            lag_max=int(pairs.lag.max().item()),
             reward=pairs.rewards.mean().item(),
             seconds=time.perf_counter() - started,
             refreshed=refreshed,
             pushed=pushed,
         )
+
+    def finish(self, exchange: RunExchange | None) -> Trained:
+        """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
+        if not _due(self.step, self._rules.steps_per_push):
+            self.publish(exchange)
+        if not _due(self.step, self._rules.checkpoint_every):
+            self.save(exchange)
+        return Trained(self.step, self.version, self.policy_digest())
+
+    def pause(self, exchange: RunExchange | None) -> None:
+        """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
+        if self.step and _due(self.step, self._rules.steps_per_push):
+            self.save(exchange)
 
     def _lease(self, exchange: RunExchange | None) -> Pairs | None:
         if exchange is None:

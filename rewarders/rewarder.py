@@ -67,6 +67,15 @@ class Rewarder:
         return [Score(task.candidate_id, self._version, entry) for task, entry in zip(tasks, values, strict=True)]
 
 
+def rewarder_of(rewards: Sequence[Reward], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:
+    """A run's rewarder. `ConfigError` also when a dimension that has a weight is scored by none of `rewards`."""
+    scored = sorted(reward.dimension for reward in rewards)
+    for name, weight in config.weights.model_dump().items():
+        if weight > 0 and name not in scored:
+            raise ConfigError(f"reward.weights.{name} = {weight}: no head scores it; scored are {scored}")
+    return Rewarder(rewards, config, worker)
+
+
 def _version(rewards: Sequence[Reward]) -> str:
     whole = blake2b(digest_size=16)
     for name, digest in sorted((reward.dimension, reward.digest) for reward in rewards):

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from common.messages import (
+    Array,
     Candidate,
     Conditioning,
     GroupLease,
@@ -105,6 +106,10 @@ class Exchange(Protocol):
         """The lowest version id never announced."""
         ...
 
+    def wanted_version(self) -> int:
+        """The version a sampler should hold now: the one a waiting evaluation asks for, else the newest."""
+        ...
+
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
         """Groups per state; they sum to the ordinals ever admitted with this purpose."""
         ...
@@ -148,6 +153,18 @@ class RunExchange(Exchange, Protocol):
 
     def bytes_on_disk(self) -> int:
         """Size of all blobs."""
+        ...
+
+    def release(self, worker: str) -> None:
+        """`worker` is known to be dead: its leases run out now, as if their time were up."""
+        ...
+
+    def keep_empty_prompt(self, embeds: Array) -> None:
+        """Store the embedding [L, D] of the empty caption: samplers have the text encoder, the learner has not."""
+        ...
+
+    def empty_prompt(self) -> Array | None:
+        """What `keep_empty_prompt` stored; None while no sampler has."""
         ...
 
     def check(self) -> None:

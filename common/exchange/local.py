@@ -20,6 +20,7 @@ from threading import RLock
 
 from common.config import ConfigError, RunConfig
 from common.exchange import audit
+from common.exchange.blobs import pack, unpack
 from common.exchange.client import ScoredCandidate, State, Submitted
 from common.exchange.ledger import Ledger
 from common.exchange.normaliser import NormaliserState
@@ -27,6 +28,7 @@ from common.exchange.sampling import SamplingDesk
 from common.exchange.scoring import ScoringDesk
 from common.exchange.training import TrainingDesk
 from common.messages import (
+    Array,
     Candidate,
     Conditioning,
     GroupLease,
@@ -143,6 +145,12 @@ class LocalExchange:
         with self._lock:
             return self._training.next_version()
 
+    def wanted_version(self) -> int:
+        """See `Exchange.wanted_version`."""
+        with self._lock:
+            asked = self._sampling.asked_version()
+            return self._training.current_version() if asked is None else asked
+
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
         """Every state is there, with 0 where no group is."""
         with self._lock:
@@ -209,6 +217,22 @@ class LocalExchange:
         """What the running rank remembers: dimension -> latest raw values, oldest first; empty with `fixed`."""
         with self._lock:
             return json.loads(self._ledger.meta("normaliser", "{}"))
+
+    def release(self, worker: str) -> None:
+        """Attempts count: a group whose samplers die every time ends in `failed`."""
+        with self._lock:
+            self._training.release(worker)
+
+    def keep_empty_prompt(self, embeds: Array) -> None:
+        """See `RunExchange.keep_empty_prompt`."""
+        with self._lock:
+            self._ledger.set_meta("empty_prompt", pack([embeds]))
+
+    def empty_prompt(self) -> Array | None:
+        """See `RunExchange.empty_prompt`."""
+        with self._lock:
+            stored = self._ledger.meta("empty_prompt", None)
+            return None if stored is None else unpack(stored)[0]
 
     def check(self) -> None:
         """Raise `audit.ConservationError` unless every admitted ordinal, use and blob is accounted for."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import inf
 
 from common.exchange.client import State
 
@@ -45,6 +46,7 @@ class Bounds:
     pairs_per_step: int
     pairs_per_push: int  # B
     times_trained: int = 1  # m, uses of one pair
+    total: float = inf  # uses the whole run has room for: beyond its last step nothing is sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +60,18 @@ class Load:
 
 
 def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
-    """How many groups may start sampling now, >= 0.
+    """How many groups may start sampling now, >= 0; none beyond what the run's last step takes.
 
     With m = 1 this is min(depth - running, (max_lag + pushes + 1) B - (accepted + running)), accepted = paired +
     training + trained. With m > 1 a pair stands for m uses, and the bound counts uses; but as the pairs of one step
     are distinct, there is always leave for as many as one step takes, or both sides would wait for ever.
     Ties, failures and expired pairs are in none of the sums, so they give their place back by themselves.
     """
-    unspent = (bounds.max_lag + pushes + 1) * bounds.pairs_per_push - load.spent
+    unspent = min((bounds.max_lag + pushes + 1) * bounds.pairs_per_push, bounds.total) - load.spent
     room = -(-(unspent - load.left - bounds.times_trained * load.running) // bounds.times_trained)
     if unspent >= bounds.pairs_per_step:
         room = max(room, bounds.pairs_per_step - load.live - load.running)
-    return max(0, min(bounds.pipeline_depth - load.running, room))
+    return max(0, int(min(bounds.pipeline_depth - load.running, room)))
 
 
 def lag(pushes_now: int, pushes_then: int) -> int:

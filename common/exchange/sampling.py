@@ -68,6 +68,14 @@ class SamplingDesk:
         )
         return None if row is None else int(row["ordinal"])
 
+    def asked_version(self) -> int | None:
+        """The version that the oldest waiting evaluation is for; None when none waits for one."""
+        row = self.ledger.first(
+            "SELECT wanted FROM groups WHERE state = ? AND purpose != ? AND wanted IS NOT NULL ORDER BY ordinal",
+            *(State.PENDING, Purpose.TRAIN),
+        )
+        return None if row is None else int(row["wanted"])
+
     def _refusal(self, version: int) -> str:
         """Why no training group can be sampled now under `version`; empty when one can."""
         ledger, exchange = self.ledger, self.config.exchange
@@ -81,7 +89,10 @@ class SamplingDesk:
         if load.running >= exchange.pipeline_depth:
             return f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
         if rules.capacity(self._bounds(), load, pushes) < 1:
-            return f"exchange.max_lag = {exchange.max_lag}: enough pairs for the coming pushes exist or are under way"
+            last = (exchange.max_lag + pushes + 1) * self.config.pairs_per_push >= self._bounds().total
+            knob = f"steps = {self.config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
+            what = "the rest of the run" if last else "the coming pushes"
+            return f"{knob}: enough pairs for {what} exist or are under way"
         sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
         largest = ledger.meta("largest_group", 0)
         if not rules.disk_has_room(ledger.bytes_on_disk(), largest, sampling, exchange.max_bytes):
@@ -92,7 +103,7 @@ class SamplingDesk:
         exchange, learner = self.config.exchange, self.config.learner
         return rules.Bounds(
             *(exchange.pipeline_depth, exchange.max_lag, learner.pairs_per_step, self.config.pairs_per_push),
-            exchange.max_times_trained,
+            *(exchange.max_times_trained, self.config.steps * learner.pairs_per_step),
         )
 
     def _training(self) -> int:

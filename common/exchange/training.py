@@ -220,6 +220,12 @@ class TrainingDesk:
             for table in ("groups", "candidates"):
                 self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", expires, worker)
 
+    def release(self, worker: str) -> None:
+        """See `RunExchange.release`: leases that ended before all time are taken back by whoever leases next."""
+        with self.ledger.transaction():
+            for table in ("groups", "candidates"):
+                self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", float("-inf"), worker)
+
     def release_all(self) -> None:
         """The process that held the leases is gone: take all back. No attempt counts as failed for it."""
         with self.ledger.transaction():

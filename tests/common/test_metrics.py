@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.metrics import JsonLines, Timers, latest_by_step, read_json_lines
+from common.metrics import JsonLines, latest_by_step, read_json_lines
 
 
 class Clock:
@@ -64,27 +64,3 @@ def test_nan_is_refused(tmp_path):
 def test_of_repeated_steps_the_last_counts():
     records = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"event": "resumed"}, {"step": 2, "a": 3}]
     assert latest_by_step(records) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
-
-
-def test_timers_add_up_and_start_anew_after_take():
-    clock = Clock()
-    timers = Timers(clock)
-    for name, seconds in (("sampling", 2.0), ("scoring", 0.5), ("sampling", 1.0)):
-        with timers.measure(name):
-            clock.now += seconds
-    assert timers.take() == {"sampling": 3.0, "scoring": 0.5}
-    assert timers.take() == {}
-
-
-def test_time_is_counted_when_the_work_fails():
-    clock = Clock()
-    timers = Timers(clock)
-
-    def fail() -> None:
-        with timers.measure("learning"):
-            clock.now += 4.0
-            raise RuntimeError("no")
-
-    with pytest.raises(RuntimeError, match="no"):
-        fail()
-    assert timers.take() == {"learning": 4.0}

@@ -99,11 +99,22 @@ def test_a_note_brings_the_newest_version(
             publish(store, version)
             notes.announce(version)
         assert puller.wait(4, WAIT)
-        staged = puller.staged()
-        assert staged == store.manifest(4)
+        assert puller.store.manifest(4) == store.manifest(4)
         assert torch.equal(puller.store.load(4)[1]["w"], store.load(4)[1]["w"])
         assert len(puller.store.versions()) <= push.KEPT + 1
         assert not puller.wait(5, 0.01)
+
+
+def test_an_older_version_comes_when_it_is_asked_for(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+) -> None:
+    for version in (0, 1, 2, 3):
+        publish(store, version)
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        assert puller.wait(3, WAIT)
+        assert puller.wait(0, WAIT)
+        assert puller.staged(0)  # and stays while it is wanted
+        assert torch.equal(puller.store.load(0)[1]["w"], store.load(0)[1]["w"])
 
 
 def test_a_lost_note_costs_only_time(

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from deploy import charts
+from deploy.timeline import Bar, Timeline
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,17 @@ def test_a_curve_of_one_step_is_drawn():
     assert len(circles(charts.curve("loss", [1], [0.0]))) == 1
 
 
-def test_the_stack_divides_the_whole_width():
-    root = ElementTree.fromstring(charts.stack({"sampling": 3.0, "learning": 1.0}))
-    first, second = (float(node.attrib["x"]) for node in root)
-    assert (first, second) == (0.0, 300.0)
+def test_lanes_put_work_where_and_when_it_was_done():
+    bars = (
+        Bar("sampler-0", "sampling", 0.0, 60.0),
+        Bar("learner-0", "learning", 60.0, 90.0),
+        Bar("sampler-0", "sampling", 60.01, 120.0),  # drawn as one with the first
+        Bar("sampler-0", "loading", 120.0, 121.0),
+    )
+    root = ElementTree.fromstring(charts.lanes(Timeline(bars, (), 121.0), ["sampling", "learning", "loading"]))
+    drawn = [node for node in root if node.tag.endswith("rect")]
+    assert [node.attrib["class"] for node in drawn] == ["part0", "part2", "part1"]
+    first, last, learning = ((float(node.attrib["x"]), float(node.attrib["width"])) for node in drawn)
+    assert first[0] + first[1] == pytest.approx(last[0], abs=0.1)
+    assert learning[0] == pytest.approx(first[0] + first[1] / 2, abs=0.1)  # after half of two minutes
+    assert float(drawn[2].attrib["y"]) > float(drawn[0].attrib["y"])

@@ -15,11 +15,12 @@ import torch
 
 from common.config import ConfigError, keys
 from common.metrics import read_json_lines
-from deploy import cli, commands
+from deploy import cli, start
 from rewarders.anime import HEADS, save_heads
 from tests.tiny import tiny_pipeline
 
 SMALL = {
+    "mode": "serial",
     "steps": 1,
     "sampler.candidates": 2,
     "sampler.steps": 2,
@@ -243,7 +244,7 @@ def test_prompts_from_videos(capsys, tmp_path, finished):
 
 
 def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_lazily", lambda *_: 0)
+    monkeypatch.setattr(start, "run", lambda *_: 0)
     assert cli.main(["run", "--learner.alpha", "1", "--root", str(tmp_path)]) == 0
     assert "learner.alpha = 1 makes every gap 0: no gradient" in capsys.readouterr().err
 
@@ -254,7 +255,7 @@ def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_to_stop_and_the_handlers_are_put_back(number, capsys):
     before = signal.getsignal(number)
-    with commands.stop_on_signals() as stop:
+    with start.stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
@@ -267,7 +268,7 @@ def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, par
     def at_once():
         yield lambda: True
 
-    monkeypatch.setattr(commands, "stop_on_signals", at_once)
+    monkeypatch.setattr(start, "stop_on_signals", at_once)
     assert cli.main(words(tmp_path, parts)) == 130
     assert f"douga run {tmp_path / 'r' / 'config.toml'}" in capsys.readouterr().err
 

@@ -1,7 +1,8 @@
 """Controls with the embedded model: is it the preference that raises the reward, or would any training do it?
 
-Every run here is the default one with fewer held-out prompts; all start from the same base model and are compared on
-the same prompts and seeds. A run drifts a little by itself, so the claims stand on two seeds, not on one.
+Every run here is the default one in one process, with fewer held-out prompts and no lag; all start from the same base
+model and are compared on the same prompts and seeds. A run drifts a little by itself, so the claims stand on two seeds,
+not on one.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class TurnedAround:
 
 def gains(root: Path, name: str, share: float = 0.0, **flags: Any) -> np.ndarray:
     """Changes of the mean AnimeReward by held-out prompt after a run in which `share` of the pairs are swapped."""
-    values = {"name": name, "root": root, "evaluation.prompts": PROMPTS, "evaluation.clips": 0} | flags
+    values = {"name": name, "root": root, "exchange.max_lag": 0, "evaluation.prompts": PROMPTS, "evaluation.clips": 0}
+    values |= flags
     config = load_config(run_folder.TOON, {key: str(value) for key, value in values.items()})
     heads: list[Any] = [TurnedAround(head, share) for head in load_heads("toon")]
     result = serial.run(config, heads).result

@@ -6,7 +6,9 @@ import io
 
 import pytest
 
-from deploy.progress import Plain, Status, minutes, showing
+from common.config import load_config
+from common.messages import StepStats
+from deploy.progress import Pace, Plain, Status, minutes, showing
 
 
 def test_a_training_line_says_what_matters():
@@ -19,6 +21,26 @@ def test_a_training_line_says_what_matters():
 
 def test_an_evaluation_line_is_short():
     assert Status("evaluating base", 3, 96, groups_per_second=2.0).words() == "evaluating base 3/96  2.00 groups/s"
+
+
+def stats(step: int, reward: float) -> StepStats:
+    return StepStats(step, 0.1, 0.2, 0.3, 0.04, 0.0, 0.0, 1.0, 0.5, 1, reward, 3.0, False, True)
+
+
+def test_the_pace_is_that_of_the_last_steps():
+    now = 100.0
+    pace = Pace(load_config(flags={"steps": "30"}), clock=lambda: now)
+    assert pace.status(0, 0).eta is None
+    for step in range(1, 21):  # ten slow steps, then ten fast ones
+        now += 9.0 if step <= 10 else 2.0
+        pace.add(stats(step, 0.4 if step <= 10 else 0.6))
+    pace.groups = 55
+    status = pace.status(20, 7)
+    assert (status.done, status.total, status.version, status.pairs) == (20, 30, 7, 160)
+    assert status.eta == pytest.approx(20.0)  # ten steps of 2 s
+    assert status.reward == pytest.approx(60.0)
+    assert status.groups_per_second == pytest.approx(0.5)  # 55 in 110 s
+    assert (status.lag, status.gap, status.inside) == (0.5, 0.04, 0.2)
 
 
 def test_lines_come_at_phases_ends_and_every_ten_seconds():

@@ -20,7 +20,7 @@ from common.exchange.client import State
 from common.exchange.local import LocalExchange
 from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
-from deploy import report, run_folder, serial, still
+from deploy import course, report, run_folder, serial, still, timeline
 from tests.deploy import toy
 from tests.tiny import tiny_pipeline
 
@@ -64,7 +64,7 @@ def test_a_run_leaves_its_folder_complete(unbroken):
     assert len(clips(folder)) == 4  # two held-out prompts, base and aligned
     assert [record["step"] for record in read_json_lines(folder / "metrics.jsonl")] == [1, 2, 3, 4]
     events = [record["event"] for record in read_json_lines(folder / "events.jsonl")]
-    assert events == ["started", "evaluated", "evaluated", "finished"]
+    assert events == ["started", "evaluated", "trained", "evaluated", "finished"]
     assert run_folder.read_result(folder) == result
 
 
@@ -78,13 +78,16 @@ def test_steps_refreshes_and_pushes_come_on_schedule(unbroken):
     assert steps[2]["inside"] != 0.0
 
 
-def test_time_is_told_apart(unbroken):
-    records = read_json_lines(unbroken[0] / "metrics.jsonl") + read_json_lines(unbroken[0] / "events.jsonl")
-    spent = report.time_spent(records)
-    assert set(spent) == {"sampling", "scoring", "learning", "evaluation", "other"}
-    first, last = min(record["time"] for record in records), max(record["time"] for record in records)
-    setup = next(record for record in records if record.get("event") == "started")["spent"]["other"]
-    assert sum(spent.values()) == pytest.approx(last - first + setup, abs=0.1)  # every second once
+def test_every_unit_of_work_is_on_the_time_axis(unbroken):
+    folder = unbroken[0]
+    events = read_json_lines(folder / "events.jsonl")
+    work = timeline.read(read_json_lines(folder / "timeline.jsonl"), events)
+    assert work.workers == ["sampler-0", "rewarder-0", "learner-0"]
+    assert len([bar for bar in work.bars if bar.kind == "sampling"]) == 2 + 8 + 2  # base, four steps of two, aligned
+    assert len([bar for bar in work.bars if bar.kind == "learning"]) == 4
+    assert 0 < work.busy() <= work.seconds
+    assert all(one.end <= two.start + 2e-3 for one, two in zip(work.bars, work.bars[1:], strict=False))  # one process
+    assert [name for _, name in work.marks] == ["started", "evaluated", "trained", "evaluated", "finished"]
 
 
 def test_the_ledger_conserves(unbroken):
@@ -134,7 +137,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(unbroken, model, tmp_path):
     assert resumed.result is not None
     assert what_counts(resumed.result) == what_counts(unbroken[1])
     events = [record["event"] for record in read_json_lines(config.folder / "events.jsonl")]
-    assert events == ["started", "evaluated", "interrupted", "resumed", "evaluated", "finished"]
+    assert events == ["started", "evaluated", "interrupted", "resumed", "trained", "evaluated", "finished"]
 
 
 class Death(Exception):
@@ -191,7 +194,7 @@ def test_no_learning_rate_changes_nothing(model, tmp_path):
 def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
     monkeypatch.setattr(serial, "PATIENCE", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
-    with pytest.raises(serial.Stuck, match=r"waits for 2 pairs and has 0, .*'tied': 4"):
+    with pytest.raises(course.Stuck, match=r"waits for 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 
@@ -247,7 +250,7 @@ def test_the_report_is_one_well_formed_page_with_its_videos(unbroken):
     assert len(checker.videos) == 2  # evaluation.clips
     assert all(re.match(r"data:video/mp4;base64,[A-Za-z0-9+/]+=*$", video) for video in checker.videos)
     assert result["verdict"]["words"].split(":")[0] in page
-    for words in ("Learned reward", "Oracle", "Where the time went", "prefers-color-scheme", result["weights_digest"]):
+    for words in ("Learned reward", "Oracle", "Who worked when", "prefers-color-scheme", result["weights_digest"]):
         assert words in page
     assert "--name toy-again" in page
     assert "after step 3" in page  # the refresh

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 
 from common.config import DIMENSIONS, RunConfig, load_config
-from common.messages import Prompt
+from common.messages import Prompt, Purpose
+from common.metrics import read_json_lines
 from deploy import run_folder
 
 
@@ -42,6 +45,28 @@ class ConstantReward(HashReward):
 
     def _value(self, clip: np.ndarray) -> float:
         return 50.0
+
+
+class SlowReward(HashReward):
+    """Takes its time over the clips of the first training prompt: until `step` optimizer steps are in `metrics`."""
+
+    def __init__(self, dimension: str, metrics: Path, step: int) -> None:
+        super().__init__(dimension)
+        self.metrics, self.step = metrics, step
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        if any(prompt.purpose is Purpose.TRAIN and prompt.ordinal == 0 for prompt in prompts):
+            wait_until(lambda: len(read_json_lines(self.metrics)) >= self.step)
+        return super().score(clips, prompts)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Look every 50 ms whether something holds; `TimeoutError` when it does not come to it."""
+    pause, ends = Event(), time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > ends:
+            raise TimeoutError("what was waited for did not happen")
+        pause.wait(0.05)
 
 
 def rewards(kind: type[HashReward] = HashReward) -> list[HashReward]:

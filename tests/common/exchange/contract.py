@@ -151,6 +151,12 @@ class ExchangeContract:
         exchange.announce(weight_version(1, 1, 1))
         assert [sample(exchange, 1) is not None for _ in range(3)] == [True, True, False]
 
+    def test_nothing_is_sampled_that_no_step_will_take(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(steps=2, exchange__max_lag=9))
+        count = 2 * small().learner.pairs_per_step
+        assert [sample(exchange) is not None for _ in range(count + 1)] == [True] * count + [False]
+        assert exchange.refusal == "steps = 2: enough pairs for the rest of the run exist or are under way"
+
     def test_pipeline_depth_bounds_groups_under_way(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=2))
         assert sample(exchange) is not None
@@ -254,6 +260,25 @@ class ExchangeContract:
         assert exchange.lease_candidates("alive", 2) == []
         assert exchange.failures() == {0: "scoring lease of alive ran out"}
         exchange.check()
+
+    def test_the_leases_of_a_worker_known_to_be_dead_are_free_at_once(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_attempts=2))
+        for _ in range(2):
+            lease = exchange.lease_group("dying", 0)
+            assert lease is not None
+            assert lease.prompt.ordinal == 0
+            exchange.release("dying")
+        after = exchange.lease_group("alive", 0)
+        assert after is not None
+        assert after.prompt.ordinal == 1  # a prompt that kills its sampler twice is given up
+        assert exchange.failures() == {0: "lease of dying ran out"}
+
+    def test_releasing_one_worker_leaves_the_others_alone(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        alive = exchange.lease_group("alive", 0)
+        assert alive is not None
+        exchange.release("dead")
+        assert exchange.submit_candidate(alive, candidate(alive, 0)).accepted
 
     # Scoring.
 
@@ -374,6 +399,13 @@ class ExchangeContract:
         with pytest.raises(ValueError, match="version 1 was used before"):
             exchange.announce(weight_version(1, 2, 2))
 
+    def test_the_empty_caption_is_kept(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        assert exchange.empty_prompt() is None
+        embeds = array(b"embeds")
+        exchange.keep_empty_prompt(embeds)
+        assert exchange.empty_prompt() == embeds
+
     # Probes and evaluations.
 
     def test_evaluations_come_first_and_end_as_results(self, open_exchange: Factory) -> None:
@@ -413,6 +445,16 @@ class ExchangeContract:
         assert total(exchange.counts(Purpose.EVAL)) == 3
         exchange.enqueue(heldout(3, Purpose.PROBE), version=0)
         assert total(exchange.counts(Purpose.PROBE)) == 3
+
+    def test_waiting_evaluations_say_which_version_they_want(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        assert exchange.wanted_version() == 0
+        exchange.announce(weight_version(1, 1, 1))
+        assert exchange.wanted_version() == 1  # the newest
+        exchange.enqueue(heldout(1), version=0)
+        assert exchange.wanted_version() == 0
+        sample(exchange, 0)
+        assert exchange.wanted_version() == 1
 
     def test_evaluations_do_not_count_in_admission(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_lag=0, exchange__pipeline_depth=2))

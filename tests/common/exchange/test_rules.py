@@ -44,6 +44,14 @@ def test_without_reuse_the_floor_of_one_step_never_adds() -> None:
         assert rules.capacity(bounds, Load(running, live, live, spent), pushes) == plain
 
 
+def test_the_run_ends_the_need_for_pairs() -> None:
+    last = Bounds(64, 1, 8, 8, total=24)  # three steps
+    assert rules.capacity(last, Load(0, 0, 0, 0), 0) == 16
+    assert rules.capacity(last, Load(0, 8, 8, 8), 1) == 8  # (1 + 1 + 1) 8 - 16
+    assert rules.capacity(last, Load(0, 8, 8, 16), 2) == 0  # (1 + 2 + 1) 8 would leave room for 8 that no step takes
+    assert rules.capacity(last, Load(0, 7, 7, 16), 2) == 1  # one of them expired
+
+
 def test_uses_count_when_pairs_are_trained_twice() -> None:
     twice = Bounds(64, 1, 2, 2, times_trained=2)
     assert rules.capacity(twice, Load(0, 0, 0, 0), 0) == 2  # 4 uses, 2 each

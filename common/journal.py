@@ -1,0 +1,88 @@
+"""What a run writes down while it works: steps, and who did what when. Workers anywhere write into one journal.
+
+```
+LEARNER     StepStats ──> metrics.jsonl       one record per optimizer step
+any worker  Span      ──> timeline.jsonl      one record per unit of work: the report's time axis
+LEARNER     Trained   ──> whoever waits for the end of training
+```
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from common.messages import Span, StepStats, Trained
+from common.metrics import METRICS, TIMELINE, JsonLines
+from common.rpc import LOOPBACK, Client, Service, calling
+
+Done = TypeVar("Done")
+
+
+class Journal(Protocol):
+    """What workers report."""
+
+    def step(self, stats: StepStats) -> None:
+        """An optimizer step was taken."""
+        ...
+
+    def span(self, span: Span) -> None:
+        """A unit of work is done."""
+        ...
+
+    def trained(self, trained: Trained) -> None:
+        """Training is at its end."""
+        ...
+
+
+class RunJournal:
+    """The journal of a run folder. `queue` says how many groups wait where, for the records of steps."""
+
+    def __init__(self, folder: Path, queue: Callable[[], Mapping[str, int]]) -> None:
+        self.last: StepStats | None = None
+        self.end: Trained | None = None
+        self._queue = queue
+        self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE)
+
+    def step(self, stats: StepStats) -> None:
+        """See `Journal`; `last` holds it."""
+        self._metrics.write(**asdict(stats), queue=dict(self._queue()))
+        self.last = stats
+
+    def span(self, span: Span) -> None:
+        """See `Journal`."""
+        self._timeline.write(**asdict(span))
+
+    def trained(self, trained: Trained) -> None:
+        """See `Journal`; `end` holds it."""
+        self.end = trained
+
+    def __enter__(self) -> RunJournal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._timeline.close()
+
+
+def journal_service(journal: Journal, address: str = LOOPBACK) -> Service:
+    """A service that writes into `journal`."""
+    return Service(Journal, journal, address)
+
+
+@calling(Journal)
+class RemoteJournal(Client, Journal):
+    """The calls of `Journal`, made by way of the service at `address`."""
+
+
+def measured(journal: Journal, worker: str, kind: str, work: Callable[[], Done]) -> Done:
+    """Do `work` and write down its time, unless there was nothing to do (its answer is false or None)."""
+    began, started = time.time(), time.perf_counter()
+    done = work()
+    if done:
+        journal.span(Span(worker, kind, round(began, 3), round(time.perf_counter() - started, 3)))
+    return done

@@ -1,0 +1,361 @@
+"""``mode = "cluster"``: every role in processes of its own, placed, started and restarted by Ray. The control plane.
+
+```
+   driver (here) ──────> hub ─┐ one node, STRICT_PACK
+      │ starts, watches,      ├─ learner rank 0, 1, ...      each its own GPU
+      │ restarts with pauses ─┘
+      ├────────────────────────> sampler-0, sampler-1, ...   each its own GPU, spread over nodes
+      └────────────────────────> rewarder-0, ...
+```
+
+Ray carries orders and a few lines of news; clips, latents and weights go over ZeroMQ between the processes
+(`deploy/hub.py`, `deploy/workers.py`). A worker that dies is started again (`deploy/supervisor.py`) and its leases are
+free at once. If the hub dies, all start again from the folder. Only this file imports Ray.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from common.config import ClusterConfig, ConfigError, RunConfig
+from deploy import run_folder
+from deploy.messages import Opened, Outcome
+from deploy.progress import Progress, Silent
+from deploy.supervisor import Supervisor
+
+if TYPE_CHECKING:  # the driver imports no torch: it starts at once and stays small
+    from rewarders.base import Reward
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2  # between two looks at the workers
+OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
+STOP_SECONDS = 600.0  # for the workers to end a unit of work, and for the learner to save
+SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
+OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
+
+
+class HubLost(RuntimeError):
+    """The hub's process died."""
+
+
+def run(
+    config: RunConfig,
+    rewards: Sequence[Reward] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Start or resume a run on Ray and bring it to its end, or to the point where `stop` says yes.
+
+    `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once. `ConfigError` for
+    bad input, also where only a worker can see it, and when Ray cannot be reached or has not what is asked for.
+    """
+    _check_root(config)
+    done = run_folder.finished_result(config)
+    if done is not None:
+        return Outcome(done["step"], done)
+    supervisor = Supervisor(config.cluster.restarts)
+    with connected(config.cluster):
+        while True:
+            try:
+                with _placed(config) as group:
+                    return Driver(config, rewards, stop, progress or Silent(), supervisor, group).run()
+            except HubLost as error:
+                (progress or Silent()).say(f"{error}; all workers start again from the run folder")
+                time.sleep(max(0.0, supervisor.died("hub", str(error), time.monotonic()) - time.monotonic()))
+
+
+def _check_root(config: RunConfig) -> None:
+    """A job of Ray runs in a copy of the working directory, which goes when Ray goes: no place for a run."""
+    if not config.root.is_absolute() and "runtime_resources" in Path.cwd().parts:
+        raise ConfigError(
+            f"root = '{config.root}': a job's working directory is a copy that Ray deletes; name a full path"
+        )
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[None]:
+    """Connected to the Ray that is asked for; one that was started for this run ends with it."""
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of ours
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _placed(config: RunConfig) -> Iterator[PlacementGroup]:
+    """Room for the hub and the learner's ranks on one node. `ConfigError` names what was not to be had in time."""
+    cluster = config.cluster
+    pin = _pin(cluster.learner_node)
+    rank = {"CPU": 0.001, "GPU": cluster.learner_gpus} | pin
+    bundles = [{"CPU": 0.001} | pin, *([{name: n for name, n in rank.items() if n}] * cluster.learners)]
+    group = placement_group(bundles, strategy="STRICT_PACK")
+    try:
+        if not group.wait(cluster.placement_seconds):
+            raise ConfigError(
+                f"no node with {bundles} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
+                f"Ray has {ray.cluster_resources()}, of which are free {ray.available_resources()}"
+            )
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def _pin(resource: str) -> dict[str, float]:
+    return {resource: SHARE} if resource else {}
+
+
+class Process:
+    """The actor that all processes of a run are: one object, made where Ray placed it. Its imports happen there.
+
+    `run` is called in one thread, the rest in others.
+    """
+
+    def __init__(self, kind: str, home: str, *arguments: Any) -> None:
+        """`kind` is ``module:Class``; relative paths start at `home`, the driver's working directory."""
+        if Path(home).is_dir():
+            os.chdir(home)
+        module, name = kind.split(":")
+        self._object = getattr(import_module(module), name)(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of the object."""
+        return getattr(self._object, method)(*arguments)
+
+    def host(self) -> str:
+        """The address of this node."""
+        return ray.util.get_node_ip_address()
+
+    def place(self) -> str:
+        """Node, process and GPUs, in words."""
+        context = ray.get_runtime_context()
+        gpus = ", ".join(context.get_accelerator_ids().get("GPU", []))
+        place = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
+        return f"{place}, GPU {gpus}" if gpus else place
+
+
+def _process(kind: str, arguments: Sequence[Any], **options: Any) -> Any:
+    actor: Any = ray.remote(Process)
+    return actor.options(num_cpus=0, max_concurrency=4, **options).remote(kind, str(Path.cwd()), *arguments)
+
+
+@dataclass
+class Unit:
+    """One worker as the supervisor sees it: a process, or all ranks of the learner, which live and die together."""
+
+    name: str
+    make: Callable[[], list[Any]]
+    members: list[str]  # names under which they lease
+    processes: list[Any] = field(default_factory=list)
+    running: list[Any] = field(default_factory=list)  # the answers of their `run`, while they are to come
+    starts_at: float | None = 0.0  # second at which it is to be started; None: it runs, or is done
+
+
+class Driver:
+    """One attempt: the hub and its workers, from start to end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        rewards: Sequence[Reward] | None,
+        stop: Callable[[], bool],
+        progress: Progress,
+        supervisor: Supervisor,
+        group: PlacementGroup,
+    ) -> None:
+        self.config, self.stop, self.progress = config, stop, progress
+        self.supervisor, self.group = supervisor, group
+        self.hub = _process("deploy.hub:Hub", [config], **self._bundle(0))
+        self.units = self._units(rewards)
+        self.places: dict[Any, str] = {}  # answers to come -> who was asked where it is
+
+    def run(self) -> Outcome:
+        """Open the hub, start the workers, watch them until the hub's course is over."""
+        try:
+            for unit in self.units:
+                unit.processes = unit.make()  # they import while the hub does
+            opened = self._ask(
+                self.hub.call.remote("open", self._ask(self.hub.host.remote(), OPEN_SECONDS)), OPEN_SECONDS
+            )
+            outcome = opened if isinstance(opened, Outcome) else self._watch(opened)
+            self._close()
+            return outcome
+        except HubLost:
+            raise  # without a hub nobody could end well
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            self._kill()
+
+    # Who there is.
+
+    def _units(self, rewards: Sequence[Reward] | None) -> list[Unit]:
+        cluster = self.config.cluster
+        ranks = [f"learner-{rank}" for rank in range(cluster.learners)]
+        units = [Unit("learner", lambda: self._learners(ranks), ranks)]
+        units += [self._unit("sampler", number) for number in range(cluster.samplers)]
+        units += [self._unit("rewarder", number, rewards) for number in range(cluster.rewarders)]
+        return units
+
+    def _unit(self, role: str, number: int, *more: Any) -> Unit:
+        name, cluster = f"{role}-{number}", self.config.cluster
+        options = {
+            "num_gpus": getattr(cluster, f"{role}_gpus"),
+            "resources": _pin(getattr(cluster, f"{role}_node")),
+            "scheduling_strategy": "SPREAD",
+        }
+        kind = f"deploy.workers.{role}:{role.title()}Worker"
+        return Unit(name, lambda: [_process(kind, [self.config, name, *more], **options)], [name])
+
+    def _learners(self, names: Sequence[str]) -> list[Any]:
+        """All ranks; they meet at a file that no earlier group has used."""
+        kind, gpus, meeting = "deploy.workers.learner:LearnerWorker", self.config.cluster.learner_gpus, uuid4().hex
+        return [
+            _process(kind, [self.config, name, rank, f".meeting-{meeting}"], num_gpus=gpus, **self._bundle(1 + rank))
+            for rank, name in enumerate(names)
+        ]
+
+    def _bundle(self, index: int) -> dict[str, Any]:
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, index)}
+
+    # Watching.
+
+    def _watch(self, opened: Opened) -> Outcome:
+        if not opened.training:
+            self._end_unit(self.units.pop(0))
+        self.places[self.hub.place.remote()] = "hub"
+        course = self.hub.call.remote("run")
+        stopping = False
+        while True:
+            self._start_due(opened)
+            running = [answer for unit in self.units for answer in unit.running]
+            ready, _ = ray.wait([course, *running], num_returns=1, timeout=POLL_SECONDS)
+            self._show_places()
+            self._show_news()
+            if course in ready:
+                return self._ask(course, OPEN_SECONDS)
+            for unit in self.units:
+                self._look_at(unit, ready)
+            if not stopping and self.stop():
+                stopping = True
+                self._stop_workers()
+                self.hub.call.remote("stop")
+
+    def _start_due(self, opened: Opened) -> None:
+        for unit in self.units:
+            if unit.starts_at is not None and unit.starts_at <= time.monotonic():
+                unit.processes = unit.processes or unit.make()
+                unit.running = [process.call.remote("run", opened.addresses) for process in unit.processes]
+                unit.starts_at = None
+                for name, process in zip(unit.members, unit.processes, strict=True):
+                    self.places[process.place.remote()] = name
+
+    def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
+        """Take note of those of a unit's processes that ended: well, or else the whole unit starts again later."""
+        for answer in [answer for answer in unit.running if answer in ready]:
+            unit.running.remove(answer)
+            try:
+                ray.get(answer)
+            except RayError as error:
+                self._died(unit, error)
+                return
+
+    def _died(self, unit: Unit, error: RayError) -> None:
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if isinstance(cause, ConfigError):
+            raise cause
+        reason = " ".join(str(cause or error).split())[:300]
+        self._end_unit(unit)
+        for name in unit.members:
+            self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
+        now = time.monotonic()
+        unit.starts_at = self.supervisor.died(unit.name, reason, now)
+        self.progress.say(f"{unit.name} died ({reason}); it starts again in {unit.starts_at - now:.0f} s")
+
+    def _end_unit(self, unit: Unit) -> None:
+        for process in unit.processes:
+            ray.kill(process)
+        unit.running, unit.processes = [], []
+
+    def _show_places(self) -> None:
+        """Say of every process that came up where it is."""
+        known, _ = ray.wait(list(self.places), num_returns=len(self.places), timeout=0) if self.places else ([], [])
+        for answer in known:
+            name = self.places.pop(answer)
+            with suppress(RayError):  # it died before it could answer: its unit's turn will come
+                self.progress.say(f"{name}: {ray.get(answer)}")
+
+    def _show_news(self) -> None:
+        status, lines = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
+        for line in lines:
+            self.progress.say(line)
+        if status is not None:
+            self.progress.update(status)
+
+    def _ask(self, answer: Any, seconds: float) -> Any:
+        """The hub's answer. `HubLost` when there is no hub any more; the hub's own errors as what they were."""
+        try:
+            return ray.get(answer, timeout=seconds)
+        except RayActorError as error:
+            raise HubLost(f"the hub died: {' '.join(str(error).split())[:200]}") from None
+        except GetTimeoutError:
+            raise HubLost(f"the hub did not answer within {seconds:g} s") from None
+        except RayTaskError as error:
+            raise error.cause if isinstance(error.cause, Exception) else error from None
+
+    # Ending.
+
+    def _stop_workers(self) -> None:
+        """Ask all to leave and wait for them: the learner saves."""
+        for unit in self.units:
+            unit.starts_at = None
+            for process in unit.processes:
+                process.call.remote("stop")
+        leaving = [answer for unit in self.units for answer in unit.running]
+        if leaving:
+            ray.wait(leaving, num_returns=len(leaving), timeout=STOP_SECONDS)
+        for unit in self.units:
+            unit.running = []
+
+    def _close(self) -> None:
+        """Let all end their unit of work, then let the hub go of the folder."""
+        with suppress(RayError):
+            self._stop_workers()
+            ray.get(self.hub.call.remote("close"), timeout=STOP_SECONDS)
+
+    def _kill(self) -> None:
+        """Nothing of this attempt stays."""
+        for unit in self.units:
+            self._end_unit(unit)
+        ray.kill(self.hub)

@@ -1,0 +1,136 @@
+"""The course of a run, whoever does the work: train unless that is done, then compare aligned with base.
+
+```
+train      a Crew: one process in a fixed order (serial.py), or workers everywhere (cluster.py)
+compare    held-out prompts under version 0 and the last version, same seeds: result.json, clips/, report.html
+```
+
+Every result is kept as it is reached, so a run that is cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from actors.prompts import PromptSource, open_prompts
+from common.config import ConfigError, RunConfig
+from common.exchange.client import RunExchange, ScoredCandidate, State
+from common.messages import Purpose, Trained
+from common.metrics import JsonLines
+from common.models import ModelFolder, open_model
+from common.weights import WeightStore
+from deploy import evaluate, report, run_folder
+from deploy.messages import Outcome
+
+BASE = 0  # the version of the base model
+PHASES = ("evaluating base", "training", "evaluating aligned")
+QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop, and it did between two units of work."""
+
+
+class Stuck(RuntimeError):
+    """Nobody can work although the end is not reached."""
+
+
+def open_inputs(config: RunConfig) -> tuple[ModelFolder, PromptSource]:
+    """Model folder and prompts, looked at before a run folder is made. `ConfigError` for what is missing or broken."""
+    model = open_model(config.model.path)
+    prompts = open_prompts(config.prompts, config.seed, model.image_conditioned)
+    prompts.heldout(config.evaluation.prompts, config.seed)
+    return model, prompts
+
+
+def check_steps(config: RunConfig, done: int) -> None:
+    """`ConfigError` when more steps are done than are asked for."""
+    if done > config.steps:
+        raise ConfigError(f"{config.folder}: {done} steps are done; steps = {config.steps} is less")
+
+
+def queue(exchange: RunExchange) -> dict[str, int]:
+    """How many training groups are in each state that is not final; states without any are left out."""
+    counts = exchange.counts()
+    return {state.value: counts[state] for state in QUEUE if counts[state]}
+
+
+def heldout_found(exchange: RunExchange, version: int, wanted: int) -> list[ScoredCandidate]:
+    """The scored held-out clips of a version, by prompt, at most the first `wanted` prompts'."""
+    found = [one for one in exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < wanted]
+    return sorted(found, key=lambda one: one.prompt.ordinal)
+
+
+class Course(ABC):
+    """One start of a run: from where its folder stands to the end, or to a stop. Subclasses do the work."""
+
+    def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines) -> None:
+        self.config, self.folder, self.exchange, self.events = config, folder, exchange, events
+        self.store = WeightStore(folder / "weights")
+
+    @abstractmethod
+    def train(self) -> Trained:
+        """Evaluate the base, then take every optimizer step that is left. Raises `Stopped`."""
+
+    @abstractmethod
+    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
+        """All held-out clips under `version`, by prompt. Raises `Stopped`."""
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Optimizer steps taken, as far as is known here."""
+
+    def run(self) -> Outcome:
+        """Train unless that is done, then compare."""
+        try:
+            trained = self.trained() or self._train()
+            return Outcome(trained["step"], self._compare(trained))
+        except Stopped:
+            self.events.write(event="interrupted", step=self.step)
+            return Outcome(self.step, None)
+
+    def trained(self) -> dict[str, Any] | None:
+        """What result.json says of a training that reached its end, if that is the end asked for."""
+        result = run_folder.read_result(self.folder)
+        if result is None or result["step"] != self.config.steps:
+            return None
+        return result if result["version"] in self.store.versions() else None
+
+    def _train(self) -> dict[str, Any]:
+        trained = asdict(self.train())
+        self.events.write(event="trained", step=trained["step"], version=trained["version"])
+        run_folder.write_result(self.folder, trained)
+        return trained
+
+    def _compare(self, trained: dict[str, Any]) -> dict[str, Any]:
+        base = self.evaluate(BASE, PHASES[0])
+        aligned = self.evaluate(trained["version"], PHASES[2])
+        records = evaluate.by_prompt(base, aligned, self.config)
+        self._keep_clips(records, base, aligned)
+        result = trained | evaluate.conclude(records)
+        self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["words"])
+        run_folder.write_result(self.folder, result)
+        report.write(self.folder)
+        return result
+
+    def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
+        """Write down that an evaluation is complete."""
+        rewards = [evaluate.mean_reward(one.values, self.config.reward.weights.model_dump()) for one in found]
+        self.events.write(event="evaluated", version=version, reward=sum(rewards) / len(rewards))
+
+    def _keep_clips(
+        self, records: list[dict[str, Any]], base: list[ScoredCandidate], aligned: list[ScoredCandidate]
+    ) -> None:
+        """The clips as files, and their names in the records."""
+        folder = self.folder / "clips"
+        folder.mkdir(exist_ok=True)
+        for index, (record, *pair) in enumerate(zip(records, base, aligned, strict=True)):
+            for side, one in zip(evaluate.SIDES, pair, strict=True):
+                name = f"heldout-{index:04d}-{side}.mp4"
+                (folder / name).write_bytes(one.candidate.clip)
+                record[side]["clip"] = name

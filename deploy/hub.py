@@ -1,0 +1,235 @@
+"""The middle of a cluster run, one process: run folder, exchange, weights and journal, and the run's course.
+
+```
+   workers ──ZMQ──> exchange, journal, weights (a thread each)          driver ──> news, release, stop
+                        │                                                            │
+                        ▼                                                            ▼
+                    run folder  <──────────────── Watch: the course, which only waits
+```
+
+The learner's ranks live on the same node and write weights and checkpoints into the same folder.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+from common.config import RunConfig, to_toml
+from common.exchange.client import RunExchange, ScoredCandidate, State
+from common.exchange.local import LocalExchange
+from common.exchange.remote import exchange_service
+from common.journal import RunJournal, journal_service
+from common.messages import Prompt, Purpose, Trained, WeightVersion
+from common.metrics import EVENTS, JsonLines
+from common.push import Announcer, weight_service
+from common.rpc import serving
+from common.weights import WeightStore
+from deploy import run_folder
+from deploy.course import (
+    BASE,
+    PHASES,
+    Course,
+    Stopped,
+    Stuck,
+    check_steps,
+    heldout_found,
+    open_inputs,
+    queue,
+)
+from deploy.messages import Addresses, Opened, Outcome
+from deploy.progress import Pace, Status
+from learner import checkpoint
+
+POLL_SECONDS = 0.1  # between two looks at how things stand
+PATIENCE = 50  # steps' worth of ties and failures without a step after which a run is stuck
+SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
+OVER = (State.DONE, State.FAILED)
+
+
+class Hub:
+    """Opens a run folder, serves it, and brings the run to its end with the workers that come.
+
+    `open`, then `run` in one thread; the other methods may be called from others. `close` ends the services.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._stack, self._stop, self._bulletin = ExitStack(), Event(), Bulletin()
+
+    def open(self, host: str = "127.0.0.1") -> Opened | Outcome:
+        """Claim the folder and serve it at `host`. The outcome of a finished run; `ConfigError` for bad input."""
+        done = run_folder.finished_result(self.config)
+        if done is not None:
+            return Outcome(done["step"], done)
+        try:
+            return self._open(self._stack, f"tcp://{host}:*")
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, stack: ExitStack, address: str) -> Opened:
+        config = self.config
+        _, prompts = open_inputs(config)
+        folder = stack.enter_context(run_folder.claim(config)).resolve()
+        saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
+        check_steps(config, saved)
+        announcer = Announcer(address)
+        stack.callback(announcer.close)
+        self._exchange = Announcing(folder, config, prompts, announcer)
+        stack.callback(self._exchange.close)
+        self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
+        journal = stack.enter_context(RunJournal(folder, lambda: queue(self._exchange)))
+        events = stack.enter_context(JsonLines(folder / EVENTS))
+        heldout = prompts.heldout(config.evaluation.prompts, config.seed)
+        self._course = Watch(
+            config, folder, self._exchange, events, journal, heldout, saved, self._bulletin, self._stop
+        )
+        services = (
+            exchange_service(self._exchange, address),
+            journal_service(journal, address),
+            weight_service(WeightStore(folder / "weights"), address),
+        )
+        exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
+        addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder)
+        return Opened(addresses, self._course.trained() is None)
+
+    def run(self) -> Outcome:
+        """The course, from where the folder stands to its end or to `stop`."""
+        return self._course.run()
+
+    def news(self) -> tuple[Status | None, list[str]]:
+        """How things stand, and what was said since the last call."""
+        return self._bulletin.take()
+
+    def release(self, worker: str) -> None:
+        """`worker` is dead: others may take over its work."""
+        self._exchange.release(worker)
+
+    def stop(self) -> None:
+        """`run` returns soon. Stop the workers before: they still need the services."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the services and let go of the folder."""
+        self._stack.close()
+
+
+class Announcing(LocalExchange):
+    """The exchange of a run, which lets samplers know of every version at once."""
+
+    def __init__(self, folder: Path, config: RunConfig, source: Any, announcer: Announcer) -> None:
+        super().__init__(folder, config, source)
+        self._announcer = announcer
+
+    def announce(self, version: WeightVersion) -> None:
+        """See `Exchange.announce`."""
+        super().announce(version)
+        self._announcer.announce(version.version)
+
+
+class Bulletin:
+    """A `Progress` that keeps the newest status until somebody reads it."""
+
+    def __init__(self) -> None:
+        self._lock, self._status, self._lines = Lock(), None, []
+
+    def update(self, status: Status) -> None:
+        """See `Progress`."""
+        with self._lock:
+            self._status = status
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        with self._lock:
+            self._lines.append(line)
+
+    def take(self) -> tuple[Status | None, list[str]]:
+        """What is new: the latest status, and all lines."""
+        with self._lock:
+            taken = self._status, self._lines
+            self._status, self._lines = None, []
+        return taken
+
+
+class Watch(Course):
+    """A course whose work is done elsewhere: it queues the held-out prompts, looks on, and says how things stand."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        exchange: RunExchange,
+        events: JsonLines,
+        journal: RunJournal,
+        heldout: list[Prompt],
+        saved: int,
+        progress: Bulletin,
+        stop: Event,
+    ) -> None:
+        super().__init__(config, folder, exchange, events)
+        self.journal, self.heldout, self.progress = journal, heldout, progress
+        self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
+
+    @property
+    def step(self) -> int:
+        """See `Course.step`."""
+        return self.journal.last.step if self.journal.last else self._saved
+
+    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
+        """See `Course.evaluate`."""
+        self.exchange.enqueue(self.heldout, version)
+        total, waiting = len(self.heldout), self._waiting()
+        first, pace = waiting, Pace(self.config)
+        while waiting:
+            pace.groups = first - waiting
+            self.progress.update(pace.of_evaluation(phase, total - waiting, total))
+            self._pause()
+            waiting = self._waiting()
+        found = heldout_found(self.exchange, version, total)
+        if len(found) < total:
+            why = next(iter(self.exchange.failures().values()), "no reason was given")
+            raise Stuck(f"{phase}: {total - len(found)} of {total} prompts failed, one because of: {why}")
+        if first:
+            self.evaluated(version, found)
+        return found
+
+    def _waiting(self) -> int:
+        """Held-out groups that are not at their end."""
+        return sum(count for state, count in self.exchange.counts(Purpose.EVAL).items() if state not in OVER)
+
+    def train(self) -> Trained:
+        """See `Course.train`."""
+        self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
+        self.evaluate(BASE, PHASES[0])
+        pace, last, ended = Pace(self.config), self.journal.last, self._ended()
+        began = self._sampled()
+        while self.journal.end is None:
+            if self.journal.last is not None and self.journal.last is not last:
+                last, ended = self.journal.last, self._ended()
+                pace.add(last)
+            pace.groups = self._sampled() - began
+            self.progress.update(pace.status(self.step, self.exchange.current_version()))
+            self._check_stuck(self._ended() - ended)
+            self._pause()
+        return self.journal.end
+
+    def _sampled(self) -> int:
+        counts = self.exchange.counts()
+        return sum(counts[state] for state in SAMPLED)
+
+    def _ended(self) -> int:
+        counts = self.exchange.counts()
+        return counts[State.TIED] + counts[State.FAILED]
+
+    def _check_stuck(self, ended: int) -> None:
+        """`Stuck` after so many ties and failures since the last step that no step is to be expected."""
+        if ended > PATIENCE * self.config.learner.pairs_per_step:
+            why = next(iter(self.exchange.failures().values()), "none failed, all tied")
+            raise Stuck(f"step {self.step}: {ended} groups tied or failed since; {why}; groups: {queue(self.exchange)}")
+
+    def _pause(self) -> None:
+        if self._stop.wait(POLL_SECONDS):
+            raise Stopped

@@ -1,0 +1,39 @@
+"""What driver, hub and workers of a run say to each other. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the hub's services listen, and where the run's folder is on the hub's node. Hub -> driver -> workers."""
+
+    exchange: str
+    journal: str
+    weights: str
+    notes: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A run folder is served. Hub -> driver."""
+
+    addresses: Addresses
+    training: bool  # False when only the comparison is left
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a start of a run ended: `result` is what result.json holds, None after a stop."""
+
+    step: int
+    result: dict[str, Any] | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is at its end and compared."""
+        return self.result is not None

@@ -1,0 +1,39 @@
+"""When a dead worker is started again, and when the run gives up. Pure: it is told what happened and what time it is.
+
+A worker that died starts again after a pause that doubles with every death within the last hour (1, 2, 4 ... 60 s).
+Whoever dies more often than allowed has a fault that starting again does not mend. Bad input (`ConfigError`) is such a
+fault at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+WINDOW = 3600.0  # seconds a death is remembered
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
+
+
+class GivenUp(RuntimeError):
+    """A worker died too often; says which, and of what it died last."""
+
+
+@dataclass
+class Supervisor:
+    """Counts deaths by worker. `allowed` within an hour are mended."""
+
+    allowed: int
+    restarts: int = 0  # of all workers, since the start
+    _deaths: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
+
+    def died(self, worker: str, reason: str, now: float) -> float:
+        """Note a death at second `now`; the second at which the worker starts again. `GivenUp` when it must not."""
+        deaths = self._deaths[worker]
+        while deaths and now - deaths[0] >= WINDOW:
+            deaths.popleft()
+        deaths.append(now)
+        if len(deaths) > self.allowed:
+            often = f"{worker} died {len(deaths)} times within an hour (cluster.restarts = {self.allowed})"
+            raise GivenUp(f"{often}, at last of: {reason}")
+        self.restarts += 1
+        return now + min(FIRST_PAUSE * 2 ** (len(deaths) - 1), LONGEST_PAUSE)

@@ -1,0 +1,51 @@
+"""What all workers have in common: connections, the heartbeat, the end."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from threading import Event
+
+import torch
+
+from common.config import RunConfig
+from common.exchange.remote import Heartbeat, RemoteExchange
+from common.journal import RemoteJournal
+from deploy.messages import Addresses
+
+IDLE_SECONDS = 0.02  # between two questions of a worker that has nothing to do
+BEATS = 4  # heartbeats within the life of a lease
+
+
+class Worker(ABC):
+    """One process. `run` works until `stop` is called from another thread, or until the role's work is done."""
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        self.config, self.name = config, name
+        self.stopping = Event()
+
+    def stop(self) -> None:
+        """Leave after the present unit of work."""
+        self.stopping.set()
+
+    def idle(self) -> None:
+        """There is nothing to do now."""
+        self.stopping.wait(IDLE_SECONDS)
+
+    def run(self, addresses: Addresses) -> None:
+        """Connect, work, disconnect."""
+        torch.set_num_threads(self.config.cluster.threads)
+        beat = self.config.exchange.lease_seconds / BEATS
+
+        def exchange() -> RemoteExchange:
+            return RemoteExchange.at(addresses.exchange, self.name)
+
+        with ExitStack() as stack:
+            mine = stack.enter_context(exchange())
+            journal = stack.enter_context(RemoteJournal.at(addresses.journal, self.name))
+            stack.enter_context(Heartbeat(exchange, self.name, beat))
+            self.work(addresses, mine, journal, stack)
+
+    @abstractmethod
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """The role's loop. What must be closed at its end goes on `stack`."""

@@ -1,0 +1,61 @@
+"""A process that is one rank of the learner."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from common.config import RunConfig
+from common.exchange.remote import RemoteExchange
+from common.journal import RemoteJournal, measured
+from common.models import open_model
+from deploy.course import check_steps
+from deploy.messages import Addresses
+from deploy.workers.base import Worker
+from learner.engine import join_group
+from learner.train import Learner
+
+
+class LearnerWorker(Worker):
+    """One rank. Rank 0 talks to the exchange; all ranks take every step together, and decide together to stop.
+
+    The ranks meet at a file called `meeting` in the run folder, on the disk they share.
+    """
+
+    def __init__(self, config: RunConfig, name: str, rank: int, meeting: str) -> None:
+        super().__init__(config, name)
+        self._rank, self._meeting = rank, meeting
+
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """See `Worker.work`."""
+        config, own = self.config, exchange if self._rank == 0 else None
+        join_group(
+            self._rank, config.cluster.learners, f"file://{addresses.folder}/{self._meeting}", config.model.device
+        )
+        learner = Learner(open_model(config.model.path), config, addresses.folder, self.name)
+        stack.callback(learner.close)
+        learner.resume(own)
+        check_steps(config, learner.step)
+        if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
+            return
+        while learner.step < config.steps:
+            if learner.engine.any(self.stopping.is_set()):
+                learner.pause(own)
+                return
+            stats = measured(journal, self.name, "learning", lambda: learner.work(own))
+            if stats is None:
+                self.idle()
+            elif self._rank == 0:
+                journal.step(stats)
+        trained = learner.finish(own)
+        if self._rank == 0:
+            journal.trained(trained)
+
+    def _take_empty_prompt(self, learner: Learner, exchange: RemoteExchange) -> bool:
+        """Wait until a sampler has encoded the empty caption; False when all are told to stop before."""
+        while True:
+            learner.empty_embeds = exchange.empty_prompt()
+            if learner.engine.any(self.stopping.is_set()):
+                return False
+            if not learner.engine.any(learner.empty_embeds is None):
+                return True
+            self.idle()

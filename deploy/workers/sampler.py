@@ -1,0 +1,38 @@
+"""A process that samples."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+from actors.sampler import Sampler
+from common.exchange.remote import RemoteExchange
+from common.journal import RemoteJournal, measured
+from common.models import open_model
+from common.push import WeightPuller
+from deploy.messages import Addresses
+from deploy.workers.base import Worker
+
+
+class SamplerWorker(Worker):
+    """Samples with the version that the exchange wants, as soon as it is staged; until then with the one it holds."""
+
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """See `Worker.work`."""
+        sampler = Sampler(open_model(self.config.model.path), self.config, self.name)
+        exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"douga-{self.name}-")))
+        puller = stack.enter_context(WeightPuller(addresses.weights, addresses.notes, scratch, self.name))
+        while not self.stopping.is_set():
+            wanted = exchange.wanted_version()
+            if wanted != sampler.version and puller.staged(wanted):
+                measured(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
+            if not measured(journal, self.name, "sampling", lambda: sampler.work(exchange)):
+                self.idle()
+
+
+def _load(sampler: Sampler, puller: WeightPuller, version: int) -> bool:
+    sampler.load(*puller.store.load(version))
+    return True

@@ -1,0 +1,45 @@
+"""The journal writes what it is told, from near and from far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.journal import RemoteJournal, RunJournal, journal_service, measured
+from common.messages import Span, StepStats, Trained
+from common.metrics import read_json_lines
+from common.rpc import serving
+
+STATS = StepStats(3, 0.5, 0.1, 0.2, 0.05, -0.01, 0.02, 1.5, 0.5, 1, 0.6, 2.5, True, True)
+
+
+def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> None:
+    with (
+        RunJournal(tmp_path, lambda: {"paired": 4}) as journal,
+        serving(journal_service(journal)) as service,
+        RemoteJournal(service.address, "learner-0") as remote,
+    ):
+        remote.step(STATS)
+        remote.span(Span("learner-0", "learning", 1000.25, 2.5))
+        assert journal.end is None
+        remote.trained(Trained(3, 7, "abc"))
+        assert (journal.last, journal.end) == (STATS, Trained(3, 7, "abc"))
+    (record,) = read_json_lines(tmp_path / "metrics.jsonl")
+    assert (record["step"], record["lag_max"], record["refreshed"], record["queue"]) == (3, 1, True, {"paired": 4})
+    (span,) = read_json_lines(tmp_path / "timeline.jsonl")
+    assert (span["worker"], span["kind"], span["began"], span["seconds"]) == ("learner-0", "learning", 1000.25, 2.5)
+
+
+def test_only_work_that_was_done_is_written(tmp_path: Path) -> None:
+    with RunJournal(tmp_path, dict) as journal:
+        assert measured(journal, "sampler-0", "sampling", lambda: False) is False
+        assert measured(journal, "learner-0", "learning", lambda: None) is None
+        assert measured(journal, "sampler-0", "sampling", lambda: "done") == "done"
+        with pytest.raises(RuntimeError, match="broken"):
+            measured(journal, "sampler-0", "sampling", _fail)
+    assert [record["worker"] for record in read_json_lines(tmp_path / "timeline.jsonl")] == ["sampler-0"]
+
+
+def _fail() -> bool:
+    raise RuntimeError("broken")

@@ -1,0 +1,288 @@
+"""The loop on Ray: two nodes that share this machine, real processes, real messages, a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from actors.prompts import open_prompts
+from actors.sampler import Sampler
+from common.config import DIMENSIONS, ConfigError, RunConfig
+from common.exchange.client import State
+from common.exchange.local import LocalExchange
+from common.messages import Purpose
+from common.metrics import latest_by_step, read_json_lines
+from common.models import open_model
+from common.weights import WeightStore
+from deploy import cluster, serial, timeline
+from tests.deploy import toy
+from tests.tiny import TEXT_TO_VIDEO, tiny_pipeline
+
+pytestmark = pytest.mark.timeout(240)
+Run = tuple[RunConfig, "Lines", dict[str, Any]]
+PLACES = {
+    "cluster.samplers": 2,
+    "cluster.learners": 2,
+    "cluster.sampler_gpus": 1,
+    "cluster.learner_gpus": 1,
+    "cluster.rewarder_gpus": 0.5,
+    "cluster.sampler_node": "H100",
+    "cluster.rewarder_node": "H100",
+    "cluster.learner_node": "A800",
+}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A learner's node and a samplers' node, with GPUs that only Ray believes in."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "resources": {"A800": 1}})
+    made.add_node(num_cpus=2, num_gpus=4, resources={"H100": 1})
+    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("tiny") / "model")
+
+
+class Lines:
+    """A `Progress` that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.phases: list[str] = []
+
+    def update(self, status: Any) -> None:
+        if status.phase not in self.phases:
+            self.phases.append(status.phase)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def place(self, worker: str) -> re.Match[str]:
+        """Where a worker was at last: node, process, gpu."""
+        form = re.compile(rf"{worker}: node (?P<node>\w+) \(.*\), process (?P<process>\d+)(, GPU (?P<gpu>.*))?")
+        return [found for line in self.said if (found := form.match(line))][-1]
+
+
+def config(root: Path, model: Path, **flags: Any) -> RunConfig:
+    values = {"mode": "cluster", "exchange.max_lag": 1, "exchange.lease_seconds": 30, "model.path": model}
+    return toy.config(root, **(values | flags))
+
+
+def reopened(made: RunConfig) -> LocalExchange:
+    return LocalExchange(made.folder, made, open_prompts(made.prompts, made.seed))
+
+
+@pytest.fixture(scope="module")
+def asynchronous(
+    nodes: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, Lines, dict]:
+    """Twelve steps by two samplers, a rewarder and two learner ranks."""
+    made = config(tmp_path_factory.mktemp("asynchronous"), model, **PLACES, steps=12)
+    lines = Lines()
+    outcome = cluster.run(made, toy.rewards(), progress=lines)
+    assert outcome.result is not None
+    return made, lines, outcome.result
+
+
+def test_roles_are_where_they_belong(nodes: Cluster, asynchronous: Run) -> None:
+    lines = asynchronous[1]
+    places = {name: lines.place(name) for name in ("hub", "learner-0", "learner-1", "sampler-0", "sampler-1")}
+    assert len({places[name]["node"] for name in ("hub", "learner-0", "learner-1")}) == 1
+    assert places["sampler-0"]["node"] == places["sampler-1"]["node"] == lines.place("rewarder-0")["node"]
+    assert places["sampler-0"]["node"] != places["hub"]["node"]
+    assert {places["learner-0"]["gpu"], places["learner-1"]["gpu"]} == {"0", "1"}
+    gpus = [places["sampler-0"]["gpu"], places["sampler-1"]["gpu"], lines.place("rewarder-0")["gpu"]]
+    assert len(set(gpus)) == 3
+    assert len({found["process"] for found in places.values()}) == 5
+
+
+def test_the_run_folder_is_that_of_a_serial_run(asynchronous: Run) -> None:
+    made, lines, result = asynchronous
+    there = {path.name for path in made.folder.iterdir()}
+    assert {"config.toml", "ledger.sqlite", "checkpoints", "weights", "clips", "result.json", "report.html"} <= there
+    assert lines.phases == ["evaluating base", "training", "evaluating aligned"]
+    assert [record["step"] for record in read_json_lines(made.folder / "metrics.jsonl")] == list(range(1, 13))
+    assert result["step"] == 12
+    exchange = reopened(made)
+    exchange.check()
+    counts = exchange.counts()
+    assert counts[State.TRAINED] == 24
+    assert sum(counts.values()) == 24 + counts[State.EXPIRED]  # nothing is sampled that no step takes
+    assert exchange.counts(Purpose.EVAL)[State.DONE] == 4
+    exchange.close()
+
+
+def test_sampling_and_learning_overlap(asynchronous: Run) -> None:
+    folder = asynchronous[0].folder
+    work = timeline.read(read_json_lines(folder / "timeline.jsonl"), read_json_lines(folder / "events.jsonl"))
+    assert set(work.workers) >= {"sampler-0", "rewarder-0", "learner-0", "learner-1"}
+    assert work.overlap("sampling", "learning") > 0
+    report = (folder / "report.html").read_text()
+    assert "Who worked when" in report
+    assert "learner-1: learning" in report
+
+
+def test_pairs_lag_but_never_beyond_the_bound(asynchronous: Run) -> None:
+    steps = read_json_lines(asynchronous[0].folder / "metrics.jsonl")
+    assert max(record["lag_max"] for record in steps) == 1  # max_lag
+    assert sum(record["lag"] for record in steps) > 0
+
+
+def test_a_clip_can_be_made_again_from_version_and_seed(asynchronous: Run) -> None:
+    made, _, result = asynchronous
+    exchange = reopened(made)
+    sampler = Sampler(open_model(made.model.path), made)
+    sampler.load(*WeightStore(made.folder / "weights").load(result["version"]))
+    assert sampler.version == result["version"]
+    for one in exchange.results(Purpose.EVAL, result["version"]):
+        (again,) = sampler.sample(one.prompt, sampler.encode(one.prompt), [one.candidate.seed], [0])
+        assert again.latents == one.candidate.latents
+        assert again.clip == one.candidate.clip
+    exchange.close()
+
+
+class At(Lines):
+    """Does things once each, when steps of training are reached: ``{step: what}``."""
+
+    def __init__(self, what: dict[int, Callable[[], object]]) -> None:
+        super().__init__()
+        self.what = what
+
+    def update(self, status: Any) -> None:
+        super().update(status)
+        for step in [step for step in self.what if status.phase == "training" and status.done >= step]:
+            self.what.pop(step)()
+
+    def kill(self, worker: str) -> None:
+        """SIGKILL to where the worker is now."""
+        os.kill(int(self.place(worker)["process"]), signal.SIGKILL)
+
+    @property
+    def died(self) -> set[str]:
+        """Whose death was told."""
+        return {line.split(" died (")[0] for line in self.said if " died (" in line}
+
+
+def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each worker: the number of threads decides the order of sums
+    try:
+        alone = serial.run(toy.config(tmp_path / "serial", **{"model.path": model}), toy.rewards()).result
+    finally:
+        torch.set_num_threads(threads)
+    assert alone is not None
+    made = config(tmp_path / "cluster", model, **{"exchange.max_lag": 0})
+    asked: list[bool] = []
+    stopped = cluster.run(made, toy.rewards(), stop=lambda: bool(asked), progress=At({2: lambda: asked.append(True)}))
+    assert not stopped.finished
+    together = cluster.run(made, toy.rewards()).result
+    assert together is not None
+    assert [record["event"] for record in read_json_lines(made.folder / "events.jsonl")][:4] == [
+        *("started", "evaluated", "interrupted", "resumed")
+    ]
+    steps = [
+        [(record["step"], record["reward"], record["lag"]) for record in latest_by_step(read_json_lines(folder))]
+        for folder in (tmp_path / "serial/runs/toy/metrics.jsonl", made.folder / "metrics.jsonl")
+    ]
+    assert steps[0] == steps[1]  # the same pairs in the same order
+    assert alone["weights_digest"] == together["weights_digest"]
+    assert [one["aligned"]["learned"] for one in alone["by_prompt"]] == [
+        one["aligned"]["learned"] for one in together["by_prompt"]
+    ]
+
+
+def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    second = nodes.add_node(num_cpus=2, num_gpus=2, resources={"H100": 1})
+    made = config(tmp_path, model, **(PLACES | {"cluster.samplers": 3}), steps=14)
+    lines = At({})
+    lines.what |= {
+        2: lambda: lines.kill("sampler-0"),
+        5: lambda: nodes.remove_node(second, allow_graceful=False),
+        9: lambda: lines.kill("learner-1"),
+    }
+    assert cluster.run(made, toy.rewards(), progress=lines).finished
+    assert {"sampler-0", "learner"} <= lines.died
+    assert len(lines.died - {"learner"}) > 1  # somebody was on the second node
+    steps = [record["step"] for record in read_json_lines(made.folder / "metrics.jsonl")]
+    assert sorted(set(steps)) == list(range(1, 15))
+    assert len(steps) > 14  # steps after the checkpoint were taken again
+    exchange = reopened(made)
+    exchange.check()
+    assert exchange.counts()[State.TRAINED] == 28  # each use acts on the weights once
+    assert exchange.counts()[State.FAILED] == 0
+    exchange.close()
+
+
+def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, model, steps=8)
+    lines = At({})
+    lines.what[3] = lambda: lines.kill("hub")
+    assert cluster.run(made, toy.rewards(), progress=lines).finished
+    assert any("all workers start again" in line for line in lines.said)
+    exchange = reopened(made)
+    exchange.check()
+    assert exchange.counts()[State.TRAINED] == 16
+    exchange.close()
+
+
+def test_pairs_that_come_too_late_expire_and_the_run_ends(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, model, **{"cluster.rewarders": 2, "reward.batch": 2, "steps": 6})
+    slow = [toy.SlowReward(name, made.folder / "metrics.jsonl", step=3) for name in DIMENSIONS]
+    assert cluster.run(made, slow).finished
+    exchange = reopened(made)
+    exchange.check()
+    assert exchange.counts()[State.EXPIRED] >= 1
+    assert exchange.counts()[State.TRAINED] == 12
+    exchange.close()
+    assert max(record["lag_max"] for record in read_json_lines(made.folder / "metrics.jsonl")) <= 1
+
+
+def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path) -> None:
+    model = tiny_pipeline(tmp_path / "model", **TEXT_TO_VIDEO)
+    rows = [{"prompt": f"a robot walks {place}", "split": "train" if place % 2 else "heldout"} for place in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    flags = {"prompts": tmp_path / "prompts.jsonl", "learner.caption_drop": 0.5, "sampler.guidance": 6}
+    made = config(tmp_path, model, **flags)
+    result = cluster.run(made, toy.rewards()).result
+    assert result is not None
+    assert result["oracle"] == {}
+    assert [record["text"][:13] for record in result["by_prompt"]] == ["a robot walks"] * 2
+
+
+def test_bad_input_that_only_a_worker_sees_ends_the_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.weights\.character = 1\.0: no head scores it"):
+        cluster.run(config(tmp_path, model), toy.rewards()[:5])
+
+
+def test_bad_input_is_found_before_a_folder_is_made(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.csv"):
+        cluster.run(config(tmp_path, model, prompts=tmp_path / "none.csv"), toy.rewards())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_no_node_has_is_named_in_time(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    flags = {"cluster.learner_node": "B300", "cluster.placement_seconds": 0.5}
+    words = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
+    with pytest.raises(ConfigError, match=words):
+        cluster.run(config(tmp_path, model, **flags), toy.rewards())
+
+
+def test_a_cuda_model_needs_gpus_for_every_role(model: Path, tmp_path: Path) -> None:
+    flags = {"model.device": "cuda:0", "cluster.sampler_gpus": 1, "cluster.rewarder_gpus": 0.5}
+    with pytest.raises(ConfigError, match=r"cluster\.learner_gpus = 0, but model\.device = 'cuda:0'"):
+        config(tmp_path, model, **flags)

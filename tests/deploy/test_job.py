@@ -1,0 +1,129 @@
+"""``ray job submit`` as a user types it, on a Ray of the test's own, with and without its token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from common.metrics import read_json_lines
+from deploy import run_folder
+from tests.deploy.toy import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+BIN = Path(sys.executable).parent
+REPOSITORY = Path(__file__).parents[2]
+SMALL = {
+    "steps": 2,
+    "learner.pairs_per_step": 2,
+    "evaluation.prompts": 2,
+    "evaluation.clips": 1,
+    "cluster.samplers": 1,
+}
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+@contextmanager
+def head(environment: dict[str, str], scratch: Path) -> Iterator[str]:
+    """A head node of the test's own; yields the dashboard's address. It ends with its own process, nobody else's."""
+    port, dashboard, client, agent = free_ports(4)
+    options = {
+        "port": port,
+        "dashboard-port": dashboard,
+        "ray-client-server-port": client,
+        "dashboard-agent-listen-port": agent,
+        "node-ip-address": "127.0.0.1",
+        "temp-dir": scratch,
+        "object-store-memory": 100_000_000,
+        "num-cpus": 2,
+    }
+    words = [f"--{name}={value}" for name, value in options.items()]
+    with (scratch.with_suffix(".log")).open("wb") as log:
+        process = subprocess.Popen(
+            [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", *words],
+            env=environment,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: process.poll() is not None or _answers(dashboard), 90)
+        assert process.poll() is None, scratch.with_suffix(".log").read_text()[-1000:]
+        yield f"http://127.0.0.1:{dashboard}"
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+
+
+def _answers(port: int) -> bool:
+    try:
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).close()
+    except urllib.error.HTTPError:
+        return True  # it wants a token
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A short path: Ray puts sockets there, whose names must not be long."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        yield Path(folder) / "r"
+
+
+@pytest.mark.parametrize("token", [False, True], ids=["open", "token"])
+def test_a_job_runs_to_its_end(token: bool, scratch: Path, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    if token:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    flags = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    with head(environment, scratch) as address:
+        submit = [BIN / "ray", "job", "submit", "--address", address, "--working-dir", ".", "--"]
+        run = ["python", "-m", "deploy.cli", "run", "--mode", "cluster", "--root", tmp_path / "runs", *flags]
+        done = subprocess.run(
+            [*submit, *run], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        if token:
+            stranger = environment | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            refused = subprocess.run([*submit, "true"], cwd=tmp_path, env=stranger, capture_output=True, check=False)
+            assert refused.returncode != 0
+    result = run_folder.read_result(tmp_path / "runs" / "toon")
+    assert result is not None
+    assert result["step"] == 2
+    assert "held-out prompts" in done.stdout
+    assert len(read_json_lines(tmp_path / "runs" / "toon" / "metrics.jsonl")) == 2
+
+
+def test_a_python_without_the_packages_says_so() -> None:
+    """A bare `python` in a job is the one on the PATH that Ray was started with."""
+    bare = subprocess.run(
+        [sys.executable, "-S", "-m", "deploy.cli", "run"], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert bare.returncode == 2
+    assert bare.stderr.count("\n") == 1
+    assert f"{sys.executable} has no pydantic" in bare.stderr
+    assert ".venv/bin/python" in bare.stderr
