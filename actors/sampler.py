@@ -103,9 +103,11 @@ class Sampler:
         load_adapter_state(self._transformer, dict(state), ADAPTER)
         _check_digests(version, adapter_state(self._transformer, ADAPTER))
 
-    def weights_digest(self) -> str:
-        """blake2b-128 of all weights of the transformer as they are now, hex."""
-        return state_digest(self._transformer.state_dict())
+    def policy_digest(self) -> str:
+        """blake2b-128 of the weights that are sampled with, hex: the learner's `policy_digest` of the same version."""
+        return state_digest(
+            adapter_state(self._transformer, ADAPTER) if self._adapted else self._transformer.state_dict()
+        )
 
     # Conditioning.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -98,11 +99,12 @@ def connected(config: ClusterConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_node_ip_address": "127.0.0.1"}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of ours
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of ours
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None

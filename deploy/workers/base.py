@@ -13,7 +13,7 @@ from common.exchange.remote import Heartbeat, RemoteExchange
 from common.journal import RemoteJournal
 from deploy.messages import Addresses
 
-IDLE_SECONDS = 0.02  # between two questions of a worker that has nothing to do
+IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles
 BEATS = 4  # heartbeats within the life of a lease
 
 
@@ -23,14 +23,19 @@ class Worker(ABC):
     def __init__(self, config: RunConfig, name: str) -> None:
         self.config, self.name = config, name
         self.stopping = Event()
+        self._idle = IDLE_SECONDS
 
     def stop(self) -> None:
         """Leave after the present unit of work."""
         self.stopping.set()
 
-    def idle(self) -> None:
-        """There is nothing to do now."""
-        self.stopping.wait(IDLE_SECONDS)
+    def rest(self, done: object) -> None:
+        """Wait a little when nothing was `done`, longer every time, so that idle workers do not besiege the hub."""
+        if done:
+            self._idle = IDLE_SECONDS
+            return
+        self.stopping.wait(self._idle)
+        self._idle = min(2 * self._idle, LONGEST_IDLE)
 
     def run(self, addresses: Addresses) -> None:
         """Connect, work, disconnect."""

@@ -42,9 +42,8 @@ class LearnerWorker(Worker):
                 learner.pause(own)
                 return
             stats = measured(journal, self.name, "learning", lambda: learner.work(own))
-            if stats is None:
-                self.idle()
-            elif self._rank == 0:
+            self.rest(stats)
+            if stats is not None and self._rank == 0:
                 journal.step(stats)
         trained = learner.finish(own)
         if self._rank == 0:
@@ -58,4 +57,4 @@ class LearnerWorker(Worker):
                 return False
             if not learner.engine.any(learner.empty_embeds is None):
                 return True
-            self.idle()
+            self.rest(None)

@@ -28,5 +28,4 @@ class RewarderWorker(Worker):
         heads = load_heads(reward.path, device) if self._rewards is None else self._rewards
         rewarder = rewarder_of(heads, reward, self.name)
         while not self.stopping.is_set():
-            if not measured(journal, self.name, "scoring", lambda: rewarder.work(exchange)):
-                self.idle()
+            self.rest(measured(journal, self.name, "scoring", lambda: rewarder.work(exchange)))

@@ -29,8 +29,7 @@ class SamplerWorker(Worker):
             wanted = exchange.wanted_version()
             if wanted != sampler.version and puller.staged(wanted):
                 measured(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
-            if not measured(journal, self.name, "sampling", lambda: sampler.work(exchange)):
-                self.idle()
+            self.rest(measured(journal, self.name, "sampling", lambda: sampler.work(exchange)))
 
 
 def _load(sampler: Sampler, puller: WeightPuller, version: int) -> bool:

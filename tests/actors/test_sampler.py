@@ -156,17 +156,17 @@ def publish(
 def test_a_swap_changes_output_version_and_digest(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
     sampler = Sampler(model, config())
     conditioning = sampler.encode(prompt)
-    before, digest = sampler.sample(prompt, conditioning, SEEDS, [0])[0], sampler.weights_digest()
+    before, digest = sampler.sample(prompt, conditioning, SEEDS, [0])[0], sampler.policy_digest()
     sampler.load(publish(tmp_path, shifted(model), 3), shifted(model))
     after = sampler.sample(prompt, conditioning, SEEDS, [0])[0]
     assert (after.id, after.policy_version, sampler.version) == ("7-0-v3", 3, 3)
     assert after.latents != before.latents
     assert after.clip != before.clip
-    assert sampler.weights_digest() != digest
+    assert sampler.policy_digest() != digest
     base = model.load_transformer("float32", "cpu").state_dict()
     sampler.load(publish(tmp_path, base, 4), base)
     assert sampler.sample(prompt, conditioning, SEEDS, [0])[0].latents == before.latents
-    assert sampler.weights_digest() == digest
+    assert sampler.policy_digest() == digest
 
 
 def test_an_adapter_over_its_base(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_an_adapter_over_its_base(model: ModelFolder, prompt: Prompt, tmp_path: 
 
 def test_foreign_or_altered_weights_are_refused_and_nothing_changes(model: ModelFolder, tmp_path: Path) -> None:
     sampler = Sampler(model, config())
-    digest, state = sampler.weights_digest(), shifted(model)
+    digest, state = sampler.policy_digest(), shifted(model)
     version = publish(tmp_path, state, 1)
     name = "proj_out.weight"
     with pytest.raises(ConfigError, match=f"{name} is missing; another architecture"):
@@ -206,7 +206,7 @@ def test_foreign_or_altered_weights_are_refused_and_nothing_changes(model: Model
         sampler.load(version, state | {name: state[name].bfloat16()})
     with pytest.raises(ConfigError, match="not those of its manifest"):
         sampler.load(version, state | {"extra": torch.zeros(1)})
-    assert (sampler.weights_digest(), sampler.version) == (digest, 0)
+    assert (sampler.policy_digest(), sampler.version) == (digest, 0)
     with pytest.raises(ConfigError, match=f"{name} differs from its digest after loading"):
         sampler.load(version, state | {name: state[name] + 1})
     assert sampler.version == 0

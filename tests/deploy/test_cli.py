@@ -67,6 +67,15 @@ def test_help_imports_nothing_heavy(arguments):
     assert done.stderr.strip() == "[]"
 
 
+def test_the_driver_of_a_cluster_run_imports_no_torch():
+    code = (
+        "import sys, deploy.start, deploy.cluster\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_help_shows_examples_and_every_key(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["run", "--help"])

@@ -25,6 +25,7 @@ from common.metrics import latest_by_step, read_json_lines
 from common.models import open_model
 from common.weights import WeightStore
 from deploy import cluster, serial, timeline
+from deploy.hub import Hub
 from tests.deploy import toy
 from tests.tiny import TEXT_TO_VIDEO, tiny_pipeline
 
@@ -269,10 +270,25 @@ def test_bad_input_that_only_a_worker_sees_ends_the_run(nodes: Cluster, model: P
         cluster.run(config(tmp_path, model), toy.rewards()[:5])
 
 
-def test_bad_input_is_found_before_a_folder_is_made(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+def test_bad_input_is_found_before_a_folder_is_made(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.csv"):
-        cluster.run(config(tmp_path, model, prompts=tmp_path / "none.csv"), toy.rewards())
+        Hub(config(tmp_path, model, prompts=tmp_path / "none.csv")).open()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_folder_is_held_by_one_hub(model: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, model)
+    first, second = Hub(made), Hub(made)
+    try:
+        assert first.open()
+        with pytest.raises(ConfigError, match="in use by process"):
+            second.open()
+    finally:
+        first.close()
+    try:
+        assert second.open()  # nothing was left behind
+    finally:
+        second.close()
 
 
 def test_what_no_node_has_is_named_in_time(nodes: Cluster, model: Path, tmp_path: Path) -> None:
