@@ -76,12 +76,12 @@ def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
 
     Blocks of one kind that lie closer than a thousandth of the axis are drawn as one.
     """
-    left, right, line = 92.0, WIDE - 14.0, 26.0
-    ticks = nice_ticks(0.0, max(timeline.seconds, 1.0) / 60)
+    left, right, line, length = 92.0, WIDE - 30.0, 26.0, max(timeline.seconds, 1.0)
+    ticks = [tick for tick in nice_ticks(0.0, length / 60) if 60 * tick <= length]
     height = line * len(timeline.workers) + 34
 
     def x(seconds: float) -> float:
-        return left + (right - left) * seconds / 60 / ticks[-1]
+        return left + (right - left) * seconds / length
 
     parts = []
     for tick in ticks:

@@ -1,6 +1,6 @@
 """The command line. Parsing and help need no torch, so they answer at once; `deploy/commands.py` does the work.
 
-Exit codes: 0 done, 1 `--verify` failed, 2 bad input (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 `--verify` failed, 2 bad input, 3 the run cannot go on (one line on stderr), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2  # between two looks at the workers
 OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
-STOP_SECONDS = 600.0  # for the workers to end a unit of work, and for the learner to save
+STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
 SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
 
@@ -212,8 +212,8 @@ class Driver:
             outcome = opened if isinstance(opened, Outcome) else self._watch(opened)
             self._close()
             return outcome
-        except HubLost:
-            raise  # without a hub nobody could end well
+        except (HubLost, KeyboardInterrupt):
+            raise  # without a hub nobody could end well; and who interrupts twice does not want to wait
         except BaseException:
             self._close()
             raise
@@ -339,14 +339,18 @@ class Driver:
     # Ending.
 
     def _stop_workers(self) -> None:
-        """Ask all to leave and wait for them: the learner saves."""
+        """Ask all to leave. The learner saves first; who is amid a long unit of work then is not waited for.
+
+        What a sampler has submitted of its group is kept, so little is lost with it.
+        """
         for unit in self.units:
             unit.starts_at = None
             for process in unit.processes:
                 process.call.remote("stop")
-        leaving = [answer for unit in self.units for answer in unit.running]
-        if leaving:
-            ray.wait(leaving, num_returns=len(leaving), timeout=STOP_SECONDS)
+        for role, seconds in (("learner", STOP_SECONDS), ("", GRACE_SECONDS)):
+            leaving = [answer for unit in self.units if unit.name.startswith(role) for answer in unit.running]
+            if leaving:
+                ray.wait(leaving, num_returns=len(leaving), timeout=seconds)
         for unit in self.units:
             unit.running = []
 

@@ -24,7 +24,7 @@ from common.metrics import JsonLines
 from common.models import ModelFolder, open_model
 from common.weights import WeightStore
 from deploy import evaluate, report, run_folder
-from deploy.messages import Outcome
+from deploy.messages import Outcome, RunFailed
 
 BASE = 0  # the version of the base model
 PHASES = ("evaluating base", "training", "evaluating aligned")
@@ -35,7 +35,7 @@ class Stopped(Exception):
     """Somebody asked the run to stop, and it did between two units of work."""
 
 
-class Stuck(RuntimeError):
+class Stuck(RunFailed):
     """Nobody can work although the end is not reached."""
 
 

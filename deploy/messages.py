@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Any
 
 
+class RunFailed(RuntimeError):
+    """The run cannot go on, for a reason that is said in one line. What was done so far is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """Where the hub's services listen, and where the run's folder is on the hub's node. Hub -> driver -> workers."""

@@ -14,18 +14,23 @@ from rich.console import Console
 
 from common.config import RunConfig
 from deploy import evaluate, run_folder
+from deploy.messages import RunFailed
 from deploy.progress import showing
 
 
 def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    """0, 1 (`verify` failed), 130 (interrupted)."""
+    """0, 1 (`verify` failed), 3 (the run cannot go on), 130 (interrupted)."""
     config: RunConfig = options.resolved
     before = run_folder.finished_result(config)
     if before is not None:
         print(f"{config.folder}: already finished; --steps N goes on, --name starts another")
         return _conclude(config, before)
-    with stop_on_signals() as stop, showing() as progress:
-        outcome = _mode(config).run(config, stop=stop, progress=progress)
+    try:
+        with stop_on_signals() as stop, showing() as progress:
+            outcome = _mode(config).run(config, stop=stop, progress=progress)
+    except RunFailed as error:
+        print(f"douga: {error}", file=sys.stderr)
+        return 3
     if outcome.result is None:
         print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Go on with:", file=sys.stderr)
         print(f"  {run_folder.resume_command(config.folder)}", file=sys.stderr)

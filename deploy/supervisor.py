@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+from deploy.messages import RunFailed
+
 WINDOW = 3600.0  # seconds a death is remembered
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
 
 
-class GivenUp(RuntimeError):
+class GivenUp(RunFailed):
     """A worker died too often; says which, and of what it died last."""
 
 

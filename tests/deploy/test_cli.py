@@ -15,7 +15,7 @@ import torch
 
 from common.config import ConfigError, keys
 from common.metrics import read_json_lines
-from deploy import cli, start
+from deploy import cli, course, serial, start
 from rewarders.anime import HEADS, save_heads
 from tests.tiny import tiny_pipeline
 
@@ -280,6 +280,15 @@ def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, par
     monkeypatch.setattr(start, "stop_on_signals", at_once)
     assert cli.main(words(tmp_path, parts)) == 130
     assert f"douga run {tmp_path / 'r' / 'config.toml'}" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_go_on_ends_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
+    def stuck(*_, **__):
+        raise course.Stuck("nobody can work")
+
+    monkeypatch.setattr(serial, "run", stuck)
+    assert cli.main(words(tmp_path, parts)) == 3
+    assert capsys.readouterr().err == "douga: nobody can work\n"
 
 
 def test_ctrl_c_outside_a_run_ends_with_130(capsys, monkeypatch):

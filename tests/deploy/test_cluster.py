@@ -80,7 +80,8 @@ class Lines:
 
 
 def config(root: Path, model: Path, **flags: Any) -> RunConfig:
-    values = {"mode": "cluster", "exchange.max_lag": 1, "exchange.lease_seconds": 30, "model.path": model}
+    values = {"mode": "cluster", "cluster.samplers": 1, "model.path": model}
+    values |= {"exchange.max_lag": 1, "exchange.lease_seconds": 30}
     return toy.config(root, **(values | flags))
 
 
@@ -187,7 +188,7 @@ def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster
     finally:
         torch.set_num_threads(threads)
     assert alone is not None
-    made = config(tmp_path / "cluster", model, **{"exchange.max_lag": 0})
+    made = config(tmp_path / "cluster", model, **{"exchange.max_lag": 0, "cluster.samplers": 2})
     asked: list[bool] = []
     stopped = cluster.run(made, toy.rewards(), stop=lambda: bool(asked), progress=At({2: lambda: asked.append(True)}))
     assert not stopped.finished
@@ -274,6 +275,15 @@ def test_bad_input_is_found_before_a_folder_is_made(model: Path, tmp_path: Path)
     with pytest.raises(ConfigError, match=r"none\.csv"):
         Hub(config(tmp_path, model, prompts=tmp_path / "none.csv")).open()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_wants_a_full_path_for_its_runs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match=r"root = 'runs': a job's working directory is a copy that Ray deletes"):
+        cluster.run(config(Path(), model))
+    assert not list(copy.iterdir())
 
 
 def test_a_run_folder_is_held_by_one_hub(model: Path, tmp_path: Path) -> None:
