@@ -199,7 +199,7 @@ class Driver:
         self.supervisor, self.group = supervisor, group
         self.hub = _process("deploy.hub:Hub", [config], **self._bundle(0))
         self.units = self._units(rewards)
-        self.places: dict[Any, str] = {}  # answers to come -> who was asked where it is
+        self.places: dict[Any, tuple[str, float]] = {}  # answers to come -> who was asked where it is, and when
 
     def run(self) -> Outcome:
         """Open the hub, start the workers, watch them until the hub's course is over."""
@@ -256,7 +256,7 @@ class Driver:
     def _watch(self, opened: Opened) -> Outcome:
         if not opened.training:
             self._end_unit(self.units.pop(0))
-        self.places[self.hub.place.remote()] = "hub"
+        self._ask_place("hub", self.hub)
         course = self.hub.call.remote("run")
         stopping = False
         while True:
@@ -281,7 +281,7 @@ class Driver:
                 unit.running = [process.call.remote("run", opened.addresses) for process in unit.processes]
                 unit.starts_at = None
                 for name, process in zip(unit.members, unit.processes, strict=True):
-                    self.places[process.place.remote()] = name
+                    self._ask_place(name, process)
 
     def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
         """Take note of those of a unit's processes that ended: well, or else the whole unit starts again later."""
@@ -310,13 +310,26 @@ class Driver:
             ray.kill(process)
         unit.running, unit.processes = [], []
 
+    def _ask_place(self, name: str, process: Any) -> None:
+        self.places[process.place.remote()] = name, time.monotonic()
+
     def _show_places(self) -> None:
-        """Say of every process that came up where it is."""
-        known, _ = ray.wait(list(self.places), num_returns=len(self.places), timeout=0) if self.places else ([], [])
+        """Say of every process that came up where it is, and once of every one that waits for room."""
+        if not self.places:
+            return
+        known, waiting = ray.wait(list(self.places), num_returns=len(self.places), timeout=0)
         for answer in known:
-            name = self.places.pop(answer)
+            name, _ = self.places.pop(answer)
             with suppress(RayError):  # it died before it could answer: its unit's turn will come
                 self.progress.say(f"{name}: {ray.get(answer)}")
+        for answer in waiting:
+            name, since = self.places[answer]
+            if time.monotonic() - since > self.config.cluster.placement_seconds:
+                self.places[answer] = name, float("inf")
+                free = {
+                    kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
+                }
+                self.progress.say(f"{name} waits for room; the others go on. Free in Ray: {free}")
 
     def _show_news(self) -> None:
         status, lines = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)

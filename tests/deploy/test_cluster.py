@@ -259,8 +259,11 @@ def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path)
     rows = [{"prompt": f"a robot walks {place}", "split": "train" if place % 2 else "heldout"} for place in range(6)]
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     flags = {"prompts": tmp_path / "prompts.jsonl", "learner.caption_drop": 0.5, "sampler.guidance": 6}
-    made = config(tmp_path, model, **flags)
-    result = cluster.run(made, toy.rewards()).result
+    crowded = {"cluster.samplers": 2, "cluster.sampler_gpus": 4, "cluster.sampler_node": "H100"}
+    made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
+    lines = Lines()
+    result = cluster.run(made, toy.rewards(), progress=lines).result
+    assert sum(" waits for room; the others go on" in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
     assert result is not None
     assert result["oracle"] == {}
     assert [record["text"][:13] for record in result["by_prompt"]] == ["a robot walks"] * 2
