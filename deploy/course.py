@@ -1,7 +1,7 @@
 """The course of a run, whoever does the work: train unless that is done, then compare aligned with base.
 
 ```
-train      a Crew: one process in a fixed order (serial.py), or workers everywhere (cluster.py)
+train      by one process in a fixed order (serial.py), or by workers everywhere (cluster.py, hub.py)
 compare    held-out prompts under version 0 and the last version, same seeds: result.json, clips/, report.html
 ```
 
