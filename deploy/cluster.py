@@ -34,15 +34,12 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ClusterConfig, ConfigError, RunConfig
-from deploy import run_folder
 from deploy.messages import Opened, Outcome
 from deploy.progress import Progress, Silent
 from deploy.supervisor import Supervisor
 
 if TYPE_CHECKING:  # the driver imports no torch: it starts at once and stays small
     from rewarders.base import Reward
-
-log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2  # between two looks at the workers
 OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
@@ -63,13 +60,11 @@ def run(
 ) -> Outcome:
     """Start or resume a run on Ray and bring it to its end, or to the point where `stop` says yes.
 
-    `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once. `ConfigError` for
-    bad input, also where only a worker can see it, and when Ray cannot be reached or has not what is asked for.
+    `rewards` replaces the heads of ``config.reward.path``. A finished run's result comes from its folder, which only
+    the hub need see. `ConfigError` for bad input, also where only a worker can see it, and when Ray cannot be reached
+    or has not what is asked for.
     """
     _check_root(config)
-    done = run_folder.finished_result(config)
-    if done is not None:
-        return Outcome(done["step"], done)
     supervisor = Supervisor(config.cluster.restarts)
     with connected(config.cluster):
         while True:

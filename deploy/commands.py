@@ -206,10 +206,10 @@ def evaluate_run(options: Options, flags: Flags) -> int:
         parts = (config, roles.prompts, roles.sampler, roles.rewarder, exchange, store, journal, progress)
         heldout = HeldOut(*parts, between=lambda: None)
         try:
-            base, _ = heldout.evaluate(course.BASE, course.PHASES[0])
+            base, _ = heldout.evaluate(course.BASE, course.EVALUATING_BASE)
             if version != course.BASE:
                 exchange.announce(manifest)
-            aligned, _ = heldout.evaluate(version, course.PHASES[2])
+            aligned, _ = heldout.evaluate(version, course.EVALUATING_ALIGNED)
         finally:
             exchange.close()
     result = evaluate.conclude(evaluate.by_prompt(base, aligned, config))

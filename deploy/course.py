@@ -27,7 +27,7 @@ from deploy import evaluate, report, run_folder
 from deploy.messages import Outcome, RunFailed
 
 BASE = 0  # the version of the base model
-PHASES = ("evaluating base", "training", "evaluating aligned")
+EVALUATING_BASE, EVALUATING_ALIGNED = "evaluating base", "evaluating aligned"
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 
 
@@ -108,8 +108,8 @@ class Course(ABC):
         return trained
 
     def _compare(self, trained: dict[str, Any]) -> dict[str, Any]:
-        base = self.evaluate(BASE, PHASES[0])
-        aligned = self.evaluate(trained["version"], PHASES[2])
+        base = self.evaluate(BASE, EVALUATING_BASE)
+        aligned = self.evaluate(trained["version"], EVALUATING_ALIGNED)
         records = evaluate.by_prompt(base, aligned, self.config)
         self._keep_clips(records, base, aligned)
         result = trained | evaluate.conclude(records)

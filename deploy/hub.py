@@ -26,11 +26,10 @@ from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
 from common.rpc import serving
-from common.weights import WeightStore
 from deploy import run_folder
 from deploy.course import (
     BASE,
-    PHASES,
+    EVALUATING_BASE,
     Course,
     Stopped,
     Stuck,
@@ -90,7 +89,7 @@ class Hub:
         services = (
             exchange_service(self._exchange, address),
             journal_service(journal, address),
-            weight_service(WeightStore(folder / "weights"), address),
+            weight_service(self._course.store, address),
         )
         exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
         addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder)
@@ -203,7 +202,7 @@ class Watch(Course):
     def train(self) -> Trained:
         """See `Course.train`."""
         self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
-        self.evaluate(BASE, PHASES[0])
+        self.evaluate(BASE, EVALUATING_BASE)
         pace, last, ended = Pace(self.config), self.journal.last, self._ended()
         began = self._sampled()
         while self.journal.end is None:

@@ -33,7 +33,7 @@ from common.models import ModelFolder
 from deploy import run_folder
 from deploy.course import (
     BASE,
-    PHASES,
+    EVALUATING_BASE,
     Course,
     Stopped,
     Stuck,
@@ -142,7 +142,7 @@ class Serial(Course):
 
     def _learn_on(self, learner: Learner) -> Trained:
         try:
-            self.evaluate(BASE, PHASES[0])
+            self.evaluate(BASE, EVALUATING_BASE)
             self._load_newest(learner)
             self._pace.start()
             while learner.step < self.config.steps:

@@ -1,7 +1,7 @@
 """What every worker may ask of the exchange: lease work, submit results, commit steps.
 
-One interface, two transports: `LocalExchange` implements it over the ledger, in this process; `RemoteExchange` asks an
-`ExchangeService` elsewhere. Every call is idempotent where a retry can happen, and returns None when there is nothing
+One interface, two transports: `LocalExchange` implements it over the ledger, in this process; `RemoteExchange` asks the
+service of one elsewhere. Every call is idempotent where a retry can happen, and returns None when there is nothing
 to do now. Workers see `Exchange`; who composes a run sees `RunExchange`.
 """
 

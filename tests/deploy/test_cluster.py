@@ -26,6 +26,7 @@ from common.models import open_model
 from common.weights import WeightStore
 from deploy import cluster, serial, timeline
 from deploy.hub import Hub
+from deploy.messages import Outcome
 from tests.deploy import toy
 from tests.tiny import TEXT_TO_VIDEO, tiny_pipeline
 
@@ -127,6 +128,11 @@ def test_the_run_folder_is_that_of_a_serial_run(asynchronous: Run) -> None:
     assert sum(counts.values()) == 24 + counts[State.EXPIRED]  # nothing is sampled that no step takes
     assert exchange.counts(Purpose.EVAL)[State.DONE] == 4
     exchange.close()
+
+
+def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:
+    made, _, result = asynchronous
+    assert Hub(made).open() == Outcome(12, result)
 
 
 def test_sampling_and_learning_overlap(asynchronous: Run) -> None:
