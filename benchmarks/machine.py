@@ -12,12 +12,13 @@ import torch
 
 def describe() -> str:
     """Processor or GPU, cores, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
     versions = f"Python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}"
     return f"Machine: {device}, {os.cpu_count()} cores. {versions}."
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

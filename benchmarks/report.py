@@ -1,0 +1,126 @@
+"""What every benchmark prints and keeps: rows of ours beside another way, ratios, and aims met or missed.
+
+```
+{"name", "command", "machine": {...}, "versions": {...},
+ "rows": [{"case", "unit", "ours", "other", "limit", "ratio"}],
+ "aims": [{"aim", "value", "target", "met"}]}
+```
+
+Pairs of measurements alternate (ours, other, ours, other ...), so that a machine that slows down slows both; `ratio` is
+the median, least and greatest of the pairs' ratios. `limit` is what the machine could do at most, measured in the same
+run. `python -m benchmarks.NAME --json benchmarks/results/NAME-DEVICE.json` keeps a result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import processor
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of paired measurements."""
+
+    median: float
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case: medians of ours, of the other way (None: there is none) and of the machine's limit, in `unit`."""
+
+    case: str
+    unit: str
+    ours: float
+    other: float | None = None
+    limit: float | None = None
+    ratio: Ratio | None = None  # ours to other, pair by pair; where `unit` is a time, other to ours: above 1 is better
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A promise: `value` is measured; `target` says in words what was promised."""
+
+    aim: str
+    value: float
+    target: str
+    met: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one run of a benchmark has to say."""
+
+    name: str
+    rows: Sequence[Row]
+    aims: Sequence[Aim]
+    packages: Sequence[str]  # whose versions matter
+
+
+def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio:
+    """Of `ours` to `other`, pair by pair."""
+    each = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
+    return Ratio(median(each), min(each), max(each))
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The shape that all kept results have."""
+    memory = psutil.virtual_memory().total
+    return {
+        "name": report.name,
+        "command": shlex.join(["python", "-m", f"benchmarks.{report.name}", *sys.argv[1:]]),
+        "machine": {"processor": processor(), "cores": psutil.cpu_count(), "memory_bytes": memory},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in report.packages},
+        "rows": [asdict(row) for row in report.rows],
+        "aims": [asdict(aim) for aim in report.aims],
+    }
+
+
+def show(report: Report) -> None:
+    """Print the rows and the aims."""
+    console = Console(soft_wrap=True)
+    table = Table("case", "unit", "ours", "other", "limit", "ratio (min .. max)")
+    for row in report.rows:
+        numbers = [_number(row.ours), _number(row.other), _number(row.limit)]
+        spread = "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.min:.2f} .. {row.ratio.max:.2f})"
+        table.add_row(row.case, row.unit, *numbers, spread)
+    console.print(table)
+    for aim in report.aims:
+        console.print(
+            f"{'met   ' if aim.met else 'MISSED'} {aim.aim}: {aim.value:.3g}, wanted {aim.target}", markup=False
+        )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def main(
+    doc: str | None, measure: Callable[[argparse.Namespace], Report], *options: tuple[str, dict[str, Any]]
+) -> None:
+    """The command line of a benchmark: `measure`, print, and keep the result where ``--json`` says."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, how in options:
+        parser.add_argument(name, **how)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file to keep the result in")
+    given = parser.parse_args()
+    report = measure(given)
+    show(report)
+    if given.json is not None:
+        given.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
