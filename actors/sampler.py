@@ -1,9 +1,7 @@
-"""The sampler: leases a prompt, makes its N candidates under one policy version, hands them in.
+"""The sampler: makes the N candidates of a prompt under one policy version, with a CogVideoX model.
 
 ```
-lease_group ──> encode (T5, VAE: once per prompt) ──> denoise micro-batches ──> VAE decode ──> mp4 ──> submit
-     ▲ waits for admission                                                                              │
-     └───────────────── load(version): weights are swapped between groups, never inside one ────────────┘
+encode (T5, VAE: once per prompt) ──> denoise micro-batches ──> VAE decode ──> mp4
 ```
 
 A candidate is a function of (weights, seed). Micro-batches are cut by index over the whole group and always run
@@ -13,7 +11,6 @@ the same size, which makes it equal to the last bit, not merely within rounding.
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
@@ -22,31 +19,24 @@ from typing import Any
 import torch
 
 from actors.denoise import Condition, denoise
+from actors.loop import SamplingError, SamplingLoop
 from actors.prompts import first_frame
 from common.clips import encode_mp4
 from common.config import ConfigError, RunConfig
-from common.exchange.client import Exchange, Submitted
 from common.lora import adapter_state, inject_lora, load_adapter_state
-from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, WeightVersion
+from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion
 from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
 from common.tensors import from_array, state_digest, tensor_digest, to_array
-
-log = logging.getLogger(__name__)
 
 ADAPTER = "policy"  # the name under which the learner trains its adapter
 CACHED_PROMPTS = 256  # encoded prompts kept: evaluation asks for the same ones under several versions
 
 
-class SamplingError(RuntimeError):
-    """The model gave something that is no clip (NaN or infinity in the latents)."""
-
-
-class Sampler:
-    """Holds one policy version of `model` and samples with it. Starts with version 0, the base weights."""
+class Sampler(SamplingLoop):
+    """Holds one policy version of `model` and samples with it."""
 
     def __init__(self, model: ModelFolder, config: RunConfig, worker: str = "sampler-0") -> None:
-        self.version = 0
-        self.worker = worker
+        super().__init__(worker)
         self._model, self._config = model, config
         size = config.model
         self._shape = model.latent_shape(size.frames, size.height, size.width)
@@ -135,7 +125,7 @@ class Sampler:
         return Conditioning(self._embed(prompt.text), image)
 
     def empty_prompt_embeds(self) -> Array:
-        """The embedding [L, D] of the empty caption, for guidance and for caption dropout."""
+        """See `SamplingLoop.empty_prompt_embeds`."""
         if self._empty is None:
             self._empty = self._embed("")
         return self._empty
@@ -151,11 +141,12 @@ class Sampler:
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> list[Candidate]:
         """The candidates `indices` of the group whose seeds are `seeds` (all N of them), in rising order."""
-        return [candidate for part in self._parts(prompt, conditioning, seeds, indices) for candidate in part]
+        return [candidate for part in self.parts(prompt, conditioning, seeds, indices) for candidate in part]
 
-    def _parts(
+    def parts(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> Iterator[list[Candidate]]:
+        """See `SamplingLoop.parts`; a part is a micro-batch."""
         wanted, size = set(indices), self._config.sampler.micro_batch
         if not wanted <= set(range(len(seeds))):
             raise ValueError(f"indices {sorted(wanted)} of a group of {len(seeds)}")
@@ -209,40 +200,6 @@ class Sampler:
             height=size.height,
             width=size.width,
         )
-
-    # The loop.
-
-    def work(self, exchange: Exchange) -> bool:
-        """Lease one group, sample what is not yet done of it, submit. False when there is nothing to do now.
-
-        Bad input and non-finite latents give the lease back with the reason; a lost lease ends the group quietly.
-        """
-        lease = exchange.lease_group(self.worker, self.version)
-        if lease is None:
-            return False
-        if lease.version != self.version:
-            raise RuntimeError(f"{self.worker} holds version {self.version} but was leased version {lease.version}")
-        try:
-            self._sample_lease(exchange, lease)
-        except (ConfigError, SamplingError) as error:
-            log.warning("group %d given back: %s", lease.prompt.ordinal, error)
-            exchange.fail_group(lease, str(error))
-        return True
-
-    def _sample_lease(self, exchange: Exchange, lease: GroupLease) -> None:
-        conditioning = self.encode(lease.prompt)
-        if _lost(exchange.submit_conditioning(lease, conditioning)):
-            return
-        rest = [index for index in range(len(lease.seeds)) if index not in lease.done]
-        for part in self._parts(lease.prompt, conditioning, lease.seeds, rest):
-            if any(_lost(exchange.submit_candidate(lease, candidate)) for candidate in part):
-                return
-            exchange.renew(self.worker)
-
-
-def _lost(answer: Submitted) -> bool:
-    """Whether the lease is gone; a duplicate is as good as accepted."""
-    return not answer.accepted and "duplicate" not in answer.reason
 
 
 def _check_fits(

@@ -163,6 +163,27 @@ class EvaluationConfig(Section):
     clips: int = Field(default=12, ge=0, description="clip pairs shown in the report")
 
 
+class SimulationConfig(Section):
+    """What takes the place of model work with `simulate`: pauses, and data of these sizes.
+
+    A pause is log-normal: `tail` is the standard deviation of its logarithm. Its 99th percentile is
+    exp(2.33 tail - tail^2 / 2) times the mean: 1 at tail 0, 2.8 at 0.5, 6.2 at 1.
+    """
+
+    sample_seconds: float = Field(default=0.05, ge=0, description="mean time to sample one candidate")
+    score_seconds: float = Field(default=0.01, ge=0, description="mean time to score one clip")
+    step_seconds: float = Field(default=0.1, ge=0, description="mean time of one optimizer step")
+    load_seconds: float = Field(default=0.01, ge=0, description="mean time to swap in a weight version")
+    tail: float = Field(default=0.5, ge=0, le=3, description="how heavy the tail of all times is; 0 is none")
+    failure_rate: float = Field(
+        default=0.0, ge=0, lt=1, description="share of groups given back, and of clips scored NaN"
+    )
+    latents_bytes: int = Field(default=100_000, ge=1, description="latents of one candidate")
+    clip_bytes: int = Field(default=20_000, ge=1, description="one clip")
+    embeds_bytes: int = Field(default=20_000, ge=1, description="conditioning of one prompt")
+    weights_bytes: int = Field(default=1_000_000, ge=1, description="one weight version")
+
+
 class ClusterConfig(Section):
     """How many workers of which kind, and where. Read in cluster mode only."""
 
@@ -180,7 +201,9 @@ class ClusterConfig(Section):
     learner_node: str = Field(default="", description="custom resource of the learner's and exchange's node, e.g. A800")
     threads: int = Field(default=1, ge=1, description="CPU threads of each worker process")
     placement_seconds: float = Field(default=120, gt=0, description="how long to wait for the nodes that are asked for")
-    restarts: int = Field(default=5, ge=0, description="deaths of one worker within an hour before the run gives up")
+    restarts: int = Field(default=5, ge=0, description="deaths of one worker within an hour that are mended")
+    restart_seconds: float = Field(default=1.0, gt=0, description="pause before a restart; doubles with every death")
+    min_samplers: int = Field(default=1, ge=0, description="with fewer samplers the run saves and stops, exit code 3")
 
 
 class RunConfig(Section):
@@ -195,6 +218,7 @@ class RunConfig(Section):
     steps: int = Field(default=60, ge=1, description="optimizer steps")
     prompts: str = Field(default="toon", description="'toon', or a .jsonl/.csv file with columns image, prompt")
     verify: bool = Field(default=False, description="exit 1 unless the held-out reward rose and the oracle held")
+    simulate: bool = Field(default=False, description="pauses in the place of model work; all else is real")
     model: ModelConfig = ModelConfig()
     sampler: SamplerConfig = SamplerConfig()
     reward: RewardConfig = RewardConfig()
@@ -202,12 +226,19 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
+    simulation: SimulationConfig = SimulationConfig()
 
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:
         for role in ("sampler", "rewarder", "learner"):
             if self.mode == "cluster" and self.model.device != "cpu" and not getattr(self.cluster, f"{role}_gpus"):
                 raise ValueError(f"cluster.{role}_gpus = 0, but model.device = {self.model.device!r}: give each a GPU")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_verify(self) -> RunConfig:
+        if self.simulate and self.verify:
+            raise ValueError("verify compares clips; with simulate there are none")
         return self
 
     @property

@@ -36,7 +36,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from common.config import ClusterConfig, ConfigError, RunConfig
 from deploy.messages import Opened, Outcome
 from deploy.progress import Progress, Silent
-from deploy.supervisor import Supervisor
+from deploy.supervisor import GivenUp, Quorum, Supervisor
 
 if TYPE_CHECKING:  # the driver imports no torch: it starts at once and stays small
     from rewarders.base import Reward
@@ -45,6 +45,7 @@ POLL_SECONDS = 0.2  # between two looks at the workers
 OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
 STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
 SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
+LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
 
 
@@ -65,12 +66,13 @@ def run(
     or has not what is asked for.
     """
     _check_root(config)
-    supervisor = Supervisor(config.cluster.restarts)
-    with connected(config.cluster):
+    supervisor = Supervisor(config.cluster.restarts, config.cluster.restart_seconds)
+    with connected(config.cluster) as own:
+        host = LOOPBACK if own else ""
         while True:
             try:
                 with _placed(config) as group:
-                    return Driver(config, rewards, stop, progress or Silent(), supervisor, group).run()
+                    return Driver(config, rewards, stop, progress or Silent(), supervisor, group, host).run()
             except HubLost as error:
                 (progress or Silent()).say(f"{error}; all workers start again from the run folder")
                 time.sleep(max(0.0, supervisor.died("hub", str(error), time.monotonic()) - time.monotonic()))
@@ -85,16 +87,16 @@ def _check_root(config: RunConfig) -> None:
 
 
 @contextmanager
-def connected(config: ClusterConfig) -> Iterator[None]:
-    """Connected to the Ray that is asked for; one that was started for this run ends with it."""
+def connected(config: ClusterConfig) -> Iterator[bool]:
+    """Connected to the Ray that is asked for. True if it was started for this run: then it ends with it."""
     if ray.is_initialized():
-        yield
+        yield False
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_node_ip_address": "127.0.0.1"}
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
@@ -104,7 +106,7 @@ def connected(config: ClusterConfig) -> Iterator[None]:
         line = " ".join(str(error).split())
         raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None
     try:
-        yield
+        yield address == "local"
     finally:
         ray.shutdown()
 
@@ -176,6 +178,21 @@ class Unit:
     processes: list[Any] = field(default_factory=list)
     running: list[Any] = field(default_factory=list)  # the answers of their `run`, while they are to come
     starts_at: float | None = 0.0  # second at which it is to be started; None: it runs, or is done
+    up: bool = False  # it has said where it is
+
+    @property
+    def is_sampler(self) -> bool:
+        """Whether the run may go on without it."""
+        return self.name.startswith("sampler")
+
+
+@dataclass
+class Asked:
+    """A process that was asked where it is."""
+
+    name: str
+    since: float  # second; inf once it was said that it waits
+    unit: Unit | None
 
 
 class Driver:
@@ -189,21 +206,23 @@ class Driver:
         progress: Progress,
         supervisor: Supervisor,
         group: PlacementGroup,
+        host: str = "",
     ) -> None:
+        """The hub listens at `host`; empty: at its node's address."""
         self.config, self.stop, self.progress = config, stop, progress
-        self.supervisor, self.group = supervisor, group
+        self.supervisor, self.group, self.host = supervisor, group, host
         self.hub = _process("deploy.hub:Hub", [config], **self._bundle(0))
         self.units = self._units(rewards)
-        self.places: dict[Any, tuple[str, float]] = {}  # answers to come -> who was asked where it is, and when
+        self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
+        self.places: dict[Any, Asked] = {}  # answers to come -> who was asked where it is
 
     def run(self) -> Outcome:
         """Open the hub, start the workers, watch them until the hub's course is over."""
         try:
             for unit in self.units:
                 unit.processes = unit.make()  # they import while the hub does
-            opened = self._ask(
-                self.hub.call.remote("open", self._ask(self.hub.host.remote(), OPEN_SECONDS)), OPEN_SECONDS
-            )
+            host = self.host or self._ask(self.hub.host.remote(), OPEN_SECONDS)
+            opened = self._ask(self.hub.call.remote("open", host), OPEN_SECONDS)
             outcome = opened if isinstance(opened, Outcome) else self._watch(opened)
             self._close()
             return outcome
@@ -264,6 +283,8 @@ class Driver:
                 return self._ask(course, OPEN_SECONDS)
             for unit in self.units:
                 self._look_at(unit, ready)
+            if not stopping:
+                self._check_samplers()
             if not stopping and self.stop():
                 stopping = True
                 self._stop_workers()
@@ -276,7 +297,7 @@ class Driver:
                 unit.running = [process.call.remote("run", opened.addresses) for process in unit.processes]
                 unit.starts_at = None
                 for name, process in zip(unit.members, unit.processes, strict=True):
-                    self._ask_place(name, process)
+                    self._ask_place(name, process, unit)
 
     def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
         """Take note of those of a unit's processes that ended: well, or else the whole unit starts again later."""
@@ -297,16 +318,28 @@ class Driver:
         for name in unit.members:
             self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
         now = time.monotonic()
-        unit.starts_at = self.supervisor.died(unit.name, reason, now)
-        self.progress.say(f"{unit.name} died ({reason}); it starts again in {unit.starts_at - now:.0f} s")
+        try:
+            unit.starts_at = self.supervisor.died(unit.name, reason, now)
+        except GivenUp as given_up:
+            if not unit.is_sampler:
+                raise
+            self.progress.say(f"{given_up}; the others go on without it")
+            return
+        self.progress.say(f"{unit.name} died ({reason}); it starts again in {unit.starts_at - now:.1f} s")
+
+    def _check_samplers(self) -> None:
+        samplers = [unit for unit in self.units if unit.is_sampler]
+        up = sum(unit.up for unit in samplers)
+        coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in samplers)
+        self.quorum.check(up, coming, time.monotonic())
 
     def _end_unit(self, unit: Unit) -> None:
         for process in unit.processes:
             ray.kill(process)
-        unit.running, unit.processes = [], []
+        unit.running, unit.processes, unit.up = [], [], False
 
-    def _ask_place(self, name: str, process: Any) -> None:
-        self.places[process.place.remote()] = name, time.monotonic()
+    def _ask_place(self, name: str, process: Any, unit: Unit | None = None) -> None:
+        self.places[process.place.remote()] = Asked(name, time.monotonic(), unit)
 
     def _show_places(self) -> None:
         """Say of every process that came up where it is, and once of every one that waits for room."""
@@ -314,17 +347,19 @@ class Driver:
             return
         known, waiting = ray.wait(list(self.places), num_returns=len(self.places), timeout=0)
         for answer in known:
-            name, _ = self.places.pop(answer)
+            asked = self.places.pop(answer)
             with suppress(RayError):  # it died before it could answer: its unit's turn will come
-                self.progress.say(f"{name}: {ray.get(answer)}")
+                self.progress.say(f"{asked.name}: {ray.get(answer)}")
+                if asked.unit is not None and asked.unit.running:
+                    asked.unit.up = True
         for answer in waiting:
-            name, since = self.places[answer]
-            if time.monotonic() - since > self.config.cluster.placement_seconds:
-                self.places[answer] = name, float("inf")
+            asked = self.places[answer]
+            if time.monotonic() - asked.since > self.config.cluster.placement_seconds:
+                asked.since = float("inf")
                 free = {
                     kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
                 }
-                self.progress.say(f"{name} waits for room; the others go on. Free in Ray: {free}")
+                self.progress.say(f"{asked.name} waits for room; the others go on. Free in Ray: {free}")
 
     def _show_news(self) -> None:
         status, lines = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)

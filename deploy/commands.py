@@ -72,11 +72,12 @@ def _source(source: str, flags: Flags) -> tuple[RunConfig, WeightStore | None]:
     if (Path(source) / "model_index.json").is_file():
         return load_config(None, {"model.path": source} | dict(flags)), None
     try:
-        folder, _ = run_folder.find_run(source)
+        run_folder.find_run(source)
     except ConfigError:
         raise ConfigError(
             f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json)"
         ) from None
+    folder, _ = _modelled(source)
     return load_config(folder / run_folder.CONFIG, flags), WeightStore(folder / "weights")
 
 
@@ -189,9 +190,17 @@ def _score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 # Runs.
 
 
+def _modelled(run: str) -> tuple[Path, RunConfig]:
+    """`run_folder.find_run`, for what needs a model's clips."""
+    folder, config = run_folder.find_run(run)
+    if config.simulate:
+        raise ConfigError(f"{folder}: a simulated run has no clips and no model's weights; only `douga run` prints it")
+    return folder, config
+
+
 def evaluate_run(options: Options, flags: Flags) -> int:
     """``douga evaluate``: the held-out comparison again, in a scratch exchange; the run itself is only read."""
-    folder, config = run_folder.find_run(options.run)
+    folder, config = _modelled(options.run)
     if options.prompts is not None:
         config = load_config(folder / run_folder.CONFIG, {"evaluation.prompts": options.prompts})
     store = WeightStore(folder / "weights")
@@ -230,7 +239,7 @@ def _newest(store: WeightStore) -> int:
 
 def write_report(options: Options, flags: Flags) -> int:
     """``douga report``."""
-    folder, _ = run_folder.find_run(options.run)
+    folder, _ = _modelled(options.run)
     print(report.write(folder))
     return 0
 

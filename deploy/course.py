@@ -16,14 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.prompts import PromptSource, open_prompts
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
 from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.messages import Purpose, Trained
 from common.metrics import JsonLines
-from common.models import ModelFolder, open_model
 from common.weights import WeightStore
-from deploy import evaluate, report, run_folder
+from deploy import evaluate, pacing, report, run_folder
 from deploy.messages import Outcome, RunFailed
 
 BASE = 0  # the version of the base model
@@ -37,20 +35,6 @@ class Stopped(Exception):
 
 class Stuck(RunFailed):
     """Nobody can work although the end is not reached."""
-
-
-def open_inputs(config: RunConfig) -> tuple[ModelFolder, PromptSource]:
-    """Model folder and prompts, looked at before a run folder is made. `ConfigError` for what is missing or broken."""
-    model = open_model(config.model.path)
-    prompts = open_prompts(config.prompts, config.seed, model.image_conditioned)
-    prompts.heldout(config.evaluation.prompts, config.seed)
-    return model, prompts
-
-
-def check_steps(config: RunConfig, done: int) -> None:
-    """`ConfigError` when more steps are done than are asked for."""
-    if done > config.steps:
-        raise ConfigError(f"{config.folder}: {done} steps are done; steps = {config.steps} is less")
 
 
 def queue(exchange: RunExchange) -> dict[str, int]:
@@ -89,7 +73,7 @@ class Course(ABC):
         """Train unless that is done, then compare."""
         try:
             trained = self.trained() or self._train()
-            return Outcome(trained["step"], self._compare(trained))
+            return Outcome(trained["step"], self._paced(trained) if self.config.simulate else self._compare(trained))
         except Stopped:
             self.events.write(event="interrupted", step=self.step)
             return Outcome(self.step, None)
@@ -107,6 +91,13 @@ class Course(ABC):
         run_folder.write_result(self.folder, trained)
         return trained
 
+    def _paced(self, trained: dict[str, Any]) -> dict[str, Any]:
+        """The end of a simulated run: there is nothing to compare, but its pace."""
+        result = trained | {"pace": pacing.figures(self.folder, self.exchange)}
+        self.events.write(event="finished", step=trained["step"])
+        run_folder.write_result(self.folder, result)
+        return result
+
     def _compare(self, trained: dict[str, Any]) -> dict[str, Any]:
         base = self.evaluate(BASE, EVALUATING_BASE)
         aligned = self.evaluate(trained["version"], EVALUATING_ALIGNED)
@@ -117,6 +108,11 @@ class Course(ABC):
         run_folder.write_result(self.folder, result)
         report.write(self.folder)
         return result
+
+    def evaluate_base(self) -> None:
+        """What the comparison will need, as long as nothing is trained. Simulated clips are not compared."""
+        if not self.config.simulate:
+            self.evaluate(BASE, EVALUATING_BASE)
 
     def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
         """Write down that an evaluation is complete."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from actors.loop import SamplingLoop
 from actors.prompts import PromptSource
-from actors.sampler import Sampler
 from common.config import RunConfig
 from common.exchange.client import RunExchange, ScoredCandidate
 from common.journal import Journal, measured
@@ -14,7 +14,7 @@ from common.messages import Purpose
 from common.weights import WeightStore
 from deploy.course import Stuck, heldout_found
 from deploy.progress import Pace, Progress
-from rewarders.rewarder import Rewarder
+from rewarders.loop import ScoringLoop
 
 
 @dataclass
@@ -23,8 +23,8 @@ class HeldOut:
 
     config: RunConfig
     prompts: PromptSource
-    sampler: Sampler
-    rewarder: Rewarder
+    sampler: SamplingLoop
+    rewarder: ScoringLoop
     exchange: RunExchange
     store: WeightStore
     journal: Journal

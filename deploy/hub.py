@@ -28,18 +28,15 @@ from common.push import Announcer, weight_service
 from common.rpc import serving
 from deploy import run_folder
 from deploy.course import (
-    BASE,
-    EVALUATING_BASE,
     Course,
     Stopped,
     Stuck,
-    check_steps,
     heldout_found,
-    open_inputs,
     queue,
 )
 from deploy.messages import Addresses, Opened, Outcome
 from deploy.progress import Pace, Status
+from deploy.roles import open_inputs
 from learner import checkpoint
 
 POLL_SECONDS = 0.1  # between two looks at how things stand
@@ -71,10 +68,10 @@ class Hub:
 
     def _open(self, stack: ExitStack, address: str) -> Opened:
         config = self.config
-        _, prompts = open_inputs(config)
+        prompts = open_inputs(config)
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
-        check_steps(config, saved)
+        run_folder.check_steps(config, saved)
         announcer = Announcer(address)
         stack.callback(announcer.close)
         self._exchange = Announcing(folder, config, prompts, announcer)
@@ -202,7 +199,7 @@ class Watch(Course):
     def train(self) -> Trained:
         """See `Course.train`."""
         self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
-        self.evaluate(BASE, EVALUATING_BASE)
+        self.evaluate_base()
         pace, last, ended = Pace(self.config), self.journal.last, self._ended()
         began = self._sampled()
         while self.journal.end is None:

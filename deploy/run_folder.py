@@ -88,6 +88,12 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
         )
 
 
+def check_steps(config: RunConfig, done: int) -> None:
+    """`ConfigError` when more steps are done than are asked for."""
+    if done > config.steps:
+        raise ConfigError(f"{config.folder}: {done} steps are done; steps = {config.steps} is less")
+
+
 def find_run(run: str, root: Path = Path("runs")) -> tuple[Path, RunConfig]:
     """A run's folder and configuration, by path or by name under `root`. `ConfigError` when there is none."""
     for folder in (Path(run), root / run):
@@ -117,6 +123,8 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
     """The result of a run that is already at its end, else None. `ConfigError` for another run's folder."""
     check_belongs(config.folder, config)
     result = read_result(config.folder)
+    if config.simulate and result is not None and "pace" in result:
+        return result if result["step"] == config.steps else None
     if result is None or "verdict" not in result:
         return None
     asked = (config.steps, config.evaluation.prompts)

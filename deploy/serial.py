@@ -21,33 +21,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from actors.loop import SamplingLoop
 from actors.prompts import PromptSource
-from actors.sampler import Sampler
 from common.config import RunConfig, to_toml
 from common.exchange.client import ScoredCandidate
 from common.exchange.local import LocalExchange
 from common.journal import RunJournal, measured
-from common.messages import Trained
+from common.messages import StepStats, Trained
 from common.metrics import EVENTS, JsonLines
-from common.models import ModelFolder
 from deploy import run_folder
 from deploy.course import (
-    BASE,
-    EVALUATING_BASE,
     Course,
     Stopped,
     Stuck,
-    check_steps,
-    open_inputs,
     queue,
 )
 from deploy.heldout import HeldOut
 from deploy.messages import Outcome
 from deploy.progress import Pace, Progress, Silent
-from learner.train import Learner
-from rewarders.anime import load_heads
+from deploy.roles import learner_of, open_inputs, rewarder_of, sampler_of
+from learner.loop import LearningLoop
 from rewarders.base import Reward
-from rewarders.rewarder import Rewarder, rewarder_of
+from rewarders.loop import ScoringLoop
 
 PATIENCE = 50  # rounds of sampling without a step after which a run of ties and failures is an error
 
@@ -56,17 +51,15 @@ PATIENCE = 50  # rounds of sampling without a step after which a run of ties and
 class Roles:
     """Everything that needs no run folder. Made first, so that bad input is found before a folder is made."""
 
-    model: ModelFolder
     prompts: PromptSource
-    sampler: Sampler
-    rewarder: Rewarder
+    sampler: SamplingLoop
+    rewarder: ScoringLoop
 
 
 def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
-    """Open model, prompts and reward heads. `ConfigError` for what is missing or broken."""
-    model, prompts = open_inputs(config)
-    heads = load_heads(config.reward.path, config.model.device) if rewards is None else rewards
-    return Roles(model, prompts, Sampler(model, config), rewarder_of(heads, config.reward))
+    """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
+    prompts = open_inputs(config)
+    return Roles(prompts, sampler_of(config)("sampler-0"), rewarder_of(config, rewards)("rewarder-0"))
 
 
 def run(
@@ -129,20 +122,20 @@ class Serial(Course):
 
     def train(self) -> Trained:
         """See `Course.train`."""
-        empty = self.roles.sampler.empty_prompt_embeds()
-        learner = Learner(self.roles.model, self.config, self.folder, empty_embeds=empty)
+        learner = learner_of(self.config)(self.folder, "learner-0")
+        learner.empty_embeds = self.roles.sampler.empty_prompt_embeds()
         try:
             resumed = learner.resume(self.exchange)
             self._step = learner.step
             self.events.write(event="resumed" if resumed else "started", step=self.step, config=to_toml(self.config))
-            check_steps(self.config, learner.step)
+            run_folder.check_steps(self.config, learner.step)
             return self._learn_on(learner)
         finally:
             learner.close()
 
-    def _learn_on(self, learner: Learner) -> Trained:
+    def _learn_on(self, learner: LearningLoop) -> Trained:
         try:
-            self.evaluate(BASE, EVALUATING_BASE)
+            self.evaluate_base()
             self._load_newest(learner)
             self._pace.start()
             while learner.step < self.config.steps:
@@ -152,11 +145,10 @@ class Serial(Course):
             raise
         return learner.finish(self.exchange)
 
-    def _turn(self, learner: Learner) -> None:
+    def _turn(self, learner: LearningLoop) -> None:
         """Sample what admission allows, score it, take one step."""
-        self._drain(learner)
-        self._check_stop()
-        stats = measured(self.journal, learner.worker, "learning", lambda: learner.work(self.exchange))
+        # Pairs that expire when they are asked for leave room for others, which are sampled before the second try.
+        stats = self._learn(learner) or self._learn(learner)
         if stats is None:
             raise Stuck(self._who_waits(learner))
         self._step = learner.step
@@ -166,7 +158,12 @@ class Serial(Course):
         self._pace.add(stats)
         self._show()
 
-    def _drain(self, learner: Learner) -> None:
+    def _learn(self, learner: LearningLoop) -> StepStats | None:
+        self._drain(learner)
+        self._check_stop()
+        return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.exchange))
+
+    def _drain(self, learner: LearningLoop) -> None:
         """Sample and score until admission says wait.
 
         A tie gives its place back at once; were it filled only after the step, a resumed run would fill it before,
@@ -193,11 +190,11 @@ class Serial(Course):
         if self.stop():
             raise Stopped
 
-    def _load_newest(self, learner: Learner) -> None:
+    def _load_newest(self, learner: LearningLoop) -> None:
         if self.roles.sampler.version != learner.version:
             self.roles.sampler.load(*self.store.load(learner.version))
 
-    def _who_waits(self, learner: Learner) -> str:
+    def _who_waits(self, learner: LearningLoop) -> str:
         counts = {state.value: count for state, count in self.exchange.counts().items() if count}
         need, refusal = self.config.learner.pairs_per_step, self.exchange.refusal or "none was asked"
         failed = "".join(

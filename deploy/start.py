@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from common.config import RunConfig
-from deploy import evaluate, run_folder
+from deploy import evaluate, pacing, run_folder
 from deploy.messages import RunFailed
 from deploy.progress import showing
 
@@ -51,6 +51,10 @@ def _mode(config: RunConfig) -> Any:
 
 def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
     console = Console()
+    if config.simulate:
+        for line in pacing.words(result["pace"]):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return 0
     console.print(evaluate.table(result, result["prompts"]))
     console.print(result["verdict"]["words"], markup=False, highlight=False)
     console.print(f"report: {config.folder / run_folder.REPORT}", markup=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,8 @@
 """When a dead worker is started again, and when the run gives up. Pure: it is told what happened and what time it is.
 
 A worker that died starts again after a pause that doubles with every death within the last hour (1, 2, 4 ... 60 s).
-Whoever dies more often than allowed has a fault that starting again does not mend. Bad input (`ConfigError`) is such a
-fault at once.
+Whoever dies more often than allowed has a fault that starting again does not mend. A sampler is then left out, as long
+as enough others are there; for every other role the run is over. Bad input (`ConfigError`) is such a fault at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from deploy.messages import RunFailed
 
 WINDOW = 3600.0  # seconds a death is remembered
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds
+LONGEST_PAUSE = 60.0  # seconds
 
 
 class GivenUp(RunFailed):
@@ -22,9 +22,10 @@ class GivenUp(RunFailed):
 
 @dataclass
 class Supervisor:
-    """Counts deaths by worker. `allowed` within an hour are mended."""
+    """Counts deaths by worker. `allowed` within an hour are mended; the first pause lasts `pause` seconds."""
 
     allowed: int
+    pause: float = 1.0
     restarts: int = 0  # of all workers, since the start
     _deaths: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
@@ -38,4 +39,31 @@ class Supervisor:
             often = f"{worker} died {len(deaths)} times within an hour (cluster.restarts = {self.allowed})"
             raise GivenUp(f"{often}, at last of: {reason}")
         self.restarts += 1
-        return now + min(FIRST_PAUSE * 2 ** (len(deaths) - 1), LONGEST_PAUSE)
+        return now + min(self.pause * 2 ** (len(deaths) - 1), LONGEST_PAUSE)
+
+
+class TooFew(RunFailed):
+    """Fewer samplers than are asked for."""
+
+
+@dataclass
+class Quorum:
+    """Watches over `least` samplers. Those to come are waited for `patience` seconds."""
+
+    least: int  # cluster.min_samplers
+    patience: float  # seconds; cluster.placement_seconds
+    _since: float | None = None
+
+    def check(self, up: int, coming: int, now: float) -> None:
+        """`up` samplers work and `coming` may yet start, at second `now`. Raises `TooFew`."""
+        if up >= self.least:
+            self._since = None
+            return
+        self._since = now if self._since is None else self._since
+        if up + coming < self.least:
+            raise TooFew(f"{up + coming} samplers are left; cluster.min_samplers = {self.least}")
+        if now - self._since > self.patience:
+            raise TooFew(
+                f"{up} samplers have come up within cluster.placement_seconds = {self.patience:g} s; "
+                f"cluster.min_samplers = {self.least}"
+            )

@@ -1,19 +1,11 @@
-"""The learner's loop: lease pairs, one optimizer step, commit; then refresh, publish and checkpoint on schedule.
+"""The learner: policy and reference in DeepSpeed's hands, and the loss of a step (`learner/losses`).
 
-```
-            lease_pairs(step)            commit_step(step)
- EXCHANGE ───────────────────> step() ───────────────────> every K: reference <- policy
-                                                            every P: publish a version, announce it
-                                                            every checkpoint_every: save, mark(step)
-```
-
-It waits for pairs only. A step is a function of the weights, the pairs and (seed, step): ranks, micro-batches and
-restarts do not change what is drawn. Rank 0 alone talks to the exchange; the others pass None.
+A step is a function of the weights, the pairs and (seed, step): ranks, micro-batches and restarts do not change what is
+drawn. `learner/loop.py` says when it is taken and what follows it.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -23,21 +15,19 @@ import torch
 from common.config import ConfigError, RunConfig
 from common.diffusion import NoiseSchedule
 from common.exchange.client import RunExchange
-from common.messages import Array, StepStats, Trained, TrainingPair, WeightVersion
+from common.messages import TrainingPair, WeightVersion
 from common.models import ModelFolder, predict_v
 from common.tensors import from_array, state_digest
 from common.weights import WeightStore, draft_of, new_folder
 from learner import checkpoint
 from learner.engine import Engine, NonFinite, join_group
+from learner.loop import LearningLoop, Taken
 from learner.losses import Draw, PairErrors, Predict, draw, inside, pair_losses, pair_weights, v_errors
 from learner.pairs import Pairs, collate, share
 from learner.reference import AdapterReference, CopyReference, Reference
 
-# Settings that may change between two starts of a run without changing what it computes.
-FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
 
-
-class Learner:
+class Learner(LearningLoop):
     """Policy, reference, optimizer and their files under `folder` (weights/, checkpoints/).
 
     `empty_embeds` is the empty caption's embedding [L, D]; needed when `learner.caption_drop` > 0, and may be set
@@ -50,14 +40,11 @@ class Learner:
         config: RunConfig,
         folder: Path,
         worker: str = "learner-0",
-        empty_embeds: Array | None = None,
     ) -> None:
         join_group(device=config.model.device)
-        self.config, self.worker, self.empty_embeds = config, worker, empty_embeds
-        self.step, self.version = 0, -1
+        super().__init__(config, worker)
         self.store = WeightStore(folder / "weights")
         self._checkpoints = folder / "checkpoints"
-        self._rules = config.learner
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
         self._dtype = getattr(torch, config.model.dtype)
@@ -72,29 +59,17 @@ class Learner:
         )
         self.engine = Engine(module, self._rules, config.model.device)
 
-    # The loop.
+    # A step.
 
-    def work(self, exchange: RunExchange | None) -> StepStats | None:
-        """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
-        started = time.perf_counter()
+    def take(self, exchange: RunExchange | None) -> Taken | None:
+        """See `LearningLoop.take`."""
         pairs = share(self._lease(exchange), self.engine.device)
         if pairs is None:
             return None
         sums, norm = self._optimize(pairs)
-        self.step += 1
-        if exchange is not None:
-            exchange.commit_step(self.step, pairs.ordinals)
-        refreshed = _due(self.step, self._rules.refresh_every)
-        if refreshed:
-            self.reference.refresh(self.engine)
-        pushed = _due(self.step, self._rules.steps_per_push)
-        if pushed:
-            self.publish(exchange)
-        if _due(self.step, self._rules.checkpoint_every):
-            self.save(exchange)
         loss, inner, winner, loser = (sums / len(pairs)).tolist()
-        return StepStats(
-            step=self.step,
+        return Taken(
+            ordinals=pairs.ordinals,
             loss=loss,
             inside=inner,
             margin=(pairs.rewards[:, 0] - pairs.rewards[:, 1]).mean().item(),
@@ -105,23 +80,7 @@ class Learner:
             lag=pairs.lag.mean().item(),
             lag_max=int(pairs.lag.max().item()),
             reward=pairs.rewards.mean().item(),
-            seconds=time.perf_counter() - started,
-            refreshed=refreshed,
-            pushed=pushed,
         )
-
-    def finish(self, exchange: RunExchange | None) -> Trained:
-        """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
-        if not _due(self.step, self._rules.steps_per_push):
-            self.publish(exchange)
-        if not _due(self.step, self._rules.checkpoint_every):
-            self.save(exchange)
-        return Trained(self.step, self.version, self.policy_digest())
-
-    def pause(self, exchange: RunExchange | None) -> None:
-        """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
-        if self.step and _due(self.step, self._rules.steps_per_push):
-            self.save(exchange)
 
     def _lease(self, exchange: RunExchange | None) -> Pairs | None:
         if exchange is None:
@@ -191,6 +150,10 @@ class Learner:
 
     # Weights.
 
+    def refresh(self) -> None:
+        """See `LearningLoop.refresh`."""
+        self.reference.refresh(self.engine)
+
     def policy_state(self) -> dict[str, torch.Tensor]:
         """The policy's tensors as they are published: whole, in host memory, on rank 0. Collective."""
         return self.engine.gather(self.reference.policy)
@@ -228,7 +191,7 @@ class Learner:
     # Checkpoints.
 
     def save(self, exchange: RunExchange | None) -> None:
-        """Write a checkpoint of this step, delete the oldest, and make its uses final. Collective."""
+        """See `LearningLoop.save`."""
         policy, reference = self.policy_state(), self.reference.state(self.engine)
         place, own = checkpoint.place(self._checkpoints, self.step), f"optimizer-{self.engine.rank}"
         optimizer = self.engine.optimizer_state()
@@ -250,11 +213,7 @@ class Learner:
             exchange.mark(self.step)
 
     def resume(self, exchange: RunExchange | None) -> bool:
-        """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
-
-        Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
-        there was no checkpoint. `ConfigError` when the checkpoint belongs to other settings or is broken. Collective.
-        """
+        """See `LearningLoop.resume`."""
         saved = checkpoint.steps(self._checkpoints)
         if saved:
             self._load(checkpoint.place(self._checkpoints, saved[-1]))
@@ -274,15 +233,11 @@ class Learner:
         self.step, self.version = progress.step, progress.version
 
     def _progress(self) -> checkpoint.Progress:
-        return checkpoint.Progress(
-            step=self.step,
-            version=self.version,
-            pushes=self.step // self._rules.steps_per_push,
-            seed=self.config.seed,
-            world=self.engine.world,
-            architecture=self._architecture,
-            settings=self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
-        )
+        return self.progress(self.engine.world, self._architecture)
+
+    def any(self, mine: bool) -> bool:
+        """See `LearningLoop.any`."""
+        return self.engine.any(mine)
 
     def close(self) -> None:
         """Release the engine."""
@@ -301,8 +256,3 @@ def _architecture(module: torch.nn.Module) -> str:
     """A digest of the module's tensor names and shapes, before adapters."""
     layout = sorted((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
     return blake2b(repr(layout).encode(), digest_size=16).hexdigest()
-
-
-def _due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` steps (0: never) happens after `step`."""
-    return every > 0 and step % every == 0

@@ -1,7 +1,7 @@
-"""The rewarder's loop: lease clips of any prompts, decode, score in every dimension, submit.
+"""The rewarder: decodes clips and scores them in every dimension.
 
 ```
-exchange --ScoreTask (mp4)--> decode (decord) --> every reward, one batch --> Score --> exchange
+ScoreTask (mp4) --> decode (decord) --> every reward, one batch --> Score
 ```
 
 A clip that cannot be read or scored gets NaN in place of the value and the others go on; the exchange then fails
@@ -19,24 +19,23 @@ import numpy as np
 
 from common.clips import decode_clip
 from common.config import ConfigError, RewardConfig
-from common.exchange.client import Exchange
 from common.messages import Prompt, Score, ScoreTask
 from rewarders.base import Reward
+from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
 
 
-class Rewarder:
-    """A stateless worker: whoever has the same rewards gives the same scores."""
+class Rewarder(ScoringLoop):
+    """Scores decoded clips with all of `rewards`."""
 
     def __init__(self, rewards: Sequence[Reward], config: RewardConfig, worker: str = "rewarder-0") -> None:
         """`ConfigError` when there is no reward, or two of one dimension."""
         names = [reward.dimension for reward in rewards]
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"rewards {names}: at least one is needed, and no dimension twice")
+        super().__init__(worker, config.batch)
         self.rewards = tuple(rewards)
-        self.worker = worker
-        self._batch = config.batch
         self._version = _version(self.rewards)
 
     @property
@@ -44,16 +43,8 @@ class Rewarder:
         """Digest over all rewards, blake2b-128 hex: scores of different versions do not compare."""
         return self._version
 
-    def work(self, exchange: Exchange) -> bool:
-        """Score up to `config.batch` clips; False when there are none to score now."""
-        tasks = exchange.lease_candidates(self.worker, self._batch)
-        if not tasks:
-            return False
-        exchange.submit_scores(self.worker, self.score(tasks))
-        return True
-
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
-        """One `Score` per task, in order, with a value for every dimension (NaN: unreadable or not scorable)."""
+        """See `ScoringLoop.score`."""
         clips = [_decode(task) for task in tasks]
         values: list[dict[str, float]] = [{} for _ in tasks]
         readable = [i for i, clip in enumerate(clips) if clip is not None]
@@ -67,7 +58,7 @@ class Rewarder:
         return [Score(task.candidate_id, self._version, entry) for task, entry in zip(tasks, values, strict=True)]
 
 
-def rewarder_of(rewards: Sequence[Reward], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:
+def rewarder_for(rewards: Sequence[Reward], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:
     """A run's rewarder. `ConfigError` also when a dimension that has a weight is scored by none of `rewards`."""
     scored = sorted(reward.dimension for reward in rewards)
     for name, weight in config.weights.model_dump().items():

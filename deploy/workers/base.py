@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from threading import Event
 
-import torch
-
 from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
 from common.journal import RemoteJournal
@@ -39,7 +37,10 @@ class Worker(ABC):
 
     def run(self, addresses: Addresses) -> None:
         """Connect, work, disconnect."""
-        torch.set_num_threads(self.config.cluster.threads)
+        if not self.config.simulate:
+            import torch  # noqa: PLC0415 - simulated work needs none
+
+            torch.set_num_threads(self.config.cluster.threads)
         beat = self.config.exchange.lease_seconds / BEATS
 
         def exchange() -> RemoteExchange:

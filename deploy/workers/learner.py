@@ -7,12 +7,11 @@ from contextlib import ExitStack
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.journal import RemoteJournal, measured
-from common.models import open_model
-from deploy.course import check_steps
 from deploy.messages import Addresses
+from deploy.roles import learner_of
+from deploy.run_folder import check_steps
 from deploy.workers.base import Worker
-from learner.engine import join_group
-from learner.train import Learner
+from learner.loop import LearningLoop
 
 
 class LearnerWorker(Worker):
@@ -23,22 +22,24 @@ class LearnerWorker(Worker):
 
     def __init__(self, config: RunConfig, name: str, rank: int, meeting: str) -> None:
         super().__init__(config, name)
+        self._make = learner_of(config)
         self._rank, self._meeting = rank, meeting
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
         """See `Worker.work`."""
         config, own = self.config, exchange if self._rank == 0 else None
-        join_group(
-            self._rank, config.cluster.learners, f"file://{addresses.folder}/{self._meeting}", config.model.device
-        )
-        learner = Learner(open_model(config.model.path), config, addresses.folder, self.name)
+        if config.simulate and own is None:
+            self.stopping.wait()  # a simulated learner has one rank; the others are only there
+            return
+        self._meet(f"file://{addresses.folder}/{self._meeting}")
+        learner = self._make(addresses.folder, self.name)
         stack.callback(learner.close)
         learner.resume(own)
         check_steps(config, learner.step)
         if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
             return
         while learner.step < config.steps:
-            if learner.engine.any(self.stopping.is_set()):
+            if learner.any(self.stopping.is_set()):
                 learner.pause(own)
                 return
             stats = measured(journal, self.name, "learning", lambda: learner.work(own))
@@ -49,12 +50,18 @@ class LearnerWorker(Worker):
         if self._rank == 0:
             journal.trained(trained)
 
-    def _take_empty_prompt(self, learner: Learner, exchange: RemoteExchange) -> bool:
+    def _meet(self, place: str) -> None:
+        if not self.config.simulate:
+            from learner.engine import join_group  # noqa: PLC0415 - simulated work needs no group
+
+            join_group(self._rank, self.config.cluster.learners, place, self.config.model.device)
+
+    def _take_empty_prompt(self, learner: LearningLoop, exchange: RemoteExchange) -> bool:
         """Wait until a sampler has encoded the empty caption; False when all are told to stop before."""
         while True:
             learner.empty_embeds = exchange.empty_prompt()
-            if learner.engine.any(self.stopping.is_set()):
+            if learner.any(self.stopping.is_set()):
                 return False
-            if not learner.engine.any(learner.empty_embeds is None):
+            if not learner.any(learner.empty_embeds is None):
                 return True
             self.rest(None)

@@ -9,10 +9,9 @@ from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.journal import RemoteJournal, measured
 from deploy.messages import Addresses
+from deploy.roles import rewarder_of
 from deploy.workers.base import Worker
-from rewarders.anime import load_heads
 from rewarders.base import Reward
-from rewarders.rewarder import rewarder_of
 
 
 class RewarderWorker(Worker):
@@ -20,12 +19,10 @@ class RewarderWorker(Worker):
 
     def __init__(self, config: RunConfig, name: str, rewards: Sequence[Reward] | None = None) -> None:
         super().__init__(config, name)
-        self._rewards = rewards
+        self._make = rewarder_of(config, rewards)
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
         """See `Worker.work`."""
-        reward, device = self.config.reward, self.config.model.device
-        heads = load_heads(reward.path, device) if self._rewards is None else self._rewards
-        rewarder = rewarder_of(heads, reward, self.name)
+        rewarder = self._make(self.name)
         while not self.stopping.is_set():
             self.rest(measured(journal, self.name, "scoring", lambda: rewarder.work(exchange)))

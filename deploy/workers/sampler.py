@@ -7,21 +7,26 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from actors.sampler import Sampler
+from actors.loop import SamplingLoop
+from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.journal import RemoteJournal, measured
-from common.models import open_model
 from common.push import WeightPuller
 from deploy.messages import Addresses
+from deploy.roles import sampler_of
 from deploy.workers.base import Worker
 
 
 class SamplerWorker(Worker):
     """Samples with the version that the exchange wants, as soon as it is staged; until then with the one it holds."""
 
+    def __init__(self, config: RunConfig, name: str) -> None:
+        super().__init__(config, name)
+        self._make = sampler_of(config)
+
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
         """See `Worker.work`."""
-        sampler = Sampler(open_model(self.config.model.path), self.config, self.name)
+        sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"douga-{self.name}-")))
         puller = stack.enter_context(WeightPuller(addresses.weights, addresses.notes, scratch, self.name))
@@ -32,6 +37,6 @@ class SamplerWorker(Worker):
             self.rest(measured(journal, self.name, "sampling", lambda: sampler.work(exchange)))
 
 
-def _load(sampler: Sampler, puller: WeightPuller, version: int) -> bool:
+def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:
     sampler.load(*puller.store.load(version))
     return True

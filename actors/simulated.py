@@ -1,0 +1,55 @@
+"""A sampler without a model: candidates are data of the right size, after a pause (`common/simulation.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from actors.loop import SamplingError, SamplingLoop
+from common.config import RunConfig
+from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion
+from common.simulation import Simulation, data
+
+
+class SimulatedSampler(SamplingLoop):
+    """What a candidate holds is a function of (prompt, seed, version), as with a model."""
+
+    def __init__(self, config: RunConfig, worker: str = "sampler-0") -> None:
+        super().__init__(worker)
+        self._config, self._simulation, self._groups = config, Simulation(config), 0
+
+    def load(self, version: WeightVersion, state: Mapping[str, Any]) -> None:
+        """See `SamplingLoop.load`."""
+        self._simulation.work(self._config.simulation.load_seconds, "load", self.worker, version.version)
+        self.version = version.version
+
+    def encode(self, prompt: Prompt) -> Conditioning:
+        """See `SamplingLoop.encode`. Nothing is awaited: a real sampler has most prompts in its cache."""
+        return Conditioning(data(self._config.simulation.embeds_bytes, "text", prompt.id), None)
+
+    def empty_prompt_embeds(self) -> Array:
+        """See `SamplingLoop.empty_prompt_embeds`."""
+        return data(self._config.simulation.embeds_bytes, "text", "")
+
+    def parts(
+        self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
+    ) -> Iterator[list[Candidate]]:
+        """See `SamplingLoop.parts`. Which groups fail differs from worker to worker and from time to time."""
+        self._groups += 1
+        if self._simulation.fails("group", prompt.ordinal, self.worker, self._groups):
+            raise SamplingError(f"simulated failure in {self.worker}")
+        for index in indices:
+            self._simulation.work(self._config.simulation.sample_seconds, "sample", prompt.ordinal, index, self.version)
+            yield [self._candidate(prompt, index, seeds[index])]
+
+    def _candidate(self, prompt: Prompt, index: int, seed: int) -> Candidate:
+        size, what = self._config.simulation, (prompt.ordinal, seed, self.version)
+        return Candidate(
+            id=f"{prompt.ordinal}-{index}-v{self.version}",
+            ordinal=prompt.ordinal,
+            index=index,
+            seed=seed,
+            policy_version=self.version,
+            latents=data(size.latents_bytes, "latents", *what),
+            clip=data(size.clip_bytes, "clip", *what).data,
+        )

@@ -1,0 +1,61 @@
+"""What a simulated run has to tell: how fast the loop turned, and which role the others waited for.
+
+| figure   | meaning                                                                                  |
+|----------|------------------------------------------------------------------------------------------|
+| seconds  | from the first unit of work to the last, over all starts, without the pauses between them |
+| busy     | share of that time in which a worker of the role worked, mean over its workers           |
+| lag      | pushes between sampling and training, mean and greatest over all steps                   |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.exchange.client import RunExchange, State
+from common.metrics import EVENTS, METRICS, TIMELINE, latest_by_step, read_json_lines
+from deploy import timeline
+
+ROLES = ("sampler", "rewarder", "learner")
+LOST = (State.TIED, State.EXPIRED, State.FAILED)
+
+
+def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
+    """The figures of a run folder, as result.json keeps them."""
+    steps = latest_by_step(read_json_lines(folder / METRICS))
+    work = timeline.read(read_json_lines(folder / TIMELINE), read_json_lines(folder / EVENTS))
+    seconds = max((bar.end for bar in work.bars), default=0.0) - min((bar.start for bar in work.bars), default=0.0)
+    counts = exchange.counts()
+    return {
+        "seconds": round(seconds, 3),
+        "steps": len(steps),
+        "groups": sum(counts.values()),
+        "lost": {state.value: counts[state] for state in LOST if counts[state]},
+        "wasted": exchange.wasted(),
+        "lag_mean": sum(step["lag"] for step in steps) / max(len(steps), 1),
+        "lag_max": max((step["lag_max"] for step in steps), default=0),
+        "roles": {role: _role(work, role, seconds) for role in ROLES},
+    }
+
+
+def _role(work: timeline.Timeline, role: str, seconds: float) -> dict[str, float]:
+    workers = [worker for worker in work.workers if worker.rpartition("-")[0] == role]
+    busy = sum(work.busy(worker) for worker in workers)
+    return {"workers": len(workers), "busy": busy / max(seconds * len(workers), 1e-9)}
+
+
+def words(found: Mapping[str, Any]) -> list[str]:
+    """The figures as a person reads them."""
+    seconds = max(found["seconds"], 1e-9)
+    busiest = max(found["roles"], key=lambda role: found["roles"][role]["busy"])
+    shares = [f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found["roles"].items()]
+    lost = [f"{count} {what}" for what, count in found["lost"].items()]
+    wasted = [f"{count} by {reason}" for reason, count in found["wasted"].items()]
+    return [
+        f"{found['steps']} steps and {found['groups']} groups in {seconds:.1f} s: "
+        f"{found['steps'] / seconds:.2f} steps/s, {found['groups'] / seconds:.2f} groups/s",
+        f"busy: {', '.join(shares)}; the {busiest} sets the pace",
+        f"lag: mean {found['lag_mean']:.2f}, greatest {found['lag_max']} pushes",
+        f"groups lost: {', '.join(lost) or 'none'}; candidates wasted: {', '.join(wasted) or 'none'}",
+    ]

@@ -1,0 +1,80 @@
+"""Who does the work of a role: a model, or with `simulate` something that only takes its time.
+
+Every function imports at once what its role needs, and nothing else: a process imports while others get ready, and a
+simulated one is small and starts fast. What it returns opens models and makes the worker.
+"""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actors.prompts import PromptSource, open_prompts
+from common.config import RunConfig
+
+if TYPE_CHECKING:
+    from actors.loop import SamplingLoop
+    from learner.loop import LearningLoop
+    from rewarders.base import Reward
+    from rewarders.loop import ScoringLoop
+
+
+def open_inputs(config: RunConfig) -> PromptSource:
+    """The run's prompts; they and the model folder are looked at before a run folder is made.
+
+    `ConfigError` for what is missing or broken.
+    """
+    needs_image = True
+    if not config.simulate:
+        from common.models import open_model
+
+        needs_image = open_model(config.model.path).image_conditioned
+    prompts = open_prompts(config.prompts, config.seed, needs_image)
+    prompts.heldout(config.evaluation.prompts, config.seed)
+    return prompts
+
+
+def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
+    """Makes the sampler of a name, which starts under version 0."""
+    if config.simulate:
+        from actors.simulated import SimulatedSampler
+
+        return partial(SimulatedSampler, config)
+    from actors.sampler import Sampler
+    from common.models import open_model
+
+    return lambda worker: Sampler(open_model(config.model.path), config, worker)
+
+
+def rewarder_of(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Callable[[str], ScoringLoop]:
+    """Makes the rewarder of a name. `rewards` takes the place of the heads in ``reward.path``.
+
+    It raises `ConfigError` when a dimension that has a weight is scored by none of them.
+    """
+    if config.simulate:
+        from rewarders.simulated import SimulatedRewarder
+
+        return partial(SimulatedRewarder, config)
+    from rewarders.anime import load_heads
+    from rewarders.rewarder import rewarder_for
+
+    def make(worker: str) -> ScoringLoop:
+        heads = load_heads(config.reward.path, config.model.device) if rewards is None else rewards
+        return rewarder_for(heads, config.reward, worker)
+
+    return make
+
+
+def learner_of(config: RunConfig) -> Callable[[Path, str], LearningLoop]:
+    """Makes the learner of a run folder and a name, at step 0: `resume` comes next."""
+    if config.simulate:
+        from learner.simulated import SimulatedLearner
+
+        return partial(SimulatedLearner, config)
+    from common.models import open_model
+    from learner.train import Learner
+
+    return lambda folder, worker: Learner(open_model(config.model.path), config, folder, worker)

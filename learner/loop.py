@@ -1,0 +1,140 @@
+"""The learner's loop, whatever takes the step: lease pairs, one optimizer step, commit; then what is due after it.
+
+```
+            lease_pairs(step)            commit_step(step)
+ EXCHANGE ───────────────────> take() ───────────────────> every K: refresh, reference <- policy
+                                                            every P: publish a version, announce it
+                                                            every checkpoint_every: save, mark(step)
+```
+
+It waits for pairs only. Rank 0 alone talks to the exchange; the others pass None.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from common.config import RunConfig
+from common.exchange.client import RunExchange
+from common.messages import Array, StepStats, Trained, WeightVersion
+from learner import checkpoint
+
+# Settings that may change between two starts of a run without changing what it computes.
+FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """One optimizer step in numbers, as in `StepStats`, and the pairs it used."""
+
+    ordinals: Sequence[int]
+    loss: float
+    inside: float
+    margin: float
+    gap: float
+    winner_error: float
+    loser_error: float
+    grad_norm: float
+    lag: float
+    lag_max: int
+    reward: float
+
+
+class LearningLoop(ABC):
+    """`step` optimizer steps are taken; `version` is the newest published one, -1 before the first."""
+
+    def __init__(self, config: RunConfig, worker: str) -> None:
+        self.config, self.worker = config, worker
+        self.step, self.version = 0, -1
+        self.empty_embeds: Array | None = None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
+        self._rules = config.learner
+
+    @abstractmethod
+    def take(self, exchange: RunExchange | None) -> Taken | None:
+        """Lease the next step's pairs and update the weights; None when there is no full batch. Collective."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """The reference becomes the policy. Collective."""
+
+    @abstractmethod
+    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
+        """Write the policy as a new version and announce it (rank 0). Collective."""
+
+    @abstractmethod
+    def save(self, exchange: RunExchange | None) -> None:
+        """Write a checkpoint of this step, delete the oldest, and make its uses final. Collective."""
+
+    @abstractmethod
+    def resume(self, exchange: RunExchange | None) -> bool:
+        """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
+
+        Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
+        there was no checkpoint. `ConfigError` when the checkpoint belongs to other settings or is broken. Collective.
+        """
+
+    @abstractmethod
+    def any(self, mine: bool) -> bool:
+        """Whether `mine` is true on at least one rank. Collective."""
+
+    @abstractmethod
+    def policy_digest(self) -> str:
+        """Digest of the policy's weights, hex. Collective."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the learner holds."""
+
+    def work(self, exchange: RunExchange | None) -> StepStats | None:
+        """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
+        started = time.perf_counter()
+        taken = self.take(exchange)
+        if taken is None:
+            return None
+        self.step += 1
+        if exchange is not None:
+            exchange.commit_step(self.step, taken.ordinals)
+        refreshed = due(self.step, self._rules.refresh_every)
+        if refreshed:
+            self.refresh()
+        pushed = due(self.step, self._rules.steps_per_push)
+        if pushed:
+            self.publish(exchange)
+        if due(self.step, self._rules.checkpoint_every):
+            self.save(exchange)
+        numbers = {field.name: getattr(taken, field.name) for field in fields(taken) if field.name != "ordinals"}
+        seconds = time.perf_counter() - started
+        return StepStats(step=self.step, seconds=seconds, refreshed=refreshed, pushed=pushed, **numbers)
+
+    def finish(self, exchange: RunExchange | None) -> Trained:
+        """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
+        if not due(self.step, self._rules.steps_per_push):
+            self.publish(exchange)
+        if not due(self.step, self._rules.checkpoint_every):
+            self.save(exchange)
+        return Trained(self.step, self.version, self.policy_digest())
+
+    def pause(self, exchange: RunExchange | None) -> None:
+        """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
+        if self.step and due(self.step, self._rules.steps_per_push):
+            self.save(exchange)
+
+    def progress(self, world: int, architecture: str) -> checkpoint.Progress:
+        """What a checkpoint of this step says besides tensors."""
+        return checkpoint.Progress(
+            step=self.step,
+            version=self.version,
+            pushes=self.step // self._rules.steps_per_push,
+            seed=self.config.seed,
+            world=world,
+            architecture=architecture,
+            settings=self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
+        )
+
+
+def due(step: int, every: int) -> bool:
+    """Whether something that happens every `every` steps (0: never) happens after `step`."""
+    return every > 0 and step % every == 0
