@@ -199,6 +199,9 @@ class ClusterConfig(Section):
     sampler_node: str = Field(default="", description="custom resource of the nodes samplers may run on, e.g. H100")
     rewarder_node: str = Field(default="", description="custom resource of the nodes rewarders may run on")
     learner_node: str = Field(default="", description="custom resource of the learner's and exchange's node, e.g. A800")
+    keys: Literal["auto", "always"] = Field(
+        default="auto", description="CURVE keys between processes: off loopback, or on it too (shared machines)"
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of each worker process")
     placement_seconds: float = Field(default=120, gt=0, description="how long to wait for the nodes that are asked for")
     restarts: int = Field(default=5, ge=0, description="deaths of one worker within an hour that are mended")

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from common.keys import ServerKeys
 from common.messages import Span, StepStats, Trained
 from common.metrics import METRICS, TIMELINE, JsonLines
 from common.rpc import LOOPBACK, Client, Service, calling
@@ -69,9 +70,9 @@ class RunJournal:
         self._timeline.close()
 
 
-def journal_service(journal: Journal, address: str = LOOPBACK) -> Service:
+def journal_service(journal: Journal, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
     """A service that writes into `journal`."""
-    return Service(Journal, journal, address)
+    return Service(Journal, journal, address, keys=keys)
 
 
 @calling(Journal)

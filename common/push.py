@@ -22,6 +22,7 @@ from typing import Protocol
 import zmq
 
 from common.config import ConfigError
+from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
 from common.messages import WeightVersion
 from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling
 from common.weights import WeightStore
@@ -80,13 +81,21 @@ class StoredWeights:
 
 
 class Announcer:
-    """Says on a PUB socket that a version is there. Losing a note loses time, nothing else."""
+    """Says on a PUB socket that a version is there. Losing a note loses time, nothing else.
 
-    def __init__(self, address: str = LOOPBACK) -> None:
+    Off loopback it needs `keys`, or it is a `ConfigError`.
+    """
+
+    def __init__(self, address: str = LOOPBACK, keys: ServerKeys | None = None) -> None:
         self._context = zmq.Context()
+        self._door = Door(self._context, keys)
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.bind(address)
+        try:
+            self._door.bind(self._socket, address)
+        except (ConfigError, zmq.ZMQError):
+            self.close()
+            raise
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def announce(self, version: int) -> None:
@@ -96,12 +105,13 @@ class Announcer:
     def close(self) -> None:
         """Let go of the address."""
         self._socket.close()
+        self._door.close()
         self._context.term()
 
 
-def weight_service(store: WeightStore, address: str = LOOPBACK) -> Service:
+def weight_service(store: WeightStore, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
     """A service that answers for the versions in `store`."""
-    return Service(WeightSource, StoredWeights(store), address)
+    return Service(WeightSource, StoredWeights(store), address, keys=keys)
 
 
 @calling(WeightSource)
@@ -127,13 +137,15 @@ class WeightPuller:
     """Keeps the newest published version staged, and the one last asked for. ``with WeightPuller(...) as puller:``
 
     `source` and `notes` are the addresses of the weight service and of its announcer; `folder` is scratch of this
-    worker alone.
+    worker alone; `key` lets it in at both.
     """
 
-    def __init__(self, source: str, notes: str, folder: Path, worker: str) -> None:
+    def __init__(self, source: str, notes: str, folder: Path, worker: str, key: WorkerKey | None = None) -> None:
+        for address in (source, notes):  # here, where it is heard, rather than on the thread
+            check_reaching(address, key is not None)
         self.failed = 0
         self.store = WeightStore(folder)
-        self._source, self._notes, self._worker = source, notes, worker
+        self._source, self._notes, self._worker, self._key = source, notes, worker, key
         self._wanted = -1
         self._changed = Condition()
         self._hurry, self._stop = Event(), Event()
@@ -157,11 +169,11 @@ class WeightPuller:
         with (
             zmq.Context() as context,
             context.socket(zmq.SUB) as notes,
-            RemoteWeights.at(self._source, self._worker) as source,
+            RemoteWeights.at(self._source, self._worker, self._key) as source,
         ):
             notes.setsockopt(zmq.LINGER, 0)
             notes.setsockopt_string(zmq.SUBSCRIBE, "")
-            notes.connect(self._notes)
+            connect(notes, self._notes, self._key)
             while not self._stop.is_set():
                 self._hurry.clear()
                 self._stage(source)

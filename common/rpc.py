@@ -20,7 +20,7 @@ import logging
 import typing
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from threading import Event, RLock, Thread
@@ -30,6 +30,7 @@ from uuid import uuid4
 import zmq
 
 from common.config import ConfigError
+from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
 from common.wire import LIMITS, Frames, Limits, WireError, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -83,19 +84,31 @@ def _call(interface: type, name: str) -> Call:
 class Service:
     """Answers for `target` at `address` until told to stop. Bound at once: `.address` is where clients connect.
 
-    `counts` are requests by call, and under ``error`` those that were refused.
+    Off loopback it needs `keys`, or it is a `ConfigError` (`common/keys.py`). `counts` are requests by call, and under
+    ``error`` those that were refused.
     """
 
-    def __init__(self, interface: type, target: Any, address: str = LOOPBACK, limits: Limits = LIMITS) -> None:
+    def __init__(
+        self,
+        interface: type,
+        target: Any,
+        address: str = LOOPBACK,
+        limits: Limits = LIMITS,
+        keys: ServerKeys | None = None,
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._calls, self._target, self._limits = calls(interface), target, limits
         self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()
         self._context = zmq.Context()
+        self._door = Door(self._context, keys)
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # a larger frame closes its connection unread
         try:
-            self._socket.bind(address)
+            self._door.bind(self._socket, address)
+        except ConfigError:
+            self.close()
+            raise
         except zmq.ZMQError as error:
             self.close()
             raise OSError(f"{interface.__name__}: cannot listen at {address}: {error}") from None
@@ -111,6 +124,7 @@ class Service:
     def close(self) -> None:
         """Let go of the address. The target stays as it is."""
         self._socket.close()
+        self._door.close()
         self._context.term()
 
     def answer(self, frames: Sequence[bytes]) -> list[bytes]:
@@ -176,11 +190,19 @@ def serving(service: Service) -> Iterator[Service]:
 class Client:
     """Asks the service at `address`. Thread-safe: one request is under way at a time.
 
-    `who` names the asker in errors. `close` it, or use it in a ``with``.
+    `who` names the asker in errors; with `key` both sides prove who they are. `close` it, or use it in a ``with``.
     """
 
-    def __init__(self, address: str, who: str, timeout: float = TIMEOUT_SECONDS, limits: Limits = LIMITS) -> None:
-        self.address, self.who = address, who
+    def __init__(
+        self,
+        address: str,
+        who: str,
+        timeout: float = TIMEOUT_SECONDS,
+        limits: Limits = LIMITS,
+        key: WorkerKey | None = None,
+    ) -> None:
+        check_reaching(address, key is not None)
+        self.address, self.who, self._key = address, who, key
         self._timeout, self._limits = timeout, limits
         self._client, self._number = uuid4().hex, 0
         self._lock = RLock()
@@ -188,15 +210,16 @@ class Client:
         self._socket = self._connect()
 
     @classmethod
-    def at(cls, address: str, who: str) -> Self:
+    def at(cls, address: str, who: str, key: WorkerKey | None = None) -> Self:
         """A client of the service at `address`; it has the interface's methods, which type checkers do not see."""
-        return cls(address, who)
+        return cls(address, who, key=key)
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, self._limits.blob)
-        socket.connect(self.address)
+        socket.setsockopt(zmq.SNDTIMEO, round(1000 * self._timeout))  # who was turned away has nowhere to send to
+        connect(socket, self.address, self._key)
         return socket
 
     def ask(self, call: Call, arguments: tuple[Any, ...]) -> Any:
@@ -205,14 +228,16 @@ class Client:
             self._number += 1
             request = pack({"client": self._client, "id": self._number, "call": call.name}, list(arguments))
             for _ in range(ATTEMPTS):
-                self._socket.send_multipart(request)
-                answer = self._await(self._number)
-                if answer is not None:
-                    return self._read(call, answer)
+                with suppress(zmq.Again):
+                    self._socket.send_multipart(request)
+                    answer = self._await(self._number)
+                    if answer is not None:
+                        return self._read(call, answer)
                 self._socket.close()
                 self._socket = self._connect()
         seconds = ATTEMPTS * self._timeout
-        raise Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s")
+        perhaps = "; is the key that of this run?" if self._key else ""
+        raise Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s{perhaps}")
 
     def _await(self, number: int) -> Any:
         """The answer to request `number`; late answers to earlier ones are dropped. None when time is up."""

@@ -22,6 +22,7 @@ from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
 from common.journal import RunJournal, journal_service
+from common.keys import KEYS, is_loopback, make_or_read
 from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
@@ -61,18 +62,20 @@ class Hub:
         if done is not None:
             return Outcome(done["step"], done)
         try:
-            return self._open(self._stack, f"tcp://{host}:*")
+            return self._open(self._stack, host)
         except BaseException:
             self._stack.close()
             raise
 
-    def _open(self, stack: ExitStack, address: str) -> Opened:
-        config = self.config
+    def _open(self, stack: ExitStack, host: str) -> Opened:
+        config, address = self.config, f"tcp://{host}:*"
         prompts = open_inputs(config)
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
         run_folder.check_steps(config, saved)
-        announcer = Announcer(address)
+        keyed = config.cluster.keys == "always" or not is_loopback(host)
+        keys = make_or_read(folder / KEYS) if keyed else None
+        announcer = Announcer(address, keys)
         stack.callback(announcer.close)
         self._exchange = Announcing(folder, config, prompts, announcer)
         stack.callback(self._exchange.close)
@@ -84,12 +87,13 @@ class Hub:
             config, folder, self._exchange, events, journal, heldout, saved, self._bulletin, self._stop
         )
         services = (
-            exchange_service(self._exchange, address),
-            journal_service(journal, address),
-            weight_service(self._course.store, address),
+            exchange_service(self._exchange, address, keys=keys),
+            journal_service(journal, address, keys),
+            weight_service(self._course.store, address, keys),
         )
         exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
-        addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder)
+        key = keys.worker if keys else None
+        addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
         return Opened(addresses, self._course.trained() is None)
 
     def run(self) -> Outcome:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from common.keys import WorkerKey
 
 
 class RunFailed(RuntimeError):
@@ -13,13 +15,17 @@ class RunFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the hub's services listen, and where the run's folder is on the hub's node. Hub -> driver -> workers."""
+    """Where the hub's services listen, what lets in there, and where the run's folder is on the hub's node.
+
+    Hub -> driver -> workers.
+    """
 
     exchange: str
     journal: str
     weights: str
     notes: str
     folder: Path
+    key: WorkerKey | None = field(default=None, repr=False)  # None on loopback
 
 
 @dataclass(frozen=True, slots=True)

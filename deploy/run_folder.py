@@ -6,7 +6,7 @@ RUN/ledger.sqlite    the exchange's state            RUN/events.jsonl   starts, 
 RUN/blobs/           latents and clips               RUN/clips/         held-out clips, base and aligned
 RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of any worker's work
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
-                                                     RUN/report.html    the report, and a picture of it: report.png
+RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
 ```
 """
 

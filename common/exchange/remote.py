@@ -6,13 +6,16 @@ from collections.abc import Callable
 from threading import Event, Thread
 
 from common.exchange.client import RunExchange
+from common.keys import ServerKeys
 from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling
 from common.wire import LIMITS, Limits, WireError
 
 
-def exchange_service(exchange: RunExchange, address: str = LOOPBACK, limits: Limits = LIMITS) -> Service:
+def exchange_service(
+    exchange: RunExchange, address: str = LOOPBACK, limits: Limits = LIMITS, keys: ServerKeys | None = None
+) -> Service:
     """A service that answers for `exchange`."""
-    return Service(RunExchange, exchange, address, limits)
+    return Service(RunExchange, exchange, address, limits, keys)
 
 
 @calling(RunExchange)

@@ -44,11 +44,11 @@ class Worker(ABC):
         beat = self.config.exchange.lease_seconds / BEATS
 
         def exchange() -> RemoteExchange:
-            return RemoteExchange.at(addresses.exchange, self.name)
+            return RemoteExchange.at(addresses.exchange, self.name, addresses.key)
 
         with ExitStack() as stack:
             mine = stack.enter_context(exchange())
-            journal = stack.enter_context(RemoteJournal.at(addresses.journal, self.name))
+            journal = stack.enter_context(RemoteJournal.at(addresses.journal, self.name, addresses.key))
             stack.enter_context(Heartbeat(exchange, self.name, beat))
             self.work(addresses, mine, journal, stack)
 

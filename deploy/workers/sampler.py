@@ -29,7 +29,9 @@ class SamplerWorker(Worker):
         sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"douga-{self.name}-")))
-        puller = stack.enter_context(WeightPuller(addresses.weights, addresses.notes, scratch, self.name))
+        puller = stack.enter_context(
+            WeightPuller(addresses.weights, addresses.notes, scratch, self.name, addresses.key)
+        )
         while not self.stopping.is_set():
             wanted = exchange.wanted_version()
             if wanted != sampler.version and puller.staged(wanted):

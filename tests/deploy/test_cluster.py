@@ -7,9 +7,11 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -17,13 +19,18 @@ from ray.cluster_utils import Cluster
 
 from actors.prompts import open_prompts
 from actors.sampler import Sampler
+from common import rpc
 from common.config import DIMENSIONS, ConfigError, RunConfig
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
+from common.exchange.remote import RemoteExchange
+from common.keys import KEYS, WORKER, read_worker_key
 from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
 from common.models import open_model
+from common.rpc import Unreachable
 from common.weights import WeightStore
+from common.wire import WireError
 from deploy import cluster, serial, timeline
 from deploy.hub import Hub
 from deploy.messages import Outcome
@@ -267,6 +274,31 @@ def test_pairs_that_come_too_late_expire_and_the_run_ends(nodes: Cluster, model:
     assert exchange.counts()[State.TRAINED] == 12
     exchange.close()
     assert max(record["lag_max"] for record in read_json_lines(made.folder / "metrics.jsonl")) <= 1
+
+
+def test_with_keys_only_who_holds_one_is_served(
+    nodes: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run over CURVE from start to end; on its way, every port of the hub is tried with and without the key."""
+    monkeypatch.setattr(rpc, "ATTEMPTS", 1)
+    made = config(tmp_path, model, steps=2, **{"cluster.keys": "always"})
+    lines, served = At({}), dict.fromkeys(("keyless", "keyed"), 0)
+
+    def knock() -> None:
+        hub = psutil.Process(int(lines.place("hub")["process"]))
+        doors = [one.laddr for one in hub.net_connections(kind="tcp") if one.status == psutil.CONN_LISTEN]
+        for name, key in {"keyless": None, "keyed": read_worker_key(made.folder / KEYS / WORKER)}.items():
+            for door in doors:
+                host = "127.0.0.1" if door.ip in ("0.0.0.0", "::") else door.ip  # those are Ray's own
+                with (
+                    suppress(Unreachable, ConfigError, WireError),
+                    RemoteExchange(f"tcp://{host}:{door.port}", "tester", timeout=0.5, key=key) as exchange,
+                ):
+                    served[name] += exchange.counts()[State.DONE] >= 0
+
+    lines.what[1] = knock
+    assert cluster.run(made, toy.rewards(), progress=lines).finished
+    assert served == {"keyless": 0, "keyed": 1}
 
 
 def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path) -> None:
