@@ -202,6 +202,9 @@ class ClusterConfig(Section):
     keys: Literal["auto", "always"] = Field(
         default="auto", description="CURVE keys between processes: off loopback, or on it too (shared machines)"
     )
+    port: int = Field(
+        default=0, ge=0, le=65531, description="of the hub, and the four after it; 0: free ones, others at every start"
+    )
     threads: int = Field(default=1, ge=1, description="CPU threads of each worker process")
     placement_seconds: float = Field(default=120, gt=0, description="how long to wait for the nodes that are asked for")
     restarts: int = Field(default=5, ge=0, description="deaths of one worker within an hour that are mended")
@@ -257,11 +260,25 @@ class RunConfig(Section):
 
 def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:
     """Defaults, then the TOML `file`, then `flags` (dotted names, ``_`` or ``-``). Raises `ConfigError`."""
-    data: dict[str, Any] = {}
-    where: dict[str, str] = {}
-    if file is not None:
-        data = _read_toml(file)
-        where = {name: str(file) for name in leaves(data)}
+    if file is None:
+        return parse_config("", "the defaults", flags)
+    try:
+        return parse_config(file.read_text("utf-8"), str(file), flags)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None) -> RunConfig:
+    """`load_config` of TOML `text` that comes from `source`, as errors name it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    where = {name: source for name in leaves(data)}
     for name, value in (flags or {}).items():
         dotted = name.replace("-", "_")
         _put(data, dotted, _listed(dotted, value))
@@ -270,17 +287,6 @@ def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_one_line(error, where)) from None
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such configuration file") from None
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid TOML: {error}") from None
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = "tcp://127.0.0.1:*"
 POLL_SECONDS = 0.02  # how long a stop may go unnoticed
 CLIENTS = 1024  # last answers kept
-TIMEOUT_SECONDS, ATTEMPTS = 30.0, 4  # of a client that waits
+TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # of a client that waits; a hub that starts again is found within one
 
 
 class Unreachable(ConnectionError):
@@ -210,9 +210,9 @@ class Client:
         self._socket = self._connect()
 
     @classmethod
-    def at(cls, address: str, who: str, key: WorkerKey | None = None) -> Self:
+    def at(cls, address: str, who: str, key: WorkerKey | None = None, timeout: float = TIMEOUT_SECONDS) -> Self:
         """A client of the service at `address`; it has the interface's methods, which type checkers do not see."""
-        return cls(address, who, key=key)
+        return cls(address, who, timeout, key=key)
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)

@@ -100,6 +100,7 @@ OWN = {
     "prompts": frozenset({"out", "captions", "captioner"}),
     "toon": frozenset({"work", "out", "seed"}),
     "evaluate": frozenset({"prompts", "version", "json"}),
+    "worker": frozenset({"connect", "key", "patience"}),
 }
 
 
@@ -153,6 +154,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_run(commands)
+    _add_worker(commands)
     _add_clips(commands)
     _add_run_folder(commands)
     _add_data(commands)
@@ -201,6 +203,37 @@ def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from deploy import start  # noqa: PLC0415 - `--help` answers without rich
 
     return start.run(options, flags)
+
+
+def _add_worker(commands: Any) -> None:
+    worker = _add(
+        commands,
+        "worker",
+        _work,
+        "join a live run as a sampler or rewarder, from any machine",
+        "A run says at its start where others may join. The worker takes the run's configuration, works until the run\n"
+        "is over or Ctrl-C, and leaves; what it leaves unfinished is done by others. It needs the same model files as\n"
+        "the run; where they lie here, and on which device they work, may be given:\n"
+        "  --model.path --model.device --reward.path --cluster.threads\n\n"
+        "examples:\n"
+        "  douga worker sampler --connect tcp://127.0.0.1:41873              on the machine of the run\n"
+        "  douga worker sampler --connect tcp://10.0.0.5:7000 --key worker.key --model.device cuda:0\n"
+        "      worker.key is a copy of RUN/keys/worker.key (chmod 600); cluster.port = 7000 keeps the address over\n"
+        "      restarts of the run, so that the worker finds it again",
+        keys=True,
+    )
+    worker.add_argument("role", choices=("sampler", "rewarder"))
+    worker.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="where the run's hub says to join")
+    worker.add_argument("--key", type=Path, metavar="FILE", help="copy of the run's keys/worker.key; not on loopback")
+    worker.add_argument(
+        "--patience", type=float, default=300.0, metavar="SECONDS", help="for a hub that is gone (default: 300)"
+    )
+
+
+def _work(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from deploy import join  # noqa: PLC0415 - `--help` answers without zmq
+
+    return join.work(options, flags)
 
 
 def _config(options: argparse.Namespace, flags: dict[str, Any]) -> int:

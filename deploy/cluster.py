@@ -34,7 +34,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ClusterConfig, ConfigError, RunConfig
-from deploy.messages import Opened, Outcome
+from deploy.messages import News, Opened, Outcome
 from deploy.progress import Progress, Silent
 from deploy.supervisor import GivenUp, Quorum, Supervisor
 
@@ -214,6 +214,7 @@ class Driver:
         self.hub = _process("deploy.hub:Hub", [config], **self._bundle(0))
         self.units = self._units(rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
+        self.guests = 0  # samplers from outside
         self.places: dict[Any, Asked] = {}  # answers to come -> who was asked where it is
 
     def run(self) -> Outcome:
@@ -329,7 +330,7 @@ class Driver:
 
     def _check_samplers(self) -> None:
         samplers = [unit for unit in self.units if unit.is_sampler]
-        up = sum(unit.up for unit in samplers)
+        up = self.guests + sum(unit.up for unit in samplers)
         coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in samplers)
         self.quorum.check(up, coming, time.monotonic())
 
@@ -362,11 +363,12 @@ class Driver:
                 self.progress.say(f"{asked.name} waits for room; the others go on. Free in Ray: {free}")
 
     def _show_news(self) -> None:
-        status, lines = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
-        for line in lines:
+        news: News = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
+        self.guests = news.samplers
+        for line in news.lines:
             self.progress.say(line)
-        if status is not None:
-            self.progress.update(status)
+        if news.status is not None:
+            self.progress.update(news.status)
 
     def _ask(self, answer: Any, seconds: float) -> Any:
         """The hub's answer. `HubLost` when there is no hub any more; the hub's own errors as what they were."""

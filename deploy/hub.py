@@ -22,7 +22,7 @@ from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
 from common.journal import RunJournal, journal_service
-from common.keys import KEYS, is_loopback, make_or_read
+from common.keys import KEYS, WORKER, is_loopback, make_or_read
 from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
@@ -35,7 +35,8 @@ from deploy.course import (
     heldout_found,
     queue,
 )
-from deploy.messages import Addresses, Opened, Outcome
+from deploy.guests import Guests, reception_service
+from deploy.messages import Addresses, News, Opened, Outcome
 from deploy.progress import Pace, Status
 from deploy.roles import open_inputs
 from learner import checkpoint
@@ -68,14 +69,19 @@ class Hub:
             raise
 
     def _open(self, stack: ExitStack, host: str) -> Opened:
-        config, address = self.config, f"tcp://{host}:*"
+        config = self.config
+
+        def at(number: int) -> str:
+            """The address of the hub's service of that number."""
+            return f"tcp://{host}:{config.cluster.port + number if config.cluster.port else '*'}"
+
         prompts = open_inputs(config)
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
         run_folder.check_steps(config, saved)
         keyed = config.cluster.keys == "always" or not is_loopback(host)
         keys = make_or_read(folder / KEYS) if keyed else None
-        announcer = Announcer(address, keys)
+        announcer = Announcer(at(1), keys)
         stack.callback(announcer.close)
         self._exchange = Announcing(folder, config, prompts, announcer)
         stack.callback(self._exchange.close)
@@ -87,22 +93,27 @@ class Hub:
             config, folder, self._exchange, events, journal, heldout, saved, self._bulletin, self._stop
         )
         services = (
-            exchange_service(self._exchange, address, keys=keys),
-            journal_service(journal, address, keys),
-            weight_service(self._course.store, address, keys),
+            exchange_service(self._exchange, at(2), keys=keys),
+            journal_service(journal, at(3), keys),
+            weight_service(self._course.store, at(4), keys),
         )
         exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
         key = keys.worker if keys else None
         addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
+        self._guests = Guests(config, addresses, self._exchange.release)
+        reception = stack.enter_context(serving(reception_service(self._guests, at(0), keys)))
+        stack.callback(self._guests.dismiss)  # while all services still answer
+        shown = f" --key {folder / KEYS / WORKER}" if keys else ""
+        self._bulletin.say(f"others may join: douga worker sampler --connect {reception.address}{shown}")
         return Opened(addresses, self._course.trained() is None)
 
     def run(self) -> Outcome:
         """The course, from where the folder stands to its end or to `stop`."""
         return self._course.run()
 
-    def news(self) -> tuple[Status | None, list[str]]:
+    def news(self) -> News:
         """How things stand, and what was said since the last call."""
-        return self._bulletin.take()
+        return News(*self._bulletin.take(), self._guests.count("sampler"))
 
     def release(self, worker: str) -> None:
         """`worker` is dead: others may take over its work."""

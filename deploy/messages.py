@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.keys import WorkerKey
+from deploy.progress import Status
 
 
 class RunFailed(RuntimeError):
@@ -34,6 +35,15 @@ class Opened:
 
     addresses: Addresses
     training: bool  # False when only the comparison is left
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What is new at the hub. Hub -> driver."""
+
+    status: Status | None
+    lines: list[str]
+    samplers: int  # guests that sample (`deploy/guests.py`)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,125 @@
+"""``douga worker``: join a live run from outside its Ray cluster, work, and leave.
+
+Nothing of the run is needed here but its address and its key, and copies of the models that it uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event, Thread
+from typing import Any
+
+from common.config import ConfigError, parse_config
+from common.keys import WorkerKey, read_worker_key
+from common.rpc import ServiceFailed, Unreachable
+from deploy.guests import BEAT_SECONDS, RemoteReception, Standing, Welcome, fingerprint_of
+from deploy.messages import Addresses
+from deploy.start import stop_on_signals
+from deploy.workers.base import Worker
+
+OWN_KEYS = ("model.path", "model.device", "reward.path", "cluster.threads")  # what may differ from machine to machine
+ASK_SECONDS = 5.0  # a try; there are several
+AGAIN_SECONDS = 2.0  # between two tries to join
+LOOK_SECONDS = 0.2  # between two looks whether to stop
+
+
+def work(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    """0: the run is over, or somebody stopped the worker. 3: the run could not be reached for too long."""
+    for name in flags:
+        if name.replace("-", "_") not in OWN_KEYS:
+            raise ConfigError(f"--{name}: a guest takes the run's configuration; its own are {', '.join(OWN_KEYS)}")
+    key = read_worker_key(options.key) if options.key else None
+    with stop_on_signals() as stop:
+        visit = Visit(options.role, options.connect, key, flags, stop)
+        heard = time.monotonic()
+        while not stop():
+            try:
+                if visit.make():
+                    return 0
+                heard = time.monotonic()
+            except (Unreachable, ServiceFailed) as error:
+                if time.monotonic() - heard > options.patience:
+                    _say(f"douga: {error}; given up after {options.patience:g} s (--patience)")
+                    return 3
+            Event().wait(AGAIN_SECONDS)
+    return 0
+
+
+@dataclass
+class Visit:
+    """One stay at a run, and another one when its hub has come back."""
+
+    role: str
+    connect: str
+    key: WorkerKey | None
+    flags: Mapping[str, Any]
+    stop: Callable[[], bool]
+    _last: Standing = Standing.WELCOME  # at the run, when it was last asked
+
+    def make(self) -> bool:
+        """Join, work, leave. True when the run is over or the worker was stopped; False when the hub was lost."""
+        with RemoteReception.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as reception:
+            config = parse_config(reception.configuration(), f"the run at {self.connect}", self.flags)
+            worker_class = _worker_class(self.role)
+            welcome: Welcome = reception.join(self.role, fingerprint_of(config, self.role))
+            self._last = Standing.WELCOME
+            _say(f"{welcome.name}: at work for run {config.name} at {self.connect}; Ctrl-C leaves")
+            self._work(worker_class(config, welcome.name), welcome.addresses(self.connect, self.key), reception)
+        if self._last is Standing.STRANGER:
+            _say(f"{welcome.name}: the run's hub at {self.connect} is gone; trying to join again")
+            return False
+        _say(f"{welcome.name}: {'left' if self._last is Standing.WELCOME else 'the run is over'}")
+        return True
+
+    def _work(self, worker: Worker, addresses: Addresses, reception: RemoteReception) -> None:
+        beat = Thread(target=self._beat, args=(reception, worker), name="stay", daemon=True)
+        beat.start()
+        try:
+            worker.run(addresses)
+        except (Unreachable, ServiceFailed) as error:
+            if self._last is Standing.WELCOME:  # the hub was lost amid a call
+                _say(f"{worker.name}: {error}")
+                self._last = Standing.STRANGER
+        finally:
+            worker.stop()
+            beat.join()
+        if self._last is not Standing.STRANGER:
+            with suppress(Unreachable, ServiceFailed):
+                reception.leave(worker.name)
+
+    def _beat(self, reception: RemoteReception, worker: Worker) -> None:
+        """Say that the worker is there, and tell it when to stop: asked to, at the end of the run, without a hub."""
+        asked = 0.0
+        while not worker.stopping.wait(LOOK_SECONDS):
+            if self.stop():
+                worker.stop()
+            elif time.monotonic() - asked >= BEAT_SECONDS:
+                asked = time.monotonic()
+                if self._standing(reception, worker.name) is not Standing.WELCOME:
+                    worker.stop()
+
+    def _standing(self, reception: RemoteReception, name: str) -> Standing:
+        try:
+            self._last = reception.stay(name)
+        except (Unreachable, ServiceFailed):
+            self._last = Standing.STRANGER
+        return self._last
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _worker_class(role: str) -> type[Worker]:
+    if role == "sampler":
+        from deploy.workers.sampler import SamplerWorker  # noqa: PLC0415 - each role imports what it needs
+
+        return SamplerWorker
+    from deploy.workers.rewarder import RewarderWorker  # noqa: PLC0415
+
+    return RewarderWorker
