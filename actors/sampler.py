@@ -26,7 +26,7 @@ from common.config import ConfigError, RunConfig
 from common.lora import adapter_state, inject_lora, load_adapter_state
 from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion
 from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
-from common.tensors import from_array, state_digest, tensor_digest, to_array
+from common.tensors import from_array, policy_digest, to_array
 
 ADAPTER = "policy"  # the name under which the learner trains its adapter
 CACHED_PROMPTS = 256  # encoded prompts kept: evaluation asks for the same ones under several versions
@@ -55,9 +55,8 @@ class Sampler(SamplingLoop):
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """Swap in a published version: all weights (`full`) or the adapter over the base that is held (`adapter`).
 
-        Names, shapes and dtypes are checked before anything changes, every tensor's digest after the swap.
-        `ConfigError` when the version belongs to another architecture or base, or when a digest differs; after the
-        latter the weights are nobody's and the sampler must be made anew.
+        Names, shapes and dtypes are checked before anything changes; digests are not: who has the tensors from a
+        `WeightStore` has verified ones. `ConfigError` when the version belongs to another architecture or base.
         """
         if version.kind == "adapter":
             self._load_adapter(version, state)
@@ -75,7 +74,6 @@ class Sampler(SamplingLoop):
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
-        _check_digests(version, self._transformer.state_dict())
         self._full_version = version.version
 
     def _load_adapter(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
@@ -91,11 +89,10 @@ class Sampler(SamplingLoop):
         own = adapter_state(self._transformer, ADAPTER)
         _check_fits(version, state, own, set(own))
         load_adapter_state(self._transformer, dict(state), ADAPTER)
-        _check_digests(version, adapter_state(self._transformer, ADAPTER))
 
     def policy_digest(self) -> str:
-        """blake2b-128 of the weights that are sampled with, hex: the learner's `policy_digest` of the same version."""
-        return state_digest(
+        """Digest of the weights that are sampled with, hex: of their `WeightVersion`, and the learner's."""
+        return policy_digest(
             adapter_state(self._transformer, ADAPTER) if self._adapted else self._transformer.state_dict()
         )
 
@@ -218,9 +215,3 @@ def _check_fits(
                 f"weight version {version.version}: {name} is {tensor.dtype}{list(tensor.shape)}, "
                 f"the model has {here}; another architecture?"
             )
-
-
-def _check_digests(version: WeightVersion, loaded: Mapping[str, torch.Tensor]) -> None:
-    for entry in version.tensors:
-        if tensor_digest(loaded[entry.name]) != entry.digest:
-            raise ConfigError(f"weight version {version.version}: {entry.name} differs from its digest after loading")

@@ -144,7 +144,7 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    digest: str  # blake2b-128 of the tensor's bytes, hex
+    digest: str  # sha256 of the tensor's bytes, hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class WeightVersion:
     kind: str  # "full" or "adapter"
     base: int  # the version an adapter applies to; for "full" the version itself
     tensors: tuple[TensorEntry, ...]
-    digest: str  # of the whole: blake2b-128 over the entries in name order
+    digest: str  # of the whole: sha256 over the entries in name order, hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class Trained:
 
     step: int  # optimizer steps taken
     version: int  # the last one published
-    weights_digest: str  # of the policy, blake2b-128, hex
+    weights_digest: str  # of the policy: that of its WeightVersion
 
 
 @dataclass(frozen=True, slots=True)

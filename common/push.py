@@ -8,29 +8,40 @@ learner ──publish──> WeightStore ──PUB "version 7"──────
 ```
 
 The note is only a hint that hurries the puller: one that comes late or missed a note asks for the newest version by
-itself. Chunks are asked for one by one, so neither side holds more than one of them, and sampling goes on meanwhile;
-what the sampler waits for is the load alone. A version counts as staged when every tensor's digest is right.
+itself. `AHEAD` chunks are asked for at once and no more, so neither side holds more than these, and sampling goes on
+meanwhile; what the sampler waits for is the load alone. Digests are compared as the bytes arrive: a version is staged
+when every tensor's is right, and what is not staged leaves nothing behind.
+
+A pull that has begun is brought to its end even when a newer version is announced, or fast pushes would starve it. It
+ends early when the learner has deleted the version; then the newest is next.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Generator
+from contextlib import closing
+from mmap import MAP_POPULATE, MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from threading import Condition, Event, Thread
-from typing import Protocol
+from typing import Protocol, cast
 
+import torch
 import zmq
 
 from common.config import ConfigError
 from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
 from common.messages import WeightVersion
-from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling
+from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling, calls, repeatable
+from common.tensor_file import file_size
 from common.weights import WeightStore
 from common.wire import WireError
 
 log = logging.getLogger(__name__)
 
-CHUNK = 8 << 20  # bytes in one message
+CHUNK = 4 << 20  # bytes in one message
+AHEAD = 4  # chunks asked for and not yet taken in
 ASK_SECONDS = 5.0  # a puller that hears no note asks this often
 KEPT = 2  # staged versions on a sampler's disk, besides the base of an adapter
 
@@ -46,17 +57,15 @@ class WeightSource(Protocol):
         """What belongs to a version. `ConfigError` when it is not there (any more)."""
         ...
 
-    def size(self, version: int) -> int:
-        """Bytes of its safetensors file."""
-        ...
-
+    @repeatable
     def chunk(self, version: int, offset: int) -> bytes:
-        """Up to `CHUNK` bytes of that file from `offset` on."""
+        """Up to `CHUNK` bytes of its safetensors file from `offset` on, a multiple of `CHUNK`. `ConfigError` as for
+        `manifest`."""
         ...
 
 
 class StoredWeights:
-    """A `WeightSource` over a store on this machine's disk."""
+    """A `WeightSource` over a store on this machine's disk. Chunks are sent from the page cache, without a copy."""
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
@@ -69,15 +78,15 @@ class StoredWeights:
         """See `WeightSource`."""
         return self._store.manifest(version)
 
-    def size(self, version: int) -> int:
-        """See `WeightSource`."""
-        return self._store.file(version).stat().st_size
-
     def chunk(self, version: int, offset: int) -> bytes:
         """See `WeightSource`."""
-        with self._store.file(version).open("rb") as file:
-            file.seek(offset)
-            return file.read(CHUNK)
+        try:
+            with self._store.file(version).open("rb") as file:
+                length = min(CHUNK, os.fstat(file.fileno()).st_size - offset)
+                flags = MAP_SHARED | MAP_POPULATE
+                return cast("bytes", memoryview(mmap(file.fileno(), length, flags, PROT_READ, offset=offset)))
+        except FileNotFoundError:
+            raise ConfigError(f"weight version {version} is not there any more") from None
 
 
 class Announcer:
@@ -118,8 +127,13 @@ def weight_service(store: WeightStore, address: str = LOOPBACK, keys: ServerKeys
 class RemoteWeights(Client, WeightSource):
     """The calls of `WeightSource`, made by way of the service at `address`."""
 
+    def chunks(self, version: int, size: int) -> Generator[memoryview, None, None]:
+        """The first `size` bytes of a version's file, in order. Close it when you leave before the end."""
+        offsets = ((version, offset) for offset in range(0, size, CHUNK))
+        return self.stream(calls(WeightSource)["chunk"], offsets, AHEAD)
 
-def pull(source: WeightSource, version: int, store: WeightStore) -> WeightVersion:
+
+def pull(source: RemoteWeights, version: int, store: WeightStore) -> WeightVersion:
     """Bring a version, and the base that an adapter needs, into `store`; returns its manifest.
 
     `ConfigError` when it is not published (any more) or arrives damaged; then nothing of it stays.
@@ -128,8 +142,8 @@ def pull(source: WeightSource, version: int, store: WeightStore) -> WeightVersio
     if manifest.base != version and manifest.base not in store.versions():
         pull(source, manifest.base, store)
     if version not in store.versions():
-        size = source.size(version)
-        store.receive(manifest, (source.chunk(version, offset) for offset in range(0, size, CHUNK)))
+        with closing(source.chunks(version, file_size(manifest.tensors))) as chunks:
+            store.receive(manifest, chunks)
     return manifest
 
 
@@ -147,8 +161,8 @@ class WeightPuller:
         self.store = WeightStore(folder)
         self._source, self._notes, self._worker, self._key = source, notes, worker, key
         self._wanted = -1
-        self._changed = Condition()
-        self._hurry, self._stop = Event(), Event()
+        self._changed, self._stop = Condition(), Event()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._thread = Thread(target=self._run, name=f"weights-{worker}", daemon=True)
 
     def staged(self, version: int) -> bool:
@@ -157,13 +171,17 @@ class WeightPuller:
         with self._changed:
             if version != self._wanted:
                 self._wanted = version
-                self._hurry.set()
+                os.eventfd_write(self._wake, 1)
             return version in self.store.versions()
 
     def wait(self, version: int, timeout: float) -> bool:
         """Wait until `version` is staged; False when time is up."""
         with self._changed:
             return self._changed.wait_for(lambda: self.staged(version), timeout)
+
+    def load(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
+        """Manifest and tensors of a staged version. Nothing is read or compared again: this is the sampler's pause."""
+        return self.store.open(version)
 
     def _run(self) -> None:
         with (
@@ -174,18 +192,16 @@ class WeightPuller:
             notes.setsockopt(zmq.LINGER, 0)
             notes.setsockopt_string(zmq.SUBSCRIBE, "")
             connect(notes, self._notes, self._key)
+            poller = zmq.Poller()
+            poller.register(notes, zmq.POLLIN)
+            poller.register(self._wake, zmq.POLLIN)
             while not self._stop.is_set():
-                self._hurry.clear()
                 self._stage(source)
-                self._listen(notes)
-
-    def _listen(self, notes: zmq.Socket[bytes]) -> None:
-        """Until a note, a stop, a question for another version, or time to ask. Piled up notes count as one."""
-        for _ in range(round(ASK_SECONDS / 0.02)):
-            if self._stop.is_set() or self._hurry.is_set() or notes.poll(20):
-                break
-        while notes.poll(0):
-            notes.recv()
+                ready = dict(poller.poll(round(1000 * ASK_SECONDS)))
+                if self._wake in ready:
+                    os.eventfd_read(self._wake)
+                while notes.poll(0):  # piled up notes count as one
+                    notes.recv()
 
     def _stage(self, source: RemoteWeights) -> None:
         """Pull what is wanted, then the newest, if they are not here."""
@@ -214,4 +230,6 @@ class WeightPuller:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
+        os.eventfd_write(self._wake, 1)
         self._thread.join()
+        os.close(self._wake)

@@ -18,11 +18,12 @@ from __future__ import annotations
 import inspect
 import logging
 import typing
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from threading import Event, RLock, Thread
 from typing import Any, Self, TypeVar
 from uuid import uuid4
@@ -39,6 +40,9 @@ LOOPBACK = "tcp://127.0.0.1:*"
 POLL_SECONDS = 0.02  # how long a stop may go unnoticed
 CLIENTS = 1024  # last answers kept
 TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # of a client that waits; a hub that starts again is found within one
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Unreachable(ConnectionError):
@@ -62,6 +66,7 @@ class Call:
     kinds: tuple[Any, ...]
     answer: Any
     is_property: bool  # read rather than called
+    repeatable: bool
     doc: str
 
 
@@ -78,7 +83,14 @@ def _call(interface: type, name: str) -> Call:
     parameters = tuple(inspect.signature(function).parameters.values())[1:]
     kinds = tuple(hints[one.name] for one in parameters)
     doc = inspect.getdoc(function) or ""
-    return Call(name, parameters, kinds, hints["return"], isinstance(member, property), doc)
+    is_property, again = isinstance(member, property), hasattr(function, "repeatable")
+    return Call(name, parameters, kinds, hints["return"], is_property, again, doc)
+
+
+def repeatable(method: Method) -> Method:
+    """Marks a method of an interface that may be called twice for once: its answers, large perhaps, are not kept."""
+    method.repeatable = True  # type: ignore[attr-defined]
+    return method
 
 
 class Service:
@@ -119,7 +131,7 @@ class Service:
         while not stop.is_set():
             if self._socket.poll(round(1000 * POLL_SECONDS)):
                 peer, *frames = self._socket.recv_multipart()
-                self._socket.send_multipart([peer, *self.answer(frames)])
+                self._socket.send_multipart([peer, *self.answer(frames)], copy=False)
 
     def close(self) -> None:
         """Let go of the address. The target stays as it is."""
@@ -145,7 +157,8 @@ class Service:
             reply = pack({"id": number}, self._ask(call, arguments))
         except Exception as error:
             reply = self._refuse(number, error)
-        self._remember(client, number, reply)
+        if not call.repeatable:
+            self._remember(client, number, reply)
         return reply
 
     def _ask(self, call: Call, arguments: Sequence[Any]) -> Any:
@@ -225,19 +238,26 @@ class Client:
     def ask(self, call: Call, arguments: tuple[Any, ...]) -> Any:
         """Send one request and wait for its answer; its errors are raised here as what they were."""
         with self._lock:
-            self._number += 1
-            request = pack({"client": self._client, "id": self._number, "call": call.name}, list(arguments))
+            number, request = self._request(call, arguments)
             for _ in range(ATTEMPTS):
                 with suppress(zmq.Again):
                     self._socket.send_multipart(request)
-                    answer = self._await(self._number)
+                    answer = self._await(number)
                     if answer is not None:
                         return self._read(call, answer)
                 self._socket.close()
                 self._socket = self._connect()
+        raise self._unreachable(call)
+
+    def _request(self, call: Call, arguments: tuple[Any, ...]) -> tuple[int, list[bytes]]:
+        with self._lock:
+            self._number += 1
+            return self._number, pack({"client": self._client, "id": self._number, "call": call.name}, list(arguments))
+
+    def _unreachable(self, call: Call) -> Unreachable:
         seconds = ATTEMPTS * self._timeout
         perhaps = "; is the key that of this run?" if self._key else ""
-        raise Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s{perhaps}")
+        return Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s{perhaps}")
 
     def _await(self, number: int) -> Any:
         """The answer to request `number`; late answers to earlier ones are dropped. None when time is up."""
@@ -246,6 +266,39 @@ class Client:
             if answer.header.get("id") == number:
                 return answer
         return None
+
+    def stream(self, call: Call, each: Iterable[tuple[Any, ...]], ahead: int) -> Generator[Any, None, None]:
+        """The answers to `call` with each of these arguments, in order; close it when you leave before the end.
+
+        `ahead` requests are under way at once, over a connection of their own. What has no answer in time is sent
+        again, so the call must be `repeatable`. `bytes` come as views of what was received.
+        """
+        requests = (self._request(call, arguments) for arguments in each)
+        waiting: deque[tuple[int, list[bytes]]] = deque()
+        arrived: dict[int, Frames] = {}
+        socket, attempts = self._connect(), 1
+        try:
+            while True:
+                for number, request in islice(requests, ahead - len(waiting)):
+                    waiting.append((number, request))
+                    socket.send_multipart(request)
+                if not waiting:
+                    return
+                if waiting[0][0] in arrived:
+                    yield self._read(call, arrived.pop(waiting.popleft()[0]))
+                elif socket.poll(round(1000 * self._timeout)):
+                    frames: Any = [frame.buffer for frame in socket.recv_multipart(copy=False)]
+                    answer = unpack(frames, self._limits)
+                    arrived[answer.header.get("id", 0)], attempts = answer, 1
+                elif attempts == ATTEMPTS:
+                    raise self._unreachable(call)
+                else:
+                    socket.close()
+                    socket, attempts = self._connect(), attempts + 1
+                    for _, request in waiting:
+                        socket.send_multipart(request)
+        finally:
+            socket.close()
 
     def _read(self, call: Call, answer: Any) -> Any:
         name = answer.header.get("error")

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from hashlib import blake2b
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b, sha256
+from typing import Any
 
 import torch
 
-from common.messages import Array
+from common.messages import Array, TensorEntry
 
 
 def to_array(tensor: torch.Tensor) -> Array:
     """Copy a tensor of any device to an `Array`; bfloat16 is kept bit for bit."""
-    host = tensor.detach().to("cpu").contiguous()
-    return Array(str(host.dtype).removeprefix("torch."), tuple(host.shape), tensor_bytes(host))
+    return Array(dtype_name(tensor), tuple(tensor.shape), bytes(tensor_bytes(tensor)))
 
 
 def from_array(array: Array, device: str | torch.device = "cpu") -> torch.Tensor:
@@ -24,18 +24,43 @@ def from_array(array: Array, device: str | torch.device = "cpu") -> torch.Tensor
     return torch.frombuffer(bytearray(array.data), dtype=dtype).reshape(array.shape).to(device)
 
 
-def tensor_bytes(tensor: torch.Tensor) -> bytes:
-    """The raw bytes of a contiguous CPU tensor."""
-    return tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def dtype_name(tensor: torch.Tensor) -> str:
+    """As in messages: ``bfloat16``."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The raw bytes of a tensor; where it is contiguous and on the CPU, a view of its own memory."""
+    raw: Any = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(raw)
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """blake2b-128 of a tensor's bytes, hex."""
-    return blake2b(tensor_bytes(tensor), digest_size=16).hexdigest()
+    """The digest of published tensors: sha256 of the bytes, hex. Processors have instructions for it."""
+    return sha256(tensor_bytes(tensor)).hexdigest()
+
+
+def tensor_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
+    """A manifest's line about one tensor."""
+    size = tensor.numel() * tensor.element_size()
+    return TensorEntry(name, dtype_name(tensor), tuple(tensor.shape), size, tensor_digest(tensor))
+
+
+def whole_digest(entries: Iterable[TensorEntry]) -> str:
+    """sha256 over the entries in name order, hex: what a version, a checkpoint and a policy are known by."""
+    whole = sha256()
+    for entry in sorted(entries, key=lambda entry: entry.name):
+        whole.update(f"{entry.name}|{entry.dtype}|{entry.shape}|{entry.digest}\n".encode())
+    return whole.hexdigest()
+
+
+def policy_digest(state: Mapping[str, torch.Tensor]) -> str:
+    """`whole_digest` of a state dict."""
+    return whole_digest(tensor_entry(name, tensor) for name, tensor in state.items())
 
 
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """blake2b-128 over names, dtypes, shapes and bytes of a state dict, in name order, hex."""
+    """blake2b-128 over names, dtypes, shapes and bytes of a state dict, in name order, hex: of reward heads."""
     whole = blake2b(digest_size=16)
     for name in sorted(state):
         tensor = state[name]

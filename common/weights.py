@@ -16,16 +16,16 @@ import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from hashlib import blake2b
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from common.config import ConfigError
 from common.messages import TensorEntry, WeightVersion
-from common.tensors import tensor_digest
+from common.tensor_file import Checker, TensorStream, write
+from common.tensors import tensor_entry, whole_digest
 
 MANIFEST, TENSORS = "manifest.json", "weights.safetensors"
 
@@ -38,34 +38,35 @@ class WeightStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def publish(
-        self, state: Mapping[str, torch.Tensor], *, version: int, step: int, pushes: int, kind: str, base: int
+        self, stream: TensorStream, *, version: int, step: int, pushes: int, kind: str, base: int
     ) -> WeightVersion:
-        """Write `state` as `version` and return its manifest.
+        """Write `stream`, tensor by tensor, as `version` and return its manifest.
 
         A version that was written but never announced (its writer died between the two) is replaced.
         """
-        host = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
-        entries = tuple(tensor_entry(name, host[name]) for name in sorted(host))
-        manifest = WeightVersion(version, step, pushes, kind, base, entries, whole_digest(entries))
         with new_folder(self._place(version)) as folder:
-            save_file(host, folder / TENSORS)
+            entries = write(folder / TENSORS, stream)
+            manifest = WeightVersion(version, step, pushes, kind, base, entries, whole_digest(entries))
             _write_manifest(folder, manifest)
         return manifest
 
-    def receive(self, manifest: WeightVersion, chunks: Iterable[bytes]) -> None:
+    def receive(self, manifest: WeightVersion, chunks: Iterable[bytes | memoryview]) -> None:
         """Take in a version that was published elsewhere: the bytes of its safetensors file, in order.
 
-        `ConfigError` when what arrived is not what the manifest says; then the version is not here.
+        They are checked as they pass, and not brought to the disk for good: who loses them asks again. `ConfigError`
+        when what arrives is not what the manifest says; then nothing of the version is here.
         """
-        with new_folder(self._place(manifest.version)) as folder:
+        check = manifest_checker(manifest)
+        with new_folder(self._place(manifest.version), durable=False) as folder:
             with (folder / TENSORS).open("wb") as file:
-                file.writelines(chunks)
+                for chunk in chunks:
+                    check.feed(chunk)
+                    file.write(chunk)
+            check.close()
             _write_manifest(folder, manifest)
-            _verified(folder / TENSORS, manifest)
 
     def file(self, version: int) -> Path:
         """The safetensors file of a version that is here."""
-        self.manifest(version)
         return self._place(version) / TENSORS
 
     def manifest(self, version: int) -> WeightVersion:
@@ -82,8 +83,20 @@ class WeightStore:
 
     def load(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
         """Manifest and tensors (on the CPU), every digest verified. `ConfigError` names the first wrong tensor."""
-        manifest = self.manifest(version)
-        return manifest, _verified(self._place(version) / TENSORS, manifest)
+        manifest, state = self.open(version)
+        _verify(self._place(version) / TENSORS, state, manifest)
+        return manifest, state
+
+    def open(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
+        """Like `load` at once: for who has `receive`d the version, which has verified it.
+
+        The tensors are views of the file, mapped into memory; deleting the version does not touch them.
+        """
+        file = self._place(version) / TENSORS
+        try:
+            return self.manifest(version), load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file}: cannot be read: {error}") from None
 
     def versions(self) -> list[int]:
         """The ids of the complete versions here, rising."""
@@ -103,12 +116,16 @@ def _write_manifest(folder: Path, manifest: WeightVersion) -> None:
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
 
 
-def _verified(file: Path, manifest: WeightVersion) -> dict[str, torch.Tensor]:
-    """The tensors of a file, every digest compared. `ConfigError` names the first that differs."""
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+def manifest_checker(manifest: WeightVersion) -> Checker:
+    """What compares a version's file with its manifest. `ConfigError` when the manifest contradicts itself."""
+    where = f"weight version {manifest.version}"
+    if whole_digest(manifest.tensors) != manifest.digest:
+        raise ConfigError(f"{where}: the manifest's entries differ from its own digest")
+    return Checker(manifest.tensors, where)
+
+
+def _verify(file: Path, state: Mapping[str, torch.Tensor], manifest: WeightVersion) -> None:
+    """Compare every digest. `ConfigError` names the first that differs."""
     if whole_digest(manifest.tensors) != manifest.digest:
         raise ConfigError(f"{file.parent / MANIFEST}: the manifest's entries differ from its own digest")
     listed = {entry.name for entry in manifest.tensors}
@@ -117,26 +134,31 @@ def _verified(file: Path, manifest: WeightVersion) -> dict[str, torch.Tensor]:
     for entry in manifest.tensors:
         if tensor_entry(entry.name, state[entry.name]) != entry:
             raise ConfigError(f"{file}: {entry.name} differs from its digest in the manifest")
-    return state
 
 
 @contextmanager
-def new_folder(place: Path) -> Iterator[Path]:
+def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
     """``with new_folder(place) as folder``: fill `folder`; it becomes `place` on leaving, whole, or not at all.
 
-    A leftover of an earlier death is cleared first, and a `place` that exists is replaced.
+    A leftover of an earlier death is cleared first, a `place` that exists is replaced, and after an error nothing is
+    left. What is not `durable` is not written through to the disk: it may be gone after a power cut, or empty.
     """
     draft = draft_of(place)
     if draft.exists():
         shutil.rmtree(draft)
     draft.mkdir(parents=True)
-    yield draft  # an error inside passes through here: the draft stays behind and is cleared by the next attempt
-    for file in draft.iterdir():
-        sync(file)
+    try:
+        yield draft
+        for file in draft.iterdir() if durable else ():
+            sync(file)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     if place.exists():
         shutil.rmtree(place)
     draft.rename(place)
-    sync(place.parent)
+    if durable:
+        sync(place.parent)
 
 
 def draft_of(place: Path) -> Path:
@@ -151,18 +173,3 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def tensor_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
-    """The manifest's line about one tensor."""
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    size = tensor.numel() * tensor.element_size()
-    return TensorEntry(name, dtype, tuple(tensor.shape), size, tensor_digest(tensor))
-
-
-def whole_digest(entries: tuple[TensorEntry, ...]) -> str:
-    """blake2b-128 over the entries in name order, hex."""
-    whole = blake2b(digest_size=16)
-    for entry in sorted(entries, key=lambda entry: entry.name):
-        whole.update(f"{entry.name}|{entry.dtype}|{entry.shape}|{entry.digest}\n".encode())
-    return whole.hexdigest()

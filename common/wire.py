@@ -54,8 +54,8 @@ def pack(header: Mapping[str, Any], body: Any = None) -> list[bytes]:
 
 
 def _plain(value: Any, blobs: list[bytes]) -> Any:
-    if isinstance(value, bytes):
-        blobs.append(value)
+    if isinstance(value, bytes | memoryview):
+        blobs.append(value)  # type: ignore[arg-type]  # of memory as it lies, no copy
         return len(blobs) - 1
     if isinstance(value, Enum):
         return value.value

@@ -15,17 +15,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from common.config import ConfigError
-from common.tensors import state_digest
+from common.tensor_file import TensorStream, write
+from common.tensors import policy_digest
 
 STATE = "state.json"
 
@@ -59,9 +58,9 @@ def prune(folder: Path, keep: int) -> None:
         shutil.rmtree(place(folder, step))
 
 
-def write_tensors(folder: Path, name: str, state: Mapping[str, torch.Tensor]) -> None:
+def write_tensors(folder: Path, name: str, stream: TensorStream) -> None:
     """`name`.safetensors with its digest."""
-    save_file(dict(state), folder / f"{name}.safetensors", {"digest": state_digest(state)})
+    write(folder / f"{name}.safetensors", stream, with_digest=True)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -73,7 +72,7 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
-    if state_digest(state) != digest:
+    if policy_digest(state) != digest:
         raise ConfigError(f"{file}: differs from its digest")
     return state
 

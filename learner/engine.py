@@ -23,13 +23,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from common.config import ConfigError, LearnerConfig
+from common.tensor_file import TensorStream, described, file_order
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed: diffusers does, for one
@@ -37,6 +38,8 @@ if not torch.cuda.is_available():
 BUCKET_BYTES = 256 * 2**20  # of parameters gathered together
 WHOLE_BELOW = 1000  # elements: smaller parameters (norms, biases) stay whole on every rank at stage 3
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state per tensor
+
+Taken = TypeVar("Taken")
 
 
 def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, device: str = "cpu") -> None:
@@ -57,6 +60,10 @@ def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, de
 
 class NonFinite(RuntimeError):
     """A loss or gradient is NaN or infinite: nothing good can follow."""
+
+
+class RankFailed(RuntimeError):
+    """Another rank gave up; it says why."""
 
 
 class Engine:
@@ -158,20 +165,53 @@ class Engine:
         """Whether `mine` is true on at least one rank: what makes all ranks decide alike. Collective."""
         return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
 
-    def barrier(self) -> None:
-        """Wait for all ranks. Collective."""
-        distributed.barrier()
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """What fails within the block on one rank fails on all: nobody waits for one who has given up. Collective.
+
+        Ranks that have not failed themselves raise `RankFailed`. None leaves before all are through.
+        """
+        try:
+            yield
+        except RankFailed:
+            raise  # all know of it
+        except Exception:
+            self.any(True)
+            raise
+        self._check_others()
+
+    def _check_others(self) -> None:
+        if self.any(False):
+            raise RankFailed(f"rank {self.rank}: stops, since another rank failed; it says why")
 
     # Weights.
 
-    def gather(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Whole copies, in host memory, of the module's own tensors: on rank 0; other ranks get none. Collective."""
-        whole: dict[str, torch.Tensor] = {}
+    def collect(self, tensors: Mapping[str, torch.Tensor], take: Callable[[TensorStream], Taken]) -> Taken | None:
+        """What `take` makes, on rank 0, of whole copies of the module's own `tensors`, which come one after the other.
+
+        They are gathered and brought to host memory by the bucket; no rank ever holds more. Other ranks get None. When
+        `take` fails, all ranks do. Collective.
+        """
+        layout = file_order(
+            described(name, tensor, getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()
+        )
+        with self.agreed():
+            parts = self._gathered({entry.name: tensors[entry.name] for entry in layout})
+            taken = take(TensorStream(layout, parts)) if self.rank == 0 else None
+            for _ in parts:  # what the other ranks have to do: take part
+                pass
+        return taken
+
+    def _gathered(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """On rank 0 the whole copies; other ranks only go along."""
         for bucket in _buckets(tensors):
+            self._check_others()  # whether rank 0 could take the bucket before
+            whole: dict[str, torch.Tensor] = {}
             with self.whole(bucket.values()):
                 if self.rank == 0:
-                    whole |= {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket.items()}
-        return whole
+                    whole = {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket.items()}
+            for name in bucket if whole else ():
+                yield name, whole.pop(name)
 
     def assign(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
         """Copy `values` (whole, the same on every rank) into the module's own tensors of these names. Collective."""

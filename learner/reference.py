@@ -37,10 +37,6 @@ class Reference(ABC):
     def refresh(self, engine: Engine) -> None:
         """Reference <- policy. Collective."""
 
-    def state(self, engine: Engine) -> dict[str, torch.Tensor]:
-        """The reference's tensors, on rank 0. Collective."""
-        return engine.gather(self.parameters)
-
     def load(self, engine: Engine, state: Mapping[str, torch.Tensor]) -> None:
         """Take a saved reference. Collective."""
         engine.assign(self.parameters, state)

@@ -16,7 +16,8 @@ from common.config import RunConfig
 from common.exchange.client import RunExchange
 from common.messages import TrainingPair, WeightVersion
 from common.simulation import Simulation
-from common.tensors import state_digest
+from common.tensor_file import TensorStream
+from common.tensors import tensor_entry, whole_digest
 from common.weights import WeightStore, new_folder
 from learner import checkpoint
 from learner.loop import LearningLoop, Taken
@@ -60,7 +61,7 @@ class SimulatedLearner(LearningLoop):
             return None
         number = exchange.next_version()
         place = {"step": self.step, "pushes": self.step // self._rules.steps_per_push}
-        version = self._store.publish(self._state(), version=number, kind="full", base=number, **place)
+        version = self._store.publish(TensorStream.of(self._state()), version=number, kind="full", base=number, **place)
         exchange.announce(version)
         self.version = number
         self._store.prune(keep=self.config.exchange.max_lag + 2)
@@ -73,7 +74,7 @@ class SimulatedLearner(LearningLoop):
     def save(self, exchange: RunExchange | None) -> None:
         """See `LearningLoop.save`."""
         with new_folder(checkpoint.place(self._checkpoints, self.step)) as folder:
-            checkpoint.write_tensors(folder, POLICY, {USES: self._uses})
+            checkpoint.write_tensors(folder, POLICY, TensorStream.of({USES: self._uses}))
             checkpoint.write_progress(folder, self.progress(world=1, architecture="simulated"))
         checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
         if exchange is not None:
@@ -99,7 +100,7 @@ class SimulatedLearner(LearningLoop):
 
     def policy_digest(self) -> str:
         """See `LearningLoop.policy_digest`."""
-        return state_digest(self._state())
+        return whole_digest(tensor_entry(name, tensor) for name, tensor in self._state().items())
 
     def close(self) -> None:
         """See `LearningLoop.close`."""

@@ -6,7 +6,9 @@ drawn. `learner/loop.py` says when it is taken and what follows it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from common.diffusion import NoiseSchedule
 from common.exchange.client import RunExchange
 from common.messages import TrainingPair, WeightVersion
 from common.models import ModelFolder, predict_v
-from common.tensors import from_array, state_digest
+from common.tensor_file import TensorStream
+from common.tensors import from_array, tensor_entry, whole_digest
 from common.weights import WeightStore, draft_of, new_folder
 from learner import checkpoint
 from learner.engine import Engine, NonFinite, join_group
@@ -155,28 +158,39 @@ class Learner(LearningLoop):
         self.reference.refresh(self.engine)
 
     def policy_state(self) -> dict[str, torch.Tensor]:
-        """The policy's tensors as they are published: whole, in host memory, on rank 0. Collective."""
-        return self.engine.gather(self.reference.policy)
+        """Copies of the policy's tensors, whole, all at once in host memory, on rank 0. Collective."""
+        return self.engine.collect(self.reference.policy, lambda stream: dict(stream.tensors)) or {}
 
     def policy_digest(self) -> str:
-        """Digest of `policy_state`, hex. Collective."""
-        return state_digest(self.policy_state())
+        """The digest of the policy if it were published now, hex, on rank 0. Collective."""
+        return self._digest(self.reference.policy)
 
     def reference_digest(self) -> str:
         """Digest of the reference's tensors under the same names, hex: the policy's right after a refresh."""
-        return state_digest(self.reference.state(self.engine))
+        return self._digest(self.reference.parameters)
+
+    def _digest(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        def digest(stream: TensorStream) -> str:
+            return whole_digest(tensor_entry(name, tensor) for name, tensor in stream.tensors)
+
+        return self.engine.collect(tensors, digest) or ""
 
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
         """Write the policy as a new version and announce it (rank 0). Collective.
 
         An adapter stands on version 0's weights, the base model. Older versions are deleted, except version 0.
         """
-        state = self.policy_state()
+        version = self.engine.collect(self.reference.policy, partial(self._publish, exchange))
+        if version is not None:
+            self.version = version.version
+        return version
+
+    def _publish(self, exchange: RunExchange | None, stream: TensorStream) -> WeightVersion:
         if exchange is None:
-            return None
+            raise RuntimeError("rank 0 publishes: it needs the exchange")
         number, kind = exchange.next_version(), self.reference.kind
         version = self.store.publish(
-            state,
+            stream,
             version=number,
             step=self.step,
             pushes=self.step // self._rules.steps_per_push,
@@ -184,7 +198,6 @@ class Learner(LearningLoop):
             base=0 if kind == "adapter" else number,
         )
         exchange.announce(version)
-        self.version = number
         self.store.prune(keep=self.config.exchange.max_lag + 2)
         return version
 
@@ -192,25 +205,24 @@ class Learner(LearningLoop):
 
     def save(self, exchange: RunExchange | None) -> None:
         """See `LearningLoop.save`."""
-        policy, reference = self.policy_state(), self.reference.state(self.engine)
-        place, own = checkpoint.place(self._checkpoints, self.step), f"optimizer-{self.engine.rank}"
-        optimizer = self.engine.optimizer_state()
-        if self.engine.rank > 0:
-            self.engine.barrier()  # rank 0 has made the draft
-            checkpoint.write_tensors(draft_of(place), own, optimizer)
-            self.engine.barrier()  # every shard is written
-        else:
-            with new_folder(place) as folder:
-                self.engine.barrier()
-                checkpoint.write_tensors(folder, "policy", policy)
-                checkpoint.write_tensors(folder, "reference", reference)
-                checkpoint.write_tensors(folder, own, optimizer)
-                checkpoint.write_progress(folder, self._progress())
-                self.engine.barrier()
-            checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
-        self.engine.barrier()
-        if exchange is not None:
-            exchange.mark(self.step)
+        engine, place = self.engine, checkpoint.place(self._checkpoints, self.step)
+        draft, first = draft_of(place), engine.rank == 0
+        with ExitStack() as stack:
+            with engine.agreed():
+                if first:
+                    stack.enter_context(new_folder(place))
+            engine.collect(self.reference.policy, partial(checkpoint.write_tensors, draft, "policy"))
+            engine.collect(self.reference.parameters, partial(checkpoint.write_tensors, draft, "reference"))
+            with engine.agreed():
+                optimizer = TensorStream.of(engine.optimizer_state())
+                checkpoint.write_tensors(draft, f"optimizer-{engine.rank}", optimizer)
+            with engine.agreed():
+                if first:
+                    checkpoint.write_progress(draft, self._progress())
+                    stack.close()  # the draft becomes the checkpoint
+                    checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
+                if exchange is not None:
+                    exchange.mark(self.step)
 
     def resume(self, exchange: RunExchange | None) -> bool:
         """See `LearningLoop.resume`."""
@@ -226,7 +238,8 @@ class Learner(LearningLoop):
         progress = checkpoint.read_progress(folder)
         checkpoint.check_agrees(folder, progress, self._progress())
         names = ("policy", "reference", f"optimizer-{self.engine.rank}")
-        policy, reference, optimizer = (checkpoint.read_tensors(folder, name) for name in names)
+        with self.engine.agreed():
+            policy, reference, optimizer = (checkpoint.read_tensors(folder, name) for name in names)
         self.engine.assign(self.reference.policy, policy)
         self.reference.load(self.engine, reference)
         self.engine.load_optimizer_state(optimizer)

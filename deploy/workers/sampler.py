@@ -40,5 +40,5 @@ class SamplerWorker(Worker):
 
 
 def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:
-    sampler.load(*puller.store.load(version))
+    sampler.load(*puller.load(version))
     return True

@@ -18,6 +18,7 @@ from common.exchange.client import Exchange, Submitted
 from common.lora import adapter_state, inject_lora
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, WeightVersion
 from common.models import ModelFolder, open_model
+from common.tensor_file import TensorStream
 from common.tensors import from_array
 from common.toon.prompts import ToonPrompts
 from common.weights import WeightStore
@@ -150,7 +151,7 @@ def publish(
     folder: Path, state: dict[str, torch.Tensor], version: int, kind: str = "full", base: int | None = None
 ) -> WeightVersion:
     base = version if base is None else base
-    return WeightStore(folder).publish(state, version=version, step=1, pushes=1, kind=kind, base=base)
+    return WeightStore(folder).publish(TensorStream.of(state), version=version, step=1, pushes=1, kind=kind, base=base)
 
 
 def test_a_swap_changes_output_version_and_digest(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
@@ -207,9 +208,6 @@ def test_foreign_or_altered_weights_are_refused_and_nothing_changes(model: Model
     with pytest.raises(ConfigError, match="not those of its manifest"):
         sampler.load(version, state | {"extra": torch.zeros(1)})
     assert (sampler.policy_digest(), sampler.version) == (digest, 0)
-    with pytest.raises(ConfigError, match=f"{name} differs from its digest after loading"):
-        sampler.load(version, state | {name: state[name] + 1})
-    assert sampler.version == 0
 
 
 # The loop.

@@ -11,13 +11,14 @@ from safetensors.torch import save_file
 
 from common.config import ConfigError
 from common.messages import WeightVersion
+from common.tensor_file import TensorStream
 from common.weights import WeightStore, draft_of
 
 STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 
 
 def publish(store: WeightStore, version: int = 3, state: dict[str, torch.Tensor] | None = None) -> WeightVersion:
-    return store.publish(state or STATE, version=version, step=12, pushes=6, kind="full", base=version)
+    return store.publish(TensorStream.of(state or STATE), version=version, step=12, pushes=6, kind="full", base=version)
 
 
 def test_a_version_comes_back_whole(tmp_path: Path) -> None:

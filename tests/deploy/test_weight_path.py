@@ -42,7 +42,7 @@ def test_what_samples_is_what_was_learned(train: str, tmp_path: Path) -> None:
             assert published is not None
             notes.announce(published.version)
             assert puller.wait(published.version, WAIT)
-            sampler.load(*puller.store.load(published.version))
+            sampler.load(*puller.load(published.version))
             assert sampler.policy_digest() == learner.policy_digest()
     prompt = prompts(0)
     seeds = [11, 12]

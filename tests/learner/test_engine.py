@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from common.config import ConfigError
+from common.weights import WeightStore
+from learner import checkpoint
 from learner.engine import Engine, NonFinite, join_group
 from tests.learner.fakes import tiny_config, tiny_model
 from tests.learner.plain import plain_training
+from tests.learner.publishing import BUCKET, LAYERS, WIDTH, big_module
 from tests.learner.ranks import SETTINGS, STEPS
 
 ROOT = Path(__file__).parents[2]
 
 
-def train_on_ranks(folder: Path, world: int, cases: list[str]) -> None:
+def run_on_ranks(folder: Path, world: int, cases: list[str], program: str = "ranks") -> None:
     """Run `cases` on `world` processes that meet in a file."""
     tiny_model(folder / "model")
-    command = [sys.executable, "-m", "tests.learner.ranks"]
+    command = [sys.executable, "-m", f"tests.learner.{program}"]
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # tensors that are freed leave the process at once
     ranks = [
-        subprocess.Popen([*command, str(rank), str(world), str(folder), *cases], cwd=ROOT, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [*command, str(rank), str(world), str(folder), *cases], cwd=ROOT, env=env, stderr=subprocess.PIPE
+        )
         for rank in range(world)
     ]
     errors = [process.communicate(timeout=240)[1].decode()[-3000:] for process in ranks]
@@ -48,7 +56,7 @@ def check_case(folder: Path, case: str) -> None:
 
 
 def test_two_ranks_of_zero_2_train_like_one_plain_optimizer(tmp_path: Path) -> None:
-    train_on_ranks(tmp_path, 2, ["full-2", "lora-2"])
+    run_on_ranks(tmp_path, 2, ["full-2", "lora-2"])
     check_case(tmp_path, "full-2")
     check_case(tmp_path, "lora-2")
 
@@ -57,9 +65,55 @@ def test_two_ranks_of_zero_2_train_like_one_plain_optimizer(tmp_path: Path) -> N
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_stage_trains_like_one_plain_optimizer(tmp_path: Path, world: int) -> None:
     cases = [f"{kind}-{stage}" for stage in range(4) for kind in ("full", "lora")]
-    train_on_ranks(tmp_path, world, cases)
+    run_on_ranks(tmp_path, world, cases)
     for case in cases:
         check_case(tmp_path, case)
+
+
+def found(folder: Path, case: str) -> list[dict[str, Any]]:
+    """What the two ranks of `publishing` say about a case."""
+    return [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(2)]
+
+
+def check_memory(folder: Path, stage: int) -> None:
+    """Rank 0 stays within four buckets, where the whole model is twenty; what it wrote is what the ranks hold."""
+    rank, _ = found(folder, f"memory-{stage}")
+    assert rank["by_bucket"] < 4 * BUCKET, rank
+    assert rank["at_once"] > LAYERS * 4 * WIDTH**2, rank
+    store = WeightStore(folder / f"weights-{stage}")
+    (first, state), (second, _) = store.load(1), store.load(2)
+    assert first.digest == second.digest
+    assert store.file(1).read_bytes() == store.file(2).read_bytes()
+    expected = big_module().state_dict()
+    assert state.keys() == expected.keys()
+    assert all(state[name].equal(tensor) for name, tensor in expected.items())
+
+
+def check_failure(folder: Path, stage: int) -> None:
+    """Who cannot write says so; the other rank stops with it, nothing stays behind, and both can go on."""
+    first, second = found(folder, f"failure-{stage}")
+    assert first["publish"] == "OSError: [Errno 27] File too large"
+    assert second["publish"] == "RankFailed: rank 1: stops, since another rank failed; it says why"
+    assert first["save"] == "RankFailed: rank 0: stops, since another rank failed; it says why"
+    assert second["save"] == "OSError: [Errno 27] File too large"
+    assert first["left"] == ["v000000"]
+    assert first["versions"] == [0, 1]
+    assert checkpoint.steps(folder / f"run-{stage}" / "checkpoints") == [0]
+
+
+def test_ranks_publish_by_the_bucket_and_fail_together(tmp_path: Path) -> None:
+    run_on_ranks(tmp_path, 2, ["memory-3", "failure-3", "failure-2"], "publishing")
+    check_memory(tmp_path, 3)
+    check_failure(tmp_path, 3)
+    check_failure(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_every_stage_publishes_by_the_bucket(tmp_path: Path) -> None:
+    run_on_ranks(tmp_path, 2, ["memory-0", "memory-2", "failure-0"], "publishing")
+    check_memory(tmp_path, 0)
+    check_memory(tmp_path, 2)
+    check_failure(tmp_path, 0)
 
 
 class Line(torch.nn.Module):
@@ -74,6 +128,10 @@ class Line(torch.nn.Module):
         return self.a * x
 
 
+def collected(engine: Engine, line: Line) -> dict[str, torch.Tensor]:
+    return engine.collect({"a": line.a}, lambda stream: dict(stream.tensors)) or {}
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_one_step_by_hand(stage: int) -> None:
     """Loss 3a, gradient 3: AdamW's first step is lr x sign of the gradient, 2 - 0.1 = 1.9."""
@@ -82,7 +140,7 @@ def test_one_step_by_hand(stage: int) -> None:
     engine = Engine(line, tiny_config(zero_stage=stage).learner)
     norm = engine.step([lambda: engine.model(torch.tensor([3.0])).sum()], lr=0.1)
     assert norm == pytest.approx(3.0)
-    assert engine.gather({"a": line.a})["a"].item() == pytest.approx(1.9)
+    assert collected(engine, line)["a"].item() == pytest.approx(1.9)
     engine.close()
     assert line.frozen.item() == 5.0
 
@@ -131,7 +189,7 @@ def test_bfloat16_keeps_float32_masters(stage: int) -> None:
         engine.step([lambda: engine.model(torch.ones(1, dtype=torch.bfloat16)).float().sum()], lr=0.002)
     assert engine.optimizer_state()["0.master"][0].item() == pytest.approx(1.99, abs=1e-4)
     assert engine.optimizer_state()["0.step"].item() == 5.0
-    assert engine.gather({"a": line.a})["a"].item() == pytest.approx(1.9922, abs=1e-3)
+    assert collected(engine, line)["a"].item() == pytest.approx(1.9922, abs=1e-3)
     engine.close()
 
 
