@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -145,6 +146,15 @@ def test_a_version_that_is_gone_is_named(service: Service, tmp_path: Path) -> No
         pull(source, 9, WeightStore(tmp_path / "mine"))
 
 
+def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service: Service) -> None:
+    with (
+        RemoteWeights(service.address, "sampler-0") as source,
+        closing(source.chunks(9, 1)) as chunks,
+        pytest.raises(ConfigError, match="weight version 9 is not there any more"),
+    ):
+        next(chunks)
+
+
 def test_a_note_brings_the_newest_version(
     store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
 ) -> None:
@@ -159,6 +169,22 @@ def test_a_note_brings_the_newest_version(
         assert torch.equal(puller.store.load(4)[1]["w"], store.load(4)[1]["w"])
         assert len(puller.store.versions()) <= push.KEPT + 1
         assert not puller.wait(5, 0.01)
+
+
+def test_a_note_alone_brings_a_version(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks for it, and the puller would ask by itself in an hour."""
+    monkeypatch.setattr(push, "ASK_SECONDS", 3600.0)
+    publish(store, 0)
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        assert puller.wait(0, WAIT)
+        publish(store, 1)
+        ends = time.monotonic() + WAIT
+        while 1 not in puller.store.versions():
+            notes.announce(1)  # again: the first may come before the subscription
+            assert time.monotonic() < ends
+            Event().wait(0.01)
 
 
 def test_an_older_version_comes_when_it_is_asked_for(
