@@ -12,17 +12,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.storage import writing
+
 METRICS, EVENTS, TIMELINE = "metrics.jsonl", "events.jsonl", "timeline.jsonl"
 
 
 class JsonLines:
-    """Appends records to a file, one JSON object a line, flushed at once. Use as a context manager or call `close`."""
+    """Appends records to a file, one JSON object a line, at once. Use as a context manager or call `close`.
+
+    Raises `StorageFailed` where the disk refuses; then nothing of the record is there.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab+")
-        self._cut_torn_line()
+        self._clock, self._path = clock, path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("ab+", buffering=0)  # what a full disk refused must not be written later
+            self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
         self._file.seek(0)
@@ -34,8 +40,15 @@ class JsonLines:
     def write(self, **record: Any) -> None:
         """Append a record; ``time`` (seconds since 1970) is added. Values must be JSON's; NaN is refused."""
         line = json.dumps({"time": round(self._clock(), 3)} | record, allow_nan=False, ensure_ascii=False)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+        rest, begin = line.encode() + b"\n", self._file.tell()
+        with writing(self._path):
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                self._file.truncate(begin)
+                self._file.seek(begin)
+                raise
 
     def close(self) -> None:
         """Close the file."""

@@ -32,6 +32,7 @@ import zmq
 
 from common.config import ConfigError
 from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
+from common.storage import StorageFailed
 from common.wire import LIMITS, Frames, Limits, WireError, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,9 @@ class ServiceFailed(RuntimeError):
 
 
 # What a caller may expect by name; everything else arrives as a `ServiceFailed`.
-ERRORS: dict[str, type[Exception]] = {error.__name__: error for error in (ConfigError, ValueError, WireError)}
+ERRORS: dict[str, type[Exception]] = {
+    error.__name__: error for error in (ConfigError, StorageFailed, ValueError, WireError)
+}
 
 
 @dataclass(frozen=True, slots=True)

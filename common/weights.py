@@ -11,7 +11,6 @@ A version appears whole or not at all: it is written beside its place and rename
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from safetensors.torch import load_file
 
 from common.config import ConfigError
 from common.messages import TensorEntry, WeightVersion
+from common.storage import sync, writing
 from common.tensor_file import Checker, TensorStream, write
 from common.tensors import tensor_entry, whole_digest
 
@@ -141,35 +141,28 @@ def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
     """``with new_folder(place) as folder``: fill `folder`; it becomes `place` on leaving, whole, or not at all.
 
     A leftover of an earlier death is cleared first, a `place` that exists is replaced, and after an error nothing is
-    left. What is not `durable` is not written through to the disk: it may be gone after a power cut, or empty.
+    left; where the disk refused, the error is a `StorageFailed`. What is not `durable` is not written through to the
+    disk: it may be gone after a power cut, or empty.
     """
     draft = draft_of(place)
-    if draft.exists():
-        shutil.rmtree(draft)
-    draft.mkdir(parents=True)
     try:
-        yield draft
-        for file in draft.iterdir() if durable else ():
-            sync(file)
+        with writing(place):
+            if draft.exists():
+                shutil.rmtree(draft)
+            draft.mkdir(parents=True)
+            yield draft
+            for file in draft.iterdir() if durable else ():
+                sync(file)
+            if place.exists():
+                shutil.rmtree(place)
+            draft.rename(place)
+            if durable:
+                sync(place.parent)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
-    if place.exists():
-        shutil.rmtree(place)
-    draft.rename(place)
-    if durable:
-        sync(place.parent)
 
 
 def draft_of(place: Path) -> Path:
     """Where `new_folder` puts what will become `place`."""
     return place.with_name(f".{place.name}.draft")
-
-
-def sync(path: Path) -> None:
-    """Bring a file's (or a folder's) content to the disk before what follows."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from math import prod
 from pathlib import Path
@@ -18,13 +19,14 @@ from pathlib import Path
 import msgpack
 
 from common.messages import ITEM_BYTES, SCHEMA_VERSION, Array
+from common.storage import StorageFailed, sync, writing
 
 PREFIX = 4
 MAX_HEADER = 1 << 20
 
 
 class BlobError(RuntimeError):
-    """A blob is missing or is not what its name says; the message names the file."""
+    """Bytes that are no blob; the message says why."""
 
 
 def pack(arrays: Sequence[Array | None]) -> bytes:
@@ -68,37 +70,61 @@ class BlobStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, data: bytes) -> str:
-        """Write `data` durably (temporary file, fsync, rename) unless it is there; its digest, 32 hex digits."""
+        """Write `data` (temporary file, fsync, rename) unless it is there; its digest, 32 hex digits.
+
+        The name itself is safe after the next `sync`. Raises `StorageFailed`; then nothing of it stays.
+        """
         digest = blake2b(data, digest_size=16).hexdigest()
         path = self.folder / digest
         if path.exists():
             return digest
         temporary = self.folder / f"{digest}.tmp"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        try:
+            with writing(path), temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except StorageFailed:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
         return digest
 
+    def sync(self) -> None:
+        """Make the names of all blobs put so far safe."""
+        sync(self.folder)
+
     def get(self, digest: str) -> bytes:
-        """The content, checked against its digest. Raises `BlobError`."""
+        """The content, checked against its digest. Raises `StorageFailed`."""
         path = self.folder / digest
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
-            raise BlobError(f"{path}: blob is missing") from None
+        except OSError as error:
+            raise StorageFailed(f"{path}: blob cannot be read: {error.strerror}") from None
         if blake2b(data, digest_size=16).hexdigest() != digest:
-            raise BlobError(f"{path}: content differs from its name; the file is damaged")
+            raise StorageFailed(
+                f"{path}: damaged: content differs from its name; mend the run with: douga recover {self.folder.parent}"
+            )
         return data
+
+    def is_sound(self, digest: str) -> bool:
+        """Whether the file is there and holds what its name says. Raises `StorageFailed` where that cannot be told."""
+        path = self.folder / digest
+        with writing(path):
+            return path.exists() and blake2b(path.read_bytes(), digest_size=16).hexdigest() == digest
 
     def delete(self, digest: str) -> None:
         """Remove a blob; nothing happens when it is gone already."""
-        (self.folder / digest).unlink(missing_ok=True)
+        path = self.folder / digest
+        with writing(path):
+            path.unlink(missing_ok=True)
 
-    def sweep(self, known: Collection[str]) -> list[str]:
-        """Delete every file that is not in `known` (left by a dead process); the known ones that are missing."""
-        present = {path.name for path in self.folder.iterdir()}
-        for name in present.difference(known):
+    def names(self) -> set[str]:
+        """All files that are there."""
+        return {path.name for path in self.folder.iterdir()}
+
+    def sweep(self, known: Collection[str]) -> None:
+        """Delete every file that is not in `known`: left by a dead process, or by an undone transaction."""
+        for name in self.names().difference(known):
             self.delete(name)
-        return sorted(set(known) - present)

@@ -2,11 +2,13 @@
 
 One transaction per operation: a process killed at any point leaves the ledger as it was before or after an operation,
 never between. Blobs are written before the transaction that names them commits and deleted after the one that forgets
-them, so the worst a crash leaves behind is an unnamed file, which the next opening removes.
+them, so the worst a crash leaves behind is an unnamed file, which the next opening removes. Where the disk refuses, the
+operation is undone and raises `StorageFailed`.
 
 | table      | one row per                                | notes                                                     |
 |------------|--------------------------------------------|-----------------------------------------------------------|
-| groups     | prompt group                               | `state` is the design's; `closed`: step that ended it     |
+| groups     | prompt group                               | `state` is the design's; `closed`: step that ended it;    |
+|            |                                            | `paired`: second since when its pair waits                |
 | candidates | candidate stored                           | its scoring lease and its raw scores                      |
 | refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
 | blobs      | distinct content                           | its size in bytes                                         |
@@ -22,17 +24,19 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from common.config import ConfigError
-from common.exchange import rules
+from common.exchange import rules, snapshots
 from common.exchange.blobs import BlobStore, pack, unpack
 from common.exchange.client import State
 from common.messages import Array, Purpose
+from common.storage import StorageFailed, is_damage, refusal, writing
 
-LEDGER_VERSION = 1
+LEDGER_VERSION = 2
+LEDGER = "ledger.sqlite"
 FIRST_EVALUATION = 1 << 40  # ledger ordinals of probe and eval groups start here; train ordinals are 0, 1, 2, ...
 
 TABLES = """
@@ -41,7 +45,7 @@ CREATE TABLE groups (
     place INTEGER NOT NULL, wanted INTEGER, version INTEGER, pushes INTEGER, worker TEXT, expires REAL,
     attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
     winner TEXT, loser TEXT, winner_reward REAL, loser_reward REAL, gap REAL,
-    uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
+    paired REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
 CREATE TABLE candidates (
     id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, place INTEGER NOT NULL, seed INTEGER NOT NULL,
@@ -64,15 +68,26 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 """
 
 
+class LedgerDamaged(ConfigError):
+    """The ledger cannot be read, or files that it names are gone: `what`, and the way out."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.what = what
+        out = f"restore its last snapshot with: douga recover {folder}"
+        super().__init__(f"{what}; {out if snapshots.steps(folder) else 'choose another --name'}")
+
+
 class Ledger:
     """The tables and blobs of one run folder. Not thread-safe by itself: its owner holds a lock.
 
-    Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`.
+    Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`, and
+    `LedgerDamaged` when it holds what was one. `name` is the file's.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        self.path = folder / "ledger.sqlite"
+    def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
+        self.folder, self.path = folder, folder / name
         self._garbage: list[str] = []
+        self._put: list[str] = []
         try:
             self.blobs = BlobStore(folder / "blobs")
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
@@ -81,30 +96,46 @@ class Ledger:
         self._db.row_factory = sqlite3.Row
         try:
             self._open(identity)
-        except sqlite3.Error as error:
+        except BaseException as error:
             self._db.close()
-            raise ConfigError(f"{self.path}: not a readable ledger ({error}); choose another --name") from None
-        except ConfigError:
-            self._db.close()
-            raise
+            if not isinstance(error, sqlite3.Error):
+                raise
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite3.Error) -> ConfigError:
+        if is_damage(error):
+            return LedgerDamaged(self.folder, f"{self.path}: damaged ({error})")
+        return ConfigError(f"{self.path}: {refusal(error) or error}")
 
     def _open(self, identity: Mapping[str, Any]) -> None:
+        if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            if snapshots.steps(self.folder):  # an empty ledger would have all blobs swept away
+                raise LedgerDamaged(self.folder, f"{self.path}: missing or empty, though the run has snapshots of it")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
-        if not self.one("SELECT COUNT(*) FROM sqlite_master")[0]:
-            self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
-        found = self.one("PRAGMA user_version")[0]
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found != LEDGER_VERSION:
             raise ConfigError(
                 f"{self.path}: ledger of schema {found}, this program reads {LEDGER_VERSION}; choose another --name"
             )
-        problem = self.one("PRAGMA quick_check")[0]
+        problem = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problem != "ok":
-            raise ConfigError(f"{self.path}: damaged ({' '.join(problem.split())}); choose another --name")
+            raise LedgerDamaged(self.folder, f"{self.path}: damaged ({' '.join(problem.split())})")
         self._check_identity(identity)
-        missing = self.blobs.sweep({row["digest"] for row in self.all("SELECT digest FROM blobs")})
+
+    def settle_blobs(self) -> None:
+        """Delete the files that nothing names. `LedgerDamaged` when files that something names are gone."""
+        missing = sorted(self.missing())
         if missing:
-            raise ConfigError(f"{self.blobs.folder / missing[0]}: blob is missing ({len(missing)} in all); run damaged")
+            lost = f"{self.blobs.folder / missing[0]}: blob is missing ({len(missing)} in all)"
+            raise LedgerDamaged(self.folder, lost)
+        self.blobs.sweep({row["digest"] for row in self.all("SELECT digest FROM blobs")})
+
+    def missing(self) -> set[str]:
+        """Digests of the blobs whose files are gone."""
+        return {row["digest"] for row in self.all("SELECT digest FROM blobs")} - self.blobs.names()
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         """What must not change between the runs that share a ledger."""
@@ -124,30 +155,46 @@ class Ledger:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing; blobs that nothing names any more are deleted once it is committed."""
-        self._db.execute("BEGIN IMMEDIATE")
-        self._garbage = []
+        """All or nothing; blobs that nothing names any more are deleted once it is committed, or undone."""
+        self._garbage, self._put = [], []
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
+            if self._put:
+                self.blobs.sync()
+            self.run("COMMIT")
         except BaseException:
-            self._db.execute("ROLLBACK")
+            self._undo()
             raise
-        self._db.execute("COMMIT")
-        for digest in self._garbage:
-            if self.one("SELECT COUNT(*) FROM blobs WHERE digest = ?", digest)[0] == 0:
+        self._delete(self._garbage)
+
+    def _undo(self) -> None:
+        """What cannot be cleared away here, the next opening clears away: the first error is the one to tell."""
+        with suppress(sqlite3.Error, StorageFailed):
+            if self._db.in_transaction:  # some errors make SQLite roll back by itself
+                self._db.execute("ROLLBACK")
+            self._delete(self._put)
+
+    def _delete(self, digests: Sequence[str]) -> None:
+        """Delete those of some blobs that nothing names."""
+        for digest in digests:
+            if self.first("SELECT 1 FROM blobs WHERE digest = ?", digest) is None:
                 self.blobs.delete(digest)
 
     def run(self, sql: str, *values: Any) -> int:
         """Execute a statement; the number of rows it changed."""
-        return self._db.execute(sql, values).rowcount
+        with writing(self.path):
+            return self._db.execute(sql, values).rowcount
 
     def all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
         """All rows of a query."""
-        return self._db.execute(sql, values).fetchall()
+        with writing(self.path):
+            return self._db.execute(sql, values).fetchall()
 
     def first(self, sql: str, *values: Any) -> sqlite3.Row | None:
         """The first row of a query, or None."""
-        return self._db.execute(sql, values).fetchone()
+        with writing(self.path):
+            return self._db.execute(sql, values).fetchone()
 
     def one(self, sql: str, *values: Any) -> sqlite3.Row:
         """The first row of a query that always has one."""
@@ -228,6 +275,12 @@ class Ledger:
         row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
         return 0 if row is None else int(row["step"])
 
+    def snapshot(self, step: int, kept: int) -> None:
+        """Keep a copy for the checkpoint of `step` (0: there is none), and no copies but those of the newest `kept`."""
+        if step:
+            snapshots.take(self._db, self.folder, step)
+        snapshots.keep(self.folder, self.marks()[-kept:])
+
     def marks(self) -> list[int]:
         """Steps of the checkpoints of the current lineage, ascending."""
         return [int(row["step"]) for row in self.all("SELECT step FROM marks ORDER BY step")]
@@ -243,6 +296,7 @@ class Ledger:
         """Store arrays as the blob `name` of a group."""
         data = pack(arrays)
         digest = self.blobs.put(data)
+        self._put.append(digest)
         self.run("INSERT OR IGNORE INTO blobs VALUES (?, ?)", digest, len(data))
         self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, digest)
 

@@ -15,8 +15,10 @@ import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from threading import RLock
+from typing import IO
 
 from common.config import ConfigError, RunConfig
 from common.exchange import audit
@@ -39,6 +41,7 @@ from common.messages import (
     TrainingPair,
     WeightVersion,
 )
+from common.storage import StorageFailed
 
 
 class LocalExchange:
@@ -47,8 +50,9 @@ class LocalExchange:
     Opening an existing ledger takes back all leases: their holders lived in the process that is gone. A resumed run
     then calls `rollback(step of its checkpoint)`, also with 0 when there is none.
 
-    Raises `ConfigError` when `folder` is in use by another process, damaged, or of a run with another seed, other
-    prompts or other sizes of groups and steps.
+    Raises `ConfigError` when `folder` is in use by another process, damaged, not to be written, or of a run with
+    another seed, other prompts or other sizes of groups and steps. Every call raises `StorageFailed` where the disk
+    refuses; the call is then undone.
     """
 
     def __init__(
@@ -61,27 +65,20 @@ class LocalExchange:
         """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds."""
         self._lock = RLock()
         self._config = config
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._guard = (folder / "ledger.lock").open("a")
-        except OSError as error:
-            raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
-        try:
-            # A POSIX lock belongs to the process and dies with it, however it dies.
-            fcntl.lockf(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._guard.close()
-            raise ConfigError(f"{folder}: in use by another running process; wait for it, or choose another --name")\
-                from None  # fmt: skip
-        try:
-            self._ledger = Ledger(folder, _identity(config))
-        except ConfigError:
-            self._guard.close()
-            raise
-        self._sampling = SamplingDesk(self._ledger, config, source, clock)
-        self._scoring = ScoringDesk(self._ledger, config, clock)
-        self._training = TrainingDesk(self._ledger, config, clock)
-        self._training.release_all()
+        self._guard = guard(folder)
+        with ExitStack() as stack:
+            stack.callback(self._guard.close)
+            try:
+                self._ledger = Ledger(folder, identity(config))
+                stack.callback(self._ledger.close)
+                self._ledger.settle_blobs()
+                self._sampling = SamplingDesk(self._ledger, config, source, clock)
+                self._scoring = ScoringDesk(self._ledger, config, clock)
+                self._training = TrainingDesk(self._ledger, config, clock)
+                self._training.release_all()
+            except StorageFailed as error:
+                raise ConfigError(str(error)) from None
+            stack.pop_all()
 
     # The interface.
 
@@ -175,16 +172,19 @@ class LocalExchange:
 
     def mark(self, step: int) -> None:
         """The checkpoint of `step` is safely on disk. Frees the blobs of pairs that ended by the step of the oldest
-        of the `learner.keep_checkpoints` checkpoints: before it there is no way back."""
+        of the `learner.keep_checkpoints` checkpoints: before it there is no way back. Keeps a copy of the ledger."""
         with self._lock:
             self._training.mark(step)
+            self._ledger.snapshot(step, self._config.learner.keep_checkpoints)
 
     def rollback(self, step: int) -> None:
         """Training goes on from the checkpoint of `step` (0: from the start): what later steps did to pairs is taken
         back, later versions are lost, current pushes are step // P. `ConfigError` when the ledger has no pairs for
-        that. If `current_version()` is of a step before (step // P) * P, the learner publishes before all else."""
+        that. If `current_version()` is of a step before (step // P) * P, the learner publishes before all else.
+        The copies of the ledger follow: there is one of this checkpoint, and none of later ones."""
         with self._lock:
             self._training.rollback(step)
+            self._ledger.snapshot(step, self._config.learner.keep_checkpoints)
 
     def current_version(self) -> int:
         """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
@@ -198,7 +198,8 @@ class LocalExchange:
 
     def wasted(self) -> dict[str, int]:
         """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
-        another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score)."""
+        another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score), damage
+        (blobs lost on the disk)."""
         with self._lock:
             rows = self._ledger.all("SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason ORDER BY reason")
             return {row["reason"]: int(row["n"]) for row in rows}
@@ -246,7 +247,24 @@ class LocalExchange:
             self._guard.close()
 
 
-def _identity(config: RunConfig) -> dict[str, int | str]:
+def guard(folder: Path) -> IO[str]:
+    """Hold the ledger of a folder alone until the file is closed. `ConfigError` when another process holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / "ledger.lock").open("a")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+    try:
+        # A POSIX lock belongs to the process and dies with it, however it dies.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        words = f"{folder}: in use by another running process; wait for it, or choose another --name"
+        raise ConfigError(words) from None
+    return file
+
+
+def identity(config: RunConfig) -> dict[str, int | str]:
     """What a ledger's contents are a function of: it must not change when a run is resumed."""
     return {
         "seed": config.seed,

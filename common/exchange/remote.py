@@ -8,6 +8,7 @@ from threading import Event, Thread
 from common.exchange.client import RunExchange
 from common.keys import ServerKeys
 from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling
+from common.storage import StorageFailed
 from common.wire import LIMITS, Limits, WireError
 
 
@@ -41,7 +42,7 @@ class Heartbeat:
             while not self._stop.wait(self._seconds):
                 try:
                     exchange.renew(self._worker)
-                except (Unreachable, ServiceFailed, WireError):
+                except (Unreachable, ServiceFailed, StorageFailed, WireError):
                     self.failed += 1
 
     def __enter__(self) -> Heartbeat:

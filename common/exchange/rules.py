@@ -14,7 +14,8 @@ from math import inf
 from common.exchange.client import State
 
 # From -> to. Backward edges: a lost lease (sampling, scoring, training), a rollback (trained, expired).
-# `paired -> trained` is a commit whose lease ran out during the step, or a pair too stale to be used once more.
+# `paired -> trained` is a commit whose lease ran out during the step, or a pair too stale to be used once more;
+# `expired -> trained` is a commit whose pairs even expired during the step.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.SAMPLING}),
     State.SAMPLING: frozenset({State.SAMPLED, State.PENDING, State.FAILED}),
@@ -23,7 +24,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.PAIRED: frozenset({State.TRAINING, State.EXPIRED, State.TRAINED}),
     State.TRAINING: frozenset({State.PAIRED, State.TRAINED}),
     State.TRAINED: frozenset({State.PAIRED}),
-    State.EXPIRED: frozenset({State.PAIRED}),
+    State.EXPIRED: frozenset({State.PAIRED, State.TRAINED}),
     State.TIED: frozenset(),
     State.FAILED: frozenset(),
     State.DONE: frozenset(),
@@ -82,6 +83,11 @@ def lag(pushes_now: int, pushes_then: int) -> int:
 def is_stale(pair_lag: int, max_lag: int) -> bool:
     """Whether a pair is too old to be trained."""
     return pair_lag > max_lag
+
+
+def waited_out(waited: float, ttl: float) -> bool:
+    """Whether a pair has waited in the queue for longer than `ttl` seconds; never when `ttl` is 0."""
+    return 0 < ttl < waited
 
 
 def freshness(pair_lag: int) -> float:

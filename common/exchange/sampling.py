@@ -47,6 +47,7 @@ class SamplingDesk:
         self._check_known(version)
         with self.ledger.transaction():
             self._reap()
+            self.refusal = ""
             ordinal = self._evaluation(version)
             if ordinal is None:
                 self.refusal = self._refusal(version)

@@ -129,7 +129,7 @@ class ScoringDesk:
             return
         self.ledger.move(
             ordinal, State.PAIRED, winner=pair.winner, loser=pair.loser, gap=pair.gap,
-            winner_reward=pair.winner_reward, loser_reward=pair.loser_reward,
+            winner_reward=pair.winner_reward, loser_reward=pair.loser_reward, paired=self.clock(),
         )  # fmt: skip
         ends = [latents_name(row["place"]) for row in rows if row["id"] in (pair.winner, pair.loser)]
         self.ledger.keep_only(ordinal, [CONDITIONING, *ends])

@@ -3,7 +3,8 @@
 What makes a resumed run equal to one that was never killed:
 
 * A step that is repeated trains on the batch it trained on the first time (`uses` keeps it through a rollback).
-* A rollback to step S takes back all that happened to pairs after S: their uses, and their expiry.
+* A rollback to step S takes back all that happened to pairs after S: their uses, and their expiry. All pairs wait
+  anew from then (`ttl_seconds`): a time without a learner is not theirs to answer for.
 * Current pushes become S // P, so admission waits until they have caught up with what is sampled already. Groups that
   a later push of the lost lineage sampled stay: sampling is a function of weights and seeds, both repeat themselves.
 * Blobs are kept until no kept checkpoint lies before the step that ended their pair.
@@ -38,10 +39,8 @@ class TrainingDesk:
 
     def lease_pairs(self, worker: str, step: int, count: int) -> list[TrainingPair]:
         """See `Exchange.lease_pairs`. Asked again by the same worker, a step gets the same pairs."""
-        committed = self.ledger.committed_step()
-        if step <= committed:
-            raise ValueError(f"pairs asked for step {step}, but step {committed} is committed: roll back first")
         with self.ledger.transaction():
+            self._check_next(step)
             self._reap()
             self._expire(step)
             batch = self._batch(worker, step, count)
@@ -51,6 +50,14 @@ class TrainingDesk:
                     self.ledger.move(ordinal, State.TRAINING)
                 self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
             return [self._pair(self.ledger.group(ordinal)) for ordinal in batch]
+
+    def _check_next(self, step: int) -> None:
+        """Steps are leased and committed one after the other."""
+        committed = self.ledger.committed_step()
+        if step <= committed:
+            raise ValueError(f"step {step} asked for, but step {committed} is committed: roll back first")
+        if step > committed + 1:
+            raise ValueError(f"step {step} asked for, but step {committed + 1} is not committed yet")
 
     def _batch(self, worker: str, step: int, count: int) -> list[int]:
         """The ordinals of a step's pairs: those it had before, where they can be had, else the next in order."""
@@ -85,9 +92,13 @@ class TrainingDesk:
         self.ledger.move(ordinal, State.PAIRED, worker=None, expires=None, step=None)
 
     def _expire(self, step: int) -> None:
-        """Stale pairs leave the queue; one that was trained at least once counts as trained."""
+        """Pairs too stale, or too long in the queue, leave it; one trained at least once counts as trained."""
+        exchange, now = self.config.exchange, self.clock()
+        # Where the clock was set back, what was paired "in the future" waits from now: no pair stays for ever.
+        self.ledger.run("UPDATE groups SET paired = ? WHERE state = ? AND paired > ?", now, State.PAIRED, now)
         for group in self.ledger.in_state(State.PAIRED):
-            if rules.is_stale(self._lag(group), self.config.exchange.max_lag):
+            stale = rules.is_stale(self._lag(group), exchange.max_lag)
+            if stale or rules.waited_out(now - group["paired"], exchange.ttl_seconds):
                 self.ledger.move(group["ordinal"], State.TRAINED if group["uses"] else State.EXPIRED, closed=step)
 
     def _pair(self, group: sqlite3.Row) -> TrainingPair:
@@ -119,9 +130,7 @@ class TrainingDesk:
                 raise ValueError(f"step {step}: committed with pairs {sorted(ordinals)}, which it did not lease")
             if rows[0]["committed"]:
                 return
-            last = self.ledger.committed_step()
-            if step <= last:
-                raise ValueError(f"step {step} committed after step {last}")
+            self._check_next(step)
             self.ledger.run("UPDATE uses SET committed = 1 WHERE step = ?", step)
             for ordinal in ordinals:
                 self._use(ordinal, step)
@@ -130,13 +139,12 @@ class TrainingDesk:
         """Count one use. A lease that ran out during the step makes no difference: the weights have the pair."""
         group = self.ledger.group(ordinal)
         uses = group["uses"] + 1
-        idle = {"worker": None, "expires": None, "step": None, "uses": uses}
-        if uses >= self.config.exchange.max_times_trained:
-            self.ledger.move(ordinal, State.TRAINED, closed=step, **idle)
-        elif group["state"] == State.PAIRED:
-            self.ledger.update(ordinal, **idle)
-        else:
-            self.ledger.move(ordinal, State.PAIRED, **idle)
+        ended = group["state"] in ENDED or uses >= self.config.exchange.max_times_trained
+        if ended and group["state"] != State.TRAINED:
+            self.ledger.move(ordinal, State.TRAINED, closed=step)
+        elif group["state"] == State.TRAINING:
+            self.ledger.move(ordinal, State.PAIRED)
+        self.ledger.update(ordinal, worker=None, expires=None, step=None, uses=uses)
 
     # Versions.
 
@@ -195,6 +203,7 @@ class TrainingDesk:
             for group in self.ledger.in_state(State.TRAINING):
                 self._release(group["ordinal"])
             self._take_back(step)
+            self.ledger.run("UPDATE groups SET paired = ? WHERE state = ?", self.clock(), State.PAIRED)
             self.ledger.run("UPDATE versions SET lost = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
             self.ledger.run("DELETE FROM marks WHERE step > ?", step)

@@ -365,6 +365,135 @@ class ExchangeContract:
         assert exchange.counts()[State.EXPIRED] == 1
         exchange.check()
 
+    def test_pairs_that_waited_too_long_expire_when_taken(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100, exchange__lease_seconds=1e6))
+        make_pairs(exchange, 1)
+        clock.now += 100
+        make_pairs(exchange, 2)
+        assert exchange.lease_group("sampler-0", 0) is not None  # three of four places are taken
+        assert exchange.lease_group("sampler-0", 0) is None
+        clock.now += 1
+        assert exchange.counts()[State.PAIRED] == 3  # nobody took them yet
+        assert train(exchange, 1) == [1, 2]
+        counts = exchange.counts()
+        assert (counts[State.EXPIRED], counts[State.TRAINED]) == (1, 2)
+        assert exchange.lease_group("sampler-0", 0) is not None  # it gives its place back
+        exchange.check()
+
+    def test_no_pair_expires_by_age_without_a_bound(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 2)
+        clock.now += 1e9
+        assert train(exchange, 1) == [0, 1]
+
+    def test_a_clock_set_back_neither_expires_pairs_nor_keeps_them_for_ever(
+        self, open_exchange: Factory, clock: Clock
+    ) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100))
+        make_pairs(exchange, 1)
+        clock.now -= 900
+        assert exchange.lease_pairs("learner-0", 1, 2) == []  # it waits from now
+        clock.now += 100
+        exchange.lease_pairs("learner-0", 1, 2)
+        assert exchange.counts()[State.PAIRED] == 1
+        clock.now += 1
+        exchange.lease_pairs("learner-0", 1, 2)
+        assert exchange.counts()[State.EXPIRED] == 1
+
+    def test_a_pair_that_was_trained_and_then_waits_too_long_counts_as_trained(
+        self, open_exchange: Factory, clock: Clock
+    ) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100, exchange__max_times_trained=2))
+        make_pairs(exchange, 2)
+        train(exchange, 1)
+        assert exchange.counts()[State.PAIRED] == 2
+        clock.now += 101
+        assert train(exchange, 2) == []
+        assert exchange.counts()[State.TRAINED] == 2
+        exchange.check()
+
+    def test_a_rollback_brings_pairs_back_that_waited_too_long(self, open_exchange: Factory, clock: Clock) -> None:
+        """They wait anew: the time without a learner is not theirs, and repeated steps need their batches."""
+        exchange = open_exchange(small(exchange__ttl_seconds=100))
+        make_pairs(exchange, 4)
+        assert train(exchange, 1) == [0, 1]
+        clock.now += 101
+        assert train(exchange, 2) == []
+        assert exchange.counts()[State.EXPIRED] == 2
+        exchange.rollback(0)
+        assert exchange.counts()[State.PAIRED] == 4
+        clock.now += 100
+        assert [train(exchange, 1), train(exchange, 2)] == [[0, 1], [2, 3]]
+        exchange.check()
+
+    def test_a_commit_counts_although_its_pairs_expired_during_the_step(
+        self, open_exchange: Factory, clock: Clock
+    ) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100, exchange__lease_seconds=60))
+        make_pairs(exchange, 2)
+        exchange.lease_pairs("slow", 1, 2)
+        clock.now += 101
+        assert exchange.lease_pairs("hasty", 1, 2) == []
+        assert exchange.counts()[State.EXPIRED] == 2
+        exchange.commit_step(1, [0, 1])  # the weights have them
+        assert exchange.counts()[State.TRAINED] == 2
+        exchange.check()
+        exchange.rollback(0)
+        assert exchange.counts()[State.PAIRED] == 2
+
+    def test_no_step_is_leased_or_committed_before_the_one_before_it(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 4)
+        with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
+            exchange.lease_pairs("learner-0", 2, 2)
+        train(exchange, 1)
+        train(exchange, 2)
+        exchange.rollback(0)
+        with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
+            exchange.commit_step(2, [2, 3])  # of a learner that does not know that it is dead
+
+    def test_uses_are_counted_per_step_and_never_beyond_the_bound(self, open_exchange: Factory) -> None:
+        """Also where steps are repeated after a rollback."""
+        exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=9))
+        make_pairs(exchange, 2)
+        assert [train(exchange, step) for step in (1, 2, 3)] == [[0, 1], [0, 1], []]
+        exchange.commit_step(2, [0, 1])  # a retry
+        assert exchange.counts()[State.TRAINED] == 2
+        exchange.rollback(1)
+        assert exchange.counts()[State.PAIRED] == 2  # one use each is left
+        make_pairs(exchange, 1)
+        assert [train(exchange, step) for step in (2, 3)] == [[0, 1], []]
+        make_pairs(exchange, 1)
+        assert [train(exchange, step) for step in (3, 4, 5)] == [[2, 3], [2, 3], []]
+        assert exchange.counts()[State.TRAINED] == 4
+        exchange.check()
+
+    def test_poison_groups_fail_with_their_last_cause(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__max_attempts=2, exchange__lease_seconds=60, exchange__max_lag=9))
+        lost = exchange.lease_group("dying", 0)  # 0: a sampler that dies, then one that cannot read the image
+        assert lost is not None
+        clock.now += 61
+        again = exchange.lease_group("sampler-0", 0)
+        assert again is not None
+        assert again.prompt.ordinal == 0
+        exchange.fail_group(again, "image is broken")
+        for _ in range(2):  # 1: rewarders that die; 2: a score that is no number
+            sample(exchange)
+        for worker in ("rewarder-0", "rewarder-1"):
+            exchange.lease_candidates(worker, 1)
+            clock.now += 61
+        tasks = exchange.lease_candidates("rewarder-2", 2)
+        assert [task.prompt.ordinal for task in tasks] == [2, 2]
+        exchange.submit_scores("rewarder-2", [score(tasks[0], nan)])
+        assert exchange.failures() == {
+            0: "image is broken",
+            1: "scoring lease of rewarder-1 ran out",
+            2: "nan score: appeal",
+        }
+        assert exchange.wasted() == {"failed": 2, "nan": 2}
+        assert exchange.bytes_on_disk() == 0
+        exchange.check()
+
     def test_pairs_may_be_trained_twice(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=3))
         make_pairs(exchange, 4)
@@ -455,6 +584,15 @@ class ExchangeContract:
         assert exchange.wanted_version() == 0
         sample(exchange, 0)
         assert exchange.wanted_version() == 1
+
+    def test_a_refusal_does_not_outlive_the_next_lease(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__pipeline_depth=1))
+        sample(exchange)
+        assert exchange.lease_group("sampler-0", 0) is None
+        assert "pipeline_depth" in exchange.refusal
+        exchange.enqueue(heldout(1))
+        assert exchange.lease_group("sampler-0", 0) is not None
+        assert exchange.refusal == ""
 
     def test_evaluations_do_not_count_in_admission(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_lag=0, exchange__pipeline_depth=2))

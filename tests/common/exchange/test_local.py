@@ -17,6 +17,7 @@ from common.exchange.blobs import BlobError, BlobStore, pack, unpack
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
 from common.messages import Array, Purpose
+from common.storage import StorageFailed
 from tests.common.exchange import fakes
 from tests.common.exchange.contract import ExchangeContract, Factory
 from tests.common.exchange.fakes import (
@@ -280,7 +281,7 @@ def _lost_blob(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(_garbage, "not a readable ledger"), (_other_schema, "schema 99"), (_lost_blob, "blob is missing")],
+    [(_garbage, "damaged .file is not a database."), (_other_schema, "schema 99"), (_lost_blob, "blob is missing")],
 )
 def test_damage_is_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     exchange = fakes.open_exchange(tmp_path, small())
@@ -350,10 +351,10 @@ def test_blobs_round_trip_and_are_checked(tmp_path: Path) -> None:
     assert store.put(b"content") == digest
     assert store.get(digest) == b"content"
     (store.folder / digest).write_bytes(b"c0ntent")
-    with pytest.raises(BlobError, match="content differs from its name"):
+    with pytest.raises(StorageFailed, match="content differs from its name"):
         store.get(digest)
     store.delete(digest)
-    with pytest.raises(BlobError, match="is missing"):
+    with pytest.raises(StorageFailed, match="blob cannot be read: No such file"):
         store.get(digest)
 
 

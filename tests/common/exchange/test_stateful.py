@@ -1,19 +1,36 @@
-"""Whatever the order of calls, clock jumps, lost processes and rollbacks: the ledger conserves."""
+"""Whatever the order of calls, clock jumps, deaths and rollbacks: the ledger is where the model of it is.
+
+Every call is made twice: to the exchange, and to `model.Model`, which says what must come of it. A fuse can be lit
+before a call: then the process dies at one of the call's writes, that is, its folder is copied as it lies there, and
+the copy is opened. It must be as before the call or as after it; the model follows.
+"""
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
-from math import nan
+from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from common.config import RunConfig
-from common.exchange.client import State
-from common.messages import GroupLease, Purpose, ScoreTask
+from common.exchange.client import Submitted
+from common.exchange.local import LocalExchange
+from common.messages import GroupLease, Purpose, Score, ScoreTask, TrainingPair
 from tests.common.exchange.fakes import (
     Clock,
     candidate,
@@ -22,17 +39,124 @@ from tests.common.exchange.fakes import (
     open_exchange,
     score,
     small,
-    total,
+    values,
     weight_version,
 )
+from tests.common.exchange.model import OPEN, Model
 
+TIGHT = small(exchange__lease_seconds=60, exchange__max_lag=4)
 CONFIGS: list[RunConfig] = [
     small(exchange__lease_seconds=60),
     small(exchange__lease_seconds=60, exchange__order="gap", exchange__max_lag=0, exchange__max_attempts=1),
     small(exchange__lease_seconds=60, exchange__max_times_trained=2, learner__steps_per_push=2),
-    small(exchange__lease_seconds=60, exchange__min_gap=0.3, learner__keep_checkpoints=2),
+    small(exchange__lease_seconds=60, exchange__min_gap=0.3, learner__keep_checkpoints=2, exchange__ttl_seconds=100),
+    small(exchange__max_times_trained=3, exchange__ttl_seconds=50, exchange__max_lag=2, exchange__order="gap", steps=4),
+    small(exchange__lease_seconds=60, exchange__pipeline_depth=2, sampler__candidates=3, exchange__max_lag=3),
+    # A bound of bytes that four of these small groups reach; the smallest that may be configured is larger.
+    TIGHT.model_copy(update={"exchange": TIGHT.exchange.model_copy(update={"max_bytes": 1100})}),
 ]
 SOME = st.integers(0, 999)
+WORKERS = st.sampled_from(["a", "b"])
+FOLDERS = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # where bringing to the disk costs nothing
+
+
+class Death(BaseException):
+    """The process ends here."""
+
+
+class Fuse:
+    """Burns by one at every write; at the end of it the folder is copied as it lies there, and the process dies."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        self.copied: Path | None = None
+
+    def burn(self, folder: Path) -> None:
+        if self.left:
+            self.left -= 1
+            if not self.left:
+                self.copied = Path(tempfile.mkdtemp(prefix="ledger-", dir=FOLDERS))
+                shutil.copytree(folder, self.copied, dirs_exist_ok=True)
+                (self.copied / "blobs" / "0123.tmp").write_bytes(b"half a blob")
+                raise Death
+
+    def around(self, folder: Path, act: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """`act`, with a chance to die before and after it."""
+
+        def acting(what: Any) -> Any:
+            self.burn(folder)
+            done = act(what)
+            self.burn(folder)
+            return done
+
+        return acting
+
+
+class Mortal:
+    """A database connection whose every writing statement may be the last."""
+
+    def __init__(self, database: Any, fuse: Fuse, folder: Path) -> None:
+        self._database, self._fuse, self._folder = database, fuse, folder
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        if not sql.startswith(("SELECT", "PRAGMA", "ROLLBACK")):
+            self._fuse.burn(self._folder)
+        return self._database.execute(sql, *values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._database, name)
+
+
+def view(exchange: LocalExchange) -> dict[str, Any]:
+    """What `Model.view` says, read from the tables."""
+    ledger = exchange._ledger
+    names: dict[int, list[str]] = {}
+    for row in ledger.all("SELECT ordinal, name FROM refs ORDER BY ordinal, name"):
+        names.setdefault(row["ordinal"], []).append(row["name"])
+    columns = ["state", "version", "pushes", "worker", "attempt", "failures", "reason", "uses", "step", "closed"]
+    batches: dict[int, tuple[list[int], bool]] = {}
+    for row in ledger.all("SELECT * FROM uses ORDER BY step, place"):
+        batches.setdefault(row["step"], ([], bool(row["committed"])))[0].append(row["ordinal"])
+    return {
+        "groups": {
+            row["ordinal"]: (
+                *(row[name] for name in columns),
+                None if row["winner"] is None else (row["winner"], row["loser"]),
+                names.get(row["ordinal"], []),
+            )
+            for row in ledger.all("SELECT * FROM groups ORDER BY ordinal")
+        },
+        "clips": {
+            row["id"]: (row["ordinal"], row["place"], row["worker"], row["failures"], row["raw"])
+            for row in ledger.all(
+                "SELECT c.*, json_extract(scores, '$.motion') AS raw FROM candidates c JOIN groups g USING (ordinal) "
+                "WHERE g.state IN (?, ?)",
+                *OPEN,
+            )
+        },
+        "waste": {tuple(row) for row in ledger.all("SELECT id, reason FROM waste")},
+        "batches": batches,
+        "versions": {row[0]: (row[1], row[2], bool(row[3])) for row in ledger.all("SELECT * FROM versions")},
+        "marks": set(ledger.marks()),
+        "current": (
+            *(exchange.next_version(), exchange.current_version(), exchange.wanted_version()),
+            *(ledger.meta("pushes", 0), ledger.meta("final", 0)),
+        ),
+        "bytes": exchange.bytes_on_disk(),
+    }
+
+
+def plain(answer: Any) -> Any:
+    """An answer of the exchange as the model gives it."""
+    if isinstance(answer, Submitted):
+        return answer.accepted, answer.reason
+    if isinstance(answer, GroupLease):
+        return answer.prompt.ordinal, answer.attempt, answer.version, answer.done
+    if isinstance(answer, ScoreTask):
+        return answer.candidate_id
+    if isinstance(answer, TrainingPair):
+        return answer.pair.ordinal
+    return [plain(one) for one in answer] if isinstance(answer, list) else answer
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -40,121 +164,241 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(config=st.sampled_from(CONFIGS))
     def start(self, config: RunConfig) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ledger-"))
-        self.config, self.clock = config, Clock()
+        self.folder = Path(tempfile.mkdtemp(prefix="ledger-", dir=FOLDERS))
+        self.config, self.clock, self.fuse = config, Clock(), Fuse()
+        self.model = Model(config, self.clock)
         self.leases: list[GroupLease] = []
         self.tasks: list[ScoreTask] = []
-        self.step = self.checkpoint = self.oldest = 0
-        self.version = -1
-        self.frontier = 0
+        self.batches: list[tuple[int, list[int]]] = []
         self.open()
 
     def open(self) -> None:
         self.exchange = open_exchange(self.folder, self.config, self.clock)
-        self.exchange._ledger.run("PRAGMA synchronous = OFF")
+        ledger = self.exchange._ledger
+        ledger.run("PRAGMA synchronous = OFF")
+        blobs: Any = ledger.blobs
+        blobs.put, blobs.delete = (self.fuse.around(self.folder, act) for act in (blobs.put, blobs.delete))
+        ledger._db = Mortal(ledger._db, self.fuse, self.folder)  # type: ignore[assignment]
 
     def teardown(self) -> None:
         if hasattr(self, "exchange"):
             self.exchange.close()
             shutil.rmtree(self.folder)
 
-    @rule(current=st.booleans())
-    def lease_group(self, current: bool) -> None:
-        lease = self.exchange.lease_group("sampler", self.exchange.current_version() if current else 0)
-        if lease is not None:
-            self.leases.append(lease)
+    def call(self, name: str, *arguments: Any, to_model: tuple[Any, ...] | None = None) -> Any:
+        """Make a call to both; the exchange's answer, or None when it was refused or the process died in it."""
+        shared = {id(one): one for one in (self.clock, self.config, self.config.exchange)}
+        before = copy.deepcopy(self.model, shared)
+        try:
+            expected = getattr(self.model, name)(*(arguments if to_model is None else to_model))
+        except ValueError as error:
+            self.model, expected = before, type(error)
+        try:
+            answer = getattr(self.exchange, name)(*arguments)
+        except ValueError as error:
+            answer, found = None, type(error)
+        except Death:
+            self.die(before)
+            return None
+        else:
+            found = plain(answer)
+        assert found == expected
+        return answer
 
-    @precondition(lambda self: self.leases)
-    @rule(which=SOME, upto=st.integers(0, 2))
-    def submit(self, which: int, upto: int) -> None:
-        lease = self.leases[which % len(self.leases)]
-        self.exchange.submit_conditioning(lease, conditioning(lease.prompt))
-        for index in range(min(upto, len(lease.seeds))):
-            self.exchange.submit_candidate(lease, candidate(lease, index))
-
-    @precondition(lambda self: self.leases)
-    @rule(which=SOME)
-    def fail(self, which: int) -> None:
-        self.exchange.fail_group(self.leases[which % len(self.leases)], "broken image")
-
-    @rule(limit=st.integers(1, 8), answered=st.integers(0, 8))
-    def score(self, limit: int, answered: int) -> None:
-        tasks = list(self.exchange.lease_candidates("rewarder", limit))
-        self.exchange.submit_scores("rewarder", [score(task) for task in tasks[:answered]])
-        self.tasks += tasks[answered:]
-
-    @precondition(lambda self: self.tasks)
-    @rule(which=SOME, broken=st.booleans())
-    def score_late(self, which: int, broken: bool) -> None:
-        task = self.tasks[which % len(self.tasks)]
-        self.exchange.submit_scores("rewarder", [score(task, nan if broken else None)])
-
-    @rule(commits=st.integers(0, 2))
-    def train(self, commits: int) -> None:
-        ordinals = [one.pair.ordinal for one in self.exchange.lease_pairs("learner", self.step + 1, 2)]
-        if not ordinals or not commits:
-            return
-        self.step += 1
-        for _ in range(commits):
-            self.exchange.commit_step(self.step, ordinals)
-        if self.step % self.config.learner.steps_per_push == 0:
-            self.announce()
-
-    def announce(self) -> None:
-        version = self.exchange.next_version()
-        assert version > self.version
-        self.version = version
-        self.exchange.announce(weight_version(version, self.step, self.step // self.config.learner.steps_per_push))
-
-    @precondition(lambda self: self.step > self.checkpoint)
-    @rule()
-    def mark(self) -> None:
-        self.exchange.mark(self.step)
-        self.oldest = self.step if self.config.learner.keep_checkpoints == 1 else self.checkpoint
-        self.checkpoint = self.step
-
-    @rule(older=st.booleans())
-    def resume(self, older: bool) -> None:
-        """The learner's process dies and goes on from a checkpoint."""
+    def die(self, before: Model) -> None:
+        """Go on from the copy; the model becomes what the copy turns out to be."""
+        assert self.fuse.copied is not None
         self.exchange.close()
+        shutil.rmtree(self.folder)
+        self.folder, self.fuse.copied = self.fuse.copied, None
         self.open()
-        self.step = self.checkpoint = self.oldest if older else self.checkpoint
-        self.exchange.rollback(self.step)
+        for model in (before, self.model):
+            model.reopen()
+        found = view(self.exchange)
+        self.model = next((model for model in (before, self.model) if model.view() == found), before)
+
+    # The process.
+
+    @rule(writes=st.integers(1, 12))
+    def light_the_fuse(self, writes: int) -> None:
+        """Somewhere in a call to come it is over."""
+        self.fuse.left = writes
 
     @rule()
     def reopen(self) -> None:
         self.exchange.close()
         self.open()
+        self.model.reopen()
 
     @rule(seconds=st.sampled_from([-500.0, -1.0, 30.0, 61.0, 1e6]))
     def jump(self, seconds: float) -> None:
         self.clock.now += seconds
 
-    @rule(worker=st.sampled_from(["sampler", "rewarder", "learner"]))
+    @rule(worker=WORKERS)
     def renew(self, worker: str) -> None:
-        self.exchange.renew(worker)
+        self.call("renew", worker)
 
-    @rule(count=st.integers(1, 3), versioned=st.booleans())
-    def enqueue(self, count: int, versioned: bool) -> None:
-        self.exchange.enqueue(heldout(count), self.exchange.current_version() if versioned else None)
+    @rule(worker=WORKERS)
+    def release(self, worker: str) -> None:
+        self.call("release", worker)
+
+    # Sampling.
+
+    @rule(worker=WORKERS, version=st.sampled_from(["current", "wanted", "base", "any", "unknown"]), which=SOME)
+    def lease_group(self, worker: str, version: str, which: int) -> None:
+        self.lease(worker, version, which)
+
+    def lease(self, worker: str, version: str, which: int) -> GroupLease | None:
+        known = sorted({0, *self.model.versions})
+        number = {"current": self.exchange.current_version(), "wanted": self.exchange.wanted_version(), "base": 0,
+                  "any": known[which % len(known)], "unknown": 1000}[version]  # fmt: skip
+        lease = self.call("lease_group", worker, number)
+        assert lease is None or not self.exchange.refusal
+        if lease is not None:
+            self.leases.append(lease)
+        return lease
+
+    @precondition(lambda self: self.leases)
+    @rule(which=SOME, told=st.booleans(), upto=st.integers(0, 3))
+    def submit(self, which: int, told: bool, upto: int) -> None:
+        self.sample(self.leases[which % len(self.leases)], told, upto)
+
+    def sample(self, lease: GroupLease, told: bool, upto: int) -> None:
+        if told:
+            self.call("submit_conditioning", lease, conditioning(lease.prompt))
+        for index in range(min(upto, len(lease.seeds))):
+            self.call("submit_candidate", lease, candidate(lease, index))
+
+    @precondition(lambda self: self.leases)
+    @rule(which=SOME)
+    def fail(self, which: int) -> None:
+        self.call("fail_group", self.leases[which % len(self.leases)], "broken image")
+
+    @rule(count=st.integers(1, 2), versioned=st.booleans(), purpose=st.sampled_from([Purpose.EVAL, Purpose.PROBE]))
+    def enqueue(self, count: int, versioned: bool, purpose: Purpose) -> None:
+        version = self.exchange.current_version() if versioned else None
+        self.call("enqueue", heldout(count, purpose), version)
+
+    # Scoring.
+
+    @rule(worker=WORKERS, limit=st.integers(1, 8), answered=st.integers(0, 8))
+    def score(self, worker: str, limit: int, answered: int) -> None:
+        tasks = self.call("lease_candidates", worker, limit) or []
+        self.call("submit_scores", worker, [score(task) for task in tasks[:answered]])
+        self.tasks += tasks[answered:]
+
+    @precondition(lambda self: self.tasks)
+    @rule(which=SOME, raw=st.sampled_from([None, 50.0, nan, inf]), judge=st.sampled_from(["heads-1", "heads-2"]))
+    def score_late(self, which: int, raw: float | None, judge: str) -> None:
+        task = self.tasks[which % len(self.tasks)]
+        number = score(task).values["motion"] if raw is None else raw
+        self.call("submit_scores", "a", [Score(task.candidate_id, judge, values(number))])
+
+    @rule(groups=st.integers(1, 4))
+    def make_pairs(self, groups: int) -> None:
+        """An orderly sampler and an orderly rewarder."""
+        for _ in range(groups):
+            lease = self.lease("a", "current", 0)
+            if lease is not None:
+                self.sample(lease, True, len(lease.seeds))
+        self.score("b", 16, 16)
+
+    # Training.
+
+    @rule(worker=WORKERS, ahead=st.sampled_from([1, 1, 1, 1, 0, 2]), count=st.sampled_from([2, 2, 2, 1, 3]))
+    def lease_pairs(self, worker: str, ahead: int, count: int) -> None:
+        self.lease_batch(worker, ahead, count)
+
+    def lease_batch(self, worker: str, ahead: int, count: int) -> bool:
+        step = self.model.last_step() + ahead
+        pairs = self.call("lease_pairs", worker, step, count)
+        if pairs:
+            self.batches.append((step, [one.pair.ordinal for one in pairs]))
+            assert all(one.lag <= self.config.exchange.max_lag for one in pairs)
+        return bool(pairs)
+
+    @precondition(lambda self: self.batches)
+    @rule(back=st.sampled_from([1, 1, 1, 2, 3]), other=st.booleans())
+    def commit(self, back: int, other: bool) -> None:
+        step, ordinals = self.batches[-min(back, len(self.batches))]
+        self.call("commit_step", step, ordinals if not other else ordinals[:1])
+
+    @rule()
+    def step(self) -> None:
+        """An orderly learner."""
+        if self.lease_batch("b", 1, 2):
+            self.commit(1, False)
+            self.announce(False)
+
+    @rule(rounds=st.integers(1, 3))
+    def work(self, rounds: int) -> None:
+        """All in order, for a while."""
+        for _ in range(rounds):
+            self.make_pairs(3)
+            self.step()
+
+    @rule(used=st.booleans())
+    def announce(self, used: bool) -> None:
+        step, version = self.model.last_step(), self.exchange.next_version() - used
+        pushes = step // self.config.learner.steps_per_push
+        self.call("announce", weight_version(max(0, version), step, pushes), to_model=(max(0, version), step, pushes))
+
+    @rule(back=st.sampled_from([0, 0, 0, 1, -1]))
+    def mark(self, back: int) -> None:
+        self.call("mark", self.model.last_step() - back)
+
+    @rule(step=st.sampled_from(["final", "last", "between", "beyond"]), dies=st.booleans())
+    def rollback(self, step: str, dies: bool) -> None:
+        """The learner goes on from a checkpoint, with or without the hub's process."""
+        if dies:
+            self.reopen()
+        final, last = self.model.final, self.model.last_step()
+        self.call("rollback", {"final": final, "last": last, "between": (final + last) // 2, "beyond": final - 1}[step])
+
+    # What must hold.
 
     @invariant()
-    def conserves(self) -> None:
+    def agrees_with_the_model(self) -> None:
+        if not hasattr(self, "exchange"):
+            return
+        found, expected = view(self.exchange), self.model.view()
+        for part, value in expected.items():
+            assert found[part] == value, part
         self.exchange.check()
-        counts = self.exchange.counts()
-        assert total(counts) >= self.frontier
-        self.frontier = total(counts)
-        trained = counts[State.TRAINED] * self.config.exchange.max_times_trained
-        assert trained <= 2 * self.step * self.config.exchange.max_times_trained
-        results = self.exchange.results(Purpose.EVAL, 0)
-        assert len(results) <= self.exchange.counts(Purpose.EVAL)[State.DONE]
+        files = {path.name for path in (self.folder / "blobs").iterdir()}
+        assert len(files) == len(self.model.contents())
+        m = self.config.exchange.max_times_trained
+        assert all(one.uses <= m for one in self.model.groups.values())
+
+    @rule(which=SOME)
+    def results(self, which: int) -> None:
+        known = sorted({0, *self.model.versions})
+        version = known[which % len(known)]
+        done = {
+            (one.prompt.id, clip.raw)
+            for one in self.model.groups.values()
+            for clip in one.clips.values()
+            if one.state == "done" and one.prompt.purpose is Purpose.EVAL and one.version == version
+        }
+        found = {(one.prompt.id, one.values["motion"]) for one in self.exchange.results(Purpose.EVAL, version)}
+        assert found == done
 
 
-TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(
-    max_examples=25,
-    stateful_step_count=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+def profile(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def test_the_ledger_is_where_its_model_is() -> None:
+    run_state_machine_as_test(LedgerMachine, settings=profile(30, 30))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_ledger_is_where_its_model_is_for_long() -> None:
+    run_state_machine_as_test(LedgerMachine, settings=profile(600, 60))

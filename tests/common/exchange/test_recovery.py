@@ -1,0 +1,182 @@
+"""A snapshot in the place of a damaged ledger: what was under way is made again, what ended stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import ConfigError, RunConfig
+from common.exchange import recovery, snapshots
+from common.exchange.client import State
+from common.exchange.ledger import LedgerDamaged
+from common.exchange.recovery import Recovered
+from tests.common.exchange.fakes import (
+    heldout,
+    make_pairs,
+    open_exchange,
+    sample,
+    score_all,
+    small,
+    source,
+    train,
+    weight_version,
+)
+
+CONFIG = small(exchange__max_lag=9, learner__keep_checkpoints=2)
+
+
+def later(folder: Path, config: RunConfig = CONFIG) -> None:
+    """Checkpoint 1 with a pair waiting, a group sampled and one leased; then all go on, to a checkpoint-less step 3."""
+    exchange = open_exchange(folder, config)
+    exchange.announce(weight_version(0, 0, 0))
+    exchange.enqueue(heldout(1), 0)
+    sample(exchange)
+    make_pairs(exchange, 5)  # 0 .. 4
+    train(exchange, 1)
+    exchange.announce(weight_version(1, 1, 1))
+    sample(exchange, 1)  # 5
+    leased = exchange.lease_group("sampler-0", 1)  # 6
+    assert leased is not None
+    exchange.mark(1)
+    exchange.fail_group(leased, "put back")
+    raw = {f"{ordinal}-{index}-v{version}": 80.0 - 50 * index
+           for ordinal in (5, 6, 7) for index in (0, 1) for version in (1, 2)}  # fmt: skip
+    score_all(exchange, raw)
+    train(exchange, 2)
+    exchange.announce(weight_version(2, 2, 2))
+    sample(exchange, 2)  # 6 again
+    sample(exchange, 2)  # 7
+    score_all(exchange, raw)
+    train(exchange, 3)
+    exchange.check()
+    exchange.close()
+
+
+def destroy(folder: Path) -> None:
+    (folder / "ledger.sqlite").write_bytes(b"no database at all " * 500)
+
+
+def recover(folder: Path, config: RunConfig = CONFIG, checkpoints: tuple[int, ...] = (1,), **more: Any) -> Recovered:
+    told: list[int] = []
+    done = recovery.recover(folder, config, source, checkpoints, more.get("newest", 2), told.append)
+    assert told == [done.step]
+    return done
+
+
+def test_pairs_wait_again_and_what_was_under_way_is_sampled_again(tmp_path: Path) -> None:
+    later(tmp_path)
+    destroy(tmp_path)
+    with pytest.raises(LedgerDamaged, match=f"restore its last snapshot with: douga recover {tmp_path}"):
+        open_exchange(tmp_path, CONFIG)
+    done = recover(tmp_path)
+    assert (done.step, done.again, done.dropped, done.given_up) == (1, 2, 2, 0)
+    assert done.aside == tmp_path / "ledger.sqlite.damaged-1"
+    exchange = open_exchange(tmp_path, CONFIG)
+    exchange.check()
+    counts = exchange.counts()
+    assert (counts[State.TRAINED], counts[State.PAIRED], counts[State.PENDING]) == (2, 3, 2)
+    assert exchange.wasted() == {"damage": 2}
+    assert len(exchange.results(heldout(1)[0].purpose, 0)) == 1  # the evaluation is whole
+    exchange.rollback(1)
+    again = sample(exchange, 1)
+    assert again is not None
+    assert (again.prompt.ordinal, again.prompt.image, again.done) == (5, source(5).image, ())
+    assert train(exchange, 2) == [2, 3]  # their blobs were kept for a checkpoint that came before their step
+    exchange.check()
+    exchange.close()
+
+
+def test_no_version_is_used_twice(tmp_path: Path) -> None:
+    later(tmp_path)
+    destroy(tmp_path)
+    recover(tmp_path, newest=2)
+    exchange = open_exchange(tmp_path, CONFIG)
+    assert (exchange.current_version(), exchange.next_version()) == (1, 3)
+    exchange.close()
+
+
+def test_versions_of_the_snapshot_count_where_the_weights_are_gone(tmp_path: Path) -> None:
+    later(tmp_path)
+    destroy(tmp_path)
+    recover(tmp_path, newest=-1)
+    exchange = open_exchange(tmp_path, CONFIG)
+    assert exchange.next_version() == 2
+    exchange.close()
+
+
+def test_a_recovery_that_dies_is_made_again(tmp_path: Path) -> None:
+    """At the worst moment: the damaged ledger is aside, and nothing is in its place."""
+    later(tmp_path)
+    (tmp_path / "ledger.sqlite").rename(tmp_path / "ledger.sqlite.damaged-1")
+    (tmp_path / "recovered.sqlite").write_bytes(b"half")
+    (tmp_path / "recovered.sqlite-wal").write_bytes(b"of another copy")
+    blobs = set((tmp_path / "blobs").iterdir())
+    with pytest.raises(LedgerDamaged, match="missing or empty"):
+        open_exchange(tmp_path, CONFIG)
+    assert set((tmp_path / "blobs").iterdir()) == blobs  # an empty ledger would have swept all away
+    assert recover(tmp_path).step == 1
+    open_exchange(tmp_path, CONFIG).close()
+    assert not list(tmp_path.glob("recovered*"))
+
+
+def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_path: Path) -> None:
+    """A pair whose latents are gone, and an evaluation whose clip is damaged."""
+    later(tmp_path)
+    exchange = open_exchange(tmp_path, CONFIG)
+    digests = {
+        row["ordinal"]: row["digest"]
+        for row in exchange._ledger.all("SELECT ordinal, digest FROM refs WHERE name = 'latents/0'")
+    }
+    exchange.close()
+    (tmp_path / "blobs" / digests[4]).unlink()
+    (tmp_path / "blobs" / digests[1 << 40]).write_bytes(b"noise")
+    done = recover(tmp_path)
+    assert (done.again, done.given_up) == (2, 2)
+    assert "blob is missing or damaged (2 in all)" in done.damage
+    exchange = open_exchange(tmp_path, CONFIG)
+    exchange.check()
+    assert exchange.counts()[State.EXPIRED] == 1
+    exchange.enqueue(heldout(1), 0)
+    waiting = exchange.lease_group("sampler-0", 0)
+    assert waiting is not None
+    assert waiting.prompt.id == "held-0"  # queued again
+    exchange.close()
+
+
+def test_a_healthy_ledger_is_left_alone(tmp_path: Path) -> None:
+    later(tmp_path)
+    before = (tmp_path / "ledger.sqlite").read_bytes()
+    with pytest.raises(ConfigError, match="healthy, nothing to recover"):
+        recover(tmp_path)
+    assert (tmp_path / "ledger.sqlite").read_bytes() == before
+
+
+def test_another_configuration_is_no_damage(tmp_path: Path) -> None:
+    later(tmp_path)
+    with pytest.raises(ConfigError, match="made with seed = 0, this run has 5"):
+        recover(tmp_path, small(seed=5))
+
+
+@pytest.mark.parametrize("checkpoints", [(), (2, 3)])
+def test_a_snapshot_needs_its_checkpoint(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
+    later(tmp_path)
+    destroy(tmp_path)
+    with pytest.raises(ConfigError, match=r"no sound snapshot .* \(snapshots of steps \[1\], checkpoints of steps"):
+        recover(tmp_path, checkpoints=checkpoints)
+    assert (tmp_path / "ledger.sqlite").exists()
+
+
+def test_snapshots_are_kept_for_the_checkpoints_that_are(tmp_path: Path) -> None:
+    later(tmp_path)
+    exchange = open_exchange(tmp_path, CONFIG)
+    exchange.mark(2)
+    assert snapshots.steps(tmp_path) == [1, 2]
+    exchange.mark(3)
+    assert snapshots.steps(tmp_path) == [2, 3]
+    exchange.rollback(2)
+    assert snapshots.steps(tmp_path) == [2]
+    exchange.close()
+    destroy(tmp_path)
+    assert recover(tmp_path, checkpoints=(1, 2)).step == 2
