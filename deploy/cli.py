@@ -285,6 +285,18 @@ def _add_run_folder(commands: Any) -> None:
     evaluate.add_argument("--prompts", type=int, help="held-out prompts (default: the run's)")
     evaluate.add_argument("--version", type=int, help="weights version to compare with the base (default: the newest)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    recover = _add(
+        commands,
+        "recover",
+        partial(_lazily, "recover_run"),
+        "restore the ledger of a run that says it is damaged",
+        "With every checkpoint a run keeps a copy of its ledger. When `douga run` says that the ledger is damaged,\n"
+        "missing, or that blobs are, this puts the newest copy that belongs to a checkpoint in its place, keeps the\n"
+        "damaged one beside it, and says what is lost: the steps since are taken again, what was under way is sampled\n"
+        "again. Then the same `douga run` goes on. A healthy ledger is left alone (exit code 2), and so is a run\n"
+        "without such a copy.\n\nexample:\n  douga recover runs/toon",
+    )
+    recover.add_argument("run", help="run folder, or its name under runs/")
     report = _add(commands, "report", partial(_lazily, "write_report"), "write a finished run's report.html anew")
     report.add_argument("run", help="run folder, or its name under runs/")
 

@@ -34,6 +34,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ClusterConfig, ConfigError, RunConfig
+from common.storage import StorageFailed
 from deploy.messages import News, Opened, Outcome
 from deploy.progress import Progress, Silent
 from deploy.supervisor import GivenUp, Quorum, Supervisor
@@ -46,6 +47,7 @@ OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
 STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
 SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
+FATAL = (ConfigError, StorageFailed)  # starting again mends neither bad input nor a disk that refuses
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
 
 
@@ -63,7 +65,7 @@ def run(
 
     `rewards` replaces the heads of ``config.reward.path``. A finished run's result comes from its folder, which only
     the hub need see. `ConfigError` for bad input, also where only a worker can see it, and when Ray cannot be reached
-    or has not what is asked for.
+    or has not what is asked for. `StorageFailed` when a disk refuses, whoever meets it.
     """
     _check_root(config)
     supervisor = Supervisor(config.cluster.restarts, config.cluster.restart_seconds)
@@ -312,10 +314,10 @@ class Driver:
 
     def _died(self, unit: Unit, error: RayError) -> None:
         cause = error.cause if isinstance(error, RayTaskError) else None
-        if isinstance(cause, ConfigError):
+        self._end_unit(unit)
+        if isinstance(cause, FATAL):
             raise cause
         reason = " ".join(str(cause or error).split())[:300]
-        self._end_unit(unit)
         for name in unit.members:
             self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
         now = time.monotonic()

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ from actors.prompts import open_prompts
 from actors.sampler import Sampler
 from common.clips import contact_sheet, decode_clip
 from common.config import ConfigError, RewardConfig, RewardWeights, RunConfig, load_config
-from common.exchange import rules
+from common.exchange import recovery, rules
 from common.exchange.local import LocalExchange
 from common.journal import RunJournal
 from common.messages import Prompt, ScoreTask
+from common.metrics import EVENTS, METRICS, JsonLines, read_json_lines
 from common.models import open_model
+from common.storage import writing
 from common.toon.prompts import encode_png
 from common.weights import WeightStore
 from deploy import course, evaluate, report, run_folder, serial
 from deploy.heldout import HeldOut
 from deploy.progress import showing
+from deploy.roles import open_inputs
+from learner import checkpoint
 from rewarders.anime import load_heads
 from rewarders.rewarder import Rewarder
 
@@ -228,6 +233,41 @@ def evaluate_run(options: Options, flags: Flags) -> int:
         Console().print(evaluate.table(result, result["prompts"]))
         Console().print(result["verdict"]["words"], markup=False, highlight=False)
     return 0
+
+
+def recover_run(options: Options, flags: Flags) -> int:
+    """``douga recover``: a mended snapshot in the place of a damaged ledger; says what is lost."""
+    folder, config = run_folder.find_run(options.run)
+    prompts = open_inputs(config)
+    with run_folder.lock(folder):
+        checkpoints = folder / "checkpoints"
+        newest = max(WeightStore(folder / "weights").versions(), default=-1)
+        done = recovery.recover(
+            *(folder, config, prompts, checkpoint.steps(checkpoints), newest),
+            before=partial(_set_newer_aside, checkpoints),
+        )
+        with JsonLines(folder / EVENTS) as events:
+            events.write(event="recovered", step=done.step, damage=done.damage)
+    last = max((record["step"] for record in read_json_lines(folder / METRICS)), default=done.step)
+    taken = f"steps {done.step + 1} to {last} are taken again, and " if last > done.step else ""
+    print(f"{done.damage}\n{folder}: restored the ledger's snapshot of step {done.step}; the run goes on from there")
+    if done.aside is not None:
+        print(f"the damaged ledger is kept as {done.aside}")
+    print(f"lost: {taken}what was sampled and scored since is made again")
+    print(f"lost: {done.again} groups that were under way ({done.dropped} clips of them) are sampled again, "
+          f"{done.given_up} pairs or evaluations whose blobs are gone are given up")  # fmt: skip
+    print(f"go on with: {run_folder.resume_command(folder)}")
+    return 0
+
+
+def _set_newer_aside(checkpoints: Path, step: int) -> None:
+    """Checkpoints that no snapshot belongs to are of no use, but not ours to delete."""
+    for newer in checkpoint.steps(checkpoints):
+        if newer > step:
+            place = checkpoint.place(checkpoints, newer)
+            with writing(place):
+                place.rename(place.with_name(f"unused-{place.name}"))
+            print(f"no sound snapshot belongs to the checkpoint of step {newer}: it is kept as unused-{place.name}")
 
 
 def _newest(store: WeightStore) -> int:

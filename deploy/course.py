@@ -20,6 +20,7 @@ from common.config import RunConfig
 from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.messages import Purpose, Trained
 from common.metrics import JsonLines
+from common.storage import writing
 from common.weights import WeightStore
 from deploy import evaluate, pacing, report, run_folder
 from deploy.messages import Outcome, RunFailed
@@ -70,10 +71,12 @@ class Course(ABC):
         """Optimizer steps taken, as far as is known here."""
 
     def run(self) -> Outcome:
-        """Train unless that is done, then compare."""
+        """Train unless that is done, then compare. Raises `StorageFailed` where the disk refuses."""
         try:
             trained = self.trained() or self._train()
-            return Outcome(trained["step"], self._paced(trained) if self.config.simulate else self._compare(trained))
+            with writing(self.folder):
+                result = self._paced(trained) if self.config.simulate else self._compare(trained)
+            return Outcome(trained["step"], result)
         except Stopped:
             self.events.write(event="interrupted", step=self.step)
             return Outcome(self.step, None)

@@ -42,7 +42,7 @@ from deploy.roles import open_inputs
 from learner import checkpoint
 
 POLL_SECONDS = 0.1  # between two looks at how things stand
-PATIENCE = 50  # steps' worth of ties and failures without a step after which a run is stuck
+PATIENCE = 50  # steps' worth of ties, failures and expiries without a step after which a run is stuck
 SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
 OVER = (State.DONE, State.FAILED)
 
@@ -233,13 +233,14 @@ class Watch(Course):
 
     def _ended(self) -> int:
         counts = self.exchange.counts()
-        return counts[State.TIED] + counts[State.FAILED]
+        return counts[State.TIED] + counts[State.FAILED] + counts[State.EXPIRED]
 
     def _check_stuck(self, ended: int) -> None:
         """`Stuck` after so many ties and failures since the last step that no step is to be expected."""
         if ended > PATIENCE * self.config.learner.pairs_per_step:
-            why = next(iter(self.exchange.failures().values()), "none failed, all tied")
-            raise Stuck(f"step {self.step}: {ended} groups tied or failed since; {why}; groups: {queue(self.exchange)}")
+            why = next(iter(self.exchange.failures().values()), "none failed")
+            ends = f"{ended} groups tied, failed or expired since"
+            raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
 
     def _pause(self) -> None:
         if self._stop.wait(POLL_SECONDS):

@@ -3,7 +3,8 @@
 ```
 RUN/config.toml      the resolved configuration      RUN/metrics.jsonl  one record per optimizer step
 RUN/ledger.sqlite    the exchange's state            RUN/events.jsonl   starts, evaluations, interruptions, ends
-RUN/blobs/           latents and clips               RUN/clips/         held-out clips, base and aligned
+RUN/snapshots/       its copies, by checkpoint       RUN/clips/         held-out clips, base and aligned
+RUN/blobs/           latents and clips
 RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of any worker's work
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.config import ConfigError, RunConfig, differences, load_config, to_toml
+from common.storage import StorageFailed, writing
 
 TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does without a configuration file
 CONFIG, RESULT, REPORT, PICTURE, LOCK = "config.toml", "result.json", "report.html", "report.png", ".lock"
@@ -46,7 +48,10 @@ def claim(config: RunConfig) -> Iterator[Path]:
         raise ConfigError(f"{folder}: cannot be made: {error.strerror}; choose another --root or --name") from None
     with lock(folder):
         check_belongs(folder, config)
-        write_whole(folder / CONFIG, to_toml(config))
+        try:
+            write_whole(folder / CONFIG, to_toml(config))
+        except StorageFailed as error:
+            raise ConfigError(str(error)) from None
         yield folder
 
 
@@ -108,10 +113,11 @@ def resume_command(folder: Path) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+    """Write a file so that a reader sees the old content or the new, never a part. Raises `StorageFailed`."""
     scratch = path.with_name(f".{path.name}.part")
-    scratch.write_text(text, "utf-8")
-    scratch.replace(path)
+    with writing(path):
+        scratch.write_text(text, "utf-8")
+        scratch.replace(path)
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ point goes on when it is started again, and ends in the same weights, bit for bi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,13 +77,13 @@ def run(
     if done is not None:
         return Outcome(done["step"], done)
     roles = gather(config, rewards)
-    with run_folder.claim(config) as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(run_folder.claim(config))
         exchange = LocalExchange(folder, config, roles.prompts)
-        with JsonLines(folder / EVENTS) as events, RunJournal(folder, lambda: queue(exchange)) as journal:
-            try:
-                return Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent()).run()
-            finally:
-                exchange.close()
+        stack.callback(exchange.close)
+        journal = stack.enter_context(RunJournal(folder, lambda: queue(exchange)))
+        events = stack.enter_context(JsonLines(folder / EVENTS))
+        return Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent()).run()
 
 
 class Serial(Course):

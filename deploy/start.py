@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from common.config import RunConfig
+from common.storage import StorageFailed
 from deploy import evaluate, pacing, run_folder
 from deploy.messages import RunFailed
 from deploy.progress import showing
@@ -28,7 +29,7 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     try:
         with stop_on_signals() as stop, showing() as progress:
             outcome = _mode(config).run(config, stop=stop, progress=progress)
-    except RunFailed as error:
+    except (RunFailed, StorageFailed) as error:
         print(f"douga: {error}", file=sys.stderr)
         return 3
     if outcome.result is None:

@@ -426,10 +426,12 @@ class ExchangeContract:
         assert [train(exchange, 1), train(exchange, 2)] == [[0, 1], [2, 3]]
         exchange.check()
 
+    @pytest.mark.parametrize("times", [1, 2])
     def test_a_commit_counts_although_its_pairs_expired_during_the_step(
-        self, open_exchange: Factory, clock: Clock
+        self, open_exchange: Factory, clock: Clock, times: int
     ) -> None:
-        exchange = open_exchange(small(exchange__ttl_seconds=100, exchange__lease_seconds=60))
+        config = small(exchange__ttl_seconds=100, exchange__lease_seconds=60, exchange__max_times_trained=times)
+        exchange = open_exchange(config)
         make_pairs(exchange, 2)
         exchange.lease_pairs("slow", 1, 2)
         clock.now += 101
