@@ -10,13 +10,18 @@ DEALER  {"client": "3f..", "id": 17, "call": "lease_group"}  ["sampler-0", 3]   
 them too. One thread answers one request after the other, in the order of their arrival.
 
 A client that got no answer sends the same request again over a fresh connection, under the same id, and gets the same
-answer: the last one of every client is kept. So a call whose answer was lost on the way is not made twice.
+answer: the last one of every client is kept, and an older id is refused. So a call whose answer was lost on the way is
+not made twice. Kept are the answers of the `CLIENTS` that asked last, as far as they fit into `KEPT_BYTES`; who repeats
+a request after that has it made again, which a lease allows: the one nobody works on runs out.
+
+Nothing that a client sends ends the service: it is refused in one line, of which one a second is logged.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+import time
 import typing
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -39,9 +44,10 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "tcp://127.0.0.1:*"
 POLL_SECONDS = 0.02  # how long a stop may go unnoticed
-CLIENTS = 1024  # last answers kept
+CLIENTS, KEPT_BYTES = 1024, 256 << 20  # last answers kept, and their size in all; the very last one always is
+QUEUED = 64  # messages that wait in one connection, each way; a client with less than half under way loses none
+WORDS = 1000  # characters of an error that travel
 TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # of a client that waits; a hub that starts again is found within one
-
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -114,11 +120,14 @@ class Service:
         self.counts: Counter[str] = Counter()
         self._calls, self._target, self._limits = calls(interface), target, limits
         self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()
+        self._kept, self._log = 0, Seldom()
         self._context = zmq.Context()
         self._door = Door(self._context, keys)
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # a larger frame closes its connection unread
+        self._socket.setsockopt(zmq.RCVHWM, QUEUED)
+        self._socket.setsockopt(zmq.SNDHWM, QUEUED)
         try:
             self._door.bind(self._socket, address)
         except ConfigError:
@@ -152,8 +161,10 @@ class Service:
             if known is not None and known[0] == number:
                 self.counts["repeated"] += 1
                 return known[1]
+            if known is not None and number < known[0]:
+                raise WireError(f"request {number} is older than the last one, {known[0]}")
             arguments = message.read_list(call.kinds, call.name, [one.name for one in call.parameters])
-        except WireError as error:
+        except Exception as error:  # a WireError; but whatever nonsense brings about must not end the thread
             return self._refuse(number, error)
         self.counts[call.name] += 1
         try:
@@ -170,23 +181,48 @@ class Service:
 
     def _refuse(self, number: Any, error: Exception) -> list[bytes]:
         self.counts["error"] += 1
-        log.warning("request %s refused: %s: %s", number, type(error).__name__, error)
-        return pack({"id": number, "error": type(error).__name__, "message": str(error)})
+        words = f"{error!s:.{WORDS}}"
+        if not words.isprintable():
+            words = "".join(letter if letter.isprintable() else "?" for letter in words)
+        self._log.warn(f"request {number} refused: {type(error).__name__}: {words}")
+        return pack({"id": number, "error": type(error).__name__, "message": words})
 
     def _remember(self, client: str, number: int, reply: list[bytes]) -> None:
+        _, old = self._answers.pop(client, (0, []))
         self._answers[client] = (number, reply)
-        self._answers.move_to_end(client)
-        if len(self._answers) > CLIENTS:
-            self._answers.popitem(last=False)
+        self._kept += _size(reply) - _size(old)
+        while len(self._answers) > CLIENTS or (self._kept > KEPT_BYTES and len(self._answers) > 1):
+            _, (_, old) = self._answers.popitem(last=False)
+            self._kept -= _size(old)
 
     def _request(self, message: Frames) -> tuple[str, int, Call]:
         client, number, name = (message.header.get(key) for key in ("client", "id", "call"))
-        if not isinstance(client, str) or not isinstance(number, int):
+        if not isinstance(client, str) or len(client) > 64 or type(number) is not int:
             raise WireError("a request needs a client and an id")
         call = self._calls.get(name) if isinstance(name, str) else None
         if call is None:
-            raise WireError(f"no call {name!r}; there are {', '.join(self._calls)}")
+            shown = f"{name!r:.60}" if isinstance(name, str) else "without a name"
+            raise WireError(f"no call {shown}; there are {', '.join(self._calls)}")
         return client, number, call
+
+
+def _size(frames: Sequence[bytes]) -> int:
+    return sum(map(len, frames))
+
+
+class Seldom:
+    """Warnings, at most one a second; the next one says how many were left out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._next, self._left_out = clock, 0.0, 0
+
+    def warn(self, line: str) -> None:
+        """Log `line`, or count it."""
+        if self._clock() < self._next:
+            self._left_out += 1
+            return
+        log.warning("%s%s", line, f" (and {self._left_out} more before it)" if self._left_out else "")
+        self._next, self._left_out = self._clock() + 1.0, 0
 
 
 @contextmanager
@@ -264,7 +300,8 @@ class Client:
 
     def _await(self, number: int) -> Any:
         """The answer to request `number`; late answers to earlier ones are dropped. None when time is up."""
-        while self._socket.poll(round(1000 * self._timeout)):
+        ends = time.monotonic() + self._timeout
+        while (left := ends - time.monotonic()) > 0 and self._socket.poll(round(1000 * left) + 1):
             answer = unpack(self._socket.recv_multipart(), self._limits)
             if answer.header.get("id") == number:
                 return answer
@@ -279,27 +316,30 @@ class Client:
         requests = (self._request(call, arguments) for arguments in each)
         waiting: deque[tuple[int, list[bytes]]] = deque()
         arrived: dict[int, Frames] = {}
-        socket, attempts = self._connect(), 1
+        socket, attempts, ends = self._connect(), 1, time.monotonic() + self._timeout
         try:
             while True:
                 for number, request in islice(requests, ahead - len(waiting)):
                     waiting.append((number, request))
-                    socket.send_multipart(request)
+                    _send(socket, request)
                 if not waiting:
                     return
                 if waiting[0][0] in arrived:
                     yield self._read(call, arrived.pop(waiting.popleft()[0]))
-                elif socket.poll(round(1000 * self._timeout)):
-                    frames: Any = [frame.buffer for frame in socket.recv_multipart(copy=False)]
-                    answer = unpack(frames, self._limits)
-                    arrived[answer.header.get("id", 0)], attempts = answer, 1
+                    attempts, ends = 1, time.monotonic() + self._timeout
+                elif (left := ends - time.monotonic()) > 0:
+                    if socket.poll(round(1000 * left) + 1):
+                        frames: Any = [frame.buffer for frame in socket.recv_multipart(copy=False)]
+                        answer = unpack(frames, self._limits)
+                        if answer.header.get("id") in {number for number, _ in waiting}:
+                            arrived[answer.header["id"]] = answer
                 elif attempts == ATTEMPTS:
                     raise self._unreachable(call)
                 else:
                     socket.close()
-                    socket, attempts = self._connect(), attempts + 1
+                    socket, attempts, ends = self._connect(), attempts + 1, time.monotonic() + self._timeout
                     for _, request in waiting:
-                        socket.send_multipart(request)
+                        _send(socket, request)
         finally:
             socket.close()
 
@@ -307,7 +347,9 @@ class Client:
         name = answer.header.get("error")
         if name is None:
             return answer.read(call.answer, call.name)
-        words = str(answer.header.get("message"))
+        words = answer.header.get("message")
+        if not isinstance(name, str) or not isinstance(words, str):
+            raise WireError(f"{call.name}: an error without a name or words")
         raise ERRORS[name](words) if name in ERRORS else ServiceFailed(f"{call.name}: {name}: {words}")
 
     def close(self) -> None:
@@ -321,6 +363,12 @@ class Client:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _send(socket: zmq.Socket[bytes], request: Sequence[bytes]) -> None:
+    """Send, unless there is nobody to send to: then there will be no answer either."""
+    with suppress(zmq.Again):
+        socket.send_multipart(request)
 
 
 ClientClass = TypeVar("ClientClass", bound=type[Client])

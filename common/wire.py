@@ -10,17 +10,22 @@ Dataclasses become maps, tuples and lists become arrays, and `bytes` become the 
 tensor is never copied into the header. Reading is led by the annotations of `common/messages.py`: a field that is
 missing, unknown or of another type is a `WireError` that names it. An `Array` checks its own length against dtype and
 shape before a tensor is made of it.
+
+Of msgpack, only what our messages need is read: no extension types, keys that are text (numbers are written as such),
+lists and maps of at most `MAX_ITEMS`. So a header costs at most some 250 MiB while it is looked at, whatever it says.
 """
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Union
+from reprlib import Repr
+from typing import Any, NoReturn, Union
 
 import msgpack
 
@@ -28,6 +33,9 @@ from common.messages import SCHEMA_VERSION
 
 MAX_HEADER = 4 << 20  # bytes; a thousand prompts' worth
 MAX_BLOBS = 4096  # frames after the header
+MAX_ITEMS = 1 << 14  # of one list or map
+SHOWN = Repr()  # repr() of what a stranger nested a thousand deep is a RecursionError
+SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 60
 
 
 class WireError(ValueError):
@@ -62,7 +70,7 @@ def _plain(value: Any, blobs: list[bytes]) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name), blobs) for field in fields(value)}
     if isinstance(value, Mapping):
-        return {_plain(key, blobs): _plain(item, blobs) for key, item in value.items()}
+        return {str(_plain(key, blobs)): _plain(item, blobs) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item, blobs) for item in value]
     return value
@@ -83,7 +91,7 @@ class Frames:
         """The body as a list of values, each of its own kind; `names` stand in errors."""
         plain = self.header.get("body")
         if not isinstance(plain, list) or len(plain) != len(kinds):
-            raise WireError(f"{where}: {len(kinds)} arguments are needed ({', '.join(names)}), not {plain!r:.60}")
+            raise WireError(f"{where}: {len(kinds)} arguments are needed ({', '.join(names)}), not {_shown(plain)}")
         each = zip(kinds, plain, names, strict=True)
         return [_value(kind, item, self.blobs, f"{where}.{name}") for kind, item, name in each]
 
@@ -101,16 +109,23 @@ def unpack(frames: Sequence[bytes], limits: Limits = LIMITS) -> Frames:
             f"{limits.total} in all"
         )
     try:
-        found = msgpack.unpackb(header, strict_map_key=False)
+        found = msgpack.unpackb(
+            header, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0, ext_hook=_no_extension
+        )
     except Exception as error:  # msgpack raises many kinds, some of them bare ValueErrors
         raise WireError(f"a header that is no msgpack: {error}") from None
     if not isinstance(found, dict):
         raise WireError(f"a header that is no map but a {type(found).__name__}")
     if found.get("schema") != SCHEMA_VERSION:
-        raise WireError(f"schema {found.get('schema')!r}; this program speaks {SCHEMA_VERSION}")
+        raise WireError(f"schema {_shown(found.get('schema'))}; this program speaks {SCHEMA_VERSION}")
     if found.get("blobs") != [len(blob) for blob in blobs]:
-        raise WireError(f"blobs of {[len(blob) for blob in blobs]} bytes, the header says {found.get('blobs')!r}")
+        sizes = _shown([len(blob) for blob in blobs])
+        raise WireError(f"blobs of {sizes} bytes, the header says {_shown(found.get('blobs'))}")
     return Frames(found, blobs)
+
+
+def _no_extension(code: int, data: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code}")
 
 
 def _value(kind: Any, plain: Any, blobs: list[bytes], where: str) -> Any:
@@ -138,9 +153,15 @@ def _mapping(inner: tuple[Any, ...], plain: Any, blobs: list[bytes], where: str)
         raise _unfit(where, "a map", plain)
     key_kind, kind = inner
     return {
-        _scalar(key_kind, key, f"{where} key"): _value(kind, item, blobs, f"{where}[{key!r}]")
+        _key(key_kind, key, f"{where} key"): _value(kind, item, blobs, f"{where}[{key!r:.60}]")
         for key, item in plain.items()
     }
+
+
+def _key(kind: Any, key: str | bytes, where: str) -> Any:
+    if kind is int and isinstance(key, str) and re.fullmatch("-?[0-9]{1,20}", key):
+        return int(key)
+    return _scalar(kind, key, where)
 
 
 def _sequence(origin: Any, inner: tuple[Any, ...], plain: Any, blobs: list[bytes], where: str) -> Any:
@@ -160,7 +181,7 @@ def _dataclass(kind: Any, plain: Any, blobs: list[bytes], where: str) -> Any:
         raise _unfit(where, kind.__name__, plain)
     hints = _hints(kind)
     for name in plain.keys() - hints.keys():
-        raise WireError(f"{where}: {kind.__name__} has no field {name!r}")
+        raise WireError(f"{where}: {kind.__name__} has no field {name!r:.60}")
     for field in fields(kind):
         if field.name not in plain and field.default is MISSING and field.default_factory is MISSING:
             raise WireError(f"{where}: {kind.__name__} without {field.name}")
@@ -168,7 +189,7 @@ def _dataclass(kind: Any, plain: Any, blobs: list[bytes], where: str) -> Any:
     try:
         return kind(**values)
     except ValueError as error:
-        raise WireError(f"{where}: {error}") from None
+        raise WireError(f"{where}: {error!s:.200}") from None
 
 
 def _blob(plain: Any, blobs: list[bytes], where: str) -> bytes:
@@ -179,10 +200,10 @@ def _blob(plain: Any, blobs: list[bytes], where: str) -> bytes:
 
 def _scalar(kind: Any, plain: Any, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
-        try:
-            return kind(plain)
-        except ValueError:
-            raise _unfit(where, f"one of {', '.join(str(one.value) for one in kind)}", plain) from None
+        found = next((one for one in kind if type(plain) is str and one.value == plain), None)
+        if found is None:
+            raise _unfit(where, f"one of {', '.join(str(one.value) for one in kind)}", plain)
+        return found
     if kind is float and type(plain) is int:
         return float(plain)
     if kind is None or kind is type(None):
@@ -195,4 +216,9 @@ def _scalar(kind: Any, plain: Any, where: str) -> Any:
 
 
 def _unfit(where: str, wanted: str, found: Any) -> WireError:
-    return WireError(f"{where}: {wanted} is needed, not {found!r:.60}")
+    return WireError(f"{where}: {wanted} is needed, not {_shown(found)}")
+
+
+def _shown(value: Any) -> str:
+    """A short picture of anything."""
+    return f"{SHOWN.repr(value):.60}"

@@ -53,6 +53,13 @@ class Hosted:
         """MiB that the process holds."""
         return self.process.memory_info().rss / MIB
 
+    @property
+    def peak(self) -> float:
+        """MiB that it has held at most, also for a moment (Linux)."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 1024
+
     def _ask(self, *question: Any) -> Any:
         self._pipe.send(question)
         return self._answer(ANSWER_SECONDS)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import zmq
 
-from common import rpc
+from common import push, rpc
 from common.config import ConfigError
 from common.exchange.client import State
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
@@ -235,7 +235,10 @@ def strangers(keys: ServerKeys) -> dict[str, WorkerKey]:
     }
 
 
-def test_the_right_key_is_served_everywhere(run: Hosted, keys: ServerKeys, tmp_path: Path) -> None:
+def test_the_right_key_is_served_everywhere(
+    run: Hosted, keys: ServerKeys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "ASK_SECONDS", 600.0)  # what is asked for again is asked for because of a note
     addresses = run.addresses
 
     def exchange() -> RemoteExchange:
@@ -247,8 +250,11 @@ def test_the_right_key_is_served_everywhere(run: Hosted, keys: ServerKeys, tmp_p
         journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
         puller = WeightPuller(addresses["weights"], addresses["notes"], tmp_path, "sampler-0", keys.worker)
         assert stack.enter_context(puller).wait(0, WAIT)
+        asked = run.counts()["newest"]
+        while run.counts()["newest"] == asked:  # the test's own time-out ends it, here and below
+            run.announce(0)
         with Heartbeat(exchange, "sampler-0", seconds=0.01):
-            while not run.counts()["renew"]:  # the test's own time-out ends it
+            while not run.counts()["renew"]:
                 pass
     assert set(run.counts()) >= {"counts", "span", "chunk", "renew"}
 

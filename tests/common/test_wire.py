@@ -26,7 +26,7 @@ from common.messages import (
     TrainingPair,
     WeightVersion,
 )
-from common.wire import MAX_HEADER, Limits, WireError, pack, unpack
+from common.wire import MAX_HEADER, MAX_ITEMS, Limits, WireError, pack, unpack
 
 number = st.integers(-(2**63), 2**64 - 1)
 real = st.floats(allow_nan=False)
@@ -119,6 +119,50 @@ def body(plain: Any, blobs: tuple[bytes, ...] = ()) -> list[bytes]:
 def test_what_does_not_fit_is_named(kind: Any, plain: Any, words: str) -> None:
     with pytest.raises(WireError, match=words):
         unpack(body(plain, (b"one",))).read(kind)
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for level in range(levels):
+        value = [value] if level % 2 else {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("kind", [Submitted, Prompt, Purpose, Sequence[int], dict[int, str], int, str, Array, None])
+@pytest.mark.parametrize("levels", [12, 400])
+def test_what_is_nested_deeply_is_named_shortly(kind: Any, levels: int) -> None:
+    with pytest.raises(WireError) as found:
+        unpack(body(deep(levels))).read(kind)
+    assert len(str(found.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (msgpack.packb({"body": msgpack.ExtType(5, b"x")}), "exceeds max_ext_len"),
+        (b"\x81\xa1a\xc7\x00\x05", "extension type 5"),
+        (msgpack.packb({msgpack.Timestamp(1, 2): 1}), "exceeds max_ext_len"),
+        (msgpack.packb({7: 1}), "int is not allowed for map key"),
+        (msgpack.packb({"body": [None] * (MAX_ITEMS + 1)}), "16385 exceeds max_array_len"),
+        (msgpack.packb({str(place): None for place in range(MAX_ITEMS + 1)}), "16385 exceeds max_map_len"),
+        (b"\x81\xa1a\xdd\xff\xff\xff\xff", "4294967295 exceeds max_array_len"),
+        (b"\x91" * 100_000, "no msgpack"),
+        (b"\x81\xa1a\xa2\xff\xff", "can't decode byte 0xff"),
+        (msgpack.packb({"schema": "z" * 100_000}), "schema 'zzz"),
+        (msgpack.packb({"schema": 1, "blobs": [1] * 10_000}), r"the header says \[1, 1, 1"),
+    ],
+)
+def test_headers_that_ask_for_too_much_are_refused(header: bytes, words: str) -> None:
+    with pytest.raises(WireError, match=words) as found:
+        unpack([header])
+    assert len(str(found.value)) < 200
+
+
+def test_numbers_as_keys_travel_as_text() -> None:
+    assert unpack(pack({}, {7: "seven", -1: "less"})).read(dict[int, str]) == {7: "seven", -1: "less"}
+    for key in ("seven", "", "1e3", "٧", "9" * 30):
+        with pytest.raises(WireError, match="body key: int is needed"):
+            unpack(body({key: "x"})).read(dict[int, str])
 
 
 def test_sizes_are_checked_before_anything_is_read() -> None:
