@@ -32,7 +32,8 @@ class Hosted:
     """The services' addresses, and their process: `counts`, `check` and `announce` are asked of it by way of a pipe,
     past the sockets."""
 
-    def __init__(self, pipe: Connection, pid: int) -> None:
+    def __init__(self, pipe: Connection, pid: int, folder: Path) -> None:
+        self.folder = folder
         self._pipe, self.process = pipe, psutil.Process(pid)
         self.addresses: dict[str, str] = self._answer(START_SECONDS)
 
@@ -41,7 +42,7 @@ class Hosted:
         return self._ask("counts")
 
     def check(self) -> None:
-        """`AssertionError` unless ledger and blobs are whole, and every service's thread lives."""
+        """`AssertionError` unless every group and blob is accounted for."""
         assert self._ask("check") == ""
 
     def announce(self, version: int) -> None:
@@ -83,7 +84,7 @@ def hosted(folder: Path, keys: ServerKeys | None = None, host: str = "127.0.0.1"
     its.close()
     try:
         assert process.pid is not None
-        run = Hosted(mine, process.pid)
+        run = Hosted(mine, process.pid, folder)
         yield run
         run.stop()
         process.join(ANSWER_SECONDS)

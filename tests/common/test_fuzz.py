@@ -33,6 +33,8 @@ UNDER_WAY = 24  # of them at once, fewer than what a connection holds
 ANSWERS = 20_000  # mutated ones that a client reads
 GROWTH = 400  # MiB that the services' process may grow by: the dearest header (250) and some kept answers
 WAIT = 20_000  # ms
+FILES = {"ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal", "ledger.lock", "blobs", "weights"}
+FILES |= {"metrics.jsonl", "timeline.jsonl"}
 BY_TARGET = {"ValueError", "ConfigError", "LookupError", "OverflowError", "OSError"}  # sound requests for what is not
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
 INTERFACES = {"exchange": RunExchange, "journal": Journal, "weights": WeightSource}
@@ -218,6 +220,8 @@ def test_a_service_outlives_whatever_it_is_sent(run: Hosted, messages: dict[str,
     assert set(answers) <= {"", "WireError", *BY_TARGET}
     assert run.peak - memory < GROWTH
     run.check()
+    assert {path.name for path in run.folder.iterdir()} <= FILES  # no name in a message became a path
+    assert list(run.folder.parent.glob("douga-*")) == []
     print(f"{answers}; grew by {run.peak - memory:.0f} MiB, in the end {run.memory - memory:.0f}")
 
 
