@@ -34,6 +34,7 @@ from common.config import ConfigError
 from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
 from common.messages import WeightVersion
 from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling, calls, repeatable
+from common.storage import StorageFailed
 from common.tensor_file import file_size
 from common.weights import WeightStore
 from common.wire import WireError
@@ -59,8 +60,8 @@ class WeightSource(Protocol):
 
     @repeatable
     def chunk(self, version: int, offset: int) -> bytes:
-        """Up to `CHUNK` bytes of its safetensors file from `offset` on, a multiple of `CHUNK`. `ConfigError` as for
-        `manifest`."""
+        """Up to `CHUNK` bytes of its safetensors file from `offset` on, a multiple of `CHUNK` within the file, or it is
+        a `ValueError`. `ConfigError` as for `manifest`."""
         ...
 
 
@@ -82,8 +83,10 @@ class StoredWeights:
         """See `WeightSource`."""
         try:
             with self._store.file(version).open("rb") as file:
-                length = min(CHUNK, os.fstat(file.fileno()).st_size - offset)
-                flags = MAP_SHARED | MAP_POPULATE
+                size = os.fstat(file.fileno()).st_size
+                if offset not in range(0, size, CHUNK):
+                    raise ValueError(f"offset {offset}: a multiple of {CHUNK} below {size} is needed")
+                length, flags = min(CHUNK, size - offset), MAP_SHARED | MAP_POPULATE
                 return cast("bytes", memoryview(mmap(file.fileno(), length, flags, PROT_READ, offset=offset)))
         except FileNotFoundError:
             raise ConfigError(f"weight version {version} is not there any more") from None
@@ -161,14 +164,17 @@ class WeightPuller:
         self.store = WeightStore(folder)
         self._source, self._notes, self._worker, self._key = source, notes, worker, key
         self._wanted = -1
+        self._refused: StorageFailed | None = None
         self._changed, self._stop = Condition(), Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._thread = Thread(target=self._run, name=f"weights-{worker}", daemon=True)
 
     def staged(self, version: int) -> bool:
         """Whether `version` can be loaded from `store` now. It is pulled if it is not there, and kept until another
-        one is asked for."""
+        one is asked for. `StorageFailed` once this machine's disk has refused one."""
         with self._changed:
+            if self._refused is not None:
+                raise self._refused
             if version != self._wanted:
                 self._wanted = version
                 os.eventfd_write(self._wake, 1)
@@ -215,6 +221,11 @@ class WeightPuller:
             except (Unreachable, ServiceFailed, ConfigError, WireError) as error:
                 self._failed(error)
                 continue
+            except StorageFailed as error:
+                with self._changed:
+                    self._refused = error
+                    self._changed.notify_all()
+                return None
             with self._changed:
                 self.store.prune(KEPT, needed={manifest.base, self._wanted})
                 self._changed.notify_all()

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # the driver imports no torch: it starts at once and stays sm
 
 POLL_SECONDS = 0.2  # between two looks at the workers
 OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
+TOGETHER_SECONDS = 2.0  # in which the other ranks of a learner end when one does
 STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
 SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
@@ -304,20 +305,32 @@ class Driver:
 
     def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
         """Take note of those of a unit's processes that ended: well, or else the whole unit starts again later."""
-        for answer in [answer for answer in unit.running if answer in ready]:
+        errors = self._errors(unit, [answer for answer in unit.running if answer in ready])
+        if errors and unit.running:  # ranks fail together, and only one of them knows why
+            also, _ = ray.wait(unit.running, num_returns=len(unit.running), timeout=TOGETHER_SECONDS)
+            errors += self._errors(unit, also)
+        if errors:
+            self._died(unit, errors)
+
+    def _errors(self, unit: Unit, ended: Sequence[Any]) -> list[Exception]:
+        """What members of a unit ended with, if not well."""
+        found: list[Exception] = []
+        for answer in ended:
             unit.running.remove(answer)
             try:
                 ray.get(answer)
+            except RayTaskError as error:
+                found.append(error.cause if isinstance(error.cause, Exception) else error)
             except RayError as error:
-                self._died(unit, error)
-                return
+                found.append(error)
+        return found
 
-    def _died(self, unit: Unit, error: RayError) -> None:
-        cause = error.cause if isinstance(error, RayTaskError) else None
+    def _died(self, unit: Unit, errors: Sequence[Exception]) -> None:
         self._end_unit(unit)
-        if isinstance(cause, FATAL):
-            raise cause
-        reason = " ".join(str(cause or error).split())[:300]
+        for error in errors:
+            if isinstance(error, FATAL):
+                raise error
+        reason = " ".join(str(errors[0]).split())[:300]
         for name in unit.members:
             self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
         now = time.monotonic()

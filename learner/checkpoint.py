@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common.config import ConfigError
+from common.storage import writing
 from common.tensor_file import TensorStream, write
 from common.tensors import policy_digest
 
@@ -59,8 +60,10 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def write_tensors(folder: Path, name: str, stream: TensorStream) -> None:
-    """`name`.safetensors with its digest."""
-    write(folder / f"{name}.safetensors", stream, with_digest=True)
+    """`name`.safetensors with its digest. `StorageFailed` where the disk refuses."""
+    path = folder / f"{name}.safetensors"
+    with writing(path):
+        write(path, stream, with_digest=True)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ from common.metrics import METRICS, read_json_lines
 from common.weights import WeightStore
 from deploy import run_folder
 
-ROLES = {"sampler": 3, "rewarder": 2, "learner": 2, "exchange": 2, "driver": 1}  # how often one is chosen
+ROLES = {"sampler": 4, "rewarder": 3, "learner": 3, "exchange": 1, "driver": 1}  # how often one is chosen
 RECOVERY_SECONDS, END_SECONDS = 180.0, 300.0  # after a kill, to the next step; for the run to stop or to finish
 ORPHAN_SECONDS = 30.0  # for workers to notice that their driver is dead
 LONGEST_PAUSE = 2.0  # seconds of peace before a kill
@@ -211,15 +211,16 @@ def torment(run: Run, kills: int, draw: random.Random, say: Callable[[str], None
         role = draw.choices(list(ROLES), list(ROLES.values()))[0]
         wait_for(f"a {role}", lambda: run.process(role), run, RECOVERY_SECONDS)  # noqa: B023 - called at once
         pause.wait(draw.uniform(0.0, LONGEST_PAUSE))
-        before = run.steps()
         victim = run.process(role)
         if victim is None:  # it was just dying of an earlier kill
             continue
         if role == "driver":
             run.orphan()
+            before = run.steps()
             run.start()
         else:
             _end([victim])
+            before = run.steps()
         seconds = wait_for(f"a step after killing the {role}", lambda: run.steps() > before, run, RECOVERY_SECONDS)  # noqa: B023
         toll.recovered(role, seconds)
         say(f"{number + 1}/{kills}: {role} (process {victim.pid}); the next step came after {seconds:.1f} s")

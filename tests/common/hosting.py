@@ -21,6 +21,7 @@ from common.journal import RunJournal, journal_service
 from common.keys import ServerKeys
 from common.push import Announcer, weight_service
 from common.rpc import serving
+from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from tests.common.exchange import fakes
 
@@ -101,7 +102,7 @@ def _host(pipe: Connection, folder: Path, keys: ServerKeys | None, address: str)
         stack.callback(exchange.close)
         journal = stack.enter_context(RunJournal(folder, dict))
         store = WeightStore(folder / "weights")
-        store.publish({"w": torch.arange(5000.0)}, version=0, step=0, pushes=0, kind="full", base=0)
+        store.publish(TensorStream.of({"w": torch.arange(5000.0)}), version=0, step=0, pushes=0, kind="full", base=0)
         notes = Announcer(address, keys)
         stack.callback(notes.close)
         services = {

@@ -23,6 +23,7 @@ from common.journal import Journal, RemoteJournal
 from common.messages import Purpose, Score, Span, StepStats, Trained
 from common.push import RemoteWeights, WeightSource
 from common.rpc import Client, Unreachable, calls
+from common.tensor_file import file_size
 from common.wire import Frames, WireError, pack, unpack
 from tests.common.exchange.fakes import array, candidate, conditioning, heldout, score, weight_version
 from tests.common.hosting import Hosted, hosted
@@ -33,7 +34,7 @@ UNDER_WAY = 24  # of them at once, fewer than what a connection holds
 ANSWERS = 20_000  # mutated ones that a client reads
 GROWTH = 400  # MiB that the services' process may grow by: the dearest header (250) and some kept answers
 WAIT = 20_000  # ms
-FILES = {"ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal", "ledger.lock", "blobs", "weights"}
+FILES = {"ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal", "ledger.lock", "blobs", "snapshots", "weights"}
 FILES |= {"metrics.jsonl", "timeline.jsonl"}
 BY_TARGET = {"ValueError", "ConfigError", "LookupError", "OverflowError", "OSError"}  # sound requests for what is not
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
@@ -107,8 +108,8 @@ def report(journal: Journal) -> None:
 
 def fetch(weights: WeightSource) -> None:
     assert weights.newest() == 0
-    assert weights.size(0) > len(weights.manifest(0).tensors)
-    assert len(weights.chunk(0, 0)) == weights.size(0)
+    (entry,) = weights.manifest(0).tensors
+    assert len(weights.chunk(0, 0)) == file_size([entry])
 
 
 WORK: dict[str, Callable[[Any], None]] = {"exchange": work, "journal": report, "weights": fetch}
@@ -160,7 +161,8 @@ class Honest:
             exchange.counts("honest-7")  # not a purpose; its name comes back
         assert exchange.counts().keys() == set(State)
         assert weights.chunk(0, 0) == self.file
-        assert weights.chunk(0, self.served % len(self.file)) == self.file[self.served % len(self.file) :]
+        with pytest.raises(ValueError, match=f"offset {self.served + 1}: a multiple of"):
+            weights.chunk(0, self.served + 1)
         self.journal.span(Span("honest", "testing", float(self.served), 0.0))  # type: ignore[attr-defined]
         self.served += 1
 

@@ -6,7 +6,7 @@ import errno
 import resource
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,10 @@ import torch
 from common.exchange import snapshots
 from common.exchange.blobs import BlobStore
 from common.metrics import JsonLines, read_json_lines
+from common.push import Announcer, WeightPuller, weight_service
+from common.rpc import serving
 from common.storage import StorageFailed, refusal, writing
+from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from tests.common.exchange.fakes import candidate, conditioning, make_pairs, open_exchange, sample, small, train
 
@@ -84,9 +87,9 @@ def test_a_version_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     store, state = WeightStore(tmp_path), {"w": torch.ones(5000)}
     words = r"v000001: cannot be written: File too large"
     with files_of_at_most(10_000), pytest.raises(StorageFailed, match=words):
-        store.publish(state, version=1, step=1, pushes=1, kind="full", base=1)
+        store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="full", base=1)
     assert not list(tmp_path.iterdir())
-    store.publish(state, version=1, step=1, pushes=1, kind="full", base=1)
+    store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="full", base=1)
     assert store.versions() == [1]
 
 
@@ -133,3 +136,17 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     exchange.mark(2)
     assert snapshots.steps(tmp_path) == [1, 2]
     exchange.check()
+
+
+def test_a_puller_whose_disk_refuses_says_so(tmp_path: Path) -> None:
+    store = WeightStore(tmp_path / "learner")
+    state = TensorStream.of({"w": torch.ones(5000)})
+    store.publish(state, version=0, step=0, pushes=0, kind="full", base=0)
+    notes = Announcer()
+    with ExitStack() as stack:
+        stack.callback(notes.close)
+        service = stack.enter_context(serving(weight_service(store)))
+        stack.enter_context(files_of_at_most(1000))
+        puller = stack.enter_context(WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0"))
+        with pytest.raises(StorageFailed, match=r"cannot be written: File too large"):
+            puller.wait(0, 20.0)

@@ -229,6 +229,7 @@ def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster
     ]
 
 
+@pytest.mark.slow  # `tests/test_chaos.py` kills the same roles in every run of the tests
 def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     second = nodes.add_node(num_cpus=2, num_gpus=2, resources={"H100": 1})
     flags = PLACES | {"cluster.samplers": 3, "learner.checkpoint_every": 8}
@@ -252,6 +253,7 @@ def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Pa
     exchange.close()
 
 
+@pytest.mark.slow  # `tests/test_chaos.py` kills the same roles in every run of the tests
 def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     made = config(tmp_path, model, steps=8)
     lines = At({})

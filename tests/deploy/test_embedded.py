@@ -47,6 +47,7 @@ def test_the_same_seed_gives_the_same_weights(whole: tuple[RunConfig, dict[str, 
     assert finish(toy.embedded(tmp_path)) == whole[1]
 
 
+@pytest.mark.slow  # `tests/test_chaos.py` kills the same roles in every run of the tests
 def test_a_killed_run_goes_on_to_the_same_weights(whole: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.deploy.toy", str(tmp_path), "24", "embedded"]
     done = subprocess.run(command, check=False, capture_output=True, timeout=300)

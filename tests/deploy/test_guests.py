@@ -197,6 +197,7 @@ def free_ports(count: int) -> int:
 
 @pytest.mark.slow  # a request that got no answer is repeated after 30 s
 def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guests, "dismiss", lambda self: None)  # as if the hub was killed: nobody is told
     made = config(tmp_path, steps=400, **{"cluster.port": free_ports(5), "simulation.sample_seconds": 0.02})
     with ExitStack() as stack:
         with served(made) as run:
@@ -204,7 +205,6 @@ def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest
             stack.enter_context(guest(run.invitation, "rewarder"))
             wait_until(works(made, "sampler-2"))
             wait_until(works(made, "rewarder-1"))
-            monkeypatch.setattr(Guests, "dismiss", lambda self: None)  # as if killed: nobody is told
         before = len(read_json_lines(made.folder / "metrics.jsonl"))
         with served(made):
             wait_until(lambda: len(read_json_lines(made.folder / "metrics.jsonl")) > before + 5, 200)

@@ -93,7 +93,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder) / "r"
 
 
-@pytest.mark.parametrize("token", [False, True], ids=["open", "token"])
+@pytest.mark.parametrize("token", [pytest.param(False, marks=pytest.mark.slow), True], ids=["open", "token"])
 def test_a_job_runs_to_its_end(token: bool, scratch: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}

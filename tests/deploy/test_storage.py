@@ -220,7 +220,7 @@ def test_a_bound_on_the_size_of_files(
 
 
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("part", ["checkpoints", "blobs"])
+@pytest.mark.parametrize("part", ["checkpoints", pytest.param("blobs", marks=pytest.mark.slow)])
 def test_a_full_disk_ends_a_cluster_run_at_once(
     part: str, unbroken: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

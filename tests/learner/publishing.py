@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import learner.engine
+from common.storage import StorageFailed
 from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from learner.engine import Engine, RankFailed, join_group
@@ -96,7 +97,7 @@ def _failing(what: Callable[[], Any], limited: bool) -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
     try:
         what()
-    except (OSError, RankFailed) as error:
+    except (StorageFailed, RankFailed) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
