@@ -34,7 +34,7 @@ from benchmarks import report
 from benchmarks.report import Aim, Report, Row, ratio
 from common.messages import WeightVersion
 from common.push import AHEAD, CHUNK, Announcer, RemoteWeights, WeightPuller, pull, weight_service
-from common.rpc import LOOPBACK, serving
+from common.service import LOOPBACK, serving
 from common.tensor_file import TensorStream
 from common.weights import WeightStore, manifest_checker
 

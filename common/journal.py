@@ -18,7 +18,8 @@ from typing import Protocol, TypeVar
 from common.keys import ServerKeys
 from common.messages import Span, StepStats, Trained
 from common.metrics import METRICS, TIMELINE, JsonLines
-from common.rpc import LOOPBACK, Client, Service, calling
+from common.rpc import Client, calling
+from common.service import LOOPBACK, Service
 
 Done = TypeVar("Done")
 

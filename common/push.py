@@ -33,7 +33,8 @@ import zmq
 from common.config import ConfigError
 from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
 from common.messages import WeightVersion
-from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling, calls, repeatable
+from common.rpc import Client, ServiceFailed, Unreachable, calling, calls, repeatable
+from common.service import LOOPBACK, Service
 from common.storage import StorageFailed
 from common.tensor_file import file_size
 from common.weights import WeightStore

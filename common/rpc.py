@@ -6,47 +6,35 @@ DEALER  {"client": "3f..", "id": 17, "call": "lease_group"}  ["sampler-0", 3]   
         {"id": 17, "error": "ValueError", "message": "..."}                     <──
 ```
 
-`Service` answers for an object that has the interface's methods; a `Client` subclass made with `calling(interface)` has
-them too. One thread answers one request after the other, in the order of their arrival.
+A `Service` (`common/service.py`) answers for an object that has the interface's methods; a `Client` subclass made with
+`calling(interface)` has them too.
 
 A client that got no answer sends the same request again over a fresh connection, under the same id, and gets the same
-answer: the last one of every client is kept, and an older id is refused. So a call whose answer was lost on the way is
-not made twice. Kept are the answers of the `CLIENTS` that asked last, as far as they fit into `KEPT_BYTES`; who repeats
-a request after that has it made again, which a lease allows: the one nobody works on runs out.
-
-Nothing that a client sends ends the service: it is refused in one line, of which one a second is logged.
+answer: see there.
 """
 
 from __future__ import annotations
 
 import inspect
-import logging
 import time
 import typing
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
-from threading import Event, RLock, Thread
+from threading import RLock
 from typing import Any, Self, TypeVar
 from uuid import uuid4
 
 import zmq
 
 from common.config import ConfigError
-from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
+from common.keys import WorkerKey, check_reaching, connect
 from common.storage import StorageFailed
 from common.wire import LIMITS, Frames, Limits, WireError, pack, unpack
 
-log = logging.getLogger(__name__)
-
-LOOPBACK = "tcp://127.0.0.1:*"
-POLL_SECONDS = 0.02  # how long a stop may go unnoticed
-CLIENTS, KEPT_BYTES = 1024, 256 << 20  # last answers kept, and their size in all; the very last one always is
-QUEUED = 64  # messages that wait in one connection, each way; a client with less than half under way loses none
-WORDS = 1000  # characters of an error that travel
 TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # of a client that waits; a hub that starts again is found within one
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -102,143 +90,6 @@ def repeatable(method: Method) -> Method:
     return method
 
 
-class Service:
-    """Answers for `target` at `address` until told to stop. Bound at once: `.address` is where clients connect.
-
-    Off loopback it needs `keys`, or it is a `ConfigError` (`common/keys.py`). `counts` are requests by call, and under
-    ``error`` those that were refused.
-    """
-
-    def __init__(
-        self,
-        interface: type,
-        target: Any,
-        address: str = LOOPBACK,
-        limits: Limits = LIMITS,
-        keys: ServerKeys | None = None,
-    ) -> None:
-        self.counts: Counter[str] = Counter()
-        self._calls, self._target, self._limits = calls(interface), target, limits
-        self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()
-        self._kept, self._log = 0, Seldom()
-        self._context = zmq.Context()
-        self._door = Door(self._context, keys)
-        self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # a larger frame closes its connection unread
-        self._socket.setsockopt(zmq.RCVHWM, QUEUED)
-        self._socket.setsockopt(zmq.SNDHWM, QUEUED)
-        try:
-            self._door.bind(self._socket, address)
-        except ConfigError:
-            self.close()
-            raise
-        except zmq.ZMQError as error:
-            self.close()
-            raise OSError(f"{interface.__name__}: cannot listen at {address}: {error}") from None
-        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def serve(self, stop: Event) -> None:
-        """Answer until `stop` is set."""
-        while not stop.is_set():
-            if self._socket.poll(round(1000 * POLL_SECONDS)):
-                peer, *frames = self._socket.recv_multipart()
-                self._socket.send_multipart([peer, *self.answer(frames)], copy=False)
-
-    def close(self) -> None:
-        """Let go of the address. The target stays as it is."""
-        self._socket.close()
-        self._door.close()
-        self._context.term()
-
-    def answer(self, frames: Sequence[bytes]) -> list[bytes]:
-        """The answer to one message; an error is an answer too."""
-        number: Any = None
-        try:
-            message = unpack(frames, self._limits)
-            client, number, call = self._request(message)
-            known = self._answers.get(client)
-            if known is not None and known[0] == number:
-                self.counts["repeated"] += 1
-                return known[1]
-            if known is not None and number < known[0]:
-                raise WireError(f"request {number} is older than the last one, {known[0]}")
-            arguments = message.read_list(call.kinds, call.name, [one.name for one in call.parameters])
-        except Exception as error:  # a WireError; but whatever nonsense brings about must not end the thread
-            return self._refuse(number, error)
-        self.counts[call.name] += 1
-        try:
-            reply = pack({"id": number}, self._ask(call, arguments))
-        except Exception as error:
-            reply = self._refuse(number, error)
-        if not call.repeatable:
-            self._remember(client, number, reply)
-        return reply
-
-    def _ask(self, call: Call, arguments: Sequence[Any]) -> Any:
-        member = getattr(self._target, call.name)
-        return member if call.is_property else member(*arguments)
-
-    def _refuse(self, number: Any, error: Exception) -> list[bytes]:
-        self.counts["error"] += 1
-        words = f"{error!s:.{WORDS}}"
-        if not words.isprintable():
-            words = "".join(letter if letter.isprintable() else "?" for letter in words)
-        self._log.warn(f"request {number} refused: {type(error).__name__}: {words}")
-        return pack({"id": number, "error": type(error).__name__, "message": words})
-
-    def _remember(self, client: str, number: int, reply: list[bytes]) -> None:
-        _, old = self._answers.pop(client, (0, []))
-        self._answers[client] = (number, reply)
-        self._kept += _size(reply) - _size(old)
-        while len(self._answers) > CLIENTS or (self._kept > KEPT_BYTES and len(self._answers) > 1):
-            _, (_, old) = self._answers.popitem(last=False)
-            self._kept -= _size(old)
-
-    def _request(self, message: Frames) -> tuple[str, int, Call]:
-        client, number, name = (message.header.get(key) for key in ("client", "id", "call"))
-        if not isinstance(client, str) or len(client) > 64 or type(number) is not int:
-            raise WireError("a request needs a client and an id")
-        call = self._calls.get(name) if isinstance(name, str) else None
-        if call is None:
-            shown = f"{name!r:.60}" if isinstance(name, str) else "without a name"
-            raise WireError(f"no call {shown}; there are {', '.join(self._calls)}")
-        return client, number, call
-
-
-def _size(frames: Sequence[bytes]) -> int:
-    return sum(map(len, frames))
-
-
-class Seldom:
-    """Warnings, at most one a second; the next one says how many were left out."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._next, self._left_out = clock, 0.0, 0
-
-    def warn(self, line: str) -> None:
-        """Log `line`, or count it."""
-        if self._clock() < self._next:
-            self._left_out += 1
-            return
-        log.warning("%s%s", line, f" (and {self._left_out} more before it)" if self._left_out else "")
-        self._next, self._left_out = self._clock() + 1.0, 0
-
-
-@contextmanager
-def serving(service: Service) -> Iterator[Service]:
-    """``with serving(service):`` it answers on a thread of its own."""
-    stop = Event()
-    thread = Thread(target=service.serve, args=(stop,), name="service", daemon=True)
-    thread.start()
-    try:
-        yield service
-    finally:
-        stop.set()
-        thread.join()
-        service.close()
-
-
 class Client:
     """Asks the service at `address`. Thread-safe: one request is under way at a time.
 
@@ -280,7 +131,7 @@ class Client:
             number, request = self._request(call, arguments)
             for _ in range(ATTEMPTS):
                 with suppress(zmq.Again):
-                    self._socket.send_multipart(request)
+                    self._socket.send_multipart(request, copy=False)
                     answer = self._await(number)
                     if answer is not None:
                         return self._read(call, answer)

@@ -27,7 +27,8 @@ import common.toon
 from common.config import ConfigError, RunConfig, to_toml
 from common.fingerprint import fingerprint
 from common.keys import ServerKeys, WorkerKey
-from common.rpc import LOOPBACK, Client, Service, calling
+from common.rpc import Client, calling
+from common.service import LOOPBACK, Service
 from deploy.messages import Addresses
 
 ROLES = ("sampler", "rewarder")

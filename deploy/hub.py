@@ -26,7 +26,7 @@ from common.keys import KEYS, WORKER, is_loopback, make_or_read
 from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
-from common.rpc import serving
+from common.service import serving
 from deploy import run_folder
 from deploy.course import (
     Course,

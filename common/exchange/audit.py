@@ -71,8 +71,8 @@ def _check_uses(ledger: Ledger, config: RunConfig) -> None:
 def _check_blobs(ledger: Ledger) -> None:
     stray = ledger.first("SELECT digest FROM blobs WHERE digest NOT IN (SELECT digest FROM refs)")
     _demand(stray is None, f"blob {stray and stray['digest']}: no group needs it")
-    for row in ledger.all("SELECT DISTINCT r.digest, b.size FROM refs r LEFT JOIN blobs b USING (digest)"):
-        path = ledger.blobs.folder / row["digest"]
+    for row in ledger.all("SELECT DISTINCT r.digest, b.size, b.file FROM refs r LEFT JOIN blobs b USING (digest)"):
+        path = ledger.blobs.folder / (row["file"] or row["digest"])
         size = path.stat().st_size if path.exists() else None
         _demand(size is not None and size == row["size"], f"{path}: {size} bytes on disk, {row['size']} in the ledger")
 

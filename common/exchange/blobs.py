@@ -1,5 +1,8 @@
 """Blobs on disk: one file per content, named by its hash. No pickle: a msgpack header, then raw bytes.
 
+A file is named ``HASH-TOKEN``: whoever writes makes a file of its own, also where two write the same content at once.
+The ledger says which file it keeps; a file that was deleted never comes back under its name, so no lock is needed.
+
 ```
 4 bytes   length of the header, little-endian
 header    msgpack {"schema": 1, "arrays": [{"dtype", "shape"} | nil, ...]}
@@ -10,11 +13,15 @@ rest      the arrays' bytes, one after the other
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from contextlib import suppress
-from hashlib import blake2b
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from io import BufferedReader
 from math import prod
 from pathlib import Path
+from secrets import token_hex
+from typing import Generic, TypeVar
 
 import msgpack
 
@@ -23,17 +30,26 @@ from common.storage import StorageFailed, sync, writing
 
 PREFIX = 4
 MAX_HEADER = 1 << 20
+HASH, DIGITS = sha256, 32  # hex digits of it in a name; processors of today have instructions for SHA-256
+
+
+Answer = TypeVar("Answer")
 
 
 class BlobError(RuntimeError):
-    """Bytes that are no blob; the message says why."""
+    """A blob is missing or is not what its name says; the message names the file."""
 
 
 def pack(arrays: Sequence[Array | None]) -> bytes:
     """Arrays (or gaps) to the bytes of one blob; equal arrays give equal bytes."""
+    return b"".join(pieces(arrays))
+
+
+def pieces(arrays: Sequence[Array | None]) -> list[bytes]:
+    """The bytes of `pack` before they are joined, which would copy them."""
     entries = [None if array is None else {"dtype": array.dtype, "shape": list(array.shape)} for array in arrays]
     header = bytes(msgpack.packb({"schema": SCHEMA_VERSION, "arrays": entries}) or b"")
-    return b"".join([len(header).to_bytes(PREFIX, "little"), header, *(array.data for array in arrays if array)])
+    return [len(header).to_bytes(PREFIX, "little"), header, *(array.data for array in arrays if array)]
 
 
 def unpack(data: bytes) -> list[Array | None]:
@@ -62,69 +78,151 @@ def raw(data: bytes) -> Array:
     return Array("uint8", (len(data),), data)
 
 
+@dataclass(slots=True)
+class Staged:
+    """A blob on disk that the ledger may take. Until then nobody finds it, and the next opening sweeps it."""
+
+    digest: str
+    size: int  # bytes
+    file: str
+    taken: bool = False
+
+
+class OpenBlob:
+    """A blob that was opened while it had its name: it can be read, once, also after it was deleted."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with _reading(path):
+            self._file: BufferedReader = path.open("rb")
+
+    def read(self) -> list[Array | None]:
+        """The arrays, checked against the name. Raises `StorageFailed`."""
+        with _reading(self._path), self._file as file:
+            data = file.read()
+        if not _is_of(self._path.name, data):
+            run = self._path.parent.parent
+            raise StorageFailed(
+                f"{self._path}: damaged: content differs from its name; mend the run with: douga recover {run}"
+            )
+        return unpack(data)
+
+    def read_one(self) -> Array:
+        """The only array of a blob that has one."""
+        (array,) = self.read()
+        if array is None:
+            raise BlobError(f"{self._path}: blob is empty")
+        return array
+
+
+@dataclass(frozen=True, slots=True)
+class Unread(Generic[Answer]):
+    """What a turn handed out, but for its blobs, which are open: `read` it, once, when the turn is over.
+
+    Who cannot read it calls `put_back` in another turn: then it is as if it had not been handed out.
+    """
+
+    read: Callable[[], Answer]
+    put_back: Callable[[], None]
+
+
 class BlobStore:
-    """A folder of content-hashed files."""
+    """A folder of content-hashed files. Thread-safe: hashing and the disk let other threads work.
+
+    Where the disk refuses, all of it raises `StorageFailed`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        for parent in folder.parents[:2]:
+            sync(parent)
 
-    def put(self, data: bytes) -> str:
-        """Write `data` (temporary file, fsync, rename) unless it is there; its digest, 32 hex digits.
-
-        The name itself is safe after the next `sync`. Raises `StorageFailed`; then nothing of it stays.
-        """
-        digest = blake2b(data, digest_size=16).hexdigest()
-        path = self.folder / digest
-        if path.exists():
-            return digest
-        temporary = self.folder / f"{digest}.tmp"
+    @contextmanager
+    def staging(self, *blobs: Sequence[Array | None]) -> Iterator[list[Staged]]:
+        """``with staging([latents], [clip]) as staged:`` both are durable; what is not taken within is removed."""
+        staged: list[Staged] = []
         try:
-            with writing(path), temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except StorageFailed:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        return digest
+            for arrays in blobs:
+                staged.append(self.write(arrays))
+            self.sync([one.file for one in staged])
+            yield staged
+        finally:
+            for one in staged:
+                if not one.taken:
+                    self.discard(one.file)
 
-    def sync(self) -> None:
-        """Make the names of all blobs put so far safe."""
+    def write(self, arrays: Sequence[Array | None]) -> Staged:
+        """A new file, not yet durable. Where it does not fit, nothing of it stays."""
+        parts = pieces(arrays)
+        digest = _digest(parts)
+        staged = Staged(digest, sum(map(len, parts)), f"{digest}-{token_hex(4)}")
+        path = self.folder / staged.file
+        try:
+            with writing(path), path.open("xb") as file:
+                os.posix_fallocate(file.fileno(), 0, staged.size)  # found at once, the space costs half the time
+                file.writelines(parts)
+        except BaseException:
+            self.discard(staged.file)
+            raise
+        return staged
+
+    def sync(self, files: Sequence[str]) -> None:
+        """Make files durable: their content, and that they are there, which is content of the folder."""
+        for file in files:
+            sync(self.folder / file)
         sync(self.folder)
 
-    def get(self, digest: str) -> bytes:
-        """The content, checked against its digest. Raises `StorageFailed`."""
-        path = self.folder / digest
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StorageFailed(f"{path}: blob cannot be read: {error.strerror}") from None
-        if blake2b(data, digest_size=16).hexdigest() != digest:
-            raise StorageFailed(
-                f"{path}: damaged: content differs from its name; mend the run with: douga recover {self.folder.parent}"
-            )
-        return data
+    def open(self, file: str) -> OpenBlob:
+        """A blob to read."""
+        return OpenBlob(self.folder / file)
 
-    def is_sound(self, digest: str) -> bool:
-        """Whether the file is there and holds what its name says. Raises `StorageFailed` where that cannot be told."""
-        path = self.folder / digest
+    def is_sound(self, file: str) -> bool:
+        """Whether the file is there and holds what its name says."""
+        path = self.folder / file
         with writing(path):
-            return path.exists() and blake2b(path.read_bytes(), digest_size=16).hexdigest() == digest
+            return path.exists() and _is_of(file, path.read_bytes())
 
-    def delete(self, digest: str) -> None:
+    def delete(self, file: str) -> None:
         """Remove a blob; nothing happens when it is gone already."""
-        path = self.folder / digest
+        path = self.folder / file
         with writing(path):
             path.unlink(missing_ok=True)
+
+    def discard(self, file: str) -> None:
+        """Remove what nobody needs. Where the disk refuses, the next opening sweeps it."""
+        with suppress(StorageFailed):
+            self.delete(file)
 
     def names(self) -> set[str]:
         """All files that are there."""
         return {path.name for path in self.folder.iterdir()}
 
     def sweep(self, known: Collection[str]) -> None:
-        """Delete every file that is not in `known`: left by a dead process, or by an undone transaction."""
+        """Delete every file that is not in `known`: left by a dead process, or where the disk refused."""
         for name in self.names().difference(known):
             self.delete(name)
+
+
+def digest_of(file: str) -> str:
+    """The hash in a file's name."""
+    return file.partition("-")[0]
+
+
+def _is_of(file: str, data: bytes) -> bool:
+    return _digest([data]) == digest_of(file)
+
+
+def _digest(parts: Sequence[bytes]) -> str:
+    whole = HASH()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()[:DIGITS]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailed(f"{path}: blob cannot be read: {error.strerror}") from None

@@ -1,9 +1,10 @@
 """The ledger: the state of every prompt group in SQLite (WAL), and the blobs that its state still needs.
 
-One transaction per operation: a process killed at any point leaves the ledger as it was before or after an operation,
-never between. Blobs are written before the transaction that names them commits and deleted after the one that forgets
-them, so the worst a crash leaves behind is an unnamed file, which the next opening removes. Where the disk refuses, the
-operation is undone and raises `StorageFailed`.
+One operation is done as a whole or not at all: a process killed at any point leaves the ledger as it was before or
+after it, never between. Operations that wait for each other share one commit (`turns.py`). Blobs are on disk before the
+commit that takes them and deleted after the one that forgets them, so the worst that a crash or a power cut leaves
+behind is a file that no commit knows, which the next opening removes. Where the disk refuses, the operation is undone
+and raises `StorageFailed`.
 
 | table      | one row per                                | notes                                                     |
 |------------|--------------------------------------------|-----------------------------------------------------------|
@@ -11,7 +12,7 @@ operation is undone and raises `StorageFailed`.
 |            |                                            | `paired`: second since when its pair waits                |
 | candidates | candidate stored                           | its scoring lease and its raw scores                      |
 | refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
-| blobs      | distinct content                           | its size in bytes                                         |
+| blobs      | distinct content                           | its size in bytes, its file                               |
 | uses       | place in the batch of an optimizer step    | kept after a rollback: a repeated step repeats its batch  |
 | versions   | announced weights                          | `lost`: of a lineage that was rolled back                 |
 | marks      | checkpoint                                 |                                                           |
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +32,7 @@ from typing import Any
 
 from common.config import ConfigError
 from common.exchange import rules, snapshots
-from common.exchange.blobs import BlobStore, pack, unpack
+from common.exchange.blobs import BlobStore, OpenBlob, Staged
 from common.exchange.client import State
 from common.messages import Array, Purpose
 from common.storage import StorageFailed, is_damage, refusal, writing
@@ -47,15 +49,19 @@ CREATE TABLE groups (
     winner TEXT, loser TEXT, winner_reward REAL, loser_reward REAL, gap REAL,
     paired REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
+CREATE INDEX groups_by_purpose ON groups (purpose, state, uses);
+CREATE INDEX groups_by_worker ON groups (worker) WHERE worker IS NOT NULL;
 CREATE TABLE candidates (
     id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, place INTEGER NOT NULL, seed INTEGER NOT NULL,
     version INTEGER NOT NULL, fps INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
     worker TEXT, expires REAL, failures INTEGER NOT NULL DEFAULT 0, reward_version TEXT, scores TEXT,
     UNIQUE (ordinal, place));
+CREATE INDEX candidates_by_worker ON candidates (worker) WHERE worker IS NOT NULL;
+CREATE INDEX candidates_by_lease ON candidates (expires) WHERE expires IS NOT NULL;
 CREATE TABLE refs (
     ordinal INTEGER NOT NULL REFERENCES groups, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (ordinal, name));
 CREATE INDEX refs_by_digest ON refs (digest);
-CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL);
+CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, file TEXT NOT NULL);
 CREATE TABLE uses (
     step INTEGER NOT NULL, place INTEGER NOT NULL, ordinal INTEGER NOT NULL REFERENCES groups,
     committed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (step, place));
@@ -86,12 +92,14 @@ class Ledger:
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
         self.folder, self.path = folder, folder / name
-        self._garbage: list[str] = []
-        self._put: list[str] = []
+        self._written: list[str] = []  # files that the running batch wrote, to be synced before it commits
+        self._staged: list[Staged] = []  # blobs that it took
+        self._touched: list[tuple[str, str]] = []  # digest and file of blobs that it wrote or forgot
+        self._garbage: deque[str] = deque()  # files that no commit needs any more
         try:
             self.blobs = BlobStore(folder / "blobs")
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, StorageFailed, sqlite3.Error) as error:
             raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
         self._db.row_factory = sqlite3.Row
         try:
@@ -127,15 +135,15 @@ class Ledger:
 
     def settle_blobs(self) -> None:
         """Delete the files that nothing names. `LedgerDamaged` when files that something names are gone."""
-        missing = sorted(self.missing())
+        missing = sorted(self.files() - self.blobs.names())
         if missing:
             lost = f"{self.blobs.folder / missing[0]}: blob is missing ({len(missing)} in all)"
             raise LedgerDamaged(self.folder, lost)
-        self.blobs.sweep({row["digest"] for row in self.all("SELECT digest FROM blobs")})
+        self.blobs.sweep(self.files())
 
-    def missing(self) -> set[str]:
-        """Digests of the blobs whose files are gone."""
-        return {row["digest"] for row in self.all("SELECT digest FROM blobs")} - self.blobs.names()
+    def files(self) -> set[str]:
+        """The files of all blobs."""
+        return {row["file"] for row in self.all("SELECT file FROM blobs")}
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         """What must not change between the runs that share a ledger."""
@@ -154,32 +162,65 @@ class Ledger:
     # Plumbing.
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing; blobs that nothing names any more are deleted once it is committed, or undone."""
-        self._garbage, self._put = [], []
+    def batch(self) -> Iterator[None]:
+        """One commit for all operations within: when it ends they are durable, all or none."""
+        self._written, self._staged, self._touched = [], [], []
         self.run("BEGIN IMMEDIATE")
         try:
             yield
-            if self._put:
-                self.blobs.sync()
+            if self._written:
+                self.blobs.sync(self._written)
             self.run("COMMIT")
         except BaseException:
-            self._undo()
+            with suppress(sqlite3.Error):  # the first error is the one to tell
+                if self.in_batch:
+                    self._db.execute("ROLLBACK")
             raise
-        self._delete(self._garbage)
+        finally:
+            with suppress(sqlite3.Error, StorageFailed):  # who cannot tell leaves the files to the next opening
+                self._settle()
 
-    def _undo(self) -> None:
-        """What cannot be cleared away here, the next opening clears away: the first error is the one to tell."""
-        with suppress(sqlite3.Error, StorageFailed):
-            if self._db.in_transaction:  # some errors make SQLite roll back by itself
-                self._db.execute("ROLLBACK")
-            self._delete(self._put)
+    @property
+    def in_batch(self) -> bool:
+        """Whether a batch is open; some errors make SQLite roll it back by itself."""
+        return self._db.in_transaction
 
-    def _delete(self, digests: Sequence[str]) -> None:
-        """Delete those of some blobs that nothing names."""
-        for digest in digests:
-            if self.first("SELECT 1 FROM blobs WHERE digest = ?", digest) is None:
-                self.blobs.delete(digest)
+    def _settle(self) -> None:
+        """Say which files of the batch that ended are needed."""
+        for staged in self._staged:
+            staged.taken = self._is_file(staged.digest, staged.file)
+        self._garbage.extend(file for digest, file in self._touched if not self._is_file(digest, file))
+
+    def _is_file(self, digest: str, file: str) -> bool:
+        return self.first("SELECT 1 FROM blobs WHERE digest = ? AND file = ?", digest, file) is not None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One operation of a batch: all or nothing, whatever becomes of the others."""
+        if not self.in_batch:
+            raise RuntimeError(f"{self.path}: an operation outside of a batch")
+        self.run("SAVEPOINT operation")
+        try:
+            yield
+            self.run("RELEASE operation")
+        except BaseException:
+            if self.in_batch:
+                self._undo_operation()
+            raise
+
+    def _undo_operation(self) -> None:
+        try:
+            self.run("ROLLBACK TO operation")
+            self.run("RELEASE operation")
+        except BaseException:  # half an operation must not be committed with the others
+            self._db.execute("ROLLBACK")
+            raise
+
+    def clear(self) -> None:
+        """Delete the garbage of past batches. Needs no lock, and nobody to wait for it."""
+        while self._garbage:
+            with suppress(IndexError):  # another thread took the last one
+                self.blobs.discard(self._garbage.popleft())
 
     def run(self, sql: str, *values: Any) -> int:
         """Execute a statement; the number of rows it changed."""
@@ -292,32 +333,40 @@ class Ledger:
 
     # Blobs of groups.
 
-    def attach(self, ordinal: int, name: str, *arrays: Array | None) -> None:
-        """Store arrays as the blob `name` of a group."""
-        data = pack(arrays)
-        digest = self.blobs.put(data)
-        self._put.append(digest)
-        self.run("INSERT OR IGNORE INTO blobs VALUES (?, ?)", digest, len(data))
-        self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, digest)
+    def attach(self, ordinal: int, name: str, staged: Staged) -> bool:
+        """Make what is staged the blob `name` of a group. False where the same content is there: then that is it."""
+        values = (staged.digest, staged.size, staged.file)
+        staged.taken = self.run("INSERT OR IGNORE INTO blobs (digest, size, file) VALUES (?, ?, ?)", *values) > 0
+        if staged.taken:
+            self._staged.append(staged)
+        self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, staged.digest)
+        return staged.taken
+
+    def store(self, ordinal: int, name: str, array: Array) -> None:
+        """Write an array as the blob `name` of a group, within the batch."""
+        staged = self.blobs.write([array])
+        self._touched.append((staged.digest, staged.file))
+        if self.attach(ordinal, name, staged):
+            self._written.append(staged.file)
 
     def has(self, ordinal: int, name: str) -> bool:
         """Whether the group has such a blob."""
         return self.first("SELECT 1 FROM refs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
 
-    def read(self, ordinal: int, name: str) -> list[Array | None]:
-        """The arrays of a group's blob."""
-        row = self.one("SELECT digest FROM refs WHERE ordinal = ? AND name = ?", ordinal, name)
-        return unpack(self.blobs.get(row["digest"]))
+    def open(self, ordinal: int, name: str) -> OpenBlob:
+        """A group's blob, to be read when the turn is over: others need not wait for the disk."""
+        sql = "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?"
+        return self.blobs.open(self.one(sql, ordinal, name)["file"])
 
     def keep_only(self, ordinal: int, names: Sequence[str] = ()) -> None:
-        """Forget all blobs of a group but `names`; files that no group names go when the transaction commits."""
-        for row in self.all("SELECT name, digest FROM refs WHERE ordinal = ?", ordinal):
+        """Forget all blobs of a group but `names`; files that no group names become garbage."""
+        for row in self.all("SELECT name, digest, file FROM refs JOIN blobs USING (digest) WHERE ordinal = ?", ordinal):
             if row["name"] in names:
                 continue
             self.run("DELETE FROM refs WHERE ordinal = ? AND name = ?", ordinal, row["name"])
             if self.first("SELECT 1 FROM refs WHERE digest = ?", row["digest"]) is None:
                 self.run("DELETE FROM blobs WHERE digest = ?", row["digest"])
-                self._garbage.append(row["digest"])
+                self._touched.append((row["digest"], row["file"]))
 
     def names(self, ordinal: int) -> list[str]:
         """The names of a group's blobs."""

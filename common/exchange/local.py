@@ -15,20 +15,21 @@ import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
-from threading import RLock
-from typing import IO
+from typing import IO, Any, TypeVar
 
 from common.config import ConfigError, RunConfig
 from common.exchange import audit
-from common.exchange.blobs import pack, unpack
+from common.exchange.blobs import Unread, pack, raw, unpack
 from common.exchange.client import ScoredCandidate, State, Submitted
 from common.exchange.ledger import Ledger
 from common.exchange.normaliser import NormaliserState
-from common.exchange.sampling import SamplingDesk
+from common.exchange.sampling import SamplingDesk, check_candidate
 from common.exchange.scoring import ScoringDesk
 from common.exchange.training import TrainingDesk
+from common.exchange.turns import Turns
 from common.messages import (
     Array,
     Candidate,
@@ -42,6 +43,8 @@ from common.messages import (
     WeightVersion,
 )
 from common.storage import StorageFailed
+
+Answer = TypeVar("Answer")
 
 
 class LocalExchange:
@@ -63,7 +66,6 @@ class LocalExchange:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds."""
-        self._lock = RLock()
         self._config = config
         self._guard = guard(folder)
         with ExitStack() as stack:
@@ -75,10 +77,30 @@ class LocalExchange:
                 self._sampling = SamplingDesk(self._ledger, config, source, clock)
                 self._scoring = ScoringDesk(self._ledger, config, clock)
                 self._training = TrainingDesk(self._ledger, config, clock)
-                self._training.release_all()
+                self._turns = Turns(self._ledger)
+                self._do(self._training.release_all)
             except StorageFailed as error:
                 raise ConfigError(str(error)) from None
             stack.pop_all()
+
+    def _do(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
+        """A call in its turn; durable when it returns."""
+        return self._turns.take(partial(call, *arguments))
+
+    def _do_and_read(self, call: Callable[..., Unread[Answer]], *arguments: Any) -> Answer:
+        """A call whose answer is read when its turn is over. Where it cannot be, what it leased is put back."""
+        unread = self._do(call, *arguments)
+        try:
+            return unread.read()
+        except Exception:
+            with suppress(StorageFailed):  # the first error is the one to tell
+                self._do(unread.put_back)
+            raise
+
+    def _do_and_copy(self, call: Callable[[int], None], step: int) -> None:
+        """A call that ends with a copy of the ledger as it is after it."""
+        kept = self._config.learner.keep_checkpoints
+        self._turns.take(partial(call, step), then=partial(self._ledger.snapshot, step, kept))
 
     # The interface.
 
@@ -88,75 +110,66 @@ class LocalExchange:
         Training groups are only for a version of the current lineage that is at most max_lag pushes old. An unknown
         version is a `ValueError`; version 0, the base model, is always known.
         """
-        with self._lock:
-            return self._sampling.lease_group(worker, version)
+        return self._do_and_read(self._sampling.lease_group, worker, version)
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
         """Not accepted: "duplicate" or "lost lease"."""
-        with self._lock:
-            return self._sampling.submit_conditioning(lease, conditioning)
+        arrays = (conditioning.prompt_embeds, conditioning.image_latent)
+        with self._ledger.blobs.staging(arrays) as (staged,):
+            return self._do(self._sampling.submit_conditioning, lease, staged)
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
         """Not accepted: "duplicate" or "lost lease". One that the lease did not ask for is a `ValueError`."""
-        with self._lock:
-            return self._sampling.submit_candidate(lease, candidate)
+        check_candidate(lease, candidate)
+        with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
+            return self._do(self._sampling.submit_candidate, lease, candidate, latents, clip)
 
     def fail_group(self, lease: GroupLease, reason: str) -> None:
         """Back to pending, with the candidates it has; `failed` after max_attempts."""
-        with self._lock:
-            self._sampling.fail_group(lease, reason)
+        self._do(self._sampling.fail_group, lease, reason)
 
     def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
         """Clips of complete groups only: probes and evaluations first, then training by ordinal and index."""
-        with self._lock:
-            return self._scoring.lease_candidates(worker, limit)
+        return self._do_and_read(self._scoring.lease_candidates, worker, limit)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
         """Not accepted: "unknown candidate", "duplicate", or "group is STATE". A dimension that has a weight but no
         score is a `ConfigError`, and nothing of the call is stored."""
-        with self._lock:
-            return self._scoring.submit_scores(worker, scores)
+        return self._do(self._scoring.submit_scores, worker, scores)
 
     def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
         """Steps count from 1. A step that is repeated after a rollback gets the pairs it had before."""
-        with self._lock:
-            return self._training.lease_pairs(worker, step, count)
+        return self._do_and_read(self._training.lease_pairs, worker, step, count)
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
         """Exactly the pairs that were leased for `step`, or a `ValueError`; a second time changes nothing."""
-        with self._lock:
-            self._training.commit_step(step, ordinals)
+        self._do(self._training.commit_step, step, ordinals)
 
     def announce(self, version: WeightVersion) -> None:
         """A retry changes nothing; an id used before is a `ValueError`."""
-        with self._lock:
-            self._training.announce(version)
+        self._do(self._training.announce, version)
 
     def renew(self, worker: str) -> None:
         """All leases of `worker`, of any kind, last lease_seconds from now."""
-        with self._lock:
-            self._training.renew(worker)
+        self._do(self._training.renew, worker)
 
     def next_version(self) -> int:
         """0 in a new run: the first version is the base model."""
-        with self._lock:
-            return self._training.next_version()
+        return self._do(self._training.next_version)
 
     def wanted_version(self) -> int:
         """See `Exchange.wanted_version`."""
-        with self._lock:
-            asked = self._sampling.asked_version()
-            return self._training.current_version() if asked is None else asked
+        asked = self._do(self._sampling.asked_version)
+        return self.current_version() if asked is None else asked
 
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
         """Every state is there, with 0 where no group is."""
-        with self._lock:
-            return self._ledger.counts(purpose)
+        return self._do(self._ledger.counts, purpose)
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
         """In the order of `enqueue`, one per prompt; `.prompt` is the one that was enqueued."""
-        with self._lock:
-            return self._scoring.results(purpose, version)
+        found = self._do(self._scoring.finished, purpose, version)
+        return [self._do(self._scoring.open_finished, *one)() for one in found]
 
     # Around it.
 
@@ -167,29 +180,23 @@ class LocalExchange:
         added again: a resumed evaluation goes on where it was. Without, the sampler that comes first decides, and
         only prompts still waiting are not added again.
         """
-        with self._lock:
-            self._sampling.enqueue(prompts, version)
+        self._do(self._sampling.enqueue, prompts, version)
 
     def mark(self, step: int) -> None:
         """The checkpoint of `step` is safely on disk. Frees the blobs of pairs that ended by the step of the oldest
         of the `learner.keep_checkpoints` checkpoints: before it there is no way back. Keeps a copy of the ledger."""
-        with self._lock:
-            self._training.mark(step)
-            self._ledger.snapshot(step, self._config.learner.keep_checkpoints)
+        self._do_and_copy(self._training.mark, step)
 
     def rollback(self, step: int) -> None:
         """Training goes on from the checkpoint of `step` (0: from the start): what later steps did to pairs is taken
         back, later versions are lost, current pushes are step // P. `ConfigError` when the ledger has no pairs for
         that. If `current_version()` is of a step before (step // P) * P, the learner publishes before all else.
         The copies of the ledger follow: there is one of this checkpoint, and none of later ones."""
-        with self._lock:
-            self._training.rollback(step)
-            self._ledger.snapshot(step, self._config.learner.keep_checkpoints)
+        self._do_and_copy(self._training.rollback, step)
 
     def current_version(self) -> int:
         """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
-        with self._lock:
-            return self._training.current_version()
+        return self._do(self._training.current_version)
 
     @property
     def refusal(self) -> str:
@@ -200,49 +207,41 @@ class LocalExchange:
         """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
         another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score), damage
         (blobs lost on the disk)."""
-        with self._lock:
-            rows = self._ledger.all("SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason ORDER BY reason")
-            return {row["reason"]: int(row["n"]) for row in rows}
+        rows = self._do(self._ledger.all, "SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason ORDER BY reason")
+        return {row["reason"]: int(row["n"]) for row in rows}
 
     def failures(self) -> dict[int, str]:
         """Failed groups: ledger ordinal -> reason."""
-        with self._lock:
-            return {int(row["ordinal"]): row["reason"] for row in self._ledger.in_state(State.FAILED)}
+        return {int(row["ordinal"]): row["reason"] for row in self._do(self._ledger.in_state, State.FAILED)}
 
     def bytes_on_disk(self) -> int:
         """Size of all blobs."""
-        with self._lock:
-            return self._ledger.bytes_on_disk()
+        return self._do(self._ledger.bytes_on_disk)
 
     def normaliser_state(self) -> NormaliserState:
         """What the running rank remembers: dimension -> latest raw values, oldest first; empty with `fixed`."""
-        with self._lock:
-            return json.loads(self._ledger.meta("normaliser", "{}"))
+        return json.loads(self._do(self._ledger.meta, "normaliser", "{}"))
 
     def release(self, worker: str) -> None:
         """Attempts count: a group whose samplers die every time ends in `failed`."""
-        with self._lock:
-            self._training.release(worker)
+        self._do(self._training.release, worker)
 
     def keep_empty_prompt(self, embeds: Array) -> None:
         """See `RunExchange.keep_empty_prompt`."""
-        with self._lock:
-            self._ledger.set_meta("empty_prompt", pack([embeds]))
+        self._do(self._ledger.set_meta, "empty_prompt", pack([embeds]))
 
     def empty_prompt(self) -> Array | None:
         """See `RunExchange.empty_prompt`."""
-        with self._lock:
-            stored = self._ledger.meta("empty_prompt", None)
-            return None if stored is None else unpack(stored)[0]
+        stored = self._do(self._ledger.meta, "empty_prompt", None)
+        return None if stored is None else unpack(stored)[0]
 
     def check(self) -> None:
         """Raise `audit.ConservationError` unless every admitted ordinal, use and blob is accounted for."""
-        with self._lock:
-            audit.check(self._ledger, self._config)
+        self._do(audit.check, self._ledger, self._config)
 
     def close(self) -> None:
         """Close the ledger and let go of the folder. Leases stay as they are until the next opening."""
-        with self._lock:
+        with self._turns.lock:
             self._ledger.close()
             self._guard.close()
 

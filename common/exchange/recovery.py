@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common.config import ConfigError, RunConfig
 from common.exchange import audit, snapshots
-from common.exchange.blobs import raw
+from common.exchange.blobs import digest_of, raw
 from common.exchange.client import State
 from common.exchange.ledger import LEDGER, Ledger, LedgerDamaged
 from common.exchange.local import guard, identity
@@ -103,12 +103,19 @@ def _damage(folder: Path, config: RunConfig) -> str:
 
 
 def _unsound(ledger: Ledger) -> set[str]:
-    """The digests of the blobs that are gone. Those whose content is not what their name says are deleted here."""
-    known = {row["digest"] for row in ledger.all("SELECT digest FROM blobs")}
-    gone = {digest for digest in known if not ledger.blobs.is_sound(digest)}
-    for digest in gone:
-        ledger.blobs.delete(digest)
+    """The files of blobs that are gone. Those whose content is not what their name says are deleted here."""
+    gone = {file for file in ledger.files() if not ledger.blobs.is_sound(file)}
+    for file in gone:
+        ledger.blobs.delete(file)
     return gone
+
+
+def _find_again(ledger: Ledger) -> None:
+    """What went since the snapshot, and then came once more, has another file: its blob is that one now."""
+    gone = {digest_of(file): file for file in _unsound(ledger)}
+    for name in ledger.blobs.names():
+        if digest_of(name) in gone and ledger.blobs.is_sound(name):
+            ledger.run("UPDATE blobs SET file = ? WHERE file = ?", name, gone[digest_of(name)])
 
 
 def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) -> tuple[Ledger, int]:
@@ -138,38 +145,40 @@ def _mend(
 ) -> tuple[int, int, int]:
     """Make a snapshot of `step` true to the folder as it is: groups again, candidates dropped, groups given up."""
     training = TrainingDesk(ledger, config, clock)
-    training.release_all()
-    with ledger.transaction():
+    sampling = SamplingDesk(ledger, config, source, clock)
+    with ledger.batch():
+        training.release_all()
         ledger.set_meta("final", step)  # the blobs of what ended before may be gone
         if newest_version >= training.next_version():
             values = (newest_version, step, step // config.learner.steps_per_push)
             ledger.run("INSERT INTO versions (version, step, pushes, lost) VALUES (?, ?, ?, 1)", *values)
-    training.rollback(step)
-    sampling = SamplingDesk(ledger, config, source, clock)
-    again = dropped = given_up = 0
-    with ledger.transaction():
-        for ordinal in sorted(_hurt(ledger)):
-            group, count = ledger.group(ordinal), len(ledger.candidates(ordinal))
-            if group["state"] in UNPAIRED and group["purpose"] == Purpose.TRAIN:
-                sampling.drop_candidates(ordinal, DAMAGE)
-                _start_anew(ledger, ordinal, source(ordinal))
-                again, dropped = again + 1, dropped + count
+        training.rollback(step)
+        _find_again(ledger)
+        hurt = [ledger.group(ordinal) for ordinal in sorted(_hurt(ledger))]
+        again = [one["ordinal"] for one in hurt if one["state"] in UNPAIRED and one["purpose"] == Purpose.TRAIN]
+        dropped = sum(len(ledger.candidates(ordinal)) for ordinal in again)
+        for group in hurt:
+            if group["ordinal"] in again:
+                sampling.drop_candidates(group["ordinal"], DAMAGE)
             else:
-                _give_up(ledger, ordinal, step)
-                given_up += 1
-    return again, dropped, given_up
+                _give_up(ledger, group["ordinal"], step)
+        for ordinal in again:  # now that nobody names what is gone: who brings it anew makes a file of it
+            _start_anew(ledger, ordinal, source(ordinal))
+    ledger.clear()
+    return len(again), dropped, len(hurt) - len(again)
 
 
 def _hurt(ledger: Ledger) -> set[int]:
     """The groups of which blobs are gone."""
     missing = _unsound(ledger)
-    return {row["ordinal"] for row in ledger.all("SELECT ordinal, digest FROM refs") if row["digest"] in missing}
+    rows = ledger.all("SELECT ordinal, file FROM refs JOIN blobs USING (digest)")
+    return {row["ordinal"] for row in rows if row["file"] in missing}
 
 
 def _start_anew(ledger: Ledger, ordinal: int, prompt: Prompt) -> None:
     ledger.update(ordinal, state=State.PENDING, version=None, pushes=None)
     if prompt.image is not None:
-        ledger.attach(ordinal, IMAGE, raw(prompt.image))
+        ledger.store(ordinal, IMAGE, raw(prompt.image))
 
 
 def _give_up(ledger: Ledger, ordinal: int, step: int) -> None:

@@ -7,16 +7,19 @@ from threading import Event, Thread
 
 from common.exchange.client import RunExchange
 from common.keys import ServerKeys
-from common.rpc import LOOPBACK, Client, Service, ServiceFailed, Unreachable, calling
+from common.rpc import Client, ServiceFailed, Unreachable, calling
+from common.service import LOOPBACK, Service
 from common.storage import StorageFailed
 from common.wire import LIMITS, Limits, WireError
+
+THREADS = 8  # calls that write and read blobs at once; more do not write faster
 
 
 def exchange_service(
     exchange: RunExchange, address: str = LOOPBACK, limits: Limits = LIMITS, keys: ServerKeys | None = None
 ) -> Service:
     """A service that answers for `exchange`."""
-    return Service(RunExchange, exchange, address, limits, keys)
+    return Service(RunExchange, exchange, address, limits, keys, THREADS)
 
 
 @calling(RunExchange)

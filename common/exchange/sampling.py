@@ -5,15 +5,16 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import msgpack
 
 from common.config import RunConfig
 from common.exchange import rules
-from common.exchange.blobs import raw
+from common.exchange.blobs import Staged, Unread, raw
 from common.exchange.client import State, Submitted
 from common.exchange.ledger import FIRST_EVALUATION, Ledger
-from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose
+from common.messages import Candidate, GroupLease, Prompt, Purpose
 
 IMAGE, CONDITIONING = "image", "conditioning"
 DUPLICATE = Submitted(False, "duplicate")
@@ -32,7 +33,10 @@ def clip_name(place: int) -> str:
 
 @dataclass(slots=True)
 class SamplingDesk:
-    """Hands out groups and takes candidates. Every method is one transaction; the caller holds the lock."""
+    """Hands out groups and takes candidates. Every method is one transaction, in the caller's turn.
+
+    What a method hands out with blobs, it hands out unread.
+    """
 
     ledger: Ledger
     config: RunConfig
@@ -42,7 +46,7 @@ class SamplingDesk:
 
     # Leasing.
 
-    def lease_group(self, worker: str, version: int) -> GroupLease | None:
+    def lease_group(self, worker: str, version: int) -> Unread[GroupLease | None]:
         """See `Exchange.lease_group`."""
         self._check_known(version)
         with self.ledger.transaction():
@@ -52,7 +56,7 @@ class SamplingDesk:
             if ordinal is None:
                 self.refusal = self._refusal(version)
                 if self.refusal:
-                    return None
+                    return Unread(lambda: None, lambda: None)
                 ordinal = self._training()
             return self._lease(ordinal, worker, version)
 
@@ -121,7 +125,7 @@ class SamplingDesk:
         self._admit(ordinal, prompt, ordinal, None)
         return ordinal
 
-    def _lease(self, ordinal: int, worker: str, version: int) -> GroupLease:
+    def _lease(self, ordinal: int, worker: str, version: int) -> Unread[GroupLease | None]:
         ledger = self.ledger
         group = ledger.group(ordinal)
         if group["version"] not in (None, version):
@@ -133,9 +137,19 @@ class SamplingDesk:
         ledger.move(
             ordinal, State.SAMPLING, version=version, pushes=pushes, worker=worker, attempt=attempt, expires=expires
         )
-        prompt = replace(read_prompt(ledger, group), ordinal=ordinal)
+        prompt, seeds = open_prompt(ledger, group), self._seeds(group)
         done = tuple(row["place"] for row in ledger.candidates(ordinal))
-        return GroupLease(prompt, worker, attempt, version, self._seeds(group), done)
+        return Unread(
+            lambda: GroupLease(replace(prompt(), ordinal=ordinal), worker, attempt, version, seeds, done),
+            lambda: self._put_back(ordinal, attempt),
+        )
+
+    def _put_back(self, ordinal: int, attempt: int) -> None:
+        """The exchange could not read what it leased: no failure of the group's."""
+        with self.ledger.transaction():
+            group = self.ledger.group(ordinal)
+            if (group["state"], group["attempt"]) == (State.SAMPLING, attempt):
+                self.ledger.move(ordinal, State.PENDING, worker=None, expires=None)
 
     def _seeds(self, group: sqlite3.Row) -> tuple[int, ...]:
         count = candidates_of(group, self.config)
@@ -163,7 +177,7 @@ class SamplingDesk:
 
     # Results.
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+    def submit_conditioning(self, lease: GroupLease, staged: Staged) -> Submitted:
         """See `Exchange.submit_conditioning`. Probe and eval groups need none; theirs is not stored."""
         with self.ledger.transaction():
             group = self.ledger.group(lease.prompt.ordinal)
@@ -173,13 +187,11 @@ class SamplingDesk:
                 return Submitted(True)
             if self.ledger.has(group["ordinal"], CONDITIONING):
                 return DUPLICATE
-            arrays = (conditioning.prompt_embeds, conditioning.image_latent)
-            self.ledger.attach(group["ordinal"], CONDITIONING, *arrays)
+            self.ledger.attach(group["ordinal"], CONDITIONING, staged)
             return Submitted(True)
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """See `Exchange.submit_candidate`."""
-        _check_candidate(lease, candidate)
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate, latents: Staged, clip: Staged) -> Submitted:
+        """See `Exchange.submit_candidate`; `candidate` has passed `check_candidate`."""
         ledger, ordinal = self.ledger, candidate.ordinal
         with ledger.transaction():
             group = ledger.group(ordinal)
@@ -188,14 +200,14 @@ class SamplingDesk:
             if not holds(group, lease):
                 ledger.waste("late", candidate.id)
                 return LOST_LEASE
+            ledger.attach(ordinal, latents_name(candidate.index), latents)
+            ledger.attach(ordinal, clip_name(candidate.index), clip)
             self._store(candidate)
             if len(ledger.candidates(ordinal)) == candidates_of(group, self.config):
                 self._sampled(group)
             return Submitted(True)
 
     def _store(self, candidate: Candidate) -> None:
-        self.ledger.attach(candidate.ordinal, latents_name(candidate.index), candidate.latents)
-        self.ledger.attach(candidate.ordinal, clip_name(candidate.index), raw(candidate.clip))
         self.ledger.run(
             "INSERT INTO candidates (id, ordinal, place, seed, version, fps, height, width) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -245,17 +257,19 @@ class SamplingDesk:
         fields = {name: getattr(prompt, name) for name in ("ordinal", "id", "text", "character", "category")}
         self.ledger.admit(ordinal, prompt.purpose, bytes(msgpack.packb(fields) or b""), place, wanted)
         if prompt.image is not None:
-            self.ledger.attach(ordinal, IMAGE, raw(prompt.image))
+            self.ledger.store(ordinal, IMAGE, raw(prompt.image))
 
 
-def read_prompt(ledger: Ledger, group: sqlite3.Row) -> Prompt:
-    """A group's prompt as it was admitted (a probe's or eval's own ordinal is its caller's)."""
-    fields = msgpack.unpackb(group["prompt"])
-    image = None
-    if ledger.has(group["ordinal"], IMAGE):
-        (array,) = ledger.read(group["ordinal"], IMAGE)
-        image = array.data if array is not None else None
-    return Prompt(image=image, purpose=Purpose(group["purpose"]), **fields)
+def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:
+    """A group's prompt as it was admitted (a probe's or eval's own ordinal is its caller's); its image is read once."""
+    fields, purpose = msgpack.unpackb(group["prompt"]), Purpose(group["purpose"])
+    image = ledger.open(group["ordinal"], IMAGE) if ledger.has(group["ordinal"], IMAGE) else None
+
+    @cache
+    def read() -> Prompt:
+        return Prompt(image=None if image is None else image.read_one().data, purpose=purpose, **fields)
+
+    return read
 
 
 def candidates_of(group: sqlite3.Row, config: RunConfig) -> int:
@@ -272,7 +286,7 @@ def holds(group: sqlite3.Row, lease: GroupLease) -> bool:
     )
 
 
-def _check_candidate(lease: GroupLease, candidate: Candidate) -> None:
+def check_candidate(lease: GroupLease, candidate: Candidate) -> None:
     """A candidate that its lease did not ask for is an error of the sampler."""
     index = candidate.index
     if candidate.ordinal != lease.prompt.ordinal or not 0 <= index < len(lease.seeds):

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite, isnan
 
+import msgpack
+
 from common.config import RunConfig
 from common.exchange import normaliser, pairs
+from common.exchange.blobs import Unread
 from common.exchange.client import ScoredCandidate, State, Submitted
 from common.exchange.ledger import Ledger
 from common.exchange.sampling import (
@@ -18,22 +21,25 @@ from common.exchange.sampling import (
     candidates_of,
     clip_name,
     latents_name,
-    read_prompt,
+    open_prompt,
 )
-from common.messages import Array, Candidate, Prompt, Purpose, Score, ScoreTask
+from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask
 
 OPEN = (State.SAMPLED, State.SCORING)
 
 
 @dataclass(slots=True)
 class ScoringDesk:
-    """Hands out clips and takes scores. Every method is one transaction; the caller holds the lock."""
+    """Hands out clips and takes scores. Every method is one transaction, in the caller's turn.
+
+    What a method hands out with blobs, it hands out unread.
+    """
 
     ledger: Ledger
     config: RunConfig
     clock: Callable[[], float]
 
-    def lease_candidates(self, worker: str, limit: int) -> list[ScoreTask]:
+    def lease_candidates(self, worker: str, limit: int) -> Unread[list[ScoreTask]]:
         """See `Exchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
         with self.ledger.transaction():
             self._reap()
@@ -43,19 +49,31 @@ class ScoringDesk:
                 "ORDER BY g.purpose = ?, c.ordinal, c.place LIMIT ?",
                 *(*OPEN, Purpose.TRAIN, limit),
             )
-            prompts: dict[int, Prompt] = {}
-            return [self._lease(row, worker, prompts) for row in rows]
+            prompts: dict[int, Callable[[], Prompt]] = {}
+            tasks = [self._lease(row, worker, prompts) for row in rows]
+            return Unread(lambda: [read() for read in tasks], lambda: self._put_back(worker, rows))
 
-    def _lease(self, row: sqlite3.Row, worker: str, prompts: dict[int, Prompt]) -> ScoreTask:
-        ordinal = row["ordinal"]
+    def _put_back(self, worker: str, rows: Sequence[sqlite3.Row]) -> None:
+        """The exchange could not read what it leased: no failure of the clips'."""
+        with self.ledger.transaction():
+            for row in rows:
+                sql = "UPDATE candidates SET worker = NULL, expires = NULL WHERE id = ? AND worker = ?"
+                if self.ledger.run(sql, row["id"], worker):
+                    rest(self.ledger, row["ordinal"])
+
+    def _lease(
+        self, row: sqlite3.Row, worker: str, prompts: dict[int, Callable[[], Prompt]]
+    ) -> Callable[[], ScoreTask]:
+        ordinal, name = row["ordinal"], row["id"]
         if ordinal not in prompts:
             group = self.ledger.group(ordinal)
-            prompts[ordinal] = read_prompt(self.ledger, group)
+            prompts[ordinal] = open_prompt(self.ledger, group)
             if group["state"] == State.SAMPLED:
                 self.ledger.move(ordinal, State.SCORING)
         expires = self.clock() + self.config.exchange.lease_seconds
-        self.ledger.run("UPDATE candidates SET worker = ?, expires = ? WHERE id = ?", worker, expires, row["id"])
-        return ScoreTask(row["id"], prompts[ordinal], _one(self.ledger, ordinal, clip_name(row["place"])).data)
+        self.ledger.run("UPDATE candidates SET worker = ?, expires = ? WHERE id = ?", worker, expires, name)
+        prompt, clip = prompts[ordinal], self.ledger.open(ordinal, clip_name(row["place"]))
+        return lambda: ScoreTask(name, prompt(), clip.read_one().data)
 
     def _reap(self) -> None:
         """Take back the leases that ran out; a clip that loses max_attempts of them fails its group."""
@@ -148,21 +166,32 @@ class ScoringDesk:
         self.ledger.keep_only(ordinal)
         self.ledger.move(ordinal, State.FAILED, reason=reason)
 
-    def results(self, purpose: Purpose, version: int) -> list[ScoredCandidate]:
-        """See `Exchange.results`. Where a prompt was sampled twice under `version`, the later one counts."""
+    def finished(self, purpose: Purpose, version: int) -> list[tuple[sqlite3.Row, sqlite3.Row]]:
+        """Groups of `Exchange.results`, each with its candidate. Where a prompt was sampled twice under `version`, the
+        later one counts."""
         if purpose is Purpose.TRAIN:
             raise ValueError("results are those of probe and eval groups; training groups become pairs")
         groups = self.ledger.all(
             "SELECT * FROM groups WHERE purpose = ? AND state = ? AND version = ? ORDER BY ordinal",
             *(purpose, State.DONE, version),
         )
-        found: dict[tuple[int, str], ScoredCandidate] = {}
+        found: dict[tuple[int, str], tuple[sqlite3.Row, sqlite3.Row]] = {}
         for group in groups:
-            prompt = read_prompt(self.ledger, group)
+            name = msgpack.unpackb(group["prompt"])["id"]
             for row in self.ledger.candidates(group["ordinal"]):
-                scored = ScoredCandidate(prompt, _candidate(self.ledger, row), json.loads(row["scores"]))
-                found[group["place"], prompt.id] = scored
+                found[group["place"], name] = group, row
         return list(found.values())
+
+    def open_finished(self, group: sqlite3.Row, row: sqlite3.Row) -> Callable[[], ScoredCandidate]:
+        """One of `finished`: whoever reads many opens the files of one at a time."""
+        ordinal, place = row["ordinal"], row["place"]
+        prompt, values = open_prompt(self.ledger, group), json.loads(row["scores"])
+        latents, clip = (self.ledger.open(ordinal, name) for name in (latents_name(place), clip_name(place)))
+        names = (row["id"], ordinal, place, row["seed"], row["version"])
+        sizes = (row["fps"], row["height"], row["width"])
+        return lambda: ScoredCandidate(
+            prompt(), Candidate(*names, latents.read_one(), clip.read_one().data, *sizes), values
+        )
 
 
 def rest(ledger: Ledger, ordinal: int) -> None:
@@ -170,20 +199,3 @@ def rest(ledger: Ledger, ordinal: int) -> None:
     leased = ledger.first("SELECT 1 FROM candidates WHERE ordinal = ? AND worker IS NOT NULL", ordinal)
     if leased is None and ledger.group(ordinal)["state"] == State.SCORING:
         ledger.move(ordinal, State.SAMPLED)
-
-
-def _one(ledger: Ledger, ordinal: int, name: str) -> Array:
-    (array,) = ledger.read(ordinal, name)
-    if array is None:
-        raise RuntimeError(f"group {ordinal}: blob {name} is empty")
-    return array
-
-
-def _candidate(ledger: Ledger, row: sqlite3.Row) -> Candidate:
-    ordinal, place = row["ordinal"], row["place"]
-    return Candidate(
-        *(row["id"], ordinal, place, row["seed"], row["version"]),
-        _one(ledger, ordinal, latents_name(place)),
-        _one(ledger, ordinal, clip_name(place)).data,
-        *(row["fps"], row["height"], row["width"]),
-    )

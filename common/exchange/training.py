@@ -18,18 +18,22 @@ from dataclasses import dataclass
 
 from common.config import ConfigError, RunConfig
 from common.exchange import rules
+from common.exchange.blobs import OpenBlob, Unread
 from common.exchange.client import State
 from common.exchange.ledger import Ledger
 from common.exchange.sampling import CONDITIONING, latents_name
 from common.exchange.scoring import rest
-from common.messages import Array, Conditioning, PreferencePair, TrainingPair, WeightVersion
+from common.messages import Conditioning, PreferencePair, TrainingPair, WeightVersion
 
 ENDED = (State.TRAINED, State.EXPIRED)
 
 
 @dataclass(slots=True)
 class TrainingDesk:
-    """Hands out pairs and counts their uses. Every method is one transaction; the caller holds the lock."""
+    """Hands out pairs and counts their uses. Every method is one transaction, in the caller's turn.
+
+    Pairs are handed out unread.
+    """
 
     ledger: Ledger
     config: RunConfig
@@ -37,7 +41,7 @@ class TrainingDesk:
 
     # Pairs.
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> list[TrainingPair]:
+    def lease_pairs(self, worker: str, step: int, count: int) -> Unread[list[TrainingPair]]:
         """See `Exchange.lease_pairs`. Asked again by the same worker, a step gets the same pairs."""
         with self.ledger.transaction():
             self._check_next(step)
@@ -49,7 +53,14 @@ class TrainingDesk:
                 if self.ledger.group(ordinal)["state"] == State.PAIRED:
                     self.ledger.move(ordinal, State.TRAINING)
                 self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
-            return [self._pair(self.ledger.group(ordinal)) for ordinal in batch]
+            pairs = [self._pair(self.ledger.group(ordinal)) for ordinal in batch]
+            return Unread(lambda: [read() for read in pairs], lambda: self._put_back(worker, step))
+
+    def _put_back(self, worker: str, step: int) -> None:
+        with self.ledger.transaction():
+            for group in self.ledger.in_state(State.TRAINING):
+                if (group["worker"], group["step"]) == (worker, step):
+                    self._release(group["ordinal"])
 
     def _check_next(self, step: int) -> None:
         """Steps are leased and committed one after the other."""
@@ -101,24 +112,26 @@ class TrainingDesk:
             if stale or rules.waited_out(now - group["paired"], exchange.ttl_seconds):
                 self.ledger.move(group["ordinal"], State.TRAINED if group["uses"] else State.EXPIRED, closed=step)
 
-    def _pair(self, group: sqlite3.Row) -> TrainingPair:
-        ordinal = group["ordinal"]
-        embeds, image = self.ledger.read(ordinal, CONDITIONING)
-        if embeds is None:
-            raise RuntimeError(f"group {ordinal}: its conditioning has no prompt embeddings")
+    def _pair(self, group: sqlite3.Row) -> Callable[[], TrainingPair]:
+        ordinal, lag = group["ordinal"], self._lag(group)
         pair = PreferencePair(
             *(ordinal, group["winner"], group["loser"], group["winner_reward"], group["loser_reward"]),
             *(group["gap"], group["version"]),
         )
+        conditioning = self.ledger.open(ordinal, CONDITIONING)
         winner, loser = self._latents(ordinal, pair.winner), self._latents(ordinal, pair.loser)
-        return TrainingPair(pair, Conditioning(embeds, image), winner, loser, self._lag(group))
 
-    def _latents(self, ordinal: int, candidate: str) -> Array:
+        def read() -> TrainingPair:
+            embeds, image = conditioning.read()
+            if embeds is None:
+                raise RuntimeError(f"group {ordinal}: its conditioning has no prompt embeddings")
+            return TrainingPair(pair, Conditioning(embeds, image), winner.read_one(), loser.read_one(), lag)
+
+        return read
+
+    def _latents(self, ordinal: int, candidate: str) -> OpenBlob:
         place = self.ledger.one("SELECT place FROM candidates WHERE id = ?", candidate)["place"]
-        (latents,) = self.ledger.read(ordinal, latents_name(place))
-        if latents is None:
-            raise RuntimeError(f"candidate {candidate}: its latents are empty")
-        return latents
+        return self.ledger.open(ordinal, latents_name(place))
 
     # Steps.
 
@@ -185,7 +198,8 @@ class TrainingDesk:
         final = max(kept, self.ledger.meta("final", 0))
         self.ledger.set_meta("final", final)
         rows = self.ledger.all(
-            "SELECT DISTINCT ordinal FROM groups JOIN refs USING (ordinal) WHERE state IN (?, ?) AND closed <= ?",
+            # From refs on: blobs are few, groups that ended are all the run's.
+            "SELECT DISTINCT ordinal FROM refs CROSS JOIN groups USING (ordinal) WHERE state IN (?, ?) AND closed <= ?",
             *(*ENDED, final),
         )
         for row in rows:

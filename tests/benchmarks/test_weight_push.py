@@ -11,7 +11,7 @@ from benchmarks.report import as_json
 from benchmarks.weight_push import Case, Samplers, Transfer, ours
 from common.config import ConfigError
 from common.push import weight_service
-from common.rpc import serving
+from common.service import serving
 from common.weights import WeightStore
 
 

@@ -20,7 +20,7 @@ from common.exchange.remote import exchange_service
 from common.journal import RunJournal, journal_service
 from common.keys import ServerKeys
 from common.push import Announcer, weight_service
-from common.rpc import serving
+from common.service import serving
 from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from tests.common.exchange import fakes

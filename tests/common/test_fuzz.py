@@ -50,9 +50,9 @@ class Tap:
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket, self.kept = socket, []
 
-    def send_multipart(self, frames: list[bytes]) -> None:
+    def send_multipart(self, frames: list[bytes], copy: bool = True) -> None:
         self.kept.append(frames)
-        self.socket.send_multipart(frames)
+        self.socket.send_multipart(frames, copy=copy)
 
     def recv_multipart(self) -> list[bytes]:
         self.kept.append(self.socket.recv_multipart())
@@ -225,6 +225,26 @@ def test_a_service_outlives_whatever_it_is_sent(run: Hosted, messages: dict[str,
     assert {path.name for path in run.folder.iterdir()} <= FILES  # no name in a message became a path
     assert list(run.folder.parent.glob("douga-*")) == []
     print(f"{answers}; grew by {run.peak - memory:.0f} MiB, in the end {run.memory - memory:.0f}")
+
+
+def test_dear_headers_are_looked_at_one_at_a_time(run: Hosted) -> None:
+    """Sixteen at once, over connections of their own, each of which takes a hundred times its room when it is read."""
+    maps = [{f"{key:x}": 0 for key in range(1 << 13)}] * 64
+    header = {"schema": 1, "id": 1, "call": "submit_scores", "body": ["honest", maps], "blobs": []}
+    before = run.memory
+    with zmq.Context() as context, ExitStack() as stack:
+        sockets = [stack.enter_context(context.socket(zmq.DEALER)) for _ in range(16)]
+        for place, socket in enumerate(sockets):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.RCVTIMEO, WAIT)
+            socket.connect(run.addresses["exchange"])
+            frame = msgpack.packb(header | {"client": f"dear-{place}"})
+            assert len(frame) < 4 << 20
+            socket.send(frame)
+        for socket in sockets:
+            assert unpack(socket.recv_multipart()).header["error"] == "WireError"
+    assert run.peak - before < GROWTH + 250
+    print(f"grew by {run.peak - before:.0f} MiB")
 
 
 # Against the client.

@@ -9,7 +9,7 @@ import pytest
 from common.journal import RemoteJournal, RunJournal, journal_service, measured
 from common.messages import Span, StepStats, Trained
 from common.metrics import read_json_lines
-from common.rpc import serving
+from common.service import serving
 
 STATS = StepStats(3, 0.5, 0.1, 0.2, 0.05, -0.01, 0.02, 1.5, 0.5, 1, 0.6, 2.5, True, True)
 

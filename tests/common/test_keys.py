@@ -33,7 +33,8 @@ from common.keys import (
 )
 from common.messages import Span
 from common.push import Announcer, RemoteWeights, WeightPuller
-from common.rpc import Service, Unreachable
+from common.rpc import Unreachable
+from common.service import Service, serving
 from deploy.messages import Addresses
 from tests.common.hosting import Hosted, hosted
 
@@ -360,7 +361,7 @@ def test_who_was_turned_away_is_told_so_also_later(keys: ServerKeys, monkeypatch
     """A connection that was refused long before the first request takes none; that is no reason to wait for ever."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     with (
-        rpc.serving(Service(Journal, None, keys=keys)) as service,
+        serving(Service(Journal, None, keys=keys)) as service,
         RemoteJournal(service.address, "stranger", timeout=0.2) as stranger,
     ):
         while stranger._socket.poll(10, zmq.POLLOUT):  # the test's own time-out ends it

@@ -12,12 +12,14 @@ from threading import Event
 
 import pytest
 import torch
+import zmq
 
 from common import push
 from common.config import ConfigError
 from common.messages import WeightVersion
 from common.push import Announcer, RemoteWeights, StoredWeights, WeightPuller, WeightSource, pull, weight_service
-from common.rpc import Service, Unreachable, serving
+from common.rpc import Unreachable
+from common.service import Service, serving
 from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from common.wire import pack
@@ -332,9 +334,18 @@ def test_a_lineage_is_rolled_back(store: WeightStore, service: Service, notes: A
 def test_chunks_are_not_kept_for_a_second_question(store: WeightStore) -> None:
     """They are large; whoever has died amid a pull would pin one for good."""
     publish(store, 1)
-    service = weight_service(store)
-    for name, arguments in (("chunk", [1, 0]), ("manifest", [1])):
-        request = pack({"client": "sampler-0", "id": 7, "call": name}, arguments)
-        assert [bytes(frame) for frame in service.answer(request)] == [bytes(one) for one in service.answer(request)]
-    service.close()
+    with (
+        serving(weight_service(store)) as service,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as socket,
+    ):
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVTIMEO, round(1000 * WAIT))
+        socket.connect(service.address)
+        for name, arguments in (("chunk", [1, 0]), ("manifest", [1])):
+            answers = []
+            for _ in range(2):
+                socket.send_multipart(pack({"client": "sampler-0", "id": 7, "call": name}, arguments))
+                answers.append(socket.recv_multipart())
+            assert answers[0] == answers[1]
     assert service.counts == {"chunk": 2, "manifest": 1, "repeated": 1}

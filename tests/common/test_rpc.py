@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import msgpack
 import pytest
+import zmq
 
-from common import rpc
-from common.rpc import Client, Seldom, Service, ServiceFailed, calling, calls, serving
+from common import service as serving_side
+from common.rpc import Client, ServiceFailed, calling, calls
+from common.service import Seldom, Service, serving
 from common.wire import WireError, pack, unpack
+
+WAIT = 10_000  # ms
 
 
 class Desk(Protocol):
@@ -52,17 +56,26 @@ def desk() -> Counting:
 
 @pytest.fixture
 def service(desk: Counting) -> Iterator[Service]:
-    service = Service(Desk, desk)
-    yield service
-    service.close()
+    with serving(Service(Desk, desk)) as service:
+        yield service
+
+
+def answer(service: Service, frames: Sequence[bytes]) -> list[bytes]:
+    """The answer to one message, over a connection of its own."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVTIMEO, WAIT)
+        socket.connect(service.address)
+        socket.send_multipart(frames)
+        return socket.recv_multipart()
 
 
 def ask(service: Service, call: str, *arguments: Any, client: str = "c", number: int = 1) -> list[bytes]:
-    return service.answer(pack({"client": client, "id": number, "call": call}, list(arguments)))
+    return answer(service, pack({"client": client, "id": number, "call": call}, list(arguments)))
 
 
 def test_kept_answers_are_bounded_in_bytes(service: Service, desk: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "KEPT_BYTES", 35_000)
+    monkeypatch.setattr(serving_side, "KEPT_BYTES", 35_000)
     for client in "abcd":
         ask(service, "take", 10_000, client=client)
     assert list(service._answers) == ["b", "c", "d"]
@@ -90,10 +103,15 @@ def test_an_older_request_is_not_made_again(service: Service, desk: Counting) ->
 
 @pytest.mark.parametrize(
     ("words", "arrives"),
-    [("one\ntwo\x1b[2J", "one?two?[2J"), ("file SURROGATE", "file ?"), ("LONG", "x" * rpc.WORDS), ("動画", "動画")],
+    [
+        ("one\ntwo\x1b[2J", "one?two?[2J"),
+        ("file SURROGATE", "file ?"),
+        ("LONG", "x" * serving_side.WORDS),
+        ("動画", "動画"),
+    ],
 )
 def test_errors_travel_in_one_readable_line(service: Service, words: str, arrives: str) -> None:
-    with serving(service), RemoteDesk(service.address, "tester", timeout=10) as desk:
+    with RemoteDesk(service.address, "tester", timeout=10) as desk:
         with pytest.raises(ServiceFailed) as failed:
             desk.fail(words)
         assert str(failed.value) == f"fail: RuntimeError: {arrives}"
@@ -111,7 +129,7 @@ def test_errors_travel_in_one_readable_line(service: Service, words: str, arrive
     ],
 )
 def test_who_asks_for_what_is_checked(service: Service, header: dict[str, Any]) -> None:
-    assert unpack(service.answer(pack(header, [1]))).header["error"] == "WireError"
+    assert unpack(answer(service, pack(header, [1]))).header["error"] == "WireError"
     assert not service._answers
     assert service.counts == {"error": 1}
 
@@ -124,8 +142,8 @@ def deep(levels: int) -> Any:
 
 
 def test_what_breaks_the_reading_itself_is_refused(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "unpack", lambda *_: deep(1)[2])
-    assert unpack(service.answer([b""])).header["error"] == "IndexError"
+    monkeypatch.setattr(serving_side, "unpack", lambda *_: deep(1)[2])
+    assert unpack(answer(service, [b""])).header["error"] == "IndexError"
 
 
 def test_one_warning_a_second_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -141,10 +159,10 @@ def test_one_warning_a_second_is_logged(caplog: pytest.LogCaptureFixture) -> Non
 def test_a_service_logs_seldom(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         for _ in range(300):
-            service.answer([b"nonsense" * 1000])
+            answer(service, [b"nonsense" * 1000])
     assert service.counts["error"] == 300
     assert 1 <= len(caplog.messages) < 10
-    assert max(map(len, caplog.messages)) < 2 * rpc.WORDS
+    assert max(map(len, caplog.messages)) < 2 * serving_side.WORDS
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.exchange import snapshots
-from common.exchange.blobs import BlobStore
+from common.exchange.blobs import BlobStore, raw
 from common.metrics import JsonLines, read_json_lines
 from common.push import Announcer, WeightPuller, weight_service
 from common.rpc import serving
@@ -67,9 +67,9 @@ def test_an_error_that_names_its_file_keeps_it() -> None:
 def test_a_blob_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
     with files_of_at_most(1000), pytest.raises(StorageFailed, match="cannot be written: File too large"):
-        store.put(bytes(2000))
+        store.write([raw(bytes(2000))])
     assert not list(tmp_path.iterdir())
-    assert store.get(store.put(bytes(2000))) == bytes(2000)
+    assert store.open(store.write([raw(bytes(2000))]).file).read_one() == raw(bytes(2000))
 
 
 def test_a_record_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:

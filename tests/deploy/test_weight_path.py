@@ -12,7 +12,7 @@ from actors.sampler import Sampler
 from common.exchange.local import LocalExchange
 from common.models import open_model
 from common.push import Announcer, WeightPuller, weight_service
-from common.rpc import serving
+from common.service import serving
 from learner.train import Learner
 from tests.deploy import toy
 from tests.tiny import tiny_pipeline

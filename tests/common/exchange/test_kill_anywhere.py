@@ -159,9 +159,9 @@ def snapshots(run: Run, target: Path, every: int, monkeypatch: pytest.MonkeyPatc
             shutil.copytree(run.folder, target / f"{seen:04}")
         seen += 1
 
-    put, delete = BlobStore.put, BlobStore.delete
+    write, delete = BlobStore.write, BlobStore.delete
     with monkeypatch.context() as patch:
-        patch.setattr(BlobStore, "put", lambda store, data: (put(store, data), tick())[0])
+        patch.setattr(BlobStore, "write", lambda store, arrays: (write(store, arrays), tick())[0])
         patch.setattr(BlobStore, "delete", lambda store, name: (tick(), delete(store, name))[1])
         run.tick = tick
         return run.finish()

@@ -347,15 +347,21 @@ def test_blobs_round_trip_and_are_checked(tmp_path: Path) -> None:
         with pytest.raises((BlobError, ValueError)):
             unpack(broken)
     store = BlobStore(tmp_path / "blobs")
-    digest = store.put(b"content")
-    assert store.put(b"content") == digest
-    assert store.get(digest) == b"content"
-    (store.folder / digest).write_bytes(b"c0ntent")
-    with pytest.raises(StorageFailed, match="content differs from its name"):
-        store.get(digest)
-    store.delete(digest)
+    with store.staging(arrays, arrays, arrays[:1]) as (first, again, other):
+        assert first.digest == again.digest != other.digest
+        assert first.file != again.file
+        first.taken = True
+    assert [path.name for path in store.folder.iterdir()] == [first.file]
+    assert store.open(first.file).read() == arrays
+    opened, damaged = store.open(first.file), store.open(first.file)
+    (store.folder / first.file).write_bytes(b"c0ntent")
+    with pytest.raises(StorageFailed, match=f"content differs from its name; .*: douga recover {tmp_path}"):
+        damaged.read()
+    (store.folder / first.file).write_bytes(pack(arrays))
+    store.delete(first.file)
+    assert opened.read() == arrays
     with pytest.raises(StorageFailed, match="blob cannot be read: No such file"):
-        store.get(digest)
+        store.open(first.file)
 
 
 def test_a_ledger_copied_from_a_living_process_opens(tmp_path: Path) -> None:

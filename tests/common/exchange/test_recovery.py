@@ -125,13 +125,11 @@ def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_pa
     """A pair whose latents are gone, and an evaluation whose clip is damaged."""
     later(tmp_path)
     exchange = open_exchange(tmp_path, CONFIG)
-    digests = {
-        row["ordinal"]: row["digest"]
-        for row in exchange._ledger.all("SELECT ordinal, digest FROM refs WHERE name = 'latents/0'")
-    }
+    sql = "SELECT ordinal, file FROM refs JOIN blobs USING (digest) WHERE name = 'latents/0'"
+    files = {row["ordinal"]: row["file"] for row in exchange._ledger.all(sql)}
     exchange.close()
-    (tmp_path / "blobs" / digests[4]).unlink()
-    (tmp_path / "blobs" / digests[1 << 40]).write_bytes(b"noise")
+    (tmp_path / "blobs" / files[4]).unlink()
+    (tmp_path / "blobs" / files[1 << 40]).write_bytes(b"noise")
     done = recover(tmp_path)
     assert (done.again, done.given_up) == (2, 2)
     assert "blob is missing or damaged (2 in all)" in done.damage

@@ -18,7 +18,8 @@ from common.exchange.client import RunExchange, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Candidate
-from common.rpc import Service, ServiceFailed, Unreachable, calls, serving
+from common.rpc import ServiceFailed, Unreachable, calls
+from common.service import Service, serving
 from common.wire import Limits, pack, unpack
 from tests.common.exchange import fakes
 from tests.common.exchange.contract import ExchangeContract, Factory
@@ -213,10 +214,10 @@ def _fields(one: Candidate) -> dict[str, Any]:
     return {name: getattr(one, name) for name in Candidate.__dataclass_fields__}
 
 
-def test_answers_of_many_clients_are_bounded(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.rpc.CLIENTS", 3)
+def test_answers_of_many_clients_are_bounded(ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.service.CLIENTS", 3)
     for name in "abcdef":
-        service.answer(request("next_version", client=name))
+        ask(*request("next_version", client=name))
     assert list(service._answers) == ["d", "e", "f"]
 
 

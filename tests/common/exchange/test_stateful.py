@@ -93,14 +93,19 @@ class Fuse:
 
 
 class Mortal:
-    """A database connection whose every writing statement may be the last."""
+    """A database connection whose every writing statement may be the last, and every commit of such."""
 
     def __init__(self, database: Any, fuse: Fuse, folder: Path) -> None:
         self._database, self._fuse, self._folder = database, fuse, folder
+        self._committed = 0
 
     def execute(self, sql: str, *values: Any) -> Any:
-        if not sql.startswith(("SELECT", "PRAGMA", "ROLLBACK")):
+        changes = self._database.total_changes
+        if not sql.startswith(("SELECT", "PRAGMA", "ROLLBACK", "BEGIN", "SAVEPOINT", "RELEASE", "COMMIT")):
             self._fuse.burn(self._folder)
+        if sql == "COMMIT" and changes != self._committed:
+            self._fuse.burn(self._folder)
+            self._committed = changes
         return self._database.execute(sql, *values)
 
     def __getattr__(self, name: str) -> Any:
@@ -177,7 +182,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger = self.exchange._ledger
         ledger.run("PRAGMA synchronous = OFF")
         blobs: Any = ledger.blobs
-        blobs.put, blobs.delete = (self.fuse.around(self.folder, act) for act in (blobs.put, blobs.delete))
+        for name in ("write", "sync", "delete"):
+            setattr(blobs, name, self.fuse.around(self.folder, getattr(blobs, name)))
         ledger._db = Mortal(ledger._db, self.fuse, self.folder)  # type: ignore[assignment]
 
     def teardown(self) -> None:
