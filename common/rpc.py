@@ -226,11 +226,12 @@ ClientClass = TypeVar("ClientClass", bound=type[Client])
 
 
 def calling(interface: type) -> Callable[[ClientClass], ClientClass]:
-    """A class decorator that gives a `Client` the methods of an interface."""
+    """A class decorator that gives a `Client` the methods of an interface that it does not define itself."""
 
     def dress(client: ClientClass) -> ClientClass:
         for call in calls(interface).values():
-            setattr(client, call.name, _method(call))
+            if call.name not in vars(client):
+                setattr(client, call.name, _method(call))
         return client
 
     return dress

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from threading import Event, Thread
 
-from common.exchange.client import RunExchange
+from common.exchange.client import RunExchange, Submitted
 from common.keys import ServerKeys
-from common.rpc import Client, ServiceFailed, Unreachable, calling
+from common.messages import Candidate, Conditioning, GroupLease
+from common.rpc import Client, ServiceFailed, Unreachable, calling, calls
 from common.service import LOOPBACK, Service
 from common.storage import StorageFailed
 from common.wire import LIMITS, Limits, WireError
 
+CALLS = calls(RunExchange)
 THREADS = 8  # calls that write and read blobs at once; more do not write faster
 
 
@@ -25,6 +28,19 @@ def exchange_service(
 @calling(RunExchange)
 class RemoteExchange(Client, RunExchange):
     """The calls of `RunExchange`, made by way of the service at `address`."""
+
+    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+        """See `Exchange.submit_conditioning`."""
+        return self.ask(CALLS["submit_conditioning"], (_without_image(lease), conditioning))
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+        """See `Exchange.submit_candidate`."""
+        return self.ask(CALLS["submit_candidate"], (_without_image(lease), candidate))
+
+
+def _without_image(lease: GroupLease) -> GroupLease:
+    """The exchange has the first frame: it need not travel back with every candidate."""
+    return replace(lease, prompt=replace(lease.prompt, image=None))
 
 
 class Heartbeat:

@@ -250,6 +250,23 @@ def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
     local.close()
 
 
+def test_first_frames_do_not_travel_back(
+    service: Service, local: LocalExchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RemoteExchange(service.address, "sampler-0", timeout=10) as exchange:
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        assert lease.prompt.image is not None
+        came: list[bytes | None] = []
+        for name in ("submit_conditioning", "submit_candidate"):
+            submit = getattr(local, name)
+            watch = lambda lease, what, submit=submit: (came.append(lease.prompt.image), submit(lease, what))[1]  # noqa: E731
+            monkeypatch.setattr(local, name, watch)
+        assert exchange.submit_conditioning(lease, conditioning(lease.prompt)).accepted
+        assert exchange.submit_candidate(lease, candidate(lease, 0)).accepted
+        assert came == [None, None]
+
+
 def test_two_workers_at_once(service: Service, local: LocalExchange) -> None:
     """Samplers on threads share the ordinals out between them, none twice, none left out."""
     leased: list[int] = []
