@@ -16,7 +16,7 @@ from common.exchange import snapshots
 from common.exchange.blobs import BlobStore, raw
 from common.metrics import JsonLines, read_json_lines
 from common.push import Announcer, WeightPuller, weight_service
-from common.rpc import serving
+from common.service import serving
 from common.storage import StorageFailed, refusal, writing
 from common.tensor_file import TensorStream
 from common.weights import WeightStore
