@@ -33,8 +33,10 @@ from common.weights import WeightStore
 from common.wire import WireError
 from deploy import cluster, serial, timeline
 from deploy.hub import Hub
-from deploy.messages import Outcome
+from deploy.messages import Outcome, RunFailed
+from learner import checkpoint
 from tests.deploy import toy
+from tests.deploy.test_simulate import config as simulated
 from tests.tiny import TEXT_TO_VIDEO, tiny_pipeline
 
 pytestmark = pytest.mark.timeout(240)
@@ -201,6 +203,7 @@ class At(Lines):
         return [line.split(" died (")[0] for line in self.said if " died (" in line]
 
 
+@pytest.mark.slow  # `tests/test_chaos.py` has this too: without lag, the weights of a serial run
 def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in each worker: the number of threads decides the order of sums
@@ -303,6 +306,7 @@ def test_with_keys_only_who_holds_one_is_served(
     assert served == {"keyless": 0, "keyed": 1}
 
 
+@pytest.mark.slow
 def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path) -> None:
     model = tiny_pipeline(tmp_path / "model", **TEXT_TO_VIDEO)
     rows = [{"prompt": f"a robot walks {place}", "split": "train" if place % 2 else "heldout"} for place in range(6)]
@@ -364,3 +368,35 @@ def test_a_cuda_model_needs_gpus_for_every_role(model: Path, tmp_path: Path) -> 
     flags = {"model.device": "cuda:0", "cluster.sampler_gpus": 1, "cluster.rewarder_gpus": 0.5}
     with pytest.raises(ConfigError, match=r"cluster\.learner_gpus = 0, but model\.device = 'cuda:0'"):
         config(tmp_path, model, **flags)
+
+
+def killing_a_sampler(made: RunConfig, lines: Lines) -> Callable[[], bool]:
+    """A stop predicate that never says yes, and kills sampler-0 once, after some steps."""
+    killed: list[int] = []
+
+    def stop() -> bool:
+        if not killed and len(read_json_lines(made.folder / "metrics.jsonl")) >= 3:
+            killed.append(int(lines.place("sampler-0")["process"]))
+            os.kill(killed[0], signal.SIGKILL)
+        return False
+
+    return stop
+
+
+def test_with_too_few_samplers_the_run_saves_and_stops(nodes: Cluster, tmp_path: Path) -> None:
+    few = {"mode": "cluster", "cluster.restarts": 0, "cluster.min_samplers": 2, "simulation.sample_seconds": 0.05}
+    made, lines = simulated(tmp_path, steps=5000, **few, **{"learner.checkpoint_every": 5000}), Lines()
+    with pytest.raises(RunFailed, match=r"1 samplers are left; cluster\.min_samplers = 2"):
+        cluster.run(made, stop=killing_a_sampler(made, lines), progress=lines)
+    (saved,) = checkpoint.steps(made.folder / "checkpoints")
+    assert saved >= 3
+
+
+def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, tmp_path: Path) -> None:
+    flags = {"mode": "cluster", "cluster.restarts": 0, "simulation.sample_seconds": 0.05}
+    made, lines = simulated(tmp_path, steps=30, **flags), Lines()
+    result = cluster.run(made, stop=killing_a_sampler(made, lines), progress=lines).result
+    assert result is not None
+    assert result["step"] == 30
+    words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the others go on without it"
+    assert sum(re.match(words, line) is not None for line in lines.said) == 1

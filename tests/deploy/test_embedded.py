@@ -43,6 +43,7 @@ def test_all_judges_speak(whole: tuple[RunConfig, dict[str, Any]]) -> None:
     assert "Oracle" in report.write(config.folder).read_text()
 
 
+@pytest.mark.slow  # `test_serial.py` has it with a small model
 def test_the_same_seed_gives_the_same_weights(whole: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
     assert finish(toy.embedded(tmp_path)) == whole[1]
 
