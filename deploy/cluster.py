@@ -287,9 +287,10 @@ class Driver:
                 return self._ask(course, OPEN_SECONDS)
             for unit in self.units:
                 self._look_at(unit, ready)
-            if not stopping:
-                self._check_samplers()
-            if not stopping and self.stop():
+            if stopping:
+                continue
+            self._check_samplers()
+            if self.stop():
                 stopping = True
                 self._stop_workers()
                 self.hub.call.remote("stop")

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 from common.config import ConfigError, parse_config
@@ -46,7 +46,7 @@ def work(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
                 if time.monotonic() - heard > options.patience:
                     _say(f"douga: {error}; given up after {options.patience:g} s (--patience)")
                     return 3
-            Event().wait(AGAIN_SECONDS)
+            time.sleep(AGAIN_SECONDS)
     return 0
 
 

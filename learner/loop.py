@@ -16,10 +16,13 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from common.config import RunConfig
 from common.exchange.client import RunExchange
 from common.messages import Array, StepStats, Trained, WeightVersion
+from common.tensor_file import TensorStream
+from common.weights import WeightStore
 from learner import checkpoint
 
 # Settings that may change between two starts of a run without changing what it computes.
@@ -44,12 +47,17 @@ class Taken:
 
 
 class LearningLoop(ABC):
-    """`step` optimizer steps are taken; `version` is the newest published one, -1 before the first."""
+    """`step` optimizer steps are taken; `version` is the newest published one, -1 before the first.
 
-    def __init__(self, config: RunConfig, worker: str) -> None:
+    Its files lie under `folder`: weights/, checkpoints/.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, worker: str) -> None:
         self.config, self.worker = config, worker
         self.step, self.version = 0, -1
         self.empty_embeds: Array | None = None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
+        self.store = WeightStore(folder / "weights")
+        self._checkpoints = folder / "checkpoints"
         self._rules = config.learner
 
     @abstractmethod
@@ -69,12 +77,8 @@ class LearningLoop(ABC):
         """Write a checkpoint of this step, delete the oldest, and make its uses final. Collective."""
 
     @abstractmethod
-    def resume(self, exchange: RunExchange | None) -> bool:
-        """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
-
-        Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
-        there was no checkpoint. `ConfigError` when the checkpoint belongs to other settings or is broken. Collective.
-        """
+    def load(self, folder: Path) -> None:
+        """Go on from the checkpoint in `folder`. `ConfigError` when it is of other settings or broken. Collective."""
 
     @abstractmethod
     def any(self, mine: bool) -> bool:
@@ -87,6 +91,20 @@ class LearningLoop(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the learner holds."""
+
+    def resume(self, exchange: RunExchange | None) -> bool:
+        """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
+
+        Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
+        there was no checkpoint. `ConfigError` as from `load`. Collective.
+        """
+        saved = checkpoint.steps(self._checkpoints)
+        if saved:
+            self.load(checkpoint.place(self._checkpoints, saved[-1]))
+        if exchange is not None:
+            exchange.rollback(self.step)
+        self.publish(exchange)
+        return bool(saved)
 
     def work(self, exchange: RunExchange | None) -> StepStats | None:
         """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
@@ -121,6 +139,24 @@ class LearningLoop(ABC):
         """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
         if self.step and due(self.step, self._rules.steps_per_push):
             self.save(exchange)
+
+    def put_out(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
+        """Write the policy's tensors as a new version and announce it. Older ones are deleted, except version 0.
+
+        An adapter stands on version 0's weights, the base model.
+        """
+        number = exchange.next_version()
+        version = self.store.publish(
+            stream,
+            version=number,
+            step=self.step,
+            pushes=self.step // self._rules.steps_per_push,
+            kind=kind,
+            base=0 if kind == "adapter" else number,
+        )
+        exchange.announce(version)
+        self.store.prune(keep=self.config.exchange.max_lag + 2)
+        return version
 
     def progress(self, world: int, architecture: str) -> checkpoint.Progress:
         """What a checkpoint of this step says besides tensors."""

@@ -18,7 +18,7 @@ from common.messages import TrainingPair, WeightVersion
 from common.simulation import Simulation
 from common.tensor_file import TensorStream
 from common.tensors import tensor_entry, whole_digest
-from common.weights import WeightStore, new_folder
+from common.weights import new_folder
 from learner import checkpoint
 from learner.loop import LearningLoop, Taken
 
@@ -29,9 +29,8 @@ class SimulatedLearner(LearningLoop):
     """One rank. Its files under `folder` are those of a real learner, in kind."""
 
     def __init__(self, config: RunConfig, folder: Path, worker: str = "learner-0") -> None:
-        super().__init__(config, worker)
+        super().__init__(config, folder, worker)
         self._simulation = Simulation(config)
-        self._store, self._checkpoints = WeightStore(folder / "weights"), folder / "checkpoints"
         self._uses = torch.zeros(0, dtype=torch.int32)
 
     def take(self, exchange: RunExchange | None) -> Taken | None:
@@ -59,12 +58,8 @@ class SimulatedLearner(LearningLoop):
         """See `LearningLoop.publish`."""
         if exchange is None:
             return None
-        number = exchange.next_version()
-        place = {"step": self.step, "pushes": self.step // self._rules.steps_per_push}
-        version = self._store.publish(TensorStream.of(self._state()), version=number, kind="full", base=number, **place)
-        exchange.announce(version)
-        self.version = number
-        self._store.prune(keep=self.config.exchange.max_lag + 2)
+        version = self.put_out(exchange, TensorStream.of(self._state()), "full")
+        self.version = version.version
         return version
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -80,19 +75,12 @@ class SimulatedLearner(LearningLoop):
         if exchange is not None:
             exchange.mark(self.step)
 
-    def resume(self, exchange: RunExchange | None) -> bool:
-        """See `LearningLoop.resume`."""
-        saved = checkpoint.steps(self._checkpoints)
-        if saved:
-            folder = checkpoint.place(self._checkpoints, saved[-1])
-            progress = checkpoint.read_progress(folder)
-            checkpoint.check_agrees(folder, progress, self.progress(world=1, architecture="simulated"))
-            self._uses = checkpoint.read_tensors(folder, POLICY)[USES]
-            self.step, self.version = progress.step, progress.version
-        if exchange is not None:
-            exchange.rollback(self.step)
-        self.publish(exchange)
-        return bool(saved)
+    def load(self, folder: Path) -> None:
+        """See `LearningLoop.load`."""
+        progress = checkpoint.read_progress(folder)
+        checkpoint.check_agrees(folder, progress, self.progress(world=1, architecture="simulated"))
+        self._uses = checkpoint.read_tensors(folder, POLICY)[USES]
+        self.step, self.version = progress.step, progress.version
 
     def any(self, mine: bool) -> bool:
         """See `LearningLoop.any`."""

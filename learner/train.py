@@ -21,7 +21,7 @@ from common.messages import TrainingPair, WeightVersion
 from common.models import ModelFolder, predict_v
 from common.tensor_file import TensorStream
 from common.tensors import from_array, tensor_entry, whole_digest
-from common.weights import WeightStore, draft_of, new_folder
+from common.weights import draft_of, new_folder
 from learner import checkpoint
 from learner.engine import Engine, NonFinite, join_group
 from learner.loop import LearningLoop, Taken
@@ -45,9 +45,7 @@ class Learner(LearningLoop):
         worker: str = "learner-0",
     ) -> None:
         join_group(device=config.model.device)
-        super().__init__(config, worker)
-        self.store = WeightStore(folder / "weights")
-        self._checkpoints = folder / "checkpoints"
+        super().__init__(config, folder, worker)
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
         self._dtype = getattr(torch, config.model.dtype)
@@ -176,10 +174,7 @@ class Learner(LearningLoop):
         return self.engine.collect(tensors, digest) or ""
 
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
-        """Write the policy as a new version and announce it (rank 0). Collective.
-
-        An adapter stands on version 0's weights, the base model. Older versions are deleted, except version 0.
-        """
+        """See `LearningLoop.publish`."""
         version = self.engine.collect(self.reference.policy, partial(self._publish, exchange))
         if version is not None:
             self.version = version.version
@@ -188,18 +183,7 @@ class Learner(LearningLoop):
     def _publish(self, exchange: RunExchange | None, stream: TensorStream) -> WeightVersion:
         if exchange is None:
             raise RuntimeError("rank 0 publishes: it needs the exchange")
-        number, kind = exchange.next_version(), self.reference.kind
-        version = self.store.publish(
-            stream,
-            version=number,
-            step=self.step,
-            pushes=self.step // self._rules.steps_per_push,
-            kind=kind,
-            base=0 if kind == "adapter" else number,
-        )
-        exchange.announce(version)
-        self.store.prune(keep=self.config.exchange.max_lag + 2)
-        return version
+        return self.put_out(exchange, stream, self.reference.kind)
 
     # Checkpoints.
 
@@ -224,17 +208,8 @@ class Learner(LearningLoop):
                 if exchange is not None:
                     exchange.mark(self.step)
 
-    def resume(self, exchange: RunExchange | None) -> bool:
-        """See `LearningLoop.resume`."""
-        saved = checkpoint.steps(self._checkpoints)
-        if saved:
-            self._load(checkpoint.place(self._checkpoints, saved[-1]))
-        if exchange is not None:
-            exchange.rollback(self.step)
-        self.publish(exchange)
-        return bool(saved)
-
-    def _load(self, folder: Path) -> None:
+    def load(self, folder: Path) -> None:
+        """See `LearningLoop.load`."""
         progress = checkpoint.read_progress(folder)
         checkpoint.check_agrees(folder, progress, self._progress())
         names = ("policy", "reference", f"optimizer-{self.engine.rank}")
