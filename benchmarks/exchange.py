@@ -37,7 +37,7 @@ import zmq
 
 from benchmarks.load import GROUP, LATENTS, Sizes
 from benchmarks.report import Aim, Report, Row, main, ratio
-from common.exchange.blobs import HASH
+from common.digests import digest
 from common.exchange.remote import THREADS
 
 CLIENTS, ROUNDS = (1, 8, 64), 3
@@ -277,7 +277,7 @@ def _parallel(threads: int, seconds: float, work: Callable[[], int]) -> float:
 
 def _hash(data: Sequence[bytes]) -> int:
     for part in data:
-        HASH(part).digest()
+        digest(part)
     return sum(map(len, data))
 
 

@@ -70,7 +70,7 @@ class Conditioning:
 class Candidate:
     """One sampled clip. Sampler -> exchange -> rewarder (clip) and learner (latents)."""
 
-    id: str  # "{ordinal}-{index}-v{policy_version}"
+    id: str  # `candidate_id` of it
     ordinal: int
     index: int  # 0 .. N-1
     seed: int  # with the policy version it reproduces the latents

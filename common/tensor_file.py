@@ -17,12 +17,12 @@ import json
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from common.config import ConfigError
+from common.digests import DIGITS, Digest, digest
 from common.messages import TensorEntry
 from common.tensors import dtype_name, tensor_bytes, tensor_entry, whole_digest
 
@@ -40,7 +40,7 @@ CODES = {
     "bool": "BOOL",
 }
 RANKS = {dtype: rank for rank, dtype in enumerate(CODES)}
-NO_DIGEST = "0" * 64  # holds the place of one
+NO_DIGEST = "0" * DIGITS  # holds the place of one
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Checker:
     def __init__(self, entries: Iterable[TensorEntry], where: str) -> None:
         layout = file_order(entries)
         start = header(layout)
-        self._where, self._found = where, sha256()
+        self._where, self._found = where, Digest()
         self._parts = deque((entry.name, entry.bytes, entry.digest) for entry in layout)
-        self._name, self._left, self._digest = "the header", len(start), sha256(start).hexdigest()
+        self._name, self._left, self._digest = "the header", len(start), digest(start)
 
     def feed(self, data: bytes | memoryview) -> None:
         """The next bytes of the file, as many as there are."""
@@ -141,7 +141,7 @@ class Checker:
             raise ConfigError(f"{self._where}: {self._name} differs from its digest in the manifest")
         if not self._parts:
             return False
-        self._found = sha256()
+        self._found = Digest()
         self._name, self._left, self._digest = self._parts.popleft()
         return True
 

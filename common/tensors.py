@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b, sha256
+from hashlib import blake2b
 from typing import Any
 
 import torch
 
+from common.digests import Digest, digest
 from common.messages import Array, TensorEntry
 
 
@@ -36,8 +37,8 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def tensor_digest(tensor: torch.Tensor) -> str:
-    """The digest of published tensors: sha256 of the bytes, hex. Processors have instructions for it."""
-    return sha256(tensor_bytes(tensor)).hexdigest()
+    """`digest` of a tensor's bytes."""
+    return digest(tensor_bytes(tensor))
 
 
 def tensor_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
@@ -47,8 +48,8 @@ def tensor_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
 
 
 def whole_digest(entries: Iterable[TensorEntry]) -> str:
-    """sha256 over the entries in name order, hex: what a version, a checkpoint and a policy are known by."""
-    whole = sha256()
+    """`digest` over the entries in name order: what a version, a checkpoint and a policy are known by."""
+    whole = Digest()
     for entry in sorted(entries, key=lambda entry: entry.name):
         whole.update(f"{entry.name}|{entry.dtype}|{entry.shape}|{entry.digest}\n".encode())
     return whole.hexdigest()

@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from hashlib import sha256
 from io import BufferedReader
 from math import prod
 from pathlib import Path
@@ -25,12 +24,12 @@ from typing import Generic, TypeVar
 
 import msgpack
 
+from common.digests import digest
 from common.messages import ITEM_BYTES, SCHEMA_VERSION, Array
 from common.storage import StorageFailed, sync, writing
 
 PREFIX = 4
 MAX_HEADER = 1 << 20
-HASH, DIGITS = sha256, 32  # hex digits of it in a name; processors of today have instructions for SHA-256
 
 
 Answer = TypeVar("Answer")
@@ -155,8 +154,8 @@ class BlobStore:
     def write(self, arrays: Sequence[Array | None]) -> Staged:
         """A new file, not yet durable. Where it does not fit, nothing of it stays."""
         parts = pieces(arrays)
-        digest = _digest(parts)
-        staged = Staged(digest, sum(map(len, parts)), f"{digest}-{token_hex(4)}")
+        name = digest(*parts)
+        staged = Staged(name, sum(map(len, parts)), f"{name}-{token_hex(4)}")
         path = self.folder / staged.file
         try:
             with writing(path), path.open("xb") as file:
@@ -210,14 +209,7 @@ def digest_of(file: str) -> str:
 
 
 def _is_of(file: str, data: bytes) -> bool:
-    return _digest([data]) == digest_of(file)
-
-
-def _digest(parts: Sequence[bytes]) -> str:
-    whole = HASH()
-    for part in parts:
-        whole.update(part)
-    return whole.hexdigest()[:DIGITS]
+    return digest(data) == digest_of(file)
 
 
 @contextmanager
