@@ -24,7 +24,7 @@ from actors.prompts import first_frame
 from common.clips import encode_mp4
 from common.config import ConfigError, RunConfig
 from common.lora import adapter_state, inject_lora, load_adapter_state
-from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion
+from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
 from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
 from common.tensors import from_array, policy_digest, to_array
 
@@ -186,7 +186,7 @@ class Sampler(SamplingLoop):
     def _candidate(self, prompt: Prompt, index: int, seed: int, latents: torch.Tensor, clip: torch.Tensor) -> Candidate:
         size = self._config.model
         return Candidate(
-            id=f"{prompt.ordinal}-{index}-v{self.version}",
+            id=candidate_id(prompt.ordinal, index, self.version),
             ordinal=prompt.ordinal,
             index=index,
             seed=seed,

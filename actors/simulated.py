@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.loop import SamplingError, SamplingLoop
 from common.config import RunConfig
-from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion
+from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
 from common.simulation import Simulation, data
 
 
@@ -45,7 +45,7 @@ class SimulatedSampler(SamplingLoop):
     def _candidate(self, prompt: Prompt, index: int, seed: int) -> Candidate:
         size, what = self._config.simulation, (prompt.ordinal, seed, self.version)
         return Candidate(
-            id=f"{prompt.ordinal}-{index}-v{self.version}",
+            id=candidate_id(prompt.ordinal, index, self.version),
             ordinal=prompt.ordinal,
             index=index,
             seed=seed,

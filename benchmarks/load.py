@@ -31,7 +31,7 @@ from common.config import DIMENSIONS, RunConfig, load_config
 from common.exchange.client import Submitted
 from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange, exchange_service
-from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, Score
+from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, Score, candidate_id
 from common.service import serving
 
 GROUP, PAIRS, CLIPS = 4, 8, 8  # candidates of a group, pairs of a step, clips of one lease
@@ -175,7 +175,7 @@ class Client:
     def _candidate(self, lease: GroupLease, index: int) -> Candidate:
         ordinal, latents = lease.prompt.ordinal, self._sizes.latents
         return Candidate(
-            *(f"{ordinal}-{index}-v{lease.version}", ordinal, index, lease.seeds[index], lease.version),
+            *(candidate_id(ordinal, index, lease.version), ordinal, index, lease.seeds[index], lease.version),
             *(self._array(latents), self._noise(self._sizes.candidate - latents)),
         )
 

@@ -82,6 +82,11 @@ class Candidate:
     width: int = 0  # pixels
 
 
+def candidate_id(ordinal: int, index: int, version: int) -> str:
+    """The id of a group's candidate `index`, sampled under policy `version`: ``"17-2-v3"``."""
+    return f"{ordinal}-{index}-v{version}"
+
+
 @dataclass(frozen=True, slots=True)
 class Score:
     """Raw values of one candidate, as the reward models give them. Rewarder -> exchange."""
@@ -144,7 +149,7 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     bytes: int
-    digest: str  # sha256 of the tensor's bytes, hex
+    digest: str  # of the tensor's bytes (`common/digests.py`), hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ class WeightVersion:
     kind: str  # "full" or "adapter"
     base: int  # the version an adapter applies to; for "full" the version itself
     tensors: tuple[TensorEntry, ...]
-    digest: str  # of the whole: sha256 over the entries in name order, hex
+    digest: str  # of the whole: over the entries in name order, hex
 
 
 @dataclass(frozen=True, slots=True)

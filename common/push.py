@@ -142,13 +142,27 @@ def pull(source: RemoteWeights, version: int, store: WeightStore) -> WeightVersi
 
     `ConfigError` when it is not published (any more) or arrives damaged; then nothing of it stays.
     """
-    manifest = source.manifest(version)
+    manifest = _manifest(source, version)
     if manifest.base != version and manifest.base not in store.versions():
-        pull(source, manifest.base, store)
+        base = _manifest(source, manifest.base)
+        if base.base != base.version:
+            raise ConfigError(f"weight version {version}: its base {base.version} has a base itself, {base.base}")
+        _receive(source, base, store)
     if version not in store.versions():
-        with closing(source.chunks(version, file_size(manifest.tensors))) as chunks:
-            store.receive(manifest, chunks)
+        _receive(source, manifest, store)
     return manifest
+
+
+def _manifest(source: WeightSource, version: int) -> WeightVersion:
+    manifest = source.manifest(version)
+    if manifest.version != version:
+        raise ConfigError(f"weight version {version}: the manifest of version {manifest.version} came for it")
+    return manifest
+
+
+def _receive(source: RemoteWeights, manifest: WeightVersion, store: WeightStore) -> None:
+    with closing(source.chunks(manifest.version, file_size(manifest.tensors))) as chunks:
+        store.receive(manifest, chunks)
 
 
 class WeightPuller:

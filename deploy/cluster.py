@@ -10,32 +10,28 @@
 
 Ray carries orders and a few lines of news; clips, latents and weights go over ZeroMQ between the processes
 (`deploy/hub.py`, `deploy/workers.py`). A worker that dies is started again (`deploy/supervisor.py`) and its leases are
-free at once. If the hub dies, all start again from the folder. Only this file imports Ray.
+free at once. If the hub dies, all start again from the folder. Only this file and `deploy/placement.py` import Ray.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from common.config import ClusterConfig, ConfigError, RunConfig
+from common.config import ConfigError, RunConfig
 from common.storage import StorageFailed
-from deploy.messages import News, Opened, Outcome
+from deploy.messages import MEETING, News, Opened, Outcome
+from deploy.placement import connected, launch, pin, placed
 from deploy.progress import Progress, Silent
 from deploy.supervisor import GivenUp, Quorum, Supervisor
 
@@ -46,10 +42,8 @@ POLL_SECONDS = 0.2  # between two looks at the workers
 OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
 TOGETHER_SECONDS = 2.0  # in which the other ranks of a learner end when one does
 STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
-SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
 FATAL = (ConfigError, StorageFailed)  # starting again mends neither bad input nor a disk that refuses
-OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
 
 
 class HubLost(RuntimeError):
@@ -74,7 +68,7 @@ def run(
         host = LOOPBACK if own else ""
         while True:
             try:
-                with _placed(config) as group:
+                with placed(config) as group:
                     return Driver(config, rewards, stop, progress or Silent(), supervisor, group, host).run()
             except HubLost as error:
                 (progress or Silent()).say(f"{error}; all workers start again from the run folder")
@@ -87,88 +81,6 @@ def _check_root(config: RunConfig) -> None:
         raise ConfigError(
             f"root = '{config.root}': a job's working directory is a copy that Ray deletes; name a full path"
         )
-
-
-@contextmanager
-def connected(config: ClusterConfig) -> Iterator[bool]:
-    """Connected to the Ray that is asked for. True if it was started for this run: then it ends with it."""
-    if ray.is_initialized():
-        yield False
-        return
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(**options)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of ours
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        line = " ".join(str(error).split())
-        raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None
-    try:
-        yield address == "local"
-    finally:
-        ray.shutdown()
-
-
-@contextmanager
-def _placed(config: RunConfig) -> Iterator[PlacementGroup]:
-    """Room for the hub and the learner's ranks on one node. `ConfigError` names what was not to be had in time."""
-    cluster = config.cluster
-    pin = _pin(cluster.learner_node)
-    rank = {"CPU": 0.001, "GPU": cluster.learner_gpus} | pin
-    bundles = [{"CPU": 0.001} | pin, *([{name: n for name, n in rank.items() if n}] * cluster.learners)]
-    group = placement_group(bundles, strategy="STRICT_PACK")
-    try:
-        if not group.wait(cluster.placement_seconds):
-            raise ConfigError(
-                f"no node with {bundles} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
-                f"Ray has {ray.cluster_resources()}, of which are free {ray.available_resources()}"
-            )
-        yield group
-    finally:
-        remove_placement_group(group)
-
-
-def _pin(resource: str) -> dict[str, float]:
-    return {resource: SHARE} if resource else {}
-
-
-class Process:
-    """The actor that all processes of a run are: one object, made where Ray placed it. Its imports happen there.
-
-    `run` is called in one thread, the rest in others.
-    """
-
-    def __init__(self, kind: str, home: str, *arguments: Any) -> None:
-        """`kind` is ``module:Class``; relative paths start at `home`, the driver's working directory."""
-        if Path(home).is_dir():
-            os.chdir(home)
-        module, name = kind.split(":")
-        self._object = getattr(import_module(module), name)(*arguments)
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """A method of the object."""
-        return getattr(self._object, method)(*arguments)
-
-    def host(self) -> str:
-        """The address of this node."""
-        return ray.util.get_node_ip_address()
-
-    def place(self) -> str:
-        """Node, process and GPUs, in words."""
-        context = ray.get_runtime_context()
-        gpus = ", ".join(context.get_accelerator_ids().get("GPU", []))
-        place = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
-        return f"{place}, GPU {gpus}" if gpus else place
-
-
-def _process(kind: str, arguments: Sequence[Any], **options: Any) -> Any:
-    actor: Any = ray.remote(Process)
-    return actor.options(num_cpus=0, max_concurrency=4, **options).remote(kind, str(Path.cwd()), *arguments)
 
 
 @dataclass
@@ -214,7 +126,7 @@ class Driver:
         """The hub listens at `host`; empty: at its node's address."""
         self.config, self.stop, self.progress = config, stop, progress
         self.supervisor, self.group, self.host = supervisor, group, host
-        self.hub = _process("deploy.hub:Hub", [config], **self._bundle(0))
+        self.hub = launch("deploy.hub:Hub", [config], **self._bundle(0))
         self.units = self._units(rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
         self.guests = 0  # samplers from outside
@@ -252,17 +164,17 @@ class Driver:
         name, cluster = f"{role}-{number}", self.config.cluster
         options = {
             "num_gpus": getattr(cluster, f"{role}_gpus"),
-            "resources": _pin(getattr(cluster, f"{role}_node")),
+            "resources": pin(getattr(cluster, f"{role}_node")),
             "scheduling_strategy": "SPREAD",
         }
         kind = f"deploy.workers.{role}:{role.title()}Worker"
-        return Unit(name, lambda: [_process(kind, [self.config, name, *more], **options)], [name])
+        return Unit(name, lambda: [launch(kind, [self.config, name, *more], **options)], [name])
 
     def _learners(self, names: Sequence[str]) -> list[Any]:
         """All ranks; they meet at a file that no earlier group has used."""
         kind, gpus, meeting = "deploy.workers.learner:LearnerWorker", self.config.cluster.learner_gpus, uuid4().hex
         return [
-            _process(kind, [self.config, name, rank, f".meeting-{meeting}"], num_gpus=gpus, **self._bundle(1 + rank))
+            launch(kind, [self.config, name, rank, f"{MEETING}{meeting}"], num_gpus=gpus, **self._bundle(1 + rank))
             for rank, name in enumerate(names)
         ]
 

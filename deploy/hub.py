@@ -12,6 +12,7 @@ The learner's ranks live on the same node and write weights and checkpoints into
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock
@@ -22,7 +23,7 @@ from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
 from common.journal import RunJournal, journal_service
-from common.keys import KEYS, WORKER, is_loopback, make_or_read
+from common.keys import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
@@ -36,15 +37,17 @@ from deploy.course import (
     queue,
 )
 from deploy.guests import Guests, reception_service
-from deploy.messages import Addresses, News, Opened, Outcome
+from deploy.messages import MEETING, Addresses, News, Opened, Outcome
 from deploy.progress import Pace, Status
 from deploy.roles import open_inputs
 from learner import checkpoint
 
 POLL_SECONDS = 0.1  # between two looks at how things stand
 PATIENCE = 50  # steps' worth of ties, failures and expiries without a step after which a run is stuck
+FULL_SECONDS = 30.0  # for which nobody can work before a disk's bound counts as too small
 SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
 OVER = (State.DONE, State.FAILED)
+BUSY = (State.SAMPLING, State.SAMPLED, State.SCORING, State.TRAINING)
 
 
 class Hub:
@@ -69,19 +72,15 @@ class Hub:
             raise
 
     def _open(self, stack: ExitStack, host: str) -> Opened:
-        config = self.config
-
-        def at(number: int) -> str:
-            """The address of the hub's service of that number."""
-            return f"tcp://{host}:{config.cluster.port + number if config.cluster.port else '*'}"
-
-        prompts = open_inputs(config)
+        config, prompts = self.config, open_inputs(self.config)
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
         run_folder.check_steps(config, saved)
+        self._sweep(folder)
+        stack.callback(self._sweep, folder)
         keyed = config.cluster.keys == "always" or not is_loopback(host)
         keys = make_or_read(folder / KEYS) if keyed else None
-        announcer = Announcer(at(1), keys)
+        announcer = Announcer(self._at(host, 1), keys)
         stack.callback(announcer.close)
         self._exchange = Announcing(folder, config, prompts, announcer)
         stack.callback(self._exchange.close)
@@ -93,19 +92,32 @@ class Hub:
             config, folder, self._exchange, events, journal, heldout, saved, self._bulletin, self._stop
         )
         services = (
-            exchange_service(self._exchange, at(2), keys=keys),
-            journal_service(journal, at(3), keys),
-            weight_service(self._course.store, at(4), keys),
+            exchange_service(self._exchange, self._at(host, 2), keys=keys),
+            journal_service(journal, self._at(host, 3), keys),
+            weight_service(self._course.store, self._at(host, 4), keys),
         )
         exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
         key = keys.worker if keys else None
         addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
-        self._guests = Guests(config, addresses, self._exchange.release)
-        reception = stack.enter_context(serving(reception_service(self._guests, at(0), keys)))
-        stack.callback(self._guests.dismiss)  # while all services still answer
-        shown = f" --key {folder / KEYS / WORKER}" if keys else ""
-        self._bulletin.say(f"others may join: douga worker sampler --connect {reception.address}{shown}")
+        self._receive_guests(stack, host, addresses, keys)
         return Opened(addresses, self._course.trained() is None)
+
+    def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
+        self._guests = Guests(self.config, addresses, self._exchange.release)
+        reception = stack.enter_context(serving(reception_service(self._guests, self._at(host, 0), keys)))
+        stack.callback(self._guests.dismiss)  # while all services still answer
+        shown = f" --key {addresses.folder / KEYS / WORKER}" if keys else ""
+        self._bulletin.say(f"others may join: douga worker sampler --connect {reception.address}{shown}")
+
+    def _at(self, host: str, number: int) -> str:
+        """The address of the hub's service of that number."""
+        port = self.config.cluster.port
+        return f"tcp://{host}:{port + number if port else '*'}"
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove the files that earlier groups of ranks met at."""
+        for place in folder.glob(f"{MEETING}*"):
+            place.unlink(missing_ok=True)
 
     def run(self) -> Outcome:
         """The course, from where the folder stands to its end or to `stop`."""
@@ -183,6 +195,7 @@ class Watch(Course):
         super().__init__(config, folder, exchange, events)
         self.journal, self.heldout, self.progress = journal, heldout, progress
         self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
+        self._full_since: float | None = None
 
     @property
     def step(self) -> int:
@@ -224,6 +237,7 @@ class Watch(Course):
             pace.groups = self._sampled() - began
             self.progress.update(pace.status(self.step, self.exchange.current_version()))
             self._check_stuck(self._ended() - ended)
+            self._check_full()
             self._pause()
         return self.journal.end
 
@@ -241,6 +255,18 @@ class Watch(Course):
             why = next(iter(self.exchange.failures().values()), "none failed")
             ends = f"{ended} groups tied, failed or expired since"
             raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
+
+    def _check_full(self) -> None:
+        """`Stuck` when blobs fill the disk's bound, and no step will free them: there are no pairs for one."""
+        counts, need = self.exchange.counts(), self.config.learner.pairs_per_step
+        idle = counts[State.PAIRED] < need and not any(counts[state] for state in BUSY)
+        if not (idle and self.exchange.refusal.startswith("exchange.max_bytes")):
+            self._full_since = None
+            return
+        self._full_since = self._full_since or time.monotonic()
+        if time.monotonic() - self._full_since > FULL_SECONDS:
+            have = f"the learner waits for {need} pairs and has {counts[State.PAIRED]}"
+            raise Stuck(f"step {self.step}: {have}, the samplers wait for leave ({self.exchange.refusal})")
 
     def _pause(self) -> None:
         if self._stop.wait(POLL_SECONDS):

@@ -9,6 +9,8 @@ from typing import Any
 from common.keys import WorkerKey
 from deploy.progress import Status
 
+MEETING = ".meeting-"  # how files in the run folder begin that a learner's ranks meet at
+
 
 class RunFailed(RuntimeError):
     """The run cannot go on, for a reason that is said in one line. What was done so far is kept."""

@@ -101,7 +101,7 @@ class SamplingDesk:
         sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
         largest = ledger.meta("largest_group", 0)
         if not rules.disk_has_room(ledger.bytes_on_disk(), largest, sampling, exchange.max_bytes):
-            return f"exchange.max_bytes = {exchange.max_bytes}: blobs fill the disk space until a checkpoint frees some"
+            return f"exchange.max_bytes = {exchange.max_bytes}: blobs fill it until a checkpoint frees some"
         return ""
 
     def _bounds(self) -> rules.Bounds:

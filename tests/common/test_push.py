@@ -106,6 +106,38 @@ def test_damage_on_the_way_is_named_and_not_kept(store: WeightStore, tmp_path: P
     assert mine.load(1)[0] == store.manifest(1)
 
 
+class Confused(StoredWeights):
+    """Answers for version 1 with the manifest of version 2."""
+
+    def manifest(self, version: int) -> WeightVersion:
+        return super().manifest(2 if version == 1 else version)
+
+
+def test_another_versions_manifest_is_refused(store: WeightStore, tmp_path: Path) -> None:
+    for version in (1, 2):
+        publish(store, version)
+    mine = WeightStore(tmp_path / "mine")
+    with (
+        serving(Service(WeightSource, Confused(store))) as service,
+        RemoteWeights(service.address, "sampler-0") as source,
+        pytest.raises(ConfigError, match="weight version 1: the manifest of version 2 came for it"),
+    ):
+        pull(source, 1, mine)
+    assert mine.versions() == debris(mine.folder) == []
+
+
+def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path: Path) -> None:
+    for version, base in ((1, 1), (2, 1), (3, 2)):
+        publish(store, version, kind="adapter", base=base)
+    mine = WeightStore(tmp_path / "mine")
+    with RemoteWeights(service.address, "sampler-0") as source:
+        with pytest.raises(ConfigError, match="weight version 3: its base 2 has a base itself, 1"):
+            pull(source, 3, mine)
+        assert mine.versions() == []
+        pull(source, 2, mine)
+    assert mine.versions() == [1, 2]
+
+
 def test_a_puller_pulls_a_damaged_version_again(
     store: WeightStore, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

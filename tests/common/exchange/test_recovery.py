@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from common.exchange import recovery, snapshots
 from common.exchange.client import State
 from common.exchange.ledger import LedgerDamaged
 from common.exchange.recovery import Recovered
+from common.messages import candidate_id
 from tests.common.exchange.fakes import (
+    candidate,
+    conditioning,
     heldout,
     make_pairs,
     open_exchange,
@@ -140,6 +144,39 @@ def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_pa
     waiting = exchange.lease_group("sampler-0", 0)
     assert waiting is not None
     assert waiting.prompt.id == "held-0"  # queued again
+    exchange.close()
+
+
+def test_content_that_went_and_came_once_more_is_found(tmp_path: Path) -> None:
+    """A candidate that was dropped after the snapshot; the next version's sampler has made the same latents."""
+    exchange = open_exchange(tmp_path, CONFIG)
+    exchange.announce(weight_version(0, 0, 0))
+    make_pairs(exchange, 2)
+    train(exchange, 1)
+    exchange.announce(weight_version(1, 1, 1))
+    lease = exchange.lease_group("sampler-0", 1)
+    assert lease is not None
+    exchange.submit_conditioning(lease, conditioning(lease.prompt))
+    first = candidate(lease, 0)
+    assert exchange.submit_candidate(lease, first).accepted
+    exchange.mark(1)
+    exchange.announce(weight_version(2, 2, 2))
+    exchange.fail_group(lease, "put back")
+    lease = exchange.lease_group("sampler-0", 2)  # its candidate is dropped, and its files with it
+    assert lease is not None
+    assert lease.done == ()
+    name = candidate_id(lease.prompt.ordinal, 0, 2)
+    assert exchange.submit_candidate(lease, replace(first, id=name, policy_version=2)).accepted
+    exchange.close()
+    destroy(tmp_path)
+    done = recover(tmp_path)
+    assert (done.again, done.dropped, done.given_up) == (0, 0, 0)
+    exchange = open_exchange(tmp_path, CONFIG)
+    exchange.check()
+    exchange.rollback(1)
+    lease = exchange.lease_group("sampler-0", 1)
+    assert lease is not None
+    assert (lease.prompt.ordinal, lease.done) == (2, (0,))
     exchange.close()
 
 

@@ -1,0 +1,106 @@
+"""What a cluster run asks of Ray: to be connected, room on a node, processes. `deploy/cluster.py` runs it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from common.config import ClusterConfig, ConfigError, RunConfig
+
+SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
+OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
+
+
+@contextmanager
+def connected(config: ClusterConfig) -> Iterator[bool]:
+    """Connected to the Ray that is asked for. True if it was started for this run: then it ends with it."""
+    if ray.is_initialized():
+        yield False
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(**options)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of ours
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        line = " ".join(str(error).split())
+        raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None
+    try:
+        yield address == "local"
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def placed(config: RunConfig) -> Iterator[PlacementGroup]:
+    """Room for the hub and the learner's ranks on one node. `ConfigError` names what was not to be had in time."""
+    cluster = config.cluster
+    node = pin(cluster.learner_node)
+    rank = {"CPU": 0.001, "GPU": cluster.learner_gpus} | node
+    bundles = [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learners)]
+    group = placement_group(bundles, strategy="STRICT_PACK")
+    try:
+        if not group.wait(cluster.placement_seconds):
+            raise ConfigError(
+                f"no node with {bundles} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
+                f"Ray has {ray.cluster_resources()}, of which are free {ray.available_resources()}"
+            )
+        yield group
+    finally:
+        remove_placement_group(group)
+
+
+def pin(resource: str) -> dict[str, float]:
+    """What to ask for to be on a node that has `resource`, a custom one of Ray's; empty: any node."""
+    return {resource: SHARE} if resource else {}
+
+
+class Process:
+    """The actor that all processes of a run are: one object, made where Ray placed it. Its imports happen there.
+
+    `run` is called in one thread, the rest in others.
+    """
+
+    def __init__(self, kind: str, home: str, *arguments: Any) -> None:
+        """`kind` is ``module:Class``; relative paths start at `home`, the driver's working directory."""
+        if Path(home).is_dir():
+            os.chdir(home)
+        module, name = kind.split(":")
+        self._object = getattr(import_module(module), name)(*arguments)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """A method of the object."""
+        return getattr(self._object, method)(*arguments)
+
+    def host(self) -> str:
+        """The address of this node."""
+        return ray.util.get_node_ip_address()
+
+    def place(self) -> str:
+        """Node, process and GPUs, in words."""
+        context = ray.get_runtime_context()
+        gpus = ", ".join(context.get_accelerator_ids().get("GPU", []))
+        place = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
+        return f"{place}, GPU {gpus}" if gpus else place
+
+
+def launch(kind: str, arguments: Sequence[Any], **options: Any) -> Any:
+    """A `Process` of that kind; it is there when it answers. `options` are Ray's, of the actor."""
+    actor: Any = ray.remote(Process)
+    return actor.options(num_cpus=0, max_concurrency=4, **options).remote(kind, str(Path.cwd()), *arguments)
