@@ -22,7 +22,7 @@ import logging
 import os
 from collections.abc import Generator
 from contextlib import closing
-from mmap import MAP_POPULATE, MAP_SHARED, PROT_READ, mmap
+from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
 from threading import Condition, Event, Thread
 from typing import Protocol, cast
@@ -71,6 +71,7 @@ class StoredWeights:
 
     def __init__(self, store: WeightStore) -> None:
         self._store = store
+        self._inode, self._view = -1, memoryview(b"")  # the file that was asked for last, mapped
 
     def newest(self) -> int:
         """See `WeightSource`."""
@@ -83,14 +84,20 @@ class StoredWeights:
     def chunk(self, version: int, offset: int) -> bytes:
         """See `WeightSource`."""
         try:
-            with self._store.file(version).open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if offset not in range(0, size, CHUNK):
-                    raise ValueError(f"offset {offset}: a multiple of {CHUNK} below {size} is needed")
-                length, flags = min(CHUNK, size - offset), MAP_SHARED | MAP_POPULATE
-                return cast("bytes", memoryview(mmap(file.fileno(), length, flags, PROT_READ, offset=offset)))
+            whole = self._mapped(self._store.file(version))
         except FileNotFoundError:
             raise ConfigError(f"weight version {version} is not there any more") from None
+        if offset not in range(0, len(whole), CHUNK):
+            raise ValueError(f"offset {offset}: a multiple of {CHUNK} below {len(whole)} is needed")
+        return cast("bytes", whole[offset : offset + CHUNK])
+
+    def _mapped(self, path: Path) -> memoryview:
+        """The file, which stays mapped until another one is asked for; a version is never written in place."""
+        with path.open("rb") as file:
+            found = os.fstat(file.fileno()).st_ino
+            if found != self._inode:
+                self._inode, self._view = found, memoryview(mmap(file.fileno(), 0, MAP_SHARED, PROT_READ))
+        return self._view
 
 
 class Announcer:
