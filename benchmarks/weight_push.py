@@ -254,13 +254,10 @@ def transfer(case: Case, version: int, address: str, samplers: Samplers, through
     return Transfer(case, len(samplers.pipes), mine, limit, theirs if through_ray else [])
 
 
-def pause(case: Case, version: int, address: str, published: WeightStore, folder: Path) -> tuple[Row, Aim]:
+def pause(case: Case, version: int, published: WeightStore, folder: Path) -> tuple[Row, Aim]:
     """How long loading takes that a sampler has to wait for, and its share of the transfer to the disk."""
     live, staged = weights(case), WeightStore(folder / f"staged-{case.bytes}")
-    with RemoteWeights.at(address, "sampler") as source:
-        began = time.perf_counter()
-        pull(source, version, staged)
-        pulled = time.perf_counter() - began
+    pulled = _pull_to_disk(version, published, staged)
     _forget(published.file(version))
     times: list[tuple[float, ...]] = []
     for _ in range(case.rounds):
@@ -277,6 +274,12 @@ def pause(case: Case, version: int, address: str, published: WeightStore, folder
     row = Row(words, "s/GB", ours, other, limit, ratio(compared, mine))
     share = median(mine) / pulled
     return row, Aim(f"{case.words}: pause / transfer to the disk", share, "< 0.05", share < 0.05)
+
+
+def _pull_to_disk(version: int, published: WeightStore, staged: WeightStore) -> float:
+    """Seconds. The service is gone afterwards, and what it had mapped."""
+    with serving(weight_service(published)) as service, RemoteWeights.at(service.address, "sampler") as source:
+        return _seconds(lambda: pull(source, version, staged))
 
 
 def _forget(file: Path) -> None:
@@ -334,9 +337,9 @@ def measure(cases: Iterable[Case] = CASES, counts: Iterable[int] = SAMPLERS, wit
                     found = _transfer(case, version, service.address, count, with_ray)
                     rows.append(found.row())
                     aims += [found.aim()] if case.bytes >= GB else []  # below it, the start of the connection counts
-                row, aim = pause(case, version, service.address, store, folder)
-                rows.append(row)
-                aims.append(aim)
+            row, aim = pause(case, version, store, folder)
+            rows.append(row)
+            aims.append(aim)
         with serving(weight_service(store)) as service:
             row, aim = visible(store, service.address, folder, ADAPTER.rounds)
     return Report("weight_push", [*rows, row], [*aims, aim], ["torch", "pyzmq", "ray", "safetensors"])
