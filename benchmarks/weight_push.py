@@ -21,7 +21,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -56,7 +56,7 @@ class Case:
 
 
 ADAPTER = Case("10 MB", GB // 100, 9)
-CASES = (ADAPTER, Case("1 GB", GB, 5), Case("4 GB", 4 * GB, 3))
+CASES = (ADAPTER, Case("1 GB", GB, 5), Case("4 GB", 4 * GB, 5))
 
 
 def weights(case: Case) -> dict[str, torch.Tensor]:
@@ -300,20 +300,23 @@ def _seconds(what: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def visible(store: WeightStore, address: str, folder: Path, rounds: int) -> tuple[Row, Aim]:
+def visible(folder: Path, rounds: int) -> tuple[Row, Aim]:
     """From the end of `publish` to staged, of an adapter, over the note."""
-    notes, seconds, state = Announcer(), [], weights(ADAPTER)
-    with WeightPuller(address, notes.address, folder / "latency", "sampler") as puller:
-        newest = max(store.versions())
-        puller.wait(newest, WAIT)
-        for version in range(newest + 1, newest + 1 + rounds):
+    store, seconds, state = WeightStore(folder / "published"), [], weights(ADAPTER)
+    _publish(store, state, 0)
+    with (
+        serving(weight_service(store)) as service,
+        closing(Announcer()) as notes,
+        WeightPuller(service.address, notes.address, folder / "staged", "sampler") as puller,
+    ):
+        puller.wait(0, WAIT)
+        for version in range(1, 1 + rounds):
             _publish(store, state, version)
             began = time.perf_counter()
             notes.announce(version)
             while version not in puller.store.versions() and time.perf_counter() < began + WAIT:
                 time.sleep(0.0005)
             seconds.append(time.perf_counter() - began)
-    notes.close()
     middle = median(seconds)
     words = f"{ADAPTER.words} adapter: from published to staged"
     return Row(words, "s", middle), Aim(words, middle, "< 0.1 s", middle < 0.1)
@@ -327,22 +330,27 @@ def measure(cases: Iterable[Case] = CASES, counts: Iterable[int] = SAMPLERS, wit
     """Every case with every number of samplers; pauses; an adapter's way."""
     rows: list[Row] = []
     aims: list[Aim] = []
-    with TemporaryDirectory() as scratch, ray_cluster() if with_ray else nullcontext():
-        folder = Path(scratch)
-        store = WeightStore(folder / "published")
-        for version, case in enumerate(cases):
-            _publish(store, weights(case), version)
-            with serving(weight_service(store)) as service:
-                for count in counts:
-                    found = _transfer(case, version, service.address, count, with_ray)
-                    rows.append(found.row())
-                    aims += [found.aim()] if case.bytes >= GB else []  # below it, the start of the connection counts
-            row, aim = pause(case, version, store, folder)
-            rows.append(row)
-            aims.append(aim)
-        with serving(weight_service(store)) as service:
-            row, aim = visible(store, service.address, folder, ADAPTER.rounds)
+    with ray_cluster() if with_ray else nullcontext():
+        for case in cases:
+            with TemporaryDirectory() as folder:  # each its own: what is deleted takes no memory from the next
+                _measure(case, counts, with_ray, Path(folder), rows, aims)
+    with TemporaryDirectory() as folder:
+        row, aim = visible(Path(folder), ADAPTER.rounds)
     return Report("weight_push", [*rows, row], [*aims, aim], ["torch", "pyzmq", "ray", "safetensors"])
+
+
+def _measure(case: Case, counts: Iterable[int], with_ray: bool, folder: Path, rows: list[Row], aims: list[Aim]) -> None:
+    """Add the case's rows and aims."""
+    store = WeightStore(folder / "published")
+    _publish(store, weights(case), 0)
+    with serving(weight_service(store)) as service:
+        for count in counts:
+            found = _transfer(case, 0, service.address, count, with_ray)
+            rows.append(found.row())
+            aims += [found.aim()] if case.bytes >= GB else []  # below it, the start of the connection counts
+    row, aim = pause(case, 0, store, folder)
+    rows.append(row)
+    aims.append(aim)
 
 
 def _transfer(case: Case, version: int, address: str, count: int, with_ray: bool) -> Transfer:
