@@ -20,7 +20,7 @@ from io import BufferedReader
 from math import prod
 from pathlib import Path
 from secrets import token_hex
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import msgpack
 
@@ -52,7 +52,7 @@ def pieces(arrays: Sequence[Array | None]) -> list[bytes]:
 
 
 def unpack(data: bytes) -> list[Array | None]:
-    """The arrays of `pack`. Sizes, dtypes and shapes are checked; `BlobError` says what is wrong."""
+    """The arrays of `pack`, views of `data`. Sizes, dtypes and shapes are checked; `BlobError` says what is wrong."""
     end = PREFIX + int.from_bytes(data[:PREFIX], "little")
     if not PREFIX < end <= min(len(data), MAX_HEADER):
         raise BlobError(f"blob of {len(data)} bytes: its header would end at byte {end}")
@@ -60,13 +60,14 @@ def unpack(data: bytes) -> list[Array | None]:
     if header.get("schema") != SCHEMA_VERSION:
         raise BlobError(f"blob of schema {header.get('schema')}; this program reads {SCHEMA_VERSION}")
     arrays: list[Array | None] = []
+    view = memoryview(data)
     for entry in header["arrays"]:
         if entry is None:
             arrays.append(None)
             continue
         shape = tuple(int(size) for size in entry["shape"])
         start, end = end, end + prod(shape) * ITEM_BYTES[entry["dtype"]]
-        arrays.append(Array(entry["dtype"], shape, data[start:end]))
+        arrays.append(Array(entry["dtype"], shape, cast("bytes", view[start:end])))
     if end != len(data):
         raise BlobError(f"blob of {len(data)} bytes: its header accounts for {end}")
     return arrays

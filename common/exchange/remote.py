@@ -15,7 +15,7 @@ from common.storage import StorageFailed
 from common.wire import LIMITS, Limits, WireError
 
 CALLS = calls(RunExchange)
-THREADS = 8  # calls that write and read blobs at once; more do not write faster
+THREADS = 16  # calls that write and read blobs at once: most of each is waiting for the disk
 
 
 def exchange_service(

@@ -267,7 +267,7 @@ def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:
 
     @cache
     def read() -> Prompt:
-        return Prompt(image=None if image is None else image.read_one().data, purpose=purpose, **fields)
+        return Prompt(image=None if image is None else bytes(image.read_one().data), purpose=purpose, **fields)
 
     return read
 
