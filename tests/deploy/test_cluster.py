@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from common.config import DIMENSIONS, ConfigError, RunConfig
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange
-from common.keys import KEYS, WORKER, read_worker_key
+from common.keys import KEYS, WORKER, WorkerKey, read_worker_key
 from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
 from common.models import open_model
@@ -292,18 +293,25 @@ def test_with_keys_only_who_holds_one_is_served(
     def knock() -> None:
         hub = psutil.Process(int(lines.place("hub")["process"]))
         doors = [one.laddr for one in hub.net_connections(kind="tcp") if one.status == psutil.CONN_LISTEN]
-        for name, key in {"keyless": None, "keyed": read_worker_key(made.folder / KEYS / WORKER)}.items():
-            for door in doors:
-                host = "127.0.0.1" if door.ip in ("0.0.0.0", "::") else door.ip  # those are Ray's own
-                with (
-                    suppress(Unreachable, ConfigError, WireError),
-                    RemoteExchange(f"tcp://{host}:{door.port}", "tester", timeout=0.5, key=key) as exchange,
-                ):
-                    served[name] += exchange.counts()[State.DONE] >= 0
+        keys = {"keyless": None, "keyed": read_worker_key(made.folder / KEYS / WORKER)}
+        with ThreadPoolExecutor(2 * len(doors)) as pool:
+            for name, key in keys.items():
+                served[name] = sum(pool.map(lambda door: answers(door, key), doors))  # noqa: B023 - called at once
 
     lines.what[1] = knock
     assert cluster.run(made, toy.rewards(), progress=lines).finished
     assert served == {"keyless": 0, "keyed": 1}
+
+
+def answers(door: Any, key: WorkerKey | None) -> bool:
+    """Whether an exchange answers there."""
+    host = "127.0.0.1" if door.ip in ("0.0.0.0", "::") else door.ip  # those are Ray's own
+    with (
+        suppress(Unreachable, ConfigError, WireError),
+        RemoteExchange(f"tcp://{host}:{door.port}", "tester", timeout=4, key=key) as exchange,
+    ):
+        return exchange.counts()[State.DONE] >= 0
+    return False
 
 
 @pytest.mark.slow

@@ -102,10 +102,9 @@ class Run:
             return False
         self.step += 1
         for one in pairs:
-            self.weights = digest(
-                *(self.weights, self.step, one.pair.gap, one.lag, one.winner_latents.data, one.loser_latents.data),
-                one.conditioning,
-            ).hex()
+            told = (one.conditioning.prompt_embeds, one.conditioning.image_latent)
+            data = (bytes(array.data) for array in (one.winner_latents, one.loser_latents, *told) if array)
+            self.weights = digest(self.weights, self.step, one.pair.gap, one.lag, *data).hex()
         self.call("commit_step", self.step, [one.pair.ordinal for one in pairs])
         if self.step % self.config.learner.steps_per_push == 0:
             self.publish()
