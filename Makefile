@@ -5,8 +5,8 @@ PY := .venv/bin/python
 # Where PyPI is asked directly, name the CPU index: make run TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= $(if $(wildcard /dev/nvidia0),torch>=2.10,torch==2.13.0)
 TORCH_ARGS ?=
-# Test files run side by side: half of their time is waiting for processes to start.
-WORKERS ?= --numprocesses 2 --dist loadfile
+# Test files run side by side: much of their time is waiting for processes to start.
+WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-slow lint clean
 

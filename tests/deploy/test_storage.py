@@ -225,7 +225,8 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
     part: str, unbroken: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether the learner's own process meets it, or a sampler is told over the network; nobody is started again."""
-    config = six(tmp_path, model, mode="cluster", **{"cluster.samplers": 1})
+    threads = torch.get_num_threads()  # as in this process, where the run goes on: they decide the order of sums
+    config = six(tmp_path, model, mode="cluster", **{"cluster.samplers": 1, "cluster.threads": threads})
     config.folder.mkdir(parents=True)
     said = Said()
     with mounted(config.folder / part, "200k") as disk:
