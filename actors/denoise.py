@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXDPMScheduler
 
+from actors.speed import forget
 from common.models import Scheduler, front_padding, predict_v
 
 
@@ -45,12 +46,15 @@ def denoise(
     *,
     steps: int,
     guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
 ) -> torch.Tensor:
     """x0 latents [len(seeds), F, C, h, w] as the scheduler leaves them, in the transformer's dtype, for `shape`
     (F, C, h, w). The front padding of CogVideoX 1.5 is denoised along and cut off at the end.
 
-    Guidance: v = v_empty + guidance (v_text - v_empty), the image kept in both; 1 leaves the empty caption out.
+    Guidance: v = v_empty + guidance (v_text - v_empty), the image kept in both; 1 leaves the empty caption out, and so
+    does a timestep t whose t / T is outside of `interval`.
     """
+    forget(transformer)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     padding = front_padding(transformer.config, shape[0])
     latents = _initial_noise(generators, (shape[0] + padding, *shape[1:]), transformer, condition)
@@ -58,7 +62,8 @@ def denoise(
     scheduler.set_timesteps(steps, device=latents.device)
     x0, previous = None, None
     for t in scheduler.timesteps:
-        v = guided_v(transformer, latents, condition, t, guidance)
+        inside = interval[0] <= t / scheduler.config["num_train_timesteps"] <= interval[1]
+        v = guided_v(transformer, latents, condition, t, guidance if inside else 1.0)
         if isinstance(scheduler, CogVideoXDPMScheduler):
             stepped, x0 = scheduler.step(v, x0, t, previous, latents, generator=generators, return_dict=False)  # type: ignore[arg-type]
         else:
@@ -82,7 +87,8 @@ def guided_v(
     if image is not None:
         image = image.expand(count * len(captions), -1, -1, -1, -1)
     inputs = torch.cat([latents] * len(captions))
-    v = predict_v(transformer, inputs, image, timestep.expand(len(inputs)), embeds).float()
+    with transformer.cache_context(f"{len(captions)} captions"):  # what is cached of two says nothing about one
+        v = predict_v(transformer, inputs, image, timestep.expand(len(inputs)), embeds).float()
     if guidance > 1:
         empty, text = v.chunk(2)
         v = empty + guidance * (text - empty)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from actors.denoise import Condition, denoise
 from actors.loop import SamplingError, SamplingLoop
 from actors.prompts import first_frame
+from actors.speed import Module, quicken, resident
 from common.clips import encode_mp4
 from common.config import ConfigError, RunConfig
 from common.lora import adapter_state, inject_lora, load_adapter_state
@@ -40,9 +42,12 @@ class Sampler(SamplingLoop):
         self._model, self._config = model, config
         size = config.model
         self._shape = model.latent_shape(size.frames, size.height, size.width)
-        self._transformer: Any = model.load_transformer(size.dtype, size.device)
-        self._vae = model.load_vae(size.dtype, size.device)
-        self._text_encoder = model.load_text_encoder(size.dtype, size.device)
+        self._transformer = self._open_transformer()
+        idle = "cpu" if config.sampler.offload else size.device
+        self._vae = model.load_vae(size.dtype, idle)
+        if config.sampler.vae_tiling:
+            self._vae.enable_tiling()
+        self._text_encoder = model.load_text_encoder(size.dtype, idle)
         self._tokenizer = model.load_tokenizer()
         self._scheduler = model.make_scheduler(config.sampler.scheduler)
         self._full_version = 0  # the version of the weights under the adapter
@@ -51,6 +56,10 @@ class Sampler(SamplingLoop):
         self._empty: Array | None = None
 
     # Weights.
+
+    def _open_transformer(self) -> Any:
+        size = self._config.model
+        return quicken(self._model.load_transformer(size.dtype, size.device), self._config.sampler)
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """Swap in a published version: all weights (`full`) or the adapter over the base that is held (`adapter`).
@@ -66,7 +75,7 @@ class Sampler(SamplingLoop):
 
     def _load_full(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         if self._adapted:  # adapters rename the layers that they wrap: start from bare ones
-            self._transformer = self._model.load_transformer(self._config.model.dtype, self._config.model.device)
+            self._transformer = self._open_transformer()
             self._adapted = False
         own = self._transformer.state_dict()
         needed = {name for name, _ in self._transformer.named_parameters()}
@@ -118,7 +127,8 @@ class Sampler(SamplingLoop):
             size = self._config.model
             pixels = torch.from_numpy(first_frame(prompt, size.height, size.width))
             unit = to_unit(pixels)[None].to(size.device)
-            image = to_array(encode_image(self._vae, unit)[0])
+            with self._resident(self._vae) as vae:
+                image = to_array(encode_image(vae, unit)[0])
         return Conditioning(self._embed(prompt.text), image)
 
     def empty_prompt_embeds(self) -> Array:
@@ -129,8 +139,12 @@ class Sampler(SamplingLoop):
 
     @torch.inference_mode()
     def _embed(self, text: str) -> Array:
-        embeds = encode_text(self._tokenizer, self._text_encoder, [text], self._model.max_text_length)
-        return to_array(embeds[0])
+        with self._resident(self._text_encoder) as encoder:
+            embeds = encode_text(self._tokenizer, encoder, [text], self._model.max_text_length)
+            return to_array(embeds[0])
+
+    def _resident(self, module: Module) -> AbstractContextManager[Module]:
+        return resident(module, self._config.model.device, self._config.sampler.offload)
 
     # Candidates.
 
@@ -170,10 +184,12 @@ class Sampler(SamplingLoop):
             self._shape,
             steps=how.steps,
             guidance=how.guidance,
+            interval=how.guidance_interval,
         )
         if not torch.isfinite(latents).all():
             raise SamplingError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
-        return latents, to_pixels(decode_latents(self._vae, latents)).cpu()
+        with self._resident(self._vae) as vae:
+            return latents, to_pixels(decode_latents(vae, latents)).cpu()
 
     def _condition(self, conditioning: Conditioning) -> Condition:
         device, image = self._config.model.device, conditioning.image_latent
