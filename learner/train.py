@@ -67,7 +67,7 @@ class Learner(LearningLoop):
         pairs = share(self._lease(exchange), self.engine.device)
         if pairs is None:
             return None
-        sums, norm = self._optimize(pairs)
+        sums, norm = self.optimize(pairs)
         loss, inner, winner, loser = (sums / len(pairs)).tolist()
         return Taken(
             ordinals=pairs.ordinals,
@@ -95,8 +95,11 @@ class Learner(LearningLoop):
             raise ConfigError(f"pairs have latents {found}, this model and model.frames/height/width give {needed}")
         return pairs
 
-    def _optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
-        """AdamW's update from the global batch: the sums (loss, inside, winner, loser) over it, the gradient norm."""
+    def optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
+        """AdamW's update from the global batch: the sums (loss, inside, winner, loser) over it, the gradient norm.
+
+        Collective.
+        """
         step, sums = self.step + 1, torch.zeros(4, device=self.engine.device)
         weights = pair_weights(self._rules.loss, pairs.gap, self._rules.normalise_gap)
         first = self.engine.rank * self.engine.per_rank
