@@ -42,9 +42,7 @@ def test_operations_are_those_of_the_layers(model: ModelFolder) -> None:
     12 x 32 x 32 weights a token; two adaptive norms of 16 x 192 weights a clip; attention 2 products of 156 x 156 x 32.
     """
     config = sampling.settings(given("toon", guidance=1.0, steps=5))
-    more = ModelFolder(
-        model.path, model.transformer_config | {"num_layers": 4}, model.vae_config, model.scheduler_config
-    )
+    more = replace(model, transformer_config=model.transformer_config | {"num_layers": 4})
     difference = sampling.operations(more, config) - sampling.operations(model, config)
     layer = 2 * 156 * 12 * 32 * 32 + 2 * 2 * 16 * 192 + 2 * 2 * 156 * 156 * 32
     assert difference == 5 * 2 * layer
