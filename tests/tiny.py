@@ -26,10 +26,35 @@ FRAMES, HEIGHT, WIDTH = 9, 48, 64
 WORDS = ("a", "the", "robot", "zombie", "walks", "runs", "jumps", "right", "left", "in", "on", "meadow", "snow", "cave")
 TEXT_LENGTH, TEXT_WIDTH, CHANNELS = 12, 32, 4
 
-# What makes the three families; pass one as **overrides of `tiny_pipeline`.
+# What the families' transformers differ in; pass one as **overrides of `tiny_pipeline`.
 LEARNED: dict[str, Any] = {"use_learned_positional_embeddings": True}
 V1_5: dict[str, Any] = {"patch_size_t": 2, "ofs_embed_dim": 16}
 TEXT_TO_VIDEO: dict[str, Any] = {"in_channels": CHANNELS, "use_rotary_positional_embeddings": False}
+
+# The whole families: **arguments of `tiny_pipeline`. Kept are the keys of the published configs that decide what is
+# computed; sizes are shrunk, in the same relations:
+#
+# | config key | 2B | 5B-I2V | 1.5-5B-I2V | tiny |
+# |---|---|---|---|---|
+# | transformer: in_channels (latent channels 16) | 16 | 32 | 32 | once or twice 4 |
+# | use_rotary_positional_embeddings | false | true | true | kept |
+# | use_learned_positional_embeddings | false | true | false | kept |
+# | patch_size_t, patch_bias | none, true | none, true | 2, false | kept |
+# | ofs_embed_dim (time_embed_dim 512) | none | none | 512 | none, none, 16 (16) |
+# | sample_height x sample_width, in latents | 60x90 | 60x90 | 300x300, larger than any clip | 12x16, 12x16, 24x24 |
+# | sample_frames | 49: the clip's | 49: the clip's | 81 | 9 |
+# | latent frames | 13, odd | 13, odd | 21, padded to 22 | 3; 1.5: padded to 4 |
+# | spatial_interpolation_scale (sincos positions) | 1.875 | 1.875 | 1.875 | kept: the class default |
+# | vae: scaling_factor | 1.15258426 | 0.7 | 0.7 | kept |
+# | vae: invert_scale_latents | false | false | true | kept |
+# | scheduler: snr_shift_scale | 3.0 | 1.0 | 1.0 | kept |
+# | prediction_type, zero SNR, spacing | v, yes, trailing | same | same | kept |
+FAMILIES: dict[str, dict[str, Any]] = {
+    "2B": TEXT_TO_VIDEO | {"vae": {"scaling_factor": 1.15258426}, "scheduler": {"snr_shift_scale": 3.0}},
+    "5B-I2V": LEARNED,
+    "1.5-5B-I2V": V1_5
+    | {"patch_bias": False, "sample_height": 24, "sample_width": 24, "vae": {"invert_scale_latents": True}},
+}
 
 
 def tiny_pipeline(
@@ -39,12 +64,14 @@ def tiny_pipeline(
     vae: Mapping[str, Any] | None = None,
     scheduler: Mapping[str, Any] | None = None,
     posterior_logvar: float | None = -30.0,
+    perturb: float = 0.0,
     **overrides: Any,
 ) -> Path:
     """Save a random pipeline under `folder` and return the folder.
 
     `overrides` change the transformer's config, `vae` and `scheduler` theirs. With the default `posterior_logvar` the
-    VAE's posterior is so narrow that a sample of it is its mode; None leaves the random one.
+    VAE's posterior is so narrow that a sample of it is its mode; None leaves the random one. `perturb` is the size of
+    the noise on what a fresh transformer holds at 0, 1 or in a pattern: biases, norms, learned positions.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,6 +82,7 @@ def tiny_pipeline(
             "transformer": CogVideoXTransformer3DModel(**(_TRANSFORMER | overrides)),
             "scheduler": CogVideoXDPMScheduler(**(_SCHEDULER | dict(scheduler or {}))),
         }
+        _perturb(parts["transformer"], perturb)
     takes_image = parts["transformer"].config["in_channels"] == 2 * CHANNELS
     pipeline = CogVideoXImageToVideoPipeline if takes_image else CogVideoXPipeline
     pipeline(**parts).save_pretrained(folder)
@@ -76,6 +104,14 @@ _TRANSFORMER: dict[str, Any] = {
     "max_text_seq_length": TEXT_LENGTH,
     "use_rotary_positional_embeddings": True,
 }
+
+
+def _perturb(transformer: CogVideoXTransformer3DModel, size: float) -> None:
+    with torch.no_grad():
+        for name, tensor in transformer.state_dict().items():
+            if tensor.ndim == 1 or "pos_embedding" in name:
+                tensor.add_(torch.randn_like(tensor), alpha=size)
+
 
 # The noise schedule of CogVideoX-5B.
 _SCHEDULER: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The denoising loop against diffusers' own pipelines: same seeds, same latents."""
+"""The denoising loop against diffusers' pipeline: same seeds, same latents. All families: tests/test_families.py."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    CogVideoXDDIMScheduler,
-    CogVideoXDPMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXPipeline,
-)
-from PIL import Image
 
 from actors.denoise import Condition, denoise
 from common.models import ModelFolder, encode_image, encode_text, open_model, to_unit
-from tests.tiny import FRAMES, HEIGHT, LEARNED, TEXT_TO_VIDEO, V1_5, WIDTH, tiny_pipeline
+from tests.reference import open_pipeline, pipeline_latents
+from tests.tiny import FRAMES, HEIGHT, WIDTH, tiny_pipeline
 
 SEEDS = (11, 12, 13)
 STEPS = 4
@@ -32,27 +26,9 @@ def picture() -> torch.Tensor:
 
 
 def theirs(model: ModelFolder, kind: str, guidance: float) -> torch.Tensor:
-    """The pipeline's latents [N, F, C, h, w] of SEEDS, without 1.5's padding."""
-    pipeline: Any = CogVideoXImageToVideoPipeline if model.image_conditioned else CogVideoXPipeline
-    pipe = pipeline.from_pretrained(model.path)
-    pipe.set_progress_bar_config(disable=True)
-    scheduler = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}[kind]
-    pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
-    count = len(SEEDS)
-    image = {"image": [Image.fromarray(picture().numpy())] * count} if model.image_conditioned else {}
-    latents = pipe(
-        prompt=[TEXT] * count,
-        height=HEIGHT,
-        width=WIDTH,
-        num_frames=FRAMES,
-        num_inference_steps=STEPS,
-        guidance_scale=guidance,
-        generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
-        max_sequence_length=model.max_text_length,
-        output_type="latent",
-        **image,
-    ).frames
-    return latents[:, -model.latent_shape(FRAMES, HEIGHT, WIDTH)[0] :]
+    """The pipeline's latents [N, F, C, h, w] of SEEDS."""
+    pipe = open_pipeline(model.path)
+    return pipeline_latents(pipe, picture().numpy(), TEXT, SEEDS, kind=kind, steps=STEPS, guidance=guidance)
 
 
 def condition(model: ModelFolder) -> Condition:
@@ -87,20 +63,6 @@ def test_parity_with_the_image_to_video_pipeline(model: ModelFolder, kind: str, 
     expected = theirs(model, kind, guidance)
     assert expected.std() > 0.1
     torch.testing.assert_close(ours(model, kind, guidance), expected, atol=TOLERANCE, rtol=0)
-
-
-FAMILIES = {
-    "learned positions": (LEARNED, {}),
-    "1.5": (V1_5, {"invert_scale_latents": True}),
-    "text to video": (TEXT_TO_VIDEO, {}),
-}
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parity_with_every_family(tmp_path: Path, family: str) -> None:
-    overrides, vae = FAMILIES[family]
-    model = open_model(tiny_pipeline(tmp_path, vae=vae, **overrides))
-    torch.testing.assert_close(ours(model, "dpm", 6.0), theirs(model, "dpm", 6.0), atol=TOLERANCE, rtol=0)
 
 
 def test_a_wide_posterior_differs_only_by_mode_against_sample(tmp_path: Path) -> None:

@@ -1,0 +1,282 @@
+"""The three CogVideoX families against diffusers: sampling against the whole pipeline, training against its model call.
+
+```
+same folder ──┬── diffusers' pipeline ── latents ──────────────────────── equal? ── ours: Sampler
+              └──── every call of its transformer: (x_t, t, c) ─> v ───── equal? ── ours: v_errors over predict_v
+```
+
+Every mutation of what makes a family must break the comparison that it belongs to.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from actors import denoise
+from actors.sampler import Sampler
+from common import models
+from common.config import load_config
+from common.diffusion import NoiseSchedule
+from common.messages import Conditioning, Prompt
+from common.models import ModelFolder, decode_latents, front_padding, open_model, predict_v
+from common.tensors import from_array
+from learner.losses import Draw, v_errors
+from learner.pairs import Pairs
+from learner.train import without_dropout
+from tests.reference import open_pipeline, pipeline_latents
+from tests.tiny import CHANNELS, FAMILIES, HEIGHT, WIDTH, tiny_pipeline
+
+SEEDS = (21, 22)
+STEPS, GUIDANCE = 4, 6.0
+TEXT = "a zombie jumps left"
+TOLERANCE = 1e-4
+PIXELS = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that the pipeline made of its transformer."""
+
+    x_t: torch.Tensor  # [1, F + padding, C, h, w]
+    timestep: torch.Tensor  # int64 [1]
+    v: torch.Tensor  # as x_t
+
+
+class Family:
+    """A tiny model folder, and what diffusers makes of it, computed once."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.model = open_model(tiny_pipeline(folder, perturb=0.2, **FAMILIES[name]))
+        self.image = PIXELS if self.model.image_conditioned else None
+        self._latents: dict[str, torch.Tensor] = {}
+
+    @cached_property
+    def pipe(self) -> Any:
+        return open_pipeline(self.model.path)
+
+    def latents(self, kind: str) -> torch.Tensor:
+        """The pipeline's x0 of SEEDS."""
+        if kind not in self._latents:
+            arguments: dict[str, Any] = {"kind": kind, "steps": STEPS, "guidance": GUIDANCE}
+            self._latents[kind] = pipeline_latents(self.pipe, self.image, TEXT, SEEDS, **arguments)
+        return self._latents[kind]
+
+    @cached_property
+    def calls(self) -> list[Call]:
+        """The transformer's calls while the pipeline makes one clip without guidance.
+
+        Training fills the front padding with a copy of the first frame, sampling with its own noise: where there is
+        padding, the copy is put into the pipeline's hands, and everything else is the pipeline's doing.
+        """
+        found: list[Call] = []
+        padding = front_padding(self.model.transformer_config, 3)
+
+        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+            x_t = kwargs["hidden_states"][:, :, :CHANNELS]
+            x_t[:, :padding] = x_t[:, padding : padding + 1]
+
+        def after(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
+            found.append(Call(kwargs["hidden_states"][:, :, :CHANNELS].clone(), kwargs["timestep"], outputs[0].clone()))
+
+        hooks = [
+            self.pipe.transformer.register_forward_pre_hook(before, with_kwargs=True),
+            self.pipe.transformer.register_forward_hook(after, with_kwargs=True),
+        ]
+        try:
+            pipeline_latents(self.pipe, self.image, TEXT, SEEDS[:1], steps=STEPS)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On tensors this small threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    return Family(request.param, tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def fresh_tables() -> Iterator[None]:
+    """No rotary table of another test, and none left for one."""
+    models._rotary.cache_clear()
+    yield
+    models._rotary.cache_clear()
+
+
+# Our side.
+
+
+def sampler_of(model: ModelFolder, kind: str = "dpm") -> Sampler:
+    flags = {"sampler.steps": STEPS, "sampler.guidance": GUIDANCE, "sampler.scheduler": kind}
+    return Sampler(model, load_config(flags=flags))
+
+
+def condition(sampler: Sampler, family: Family) -> tuple[Prompt, Conditioning]:
+    png = io.BytesIO()
+    Image.fromarray(PIXELS).save(png, "PNG")
+    prompt = Prompt(0, "p", TEXT, None if family.image is None else png.getvalue())
+    return prompt, sampler.encode(prompt)
+
+
+def sampled(sampler: Sampler, family: Family) -> torch.Tensor:
+    prompt, conditioning = condition(sampler, family)
+    group = sampler.sample(prompt, conditioning, SEEDS, range(len(SEEDS)))
+    return torch.stack([from_array(candidate.latents) for candidate in group])
+
+
+def check_sampling(sampler: Sampler, family: Family, kind: str = "dpm") -> None:
+    torch.testing.assert_close(sampled(sampler, family), family.latents(kind), atol=TOLERANCE, rtol=0)
+
+
+def pairs_of(sampler: Sampler, family: Family) -> Pairs:
+    """A pair for every call of the pipeline: random clips, conditioned as the sampler does it."""
+    _, conditioning = condition(sampler, family)
+    count, image = len(family.calls), conditioning.image_latent
+    shape = family.latents("dpm").shape[1:]
+    winner, loser = torch.randn(2, count, *shape, generator=torch.Generator().manual_seed(1))
+    text = from_array(conditioning.prompt_embeds).expand(count, -1, -1)
+    first = None if image is None else from_array(image).expand(count, -1, -1, -1, -1)
+    return Pairs(tuple(range(count)), winner, loser, text, first, torch.zeros(count), *[torch.zeros(count)] * 2)
+
+
+def check_training(sampler: Sampler, family: Family) -> None:
+    """e(w) of our training call equals that of the pipeline's own v, by diffusers' own schedule.
+
+    The noise is chosen so that the winner's x_t is what the pipeline's transformer was given.
+    """
+    pairs, padding = pairs_of(sampler, family), front_padding(family.model.transformer_config, 3)
+    timesteps = torch.cat([call.timestep for call in family.calls])
+    x_t, theirs = (torch.cat([getattr(call, name) for call in family.calls])[:, padding:] for name in ("x_t", "v"))
+    scheduler = family.pipe.scheduler
+    alphas = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1, 1)
+    noise = ((x_t - alphas.sqrt() * pairs.winner) / (1 - alphas).sqrt()).float()
+    no = torch.zeros(len(timesteps), dtype=torch.bool)
+    drawn = Draw(timesteps, noise, no, no, torch.zeros(len(no), 1, *x_t.shape[2:]))
+    transformer = without_dropout(family.model.load_transformer("float32", "cpu"))
+    schedule = NoiseSchedule.from_config(sampler._model.scheduler_config)
+    winner, _ = v_errors(partial(predict_v, transformer), schedule, pairs, drawn, None)
+    expected = (theirs - scheduler.get_velocity(pairs.winner, noise, timesteps)).square().mean((1, 2, 3, 4))
+    torch.testing.assert_close(winner, expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+# Parity.
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim"])
+def test_the_sampler_makes_the_pipelines_latents(family: Family, kind: str) -> None:
+    assert family.latents(kind).std() > 0.1
+    check_sampling(sampler_of(family.model, kind), family, kind)
+
+
+def test_latents_become_the_pipelines_frames(family: Family) -> None:
+    latents = family.latents("dpm")
+    with torch.no_grad():
+        theirs = family.pipe.decode_latents(latents).transpose(1, 2)
+        ours = decode_latents(family.model.load_vae("float32", "cpu"), latents)
+    torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_the_training_call_makes_the_pipelines_errors(family: Family) -> None:
+    assert [call.timestep.item() for call in family.calls] == [999, 749, 499, 249]
+    check_training(sampler_of(family.model), family)
+
+
+# Mutations: what a family is, undone. Each names the families it is made for.
+
+
+def other_image_scale(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    inverted = sampler._vae.config["invert_scale_latents"]
+    sampler._vae.register_to_config(invert_scale_latents=not inverted)
+
+
+def other_ofs(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(models, "OFS", 0.0)
+
+
+def more_padding(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    for module in (models, denoise):
+        patch.setattr(module, "front_padding", lambda config, frames: front_padding(config, frames) and 3)
+
+
+def turned_grid(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    own = models.rotary_table
+    patch.setattr(models, "rotary_table", lambda c, s, device: own(c, (s[0], s[1], s[3], s[2]), device))
+
+
+def stretched_grid(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    """The rotary grid of 1.0: laid over the sample size, not cut out of it."""
+    own = models.get_3d_rotary_pos_embed
+
+    def table(head: int, crop: Any, grid: Any, frames: int, *, max_size: Any, device: Any, **how: Any) -> Any:
+        region = models.get_resize_crop_region_for_grid(grid, max_size[1], max_size[0])
+        return own(head, region, grid, frames, grid_type="linspace", device=device)
+
+    patch.setattr(models, "get_3d_rotary_pos_embed", table)
+
+
+def no_positions(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    load = ModelFolder.load_transformer
+
+    def without(*arguments: Any) -> Any:
+        transformer: Any = load(*arguments)
+        transformer.patch_embed.pos_embedding.zero_()
+        return transformer
+
+    patch.setattr(ModelFolder, "load_transformer", without)
+    sampler._transformer.patch_embed.pos_embedding.zero_()
+
+
+Mutation = Callable[[Any, pytest.MonkeyPatch], None]
+MUTATIONS: list[tuple[str, Mutation]] = [
+    ("2B", no_positions),
+    ("5B-I2V", no_positions),
+    ("5B-I2V", turned_grid),
+    ("5B-I2V", other_image_scale),
+    ("1.5-5B-I2V", turned_grid),
+    ("1.5-5B-I2V", stretched_grid),
+    ("1.5-5B-I2V", other_image_scale),
+    ("1.5-5B-I2V", other_ofs),
+    ("1.5-5B-I2V", more_padding),
+]
+
+
+@pytest.mark.parametrize(("family", "mutation"), MUTATIONS, indirect=["family"])
+@pytest.mark.parametrize("check", [check_sampling, check_training])
+def test_a_mutation_breaks_parity(
+    family: Family, mutation: Mutation, check: Any, monkeypatch: pytest.MonkeyPatch, fresh_tables: None
+) -> None:
+    assert len(family.latents("dpm")) == len(SEEDS)  # diffusers' side is made before the mutation
+    assert len(family.calls) == STEPS
+    sampler = sampler_of(family.model)
+    mutation(sampler, monkeypatch)
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        check(sampler, family)
+
+
+@pytest.mark.parametrize("check", [check_sampling, check_training])
+def test_another_snr_shift_breaks_parity(family: Family, check: Any) -> None:
+    own = family.model.scheduler_config
+    config = own | {"snr_shift_scale": 4.0 - own["snr_shift_scale"]}  # 3.0 of 2B for 1.0 of 5B, and back
+    sampler = sampler_of(replace(family.model, scheduler_config=config))
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        check(sampler, family)
