@@ -37,6 +37,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.config import ConfigError
+from common.shapes import front_padding, latent_shape
 
 TOON_PIPELINE = Path(__file__).parent / "toon" / "weights" / "pipeline"
 PIPELINES = ("CogVideoXImageToVideoPipeline", "CogVideoXPipeline")
@@ -65,37 +66,9 @@ class ModelFolder:
         """L: every caption is padded or cut to this many tokens."""
         return int(self.transformer_config["max_text_seq_length"])
 
-    @property
-    def spatial_ratio(self) -> int:
-        """Pixels per latent, on a side."""
-        return 2 ** (len(self.vae_config["block_out_channels"]) - 1)
-
-    @property
-    def temporal_ratio(self) -> int:
-        """Frames per latent frame, after the first."""
-        return int(self.vae_config["temporal_compression_ratio"])
-
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(F, C, h, w) of a clip, without the padding of CogVideoX 1.5. `ConfigError` when the size does not fit."""
-        if (frames - 1) % self.temporal_ratio:
-            raise ConfigError(f"model.frames = {frames}: {self.path.name} needs {self.temporal_ratio}k+1 frames")
-        unit = self.spatial_ratio * self.transformer_config["patch_size"]
-        for name, value in (("height", height), ("width", width)):
-            if value % unit:
-                raise ConfigError(f"model.{name} = {value}: {self.path.name} needs a multiple of {unit} pixels")
-        self._check_learned_positions(height, width)
-        count = (frames - 1) // self.temporal_ratio + 1
-        ratio = self.spatial_ratio
-        return count, int(self.vae_config["latent_channels"]), height // ratio, width // ratio
-
-    def _check_learned_positions(self, height: int, width: int) -> None:
-        config, ratio = self.transformer_config, self.spatial_ratio
-        only = (config["sample_height"] * ratio, config["sample_width"] * ratio)
-        if config["use_learned_positional_embeddings"] and (height, width) != only:
-            raise ConfigError(
-                f"model.height x model.width = {height}x{width}: {self.path.name} has learned positions, "
-                f"only {only[0]}x{only[1]} works"
-            )
+        return latent_shape(self.path.name, self.transformer_config, self.vae_config, frames, height, width)
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
         """The denoiser, in evaluation mode."""
@@ -235,12 +208,6 @@ def predict_v(
         return_dict=False,
     )[0]
     return v[:, padding:]
-
-
-def front_padding(config: Mapping[str, Any], frames: int) -> int:
-    """Latent frames that the model call puts in front of `frames`: 0 unless the config has a `patch_size_t`."""
-    unit = config["patch_size_t"]
-    return -frames % unit if unit else 0
 
 
 def rotary_table(
