@@ -102,6 +102,7 @@ OWN = {
     "evaluate": frozenset({"prompts", "version", "json"}),
     "export": frozenset({"out", "version"}),
     "worker": frozenset({"connect", "key", "patience"}),
+    "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
 
 
@@ -156,6 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_run(commands)
     _add_worker(commands)
+    _add_plan(commands)
     _add_clips(commands)
     _add_run_folder(commands)
     _add_data(commands)
@@ -235,6 +237,36 @@ def _work(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     from deploy import join  # noqa: PLC0415 - `--help` answers without zmq
 
     return join.work(options, flags)
+
+
+def _add_plan(commands: Any) -> None:
+    command = _add(
+        commands,
+        "plan",
+        _plan,
+        "what a run needs per GPU, in time and on disk, before GPUs are rented",
+        "Computes, without loading a model, the memory of each role term by term, the time of a clip and of a step,\n"
+        "the samplers that keep the learner busy, and the disk. What cannot fit is refused (exit code 2), with the\n"
+        "knobs that help. Times rest on an assumed share of the GPU's peak, --mfu: measure yours, then give it. Sizes\n"
+        "come from the config files in model.path; where that folder is not here, name the published family.\n\n"
+        "examples:\n"
+        "  douga plan deploy/configs/a800-online.toml --family 5b-i2v --gpu A800-80GB\n"
+        "  douga plan my.toml --sampler-gpu RTX4090-24GB --learner-gpu H100-80GB --mfu 0.35\n"
+        "  douga plan my.toml --gpu H100-80GB --learner.micro-batch 2      any key may be changed, as with run",
+        keys=True,
+    )
+    command.add_argument("config", type=Path, metavar="CONFIG.toml")
+    command.add_argument("--family", help="2b, 5b-i2v or 1.5-5b-i2v, in place of the files in model.path")
+    command.add_argument("--gpu", default="A800-80GB", help="A800-80GB (default), H100-80GB, H200-141GB, RTX4090-24GB")
+    command.add_argument("--sampler-gpu", help="where the samplers have another one")
+    command.add_argument("--learner-gpu", help="where the learner has another one")
+    command.add_argument("--mfu", type=float, default=0.4, help="assumed share of the GPU's peak (default: 0.4)")
+
+
+def _plan(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    from deploy import planning  # noqa: PLC0415 - what other commands do not need
+
+    return planning.command(options, flags)
 
 
 def _config(options: argparse.Namespace, flags: dict[str, Any]) -> int:

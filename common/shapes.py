@@ -1,0 +1,63 @@
+"""The shapes of a CogVideoX model from its published configs. No torch: `douga plan` answers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from common.config import ConfigError
+
+Config = Mapping[str, Any]  # a part's config.json, with the class's defaults filled in
+
+
+def spatial_ratio(vae: Config) -> int:
+    """Pixels per latent, on a side."""
+    return 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def latent_shape(
+    name: str, transformer: Config, vae: Config, frames: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """(F, C, h, w) of a clip, without the padding of CogVideoX 1.5.
+
+    `ConfigError` when the size does not fit the model, which it calls `name`.
+    """
+    temporal, ratio = int(vae["temporal_compression_ratio"]), spatial_ratio(vae)
+    unit = ratio * transformer["patch_size"]
+    spare = (frames - 1) % temporal
+    if spare:
+        _refuse(name, "frames", frames, f"{temporal}k+1 frames", frames - spare, temporal)
+    for side, value in (("height", height), ("width", width)):
+        if value % unit:
+            _refuse(name, side, value, f"a multiple of {unit} pixels", value - value % unit, unit)
+    _check_positions(name, transformer, ratio, frames, height, width)
+    return (frames - 1) // temporal + 1, int(vae["latent_channels"]), height // ratio, width // ratio
+
+
+def _refuse(name: str, key: str, value: int, rule: str, below: int, unit: int) -> NoReturn:
+    near = f"{below} or {below + unit}" if below else str(unit)
+    raise ConfigError(f"model.{key} = {value}: {name} needs {rule}: {near}")
+
+
+def _check_positions(name: str, transformer: Config, ratio: int, frames: int, height: int, width: int) -> None:
+    """Learned positions hold for one clip size alone (diffusers takes sincos ones for other frame counts); the rotary
+    table of 1.5 is cut out of that of the sample size."""
+    most = (transformer["sample_height"] * ratio, transformer["sample_width"] * ratio)
+    only = (transformer["sample_frames"], *most)
+    if transformer["use_learned_positional_embeddings"] and (frames, height, width) != only:
+        raise ConfigError(
+            f"model.frames x height x width = {frames}x{height}x{width}: {name} has learned positions, "
+            f"only {only[0]}x{only[1]}x{only[2]} works"
+        )
+    sliced = transformer["use_rotary_positional_embeddings"] and transformer["patch_size_t"]
+    if sliced and (height > most[0] or width > most[1]):
+        raise ConfigError(
+            f"model.height x model.width = {height}x{width}: the rotary positions of {name} reach to "
+            f"{most[0]}x{most[1]}"
+        )
+
+
+def front_padding(transformer: Config, frames: int) -> int:
+    """Latent frames that the model call puts in front of `frames`: 0 unless the config has a `patch_size_t`."""
+    unit = transformer["patch_size_t"]
+    return -frames % unit if unit else 0
