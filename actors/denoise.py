@@ -24,7 +24,8 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 
 from actors.speed import forget
-from common.models import Scheduler, front_padding, predict_v
+from common.models import Scheduler, predict_v
+from common.shapes import front_padding
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from common import models
 from common.config import load_config
 from common.diffusion import NoiseSchedule
 from common.messages import Conditioning, Prompt
-from common.models import ModelFolder, decode_latents, front_padding, open_model, predict_v
+from common.models import ModelFolder, decode_latents, open_model, predict_v
+from common.shapes import front_padding
 from common.tensors import from_array
 from learner.losses import Draw, v_errors
 from learner.pairs import Pairs
