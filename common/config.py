@@ -24,8 +24,11 @@ class ConfigError(ValueError):
 
 
 def _divides_1000(value: int) -> int:
-    if 1000 % value:
-        raise ValueError("must divide the scheduler's 1000 training timesteps, e.g. 5, 8, 10, 20, 25, 50")
+    if 1000 % value:  # the scheduler's integer division would skip the last timesteps
+        divisors = [steps for steps in range(1, 1001) if 1000 % steps == 0]
+        below = max(steps for steps in divisors if steps < value)
+        near = " or ".join(str(steps) for steps in divisors[divisors.index(below) :][:2])
+        raise ValueError(f"must divide the scheduler's 1000 training timesteps; nearest: {near}")
     return value
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from diffusers import (
@@ -77,24 +77,38 @@ class ModelFolder:
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(F, C, h, w) of a clip, without the padding of CogVideoX 1.5. `ConfigError` when the size does not fit."""
-        if (frames - 1) % self.temporal_ratio:
-            raise ConfigError(f"model.frames = {frames}: {self.path.name} needs {self.temporal_ratio}k+1 frames")
+        spare = (frames - 1) % self.temporal_ratio
+        if spare:
+            self._refuse("frames", frames, f"{self.temporal_ratio}k+1 frames", frames - spare, self.temporal_ratio)
         unit = self.spatial_ratio * self.transformer_config["patch_size"]
         for name, value in (("height", height), ("width", width)):
             if value % unit:
-                raise ConfigError(f"model.{name} = {value}: {self.path.name} needs a multiple of {unit} pixels")
-        self._check_learned_positions(height, width)
+                self._refuse(name, value, f"a multiple of {unit} pixels", value - value % unit, unit)
+        self._check_positions(frames, height, width)
         count = (frames - 1) // self.temporal_ratio + 1
         ratio = self.spatial_ratio
         return count, int(self.vae_config["latent_channels"]), height // ratio, width // ratio
 
-    def _check_learned_positions(self, height: int, width: int) -> None:
+    def _refuse(self, name: str, value: int, rule: str, below: int, unit: int) -> NoReturn:
+        near = f"{below} or {below + unit}" if below else str(unit)
+        raise ConfigError(f"model.{name} = {value}: {self.path.name} needs {rule}: {near}")
+
+    def _check_positions(self, frames: int, height: int, width: int) -> None:
+        """Learned positions hold for one clip size alone (diffusers takes sincos ones for other frame counts); the
+        rotary table of 1.5 is cut out of that of the sample size."""
         config, ratio = self.transformer_config, self.spatial_ratio
-        only = (config["sample_height"] * ratio, config["sample_width"] * ratio)
-        if config["use_learned_positional_embeddings"] and (height, width) != only:
+        most = (config["sample_height"] * ratio, config["sample_width"] * ratio)
+        only = (config["sample_frames"], *most)
+        if config["use_learned_positional_embeddings"] and (frames, height, width) != only:
             raise ConfigError(
-                f"model.height x model.width = {height}x{width}: {self.path.name} has learned positions, "
-                f"only {only[0]}x{only[1]} works"
+                f"model.frames x height x width = {frames}x{height}x{width}: {self.path.name} has learned positions, "
+                f"only {only[0]}x{only[1]}x{only[2]} works"
+            )
+        sliced = config["use_rotary_positional_embeddings"] and config["patch_size_t"]
+        if sliced and (height > most[0] or width > most[1]):
+            raise ConfigError(
+                f"model.height x model.width = {height}x{width}: the rotary positions of {self.path.name} reach to "
+                f"{most[0]}x{most[1]}"
             )
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:

@@ -45,6 +45,8 @@ def test_a_list_is_given_with_commas():
         ({"learner.lr": "nan"}, "--learner.lr = 'nan': Input should be a finite number"),
         ({"learner.loss": "ppo"}, "--learner.loss = 'ppo': Input should be 'gapo', 'dpo' or 'sft'"),
         ({"sampler.steps": "7"}, "--sampler.steps = '7': must divide the scheduler's 1000 training timesteps"),
+        ({"sampler.steps": "30"}, "1000 training timesteps; nearest: 25 or 40"),
+        ({"sampler.steps": "4000"}, "1000 training timesteps; nearest: 1000"),
         ({"learner.alhpa": "2"}, "--learner.alhpa: unknown key; did you mean learner.alpha?"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),

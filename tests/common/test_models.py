@@ -25,6 +25,7 @@ from common.models import (
 )
 from tests.tiny import (
     CHANNELS,
+    FAMILIES,
     FRAMES,
     HEIGHT,
     LEARNED,
@@ -66,9 +67,11 @@ def test_shapes_come_from_the_configs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((10, 48, 64), r"model.frames = 10: .* needs 4k\+1 frames"),
-        ((9, 44, 64), "model.height = 44: .* multiple of 8"),
-        ((9, 48, 60), "model.width = 60: .* multiple of 8"),
+        ((10, 48, 64), r"model.frames = 10: .* needs 4k\+1 frames: 9 or 13$"),
+        ((12, 48, 64), r"model.frames = 12: .* needs 4k\+1 frames: 9 or 13$"),
+        ((9, 44, 64), "model.height = 44: .* multiple of 8 pixels: 40 or 48$"),
+        ((9, 48, 60), "model.width = 60: .* multiple of 8 pixels: 56 or 64$"),
+        ((9, 48, 5), "model.width = 5: .* multiple of 8 pixels: 8$"),
     ],
 )
 def test_a_size_that_does_not_fit_is_one_line(folder: Path, size: tuple[int, int, int], message: str) -> None:
@@ -76,11 +79,19 @@ def test_a_size_that_does_not_fit_is_one_line(folder: Path, size: tuple[int, int
         open_model(folder).latent_shape(*size)
 
 
-def test_learned_positions_allow_one_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(9, 64, 64), (13, 48, 64)])
+def test_learned_positions_allow_one_size(tmp_path: Path, size: tuple[int, int, int]) -> None:
     model = open_model(tiny_pipeline(tmp_path, **LEARNED))
     assert model.latent_shape(FRAMES, HEIGHT, WIDTH) == SHAPE
-    with pytest.raises(ConfigError, match="only 48x64 works"):
-        model.latent_shape(9, 64, 64)
+    with pytest.raises(ConfigError, match="= {}x{}x{}: .* only 9x48x64 works$".format(*size)):
+        model.latent_shape(*size)
+
+
+def test_sliced_rotary_positions_reach_to_the_sample_size(tmp_path: Path) -> None:
+    model = open_model(tiny_pipeline(tmp_path, **FAMILIES["1.5-5B-I2V"]))
+    assert model.latent_shape(81, 96, 96) == (21, CHANNELS, 24, 24)
+    with pytest.raises(ConfigError, match=r"= 48x104: the rotary positions of .* reach to 96x96$"):
+        model.latent_shape(9, 48, 104)
 
 
 def test_old_configs_get_the_class_defaults(tmp_path: Path) -> None:
