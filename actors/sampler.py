@@ -27,6 +27,7 @@ from common.lora import adapter_state, inject_lora, load_adapter_state
 from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
 from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
 from common.tensors import from_array, policy_digest, to_array
+from common.weights import check_fits
 
 ADAPTER = "policy"  # the name under which the learner trains its adapter
 CACHED_PROMPTS = 256  # encoded prompts kept: evaluation asks for the same ones under several versions
@@ -70,7 +71,7 @@ class Sampler(SamplingLoop):
             self._adapted = False
         own = self._transformer.state_dict()
         needed = {name for name, _ in self._transformer.named_parameters()}
-        _check_fits(version, state, own, needed)
+        check_fits(version, state, own, needed)
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
@@ -87,7 +88,7 @@ class Sampler(SamplingLoop):
             self._transformer.eval()
             self._adapted = True
         own = adapter_state(self._transformer, ADAPTER)
-        _check_fits(version, state, own, set(own))
+        check_fits(version, state, own, set(own))
         load_adapter_state(self._transformer, dict(state), ADAPTER)
 
     def policy_digest(self) -> str:
@@ -197,21 +198,3 @@ class Sampler(SamplingLoop):
             height=size.height,
             width=size.width,
         )
-
-
-def _check_fits(
-    version: WeightVersion, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], needed: set[str]
-) -> None:
-    """Names, dtypes and shapes of a published version against the model's, before anything is changed."""
-    for name in sorted(needed - state.keys()):
-        raise ConfigError(f"weight version {version.version}: {name} is missing; another architecture?")
-    if {entry.name for entry in version.tensors} != state.keys():
-        raise ConfigError(f"weight version {version.version}: its tensors are not those of its manifest")
-    for name, tensor in sorted(state.items()):
-        mine = own.get(name)
-        if mine is None or (mine.shape, mine.dtype) != (tensor.shape, tensor.dtype):
-            here = "no such tensor" if mine is None else f"{mine.dtype}{list(mine.shape)}"
-            raise ConfigError(
-                f"weight version {version.version}: {name} is {tensor.dtype}{list(tensor.shape)}, "
-                f"the model has {here}; another architecture?"
-            )

@@ -28,8 +28,7 @@ def inject_lora(transformer: torch.nn.Module, config: LoraConfig, seed: int, nam
     A is uniform as torch's linear layers are, a function of (seed, layer) alone; B is 0. `ConfigError` when no layer
     matches `config.targets`.
     """
-    settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none"}
-    peft_config = PeftLoraConfig(**settings, target_modules=list(config.targets))
+    peft_config = PeftLoraConfig(**peft_settings(config))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
@@ -40,6 +39,12 @@ def inject_lora(transformer: torch.nn.Module, config: LoraConfig, seed: int, nam
         for key, parameter in adapter_parameters(transformer, name).items():
             parameter.copy_(_fresh(key, parameter, seed))
     activate(transformer, name, trainable=name)
+
+
+def peft_settings(config: LoraConfig) -> dict[str, Any]:
+    """What an adapter's tensors do not say themselves, in peft's words."""
+    settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none"}
+    return settings | {"target_modules": list(config.targets)}
 
 
 def adapter_parameters(transformer: torch.nn.Module, name: str) -> dict[str, torch.nn.Parameter]:

@@ -115,6 +115,12 @@ class ModelFolder:
         """The denoiser, in evaluation mode."""
         return self._load(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype)).to(device).eval()
 
+    def empty_transformer(self, dtype: torch.dtype | str) -> CogVideoXTransformer3DModel:
+        """The denoiser's layers without weights (on the meta device): names, shapes and dtypes, and nothing is read."""
+        with torch.device("meta"):
+            model: Any = CogVideoXTransformer3DModel.from_config(self.transformer_config)
+        return model.to(torch_dtype(dtype))
+
     def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
         """The video autoencoder, frozen."""
         model = self._load(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))

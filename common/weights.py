@@ -136,6 +136,25 @@ def _verify(file: Path, state: Mapping[str, torch.Tensor], manifest: WeightVersi
             raise ConfigError(f"{file}: {entry.name} differs from its digest in the manifest")
 
 
+def check_fits(
+    version: WeightVersion, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], needed: Collection[str]
+) -> None:
+    """Compare names, dtypes and shapes of a published version with those of the model's `own` tensors, of which it must
+    have all that are `needed`. `ConfigError` names the first that is wrong."""
+    for name in sorted(set(needed) - state.keys()):
+        raise ConfigError(f"weight version {version.version}: {name} is missing; another architecture?")
+    if {entry.name for entry in version.tensors} != state.keys():
+        raise ConfigError(f"weight version {version.version}: its tensors are not those of its manifest")
+    for name, tensor in sorted(state.items()):
+        mine = own.get(name)
+        if mine is None or (mine.shape, mine.dtype) != (tensor.shape, tensor.dtype):
+            here = "no such tensor" if mine is None else f"{mine.dtype}{list(mine.shape)}"
+            raise ConfigError(
+                f"weight version {version.version}: {name} is {tensor.dtype}{list(tensor.shape)}, "
+                f"the model has {here}; another architecture?"
+            )
+
+
 @contextmanager
 def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
     """``with new_folder(place) as folder``: fill `folder`; it becomes `place` on leaving, whole, or not at all.

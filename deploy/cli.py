@@ -100,6 +100,7 @@ OWN = {
     "prompts": frozenset({"out", "captions", "captioner"}),
     "toon": frozenset({"work", "out", "seed"}),
     "evaluate": frozenset({"prompts", "version", "json"}),
+    "export": frozenset({"out", "version"}),
     "worker": frozenset({"connect", "key", "patience"}),
 }
 
@@ -285,6 +286,7 @@ def _add_run_folder(commands: Any) -> None:
     evaluate.add_argument("--prompts", type=int, help="held-out prompts (default: the run's)")
     evaluate.add_argument("--version", type=int, help="weights version to compare with the base (default: the newest)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    _add_export(commands)
     recover = _add(
         commands,
         "recover",
@@ -299,6 +301,26 @@ def _add_run_folder(commands: Any) -> None:
     recover.add_argument("run", help="run folder, or its name under runs/")
     report = _add(commands, "report", partial(_lazily, "write_report"), "write a finished run's report.html anew")
     report.add_argument("run", help="run folder, or its name under runs/")
+
+
+def _add_export(commands: Any) -> None:
+    export = _add(
+        commands,
+        "export",
+        partial(_lazily, "export_run"),
+        "write a run's weights for diffusers: a LoRA file, or a whole pipeline",
+        "learner.train = lora: DIR/pytorch_lora_weights.safetensors, for pipe.load_lora_weights(DIR). Its scale,\n"
+        "alpha / rank, stands in the file's metadata.\n"
+        "learner.train = full: a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit\n"
+        "it in place: where disks allow it, its untrained parts are hard links to the base model's files.\n\n"
+        "examples:\n"
+        "  douga export runs/mine --out aligned              the newest version\n"
+        "  douga export mine --out halfway --version 30      an earlier one that is still in runs/mine/weights\n"
+        "  douga sample aligned                              a whole pipeline is a model like any other",
+    )
+    export.add_argument("run", help="run folder, or its name under runs/")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    export.add_argument("--version", type=int, help="weights version (default: the newest; 0 is the base model)")
 
 
 def _add_data(commands: Any) -> None:

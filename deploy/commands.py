@@ -28,7 +28,7 @@ from common.models import open_model
 from common.storage import writing
 from common.toon.prompts import encode_png
 from common.weights import WeightStore
-from deploy import course, evaluate, report, run_folder, serial
+from deploy import course, evaluate, export, report, run_folder, serial
 from deploy.heldout import HeldOut
 from deploy.progress import showing
 from deploy.roles import open_inputs
@@ -232,6 +232,16 @@ def evaluate_run(options: Options, flags: Flags) -> int:
     else:
         Console().print(evaluate.table(result, result["prompts"]))
         Console().print(result["verdict"]["words"], markup=False, highlight=False)
+    return 0
+
+
+def export_run(options: Options, flags: Flags) -> int:
+    """``douga export``: one version for diffusers; says how to load it."""
+    folder, config = _modelled(options.run)
+    store = WeightStore(folder / "weights")
+    version = options.version if options.version is not None else _newest(store)
+    how = export.export(config, store, version, options.out)
+    print(f"{folder}: version {version} is in {options.out}; with diffusers:\n{how}")
     return 0
 
 

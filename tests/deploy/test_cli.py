@@ -55,7 +55,9 @@ def douga(*arguments: str) -> subprocess.CompletedProcess:
 # Without torch.
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["config"], ["sample", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["config"], ["sample", "--help"], ["export", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys\nfrom deploy.cli import main\n"
