@@ -5,7 +5,7 @@ PY := .venv/bin/python
 # Where PyPI is asked directly, name the CPU index: make run TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= $(if $(wildcard /dev/nvidia0),torch>=2.10,torch==2.13.0)
 TORCH_ARGS ?=
-# Test files run side by side: much of their time is waiting for processes to start.
+# Test files run side by side, one thread each: much of their time is waiting for processes to start.
 WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-slow lint clean
@@ -14,7 +14,7 @@ run: .venv/installed
 	$(PY) -m deploy.cli run --verify
 
 test: .venv/installed-dev lint
-	$(PY) -m pytest -m "not slow and not gpu and not browser" $(WORKERS)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not gpu and not browser" $(WORKERS)
 
 test-slow: .venv/installed-dev
 	$(PY) -m pytest -m slow

@@ -12,18 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file
 
 from actors.prompts import first_frame
 from actors.sampler import Sampler
+from common.lora import adapter_state, inject_lora
 from common.models import open_model
+from common.tensor_file import TensorStream
 from common.tensors import from_array
 from common.toon.prompts import ToonPrompts
 from common.weights import WeightStore
 from deploy import cli, export, run_folder, serial
 from tests.deploy.toy import config, rewards
 from tests.reference import open_pipeline, pipeline_latents
-from tests.tiny import HEIGHT, WIDTH, tiny_pipeline
+from tests.tiny import FAMILIES, HEIGHT, WIDTH, tiny_pipeline
 
 LORA = "pytorch_lora_weights.safetensors"
 SEEDS = (31, 32)
@@ -47,8 +50,12 @@ class Run:
         """The run's own sampler, holding `version`."""
         sampler = Sampler(open_model(self.model), run_folder.find_run(str(self.folder))[1])
         sampler.load(*self.store.load(version))
-        group = sampler.sample(PROMPT, sampler.encode(PROMPT), SEEDS, range(len(SEEDS)))
-        return torch.stack([from_array(candidate.latents) for candidate in group])
+        return latents(sampler)
+
+
+def latents(sampler: Sampler) -> torch.Tensor:
+    group = sampler.sample(PROMPT, sampler.encode(PROMPT), SEEDS, range(len(SEEDS)))
+    return torch.stack([from_array(candidate.latents) for candidate in group])
 
 
 def made(root: Path, **flags: Any) -> Run:
@@ -73,7 +80,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def theirs(pipe: Any) -> torch.Tensor:
-    return pipeline_latents(pipe, first_frame(PROMPT, HEIGHT, WIDTH), PROMPT.text, SEEDS, steps=2)
+    image = None if isinstance(pipe, CogVideoXPipeline) else first_frame(PROMPT, HEIGHT, WIDTH)
+    return pipeline_latents(pipe, image, PROMPT.text, SEEDS, steps=2)
 
 
 # Parity.
@@ -90,6 +98,25 @@ def test_diffusers_with_the_lora_is_the_runs_sampler(lora: Run, tmp_path: Path, 
     expected = lora.ours(2)
     torch.testing.assert_close(theirs(pipe), expected, atol=TOLERANCE, rtol=0)
     assert (expected - base).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_with_any_familys_lora(family: str, tmp_path: Path) -> None:
+    model = open_model(tiny_pipeline(tmp_path / "model", **FAMILIES[family]))
+    settings = config(tmp_path, **{"learner.lora.rank": 2, "learner.lora.alpha": 8.0})
+    store, draw = WeightStore(tmp_path / "weights"), torch.Generator().manual_seed(0)
+    transformer = model.load_transformer("float32", "cpu")
+    inject_lora(transformer, settings.learner.lora, seed=0)
+    state = {name: 0.1 * torch.randn(t.shape, generator=draw) for name, t in adapter_state(transformer).items()}
+    store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="adapter", base=0)
+    export.export(settings, store, 1, tmp_path / "out")
+    pipe = open_pipeline(model.path)
+    base = theirs(pipe)
+    pipe.load_lora_weights(tmp_path / "out")
+    sampler = Sampler(model, settings)
+    sampler.load(*store.load(1))
+    torch.testing.assert_close(theirs(pipe), latents(sampler), atol=TOLERANCE, rtol=0)
+    assert (theirs(pipe) - base).abs().max() > 100 * TOLERANCE
 
 
 def test_without_its_metadata_the_lora_is_scaled_wrongly(lora: Run, tmp_path: Path) -> None:
