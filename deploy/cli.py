@@ -138,7 +138,7 @@ def _flat(config: RunConfig) -> list[tuple[str, Any]]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
