@@ -7,7 +7,7 @@
 | `steps` | fewer denoising steps | measured |
 | `compile` | the blocks are compiled once (`torch.compile`), for one shape each | rounding |
 | `offload` | T5 and VAE wait in host memory while they are not used | nothing |
-| `vae_tiling` | the VAE decodes in overlapping tiles, blended | seams, faintly |
+| `vae_tiling` | the VAE works in overlapping tiles, blended; on first frames too | seams, faintly |
 
 Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
 Models", is where the interval comes from; deviation: it is given in t / T, not in sigma. The cache is diffusers' First

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -187,11 +187,11 @@ def memory(model: ModelFolder, frames: int, height: int, width: int) -> Row:
     return Row(words, "MiB", ours, other, None, ratio([other], [ours]))
 
 
-def measure(given: argparse.Namespace) -> Report:
+def measure(given: argparse.Namespace, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Report:
     """Speed, then memory."""
     model = open_model(given.model)
     row, aim = steps(given, model)
-    rows = [row, *(memory(model, *size) for size in given.sizes)]
+    rows = [row, *(memory(model, *size) for size in sizes)]
     return Report("learning", rows, [aim], ("torch", "diffusers", "deepspeed"))
 
 
@@ -203,11 +203,5 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def run(given: argparse.Namespace) -> Report:
-    """See `measure`."""
-    given.sizes = SIZES
-    return measure(given)
-
-
 if __name__ == "__main__":
-    main(__doc__, run, *OPTIONS)
+    main(__doc__, measure, *OPTIONS)

@@ -104,8 +104,7 @@ def open_pipeline(model: ModelFolder, config: RunConfig) -> Any:
 def operations(model: ModelFolder, config: RunConfig) -> int:
     """Floating-point operations of the transformer for one clip: counted on tensors without memory."""
     size = config.model
-    with torch.device("meta"):
-        transformer: Any = type(model.load_transformer("float32", "meta")).from_config(model.transformer_config)
+    transformer = model.empty_transformer("float32")
     shape = model.latent_shape(size.frames, size.height, size.width)
     captions = 2 if config.sampler.guidance > 1 else 1
     latents = torch.empty(captions, *shape, device="meta")

@@ -76,8 +76,8 @@ class Hub:
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
         run_folder.check_steps(config, saved)
-        self._sweep(folder)
-        stack.callback(self._sweep, folder)
+        _sweep(folder)
+        stack.callback(_sweep, folder)
         keyed = config.cluster.keys == "always" or not is_loopback(host)
         keys = make_or_read(folder / KEYS) if keyed else None
         announcer = Announcer(self._at(host, 1), keys)
@@ -114,11 +114,6 @@ class Hub:
         port = self.config.cluster.port
         return f"tcp://{host}:{port + number if port else '*'}"
 
-    def _sweep(self, folder: Path) -> None:
-        """Remove the files that earlier groups of ranks met at."""
-        for place in folder.glob(f"{MEETING}*"):
-            place.unlink(missing_ok=True)
-
     def run(self) -> Outcome:
         """The course, from where the folder stands to its end or to `stop`."""
         return self._course.run()
@@ -138,6 +133,12 @@ class Hub:
     def close(self) -> None:
         """End the services and let go of the folder."""
         self._stack.close()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the files that earlier groups of ranks met at."""
+    for place in folder.glob(f"{MEETING}*"):
+        place.unlink(missing_ok=True)
 
 
 class Announcing(LocalExchange):

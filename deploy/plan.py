@@ -7,7 +7,8 @@ M = `learner.micro_batch` pairs, S and d and what autograd saves: `deploy/sizes.
 |---|---|---|
 | sampler | weights | b P, and the T5 encoder and the VAE in b; with LoRA b A |
 | | denoising | `FORWARD` S d b for each clip of a micro-batch, twice with guidance |
-| | VAE decode | `DECODE` x 9 frames x H x W x channels x b for each clip, for there is no tiling |
+| | VAE decode | `DECODE` x 9 frames x H x W x channels x b for each clip; with `vae_tiling` H, W of a tile |
+| | T5, VAE | with `offload` no weights but a phase: T5 alone, the VAE with what it decodes |
 | learner | weights | b P (ZeRO 3: b P / N) and the table of positions; with LoRA both adapters |
 | | reference | b P, whole on every rank; with LoRA b A, in the weights' line |
 | | gradients | b T, ZeRO 2 and 3: / N |
@@ -23,7 +24,7 @@ Denoising, decoding, the passes and the optimizer's step come one after the othe
 share of a GPU has that share of its memory and of its speed. In serial mode one process holds all roles.
 
 Time is operations / (peak of the GPU x MFU). MFU is an assumption (`--mfu`), not a measurement; loading, pushes and
-scoring are left out. A further option of the learner is one term more.
+scoring are left out, and so is what `cache_threshold` skips. A further option of the learner is one term more.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ REDUCE_BUCKET, LIVE_PARAMETERS = 5 * 10**8, 10**9  # DeepSpeed's defaults
 LATENTS_AT_ONCE = 2  # that the VAE decodes together; a third one where their number is odd
 CLIP_BITS_PER_PIXEL = 0.5  # assumed of H.264
 FLOAT32 = 4
+TIMESTEPS = 1000  # T, of the models' schedulers
 GIGA = 1e9
 
 
@@ -198,21 +200,25 @@ def _one_process(needs: tuple[Need, ...]) -> Need:
 
 def sampler_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
     """(resident, phases) of one sampler."""
-    b, size, batch = _number(config), config.model, config.sampler.micro_batch
-    batch = min(batch, config.sampler.candidates)
+    b, batch = _number(config), min(config.sampler.micro_batch, config.sampler.candidates)
     adapter = sizes.adapter_parameters(config.learner.lora) if config.learner.train == "lora" else 0
     calls = batch * (2 if config.sampler.guidance > 1 else 1)
-    ratio, channels = int(sizes.vae["temporal_compression_ratio"]), max(sizes.vae["block_out_channels"][:2])
-    frames = min(size.frames, LATENTS_AT_ONCE * ratio + 1)
-    resident = {
-        "transformer": b * (sizes.transformer_parameters + sizes.position_values + adapter),
-        "T5": b * sizes.text_parameters,
-        "VAE": b * sizes.vae_parameters,
-    }
-    return resident, {
-        "denoising": FORWARD * calls * tokens * sizes.width * b,
-        "VAE decode": DECODE * batch * frames * size.height * size.width * channels * b,
-    }
+    models = {"T5": b * sizes.text_parameters, "VAE": b * sizes.vae_parameters}
+    resident = {"transformer": b * (sizes.transformer_parameters + sizes.position_values + adapter)}
+    denoising, decoding = FORWARD * calls * tokens * sizes.width * b, batch * _decode_bytes(config, sizes)
+    if config.sampler.offload:
+        return resident, {"T5": models["T5"], "denoising": denoising, "VAE decode": models["VAE"] + decoding}
+    return resident | models, {"denoising": denoising, "VAE decode": decoding}
+
+
+def _decode_bytes(config: RunConfig, sizes: ModelSizes) -> int:
+    """Of one clip: its widest layer, of the latents that go together, over the picture or over one tile."""
+    size, vae = config.model, sizes.vae
+    frames = min(size.frames, LATENTS_AT_ONCE * int(vae["temporal_compression_ratio"]) + 1)
+    height, width = size.height, size.width
+    if config.sampler.vae_tiling:  # diffusers' tiles: half of the size that the VAE was made for
+        height, width = min(height, vae["sample_height"] // 2), min(width, vae["sample_width"] // 2)
+    return DECODE * frames * height * width * max(vae["block_out_channels"][:2]) * _number(config)
 
 
 def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -259,7 +265,7 @@ def _pace(
 ) -> Pace:
     speed = {need.role: need.gpu.teraflops * 1e12 * mfu * min(1.0, need.share) for need in needs}
     matrices, attention = sizes.forward_flops(sizes.tokens(shape))
-    calls = config.sampler.steps * (2 if config.sampler.guidance > 1 else 1)
+    calls = config.sampler.steps + guided_steps(config)
     clip = (calls * (matrices + attention) + sizes.decode_flops(shape)) / speed["sampler"]
     ranks, rules = _ranks(config), config.learner
     forwards = 3 if rules.gradient_checkpointing else 2  # policy and reference; once more what is recomputed
@@ -268,6 +274,15 @@ def _pace(
     samplers = config.cluster.samplers if config.mode == "cluster" else 1
     needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
     return Pace(clip, step, samplers, needed)
+
+
+def guided_steps(config: RunConfig) -> int:
+    """Denoising steps that take two captions: they stand at t + 1 = T / steps, 2 T / steps ... T."""
+    how, t = config.sampler, TIMESTEPS
+    if how.guidance == 1:
+        return 0
+    low, high = how.guidance_interval
+    return sum(low <= (t // how.steps * place - 1) / t <= high for place in range(1, how.steps + 1))
 
 
 def clips_per_step(config: RunConfig) -> int:
@@ -328,6 +343,8 @@ CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("learner.zero_stage = 3", {"zero_stage": 3}),
     ('learner.train = "lora"', {"train": "lora"}),
     ("sampler.micro_batch = 1", {"micro_batch": 1}),
+    ("sampler.vae_tiling", {"vae_tiling": True}),
+    ("sampler.offload", {"offload": True}),
     ('model.dtype = "bfloat16"', {"dtype": "bfloat16"}),
 )
 

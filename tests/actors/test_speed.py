@@ -13,10 +13,11 @@ import torch
 from actors.sampler import Sampler
 from actors.speed import resident
 from common.config import ConfigError
+from common.lora import adapter_state, inject_lora
 from common.messages import Prompt
 from common.models import ModelFolder, open_model
 from common.toon.prompts import ToonPrompts
-from tests.actors.test_sampler import SEEDS, config, latents_of
+from tests.actors.test_sampler import SEEDS, config, latents_of, publish
 from tests.tiny import tiny_pipeline
 
 
@@ -84,12 +85,22 @@ def test_the_cache_skips_blocks_and_knows_no_other_clip(model: ModelFolder, prom
     assert torch.equal(latents(cached, prompt), found)  # nothing is left of the clip before
 
 
-def test_full_versions_and_adapters_are_cached_too(model: ModelFolder, prompt: Prompt) -> None:
-    """Loading a full version over an adapter opens the transformer anew."""
-    sampler = Sampler(model, config(sampler__cache_threshold=0.1))
-    assert sampler._transformer.is_cache_enabled
-    sampler._transformer = sampler._open_transformer()
-    assert sampler._transformer.is_cache_enabled
+def test_the_cache_outlives_swaps_of_weights(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
+    """A full version after an adapter opens the transformer anew."""
+    flags = {"sampler__steps": 10, "sampler__guidance": 3}
+    settings, plain = config(**flags, sampler__cache_threshold=1e9), Sampler(model, config(**flags))
+    base = model.load_transformer("float32", "cpu").state_dict()
+    wrapped = model.load_transformer("float32", "cpu")
+    inject_lora(wrapped, settings.learner.lora, seed=0, name="policy")
+    adapter = {name: tensor + 0.1 for name, tensor in adapter_state(wrapped, "policy").items()}
+    sampler = Sampler(model, settings)
+    cached = latents(sampler, prompt)
+    versions = [publish(tmp_path, adapter, 1, "adapter", 0), publish(tmp_path, base, 2)]
+    for version, state in zip(versions, (adapter, base), strict=True):
+        sampler.load(version, state)
+        plain.load(version, state)
+        assert (latents(sampler, prompt) - latents(plain, prompt)).abs().max() > 1e-4  # blocks are skipped
+    assert torch.equal(latents(sampler, prompt), cached)
 
 
 class Moving(torch.nn.Module):

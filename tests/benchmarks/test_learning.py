@@ -32,9 +32,9 @@ def test_a_plain_step_lowers_its_loss(tmp_path: Path) -> None:
     assert min(losses[6:]) < 0.6
 
 
-def test_the_report(tmp_path: Path) -> None:
-    given = argparse.Namespace(model="toon", device="cpu", rounds=1, micro_batch=8, sizes=[(9, 48, 64)])
-    report = learning.measure(given)
+def test_the_report() -> None:
+    given = argparse.Namespace(model="toon", device="cpu", rounds=1, micro_batch=8)
+    report = learning.measure(given, [(9, 48, 64)])
     speed, memory = report.rows
     assert speed.unit == "pairs/s"
     assert speed.other is not None

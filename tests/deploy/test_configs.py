@@ -47,7 +47,7 @@ def test_every_configuration_fits_as_it_says(
 def test_24_gb_do_not_hold_what_the_configuration_says_they_do_not() -> None:
     config = load_config(ROOT / "deploy" / "configs" / "24gb-lora.toml")
     small_gpu = dict.fromkeys(("sampler", "rewarder", "learner"), GPUS["RTX4090-24GB"])
-    native = config.model.model_copy(update={"height": 480, "width": 720})
-    for family in ("2b", "5b-i2v"):
+    resident = config.sampler.model_copy(update={"offload": False, "vae_tiling": False})
+    for family, other in (("2b", config.model_copy(update={"sampler": resident})), ("5b-i2v", config)):
         with pytest.raises(ConfigError, match=r"process: .* per GPU of 24"):
-            plan(config.model_copy(update={"model": native}), family_sizes(family), small_gpu, 0.4)
+            plan(other, family_sizes(family), small_gpu, 0.4)

@@ -19,7 +19,19 @@ from common.config import ConfigError, LoraConfig, load_config
 from common.lora import adapter_parameters, inject_lora
 from common.models import open_model, predict_v
 from deploy import cli
-from deploy.plan import BACKWARD, DECODE, FORWARD, GIGA, GPUS, Plan, draft, learner_bytes, plan, sampler_bytes
+from deploy.plan import (
+    BACKWARD,
+    DECODE,
+    FORWARD,
+    GIGA,
+    GPUS,
+    Plan,
+    draft,
+    guided_steps,
+    learner_bytes,
+    plan,
+    sampler_bytes,
+)
 from deploy.sizes import ModelSizes, families, family_sizes, folder_sizes
 from learner.train import Learner
 from tests.learner.fakes import MemoryExchange, tiny_config, tiny_model
@@ -110,8 +122,8 @@ def test_parameters_of_an_adapter(tmp_path: Path, targets: tuple[str, ...]) -> N
 # Activations and operations.
 
 
-def small(layers: int, lora: bool = False, checkpointed: bool = False) -> tuple[Any, ModelSizes]:
-    """A transformer wide enough for its d to count, in training mode."""
+def small(layers: int, lora: bool = False, checkpointed: bool = False, side: int = 16) -> tuple[Any, ModelSizes]:
+    """A transformer wide enough for its d to count, in training mode; its latents have `side` x `side` places."""
     module = CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=64,
@@ -121,8 +133,8 @@ def small(layers: int, lora: bool = False, checkpointed: bool = False) -> tuple[
         text_embed_dim=32,
         time_embed_dim=16,
         max_text_seq_length=8,
-        sample_height=16,
-        sample_width=16,
+        sample_height=side,
+        sample_width=side,
         sample_frames=9,
         use_rotary_positional_embeddings=True,
     ).train()
@@ -134,8 +146,8 @@ def small(layers: int, lora: bool = False, checkpointed: bool = False) -> tuple[
     return module, sizes
 
 
-def predicted(module: Any, batch: int) -> torch.Tensor:
-    latents, image = torch.randn(batch, 3, 4, 16, 16), torch.randn(batch, 1, 4, 16, 16)
+def predicted(module: Any, batch: int, side: int = 16) -> torch.Tensor:
+    latents, image = torch.randn(batch, 3, 4, side, side), torch.randn(batch, 1, 4, side, side)
     return predict_v(module, latents, image, torch.full((batch,), 5), torch.randn(batch, 8, 32))
 
 
@@ -260,6 +272,19 @@ def test_a_sampler_decodes_and_denoises_its_micro_batch() -> None:
     assert plain["denoising"] == FORWARD * 1000 * 1920 * 2
 
 
+def test_tiles_and_offloading_take_less() -> None:
+    """A tile of CogVideoX's VAE is 240 x 360 pixels, a quarter of its picture."""
+    sizes = family_sizes("2b")
+    _, whole = sampler_bytes(load_config(None, FULL), sizes, 1000)
+    held, tiled = sampler_bytes(load_config(None, FULL | {"sampler.vae_tiling": True}), sizes, 1000)
+    assert tiled["VAE decode"] == whole["VAE decode"] / 4
+    left, phases = sampler_bytes(load_config(None, FULL | {"sampler.offload": True}), sizes, 1000)
+    assert left == {"transformer": held["transformer"]}
+    assert phases["T5"] == held["T5"]
+    assert phases["VAE decode"] == whole["VAE decode"] + held["VAE"]
+    assert phases["denoising"] == whole["denoising"]
+
+
 def test_phases_take_turns_and_serial_mode_holds_all_roles_at_once() -> None:
     apart, together = made("2b"), made("2b", mode="serial", cluster__learners=1, learner__train="lora")
     sampler = apart.needs[0]
@@ -282,6 +307,14 @@ def test_time_is_operations_over_the_assumed_speed() -> None:
     assert made(gpu="H100-80GB").pace.clip == pytest.approx(fast.clip * 312 / 989)
     assert made(cluster__sampler_gpus=0.6).pace.clip == pytest.approx(fast.clip / 0.6)
     assert made(learner__gradient_checkpointing=True, learner__train="lora").pace.step < fast.step
+
+
+@pytest.mark.parametrize(("interval", "guided"), [("0,1", 10), ("0.25,0.75", 5), ("0,0.05", 0), ("0.9,1", 1)])
+def test_guidance_takes_two_calls_where_there_is_guidance(interval: str, guided: int) -> None:
+    """Ten steps stand at t = 99, 199, ... 999 of 1000."""
+    flags = {"sampler.steps": 10, "sampler.guidance_interval": interval}
+    assert guided_steps(load_config(None, FULL | flags)) == guided
+    assert guided_steps(load_config(None, FULL | flags | {"sampler.guidance": 1.0})) == 0
 
 
 def test_samplers_that_keep_the_learner_busy() -> None:

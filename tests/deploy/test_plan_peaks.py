@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from common.models import predict_v
 from deploy.plan import BACKWARD, DECODE, FORWARD
 from deploy.sizes import SAVED, SAVED_OUTSIDE, family_sizes
+from tests.deploy.test_plan import predicted, small
 
 SIDE = 32  # of the latents: so many tokens that one weight's gradient is small beside them
 LAYERS, HEADS, TOKENS = 2, 4, 8 + 3 * (SIDE // 2) ** 2
@@ -46,55 +46,40 @@ class Allocations(TorchDispatchMode):
         self.now -= self._sizes.pop(address, 0)
 
 
-def transformer() -> Any:
-    module = CogVideoXTransformer3DModel(
-        num_attention_heads=HEADS,
-        attention_head_dim=64,
-        in_channels=8,
-        out_channels=4,
-        num_layers=LAYERS,
-        text_embed_dim=32,
-        time_embed_dim=16,
-        max_text_seq_length=8,
-        sample_height=SIDE,
-        sample_width=SIDE,
-        use_rotary_positional_embeddings=True,
-    ).train()
+def transformer(checkpointed: bool = False) -> Any:
+    """With gradients that are there already: a step's own are not activations."""
+    module, _ = small(LAYERS, checkpointed=checkpointed, side=SIDE)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return module
 
 
-def predicted(module: Any) -> torch.Tensor:
-    latents, image = torch.randn(2, 3, 4, SIDE, SIDE), torch.randn(2, 1, 4, SIDE, SIDE)
-    return predict_v(module, latents, image, torch.full((2,), 5), torch.randn(2, 8, 32))
-
-
 def test_a_forward_pass_without_gradient_holds_no_more_than_stated() -> None:
     module = transformer()
     with torch.no_grad(), Allocations(*module.parameters(), *module.buffers()) as seen:
-        predicted(module)
+        predicted(module, 2, SIDE)
     assert seen.peak / UNIT == pytest.approx(FORWARD, rel=0.1)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_training_pass_holds_what_is_saved_a_block_and_little_more(checkpointed: bool) -> None:
-    module = transformer()
-    if checkpointed:
-        module.enable_gradient_checkpointing()
+    module = transformer(checkpointed)
     with Allocations(*module.parameters(), *module.buffers()) as seen:
-        predicted(module).sum().backward()
+        predicted(module, 2, SIDE).sum().backward()
     blocks = LAYERS + SAVED["full"] if checkpointed else LAYERS * SAVED["full"]
     stated = blocks + SAVED_OUTSIDE["full"] + BACKWARD
     assert seen.peak / UNIT == pytest.approx(stated, rel=0.1)
 
 
-def test_decoding_holds_what_is_stated_with_room_for_workspace() -> None:
+@pytest.mark.parametrize(("tiling", "places"), [(False, 480 * 720), (True, 240 * 360)])
+def test_decoding_holds_what_is_stated_with_room_for_workspace(tiling: bool, places: int) -> None:
     sizes = family_sizes("5b-i2v")
     kinds = {"down_block_types": ("CogVideoXDownBlock3D",) * 4, "up_block_types": ("CogVideoXUpBlock3D",) * 4}
     with torch.device("meta"):
         vae = AutoencoderKLCogVideoX(**sizes.vae, **kinds)
+        if tiling:
+            vae.enable_tiling()
         with torch.no_grad(), Allocations(*vae.parameters()) as seen:
             vae.decode(torch.empty(1, 16, 5, 60, 90))
-    counted = seen.peak / (9 * 480 * 720 * 256 * 4)  # nine frames in the widest layer at full size
+    counted = seen.peak / (9 * places * 256 * 4)  # nine frames in the widest layer at full size
     assert counted == pytest.approx(DECODE - 2, rel=0.05)
