@@ -25,6 +25,7 @@ import torch
 from diffusers import FirstBlockCacheConfig
 
 from common.config import SamplerConfig
+from common.models import compile_blocks
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -34,8 +35,7 @@ def quicken(transformer: Any, how: SamplerConfig) -> Any:
     if how.cache_threshold > 0:
         transformer.enable_cache(FirstBlockCacheConfig(threshold=how.cache_threshold))
     if how.compile:
-        for block in transformer.transformer_blocks:  # all alike: compiled once, and once more for another batch size
-            block.compile(dynamic=False)
+        compile_blocks(transformer)
     return transformer
 
 

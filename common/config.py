@@ -162,10 +162,20 @@ class LearnerConfig(Section):
     image_noise: bool = Field(
         default=False, description="noise exp(N(-3, 0.5)) on the first-frame latent (a deviation)"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=0, description="DeepSpeed ZeRO stage")
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward pass: less memory"
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw", description="AdamW with moments of 8 bytes a parameter, or of 2"
     )
+    offload_optimizer: bool = Field(
+        default=False, description="master weights and moments lie in host memory and are updated there"
+    )
+    zero_stage: int = Field(default=0, ge=0, le=3, description="DeepSpeed ZeRO stage; 0 of one rank: torch alone")
+    reference: Literal["whole", "sharded", "host"] = Field(
+        default="whole", description="full training: the frozen copy on every rank, in shares, or in host memory"
+    )
+    gradient_checkpointing: Literal["off", "selective", "full"] = Field(
+        default="off", description="activations computed again in the backward pass: all but attention's, or all"
+    )
+    compile: bool = Field(default=False, description="compile the transformer's blocks; minutes at the start")
     checkpoint_every: int = Field(default=10, ge=1, description="optimizer steps between checkpoints; a multiple of P")
     keep_checkpoints: int = Field(default=2, ge=1, description="older ones are deleted")
 
@@ -177,6 +187,21 @@ class LearnerConfig(Section):
                 f"checkpoint_every = {self.checkpoint_every} must be a multiple of steps_per_push = "
                 f"{self.steps_per_push}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_has_a_place(self) -> LearnerConfig:
+        if self.reference != "whole" and self.train == "lora":
+            raise ValueError(f"reference = {self.reference!r}: with train = 'lora' it is an adapter; only 'whole'")
+        if self.reference == "sharded" and not self.zero_stage:
+            raise ValueError("reference = 'sharded': needs zero_stage 1, 2 or 3")
+        return self
+
+    @model_validator(mode="after")
+    def _recomputed_as_it_was(self) -> LearnerConfig:
+        # Stage 3 gathers weights within a block, other ones in the backward pass than in the forward one.
+        if self.gradient_checkpointing == "selective" and self.zero_stage == 3:
+            raise ValueError("gradient_checkpointing = 'selective': needs zero_stage 0, 1 or 2; 'off' and 'full' any")
         return self
 
 

@@ -15,11 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from common.keys import ServerKeys
 from common.messages import Span, StepStats, Trained
 from common.metrics import METRICS, TIMELINE, JsonLines
-from common.rpc import Client, calling
-from common.service import LOOPBACK, Service
 
 Done = TypeVar("Done")
 
@@ -69,16 +66,6 @@ class RunJournal:
         """Close the files."""
         self._metrics.close()
         self._timeline.close()
-
-
-def journal_service(journal: Journal, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
-    """A service that writes into `journal`."""
-    return Service(Journal, journal, address, keys=keys)
-
-
-@calling(Journal)
-class RemoteJournal(Client, Journal):
-    """The calls of `Journal`, made by way of the service at `address`."""
 
 
 def measured(journal: Journal, worker: str, kind: str, work: Callable[[], Done]) -> Done:

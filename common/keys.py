@@ -31,20 +31,12 @@ from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
 from common.config import ConfigError
+from common.messages import WorkerKey
 
 KEYS, SERVER, WORKER = "keys", "server.key", "worker.key"  # a folder in the run's, and the files in it
 DOMAIN = "douga"  # of the authentication: names the rule that a socket enforces
 LARGEST = 4096  # bytes of a key file
 FIELDS = {"server": ("public", "secret"), "worker": ("server", "public", "secret")}  # kind of file -> what is in it
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerKey:
-    """What lets a worker in: whom it wants to reach, and its own pair. All keys are Z85 text of 40 characters."""
-
-    server: str  # public key of the services
-    public: str
-    secret: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

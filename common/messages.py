@@ -202,3 +202,12 @@ class Span:
     kind: str  # "sampling", "scoring", "learning", "loading"
     began: float  # seconds since 1970
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerKey:
+    """What lets a worker in: whom it wants to reach, and its own pair. All keys are Z85 text of 40 characters."""
+
+    server: str  # public key of the services
+    public: str
+    secret: str = field(repr=False)

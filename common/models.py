@@ -177,6 +177,12 @@ def _filled(kind: type, file: Path, check_class: bool = True) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.default is not p.empty} | data
 
 
+def compile_blocks(transformer: Any) -> None:
+    """`torch.compile` for the transformer's blocks, in place: at their first call, once for each shape."""
+    for block in transformer.transformer_blocks:  # all alike: what is compiled for one serves all
+        block.compile(dynamic=False)
+
+
 # The model call.
 
 

@@ -31,8 +31,8 @@ import torch
 import zmq
 
 from common.config import ConfigError
-from common.keys import Door, ServerKeys, WorkerKey, check_reaching, connect
-from common.messages import WeightVersion
+from common.keys import Door, ServerKeys, check_reaching, connect
+from common.messages import WeightVersion, WorkerKey
 from common.rpc import Client, ServiceFailed, Unreachable, calling, calls, repeatable
 from common.service import LOOPBACK, Service
 from common.storage import StorageFailed

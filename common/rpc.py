@@ -31,7 +31,8 @@ from uuid import uuid4
 import zmq
 
 from common.config import ConfigError
-from common.keys import WorkerKey, check_reaching, connect
+from common.keys import check_reaching, connect
+from common.messages import WorkerKey
 from common.storage import StorageFailed
 from common.wire import LIMITS, Frames, Limits, WireError, pack, unpack
 

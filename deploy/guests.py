@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 import common.toon
 from common.config import ConfigError, RunConfig, to_toml
 from common.fingerprint import fingerprint
-from common.keys import ServerKeys, WorkerKey
+from common.keys import ServerKeys
+from common.messages import WorkerKey
 from common.rpc import Client, calling
 from common.service import LOOPBACK, Service
 from deploy.messages import Addresses

@@ -22,11 +22,12 @@ from common.config import RunConfig, to_toml
 from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
-from common.journal import RunJournal, journal_service
+from common.journal import RunJournal
 from common.keys import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
+from common.remote_journal import journal_service
 from common.service import serving
 from deploy import run_folder
 from deploy.course import (

@@ -15,7 +15,8 @@ from threading import Thread
 from typing import Any
 
 from common.config import ConfigError, parse_config
-from common.keys import WorkerKey, read_worker_key
+from common.keys import read_worker_key
+from common.messages import WorkerKey
 from common.rpc import ServiceFailed, Unreachable
 from deploy.guests import BEAT_SECONDS, RemoteReception, Standing, Welcome, fingerprint_of
 from deploy.messages import Addresses

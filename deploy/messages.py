@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.keys import WorkerKey
+from common.messages import WorkerKey
 from deploy.progress import Status
 
 MEETING = ".meeting-"  # how files in the run folder begin that a learner's ranks meet at

@@ -10,21 +10,23 @@ M = `learner.micro_batch` pairs, S and d and what autograd saves: `deploy/sizes.
 | | VAE decode | `DECODE` x 9 frames x H x W x channels x b for each clip; with `vae_tiling` H, W of a tile |
 | | T5, VAE | with `offload` no weights but a phase: T5 alone, the VAE with what it decodes |
 | learner | weights | b P (ZeRO 3: b P / N) and the table of positions; with LoRA both adapters |
-| | reference | b P, whole on every rank; with LoRA b A, in the weights' line |
-| | gradients | b T, ZeRO 2 and 3: / N |
-| | master weights | 4 T / N where ZeRO > 0 (bfloat16 stage 0 runs as 1); none in float32 at stage 0 |
-| | moments | 8 T, ZeRO > 0: / N |
-| | exchange buffers | reduction bucket b min(T, 5e8); ZeRO 3: b min(P, 1e9) of gathered weights |
-| | activations | what autograd saves of 2 M clips (one forward), a checkpointed block, `BACKWARD` S d b a clip |
-| | optimizer step | 8 T / N: gradients in float32, and torch's multi-tensor AdamW |
+| | reference | b P (sharded: / N; in host memory: 0); with LoRA b A, in the weights' line |
+| | gradients | b T, ZeRO 2 and 3: / N; one rank without ZeRO: 4 T |
+| | master weights | 4 T, ZeRO: / N (bfloat16 stage 0 of several ranks runs as 1); none in float32 without ZeRO |
+| | moments | 8 T, ZeRO: / N; `adamw_8bit`: `EIGHT_BIT` T |
+| | exchange buffers | ZeRO: reduction bucket b min(T, 5e8); ZeRO 3: b min(P, 1e9) of gathered weights |
+| | reference pass | `FORWARD` S d b of 2 M clips; from host memory b P |
+| | activations | what autograd saves of 2 M clips (one forward), a recomputed block, `BACKWARD` S d b a clip |
+| | optimizer step | ZeRO: 4 T / N, the gradients in float32 |
 | rewarder | heads | their files |
 | each process | CUDA | `CUDA_BYTES`: context, library workspaces |
 
+`learner.offload_optimizer` moves masters, moments and float32 gradients to host memory, which `Need.host` counts.
 Denoising, decoding, the passes and the optimizer's step come one after the other: the largest counts. A worker with a
 share of a GPU has that share of its memory and of its speed. In serial mode one process holds all roles.
 
 Time is operations / (peak of the GPU x MFU). MFU is an assumption (`--mfu`), not a measurement; loading, pushes and
-scoring are left out, and so is what `cache_threshold` skips. A further option of the learner is one term more.
+scoring are left out, and so are what `cache_threshold` skips and the way of offloaded weights to the GPU and back.
 """
 
 from __future__ import annotations
@@ -34,6 +36,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from common.config import ConfigError, RunConfig
 from deploy.sizes import EMBEDDED, ModelSizes
@@ -46,6 +50,7 @@ REDUCE_BUCKET, LIVE_PARAMETERS = 5 * 10**8, 10**9  # DeepSpeed's defaults
 LATENTS_AT_ONCE = 2  # that the VAE decodes together; a third one where their number is odd
 CLIP_BITS_PER_PIXEL = 0.5  # assumed of H.264
 FLOAT32 = 4
+EIGHT_BIT = 2 + 2 * 4 / 256  # two moments of a byte, a scale for each 256 of them
 TIMESTEPS = 1000  # T, of the models' schedulers
 GIGA = 1e9
 
@@ -80,6 +85,7 @@ class Need:
     share: float  # of the GPU
     resident: Mapping[str, int]
     phases: Mapping[str, int]
+    host: int = 0  # bytes of host memory beside it
 
     @property
     def total(self) -> int:
@@ -151,7 +157,7 @@ def draft(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: fl
     needs = (
         _need("sampler", config, gpus, *sampler_bytes(config, sizes, tokens)),
         _need("rewarder", config, gpus, {"heads": _heads_bytes(config.reward.path)}, {}),
-        _need("learner", config, gpus, *learner_bytes(config, sizes, tokens)),
+        _need("learner", config, gpus, *learner_bytes(config, sizes, tokens), host=host_bytes(config, sizes)),
     )
     together = (_one_process(needs),) if config.mode == "serial" else needs
     pace = _pace(config, sizes, shape, needs, mfu)
@@ -180,19 +186,24 @@ def _number(config: RunConfig) -> int:
 
 
 def _need(
-    role: str, config: RunConfig, gpus: Mapping[str, Gpu], resident: Mapping[str, int], phases: Mapping[str, int]
+    role: str,
+    config: RunConfig,
+    gpus: Mapping[str, Gpu],
+    resident: Mapping[str, int],
+    phases: Mapping[str, int],
+    host: int = 0,
 ) -> Need:
     cluster = config.mode == "cluster"
     workers = getattr(config.cluster, f"{role}s") if cluster else 1
     share = getattr(config.cluster, f"{role}_gpus") if cluster else 1.0
-    return Need(role, workers, gpus[role], share, {**resident, "CUDA": CUDA_BYTES}, phases)
+    return Need(role, workers, gpus[role], share, {**resident, "CUDA": CUDA_BYTES}, phases, host)
 
 
 def _one_process(needs: tuple[Need, ...]) -> Need:
     """Serial mode: everything is resident beside everything, one phase of one role at a time."""
     resident = {f"{need.role} {name}": held for need in needs for name, held in need.resident.items() if name != "CUDA"}
     phases = {f"{need.role} {name}": held for need in needs for name, held in need.phases.items()}
-    return Need("process", 1, needs[-1].gpu, 1.0, {**resident, "CUDA": CUDA_BYTES}, phases)
+    return Need("process", 1, needs[-1].gpu, 1.0, {**resident, "CUDA": CUDA_BYTES}, phases, sum(n.host for n in needs))
 
 
 # Memory.
@@ -223,28 +234,67 @@ def _decode_bytes(config: RunConfig, sizes: ModelSizes) -> int:
 
 def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
     """(resident, phases) of one rank of the learner."""
-    rules, b, ranks = config.learner, _number(config), _ranks(config)
-    stage = max(rules.zero_stage, 1) if b == 2 else rules.zero_stage
+    rules, b, ranks, stage = config.learner, _number(config), _ranks(config), _stage(config)
     whole, lora = sizes.transformer_parameters, rules.lora if rules.train == "lora" else None
     trained = sizes.adapter_parameters(lora) if lora else whole
-    weights = whole + (2 * trained if lora else 0)
-    gathered = b * min(whole, LIVE_PARAMETERS) if stage == 3 else 0
     resident = {
-        "weights": b * (_split(weights, stage >= 3, ranks) + sizes.position_values),
-        "reference": 0 if lora else b * (whole + sizes.position_values),
+        "weights": b * (_split(whole + (2 * trained if lora else 0), stage >= 3, ranks) + sizes.position_values),
+        "reference": 0 if lora or rules.reference == "host" else _reference(config, sizes),
         "gradients": b * _split(trained, stage >= 2, ranks),
-        "master weights": FLOAT32 * _split(trained, True, ranks) if stage else 0,
-        "moments": 2 * FLOAT32 * _split(trained, stage >= 1, ranks),
-        "exchange buffers": (b * min(trained, REDUCE_BUCKET) if stage else 0) + gathered,
+        "exchange buffers": (b * min(trained, REDUCE_BUCKET) if stage else 0)
+        + (b * min(whole, LIVE_PARAMETERS) if stage == 3 else 0),
     }
-    per_rank = rules.pairs_per_step // ranks
-    clips = 2 * min(rules.micro_batch, per_rank)
+    own, step = _optimizer_bytes(config, trained), 0
+    if not _sharding(config):
+        resident["gradients"] = 0 if rules.offload_optimizer else FLOAT32 * trained
+    elif stage and not rules.offload_optimizer:
+        step = FLOAT32 * _split(trained, True, ranks)
+    clips, block = 2 * min(rules.micro_batch, rules.pairs_per_step // ranks), 0
     saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing)
-    block = sizes.block_bytes(clips, tokens, b, lora) if rules.gradient_checkpointing else 0
-    return resident, {
-        "activations": saved + block + BACKWARD * clips * tokens * sizes.width * b,
-        "optimizer step": 2 * FLOAT32 * _split(trained, stage >= 1, ranks),
+    if rules.gradient_checkpointing != "off":
+        block = sizes.block_bytes(clips, tokens, b, lora)
+    unit = clips * tokens * sizes.width * b
+    visit = _reference(config, sizes) if rules.reference == "host" and not lora else 0
+    return resident | ({} if rules.offload_optimizer else own), {
+        "reference pass": FORWARD * unit + visit,
+        "activations": saved + block + BACKWARD * unit,
+        "optimizer step": step,
     }
+
+
+def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
+    """Of one rank of the learner, beside what its process takes anyway."""
+    rules, lora = config.learner, config.learner.train == "lora"
+    trained = sizes.adapter_parameters(rules.lora) if lora else sizes.transformer_parameters
+    gradients = FLOAT32 * _split(trained, _stage(config) > 0, _ranks(config))
+    optimizer = gradients + sum(_optimizer_bytes(config, trained).values()) if rules.offload_optimizer else 0
+    return optimizer + (_reference(config, sizes) if rules.reference == "host" and not lora else 0)
+
+
+def _sharding(config: RunConfig) -> bool:
+    """Whether DeepSpeed holds the model."""
+    return _ranks(config) > 1 or config.learner.zero_stage > 0
+
+
+def _stage(config: RunConfig) -> int:
+    """The ZeRO stage as it runs."""
+    stage = config.learner.zero_stage
+    return max(stage, 1) if _sharding(config) and _number(config) == 2 else stage
+
+
+def _reference(config: RunConfig, sizes: ModelSizes) -> int:
+    """Of the frozen copy of a full training."""
+    share = _split(sizes.transformer_parameters, config.learner.reference == "sharded", _ranks(config))
+    return _number(config) * (share + sizes.position_values)
+
+
+def _optimizer_bytes(config: RunConfig, trained: int) -> dict[str, int]:
+    """Masters and moments of one rank."""
+    rules, stage = config.learner, _stage(config)
+    mine = _split(trained, stage > 0, _ranks(config))
+    copies = stage > 0 or _number(config) == 2 or rules.offload_optimizer
+    moments = 2 * FLOAT32 if rules.optimizer == "adamw" else EIGHT_BIT
+    return {"master weights": FLOAT32 * mine if copies else 0, "moments": math.ceil(moments * mine)}
 
 
 def _split(count: int, sharded: bool, ranks: int) -> int:
@@ -268,9 +318,10 @@ def _pace(
     calls = config.sampler.steps + guided_steps(config)
     clip = (calls * (matrices + attention) + sizes.decode_flops(shape)) / speed["sampler"]
     ranks, rules = _ranks(config), config.learner
-    forwards = 3 if rules.gradient_checkpointing else 2  # policy and reference; once more what is recomputed
+    forwards = 2 * (matrices + attention)  # policy and reference
+    again = {"off": 0.0, "selective": matrices, "full": matrices + attention}[rules.gradient_checkpointing]
     backward = (1 if rules.train == "lora" else 2) * matrices + 2 * attention
-    step = 2 * rules.pairs_per_step / ranks * (forwards * (matrices + attention) + backward) / speed["learner"]
+    step = 2 * rules.pairs_per_step / ranks * (forwards + again + backward) / speed["learner"]
     samplers = config.cluster.samplers if config.mode == "cluster" else 1
     needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
     return Pace(clip, step, samplers, needed)
@@ -338,9 +389,13 @@ def _check_disk(made: Plan) -> None:
 
 
 CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("learner.gradient_checkpointing", {"gradient_checkpointing": True}),
+    ('learner.gradient_checkpointing = "selective"', {"gradient_checkpointing": "selective"}),
+    ('learner.gradient_checkpointing = "full"', {"gradient_checkpointing": "full"}),
     ("learner.micro_batch = 1", {"micro_batch": 1}),
     ("learner.zero_stage = 3", {"zero_stage": 3}),
+    ('learner.reference = "host"', {"reference": "host"}),
+    ('learner.optimizer = "adamw_8bit"', {"optimizer": "adamw_8bit"}),
+    ("learner.offload_optimizer", {"offload_optimizer": True}),
     ('learner.train = "lora"', {"train": "lora"}),
     ("sampler.micro_batch = 1", {"micro_batch": 1}),
     ("sampler.vae_tiling", {"vae_tiling": True}),
@@ -359,7 +414,10 @@ def _refusal(made: Plan, need: Need, gpus: Mapping[str, Gpu]) -> str:
         section = name.split(".")[0]
         if section not in (need.role, "model") and need.role != "process":
             continue
-        part = getattr(made.config, section).model_copy(update=change)
+        try:
+            part = type(before := getattr(made.config, section))(**{**before.model_dump(), **change})
+        except ValidationError:  # it does not go with what else is set
+            continue
         other = draft(made.config.model_copy(update={section: part}), made.sizes, gpus, made.mfu).needs[index]
         if other.total < 0.99 * need.total:
             better.append(f"{name} ({other.total / GIGA:.0f} GB)")

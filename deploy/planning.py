@@ -60,6 +60,8 @@ def _need_lines(need: Need) -> list[str]:
         f"    {held / GIGA:6.2f}  {name}{'' if name == largest else ' (not at the same time)'}"
         for name, held in need.phases.items()
     ]
+    if need.host:
+        shown.append(f"    {need.host / GIGA:6.2f}  of host memory beside it")
     return shown
 
 

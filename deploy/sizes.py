@@ -163,11 +163,15 @@ class ModelSizes:
 
     # Activations and operations of `batch` clips of S tokens.
 
-    def saved_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, checkpointed: bool) -> int:
-        """What autograd keeps from forward to backward, without what a checkpointed block recomputes."""
-        outside = SAVED_OUTSIDE["lora" if lora else "full"] * batch * tokens * self.width * number
-        if checkpointed:
-            return outside + self.layers * batch * tokens * self.width * number
+    def saved_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, recompute: str) -> int:
+        """What autograd keeps from forward to backward, without what a block recomputes."""
+        unit = batch * tokens * self.width * number
+        outside = SAVED_OUTSIDE["lora" if lora else "full"] * unit
+        if recompute == "full":
+            return outside + self.layers * unit
+        if recompute == "selective":
+            statistics = batch * tokens * 4 * self.transformer["num_attention_heads"]
+            return outside + self.layers * (2 * unit + statistics)
         return outside + self.layers * self.block_bytes(batch, tokens, number, lora)
 
     def block_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from common.config import RunConfig
+from common.config import ConfigError, RunConfig
 from common.storage import StorageFailed
 from deploy import evaluate, pacing, run_folder
 from deploy.messages import RunFailed
@@ -45,8 +45,12 @@ def _mode(config: RunConfig) -> Any:
         from deploy import serial  # noqa: PLC0415 - torch, in this process
 
         return serial
-    from deploy import cluster  # noqa: PLC0415 - Ray, and torch elsewhere
-
+    try:
+        from deploy import cluster  # noqa: PLC0415 - Ray, and torch elsewhere
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"mode = 'cluster': needs the package {error.name}, which is not installed; mode = 'serial' does without"
+        ) from None
     return cluster
 
 

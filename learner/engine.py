@@ -1,61 +1,31 @@
-"""The optimizer's side of a model: DeepSpeed ZeRO 0-3 behind a small interface. Only this file knows DeepSpeed.
+"""The optimizer's side of a model, behind a small interface: one optimizer step, and weights whole or by the bucket.
 
-What each rank holds (Psi parameters, N ranks):
+| engine | file | for |
+|---|---|---|
+| `SingleEngine` | `learner/single.py` | one rank, ZeRO stage 0: torch alone |
+| `ZeroEngine` | `learner/zero.py` | several ranks, or ZeRO 1-3: DeepSpeed |
 
-| ZeRO stage | parameters | gradients | optimizer state |
-|---|---|---|---|
-| 0 | all | all | all |
-| 1 | all | all | 1/N |
-| 2 | all | 1/N | 1/N |
-| 3 | 1/N | 1/N | 1/N |
-
-Every method marked *collective* is called by all ranks, in the same order. The optimizer is torch's AdamW, so nothing
-is compiled at start. bfloat16 models keep float32 master weights; DeepSpeed's stage-0 optimizer for bfloat16 starts
-with an update of zero gradients, which ages AdamW's moments, so bfloat16 runs stage 0 as stage 1.
+Both train float32 masters with the optimizer of `learner/optimizer.py`. Every method marked *collective* is called by
+all ranks, in the same order.
 """
 
 from __future__ import annotations
 
-import gc
-import logging
 import math
-import os
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import TypeVar
 
 import torch
-from torch import distributed
-from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from common.config import ConfigError, LearnerConfig
 from common.tensor_file import TensorStream, described, file_order
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed: diffusers does, for one
+from learner.optimizer import restore, saved_state
 
 BUCKET_BYTES = 256 * 2**20  # of parameters gathered together
-WHOLE_BELOW = 1000  # elements: smaller parameters (norms, biases) stay whole on every rank at stage 3
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state per tensor
 
 Taken = TypeVar("Taken")
-
-
-def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, device: str = "cpu") -> None:
-    """Make this process rank `rank` of `world` learner ranks; nothing when it already is in a group.
-
-    Several ranks meet at `init_method` (``file:///shared/path``, ``tcp://host:port``); one alone opens no port.
-    """
-    if distributed.is_initialized():
-        return
-    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
-    if world == 1:
-        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
-    elif init_method is None:
-        raise ConfigError(f"a learner of {world} ranks needs an init_method, e.g. file:///shared/rendezvous")
-    else:
-        distributed.init_process_group(backend, init_method=init_method, rank=rank, world_size=world)
 
 
 class NonFinite(RuntimeError):
@@ -66,27 +36,18 @@ class RankFailed(RuntimeError):
     """Another rank gave up; it says why."""
 
 
-class Engine:
-    """`module`'s trainable parameters under AdamW and ZeRO. Collective to build. Needs `join_group` first.
+class Engine(ABC):
+    """`module`'s trainable parameters under an optimizer, on rank `rank` of `world`. Collective to build.
 
     A rank trains `per_rank` pairs per step, in micro-batches of at most `config.micro_batch`.
     """
 
-    def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str = "cpu") -> None:
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        if config.pairs_per_step % self.world:
-            raise ConfigError(f"learner.pairs_per_step = {config.pairs_per_step}: must divide by {self.world} ranks")
-        self.module = module
+    def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str, rank: int, world: int) -> None:
+        if config.pairs_per_step % world:
+            raise ConfigError(f"learner.pairs_per_step = {config.pairs_per_step}: must divide by {world} ranks")
+        self.module, self.rank, self.world = module, rank, world
         self.device = torch.device(device)
         self._config = config
-        self._deepspeed = _import_deepspeed(device)
-        half = next(module.parameters()).dtype == torch.bfloat16
-        self.stage = max(config.zero_stage, 1) if half else config.zero_stage
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        adamw = torch.optim.AdamW(trainable, lr=config.lr, weight_decay=config.weight_decay)
-        self._engine, *_ = self._deepspeed.initialize(
-            model=module, optimizer=adamw, config=self._deepspeed_config(half)
-        )
 
     @property
     def per_rank(self) -> int:
@@ -99,71 +60,33 @@ class Engine:
         return math.ceil(self.per_rank / self._config.micro_batch)
 
     @property
+    @abstractmethod
     def model(self) -> torch.nn.Module:
-        """What to call for a forward pass: the module with ZeRO around it."""
-        return self._engine
-
-    def _deepspeed_config(self, half: bool) -> dict[str, Any]:
-        return {
-            "train_micro_batch_size_per_gpu": self._config.micro_batch,
-            "gradient_accumulation_steps": self.micro_batches,
-            "gradient_clipping": self._config.clip_norm,
-            "bf16": {"enabled": half},
-            "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": WHOLE_BELOW},
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": None,
-        }
+        """What to call for a forward pass: the module, with ZeRO around it where there is ZeRO."""
 
     # One optimizer step.
 
+    @abstractmethod
     def step(self, losses: Sequence[Callable[[], torch.Tensor]], lr: float) -> float:
-        """One AdamW update at learning rate `lr` from this rank's micro-batches; the gradient's norm before clipping.
+        """One update at learning rate `lr` from this rank's micro-batches; the gradient's norm before clipping.
 
         Each of `losses` (`micro_batches` of them) runs a forward pass and returns its share of the global batch's mean
         loss; all ranks' shares sum up to that mean. Raises `NonFinite`. Collective.
         """
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        for loss_of in losses:
-            loss = loss_of()
-            self._refuse_non_finite(loss.detach())
-            # DeepSpeed averages gradients over ranks; the shares are to be summed.
-            self._engine.backward(loss * self.world, scale_wrt_gas=False)
-            norm = self._local_norm() if loss_of is losses[-1] else math.nan
-            self._engine.step()
-        if self.stage > 0:
-            norm = float(self._engine.get_global_grad_norm())
-            if not math.isfinite(norm) or not self._engine.was_step_applied():
-                raise NonFinite(f"the gradient's norm is {norm}")
-        return norm
 
-    def _refuse_non_finite(self, loss: torch.Tensor) -> None:
-        """All ranks stop together, before the loss reaches any weight."""
-        bad = (~torch.isfinite(loss)).float().to(self.device)
-        distributed.all_reduce(bad)
-        if bad.item():
-            raise NonFinite(f"the loss is {loss.item()} on rank {self.rank}, not finite on {int(bad.item())} rank(s)")
-
-    def _local_norm(self) -> float:
-        """The norm of stage 0's whole gradient, reduced over ranks by now; refuses it before it is applied."""
-        if self.stage > 0:
-            return math.nan
-        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients).item()
-        if not math.isfinite(norm):
-            raise NonFinite(f"the gradient's norm is {norm}")
-        return norm
-
+    @abstractmethod
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum of every rank's `values`. Collective."""
-        total = values.detach().clone().to(self.device)
-        distributed.all_reduce(total)
-        return total
 
     def any(self, mine: bool) -> bool:
         """Whether `mine` is true on at least one rank: what makes all ranks decide alike. Collective."""
         return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
+
+    def _refuse_non_finite(self, loss: torch.Tensor) -> None:
+        """All ranks stop together, before the loss reaches any weight."""
+        bad = int(self.sum_over_ranks((~torch.isfinite(loss)).float()).item())
+        if bad:
+            raise NonFinite(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -220,56 +143,41 @@ class Engine:
                 for name, tensor in bucket.items():
                     tensor.copy_(values[name])
 
-    @contextmanager
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+    @abstractmethod
+    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> AbstractContextManager[None]:
         """Within the block these tensors are whole on every rank; changes made on all ranks alike stay. Collective."""
-        sharded = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
-        if not sharded:
-            yield
-            return
-        with self._deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if change else None):
-            yield
+
+    @abstractmethod
+    def shard(self, module: torch.nn.Module) -> torch.nn.Module:
+        """What to call for a forward pass of frozen `module`, whose parameters become shares. Collective."""
 
     # The optimizer's state.
 
     @property
-    def _adamw(self) -> torch.optim.Optimizer:
-        """torch's AdamW under DeepSpeed's wrapper (stage 0 has none)."""
-        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+    @abstractmethod
+    def optimizer(self) -> torch.optim.Optimizer:
+        """torch's optimizer, whatever stands around it."""
 
-    def _masters(self) -> list[torch.Tensor]:
-        """The tensors that AdamW updates on this rank: flat float32 shards, at stage 0 the parameters themselves."""
-        if self.stage == 0:
-            return [parameter for group in self._adamw.param_groups for parameter in group["params"]]
-        optimizer: Any = self._engine.optimizer
-        return list(
-            optimizer.fp32_partitioned_groups_flat if self.stage == 3 else optimizer.single_partition_of_fp32_groups
-        )
+    @abstractmethod
+    def _masters(self) -> Sequence[torch.Tensor]:
+        """The tensors that the optimizer updates on this rank."""
+
+    @property
+    @abstractmethod
+    def _own_masters(self) -> bool:
+        """Whether masters are other tensors than the module's parameters."""
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """AdamW's moments and step counts, and the master weights, of this rank's shard."""
-        state: dict[str, torch.Tensor] = {}
-        for index, master in enumerate(self._masters()):
-            state |= {f"{index}.{name}": value for name, value in self._adamw.state.get(master, {}).items()}
-            if self.stage > 0:
-                state[f"{index}.master"] = master
-        return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+        """The optimizer's moments and step counts, and the master weights, of this rank's shard."""
+        return saved_state(self.optimizer, self._masters(), self._own_masters)
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `optimizer_state` gave on the same rank of as many ranks; after `assign` of the weights."""
-        for index, master in enumerate(self._masters()):
-            own = {name: state[f"{index}.{name}"] for name in MOMENTS if f"{index}.{name}" in state}
-            self._adamw.state[master] = {
-                name: value.clone() if name == "step" else value.to(master, copy=True) for name, value in own.items()
-            }
-            if self.stage > 0:
-                with torch.no_grad():
-                    master.copy_(state[f"{index}.master"])
+        restore(self.optimizer, self._masters(), self._own_masters, state)
 
+    @abstractmethod
     def close(self) -> None:
-        """Release DeepSpeed's buffers and hooks. The process group stays: DeepSpeed keeps one per process."""
-        self._engine.destroy()
-        gc.collect()
+        """Release buffers and hooks."""
 
 
 def _buckets(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
@@ -284,30 +192,3 @@ def _buckets(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Te
             bucket, size = {}, 0
     if bucket:
         yield bucket
-
-
-def _import_deepspeed(device: str) -> Any:
-    """DeepSpeed, quiet, and told what it would otherwise detect: the accelerator and this host's ranks."""
-    os.environ.setdefault("LOCAL_RANK", "0")
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        os.environ.setdefault("LOCAL_SIZE", str(distributed.get_world_size()))
-    import deepspeed  # noqa: PLC0415 - reads the environment when imported
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
-    if device == "cpu":
-        _keep_to_cpu(deepspeed)
-    return deepspeed
-
-
-def _keep_to_cpu(deepspeed: Any) -> None:
-    """The model is on the CPU: so is DeepSpeed, even where it was imported before and has found a GPU."""
-    from deepspeed.accelerator import get_accelerator, set_accelerator  # noqa: PLC0415
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator  # noqa: PLC0415
-
-    found: Any = get_accelerator()
-    if found.device_name() != "cpu":
-        set_accelerator(CPU_Accelerator())
-    # No operator counts as available: DeepSpeed would compile its shared-memory collectives, half a minute of C++.
-    deepspeed.ops.__compatible_ops__ = {}

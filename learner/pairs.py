@@ -14,6 +14,7 @@ from torch import distributed
 
 from common.messages import TrainingPair
 from common.tensors import from_array
+from learner.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,11 @@ def collate(pairs: Sequence[TrainingPair]) -> Pairs:
     )
 
 
-def share(pairs: Pairs | None, device: torch.device | str) -> Pairs | None:
+def share(pairs: Pairs | None, engine: Engine) -> Pairs | None:
     """Rank 0's pairs on every rank (None when it has none): a JSON header, then the tensors. All ranks call it."""
-    if distributed.get_world_size() == 1:
+    if engine.world == 1:
         return pairs
+    device = engine.device
     header = _share_header(pairs, device)
     if header is None:
         return None

@@ -2,7 +2,16 @@
 
 Every K optimizer steps the reference becomes the policy, so that the next steps are measured from where the policy
 stands. For LoRA the reference is a second, frozen adapter; its B starts at zero, so the first reference is the base
-model, as with adapters off. For full fine-tuning it is a frozen whole copy on every rank.
+model, as with adapters off. For full fine-tuning it is a frozen copy:
+
+| `learner.reference` | where the copy lies | bytes on each of N GPUs |
+|---|---|---|
+| whole | on every rank's device | P b |
+| sharded | shares on all ranks, gathered layer by layer for a pass (ZeRO 3) | P b / N |
+| host | in host memory; on the device for as long as its pass takes | 0, P b in the pass |
+
+P parameters of b bytes. While the reference works the policy's activations are not there yet, so what a copy from host
+memory takes for its pass is below what the policy's pass takes after it.
 """
 
 from __future__ import annotations
@@ -10,16 +19,18 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal
 
 import torch
 
 from common.config import LoraConfig
 from common.lora import acting, activate, adapter_parameters, inject_lora
+from common.models import compile_blocks
 from learner.engine import Engine
 
 POLICY, REFERENCE = "policy", "reference"
+Placement = Literal["whole", "sharded", "host"]
 
 
 class Reference(ABC):
@@ -36,6 +47,14 @@ class Reference(ABC):
     @abstractmethod
     def refresh(self, engine: Engine) -> None:
         """Reference <- policy. Collective."""
+
+    def settle(self, engine: Engine) -> None:
+        """Take the place that it will have beside the finished `engine`. Collective."""
+        del engine
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile the blocks that are not the policy's own module's."""
 
     def load(self, engine: Engine, state: Mapping[str, torch.Tensor]) -> None:
         """Take a saved reference. Collective."""
@@ -55,6 +74,9 @@ class AdapterReference(Reference):
         self.policy = adapter_parameters(module, POLICY)
         self.parameters = adapter_parameters(module, REFERENCE)
 
+    def compile(self) -> None:
+        """See `Reference.compile`: there are none."""
+
     @contextmanager
     def acting(self, engine: Engine) -> Iterator[torch.nn.Module]:
         with acting(self._module, REFERENCE, trainable=POLICY), torch.no_grad():
@@ -72,22 +94,61 @@ class CopyReference(Reference):
 
     kind = "full"
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, placement: Placement = "whole") -> None:
         module.requires_grad_(True)
         self._copy = copy.deepcopy(module).requires_grad_(False)
+        self._placement = placement
+        self._model = self._copy  # what is called
+        if placement == "host":
+            _move(self._copy, "cpu")
         self.policy = module_tensors(module)
         self.parameters = module_tensors(self._copy)
 
+    def settle(self, engine: Engine) -> None:
+        """See `Reference.settle`."""
+        if self._placement == "sharded":
+            self._model = engine.shard(self._copy)
+
+    def compile(self) -> None:
+        """See `Reference.compile`."""
+        compile_blocks(self._copy)
+
     @contextmanager
     def acting(self, engine: Engine) -> Iterator[torch.nn.Module]:
-        del engine  # the copy stands alone
-        with torch.no_grad():
-            yield self._copy
+        with ExitStack() as stack, torch.no_grad():
+            if self._placement == "host":
+                stack.enter_context(_visiting(self._copy, engine.device))
+            yield self._model
 
     def refresh(self, engine: Engine) -> None:
         for name, tensor in self.policy.items():
-            with engine.whole([tensor]), torch.no_grad():
-                self.parameters[name].copy_(tensor)
+            own = self.parameters[name]
+            with engine.whole([tensor]), engine.whole([own], change=True), torch.no_grad():
+                own.copy_(tensor)
+
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _move(module: torch.nn.Module, device: str) -> None:
+    """Parameters and buffers to `device`, the same objects; in host memory pinned where there is a GPU to copy to."""
+    for tensor in _tensors(module):
+        moved = tensor.data.to(device)
+        tensor.data = moved.pin_memory() if tensor.is_cuda else moved
+
+
+@contextmanager
+def _visiting(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block copies of `module`'s tensors are on `device`; nobody may change them."""
+    home = [(tensor, tensor.data) for tensor in _tensors(module)]
+    for tensor, data in home:
+        tensor.data = data.to(device, non_blocking=True, copy=True)
+    try:
+        yield
+    finally:
+        for tensor, data in home:
+            tensor.data = data
 
 
 def module_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:

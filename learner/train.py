@@ -1,4 +1,4 @@
-"""The learner: policy and reference in DeepSpeed's hands, and the loss of a step (`learner/losses`).
+"""The learner: policy and reference in an engine's hands, and the loss of a step (`learner/losses`).
 
 A step is a function of the weights, the pairs and (seed, step): ranks, micro-batches and restarts do not change what is
 drawn. `learner/loop.py` says when it is taken and what follows it.
@@ -13,28 +13,31 @@ from hashlib import blake2b
 from pathlib import Path
 
 import torch
+from torch import distributed
 
-from common.config import ConfigError, RunConfig
+from common.config import ConfigError, LearnerConfig, RunConfig
 from common.diffusion import NoiseSchedule
 from common.exchange.client import RunExchange
 from common.messages import TrainingPair, WeightVersion
-from common.models import ModelFolder, predict_v
+from common.models import ModelFolder, compile_blocks, predict_v
 from common.tensor_file import TensorStream
 from common.tensors import from_array, tensor_entry, whole_digest
 from common.weights import draft_of, new_folder
 from learner import checkpoint
-from learner.engine import Engine, NonFinite, join_group
+from learner.engine import Engine, NonFinite
 from learner.loop import LearningLoop, Taken
 from learner.losses import Draw, PairErrors, Predict, draw, inside, pair_losses, pair_weights, v_errors
 from learner.pairs import Pairs, collate, share
+from learner.recompute import recompute_in
 from learner.reference import AdapterReference, CopyReference, Reference
+from learner.single import SingleEngine
 
 
 class Learner(LearningLoop):
     """Policy, reference, optimizer and their files under `folder` (weights/, checkpoints/).
 
     `empty_embeds` is the empty caption's embedding [L, D]; needed when `learner.caption_drop` > 0, and may be set
-    later. Several ranks call `join_group` before; one alone is joined here.
+    later. Of several ranks each calls `learner.zero.join_group` before.
     """
 
     def __init__(
@@ -44,27 +47,29 @@ class Learner(LearningLoop):
         folder: Path,
         worker: str = "learner-0",
     ) -> None:
-        join_group(device=config.model.device)
         super().__init__(config, folder, worker)
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
         self._dtype = getattr(torch, config.model.dtype)
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
         self._architecture = _architecture(module)
-        if self._rules.gradient_checkpointing:
-            module.enable_gradient_checkpointing()  # type: ignore[operator]
+        recompute_in(module, self._rules.gradient_checkpointing)
         self.reference: Reference = (
             AdapterReference(module, self._rules.lora, config.seed)
             if self._rules.train == "lora"
-            else CopyReference(module)
+            else CopyReference(module, self._rules.reference)
         )
-        self.engine = Engine(module, self._rules, config.model.device)
+        if self._rules.compile:
+            compile_blocks(module)
+            self.reference.compile()
+        self.engine = make_engine(module, self._rules, config.model.device)
+        self.reference.settle(self.engine)
 
     # A step.
 
     def take(self, exchange: RunExchange | None) -> Taken | None:
         """See `LearningLoop.take`."""
-        pairs = share(self._lease(exchange), self.engine.device)
+        pairs = share(self._lease(exchange), self.engine)
         if pairs is None:
             return None
         sums, norm = self.optimize(pairs)
@@ -96,10 +101,7 @@ class Learner(LearningLoop):
         return pairs
 
     def optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
-        """AdamW's update from the global batch: the sums (loss, inside, winner, loser) over it, the gradient norm.
-
-        Collective.
-        """
+        """Update from the global batch: its sums of (loss, inside, winner, loser), the gradient norm. Collective."""
         step, sums = self.step + 1, torch.zeros(4, device=self.engine.device)
         weights = pair_weights(self._rules.loss, pairs.gap, self._rules.normalise_gap)
         first = self.engine.rank * self.engine.per_rank
@@ -233,6 +235,15 @@ class Learner(LearningLoop):
     def close(self) -> None:
         """Release the engine."""
         self.engine.close()
+
+
+def make_engine(module: torch.nn.Module, rules: LearnerConfig, device: str) -> Engine:
+    """The one that ranks and stage ask for. Collective."""
+    if rules.zero_stage == 0 and not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return SingleEngine(module, rules, device)
+    from learner.zero import ZeroEngine  # noqa: PLC0415 - DeepSpeed takes seconds, and need not be there otherwise
+
+    return ZeroEngine(module, rules, device)
 
 
 def without_dropout(module: torch.nn.Module) -> torch.nn.Module:

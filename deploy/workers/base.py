@@ -8,7 +8,7 @@ from threading import Event
 
 from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
-from common.journal import RemoteJournal
+from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 
 IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles

@@ -6,7 +6,8 @@ from contextlib import ExitStack
 
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
-from common.journal import RemoteJournal, measured
+from common.journal import measured
+from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 from deploy.roles import learner_of
 from deploy.run_folder import check_steps
@@ -51,8 +52,8 @@ class LearnerWorker(Worker):
             journal.trained(trained)
 
     def _meet(self, place: str) -> None:
-        if not self.config.simulate:
-            from learner.engine import join_group  # noqa: PLC0415 - simulated work needs no group
+        if not self.config.simulate and self.config.cluster.learners > 1:
+            from learner.zero import join_group  # noqa: PLC0415 - one rank, or simulated work, needs no group
 
             join_group(self._rank, self.config.cluster.learners, place, self.config.model.device)
 

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
-from common.journal import RemoteJournal, measured
+from common.journal import measured
+from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 from deploy.roles import rewarder_of
 from deploy.workers.base import Worker

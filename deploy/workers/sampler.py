@@ -10,8 +10,9 @@ from pathlib import Path
 from actors.loop import SamplingLoop
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
-from common.journal import RemoteJournal, measured
+from common.journal import measured
 from common.push import WeightPuller
+from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 from deploy.roles import sampler_of
 from deploy.workers.base import Worker

@@ -17,9 +17,10 @@ import psutil
 import torch
 
 from common.exchange.remote import exchange_service
-from common.journal import RunJournal, journal_service
+from common.journal import RunJournal
 from common.keys import ServerKeys
 from common.push import Announcer, weight_service
+from common.remote_journal import journal_service
 from common.service import serving
 from common.tensor_file import TensorStream
 from common.weights import WeightStore

@@ -19,9 +19,10 @@ import zmq
 from common import rpc
 from common.exchange.client import RunExchange, State
 from common.exchange.remote import RemoteExchange
-from common.journal import Journal, RemoteJournal
+from common.journal import Journal
 from common.messages import Purpose, Score, Span, StepStats, Trained
 from common.push import RemoteWeights, WeightSource
+from common.remote_journal import RemoteJournal
 from common.rpc import Client, Unreachable, calls
 from common.tensor_file import file_size
 from common.wire import Frames, WireError, pack, unpack

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from common.journal import RemoteJournal, RunJournal, journal_service, measured
+from common.journal import RunJournal, measured
 from common.messages import Span, StepStats, Trained
 from common.metrics import read_json_lines
+from common.remote_journal import RemoteJournal, journal_service
 from common.service import serving
 
 STATS = StepStats(3, 0.5, 0.1, 0.2, 0.05, -0.01, 0.02, 1.5, 0.5, 1, 0.6, 2.5, True, True)

@@ -18,7 +18,7 @@ from common import push, rpc
 from common.config import ConfigError
 from common.exchange.client import State
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
-from common.journal import Journal, RemoteJournal
+from common.journal import Journal
 from common.keys import (
     KEYS,
     Door,
@@ -33,6 +33,7 @@ from common.keys import (
 )
 from common.messages import Span
 from common.push import Announcer, RemoteWeights, WeightPuller
+from common.remote_journal import RemoteJournal
 from common.rpc import Unreachable
 from common.service import Service, serving
 from deploy.messages import Addresses

@@ -13,7 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 from deploy.plan import BACKWARD, DECODE, FORWARD
 from deploy.sizes import SAVED, SAVED_OUTSIDE, family_sizes
+from learner.recompute import Recompute
+from learner.single import SingleEngine
+from learner.zero import ZeroEngine
 from tests.deploy.test_plan import predicted, small
+from tests.learner.fakes import tiny_config
 
 SIDE = 32  # of the latents: so many tokens that one weight's gradient is small beside them
 LAYERS, HEADS, TOKENS = 2, 4, 8 + 3 * (SIDE // 2) ** 2
@@ -46,9 +50,9 @@ class Allocations(TorchDispatchMode):
         self.now -= self._sizes.pop(address, 0)
 
 
-def transformer(checkpointed: bool = False) -> Any:
+def transformer(recompute: Recompute = "off") -> Any:
     """With gradients that are there already: a step's own are not activations."""
-    module, _ = small(LAYERS, checkpointed=checkpointed, side=SIDE)
+    module, _ = small(LAYERS, recompute=recompute, side=SIDE)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return module
@@ -61,14 +65,34 @@ def test_a_forward_pass_without_gradient_holds_no_more_than_stated() -> None:
     assert seen.peak / UNIT == pytest.approx(FORWARD, rel=0.1)
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_a_training_pass_holds_what_is_saved_a_block_and_little_more(checkpointed: bool) -> None:
-    module = transformer(checkpointed)
+@pytest.mark.parametrize(("recompute", "kept"), [("off", 0), ("selective", 2), ("full", 1)])
+def test_a_training_pass_holds_what_is_saved_a_block_and_little_more(recompute: Recompute, kept: int) -> None:
+    module = transformer(recompute)
     with Allocations(*module.parameters(), *module.buffers()) as seen:
         predicted(module, 2, SIDE).sum().backward()
-    blocks = LAYERS + SAVED["full"] if checkpointed else LAYERS * SAVED["full"]
+    blocks = kept * LAYERS + SAVED["full"] if kept else LAYERS * SAVED["full"]
     stated = blocks + SAVED_OUTSIDE["full"] + BACKWARD
     assert seen.peak / UNIT == pytest.approx(stated, rel=0.1)
+
+
+@pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "bfloat16")])
+def test_an_optimizer_step_holds_gradients_buffers_and_no_more(stage: int, dtype: str) -> None:
+    """One wide layer after the other, one row of data: activations do not count beside half a million weights."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(8)))
+    module, count = module.to(getattr(torch, dtype)), 8 * 256 * 256
+    rules = tiny_config(zero_stage=stage).learner
+    engine = ZeroEngine(module, rules) if stage else SingleEngine(module, rules)
+
+    def step() -> None:
+        engine.step([lambda: engine.model(torch.ones(1, 256, dtype=getattr(torch, dtype))).float().mean()], 1e-3)
+
+    step()  # makes the moments
+    with Allocations(*module.parameters()) as seen:
+        step()
+    engine.close()
+    stated = 2 + 2 + 4 if stage else 4  # gradients and bucket in bfloat16, gradients in float32
+    assert seen.peak / count == pytest.approx(stated, rel=0.1)
 
 
 @pytest.mark.parametrize(("tiling", "places"), [(False, 480 * 720), (True, 240 * 360)])

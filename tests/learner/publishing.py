@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import distributed
 
 import learner.engine
 from common.storage import StorageFailed
 from common.tensor_file import TensorStream
 from common.weights import WeightStore
-from learner.engine import Engine, RankFailed, join_group
+from learner.engine import RankFailed
 from learner.train import Learner
+from learner.zero import ZeroEngine, join_group
 from tests.learner.fakes import MemoryExchange, tiny_config, tiny_model
 
 LAYERS, WIDTH = 40, 1024  # 4 MiB each, 160 MiB in all
@@ -42,7 +44,7 @@ def publish(store: WeightStore, stream: TensorStream, version: int) -> str:
 def memory(folder: Path, stage: int) -> dict[str, Any]:
     """Peaks of this process above its start, in bytes: publishing by the bucket, and all at once."""
     learner.engine.BUCKET_BYTES = BUCKET
-    engine = Engine(big_module(), tiny_config(zero_stage=stage).learner)
+    engine = ZeroEngine(big_module(), tiny_config(zero_stage=stage).learner)
     tensors, store = dict(engine.module.named_parameters()), WeightStore(folder / f"weights-{stage}")
 
     def by_bucket() -> None:
@@ -77,7 +79,7 @@ def failure(folder: Path, stage: int) -> dict[str, Any]:
     """What each rank says when rank 0 cannot write a version, or rank 1 its part of a checkpoint; then both can."""
     learner.engine.BUCKET_BYTES = 4096
     config = tiny_config(zero_stage=stage)
-    mine: Any = MemoryExchange() if learner.engine.distributed.get_rank() == 0 else None
+    mine: Any = MemoryExchange() if distributed.get_rank() == 0 else None
     trained = Learner(tiny_model(folder / "model"), config, folder / f"run-{stage}")
     trained.resume(mine)
     said = {}

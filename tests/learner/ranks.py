@@ -13,8 +13,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from learner.engine import join_group
 from learner.train import Learner
+from learner.zero import join_group
 from tests.learner.fakes import MemoryExchange, tiny_config, tiny_model
 
 STEPS, SAVED = 5, 3

@@ -1,4 +1,4 @@
-"""ZeRO 0-3 on one and two ranks, LoRA and full: the same training as torch's AdamW over a second implementation."""
+"""One rank on torch, ZeRO 0-3 on one and two: the same training as torch's AdamW over a second implementation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from safetensors import safe_open
 from common.config import ConfigError
 from common.weights import WeightStore
 from learner import checkpoint
-from learner.engine import Engine, NonFinite, join_group
+from learner.engine import Engine, NonFinite
+from learner.single import SingleEngine
+from learner.train import make_engine
+from learner.zero import ZeroEngine, join_group
 from tests.learner.fakes import tiny_config, tiny_model
 from tests.learner.plain import plain_training
 from tests.learner.publishing import BUCKET, LAYERS, WIDTH, big_module
@@ -133,12 +136,36 @@ def collected(engine: Engine, line: Line) -> dict[str, torch.Tensor]:
     return engine.collect({"a": line.a}, lambda stream: dict(stream.tensors)) or {}
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_one_step_by_hand(stage: int) -> None:
+def single(**settings: Any) -> SingleEngine:
+    return SingleEngine(Line(), tiny_config(**settings).learner)
+
+
+def open_engine(module: torch.nn.Module, stage: int | None, **settings: Any) -> Engine:
+    """`stage` None: torch alone."""
+    rules = tiny_config(zero_stage=stage or 0, **settings).learner
+    return SingleEngine(module, rules) if stage is None else ZeroEngine(module, rules)
+
+
+ENGINES = [None, 0, 1, 2, 3]
+
+
+def test_one_rank_without_zero_needs_no_deepspeed() -> None:
+    assert isinstance(make_engine(Line(), tiny_config().learner, "cpu"), SingleEngine)
+    sharded = make_engine(Line(), tiny_config(zero_stage=1).learner, "cpu")
+    assert isinstance(sharded, ZeroEngine)
+    sharded.close()
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("stage", ENGINES)
+def test_one_step_by_hand(stage: int | None, offload: bool) -> None:
     """Loss 3a, gradient 3: AdamW's first step is lr x sign of the gradient, 2 - 0.1 = 1.9."""
-    join_group()
+    if offload and stage == 0:
+        with pytest.raises(ConfigError, match=r"offload_optimizer.*zero_stage 1, 2 or 3"):
+            open_engine(Line(), 0, offload_optimizer=True)
+        return
     line = Line()
-    engine = Engine(line, tiny_config(zero_stage=stage).learner)
+    engine = open_engine(line, stage, offload_optimizer=offload)
     norm = engine.step([lambda: engine.model(torch.tensor([3.0])).sum()], lr=0.1)
     assert norm == pytest.approx(3.0)
     assert collected(engine, line)["a"].item() == pytest.approx(1.9)
@@ -146,62 +173,144 @@ def test_one_step_by_hand(stage: int) -> None:
     assert line.frozen.item() == 5.0
 
 
-def test_micro_batches_add_up_to_the_batch() -> None:
-    """Shares 3a and 1a of the mean: gradient 4, whatever the cut."""
-    join_group()
-    line = Line()
-    engine = Engine(line, tiny_config(micro_batch=1).learner)
-    assert engine.micro_batches == 2
-    shares = [lambda: engine.model(torch.tensor([3.0])).sum(), lambda: engine.model(torch.tensor([1.0])).sum()]
-    assert engine.step(shares, lr=0.0) == pytest.approx(4.0)
-    assert line.a.item() == 2.0
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("offload", [False, True])
+def test_gradients_are_clipped(half: bool, offload: bool) -> None:
+    """Gradient (3, 4) of norm 5 is scaled by 0.5 / 5; AdamW's first moment is a tenth of it."""
+    line = torch.nn.Linear(2, 1, bias=False).to(torch.bfloat16 if half else torch.float32)
+    engine = SingleEngine(line, tiny_config(clip_norm=0.5, offload_optimizer=offload).learner)
+    given = torch.tensor([3.0, 4.0], dtype=line.weight.dtype)
+    assert engine.step([lambda: engine.model(given).sum()], lr=0.0) == pytest.approx(5.0)
+    moment = engine.optimizer_state()["0.exp_avg"]
+    torch.testing.assert_close(moment, torch.tensor([[0.03, 0.04]]), rtol=1e-4, atol=0)
     engine.close()
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("half", [False, True])
+def test_micro_batches_add_up_to_the_batch(half: bool) -> None:
+    """Shares 3a and 1a of the mean: gradient 4, whatever the cut; then nothing is left for the next step."""
+    line = Line().to(torch.bfloat16) if half else Line()
+    engine = SingleEngine(line, tiny_config(micro_batch=1).learner)
+    assert engine.micro_batches == 2
+    shares = [lambda x=x: engine.model(torch.tensor([x], dtype=line.a.dtype)).sum() for x in (3.0, 1.0)]
+    assert engine.step(shares, lr=0.0) == pytest.approx(4.0)
+    assert engine.step(shares, lr=0.0) == pytest.approx(4.0)
+    assert line.a.item() == 2.0
+    assert line.a.grad is None
+    engine.close()
+
+
+def test_many_small_gradients_are_not_lost_in_bfloat16() -> None:
+    """1 and 64 times 1/512: in bfloat16 each addition to 1 would round to 1; in float32 they come to 1.125."""
+    line = Line().to(torch.bfloat16)
+    engine = SingleEngine(line, tiny_config(pairs_per_step=65, micro_batch=1).learner)
+    parts = [1.0] + 64 * [1 / 512]
+    shares = [lambda x=x: engine.model(torch.tensor([x], dtype=torch.bfloat16)).sum() for x in parts]
+    assert engine.step(shares, lr=0.0) == pytest.approx(1.125)
+    engine.close()
+
+
+@pytest.mark.parametrize("stage", [None, 0, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_loss_stops_before_the_weights(stage: int, bad: float) -> None:
-    join_group()
+def test_a_bad_loss_stops_before_the_weights(stage: int | None, bad: float) -> None:
     line = Line()
-    engine = Engine(line, tiny_config(zero_stage=stage).learner)
+    engine = open_engine(line, stage)
     with pytest.raises(NonFinite, match="the loss is"):
         engine.step([lambda: engine.model(torch.tensor([bad])).sum()], lr=0.1)
     assert line.a.item() == 2.0
     engine.close()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
-def test_a_bad_gradient_stops_too(stage: int) -> None:
+@pytest.mark.parametrize("stage", [None, 0, 1, 3])
+def test_a_bad_gradient_stops_too(stage: int | None) -> None:
     """sqrt(a - a) is 0, its gradient is infinity times zero."""
-    join_group()
-    engine = Engine(Line(), tiny_config(zero_stage=stage).learner)
+    engine = open_engine(Line(), stage)
     with pytest.raises(NonFinite, match="gradient"):
         engine.step([lambda: (engine.model(torch.zeros(1)) * 0).sqrt().sum()], lr=0.1)
     engine.close()
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_bfloat16_keeps_float32_masters(stage: int) -> None:
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("stage", [None, 0, 3])
+def test_bfloat16_keeps_float32_masters(stage: int | None, offload: bool) -> None:
     """Five steps of 0.002 from 2.0: one bfloat16 step is 0.0156, so without masters nothing would ever move."""
-    join_group()
+    if stage == 3 and offload:
+        stage = 2
     line = Line().to(torch.bfloat16)
-    engine = Engine(line, tiny_config(zero_stage=stage).learner)
+    engine = open_engine(line, stage, **({"offload_optimizer": True} if offload and stage != 0 else {}))
     for _ in range(5):
         engine.step([lambda: engine.model(torch.ones(1, dtype=torch.bfloat16)).float().sum()], lr=0.002)
-    assert engine.optimizer_state()["0.master"][0].item() == pytest.approx(1.99, abs=1e-4)
+    assert engine.optimizer_state()["0.master"].flatten()[0].item() == pytest.approx(1.99, abs=1e-4)
     assert engine.optimizer_state()["0.step"].item() == 5.0
     assert collected(engine, line)["a"].item() == pytest.approx(1.9922, abs=1e-3)
     engine.close()
 
 
+def trained(engine: Engine, layer: torch.nn.Module, steps: int) -> dict[str, torch.Tensor]:
+    """The weights after `steps` steps on the same random data, each way alike."""
+    generator = torch.Generator().manual_seed(5)
+    for _ in range(steps):
+        x = torch.randn(16, 128, generator=generator)
+        engine.step([lambda x=x: engine.model(x).square().mean()], lr=1e-2)
+    tensors = dict(layer.named_parameters())
+    return engine.collect(tensors, lambda stream: dict(stream.tensors)) or {}
+
+
+def layer() -> torch.nn.Linear:
+    torch.manual_seed(1)
+    return torch.nn.Linear(128, 64)
+
+
+@pytest.mark.parametrize("stage", [None, 1, 2, 3])
+def test_eight_bits_train_nearly_as_32(stage: int | None) -> None:
+    """8192 weights have moments of one byte each; after 20 steps of 0.01 the way is the same within a tenth."""
+    start = layer().weight.detach()
+    exact, small = layer(), layer()
+    plain, eight = open_engine(exact, None), open_engine(small, stage, optimizer="adamw_8bit")
+    expected, found = trained(plain, exact, 20), trained(eight, small, 20)
+    way = (expected["weight"] - start).norm()
+    assert way > 4  # 8192 weights, up to 0.2 each
+    assert (found["weight"] - expected["weight"]).norm() < 0.1 * way
+    state = eight.optimizer_state()
+    assert state["0.state1"].dtype == torch.uint8
+    moments = sum(value.nbytes for name, value in state.items() if "master" not in name)
+    assert moments < 3 * (8192 + 64)
+    plain.close()
+    eight.close()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
+@pytest.mark.parametrize("stage", [None, 2, 3])
+def test_an_optimizer_s_state_comes_back_bit_for_bit(stage: int | None, optimizer: str) -> None:
+    one = layer()
+    engine = open_engine(one, stage, optimizer=optimizer)
+    trained(engine, one, 3)
+    weights, state = trained(engine, one, 0), engine.optimizer_state()
+    expected = trained(engine, one, 2)
+    engine.close()
+    other = layer()
+    again = open_engine(other, stage, optimizer=optimizer)
+    again.assign(dict(other.named_parameters()), weights)
+    again.load_optimizer_state(state)
+    found = trained(again, other, 2)
+    assert all(found[name].equal(expected[name]) for name in expected)
+    again.close()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="optimizer = 'adamw_8bit': needs the package bitsandbytes"):
+        single(optimizer="adamw_8bit")
+
+
 def test_the_batch_must_divide_by_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     join_group()
-    monkeypatch.setattr("learner.engine.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("learner.zero.distributed.get_world_size", lambda: 2)
     with pytest.raises(ConfigError, match="pairs_per_step = 3: must divide by 2 ranks"):
-        Engine(Line(), tiny_config(pairs_per_step=3).learner)
+        ZeroEngine(Line(), tiny_config(pairs_per_step=3).learner)
 
 
 def test_several_ranks_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.engine.distributed.is_initialized", lambda: False)
+    monkeypatch.setattr("learner.zero.distributed.is_initialized", lambda: False)
     with pytest.raises(ConfigError, match="2 ranks needs an init_method"):
         join_group(0, 2)

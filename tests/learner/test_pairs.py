@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from common.tensors import from_array
-from learner.engine import join_group
 from learner.pairs import collate, share
-from tests.learner.fakes import LATENT, make_pair
+from learner.single import SingleEngine
+from tests.learner.fakes import LATENT, make_pair, tiny_config
 
 
 def test_a_batch_is_a_set_in_the_order_of_ordinals() -> None:
@@ -48,5 +48,5 @@ def test_text_to_video_pairs_have_no_image() -> None:
 
 @pytest.mark.parametrize("pairs", [None, collate([make_pair(0)])])
 def test_one_rank_shares_with_nobody(pairs: object) -> None:
-    join_group()
-    assert share(pairs, "cpu") is pairs  # type: ignore[arg-type]
+    engine = SingleEngine(torch.nn.Linear(1, 1), tiny_config().learner)
+    assert share(pairs, engine) is pairs  # type: ignore[arg-type]

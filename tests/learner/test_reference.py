@@ -7,17 +7,27 @@ from typing import Any
 
 import pytest
 
+from common.config import ConfigError
 from learner.losses import inside
 from learner.pairs import collate
+from learner.reference import module_tensors
 from learner.train import Learner
 from tests.learner.fakes import MemoryExchange, make_pair, tiny_config, tiny_model
 
-CASES = [("full", 0), ("lora", 0), ("full", 3), ("lora", 3)]
+CASES = [
+    ("full", 0, "whole"),
+    ("full", 0, "host"),
+    ("lora", 0, "whole"),
+    ("full", 3, "whole"),
+    ("full", 2, "sharded"),
+    ("full", 3, "sharded"),
+    ("lora", 3, "whole"),
+]
 
 
-def start(folder: Path, kind: str, stage: int, **learner: Any) -> tuple[Learner, Any]:
-    model = tiny_model(folder / "model")
-    return Learner(model, tiny_config(train=kind, zero_stage=stage, **learner), folder / "run"), MemoryExchange()
+def start(folder: Path, kind: str, stage: int, place: str, **learner: Any) -> tuple[Learner, Any]:
+    config = tiny_config(train=kind, zero_stage=stage, reference=place, **learner)
+    return Learner(tiny_model(folder / "model"), config, folder / "run"), MemoryExchange()
 
 
 def inside_now(learner: Learner) -> float:
@@ -25,9 +35,9 @@ def inside_now(learner: Learner) -> float:
     return inside(learner.errors(pairs, pairs.ordinals, 1), 5000.0).abs().max().item()
 
 
-@pytest.mark.parametrize(("kind", "stage"), CASES)
-def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int) -> None:
-    learner, exchange = start(tmp_path, kind, stage, refresh_every=2)
+@pytest.mark.parametrize(("kind", "stage", "place"), CASES)
+def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int, place: str) -> None:
+    learner, exchange = start(tmp_path, kind, stage, place, refresh_every=2)
     base = learner.reference_digest()
     assert learner.policy_digest() == base
     first = learner.work(exchange)
@@ -51,9 +61,11 @@ def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int) -> 
     learner.close()
 
 
-@pytest.mark.parametrize(("kind", "stage"), CASES)
-def test_a_refresh_leaves_the_policy_alone_and_survives_resume(tmp_path: Path, kind: str, stage: int) -> None:
-    learner, exchange = start(tmp_path, kind, stage)
+@pytest.mark.parametrize(("kind", "stage", "place"), CASES)
+def test_a_refresh_leaves_the_policy_alone_and_survives_resume(
+    tmp_path: Path, kind: str, stage: int, place: str
+) -> None:
+    learner, exchange = start(tmp_path, kind, stage, place)
     learner.work(exchange)
     before = learner.policy_digest()
     learner.reference.refresh(learner.engine)
@@ -63,7 +75,7 @@ def test_a_refresh_leaves_the_policy_alone_and_survives_resume(tmp_path: Path, k
     learner.save(exchange)
     moved = learner.policy_digest()
     learner.close()
-    again, _ = start(tmp_path, kind, stage)
+    again, _ = start(tmp_path, kind, stage, place)
     assert again.resume(exchange)
     assert again.reference_digest() == before
     assert again.policy_digest() == moved != before
@@ -71,9 +83,31 @@ def test_a_refresh_leaves_the_policy_alone_and_survives_resume(tmp_path: Path, k
 
 
 def test_the_version_published_with_a_refresh_is_the_reference(tmp_path: Path) -> None:
-    learner, exchange = start(tmp_path, "full", 0, refresh_every=1)
+    learner, exchange = start(tmp_path, "full", 0, "whole", refresh_every=1)
     learner.resume(exchange)
     learner.work(exchange)
     version, _ = learner.store.load(1)
     assert learner.reference_digest() == version.digest
+    learner.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"reference": "sharded"}, "reference = 'sharded': needs zero_stage 1, 2 or 3"),
+        ({"reference": "host", "train": "lora"}, "reference = 'host': with train = 'lora' it is an adapter"),
+    ],
+)
+def test_places_that_cannot_be(settings: dict[str, Any], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        tiny_config(**settings)
+
+
+def test_a_reference_in_host_memory_visits_the_device_for_its_pass_alone(tmp_path: Path) -> None:
+    learner, _ = start(tmp_path, "full", 0, "host")
+    home = {name: tensor.data_ptr() for name, tensor in learner.reference.parameters.items()}
+    with learner.reference.acting(learner.engine) as model:
+        away = {name: tensor.data_ptr() for name, tensor in module_tensors(model).items()}
+        assert not set(home.values()) & set(away.values())
+    assert {name: tensor.data_ptr() for name, tensor in module_tensors(model).items()} == home
     learner.close()

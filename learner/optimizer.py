@@ -1,0 +1,69 @@
+"""AdamW, in two sizes, and its state as plain tensors.
+
+| `learner.optimizer` | moments | from |
+|---|---|---|
+| adamw | 8 bytes a parameter, float32 | torch, its fused kernel |
+| adamw_8bit | 2 bytes and a scale for each 256 (Dettmers et al. 2022); small tensors float32 | bitsandbytes |
+
+Under either the weights that are updated are float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from common.config import ConfigError, LearnerConfig
+
+
+def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> torch.optim.Optimizer:
+    """The configured AdamW over float32 `parameters`. `ConfigError` when its package is not installed."""
+    settings: dict[str, Any] = {"lr": rules.lr, "weight_decay": rules.weight_decay}
+    if rules.optimizer == "adamw":
+        return torch.optim.AdamW(list(parameters), fused=True, **settings)
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "learner.optimizer = 'adamw_8bit': needs the package bitsandbytes, which is not installed: "
+            "pip install bitsandbytes, or set 'adamw'"
+        )
+    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - five seconds, for those who ask for it
+
+    return AdamW8bit(list(parameters), **settings)
+
+
+def saved_state(
+    optimizer: torch.optim.Optimizer, masters: Sequence[torch.Tensor], with_masters: bool
+) -> dict[str, torch.Tensor]:
+    """Copies, in host memory, of what `optimizer` holds for each of `masters`, and of these: ``0.exp_avg`` ..."""
+    state: dict[str, torch.Tensor] = {}
+    for index, master in enumerate(masters):
+        state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in optimizer.state.get(master, {}).items()}
+        if with_masters:
+            state[f"{index}.master"] = master
+    return {name: value.detach().to("cpu", copy=True) for name, value in state.items()}
+
+
+def restore(
+    optimizer: torch.optim.Optimizer,
+    masters: Sequence[torch.Tensor],
+    with_masters: bool,
+    state: Mapping[str, torch.Tensor],
+) -> None:
+    """Take back what `saved_state` gave of as many masters of the same sizes."""
+    parts: list[dict[str, Any]] = [{} for _ in masters]
+    for key, value in state.items():
+        index, name = key.split(".")
+        # bitsandbytes counts steps in an int, torch in a float32 tensor.
+        parts[int(index)][name] = value.item() if value.dtype == torch.int64 else value
+    for master, own in zip(masters, parts, strict=True):
+        saved = own.pop("master", None)
+        if with_masters and saved is not None:
+            with torch.no_grad():
+                master.copy_(saved)
+        optimizer.state[master] = {
+            name: value.to(master.device, copy=True) if isinstance(value, torch.Tensor) else value
+            for name, value in own.items()
+        }

@@ -1,0 +1,31 @@
+"""douga as on a machine where some packages are not installed: ``python -m tests.bare ray,zmq,deepspeed COMMAND...``"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from deploy.cli import main
+
+
+class Without:
+    """A finder of modules that does not know `missing`, whatever is installed."""
+
+    def __init__(self, finder: Any, missing: set[str]) -> None:
+        self._finder, self._missing = finder, missing
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        """As the finder's own."""
+        return None if name.partition(".")[0] in self._missing else self._finder.find_spec(name, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
+
+
+if __name__ == "__main__":
+    missing = set(sys.argv[1].split(","))
+    found = sorted(missing & {name.partition(".")[0] for name in sys.modules})
+    if found:
+        sys.exit(f"imported with the command line alone: {', '.join(found)}")
+    sys.meta_path[:] = [Without(finder, missing) for finder in sys.meta_path]  # type: ignore[list-item]
+    sys.exit(main(sys.argv[2:]))
