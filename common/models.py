@@ -37,6 +37,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.config import ConfigError
+from common.memory import pass_on
 from common.shapes import front_padding, latent_shape
 
 TOON_PIPELINE = Path(__file__).parent / "toon" / "weights" / "pipeline"
@@ -100,6 +101,7 @@ class ModelFolder:
         try:
             return kind.from_pretrained(str(folder), local_files_only=True, **how)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            pass_on(error)
             raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:

@@ -30,6 +30,7 @@ from common.toon.prompts import encode_png
 from common.weights import WeightStore
 from deploy import course, evaluate, export, report, run_folder, serial
 from deploy.heldout import HeldOut
+from deploy.memory import needed_by
 from deploy.progress import showing
 from deploy.roles import open_inputs
 from learner import checkpoint
@@ -49,13 +50,19 @@ def sample(options: Options, flags: Flags) -> int:
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
     config, weights = _source(options.source, flags)
+    if weights is None and options.version is not None:
+        raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
+    with needed_by("sampler", config):
+        _make_samples(config, weights, options)
+    return 0
+
+
+def _make_samples(config: RunConfig, weights: WeightStore | None, options: Options) -> None:
     model = open_model(config.model.path)
     prompts = _prompts(config, model.image_conditioned, options.count)
     sampler = Sampler(model, config)
     if weights is not None:
         _load_version(sampler, weights, options.version)
-    elif options.version is not None:
-        raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
     options.out.mkdir(parents=True, exist_ok=True)
     records, clips = [], []
     for prompt in prompts:
@@ -67,7 +74,6 @@ def sample(options: Options, flags: Flags) -> int:
         print(options.out / record["clip"], "-", prompt.text)
     contact_sheet(clips).save(options.out / SHEET)
     run_folder.write_whole(options.out / SAMPLES, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-    return 0
 
 
 def _source(source: str, flags: Flags) -> tuple[RunConfig, WeightStore | None]:

@@ -28,11 +28,21 @@ TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does 
 CONFIG, RESULT, REPORT, PICTURE, LOCK = "config.toml", "result.json", "report.html", "report.png", ".lock"
 # What may change when a run is resumed; where the folder lies is no part of what is computed in it.
 FREE = ("steps", "verify", "evaluation.", "name", "root", "mode", "cluster.")
+# How much is worked on at once: it changes the order of sums, so last bits, and makes a run fit that ran out of memory.
+MEMORY = (
+    "sampler.micro_batch",
+    "sampler.offload",
+    "reward.batch",
+    "learner.micro_batch",
+    "learner.gradient_checkpointing",
+)
 
 
-def is_free(key: str) -> bool:
+def is_free(key: str, config: RunConfig) -> bool:
     """Whether a key may differ between a run folder and the configuration that resumes it."""
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
+    if key == "sampler.micro_batch" and config.sampler.cache_threshold > 0:
+        return False  # which blocks are skipped is decided for a micro-batch: another one gives other clips
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE + MEMORY)
 
 
 @contextmanager
@@ -83,13 +93,15 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
     if not (folder / CONFIG).exists():
         return
     changed = {
-        key: values for key, values in differences(load_config(folder / CONFIG), config).items() if not is_free(key)
+        key: values
+        for key, values in differences(load_config(folder / CONFIG), config).items()
+        if not is_free(key, config)
     }
     if changed:
         said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
-            "(steps, verify and evaluation.* may change)"
+            f"(steps, verify, evaluation.*, cluster.* and {', '.join(MEMORY)} may change)"
         )
 
 

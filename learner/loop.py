@@ -25,8 +25,8 @@ from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from learner import checkpoint
 
-# Settings that may change between two starts of a run without changing what it computes.
-FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
+# Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
+FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch"}
 
 
 @dataclass(frozen=True, slots=True)
