@@ -25,6 +25,7 @@ from actors.prompts import first_frame
 from actors.speed import Module, quicken, resident
 from common.clips import encode_mp4
 from common.config import ConfigError, RunConfig
+from common.fingerprint import check_same_model
 from common.lora import adapter_state, inject_lora, load_adapter_state
 from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
 from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
@@ -66,8 +67,11 @@ class Sampler(SamplingLoop):
         """Swap in a published version: all weights (`full`) or the adapter over the base that is held (`adapter`).
 
         Names, shapes and dtypes are checked before anything changes; digests are not: who has the tensors from a
-        `WeightStore` has verified ones. `ConfigError` when the version belongs to another architecture or base.
+        `WeightStore` has verified ones. `ConfigError` when the version belongs to another architecture, to another base
+        model, be it of the same shapes, or to another base version.
         """
+        what = f"weight version {version.version}"
+        check_same_model(what, version.model, self._model.parts, self._config.model.path)
         if version.kind == "adapter":
             self._load_adapter(version, state)
         else:

@@ -18,6 +18,8 @@ import numpy as np
 from av.codec.context import Flags
 from PIL import Image
 
+from common.memory import pass_on
+
 decord: Any = import_module("decord") if find_spec("decord") else None
 CRF = 10
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
@@ -55,6 +57,7 @@ def decode_frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
     try:
         return _reader(data).get_batch(list(indices)).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
+        pass_on(error)
         # decord 0.6 cannot copy the padded rows of frames that are 8, 16, 24, 48 or 72 pixels wide.
         if "size must exactly match" in str(error):
             return _by_pyav(data, indices)
@@ -78,6 +81,7 @@ def _reader(data: bytes) -> Any:
     try:
         return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
+        pass_on(error)
         raise _unreadable(data, error) from None
 
 

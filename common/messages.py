@@ -163,6 +163,7 @@ class WeightVersion:
     base: int  # the version an adapter applies to; for "full" the version itself
     tensors: tuple[TensorEntry, ...]
     digest: str  # of the whole: over the entries in name order, hex
+    model: dict[str, str] = field(default_factory=dict)  # part of the base model -> fingerprint; empty: simulated
 
 
 @dataclass(frozen=True, slots=True)

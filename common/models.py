@@ -18,7 +18,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,9 +37,10 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.config import ConfigError
+from common.fingerprint import TOON_PIPELINE, model_parts
+from common.memory import pass_on
 from common.shapes import front_padding, latent_shape
 
-TOON_PIPELINE = Path(__file__).parent / "toon" / "weights" / "pipeline"
 PIPELINES = ("CogVideoXImageToVideoPipeline", "CogVideoXPipeline")
 SCHEDULERS = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}
 OFS = 2.0  # the offset that CogVideoX 1.5 was trained with
@@ -55,6 +56,11 @@ class ModelFolder:
     transformer_config: dict[str, Any] = field(repr=False)  # with the class's defaults filled in
     vae_config: dict[str, Any] = field(repr=False)
     scheduler_config: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Fingerprints of the parts: which model this is, wherever it lies."""
+        return model_parts(self.path)
 
     @property
     def image_conditioned(self) -> bool:
@@ -100,6 +106,7 @@ class ModelFolder:
         try:
             return kind.from_pretrained(str(folder), local_files_only=True, **how)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            pass_on(error)
             raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:

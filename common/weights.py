@@ -38,7 +38,15 @@ class WeightStore:
         folder.mkdir(parents=True, exist_ok=True)
 
     def publish(
-        self, stream: TensorStream, *, version: int, step: int, pushes: int, kind: str, base: int
+        self,
+        stream: TensorStream,
+        *,
+        version: int,
+        step: int,
+        pushes: int,
+        kind: str,
+        base: int,
+        model: Mapping[str, str] | None = None,
     ) -> WeightVersion:
         """Write `stream`, tensor by tensor, as `version` and return its manifest.
 
@@ -46,7 +54,8 @@ class WeightStore:
         """
         with new_folder(self._place(version)) as folder:
             entries = write(folder / TENSORS, stream)
-            manifest = WeightVersion(version, step, pushes, kind, base, entries, whole_digest(entries))
+            digest = whole_digest(entries)
+            manifest = WeightVersion(version, step, pushes, kind, base, entries, digest, dict(model or {}))
             _write_manifest(folder, manifest)
         return manifest
 

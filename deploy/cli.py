@@ -32,7 +32,9 @@ examples:
   douga run runs/mine/config.toml             go on with a run that was interrupted
 
   A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
-  Only steps, verify and evaluation.* may change when a run is resumed.
+  When a run is resumed, steps, verify, evaluation.*, cluster.* may change; model.path to another copy of the model;
+  and what makes a run fit into less memory:
+  sampler.micro_batch, sampler.offload, reward.batch, learner.micro_batch, learner.gradient_checkpointing.
 """
 
 
@@ -179,9 +181,9 @@ def _add(commands: Any, name: str, act: Callable[..., int], words: str, epilog: 
 
 def _lazily(name: str, options: argparse.Namespace, flags: dict[str, Any]) -> int:
     """Call a command of `deploy/commands.py`; importing it brings torch."""
-    from deploy import commands  # noqa: PLC0415 - `--help` answers without torch
+    from deploy import commands, start  # noqa: PLC0415 - `--help` answers without torch
 
-    return getattr(commands, name)(options, flags)
+    return start.or_failed(partial(getattr(commands, name), options, flags))
 
 
 def _add_run(commands: Any) -> None:
@@ -234,9 +236,9 @@ def _add_worker(commands: Any) -> None:
 
 
 def _work(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from deploy import join  # noqa: PLC0415 - `--help` answers without zmq
+    from deploy import join, start  # noqa: PLC0415 - `--help` answers without zmq
 
-    return join.work(options, flags)
+    return start.or_failed(partial(join.work, options, flags))
 
 
 def _add_plan(commands: Any) -> None:

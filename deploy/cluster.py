@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ConfigError, RunConfig
 from common.storage import StorageFailed
+from deploy.memory import OutOfMemory
 from deploy.messages import MEETING, News, Opened, Outcome
 from deploy.placement import connected, launch, pin, placed
 from deploy.progress import Progress, Silent
@@ -43,11 +44,20 @@ OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
 TOGETHER_SECONDS = 2.0  # in which the other ranks of a learner end when one does
 STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
-FATAL = (ConfigError, StorageFailed)  # starting again mends neither bad input nor a disk that refuses
 
 
 class HubLost(RuntimeError):
     """The hub's process died."""
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether starting again mends nothing: bad input, a disk that refuses, memory that was too little from the start.
+
+    Whom the kernel or Ray killed for the memory of its node died like others: it may have been a neighbour's need.
+    """
+    if isinstance(error, OutOfMemory):
+        return not error.worked
+    return isinstance(error, ConfigError | StorageFailed)
 
 
 def run(
@@ -241,7 +251,7 @@ class Driver:
     def _died(self, unit: Unit, errors: Sequence[Exception]) -> None:
         self._end_unit(unit)
         for error in errors:
-            if isinstance(error, FATAL):
+            if is_fatal(error):
                 raise error
         reason = " ".join(str(errors[0]).split())[:300]
         for name in unit.members:

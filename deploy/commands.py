@@ -21,6 +21,7 @@ from common.clips import contact_sheet, decode_clip
 from common.config import ConfigError, RewardConfig, RewardWeights, RunConfig, load_config
 from common.exchange import recovery, rules
 from common.exchange.local import LocalExchange
+from common.fingerprint import check_same_model, model_parts
 from common.journal import RunJournal
 from common.messages import Prompt, ScoreTask
 from common.metrics import EVENTS, METRICS, JsonLines, read_json_lines
@@ -30,6 +31,7 @@ from common.toon.prompts import encode_png
 from common.weights import WeightStore
 from deploy import course, evaluate, export, report, run_folder, serial
 from deploy.heldout import HeldOut
+from deploy.memory import needed_by
 from deploy.progress import showing
 from deploy.roles import open_inputs
 from learner import checkpoint
@@ -49,13 +51,20 @@ def sample(options: Options, flags: Flags) -> int:
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
     config, weights = _source(options.source, flags)
+    if weights is None and options.version is not None:
+        raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
+    with needed_by("sampler", config):
+        _make_samples(config, weights, options)
+    return 0
+
+
+def _make_samples(config: RunConfig, weights: WeightStore | None, options: Options) -> None:
     model = open_model(config.model.path)
     prompts = _prompts(config, model.image_conditioned, options.count)
+    version = 0 if weights is None else _chosen(weights, config, options.version)
     sampler = Sampler(model, config)
-    if weights is not None:
-        _load_version(sampler, weights, options.version)
-    elif options.version is not None:
-        raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
+    if weights is not None and version:
+        sampler.load(*weights.load(version))
     options.out.mkdir(parents=True, exist_ok=True)
     records, clips = [], []
     for prompt in prompts:
@@ -67,7 +76,6 @@ def sample(options: Options, flags: Flags) -> int:
         print(options.out / record["clip"], "-", prompt.text)
     contact_sheet(clips).save(options.out / SHEET)
     run_folder.write_whole(options.out / SAMPLES, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-    return 0
 
 
 def _source(source: str, flags: Flags) -> tuple[RunConfig, WeightStore | None]:
@@ -91,15 +99,6 @@ def _prompts(config: RunConfig, needs_image: bool, count: int) -> list[Prompt]:
     if config.prompts == "toon":
         return source.heldout(count, config.seed)
     return [source(ordinal) for ordinal in range(count)]
-
-
-def _load_version(sampler: Sampler, weights: WeightStore, version: int | None) -> None:
-    versions = weights.versions()
-    if not versions:
-        raise ConfigError(f"{weights.folder}: no weights published yet")
-    chosen = versions[-1] if version is None else version
-    if chosen != sampler.version:
-        sampler.load(*weights.load(chosen))
 
 
 def _keep_sample(folder: Path, prompt: Prompt, clip: bytes) -> dict[str, Any]:
@@ -209,7 +208,7 @@ def evaluate_run(options: Options, flags: Flags) -> int:
     if options.prompts is not None:
         config = load_config(folder / run_folder.CONFIG, {"evaluation.prompts": options.prompts})
     store = WeightStore(folder / "weights")
-    version = options.version if options.version is not None else _newest(store)
+    version = _chosen(store, config, options.version)
     roles = serial.gather(config)
     manifest = store.manifest(version)
     with ExitStack() as stack:
@@ -239,7 +238,7 @@ def export_run(options: Options, flags: Flags) -> int:
     """``douga export``: one version for diffusers; says how to load it."""
     folder, config = _modelled(options.run)
     store = WeightStore(folder / "weights")
-    version = options.version if options.version is not None else _newest(store)
+    version = _chosen(store, config, options.version)
     how = export.export(config, store, version, options.out)
     print(f"{folder}: version {version} is in {options.out}; with diffusers:\n{how}")
     return 0
@@ -280,11 +279,15 @@ def _set_newer_aside(checkpoints: Path, step: int) -> None:
             print(f"no sound snapshot belongs to the checkpoint of step {newer}: it is kept as unused-{place.name}")
 
 
-def _newest(store: WeightStore) -> int:
+def _chosen(store: WeightStore, config: RunConfig, version: int | None) -> int:
+    """A version of a run, by default its newest. `ConfigError` when it is not there, or of another base model."""
     versions = store.versions()
     if not versions:
         raise ConfigError(f"{store.folder}: no weights published yet")
-    return versions[-1]
+    chosen = versions[-1] if version is None else version
+    what = f"{store.folder}: version {chosen}"
+    check_same_model(what, store.manifest(chosen).model, model_parts(config.model.path), config.model.path)
+    return chosen
 
 
 def write_report(options: Options, flags: Flags) -> int:

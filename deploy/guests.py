@@ -23,9 +23,8 @@ from threading import Condition
 from typing import Protocol
 from urllib.parse import urlsplit
 
-import common.toon
 from common.config import ConfigError, RunConfig, to_toml
-from common.fingerprint import fingerprint
+from common.fingerprint import TOON_PIPELINE, fingerprint
 from common.keys import ServerKeys
 from common.messages import WorkerKey
 from common.rpc import Client, calling
@@ -154,7 +153,7 @@ def fingerprint_of(config: RunConfig, role: str) -> str:
     if config.simulate:
         return "simulated"
     path, embedded = (config.model.path, "pipeline") if role == "sampler" else (config.reward.path, "heads")
-    return fingerprint(Path(common.toon.__path__[0]) / "weights" / embedded if path == "toon" else Path(path))
+    return fingerprint(TOON_PIPELINE.parent / embedded if path == "toon" else Path(path))
 
 
 def reception_service(guests: Guests, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:

@@ -13,6 +13,7 @@ from common.journal import Journal, measured
 from common.messages import Purpose
 from common.weights import WeightStore
 from deploy.course import Stuck, heldout_found
+from deploy.memory import needed_by
 from deploy.progress import Pace, Progress
 from rewarders.loop import ScoringLoop
 
@@ -41,7 +42,7 @@ class HeldOut:
         found = self._found(version)
         missing = len(prompts) - len(found)
         if missing and self.sampler.version != version:
-            self.sampler.load(*self.store.load(version))
+            self.load(version)
         while len(found) < len(prompts):
             before = self.exchange.counts(Purpose.EVAL)
             self._round(len(found), len(prompts), phase)
@@ -64,16 +65,26 @@ class HeldOut:
     def _found(self, version: int) -> list[ScoredCandidate]:
         return heldout_found(self.exchange, version, self.config.evaluation.prompts)
 
+    def load(self, version: int) -> None:
+        """Let the sampler swap in a version of the store."""
+        with needed_by(self.sampler.worker, self.config):
+            self.sampler.load(*self.store.load(version))
+
     def sample(self) -> bool:
         """Let the sampler make one group, if it has leave."""
         self.between()
-        return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+        with needed_by(self.sampler.worker, self.config):
+            return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
 
     def score(self) -> int:
         """Let the rewarder work while there are clips; the number of its batches."""
         batches = 0
         self.between()
-        while measured(self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)):
+        while self._score_batch():
             batches += 1
             self.between()
         return batches
+
+    def _score_batch(self) -> bool:
+        with needed_by(self.rewarder.worker, self.config):
+            return measured(self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange))

@@ -30,7 +30,10 @@ LOOK_SECONDS = 0.2  # between two looks whether to stop
 
 
 def work(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    """0: the run is over, or somebody stopped the worker. 3: the run could not be reached for too long."""
+    """0: the run is over, or somebody stopped the worker. 3: the run could not be reached for too long.
+
+    Raises `OutOfMemory`: this machine is too small for the role, and the run goes on without it.
+    """
     for name in flags:
         if name.replace("-", "_") not in OWN_KEYS:
             raise ConfigError(f"--{name}: a guest takes the run's configuration; its own are {', '.join(OWN_KEYS)}")
@@ -89,9 +92,9 @@ class Visit:
         finally:
             worker.stop()
             beat.join()
-        if self._last is not Standing.STRANGER:
-            with suppress(Unreachable, ServiceFailed):
-                reception.leave(worker.name)
+            if self._last is not Standing.STRANGER:  # who fails leaves as well: its leases are free at once
+                with suppress(Unreachable, ServiceFailed):
+                    reception.leave(worker.name)
 
     def _beat(self, reception: RemoteReception, worker: Worker) -> None:
         """Say that the worker is there, and tell it when to stop: asked to, at the end of the run, without a hub."""

@@ -400,6 +400,7 @@ CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sampler.micro_batch = 1", {"micro_batch": 1}),
     ("sampler.vae_tiling", {"vae_tiling": True}),
     ("sampler.offload", {"offload": True}),
+    ("reward.batch = 1", {"batch": 1}),
     ('model.dtype = "bfloat16"', {"dtype": "bfloat16"}),
 )
 

@@ -7,6 +7,7 @@ RUN/snapshots/       its copies, by checkpoint       RUN/clips/         held-out
 RUN/blobs/           latents and clips
 RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of any worker's work
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
+RUN/model.json       which base model it stands on
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
 ```
 """
@@ -22,24 +23,36 @@ from pathlib import Path
 from typing import IO, Any
 
 from common.config import ConfigError, RunConfig, differences, load_config, to_toml
+from common.fingerprint import check_same_model, model_parts
 from common.storage import StorageFailed, writing
 
 TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does without a configuration file
-CONFIG, RESULT, REPORT, PICTURE, LOCK = "config.toml", "result.json", "report.html", "report.png", ".lock"
-# What may change when a run is resumed; where the folder lies is no part of what is computed in it.
-FREE = ("steps", "verify", "evaluation.", "name", "root", "mode", "cluster.")
+CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
+LOCK = ".lock"
+# What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
+FREE = ("steps", "verify", "evaluation.", "name", "root", "mode", "cluster.", "model.path")
+# How much is worked on at once: it changes the order of sums, so last bits, and makes a run fit that ran out of memory.
+MEMORY = (
+    "sampler.micro_batch",
+    "sampler.offload",
+    "reward.batch",
+    "learner.micro_batch",
+    "learner.gradient_checkpointing",
+)
 
 
-def is_free(key: str) -> bool:
+def is_free(key: str, config: RunConfig) -> bool:
     """Whether a key may differ between a run folder and the configuration that resumes it."""
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
+    if key == "sampler.micro_batch" and config.sampler.cache_threshold > 0:
+        return False  # which blocks are skipped is decided for a micro-batch: another one gives other clips
+    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE + MEMORY)
 
 
 @contextmanager
 def claim(config: RunConfig) -> Iterator[Path]:
     """Make or reopen the run's folder and hold it alone; yields the folder.
 
-    Raises `ConfigError` when another process holds it, or when it belongs to another configuration.
+    Raises `ConfigError` when another process holds it, or when it belongs to another configuration or base model.
     """
     folder = config.folder
     try:
@@ -49,6 +62,7 @@ def claim(config: RunConfig) -> Iterator[Path]:
     with lock(folder):
         check_belongs(folder, config)
         try:
+            _check_model(folder, config)
             write_whole(folder / CONFIG, to_toml(config))
         except StorageFailed as error:
             raise ConfigError(str(error)) from None
@@ -83,14 +97,26 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
     if not (folder / CONFIG).exists():
         return
     changed = {
-        key: values for key, values in differences(load_config(folder / CONFIG), config).items() if not is_free(key)
+        key: values
+        for key, values in differences(load_config(folder / CONFIG), config).items()
+        if not is_free(key, config)
     }
     if changed:
         said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
-            "(steps, verify and evaluation.* may change)"
+            f"(steps, verify, evaluation.*, cluster.*, the place of the model and {', '.join(MEMORY)} may change)"
         )
+
+
+def _check_model(folder: Path, config: RunConfig) -> None:
+    """`ConfigError` when the run there was started with another base model. Nobody has begun to work with it yet."""
+    if config.simulate:
+        return
+    here, kept = model_parts(config.model.path), folder / MODEL
+    if kept.exists():
+        check_same_model(str(folder), _read_json(kept), here, config.model.path)
+    write_whole(kept, json.dumps(here, indent=1) + "\n")
 
 
 def check_steps(config: RunConfig, done: int) -> None:
@@ -140,8 +166,10 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The run's result, None when it has none yet. `ConfigError` when it is broken."""
     path = folder / RESULT
-    if not path.exists():
-        return None
+    return _read_json(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:

@@ -28,7 +28,7 @@ from common.config import RunConfig, to_toml
 from common.exchange.client import ScoredCandidate
 from common.exchange.local import LocalExchange
 from common.journal import RunJournal, measured
-from common.messages import StepStats, Trained
+from common.messages import Array, StepStats, Trained
 from common.metrics import EVENTS, JsonLines
 from deploy import run_folder
 from deploy.course import (
@@ -38,6 +38,7 @@ from deploy.course import (
     queue,
 )
 from deploy.heldout import HeldOut
+from deploy.memory import needed_by
 from deploy.messages import Outcome
 from deploy.progress import Pace, Progress, Silent
 from deploy.roles import learner_of, open_inputs, rewarder_of, sampler_of
@@ -60,7 +61,10 @@ class Roles:
 def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
     """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
     prompts = open_inputs(config)
-    return Roles(prompts, sampler_of(config)("sampler-0"), rewarder_of(config, rewards)("rewarder-0"))
+    with needed_by("sampler-0", config):
+        sampler = sampler_of(config)("sampler-0")
+    with needed_by("rewarder-0", config):
+        return Roles(prompts, sampler, rewarder_of(config, rewards)("rewarder-0"))
 
 
 def run(
@@ -123,8 +127,14 @@ class Serial(Course):
 
     def train(self) -> Trained:
         """See `Course.train`."""
+        with needed_by(self.roles.sampler.worker, self.config):
+            empty_embeds = self.roles.sampler.empty_prompt_embeds()
+        with needed_by("learner-0", self.config):  # what the other roles lack within is said to be theirs
+            return self._train_with(empty_embeds)
+
+    def _train_with(self, empty_embeds: Array) -> Trained:
         learner = learner_of(self.config)(self.folder, "learner-0")
-        learner.empty_embeds = self.roles.sampler.empty_prompt_embeds()
+        learner.empty_embeds = empty_embeds
         try:
             resumed = learner.resume(self.exchange)
             self._step = learner.step
@@ -193,7 +203,7 @@ class Serial(Course):
 
     def _load_newest(self, learner: LearningLoop) -> None:
         if self.roles.sampler.version != learner.version:
-            self.roles.sampler.load(*self.store.load(learner.version))
+            self.heldout.load(learner.version)
 
     def _who_waits(self, learner: LearningLoop) -> str:
         counts = {state.value: count for state, count in self.exchange.counts().items() if count}

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from common.config import ConfigError, RunConfig
 from common.storage import StorageFailed
 from deploy import evaluate, pacing, run_folder
+from deploy.memory import needed_by
 from deploy.messages import RunFailed
 from deploy.progress import showing
 
@@ -26,12 +28,22 @@ def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if before is not None:
         print(f"{config.folder}: already finished; --steps N goes on, --name starts another")
         return _conclude(config, before)
+    return or_failed(partial(_run, config))
+
+
+def or_failed(act: Callable[[], int]) -> int:
+    """What `act` returns; 3, and one line on stderr, when it cannot be done."""
     try:
-        with stop_on_signals() as stop, showing() as progress:
-            outcome = _mode(config).run(config, stop=stop, progress=progress)
+        with needed_by("this process"):
+            return act()
     except (RunFailed, StorageFailed) as error:
         print(f"douga: {error}", file=sys.stderr)
         return 3
+
+
+def _run(config: RunConfig) -> int:
+    with stop_on_signals() as stop, showing() as progress:
+        outcome = _mode(config).run(config, stop=stop, progress=progress)
     if outcome.result is None:
         print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Go on with:", file=sys.stderr)
         print(f"  {run_folder.resume_command(config.folder)}", file=sys.stderr)

@@ -2,8 +2,8 @@
 
 A worker that died starts again after a pause that doubles with every death within the last hour (1, 2, 4 ... 60 s).
 Whoever dies more often than allowed has a fault that starting again does not mend. A sampler is then left out, as long
-as enough others are there; for every other role the run is over. Bad input (`ConfigError`) and a disk that refuses
-(`StorageFailed`) are such faults at once.
+as enough others are there; for every other role the run is over. Bad input (`ConfigError`), a disk that refuses
+(`StorageFailed`) and memory that is too little for the first unit of work (`OutOfMemory`) end the run at once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints of the learner: safetensors and JSON in one folder per step, whole or absent.
 
 ```
-checkpoints/step-000040/state.json                  step, version, pushes, seed, world, architecture, settings
+checkpoints/step-000040/state.json                  step, version, pushes, seed, world, architecture, settings, model
 checkpoints/step-000040/policy.safetensors          the trainable weights
 checkpoints/step-000040/reference.safetensors       the frozen reference
 checkpoints/step-000040/optimizer-0.safetensors     AdamW's state and master weights, one file per rank
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common.config import ConfigError
+from common.fingerprint import check_same_model
 from common.storage import writing
 from common.tensor_file import TensorStream, write
 from common.tensors import policy_digest
@@ -41,6 +42,7 @@ class Progress:
     world: int  # ranks
     architecture: str  # digest of the trainable tensors' names and shapes and the frozen ones'
     settings: dict[str, Any]  # the learner's section, less what may change between starts
+    model: dict[str, str] = field(default_factory=dict)  # part of the base model -> fingerprint; empty: simulated
 
 
 def place(folder: Path, step: int) -> Path:
@@ -94,10 +96,14 @@ def read_progress(folder: Path) -> Progress:
         raise ConfigError(f"{file}: not a checkpoint: {error}") from None
 
 
-def check_agrees(folder: Path, saved: Progress, now: Progress) -> None:
-    """`ConfigError` naming the first thing in which the checkpoint and the run that loads it differ."""
+def check_agrees(folder: Path, saved: Progress, now: Progress, model: str) -> None:
+    """`ConfigError` naming the first thing in which the checkpoint and the run that loads it differ.
+
+    `model` is that run's ``model.path``.
+    """
     if saved.architecture != now.architecture:
         raise ConfigError(f"{folder}: a checkpoint of another architecture (other model, or other learner.lora)")
+    check_same_model(str(folder), saved.model, now.model, model)
     for name, value in sorted(now.settings.items()):
         if saved.settings.get(name) != value:
             raise ConfigError(

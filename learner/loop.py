@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -25,8 +25,8 @@ from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from learner import checkpoint
 
-# Settings that may change between two starts of a run without changing what it computes.
-FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing"}
+# Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
+FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +52,10 @@ class LearningLoop(ABC):
     Its files lie under `folder`: weights/, checkpoints/.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, worker: str) -> None:
+    def __init__(self, config: RunConfig, folder: Path, worker: str, model: Mapping[str, str] | None = None) -> None:
+        """`model` are the fingerprints of the base model's parts; none when there is no model."""
         self.config, self.worker = config, worker
+        self._model = dict(model or {})
         self.step, self.version = 0, -1
         self.empty_embeds: Array | None = None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
         self.store = WeightStore(folder / "weights")
@@ -143,7 +145,7 @@ class LearningLoop(ABC):
     def put_out(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
         """Write the policy's tensors as a new version and announce it. Older ones are deleted, except version 0.
 
-        An adapter stands on version 0's weights, the base model.
+        An adapter stands on version 0's weights, the base model; which one that is, every version says.
         """
         number = exchange.next_version()
         version = self.store.publish(
@@ -153,6 +155,7 @@ class LearningLoop(ABC):
             pushes=self.step // self._rules.steps_per_push,
             kind=kind,
             base=0 if kind == "adapter" else number,
+            model=self._model,
         )
         exchange.announce(version)
         self.store.prune(keep=self.config.exchange.max_lag + 2)
@@ -168,6 +171,7 @@ class LearningLoop(ABC):
             world=world,
             architecture=architecture,
             settings=self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
+            model=self._model,
         )
 
 

@@ -78,7 +78,7 @@ class SimulatedLearner(LearningLoop):
     def load(self, folder: Path) -> None:
         """See `LearningLoop.load`."""
         progress = checkpoint.read_progress(folder)
-        checkpoint.check_agrees(folder, progress, self.progress(world=1, architecture="simulated"))
+        checkpoint.check_agrees(folder, progress, self.progress(world=1, architecture="simulated"), "")
         self._uses = checkpoint.read_tensors(folder, POLICY)[USES]
         self.step, self.version = progress.step, progress.version
 

@@ -47,7 +47,7 @@ class Learner(LearningLoop):
         folder: Path,
         worker: str = "learner-0",
     ) -> None:
-        super().__init__(config, folder, worker)
+        super().__init__(config, folder, worker, model.parts)
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
         self._dtype = getattr(torch, config.model.dtype)
@@ -216,7 +216,7 @@ class Learner(LearningLoop):
     def load(self, folder: Path) -> None:
         """See `LearningLoop.load`."""
         progress = checkpoint.read_progress(folder)
-        checkpoint.check_agrees(folder, progress, self._progress())
+        checkpoint.check_agrees(folder, progress, self._progress(), self.config.model.path)
         names = ("policy", "reference", f"optimizer-{self.engine.rank}")
         with self.engine.agreed():
             policy, reference, optimizer = (checkpoint.read_tensors(folder, name) for name in names)

@@ -264,11 +264,10 @@ def guard(folder: Path) -> IO[str]:
 
 
 def identity(config: RunConfig) -> dict[str, int | str]:
-    """What a ledger's contents are a function of: it must not change when a run is resumed."""
+    """What a ledger's contents are a function of, but for the model (`RUN/model.json`): fixed when a run is resumed."""
     return {
         "seed": config.seed,
         "prompts": config.prompts,
-        "model.path": config.model.path,
         "sampler.candidates": config.sampler.candidates,
         "learner.pairs_per_step": config.learner.pairs_per_step,
         "learner.steps_per_push": config.learner.steps_per_push,

@@ -9,6 +9,7 @@ from threading import Event
 from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
 from common.remote_journal import RemoteJournal
+from deploy.memory import OutOfMemory, needed_by
 from deploy.messages import Addresses
 
 IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles
@@ -21,7 +22,7 @@ class Worker(ABC):
     def __init__(self, config: RunConfig, name: str) -> None:
         self.config, self.name = config, name
         self.stopping = Event()
-        self._idle = IDLE_SECONDS
+        self._idle, self._worked = IDLE_SECONDS, False
 
     def stop(self) -> None:
         """Leave after the present unit of work."""
@@ -30,13 +31,21 @@ class Worker(ABC):
     def rest(self, done: object) -> None:
         """Wait a little when nothing was `done`, longer every time, so that idle workers do not besiege the hub."""
         if done:
-            self._idle = IDLE_SECONDS
+            self._idle, self._worked = IDLE_SECONDS, True
             return
         self.stopping.wait(self._idle)
         self._idle = min(2 * self._idle, LONGEST_IDLE)
 
     def run(self, addresses: Addresses) -> None:
-        """Connect, work, disconnect."""
+        """Connect, work, disconnect. `OutOfMemory` says whether the worker had done a unit of its work before."""
+        try:
+            with needed_by(self.name, self.config):
+                self._run(addresses)
+        except OutOfMemory as error:
+            error.worked = self._worked
+            raise
+
+    def _run(self, addresses: Addresses) -> None:
         if not self.config.simulate:
             import torch  # noqa: PLC0415 - simulated work needs none
 

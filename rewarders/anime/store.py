@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import common.toon
 from common.config import ConfigError
+from common.memory import pass_on
 from rewarders.anime.appeal import Appeal
 from rewarders.anime.character import CharacterConsistency
 from rewarders.anime.head import SHAPE, AnimeHead
@@ -70,6 +71,7 @@ def _load(head: AnimeHead, folder: Path) -> AnimeHead:
     except FileNotFoundError:
         raise ConfigError(f"{folder}: {about.name} and {weights.name} must both be there") from None
     except (ValueError, SafetensorError, RuntimeError) as error:
+        pass_on(error)
         raise ConfigError(f"{weights}: no weights of the {head.dimension} head: {_line(error)}") from None
     if said != _description(head):
         wrong = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -192,6 +193,26 @@ def test_an_adapter_over_its_base(model: ModelFolder, prompt: Prompt, tmp_path: 
     full = model.load_transformer("float32", "cpu").state_dict()
     sampler.load(publish(tmp_path, full, 4), full)
     assert torch.equal(latents(), base)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "full"])
+def test_weights_of_another_base_of_equal_shape_are_refused(kind: str, model: ModelFolder, tmp_path: Path) -> None:
+    """And accepted on the same base, wherever it lies."""
+    other = open_model(tiny_pipeline(tmp_path / "other", seed=1))
+    same = open_model(shutil.copytree(model.path, tmp_path / "same"))
+    learner = model.load_transformer("float32", "cpu")
+    if kind == "adapter":
+        inject_lora(learner, config().learner.lora, seed=0, name="policy")
+    state = adapter_state(learner, "policy") if kind == "adapter" else learner.state_dict()
+    place = {"version": 1, "step": 1, "pushes": 1, "kind": kind, "base": 0 if kind == "adapter" else 1}
+    version = WeightStore(tmp_path).publish(TensorStream.of(state), model=model.parts, **place)
+    refusing, taking = Sampler(other, config()), Sampler(same, config())
+    digest = refusing.policy_digest()
+    with pytest.raises(ConfigError, match=r"weight version 1: made on another base .* differ in transformer"):
+        refusing.load(version, state)
+    assert (refusing.version, refusing.policy_digest()) == (0, digest)
+    taking.load(version, state)
+    assert taking.policy_digest() == version.digest
 
 
 def test_foreign_or_altered_weights_are_refused_and_nothing_changes(model: ModelFolder, tmp_path: Path) -> None:

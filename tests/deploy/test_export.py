@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from actors.prompts import first_frame
 from actors.sampler import Sampler
+from common.config import ConfigError
 from common.lora import adapter_state, inject_lora
 from common.models import open_model
 from common.tensor_file import TensorStream
@@ -233,18 +234,16 @@ def _refuse(number: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lora", "full"])
-def test_weights_of_another_base_name_the_first_wrong_tensor(
-    kind: str, request: pytest.FixtureRequest, tmp_path: Path, capsys: Any
+def test_weights_of_another_architecture_name_the_first_wrong_tensor(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     run: Run = request.getfixturevalue(kind)
-    other = Run(tmp_path / "run", tmp_path / "model")
-    tiny_pipeline(other.model, num_layers=1, num_attention_heads=3)
-    shutil.copytree(run.folder, other.folder)
-    file = other.folder / run_folder.CONFIG
-    file.write_text(file.read_text().replace(json.dumps(str(run.model)), json.dumps(str(other.model))))
+    settings = run_folder.find_run(str(run.folder))[1]
+    wider = tiny_pipeline(tmp_path / "model", num_layers=1, num_attention_heads=3)
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(wider)})})
     wrong = r"norm_final.bias is torch.float32[32], the model has torch.float32[48]"
     if kind == "lora":
         wrong = "attn1.to_k.lora_A.weight is torch.float32[2, 32], the model has torch.float32[2, 48]"
-    said = refused(other, tmp_path / "out", capsys)
-    assert wrong in said
-    assert "another architecture?" in said
+    with pytest.raises(ConfigError, match=rf"{re.escape(wrong)}; another architecture\?"):
+        export.export(other, run.store, 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

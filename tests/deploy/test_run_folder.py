@@ -43,6 +43,26 @@ def test_steps_verify_and_evaluation_may_change(tmp_path):
         assert load_config(folder / "config.toml") == changed
 
 
+def test_what_fits_into_less_memory_may_change_unless_it_changes_clips(tmp_path):
+    def smaller(**flags):
+        less = {"sampler.micro_batch": 1, "sampler.offload": True, "reward.batch": 1}
+        return config(tmp_path, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": True}, **flags)
+
+    with run_folder.claim(config(tmp_path)):
+        pass
+    with run_folder.claim(smaller()) as folder:
+        assert load_config(folder / "config.toml") == smaller()
+    with pytest.raises(ConfigError, match=r"sampler\.vae_tiling \(False there, True now\)"):
+        run_folder.check_belongs(folder, smaller(**{"sampler.vae_tiling": True}))
+
+
+def test_with_a_cache_the_micro_batch_decides_what_is_skipped(tmp_path):
+    with run_folder.claim(config(tmp_path, **{"sampler.cache_threshold": 0.1})) as folder:
+        pass
+    with pytest.raises(ConfigError, match=r"sampler\.micro_batch \(4 there, 1 now\)"):
+        run_folder.check_belongs(folder, config(tmp_path, **{"sampler.cache_threshold": 0.1, "sampler.micro_batch": 1}))
+
+
 def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
     with run_folder.claim(config(tmp_path, seed=1)):
         pass
@@ -50,7 +70,7 @@ def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
         pass
     line = str(caught.value)
     assert "learner.lr (5e-06 there, 0.001 now), seed (1 there, 2 now)" in line
-    assert "(steps, verify and evaluation.* may change)" in line
+    assert "(steps, verify, evaluation.*, cluster.*, the place of the model and sampler.micro_batch, " in line
     assert load_config(tmp_path / "r" / "config.toml").seed == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from common.config import ConfigError
+from common.models import open_model
 from common.weights import draft_of
 from learner import checkpoint
 from learner.train import Learner
@@ -82,7 +84,7 @@ def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
     learner = start(tmp_path)
     train(learner, MemoryExchange(), until=2)
     learner.close()
-    again = start(tmp_path, checkpoint_every=6, keep_checkpoints=1)
+    again = start(tmp_path, checkpoint_every=6, keep_checkpoints=1, micro_batch=1, gradient_checkpointing=True)
     assert again.resume(MemoryExchange())  # type: ignore[arg-type]
     again.close()
 
@@ -110,6 +112,21 @@ def test_another_runs_checkpoint_is_refused(saved: Path) -> None:
     refused(start(saved, train="lora"), r"learner\.train = full, this run has lora")
     model = tiny_model(saved / "wider", num_attention_heads=3)
     refused(Learner(model, tiny_config(**SETTINGS), saved / "run"), "step-000002: a checkpoint of another architecture")
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_another_base_of_equal_shape_is_refused_and_a_copy_is_not(tmp_path: Path, kind: str) -> None:
+    learner = start(tmp_path, train=kind)
+    train(learner, MemoryExchange(), until=2)
+    learner.close()
+    settings, run = tiny_config(**SETTINGS, train=kind), tmp_path / "run"
+    differ = "step-000002: made on another base model than .* whose files differ in transformer, vae, text_encoder;"
+    refused(Learner(tiny_model(tmp_path / "other", seed=1), settings, run), differ)
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    again, exchange = Learner(tiny_model(tmp_path / "copy"), settings, run), MemoryExchange()
+    assert again.resume(exchange)  # type: ignore[arg-type]
+    assert exchange.versions[0].model == again.progress(1, "").model == open_model(tmp_path / "model").parts
+    again.close()
 
 
 @pytest.mark.parametrize("part", ["policy", "reference", "optimizer-0"])
