@@ -18,28 +18,7 @@ from common.clips import decode_clip
 from common.config import ConfigError, RunConfig, load_config
 from deploy.sizes import families
 from learner.train import Learner
-
-HEIGHT, WIDTH, FRAMES = 48, 64, 9
-# What is published decides what is computed; these keys only decide how much of it.
-SMALL: dict[str, dict[str, Any]] = {
-    "transformer": {
-        "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "time_embed_dim": 16, "text_embed_dim": 32,
-        "max_text_seq_length": 12,
-    },
-    "vae": {
-        "block_out_channels": [4, 8, 8], "layers_per_block": 1, "norm_num_groups": 2,
-        "down_block_types": ["CogVideoXDownBlock3D"] * 3, "up_block_types": ["CogVideoXUpBlock3D"] * 3,
-    },
-    "text_encoder": {"d_model": 32, "d_ff": 32, "d_kv": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 64},
-}  # fmt: skip
-
-
-def small(family: str) -> RandomModel:
-    """The family with few weights, for clips of 9 frames of 48 x 64 pixels."""
-    transformer = {"sample_frames": FRAMES, "sample_height": HEIGHT // 4, "sample_width": WIDTH // 4}
-    if family == "1.5-5b-i2v":
-        transformer |= {"ofs_embed_dim": 16}
-    return random_model(family, SMALL | {"transformer": SMALL["transformer"] | transformer})
+from tests.benchmarks.small import FRAMES, HEIGHT, WIDTH, small_model
 
 
 def config(dtype: str = "bfloat16", **more: Any) -> RunConfig:
@@ -49,7 +28,7 @@ def config(dtype: str = "bfloat16", **more: Any) -> RunConfig:
 
 @pytest.fixture(params=families())
 def model(request: pytest.FixtureRequest) -> RandomModel:
-    return small(request.param)
+    return small_model(request.param)
 
 
 @pytest.mark.parametrize("family", families())
@@ -114,7 +93,7 @@ def test_the_learner_and_the_plain_step_learn(model: RandomModel, train: str, tm
 
 
 def test_the_plain_adapter_is_all_that_the_plain_step_trains() -> None:
-    plain = learning.Plain(small("5b-i2v"), config(**{"learner.train": "lora"}))
+    plain = learning.Plain(small_model("5b-i2v"), config(**{"learner.train": "lora"}))
     trained = {name for name, parameter in plain.policy.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in plain.policy.named_parameters() if ".lora_" in name} != set()
 
