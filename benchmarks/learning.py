@@ -118,7 +118,6 @@ class Plain:
         self.policy: Any = model.load_transformer(config.model.dtype, config.model.device).train()
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         if config.learner.train == "lora":
-            self.policy.requires_grad_(False)
             self.policy.add_adapter(PeftLoraConfig(**peft_settings(config.learner.lora)))
         if setting.checkpointed(config):
             self.policy.enable_gradient_checkpointing()
