@@ -170,16 +170,16 @@ class Sampler(SamplingLoop):
             rows = range(first, min(first + size, len(seeds)))
             if wanted.isdisjoint(rows):
                 continue
-            latents, clips = self._run(conditioning, [seeds[row] for row in rows])
+            latents = self.denoise(conditioning, [seeds[row] for row in rows])
+            clips = self.decode(latents)
             yield [
                 self._candidate(prompt, row, seeds[row], latents[row - first], clips[row - first])
                 for row in rows
                 if row in wanted
             ]
 
-    @torch.inference_mode()
-    def _run(self, conditioning: Conditioning, seeds: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """x0 latents [B, F, C, h, w] and pixels uint8 [B, frames, H, W, 3] of one micro-batch."""
+    def denoise(self, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
+        """x0 latents [B, F, C, h, w] of one micro-batch. `SamplingError` when they are not finite."""
         how = self._config.sampler
         latents = denoise(
             self._transformer,
@@ -193,8 +193,13 @@ class Sampler(SamplingLoop):
         )
         if not torch.isfinite(latents).all():
             raise SamplingError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
+        return latents
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels uint8 [B, frames, H, W, 3] of latents, on the CPU."""
         with self._resident(self._vae) as vae:
-            return latents, to_pixels(decode_latents(vae, latents)).cpu()
+            return to_pixels(decode_latents(vae, latents)).cpu()
 
     def _condition(self, conditioning: Conditioning) -> Condition:
         device, image = self._config.model.device, conditioning.image_latent

@@ -5,11 +5,15 @@
    other   a Diffusion-DPO step as one writes it: T5 and VAE encode in the step, four passes, a copied reference
 ```
 
-Both take full optimizer steps (forward, backward, AdamW) on batches of the same pairs, in alternating rounds.
+Both take full optimizer steps (forward, backward, AdamW) on batches of the same pairs, in alternating rounds, in the
+same micro-batches, with the same adapters (``--train lora``) and the same recomputed activations. Speed and memory do
+not depend on what a clip shows or a weight says: clips are noise, and ``--model 5b-i2v`` is a published family at its
+full size with random weights.
 
-The last rows show what OnlineVPO (Zhang et al. 2024, section 1) says against reward gradients (ReFL, Xu et al. 2023):
-bytes that autograd keeps for the backward pass of one clip, of the preference loss and of a reward's gradient through
-the decoded clip, over frames and resolution. Counted, not estimated: every tensor that is saved, once.
+The last rows, for the toon model, show what OnlineVPO (Zhang et al. 2024, section 1) says against reward gradients
+(ReFL, Xu et al. 2023): bytes that autograd keeps for the backward pass of one clip, of the preference loss and of a
+reward's gradient through the decoded clip, over frames and resolution. Counted, not estimated: every tensor that is
+saved, once.
 """
 
 from __future__ import annotations
@@ -25,29 +29,50 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from peft import LoraConfig as PeftLoraConfig
 from torch.nn.functional import logsigmoid
 
+from benchmarks import setting
+from benchmarks.device import Way, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
+from benchmarks.families import TOON, sizes_of
 from benchmarks.report import Aim, Report, Row, main, ratio
-from benchmarks.sampling import seconds
+from benchmarks.setting import model_flags, open_given
 from common.config import RunConfig, load_config
 from common.diffusion import NoiseSchedule
-from common.models import ModelFolder, decode_latents, encode_image, encode_text, encode_video, open_model, predict_v
+from common.lora import peft_settings
+from common.models import ModelFolder, decode_latents, encode_image, encode_text, encode_video, predict_v
 from learner.pairs import Pairs
 from learner.train import Learner
 
-PAIRS, ROUNDS = 8, 5
+ROUNDS = 5
+PAIRS, FAMILY_PAIRS = 8, 2  # in a step, of the toon model and of others
 SIZES = ((9, 48, 64), (9, 96, 128), (17, 96, 128))  # frames, height, width
 MIB = 1 << 20
 
 
+def settings(given: argparse.Namespace) -> RunConfig:
+    """What is not asked for: the toon run's for the toon model, what fits one GPU for others."""
+    toon = given.model == TOON
+    pairs = given.pairs or (PAIRS if toon else FAMILY_PAIRS)
+    flags = model_flags(given) | setting.checkpointing_flag(given) | {"learner.lr": 1e-6}
+    flags["learner.train"] = given.train or ("full" if toon else "lora")
+    flags["learner.micro_batch"] = given.micro_batch or (pairs if toon else 1)
+    return load_config(flags=flags | {"learner.pairs_per_step": pairs})
+
+
 @dataclass(frozen=True)
 class Clips:
-    """A batch of pairs as a data loader gives them: float pixels in [-1, 1]."""
+    """A batch of pairs as a data loader gives them: float pixels in [-1, 1], on the CPU."""
 
     winner: torch.Tensor  # [n, frames, 3, H, W]
     loser: torch.Tensor
     image: torch.Tensor  # [n, 3, H, W]
     texts: list[str]
+
+    def parts(self, size: int) -> list[Clips]:
+        """At most `size` pairs each."""
+        cuts = [slice(start, start + size) for start in range(0, len(self.texts), size)]
+        return [Clips(self.winner[cut], self.loser[cut], self.image[cut], self.texts[cut]) for cut in cuts]
 
 
 def clips(config: RunConfig, count: int) -> Clips:
@@ -58,86 +83,113 @@ def clips(config: RunConfig, count: int) -> Clips:
     return Clips(winner, loser, winner[:, 0], [f"a robot walks {place}" for place in range(count)])
 
 
-class Plain:
-    """One step of Diffusion-DPO, all in it."""
+class Encoders:
+    """T5 and VAE, on the device."""
 
     def __init__(self, model: ModelFolder, config: RunConfig) -> None:
         size = config.model
-        self.config, self.text_length = config, model.max_text_length
-        self.schedule = NoiseSchedule.from_config(model.scheduler_config)
-        self.policy: Any = model.load_transformer(size.dtype, size.device).train()
-        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
-        self.vae, self.tokenizer = model.load_vae(size.dtype, size.device), model.load_tokenizer()
-        self.text_encoder = model.load_text_encoder(size.dtype, size.device)
-        self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=config.learner.lr, weight_decay=0.0)
+        self._model, self._device, self._tokenizer = model, size.device, model.load_tokenizer()
+        self._vae = model.load_vae(size.dtype, size.device)
+        self._text_encoder = model.load_text_encoder(size.dtype, size.device)
 
-    def step(self, batch: Clips) -> float:
-        """The loss of a step that is taken."""
-        with torch.no_grad():
-            text = encode_text(self.tokenizer, self.text_encoder, batch.texts, self.text_length)
-            image = encode_image(self.vae, batch.image)
-            winner, loser = encode_video(self.vae, batch.winner), encode_video(self.vae, batch.loser)
-        noise, t = torch.randn_like(winner), torch.randint(0, self.schedule.steps, (len(winner),))
-
-        def error(transformer: Any, x0: torch.Tensor) -> torch.Tensor:
-            v = predict_v(transformer, self.schedule.add_noise(x0, noise, t), image, t, text)
-            return (v - self.schedule.v_target(x0, noise, t)).square().flatten(1).mean(1)
-
-        with torch.no_grad():
-            fixed = error(self.reference, winner) - error(self.reference, loser)
-        moved = error(self.policy, winner) - error(self.policy, loser)
-        loss = -logsigmoid(-0.5 * self.config.learner.beta * (moved - fixed)).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.learner.clip_norm)
-        self.optimizer.step()
-        return loss.item()
-
-
-def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Pairs:
-    """The same pairs as the learner gets them: encoded once, when they were sampled."""
-    size, count = config.model, len(batch.texts)
-    vae, encoder = model.load_vae(size.dtype, size.device), model.load_text_encoder(size.dtype, size.device)
-    with torch.no_grad():
+    @torch.no_grad()
+    def __call__(self, batch: Clips) -> Pairs:
+        """What a step learns from."""
+        count, device = len(batch.texts), self._device
+        conditioned = self._model.image_conditioned
         return Pairs(
             ordinals=tuple(range(count)),
-            winner=encode_video(vae, batch.winner),
-            loser=encode_video(vae, batch.loser),
-            prompt_embeds=encode_text(model.load_tokenizer(), encoder, batch.texts, model.max_text_length),
-            image_latent=encode_image(vae, batch.image),
+            winner=encode_video(self._vae, batch.winner.to(device)),
+            loser=encode_video(self._vae, batch.loser.to(device)),
+            prompt_embeds=encode_text(self._tokenizer, self._text_encoder, batch.texts, self._model.max_text_length),
+            image_latent=encode_image(self._vae, batch.image.to(device)) if conditioned else None,
             gap=torch.full((count,), 0.1),
             rewards=torch.full((count, 2), 0.5),
             lag=torch.zeros(count),
         )
 
 
-def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[Row, Aim]:
-    """Pairs per second of both."""
-    config = load_config(
-        flags={
-            "model.path": given.model, "model.device": given.device, "learner.pairs_per_step": PAIRS,
-            "learner.micro_batch": given.micro_batch, "learner.lr": 1e-6,
-        }
-    )  # fmt: skip
-    batch = clips(config, PAIRS)
-    pairs, plain = encoded(model, config, batch), Plain(model, config)
+class Plain:
+    """One step of Diffusion-DPO, all in it."""
+
+    def __init__(self, model: ModelFolder, config: RunConfig) -> None:
+        self.config, self.encoders = config, Encoders(model, config)
+        self.schedule = NoiseSchedule.from_config(model.scheduler_config)
+        self.policy: Any = model.load_transformer(config.model.dtype, config.model.device).train()
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False)
+        if config.learner.train == "lora":
+            self.policy.add_adapter(PeftLoraConfig(**peft_settings(config.learner.lora)))
+        if setting.checkpointed(config):
+            self.policy.enable_gradient_checkpointing()
+        self._trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self._trained, lr=config.learner.lr, weight_decay=0.0)
+
+    def step(self, batch: Clips) -> float:
+        """The loss of a step that is taken."""
+        rules, total = self.config.learner, 0.0
+        self.optimizer.zero_grad()
+        for part in batch.parts(rules.micro_batch):
+            loss = self._losses(self.encoders(part)).sum() / len(batch.texts)
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_(self._trained, rules.clip_norm)
+        self.optimizer.step()
+        return total
+
+    def _losses(self, pairs: Pairs) -> torch.Tensor:
+        noise = torch.randn_like(pairs.winner)
+        t = torch.randint(0, self.schedule.steps, (len(pairs),), device=noise.device)
+
+        def error(transformer: Any, x0: torch.Tensor) -> torch.Tensor:
+            x_t = self.schedule.add_noise(x0, noise, t).to(x0.dtype)
+            v = predict_v(transformer, x_t, pairs.image_latent, t, pairs.prompt_embeds)
+            return (v.float() - self.schedule.v_target(x0, noise, t)).square().flatten(1).mean(1)
+
+        with torch.no_grad():
+            fixed = error(self.reference, pairs.winner) - error(self.reference, pairs.loser)
+        moved = error(self.policy, pairs.winner) - error(self.policy, pairs.loser)
+        return -logsigmoid(-0.5 * self.config.learner.beta * (moved - fixed))
+
+
+def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Pairs:
+    """The same pairs as the learner gets them: encoded once, when they were sampled, in host memory."""
+    encoders = Encoders(model, config)
+    parts = [encoders(part).to("cpu").tensors() for part in batch.parts(1)]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Pairs(tuple(range(len(parts))), **({"image_latent": None} | whole))  # type: ignore[arg-type]
+
+
+def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:
+    """Pairs per second of both, how well they use the device, and on a GPU their memory."""
+    config = settings(given)
+    count = config.learner.pairs_per_step
+    batch = clips(config, count)
+    pairs = encoded(model, config, batch)
+    peak = matmul_peak(given.device, getattr(torch, config.model.dtype))
     with tempfile.TemporaryDirectory() as folder:
-        learner = Learner(model, config, Path(folder))
+        ours = Way(given.device, lambda: Learner(model, config, Path(folder)))
         try:
-            times = [
-                (
-                    seconds(given.device, lambda: learner.optimize(pairs)),
-                    seconds(given.device, lambda: plain.step(batch)),
-                )
-                for _ in range(given.rounds + 1)
-            ]
+            plain = Way(given.device, lambda: Plain(model, config))
+            for _ in range(given.rounds + 1):
+                ours.round(lambda learner: learner.optimize(pairs))
+                plain.round(lambda one: one.step(batch))
         finally:
-            learner.close()
-    mine, theirs = ([PAIRS / taken for taken in column] for column in zip(*times[1:], strict=True))
-    gain = ratio(mine, theirs)
-    words = f"steps of {PAIRS} pairs; other: all in the step"
-    row = Row(words, "pairs/s", median(mine), median(theirs), None, gain)
-    return row, Aim("pairs/s against a plain Diffusion-DPO step", gain.median, ">= 2", gain.median >= 2)
+            ours.thing.close()
+    mine, theirs = ours.rates(count), plain.rates(count)
+    gain, (_, needed) = ratio(mine, theirs), operations(sizes_of(model), config)
+    words = f"steps of {count} pairs, {config.learner.train}; other: all in the step"
+    speed = Row(words, "pairs/s", median(mine), median(theirs), count * peak / needed, gain)
+    use = mfu_row(given.device, peak, needed / count, mine, theirs)
+    aim = Aim("pairs/s against a plain Diffusion-DPO step", gain.median, ">= 2", gain.median >= 2)
+    return [speed, use, *memory_rows(ours, plain)], [aim, *memory_aims(ours, plain), *mfu_aims(given.device, use)]
+
+
+def memory_aims(ours: Way[Any], plain: Way[Any]) -> list[Aim]:
+    """On a GPU: how much less it takes."""
+    if not is_cuda(ours.device):
+        return []
+    share = ours.peak / plain.peak
+    return [Aim("peak memory against a plain Diffusion-DPO step", share, "<= 0.6", share <= 0.6)]
 
 
 # What a backward pass keeps.
@@ -188,18 +240,20 @@ def memory(model: ModelFolder, frames: int, height: int, width: int) -> Row:
 
 
 def measure(given: argparse.Namespace, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Report:
-    """Speed, then memory."""
-    model = open_model(given.model)
-    row, aim = steps(given, model)
-    rows = [row, *(memory(model, *size) for size in sizes)]
-    return Report("learning", rows, [aim], ("torch", "diffusers", "deepspeed"))
+    """Speed, then memory; `sizes` are those of the toon model's kept bytes."""
+    model = open_given(given)
+    rows, aims = steps(given, model)
+    rows += [memory(model, *size) for size in sizes if given.model == TOON]
+    return Report("learning", rows, aims, ("torch", "diffusers", "peft", "deepspeed"), given.device)
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--model", {"default": "toon", "help": "'toon' or a CogVideoX image-to-video pipeline folder"}),
-    ("--device", {"default": "cpu", "help": "cpu, cuda:0"}),
+    *setting.OPTIONS,
+    setting.CHECKPOINTING,
+    ("--train", {"choices": ["lora", "full"], "help": "adapters, or all weights (default: toon full, others lora)"}),
     ("--rounds", {"type": int, "default": ROUNDS, "help": f"after one that is not counted (default: {ROUNDS})"}),
-    ("--micro-batch", {"type": int, "default": PAIRS, "help": f"pairs in one forward (default: {PAIRS})"}),
+    ("--pairs", {"type": int, "help": f"in an optimizer step (default: toon {PAIRS}, others {FAMILY_PAIRS})"}),
+    ("--micro-batch", {"type": int, "help": "pairs in one forward (default: toon all, others 1)"}),
 )
 
 

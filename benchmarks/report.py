@@ -19,17 +19,20 @@ import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import psutil
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import processor
+from common.config import ConfigError
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,8 @@ class Report:
     name: str
     rows: Sequence[Row]
     aims: Sequence[Aim]
-    packages: Sequence[str]  # whose versions matter
+    packages: Sequence[str]  # whose versions matter, where they are installed
+    device: str = "cpu"  # a GPU's name is kept with the result
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio:
@@ -81,15 +85,31 @@ def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio:
 
 def as_json(report: Report) -> dict[str, Any]:
     """The shape that all kept results have."""
-    memory = psutil.virtual_memory().total
     return {
         "name": report.name,
         "command": shlex.join(["python", "-m", f"benchmarks.{report.name}", *sys.argv[1:]]),
-        "machine": {"processor": processor(), "cores": psutil.cpu_count(), "memory_bytes": memory},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in report.packages},
+        "machine": _machine(report.device),
+        "versions": {"python": platform.python_version()} | _versions(report.packages),
         "rows": [asdict(row) for row in report.rows],
         "aims": [asdict(aim) for aim in report.aims],
     }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    memory = psutil.virtual_memory().total
+    machine = {"processor": processor(), "cores": psutil.cpu_count(), "memory_bytes": memory}
+    if device == "cpu":
+        return machine
+    gpu = torch.cuda.get_device_properties(device)
+    return machine | {"gpu": gpu.name, "gpu_memory_bytes": gpu.total_memory}
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def show(report: Report) -> None:
@@ -114,13 +134,26 @@ def _number(value: float | None) -> str:
 def main(
     doc: str | None, measure: Callable[[argparse.Namespace], Report], *options: tuple[str, dict[str, Any]]
 ) -> None:
-    """The command line of a benchmark: `measure`, print, and keep the result where ``--json`` says."""
+    """The command line of a benchmark: `measure`, print, and keep the result where ``--json`` says.
+
+    Bad input is one line and exit code 2.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, how in options:
         parser.add_argument(name, **how)
     parser.add_argument("--json", type=Path, metavar="OUT", help="file to keep the result in")
     given = parser.parse_args()
-    report = measure(given)
+    try:
+        _check_place(given.json)
+        report = measure(given)
+    except ConfigError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
     show(report)
     if given.json is not None:
         given.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
+
+
+def _check_place(file: Path | None) -> None:
+    """Before anything is measured, not after it."""
+    if file is not None and not file.parent.is_dir():
+        raise ConfigError(f"--json {file}: no folder {file.parent}")

@@ -3,7 +3,7 @@
 ```
    ours    Sampler: caption and first frame encoded once, N candidates in one batch, both captions in one call
    other   diffusers' pipeline as its documentation has it, called N times
-   limit   the transformer's operations alone, at the rate that a large matrix product reaches in the same run
+   limit   the operations that the model needs, at the rate that a large matrix product reaches in the same run
 ```
 
 All three end in mp4 bytes of the same N clips. Every round has a prompt of its own, so nothing is cached from the round
@@ -11,14 +11,17 @@ before. A shortcut (`actors/speed.py`) stands beside ours without it.
 
 On the toon world every shortcut's cost is measured too: the same prompts and seeds with and without it, scored by the
 reward heads and by the oracle; the change with its 95 % interval stands in the case's words, its mean in `ours`.
+
+``--model 5b-i2v --device cuda:0`` measures a published family at its full size, with random weights (nothing is
+fetched). How much a cache skips does depend on weights: those rows are left out of the aims there, and say why.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from statistics import median
 from typing import Any
@@ -27,42 +30,45 @@ import numpy as np
 import torch
 from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
-from actors.prompts import open_prompts
 from actors.sampler import Sampler
+from benchmarks import setting
+from benchmarks.device import Way, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
+from benchmarks.families import TOON, RandomModel, sizes_of
 from benchmarks.report import Aim, Report, Row, main, ratio
+from benchmarks.setting import model_flags, open_given, prompts_for
 from common.clips import decode_clip, encode_mp4
 from common.config import DIMENSIONS, RunConfig, load_config
 from common.messages import Prompt
-from common.models import ModelFolder, open_model, predict_v
+from common.models import ModelFolder
 from common.stats import paired_bootstrap
 
 N, ROUNDS, QUALITY_PROMPTS = 4, 5, 60
 GUIDANCE = 3.0  # on the toon world; the large models' own is 6
-PEAK_SIZE, PEAK_SECONDS = 2048, 1.0
+INTERVAL = {"sampler.guidance_interval": "0.2,0.8"}
+COMPILED = {"sampler.compile": True}
+HALF = "half the steps"
 SHORTCUTS: dict[str, dict[str, Any]] = {
-    "guidance in 0.2..0.8": {"sampler.guidance_interval": "0.2,0.8"},
+    "guidance in 0.2..0.8": INTERVAL,
     "cache 0.05": {"sampler.cache_threshold": 0.05},
     "cache 0.15": {"sampler.cache_threshold": 0.15},
-    "half the steps": {},
-    "compiled": {"sampler.compile": True},
+    HALF: {},
+    "compiled": COMPILED,
+    f"compiled, guidance in 0.2..0.8, {HALF}": COMPILED | INTERVAL,
 }
 
 
 def settings(given: argparse.Namespace, **more: Any) -> RunConfig:
     """The toon run's sizes for the toon model, the family's own for others; `more` are dotted keys."""
-    flags: dict[str, Any] = {"model.path": given.model, "model.device": given.device, "sampler.candidates": N}
-    flags |= {f"sampler.{name}": getattr(given, name) for name in ("micro_batch", "steps", "guidance")}
-    if given.model != "toon":
-        flags |= {"model.frames": 49, "model.height": 480, "model.width": 720, "model.dtype": "bfloat16"}
+    flags = model_flags(given) | {"sampler.candidates": N}
+    flags |= {f"sampler.{name}": getattr(given, name) for name in ("micro_batch", "steps", "guidance", "vae_tiling")}
     return load_config(flags=flags | more)
 
 
-def prompts(given: argparse.Namespace, model: ModelFolder, count: int) -> list[Prompt]:
-    """Toon prompts: for other models their first frames are scaled up, since only sizes matter."""
-    source = open_prompts("toon", 0, model.image_conditioned)
-    return source.heldout(count, 0)
+def shortened(given: argparse.Namespace, words: str) -> RunConfig:
+    """`settings` with a shortcut."""
+    steps = {"sampler.steps": given.steps // 2} if HALF in words else {}
+    return settings(given, **SHORTCUTS[words], **steps)
 
 
 # The two ways.
@@ -90,98 +96,80 @@ def plain(pipe: Any, config: RunConfig, prompt: Prompt, seeds: Sequence[int]) ->
 
 
 def open_pipeline(model: ModelFolder, config: RunConfig) -> Any:
-    """The family's pipeline, quiet, on the device."""
+    """The family's pipeline from the model's parts, quiet, on the device."""
+    where = (config.model.dtype, config.model.device)
     kind: Any = CogVideoXImageToVideoPipeline if model.image_conditioned else CogVideoXPipeline
-    pipe = kind.from_pretrained(model.path, torch_dtype=getattr(torch, config.model.dtype)).to(config.model.device)
+    pipe = kind(
+        tokenizer=model.load_tokenizer(), text_encoder=model.load_text_encoder(*where), vae=model.load_vae(*where),
+        transformer=model.load_transformer(*where), scheduler=model.make_scheduler(config.sampler.scheduler),
+    )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = model.make_scheduler(config.sampler.scheduler)
+    if config.sampler.vae_tiling:
+        pipe.vae.enable_tiling()
     return pipe
-
-
-# The limit.
-
-
-def operations(model: ModelFolder, config: RunConfig) -> int:
-    """Floating-point operations of the transformer for one clip: counted on tensors without memory."""
-    size = config.model
-    transformer = model.empty_transformer("float32")
-    shape = model.latent_shape(size.frames, size.height, size.width)
-    captions = 2 if config.sampler.guidance > 1 else 1
-    latents = torch.empty(captions, *shape, device="meta")
-    image = latents[:, :1] if model.image_conditioned else None
-    text = torch.empty(captions, model.max_text_length, model.transformer_config["text_embed_dim"], device="meta")
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        predict_v(transformer, latents, image, torch.zeros(captions, dtype=torch.int64, device="meta"), text)
-    return counter.get_total_flops() * config.sampler.steps
-
-
-def peak(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product."""
-    left, right = (torch.randn(PEAK_SIZE, PEAK_SIZE, device=device, dtype=dtype) for _ in range(2))
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() < began + PEAK_SECONDS:
-        torch.mm(left, right)
-        _wait(device)
-        done += 2 * PEAK_SIZE**3
-    return done / (time.perf_counter() - began)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def seconds(device: str, what: Callable[[], object]) -> float:
-    """How long it takes, work on the device included."""
-    began = time.perf_counter()
-    what()
-    _wait(device)
-    return time.perf_counter() - began
 
 
 # The report.
 
 
-def against_plain(given: argparse.Namespace, model: ModelFolder) -> tuple[Row, Aim]:
+Clips = Callable[[Prompt, Sequence[int]], list[bytes]]
+
+
+def sampling(model: ModelFolder, config: RunConfig) -> Way[Clips]:
+    """Ours, on the device."""
+    return Way(config.model.device, lambda: partial(ours, Sampler(model, config)))
+
+
+def alternate(given: argparse.Namespace, model: ModelFolder, *ways: Way[Clips]) -> None:
+    """Rounds of N candidates, by one way after the other."""
+    for number, prompt in enumerate(prompts_for(given, model).heldout(given.rounds + 1, 0)):
+        seeds = range(N * number, N * (number + 1))
+        for way in ways:
+            way.round(lambda make, p=prompt, s=seeds: make(p, s))
+
+
+def against_plain(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:
     """Ours beside the pipeline, in alternating rounds."""
     config = settings(given)
-    sampler, pipe = Sampler(model, config), open_pipeline(model, config)
-    rate = peak(given.device, getattr(torch, config.model.dtype))
-    times: list[tuple[float, float]] = []
-    for number, prompt in enumerate(prompts(given, model, given.rounds + 1)):
-        seeds = range(N * number, N * (number + 1))
-        times.append(
-            (
-                seconds(given.device, lambda p=prompt, s=seeds: ours(sampler, p, s)),
-                seconds(given.device, lambda p=prompt, s=seeds: plain(pipe, config, p, s)),
-            )
-        )
-    mine, theirs = ([N / taken for taken in column] for column in zip(*times[1:], strict=True))  # the first warms up
-    gain = ratio(mine, theirs)
-    limit, least = rate / operations(model, config), 1.5 if given.device == "cpu" else 1.2
+    mine = sampling(model, config)
+    theirs: Way[Clips] = Way(given.device, lambda: partial(plain, open_pipeline(model, config), config))
+    peak = matmul_peak(given.device, getattr(torch, config.model.dtype))
+    alternate(given, model, mine, theirs)
+    rates, others = mine.rates(N), theirs.rates(N)
+    gain, (needed, _) = ratio(rates, others), operations(sizes_of(model), config)
     words = f"{N} candidates, exact; other: the pipeline {N} times"
-    row = Row(words, "videos/s", median(mine), median(theirs), limit, gain)
-    return row, Aim("exact sampling against the pipeline", gain.median, f">= {least}", gain.median >= least)
+    speed = Row(words, "videos/s", median(rates), median(others), peak / needed, gain)
+    use = mfu_row(given.device, peak, needed, rates, others)
+    least = 1.2 if is_cuda(given.device) else 1.5
+    aim = Aim("exact sampling against the pipeline", gain.median, f">= {least}", gain.median >= least)
+    return [speed, use, *memory_rows(mine, theirs)], [aim, *mfu_aims(given.device, use)]
 
 
-def shortcut(given: argparse.Namespace, model: ModelFolder, words: str, flags: dict[str, Any]) -> list[Row]:
+def shortcut(given: argparse.Namespace, model: ModelFolder, words: str) -> list[Row]:
     """A shortcut beside ours without it: its speed, and on the toon world its cost."""
-    steps = given.steps // 2 if words == "half the steps" else given.steps
-    exact, quick = Sampler(model, settings(given)), Sampler(model, settings(given, **flags, **{"sampler.steps": steps}))
-    times: list[tuple[float, float]] = []
-    for number, prompt in enumerate(prompts(given, model, given.rounds + 1)):
-        seeds = range(N * number, N * (number + 1))
-        pair = tuple(seconds(given.device, lambda p=prompt, s=seeds, w=w: ours(w, p, s)) for w in (quick, exact))
-        times.append(pair)  # type: ignore[arg-type]
-    mine, theirs = ([N / taken for taken in column] for column in zip(*times[1:], strict=True))
-    rows = [Row(f"{words}; other: exact", "videos/s", median(mine), median(theirs), None, ratio(mine, theirs))]
-    if given.model == "toon" and given.quality:
-        rows += cost(given, model, exact, quick, words)
+    quick, exact = sampling(model, shortened(given, words)), sampling(model, settings(given))
+    alternate(given, model, quick, exact)
+    mine, theirs = quick.rates(N), exact.rates(N)
+    case = f"{words}; other: exact{'' if telling(model, words) else '; random weights skip as they please'}"
+    rows = [Row(case, "videos/s", median(mine), median(theirs), None, ratio(mine, theirs))]
+    if given.model == TOON and given.quality:
+        rows += cost(given, model, exact.thing, quick.thing, words)
     return rows
 
 
-def cost(given: argparse.Namespace, model: ModelFolder, exact: Sampler, quick: Sampler, words: str) -> list[Row]:
+def telling(model: ModelFolder, words: str) -> bool:
+    """Whether a shortcut is as fast with the real weights."""
+    return not (isinstance(model, RandomModel) and "cache" in words)
+
+
+def shortcut_aim(exact: Aim, gains: Mapping[str, float]) -> Aim:
+    """The fastest shortcut against the pipeline: the product of its gain and that of exact sampling."""
+    words = max(gains, key=lambda one: gains[one])
+    value = exact.value * gains[words]
+    return Aim(f"sampling against the pipeline, {words}", value, ">= 2", value >= 2)
+
+
+def cost(given: argparse.Namespace, model: ModelFolder, exact: Clips, quick: Clips, words: str) -> list[Row]:
     """The change of the mean reward and of the oracle's figures, with 95 % intervals."""
     before, after = judged(given, model, exact), judged(given, model, quick)
     rows = []
@@ -193,14 +181,14 @@ def cost(given: argparse.Namespace, model: ModelFolder, exact: Sampler, quick: S
     return rows
 
 
-def judged(given: argparse.Namespace, model: ModelFolder, sampler: Sampler) -> dict[str, list[float]]:
+def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> dict[str, list[float]]:
     """Reward and oracle of one clip for each held-out prompt; the same seeds whoever samples."""
     from common.toon.oracle import judge  # noqa: PLC0415 - of the toon world alone
     from common.toon.prompts import shot_of  # noqa: PLC0415
     from rewarders.anime import load_heads  # noqa: PLC0415
 
-    asked = prompts(given, model, given.quality)
-    clips = [decode_clip(ours(sampler, prompt, [seed])[0]) for seed, prompt in enumerate(asked)]
+    asked = prompts_for(given, model).heldout(given.quality, 0)
+    clips = [decode_clip(make(prompt, [seed])[0]) for seed, prompt in enumerate(asked)]
     heads = [head.score(clips, asked) for head in load_heads("toon") if head.dimension in DIMENSIONS]
     found: dict[str, list[float]] = {"reward": np.mean(heads, 0).tolist()}
     for clip, prompt in zip(clips, asked, strict=True):
@@ -211,21 +199,26 @@ def judged(given: argparse.Namespace, model: ModelFolder, sampler: Sampler) -> d
 
 def measure(given: argparse.Namespace) -> Report:
     """Exact against the pipeline, then every shortcut."""
-    model = open_model(given.model)
-    row, aim = against_plain(given, model)
-    rows = [row]
+    model = open_given(given)
+    rows, aims = against_plain(given, model)
+    gains: dict[str, float] = {}
     for words in given.shortcuts:
-        rows += shortcut(given, model, words, SHORTCUTS[words])
-    return Report("sampling", rows, [aim], ("torch", "diffusers", "transformers"))
+        speed, *costs = shortcut(given, model, words)
+        rows += [speed, *costs]
+        if speed.ratio is not None and telling(model, words):
+            gains[words] = speed.ratio.median
+    if gains and is_cuda(given.device):
+        aims.append(shortcut_aim(aims[0], gains))
+    return Report("sampling", rows, aims, ("torch", "diffusers", "transformers"), given.device)
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--model", {"default": "toon", "help": "'toon' or a CogVideoX pipeline folder"}),
-    ("--device", {"default": "cpu", "help": "cpu, cuda:0"}),
+    *setting.OPTIONS,
     ("--rounds", {"type": int, "default": ROUNDS, "help": f"after one that is not counted (default: {ROUNDS})"}),
     ("--steps", {"type": int, "default": 10, "help": "denoising steps (default: 10)"}),
     ("--guidance", {"type": float, "default": GUIDANCE, "help": f"classifier-free guidance (default: {GUIDANCE})"}),
     ("--micro-batch", {"type": int, "default": N, "help": f"candidates denoised together (default: {N})"}),
+    ("--vae-tiling", {"action": "store_true", "help": "both VAEs work in tiles: less memory at large sizes"}),
     ("--shortcuts", {"nargs": "*", "default": list(SHORTCUTS), "choices": list(SHORTCUTS), "help": "which to measure"}),
     ("--quality", {"type": int, "default": QUALITY_PROMPTS, "help": "held-out prompts for the cost; 0: only speed"}),
 )

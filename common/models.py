@@ -176,12 +176,17 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _filled(kind: type, file: Path, check_class: bool = True) -> dict[str, Any]:
-    """A part's config with the class's defaults under it: old checkpoints leave newer keys out."""
+    """A part's config from its file, filled: old checkpoints leave newer keys out."""
     data = _read_json(file)
     if check_class and data.get("_class_name") != kind.__name__:
         raise ConfigError(f"{file}: a {data.get('_class_name')}, not a {kind.__name__}")
+    return with_defaults(kind, data)
+
+
+def with_defaults(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's `own` config with the defaults of its class under it."""
     parameters = inspect.signature(kind.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | data
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(own)
 
 
 def compile_blocks(transformer: Any) -> None:

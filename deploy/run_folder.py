@@ -38,6 +38,7 @@ MEMORY = (
     "reward.batch",
     "learner.micro_batch",
     "learner.gradient_checkpointing",
+    "learner.reference",
 )
 
 

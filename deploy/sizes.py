@@ -267,8 +267,12 @@ def family_sizes(family: str) -> ModelSizes:
     """A published family by its name. `ConfigError` for another name."""
     if family not in _published():
         raise ConfigError(f"--family {family}: allowed are {', '.join(families())}")
-    entry = _published()[family]
-    return ModelSizes(entry["name"], *(_filled(part, entry.get(part, {})) for part in PARTS))
+    return ModelSizes(_published()[family]["name"], *(family_config(family, part) for part in PARTS))
+
+
+def family_config(family: str, part: str) -> Config:
+    """A published family's config of a part, of its "scheduler", or the "clip" that it was trained for."""
+    return _filled(part, _published()[family].get(part, {}))
 
 
 def folder_sizes(folder: Path) -> ModelSizes:

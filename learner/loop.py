@@ -26,7 +26,7 @@ from common.weights import WeightStore
 from learner import checkpoint
 
 # Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
-FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch"}
+FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch", "reference"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,21 @@ def test_a_plain_step_lowers_its_loss(tmp_path: Path) -> None:
     assert min(losses[6:]) < 0.6
 
 
+def given(**more: object) -> argparse.Namespace:
+    size = dict.fromkeys(("frames", "height", "width"))
+    asked = dict.fromkeys(("train", "pairs", "micro_batch", "checkpointing"))
+    return argparse.Namespace(**({"model": "toon", "device": "cpu", "rounds": 1} | size | asked | more))
+
+
 def test_the_report() -> None:
-    given = argparse.Namespace(model="toon", device="cpu", rounds=1, micro_batch=8)
-    report = learning.measure(given, [(9, 48, 64)])
-    speed, memory = report.rows
+    report = learning.measure(given(), [(9, 48, 64)])
+    speed, use, memory = report.rows
     assert speed.unit == "pairs/s"
     assert speed.other is not None
     assert report.aims[0].met == (report.aims[0].value >= 2)
+    assert use.unit == "TFLOP/s"
+    assert speed.limit is not None
+    assert use.ratio is not None
+    assert use.ratio.median == pytest.approx(speed.ours / speed.limit)  # on a CPU both stand on the same peak
     assert memory.other is not None
     assert memory.other > memory.ours > 1

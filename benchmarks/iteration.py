@@ -1,0 +1,264 @@
+"""One iteration of the alignment loop, phase by phase: ``python -m benchmarks.iteration``.
+
+```
+encode ─> denoise N candidates ─> decode ─> mp4 ─> score ─> best and worst ─> GAPO step ─> publish ─> load
+sampler ────────────────────────────────────────── rewarder ─ exchange ────── learner ─────────────── sampler
+```
+
+The roles' own loops in one process, in the order of `deploy/serial.py`, over a ledger on disk. A phase's seconds are
+its own: what it calls has a line of its own. On a GPU its peak memory stands below, of all roles together. It is the
+process's first iteration: what libraries do once is in it.
+
+``--model 5b-i2v --device cuda:0`` runs a published family at its full size, with random weights: phases take what they
+take with the published ones, but the clips show nothing, and no reward means anything. The reward heads are the
+embedded toon ones for every model; clips of other sizes are scaled down to theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from actors.sampler import Sampler
+from benchmarks import setting
+from benchmarks.device import GB, is_cuda, wait
+from benchmarks.families import TOON
+from benchmarks.report import Aim, Report, Row, main
+from benchmarks.setting import model_flags, open_given, prompts_for
+from common.config import ConfigError, RunConfig, load_config
+from common.exchange.client import RunExchange
+from common.exchange.local import LocalExchange
+from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersion
+from common.models import ModelFolder
+from learner.pairs import Pairs
+from learner.train import Learner
+from rewarders.anime import load_heads
+from rewarders.anime.head import SHAPE
+from rewarders.base import Reward
+from rewarders.rewarder import Rewarder
+
+N = 4
+STEPS, FAMILY_STEPS = 10, 50
+GUIDANCE, FAMILY_GUIDANCE = 3.0, 6.0
+OPENING = ("open sampler", "open rewarder", "open learner")  # before the iteration
+PHASES = {
+    "open sampler": "sampler opened: transformer, T5, VAE",
+    "open rewarder": "rewarder opened: the six embedded toon heads",
+    "open learner": "learner opened: transformer, two adapters; the base is version 0",
+    "encode": "caption and first frame encoded",
+    "denoise": "candidates denoised",
+    "decode": "latents decoded to pixels",
+    "submit": "clips written as mp4, candidates put into the ledger",
+    "score": "clips decoded and scored by the embedded toon heads",
+    "pair": "scores put into the ledger, best and worst paired",
+    "step": "GAPO step of the adapter on the pair",
+    "commit": "pair leased, step committed",
+    "publish": "version published",
+    "load": "version loaded into the sampler",
+}
+
+
+def settings(given: argparse.Namespace) -> RunConfig:
+    """One pair a step, one step a push."""
+    toon = given.model == TOON
+    sampler = {
+        "candidates": N,
+        "steps": given.steps or (STEPS if toon else FAMILY_STEPS),
+        "guidance": GUIDANCE if toon else FAMILY_GUIDANCE,
+        "micro_batch": given.micro_batch or (N if toon else 1),
+        "vae_tiling": given.vae_tiling,
+    }
+    flags = model_flags(given) | setting.checkpointing_flag(given) | {"seed": given.seed, "steps": 1}
+    flags |= {f"sampler.{key}": value for key, value in sampler.items()}
+    return load_config(flags=flags | {"learner.train": "lora", "learner.pairs_per_step": 1, "learner.micro_batch": 1})
+
+
+class Timeline:
+    """Seconds of every phase, and on a GPU its peak memory. A phase within another stops the other's clock."""
+
+    def __init__(self, device: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, int] = {}
+        self._device, self._open, self._since = device, [], time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """``with timeline.phase("score"):`` one of PHASES."""
+        self._turn()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._turn()
+            self._open.pop()
+
+    def _turn(self) -> None:
+        """What passed since the last turn was the innermost phase's."""
+        wait(self._device)
+        now = time.perf_counter()
+        if self._open:
+            name = self._open[-1]
+            self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+            if is_cuda(self._device):
+                self.peaks[name] = max(self.peaks.get(name, 0), torch.cuda.max_memory_allocated(self._device))
+        if is_cuda(self._device):
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._since = time.perf_counter()
+
+    def rows(self) -> list[Row]:
+        """A row for each phase in the order of PHASES, the sum of the iteration's, and on a GPU the peaks."""
+        times = [Row(words, "s", self.seconds[name]) for name, words in PHASES.items() if name in self.seconds]
+        whole = sum(seconds for name, seconds in self.seconds.items() if name not in OPENING)
+        peaks = [
+            Row(f"{words}: peak memory", "GB", self.peaks[name] / GB)
+            for name, words in PHASES.items()
+            if name in self.peaks
+        ]
+        return [*times, Row("the iteration, from encoding to loading", "s", whole), *peaks]
+
+
+# The roles, with their phases on the timeline.
+
+
+class TimedSampler(Sampler):
+    """See `Sampler`."""
+
+    def __init__(self, timeline: Timeline, model: ModelFolder, config: RunConfig) -> None:
+        self._timeline = timeline
+        with timeline.phase("open sampler"):
+            super().__init__(model, config)
+
+    def encode(self, prompt: Prompt) -> Conditioning:
+        """See `Sampler.encode`."""
+        with self._timeline.phase("encode"):
+            return super().encode(prompt)
+
+    def denoise(self, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
+        """See `Sampler.denoise`."""
+        with self._timeline.phase("denoise"):
+            return super().denoise(conditioning, seeds)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See `Sampler.decode`."""
+        with self._timeline.phase("decode"):
+            return super().decode(latents)
+
+
+class TimedRewarder(Rewarder):
+    """See `Rewarder`."""
+
+    def __init__(self, timeline: Timeline, config: RunConfig) -> None:
+        self._timeline = timeline
+        with timeline.phase("open rewarder"):
+            super().__init__([Scaled(head) for head in load_heads("toon", config.model.device)], config.reward)
+
+    def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
+        """See `Rewarder.score`."""
+        with self._timeline.phase("score"):
+            return super().score(tasks)
+
+
+class TimedLearner(Learner):
+    """See `Learner`."""
+
+    def __init__(self, timeline: Timeline, model: ModelFolder, config: RunConfig, folder: Path) -> None:
+        self._timeline = timeline
+        with timeline.phase("open learner"):
+            super().__init__(model, config, folder)
+
+    def optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
+        """See `Learner.optimize`."""
+        with self._timeline.phase("step"):
+            return super().optimize(pairs)
+
+    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
+        """See `Learner.publish`."""
+        with self._timeline.phase("publish" if self.step else "open learner"):
+            return super().publish(exchange)
+
+
+class Scaled:
+    """A toon head, for clips of any size."""
+
+    def __init__(self, head: Reward) -> None:
+        self._head = head
+        self.dimension, self.digest = head.dimension, head.digest
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        """See `Reward.score`."""
+        return self._head.score([scaled(clip) for clip in clips], prompts)
+
+
+def scaled(clip: np.ndarray) -> np.ndarray:
+    """A clip uint8 [F, H, W, 3] as the heads take it: frames at even distances, each scaled down."""
+    count, height, width, _ = SHAPE
+    if clip.shape == SHAPE:
+        return clip
+    chosen = np.linspace(0, len(clip) - 1, count).round().astype(int)
+    return np.stack([np.asarray(Image.fromarray(clip[index]).resize((width, height))) for index in chosen])
+
+
+# The iteration.
+
+
+def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timeline: Timeline) -> bool:
+    """Everything once; whether the sampler ends with the version that the learner published.
+
+    `ConfigError` where no pair came of the candidates.
+    """
+    config = settings(given)
+    with ExitStack() as stack:
+        sampler = TimedSampler(timeline, model, config)
+        rewarder = TimedRewarder(timeline, config)
+        exchange = LocalExchange(folder, config, prompts_for(given, model))
+        stack.callback(exchange.close)
+        learner = TimedLearner(timeline, model, config, folder)
+        stack.callback(learner.close)
+        learner.resume(exchange)
+        with timeline.phase("encode"):
+            learner.empty_embeds = sampler.empty_prompt_embeds()
+        with timeline.phase("submit"):
+            sampler.work(exchange)
+        with timeline.phase("pair"):
+            rewarder.work(exchange)
+        with timeline.phase("commit"):
+            stats = learner.work(exchange)
+        if stats is None:
+            states = [state.value for state, count in exchange.counts().items() if count]
+            raise ConfigError(f"no pair came of {N} candidates ({', '.join(states)}); another --seed makes others")
+        with timeline.phase("load"):
+            sampler.load(*learner.store.load(learner.version))
+        pushed = learner.store.manifest(learner.version)
+        return (sampler.version, sampler.policy_digest()) == (pushed.version, pushed.digest)
+
+
+def measure(given: argparse.Namespace) -> Report:
+    """The timeline of one iteration."""
+    model, timeline = open_given(given), Timeline(given.device)
+    with tempfile.TemporaryDirectory() as folder:
+        held = iterate(given, model, Path(folder), timeline)
+    aim = Aim("the sampler holds the weights that were published (digests)", float(held), "1", held)
+    packages = ("torch", "diffusers", "transformers", "peft", "deepspeed")
+    return Report("iteration", timeline.rows(), [aim], packages, given.device)
+
+
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    *setting.OPTIONS,
+    setting.CHECKPOINTING,
+    ("--steps", {"type": int, "help": f"denoising steps (default: toon {STEPS}, others {FAMILY_STEPS})"}),
+    ("--micro-batch", {"type": int, "help": f"candidates denoised together (default: toon {N}, others 1)"}),
+    ("--vae-tiling", {"action": "store_true", "help": "the VAE works in tiles: less memory at large sizes"}),
+    ("--seed", {"type": int, "default": 0, "help": "of the candidates and the step (default: 0)"}),
+)
+
+if __name__ == "__main__":
+    main(__doc__, measure, *OPTIONS)

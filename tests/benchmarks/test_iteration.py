@@ -1,0 +1,89 @@
+"""One iteration: every phase is there, the clock is the innermost phase's, and what was learned is what samples."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import iteration
+from benchmarks.families import random_model
+from benchmarks.iteration import OPENING, PHASES, Timeline
+from common.config import ConfigError
+from common.toon.prompts import ToonPrompts
+from deploy.sizes import families
+from rewarders.anime import load_heads
+from tests.benchmarks.small import SIZE, small_model
+
+
+def given(**more: Any) -> argparse.Namespace:
+    size = dict.fromkeys(("frames", "height", "width"))
+    asked = {"steps": 2, "micro_batch": 4, "vae_tiling": False, "seed": 0, "checkpointing": None}
+    return argparse.Namespace(**({"model": "toon", "device": "cpu"} | size | asked | more))
+
+
+def test_the_toon_model_goes_through_all_phases_and_the_sampler_holds_what_was_published() -> None:
+    report = iteration.measure(given())
+    *phases, whole = report.rows
+    assert [row.case for row in phases] == list(PHASES.values())
+    assert all(row.ours > 0 for row in phases)
+    assert whole.ours == pytest.approx(sum(row.ours for row in phases[len(OPENING) :]))
+    assert report.aims[0].met
+
+
+def test_a_version_that_is_not_loaded_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iteration.TimedSampler, "load", lambda *_: None)
+    assert not iteration.measure(given()).aims[0].met
+
+
+def test_a_tie_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(iteration.Scaled, "score", lambda self, clips, prompts: [50.0] * len(clips))
+    with pytest.raises(ConfigError, match=r"no pair came of 4 candidates \(tied\); another --seed"):
+        iteration.measure(given())
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_family_goes_through(family: str, tmp_path: Path) -> None:
+    timeline = Timeline("cpu")
+    asked = given(model=family, micro_batch=None, **SIZE)
+    assert iteration.iterate(asked, small_model(family), tmp_path, timeline)
+    assert timeline.seconds.keys() == PHASES.keys()
+
+
+def test_the_inner_phase_stops_the_outer_one_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(iteration.time, "perf_counter", lambda: now[0])
+    timeline = Timeline("cpu")
+    with timeline.phase("commit"):
+        now[0] += 1
+        with timeline.phase("step"):
+            now[0] += 10
+        now[0] += 2
+    now[0] += 100  # nobody's
+    with timeline.phase("step"):
+        now[0] += 20
+    assert timeline.seconds == {"commit": 3, "step": 30}
+
+
+def test_heads_take_clips_of_any_size() -> None:
+    clip = np.random.default_rng(0).integers(0, 256, (49, 96, 128, 3), np.uint8)
+    small = iteration.scaled(clip)
+    assert small.shape == (9, 48, 64, 3)
+    assert iteration.scaled(small) is small
+    assert not np.array_equal(small[0], small[-1])
+    head, prompt = load_heads("toon")[0], ToonPrompts(0)(0)
+    assert iteration.Scaled(head).score([clip], [prompt]) == head.score([small], [prompt])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_full_size_with_two_layers_on_a_gpu(tmp_path: Path) -> None:
+    timeline = Timeline("cuda:0")
+    model = random_model("5b-i2v", {"transformer": {"num_layers": 2}})
+    assert iteration.iterate(given(model="5b-i2v", device="cuda:0", micro_batch=1), model, tmp_path, timeline)
+    assert timeline.peaks.keys() == PHASES.keys()
+    assert max(timeline.peaks.values()) > 10e9  # T5 alone is 9.5 GB
