@@ -40,6 +40,11 @@ class RandomModel(ModelFolder):
 
     text_encoder_config: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    @property
+    def parts(self) -> dict[str, str]:
+        """See `ModelFolder.parts`: there are no files."""
+        return {}
+
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
         """See `ModelFolder.load_transformer`."""
         make: Any = CogVideoXTransformer3DModel.from_config
