@@ -122,9 +122,9 @@ class CopyReference(Reference):
 
     def refresh(self, engine: Engine) -> None:
         for name, tensor in self.policy.items():
-            own = self.parameters[name]
-            with engine.whole([tensor]), engine.whole([own], change=True), torch.no_grad():
-                own.copy_(tensor)
+            with engine.whole([tensor]):  # one after the other: DeepSpeed's gathering does not nest
+                value = tensor.detach().clone()
+            engine.assign({name: self.parameters[name]}, {name: value})
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -1,7 +1,7 @@
 """One rank of a learner, as a program: ``python -m tests.learner.ranks RANK WORLD FOLDER CASE...``
 
-A case is ``full-2`` or ``lora-3`` (what is trained, ZeRO stage). Rank 0 leaves the policy after STEPS steps in
-FOLDER/CASE.safetensors and, after another start from the last checkpoint, whether that gave the same weights.
+A case is ``full-2``, ``lora-3`` or ``offload-2`` (one of KINDS, ZeRO stage). Rank 0 leaves the policy after STEPS steps
+in FOLDER/CASE.safetensors and, after another start from the last checkpoint, whether that gave the same weights.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ from learner.zero import join_group
 from tests.learner.fakes import MemoryExchange, tiny_config, tiny_model
 
 STEPS, SAVED = 5, 3
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"train": "full"},
+    "lora": {"train": "lora"},
+    "sharded": {"train": "full", "reference": "sharded"},
+    "offload": {"train": "full", "offload_optimizer": True},
+}
 SETTINGS: dict[str, Any] = {"pairs_per_step": 4, "micro_batch": 1, "beta": 50.0, "weight_decay": 0.01}
 
 
@@ -27,7 +33,7 @@ def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
     model = tiny_model(folder / "model")
     for case in cases:
         kind, stage = case.split("-")
-        config = tiny_config(train=kind, zero_stage=int(stage), checkpoint_every=SAVED, **SETTINGS)
+        config = tiny_config(**KINDS[kind], zero_stage=int(stage), checkpoint_every=SAVED, **SETTINGS)
         exchange: Any = MemoryExchange() if rank == 0 else None
         learner = Learner(model, config, folder / case)
         learner.resume(exchange)

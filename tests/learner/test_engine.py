@@ -24,7 +24,7 @@ from learner.zero import ZeroEngine, join_group
 from tests.learner.fakes import tiny_config, tiny_model
 from tests.learner.plain import plain_training
 from tests.learner.publishing import BUCKET, LAYERS, WIDTH, big_module
-from tests.learner.ranks import SETTINGS, STEPS
+from tests.learner.ranks import KINDS, SETTINGS, STEPS
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def run_on_ranks(folder: Path, world: int, cases: list[str], program: str = "ran
 def check_case(folder: Path, case: str) -> None:
     """The case's weights against the plain training's, and that its resumed run repeated them bit for bit."""
     model = tiny_model(folder / "model")
-    config = tiny_config(train=case[:-2], **SETTINGS)
+    config = tiny_config(train=KINDS[case[:-2]]["train"], **SETTINGS)
     plain, start = plain_training(model, config, STEPS), plain_training(model, config, 0)
     with safe_open(folder / f"{case}.safetensors", "pt") as file:
         ours = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
@@ -60,15 +60,17 @@ def check_case(folder: Path, case: str) -> None:
 
 
 def test_two_ranks_of_zero_2_train_like_one_plain_optimizer(tmp_path: Path) -> None:
-    run_on_ranks(tmp_path, 2, ["full-2", "lora-2"])
-    check_case(tmp_path, "full-2")
-    check_case(tmp_path, "lora-2")
+    cases = ["full-2", "lora-2", "sharded-2", "offload-2"]
+    run_on_ranks(tmp_path, 2, cases)
+    for case in cases:
+        check_case(tmp_path, case)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_every_stage_trains_like_one_plain_optimizer(tmp_path: Path, world: int) -> None:
     cases = [f"{kind}-{stage}" for stage in range(4) for kind in ("full", "lora")]
+    cases += [f"{kind}-{stage}" for stage in (1, 3) for kind in ("sharded", "offload")]
     run_on_ranks(tmp_path, world, cases)
     for case in cases:
         check_case(tmp_path, case)
