@@ -98,15 +98,18 @@ def draw_samples(
     redraw: Redraw | None = None,
     degraded: float = DEGRADED,
     log: Callable[[str], None] = lambda line: None,
+    candidates: int = 1,
 ) -> Samples:
     """Render `count` clips of a split (``train`` or ``test``), redraw a share of them and degrade another.
+
+    `candidates` neighbours show the same shot, each with defects of its own.
 
     `degrade` is what stands for the generator's losses (default: blur and coarse noise); H.264 follows in any case.
     """
     rng = np.random.default_rng([seed, _STREAMS[split]])
     again = rng.random(count) < (REDRAWN if redraw else 0.0)
     log(f"rendering {count} clips")
-    samples = _rendered(again, rng, split)
+    samples = _rendered(again, rng, split, candidates)
     if redraw:
         for part in _parts(np.flatnonzero(again), "redrawing", log):
             _redraw(samples, part, redraw, rng)
@@ -116,12 +119,15 @@ def draw_samples(
     return samples
 
 
-def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str) -> Samples:
+def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str, candidates: int) -> Samples:
     """One clip for each of `plain` (bool): defective figures of all kinds, or those that the model knows, clean."""
     clips = np.empty((len(plain), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     shots, truths, badness = [], [], []
+    drawn = Shot("robot", "snow", "idle", 0)  # never used: the first clip draws its own
     for i, only_clean in enumerate(plain):
-        shot, defects = _draw_shot(rng, split), _draw_defects(rng)
+        if i % candidates == 0:
+            drawn = _draw_shot(rng, split)
+        shot, defects = drawn, _draw_defects(rng)
         stand_in = _stand_in(shot, rng, split)
         if only_clean:
             shot, defects = replace(shot, character=shot.character.split("+")[0], look=AS_DRAWN, phase=0), Defects()
