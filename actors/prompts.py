@@ -175,7 +175,11 @@ def first_frame(prompt: Prompt, height: int, width: int) -> np.ndarray:
     """
     if prompt.image is None:
         raise ConfigError(f"prompt {prompt.id!r}: no first frame; an image-to-video model needs one")
-    image = _rgb(prompt.image, f"prompt {prompt.id!r}")
+    return fitted(_rgb(prompt.image, f"prompt {prompt.id!r}"), height, width)
+
+
+def fitted(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """An RGB image as uint8 [height, width, 3]; `first_frame` says how it is brought to that size."""
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image, np.uint8).copy()

@@ -18,7 +18,7 @@ from common.config import ConfigError
 from common.toon.prompts import encode_png
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-FRAME = 2  # the third
+THIRD = 2  # its index
 SHOWN = 8  # frames that a captioner gets to see, spread over the video
 
 
@@ -33,8 +33,9 @@ class Captioner(Protocol):
 def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner: Captioner | None = None) -> Path:
     """Write `out`/prompts.jsonl and a PNG per video of `folder` (in name order); returns the JSONL file.
 
-    The caption of VIDEO is taken from `captions` (JSONL or CSV with columns video, prompt), else from VIDEO's
-    ``.txt``, else from `captioner`. `ConfigError` names the video that is broken, too short or without caption.
+    The caption of VIDEO is taken from `captions` (JSONL or CSV with columns video, prompt, and perhaps character and
+    category), else from VIDEO's ``.txt``, else from `captioner`. `ConfigError` names the video that is broken, too
+    short or without caption.
     """
     videos = sorted(path for path in _listed(folder) if path.suffix.lower() in SUFFIXES)
     if not videos:
@@ -45,12 +46,14 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     for video in videos:
         data = video.read_bytes()
         first = _third_frame(video, data)
-        text = given.get(video.name) or _beside(video) or (captioner(_spread(data)).strip() if captioner else "")
+        told = given.get(video.name, {})
+        text = told.get("prompt") or _beside(video) or (captioner(_spread(data)).strip() if captioner else "")
         if not text:
             raise ConfigError(f"{video}: no caption; give a captions file, a {video.stem}.txt, or a captioner")
         image = f"{video.name}.png"
         (out / image).write_bytes(encode_png(first))
-        lines.append(json.dumps({"image": image, "prompt": text, "id": video.name}, ensure_ascii=False))
+        row = {"image": image, "id": video.name} | told | {"prompt": text}
+        lines.append(json.dumps(row, ensure_ascii=False))
     file = out / "prompts.jsonl"
     file.write_text("\n".join(lines) + "\n")
     return file
@@ -64,7 +67,7 @@ def _listed(folder: Path) -> list[Path]:
 
 def _third_frame(video: Path, data: bytes) -> np.ndarray:
     try:
-        return decode_frames(data, [FRAME])[0]
+        return decode_frames(data, [THIRD])[0]
     except ValueError as error:
         raise ConfigError(f"{video}: no third frame: {error}") from None
 
@@ -74,14 +77,15 @@ def _spread(data: bytes) -> np.ndarray:
     return decode_frames(data, sorted({int(i) for i in np.linspace(0, count - 1, SHOWN)}))
 
 
-def _captions(file: Path) -> dict[str, str]:
-    """Video name -> caption."""
+def _captions(file: Path) -> dict[str, dict[str, str]]:
+    """Video name -> prompt, and character and category where they are given."""
     captions = {}
     for line, data in read_table(file, "captions file"):
         for column in ("video", "prompt"):
             if not str(data.get(column) or "").strip():
                 raise ConfigError(f"{file}:{line}: no '{column}'")
-        captions[Path(str(data["video"])).name] = str(data["prompt"]).strip()
+        told = {name: str(data.get(name) or "").strip() for name in ("prompt", "character", "category")}
+        captions[Path(str(data["video"])).name] = {name: text for name, text in told.items() if text}
     return captions
 
 

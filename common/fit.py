@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import nn
 
 from common.config import ConfigError
 from common.muon import Muon
+from common.storage import writing
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Fit:
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
     save_every: int = 100
+    patience: int = 0  # validations without a lower loss after which training stops; 0 never
 
     def rate(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
@@ -47,17 +49,23 @@ def fit(
     folder: Path,
     log: Callable[[str], None] = print,
     matrices: Sequence[nn.Parameter] = (),
+    validate: Callable[[], float] | None = None,
 ) -> None:
     """Train `model` in place on ``loss_of(step)``; state goes to ``folder/name.safetensors`` every `save_every` steps.
 
-    `matrices` are the parameters that Muon takes; AdamW takes the others. Calling it again with the same folder
-    resumes; a finished training returns at once with the trained weights.
+    `matrices` are the parameters that Muon takes; AdamW takes the others. With `validate`, the loss on data that is
+    not trained on, the model ends with the weights at which that was least, and after `plan.patience` saves in a row
+    without a lower one training stops. Calling it again with the same folder resumes; a finished training returns at
+    once with the trained weights.
     """
     optimizers = _optimizers(model, matrices, plan)
     path = folder / f"{name}.safetensors"
     start = _restore(path, model, optimizers)
+    best = _Best(folder / f"{name}-best.safetensors", validate, plan)
     began, total = time.monotonic(), 0.0
     for step in range(start, plan.steps):
+        if best.long_ago(step):
+            break
         loss = loss_of(step)
         model.zero_grad(set_to_none=True)
         loss.backward()
@@ -69,11 +77,52 @@ def fit(
         total += loss.item()
         done = step + 1
         if done % plan.save_every == 0 or done == plan.steps:
+            judged = best.judge(model, done)  # before the state is stored: a cut in between judges once more, alike
             _store(path, model, optimizers, done)
             span = (done - 1) % plan.save_every + 1
             pace = (time.monotonic() - began) / (done - start)
-            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}  {pace:.2f} s/step")
+            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}{judged}  {pace:.2f} s/step")
             total = 0.0
+    best.restore(model)
+
+
+class _Best:
+    """The weights with the least validation loss so far, in a file of their own."""
+
+    def __init__(self, path: Path, validate: Callable[[], float] | None, plan: Fit) -> None:
+        self._path, self._validate, self._plan = path, validate, plan
+        self._loss, self._step = math.inf, 0
+        if validate is not None and path.exists():
+            with safe_open(path, "pt") as file:
+                said = file.metadata() or {}
+            self._loss, self._step = float(said["loss"]), int(said["step"])
+
+    def long_ago(self, step: int) -> bool:
+        """Whether patience is at its end after `step` steps."""
+        waited = step - self._step
+        return self._validate is not None and 0 < self._plan.patience * self._plan.save_every <= waited
+
+    def judge(self, model: nn.Module, done: int) -> str:
+        """Validate, keep the weights if they are the best; returns words for the log."""
+        if self._validate is None:
+            return ""
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            loss = self._validate()
+        model.train(training)
+        if loss < self._loss:
+            self._loss, self._step = loss, done
+            _write(self._path, model.state_dict(), {"loss": repr(loss), "step": str(done)})
+        return f"  validation {loss:.4f} (least {self._loss:.4f} at step {self._step})"
+
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights; `ConfigError` where no validation loss was a number."""
+        if self._validate is None:
+            return
+        if not self._path.exists():
+            raise ConfigError(f"{self._path.stem}: no validation loss was a finite number; nothing was learned")
+        model.load_state_dict(load_file(self._path))
 
 
 def _optimizers(model: nn.Module, matrices: Sequence[nn.Parameter], plan: Fit) -> list[torch.optim.Optimizer]:
@@ -93,11 +142,16 @@ def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
     state = {f"model.{key}": value for key, value in model.state_dict().items()}
     for index, entry in enumerate(_states(model, optimizers)):
         state |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    _write(path, state, {"step": str(step)})
+
+
+def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".tmp")
     whole = {key: value.detach().contiguous().clone() for key, value in state.items()}
-    save_file(whole, scratch, metadata={"step": str(step)})
-    scratch.replace(path)
+    with writing(path):
+        save_file(whole, scratch, metadata=metadata)
+        scratch.replace(path)
 
 
 def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 try:
     from common.config import ConfigError, RunConfig, keys, load_config
+    from deploy import reward_commands
     from deploy.run_folder import TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -100,6 +101,7 @@ OWN = {
     "sample": frozenset({"out", "count", "version"}),
     "score": frozenset({"text", "image", "reward", "json"}),
     "prompts": frozenset({"out", "captions", "captioner"}),
+    "reward": reward_commands.OPTIONS,
     "toon": frozenset({"work", "out", "seed"}),
     "evaluate": frozenset({"prompts", "version", "json"}),
     "export": frozenset({"out", "version"}),
@@ -163,6 +165,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_clips(commands)
     _add_run_folder(commands)
     _add_data(commands)
+    reward = _add(commands, "reward", _config, "make rating sets, train reward heads on ratings, and measure them")
+    reward_commands.add_reward(reward, Parser)
     return parser
 
 

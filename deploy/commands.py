@@ -50,18 +50,17 @@ def sample(options: Options, flags: Flags) -> int:
     """``douga sample``: mp4 files, samples.json, and all clips at a glance in sheet.png."""
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
-    config, weights = _source(options.source, flags)
+    config, weights, version = generator_of(options.source, flags, options.version)
     if weights is None and options.version is not None:
         raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
     with needed_by("sampler", config):
-        _make_samples(config, weights, options)
+        _make_samples(config, weights, version, options)
     return 0
 
 
-def _make_samples(config: RunConfig, weights: WeightStore | None, options: Options) -> None:
+def _make_samples(config: RunConfig, weights: WeightStore | None, version: int, options: Options) -> None:
     model = open_model(config.model.path)
     prompts = _prompts(config, model.image_conditioned, options.count)
-    version = 0 if weights is None else _chosen(weights, config, options.version)
     sampler = Sampler(model, config)
     if weights is not None and version:
         sampler.load(*weights.load(version))
@@ -76,6 +75,12 @@ def _make_samples(config: RunConfig, weights: WeightStore | None, options: Optio
         print(options.out / record["clip"], "-", prompt.text)
     contact_sheet(clips).save(options.out / SHEET)
     run_folder.write_whole(options.out / SAMPLES, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+
+
+def generator_of(source: str, flags: Flags, version: int | None = None) -> tuple[RunConfig, WeightStore | None, int]:
+    """Configuration, published weights and chosen version of a run; of a model folder, no weights and version 0."""
+    config, weights = _source(source, flags)
+    return config, weights, 0 if weights is None else _chosen(weights, config, version)
 
 
 def _source(source: str, flags: Flags) -> tuple[RunConfig, WeightStore | None]:

@@ -54,7 +54,7 @@ PART = 16  # clips degraded or redrawn together
 LINE_EVERY = 16  # parts from one line of progress to the next
 CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
 LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
-_STREAMS = {"train": 1, "test": 2}
+_STREAMS = {name: i for i, name in enumerate(("train", "test", *TEST_CHARACTERS), start=1)}
 
 Degrade = Callable[[np.ndarray], np.ndarray]
 """uint8 ``[K, F, H, W, 3]`` -> the same, as a generator would draw it (e.g. a VAE's reconstruction)."""
@@ -98,15 +98,20 @@ def draw_samples(
     redraw: Redraw | None = None,
     degraded: float = DEGRADED,
     log: Callable[[str], None] = lambda line: None,
+    candidates: int = 1,
 ) -> Samples:
-    """Render `count` clips of a split (``train`` or ``test``), redraw a share of them and degrade another.
+    """Render `count` clips of a split, redraw a share of them and degrade another.
+
+    A split is ``train``, ``test``, or one of `TEST_CHARACTERS` for clips of that one alone.
+
+    `candidates` neighbours show the same shot, each with defects of its own.
 
     `degrade` is what stands for the generator's losses (default: blur and coarse noise); H.264 follows in any case.
     """
     rng = np.random.default_rng([seed, _STREAMS[split]])
     again = rng.random(count) < (REDRAWN if redraw else 0.0)
     log(f"rendering {count} clips")
-    samples = _rendered(again, rng, split)
+    samples = _rendered(again, rng, split, candidates)
     if redraw:
         for part in _parts(np.flatnonzero(again), "redrawing", log):
             _redraw(samples, part, redraw, rng)
@@ -116,12 +121,15 @@ def draw_samples(
     return samples
 
 
-def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str) -> Samples:
+def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str, candidates: int) -> Samples:
     """One clip for each of `plain` (bool): defective figures of all kinds, or those that the model knows, clean."""
     clips = np.empty((len(plain), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     shots, truths, badness = [], [], []
+    drawn = Shot("robot", "snow", "idle", 0)  # never used: the first clip draws its own
     for i, only_clean in enumerate(plain):
-        shot, defects = _draw_shot(rng, split), _draw_defects(rng)
+        if i % candidates == 0:
+            drawn = _draw_shot(rng, split)
+        shot, defects = drawn, _draw_defects(rng)
         stand_in = _stand_in(shot, rng, split)
         if only_clean:
             shot, defects = replace(shot, character=shot.character.split("+")[0], look=AS_DRAWN, phase=0), Defects()
@@ -171,7 +179,8 @@ def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarra
 
 def _draw_shot(rng: np.random.Generator, split: str) -> Shot:
     """Any action anywhere: the prompts' own splits are by combination and do not matter to heads."""
-    character, look = _cast(rng) if split == "train" else (str(rng.choice(TEST_CHARACTERS)), AS_DRAWN)
+    names = TEST_CHARACTERS if split == "test" else (split,)
+    character, look = _cast(rng) if split == "train" else (str(rng.choice(names)), AS_DRAWN)
     action = str(rng.choice(tuple(ACTIONS)))
     return Shot(character, str(rng.choice(tuple(SCENES))), action, start_x(action, rng), int(rng.integers(8)), look)
 
@@ -193,7 +202,7 @@ def _draw_defects(rng: np.random.Generator) -> Defects:
 
 def _stand_in(shot: Shot, rng: np.random.Generator, split: str) -> Shot:
     """The shot with the figure that an identity swap puts in place: another one in some part or in its colours."""
-    if split == "test":
+    if split != "train":
         return replace(shot, character=str(rng.choice([name for name in CHARACTERS if name != shot.character])))
     while True:
         character, look = _cast(rng)

@@ -5,15 +5,17 @@ Beside the heads stand plain signals of the pixels, as a user without training w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from common.messages import Prompt
 from common.toon.prompts import encode_png, shot_id
+from common.toon.world import DIMENSIONS
 from rewarders.base import Reward
+from rewarders.training.agreement import srcc
 from rewarders.training.data import Samples
+from rewarders.training.signals import SIGNALS, measure
 
 
 def prompts_of(samples: Samples) -> list[Prompt]:
@@ -34,54 +36,12 @@ def evaluate_heads(heads: Sequence[Reward], samples: Samples) -> dict[str, float
 
 
 def evaluate_signals(samples: Samples) -> dict[str, float]:
-    """The baseline: SRCC per dimension of one plain signal of the pixels each, with the better sign."""
-    clips = samples.clips.astype(np.float32)
-    firsts = samples.firsts.astype(np.float32)
-    return {
-        name: abs(srcc(np.array([signal(clip, first) for clip, first in zip(clips, firsts, strict=True)]), truths))
-        for name, signal in SIGNALS.items()
-        for truths in [samples.truth_of(name)]
-    }
+    """The baseline: per dimension the SRCC of that plain signal of the pixels which tells it best."""
+    values = [measure(clip, first) for clip, first in zip(samples.clips, samples.firsts, strict=True)]
+    return {name: best_signal(values, samples.truth_of(name)) for name in DIMENSIONS}
 
 
-def srcc(scores: np.ndarray, truths: np.ndarray) -> float:
-    """Spearman's rank correlation of two ``[K]`` arrays, ties sharing their mean rank."""
-    if np.ptp(scores) == 0 or np.ptp(truths) == 0:
-        return float("nan")
-    return float(np.corrcoef(rankdata(scores), rankdata(truths))[0, 1])
-
-
-def _change(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute difference between neighbouring frames."""
-    return float(np.abs(np.diff(clip, axis=0)).mean())
-
-
-def _bend(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute second difference in time."""
-    return float(np.abs(np.diff(clip, 2, axis=0)).mean())
-
-
-def _edges(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute difference between neighbouring pixels, against the first frame's."""
-    return float(np.abs(np.diff(clip, axis=2)).mean() - np.abs(np.diff(first, axis=1)).mean())
-
-
-def _away(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute difference between the last and the first frame."""
-    return float(np.abs(clip[-1] - first).mean())
-
-
-def _palette(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean distance of the frames' mean colours from the first frame's."""
-    return float(np.abs(clip.mean((1, 2)) - first.mean((0, 1))).mean())
-
-
-Signal = Callable[[np.ndarray, np.ndarray], float]
-SIGNALS: dict[str, Signal] = {
-    "smoothness": _bend,
-    "motion": _change,
-    "appeal": _edges,
-    "text": _change,
-    "image": _away,
-    "character": _palette,
-}
+def best_signal(values: Sequence[Mapping[str, float]], truths: np.ndarray) -> float:
+    """The highest SRCC among signals, each with the better sign; `values` has one mapping per clip."""
+    found = [srcc(np.array([one[name] for one in values]), truths) for name in SIGNALS]
+    return float(np.nanmax(np.abs(found)))

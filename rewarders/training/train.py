@@ -10,10 +10,11 @@ Every step's batch is a function of (seed, head, step), so a training that was c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 from zlib import crc32
 
 import numpy as np
@@ -21,7 +22,6 @@ import torch
 from torch.nn import functional
 
 from common.fit import Fit, fit
-from common.toon.world import caption
 from rewarders.anime.head import AnimeHead, to_pixels
 from rewarders.anime.store import HEADS
 from rewarders.anime.trunk import bag_of_words
@@ -81,22 +81,54 @@ def train_head(
     return head.eval().requires_grad_(False)
 
 
-def head_loss(head: AnimeHead, data: Samples, chosen: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Cross-entropy between predicted and true badness of the `chosen` clips' frames.
+class Lessons(Protocol):
+    """Clips to learn from: rendered ones (`Samples`), or those that people rated."""
 
-    Half are mirrored and all are recoloured: four characters are few, and no head may know them by their colours.
+    @property
+    def clips(self) -> np.ndarray:
+        """uint8 ``[K, FRAMES, HEIGHT, WIDTH, 3]``."""
+        ...
+
+    @property
+    def firsts(self) -> np.ndarray:
+        """uint8 ``[K, HEIGHT, WIDTH, 3]``, the clean first frames."""
+        ...
+
+    @property
+    def captions(self) -> Sequence[str]:
+        """The prompts' texts."""
+        ...
+
+    def badness_of(self, dimension: str) -> np.ndarray:
+        """0..1: of every frame after the first, ``[K, FRAMES - 1]``, or of the whole clip, ``[K, 1]``."""
+        ...
+
+
+def head_loss(head: AnimeHead, data: Lessons, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
+    """Cross-entropy between predicted and true badness of the `chosen` clips' frames, or of the clips.
+
+    With `rng`, half are mirrored and all are recoloured: four characters are few, and no head may know them by their
+    colours.
     """
     clips = to_pixels(torch.from_numpy(data.clips[chosen]))
     firsts = to_pixels(torch.from_numpy(data.firsts[chosen]))
-    captions = [caption(data.shots[i]) for i in chosen]
-    flip = torch.from_numpy(rng.random(len(chosen)) < 0.5)
+    texts = data.captions
+    captions = [texts[int(i)] for i in chosen]
+    wanted = torch.from_numpy(data.badness_of(head.dimension)[chosen])
+    views = (clips, firsts, bag_of_words(captions)) if rng is None else _augmented(clips, firsts, captions, rng)
+    bad = head(*views)
+    return functional.binary_cross_entropy(bad if wanted.shape == bad.shape else bad.mean(1, keepdim=True), wanted)
+
+
+def _augmented(
+    clips: torch.Tensor, firsts: torch.Tensor, captions: Sequence[str], rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    flip = torch.from_numpy(rng.random(len(captions)) < 0.5)
     clips = torch.where(flip[:, None, None, None, None], clips.flip(-1), clips)
     firsts = torch.where(flip[:, None, None, None], firsts.flip(-1), firsts)
     words = torch.where(flip[:, None], bag_of_words(mirrored(captions)), bag_of_words(captions))
-    mix = recolouring(rng, len(chosen))
-    clips, firsts = torch.einsum("bij,bfjhw->bfihw", mix, clips), torch.einsum("bij,bjhw->bihw", mix, firsts)
-    bad = torch.from_numpy(data.badness_of(head.dimension)[chosen])
-    return functional.binary_cross_entropy(head(clips, firsts, words), bad)
+    mix = recolouring(rng, len(captions))
+    return torch.einsum("bij,bfjhw->bfihw", mix, clips), torch.einsum("bij,bjhw->bihw", mix, firsts), words
 
 
 def recolouring(rng: np.random.Generator, count: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from common.fit import Fit
 from common.messages import Prompt
 from rewarders.anime import HEADS
 from rewarders.training.data import Samples, draw_samples
-from rewarders.training.evaluate import evaluate_heads, evaluate_signals, prompts_of, srcc
+from rewarders.training.evaluate import evaluate_heads, evaluate_signals, prompts_of
 from rewarders.training.train import head_loss, recolouring, train_head, train_heads
 
 quiet = lambda line: None  # noqa: E731
@@ -84,12 +84,6 @@ def test_recolouring_exchanges_and_dims_channels() -> None:
     assert 0.67 <= values.min() < 0.7
     assert 0.97 < values.max() <= 1.0
     assert len({tuple(m.argmax(1).tolist()) for m in mixes}) == 6
-
-
-def test_ranks() -> None:
-    # ranks 1 2 3 4 against 1 2 4 3: 1 - 6 (0 + 0 + 1 + 1) / (4 * 15) = 0.8
-    assert srcc(np.array([0.1, 0.2, 0.3, 0.9]), np.array([10, 20, 40, 30])) == pytest.approx(0.8)
-    assert np.isnan(srcc(np.ones(4), np.arange(4)))
 
 
 def test_evaluation_names_every_dimension(few: Samples) -> None:

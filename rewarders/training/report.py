@@ -1,0 +1,143 @@
+"""The report of `douga reward eval`: rewards beside plain signals, on clips that share nothing with training.
+
+```
+{"ratings": FILE, "clips": n, "left_out": {"seen in training": n, "not scored": n, ...},
+ "dimensions": {"smoothness": {"clips": n, "prompts": n, "calibration": [...],
+                               "judges": {"reward": {"SRCC": {"value", "low", "high"}, ...}, "optical flow": {...}}},
+                ..., "overall": the mean of the dimensions}}
+```
+
+What the figures mean stands in `rewarders/training/agreement.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from common.config import ConfigError, RewardConfig
+from common.messages import ScoreTask
+from common.ratings import BadRow, dimensions
+from rewarders.anime.head import first_frame
+from rewarders.base import Reward
+from rewarders.rewarder import Rewarder
+from rewarders.training import signals
+from rewarders.training.agreement import RESAMPLES, Judged, agreement, calibration
+from rewarders.training.rated import Rated, unseen
+
+REWARD, OVERALL = "reward", "overall"
+BATCH = 16  # clips scored together
+EVERY = 10.0  # seconds between lines of progress
+
+
+def report(
+    rewards: Sequence[Reward],
+    rated: Rated,
+    seen: Mapping[str, set[str]],
+    log: Callable[[str], None],
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """How `rewards` agree with the ratings, in the shape above.
+
+    `seen` says per dimension what training has seen (`hashed` marks); such clips are left out. `ConfigError` when no
+    dimension has both ratings and a reward, or when no clip is left.
+    """
+    by_dimension = {reward.dimension: reward for reward in rewards}
+    judged = [name for name in dimensions(rated.rows) if name in by_dimension]
+    if not judged:
+        raise ConfigError(
+            f"{rated.table.file}: rates {', '.join(dimensions(rated.rows))}; judged are {', '.join(by_dimension)}"
+        )
+    marks, every = rated.marks(), np.arange(len(rated.rows))
+    fresh = {name: np.isin(every, unseen(marks, seen.get(name, set()))) for name in judged}
+    wanted = {name: fresh[name] & ~np.isnan(rated.scores(name)) for name in judged}
+    rows = np.flatnonzero(np.any(list(wanted.values()), axis=0))
+    if not len(rows):
+        raise ConfigError(
+            f"{rated.table.file}: every rated clip shares a first frame, prompt or character with training"
+        )
+    scores, plain = _measured([by_dimension[name] for name in judged], rated, rows, log)
+    scored = {name: ~np.isnan(scores[name]) for name in judged}
+    parts: dict[str, Part] = {name: (scores[name], rated.scores(name), wanted[name] & scored[name]) for name in judged}
+    if len(judged) > 1:
+        parts[OVERALL] = _overall(parts)
+    lost = {name: int((wanted[name] & ~scored[name]).sum()) for name in judged}
+    return {
+        "ratings": str(rated.table.file),
+        "clips": len(rows),
+        "left_out": {
+            "bad rows": len(rated.table.bad),
+            "not rated": len(rated.table.rows) - len(rated.rows),
+            "seen in training": {name: int((~fresh[name]).sum()) for name in judged},
+            "not scored": lost,
+        },
+        "dimensions": {name: _section(name, *part, rated, plain, resamples, log) for name, part in parts.items()},
+    }
+
+
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, opinions, and which clips have both: [n] each
+
+
+def _overall(parts: Mapping[str, Part]) -> Part:
+    """Means over the dimensions, of the clips that have all of them."""
+    scores, opinions, there = (np.array(column) for column in zip(*parts.values(), strict=True))
+    return scores.mean(0), opinions.mean(0), np.all(there, axis=0)
+
+
+def _section(
+    name: str,
+    scores: np.ndarray,
+    opinions: np.ndarray,
+    there: np.ndarray,
+    rated: Rated,
+    plain: Mapping[str, np.ndarray],
+    resamples: int,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    groups, candidates, wanted = rated.groups()[there], rated.candidates()[there], opinions[there]
+    if not there.any():
+        return {"clips": 0, "prompts": 0, "calibration": [], "judges": {}}
+    log(f"{name}: {there.sum()} clips of {len(np.unique(groups))} prompts")
+    favoured = {signal: signals.in_favour(values[there], wanted) for signal, values in plain.items()}
+    judges = {
+        judge: agreement(Judged(values, wanted, groups, candidates), resamples)
+        for judge, values in ({REWARD: scores[there]} | favoured).items()
+    }
+    for signal in favoured:
+        judges[signal].pop("ECE")  # a signal is on no scale that could be calibrated
+    return {
+        "clips": int(there.sum()),
+        "prompts": len(np.unique(groups)),
+        "calibration": [asdict(one) for one in calibration(scores[there], wanted)],
+        "judges": {judge: {m: asdict(one) for m, one in found.items()} for judge, found in judges.items()},
+    }
+
+
+def _measured(
+    rewards: Sequence[Reward], rated: Rated, rows: np.ndarray, log: Callable[[str], None]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores by dimension and signals by name, ``[n]`` each; NaN where there is none."""
+    rewarder, prompts = Rewarder(rewards, RewardConfig()), rated.prompts()
+    scores = {reward.dimension: np.full(len(rated.rows), np.nan) for reward in rewards}
+    plain = {name: np.full(len(rated.rows), np.nan) for name in signals.SIGNALS}
+    said = time.monotonic()
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        tasks = [ScoreTask(rated.rows[i].clip, prompts[i], rated.clip_bytes(i)) for i in part]
+        for i, score in zip(part, rewarder.score(tasks), strict=True):
+            for name, value in score.values.items():
+                scores[name][i] = value
+        for i, clip in rated.clips(part):
+            if isinstance(clip, BadRow):
+                log(f"left out: {clip}")
+                continue
+            for name, value in signals.measure(clip, first_frame(clip, prompts[i])).items():
+                plain[name][i] = value
+        if time.monotonic() - said > EVERY:
+            log(f"scored {start + len(part)}/{len(rows)} clips")
+            said = time.monotonic()
+    return scores, plain

@@ -1,0 +1,81 @@
+"""The report: what counts, what is left out, and the figures of judges whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import ConfigError
+from common.messages import Prompt
+from rewarders.training.rated import hashed
+from rewarders.training.report import report
+from rewarders.training.signals import SIGNALS
+from tests.rewarders.training.rated_clips import grey_clips, rated
+
+
+class Level:
+    """Scores a clip by its grey level; may refuse some prompt, or be upside down."""
+
+    def __init__(self, dimension: str, sign: int = 1, refuses: str = "") -> None:
+        self.dimension, self.digest = dimension, dimension
+        self._sign, self._refuses = sign, refuses
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        if any(prompt.text == self._refuses for prompt in prompts):
+            raise ValueError("refused")
+        level = [float(clip.mean()) / 2.55 for clip in clips]
+        return level if self._sign > 0 else [100 - one for one in level]
+
+
+def silent(line: str) -> None:
+    del line
+
+
+def test_good_and_bad_judges(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 6, 3, real=True))
+    found = report([Level("light"), Level("dark")], data, {}, silent, 100)
+    assert list(found["dimensions"]) == ["light", "dark", "overall"]
+    assert found["clips"] == 18
+    light, dark = found["dimensions"]["light"], found["dimensions"]["dark"]
+    assert (light["clips"], light["prompts"]) == (18, 6)
+    best, worst = light["judges"]["reward"], dark["judges"]["reward"]
+    assert best["SRCC"]["value"] == pytest.approx(1, abs=0.01)
+    assert best["ECE"]["value"] < 1
+    assert [best[name]["value"] for name in ("pairwise", "MRR", "Recall@1")] == [1, 1, 1]
+    assert worst["SRCC"]["value"] == pytest.approx(-1, abs=0.01)
+    # Two candidates beside the source video: the wrong one is always first.
+    assert [worst[name]["value"] for name in ("pairwise", "MRR", "Recall@1")] == [0, 0.5, 0]
+    assert sum(one["clips"] for one in light["calibration"]) == 18
+    assert set(light["judges"]) == {"reward", *SIGNALS}
+    assert light["judges"]["first-frame distance"]["SRCC"]["value"] is not None
+    assert "ECE" not in light["judges"]["edges"]
+    # Opinions of light and dark cancel out: people give 50 to every clip, whatever its mean score.
+    bins = found["dimensions"]["overall"]["calibration"]
+    assert len(bins) > 3
+    assert all(one["opinion"] == pytest.approx(50, abs=0.1) for one in bins)
+
+
+def test_what_is_left_out(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 6, 3))
+    seen = hashed(mark for mark in data.marks()[0])
+    found = report([Level("light", refuses="grey 5"), Level("text")], data, {"light": seen}, silent, 100)
+    assert list(found["dimensions"]) == ["light"]
+    assert found["dimensions"]["light"]["clips"] == 12
+    assert found["left_out"] == {
+        "bad rows": 0,
+        "not rated": 0,
+        "seen in training": {"light": 3},
+        "not scored": {"light": 3},
+    }
+
+
+def test_nothing_to_report(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 3, 1))
+    with pytest.raises(ConfigError, match=r"rates light, dark; judged are text$"):
+        report([Level("text")], data, {}, silent)
+    seen = hashed(mark for one in data.marks() for mark in one)
+    with pytest.raises(ConfigError, match="every rated clip shares a first frame, prompt or character with training"):
+        report([Level("light")], data, {"light": seen}, silent)
