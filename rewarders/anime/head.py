@@ -63,7 +63,7 @@ class AnimeHead(Trunk):
     def _chunk(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
         missing = CHUNK - len(clips)
         video = np.stack([*clips, *[clips[0]] * missing])
-        firsts = [_first_frame(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        firsts = [first_frame(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         words = bag_of_words([prompt.text for prompt in prompts] + [""] * missing)
         device = next(self.parameters()).device
         bad = self(
@@ -79,7 +79,7 @@ def to_pixels(frames: torch.Tensor) -> torch.Tensor:
     return frames.movedim(-1, -3).float().div(255)
 
 
-def _first_frame(clip: np.ndarray, prompt: Prompt) -> np.ndarray:
+def first_frame(clip: np.ndarray, prompt: Prompt) -> np.ndarray:
     """The clean first frame, uint8 ``[H, W, 3]``, brought to the clip's size."""
     if prompt.image is None:
         return clip[0]

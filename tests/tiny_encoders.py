@@ -1,0 +1,211 @@
+"""Random vision, text, detection and tracking models small enough for unit tests, as folders that `transformers` loads.
+
+They are the real classes; only the sizes are toys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertModel,
+    BlipConfig,
+    BlipForImageTextRetrieval,
+    BlipImageProcessorPil,
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    GroundingDinoConfig,
+    GroundingDinoForObjectDetection,
+    GroundingDinoImageProcessorPil,
+    Idefics2ImageProcessorPil,
+    Idefics2VisionConfig,
+    PreTrainedTokenizerFast,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+    SwinConfig,
+)
+from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
+
+SIZE = 32  # pixels
+TOWER = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": SIZE,
+    "patch_size": 8,
+}
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", ".", "character", "a", "the", "robot", "zombie", "walks", "runs", "jumps")
+ENDS = {"bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3}
+READER = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 40,
+}
+
+
+def tiny_siglip(folder: Path, seed: int = 0, hidden_size: int = 16) -> str:
+    """A vision tower."""
+    _seeded(
+        seed, lambda: SiglipVisionModel(SiglipVisionConfig(**{**TOWER, "hidden_size": hidden_size}))
+    ).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_idefics2(folder: Path, seed: int = 0) -> str:
+    """A vision-language model's vision tower, without a pooler, 16 features wide, for pictures of 224 pixels."""
+    config = Idefics2VisionConfig(**{**TOWER, "image_size": 224, "patch_size": 56})
+    _seeded(seed, lambda: Idefics2VisionTransformer(config)).save_pretrained(folder)
+    Idefics2ImageProcessorPil().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_clip(folder: Path, seed: int = 0) -> str:
+    """Both towers, 16 features in common."""
+    config = CLIPConfig(vision_config=TOWER, text_config=READER | ENDS, projection_dim=16)
+    _seeded(seed, lambda: CLIPModel(config)).save_pretrained(folder)
+    CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_blip(folder: Path, seed: int = 0) -> str:
+    """BLIP with both its towers."""
+    config = BlipConfig(
+        vision_config=TOWER,
+        text_config=READER | ENDS | {"encoder_hidden_size": 16},
+        projection_dim=16,
+    )
+    _seeded(seed, lambda: BlipForImageTextRetrieval(config)).save_pretrained(folder)
+    BlipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_bert(folder: Path, seed: int = 0) -> str:
+    """A text encoder, 16 features wide."""
+    _seeded(seed, lambda: BertModel(BertConfig(**READER))).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_detector(folder: Path, seed: int = 0) -> str:
+    """GroundingDINO; two decoder layers are the fewest that it can be saved with, its box heads are tied."""
+    config = GroundingDinoConfig(
+        backbone_config=SwinConfig(
+            image_size=SIZE,
+            embed_dim=8,
+            depths=[1, 1, 1, 1],
+            num_heads=[1, 1, 2, 2],
+            window_size=2,
+            out_indices=[2, 3, 4],
+        ),
+        text_config=BertConfig(**READER),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        num_queries=6,
+        max_text_len=40,
+        disable_custom_kernels=True,
+    )
+    _seeded(seed, lambda: GroundingDinoForObjectDetection(config)).save_pretrained(folder)
+    GroundingDinoImageProcessorPil(size={"shortest_edge": 128, "longest_edge": 256}).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_tracker(folder: Path, seed: int = 0, sees_all: bool = False, sees_none: bool = False) -> str:
+    """SAM 2's video model for pictures of 64 pixels.
+
+    With `sees_all` every pixel of every frame belongs to what is tracked, with `sees_none` no frame shows it: the mask
+    decoder's last layers are set so. Else the masks are whatever random weights make of them.
+    """
+    config = Sam2VideoConfig(
+        image_size=64,
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "image_size": [64, 64],
+                "hidden_size": 8,
+                "blocks_per_stage": [1, 1, 1, 1],
+                "embed_dim_per_stage": [8, 16, 32, 64],
+                "num_attention_heads_per_stage": [1, 1, 2, 2],
+                "window_size_per_stage": [4, 2, 2, 2],
+                "global_attention_blocks": [],
+            },
+            "backbone_channel_list": [64, 32, 16, 8],
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+            "fpn_hidden_size": 128,
+        },
+        prompt_encoder_config={"hidden_size": 128, "image_size": 64},
+        mask_decoder_config={
+            "hidden_size": 128,
+            "mlp_dim": 32,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 16,
+        },
+        memory_attention_hidden_size=128,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32,
+        memory_attention_rope_feat_sizes=[4, 4],
+        memory_encoder_hidden_size=128,
+        mask_downsampler_embed_dim=128,
+        memory_fuser_num_layers=1,
+        memory_fuser_embed_dim=128,
+        memory_fuser_intermediate_dim=32,
+    )
+    model = _seeded(seed, lambda: Sam2VideoModel(config))
+    decoder = model.mask_decoder
+    with torch.no_grad():
+        decoder.pred_obj_score_head.proj_out.bias.fill_(-9.0 if sees_none else 9.0)
+        if sees_all:
+            for network in decoder.output_hypernetworks_mlps:
+                network.proj_out.weight.zero_()
+                network.proj_out.bias.fill_(1.0)
+            decoder.conv_s0.bias.fill_(9.0)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Whole words; what it does not know is [UNK]."""
+    ids = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", ids["[CLS]"]), ("[SEP]", ids["[SEP]"])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=40,
+    )
+
+
+def _seeded(seed: int, make):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make()
+        for weights in model.parameters():
+            if (
+                weights.ndim > 1
+            ):  # as wide as trained ones: what is drawn by default tells one picture hardly from another
+                torch.nn.init.normal_(weights, std=weights[0].numel() ** -0.5)
+        return model
