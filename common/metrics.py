@@ -14,7 +14,7 @@ from typing import Any
 
 from common.storage import writing
 
-METRICS, EVENTS, TIMELINE = "metrics.jsonl", "events.jsonl", "timeline.jsonl"
+METRICS, EVENTS, TIMELINE, GUARD = "metrics.jsonl", "events.jsonl", "timeline.jsonl", "guard.jsonl"
 
 
 class JsonLines:

@@ -33,8 +33,8 @@ examples:
   douga run runs/mine/config.toml             go on with a run that was interrupted
 
   A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
-  When a run is resumed, steps, verify, evaluation.*, cluster.* may change; model.path to another copy of the model;
-  and what makes a run fit into less memory:
+  When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.* may change; model.path to another copy of the
+  model; and what makes a run fit into less memory:
   sampler.micro_batch, sampler.offload, reward.batch, learner.micro_batch, learner.gradient_checkpointing.
 """
 

@@ -23,6 +23,7 @@ from common.metrics import JsonLines
 from common.storage import writing
 from common.weights import WeightStore
 from deploy import evaluate, pacing, report, run_folder
+from deploy.guard import Guard
 from deploy.messages import Outcome, RunFailed
 
 BASE = 0  # the version of the base model
@@ -53,8 +54,8 @@ def heldout_found(exchange: RunExchange, version: int, wanted: int) -> list[Scor
 class Course(ABC):
     """One start of a run: from where its folder stands to the end, or to a stop. Subclasses do the work."""
 
-    def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines) -> None:
-        self.config, self.folder, self.exchange, self.events = config, folder, exchange, events
+    def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: Guard) -> None:
+        self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
         self.store = WeightStore(folder / "weights")
 
     @abstractmethod

@@ -15,10 +15,10 @@ from typing import Any
 from common.clips import decode_clip
 from common.config import DIMENSIONS, ConfigError, RunConfig
 from common.exchange.client import ScoredCandidate
+from common.guard import REWARD
 from common.messages import Prompt
 from common.stats import Interval, bootstrap_mean, paired_bootstrap
 
-REWARD = "reward"  # the weighted mean of the six dimensions, 0..100
 ORACLE_TOLERANCE = 1.0  # points of 100 by which the oracle's interval may reach below 0
 
 

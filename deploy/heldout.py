@@ -1,4 +1,4 @@
-"""Sampling and scoring the held-out prompts under one version, by a sampler and a rewarder in this process."""
+"""Sampling and scoring held-out prompts and probes, by a sampler and a rewarder in this process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from actors.loop import SamplingLoop
 from actors.prompts import PromptSource
 from common.config import RunConfig
-from common.exchange.client import RunExchange, ScoredCandidate
+from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.journal import Journal, measured
 from common.messages import Purpose
 from common.weights import WeightStore
@@ -16,6 +16,9 @@ from deploy.course import Stuck, heldout_found
 from deploy.memory import needed_by
 from deploy.progress import Pace, Progress
 from rewarders.loop import ScoringLoop
+
+PROBING = "probing"
+OPEN = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING)
 
 
 @dataclass
@@ -51,6 +54,28 @@ class HeldOut:
                 counts = {state.value: count for state, count in before.items() if count}
                 raise Stuck(f"{phase}: {len(found)} of {len(prompts)} prompts are done, no work is left: {counts}")
         return found, missing
+
+    def probe(self) -> None:
+        """Sample and score the probes that wait, under whichever version each is for."""
+        total = waiting = self._probes(*OPEN)
+        pace = Pace(self.config)
+        while waiting:
+            sampled = bool(self._probes(State.PENDING)) and self._sample_probe()
+            if not self.score() and not sampled:
+                raise Stuck(f"{PROBING}: {waiting} of {total} probes wait, no work is left")
+            waiting = self._probes(*OPEN)
+            pace.groups = total - waiting
+            self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))
+
+    def _probes(self, *states: State) -> int:
+        counts = self.exchange.counts(Purpose.PROBE)
+        return sum(counts[state] for state in states)
+
+    def _sample_probe(self) -> bool:
+        version = self.exchange.wanted_version()
+        if self.sampler.version != version:
+            self.load(version)
+        return self.sample()
 
     def _round(self, have: int, total: int, phase: str) -> None:
         # Clips sampled before a kill are scored first. At most what is missing is sampled: the sampler would go on to

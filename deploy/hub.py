@@ -37,6 +37,7 @@ from deploy.course import (
     heldout_found,
     queue,
 )
+from deploy.guard import Guard, open_probes
 from deploy.guests import Guests, reception_service
 from deploy.messages import MEETING, Addresses, News, Opened, Outcome
 from deploy.progress import Pace, Status
@@ -74,6 +75,7 @@ class Hub:
 
     def _open(self, stack: ExitStack, host: str) -> Opened:
         config, prompts = self.config, open_inputs(self.config)
+        probes = open_probes(config, prompts)
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
         run_folder.check_steps(config, saved)
@@ -89,8 +91,9 @@ class Hub:
         journal = stack.enter_context(RunJournal(folder, lambda: queue(self._exchange)))
         events = stack.enter_context(JsonLines(folder / EVENTS))
         heldout = prompts.heldout(config.evaluation.prompts, config.seed)
+        guard = Guard(config, folder, self._exchange, probes, events, self._bulletin.say)
         self._course = Watch(
-            config, folder, self._exchange, events, journal, heldout, saved, self._bulletin, self._stop
+            config, folder, self._exchange, events, guard, journal, heldout, saved, self._bulletin, self._stop
         )
         services = (
             exchange_service(self._exchange, self._at(host, 2), keys=keys),
@@ -188,13 +191,14 @@ class Watch(Course):
         folder: Path,
         exchange: RunExchange,
         events: JsonLines,
+        guard: Guard,
         journal: RunJournal,
         heldout: list[Prompt],
         saved: int,
         progress: Bulletin,
         stop: Event,
     ) -> None:
-        super().__init__(config, folder, exchange, events)
+        super().__init__(config, folder, exchange, events, guard)
         self.journal, self.heldout, self.progress = journal, heldout, progress
         self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
         self._full_since: float | None = None
@@ -229,10 +233,11 @@ class Watch(Course):
     def train(self) -> Trained:
         """See `Course.train`."""
         self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
+        self.guard.look()  # the base model's probes are sampled with its held-out prompts
         self.evaluate_base()
         pace, last, ended = Pace(self.config), self.journal.last, self._ended()
         began = self._sampled()
-        while self.journal.end is None:
+        while (end := self._end()) is None:
             if self.journal.last is not None and self.journal.last is not last:
                 last, ended = self.journal.last, self._ended()
                 pace.add(last)
@@ -241,7 +246,12 @@ class Watch(Course):
             self._check_stuck(self._ended() - ended)
             self._check_full()
             self._pause()
-        return self.journal.end
+        return end
+
+    def _end(self) -> Trained | None:
+        """What training ended with, once no reading of the guardrails is due or under way."""
+        self.guard.look()
+        return None if self.guard.busy else self.journal.end
 
     def _sampled(self) -> int:
         counts = self.exchange.counts()

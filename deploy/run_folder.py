@@ -7,7 +7,7 @@ RUN/snapshots/       its copies, by checkpoint       RUN/clips/         held-out
 RUN/blobs/           latents and clips
 RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of any worker's work
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
-RUN/model.json       which base model it stands on
+RUN/model.json       which base model it stands on      RUN/guard.jsonl    one record per reading of the guardrails
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
 ```
 """
@@ -30,7 +30,7 @@ TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does 
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
 LOCK = ".lock"
 # What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
-FREE = ("steps", "verify", "evaluation.", "name", "root", "mode", "cluster.", "model.path")
+FREE = ("steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "model.path")
 # How much is worked on at once: it changes the order of sums, so last bits, and makes a run fit that ran out of memory.
 MEMORY = (
     "sampler.micro_batch",
@@ -106,7 +106,8 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
         said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
-            f"(steps, verify, evaluation.*, cluster.*, the place of the model and {', '.join(MEMORY)} may change)"
+            "(steps, verify, evaluation.*, guard.*, cluster.*, the place of the model and "
+            f"{', '.join(MEMORY)} may change)"
         )
 
 

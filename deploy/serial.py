@@ -7,6 +7,7 @@ until `steps` optimizer steps:
     rewarder works while there are clips          (waits for: the sampler)
     learner takes one optimizer step              (waits for: pairs_per_step pairs)
     sampler loads what the learner pushed
+    guard takes a reading, if one is due          (waits for: its probes, sampled and scored here and now)
 evaluate(aligned)                   same prompts, same seeds
 ```
 
@@ -37,6 +38,7 @@ from deploy.course import (
     Stuck,
     queue,
 )
+from deploy.guard import Guard, Paused, Probes, open_probes
 from deploy.heldout import HeldOut
 from deploy.memory import needed_by
 from deploy.messages import Outcome
@@ -56,15 +58,17 @@ class Roles:
     prompts: PromptSource
     sampler: SamplingLoop
     rewarder: ScoringLoop
+    probes: Probes | None
 
 
 def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
     """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
     prompts = open_inputs(config)
+    probes = open_probes(config, prompts)
     with needed_by("sampler-0", config):
         sampler = sampler_of(config)("sampler-0")
     with needed_by("rewarder-0", config):
-        return Roles(prompts, sampler, rewarder_of(config, rewards)("rewarder-0"))
+        return Roles(prompts, sampler, rewarder_of(config, rewards)("rewarder-0"), probes)
 
 
 def run(
@@ -104,7 +108,8 @@ class Serial(Course):
         stop: Callable[[], bool],
         progress: Progress,
     ) -> None:
-        super().__init__(config, folder, exchange, events)
+        guard = Guard(config, folder, exchange, roles.probes, events, progress.say)
+        super().__init__(config, folder, exchange, events, guard)
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self.heldout = HeldOut(
             *(config, roles.prompts, roles.sampler, roles.rewarder, exchange, self.store, journal, progress),
@@ -146,15 +151,25 @@ class Serial(Course):
 
     def _learn_on(self, learner: LearningLoop) -> Trained:
         try:
+            self._watch()
             self.evaluate_base()
+            self._load_newest(learner)
+            self._watch()
             self._load_newest(learner)
             self._pace.start()
             while learner.step < self.config.steps:
                 self._turn(learner)
-        except Stopped:
+        except (Stopped, Paused):
             learner.pause(self.exchange)
             raise
         return learner.finish(self.exchange)
+
+    def _watch(self) -> None:
+        """Take the reading that is due, if one is."""
+        self.guard.look()
+        if self.guard.busy:
+            self.heldout.probe()
+            self.guard.look()
 
     def _turn(self, learner: LearningLoop) -> None:
         """Sample what admission allows, score it, take one step."""
@@ -165,6 +180,8 @@ class Serial(Course):
         self._step = learner.step
         self.journal.step(stats)
         if stats.pushed:
+            self._load_newest(learner)
+            self._watch()
             self._load_newest(learner)
         self._pace.add(stats)
         self._show()

@@ -1,11 +1,13 @@
 """The learner's loop, whatever takes the step: lease pairs, one optimizer step, commit; then what is due after it.
 
 ```
-            lease_pairs(step)            commit_step(step)
- EXCHANGE ───────────────────> take() ───────────────────> every K: refresh, reference <- policy
-                                                            every P: publish a version, announce it
-                                                            every checkpoint_every: save, mark(step)
+  refresh_due(step)  lease_pairs(step)            commit_step(step)
+ EXCHANGE ──────> ───────────────────> take() ───────────────────> every K: refresh, reference <- policy
+             refresh                                               every P: publish a version, announce it
+                                                                   every checkpoint_every: save, mark(step)
 ```
+
+`refresh_due` is asked only where the guardrails may ask for a refresh (``guard.action = "refresh"``).
 
 It waits for pairs only. Rank 0 alone talks to the exchange; the others pass None.
 """
@@ -57,6 +59,7 @@ class LearningLoop(ABC):
         self.config, self.worker = config, worker
         self._model = dict(model or {})
         self.step, self.version = 0, -1
+        self._heeded = -1  # the step after which the guardrails' last refresh was done
         self.empty_embeds: Array | None = None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
         self.store = WeightStore(folder / "weights")
         self._checkpoints = folder / "checkpoints"
@@ -111,6 +114,7 @@ class LearningLoop(ABC):
     def work(self, exchange: RunExchange | None) -> StepStats | None:
         """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
         started = time.perf_counter()
+        self._heed(exchange)
         taken = self.take(exchange)
         if taken is None:
             return None
@@ -128,6 +132,14 @@ class LearningLoop(ABC):
         numbers = {field.name: getattr(taken, field.name) for field in fields(taken) if field.name != "ordinals"}
         seconds = time.perf_counter() - started
         return StepStats(step=self.step, seconds=seconds, refreshed=refreshed, pushed=pushed, **numbers)
+
+    def _heed(self, exchange: RunExchange | None) -> None:
+        """Refresh the reference where the guardrails asked for it, once between two steps. Collective."""
+        if self.config.guard.action != "refresh" or self._heeded == self.step:
+            return
+        if self.any(exchange is not None and exchange.refresh_due(self.step)):
+            self.refresh()
+            self._heeded = self.step
 
     def finish(self, exchange: RunExchange | None) -> Trained:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""

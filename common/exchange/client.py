@@ -131,6 +131,22 @@ class RunExchange(Exchange, Protocol):
         """Add probe or eval groups of one candidate each; with `version`, for samplers that hold it alone."""
         ...
 
+    def rescore_probes(self, version: int) -> None:
+        """The done probes of `version` are to be scored once more."""
+        ...
+
+    def retire_probes(self) -> None:
+        """Only version 0's probes are needed from now on: the others' clips go, and who waits to be sampled fails."""
+        ...
+
+    def ask_refresh(self, version: int) -> None:
+        """The reference is to become the policy at the first step boundary from `version`'s step on."""
+        ...
+
+    def refresh_due(self, step: int) -> bool:
+        """Whether that boundary is now, with `step` steps taken. The same answer whenever it is asked at one step."""
+        ...
+
     def mark(self, step: int) -> None:
         """The checkpoint of `step` is safely on disk."""
         ...

@@ -24,6 +24,7 @@ from common.config import ConfigError, RunConfig
 from common.exchange import audit
 from common.exchange.blobs import Unread, pack, raw, unpack
 from common.exchange.client import ScoredCandidate, State, Submitted
+from common.exchange.guarding import RETIRED, GuardDesk
 from common.exchange.ledger import Ledger
 from common.exchange.normaliser import NormaliserState
 from common.exchange.sampling import SamplingDesk, check_candidate
@@ -77,6 +78,7 @@ class LocalExchange:
                 self._sampling = SamplingDesk(self._ledger, config, source, clock)
                 self._scoring = ScoringDesk(self._ledger, config, clock)
                 self._training = TrainingDesk(self._ledger, config, clock)
+                self._guarding = GuardDesk(self._ledger)
                 self._turns = Turns(self._ledger)
                 self._do(self._training.release_all)
             except StorageFailed as error:
@@ -182,6 +184,22 @@ class LocalExchange:
         """
         self._do(self._sampling.enqueue, prompts, version)
 
+    def rescore_probes(self, version: int) -> None:
+        """Their scores are forgotten; until they have new ones they are not among the `results`."""
+        self._do(self._guarding.rescore_probes, version)
+
+    def retire_probes(self) -> None:
+        """Those under way end as they would; the next call retires them."""
+        self._do(self._guarding.retire_probes)
+
+    def ask_refresh(self, version: int) -> None:
+        """A version that was rolled back asks for nothing; a second time changes nothing."""
+        self._do(self._guarding.ask_refresh, version)
+
+    def refresh_due(self, step: int) -> bool:
+        """A rollback to before the boundary makes the refresh due again, one to before it was asked for forgets it."""
+        return self._do(self._guarding.refresh_due, step)
+
     def mark(self, step: int) -> None:
         """The checkpoint of `step` is safely on disk. Frees the blobs of pairs that ended by the step of the oldest
         of the `learner.keep_checkpoints` checkpoints: before it there is no way back. Keeps a copy of the ledger."""
@@ -211,8 +229,9 @@ class LocalExchange:
         return {row["reason"]: int(row["n"]) for row in rows}
 
     def failures(self) -> dict[int, str]:
-        """Failed groups: ledger ordinal -> reason."""
-        return {int(row["ordinal"]): row["reason"] for row in self._do(self._ledger.in_state, State.FAILED)}
+        """Failed groups: ledger ordinal -> reason. Probes that were retired have not failed at anything."""
+        failed = self._do(self._ledger.in_state, State.FAILED)
+        return {int(row["ordinal"]): row["reason"] for row in failed if row["reason"] != RETIRED}
 
     def bytes_on_disk(self) -> int:
         """Size of all blobs."""

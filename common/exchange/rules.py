@@ -15,9 +15,10 @@ from common.exchange.client import State
 
 # From -> to. Backward edges: a lost lease (sampling, scoring, training), a rollback (trained, expired).
 # `paired -> trained` is a commit whose lease ran out during the step, or a pair too stale to be used once more;
-# `expired -> trained` is a commit whose pairs even expired during the step.
+# `expired -> trained` is a commit whose pairs even expired during the step. `done -> sampled`: a probe is scored anew;
+# `pending -> failed`: a probe is retired before it was sampled.
 TRANSITIONS: dict[State, frozenset[State]] = {
-    State.PENDING: frozenset({State.SAMPLING}),
+    State.PENDING: frozenset({State.SAMPLING, State.FAILED}),
     State.SAMPLING: frozenset({State.SAMPLED, State.PENDING, State.FAILED}),
     State.SAMPLED: frozenset({State.SCORING}),
     State.SCORING: frozenset({State.SAMPLED, State.PAIRED, State.TIED, State.DONE, State.FAILED}),
@@ -27,7 +28,7 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.EXPIRED: frozenset({State.PAIRED, State.TRAINED}),
     State.TIED: frozenset(),
     State.FAILED: frozenset(),
-    State.DONE: frozenset(),
+    State.DONE: frozenset({State.SAMPLED}),
 }
 RUNNING = frozenset({State.SAMPLING, State.SAMPLED, State.SCORING})
 LIVE = frozenset({State.PAIRED, State.TRAINING})

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.config import ConfigError, RunConfig
-from common.exchange import rules
+from common.exchange import guarding, rules
 from common.exchange.blobs import OpenBlob, Unread
 from common.exchange.client import State
 from common.exchange.ledger import Ledger
@@ -220,6 +220,7 @@ class TrainingDesk:
             self.ledger.run("UPDATE groups SET paired = ? WHERE state = ?", self.clock(), State.PAIRED)
             self.ledger.run("UPDATE versions SET lost = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
+            guarding.take_back(self.ledger, step)
             self.ledger.run("DELETE FROM marks WHERE step > ?", step)
             if step > 0:
                 self._mark(step)

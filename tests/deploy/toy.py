@@ -74,7 +74,7 @@ def rewards(kind: type[HashReward] = HashReward) -> list[HashReward]:
 
 
 def config(root: Path, **flags: Any) -> RunConfig:
-    """Four steps of two pairs; the model is `root`/model."""
+    """Four steps of two pairs, without guardrails; the model is `root`/model."""
     values = {
         "root": root / "runs",
         "name": "toy",
@@ -89,6 +89,7 @@ def config(root: Path, **flags: Any) -> RunConfig:
         "exchange.max_lag": 0,
         "evaluation.prompts": 2,
         "evaluation.clips": 2,
+        "guard.prompts": 0,
     }
     return load_config(None, {name: str(value) for name, value in (values | flags).items()})
 

@@ -587,6 +587,59 @@ class ExchangeContract:
         sample(exchange, 0)
         assert exchange.wanted_version() == 1
 
+    def test_probes_of_the_base_are_scored_anew(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        exchange.enqueue(heldout(2, Purpose.PROBE), version=0)
+        first = [sample(exchange) for _ in range(2)]
+        score_all(exchange, {candidate(lease, 0).id: 40.0 for lease in first if lease})
+        exchange.rescore_probes(0)
+        assert exchange.results(Purpose.PROBE, 0) == []
+        assert exchange.counts(Purpose.PROBE)[State.SAMPLED] == 2
+        score_all(exchange, {candidate(lease, 0).id: 70.0 for lease in first if lease})
+        again = exchange.results(Purpose.PROBE, 0)
+        assert [one.values["motion"] for one in again] == [70.0, 70.0]
+        assert [one.candidate.id for one in again] == [candidate(lease, 0).id for lease in first if lease]
+        exchange.check()
+
+    def test_retired_probes_leave_only_those_of_the_base(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        for version in (1, 2):
+            exchange.announce(weight_version(version, version, version))
+        for version, count in ((0, 1), (1, 3)):
+            exchange.enqueue(heldout(count, Purpose.PROBE), version=version)
+        for version in (0, 1, 1):
+            sample(exchange, version)
+        score_all(exchange)
+        whole = exchange.bytes_on_disk()
+        assert exchange.wanted_version() == 1
+        exchange.retire_probes()
+        assert exchange.wanted_version() == 2  # the newest: nobody waits for version 1 to be probed
+        assert len(exchange.results(Purpose.PROBE, 0)) == 1
+        counts = exchange.counts(Purpose.PROBE)
+        assert (counts[State.DONE], counts[State.FAILED], counts[State.PENDING]) == (3, 1, 0)
+        assert exchange.bytes_on_disk() < whole
+        assert exchange.failures() == {}
+        exchange.check()
+
+    def test_a_refresh_is_due_at_one_boundary_whatever_dies(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=4, learner__keep_checkpoints=4))
+        make_pairs(exchange, 8)
+        for step in (1, 2, 3):
+            train(exchange, step)
+            exchange.announce(weight_version(step, step, step))
+        exchange.ask_refresh(2)
+        assert not exchange.refresh_due(1)  # asked after step 2
+        assert exchange.refresh_due(3)  # the learner had gone on meanwhile
+        assert exchange.refresh_due(3)
+        assert not exchange.refresh_due(4)
+        exchange.rollback(2)
+        assert exchange.refresh_due(2)  # taken after step 3, which was taken back
+        exchange.rollback(1)
+        assert not any(map(exchange.refresh_due, (1, 2, 3)))  # what asked for it never happened
+        exchange.ask_refresh(3)
+        assert not any(map(exchange.refresh_due, (1, 2, 3)))  # a version that was rolled back
+        exchange.check()
+
     def test_a_refusal_does_not_outlive_the_next_lease(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=1))
         sample(exchange)

@@ -79,6 +79,7 @@ class Model:
         self.committed: set[int] = set()
         self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, lost
         self.marks: set[int] = set()
+        self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
         self.pushes = self.final = self.largest = 0
 
     # What can be compared.
@@ -103,6 +104,7 @@ class Model:
             "batches": {step: (batch, step in self.committed) for step, batch in self.batches.items()},
             "versions": self.versions,
             "marks": self.marks,
+            "refreshes": self.refreshes,
             "current": (self.next_version(), self.current_version(), self.wanted_version(), self.pushes, self.final),
             "bytes": sum(map(len, self.contents())),
         }
@@ -235,6 +237,38 @@ class Model:
             ]
             if not any(one.state == "pending" or (version is not None and one.state != "failed") for one in same):
                 self._admit(EVALUATIONS + sum(not one.trains for one in self.groups.values()), prompt, place, version)
+
+    # Probes.
+
+    def _probes(self, state: str) -> list[Group]:
+        return [one for one in self.groups.values() if one.prompt.purpose is Purpose.PROBE and one.state == state]
+
+    def rescore_probes(self, version: int) -> None:
+        for group in self._probes("done"):
+            if group.version == version:
+                group.state = "sampled"
+                for clip in group.clips.values():
+                    clip.raw, clip.judge, clip.losses = None, "", 0
+
+    def retire_probes(self) -> None:
+        for group in self._probes("pending"):
+            if group.wanted != 0:
+                group.state, group.reason = "failed", "retired before it was sampled"
+                group.keep()
+        for group in self._probes("done"):
+            if group.version != 0:
+                group.keep()
+
+    def ask_refresh(self, version: int) -> None:
+        at, _, lost = self.versions.get(version, (0, 0, True))
+        if not lost:
+            self.refreshes.setdefault(at, None)
+
+    def refresh_due(self, step: int) -> bool:
+        for at, taken in self.refreshes.items():
+            if taken is None and at <= step:
+                self.refreshes[at] = step
+        return step in self.refreshes.values()
 
     # Scoring.
 
@@ -427,6 +461,11 @@ class Model:
                 group.since = self.clock.now
         self.versions = {v: (at, pushes, lost or at > step) for v, (at, pushes, lost) in self.versions.items()}
         self.pushes = step // self.config.learner.steps_per_push
+        self.refreshes = {
+            at: None if taken is not None and taken > step else taken
+            for at, taken in self.refreshes.items()
+            if at <= step
+        }
         self.marks = {mark for mark in self.marks if mark <= step}
         if step:
             self.mark(step)

@@ -8,6 +8,7 @@ the copy is opened. It must be as before the call or as after it; the model foll
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -140,6 +141,7 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
             )
         },
         "waste": {tuple(row) for row in ledger.all("SELECT id, reason FROM waste")},
+        "refreshes": {int(at): taken for at, taken in json.loads(ledger.meta("refreshes", "{}")).items()},
         "batches": batches,
         "versions": {row[0]: (row[1], row[2], bool(row[3])) for row in ledger.all("SELECT * FROM versions")},
         "marks": set(ledger.marks()),
@@ -292,6 +294,30 @@ class LedgerMachine(RuleBasedStateMachine):
     def enqueue(self, count: int, versioned: bool, purpose: Purpose) -> None:
         version = self.exchange.current_version() if versioned else None
         self.call("enqueue", heldout(count, purpose), version)
+
+    # Probes.
+
+    @rule()
+    def probe_the_base(self) -> None:
+        """As a guard does it: probes of version 0, sampled, scored, and scored once more."""
+        self.call("enqueue", heldout(2, Purpose.PROBE), 0)
+        for _ in range(2):
+            lease = self.lease("a", "base", 0)
+            if lease is not None:
+                self.sample(lease, True, len(lease.seeds))
+        self.score("b", 16, 16)
+        self.call("rescore_probes", 0)
+
+    @rule()
+    def retire_probes(self) -> None:
+        self.call("retire_probes")
+
+    @rule(which=SOME, ahead=st.sampled_from([0, 0, 0, 1, -1]))
+    def refresh(self, which: int, ahead: int) -> None:
+        """A reading asks; the learner does, between two steps."""
+        known = sorted({0, *self.model.versions})
+        self.call("ask_refresh", known[which % len(known)])
+        self.call("refresh_due", self.model.last_step() + ahead)
 
     # Scoring.
 

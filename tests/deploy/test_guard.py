@@ -1,0 +1,207 @@
+"""The guardrails in a run: readings are taken, change nothing, survive what kills a run, and act."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import ConfigError, RunConfig
+from common.exchange.client import State
+from common.exchange.local import LocalExchange
+from common.guard import Reading
+from common.messages import Purpose
+from common.metrics import latest_by_step, read_json_lines
+from deploy import guard, serial
+from deploy.guard import Paused
+from tests.deploy import toy
+from tests.deploy.test_serial import Death, die, fresh, model, what_counts
+
+__all__ = ["model"]  # the fixture
+
+WATCHED = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1}
+BRIGHTNESS = "tests.deploy.test_guard.Brightness"
+
+
+class Brightness:
+    """A judge of the user's, named by its dotted path: 0..100."""
+
+    dimension, digest = "brightness", "brightness-1"
+
+    def score(self, clips, prompts):
+        return [float(clip.mean()) / 2.55 for clip in clips]
+
+
+class Kinder(toy.HashReward):
+    """Gives 5 points more after every batch: base clips too score higher and higher."""
+
+    def __init__(self, dimension: str) -> None:
+        super().__init__(dimension)
+        self.batches = 0
+
+    def score(self, clips, prompts):
+        self.batches += 1
+        return [value / 4 + 5 * self.batches for value in super().score(clips, prompts)]
+
+
+def watched(root: Path, **flags) -> RunConfig:
+    return toy.config(root, **(WATCHED | flags))
+
+
+def taken(config: RunConfig) -> list[Reading]:
+    return guard.readings(config.folder)
+
+
+def events(config: RunConfig, name: str) -> list[dict]:
+    return [record for record in read_json_lines(config.folder / "events.jsonl") if record["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def unwatched(model, tmp_path_factory) -> dict:
+    config = toy.config(fresh(tmp_path_factory.mktemp("unwatched"), model))
+    result = serial.run(config, toy.rewards()).result
+    assert result is not None
+    return result
+
+
+@pytest.fixture(scope="module")
+def quiet(model, tmp_path_factory) -> tuple[RunConfig, dict]:
+    """A watched run that only warns."""
+    config = watched(fresh(tmp_path_factory.mktemp("quiet"), model))
+    result = serial.run(config, toy.rewards()).result
+    assert result is not None
+    return config, result
+
+
+def test_watching_changes_nothing(quiet, unwatched):
+    assert what_counts(quiet[1]) == what_counts(unwatched)
+
+
+def test_every_push_is_read_on_the_same_prompts_and_seeds(quiet):
+    config, _ = quiet
+    found = taken(config)
+    assert [(one.step, one.pushes) for one in found] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
+    assert all(sorted(one.policy) == [0, 1] for one in found)
+    assert found[0].policy == found[0].base
+    assert all(one.base == found[0].base for one in found)  # the same clips, and a scorer that stays the same
+    assert all(one.policy != found[0].policy for one in found[1:])
+    first = found[0].policy[0]
+    assert set(first.judged) == {"identity", "motion", "smoothness"}
+    assert {"reward", "smoothness", "character"} <= set(first.trained)
+    assert first.motion > 0
+
+
+def test_the_ledger_keeps_the_base_clips_alone(quiet):
+    config, _ = quiet
+    exchange = LocalExchange(config.folder, config, serial.gather(config, toy.rewards()).prompts)
+    try:
+        exchange.check()
+        counts = exchange.counts(Purpose.PROBE)
+        assert (counts[State.DONE], sum(counts.values())) == (10, 10)  # 2 prompts x (base and four versions)
+        assert len(exchange.results(Purpose.PROBE, 0)) == 2
+    finally:
+        exchange.close()
+
+
+def test_readings_come_every_so_many_pushes(model, tmp_path):
+    config = watched(fresh(tmp_path, model), **{"guard.every": 2, "guard.judge": BRIGHTNESS})
+    serial.run(config, toy.rewards())
+    assert [one.step for one in taken(config)] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("calls", [4, 26])
+def test_a_watched_run_that_dies_takes_the_same_readings(quiet, model, tmp_path, calls):
+    config = watched(fresh(tmp_path, model))
+    with pytest.raises(Death):
+        serial.run(config, toy.rewards(), stop=toy.after(calls, die))
+    resumed = serial.run(config, toy.rewards()).result
+    assert resumed is not None
+    assert what_counts(resumed) == what_counts(quiet[1])
+    assert [(one.step, one.policy) for one in taken(config)] == [(one.step, one.policy) for one in taken(quiet[0])]
+
+
+def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
+    config = watched(fresh(tmp_path, model), steps=2, **{"guard.patience": 2, "guard.judge": BRIGHTNESS})
+    result = serial.run(config, toy.rewards(Kinder)).result
+    assert result is not None
+    assert ["scorer" in one.shown for one in taken(config)] == [False, True, True]
+    assert [one["rule"] for one in events(config, "alarm")] == ["scorer"]
+    assert events(config, "alarm")[0]["step"] == 2
+    assert "the scorer changed (2 readings in a row)" in events(config, "alarm")[0]["words"]
+
+
+def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
+    config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", "guard.judge": BRIGHTNESS})
+    words = (
+        r"^paused by guard\.action after step 1: scorer: the same base clips .*; saved; go on with: douga run .*toml"
+    )
+    with pytest.raises(Paused, match=words):
+        serial.run(config, toy.rewards(Kinder))
+    assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
+    assert serial.run(config, toy.rewards(Kinder)).finished  # an alarm after the last step has nothing to pause
+    assert [one.step for one in taken(config)] == [0, 1, 2]
+    assert [(one["step"], one["action"]) for one in events(config, "alarm")] == [(1, "pause"), (2, "warn")]
+
+
+# A floor as high as what it is a share of: the random model moves a little less after its first steps.
+REFRESHED = {
+    "guard.action": "refresh",
+    "guard.motion_floor": 1.0,
+    "guard.judge": BRIGHTNESS,
+    "learner.refresh_every": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def refreshed(model, tmp_path_factory) -> tuple[RunConfig, dict]:
+    config = watched(fresh(tmp_path_factory.mktemp("refreshed"), model), **REFRESHED)
+    result = serial.run(config, toy.rewards()).result
+    assert result is not None
+    return config, result
+
+
+def test_an_alarm_makes_the_policy_the_reference(refreshed):
+    config, _ = refreshed
+    alarms = [one["step"] for one in events(config, "alarm") if one["action"] == "refresh"]
+    assert {1, 2} <= set(alarms)
+    assert {one["rule"] for one in events(config, "alarm")} == {"motion"}
+    steps = latest_by_step(read_json_lines(config.folder / "metrics.jsonl"))
+    at_rest = [one["step"] for one in steps if one["inside"] == 0.0]  # policy and reference are the same
+    assert at_rest == [1, *(step + 1 for step in alarms)]
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, model, tmp_path, count):
+    """After the alarm of step 2, whose checkpoint is older than the refresh, or a step later."""
+    config = watched(fresh(tmp_path, model), **REFRESHED)
+
+    def read() -> bool:
+        return len(read_json_lines(config.folder / "guard.jsonl")) == count and die()
+
+    with pytest.raises(Death):
+        serial.run(config, toy.rewards(), stop=read)
+    resumed = serial.run(config, toy.rewards()).result
+    assert resumed is not None
+    assert what_counts(resumed) == what_counts(refreshed[1])
+
+
+def test_a_judge_of_the_users_own(model, tmp_path):
+    config = watched(fresh(tmp_path, model), steps=1, **{"guard.judge": BRIGHTNESS})
+    serial.run(config, toy.rewards())
+    assert all(set(clip.judged) == {"brightness"} for one in taken(config) for clip in one.policy.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("brightness", "allowed are 'oracle' and the dotted path of a class, e.g. mine.judges.Appeal"),
+        ("tests.deploy.none.Brightness", "cannot be made: No module named 'tests.deploy.none'"),
+        ("tests.deploy.test_guard.Nothing", "cannot be made: module .* has no attribute 'Nothing'"),
+        ("pathlib.Path", "gives a PosixPath, which is no reward: no dimension"),
+    ],
+)
+def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, path, words):
+    config = watched(fresh(tmp_path, model), **{"guard.judge": path})
+    with pytest.raises(ConfigError, match=rf"^guard\.judge = '{path}': {words}"):
+        serial.run(config, toy.rewards())
+    assert not config.folder.exists()
