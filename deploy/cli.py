@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 try:
-    from common.config import ConfigError, RunConfig, keys, load_config
+    from common.config import ConfigError, keys, leaves, load_config
     from deploy.run_folder import TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -114,7 +114,7 @@ def _own_options(words: Sequence[str]) -> frozenset[str]:
 
 def describe_keys() -> str:
     """Every key of the configuration with its kind, default and meaning."""
-    toon = dict(_flat(load_config(TOON)))
+    toon = leaves(load_config(TOON).model_dump())
     lines = ["configuration keys (kind; default; where it differs, the value of the embedded toon run):", ""]
     section = ""
     for key in keys():
@@ -122,20 +122,11 @@ def describe_keys() -> str:
             section = key.name.split(".")[0]
             lines.append("")
         default = _shown(key.default)
-        other = f"; toon {_shown(toon[key.name])}" if toon[key.name] != key.default else ""
+        value = toon.get(key.name, key.default)
+        other = f"; toon {_shown(value)}" if value != key.default else ""
         lines.append(f"  --{key.name.replace('_', '-')}  ({key.kind}; {default}{other})")
         lines.append(f"      {key.description}")
     return "\n".join(lines)
-
-
-def _flat(config: RunConfig) -> list[tuple[str, Any]]:
-    values = []
-    for key in keys():
-        value: Any = config
-        for part in key.name.split("."):
-            value = getattr(value, part)
-        values.append((key.name, value))
-    return values
 
 
 def _shown(value: Any) -> str:
