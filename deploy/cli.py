@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 try:
     from common.config import ConfigError, keys, leaves, load_config
+    from deploy import serving
     from deploy.run_folder import TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -103,6 +104,7 @@ OWN = {
     "toon": frozenset({"work", "out", "seed"}),
     "evaluate": frozenset({"prompts", "version", "json"}),
     "export": frozenset({"out", "version"}),
+    "reward": serving.OPTIONS,
     "worker": frozenset({"connect", "key", "patience"}),
     "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
@@ -358,6 +360,8 @@ def _add_data(commands: Any) -> None:
     videos.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and the images")
     videos.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
     videos.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
+    reward = _add(commands, "reward", _config, "serve reward models")
+    serving.add_serve(reward.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=Parser))
     toon = _add(commands, "toon", partial(_lazily, "toon_build"), "make the embedded toon model and reward heads")
     kinds = toon.add_subparsers(dest="kind", metavar="build", required=True, parser_class=Parser)
     build = kinds.add_parser("build", help="train them; resumable, an hour or two on 2 cores", allow_abbrev=False)

@@ -70,8 +70,8 @@ class Adapted:
         return [one if isinstance(one, str) else self._scaled(one) for one in raw]
 
     def _scaled(self, values: dict[str, float]) -> dict[str, float]:
-        low, high = self.needs.low, self.needs.high
-        return {output: 100.0 * (float(values[output]) - low) / (high - low) for output in self.outputs}
+        low, scale = self.needs.low, 100.0 / (self.needs.high - self.needs.low)
+        return {output: scale * (float(values[output]) - low) for output in self.outputs}
 
 
 class Named:

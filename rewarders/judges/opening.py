@@ -13,7 +13,9 @@ from rewarders.anime import load_heads
 from rewarders.base import Judge, Reward, as_judge
 from rewarders.judges.adapter import Adapted, Named
 
-KINDS: dict[str, str] = {}  # built-in kinds: name -> package.module:Class
+KINDS = {
+    "remote": "rewarders.judges.remote:Remote",
+}
 
 
 def open_rewards(config: RewardConfig, device: str = "cpu") -> list[Reward | Judge]:
