@@ -15,6 +15,8 @@ from rewarders.judges.adapter import Adapted, Named
 
 KINDS = {
     "remote": "rewarders.judges.remote:Remote",
+    "clip_score": "rewarders.judges.images:ClipScore",
+    "aesthetic": "rewarders.judges.images:Aesthetic",
 }
 
 
