@@ -25,8 +25,8 @@ from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from deploy import run_folder
 from rewarders.anime import load_heads
-from rewarders.training.data import draw_samples
 from rewarders.training.agreement import srcc
+from rewarders.training.data import draw_samples
 from rewarders.training.evaluate import evaluate_heads, evaluate_signals
 
 RENDERED, SAMPLED = 1024, 256

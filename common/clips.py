@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +26,7 @@ CRF = 10
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
 
 
-def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
+def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
     """The mp4 file of uint8 `frames` [F, H, W, 3] at `fps` frames per second. `ValueError` for another shape."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"a clip is uint8 [F, H, W, 3] with F, H, W >= 1; got {frames.dtype} {list(frames.shape)}")

@@ -7,16 +7,18 @@ This module imports no torch, so that ``douga --help`` answers at once. A wrong 
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
+PRESETS: dict[str, dict[str, float]] = {"equal": dict.fromkeys(DIMENSIONS, 1.0)}  # weights of the six by name
 
 
 class ConfigError(ValueError):
@@ -86,22 +88,97 @@ class RewardWeights(Section):
     image: float = Field(default=1.0, ge=0, description="keeps to the first frame's scene")
     character: float = Field(default=1.0, ge=0, description="stays the same character")
 
+
+class JudgeConfig(Section):
+    """A judge beside the six AnimeReward heads, and what it is shown. Where 0 or nothing stands, its kind decides."""
+
+    kind: str = Field(min_length=1, description="a built-in kind, or a class of yours as package.module:Class")
+    path: str = Field(default="", description="model folder or hub id")
+    url: str = Field(default="", description="of kind remote: http(s)://HOST:PORT; of several servers a,b,c")
+    token_file: str = Field(default="", description="of kind remote: a file that holds the servers' bearer token")
+    timeout: float = Field(default=60.0, gt=0, description="of kind remote: seconds that one call may take")
+    retries: int = Field(default=3, ge=0, description="of kind remote: further tries of a call that failed")
+    weight: float = Field(default=1.0, ge=0, description="in the mean reward; 0: scores are kept and do not count")
+    outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="weight of an output within the judge; with none given all count alike"
+    )
+    fps: float = Field(default=0.0, ge=0, description="frames per second that it is shown")
+    frames: int = Field(default=0, ge=0, description="frames that it is shown, evenly over the clip")
+    size: tuple[int, ...] = Field(default=(), description="height,width in pixels that it is shown")
+    low: float = Field(default=0.0, description="the raw value that becomes 0")
+    high: float = Field(default=0.0, description="the raw value that becomes 100")
+    frame_weights: Literal["uniform", "central"] = Field(
+        default="uniform", description="of image rewards: frames count alike, or as InstructVideo's exp(-distance)"
+    )
+
     @model_validator(mode="after")
-    def _some(self) -> RewardWeights:
-        if not any(self.model_dump().values()):
-            raise ValueError("at least one weight must be above 0")
+    def _fits(self) -> JudgeConfig:
+        if self.size and (len(self.size) != 2 or min(self.size) < 1):
+            raise ValueError(f"size = {','.join(map(str, self.size))}: height,width in pixels are needed")
+        if (self.low, self.high) != (0, 0) and not self.low < self.high:
+            raise ValueError(f"low = {self.low:g}, high = {self.high:g}: low must be below high")
+        if self.outputs and not any(self.outputs.values()):
+            raise ValueError("outputs: at least one weight must be above 0; the judge's own weight = 0 leaves it out")
         return self
+
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """The addresses in `url`, without a slash at the end."""
+        return tuple(one.strip().rstrip("/") for one in self.url.split(",") if one.strip())
+
+
+def _judge_name(name: str) -> str:
+    taken = (*DIMENSIONS, "all", "global")
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in taken:
+        raise ValueError(f"a judge's name is letters, digits and _, and none of {', '.join(taken)}")
+    return name
 
 
 class RewardConfig(Section):
-    """How candidates are scored."""
+    """How candidates are scored, and what of it counts (`common/feedback.py`)."""
 
-    path: str = Field(default="toon", description="'toon' (embedded heads) or a folder of reward heads")
+    path: str = Field(default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty: none")
+    preset: str = Field(default="", description=f"weights by name, in place of reward.weights: {', '.join(PRESETS)}")
     weights: RewardWeights = RewardWeights()
+    judges: dict[Annotated[str, AfterValidator(_judge_name)], JudgeConfig] = Field(default={})
+    feedback: str = Field(
+        default="all",
+        description="what makes the pairs: all (the weighted mean), global (the plain mean of all that is scored), "
+        "or one dimension, judge or judge's output",
+    )
     batch: int = Field(default=16, ge=1, description="clips scored together, of any prompts")
+    batch_seconds: float = Field(
+        default=0.0, ge=0, description="cluster mode: how long a batch that is not full waits for more clips"
+    )
     normaliser: Literal["fixed", "quantile"] = Field(
         default="fixed", description="raw score to [0, 1]: x/100 or running rank"
     )
+
+    @model_validator(mode="after")
+    def _one_preset(self) -> RewardConfig:
+        if self.preset and self.preset not in PRESETS:
+            raise ValueError(f"preset = {self.preset!r}: allowed are {', '.join(PRESETS)}")
+        if self.preset and self.weights != RewardWeights():
+            raise ValueError(f"preset = {self.preset!r}, and weights: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> RewardConfig:
+        if not self.path and not self.judges:
+            raise ValueError("path is empty and there are no judges: nothing scores the clips")
+        if not any([*self.head_weights.values(), *(judge.weight for judge in self.judges.values())]):
+            raise ValueError("weights: at least one weight must be above 0")
+        names = (*(DIMENSIONS if self.path else ()), *self.judges)
+        if self.feedback not in ("all", "global", *names) and self.feedback.partition(".")[0] not in self.judges:
+            raise ValueError(f"feedback = {self.feedback!r}: allowed are all, global, {', '.join(names)}")
+        return self
+
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """Weight of each AnimeReward dimension: the preset's, or those in `weights`; none where there are no heads."""
+        if not self.path:
+            return {}
+        return dict(PRESETS[self.preset]) if self.preset else self.weights.model_dump()
 
 
 class ExchangeConfig(Section):
@@ -382,7 +459,7 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _listed(dotted: str, value: Any) -> Any:
     """A flag's text split at its commas where the key holds a list."""
-    found = {key.name: key for key in keys()}.get(dotted)
+    found = next((key for key in keys() if key.covers(dotted)), None)
     if isinstance(value, str) and found is not None and isinstance(found.default, tuple):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
@@ -390,8 +467,8 @@ def _listed(dotted: str, value: Any) -> Any:
 
 def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
     """The first problem of a validation error, in one line: place, what it was, what is allowed."""
-    first = error.errors()[0]
-    parts = [str(part) for part in first["loc"]]
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt key is also a missing one
+    parts = [str(part) for part in first["loc"] if part != "[key]"]
     name = ".".join(parts)
     inside = (place for leaf, place in where.items() if leaf.startswith(f"{name}."))
     place = where.get(name) or next(inside, None)
@@ -417,18 +494,27 @@ def _hint(parts: list[str]) -> str:
 def _allowed(section: list[str]) -> list[str]:
     model: Any = RunConfig
     for part in section:
-        annotation = model.model_fields[part].annotation
-        if not _is_section(annotation):
+        if _entry(model) is not None:
+            model = _entry(model)
+            continue
+        if not _is_section(model) or part not in model.model_fields:
             return []
-        model = annotation
-    return sorted(model.model_fields)
+        model = model.model_fields[part].annotation
+    return sorted(model.model_fields) if _is_section(model) else []
 
 
 def _is_section(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
+def _entry(annotation: Any) -> Any:
+    """What the entries of a table are whose names the user chooses; None for everything else."""
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None
+
+
 # What there is to set, and how a resolved configuration is kept and compared.
+
+NAME = "NAME"  # in a key: a name that the user chooses
 
 
 @dataclass(frozen=True)
@@ -440,14 +526,25 @@ class Key:
     kind: str
     description: str
 
+    def covers(self, dotted: str) -> bool:
+        """Whether `dotted` is this key, with any names in the places of `NAME`."""
+        mine, asked = self.name.split("."), dotted.split(".")
+        return len(mine) == len(asked) and all(own in (NAME, part) for own, part in zip(mine, asked, strict=True))
+
 
 def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
     """Every knob in the order of this file."""
     for name, field in model.model_fields.items():
+        entry = _entry(field.annotation)
         if _is_section(field.annotation):
             yield from keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif _is_section(entry):
+            yield from keys(entry, f"{prefix}{name}.{NAME}.")
+        elif entry is not None:
+            yield Key(f"{prefix}{name}.{NAME}", 1.0, "float >= 0", field.description or "")
         else:
-            yield Key(prefix + name, field.default, _kind(field), field.description or "")
+            default = "" if field.is_required() else field.default
+            yield Key(prefix + name, default, _kind(field), field.description or "")
 
 
 def _kind(field: Any) -> str:
@@ -483,4 +580,5 @@ def _toml(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted name -> (old value, new value) of the keys in which two configurations differ."""
     before, after = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
-    return {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    names = dict.fromkeys([*before, *after])
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}

@@ -94,6 +94,7 @@ class Score:
     candidate_id: str
     reward_version: str  # digest of the reward models' weights
     values: dict[str, float]  # dimension -> raw value (AnimeReward: 0..100)
+    problems: dict[str, str] = field(default_factory=dict)  # dimension -> why its value is NaN, where that is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 try:
-    from common.config import ConfigError, RunConfig, keys, load_config
-    from deploy import reward_commands
+    from common.config import ConfigError, RunConfig, keys, leaves, load_config
+    from deploy import reward_commands, serving
     from deploy.run_folder import TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -101,7 +101,7 @@ OWN = {
     "sample": frozenset({"out", "count", "version"}),
     "score": frozenset({"text", "image", "reward", "json"}),
     "prompts": frozenset({"out", "captions", "captioner"}),
-    "reward": reward_commands.OPTIONS,
+    "reward": reward_commands.OPTIONS | serving.OPTIONS,
     "toon": frozenset({"work", "out", "seed"}),
     "evaluate": frozenset({"prompts", "version", "json"}),
     "export": frozenset({"out", "version"}),
@@ -116,7 +116,7 @@ def _own_options(words: Sequence[str]) -> frozenset[str]:
 
 def describe_keys() -> str:
     """Every key of the configuration with its kind, default and meaning."""
-    toon = dict(_flat(load_config(TOON)))
+    toon = leaves(load_config(TOON).model_dump())
     lines = ["configuration keys (kind; default; where it differs, the value of the embedded toon run):", ""]
     section = ""
     for key in keys():
@@ -124,20 +124,11 @@ def describe_keys() -> str:
             section = key.name.split(".")[0]
             lines.append("")
         default = _shown(key.default)
-        other = f"; toon {_shown(toon[key.name])}" if toon[key.name] != key.default else ""
+        value = toon.get(key.name, key.default)
+        other = f"; toon {_shown(value)}" if value != key.default else ""
         lines.append(f"  --{key.name.replace('_', '-')}  ({key.kind}; {default}{other})")
         lines.append(f"      {key.description}")
     return "\n".join(lines)
-
-
-def _flat(config: RunConfig) -> list[tuple[str, Any]]:
-    values = []
-    for key in keys():
-        value: Any = config
-        for part in key.name.split("."):
-            value = getattr(value, part)
-        values.append((key.name, value))
-    return values
 
 
 def _shown(value: Any) -> str:
@@ -165,7 +156,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_clips(commands)
     _add_run_folder(commands)
     _add_data(commands)
-    reward = _add(commands, "reward", _config, "make rating sets, train reward heads on ratings, and measure them")
+    reward = _add(
+        commands, "reward", _config, "make rating sets, train reward heads on ratings, measure and serve them"
+    )
     reward_commands.add_reward(reward, Parser)
     return parser
 

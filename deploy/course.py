@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from common import feedback
 from common.config import RunConfig
 from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.messages import Purpose, Trained
@@ -120,7 +121,7 @@ class Course(ABC):
 
     def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
         """Write down that an evaluation is complete."""
-        rewards = [evaluate.mean_reward(one.values, self.config.reward.weights.model_dump()) for one in found]
+        rewards = [evaluate.mean_reward(one.values, feedback.counted(self.config.reward, one.values)) for one in found]
         self.events.write(event="evaluated", version=version, reward=sum(rewards) / len(rewards))
 
     def _keep_clips(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from common import feedback
 from common.clips import decode_clip
 from common.config import DIMENSIONS, ConfigError, RunConfig
 from common.exchange.client import ScoredCandidate
@@ -31,7 +32,7 @@ class Verdict:
 
 
 def mean_reward(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """AnimeReward of one clip, 0..100: the mean of its raw dimensions under the run's `weights`."""
+    """The reward of one clip, 0..100: the mean of its raw values under `weights`."""
     used = {name: weight for name, weight in weights.items() if weight > 0}
     missing = sorted(used.keys() - values.keys())
     if missing:
@@ -50,7 +51,7 @@ def oracle_applies(config: RunConfig) -> bool:
 def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:
     """One clip in numbers: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
     ordered = {name: scored.values[name] for name in (*DIMENSIONS, *scored.values) if name in scored.values}
-    learned = {REWARD: mean_reward(scored.values, config.reward.weights.model_dump())} | ordered
+    learned = {REWARD: mean_reward(scored.values, feedback.counted(config.reward, scored.values))} | ordered
     oracle = _oracle(scored.candidate.clip, scored.prompt) if oracle_applies(config) else {}
     return {"learned": learned, "oracle": oracle}
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from actors.prompts import PromptSource
+from common import feedback
 from common.clips import decode_clip
 from common.config import RunConfig
 from common.exchange.client import RunExchange, ScoredCandidate, State
@@ -172,7 +173,7 @@ class Guard:
         return measured
 
     def _trained(self, values: Mapping[str, float]) -> dict[str, float]:
-        reward = mean_reward(values, self.config.reward.weights.model_dump())
+        reward = mean_reward(values, feedback.counted(self.config.reward, values))
         return {name: round(value, 4) for name, value in ({REWARD: reward} | dict(values)).items()}
 
     def _looks_of(self, one: ScoredCandidate, keep: bool) -> tuple[dict[str, float], float] | None:

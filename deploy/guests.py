@@ -152,8 +152,16 @@ def fingerprint_of(config: RunConfig, role: str) -> str:
     """Of the files that the role's work depends on, besides published weights."""
     if config.simulate:
         return "simulated"
-    path, embedded = (config.model.path, "pipeline") if role == "sampler" else (config.reward.path, "heads")
-    return fingerprint(TOON_PIPELINE.parent / embedded if path == "toon" else Path(path))
+    if role == "sampler":
+        return _fingerprint(config.model.path, "pipeline")
+    reward = config.reward
+    parts = [_fingerprint(reward.path, "heads")] if reward.path else []
+    parts += [_fingerprint(judge.path) for judge in reward.judges.values() if Path(judge.path or "-").is_dir()]
+    return " ".join(parts)
+
+
+def _fingerprint(path: str, embedded: str = "") -> str:
+    return fingerprint(TOON_PIPELINE.parent / embedded if embedded and path == "toon" else Path(path))
 
 
 def reception_service(guests: Guests, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:

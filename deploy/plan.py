@@ -39,7 +39,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.config import ConfigError, RunConfig
+from common.config import ConfigError, RewardConfig, RunConfig
 from deploy.sizes import EMBEDDED, ModelSizes
 
 CUDA_BYTES = 10**9  # assumed
@@ -156,7 +156,7 @@ def draft(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: fl
     tokens = sizes.tokens(shape)
     needs = (
         _need("sampler", config, gpus, *sampler_bytes(config, sizes, tokens)),
-        _need("rewarder", config, gpus, {"heads": _heads_bytes(config.reward.path)}, {}),
+        _need("rewarder", config, gpus, {"heads": _heads_bytes(config.reward)}, {}),
         _need("learner", config, gpus, *learner_bytes(config, sizes, tokens), host=host_bytes(config, sizes)),
     )
     together = (_one_process(needs),) if config.mode == "serial" else needs
@@ -301,10 +301,14 @@ def _split(count: int, sharded: bool, ranks: int) -> int:
     return math.ceil(count / ranks) if sharded else count
 
 
-def _heads_bytes(path: str) -> int:
-    """Of a folder of reward heads; where there is none here, of the embedded ones, which have the same layers."""
-    found = list(Path(path).glob("*.safetensors")) or list((EMBEDDED / "heads").glob("*.safetensors"))
-    return sum(file.stat().st_size for file in found)
+def _heads_bytes(reward: RewardConfig) -> int:
+    """Of the heads and the local judges; where there is no folder of heads here, of the embedded ones: same layers."""
+    heads = _weights_bytes(Path(reward.path)) or _weights_bytes(EMBEDDED / "heads") if reward.path else 0
+    return heads + sum(_weights_bytes(Path(judge.path)) for judge in reward.judges.values() if judge.path)
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 # Time.

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from deploy import serving
+
 # Options of all kinds of `douga reward`, told from the configuration's keys.
 OF_BUILD = {"out", "seed", "generators", "clips", "captions", "captioner", "count", "candidates"}
 OF_TRAIN = {"ratings", "head", "model", "dimensions", "device", "epochs", "batch", "lr", "patience"}
@@ -62,6 +64,7 @@ def add_reward(command: Any, parser: type[argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     evaluate.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: 1000)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    serving.add_serve(kinds)
 
 
 def _add_train(kinds: Any) -> None:

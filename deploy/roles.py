@@ -18,7 +18,7 @@ from common.config import RunConfig
 if TYPE_CHECKING:
     from actors.loop import SamplingLoop
     from learner.loop import LearningLoop
-    from rewarders.base import Reward
+    from rewarders.base import Judge, Reward
     from rewarders.loop import ScoringLoop
 
 
@@ -49,21 +49,21 @@ def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
     return lambda worker: Sampler(open_model(config.model.path), config, worker)
 
 
-def rewarder_of(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Callable[[str], ScoringLoop]:
-    """Makes the rewarder of a name. `rewards` takes the place of the heads in ``reward.path``.
+def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = None) -> Callable[[str], ScoringLoop]:
+    """Makes the rewarder of a name. `rewards` takes the place of heads and judges.
 
-    It raises `ConfigError` when a dimension that has a weight is scored by none of them.
+    It raises `ConfigError` when something that counts is scored by none of them.
     """
     if config.simulate:
         from rewarders.simulated import SimulatedRewarder
 
         return partial(SimulatedRewarder, config)
-    from rewarders.anime import load_heads
+    from rewarders.judges import open_rewards
     from rewarders.rewarder import rewarder_for
 
     def make(worker: str) -> ScoringLoop:
-        heads = load_heads(config.reward.path, config.model.device) if rewards is None else rewards
-        return rewarder_for(heads, config.reward, worker)
+        scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
+        return rewarder_for(scorers, config.reward, worker)
 
     return make
 

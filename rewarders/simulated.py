@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from common.config import RunConfig
+from common.feedback import expected
 from common.messages import Score, ScoreTask
 from common.simulation import Simulation
 from rewarders.loop import ScoringLoop
@@ -16,7 +17,7 @@ class SimulatedRewarder(ScoringLoop):
 
     def __init__(self, config: RunConfig, worker: str = "rewarder-0") -> None:
         super().__init__(worker, config.reward.batch)
-        self._dimensions = [name for name, weight in config.reward.weights.model_dump().items() if weight > 0]
+        self._dimensions = expected(config.reward)
         self._seconds, self._simulation = config.simulation.score_seconds, Simulation(config)
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:

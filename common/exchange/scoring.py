@@ -10,6 +10,7 @@ from math import isfinite, isnan
 
 import msgpack
 
+from common import feedback
 from common.config import RunConfig
 from common.exchange import normaliser, pairs
 from common.exchange.blobs import Unread
@@ -26,6 +27,7 @@ from common.exchange.sampling import (
 from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask
 
 OPEN = (State.SAMPLED, State.SCORING)
+LONGEST_REASON = 200  # characters of what a judge says why it has no score
 
 
 @dataclass(slots=True)
@@ -107,8 +109,10 @@ class ScoringDesk:
         for name, value in sorted(score.values.items()):
             if not isfinite(value):
                 kind = "nan" if isnan(value) else "infinite"
-                self._fail(row["ordinal"], f"{kind} score: {name}", "nan")
-                return Submitted(True, f"{kind} score: {name}")
+                why = score.problems.get(name, "")[:LONGEST_REASON]
+                reason = f"{kind} score: {name}{': ' if why else ''}{why}"
+                self._fail(row["ordinal"], reason, "nan")
+                return Submitted(True, reason)
         self._store(score, group)
         return Submitted(True)
 
@@ -153,7 +157,7 @@ class ScoringDesk:
         self.ledger.keep_only(ordinal, [CONDITIONING, *ends])
 
     def _rewards(self, raw: Sequence[dict[str, float]]) -> list[float]:
-        weights = self.config.reward.weights.model_dump()
+        weights = feedback.counted(self.config.reward, raw[0].keys())
         state = json.loads(self.ledger.meta("normaliser", "{}"))
         normalised, after = normaliser.normalise(self.config.reward.normaliser, raw, state)
         if after != state:

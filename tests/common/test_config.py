@@ -128,7 +128,8 @@ def test_differences_name_the_keys_and_both_values():
 
 def test_every_key_is_listed_and_described():
     listed = list(keys())
-    assert {key.name for key in listed} == set(leaves(RunConfig().model_dump()))
+    with_judge = load_config(None, {"reward.judges.NAME.kind": "x", "reward.judges.NAME.outputs.NAME": "1"})
+    assert {key.name for key in listed} == set(leaves(with_judge.model_dump()))
     assert [key.name for key in listed if not key.description] == []
     kinds = {key.name: key.kind for key in listed}
     assert kinds["learner.alpha"] == "float >= 1.0"
@@ -143,3 +144,61 @@ def test_configuration_and_messages_import_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+JUDGES = """
+[reward]
+path = ""
+[reward.judges.vs]
+kind = "videoscore"
+path = "/models/VideoScore"
+size = [448, 448]
+frames = 16
+[reward.judges.vs.outputs]
+visual = 2.0
+[reward.judges.away]
+kind = "remote"
+url = "http://127.0.0.1:8100, http://127.0.0.1:8101/"
+"""
+
+
+def test_judges_in_a_file_and_as_flags(tmp_path):
+    flags = {
+        "reward.judges.vs.weight": "0.5",
+        "reward.judges.mine.kind": "my.judges:Mine",
+        "reward.judges.mine.size": "8,16",
+    }
+    judges = load_config(write(tmp_path, JUDGES), flags).reward.judges
+    assert (judges["vs"].size, judges["vs"].outputs, judges["vs"].weight) == ((448, 448), {"visual": 2.0}, 0.5)
+    assert judges["away"].servers == ("http://127.0.0.1:8100", "http://127.0.0.1:8101")
+    assert (judges["mine"].kind, judges["mine"].size) == ("my.judges:Mine", (8, 16))
+
+
+def test_judges_survive_the_way_to_toml_and_differences_name_them(tmp_path):
+    config = load_config(write(tmp_path, JUDGES))
+    assert load_config(write(tmp_path, to_toml(config))) == config
+    other = differences(RunConfig(), config)
+    assert other["reward.judges.vs.frames"] == (None, 16)
+    assert other["reward.path"] == ("toon", "")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"reward.judges.vs.kid": "x"}, "--reward.judges.vs.kid: unknown key; did you mean reward.judges.vs.kind?"),
+        ({"reward.judges.vs.weight": "1"}, "reward.judges.vs.kind"),
+        ({"reward.judges.motion.kind": "x"}, "a judge's name is letters, digits and _, and none of smoothness"),
+        ({"reward.judges.a.kind": "x", "reward.judges.a.size": "8"}, "size = 8: height,width in pixels are needed"),
+        ({"reward.judges.a.kind": "x", "reward.judges.a.low": "2"}, "low = 2, high = 0: low must be below high"),
+        ({"reward.judges.a": "x"}, "reward.judges.a.kind"),
+        ({"reward.path": ""}, "nothing scores the clips"),
+        ({"reward.feedback": "beauty"}, "feedback = 'beauty': allowed are all, global, smoothness"),
+        ({"reward.preset": "mine"}, "preset = 'mine': allowed are equal"),
+        ({"reward.preset": "equal", "reward.weights.text": "0"}, "preset = 'equal', and weights: give one of them"),
+    ],
+)
+def test_a_wrong_judge_gets_one_line(flags, line):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, flags)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -334,7 +334,7 @@ def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path)
 
 
 def test_bad_input_that_only_a_worker_sees_ends_the_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"reward\.weights\.character = 1\.0: no head scores it"):
+    with pytest.raises(ConfigError, match=r"reward\.weights\.character = 1\.0: no reward head scores"):
         cluster.run(config(tmp_path, model), toy.rewards()[:5])
 
 

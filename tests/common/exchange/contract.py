@@ -309,6 +309,16 @@ class ExchangeContract:
         assert exchange.wasted() == {"nan": 2}
         exchange.check()
 
+    def test_a_score_that_is_no_number_may_say_why(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        sample(exchange)
+        name = exchange.lease_candidates("rewarder-0", 2)[0].candidate_id
+        bad = Score(name, "heads-1", values(50.0) | {"motion": nan}, {"motion": "late" * 100, "text": "not asked"})
+        reason = f"nan score: motion: {('late' * 100)[:200]}"
+        assert exchange.submit_scores("rewarder-0", [bad]) == [Submitted(True, reason)]
+        assert exchange.failures() == {0: reason}
+        exchange.check()
+
     def test_unknown_candidates_are_rejected(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         answer = exchange.submit_scores("rewarder-0", [Score("9-9-v9", "heads-1", values(1.0))])

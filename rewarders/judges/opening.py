@@ -1,0 +1,50 @@
+"""From the configuration to judges that are ready to score.
+
+A kind is a class that is made as ``Class(judge: JudgeConfig, device: str)``, a `rewarders.base.Reward` or `Judge`.
+It may say what it must be shown in an attribute ``needs`` (`Needs`).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from common.config import ConfigError, JudgeConfig, RewardConfig
+from rewarders.anime import load_heads
+from rewarders.base import Judge, Reward, as_judge
+from rewarders.judges.adapter import Adapted, Named
+
+KINDS = {
+    "remote": "rewarders.judges.remote:Remote",
+    "clip_score": "rewarders.judges.images:ClipScore",
+    "aesthetic": "rewarders.judges.images:Aesthetic",
+}
+
+
+def open_rewards(config: RewardConfig, device: str = "cpu") -> list[Reward | Judge]:
+    """The heads of ``reward.path`` and all of ``reward.judges``. `ConfigError` names what is missing or broken."""
+    heads = load_heads(config.path, device) if config.path else []
+    return [*heads, *(Named(name, open_judge(name, judge, device)) for name, judge in config.judges.items())]
+
+
+def open_judge(name: str, config: JudgeConfig, device: str = "cpu") -> Judge:
+    """The judge that errors call `name`, with its own outputs: shown what it needs, its values on 0..100."""
+    try:
+        made = _class(config.kind)(config, device)
+        if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
+            raise ConfigError(f"kind = {config.kind!r}: neither a Reward nor a Judge (rewarders/base.py)")
+        return Adapted(as_judge(made), config, getattr(made, "needs", None))
+    except ConfigError as error:
+        raise ConfigError(f"reward.judges.{name}: {error}") from None
+
+
+def _class(kind: str) -> type:
+    module, colon, attribute = KINDS.get(kind, kind).partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(f"kind = {kind!r}: allowed are {', '.join(KINDS)}, or a class as package.module:Class")
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}") from None
+    if not isinstance(found, type):
+        raise ConfigError(f"kind = {kind!r}: there is no class {attribute} in {module}")
+    return found

@@ -1,0 +1,81 @@
+"""Which scores make a pair, and with what weight, worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.config import DIMENSIONS, ConfigError, RewardConfig, load_config
+from common.exchange.pairs import weighted_mean
+from common.feedback import counted, expected
+
+SCORED = (*DIMENSIONS, "vs.visual", "vs.dynamic", "aesthetic")
+
+
+def reward(**flags: str) -> RewardConfig:
+    two = {"reward.judges.vs.kind": "videoscore", "reward.judges.aesthetic.kind": "aesthetic"}
+    return load_config(None, two | {f"reward.{name}": value for name, value in flags.items()}).reward
+
+
+def test_judges_stand_beside_the_dimensions_and_share_their_weight_among_their_outputs():
+    config = reward(**{"judges.vs.weight": "3", "weights.text": "0"})
+    weights = counted(config, SCORED)
+    assert weights == {
+        **dict.fromkeys([name for name in DIMENSIONS if name != "text"], 1.0),
+        "vs.visual": 1.5,
+        "vs.dynamic": 1.5,
+        "aesthetic": 1.0,
+    }
+    assert weighted_mean(dict.fromkeys(SCORED, 0.0) | {"vs.visual": 1.0}, weights) == pytest.approx(1.5 / 9)
+
+
+def test_outputs_have_weights_of_their_own():
+    config = reward(
+        path="", **{"judges.vs.weight": "4", "judges.vs.outputs.visual": "3", "judges.vs.outputs.dynamic": "1"}
+    )
+    assert counted(config, SCORED) == {"vs.visual": 3.0, "vs.dynamic": 1.0, "aesthetic": 1.0}
+    only = reward(path="", **{"judges.vs.outputs.visual": "3"})
+    assert counted(only, SCORED) == {"vs.visual": 1.0, "aesthetic": 1.0}
+
+
+def test_a_judge_without_weight_is_scored_and_does_not_count():
+    assert "aesthetic" not in counted(reward(**{"judges.aesthetic.weight": "0"}), SCORED)
+
+
+@pytest.mark.parametrize(
+    ("feedback", "weights"),
+    [
+        ("motion", {"motion": 1.0}),
+        ("vs.dynamic", {"vs.dynamic": 1.0}),
+        ("vs", {"vs.visual": 0.5, "vs.dynamic": 0.5}),
+        ("aesthetic", {"aesthetic": 1.0}),
+        ("global", dict.fromkeys(SCORED, 1.0)),
+    ],
+)
+def test_feedback_of_one_dimension_or_of_all_alike(feedback, weights):
+    config = reward(feedback=feedback, **{"weights.motion": "0", "judges.vs.weight": "1"})
+    assert counted(config, SCORED) == weights
+
+
+@pytest.mark.parametrize(
+    ("flags", "scored", "line"),
+    [
+        ({}, ("motion",), r"reward\.weights\.appeal = 1\.0: no reward head scores appeal; scored are motion"),
+        ({"path": ""}, ("vs.visual",), r"reward\.judges\.aesthetic\.weight = 1: the judge gives no such score"),
+        ({"judges.vs.outputs.colour": "1"}, SCORED, r"reward\.judges\.vs\.outputs\.colour: the judge gives no such"),
+        ({"feedback": "vs.colour"}, SCORED, r"reward\.feedback = 'vs\.colour': nothing scores it"),
+    ],
+)
+def test_what_counts_must_be_scored(flags, scored, line):
+    with pytest.raises(ConfigError, match=line):
+        counted(reward(**flags), scored)
+
+
+def test_presets_stand_for_weights():
+    config = reward(preset="equal")
+    assert config.head_weights == dict.fromkeys(DIMENSIONS, 1.0)
+
+
+def test_what_a_configuration_alone_expects():
+    config = reward(**{"weights.text": "0", "feedback": "text", "judges.vs.outputs.visual": "1"})
+    assert expected(config) == [*DIMENSIONS, "vs.visual", "aesthetic"]
+    assert expected(reward(path="")) == ["vs", "aesthetic"]

@@ -1,0 +1,139 @@
+"""Image rewards over a tiny `CLIPModel`, against the sums written out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from common.config import ConfigError, JudgeConfig
+from common.messages import Prompt
+from rewarders.base import Clip
+from rewarders.judges.images import Aesthetic, ClipScore, frame_weights
+from rewarders.judges.opening import open_judge
+
+SIZE, WIDTH = 8, 6
+ASKED = Prompt(0, "p", "a robot walks")
+
+
+@pytest.fixture(scope="module")
+def clip_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CLIP model of a few thousand parameters, its processor, and an aesthetic head."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    words = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", "a", "robot", "walks", "cat"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>", model_max_length=16
+    )
+    pictures = CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
+    CLIPProcessor(pictures, fast).save_pretrained(folder)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": len(words), "max_position_embeddings": 16, "eos_token_id": 1, "bos_token_id": 0}
+    vision = sizes | {"image_size": SIZE, "patch_size": 4}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH)
+    CLIPModel(config).save_pretrained(folder)
+    head = {"layers.0.weight": torch.randn(4, WIDTH), "layers.0.bias": torch.randn(4)}
+    head |= {"layers.2.weight": torch.randn(1, 4), "layers.2.bias": torch.full((1,), 5.0)}
+    save_file(head, folder / "aesthetic.safetensors")
+    return folder
+
+
+def noise(frames: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (frames, 12, 16, 3), np.uint8)
+
+
+def embeddings(folder: Path, clip: np.ndarray) -> torch.Tensor:
+    """Unit image embeddings, one frame at a time, from the model's parts."""
+    model, processor = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    rows = []
+    for frame in clip:
+        pixels = processor(images=frame, return_tensors="pt")["pixel_values"]
+        rows.append(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output)[0])
+    rows = torch.stack(rows)
+    return rows / rows.norm(dim=1, keepdim=True)
+
+
+def test_clip_score_of_frames(clip_model: Path):
+    judge = ClipScore(JudgeConfig(kind="clip_score", path=str(clip_model)), "cpu")
+    clip = noise(5, 1)
+    model, processor = CLIPModel.from_pretrained(clip_model).eval(), CLIPProcessor.from_pretrained(clip_model)
+    tokens = processor(text=[ASKED.text], return_tensors="pt")
+    with torch.no_grad():
+        text = model.text_projection(model.text_model(**tokens).pooler_output)[0]
+        wanted = 2.5 * (embeddings(clip_model, clip) @ (text / text.norm())).clamp(min=0).mean()
+    assert judge.score([clip], [ASKED]) == [pytest.approx(float(wanted), abs=1e-5)]
+    other = Prompt(0, "p", "cat")
+    assert judge.score([clip], [other]) != judge.score([clip], [ASKED])
+
+
+def test_aesthetic_head_and_the_weights_of_frames(clip_model: Path):
+    clip = noise(3, 2)
+    kept = load_file(clip_model / "aesthetic.safetensors")
+    with torch.no_grad():
+        hidden = embeddings(clip_model, clip) @ kept["layers.0.weight"].T + kept["layers.0.bias"]
+        each = (hidden @ kept["layers.2.weight"].T + kept["layers.2.bias"])[:, 0]
+    for how, weights in (("uniform", [1 / 3] * 3), ("central", [0.2119416, 0.5761169, 0.2119416])):
+        judge = Aesthetic(JudgeConfig(kind="aesthetic", path=str(clip_model), frame_weights=how), "cpu")
+        wanted = float((each * torch.tensor(weights)).sum())
+        assert judge.score([clip], [ASKED]) == [pytest.approx(wanted, abs=1e-4)]
+
+
+def test_a_value_does_not_hang_on_the_batch(clip_model: Path):
+    judge = ClipScore(JudgeConfig(kind="clip_score", path=str(clip_model)), "cpu")
+    clips = [noise(frames, frames) for frames in (3, 40, 17)]
+    together = judge.score(clips, [ASKED] * 3)
+    assert together == [judge.score([clip], [ASKED])[0] for clip in clips]
+
+
+def test_as_a_judge_of_a_run(clip_model: Path):
+    config = JudgeConfig(kind="aesthetic", path=str(clip_model), fps=4, frames=2)
+    judge = open_judge("beauty", config)
+    clip = noise(5, 3)
+    (found,) = judge.judge([Clip(clip, 8.0)], [ASKED])
+    raw = Aesthetic(config, "cpu").score([clip[[0, 4]]], [ASKED])[0]
+    assert found == {"aesthetic": pytest.approx(100 * (raw - 1) / 9)}
+    same = open_judge("other", config)
+    assert same.digest == judge.digest
+    central = open_judge("beauty", config.model_copy(update={"frame_weights": "central"}))
+    assert central.digest != judge.digest
+
+
+def test_weights_of_frames_sum_to_one():
+    assert frame_weights("central", 1).tolist() == [1.0]
+    for frames in (2, 9, 49):
+        weights = frame_weights("central", frames)
+        assert float(weights.sum()) == pytest.approx(1)
+        assert weights.argmax() in (frames // 2, (frames - 1) // 2)
+
+
+def test_missing_and_wrong_folders_are_named(tmp_path: Path, clip_model: Path):
+    for kind in ("clip_score", "aesthetic"):
+        with pytest.raises(ConfigError, match=r"reward\.judges\.a: path: a model folder or hub id is needed"):
+            open_judge("a", JudgeConfig(kind=kind))
+        with pytest.raises(ConfigError, match=r"reward\.judges\.a: path = .*no CLIPModel"):
+            open_judge("a", JudgeConfig(kind=kind, path=str(tmp_path)))
+    for file in clip_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "aesthetic.safetensors").unlink()
+    with pytest.raises(ConfigError, match="no aesthetic head there"):
+        open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path)))
+    save_file({"layers.0.weight": torch.ones(1, 3), "layers.0.bias": torch.ones(1)}, tmp_path / "aesthetic.safetensors")
+    with pytest.raises(ConfigError, match=f"layers from {WIDTH} to 1 are needed"):
+        open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path)))
+    (tmp_path / "aesthetic.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match=r"aesthetic\.safetensors: no linear layers"):
+        open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path)))
