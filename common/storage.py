@@ -55,6 +55,14 @@ def writing(path: Path) -> Iterator[None]:
         raise StorageFailed(f"{getattr(error, 'filename', None) or path}: {words}") from error
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part. Raises `StorageFailed`."""
+    scratch = path.with_name(f".{path.name}.part")
+    with writing(path):
+        scratch.write_text(text, "utf-8")
+        scratch.replace(path)
+
+
 def refusal(error: Exception) -> str | None:
     """What an error says about the disk, and the way out; None when it says nothing about it."""
     if isinstance(error, sqlite3.Error) and is_damage(error):

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from common.config import ConfigError, RunConfig, differences, load_config, to_toml
 from common.fingerprint import check_same_model, model_parts
-from common.storage import StorageFailed, writing
+from common.storage import StorageFailed, write_whole
 
 TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does without a configuration file
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
@@ -137,14 +137,6 @@ def find_run(run: str, root: Path = Path("runs")) -> tuple[Path, RunConfig]:
 def resume_command(folder: Path) -> str:
     """What continues the run."""
     return f"douga run {folder / CONFIG}"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part. Raises `StorageFailed`."""
-    scratch = path.with_name(f".{path.name}.part")
-    with writing(path):
-        scratch.write_text(text, "utf-8")
-        scratch.replace(path)
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
