@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 try:
     from common.config import ConfigError, RunConfig, keys, load_config
+    from deploy import annotating
     from deploy.run_folder import TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -104,6 +105,7 @@ OWN = {
     "evaluate": frozenset({"prompts", "version", "json"}),
     "export": frozenset({"out", "version"}),
     "worker": frozenset({"connect", "key", "patience"}),
+    "annotate": annotating.OWN,
     "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
 
@@ -163,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_clips(commands)
     _add_run_folder(commands)
     _add_data(commands)
+    annotating.add(commands, _add)
     return parser
 
 
