@@ -24,6 +24,7 @@ from common.memory import pass_on
 decord: Any = import_module("decord") if find_spec("decord") else None
 CRF = 10
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
+BROWSER_CRF, BROWSER_WIDTH = 20, 256  # what is made for people: quality, and pixels that small clips are enlarged to
 
 
 def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
@@ -41,6 +42,35 @@ def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
+    """An mp4 file of uint8 `frames` [F, H, W, 3] that every browser plays: H.264, yuv420p.
+
+    yuv420p halves the colour's resolution, so small clips are enlarged first, by a whole factor (nearest neighbour).
+    """
+    scale = max(1, BROWSER_WIDTH // frames.shape[2])
+    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(BROWSER_CRF), "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def plays_everywhere(data: bytes) -> bool:
+    """Whether a video file is what every browser plays: H.264, yuv420p, in mp4. Broken files are not."""
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            codec = container.streams.video[0].codec_context
+            return "mp4" in container.format.name and (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+    except (av.FFmpegError, IndexError):
+        return False
 
 
 def decode_clip(data: bytes) -> np.ndarray:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 try:
-    from common.config import ConfigError, RunConfig, keys, leaves, load_config
-    from deploy import reward_commands, serving
+    from common.config import ConfigError, keys, leaves, load_config
+    from deploy import annotating, reward_commands, serving
     from deploy.run_folder import TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -106,6 +106,7 @@ OWN = {
     "evaluate": frozenset({"prompts", "version", "json"}),
     "export": frozenset({"out", "version"}),
     "worker": frozenset({"connect", "key", "patience"}),
+    "annotate": annotating.OWN,
     "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
 
@@ -156,10 +157,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_clips(commands)
     _add_run_folder(commands)
     _add_data(commands)
-    reward = _add(
-        commands, "reward", _config, "make rating sets, train reward heads on ratings, measure and serve them"
-    )
+    reward = _add(commands, "reward", _config, "make rating sets; train, measure and serve reward heads")
     reward_commands.add_reward(reward, Parser)
+    annotating.add(commands, _add)
     return parser
 
 

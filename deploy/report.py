@@ -6,19 +6,16 @@ Both are made from the files of a run folder alone; no model is loaded.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from common.clips import decode_clip
+from common.clips import decode_clip, encode_for_browsers
 from common.config import ConfigError, RunConfig, load_config
 from common.metrics import EVENTS, METRICS, TIMELINE, latest_by_step, read_json_lines
 from deploy import charts, run_folder, timeline
@@ -122,21 +119,10 @@ def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
 
 
 def side_by_side(base: np.ndarray, aligned: np.ndarray, fps: int) -> bytes:
-    """Two clips uint8 [F, H, W, 3] next to each other, enlarged by a whole factor; mp4 that every browser plays.
-
-    yuv420p halves the colour's resolution, so small clips are enlarged first (nearest neighbour).
-    """
+    """Two clips uint8 [F, H, W, 3] next to each other; mp4 that every browser plays."""
     scale = max(1, SHOWN_WIDTH // base.shape[2])
     frames = np.concatenate([base, aligned], axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
-    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "20", "threads": "1"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode(None))
-    return file.getvalue()
+    return encode_for_browsers(frames, fps)
 
 
 def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -1,0 +1,138 @@
+"""What ``douga annotate`` does with the clips of a run or a folder: serve the page, print or export the results."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any
+
+import uvicorn
+from rich.console import Console
+from rich.table import Table
+
+from common.config import ConfigError
+from deploy.annotation_sources import find_clips
+from rewarders.human import agreement
+from rewarders.human.app import make_app
+from rewarders.human.export import export
+from rewarders.human.items import make_pairs
+from rewarders.human.rubric import open_rubric
+from rewarders.human.screening import Screening
+from rewarders.human.store import STORE, Store
+from rewarders.human.survey import Survey
+
+MIN_TOKEN = 16  # characters: nobody guesses that over a network
+
+
+def annotate(options: argparse.Namespace) -> int:
+    """Serve, print or export. `ConfigError` for a place without clips, a bad rubric, or an open door."""
+    _check(options)
+    with opened(options) as survey:
+        if options.results:
+            for table in tables(agreement.results(survey)):
+                Console().print(table)
+        elif options.export is not None:
+            print(export(survey, options.export))
+        else:
+            _serve(survey, options)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    for name in ("annotators", "pairs"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(f"--port {options.port}: allowed are 0 to 65535")
+    if options.token is not None and len(options.token) < MIN_TOKEN:
+        raise ConfigError(f"--token: {len(options.token)} characters are too few; {MIN_TOKEN} or more")
+    if options.token is None and not _is_loopback(options.host):
+        raise ConfigError(
+            f"--host {options.host}: others could reach it; set DOUGA_TOKEN or --token, or serve at 127.0.0.1"
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@contextmanager
+def opened(options: argparse.Namespace) -> Iterator[Survey]:
+    """The survey of the place, with its answers."""
+    rubric = open_rubric(options.rubric)
+    folder, clips = find_clips(options.place)
+    pairs = make_pairs(clips, options.pairs, options.seed)
+    with closing(Store(folder / STORE)) as store:
+        yield Survey(clips, pairs, rubric, store, options.annotators, options.seed)
+
+
+def _serve(survey: Survey, options: argparse.Namespace) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    door = _listen(options.host, options.port)
+    host, port = door.getsockname()
+    print(f"{len(survey.clips)} clips to rate, {len(survey.pairs)} pairs to compare; answers in {survey.store.path}")
+    print(f"open http://{host}:{port}/ - Ctrl-C ends it, and nothing is lost", flush=True)
+    with closing(Screening()) as screening:
+        app = make_app(survey, screening, options.token)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
+        server.run(sockets=[door])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port))
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot serve there: {error.strerror or error}") from None
+
+
+# The results as tables.
+
+
+def tables(results: Mapping[str, Any]) -> list[Table]:
+    """Win rates, mean opinions, agreement and annotators; what nobody answered is left out."""
+    wins = [
+        (f"{one['source']} over {one['against']}", one["wins"], one["losses"], one["ties"], _percent(one["rate"]),
+         _range(one, _percent)) for one in results["win_rates"]
+    ]  # fmt: skip
+    opinions = [
+        (one["source"] or "all clips", one["dimension"], one["clips"], _number(one["mean"]), _range(one, _number))
+        for one in results["opinions"]
+    ]
+    agreeing = [(one["dimension"], one["answers"], _number(one["alpha"])) for one in results["ratings"]]
+    compared = sum(one["compared"] for one in results["annotators"])
+    agreeing.append(("comparisons", compared, _number(results["pairs"]["alpha"])))
+    people = [(one["name"], one["rated"], one["compared"]) for one in results["annotators"]]
+    made = [
+        _table("win rate, by majority", ("", "wins", "losses", "ties", "rate", "95 %"), wins),
+        _table("mean opinion, 1 to 5", ("source", "dimension", "clips", "mean", "95 %"), opinions),
+        _table("agreement, Krippendorff's alpha", ("", "answers", "alpha"), agreeing),
+        _table("annotators", ("", "rated", "compared"), people),
+    ]
+    return [table for table in made if table.row_count]
+
+
+def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    grid = Table(title=title)
+    for place, head in enumerate(heads):
+        grid.add_column(head, justify="right" if place else "left")
+    for row in rows:
+        grid.add_row(*map(str, row))
+    return grid
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
+
+
+def _range(one: Mapping[str, Any], words: Any) -> str:
+    return "-" if one["low"] is None else f"{words(one['low'])} to {words(one['high'])}"

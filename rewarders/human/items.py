@@ -1,0 +1,76 @@
+"""What is shown: clips, and pairs of clips that show the same thing.
+
+Two clips are compared when they are of one prompt and, where the prompt has clips of several sources (base and aligned
+model, two generators), of different ones. Clips whose prompt is theirs alone are compared within their category.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import combinations
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a run or a folder. `name` is unique there and stays the same from one start to the next."""
+
+    name: str
+    prompt: str
+    source: str  # what made it; never shown to annotators
+    character: str | None = None
+    category: str | None = None
+    file: Path | None = None  # where it lies as an mp4 file; None: in a run's blobs
+    first_frame_file: Path | None = None
+    read: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
+    first_frame: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)  # PNG or another image
+
+    @property
+    def key(self) -> str:
+        """What the page calls it: says nothing about where it comes from."""
+        return digest("clip", self.name)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two clips to compare. Which one is `first` means nothing: sides are drawn for each annotator."""
+
+    first: Clip
+    second: Clip
+
+    @property
+    def key(self) -> str:
+        """What the page calls it."""
+        return digest("pair", self.first.name, self.second.name)
+
+
+def digest(*parts: object) -> str:
+    """A short name for `parts`, hex; equal parts, equal names."""
+    return blake2b("\0".join(map(str, parts)).encode(), digest_size=12).hexdigest()
+
+
+def make_pairs(clips: Sequence[Clip], most: int, seed: int) -> list[Pair]:
+    """Every pair there is to compare, or `most` of them, drawn by `seed`."""
+    pairs = [Pair(*two) for group in _groups(clips) for two in _comparable(group)]
+    if len(pairs) <= most:
+        return pairs
+    return sorted(random.Random(seed).sample(pairs, most), key=lambda pair: (pair.first.name, pair.second.name))
+
+
+def _groups(clips: Iterable[Clip]) -> list[list[Clip]]:
+    by_prompt: dict[str, list[Clip]] = defaultdict(list)
+    by_category: dict[str | None, list[Clip]] = defaultdict(list)
+    for clip in sorted(clips, key=lambda clip: clip.name):
+        by_prompt[clip.prompt].append(clip)
+    for alone in [group[0] for group in by_prompt.values() if len(group) == 1]:
+        by_category[alone.category].append(alone)
+    return [group for group in (*by_prompt.values(), *by_category.values()) if len(group) > 1]
+
+
+def _comparable(group: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
+    several = len({clip.source for clip in group}) > 1
+    return [(one, other) for one, other in combinations(group, 2) if not several or one.source != other.source]
