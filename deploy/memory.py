@@ -74,9 +74,12 @@ def _knobs(role: str, config: RunConfig) -> str:
 
 def _is_left(name: str, change: Mapping[str, Any], role: str, config: RunConfig) -> bool:
     """Whether a change is the role's, is not made yet, and does something here."""
-    section = name.partition(".")[0]
+    section, rules, on_cpu = name.partition(".")[0], config.learner, config.model.device == "cpu"
     idle = {
-        "sampler.offload": config.model.device == "cpu",
+        "sampler.offload": on_cpu,
+        "learner.offload_optimizer": on_cpu,
+        'learner.reference = "host"': on_cpu or rules.train == "lora",
+        'learner.gradient_checkpointing = "selective"': rules.gradient_checkpointing == "full" or rules.zero_stage == 3,
         "learner.zero_stage = 3": config.mode == "serial" or config.cluster.learners == 1,
     }
     if section not in SECTIONS[role] or idle.get(name, False):

@@ -89,11 +89,13 @@ def test_a_run_goes_on_in_less_memory(tmp_path: Path) -> None:
     code, line = tight(tmp_path, 350, **less)
     assert code == 3
     assert re.match(
-        rf"douga: learner-0: out of memory: {BOUND}; lower it with learner\.gradient_checkpointing, "
-        r"learner\.micro_batch = 1, and a run goes on; under another --name with learner\.train = \"lora\", ",
+        rf"douga: learner-0: out of memory: {BOUND}; lower it with "
+        r"learner\.gradient_checkpointing = \"selective\", learner\.gradient_checkpointing = \"full\", "
+        r"learner\.micro_batch = 1, and a run goes on; under another --name with learner\.optimizer = \"adamw_8bit\", "
+        r"learner\.train = \"lora\", ",
         line,
     )
-    code, _ = tight(tmp_path, 350, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": True})
+    code, _ = tight(tmp_path, 350, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": "full"})
     assert code == 0
     result = read_result(place)
     assert result is not None
@@ -155,7 +157,13 @@ def test_only_what_is_left_and_helps_is_named() -> None:
     ranks = {"mode": "cluster", "cluster.learners": 2}
     assert "learner.zero_stage = 3" in line_of("learner-1", **ranks)
     assert "learner.zero_stage" not in line_of("learner-0")
-    assert "gradient_checkpointing" not in line_of("learner-0", **{"learner.gradient_checkpointing": True})
+    assert "gradient_checkpointing" not in line_of("learner-0", **{"learner.gradient_checkpointing": "full"})
+    halfway = line_of("learner-0", **{"learner.gradient_checkpointing": "selective"})
+    assert 'gradient_checkpointing = "full"' in halfway
+    assert '"selective"' not in halfway
+    assert "offload" not in line_of("learner-0")
+    assert 'learner.reference = "host"' in line_of("learner-0", **{"model.device": "cuda:0"})
+    assert "reference" not in line_of("learner-0", **{"model.device": "cuda:0", "learner.train": "lora"})
     assert "offload" not in line_of("sampler-0")  # there is one memory: the host's
     cached = line_of("sampler-0", **{"sampler.cache_threshold": 0.1})
     assert "under another --name with sampler.micro_batch = 1" in cached

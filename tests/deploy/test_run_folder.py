@@ -46,7 +46,7 @@ def test_steps_verify_and_evaluation_may_change(tmp_path):
 def test_what_fits_into_less_memory_may_change_unless_it_changes_clips(tmp_path):
     def smaller(**flags):
         less = {"sampler.micro_batch": 1, "sampler.offload": True, "reward.batch": 1}
-        return config(tmp_path, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": True}, **flags)
+        return config(tmp_path, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": "full"}, **flags)
 
     with run_folder.claim(config(tmp_path)):
         pass

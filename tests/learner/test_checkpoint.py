@@ -84,7 +84,7 @@ def test_settings_that_change_nothing_may_change(tmp_path: Path) -> None:
     learner = start(tmp_path)
     train(learner, MemoryExchange(), until=2)
     learner.close()
-    again = start(tmp_path, checkpoint_every=6, keep_checkpoints=1, micro_batch=1, gradient_checkpointing=True)
+    again = start(tmp_path, checkpoint_every=6, keep_checkpoints=1, micro_batch=1, gradient_checkpointing="full")
     assert again.resume(MemoryExchange())  # type: ignore[arg-type]
     again.close()
 
