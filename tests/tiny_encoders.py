@@ -21,8 +21,9 @@ from transformers import (
     GroundingDinoConfig,
     GroundingDinoForObjectDetection,
     GroundingDinoImageProcessorPil,
+    Idefics2Config,
+    Idefics2ForConditionalGeneration,
     Idefics2ImageProcessorPil,
-    Idefics2VisionConfig,
     PreTrainedTokenizerFast,
     Sam2VideoConfig,
     Sam2VideoModel,
@@ -31,7 +32,6 @@ from transformers import (
     SiglipVisionModel,
     SwinConfig,
 )
-from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 SIZE = 32  # pixels
 TOWER = {
@@ -64,9 +64,24 @@ def tiny_siglip(folder: Path, seed: int = 0, hidden_size: int = 16) -> str:
 
 
 def tiny_idefics2(folder: Path, seed: int = 0) -> str:
-    """A vision-language model's vision tower, without a pooler, 16 features wide, for pictures of 224 pixels."""
-    config = Idefics2VisionConfig(**{**TOWER, "image_size": 224, "patch_size": 56})
-    _seeded(seed, lambda: Idefics2VisionTransformer(config)).save_pretrained(folder)
+    """A whole vision-language model; its vision tower has no pooler, 16 features, and takes pictures of any size."""
+    size = {name: READER[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    config = Idefics2Config(
+        vision_config=TOWER | {"image_size": 224, "patch_size": 56},
+        text_config={"model_type": "mistral", **size, "num_attention_heads": 2, "num_key_value_heads": 2},
+        perceiver_config={"hidden_size": 16, "resampler_n_latents": 2, "resampler_depth": 1, "resampler_n_heads": 2}
+        | {"resampler_head_dim": 8, "num_key_value_heads": 2},
+        image_token_id=5,
+    )
+    _seeded(seed, lambda: Idefics2ForConditionalGeneration(config)).save_pretrained(folder)
+    Idefics2ImageProcessorPil().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_idefics2_tower(folder: Path, seed: int = 0) -> str:
+    """The vision tower of `tiny_idefics2` on its own."""
+    whole = Idefics2ForConditionalGeneration.from_pretrained(tiny_idefics2(folder / "whole", seed))
+    whole.model.vision_model.save_pretrained(folder)
     Idefics2ImageProcessorPil().save_pretrained(folder)
     return str(folder)
 

@@ -16,6 +16,8 @@ Deviations, first:
 7. Character: one character, the one that GroundingDINO is surest of (published: five at most); its cosine with the
    stored character (published: a softmax over a closed gallery, without meaning for anybody outside of it); SAM 2 alone
    tracks (published: SAMURAI); frames in which it is lost count as 0, or a clip could drop it and please.
+8. Smoothness: the head is shown how embeddings change, not what they are, or it learns the training clips by heart.
+9. Only the equations of smoothness and motion could be read word for word; the others follow descriptions of them.
 
 | symbol | here | meaning |
 |---|---|---|
@@ -24,8 +26,8 @@ Deviations, first:
 | T | `prompt.text` | its caption |
 | E_v, E_t | `encoders.Vision`, `encoders.Text` | frozen encoders |
 | Reg, Aes | `reward.head` | what is trained: regression, aesthetics |
-| M_CLIP, T_m | `Motion.clip`, `motion.LEVELS` | CLIP, and the motion prompts |
-| R | `presets.PRESETS["equal"]` | the plain mean of the six |
+| M_CLIP, T_m | `PromptedMotion.clip`, `motion.LEVELS` | CLIP, and the motion prompts |
+| R | `reward.preset = "equal"` | the plain mean of the six |
 
     S_smooth = Reg(E_v(I_1, ..., I_N))    S_motion = Cos(M_CLIP(V), M_CLIP(T_m))    S_appeal = Aes(SigLIP(key frames))
     S_text   = Reg(E_v(V), E_t(T))        S_image  = Reg(E_v(V), E_v(I_p))          R = mean of the six

@@ -13,6 +13,7 @@ picture without a character ties them in this dimension. A frame in which the ch
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -33,6 +34,8 @@ from rewarders.anime.full.reward import FullReward
 from rewarders.anime.full.tracking import Detector, Tracker, cut_out
 from rewarders.anime.full.video import FRAMES, sample
 from rewarders.anime.head import first_frame
+
+log = logging.getLogger(__name__)
 
 
 class CharacterHead(FrameHead):
@@ -82,7 +85,7 @@ class TrackedCharacter(FullReward):
         frames = np.concatenate([first_frame(clip, prompt)[None], sample(clip, slots)])
         box = self.detector(frames[0], self.options["threshold"])
         masks = np.zeros(frames.shape[:3], bool) if box is None else self.tracker(frames, box)
-        lost = ~masks.any((1, 2))
+        lost: np.ndarray = ~masks.any((1, 2))
         figures = torch.zeros(len(frames), self.vision.width, device=self.device)
         for i in np.flatnonzero(~lost):
             figures[i] = self.vision(cut_out(frames[i], masks[i])[None])[0]
@@ -90,9 +93,13 @@ class TrackedCharacter(FullReward):
         if known is not None:
             figures[0] = known
         if box is None or lost[1:].all() or (lost[0] and known is None):
-            self.missed["no character in the first frame" if box is None else "lost at once"] += 1
+            self._miss("no character in the first frame" if box is None else "lost at once", prompt)
             lost[1:] = True
         return pack(figures, 1 + slots, lost=torch.from_numpy(lost).to(self.device))
+
+    def _miss(self, why: str, prompt: Prompt) -> None:
+        self.missed[why] += 1
+        log.warning("character of prompt %s: %s; scored 0, as %d before", prompt.id, why, self.missed.total() - 1)
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Mean squared error of the cosine, which goes on where the score is cut off at 0."""

@@ -30,7 +30,7 @@ class FullReward:
     not depend on who shares the batch, and one clip's frames fill a GPU.
     """
 
-    dimension: ClassVar[str]
+    dimension: str
     ROLES: ClassVar[tuple[str, ...]]
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     PATHS: ClassVar[tuple[str, ...]] = ()  # options that are folders: what counts is what lies there

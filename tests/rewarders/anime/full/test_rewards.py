@@ -19,7 +19,7 @@ from common.toon.world import Defects, Shot, render
 from rewarders.anime import load_heads, save_heads
 from rewarders.anime.full import CLASSES, FullReward, VideoSmoothness, VideoTextConsistency
 from rewarders.anime.trainable import TrainableReward
-from tests.tiny_encoders import tiny_clip, tiny_idefics2, tiny_siglip
+from tests.tiny_encoders import tiny_clip, tiny_idefics2, tiny_idefics2_tower, tiny_siglip
 
 Models = Mapping[str, dict[str, str]]
 SHOTS = [Shot("robot", "snow", "walk_right", 2), Shot("zombie", "cave", "jump", 9)]
@@ -114,13 +114,33 @@ def test_what_the_scores_hang_on_changes_the_digest(models: Models, tmp_path: Pa
 
 
 def test_towers_of_many_families_do(models: Models, tmp_path: Path) -> None:
-    idefics2, clip = tiny_idefics2(tmp_path / "idefics2"), tiny_clip(tmp_path / "clip")
-    for where in (idefics2, clip, models["VideoImageConsistency"]["vision"]):
+    whole, tower = tiny_idefics2(tmp_path / "whole"), tiny_idefics2_tower(tmp_path / "tower")
+    clip = tiny_clip(tmp_path / "clip")
+    seen = []
+    for where in (whole, tower, clip, models["VideoImageConsistency"]["vision"]):
         reward = VideoSmoothness.create({"vision": where}, options={"frames": 3})
-        assert reward.features(CLIPS, PROMPTS).shape == (2, 3 * 17)
+        seen.append(reward.features(CLIPS, PROMPTS))
+        assert seen[-1].shape == (2, 3 * 17)
+    assert torch.equal(seen[0], seen[1])
     text = VideoTextConsistency.create({"vision": clip, "text": clip})
     other = [Prompt(0, "a", "zombie runs", PROMPTS[0].image)]
     assert text.score(CLIPS[:1], other) != text.score(CLIPS[:1], PROMPTS[:1])
+
+
+def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the hub's cache holds is found without a network, and is named by its id in what is saved."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ConfigError, match="vision model 'me/tiny': no such folder, and not to be had from the hub"):
+        VideoSmoothness.create({"vision": "me/tiny"})
+    kept = tmp_path / "hub" / "models--me--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text("a" * 40)
+    tiny_siglip(kept / "snapshots" / ("a" * 40))
+    reward = VideoSmoothness.create({"vision": "me/tiny"})
+    save_heads([reward], tmp_path / "heads")
+    assert json.loads((tmp_path / "heads" / "smoothness.json").read_text())["models"] == {"vision": "me/tiny"}
+    assert load_heads(str(tmp_path / "heads"))[0].digest == reward.digest
 
 
 def test_refused_clips(models: Models) -> None:
