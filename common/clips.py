@@ -75,7 +75,15 @@ def plays_everywhere(data: bytes) -> bool:
 
 def decode_clip(data: bytes) -> np.ndarray:
     """All frames, uint8 [F, H, W, 3], of a video file's bytes. `ValueError` when it cannot be read."""
-    return decode_frames(data, range(clip_length(data)[0]))
+    return decode_video(data)[0]
+
+
+def decode_video(data: bytes) -> tuple[np.ndarray, float]:
+    """All frames, uint8 [F, H, W, 3], and how many there are per second. `ValueError` when it cannot be read."""
+    count, fps = clip_length(data)
+    if not count:
+        raise ValueError(f"{len(data)} bytes of a video without frames")
+    return _frames(data, range(count)), fps
 
 
 def decode_frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
@@ -83,6 +91,10 @@ def decode_frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
     count, _ = clip_length(data)
     if not all(0 <= index < count for index in indices):
         raise ValueError(f"frames {list(indices)} of a video of {count} frames")
+    return _frames(data, indices)
+
+
+def _frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
     if decord is None:
         return _by_pyav(data, indices)
     try:

@@ -14,7 +14,9 @@ from common.messages import Purpose
 from common.weights import WeightStore
 from deploy.course import Stuck, heldout_found
 from deploy.memory import needed_by
+from deploy.messages import RunFailed
 from deploy.progress import Pace, Progress
+from rewarders.base import JudgeLost
 from rewarders.loop import ScoringLoop
 
 PROBING = "probing"
@@ -111,5 +113,10 @@ class HeldOut:
         return batches
 
     def _score_batch(self) -> bool:
-        with needed_by(self.rewarder.worker, self.config):
-            return measured(self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange))
+        try:
+            with needed_by(self.rewarder.worker, self.config):
+                return measured(
+                    self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
+                )
+        except JudgeLost as error:
+            raise RunFailed(f"{error}; once it answers, the same command goes on") from None

@@ -24,6 +24,7 @@ from deploy.start import stop_on_signals
 from deploy.workers.base import Worker
 
 OWN_KEYS = ("model.path", "model.device", "reward.path", "cluster.threads")  # what may differ from machine to machine
+OF_JUDGES = ("path", "url", "token_file")  # of reward.judges.NAME, likewise
 ASK_SECONDS = 5.0  # a try; there are several
 AGAIN_SECONDS = 2.0  # between two tries to join
 LOOK_SECONDS = 0.2  # between two looks whether to stop
@@ -35,8 +36,9 @@ def work(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     Raises `OutOfMemory`: this machine is too small for the role, and the run goes on without it.
     """
     for name in flags:
-        if name.replace("-", "_") not in OWN_KEYS:
-            raise ConfigError(f"--{name}: a guest takes the run's configuration; its own are {', '.join(OWN_KEYS)}")
+        if not _is_own(name.replace("-", "_")):
+            own = ", ".join((*OWN_KEYS, *(f"reward.judges.NAME.{key}" for key in OF_JUDGES)))
+            raise ConfigError(f"--{name}: a guest takes the run's configuration; its own are {own}")
     key = read_worker_key(options.key) if options.key else None
     with stop_on_signals() as stop:
         visit = Visit(options.role, options.connect, key, flags, stop)
@@ -113,6 +115,11 @@ class Visit:
         except (Unreachable, ServiceFailed):
             self._last = Standing.STRANGER
         return self._last
+
+
+def _is_own(key: str) -> bool:
+    of_judge = key.startswith("reward.judges.") and key.count(".") == 3 and key.rpartition(".")[2] in OF_JUDGES
+    return key in OWN_KEYS or of_judge
 
 
 def _say(line: str) -> None:

@@ -30,7 +30,10 @@ TOON = Path(__file__).parent / "configs" / "toon.toml"  # what `douga run` does 
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
 LOCK = ".lock"
 # What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
-FREE = ("steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "model.path")
+FREE = (
+    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "model.path", "reward.batch_seconds"
+)  # fmt: skip
+SERVERS = ("url", "token_file", "timeout", "retries")  # of reward.judges.NAME: where it answers, not what
 # How much is worked on at once: it changes the order of sums, so last bits, and makes a run fit that ran out of memory.
 MEMORY = (
     "sampler.micro_batch",
@@ -46,6 +49,8 @@ def is_free(key: str, config: RunConfig) -> bool:
     """Whether a key may differ between a run folder and the configuration that resumes it."""
     if key == "sampler.micro_batch" and config.sampler.cache_threshold > 0:
         return False  # which blocks are skipped is decided for a micro-batch: another one gives other clips
+    if key.startswith("reward.judges.") and key.count(".") == 3 and key.rpartition(".")[2] in SERVERS:
+        return True  # of another digest it scores groups that are under way anew
     return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE + MEMORY)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from threading import Event
 
 from common.exchange.client import Exchange
 from common.messages import Score, ScoreTask
+
+LOOK_SECONDS = 0.02  # between two looks whether there are more clips for a batch
 
 
 class ScoringLoop(ABC):
@@ -21,8 +25,29 @@ class ScoringLoop(ABC):
 
     def work(self, exchange: Exchange) -> bool:
         """Score what waits; False when there are no clips to score now."""
-        tasks = exchange.lease_candidates(self.worker, self._batch)
-        if not tasks:
-            return False
-        exchange.submit_scores(self.worker, self.score(tasks))
-        return True
+        return self.finish(exchange, self.gather(exchange))
+
+    def gather(
+        self,
+        exchange: Exchange,
+        patience: float = 0.0,
+        wait: Callable[[float], object] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> list[ScoreTask]:
+        """Clips for one batch: at once when it is full, else when `patience` seconds have passed since the first.
+
+        `wait` is called with the seconds to wait between two looks; when it answers true nothing more is gathered.
+        """
+        tasks = list(exchange.lease_candidates(self.worker, self._batch))
+        wait, ends = wait or Event().wait, clock() + patience
+        while tasks and len(tasks) < self._batch and (left := ends - clock()) > 0:
+            if wait(min(left, LOOK_SECONDS)):
+                break
+            tasks += exchange.lease_candidates(self.worker, self._batch - len(tasks))
+        return tasks
+
+    def finish(self, exchange: Exchange, tasks: Sequence[ScoreTask]) -> bool:
+        """Score what was gathered; False when that is nothing."""
+        if tasks:
+            exchange.submit_scores(self.worker, self.score(tasks))
+        return bool(tasks)

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from common.clips import clip_length, decode_clip
+from common.clips import decode_video
 from common.config import ConfigError, RewardConfig
 from common.feedback import counted
 from common.messages import Prompt, Score, ScoreTask
@@ -87,7 +87,7 @@ def _decode(task: ScoreTask) -> Clip | str:
 
 def read_clip(file: bytes) -> Clip:
     """A video file, decoded. `ValueError` when it cannot be read."""
-    return Clip(decode_clip(file), clip_length(file)[1], file)
+    return Clip(*decode_video(file), file)
 
 
 def _write_down(score: Score, judge: Judge, opinion: Opinion) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
@@ -12,18 +13,19 @@ from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 from deploy.roles import rewarder_of
 from deploy.workers.base import Worker
-from rewarders.base import Reward
+from rewarders.base import Judge, Reward
 
 
 class RewarderWorker(Worker):
-    """Scores whatever clips there are. `rewards` replaces the heads of ``config.reward.path``."""
+    """Scores whatever clips there are. `rewards` replaces heads and judges of ``config.reward``."""
 
-    def __init__(self, config: RunConfig, name: str, rewards: Sequence[Reward] | None = None) -> None:
+    def __init__(self, config: RunConfig, name: str, rewards: Sequence[Reward | Judge] | None = None) -> None:
         super().__init__(config, name)
         self._make = rewarder_of(config, rewards)
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
         """See `Worker.work`."""
-        rewarder = self._make(self.name)
+        rewarder, patience = self._make(self.name), self.config.reward.batch_seconds
         while not self.stopping.is_set():
-            self.rest(measured(journal, self.name, "scoring", lambda: rewarder.work(exchange)))
+            tasks = rewarder.gather(exchange, patience, self.stopping.wait)
+            self.rest(measured(journal, self.name, "scoring", partial(rewarder.finish, exchange, tasks)))

@@ -17,6 +17,7 @@ KINDS = {
     "remote": "rewarders.judges.remote:Remote",
     "clip_score": "rewarders.judges.images:ClipScore",
     "aesthetic": "rewarders.judges.images:Aesthetic",
+    "videoscore": "rewarders.judges.videoscore:VideoScore",
 }
 
 

@@ -55,9 +55,11 @@ class Remote:
         `ValueError` when the server refuses the request; `JudgeLost` when it has changed, or was silent too often.
         """
         asked = json.dumps({"judge": self.name, "prompts": [_prompt(prompt) for prompt in prompts]})
-        files = [("clips", (f"{i}.mp4", clip.mp4(), "video/mp4")) for i, clip in enumerate(clips)]
+        files = [("clips", (f"{i}.mp4", bytes(clip.mp4()), "video/mp4")) for i, clip in enumerate(clips)]
         files += [
-            ("images", (f"{i}.png", prompt.image, "image/png")) for i, prompt in enumerate(prompts) if prompt.image
+            ("images", (f"{i}.png", bytes(prompt.image), "image/png"))
+            for i, prompt in enumerate(prompts)
+            if prompt.image
         ]
         answer = self._ask("POST", "/score", data={"request": asked}, files=files)
         try:

@@ -118,3 +118,45 @@ def test_rewards_must_be_there_and_differ() -> None:
         Rewarder([], RewardConfig())
     with pytest.raises(ConfigError, match="no dimension twice"):
         Rewarder([Length(), Length()], RewardConfig())
+
+
+class Trickle(FakeExchange):
+    """Hands out one clip at a time, and only when the clock stands at a later second than for the last one."""
+
+    def __init__(self, tasks: Sequence[ScoreTask]) -> None:
+        super().__init__(tasks)
+        self.now, self.ready, self.waits = 0.0, 0.0, []
+
+    def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
+        if self.now < self.ready:
+            return []
+        self.ready = self.now + 1.0
+        return super().lease_candidates(worker, min(1, limit))
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.now += 0.5
+        return False
+
+
+@pytest.mark.parametrize(("patience", "gathered"), [(0.0, 1), (1.4, 2), (2.1, 3), (99.0, 4)])
+def test_a_batch_waits_for_more_clips_until_its_deadline(patience, gathered):
+    exchange = Trickle([task(i, 9) for i in range(6)])
+    rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
+    tasks = rewarder.gather(cast(Exchange, exchange), patience, exchange.wait, lambda: exchange.now)
+    assert [one.candidate_id for one in tasks] == [f"{i}-0-v0" for i in range(gathered)]
+    assert rewarder.finish(cast(Exchange, exchange), tasks)
+    assert len(exchange.scores) == gathered
+
+
+def test_who_is_told_to_stop_scores_what_it_has():
+    exchange = Trickle([task(i, 9) for i in range(6)])
+    rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
+    assert len(rewarder.gather(cast(Exchange, exchange), 99.0, lambda _: True, lambda: exchange.now)) == 1
+
+
+def test_nothing_is_waited_for_where_there_is_nothing():
+    exchange = Trickle([])
+    rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
+    assert rewarder.gather(cast(Exchange, exchange), 99.0, exchange.wait, lambda: exchange.now) == []
+    assert exchange.waits == []

@@ -1,0 +1,142 @@
+"""How fast clips are scored: batched as a rewarder does it, against one clip at a time.
+
+```
+clips (mp4)  ──> Rewarder, batches of `--batch`, six toon heads ──> scores        ours
+             ──> the same rewarder, a lease of one clip each time ──> scores      other
+```
+
+`python -m benchmarks.rewarding --json benchmarks/results/rewarding-DEVICE.json` keeps the result.
+
+Clips come from an exchange in memory: no time is spent on disks. The heads compute chunks of a fixed size, so that a
+score does not hang on who shares the batch; one clip alone pays for a whole chunk. A row says what is left of the gain
+against heads that would score one clip without padding: then scores would change with the batch in their last digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import cast
+
+import torch
+
+from benchmarks.report import Aim, Report, Row, main, ratio
+from common.clips import encode_mp4
+from common.config import load_config
+from common.exchange.client import Exchange, Submitted
+from common.messages import Score, ScoreTask
+from common.toon.prompts import ToonPrompts, shot_of
+from common.toon.world import render
+from rewarders.anime import head as heads
+from rewarders.anime import load_heads
+from rewarders.rewarder import Rewarder, read_clip
+
+AIM = 3.0
+FPS = 8
+
+
+class Waiting:
+    """An exchange in memory that hands out clips, and takes scores."""
+
+    def __init__(self, tasks: Sequence[ScoreTask]) -> None:
+        self.tasks, self.scores = list(tasks), list[Score]()
+
+    def lease_candidates(self, worker: str, limit: int) -> list[ScoreTask]:
+        """The next clips."""
+        leased, self.tasks = self.tasks[:limit], self.tasks[limit:]
+        return leased
+
+    def submit_scores(self, worker: str, scores: Sequence[Score]) -> list[Submitted]:
+        """Keep them."""
+        self.scores += scores
+        return [Submitted(True) for _ in scores]
+
+
+def clips(count: int) -> list[ScoreTask]:
+    """Rendered toon clips with their prompts."""
+    prompts = ToonPrompts(0).heldout(count, 0)
+    return [ScoreTask(f"{i}", prompt, encode_mp4(render(shot_of(prompt)), FPS)) for i, prompt in enumerate(prompts)]
+
+
+def rewarder(batch: int, device: str) -> Rewarder:
+    """Of the toon heads."""
+    return Rewarder(load_heads("toon", device), load_config(None, {"reward.batch": batch}).reward)
+
+
+def rate(loop: Rewarder, tasks: Sequence[ScoreTask]) -> tuple[float, list[Score]]:
+    """Clips per second, and the scores."""
+    exchange = Waiting(tasks)
+    began = time.perf_counter()
+    while loop.work(cast(Exchange, exchange)):
+        pass
+    return len(tasks) / (time.perf_counter() - began), exchange.scores
+
+
+def unpadded(loop: Rewarder, tasks: Sequence[ScoreTask]) -> float:
+    """Clips per second one at a time, without padding to a chunk."""
+    before, heads.CHUNK = heads.CHUNK, 1
+    try:
+        return rate(loop, tasks)[0]
+    finally:
+        heads.CHUNK = before
+
+
+def parts(loop: Rewarder, tasks: Sequence[ScoreTask]) -> list[Row]:
+    """What the time goes into: decoding alone, the heads alone."""
+    began = time.perf_counter()
+    read = [read_clip(task.clip) for task in tasks]
+    decoded = time.perf_counter()
+    for judge in loop.judges:
+        judge.judge(read, [task.prompt for task in tasks])
+    scored = time.perf_counter()
+    return [
+        Row("decoding alone, one thread", "clips/s", len(tasks) / (decoded - began)),
+        Row("six heads alone, batched", "clips/s", len(tasks) / (scored - decoded)),
+    ]
+
+
+def measure(given: argparse.Namespace) -> Report:
+    """Rounds that alternate; the first one is not counted."""
+    torch.set_num_threads(given.threads)
+    tasks = clips(given.clips)
+    many, single = rewarder(given.batch, given.device), rewarder(1, given.device)
+    ours, other, bare = list[float](), list[float](), list[float]()
+    for _ in range(given.rounds + 1):
+        mine, scores = rate(many, tasks)
+        theirs, same = rate(single, tasks)
+        if scores != same:
+            raise RuntimeError("the batch changed a score")
+        ours, other, bare = [*ours, mine], [*other, theirs], [*bare, unpadded(single, tasks)]
+    ours, other, bare = ours[1:], other[1:], bare[1:]
+    gain = ratio(ours, other)
+    rows = [
+        Row(
+            f"batches of {given.batch}; other: one at a time, equal scores",
+            "clips/s",
+            *_medians(ours, other),
+            None,
+            gain,
+        ),
+        Row("the same; other: one at a time, not padded", "clips/s", *_medians(ours, bare), None, ratio(ours, bare)),
+        *parts(many, tasks),
+    ]
+    aim = Aim("batched against one at a time", gain.median, f">= {AIM:g}", gain.median >= AIM)
+    return Report("rewarding", rows, [aim], ("torch", "decord", "numpy"), given.device)
+
+
+def _medians(*columns: Sequence[float]) -> list[float]:
+    return [float(median(column)) for column in columns]
+
+
+OPTIONS = (
+    ("--clips", {"type": int, "default": 96, "help": "clips of a round (default: 96)"}),
+    ("--batch", {"type": int, "default": 16, "help": "clips of a batch (default: 16)"}),
+    ("--rounds", {"type": int, "default": 5, "help": "after one that is not counted (default: 5)"}),
+    ("--device", {"default": "cpu", "help": "torch device (default: cpu)"}),
+    ("--threads", {"type": int, "default": 1, "help": "of torch (default: 1)"}),
+)
+
+if __name__ == "__main__":
+    main(__doc__, measure, *OPTIONS)

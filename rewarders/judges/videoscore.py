@@ -1,0 +1,99 @@
+"""VideoScore: an Idefics2 that reads a caption and frames, and gives five values from 1 to 4 by a linear layer.
+
+| checkpoint | frames | range |
+|---|---|---|
+| TIGER-Lab/VideoScore | 16 (the default here) | 1..4, so 100 (s - 1) / 3 |
+| TIGER-Lab/VideoScore-v1.1 | ``frames = 48`` | the same |
+
+The class of the published checkpoints is Mantis' and not in transformers: it is Idefics2 with a layer ``score`` on
+the last token, which is what stands here. The question that they were trained to answer is part of the model: it must
+lie in the model folder as ``prompt.txt``, word for word as on the model card, with ``{text}`` where the caption goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor, Idefics2Config, Idefics2Model
+from transformers.models.idefics2.modeling_idefics2 import Idefics2PreTrainedModel
+
+from common.config import ConfigError, JudgeConfig
+from common.memory import pass_on
+from common.messages import Prompt
+from common.tensors import state_digest
+from rewarders.base import Clip, Opinion
+from rewarders.judges.adapter import Needs
+from rewarders.judges.images import opened
+
+PROMPT, PLACE = "prompt.txt", "{text}"
+
+
+class Idefics2Regression(Idefics2PreTrainedModel):
+    """Idefics2 with ``num_labels`` values read off the last token."""
+
+    config_class = Idefics2Config
+
+    def __init__(self, config: Idefics2Config) -> None:
+        super().__init__(config)
+        self.model = Idefics2Model(config)
+        self.score = torch.nn.Linear(config.text_config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(self, **inputs: Any) -> torch.Tensor:
+        """``[B, num_labels]``, for inputs without padding behind them."""
+        return self.score(self.model(**inputs).last_hidden_state[:, -1])
+
+
+class VideoScore:
+    """A `rewarders.base.Judge` of five outputs."""
+
+    outputs = ("visual", "temporal", "dynamic", "text", "factual")  # in the order of the published layer
+    needs = Needs(frames=16, low=1.0, high=4.0)
+
+    def __init__(self, judge: JudgeConfig, device: str) -> None:
+        """`ConfigError` when ``path`` is no such model, or has no processor or no ``prompt.txt``."""
+        self._model = _regression(judge.path, len(self.outputs)).to(device).eval().requires_grad_(False)
+        self._processor = opened(AutoProcessor, judge.path)
+        self._prompt, self._device = _question(Path(judge.path) / PROMPT), device
+        self.digest = f"{state_digest(self._model.state_dict())} {self._prompt}"
+
+    @torch.inference_mode()
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+        """See `Judge.judge`. A clip is read alone, so that its values do not hang on the batch."""
+        return [self._read(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+
+    def _read(self, clip: Clip, prompt: Prompt) -> dict[str, float]:
+        frames = [Image.fromarray(frame) for frame in clip.frames]
+        asked = self._prompt.replace(PLACE, prompt.text) + "<image> " * len(frames)
+        inputs = self._processor(text=asked, images=frames, return_tensors="pt").to(self._device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        return dict(zip(self.outputs, self._model(**inputs)[0].float().tolist(), strict=True))
+
+
+def _regression(path: str, outputs: int) -> Idefics2Regression:
+    if not path:
+        raise ConfigError("path: a model folder is needed")
+    try:
+        model, how = Idefics2Regression.from_pretrained(path, dtype="auto", output_loading_info=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        pass_on(error)
+        raise ConfigError(f"path = {path!r}: no Idefics2 model: {' '.join(str(error).split())[:200]}") from None
+    missing = sorted(how["missing_keys"])
+    if missing or model.config.num_labels != outputs:
+        what = f"no {missing[0]}" if missing else f"{model.config.num_labels} outputs"
+        raise ConfigError(f"path = {path!r}: {what} in it; a VideoScore has a layer `score` of {outputs} outputs")
+    return model
+
+
+def _question(file: Path) -> str:
+    try:
+        prompt = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: the model card's question is needed there: {error}") from None
+    if PLACE not in prompt:
+        raise ConfigError(f"{file}: {PLACE} must stand where the caption goes")
+    return prompt
