@@ -116,7 +116,7 @@ def _train_class(rated: Rated, options: Options, plan: regression.Plan) -> Train
         raise ConfigError(f"{options.ratings}: nobody rated {kind.dimension}, which {options.head} judges")
     models = dict(_named("model", word) for word in options.model)
     how = {name: _value(text) for name, text in (_named("option", word) for word in options.option)}
-    reward = kind.create(models, options.device, plan.seed, how)
+    reward: Any = kind.create(models, options.device, plan.seed, how)
     made_of = {"head": options.head, "models": models, "options": reward.options}
     return regression.train_reward(rated, reward, made_of, options.out, plan, print)
 
