@@ -1,20 +1,9 @@
-"""On what a result was measured, in one line."""
+"""On what a result was measured."""
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
-
-import diffusers
-import torch
-
-
-def describe() -> str:
-    """Processor or GPU, cores, versions."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}"
-    return f"Machine: {device}, {os.cpu_count()} cores. {versions}."
 
 
 def processor() -> str:

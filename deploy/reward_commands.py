@@ -12,7 +12,7 @@ from deploy import serving
 
 # Options of all kinds of `douga reward`, told from the configuration's keys.
 OF_BUILD = {"out", "seed", "generators", "clips", "captions", "captioner", "count", "candidates"}
-OF_TRAIN = {"ratings", "head", "model", "dimensions", "device", "epochs", "batch", "lr", "patience"}
+OF_TRAIN = {"ratings", "head", "model", "option", "dimensions", "device", "epochs", "batch", "lr", "patience"}
 OPTIONS = frozenset(OF_BUILD | OF_TRAIN | {"resamples", "json"})
 BUILD = """\
 VIDEOS is a folder of videos, whose third frames and captions become prompts: every generator makes clips of them, and
@@ -71,8 +71,9 @@ def _add_train(kinds: Any) -> None:
     train = _kind(kinds, "train", "train reward heads on people's ratings", TRAIN)
     train.add_argument("--ratings", type=Path, required=True, metavar="FILE", help="ratings.jsonl")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the heads")
-    train.add_argument("--head", default="toon", help="'toon', or a class (default: toon)")
+    train.add_argument("--head", default="toon", help="'toon', or a class of rewarders/anime/full (default: toon)")
     train.add_argument("--model", action="append", default=[], metavar="ROLE=PATH", help="a model that the class loads")
+    train.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the class")
     train.add_argument("--dimensions", help="by commas (default: all that are rated and the heads know)")
     train.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     train.add_argument("--epochs", type=int, default=60, help="at most (default: 60)")

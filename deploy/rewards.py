@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from rewarders.training.report import REWARD, report
 
 Options = argparse.Namespace
 Flags = Mapping[str, Any]
-FULL_SIZE = "rewarders.anime.full"  # where a class of --head is looked for that names no module
 TOON_RATE = 4e-3  # the toon heads learn all of their weights, from scratch
 
 
@@ -68,10 +66,11 @@ def train_command(options: Options, flags: Flags) -> int:
     if options.head == "toon":
         names = _chosen(options, dimensions(rated.rows))
         heads: list[Any] = [regression.train_toon_head(rated, name, options.out, plan, print) for name in names]
+        heads += _rest(options.out, names)
     else:
         heads = [_train_class(rated, options, plan)]
     save_heads(heads, options.out)
-    print(f"{options.out}: {', '.join(head.dimension for head in heads)}; how good they are says:")
+    print(f"{options.out}: trained; how good its heads are says:")
     print(f"  douga reward eval {options.out} --ratings {options.ratings}")
     return 0
 
@@ -98,33 +97,43 @@ def _chosen(options: Options, rated: list[str]) -> list[str]:
     return names
 
 
+def _rest(out: Path, trained: Collection[str]) -> list[Any]:
+    """The embedded heads of dimensions that nobody rated: a folder of toon heads has all six."""
+    missing = [name for name in HEADS if name not in trained and not (out / f"{name}.json").exists()]
+    if missing:
+        print(f"{out}: {', '.join(missing)} are the embedded heads, since they were not trained")
+    return [head for head in load_heads("toon") if head.dimension in missing]
+
+
 def _train_class(rated: Rated, options: Options, plan: regression.Plan) -> TrainableReward:
-    kind = _class(options.head)
-    models = dict(_model(word) for word in options.model)
-    reward = kind.create(models, options.device, plan.seed)
-    if reward.dimension not in dimensions(rated.rows):
-        raise ConfigError(f"{options.ratings}: nobody rated {reward.dimension}, which {options.head} judges")
-    return regression.train_reward(rated, reward, {"head": options.head, "models": models}, options.out, plan, print)
+    """One of `rewarders.anime.full`."""
+    from rewarders.anime.full import CLASSES  # noqa: PLC0415 - transformers takes seconds, and only this needs it
+
+    kind = CLASSES.get(options.head)
+    if kind is None:
+        raise ConfigError(f"--head {options.head}: there are toon, {', '.join(CLASSES)}")
+    if kind.dimension not in dimensions(rated.rows):
+        raise ConfigError(f"{options.ratings}: nobody rated {kind.dimension}, which {options.head} judges")
+    models = dict(_named("model", word) for word in options.model)
+    how = {name: _value(text) for name, text in (_named("option", word) for word in options.option)}
+    reward: Any = kind.create(models, options.device, plan.seed, how)
+    made_of = {"head": options.head, "models": models, "options": reward.options}
+    return regression.train_reward(rated, reward, made_of, options.out, plan, print)
 
 
-def _class(name: str) -> Any:
-    """A `TrainableReward` by its name in `FULL_SIZE`, or by its dotted path."""
-    module, _, attribute = name.rpartition(".")
+def _named(option: str, word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"--{option} {word}: NAME=VALUE is expected")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value as JSON has it, else the text itself."""
     try:
-        kind = getattr(import_module(module or FULL_SIZE), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"--head {name}: no such class: {error}") from None
-    lacking = [part for part in ("create", "features", "loss", "dimension") if not hasattr(kind, part)]
-    if lacking:
-        raise ConfigError(f"--head {name}: cannot be trained, it has no {', '.join(lacking)}")
-    return kind
-
-
-def _model(word: str) -> tuple[str, str]:
-    role, equals, path = word.partition("=")
-    if not (role and equals and path):
-        raise ConfigError(f"--model {word}: ROLE=PATH is expected, e.g. vision=/models/siglip")
-    return role, path
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def eval_command(options: Options, flags: Flags) -> int:
@@ -135,7 +144,8 @@ def eval_command(options: Options, flags: Flags) -> int:
     table = read_ratings(options.ratings)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     notes.print(table.summary(), markup=False)
-    seen = {head.dimension: regression.seen_in_training(Path(options.heads), head.dimension) for head in heads}
+    folder = None if options.heads == "toon" else Path(options.heads)
+    seen = {} if folder is None else {h.dimension: regression.seen_in_training(folder, h.dimension) for h in heads}
     if not any(seen.values()):
         notes.print(f"{options.heads}: does not say what it was trained on; every rated clip counts", markup=False)
     found = report(heads, Rated(table), seen, lambda line: notes.print(line, markup=False), options.resamples)

@@ -10,10 +10,9 @@ import pytest
 from common.ratings import read_ratings
 from deploy import cli
 from deploy.rewards import _left_out
-from rewarders.anime import HEADS
+from rewarders.anime import HEADS, load_heads
 from tests.rewarders.training.rated_clips import grey_clips
-
-EYES = "tests.rewarders.training.rated_clips.Light"
+from tests.tiny_encoders import tiny_siglip
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +63,34 @@ def test_bad_rows_are_said_and_left_out(toon: Path, tmp_path: Path, capsys: pyte
     assert len(read_ratings(worse).rows) == 16
 
 
+def test_a_head_over_pretrained_models(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    heads = tmp_path / "heads"
+    siglip = tiny_siglip(heads / "siglip")
+    train = ["reward", "train", "--ratings", str(toon), "--out", str(heads), "--head", "VideoSmoothness"]
+    train += ["--model", f"vision={siglip}", "--option", "frames=4", "--epochs", "3", "--batch", "4"]
+    assert cli.main(train) == 0
+    assert capsys.readouterr().out.count("validation ") == 3
+    (head,) = load_heads(str(heads))
+    assert (head.dimension, head.options) == ("smoothness", {"frames": 4})  # type: ignore[attr-defined]
+    evaluate = ["reward", "eval", str(heads), "--ratings", str(toon), "--resamples", "100", "--json"]
+    assert cli.main(evaluate) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["dimensions"]) == ["smoothness"]
+    assert found["left_out"]["seen in training"]["smoothness"] == 16 - found["clips"]
+    assert found["left_out"]["not scored"] == {"smoothness": 0}
+
+
+def test_dimensions_that_are_not_trained_keep_the_embedded_head(
+    toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--out", str(tmp_path / "h"), "--epochs", "1", "--batch", "4", "--dimensions", "motion")
+    assert cli.main(["reward", "train", "--ratings", str(toon), *words]) == 0
+    assert "smoothness, appeal, text, image, character are the embedded heads" in capsys.readouterr().out
+    made = {head.dimension: head.digest for head in load_heads(str(tmp_path / "h"))}
+    embedded = {head.dimension: head.digest for head in load_heads("toon")}
+    assert [name for name in HEADS if made[name] != embedded[name]] == ["motion"]
+
+
 def bad(capsys: pytest.CaptureFixture, *words: str) -> str:
     assert cli.main(["reward", *words]) == 2
     said = capsys.readouterr().err
@@ -78,10 +105,10 @@ def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.Captur
     assert "--epochs 0: must be at least 1" in bad(capsys, *train, "--epochs", "0")
     assert "--lr -1: must be above 0" in bad(capsys, *train, "--lr", "-1")
     assert "none.jsonl: no such file" in bad(capsys, "train", "--ratings", "none.jsonl", "--out", str(tmp_path))
-    assert "--head a.B: no such class" in bad(capsys, *train, "--head", "a.B")
-    assert "--head json.dumps: cannot be trained, it has no create" in bad(capsys, *train, "--head", "json.dumps")
-    assert "--model x: ROLE=PATH" in bad(capsys, *train, "--head", EYES, "--model", "x")
-    assert "nobody rated light" in bad(capsys, *train, "--head", EYES)
+    assert "--head B: there are toon, VideoSmoothness" in bad(capsys, *train, "--head", "B")
+    assert "--model x: NAME=VALUE is expected" in bad(capsys, *train, "--head", "VideoSmoothness", "--model", "x")
+    assert "VideoSmoothness: its models are vision" in bad(capsys, *train, "--head", "VideoSmoothness")
+    assert "nobody rated smoothness" in bad(capsys, *grey, "--head", "VideoSmoothness")
     assert "rates light, dark; the toon heads know smoothness" in bad(capsys, *grey)
     assert "--resamples 1: must be at least 100" in bad(
         capsys, "eval", "toon", "--ratings", str(toon), "--resamples", "1"
