@@ -373,6 +373,7 @@ class RunConfig(Section):
     seed: int = Field(default=0, ge=0, description="all random numbers are functions of it")
     steps: int = Field(default=60, ge=1, description="optimizer steps")
     prompts: str = Field(default="toon", description="'toon', or a .jsonl/.csv file with columns image, prompt")
+    pairs: str = Field(default="", description="pairs or ratings file, or a folder of clips: train on these instead")
     verify: bool = Field(default=False, description="exit 1 unless the held-out reward rose and the oracle held")
     simulate: bool = Field(default=False, description="pauses in the place of model work; all else is real")
     model: ModelConfig = ModelConfig()

@@ -60,10 +60,15 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the model is conditioned on, encoded once per prompt and shared by its candidates. Sampler -> learner."""
+    """What the model is conditioned on, encoded once per prompt and shared by its candidates. Sampler -> learner.
 
-    prompt_embeds: Array  # [L, D]
-    image_latent: Array | None  # [1, C, h, w], the clean first frame, VAE-scaled; None for text-to-video
+    Recorded pairs (`common/recorded.py`) have a condition for each: one dimension more, the winner's first.
+    """
+
+    prompt_embeds: Array  # [L, D], or [2, L, D]
+    image_latent: (
+        Array | None
+    )  # [1, C, h, w] or [2, 1, C, h, w], the clean first frame, VAE-scaled; None: text-to-video
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,15 @@ examples:
   douga annotate clips --export rated             rated/ratings.jsonl and rated/pairs.jsonl, with the clips
   DOUGA_TOKEN=... douga annotate clips --host 10.0.0.5      for others; without a token on this machine alone
 """
+FINETUNE = """\
+HuViDPO's first stage: the diffusion loss on clips of your own, each under its caption and its clean first frame. A run
+like all others (learner.loss = sft): it can be interrupted, is compared with the base model, and is exported.
+
+examples:
+  douga finetune clips --steps 200 --learner.lr 1e-4              8 to 16 clips, each NAME.mp4 with a NAME.txt
+  douga export finetune --out tuned                               a whole pipeline
+  douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --learner.loss dpo
+"""
 OWN = frozenset(
     {"rubric", "annotators", "pairs", "host", "port", "token", "seed", "results", "export"},
 )

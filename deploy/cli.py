@@ -31,6 +31,7 @@ examples:
   douga run --name mine --learner.lr 1e-5     change any key; names may be written with - or _
   douga run my.toml --steps 200               a configuration file, then flags on top
   douga run runs/mine/config.toml             go on with a run that was interrupted
+  douga run --pairs rated/ratings.jsonl       train on pairs that people made: docs/annotate.md
 
   A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
   When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.* may change; model.path to another copy of the
@@ -189,6 +190,9 @@ def _add_run(commands: Any) -> None:
     run.usage = "douga run [CONFIG.toml] [--KEY VALUE ...]"
     run.format_help = partial(_help_with, run.format_help, epilog)
     run.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="default: the embedded toon run")
+    finetune = _add(commands, "finetune", _finetune, "fine-tune on a few real clips", annotating.FINETUNE, keys=True)
+    finetune.add_argument("clips", type=Path, metavar="CLIPS", help="folder of mp4 files, each with a NAME.txt")
+    finetune.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="default: the embedded toon run")
     _add(commands, "config", _config, "list every configuration key with its kind, default and meaning")
 
 
@@ -198,13 +202,19 @@ def _help_with(own: Callable[[], str], more: Callable[[], str]) -> str:
 
 
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    config = load_config(options.config or TOON, flags)
+    recorded = {"sampler.candidates": "2", "mode": "serial"} if "pairs" in flags else {}
+    config = load_config(options.config or TOON, recorded | flags)
     if config.learner.loss == "gapo" and config.learner.alpha == 1:
         print("douga: warning: learner.alpha = 1 makes every gap 0: no gradient, nothing is learned", file=sys.stderr)
     options.resolved = config
     from deploy import start  # noqa: PLC0415 - `--help` answers without rich
 
     return start.run(options, flags)
+
+
+def _finetune(options: argparse.Namespace, flags: dict[str, Any]) -> int:
+    own = {"name": "finetune", "learner.loss": "sft", "pairs": str(options.clips)}
+    return _run(options, own | flags)
 
 
 def _add_worker(commands: Any) -> None:

@@ -24,8 +24,8 @@ class Pairs:
     ordinals: tuple[int, ...]
     winner: torch.Tensor  # [n, F, C, h, w], x0, VAE-scaled, the sampler's dtype
     loser: torch.Tensor  # the same
-    prompt_embeds: torch.Tensor  # [n, L, D]
-    image_latent: torch.Tensor | None  # [n, 1, C, h, w]; None for text-to-video models
+    prompt_embeds: torch.Tensor  # [n, L, D]; where winner and loser have captions of their own, [n, 2, L, D]
+    image_latent: torch.Tensor | None  # [n, 1, C, h, w], or [n, 2, 1, C, h, w]; None for text-to-video models
     gap: torch.Tensor  # float32 [n], >= 0
     rewards: torch.Tensor  # float32 [n, 2]: R~w, R~l in [0, 1]
     lag: torch.Tensor  # float32 [n], pushes

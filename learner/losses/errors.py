@@ -8,7 +8,7 @@ models' trainers add it to the pixels; the learner holds no VAE).
 | x0^w, x0^l | `Pairs.winner`, `Pairs.loser` [n, F, C, h, w] | latents of the preferred and the other clip |
 | t | `Draw.timesteps` [n] | 0 .. T-1, one per pair |
 | eps | `Draw.noise` [n, F, C, h, w] | one per pair, float32 |
-| c | `Pairs.prompt_embeds`, `Pairs.image_latent` | caption and clean first frame |
+| c | `Pairs.prompt_embeds`, `Pairs.image_latent` | caption and clean first frame; of recorded pairs c_w and c_l |
 | v* | `NoiseSchedule.v_target` | sqrt(a_t) eps - sqrt(1 - a_t) x0 |
 | e_theta(x0) | `PairErrors` | mean over all non-batch dimensions of (v_theta(x_t, t, c) - v*)^2, float32 |
 
@@ -129,7 +129,7 @@ def v_errors(
     noise, timesteps = torch.cat([draw.noise] * 2), torch.cat([draw.timesteps] * 2)
     text, image = _condition(pairs, draw, empty_embeds)
     x_t = schedule.add_noise(x0, noise, timesteps)
-    v = predict(x_t, None if image is None else torch.cat([image] * 2), timesteps, torch.cat([text] * 2))
+    v = predict(x_t, None if image is None else _both(image, 5), timesteps, _both(text, 3))
     errors = (v.float() - schedule.v_target(x0, noise, timesteps)).square().flatten(1).mean(1)
     winner, loser = errors.chunk(2)
     return winner, loser
@@ -141,8 +141,18 @@ def _condition(pairs: Pairs, draw: Draw, empty_embeds: torch.Tensor | None) -> t
     if draw.drop_caption.any():
         if empty_embeds is None:
             raise ValueError("captions are dropped, but the learner was not given the empty caption's embedding")
-        text = torch.where(draw.drop_caption[:, None, None], empty_embeds.to(text), text)
+        text = torch.where(_over(draw.drop_caption, text), empty_embeds.to(text), text)
     if image is not None:
-        keep = (~draw.drop_image)[:, None, None, None, None]
-        image = (image.float() + draw.image_noise) * keep
+        noise = draw.image_noise if image.ndim == 5 else draw.image_noise[:, None]
+        image = (image.float() + noise) * _over(~draw.drop_image, image)
     return text, image
+
+
+def _over(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """One flag per pair [n], to be broadcast over `values` [n, ...]."""
+    return flags.view(-1, *[1] * (values.ndim - 1))
+
+
+def _both(condition: torch.Tensor, shared: int) -> torch.Tensor:
+    """For the winners, then the losers: what they share (`shared` dimensions), or what each has [n, 2, ...]."""
+    return torch.cat([condition] * 2 if condition.ndim == shared else [condition[:, 0], condition[:, 1]])

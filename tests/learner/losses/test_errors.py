@@ -156,3 +156,36 @@ def test_text_to_video_has_no_image() -> None:
 def test_bfloat16_latents_give_float32_errors() -> None:
     half = replace(PAIRS, winner=PAIRS.winner.bfloat16(), loser=PAIRS.loser.bfloat16())
     assert v_errors(Recorder(), SCHEDULE, half, drawn(), None)[0].dtype == torch.float32
+
+
+def test_winner_and_loser_may_have_conditions_of_their_own() -> None:
+    """Every number by hand: v is predicted to be image + text + dropped nothing, v* is 0.6 eps - 0.8 x0."""
+
+    class Flat:
+        def add_noise(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return x0
+
+        def v_target(self, x0: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return 0.6 * noise - 0.8 * x0
+
+    def predict(x_t, image, t, text):
+        return torch.zeros_like(x_t) + image + text.mean((1, 2)).view(-1, 1, 1, 1, 1)
+
+    def whole(value: float, *shape: int) -> torch.Tensor:
+        return torch.full(shape, value)
+
+    text = torch.stack([whole(1.0, 1, 2, 3), whole(3.0, 1, 2, 3)], 1)  # winner's caption 1, loser's 3
+    image = torch.stack([whole(0.5, 1, 1, 2, 2, 2), whole(-2.0, 1, 1, 2, 2, 2)], 1)
+    pairs = Pairs(
+        (7,), whole(1.0, 1, 2, 2, 2, 2), whole(2.0, 1, 2, 2, 2, 2), text, image,
+        torch.ones(1), torch.tensor([[1.0, 0.0]]), torch.zeros(1),
+    )  # fmt: skip
+    flags = torch.zeros(1, dtype=torch.bool)
+    drawn = Draw(torch.tensor([5]), whole(1.0, 1, 2, 2, 2, 2), flags, flags, torch.zeros(1, 1, 2, 2, 2))
+    winner, loser = v_errors(predict, Flat(), pairs, drawn, None)  # type: ignore[arg-type]
+    # winner: v = 0.5 + 1 = 1.5, v* = 0.6 - 0.8 = -0.2; loser: v = -2 + 3 = 1, v* = 0.6 - 1.6 = -1
+    assert winner.item() == pytest.approx(1.7**2)
+    assert loser.item() == pytest.approx(2.0**2)
+    dropped = Draw(drawn.timesteps, drawn.noise, ~flags, ~flags, drawn.image_noise)
+    winner, loser = v_errors(predict, Flat(), pairs, dropped, whole(0.25, 2, 3))  # type: ignore[arg-type]
+    assert (winner.item(), loser.item()) == (pytest.approx(0.45**2), pytest.approx(1.25**2))

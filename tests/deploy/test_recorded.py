@@ -1,0 +1,166 @@
+"""Runs on pairs that people made, and fine-tuning on clips: a tiny model, the same exchange, the same learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.recorded import RecordedSampler, frames_of
+from actors.sampler import Sampler
+from common.clips import encode_mp4
+from common.config import ConfigError, ModelConfig, load_config
+from common.exchange.local import LocalExchange
+from common.messages import Prompt
+from common.metrics import read_json_lines
+from common.models import encode_video, open_model, to_unit
+from common.ratings import RatedClip, write_ratings
+from common.recorded import RecordedPairs
+from common.tensors import from_array
+from common.toon.prompts import encode_png
+from deploy import cli, serial
+from tests.deploy import toy
+from tests.rewarders.human.world import frames
+from tests.tiny import tiny_pipeline
+
+LORA = {"sampler.candidates": 2, "learner.train": "lora", "learner.loss": "dpo", "learner.lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A tiny model, and four rated clips of a category with captions and first frames of their own."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_pipeline(folder / "model", perturb=0.3)
+    clips = folder / "clips"
+    clips.mkdir()
+    rows = []
+    for number in range(4):
+        (clips / f"{number}.mp4").write_bytes(encode_mp4(frames(number, 12), 8))
+        (clips / f"{number}.txt").write_text("robot walks")
+        ratings = {"ann": {"text": number + 1}, "ben": {"text": min(5, number + 2)}}
+        text = ("robot walks", "zombie jumps")[number % 2]
+        rows.append(RatedClip(clip=f"{number}.mp4", prompt=text, category="walk", source="a", ratings=ratings))
+    write_ratings(clips / "ratings.jsonl", rows)
+    return folder
+
+
+def config(parts: Path, root: Path, **flags):
+    return toy.config(
+        root, **{"model.path": parts / "model", "pairs": parts / "clips" / "ratings.jsonl"} | LORA | flags
+    )
+
+
+def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(parts, tmp_path):
+    how = config(parts, tmp_path)
+    recorded = RecordedPairs(Path(how.pairs), how.model, how.seed)
+    roles = serial.gather(how, toy.rewards())
+    exchange = LocalExchange(tmp_path / "ledger", how, roles.prompts)
+    try:
+        while roles.sampler.work(exchange):
+            pass
+        while roles.rewarder.work(exchange):
+            pass
+        given = exchange.lease_pairs("learner-0", 1, 2)
+    finally:
+        exchange.close()
+    plain = Sampler(open_model(how.model.path), how)
+    for one in given:
+        pair = recorded(one.pair.ordinal)
+        assert one.pair.winner_reward == pytest.approx(pair.winner.score / 100)
+        assert one.pair.loser_reward == pytest.approx(pair.loser.score / 100)
+        assert one.pair.winner == f"{one.pair.ordinal}-0-v0"
+        texts = from_array(one.conditioning.prompt_embeds)
+        images = from_array(one.conditioning.image_latent)
+        for place, end in enumerate(pair.ends):
+            assert torch.equal(texts[place], from_array(plain._embed(end.text)))
+            pixels = frames_of(end.clip, how.model)
+            first = plain._encode(Prompt(0, "alone", end.text, encode_png(pixels[0]))).image_latent
+            assert first is not None
+            assert torch.equal(images[place], from_array(first))
+            latents = (one.winner_latents, one.loser_latents)[place]
+            with torch.inference_mode():
+                clip = encode_video(plain._vae, to_unit(torch.from_numpy(pixels))[None])[0]
+            assert torch.equal(from_array(latents), clip)
+
+
+def test_each_clip_is_encoded_once(parts, tmp_path, monkeypatch):
+    encoded = []
+    real = RecordedSampler._encode_clip
+    monkeypatch.setattr(
+        RecordedSampler, "_encode_clip", lambda self, clip: (encoded.append(clip.name), real(self, clip))[1]
+    )
+    serial.run(config(parts, tmp_path), toy.rewards())
+    assert sorted(encoded) == sorted(set(encoded))
+    assert len(encoded) >= 2
+
+
+def test_a_lora_run_on_rated_clips_learns_to_prefer_what_people_preferred(parts, tmp_path):
+    how = config(parts, tmp_path, **{"steps": 12, "learner.beta": 500, "learner.refresh_every": 0})
+    outcome = serial.run(how, toy.rewards())
+    assert outcome.result is not None
+    inside = [record["inside"] for record in read_json_lines(how.folder / "metrics.jsonl")]
+    assert inside[0] == 0
+    assert np.mean(inside[-4:]) > 0.05
+
+
+def test_a_killed_run_ends_in_the_same_weights(parts, tmp_path):
+    whole = serial.run(config(parts, tmp_path / "whole"), toy.rewards())
+    how = config(parts, tmp_path / "cut")
+    cut = serial.run(how, toy.rewards(), stop=toy.after(14, lambda: True))
+    assert cut.result is None
+    again = serial.run(how, toy.rewards())
+    assert whole.result is not None
+    assert again.result is not None
+    assert again.result["weights_digest"] == whole.result["weights_digest"]
+
+
+def test_finetuning_brings_the_clips_error_down(parts, tmp_path):
+    clips = tmp_path / "real"
+    clips.mkdir()
+    for name in ("0.mp4", "0.txt"):
+        (clips / name).write_bytes((parts / "clips" / name).read_bytes())
+    how = config(parts, tmp_path, **{"pairs": clips, "learner.loss": "sft", "learner.train": "full", "steps": 30})
+    serial.run(how, toy.rewards())
+    losses = [record["loss"] for record in read_json_lines(how.folder / "metrics.jsonl")]
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+
+
+def test_another_rate_and_size_are_brought_to_the_models(tmp_path):
+    clip = frames(1, 24, 96, 96)
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(clip, 16))
+    seen = frames_of(tmp_path / "a.mp4", ModelConfig(frames=9, height=48, width=64, fps=8))
+    assert seen.shape == (9, 48, 64, 3)
+    right = [np.where(frame[..., 0] < 200)[1].max() for frame in seen]
+    assert np.diff(right) == pytest.approx(4 * 64 / 96, abs=1.5)  # 2 pixels a frame, every second frame, of 96 now 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"sampler.candidates": 4}, "a group is a pair; sampler.candidates = 4 must be 2"),
+        ({"pairs": "nowhere.jsonl"}, "pairs = 'nowhere.jsonl': cannot be read"),
+        ({"pairs": "CLIPS"}, "a folder of clips says nothing about which is better"),
+    ],
+)
+def test_what_cannot_be_is_told(parts, tmp_path, flags, said):
+    flags = {name: parts / "clips" if value == "CLIPS" else value for name, value in flags.items()}
+    with pytest.raises(ConfigError, match=said):
+        serial.gather(config(parts, tmp_path, **flags), toy.rewards())
+
+
+def test_the_commands(parts, tmp_path, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr("deploy.start.run", lambda options, flags: asked.append(options.resolved) or 0)
+    assert cli.main(["run", "--pairs", "rated.jsonl", "--mode", "cluster"]) == 0
+    assert cli.main(["run", "--pairs", "rated.jsonl"]) == 0
+    assert cli.main(["finetune", "clips", "--steps", "7"]) == 0
+    cluster, run, finetune = asked
+    assert (run.pairs, run.mode, run.sampler.candidates) == ("rated.jsonl", "serial", 2)
+    assert cluster.mode == "cluster"
+    assert (finetune.pairs, finetune.learner.loss, finetune.name, finetune.steps) == ("clips", "sft", "finetune", 7)
+    monkeypatch.undo()
+    assert cli.main(["run", "--pairs", "rated.jsonl", "--mode", "cluster", "--root", str(tmp_path)]) == 2
+    assert "only with mode = 'serial'" in capsys.readouterr().err
+    assert load_config().pairs == ""
