@@ -115,19 +115,18 @@ def measure(given: argparse.Namespace) -> Report:
         Row(
             f"batches of {given.batch}; other: one at a time, equal scores",
             "clips/s",
-            *_medians(ours, other),
+            median(ours),
+            median(other),
             None,
             gain,
         ),
-        Row("the same; other: one at a time, not padded", "clips/s", *_medians(ours, bare), None, ratio(ours, bare)),
+        Row(
+            "the same; other: one at a time, not padded", "clips/s", median(ours), median(bare), None, ratio(ours, bare)
+        ),
         *parts(many, tasks),
     ]
     aim = Aim("batched against one at a time", gain.median, f">= {AIM:g}", gain.median >= AIM)
     return Report("rewarding", rows, [aim], ("torch", "decord", "numpy"), given.device)
-
-
-def _medians(*columns: Sequence[float]) -> list[float]:
-    return [float(median(column)) for column in columns]
 
 
 OPTIONS = (

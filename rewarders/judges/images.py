@@ -3,7 +3,7 @@
 | kind | model folder | value of a frame | range |
 |---|---|---|---|
 | `clip_score` | any `CLIPModel` with its processor, also PickScore | 2.5 max(0, cos(image, text)) | 0..1 |
-| `aesthetic` | the same, with LAION's head (`HEAD_FILES`) beside it | head(image / its norm) | 1..10 |
+| `aesthetic` | the same, with LAION's head (`HEAD_FILE`) beside it | head(image / its norm) | 1..10 |
 
 Frames count alike, or as in InstructVideo: exp(-distance to the middle frame). ImageReward and MPS need code of their
 own: serve them (`rewarders/judges/remote.py` says how).
@@ -28,7 +28,7 @@ from common.tensors import state_digest
 from rewarders.judges.adapter import Needs
 
 CLIP_SCALE = 2.5  # of CLIPScore (Hessel et al., 2021)
-HEAD_FILES = ("aesthetic.safetensors", "sac+logos+ava1-l14-linearMSE.pth")
+HEAD_FILE = "aesthetic.safetensors"  # published as a pickle, which nobody should load: docs/rewards.md converts it
 CHUNK = 16  # frames in one forward pass, all of one clip
 
 
@@ -121,15 +121,14 @@ def frame_weights(kind: str, frames: int) -> torch.Tensor:
 
 def _head(folder: Path, width: int) -> torch.nn.Sequential:
     """The linear layers of a head's file, in the order of their numbers; dropout between them does nothing here."""
-    file = next((folder / name for name in HEAD_FILES if (folder / name).is_file()), None)
-    if file is None:
-        raise ConfigError(f"path = {str(folder)!r}: no aesthetic head there ({' or '.join(HEAD_FILES)})")
+    file = folder / HEAD_FILE
+    if not file.is_file():
+        raise ConfigError(f"path = {str(folder)!r}: no aesthetic head there ({HEAD_FILE})")
     try:
-        state: dict[str, torch.Tensor] = (
-            load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-        )
+        state = load_file(file)
         names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: int(name.rpartition(".")[2]))
-        layers = [torch.nn.Linear(*reversed(state[f"{name}.weight"].shape)) for name in names]
+        shapes = [state[f"{name}.weight"].shape for name in names]
+        layers = [torch.nn.Linear(inputs, outputs) for outputs, inputs in shapes]
         for name, layer in zip(names, layers, strict=True):
             layer.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
     except Exception as error:

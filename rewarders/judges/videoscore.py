@@ -40,7 +40,8 @@ class Idefics2Regression(Idefics2PreTrainedModel):
     def __init__(self, config: Idefics2Config) -> None:
         super().__init__(config)
         self.model = Idefics2Model(config)
-        self.score = torch.nn.Linear(config.text_config.hidden_size, config.num_labels, bias=False)
+        text: Any = config.text_config
+        self.score = torch.nn.Linear(text.hidden_size, int(config.num_labels or 0), bias=False)
         self.post_init()
 
     def forward(self, **inputs: Any) -> torch.Tensor:
@@ -56,7 +57,7 @@ class VideoScore:
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """`ConfigError` when ``path`` is no such model, or has no processor or no ``prompt.txt``."""
-        self._model = _regression(judge.path, len(self.outputs)).to(device).eval().requires_grad_(False)
+        self._model: Any = _regression(judge.path, len(self.outputs)).to(device).eval().requires_grad_(False)
         self._processor = opened(AutoProcessor, judge.path)
         self._prompt, self._device = _question(Path(judge.path) / PROMPT), device
         self.digest = f"{state_digest(self._model.state_dict())} {self._prompt}"
@@ -78,7 +79,8 @@ def _regression(path: str, outputs: int) -> Idefics2Regression:
     if not path:
         raise ConfigError("path: a model folder is needed")
     try:
-        model, how = Idefics2Regression.from_pretrained(path, dtype="auto", output_loading_info=True)
+        load: Any = Idefics2Regression.from_pretrained
+        model, how = load(path, dtype="auto", output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         pass_on(error)
         raise ConfigError(f"path = {path!r}: no Idefics2 model: {' '.join(str(error).split())[:200]}") from None

@@ -85,7 +85,7 @@ class TrackedCharacter(FullReward):
         frames = np.concatenate([first_frame(clip, prompt)[None], sample(clip, slots)])
         box = self.detector(frames[0], self.options["threshold"])
         masks = np.zeros(frames.shape[:3], bool) if box is None else self.tracker(frames, box)
-        lost: np.ndarray = ~masks.any((1, 2))
+        lost = np.asarray(~masks.any((1, 2)))
         figures = torch.zeros(len(frames), self.vision.width, device=self.device)
         for i in np.flatnonzero(~lost):
             figures[i] = self.vision(cut_out(frames[i], masks[i])[None])[0]
