@@ -23,9 +23,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from common.config import GuardConfig
+from common.metrics import GUARD, read_json_lines
 from common.stats import Interval, paired_bootstrap
 
 REWARD = "reward"  # of a clip's trained scores: the weighted mean, 0..100
@@ -192,3 +194,8 @@ def in_order(readings: Sequence[Reading]) -> list[Reading]:
     for one in readings:
         kept = [other for other in kept if (other.step != 0 if one.step == 0 else other.step < one.step)] + [one]
     return sorted(kept, key=lambda one: one.step)
+
+
+def read_readings(folder: Path) -> list[Reading]:
+    """What counts of a run's readings, by rising step."""
+    return in_order([from_record(record) for record in read_json_lines(folder / GUARD)])

@@ -14,6 +14,8 @@ TICKS = 4
 
 Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
 
+Series = tuple[str, str, Sequence[float]]  # name, class of its colour, values
+
 
 def dots(rows: Sequence[Row]) -> str:
     """Base and aligned means with their 95 % intervals, one line per row, on one common scale."""
@@ -49,12 +51,18 @@ def _whisker(title: str, kind: str, row: Mapping[str, float], x: Callable[[float
 
 def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequence[int] = ()) -> str:
     """One quantity over optimizer steps; `marks` are steps with a dashed line (reference refreshes)."""
-    left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
-    ticks = nice_ticks(min(values), max(values))
-    first, last = min(steps), max(*steps, min(steps) + 1)
+    return series(title, steps, [(title, "aligned", values)], marks, "step")
 
-    def x(step: float) -> float:
-        return left + (right - left) * (step - first) / (last - first)
+
+def series(title: str, at: Sequence[int], rows: Sequence[Series], marks: Sequence[int] = (), unit: str = "push") -> str:
+    """Several quantities on one scale over the same points; `marks` are points with a dashed line."""
+    left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
+    values = [value for _, _, row in rows for value in row]
+    ticks = nice_ticks(min(values), max(values))
+    first, last = min(at), max(*at, min(at) + 1)
+
+    def x(point: float) -> float:
+        return left + (right - left) * (point - first) / (last - first)
 
     def y(value: float) -> float:
         return bottom - (bottom - top) * (value - ticks[0]) / (ticks[-1] - ticks[0])
@@ -64,10 +72,11 @@ def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequ
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
     parts += [f'<line class="mark" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{top}" y2="{bottom}"/>' for m in marks]
-    points = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, values, strict=True))
-    parts.append(f'<polyline class="curve" points="{points}"/>')
-    parts.append(f'<circle class="aligned" cx="{x(steps[-1]):.1f}" cy="{y(values[-1]):.1f}" r="3"/>')
-    parts += [_text(x(first), bottom + 18, f"{first}", "middle"), _text(right, bottom + 18, f"step {last}", "end")]
+    for name, kind, row in rows:
+        points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in zip(at, row, strict=True))
+        parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
+        parts.append(f'<circle class="{kind}" cx="{x(at[-1]):.1f}" cy="{y(row[-1]):.1f}" r="3"/>')
+    parts += [_text(x(first), bottom + 18, f"{first}", "middle"), _text(right, bottom + 18, f"{unit} {last}", "end")]
     return _svg(bottom + 26, parts, title)
 
 

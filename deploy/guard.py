@@ -25,9 +25,9 @@ from actors.prompts import PromptSource
 from common.clips import decode_clip
 from common.config import RunConfig
 from common.exchange.client import RunExchange, ScoredCandidate, State
-from common.guard import REWARD, SCORER, Measured, Reading, concluded, from_record, in_order, to_record
+from common.guard import REWARD, SCORER, Measured, Reading, concluded, in_order, read_readings, to_record
 from common.messages import Prompt, Purpose, ScoreTask
-from common.metrics import GUARD, JsonLines, read_json_lines
+from common.metrics import GUARD, JsonLines
 from common.weights import WeightStore
 from deploy import run_folder
 from deploy.evaluate import mean_reward
@@ -83,7 +83,7 @@ class Guard:
     ) -> None:
         self.config, self.folder, self.exchange, self.events, self.say = config, folder, exchange, events, say
         self.probes = probes or Probes([], None)
-        self.readings = readings(folder)
+        self.readings = read_readings(folder)
         self._store = WeightStore(folder / "weights")
         self._under: Under | None = None
         self._tried = -1  # the version last read, or tried to be
@@ -235,8 +235,3 @@ def motion_of(clip: bytes) -> float:
     """Mean absolute difference of neighbouring frames, 0..255. Flicker counts too: the judge is there to tell."""
     frames = decode_clip(clip).astype(np.int16)
     return float(np.abs(np.diff(frames, axis=0)).mean()) if len(frames) > 1 else 0.0
-
-
-def readings(folder: Path) -> list[Reading]:
-    """What counts of a run's readings, by rising step."""
-    return in_order([from_record(record) for record in read_json_lines(folder / GUARD)])

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from common.clips import decode_clip
 from common.config import ConfigError, RunConfig, load_config
+from common.guard import Reading, mean_change, motion_share, read_readings
 from common.metrics import EVENTS, METRICS, TIMELINE, latest_by_step, read_json_lines
 from deploy import charts, run_folder, timeline
 from deploy.evaluate import REWARD, SIDES
@@ -86,6 +87,8 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
             ("Largest losses", [clip_pair(folder, record, config.model.fps) for record in losses]),
         ],
         curves=_curves(steps),
+        watched=_watched(read_readings(folder)),
+        alarms=[record for record in read_json_lines(folder / EVENTS) if record["event"] == "alarm"],
         refreshes=[record["step"] for record in steps if record["refreshed"]],
         work=work,
         lanes=Markup(charts.lanes(work, KINDS)) if work.bars else None,
@@ -159,3 +162,19 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         {"title": title, "note": note, "chart": Markup(charts.curve(title, numbers, [of(r) for r in steps], marks))}
         for title, note, of in CURVES
     ]
+
+
+def _watched(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """What the guardrails saw: the trained reward beside each answer of the held-out judge, and the motion."""
+    if len(readings) < 2:
+        return []
+    pushes, alarms = [one.pushes for one in readings], [one.pushes for one in readings if one.alarms]
+    reward = ("trained reward", "base", [mean_change(one) for one in readings])
+    judged = [one.judged for reading in readings for one in reading.policy.values()]
+    answers = [name for name in judged[-1] if all(name in one for one in judged)]
+    rows = [
+        (f"Judge: {name}", [reward, (name, "aligned", [mean_change(one, name) for one in readings])])
+        for name in answers
+    ]
+    rows.append(("Motion", [("motion", "aligned", [100 * motion_share(one) for one in readings])]))
+    return [{"title": title, "chart": Markup(charts.series(title, pushes, lines, alarms))} for title, lines in rows]

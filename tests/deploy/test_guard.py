@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from common.config import ConfigError, RunConfig
+from common.config import DIMENSIONS, ConfigError, RunConfig, load_config
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
-from common.guard import Reading
+from common.guard import Reading, mean_change, read_readings
 from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
-from deploy import guard, serial
+from deploy import report, run_folder, serial
 from deploy.guard import Paused
 from tests.deploy import toy
 from tests.deploy.test_serial import Death, die, fresh, model, what_counts
@@ -49,7 +50,7 @@ def watched(root: Path, **flags) -> RunConfig:
 
 
 def taken(config: RunConfig) -> list[Reading]:
-    return guard.readings(config.folder)
+    return read_readings(config.folder)
 
 
 def events(config: RunConfig, name: str) -> list[dict]:
@@ -89,6 +90,12 @@ def test_every_push_is_read_on_the_same_prompts_and_seeds(quiet):
     assert set(first.judged) == {"identity", "motion", "smoothness"}
     assert {"reward", "smoothness", "character"} <= set(first.trained)
     assert first.motion > 0
+
+
+def test_the_report_draws_what_was_watched(quiet):
+    page = report.write(quiet[0].folder).read_text()
+    for words in ("Guardrails", "Judge: identity", "Judge: motion", "Judge: smoothness", "<h3>Motion</h3>", "push 4"):
+        assert words in page
 
 
 def test_the_ledger_keeps_the_base_clips_alone(quiet):
@@ -205,3 +212,45 @@ def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, 
     with pytest.raises(ConfigError, match=rf"^guard\.judge = '{path}': {words}"):
         serial.run(config, toy.rewards())
     assert not config.folder.exists()
+
+
+# The toon world: a reward that is pleased by what stands still, and the six heads.
+
+SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.pairs_per_step": 4,
+         "learner.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
+         "guard.prompts": 6, "guard.every": 1}  # fmt: skip
+ALONE = {f"reward.weights.{name}": 0 for name in DIMENSIONS if name != "smoothness"}
+
+
+class Stillness:
+    """Smooth is what does not change: a naive judge, and the policy learns to blur and to freeze for it."""
+
+    dimension, digest = "smoothness", "stillness-1"
+
+    def score(self, clips, prompts):
+        return [float(100 * np.exp(-np.abs(np.diff(clip.astype(np.int16), axis=0)).mean() / 8)) for clip in clips]
+
+
+def toon(root: Path, **flags) -> RunConfig:
+    values = SMALL | {"root": root} | flags
+    return load_config(run_folder.TOON, {name: str(value) for name, value in values.items()})
+
+
+@pytest.mark.slow
+def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
+    """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
+    config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guard.action": "pause"})
+    words = r"^paused by guard.action after step \d: .*judge identity: held-out identity -.* points since step 0, while"
+    with pytest.raises(Paused, match=words):
+        serial.run(config, [Stillness()])
+    last = taken(config)[-1]
+    assert mean_change(last) > 0
+    assert mean_change(last, "identity") < -5
+
+
+@pytest.mark.slow
+def test_an_honest_run_raises_no_alarm(tmp_path):
+    config = toon(tmp_path)
+    assert serial.run(config).finished
+    assert [one.step for one in taken(config)] == [0, 1, 2, 3, 4, 5, 6]
+    assert events(config, "alarm") == []

@@ -167,7 +167,7 @@ def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) 
         ([msgpack.packb({"schema": 99})], "schema 99; this program speaks 1"),
         ([msgpack.packb({"schema": 1, "blobs": [3]})], "blobs of [] bytes, the header says [3]"),
         (pack({"id": 1}), "a request needs a client and an id"),
-        (request("close"), "no call 'close'; there are announce, bytes_on_disk"),
+        (request("close"), "no call 'close'; there are announce, ask_refresh, bytes_on_disk"),
         (request("__class__"), "no call '__class__'"),
         (request("lease_group", "a"), "lease_group: 2 arguments are needed (worker, version)"),
         (request("lease_group", "a", "b"), "lease_group.version: int is needed, not 'b'"),

@@ -98,7 +98,7 @@ class Mortal:
 
     def __init__(self, database: Any, fuse: Fuse, folder: Path) -> None:
         self._database, self._fuse, self._folder = database, fuse, folder
-        self._committed = 0
+        self._committed = database.total_changes  # what opening wrote was brought to the disk with it
 
     def execute(self, sql: str, *values: Any) -> Any:
         changes = self._database.total_changes
