@@ -145,16 +145,17 @@ def against_plain(given: argparse.Namespace, model: ModelFolder) -> tuple[list[R
     return [speed, use, *memory_rows(mine, theirs)], [aim, *mfu_aims(given.device, use)]
 
 
-def shortcut(given: argparse.Namespace, model: ModelFolder, words: str) -> list[Row]:
-    """A shortcut beside ours without it: its speed, and on the toon world its cost."""
+Verdicts = dict[str, list[float]]  # reward and oracle's figures, of each prompt's clip
+
+
+def shortcut(given: argparse.Namespace, model: ModelFolder, words: str, before: Verdicts) -> list[Row]:
+    """A shortcut beside ours without it: its speed, and where exact clips were judged `before` its cost."""
     quick, exact = sampling(model, shortened(given, words)), sampling(model, settings(given))
     alternate(given, model, quick, exact)
     mine, theirs = quick.rates(N), exact.rates(N)
     case = f"{words}; other: exact{'' if telling(model, words) else '; random weights skip as they please'}"
     rows = [Row(case, "videos/s", median(mine), median(theirs), None, ratio(mine, theirs))]
-    if given.model == TOON and given.quality:
-        rows += cost(given, model, exact.thing, quick.thing, words)
-    return rows
+    return rows + (cost(before, judged(given, model, quick.thing), words) if before else [])
 
 
 def telling(model: ModelFolder, words: str) -> bool:
@@ -169,9 +170,8 @@ def shortcut_aim(exact: Aim, gains: Mapping[str, float]) -> Aim:
     return Aim(f"sampling against the pipeline, {words}", value, ">= 2", value >= 2)
 
 
-def cost(given: argparse.Namespace, model: ModelFolder, exact: Clips, quick: Clips, words: str) -> list[Row]:
+def cost(before: Verdicts, after: Verdicts, words: str) -> list[Row]:
     """The change of the mean reward and of the oracle's figures, with 95 % intervals."""
-    before, after = judged(given, model, exact), judged(given, model, quick)
     rows = []
     for name in before:
         change = paired_bootstrap(before[name], after[name])
@@ -181,7 +181,7 @@ def cost(given: argparse.Namespace, model: ModelFolder, exact: Clips, quick: Cli
     return rows
 
 
-def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> dict[str, list[float]]:
+def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdicts:
     """Reward and oracle of one clip for each held-out prompt; the same seeds whoever samples."""
     from common.toon.oracle import judge  # noqa: PLC0415 - of the toon world alone
     from common.toon.prompts import shot_of  # noqa: PLC0415
@@ -190,7 +190,7 @@ def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> dict[s
     asked = prompts_for(given, model).heldout(given.quality, 0)
     clips = [decode_clip(make(prompt, [seed])[0]) for seed, prompt in enumerate(asked)]
     heads = [head.score(clips, asked) for head in load_heads("toon") if head.dimension in DIMENSIONS]
-    found: dict[str, list[float]] = {"reward": np.mean(heads, 0).tolist()}
+    found: Verdicts = {"reward": np.mean(heads, 0).tolist()}
     for clip, prompt in zip(clips, asked, strict=True):
         for name, value in asdict(judge(clip, shot_of(prompt))).items():
             found.setdefault(f"oracle's {name}", []).append(value)
@@ -202,8 +202,11 @@ def measure(given: argparse.Namespace) -> Report:
     model = open_given(given)
     rows, aims = against_plain(given, model)
     gains: dict[str, float] = {}
+    before: Verdicts = {}
+    if given.model == TOON and given.quality and given.shortcuts:
+        before = judged(given, model, sampling(model, settings(given)).thing)
     for words in given.shortcuts:
-        speed, *costs = shortcut(given, model, words)
+        speed, *costs = shortcut(given, model, words, before)
         rows += [speed, *costs]
         if speed.ratio is not None and telling(model, words):
             gains[words] = speed.ratio.median

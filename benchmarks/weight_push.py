@@ -203,7 +203,7 @@ def ray_cluster() -> Iterator[None]:
     """A Ray of this machine alone."""
     import ray  # noqa: PLC0415
 
-    ray.init(num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
     try:
         yield
     finally:

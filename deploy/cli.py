@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 try:
     from common.config import ConfigError, keys, leaves, load_config
     from deploy import annotating, reward_commands, serving
-    from deploy.run_folder import TOON
+    from deploy.run_folder import MEMORY, TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
     words = f"{sys.executable} has no {missing.name}; name the project's own interpreter, .venv/bin/python, in full"
@@ -24,7 +24,7 @@ except ModuleNotFoundError as missing:
 
 TRUE_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   douga run                                   align the embedded toon model on this machine
   douga run --verify                          ... and exit 1 unless held-out reward rose and the oracle held
@@ -36,7 +36,8 @@ examples:
   A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
   When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.* may change; model.path to another copy of the
   model; and what makes a run fit into less memory:
-  sampler.micro_batch, sampler.offload, reward.batch, learner.micro_batch, learner.gradient_checkpointing.
+  {", ".join(MEMORY[:3])},
+  {", ".join(MEMORY[3:])}.
 """
 
 

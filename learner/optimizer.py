@@ -59,10 +59,9 @@ def restore(
         # bitsandbytes counts steps in an int, torch in a float32 tensor.
         parts[int(index)][name] = value.item() if value.dtype == torch.int64 else value
     for master, own in zip(masters, parts, strict=True):
-        saved = own.pop("master", None)
-        if with_masters and saved is not None:
+        if with_masters:
             with torch.no_grad():
-                master.copy_(saved)
+                master.copy_(own.pop("master"))
         optimizer.state[master] = {
             name: value.to(master.device, copy=True) if isinstance(value, torch.Tensor) else value
             for name, value in own.items()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from typing import Any
-
-from deploy.cli import main
 
 
 class Without:
     """A finder of modules that does not know `missing`, whatever is installed."""
 
-    def __init__(self, finder: Any, missing: set[str]) -> None:
+    def __init__(self, finder: Any, missing: Collection[str]) -> None:
         self._finder, self._missing = finder, missing
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
@@ -22,10 +21,16 @@ class Without:
         return getattr(self._finder, name)
 
 
-if __name__ == "__main__":
-    missing = set(sys.argv[1].split(","))
-    found = sorted(missing & {name.partition(".")[0] for name in sys.modules})
+def hide(missing: Collection[str]) -> None:
+    """From now on nobody in this process finds `missing`, which must not be imported yet."""
+    found = sorted(set(missing) & {name.partition(".")[0] for name in sys.modules})
     if found:
-        sys.exit(f"imported with the command line alone: {', '.join(found)}")
+        sys.exit(f"imported already: {', '.join(found)}")
     sys.meta_path[:] = [Without(finder, missing) for finder in sys.meta_path]  # type: ignore[list-item]
+
+
+if __name__ == "__main__":
+    from deploy.cli import main  # what `douga` imports at once is there on every machine
+
+    hide(sys.argv[1].split(","))
     sys.exit(main(sys.argv[2:]))

@@ -43,6 +43,8 @@ TEXT = "a zombie jumps left"
 TOLERANCE = 1e-4
 PIXELS = np.random.default_rng(3).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @dataclass(frozen=True)
 class Call:
@@ -100,15 +102,6 @@ class Family:
             for hook in hooks:
                 hook.remove()
         return found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On tensors this small threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -8,20 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BARE = """
-import sys
+from tests.bare import hide
 
-MISSING = {"ray", "zmq", "deepspeed", "decord", "arcade", "prometheus_client", "jinja2", "scipy", "sentencepiece"}
-
-class Without:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in MISSING else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-assert not MISSING & {name.partition(".")[0] for name in sys.modules}
+hide({"ray", "zmq", "deepspeed", "decord", "arcade", "prometheus_client", "jinja2", "scipy", "sentencepiece"})
 """
 IMPORTS = "import benchmarks.sampling, benchmarks.learning, benchmarks.iteration\n"
 SAMPLES = """
@@ -38,14 +27,31 @@ print(len(sampling.plain(sampling.open_pipeline(model, config), config, prompt, 
 """
 
 
-def bare(code: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", BARE + code]
+GOES_ROUND = """
+import sys
+from pathlib import Path
+from benchmarks import iteration
+from tests.benchmarks.small import small_model
+from tests.benchmarks.test_iteration import SIZE, given
+
+asked = given(model="5b-i2v", micro_batch=None, **SIZE)
+print(iteration.iterate(asked, small_model("5b-i2v"), Path(sys.argv[1]), iteration.Timeline("cpu")))
+"""
+
+
+def bare(code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BARE + code, *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_the_benchmarks_import_and_sample_without_what_a_bare_machine_lacks() -> None:
     ran = bare(IMPORTS + SAMPLES)
     assert ran.stdout.split() == ["2", "2"], ran.stderr
+
+
+def test_a_whole_iteration_learns_and_pushes_there(tmp_path: Path) -> None:
+    ran = bare(GOES_ROUND, str(tmp_path))
+    assert ran.stdout.split() == ["True"], ran.stderr
 
 
 def test_what_is_missing_is_missing() -> None:

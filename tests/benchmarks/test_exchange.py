@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
+import pytest
+
 from benchmarks.exchange import LEASES, Window, duties, measure, ours
 from benchmarks.load import GROUP, Sizes
 from benchmarks.report import as_json
@@ -12,7 +14,8 @@ from benchmarks.report import as_json
 SIZES = Sizes(candidate=20_000, conditioning=1_000, image=500)
 
 
-def test_all_parts_run_and_clean_up(tmp_path: Path) -> None:
+def test_all_parts_run_and_clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody else's Ray: not what is measured
     report = measure(Namespace(clients=[2], rounds=1, root=tmp_path), SIZES, Window(0.5, 1.0, 0.2))
     rows = {row.case.removeprefix("2 clients: "): row for row in report.rows}
     candidates = rows["candidates durable; Ray's queue is not durable"]

@@ -46,20 +46,6 @@ class Greedy(toy.HashReward):
         return super().score(clips, prompts)
 
 
-class Said:
-    """A `Progress` that keeps the lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def update(self, status: Any) -> None:
-        """See `Progress`."""
-
-    def say(self, line: str) -> None:
-        """See `Progress`."""
-        self.lines.append(line)
-
-
 def tight(root: Path, room: int, **flags: Any) -> tuple[int, str]:
     """Exit code and last line of the toy run in `room` MiB; its model is wide, its clips are large, for a toy."""
     sizes = {"model.height": 96, "model.width": 128, "learner.pairs_per_step": 6, "sampler.candidates": 8}
@@ -120,7 +106,7 @@ def test_a_worker_that_lacks_memory_from_the_start_is_not_started_again(tmp_path
     """And one that had enough before is: then the run goes on to its end."""
     tiny_pipeline(tmp_path / "model", num_layers=1)
     config = toy.config(tmp_path, mode="cluster", **{"cluster.samplers": 1, "cluster.restart_seconds": 0.1, "steps": 2})
-    said = Said()
+    said = toy.Said()
     with pytest.raises(RunFailed, match=r"^rewarder-0: out of memory: asked for 1000000\.00 GB, .*reward\.batch = 1"):
         cluster.run(config, wanting("motion", None), progress=said)
     assert not [line for line in said.lines if " died " in line]

@@ -29,15 +29,7 @@ from tests.deploy import toy
 from tests.tiny import tiny_pipeline
 
 LAST = ("weights_digest", "verdict", "learned", "by_prompt", "prompts", "step")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The number of threads decides the order of sums, and so the last bits of the weights."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +220,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
     threads = torch.get_num_threads()  # as in this process, where the run goes on: they decide the order of sums
     config = six(tmp_path, model, mode="cluster", **{"cluster.samplers": 1, "cluster.threads": threads})
     config.folder.mkdir(parents=True)
-    said = Said()
+    said = toy.Said()
     with mounted(config.folder / part, "200k") as disk:
         words = (
             rf"^{disk}/.*: cannot be written: No space left on device; free some space, then the same command goes on$"
@@ -239,20 +231,6 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
         remount(disk, "size=16m")
         assert run(six(tmp_path, model), monkeypatch) == 0  # the mode may change
         finished(config, unbroken)
-
-
-class Said:
-    """A `Progress` that keeps the lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def update(self, status: Any) -> None:
-        """See `Progress`."""
-
-    def say(self, line: str) -> None:
-        """See `Progress`."""
-        self.lines.append(line)
 
 
 # Damage.

@@ -47,6 +47,20 @@ class ConstantReward(HashReward):
         return 50.0
 
 
+class Said:
+    """A `Progress` that keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def update(self, status: Any) -> None:
+        """See `Progress`."""
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        self.lines.append(line)
+
+
 class SlowReward(HashReward):
     """Takes its time over the clips of the first training prompt: until `step` optimizer steps are in `metrics`."""
 
