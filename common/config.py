@@ -90,7 +90,7 @@ class RewardWeights(Section):
 
 
 class JudgeConfig(Section):
-    """A judge beside the six AnimeReward heads, and what it is shown. Where 0 or nothing stands, its kind decides."""
+    """A judge, and what it is shown. Where 0 or nothing stands, its kind decides."""
 
     kind: str = Field(min_length=1, description="a built-in kind, or a class of yours as package.module:Class")
     path: str = Field(default="", description="model folder or hub id")
@@ -98,10 +98,6 @@ class JudgeConfig(Section):
     token_file: str = Field(default="", description="of kind remote: a file that holds the servers' bearer token")
     timeout: float = Field(default=60.0, gt=0, description="of kind remote: seconds that one call may take")
     retries: int = Field(default=3, ge=0, description="of kind remote: further tries of a call that failed")
-    weight: float = Field(default=1.0, ge=0, description="in the mean reward; 0: scores are kept and do not count")
-    outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default={}, description="weight of an output within the judge; with none given all count alike"
-    )
     fps: float = Field(default=0.0, ge=0, description="frames per second that it is shown")
     frames: int = Field(default=0, ge=0, description="frames that it is shown, evenly over the clip")
     size: tuple[int, ...] = Field(default=(), description="height,width in pixels that it is shown")
@@ -117,14 +113,27 @@ class JudgeConfig(Section):
             raise ValueError(f"size = {','.join(map(str, self.size))}: height,width in pixels are needed")
         if (self.low, self.high) != (0, 0) and not self.low < self.high:
             raise ValueError(f"low = {self.low:g}, high = {self.high:g}: low must be below high")
-        if self.outputs and not any(self.outputs.values()):
-            raise ValueError("outputs: at least one weight must be above 0; the judge's own weight = 0 leaves it out")
         return self
 
     @property
     def servers(self) -> tuple[str, ...]:
         """The addresses in `url`, without a slash at the end."""
         return tuple(one.strip().rstrip("/") for one in self.url.split(",") if one.strip())
+
+
+class RewardJudgeConfig(JudgeConfig):
+    """A judge beside the six AnimeReward heads, and what its opinion counts."""
+
+    weight: float = Field(default=1.0, ge=0, description="in the mean reward; 0: scores are kept and do not count")
+    outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default={}, description="weight of an output within the judge; with none given all count alike"
+    )
+
+    @model_validator(mode="after")
+    def _some_output(self) -> RewardJudgeConfig:
+        if self.outputs and not any(self.outputs.values()):
+            raise ValueError("outputs: at least one weight must be above 0; the judge's own weight = 0 leaves it out")
+        return self
 
 
 def _judge_name(name: str) -> str:
@@ -134,13 +143,16 @@ def _judge_name(name: str) -> str:
     return name
 
 
+JudgeName = Annotated[str, AfterValidator(_judge_name)]
+
+
 class RewardConfig(Section):
     """How candidates are scored, and what of it counts (`common/feedback.py`)."""
 
     path: str = Field(default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty: none")
     preset: str = Field(default="", description=f"weights by name, in place of reward.weights: {', '.join(PRESETS)}")
     weights: RewardWeights = RewardWeights()
-    judges: dict[Annotated[str, AfterValidator(_judge_name)], JudgeConfig] = Field(default={})
+    judges: dict[JudgeName, RewardJudgeConfig] = Field(default={})
     feedback: str = Field(
         default="all",
         description="what makes the pairs: all (the weighted mean), global (the plain mean of all that is scored), "
@@ -294,10 +306,7 @@ class GuardConfig(Section):
 
     prompts: int = Field(default=8, ge=0, description="probe prompts, one clip each; 0: no guardrails, else 2 or more")
     every: int = Field(default=5, ge=1, description="pushes between readings")
-    judge: str = Field(
-        default="oracle",
-        description="held-out judge, never trained on: 'oracle' (toon prompts), or MODULE:NAME that gives a Reward",
-    )
+    judges: dict[JudgeName, JudgeConfig] = Field(default={})  # held out: never trained on; none: the oracle
     fall: float = Field(default=5.0, gt=0, description="points the judge may fall while the trained reward rises")
     motion_floor: float = Field(default=0.5, ge=0, le=1, description="least share of the base clips' motion; 0 never")
     drift: float = Field(default=1.0, gt=0, description="points by which the base clips' scores may change")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from common.config import ConfigError, JudgeConfig, RewardConfig
+from common.config import ConfigError, RewardConfig, RewardJudgeConfig
 
 ALL, GLOBAL = "all", "global"
 
@@ -54,7 +54,7 @@ def _single(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
     return {name: 1.0}
 
 
-def _shares(name: str, judge: JudgeConfig, scored: Collection[str]) -> dict[str, float]:
+def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dict[str, float]:
     """The judge's weight, split among its outputs."""
     mine = [one for one in scored if one == name or one.startswith(f"{name}.")]
     parts: Mapping[str, float] = {f"{name}.{output}": part for output, part in judge.outputs.items()}

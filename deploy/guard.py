@@ -34,10 +34,12 @@ from deploy import run_folder
 from deploy.evaluate import mean_reward
 from deploy.held_out_judge import held_out_judge
 from deploy.messages import RunFailed
+from rewarders.base import JudgeLost
 from rewarders.rewarder import Rewarder
 
 BASE = 0  # the version of the base model
 OVER = (State.DONE, State.FAILED)
+Look = tuple[dict[str, float], float]  # what the held-out judge answers about a clip, and its motion
 OTHER_SEED = 1  # added to the run's: other held-out prompts than those of the comparison
 
 
@@ -86,11 +88,10 @@ class Guard:
         self.probes = probes or Probes([], None)
         self.readings = read_readings(folder)
         self._store = WeightStore(folder / "weights")
+        self._unjudged = ""  # why a clip was left out of a reading, the last time
         self._under: Under | None = None
         self._tried = -1  # the version last read, or tried to be
-        self._looks: dict[
-            str, tuple[dict[str, float], float] | None
-        ] = {}  # of base clips, by candidate: judged, motion
+        self._looks: dict[str, Look | str] = {}  # of base clips, by candidate
 
     @property
     def busy(self) -> bool:
@@ -124,6 +125,7 @@ class Guard:
         if newest in (BASE, self._tried) or newest not in self._store.versions():
             return None  # a version that was rolled back to may be gone: the learner is about to publish it anew
         manifest, every = self._store.manifest(newest), self.config.guard.every
+        self.readings = [one for one in self.readings if not self.exchange.rolled_back(one.version)]
         last = [one for one in self.readings if one.step <= manifest.step][-1]
         if manifest.step == last.step or manifest.pushes // every == last.pushes // every:
             return None
@@ -151,11 +153,9 @@ class Guard:
         base, policy = self._measured(BASE), self._measured(under.version)
         places = sorted(base.keys() & policy.keys())
         if len(places) < 2:
-            failed = next(iter(self.exchange.failures().values()), "no reason was given")
-            self.events.write(event="not probed", step=under.step, version=under.version, reason=failed)
-            self.say(
-                f"guard, step {under.step}: no reading, fewer than 2 probes were left; one failed because of: {failed}"
-            )
+            why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason was given")
+            self.events.write(event="not probed", step=under.step, version=under.version, reason=why)
+            self.say(f"guard, step {under.step}: no reading, fewer than 2 probes were left; one because of: {why}")
             self._end()
             return
         policy, base = ({place: side[place] for place in places} for side in (policy, base))
@@ -167,29 +167,37 @@ class Guard:
         """Place of the prompt -> its clip in numbers. Clips that the judge cannot take are left out."""
         measured: dict[int, Measured] = {}
         for one in self.exchange.results(Purpose.PROBE, version):
-            looks = self._looks_of(one, keep=version == BASE)
-            if one.prompt.ordinal < len(self.probes.prompts) and looks is not None:
-                measured[one.prompt.ordinal] = Measured(self._trained(one.values), *looks)
+            look = self._look_of(one, keep=version == BASE)
+            if isinstance(look, str):
+                self._unjudged = look
+                self.events.write(event="not judged", prompt=one.prompt.id, version=version, reason=look)
+            elif one.prompt.ordinal < len(self.probes.prompts):
+                measured[one.prompt.ordinal] = Measured(self._trained(one.values), *look)
         return measured
 
     def _trained(self, values: Mapping[str, float]) -> dict[str, float]:
         reward = mean_reward(values, feedback.counted(self.config.reward, values))
         return {name: round(value, 4) for name, value in ({REWARD: reward} | dict(values)).items()}
 
-    def _looks_of(self, one: ScoredCandidate, keep: bool) -> tuple[dict[str, float], float] | None:
-        """What the judge answers and how much moves. Base clips stay the same, and so does what they look like."""
+    def _look_of(self, one: ScoredCandidate, keep: bool) -> Look | str:
+        """Base clips stay the same, and so does what they look like: these are kept once they are judged."""
         name = one.candidate.id
-        if name not in self._looks:
-            self._looks[name] = self._judge(one)
-        return self._looks[name] if keep else self._looks.pop(name)
+        look = self._looks.get(name) or self._judge(one)
+        if keep and not isinstance(look, str):
+            self._looks[name] = look
+        return look
 
-    def _judge(self, one: ScoredCandidate) -> tuple[dict[str, float], float] | None:
+    def _judge(self, one: ScoredCandidate) -> Look | str:
+        """What the judge answers and how much moves, or why there is no answer."""
         answers: dict[str, float] = {}
         if self.probes.judge is not None:
-            answers = self.probes.judge.score([ScoreTask(one.candidate.id, one.prompt, one.candidate.clip)])[0].values
-        if not all(map(math.isfinite, answers.values())):
-            self.events.write(event="not judged", prompt=one.prompt.id, version=one.candidate.policy_version)
-            return None
+            try:
+                score = self.probes.judge.score([ScoreTask(one.candidate.id, one.prompt, one.candidate.clip)])[0]
+            except JudgeLost as lost:
+                return str(lost)  # it may come back, and the run does not hang on it
+            answers = score.values
+            if broken := [name for name, value in answers.items() if not math.isfinite(value)]:
+                return f"{broken[0]}: {score.problems.get(broken[0]) or 'no finite score'}"
         return {name: round(value, 4) for name, value in answers.items()}, round(motion_of(one.candidate.clip), 4)
 
     # And then.

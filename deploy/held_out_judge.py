@@ -1,39 +1,38 @@
-"""Who judges the probes without ever being trained on: the toon world's oracle, or a reward of the user's.
+"""Who judges the probes without ever being trained on: the judges in ``guard.judges``, else the toon world's oracle.
 
-A judge is a rewarder of its own (`rewarders/rewarder.py`): the same protocol, and a clip that it cannot take is left
-out. It works where the run's course does, in the hub's process of a cluster.
+They are a rewarder of their own (`rewarders/rewarder.py`): the same kinds and the same protocol as the judges that make
+the reward, and a clip that they cannot take is left out. They work where the run's course does, on the CPU of the hub's
+node in a cluster: a large one belongs behind ``kind = "remote"``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from importlib import import_module
 
 import numpy as np
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
 from common.messages import Prompt
 from common.toon.oracle import Verdict, judge
 from common.toon.prompts import shot_of
 from deploy.evaluate import oracle_applies
-from rewarders.base import Reward
+from rewarders.judges import open_judges
 from rewarders.rewarder import Rewarder
 
-ORACLE = "oracle"
 ANSWERS = ("identity", "motion", "smoothness")
 
 
 def held_out_judge(config: RunConfig) -> Rewarder | None:
-    """The judge of ``guard.judge``; None for the oracle where it cannot judge (`oracle_applies`).
+    """The judges of ``guard.judges``, else the oracle; None where that one cannot judge (`oracle_applies`).
 
-    `ConfigError` when there is no such thing, or it is no reward.
+    `ConfigError` for a judge that is none, or cannot be opened.
     """
-    if config.guard.judge != ORACLE:
-        return Rewarder(_named(config.guard.judge), config.reward, "judge")
-    return (
-        Rewarder([OracleAnswer(name) for name in ANSWERS], config.reward, "judge") if oracle_applies(config) else None
-    )
+    device = "cpu" if config.mode == "cluster" else config.model.device
+    judges = open_judges(config.guard.judges, device, "guard.judges")
+    if not judges and not oracle_applies(config):
+        return None
+    return Rewarder(judges or [OracleAnswer(name) for name in ANSWERS], config.reward, "judge")
 
 
 class OracleAnswer:
@@ -54,20 +53,3 @@ class OracleAnswer:
 def _verdict(data: bytes, shape: tuple[int, ...], prompt: Prompt) -> Verdict:
     """All three answers come from one look."""
     return judge(np.frombuffer(data, np.uint8).reshape(shape).copy(), shot_of(prompt))
-
-
-def _named(path: str) -> list[Reward]:
-    """What the class or function of a dotted path gives when it is called: a reward, or a list of rewards."""
-    where, (module, _, name) = f"guard.judge = {path!r}", path.rpartition(".")
-    if not module:
-        raise ConfigError(f"{where}: allowed are {ORACLE!r} and the dotted path of a class, e.g. mine.judges.Appeal")
-    try:
-        made = getattr(import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"{where}: cannot be made: {' '.join(str(error).split())}") from None
-    rewards = list(made) if isinstance(made, list | tuple) else [made]
-    for reward in rewards:
-        lacking = [part for part in ("dimension", "digest", "score") if not hasattr(reward, part)]
-        if lacking:
-            raise ConfigError(f"{where}: gives a {type(reward).__name__}, which is no reward: no {lacking[0]}")
-    return rewards

@@ -139,6 +139,10 @@ class RunExchange(Exchange, Protocol):
         """Only version 0's probes are needed from now on: the others' clips go, and who waits to be sampled fails."""
         ...
 
+    def rolled_back(self, version: int) -> bool:
+        """Whether training went back to before `version`: what was seen of it is of no run's past."""
+        ...
+
     def ask_refresh(self, version: int) -> None:
         """The reference is to become the policy at the first step boundary from `version`'s step on."""
         ...

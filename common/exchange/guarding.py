@@ -50,6 +50,11 @@ class GuardDesk:
         )
         return [group for group in found if version is None or group["version"] == version]
 
+    def rolled_back(self, version: int) -> bool:
+        """See `RunExchange.rolled_back`."""
+        with self.ledger.transaction():
+            return self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 1", version) is not None
+
     def ask_refresh(self, version: int) -> None:
         """See `RunExchange.ask_refresh`."""
         with self.ledger.transaction():

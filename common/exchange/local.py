@@ -192,6 +192,10 @@ class LocalExchange:
         """Those under way end as they would; the next call retires them."""
         self._do(self._guarding.retire_probes)
 
+    def rolled_back(self, version: int) -> bool:
+        """See `RunExchange.rolled_back`."""
+        return self._do(self._guarding.rolled_back, version)
+
     def ask_refresh(self, version: int) -> None:
         """A version that was rolled back asks for nothing; a second time changes nothing."""
         self._do(self._guarding.ask_refresh, version)

@@ -6,6 +6,7 @@ It may say what it must be shown in an attribute ``needs`` (`Needs`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 
 from common.config import ConfigError, JudgeConfig, RewardConfig
@@ -13,6 +14,7 @@ from rewarders.anime import load_heads
 from rewarders.base import Judge, Reward, as_judge
 from rewarders.judges.adapter import Adapted, Named
 
+REWARD_JUDGES = "reward.judges"
 KINDS = {
     "remote": "rewarders.judges.remote:Remote",
     "clip_score": "rewarders.judges.images:ClipScore",
@@ -24,18 +26,23 @@ KINDS = {
 def open_rewards(config: RewardConfig, device: str = "cpu") -> list[Reward | Judge]:
     """The heads of ``reward.path`` and all of ``reward.judges``. `ConfigError` names what is missing or broken."""
     heads = load_heads(config.path, device) if config.path else []
-    return [*heads, *(Named(name, open_judge(name, judge, device)) for name, judge in config.judges.items())]
+    return [*heads, *open_judges(config.judges, device)]
 
 
-def open_judge(name: str, config: JudgeConfig, device: str = "cpu") -> Judge:
-    """The judge that errors call `name`, with its own outputs: shown what it needs, its values on 0..100."""
+def open_judges(configs: Mapping[str, JudgeConfig], device: str = "cpu", table: str = REWARD_JUDGES) -> list[Judge]:
+    """The judges of a configuration's `table`, each under its name."""
+    return [Named(name, open_judge(name, judge, device, table)) for name, judge in configs.items()]
+
+
+def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str = REWARD_JUDGES) -> Judge:
+    """The judge that errors call `table`.`name`, with its own outputs: shown what it needs, its values on 0..100."""
     try:
         made = _class(config.kind)(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: neither a Reward nor a Judge (rewarders/base.py)")
         return Adapted(as_judge(made), config, getattr(made, "needs", None))
     except ConfigError as error:
-        raise ConfigError(f"reward.judges.{name}: {error}") from None
+        raise ConfigError(f"{table}.{name}: {error}") from None
 
 
 def _class(kind: str) -> type:

@@ -128,7 +128,8 @@ def test_differences_name_the_keys_and_both_values():
 
 def test_every_key_is_listed_and_described():
     listed = list(keys())
-    with_judge = load_config(None, {"reward.judges.NAME.kind": "x", "reward.judges.NAME.outputs.NAME": "1"})
+    judges = {"reward.judges.NAME.kind": "x", "reward.judges.NAME.outputs.NAME": "1", "guard.judges.NAME.kind": "x"}
+    with_judge = load_config(None, judges)
     assert {key.name for key in listed} == set(leaves(with_judge.model_dump()))
     assert [key.name for key in listed if not key.description] == []
     kinds = {key.name: key.kind for key in listed}

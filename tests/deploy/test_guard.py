@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,23 @@ from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
 from deploy import report, run_folder, serial
 from deploy.guard import Paused
+from rewarders.base import JudgeLost
 from tests.deploy import toy
 from tests.deploy.test_serial import Death, die, fresh, model, what_counts
 
 __all__ = ["model"]  # the fixture
 
 WATCHED = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1}
-BRIGHTNESS = "tests.deploy.test_guard.Brightness"
+BRIGHTNESS = {"guard.judges.light.kind": "tests.deploy.test_guard:Brightness"}
 
 
 class Brightness:
     """A judge of the user's, named by its dotted path: 0..100."""
 
     dimension, digest = "brightness", "brightness-1"
+
+    def __init__(self, judge, device):
+        pass
 
     def score(self, clips, prompts):
         return [float(clip.mean()) / 2.55 for clip in clips]
@@ -111,7 +116,7 @@ def test_the_ledger_keeps_the_base_clips_alone(quiet):
 
 
 def test_readings_come_every_so_many_pushes(model, tmp_path):
-    config = watched(fresh(tmp_path, model), **{"guard.every": 2, "guard.judge": BRIGHTNESS})
+    config = watched(fresh(tmp_path, model), **{"guard.every": 2, **BRIGHTNESS})
     serial.run(config, toy.rewards())
     assert [one.step for one in taken(config)] == [0, 2, 4]
 
@@ -128,7 +133,7 @@ def test_a_watched_run_that_dies_takes_the_same_readings(quiet, model, tmp_path,
 
 
 def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
-    config = watched(fresh(tmp_path, model), steps=2, **{"guard.patience": 2, "guard.judge": BRIGHTNESS})
+    config = watched(fresh(tmp_path, model), steps=2, **{"guard.patience": 2, **BRIGHTNESS})
     result = serial.run(config, toy.rewards(Kinder)).result
     assert result is not None
     assert ["scorer" in one.shown for one in taken(config)] == [False, True, True]
@@ -138,29 +143,32 @@ def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
 
 
 def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
-    config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", "guard.judge": BRIGHTNESS})
+    config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", **BRIGHTNESS})
     words = (
         r"^paused by guard\.action after step 1: scorer: the same base clips .*; saved; go on with: douga run .*toml"
     )
+    ever_kinder = toy.rewards(Kinder)
     with pytest.raises(Paused, match=words):
-        serial.run(config, toy.rewards(Kinder))
+        serial.run(config, ever_kinder)
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
-    assert serial.run(config, toy.rewards(Kinder)).finished  # an alarm after the last step has nothing to pause
+    assert serial.run(config, ever_kinder).finished  # an alarm after the last step has nothing to pause
     assert [one.step for one in taken(config)] == [0, 1, 2]
     assert [(one["step"], one["action"]) for one in events(config, "alarm")] == [(1, "pause"), (2, "warn")]
 
 
-# A floor as high as what it is a share of: the random model moves a little less after its first steps.
-REFRESHED = {
-    "guard.action": "refresh",
-    "guard.motion_floor": 1.0,
-    "guard.judge": BRIGHTNESS,
-    "learner.refresh_every": 0,
-}
+REFRESHED = {"guard.action": "refresh", **BRIGHTNESS, "learner.refresh_every": 0}
 
 
 @pytest.fixture(scope="module")
-def refreshed(model, tmp_path_factory) -> tuple[RunConfig, dict]:
+def frozen() -> Iterator[None]:
+    """Whatever the policy is after its first step, it counts as frozen: what follows from an alarm is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.guard._frozen", lambda now, floor: "it stands still" if now.step else "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def refreshed(frozen, model, tmp_path_factory) -> tuple[RunConfig, dict]:
     config = watched(fresh(tmp_path_factory.mktemp("refreshed"), model), **REFRESHED)
     result = serial.run(config, toy.rewards()).result
     assert result is not None
@@ -170,7 +178,7 @@ def refreshed(model, tmp_path_factory) -> tuple[RunConfig, dict]:
 def test_an_alarm_makes_the_policy_the_reference(refreshed):
     config, _ = refreshed
     alarms = [one["step"] for one in events(config, "alarm") if one["action"] == "refresh"]
-    assert {1, 2} <= set(alarms)
+    assert alarms == [1, 2, 3]  # of 4 steps: after the last a reference is of no use
     assert {one["rule"] for one in events(config, "alarm")} == {"motion"}
     steps = latest_by_step(read_json_lines(config.folder / "metrics.jsonl"))
     at_rest = [one["step"] for one in steps if one["inside"] == 0.0]  # policy and reference are the same
@@ -193,25 +201,46 @@ def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, 
 
 
 def test_a_judge_of_the_users_own(model, tmp_path):
-    config = watched(fresh(tmp_path, model), steps=1, **{"guard.judge": BRIGHTNESS})
+    config = watched(fresh(tmp_path, model), steps=1, **{**BRIGHTNESS})
     serial.run(config, toy.rewards())
-    assert all(set(clip.judged) == {"brightness"} for one in taken(config) for clip in one.policy.values())
+    assert all(set(clip.judged) == {"light"} for one in taken(config) for clip in one.policy.values())
 
 
 @pytest.mark.parametrize(
-    ("path", "words"),
+    ("kind", "words"),
     [
-        ("brightness", "allowed are 'oracle' and the dotted path of a class, e.g. mine.judges.Appeal"),
-        ("tests.deploy.none.Brightness", "cannot be made: No module named 'tests.deploy.none'"),
-        ("tests.deploy.test_guard.Nothing", "cannot be made: module .* has no attribute 'Nothing'"),
-        ("pathlib.Path", "gives a PosixPath, which is no reward: no dimension"),
+        ("brightness", "allowed are remote, .*, or a class as package.module:Class"),
+        ("tests.deploy.none:Brightness", "cannot be imported: No module named 'tests.deploy.none'"),
+        ("tests.deploy.test_guard:Nothing", "there is no class Nothing in tests.deploy.test_guard"),
     ],
 )
-def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, path, words):
-    config = watched(fresh(tmp_path, model), **{"guard.judge": path})
-    with pytest.raises(ConfigError, match=rf"^guard\.judge = '{path}': {words}"):
+def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, kind, words):
+    config = watched(fresh(tmp_path, model), **{"guard.judges.light.kind": kind})
+    with pytest.raises(ConfigError, match=rf"^guard\.judges\.light: kind = '{kind}': {words}"):
         serial.run(config, toy.rewards())
     assert not config.folder.exists()
+
+
+class Lost(Brightness):
+    """Answers for the base model, and then never again."""
+
+    calls = 0
+
+    def score(self, clips, prompts):
+        Lost.calls += 1
+        if Lost.calls > WATCHED["guard.prompts"]:
+            raise JudgeLost("http://judge: 401")
+        return super().score(clips, prompts)
+
+
+def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Lost, "calls", 0)
+    kind = {"guard.judges.light.kind": "tests.deploy.test_guard:Lost"}
+    config = watched(fresh(tmp_path, model), steps=2, **kind)
+    assert serial.run(config, toy.rewards()).finished
+    assert [one.step for one in taken(config)] == [0]
+    assert [one["reason"] for one in events(config, "not probed")] == ["http://judge: 401"] * 2
+    assert {one["reason"] for one in events(config, "not judged")} == {"http://judge: 401"}
 
 
 # The toon world: a reward that is pleased by what stands still, and the six heads.

@@ -643,6 +643,7 @@ class ExchangeContract:
         assert exchange.refresh_due(3)
         assert not exchange.refresh_due(4)
         exchange.rollback(2)
+        assert [exchange.rolled_back(version) for version in (0, 1, 2, 3)] == [False, False, False, True]
         assert exchange.refresh_due(2)  # taken after step 3, which was taken back
         exchange.rollback(1)
         assert not any(map(exchange.refresh_due, (1, 2, 3)))  # what asked for it never happened

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.clips import clip_length, decode_clip, encode_mp4
-from common.config import ConfigError, JudgeConfig, RewardConfig, load_config
+from common.config import ConfigError, JudgeConfig, RewardConfig, RewardJudgeConfig, load_config
 from common.messages import Prompt, ScoreTask
 from rewarders.base import Clip, NoAnswer, Opinion
 from rewarders.judges.adapter import Adapted, Needs, show
@@ -174,7 +174,7 @@ def test_reasons_are_kept_with_the_score_and_the_others_go_on():
     tasks = [
         ScoreTask(str(grey), ASKED, encode_mp4(np.full((3, 48, 64, 3), grey, np.uint8), 8)) for grey in (20, 200)
     ] + [ScoreTask("broken", ASKED, b"no video")]
-    config = RewardConfig(path="", judges={"one": JudgeConfig(kind="x")})
+    config = RewardConfig(path="", judges={"one": RewardJudgeConfig(kind="x")})
     dark, light, broken = rewarder_for(judges, config).score(tasks)
     assert (math.isnan(dark.values["one"]), dark.problems) == (True, {"one": "too dark"})
     assert (light.values, light.problems) == ({"one": 50.0}, {})
@@ -183,7 +183,7 @@ def test_reasons_are_kept_with_the_score_and_the_others_go_on():
 
 def test_a_judge_without_answer_is_not_asked_again_clip_by_clip():
     judge = Broken("late")
-    config = RewardConfig(path="", judges={"one": JudgeConfig(kind="x")})
+    config = RewardConfig(path="", judges={"one": RewardJudgeConfig(kind="x")})
     file = encode_mp4(np.full((3, 48, 64, 3), 9, np.uint8), 8)
     scores = rewarder_for([judge], config).score([ScoreTask(str(i), ASKED, file) for i in range(3)])
     assert [score.problems for score in scores] == [{"one": "no answer in 3 s"}] * 3
