@@ -101,7 +101,7 @@ def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, An
 
 OWN = {
     "sample": frozenset({"out", "count", "version"}),
-    "score": frozenset({"text", "image", "reward", "json"}),
+    "score": frozenset({"text", "image", "config", "json"}),
     "prompts": frozenset({"out", "captions", "captioner"}),
     "reward": reward_commands.OPTIONS | serving.OPTIONS,
     "toon": frozenset({"work", "out", "seed"}),
@@ -306,14 +306,18 @@ def _add_clips(commands: Any) -> None:
         commands,
         "score",
         partial(_lazily, "score"),
-        "score clips in the six AnimeReward dimensions, 0..100",
-        "examples:\n  douga score samples               what `douga sample` wrote\n"
-        '  douga score a.mp4 --text "a robot walks right in the snow" --json',
+        "score clips as a run would: every head and judge of its configuration, and the mean that counts",
+        "examples:\n  douga score samples               what `douga sample` wrote, by the embedded heads\n"
+        '  douga score a.mp4 --text "a robot walks right in the snow" --json\n'
+        "  douga score samples --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs\n\n"
+        "Any configuration key may be given. A clip that cannot be scored is named on stderr and left out; with none\n"
+        "left the exit code is 2.",
+        keys=True,
     )
     score.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="mp4 files, or folders with a samples.json")
     score.add_argument("--text", help="caption of the mp4 files")
     score.add_argument("--image", type=Path, help="first frame of the mp4 files (default: each clip's own)")
-    score.add_argument("--reward", default="toon", help="folder of reward heads (default: toon, the embedded ones)")
+    score.add_argument("--config", type=Path, metavar="CONFIG.toml", help="its reward scores (default: embedded heads)")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

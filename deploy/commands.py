@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,8 +19,9 @@ from rich.table import Table
 
 from actors.prompts import open_prompts
 from actors.sampler import Sampler
+from common import feedback
 from common.clips import contact_sheet, decode_clip
-from common.config import ConfigError, RewardConfig, RewardWeights, RunConfig, load_config
+from common.config import ConfigError, RunConfig, load_config
 from common.exchange import recovery, rules
 from common.exchange.local import LocalExchange
 from common.fingerprint import check_same_model, model_parts
@@ -35,8 +38,8 @@ from deploy.memory import needed_by
 from deploy.progress import showing
 from deploy.roles import open_inputs
 from learner import checkpoint
-from rewarders.anime import load_heads
-from rewarders.rewarder import Rewarder
+from rewarders.judges import open_rewards
+from rewarders.rewarder import rewarder_for
 
 SAMPLES, SHEET = "samples.json", "sheet.png"
 Options = argparse.Namespace
@@ -117,20 +120,22 @@ def _keep_sample(folder: Path, prompt: Prompt, clip: bytes) -> dict[str, Any]:
 
 
 def score(options: Options, flags: Flags) -> int:
-    """``douga score``: the six dimensions and their mean."""
+    """``douga score``: every score of the configured rewards, 0..100, and the mean that makes pairs."""
+    config = load_config(options.config, flags)
     tasks = [task for place in options.clips for task in _score_tasks(place, options)]
-    heads: Sequence[Any] = load_heads(options.reward)
-    scores = Rewarder(heads, RewardConfig(path=options.reward)).score(tasks)
-    weights = RewardWeights().model_dump()
+    rewarder = rewarder_for(open_rewards(config.reward, config.model.device), config.reward)
+    counted = feedback.counted(config.reward, rewarder.dimensions)
     rows = []
-    for task, one in zip(tasks, scores, strict=True):
-        if any(np.isnan(list(one.values.values()))):
-            raise ConfigError(
-                f"{task.candidate_id}: cannot be scored; the heads take clips like those they were made for"
-            )
-        rows.append(
-            {"clip": task.candidate_id, evaluate.REWARD: evaluate.mean_reward(one.values, weights), **one.values}
-        )
+    for task, one in zip(tasks, rewarder.score(tasks), strict=True):
+        broken = next((name for name, value in one.values.items() if not math.isfinite(value)), None)
+        if broken is None:
+            mean = evaluate.mean_reward(one.values, counted)
+            rows.append({"clip": task.candidate_id, evaluate.REWARD: mean, **one.values})
+        else:
+            why = one.problems.get(broken, "no finite score")
+            print(f"douga: {task.candidate_id}: {broken}: {why}; left out", file=sys.stderr)
+    if not rows:
+        raise ConfigError(f"none of {len(tasks)} clips could be scored")
     if options.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
@@ -183,7 +188,7 @@ def _frames(path: Path, clip: bytes) -> np.ndarray:
 
 
 def _score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    grid = Table(title="AnimeReward, 0..100")
+    grid = Table(title="scores, 0..100")
     names = [name for name in rows[0] if name != "clip"]
     grid.add_column("clip")
     for name in names:

@@ -10,9 +10,11 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from common.clips import encode_mp4
 from common.config import ConfigError, keys
 from common.metrics import read_json_lines
 from deploy import cli, course, serial, start
@@ -212,15 +214,47 @@ def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
     assert [record["seed"] for record in aligned] == [record["seed"] for record in base]
     assert aligned[0]["version"] > base[0]["version"] == 0
     capsys.readouterr()
-    assert cli.main(["score", str(out), "--reward", str(parts / "heads"), "--json"]) == 0
+    assert cli.main(["score", str(out), "--reward.path", str(parts / "heads"), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
     assert first["clip"] == str(out / "0000.mp4")
     assert first["reward"] == pytest.approx(sum(first[name] for name in HEADS) / 6)
-    arguments = ["score", str(out / "0001.mp4"), "--text", base[1]["text"], "--reward", str(parts / "heads")]
+    arguments = ["score", str(out / "0001.mp4"), "--text", base[1]["text"], "--reward.path", str(parts / "heads")]
     assert cli.main([*arguments, "--image", str(out / "0001.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["reward"] == pytest.approx(second["reward"])
     assert cli.main(arguments) == 0
-    assert "AnimeReward" in capsys.readouterr().out
+    assert "scores, 0..100" in capsys.readouterr().out
+
+
+class Picky:
+    """A user's judge that takes bright clips alone."""
+
+    outputs, digest = ("light", "dark"), "picky-1"
+
+    def __init__(self, judge, device):
+        pass
+
+    def judge(self, clips, prompts):
+        lights = [float(clip.frames.mean()) for clip in clips]
+        return [{"light": light, "dark": 100 - light} if light > 50 else "too dark" for light in lights]
+
+
+def test_score_asks_the_configured_judges_and_leaves_out_what_they_refuse(tmp_path, capsys):
+    for name, grey in (("dark", 20), ("light", 80)):
+        (tmp_path / f"{name}.mp4").write_bytes(encode_mp4(np.full((3, 48, 64, 3), grey, np.uint8), 8))
+    (tmp_path / "mine.toml").write_text(
+        '[reward]\npath = ""\n[reward.judges.my]\nkind = "tests.deploy.test_cli:Picky"\n'
+    )
+    clips = [str(tmp_path / f"{name}.mp4") for name in ("dark", "light")]
+    mine = ["score", *clips, "--text", "a robot", "--config", str(tmp_path / "mine.toml"), "--json"]
+    assert cli.main([*mine, "--reward.judges.my.outputs.light", "3", "--reward.judges.my.outputs.dark", "1"]) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert row["clip"] == clips[1]
+    assert (row["my.light"], row["my.dark"]) == (pytest.approx(80, abs=2), pytest.approx(20, abs=2))
+    assert row["reward"] == pytest.approx((3 * row["my.light"] + row["my.dark"]) / 4)
+    assert f"{clips[0]}: my.light: too dark; left out" in said.err
+    assert cli.main(["score", clips[0], *mine[3:]]) == 2
+    assert "none of 1 clips could be scored" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
