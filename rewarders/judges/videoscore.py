@@ -57,7 +57,8 @@ class VideoScore:
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """`ConfigError` when ``path`` is no such model, or has no processor or no ``prompt.txt``."""
-        self._model: Any = _regression(judge.path, len(self.outputs)).to(device).eval().requires_grad_(False)
+        model: Any = _regression(judge.path, len(self.outputs))
+        self._model = model.to(device).eval().requires_grad_(False)
         self._processor: Any = opened(AutoProcessor, judge.path)
         self._prompt, self._device = _question(Path(judge.path) / PROMPT), device
         self.digest = f"{state_digest(self._model.state_dict())} {self._prompt}"

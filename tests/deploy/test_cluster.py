@@ -25,6 +25,7 @@ from common.config import DIMENSIONS, ConfigError, RunConfig
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange
+from common.guard import read_readings
 from common.keys import KEYS, WORKER, read_worker_key
 from common.messages import Purpose
 from common.metrics import latest_by_step, read_json_lines
@@ -38,6 +39,7 @@ from deploy.hub import Hub
 from deploy.messages import Outcome, RunFailed
 from learner import checkpoint
 from tests.deploy import toy
+from tests.deploy.test_guard import Kinder
 from tests.deploy.test_simulate import config as simulated
 from tests.tiny import TEXT_TO_VIDEO, tiny_pipeline
 
@@ -105,8 +107,9 @@ def reopened(made: RunConfig) -> LocalExchange:
 def asynchronous(
     nodes: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, Lines, dict]:
-    """Twelve steps by two samplers, a rewarder and two learner ranks."""
-    made = config(tmp_path_factory.mktemp("asynchronous"), model, **PLACES, steps=12)
+    """Twelve steps by two samplers, a rewarder and two learner ranks, watched by guardrails."""
+    watched = {"guard.prompts": 2, "guard.every": 4}
+    made = config(tmp_path_factory.mktemp("asynchronous"), model, **PLACES, **watched, steps=12)
     lines = Lines()
     outcome = cluster.run(made, toy.rewards(), progress=lines)
     assert outcome.result is not None
@@ -160,6 +163,35 @@ def test_pairs_lag_but_never_beyond_the_bound(asynchronous: Run) -> None:
     steps = read_json_lines(asynchronous[0].folder / "metrics.jsonl")
     assert max(record["lag_max"] for record in steps) == 1  # max_lag
     assert sum(record["lag"] for record in steps) > 0
+
+
+def test_the_guardrails_read_the_base_and_now_and_then_the_policy(asynchronous: Run) -> None:
+    made = asynchronous[0]
+    readings = read_readings(made.folder)
+    assert readings[0].step == 0
+    assert readings[-1].step > 0
+    assert all(sorted(one.policy) == sorted(one.base) == [0, 1] for one in readings)
+    assert all(one.base == readings[0].base for one in readings)  # the same clips, scored anew
+    assert all(one.policy != readings[0].policy for one in readings[1:])
+    exchange = reopened(made)
+    counts = exchange.counts(Purpose.PROBE)
+    assert counts[State.PENDING] == counts[State.SAMPLING] == counts[State.SCORING] == 0
+    exchange.close()
+
+
+def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    """A scorer that gives more with every batch: the base clips' own scores move."""
+    watched = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1, "guard.action": "pause"}
+    made = config(tmp_path, model, steps=30, **watched)
+    with pytest.raises(
+        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; saved; go on with: douga"
+    ):
+        cluster.run(made, toy.rewards(Kinder))
+    (alarm,) = [one for one in read_json_lines(made.folder / "events.jsonl") if one["event"] == "alarm"]
+    assert (alarm["rule"], alarm["action"]) == ("scorer", "pause")
+    assert alarm["step"] < 30
+    reached = max(one["step"] for one in read_json_lines(made.folder / "metrics.jsonl"))
+    assert (made.folder / "checkpoints" / f"step-{reached:06d}").is_dir()
 
 
 def test_a_clip_can_be_made_again_from_version_and_seed(asynchronous: Run) -> None:

@@ -203,7 +203,7 @@ def test_bad_input_is_found_before_a_folder_is_made(model, tmp_path):
     for flags in ({"model.path": root / "none"}, {"model.frames": 10}, {"prompts": root / "none.csv"}):
         with pytest.raises(ConfigError):
             serial.run(toy.config(root, **flags), toy.rewards())
-    with pytest.raises(ConfigError, match=r"reward\.weights\.motion = 1\.0: no reward head scores"):
+    with pytest.raises(ConfigError, match=r"reward\.weights\.appeal = 1\.0: no reward head scores"):
         serial.run(toy.config(root), toy.rewards()[:1])
     assert not (root / "runs").exists()
 
