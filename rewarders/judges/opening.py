@@ -16,7 +16,9 @@ from rewarders.judges.adapter import Adapted, Named
 KINDS = {
     "remote": "rewarders.judges.remote:Remote",
     "clip_score": "rewarders.judges.images:ClipScore",
+    "hps": "rewarders.judges.images:Hps",
     "aesthetic": "rewarders.judges.images:Aesthetic",
+    "image_reward": "rewarders.judges.images:ImageReward",
     "videoscore": "rewarders.judges.videoscore:VideoScore",
 }
 
