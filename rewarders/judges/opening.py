@@ -20,6 +20,7 @@ KINDS = {
     "aesthetic": "rewarders.judges.images:Aesthetic",
     "image_reward": "rewarders.judges.images:ImageReward",
     "videoscore": "rewarders.judges.videoscore:VideoScore",
+    "videoreward": "rewarders.judges.videoreward:VideoReward",
 }
 
 
