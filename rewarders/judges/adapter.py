@@ -32,10 +32,10 @@ class Needs:
 
     fps: float = 0.0  # frames per second
     frames: int = 0
-    multiple: int = 1  # what their number can be divided by: 2 for a model that reads frames in pairs
     size: tuple[int, ...] = ()  # height, width in pixels
     low: float = 0.0  # the raw value that becomes 0
     high: float = 100.0  # the raw value that becomes 100
+    multiple: int = 1  # what the number of frames can be divided by: 2 for a model that reads them in pairs
 
 
 def needs_of(config: JudgeConfig, own: Needs) -> Needs:
@@ -44,7 +44,7 @@ def needs_of(config: JudgeConfig, own: Needs) -> Needs:
     if config.frames % own.multiple:
         raise ConfigError(f"frames = {config.frames}: a multiple of {own.multiple} is needed")
     frames = config.frames or own.frames
-    return Needs(config.fps or own.fps, frames, own.multiple, config.size or own.size, low, high)
+    return Needs(config.fps or own.fps, frames, config.size or own.size, low, high, own.multiple)
 
 
 class Adapted:

@@ -26,8 +26,11 @@ def opened(kind: Any, path: str, **how: Any) -> Any:
 
 
 def whole(kind: Any, path: str, **how: Any) -> Any:
-    """A frozen model in the type it was saved in. `ConfigError` also where `transformers` would draw weights anew."""
-    model, told = opened(kind, path, dtype="auto", output_loading_info=True, **how)
+    """A frozen model from safetensors, in the type it was saved in.
+
+    `ConfigError` also for weights that are pickled, or lack, where `transformers` would draw them anew.
+    """
+    model, told = opened(kind, path, dtype="auto", use_safetensors=True, output_loading_info=True, **how)
     missing = sorted(told["missing_keys"])
     if missing:
         raise ConfigError(f"path = {path!r}: no {missing[0]} in it; a {kind.__name__} has one")

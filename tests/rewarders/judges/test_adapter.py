@@ -59,6 +59,7 @@ def numbers(shown: Clip) -> list[int]:
         (17, 8.0, Needs(fps=4, frames=3), (0, 8, 16), 1.0),
         (49, 8.0, Needs(fps=2, multiple=2), (0, 4, 9, 13, 17, 22, 26, 31, 35, 39, 44, 48), 11 / 6),  # 12 of 13
         (16, 8.0, Needs(fps=2, multiple=2), (0, 4, 8, 12), 2.0),
+        (18, 8.0, Needs(fps=2, multiple=2), (0, 5, 11, 16), 1.5),  # 0, 4 ... 16 would be five
     ],
 )
 def test_frames_in_time(frames, fps, needs, chosen, rate):

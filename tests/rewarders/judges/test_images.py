@@ -241,6 +241,10 @@ def test_a_model_that_is_not_whole_is_refused(tmp_path: Path, clip_model: Path, 
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "tower" / "model.safetensors").read_bytes())
     with pytest.raises(ConfigError, match=r"no \S+ in it; a CLIPModel has one"):
         open_judge("a", JudgeConfig(kind="hps", path=str(tmp_path)))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(CLIPModel.from_pretrained(clip_model).state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="no CLIPModel"):  # a pickle, though a whole one
+        open_judge("a", JudgeConfig(kind="hps", path=str(tmp_path)))
     (tmp_path / "blip").mkdir()
     for file in blip_model.iterdir():
         (tmp_path / "blip" / file.name).write_bytes(file.read_bytes())
