@@ -2,7 +2,7 @@
 
 ```
 clip (8 fps, 49 frames, 480x720) --> fps: nearest frames at 0, 1/fps, 2/fps ... s
-                                 --> frames: so many of these, evenly from the first to the last
+                                 --> frames: so many, evenly from the first of these to the last
                                  --> size: bicubic, the ratio of the sides is not kept
 judge --> raw value --> 100 (raw - low) / (high - low), not clamped
 ```
@@ -19,7 +19,7 @@ from hashlib import blake2b
 import numpy as np
 from PIL import Image
 
-from common.config import JudgeConfig
+from common.config import ConfigError, JudgeConfig
 from common.messages import Prompt
 from rewarders.base import Clip, Judge, Opinion
 
@@ -35,12 +35,16 @@ class Needs:
     size: tuple[int, ...] = ()  # height, width in pixels
     low: float = 0.0  # the raw value that becomes 0
     high: float = 100.0  # the raw value that becomes 100
+    multiple: int = 1  # what the number of frames can be divided by: 2 for a model that reads them in pairs
 
 
 def needs_of(config: JudgeConfig, own: Needs) -> Needs:
-    """A kind's `own` needs, with what the configuration says instead."""
+    """A kind's `own` needs, with what the configuration says instead. `ConfigError` for frames that are no multiple."""
     low, high = (config.low, config.high) if config.low < config.high else (own.low, own.high)
-    return Needs(config.fps or own.fps, config.frames or own.frames, config.size or own.size, low, high)
+    if config.frames % own.multiple:
+        raise ConfigError(f"frames = {config.frames}: a multiple of {own.multiple} is needed")
+    frames = config.frames or own.frames
+    return Needs(config.fps or own.fps, frames, config.size or own.size, low, high, own.multiple)
 
 
 class Adapted:
@@ -116,12 +120,13 @@ def _in_time(count: int, fps: float, needs: Needs) -> tuple[np.ndarray, float]:
         step = fps / needs.fps
         chosen = np.floor(np.arange(0, count, step) + 0.5).astype(int)
         chosen, fps = chosen[chosen < count], needs.fps
-    if not needs.frames or needs.frames == len(chosen):
+    wanted = needs.frames or max(len(chosen) // needs.multiple, 1) * needs.multiple
+    if wanted == len(chosen):
         return chosen, fps
-    if len(chosen) < needs.frames:
-        raise ValueError(f"a clip of {len(chosen)} frames at {fps:g} per second; {needs.frames} frames are needed")
-    even = np.floor(np.linspace(0, len(chosen) - 1, needs.frames) + 0.5).astype(int)
-    return chosen[even], fps * max(1, needs.frames - 1) / (len(chosen) - 1)
+    if len(chosen) < wanted:
+        raise ValueError(f"a clip of {len(chosen)} frames at {fps:g} per second; {wanted} frames are needed")
+    even = np.floor(np.linspace(chosen[0], chosen[-1], wanted) + 0.5).astype(int)
+    return even, fps * max(1, wanted - 1) / (len(chosen) - 1)
 
 
 def _same(one: float, other: float) -> bool:

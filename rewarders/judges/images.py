@@ -1,12 +1,16 @@
 """Image rewards, frame by frame: a value for each frame, and their weighted mean for the clip.
 
-| kind | model folder | value of a frame | range |
+| kind | model | value of a frame | becomes 0..100 |
 |---|---|---|---|
-| `clip_score` | any `CLIPModel` with its processor, also PickScore | 2.5 max(0, cos(image, text)) | 0..1 |
-| `aesthetic` | the same, with LAION's head (`HEAD_FILE`) beside it | head(image / its norm) | 1..10 |
+| `clip_score` | any `CLIPModel`, also PickScore's | 2.5 max(0, cos(image, text)) | 0..1 |
+| `hps` | HPSv2's `CLIPModel` | 100 cos(image between black bars, text) | 10..40 |
+| `aesthetic` | a `CLIPModel` | f(image / its norm), f: LAION's linear layers | 1..10 |
+| `image_reward` | `BlipForImageTextRetrieval` | (f(h) - 0.1672) / 1.0333, f: ImageReward's linear layers | -3..3 |
 
-Frames count alike, or as in InstructVideo: exp(-distance to the middle frame). ImageReward and MPS need code of their
-own: serve them (`rewarders/judges/remote.py` says how).
+h is the first token of the caption after BLIP's text encoder, whose layers attend to the image. The linear layers lie
+beside the model, in `AESTHETIC_FILE` and `IMAGE_REWARD_FILE`.
+CLIPScore: Hessel et al., 2021. HPSv2: Wu et al., 2023. ImageReward: Xu et al., 2023. Frames count alike, or as in
+InstructVideo: exp(-distance to the middle frame). docs/rewards.md says which published files become such folders.
 """
 
 from __future__ import annotations
@@ -14,101 +18,163 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from transformers import AutoProcessor, CLIPModel
+from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetrieval, CLIPModel
 
-from common.config import ConfigError, JudgeConfig
-from common.memory import pass_on
+from common.config import JudgeConfig
 from common.messages import Prompt
 from common.tensors import state_digest
-from rewarders.judges.adapter import Needs
+from rewarders.judges.adapter import Needs, resize
+from rewarders.judges.folders import linear_layers, opened, whole
 
-CLIP_SCALE = 2.5  # of CLIPScore (Hessel et al., 2021)
-HEAD_FILE = "aesthetic.safetensors"  # published as a pickle, which nobody should load: docs/rewards.md converts it
+CLIP_SCALE = 2.5  # of CLIPScore
+AESTHETIC_FILE, IMAGE_REWARD_FILE = "aesthetic.safetensors", "image_reward.safetensors"
+# ImageReward was trained on so many tokens; its values on its own training images have this mean and deviation.
+TOKENS, MEAN, DEVIATION = 35, 0.16717362830052426, 1.0333394966054072
 CHUNK = 16  # frames in one forward pass, all of one clip
 
 
 class FrameReward(ABC):
-    """A `rewarders.base.Reward`: the weighted mean of a value per frame, from `CLIPModel`'s embeddings."""
+    """A `rewarders.base.Reward`: the weighted mean of a value per frame."""
 
     dimension: str
     needs: Needs
+    kind: ClassVar[Any]  # the model's class
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
-        """`ConfigError` when ``path`` is no CLIP model with its processor."""
-        self.model = opened(CLIPModel, judge.path).to(device).eval().requires_grad_(False)
-        self.processor = opened(AutoProcessor, judge.path)
+        """`ConfigError` when ``path`` is no such model with its image processor and tokenizer."""
+        self.model = whole(self.kind, judge.path).to(device)
+        # PIL's everywhere: torchvision's pixels differ, and scores must not hang on what is installed
+        self.pictures = opened(AutoImageProcessor, judge.path, backend="pil")
+        self.words = opened(AutoTokenizer, judge.path)
         self._device, self._weights = device, judge.frame_weights
         self.digest = f"{state_digest(self.model.state_dict())} {self._weights}"
 
     @torch.inference_mode()
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
-        """See `Reward.score`. A clip is embedded alone, so that its value does not hang on the batch."""
+        """See `Reward.score`. A clip is seen alone, so that its value does not hang on the batch."""
         return [self._clip(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
 
     def _clip(self, clip: np.ndarray, prompt: Prompt) -> float:
-        pieces = [self._embedded(clip[at : at + CHUNK]) for at in range(0, len(clip), CHUNK)]
-        values = self.of_frames(torch.cat(pieces), prompt).float().cpu()
+        pieces = [self.of_frames(self.pixels(clip[at : at + CHUNK]), prompt) for at in range(0, len(clip), CHUNK)]
+        values = torch.cat(pieces).float().cpu()
         return float((values * frame_weights(self._weights, len(clip))).sum())
 
-    def _embedded(self, frames: np.ndarray) -> torch.Tensor:
-        """Unit image embeddings, ``[F, D]``."""
-        inputs = self.processor(images=list(frames), return_tensors="pt").to(self._device)
-        return unit(self.model.get_image_features(**inputs).pooler_output)
+    def pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """What the model sees of uint8 frames ``[F, H, W, 3]``: ``[F, 3, h, w]``, normalised."""
+        return self.pictures(images=list(frames), return_tensors="pt")["pixel_values"].to(self._device)
+
+    def tokens(self, prompt: Prompt, **limits: Any) -> dict[str, torch.Tensor]:
+        """The caption, cut at what the text encoder takes: ``input_ids`` and ``attention_mask``, ``[1, L]`` each."""
+        found = self.words([prompt.text], return_tensors="pt", truncation=True, **limits)
+        return {name: found[name].to(self._device) for name in ("input_ids", "attention_mask")}
+
+    def add_layers(self, file: Path, width: int) -> torch.nn.Module:
+        """The linear layers beside the model, which count in the digest; see `linear_layers`."""
+        layers = linear_layers(file, width).to(self._device)
+        self.digest += f" {state_digest(layers.state_dict())}"
+        return layers
 
     @abstractmethod
-    def of_frames(self, images: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        """A value per frame, ``[F]``, from unit image embeddings ``[F, D]``."""
+    def of_frames(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """A value per frame, ``[F]``, from what `pixels` made of them."""
 
 
-class ClipScore(FrameReward):
+class ClipReward(FrameReward):
+    """One that looks at `CLIPModel`'s embeddings."""
+
+    kind = CLIPModel
+
+    def embedded(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Unit image embeddings, ``[F, D]``."""
+        return unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
+
+    def cosines(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """Of each frame and the caption, ``[F]``."""
+        text = unit(self.model.get_text_features(**self.tokens(prompt)).pooler_output)
+        return self.embedded(pixels) @ text[0]
+
+
+class ClipScore(ClipReward):
     """How well the frames show what the caption says."""
 
     dimension = "clip_score"
     needs = Needs(high=1.0)
 
-    def of_frames(self, images: torch.Tensor, prompt: Prompt) -> torch.Tensor:
-        """See `FrameReward.of_frames`. A caption is cut at what the text encoder takes."""
-        inputs = self.processor(text=[prompt.text], return_tensors="pt", truncation=True, padding=True)
-        text = unit(self.model.get_text_features(**inputs.to(self._device)).pooler_output)
-        return CLIP_SCALE * (images @ text[0]).clamp(min=0)
+    def of_frames(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """See `FrameReward.of_frames`."""
+        return CLIP_SCALE * self.cosines(pixels, prompt).clamp(min=0)
 
 
-class Aesthetic(FrameReward):
+class Hps(ClipReward):
+    """How much people would like the frames for this caption, by HPSv2, which sees a frame whole, between black bars.
+
+    Published averages of image generators lie in 23..29 (v2) and 18..34 (v2.1): `needs` leaves room around them.
+    """
+
+    dimension = "hps"
+    needs = Needs(low=10.0, high=40.0)
+
+    def pixels(self, frames: np.ndarray) -> torch.Tensor:
+        """See `FrameReward.pixels`."""
+        return super().pixels(letterboxed(frames, self.model.config.vision_config.image_size))
+
+    def of_frames(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """See `FrameReward.of_frames`."""
+        return 100.0 * self.cosines(pixels, prompt)
+
+
+class Aesthetic(ClipReward):
     """How pleasing the frames are, by LAION's linear layers on the image embedding."""
 
     dimension = "aesthetic"
     needs = Needs(low=1.0, high=10.0)
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
-        """`ConfigError` also when there is no head in the folder, or one for another embedding."""
+        """`ConfigError` also when there are no such layers in the folder, or those for another embedding."""
         super().__init__(judge, device)
-        self.head = _head(Path(judge.path), self.model.config.projection_dim).to(device)
-        self.digest += f" {state_digest(self.head.state_dict())}"
+        self.layers = self.add_layers(Path(judge.path) / AESTHETIC_FILE, self.model.config.projection_dim)
 
-    def of_frames(self, images: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+    def of_frames(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
         """See `FrameReward.of_frames`."""
-        return self.head(images.float())[:, 0]
+        return self.layers(self.embedded(pixels).float())[:, 0]
 
 
-def opened(kind: Any, path: str) -> Any:
-    """``kind.from_pretrained(path)``. `ConfigError` names the path when it is missing, or holds something else."""
-    if not path:
-        raise ConfigError("path: a model folder or hub id is needed")
-    try:
-        return kind.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        pass_on(error)
-        raise ConfigError(f"path = {path!r}: no {kind.__name__}: {' '.join(str(error).split())[:200]}") from None
+class ImageReward(FrameReward):
+    """How much people would like the frames for this caption: BLIP's text encoder reads it while it sees the frame."""
+
+    dimension = "image_reward"
+    needs = Needs(low=-3.0, high=3.0)  # three deviations
+    kind = BlipForImageTextRetrieval
+
+    def __init__(self, judge: JudgeConfig, device: str) -> None:
+        """`ConfigError` also when there are no such layers in the folder, or those for another text encoder."""
+        super().__init__(judge, device)
+        self.layers = self.add_layers(Path(judge.path) / IMAGE_REWARD_FILE, self.model.config.text_config.hidden_size)
+
+    def of_frames(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
+        """See `FrameReward.of_frames`."""
+        seen = self.model.vision_model(pixel_values=pixels).last_hidden_state
+        asked = {name: row.expand(len(seen), -1) for name, row in self.tokens(prompt, max_length=TOKENS).items()}
+        read = self.model.text_encoder(**asked, encoder_hidden_states=seen).last_hidden_state
+        return (self.layers(read[:, 0].float())[:, 0] - MEAN) / DEVIATION
 
 
 def unit(embeddings: torch.Tensor) -> torch.Tensor:
     """Rows of length 1."""
     return embeddings / embeddings.norm(dim=-1, keepdim=True)
+
+
+def letterboxed(frames: np.ndarray, side: int) -> np.ndarray:
+    """uint8 ``[F, H, W, 3]`` -> ``[F, side, side, 3]``: the longer side fits, black bars fill the shorter one."""
+    scale = side / max(frames.shape[1:3])
+    height, width = (max(1, round(scale * length)) for length in frames.shape[1:3])
+    top, left = (side - height) // 2, (side - width) // 2
+    bars = ((0, 0), (top, side - height - top), (left, side - width - left), (0, 0))
+    return np.pad(resize(frames, (height, width)), bars)
 
 
 def frame_weights(kind: str, frames: int) -> torch.Tensor:
@@ -117,23 +183,3 @@ def frame_weights(kind: str, frames: int) -> torch.Tensor:
         return torch.full((frames,), 1.0 / frames)
     weights = torch.exp(-(torch.arange(frames) - (frames - 1) / 2).abs())
     return weights / weights.sum()
-
-
-def _head(folder: Path, width: int) -> torch.nn.Sequential:
-    """The linear layers of a head's file, in the order of their numbers; dropout between them does nothing here."""
-    file = folder / HEAD_FILE
-    if not file.is_file():
-        raise ConfigError(f"path = {str(folder)!r}: no aesthetic head there ({HEAD_FILE})")
-    try:
-        state = load_file(file)
-        names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: int(name.rpartition(".")[2]))
-        shapes = [state[f"{name}.weight"].shape for name in names]
-        layers = [torch.nn.Linear(inputs, outputs) for outputs, inputs in shapes]
-        for name, layer in zip(names, layers, strict=True):
-            layer.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
-    except Exception as error:
-        pass_on(error)
-        raise ConfigError(f"{file}: no linear layers: {' '.join(str(error).split())[:200]}") from None
-    if not layers or layers[0].in_features != width or layers[-1].out_features != 1:
-        raise ConfigError(f"{file}: layers from {width} to 1 are needed for the model beside it")
-    return torch.nn.Sequential(*layers).eval().requires_grad_(False)

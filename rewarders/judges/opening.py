@@ -18,8 +18,11 @@ REWARD_JUDGES = "reward.judges"
 KINDS = {
     "remote": "rewarders.judges.remote:Remote",
     "clip_score": "rewarders.judges.images:ClipScore",
+    "hps": "rewarders.judges.images:Hps",
     "aesthetic": "rewarders.judges.images:Aesthetic",
+    "image_reward": "rewarders.judges.images:ImageReward",
     "videoscore": "rewarders.judges.videoscore:VideoScore",
+    "videoreward": "rewarders.judges.videoreward:VideoReward",
 }
 
 

@@ -13,7 +13,6 @@ lie in the model folder as ``prompt.txt``, word for word as on the model card, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +21,11 @@ from transformers import AutoProcessor, Idefics2Config, Idefics2Model
 from transformers.models.idefics2.modeling_idefics2 import Idefics2PreTrainedModel
 
 from common.config import ConfigError, JudgeConfig
-from common.memory import pass_on
 from common.messages import Prompt
 from common.tensors import state_digest
 from rewarders.base import Clip, Opinion
 from rewarders.judges.adapter import Needs
-from rewarders.judges.images import opened
-
-PROMPT, PLACE = "prompt.txt", "{text}"
+from rewarders.judges.folders import CAPTION, opened, question, whole
 
 
 class Idefics2Regression(Idefics2PreTrainedModel):
@@ -57,10 +53,11 @@ class VideoScore:
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """`ConfigError` when ``path`` is no such model, or has no processor or no ``prompt.txt``."""
-        model: Any = _regression(judge.path, len(self.outputs))
-        self._model = model.to(device).eval().requires_grad_(False)
+        self._model: Any = whole(Idefics2Regression, judge.path).to(device)
+        if self._model.config.num_labels != len(self.outputs):
+            raise ConfigError(f"path = {judge.path!r}: {self._model.config.num_labels} outputs in it; VideoScore has 5")
         self._processor: Any = opened(AutoProcessor, judge.path)
-        self._prompt, self._device = _question(Path(judge.path) / PROMPT), device
+        self._prompt, self._device = question(judge.path), device
         self.digest = f"{state_digest(self._model.state_dict())} {self._prompt}"
 
     @torch.inference_mode()
@@ -70,33 +67,7 @@ class VideoScore:
 
     def _read(self, clip: Clip, prompt: Prompt) -> dict[str, float]:
         frames = [Image.fromarray(frame) for frame in clip.frames]
-        asked = self._prompt.replace(PLACE, prompt.text) + "<image> " * len(frames)
+        asked = self._prompt.replace(CAPTION, prompt.text) + "<image> " * len(frames)
         inputs = self._processor(text=asked, images=frames, return_tensors="pt").to(self._device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         return dict(zip(self.outputs, self._model(**inputs)[0].float().tolist(), strict=True))
-
-
-def _regression(path: str, outputs: int) -> Idefics2Regression:
-    if not path:
-        raise ConfigError("path: a model folder is needed")
-    try:
-        load: Any = Idefics2Regression.from_pretrained
-        model, how = load(path, dtype="auto", output_loading_info=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        pass_on(error)
-        raise ConfigError(f"path = {path!r}: no Idefics2 model: {' '.join(str(error).split())[:200]}") from None
-    missing = sorted(how["missing_keys"])
-    if missing or model.config.num_labels != outputs:
-        what = f"no {missing[0]}" if missing else f"{model.config.num_labels} outputs"
-        raise ConfigError(f"path = {path!r}: {what} in it; a VideoScore has a layer `score` of {outputs} outputs")
-    return model
-
-
-def _question(file: Path) -> str:
-    try:
-        prompt = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: the model card's question is needed there: {error}") from None
-    if PLACE not in prompt:
-        raise ConfigError(f"{file}: {PLACE} must stand where the caption goes")
-    return prompt

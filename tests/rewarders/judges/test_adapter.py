@@ -57,6 +57,9 @@ def numbers(shown: Clip) -> list[int]:
         (9, 8.0, Needs(frames=5), (0, 2, 4, 6, 8), 4.0),
         (9, 8.0, Needs(frames=1), (0,), 1.0),
         (17, 8.0, Needs(fps=4, frames=3), (0, 8, 16), 1.0),
+        (49, 8.0, Needs(fps=2, multiple=2), (0, 4, 9, 13, 17, 22, 26, 31, 35, 39, 44, 48), 11 / 6),  # 12 of 13
+        (16, 8.0, Needs(fps=2, multiple=2), (0, 4, 8, 12), 2.0),
+        (18, 8.0, Needs(fps=2, multiple=2), (0, 5, 11, 16), 1.5),  # 0, 4 ... 16 would be five
     ],
 )
 def test_frames_in_time(frames, fps, needs, chosen, rate):
@@ -71,11 +74,18 @@ def test_frames_in_time(frames, fps, needs, chosen, rate):
         (Needs(fps=16), "a clip of 8 frames per second; 16 are needed"),
         (Needs(frames=16), "a clip of 9 frames at 8 per second; 16 frames are needed"),
         (Needs(fps=2, frames=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
+        (Needs(fps=2, multiple=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
     ],
 )
 def test_frames_are_never_made_up(needs, line):
     with pytest.raises(ValueError, match=line):
         show(clip(9, 8.0), needs)
+
+
+def test_a_number_of_frames_that_does_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="frames = 5: a multiple of 2 is needed"):
+        Adapted(Seen(), JudgeConfig(kind="x", frames=5), Needs(fps=2, multiple=2))
+    assert Adapted(Seen(), JudgeConfig(kind="x", frames=6), Needs(fps=2, multiple=2)).needs.frames == 6
 
 
 def test_size_and_the_file_that_belongs_to_it():
