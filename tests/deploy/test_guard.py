@@ -266,6 +266,7 @@ def toon(root: Path, **flags) -> RunConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
     """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
     config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guard.action": "pause"})
@@ -278,6 +279,7 @@ def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_honest_run_raises_no_alarm(tmp_path):
     config = toon(tmp_path)
     assert serial.run(config).finished
