@@ -21,6 +21,7 @@ from common.recorded import RecordedPairs
 from common.tensors import from_array
 from common.toon.prompts import encode_png
 from deploy import cli, serial
+from learner import train
 from tests.deploy import toy
 from tests.rewarders.human.world import frames
 from tests.tiny import tiny_pipeline
@@ -116,13 +117,18 @@ def test_a_killed_run_ends_in_the_same_weights(parts, tmp_path):
     assert again.result["weights_digest"] == whole.result["weights_digest"]
 
 
-def test_finetuning_brings_the_clips_error_down(parts, tmp_path):
+def test_finetuning_brings_the_clips_error_down(parts, tmp_path, monkeypatch):
     clips = tmp_path / "real"
     clips.mkdir()
     for name in ("0.mp4", "0.txt"):
         (clips / name).write_bytes((parts / "clips" / name).read_bytes())
     how = config(parts, tmp_path, **{"pairs": clips, "learner.loss": "sft", "learner.train": "full", "steps": 30})
+    passed, real = [], train.predict_v
+    monkeypatch.setattr(
+        train, "predict_v", lambda model, x_t, *more: (passed.append(len(x_t)), real(model, x_t, *more))[1]
+    )
     serial.run(how, toy.rewards())
+    assert passed == [2] * 2 * 30  # both clips of a step once: for the reference, and for the policy
     losses = [record["loss"] for record in read_json_lines(how.folder / "metrics.jsonl")]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
