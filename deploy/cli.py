@@ -203,7 +203,7 @@ def _help_with(own: Callable[[], str], more: Callable[[], str]) -> str:
 
 
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    recorded = {"sampler.candidates": "2", "mode": "serial"} if "pairs" in flags else {}
+    recorded = {"sampler.candidates": "2"} if "pairs" in flags else {}
     config = load_config(options.config or TOON, recorded | flags)
     if config.learner.loss == "gapo" and config.learner.alpha == 1:
         print("douga: warning: learner.alpha = 1 makes every gap 0: no gradient, nothing is learned", file=sys.stderr)
@@ -227,7 +227,7 @@ def _add_worker(commands: Any) -> None:
         "A run says at its start where others may join. The worker takes the run's configuration, works until the run\n"
         "is over or Ctrl-C, and leaves; what it leaves unfinished is done by others. It needs the same model files as\n"
         "the run; where they lie here, and on which device they work, may be given:\n"
-        "  --model.path --model.device --reward.path --cluster.threads\n\n"
+        "  --model.path --model.device --reward.path --pairs --cluster.threads\n\n"
         "examples:\n"
         "  douga worker sampler --connect tcp://127.0.0.1:41873              on the machine of the run\n"
         "  douga worker sampler --connect tcp://10.0.0.5:7000 --key worker.key --model.device cuda:0\n"
