@@ -48,17 +48,24 @@ def denoise(
     steps: int,
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    start: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """x0 latents [len(seeds), F, C, h, w] as the scheduler leaves them, in the transformer's dtype, for `shape`
     (F, C, h, w). The front padding of CogVideoX 1.5 is denoised along and cut off at the end.
+
+    `start` (`shape`) is noise that all begin from instead of their seeds'; the model call then makes the padding.
 
     Guidance: v = v_empty + guidance (v_text - v_empty), the image kept in both; 1 leaves the empty caption out, and so
     does a timestep t whose t / T is outside of `interval`.
     """
     forget(transformer)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    padding = front_padding(transformer.config, shape[0])
-    latents = _initial_noise(generators, (shape[0] + padding, *shape[1:]), transformer, condition)
+    padding = front_padding(transformer.config, shape[0]) if start is None else 0
+    latents = (
+        _initial_noise(generators, (shape[0] + padding, *shape[1:]), transformer, condition)
+        if start is None
+        else start.expand(len(seeds), *shape)
+    )
     latents = latents * scheduler.init_noise_sigma
     scheduler.set_timesteps(steps, device=latents.device)
     x0, previous = None, None

@@ -25,7 +25,7 @@ from actors.sampler import Sampler
 from common.clips import clip_length, decode_frames, encode_mp4
 from common.config import ConfigError, ModelConfig, RunConfig
 from common.messages import Array, Candidate, Conditioning, Prompt, Purpose, candidate_id
-from common.models import ModelFolder, encode_video, to_unit
+from common.models import ModelFolder
 from common.recorded import End, RecordedPairs, frame_places
 from common.tensors import from_array, to_array
 from common.toon.prompts import encode_png
@@ -89,13 +89,11 @@ class RecordedSampler(Sampler):
         numbers = (prompt.ordinal, index, seed, self.version)
         return Candidate(name, *numbers, latents, data, size.fps, size.height, size.width)
 
-    @torch.inference_mode()
     def _encode_clip(self, clip: Path) -> tuple[Array, bytes]:
         """x0 latents [F, C, h, w] of a clip, and what of it the model sees, as mp4. `ConfigError` when it is broken."""
         size = self._config.model
         pixels = frames_of(clip, size)
-        with self._resident(self._vae) as vae:
-            latents = encode_video(vae, to_unit(torch.from_numpy(pixels))[None].to(size.device))[0]
+        latents = self.latents_of(pixels)
         if tuple(latents.shape) != self._shape:
             raise ConfigError(f"{clip}: encoded to {list(latents.shape)}; the model takes {list(self._shape)}")
         return to_array(latents), encode_mp4(pixels, size.fps)

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 
 from actors.denoise import Condition, denoise
@@ -28,7 +29,7 @@ from common.config import ConfigError, RunConfig
 from common.fingerprint import check_same_model
 from common.lora import adapter_state, inject_lora, load_adapter_state
 from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
-from common.models import ModelFolder, decode_latents, encode_image, encode_text, to_pixels, to_unit
+from common.models import ModelFolder, decode_latents, encode_image, encode_text, encode_video, to_pixels, to_unit
 from common.tensors import from_array, policy_digest, to_array
 from common.weights import check_fits
 
@@ -190,10 +191,21 @@ class Sampler(SamplingLoop):
             steps=how.steps,
             guidance=how.guidance,
             interval=how.guidance_interval,
+            start=self.start(),
         )
         if not torch.isfinite(latents).all():
             raise SamplingError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
         return latents
+
+    def start(self) -> torch.Tensor | None:
+        """Noise [F, C, h, w] that all candidates begin from; None: each begins from its seed's."""
+        return None
+
+    @torch.inference_mode()
+    def latents_of(self, pixels: np.ndarray) -> torch.Tensor:
+        """x0 latents [F, C, h, w] of a clip, uint8 [frames, H, W, 3]: the posterior's mode."""
+        with self._resident(self._vae) as vae:
+            return encode_video(vae, to_unit(torch.from_numpy(pixels))[None].to(self._config.model.device))[0]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:

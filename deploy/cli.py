@@ -100,7 +100,7 @@ def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, An
 
 
 OWN = {
-    "sample": frozenset({"out", "count", "version"}),
+    "sample": frozenset({"out", "count", "version", "invert"}),
     "score": frozenset({"text", "image", "config", "json"}),
     "prompts": frozenset({"out", "captions", "captioner"}),
     "reward": reward_commands.OPTIONS | serving.OPTIONS,
@@ -203,7 +203,7 @@ def _help_with(own: Callable[[], str], more: Callable[[], str]) -> str:
 
 
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    recorded = {"sampler.candidates": "2", "mode": "serial"} if "pairs" in flags else {}
+    recorded = {"sampler.candidates": "2"} if "pairs" in flags else {}
     config = load_config(options.config or TOON, recorded | flags)
     if config.learner.loss == "gapo" and config.learner.alpha == 1:
         print("douga: warning: learner.alpha = 1 makes every gap 0: no gradient, nothing is learned", file=sys.stderr)
@@ -227,7 +227,7 @@ def _add_worker(commands: Any) -> None:
         "A run says at its start where others may join. The worker takes the run's configuration, works until the run\n"
         "is over or Ctrl-C, and leaves; what it leaves unfinished is done by others. It needs the same model files as\n"
         "the run; where they lie here, and on which device they work, may be given:\n"
-        "  --model.path --model.device --reward.path --cluster.threads\n\n"
+        "  --model.path --model.device --reward.path --pairs --cluster.threads\n\n"
         "examples:\n"
         "  douga worker sampler --connect tcp://127.0.0.1:41873              on the machine of the run\n"
         "  douga worker sampler --connect tcp://10.0.0.5:7000 --key worker.key --model.device cuda:0\n"
@@ -292,7 +292,8 @@ def _add_clips(commands: Any) -> None:
         "make clips from a model folder or from a run's newest weights",
         "examples:\n  douga sample                      8 held-out toon prompts, the embedded model\n"
         "  douga sample runs/toon --count 4  the aligned weights of a run\n"
-        "  douga sample /models/CogVideoX-5b-I2V --prompts my.jsonl --model.device cuda:0 ...\n\n"
+        "  douga sample /models/CogVideoX-5b-I2V --prompts my.jsonl --model.device cuda:0 ...\n"
+        "  douga sample tuned --prompts my.jsonl --invert walk.mp4 --sampler.steps 50\n\n"
         "Any configuration key may be given; of a prompt file its training prompts are taken, in shuffled order.",
         keys=True,
     )
@@ -300,6 +301,9 @@ def _add_clips(commands: Any) -> None:
     sample.add_argument("--count", type=int, default=8, help="prompts (default: 8)")
     sample.add_argument(
         "--version", type=int, help="a run's weights version (default: its newest; 0 is the base model)"
+    )
+    sample.add_argument(
+        "--invert", type=Path, metavar="CLIP.mp4", help="start from this clip's noise, by DDIM inversion: its motion"
     )
     sample.add_argument("--out", type=Path, default=Path("samples"), help="folder for clips, samples.json, sheet.png")
     score = _add(

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from actors.inversion import InvertedSampler
 from actors.prompts import open_prompts
 from actors.sampler import Sampler
 from common import feedback
@@ -53,7 +54,8 @@ def sample(options: Options, flags: Flags) -> int:
     """``douga sample``: mp4 files, samples.json, and all clips at a glance in sheet.png."""
     if options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
-    config, weights, version = generator_of(options.source, flags, options.version)
+    deterministic = {"sampler.scheduler": "ddim"} if options.invert else {}
+    config, weights, version = generator_of(options.source, deterministic | dict(flags), options.version)
     if weights is None and options.version is not None:
         raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
     with needed_by("sampler", config):
@@ -64,7 +66,7 @@ def sample(options: Options, flags: Flags) -> int:
 def _make_samples(config: RunConfig, weights: WeightStore | None, version: int, options: Options) -> None:
     model = open_model(config.model.path)
     prompts = _prompts(config, model.image_conditioned, options.count)
-    sampler = Sampler(model, config)
+    sampler = InvertedSampler(model, config, options.invert) if options.invert else Sampler(model, config)
     if weights is not None and version:
         sampler.load(*weights.load(version))
     options.out.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,7 @@ from common.messages import WorkerKey
 from common.rpc import Client, calling
 from common.service import LOOPBACK, Service
 from deploy.messages import Addresses
+from deploy.recorded import open_pairs
 
 ROLES = ("sampler", "rewarder")
 BEAT_SECONDS, GONE_SECONDS = 2.0, 20.0
@@ -107,6 +108,7 @@ class Guests:
             raise ConfigError(f"a guest can be a {' or a '.join(ROLES)}, not a {role!r:.20}")
         if fingerprint != fingerprint_of(self._config, role):
             key = "model.path" if role == "sampler" else "reward.path"
+            key += " or pairs" if self._config.pairs else ""
             raise ConfigError(f"{key}: not the files that the run has; copy them from there")
         with self._changed:
             name = f"{role}-{self._next[role]}"
@@ -152,10 +154,11 @@ def fingerprint_of(config: RunConfig, role: str) -> str:
     """Of the files that the role's work depends on, besides published weights."""
     if config.simulate:
         return "simulated"
+    parts = [open_pairs(config).digest] if config.pairs else []
     if role == "sampler":
-        return _fingerprint(config.model.path, "pipeline")
+        return " ".join([*parts, _fingerprint(config.model.path, "pipeline")])
     reward = config.reward
-    parts = [_fingerprint(reward.path, "heads")] if reward.path else []
+    parts += [_fingerprint(reward.path, "heads")] if reward.path else []
     parts += [_fingerprint(judge.path) for judge in reward.judges.values() if Path(judge.path or "-").is_dir()]
     return " ".join(parts)
 

@@ -74,7 +74,7 @@ class Hub:
             raise
 
     def _open(self, stack: ExitStack, host: str) -> Opened:
-        config, prompts = self.config, open_inputs(self.config)
+        config, prompts = self.config, open_inputs(self.config, self._bulletin.say)
         probes = open_probes(config, prompts)
         folder = stack.enter_context(run_folder.claim(config)).resolve()
         saved = max(checkpoint.steps(folder / "checkpoints"), default=0)

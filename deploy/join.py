@@ -23,7 +23,8 @@ from deploy.messages import Addresses
 from deploy.start import stop_on_signals
 from deploy.workers.base import Worker
 
-OWN_KEYS = ("model.path", "model.device", "reward.path", "cluster.threads")  # what may differ from machine to machine
+# What may differ from machine to machine.
+OWN_KEYS = ("model.path", "model.device", "reward.path", "pairs", "cluster.threads")
 OF_JUDGES = ("path", "url", "token_file")  # of reward.judges.NAME, likewise
 ASK_SECONDS = 5.0  # a try; there are several
 AGAIN_SECONDS = 2.0  # between two tries to join

@@ -1,4 +1,4 @@
-"""Who does the work of a role: a model, or with `simulate` something that only takes its time.
+"""Who does the work of a role: a model, people's recorded pairs, or with `simulate` something that only takes its time.
 
 Every function imports at once what its role needs, and nothing else: a process imports while others get ready, and a
 simulated one is small and starts fast. What it returns opens models and makes the worker.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from actors.prompts import PromptSource, open_prompts
 from common.config import RunConfig
+from deploy.recorded import name_faults, on_stderr, open_pairs
 
 if TYPE_CHECKING:
     from actors.loop import SamplingLoop
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
     from rewarders.loop import ScoringLoop
 
 
-def open_inputs(config: RunConfig) -> PromptSource:
-    """The run's prompts; they and the model folder are looked at before a run folder is made.
+def open_inputs(config: RunConfig, say: Callable[[str], None] = on_stderr) -> PromptSource:
+    """The run's prompts; they, the model folder and recorded pairs are looked at before a run folder is made.
 
-    `ConfigError` for what is missing or broken.
+    Recorded clips that do not fit the model are left out, and named by `say`. `ConfigError` for what is missing or
+    broken.
     """
+    pairs = open_pairs(config) if config.pairs else None
     needs_image = True
     if not config.simulate:
         from common.models import open_model
@@ -34,7 +37,12 @@ def open_inputs(config: RunConfig) -> PromptSource:
         needs_image = open_model(config.model.path).image_conditioned
     prompts = open_prompts(config.prompts, config.seed, needs_image)
     prompts.heldout(config.evaluation.prompts, config.seed)
-    return prompts
+    if pairs is None:
+        return prompts
+    from actors.recorded import RecordedPrompts
+
+    name_faults(pairs, say)
+    return RecordedPrompts(pairs, prompts, config.model)
 
 
 def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
@@ -43,8 +51,13 @@ def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
         from actors.simulated import SimulatedSampler
 
         return partial(SimulatedSampler, config)
-    from actors.sampler import Sampler
     from common.models import open_model
+
+    if config.pairs:
+        from actors.recorded import RecordedSampler
+
+        return lambda worker: RecordedSampler(open_model(config.model.path), config, open_pairs(config), worker)
+    from actors.sampler import Sampler
 
     return lambda worker: Sampler(open_model(config.model.path), config, worker)
 
@@ -59,11 +72,13 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
 
         return partial(SimulatedRewarder, config)
     from rewarders.judges import open_rewards
+    from rewarders.recorded import OpinionRewarder
     from rewarders.rewarder import rewarder_for
 
     def make(worker: str) -> ScoringLoop:
         scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
-        return rewarder_for(scorers, config.reward, worker)
+        usual = rewarder_for(scorers, config.reward, worker)
+        return OpinionRewarder(usual, open_pairs(config), config.reward) if config.pairs else usual
 
     return make
 

@@ -31,7 +31,7 @@ from common.exchange.local import LocalExchange
 from common.journal import RunJournal, measured
 from common.messages import Array, StepStats, Trained
 from common.metrics import EVENTS, JsonLines
-from deploy import recorded, run_folder
+from deploy import run_folder
 from deploy.course import (
     Course,
     Stopped,
@@ -65,8 +65,6 @@ def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
     """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
     prompts = open_inputs(config)
     probes = open_probes(config, prompts)
-    if config.pairs:
-        return Roles(*recorded.open_roles(config, prompts, rewards), probes)
     with needed_by("sampler-0", config):
         sampler = sampler_of(config)("sampler-0")
     with needed_by("rewarder-0", config):

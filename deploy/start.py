@@ -53,8 +53,6 @@ def _run(config: RunConfig) -> int:
 
 def _mode(config: RunConfig) -> Any:
     """The module that runs it."""
-    if config.pairs and config.mode != "serial":
-        raise ConfigError(f"pairs = {config.pairs!r}: only with mode = 'serial'")
     if config.mode == "serial":
         from deploy import serial  # noqa: PLC0415 - torch, in this process
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import torch
 from torch import distributed
@@ -32,6 +33,14 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.ordinals)
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether every pair is a clip against itself, under one condition: then e(l) is e(w)."""
+        conditions = [(self.prompt_embeds, 3), (self.image_latent, 5)]
+        own = [each for each, shared in conditions if each is not None and each.ndim > shared]
+        sides = [(self.winner, self.loser), *((each[:, 0], each[:, 1]) for each in own)]
+        return all(torch.equal(one, other) for one, other in sides)
 
     def part(self, start: int, stop: int) -> Pairs:
         """Pairs start .. stop-1."""

@@ -123,16 +123,17 @@ def v_errors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(e(w), e(l)), float32 [n] each, from one forward pass over winners and losers with the same `draw`.
 
-    `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops captions.
+    Where every pair is a clip against itself (`Pairs.alone`, as in fine-tuning on clips) it is a pass over the winners,
+    and e(l) is e(w). `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops captions.
     """
-    x0 = torch.cat([pairs.winner, pairs.loser])
-    noise, timesteps = torch.cat([draw.noise] * 2), torch.cat([draw.timesteps] * 2)
+    sides = 1 if pairs.alone else 2
+    x0 = torch.cat([pairs.winner, pairs.loser][:sides])
+    noise, timesteps = torch.cat([draw.noise] * sides), torch.cat([draw.timesteps] * sides)
     text, image = _condition(pairs, draw, empty_embeds)
     x_t = schedule.add_noise(x0, noise, timesteps)
-    v = predict(x_t, None if image is None else _both(image, 5), timesteps, _both(text, 3))
-    errors = (v.float() - schedule.v_target(x0, noise, timesteps)).square().flatten(1).mean(1)
-    winner, loser = errors.chunk(2)
-    return winner, loser
+    v = predict(x_t, None if image is None else _each(image, 5, sides), timesteps, _each(text, 3, sides))
+    errors = (v.float() - schedule.v_target(x0, noise, timesteps)).square().flatten(1).mean(1).chunk(sides)
+    return errors[0], errors[-1]
 
 
 def _condition(pairs: Pairs, draw: Draw, empty_embeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -153,6 +154,6 @@ def _over(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     return flags.view(-1, *[1] * (values.ndim - 1))
 
 
-def _both(condition: torch.Tensor, shared: int) -> torch.Tensor:
+def _each(condition: torch.Tensor, shared: int, sides: int) -> torch.Tensor:
     """For the winners, then the losers: what they share (`shared` dimensions), or what each has [n, 2, ...]."""
-    return torch.cat([condition] * 2 if condition.ndim == shared else [condition[:, 0], condition[:, 1]])
+    return torch.cat([condition] * sides if condition.ndim == shared else [condition[:, i] for i in range(sides)])

@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from actors.prompts import open_prompts
 from actors.sampler import Sampler
 from common import rpc
+from common.clips import encode_mp4
 from common.config import DIMENSIONS, ConfigError, RunConfig
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
@@ -40,7 +41,9 @@ from deploy.messages import Outcome, RunFailed
 from learner import checkpoint
 from tests.deploy import toy
 from tests.deploy.test_guard import Kinder
+from tests.deploy.test_recorded import rate_clips
 from tests.deploy.test_simulate import config as simulated
+from tests.rewarders.human.world import frames
 from tests.tiny import TEXT_TO_VIDEO, tiny_pipeline
 
 pytestmark = pytest.mark.timeout(240)
@@ -288,6 +291,29 @@ def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Pa
     assert exchange.counts()[State.TRAINED] == 32  # each use acts on the weights once
     assert exchange.counts()[State.FAILED] == 0
     exchange.close()
+
+
+def test_recorded_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    rate_clips(tmp_path / "clips")
+    (tmp_path / "clips" / "short.mp4").write_bytes(encode_mp4(frames(9, 3), 8))
+    (tmp_path / "clips" / "short.txt").write_text("robot runs")
+    found = {}
+    for pairs, loss in (("ratings.jsonl", "dpo"), ("", "sft")):
+        flags = {"pairs": tmp_path / "clips" / pairs, "learner.loss": loss, "exchange.max_lag": 0, "learner.lr": 1e-2}
+        flags |= {"learner.train": "lora", "cluster.samplers": 2, "name": loss}
+        threads, lines = torch.get_num_threads(), Lines()
+        torch.set_num_threads(1)  # as in each worker
+        try:
+            alone = serial.run(toy.config(tmp_path / "serial", **{"model.path": model}, **flags), toy.rewards()).result
+        finally:
+            torch.set_num_threads(threads)
+        together = cluster.run(config(tmp_path / "cluster", model, **flags), toy.rewards(), progress=lines).result
+        assert alone is not None
+        assert together is not None
+        assert together["weights_digest"] == alone["weights_digest"]
+        found[loss] = together["weights_digest"]
+        assert any("short.mp4: 3 frames" in line and "left out" in line for line in lines.said) == (loss == "sft")
+    assert len(set(found.values())) == 2
 
 
 @pytest.mark.slow  # `tests/test_chaos.py` kills the same roles in every run of the tests

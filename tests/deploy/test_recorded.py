@@ -11,7 +11,7 @@ import torch
 from actors.recorded import RecordedSampler, frames_of
 from actors.sampler import Sampler
 from common.clips import encode_mp4
-from common.config import ConfigError, ModelConfig, load_config
+from common.config import ConfigError, ModelConfig, load_config, parse_config, to_toml
 from common.exchange.local import LocalExchange
 from common.messages import Prompt
 from common.metrics import read_json_lines
@@ -21,6 +21,8 @@ from common.recorded import RecordedPairs
 from common.tensors import from_array
 from common.toon.prompts import encode_png
 from deploy import cli, serial
+from deploy.guests import Guests, fingerprint_of
+from learner import train
 from tests.deploy import toy
 from tests.rewarders.human.world import frames
 from tests.tiny import tiny_pipeline
@@ -33,7 +35,12 @@ def parts(tmp_path_factory) -> Path:
     """A tiny model, and four rated clips of a category with captions and first frames of their own."""
     folder = tmp_path_factory.mktemp("parts")
     tiny_pipeline(folder / "model", perturb=0.3)
-    clips = folder / "clips"
+    rate_clips(folder / "clips")
+    return folder
+
+
+def rate_clips(clips: Path) -> None:
+    """Four clips of twelve frames, their captions and their ratings."""
     clips.mkdir()
     rows = []
     for number in range(4):
@@ -43,7 +50,6 @@ def parts(tmp_path_factory) -> Path:
         text = ("robot walks", "zombie jumps")[number % 2]
         rows.append(RatedClip(clip=f"{number}.mp4", prompt=text, category="walk", source="a", ratings=ratings))
     write_ratings(clips / "ratings.jsonl", rows)
-    return folder
 
 
 def config(parts: Path, root: Path, **flags):
@@ -116,13 +122,18 @@ def test_a_killed_run_ends_in_the_same_weights(parts, tmp_path):
     assert again.result["weights_digest"] == whole.result["weights_digest"]
 
 
-def test_finetuning_brings_the_clips_error_down(parts, tmp_path):
+def test_finetuning_brings_the_clips_error_down(parts, tmp_path, monkeypatch):
     clips = tmp_path / "real"
     clips.mkdir()
     for name in ("0.mp4", "0.txt"):
         (clips / name).write_bytes((parts / "clips" / name).read_bytes())
     how = config(parts, tmp_path, **{"pairs": clips, "learner.loss": "sft", "learner.train": "full", "steps": 30})
+    passed, real = [], train.predict_v
+    monkeypatch.setattr(
+        train, "predict_v", lambda model, x_t, *more: (passed.append(len(x_t)), real(model, x_t, *more))[1]
+    )
     serial.run(how, toy.rewards())
+    assert passed == [2] * 2 * 30  # both clips of a step once: for the reference, and for the policy
     losses = [record["loss"] for record in read_json_lines(how.folder / "metrics.jsonl")]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
@@ -150,17 +161,29 @@ def test_what_cannot_be_is_told(parts, tmp_path, flags, said):
         serial.gather(config(parts, tmp_path, **flags), toy.rewards())
 
 
-def test_the_commands(parts, tmp_path, capsys, monkeypatch):
+def test_guests_bring_the_same_pairs(parts, tmp_path):
+    how = config(parts, tmp_path, **{"model.path": "toon"})
+    rate_clips(tmp_path / "theirs")
+    ratings = tmp_path / "theirs" / "ratings.jsonl"
+    theirs = parse_config(to_toml(how), "the run", {"pairs": str(ratings)})
+    reception = Guests(how, None, lambda _: None)  # type: ignore[arg-type]
+    for role in ("sampler", "rewarder"):
+        assert fingerprint_of(theirs, role) == fingerprint_of(how, role)
+    rows = ratings.read_text().splitlines()
+    ratings.write_text("\n".join(rows[:-1]))
+    for role, key in (("sampler", "model.path"), ("rewarder", "reward.path")):
+        with pytest.raises(ConfigError, match=f"{key} or pairs: not the files that the run has"):
+            reception.join(role, fingerprint_of(theirs, role))
+
+
+def test_the_commands(monkeypatch):
     asked = []
     monkeypatch.setattr("deploy.start.run", lambda options, flags: asked.append(options.resolved) or 0)
-    assert cli.main(["run", "--pairs", "rated.jsonl", "--mode", "cluster"]) == 0
+    assert cli.main(["run", "--pairs", "rated.jsonl", "--mode", "serial"]) == 0
     assert cli.main(["run", "--pairs", "rated.jsonl"]) == 0
     assert cli.main(["finetune", "clips", "--steps", "7"]) == 0
-    cluster, run, finetune = asked
-    assert (run.pairs, run.mode, run.sampler.candidates) == ("rated.jsonl", "serial", 2)
-    assert cluster.mode == "cluster"
+    serially, run, finetune = asked
+    assert (run.pairs, run.mode, run.sampler.candidates) == ("rated.jsonl", "cluster", 2)
+    assert serially.mode == "serial"
     assert (finetune.pairs, finetune.learner.loss, finetune.name, finetune.steps) == ("clips", "sft", "finetune", 7)
-    monkeypatch.undo()
-    assert cli.main(["run", "--pairs", "rated.jsonl", "--mode", "cluster", "--root", str(tmp_path)]) == 2
-    assert "only with mode = 'serial'" in capsys.readouterr().err
     assert load_config().pairs == ""

@@ -142,6 +142,26 @@ def test_dropped_captions_and_images_are_empty() -> None:
     assert torch.equal(model.image.chunk(2)[0], PAIRS.image_latent)
 
 
+def test_a_clip_against_itself_is_passed_once() -> None:
+    """With the errors that both halves would have; any difference between the two brings the second half back."""
+    model, chance = Recorder(), drawn(image_noise=True)
+    itself = replace(PAIRS, loser=PAIRS.winner.clone())
+    winner, loser = v_errors(model, SCHEDULE, itself, chance, None)
+    assert len(model.x_t) == len(model.timesteps) == len(model.text) == len(PAIRS)
+    assert model.image is not None
+    assert len(model.image) == len(PAIRS)
+    expected, _ = v_errors(model, SCHEDULE, PAIRS, chance, None)
+    assert len(model.x_t) == 2 * len(PAIRS)
+    torch.testing.assert_close(winner, expected)
+    assert torch.equal(loser, winner)
+    assert PAIRS.image_latent is not None
+    text, image = (torch.stack([one, one], 1) for one in (PAIRS.prompt_embeds, PAIRS.image_latent))
+    assert replace(itself, prompt_embeds=text, image_latent=image).alone
+    other = image.index_add(1, torch.tensor([1]), image[:, :1])
+    assert not replace(itself, prompt_embeds=text, image_latent=other).alone
+    assert not replace(itself, prompt_embeds=torch.stack([PAIRS.prompt_embeds, 2 * PAIRS.prompt_embeds], 1)).alone
+
+
 def test_dropping_captions_needs_the_empty_one() -> None:
     with pytest.raises(ValueError, match="empty caption"):
         v_errors(Recorder(), SCHEDULE, PAIRS, drawn(caption_drop=1.0), None)
