@@ -1,0 +1,41 @@
+"""Every knob of a run, as pydantic models: defaults < TOML file < dotted flags.
+
+```
+base.py      what a section is; `ConfigError`
+rewards.py   [reward], [guard]: heads, judges, weights, guardrails
+run.py       all other sections; `RunConfig`
+text.py      TOML and flags -> `RunConfig` -> TOML; every key in words; what differs between two
+```
+
+Nothing here imports torch, so that ``douga --help`` answers at once. A wrong key or value raises `ConfigError`, which
+names the key, where it stands and what is allowed.
+"""
+
+from common.config.base import ConfigError, Section
+from common.config.rewards import DIMENSIONS, PRESETS, GuardConfig, JudgeConfig, RewardConfig, RewardJudgeConfig
+from common.config.run import ClusterConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig, SamplerConfig
+from common.config.text import Key, differences, keys, leaves, load_config, parse_config, to_toml
+
+__all__ = [
+    "DIMENSIONS",
+    "PRESETS",
+    "ClusterConfig",
+    "ConfigError",
+    "GuardConfig",
+    "JudgeConfig",
+    "Key",
+    "LearnerConfig",
+    "LoraConfig",
+    "ModelConfig",
+    "RewardConfig",
+    "RewardJudgeConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "Section",
+    "differences",
+    "keys",
+    "leaves",
+    "load_config",
+    "parse_config",
+    "to_toml",
+]
