@@ -15,6 +15,9 @@ then have first frames of their own, so the loss compares each under its own con
 
     inside = -beta/2 [ (e_theta(w | c_w) - e_ref(w | c_w)) - (e_theta(l | c_l) - e_ref(l | c_l)) ]
 
+That is the loss of the paper's public code (`new_trian.py` of the repository Tankowa/HuViDPO; error in eps there, in v
+here); its equation number in the paper (arXiv 2502.01690): not sourced.
+
 | symbol | here | meaning |
 |---|---|---|
 | w, l | `RecordedPair.winner`, `.loser` | clips; the one with the higher mean opinion is w |
@@ -23,7 +26,8 @@ then have first frames of their own, so the loss compares each under its own con
 
 Deviations: the published code puts the clean first frame into x_t and takes it out of the error, as its model has no
 other way to see it; CogVideoX takes it on channels of its own, and the error is over all frames, as in its training.
-Pairs whose opinions are equal are left out; the published code takes either for the winner.
+It gives all clips of a category one caption, and has dropout in the adapter (here none). Pairs whose opinions are equal
+are left out; the published code takes either for the winner.
 """
 
 from __future__ import annotations

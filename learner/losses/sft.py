@@ -2,6 +2,10 @@
 
 A control for the preference losses, and what reward-weighted regression (Peters & Schaal 2007) comes to with the gap as
 its weight: L_SFT = sum of gap e_theta(w) / sum of gap. The reference and the loser do not enter.
+
+`douga finetune` is this on real clips with equal weights, HuViDPO's first stage: eps is drawn, as in its public code,
+and not inverted (`actors/inversion.py`). Equation number in the paper (arXiv 2502.01690): not sourced. There the first
+frame stands clean in x_t and is left out of the error (`common/recorded.py`, deviations).
 """
 
 from __future__ import annotations
