@@ -107,9 +107,10 @@ class Guests:
         if role not in ROLES:
             raise ConfigError(f"a guest can be a {' or a '.join(ROLES)}, not a {role!r:.20}")
         if fingerprint != fingerprint_of(self._config, role):
-            key = "model.path" if role == "sampler" else "reward.path"
-            key += " or pairs" if self._config.pairs else ""
-            raise ConfigError(f"{key}: not the files that the run has; copy them from there")
+            judged = [f"reward.judges.{name}.path" for name in self._config.reward.judges]
+            keys = ["model.path"] if role == "sampler" else ["reward.path", *judged]
+            keys += ["pairs"] if self._config.pairs else []
+            raise ConfigError(f"{' or '.join(keys)}: not the files that the run has; copy them from there")
         with self._changed:
             name = f"{role}-{self._next[role]}"
             self._next[role] += 1

@@ -19,7 +19,7 @@ from common.exchange.client import State
 from common.fingerprint import fingerprint
 from common.metrics import read_json_lines
 from deploy import cli
-from deploy.guests import GONE_SECONDS, Guests, Standing, Welcome
+from deploy.guests import GONE_SECONDS, Guests, Standing, Welcome, fingerprint_of
 from deploy.hub import Hub
 from deploy.messages import Addresses, Opened, Outcome
 from deploy.workers.learner import LearnerWorker
@@ -77,6 +77,23 @@ def test_a_guest_with_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.path: not the files that the run has"):
         reception.join("sampler", fingerprint(other))
     assert parse_config(reception.configuration(), "the run", {"model.path": str(other)}).model.path == str(other)
+
+
+def test_a_guest_with_another_judge_is_refused(tmp_path: Path) -> None:
+    for name, data in (("judge", b"a"), ("same", b"a"), ("other", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+    judge = {"reward.path": "", "reward.judges.vs.kind": "videoscore", "reward.judges.vs.path": tmp_path / "judge"}
+    reception = Guests(config(tmp_path, simulate=False, **judge), ADDRESSES, lambda _: None)
+
+    def come(folder: str) -> str:
+        own = {"reward.judges.vs.path": str(tmp_path / folder)}
+        guest = parse_config(reception.configuration(), "the run", own)
+        return reception.join("rewarder", fingerprint_of(guest, "rewarder")).name
+
+    assert come("same") == "rewarder-1"
+    with pytest.raises(ConfigError, match=r"^reward\.path or reward\.judges\.vs\.path: not the files that the run has"):
+        come("other")
 
 
 def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
@@ -218,3 +235,7 @@ def test_a_guest_needs_a_key_away_from_this_machine(capsys: pytest.CaptureFixtur
     assert "tcp://HOST:PORT is needed" in capsys.readouterr().err
     assert cli.main(["worker", "sampler", "--connect", "tcp://127.0.0.1:7000", "--steps", "3"]) == 2
     assert "--steps: a guest takes the run's configuration" in capsys.readouterr().err
+    assert cli.main(["worker", "rewarder", "--connect", "tcp://127.0.0.1:7000", "--reward.judges.vs.weight", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "--reward.judges.vs.weight: a guest takes the run's configuration; its own are model.path, " in said
+    assert "reward.judges.NAME.token_file" in said
