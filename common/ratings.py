@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,14 +43,14 @@ Rating = Annotated[float, Field(strict=True, ge=LOWEST, le=HIGHEST, allow_inf_na
 Word = Annotated[str, Field(min_length=1)]
 
 
-class Row(BaseModel):
+class Row(BaseModel, ABC):
     """A line of one of the files: unknown columns are errors, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @abstractmethod
     def files(self) -> tuple[Sequence[str], str | None]:
         """Names of the clips and of the first frame that must be there."""
-        raise NotImplementedError
 
 
 class RatedClip(Row):

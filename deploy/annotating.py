@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,6 @@ def add(commands: Any, add_command: Callable[..., Any]) -> None:
 
 
 def _annotate(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from functools import partial  # noqa: PLC0415
-
     from deploy import annotation, start  # noqa: PLC0415 - FastAPI, only for this
 
     return start.or_failed(partial(annotation.annotate, options))

@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_folder(commands)
     _add_data(commands)
     reward = _add(commands, "reward", _config, "make rating sets; train, measure and serve reward heads")
-    reward_commands.add_reward(reward, Parser)
+    reward_commands.add_reward(reward, Parser, _add)
     annotating.add(commands, _add)
     return parser
 

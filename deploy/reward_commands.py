@@ -44,10 +44,10 @@ example:
 """
 
 
-def add_reward(command: Any, parser: type[argparse.ArgumentParser]) -> None:
-    """Put the kinds of ``douga reward`` below its `command`."""
+def add_reward(command: Any, parser: type[argparse.ArgumentParser], add: Callable[..., Any]) -> None:
+    """Put the kinds of ``douga reward`` below its `command`; `add` is `cli._add`."""
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True, parser_class=parser)
-    build = _kind(kinds, "build", "clips for people to rate", BUILD, takes_keys=True)
+    build = add(kinds, "build", partial(_lazily, "build_command"), "clips for people to rate", BUILD, keys=True)
     build.add_argument("source", metavar="VIDEOS", help="a folder of videos, or 'toon'")
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for clips and ratings.jsonl")
     build.add_argument("--generators", default="toon", help="models, runs or 'toon', by commas (default: toon)")
@@ -57,18 +57,18 @@ def add_reward(command: Any, parser: type[argparse.ArgumentParser]) -> None:
     build.add_argument("--count", type=int, default=300, help="toon: prompts (default: 300)")
     build.add_argument("--candidates", type=int, default=4, help="toon: clips of a prompt (default: 4)")
     build.add_argument("--seed", type=int, default=0)
-    _add_train(kinds)
-    evaluate = _kind(kinds, "eval", "how well heads agree with people", EVAL)
+    _add_train(kinds, add)
+    evaluate = add(kinds, "eval", partial(_lazily, "eval_command"), "how well heads agree with people", EVAL)
     evaluate.add_argument("heads", metavar="HEADS", help="folder of reward heads, or 'toon'")
     evaluate.add_argument("--ratings", type=Path, required=True, metavar="FILE", help="ratings.jsonl")
     evaluate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     evaluate.add_argument("--resamples", type=int, default=1000, help="of the bootstrap (default: 1000)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    serving.add_serve(kinds)
+    serving.add_serve(kinds, add)
 
 
-def _add_train(kinds: Any) -> None:
-    train = _kind(kinds, "train", "train reward heads on people's ratings", TRAIN)
+def _add_train(kinds: Any, add: Callable[..., Any]) -> None:
+    train = add(kinds, "train", partial(_lazily, "train_command"), "train reward heads on people's ratings", TRAIN)
     train.add_argument("--ratings", type=Path, required=True, metavar="FILE", help="ratings.jsonl")
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the heads")
     train.add_argument("--head", default="toon", help="'toon', or a class of rewarders/anime/full (default: toon)")
@@ -81,19 +81,6 @@ def _add_train(kinds: Any) -> None:
     train.add_argument("--lr", type=float, help="learning rate of AdamW (default: 0.001; toon heads: 0.004)")
     train.add_argument("--patience", type=int, default=8, help="epochs without gain before the end (default: 8)")
     train.add_argument("--seed", type=int, default=0)
-
-
-def _kind(kinds: Any, name: str, words: str, epilog: str, takes_keys: bool = False) -> Any:
-    kind = kinds.add_parser(
-        name,
-        help=words,
-        description=words,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    kind.set_defaults(act=partial(_lazily, f"{name}_command"), takes_keys=takes_keys)
-    return kind
 
 
 def _lazily(name: str, options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

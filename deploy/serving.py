@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,17 +30,9 @@ Off loopback a token is needed (chmod 600 FILE). It travels in clear text: on op
 """
 
 
-def add_serve(kinds: Any) -> None:
-    """Put ``serve`` among the kinds of ``douga reward``."""
-    serve = kinds.add_parser(
-        "serve",
-        help="serve judges over HTTP to other machines or environments",
-        description="Serve judges over HTTP.",
-        epilog=WORDS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    serve.set_defaults(act=command, takes_keys=True)
+def add_serve(kinds: Any, add: Callable[..., Any]) -> None:
+    """Put ``serve`` among the kinds of ``douga reward``; `add` is `cli._add`."""
+    serve = add(kinds, "serve", command, "serve judges over HTTP to other machines or environments", WORDS, keys=True)
     serve.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml")
     serve.add_argument("--host", default="127.0.0.1", help="IP address to serve at (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=8100, help="0: a free one (default: 8100)")

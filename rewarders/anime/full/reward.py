@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +23,7 @@ from rewarders.anime.full.heads import opinion_loss
 DIGITS = 3  # decimals of a score
 
 
-class FullReward:
+class FullReward(ABC):
     """One dimension of AnimeReward over pretrained models, as a `rewarders.anime.trainable.TrainableReward`.
 
     Subclasses say which models (`ROLES`) and options (`OPTIONS`, with defaults) they take, load them in `build`, and
@@ -73,13 +74,13 @@ class FullReward:
             torch.manual_seed(seed)
             return cls(models, options, device)
 
+    @abstractmethod
     def build(self) -> None:
         """Load the encoders of `self.folders` and make `self.head`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
         """One clip's row of features, float32 ``[D]``."""
-        raise NotImplementedError
 
     @property
     def digest(self) -> str:
