@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
-from actors.prompts import PromptSource
+from actors.prompts import PromptSource, fitted
 from actors.sampler import Sampler
 from common.clips import clip_length, decode_frames, encode_mp4
 from common.config import ConfigError, ModelConfig, RunConfig
@@ -115,10 +115,7 @@ def frames_of(clip: Path, size: ModelConfig, count: int | None = None) -> np.nda
         frames = decode_frames(data, places)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{clip}: {error}") from None
-    if frames.shape[1:3] == (size.height, size.width):
-        return frames
-    whole, how = (size.width, size.height), Image.Resampling.LANCZOS
-    return np.stack([np.asarray(ImageOps.fit(Image.fromarray(frame), whole, how)) for frame in frames])
+    return np.stack([fitted(Image.fromarray(frame), size.height, size.width) for frame in frames])
 
 
 def first_frame_of(end: End, size: ModelConfig) -> bytes:

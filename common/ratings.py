@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -174,6 +174,12 @@ def write_ratings(file: Path, rows: Iterable[RatedClip]) -> None:
 def write_pairs(file: Path, rows: Iterable[RatedPair]) -> None:
     """Write a pairs file: a reader sees the old one or the new. Raises `StorageFailed`."""
     _write(file, rows)
+
+
+def overall(ratings: Mapping[str, Mapping[str, float]]) -> float | None:
+    """The mean over annotators of their means over dimensions, 1..5; None for a clip that nobody rated."""
+    given = [fmean(mine.values()) for mine in ratings.values() if mine]
+    return fmean(given) if given else None
 
 
 def dimensions(rows: Iterable[RatedClip]) -> list[str]:

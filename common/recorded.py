@@ -39,14 +39,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 
 from common.clips import clip_length
 from common.config import ConfigError, ModelConfig
 from common.digests import digest
-from common.ratings import Pairs, RatedClip, Ratings, read_pairs, read_ratings, to_score
+from common.ratings import Pairs, Ratings, overall, read_pairs, read_ratings, to_score
 
 WON, LOST = 100.0, 0.0  # scores of a pair that has no ratings
 
@@ -134,7 +133,7 @@ def _from_pairs(table: Pairs) -> Iterator[RecordedPair]:
 def _from_ratings(table: Ratings) -> Iterator[RecordedPair]:
     by_category: dict[str | None, list[End]] = defaultdict(list)
     for row in table.rows:
-        opinion = overall(row)
+        opinion = overall(row.ratings)
         if opinion is not None:
             image = None if row.first_frame is None else table.place(row.first_frame)
             by_category[row.category].append(End(table.place(row.clip), row.prompt, image, to_score(opinion)))
@@ -143,12 +142,6 @@ def _from_ratings(table: Ratings) -> Iterator[RecordedPair]:
             if one.score != other.score:
                 better = max(one, other, key=lambda end: end.score)
                 yield RecordedPair(better, other if better is one else one, category)
-
-
-def overall(row: RatedClip) -> float | None:
-    """The mean over annotators of their means over dimensions, 1..5; None for a clip that nobody rated."""
-    given = [fmean(ratings.values()) for ratings in row.ratings.values() if ratings]
-    return fmean(given) if given else None
 
 
 def _from_folder(folder: Path) -> Iterator[RecordedPair]:

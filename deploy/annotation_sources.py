@@ -10,7 +10,6 @@ folder       any *.mp4 below it        NAME.txt beside NAME.mp4 is its caption; 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from common.config import ConfigError
 from common.exchange.browsing import HeldOutClip, heldout_clips
 from common.ratings import RatedClip, Ratings, read_ratings
 from deploy import run_folder
+from deploy.samples import SAMPLES, read_samples
 from rewarders.human.items import Clip
 
-RATINGS, SAMPLES = "ratings.jsonl", "samples.json"
+RATINGS = "ratings.jsonl"
 MAX_NAMED = 5  # bad clips that are named one by one
 
 
@@ -91,14 +91,7 @@ def _of_rated(table: Ratings, row: RatedClip) -> Clip:
 
 
 def _of_samples(place: Path) -> list[Clip]:
-    path = place / SAMPLES
-    try:
-        records = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(records, list) or not all(isinstance(r, dict) and {"clip", "text"} <= r.keys() for r in records):
-        raise ConfigError(f"{path}: expected a list of objects with clip and text, as `douga sample` writes it")
-    return [_of_sample(place, record) for record in records]
+    return [_of_sample(place, record) for record in read_samples(place)]
 
 
 def _of_sample(place: Path, record: dict[str, Any]) -> Clip:

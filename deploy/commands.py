@@ -38,11 +38,12 @@ from deploy.heldout import HeldOut
 from deploy.memory import needed_by
 from deploy.progress import showing
 from deploy.roles import open_inputs
+from deploy.samples import SAMPLES, read_samples
 from learner import checkpoint
 from rewarders.judges import open_rewards
 from rewarders.rewarder import rewarder_for
 
-SAMPLES, SHEET = "samples.json", "sheet.png"
+SHEET = "sheet.png"
 Options = argparse.Namespace
 Flags = Mapping[str, Any]
 
@@ -148,23 +149,12 @@ def score(options: Options, flags: Flags) -> int:
 def _score_tasks(place: Path, options: Options) -> list[ScoreTask]:
     """The clips of a folder with a samples.json, or one mp4 file with the caption of the command line."""
     if place.is_dir():
-        return [_sample_task(place, record) for record in _samples(place)]
+        return [_sample_task(place, record) for record in read_samples(place)]
     clip = _bytes(place)
     if not options.text:
         raise ConfigError(f"{place}: which caption? give --text, or a folder with a {SAMPLES}")
     image = _bytes(options.image) if options.image else encode_png(_frames(place, clip)[0])
     return [ScoreTask(str(place), Prompt(0, place.stem, options.text, image), clip)]
-
-
-def _samples(folder: Path) -> list[dict[str, Any]]:
-    path = folder / SAMPLES
-    try:
-        records = json.loads(_bytes(path))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(records, list) or not all(isinstance(r, dict) and {"clip", "text"} <= r.keys() for r in records):
-        raise ConfigError(f"{path}: expected a list of objects with clip and text, as `douga sample` writes it")
-    return records
 
 
 def _sample_task(folder: Path, record: Mapping[str, Any]) -> ScoreTask:

@@ -15,10 +15,9 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 from common.config import ConfigError
-from common.ratings import RatedClip, RatedPair, write_pairs, write_ratings
+from common.ratings import RatedClip, RatedPair, overall, write_pairs, write_ratings
 from common.storage import writing
 from rewarders.human import agreement
 from rewarders.human.items import Clip, Pair
@@ -85,7 +84,7 @@ class Writer:
         if chosen == "tie":
             return None
         winner, loser = (pair.first, pair.second) if chosen == "first" else (pair.second, pair.first)
-        best, worst = self._mean(winner), self._mean(loser)
+        best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (winner, loser))
         # Where the same people's ratings say otherwise, the direct comparison counts.
         agree = best is not None and worst is not None and best > worst
         return RatedPair(
@@ -98,11 +97,6 @@ class Writer:
             category=winner.category,
             annotators=len(choices),
         )
-
-    def _mean(self, clip: Clip) -> float | None:
-        """The mean over annotators of their means over dimensions, 1..5; None for a clip that nobody rated."""
-        ratings = self.ratings.get(clip.key)
-        return None if ratings is None else fmean(fmean(given.values()) for given in ratings.values())
 
     def _clip(self, clip: Clip) -> str:
         if clip.file is not None:
