@@ -51,19 +51,24 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
 def placed(config: RunConfig) -> Iterator[PlacementGroup]:
     """Room for the hub and the learner's ranks on one node. `ConfigError` names what was not to be had in time."""
     cluster = config.cluster
-    node = pin(cluster.learner_node)
-    rank = {"CPU": 0.001, "GPU": cluster.learner_gpus} | node
-    bundles = [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learners)]
-    group = placement_group(bundles, strategy="STRICT_PACK")
+    asked = bundles(cluster)
+    group = placement_group(asked, strategy="STRICT_PACK")
     try:
         if not group.wait(cluster.placement_seconds):
             raise ConfigError(
-                f"no node with {bundles} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
+                f"no node with {asked} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
                 f"Ray has {ray.cluster_resources()}, of which are free {ray.available_resources()}"
             )
         yield group
     finally:
         remove_placement_group(group)
+
+
+def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
+    """What hub and learner ask of one node, in Ray's resources: the hub's share, then one of each rank."""
+    node = pin(cluster.learner_node)
+    rank = {"CPU": 0.001, "GPU": cluster.learner_gpus} | node
+    return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learners)]
 
 
 def pin(resource: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ import pytest
 
 from common.metrics import read_json_lines
 from deploy import run_folder
+from learner import checkpoint
 from tests.deploy.toy import wait_until
 
 pytestmark = pytest.mark.timeout(300)
@@ -42,8 +43,11 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def head(environment: dict[str, str], scratch: Path) -> Iterator[str]:
-    """A head node of the test's own; yields the dashboard's address. It ends with its own process, nobody else's."""
+def head(environment: dict[str, str], scratch: Path, *more: str) -> Iterator[str]:
+    """A head node of the test's own; yields the dashboard's address. It ends with its own process, nobody else's.
+
+    `more` are words of ``ray start``.
+    """
     port, dashboard, client, agent = free_ports(4)
     options = {
         "port": port,
@@ -58,7 +62,7 @@ def head(environment: dict[str, str], scratch: Path) -> Iterator[str]:
     words = [f"--{name}={value}" for name, value in options.items()]
     with (scratch.with_suffix(".log")).open("wb") as log:
         process = subprocess.Popen(
-            [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", *words],
+            [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", *words, *more],
             env=environment,
             stdout=log,
             stderr=log,
@@ -93,10 +97,44 @@ def scratch() -> Iterator[Path]:
         yield Path(folder) / "r"
 
 
+def clean_environment(home: Path) -> dict[str, str]:
+    """Without what an outer Ray has set, or a user's token."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return environment | {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
+
+
+@pytest.mark.slow
+def test_a_stopped_job_saves_and_the_next_one_goes_on(scratch: Path, tmp_path: Path) -> None:
+    """As on Kubernetes: code that is installed, nodes by their resources, time to save, and resuming by name."""
+    environment = clean_environment(tmp_path) | {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(REPOSITORY)}
+    pinned = [f"--cluster.{role}-node={role}" for role in ("learner", "sampler", "rewarder")]
+    flags = ["--simulate", "--steps=60", "--learner.pairs-per-step=2", "--simulation.step-seconds=1", *pinned]
+    run = [sys.executable, "-m", "deploy.cli", "run", "--mode=cluster", f"--root={tmp_path / 'runs'}", *flags]
+    folder = tmp_path / "runs" / "toon"
+    with head(environment, scratch, '--resources={"learner": 1, "sampler": 1, "rewarder": 1}') as address:
+
+        def job(*words: str | Path) -> str:
+            command = [BIN / "ray", "job", words[0], "--address", address, *words[1:]]
+            done = subprocess.run(
+                command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180, check=False
+            )
+            assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+            return done.stdout
+
+        job("submit", "--no-wait", "--submission-id", "first", "--", *run)
+        wait_until(lambda: len(read_json_lines(folder / "metrics.jsonl")) >= 3, 120)
+        job("stop", "first")
+        stopped = max(checkpoint.steps(folder / "checkpoints"))  # of the step it stopped at, not of a tenth one
+        assert 3 <= stopped < 60
+        assert f"stopped after step {stopped} of 60" in job("logs", "first")
+        job("submit", "--", *run, "--steps", str(stopped + 2))
+    steps = [line["step"] for line in read_json_lines(folder / "metrics.jsonl")]
+    assert steps == list(range(1, stopped + 3))  # no step twice
+
+
 @pytest.mark.parametrize("token", [pytest.param(False, marks=pytest.mark.slow), True], ids=["open", "token"])
 def test_a_job_runs_to_its_end(token: bool, scratch: Path, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    environment = clean_environment(tmp_path)
     if token:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     flags = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
