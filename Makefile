@@ -8,7 +8,7 @@ TORCH_ARGS ?=
 # Test files run side by side, one thread each: much of their time is waiting for processes to start.
 WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-slow test-browser lint clean
+.PHONY: run test test-slow test-browser lint docs clean
 
 run: .venv/installed
 	$(PY) -m deploy.cli run --verify
@@ -22,6 +22,9 @@ test-slow: .venv/installed-dev
 # Needs a chromium on the PATH (Debian: apt-get install chromium); without one every test says so and is skipped.
 test-browser: .venv/installed-dev
 	$(PY) -m pytest -m browser -rs
+
+docs: .venv/installed-dev
+	$(PY) -m mkdocs build --quiet
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .
