@@ -73,13 +73,11 @@ def _forget(ledger: Ledger, which: str, *values: Any) -> None:
 def _forget_versions(ledger: Ledger, config: RunConfig, final: int) -> None:
     """Forget versions that no sampler may use again wherever training goes on from, and that no reading is about.
 
-    Those of lost lineages stay, for `rolled_back`, and the one that is current after a rollback to `final`.
+    Those of lost lineages stay, for `rolled_back`. The current one is never that old: admission stops before.
     """
     stale = final // config.learner.steps_per_push - config.exchange.max_lag - 1
-    current = "(SELECT MAX(version) FROM versions WHERE lost = 0 AND step <= ?)"
-    which = f"versions WHERE lost = 0 AND pushes < ? AND version < {current}"
-    highest = ledger.one(f"SELECT MAX(version) FROM {which}", stale, final)[0]
+    highest = ledger.one("SELECT MAX(version) FROM versions WHERE lost = 0 AND pushes < ?", stale)[0]
     if highest is not None:
         sql = "INSERT INTO archive VALUES (?, '', ?) ON CONFLICT (kind, name) DO UPDATE SET count = excluded.count"
         ledger.run(sql, FORGOTTEN, max(highest, forgotten_version(ledger)))
-        ledger.run(f"DELETE FROM {which}", stale, final)
+        ledger.run("DELETE FROM versions WHERE lost = 0 AND pushes < ?", stale)

@@ -497,10 +497,9 @@ class Model:
                 if one.state in ("tied", "failed") or (one.state in ENDED and (one.closed or 0) <= self.final)
             ]
         )
-        kept = [v for v, (step, _, lost) in self.versions.items() if not lost and step <= self.final]
-        lags = self.final // self.config.learner.steps_per_push
-        for version in kept:
-            if version < max(kept) and lags - self.versions[version][1] > self.rules.max_lag + 1:
+        first = self.final // self.config.learner.steps_per_push - self.rules.max_lag - 1
+        for version, (_, pushes, lost) in list(self.versions.items()):
+            if not lost and pushes < first:
                 del self.versions[version]
                 self.gone_version = max(self.gone_version, version)
         self.marks = {mark for mark in self.marks if mark >= self.final}
