@@ -75,6 +75,7 @@ class Report:
     aims: Sequence[Aim]
     packages: Sequence[str]  # whose versions matter, where they are installed
     device: str = "cpu"  # a GPU's name is kept with the result
+    package: str = "benchmarks"  # where its module lies
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio:
@@ -87,7 +88,7 @@ def as_json(report: Report) -> dict[str, Any]:
     """The shape that all kept results have."""
     return {
         "name": report.name,
-        "command": shlex.join(["python", "-m", f"benchmarks.{report.name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"{report.package}.{report.name}", *sys.argv[1:]]),
         "machine": _machine(report.device),
         "versions": {"python": platform.python_version()} | _versions(report.packages),
         "rows": [asdict(row) for row in report.rows],
@@ -133,7 +134,7 @@ def _number(value: float | None) -> str:
 
 def main(
     doc: str | None, measure: Callable[[argparse.Namespace], Report], *options: tuple[str, dict[str, Any]]
-) -> None:
+) -> Report:
     """The command line of a benchmark: `measure`, print, and keep the result where ``--json`` says.
 
     Bad input is one line and exit code 2.
@@ -151,6 +152,7 @@ def main(
     show(report)
     if given.json is not None:
         given.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
+    return report
 
 
 def _check_place(file: Path | None) -> None:

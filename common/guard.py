@@ -92,12 +92,12 @@ def findings(history: Sequence[Reading], reading: Reading, rules: GuardConfig) -
 def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) -> str:
     """Compared with the earlier reading that was best in this answer."""
     judged = [one for one in history if all(answer in clip.judged for clip in one.policy.values())]
-    falls = [(change, one) for one in judged if (change := _change(one, now, _judged(answer)))]
+    falls = [(_mean_change(one, now, _judged(answer)), one) for one in judged if len(_common(one, now)) >= 2]
     if not falls:
         return ""
-    fall, best = min(falls, key=lambda pair: pair[0].mean)
-    rise = _change(best, now, _gain)
-    if rise is None or fall.mean >= -most or fall.high >= 0 or rise.low <= 0:
+    _, best = min(falls, key=lambda pair: pair[0])  # an interval for each of them would take longer with every reading
+    fall, rise = _change(best, now, _judged(answer)), _change(best, now, _gain)
+    if fall is None or rise is None or fall.mean >= -most or fall.high >= 0 or rise.low <= 0:
         return ""
     return (
         f"held-out {answer} {_words(fall)} points since step {best.step}, "
@@ -128,10 +128,19 @@ def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
 
 def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
     """Over the prompts that both readings have; None with fewer than two."""
-    places = [place for place in sorted(after.policy) if place in before.policy]
+    places = _common(before, after)
     if len(places) < 2:
         return None
     return paired_bootstrap([value(before, place) for place in places], [value(after, place) for place in places])
+
+
+def _mean_change(before: Reading, after: Reading, value: Value) -> float:
+    places = _common(before, after)
+    return sum(value(after, place) - value(before, place) for place in places) / len(places)
+
+
+def _common(before: Reading, after: Reading) -> list[int]:
+    return [place for place in sorted(after.policy) if place in before.policy]
 
 
 def _judged(answer: str) -> Value:

@@ -38,13 +38,14 @@ class Journal(Protocol):
 
 
 class RunJournal:
-    """The journal of a run folder. `queue` says how many groups wait where, for the records of steps."""
+    """The journal of a run folder. `queue` says how many groups wait where, for the records of steps. Of units of work
+    the newest stay, `timeline_bytes` of them (None: all)."""
 
-    def __init__(self, folder: Path, queue: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, folder: Path, queue: Callable[[], Mapping[str, int]], timeline_bytes: int | None = None) -> None:
         self.last: StepStats | None = None
         self.end: Trained | None = None
         self._queue = queue
-        self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE)
+        self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE, timeline_bytes)
 
     def step(self, stats: StepStats) -> None:
         """See `Journal`; `last` holds it."""

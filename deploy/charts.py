@@ -11,6 +11,7 @@ from deploy.timeline import Bar, Timeline
 
 WIDTH, WIDE = 400, 1000  # of a drawing's own coordinates, in a column and over the page; the page scales them
 TICKS = 4
+MOST_POINTS = 2000  # of a curve
 
 Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
 
@@ -72,8 +73,10 @@ def series(title: str, at: Sequence[int], rows: Sequence[Series], marks: Sequenc
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
     parts += [f'<line class="mark" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{top}" y2="{bottom}"/>' for m in marks]
+    every = -(-len(at) // MOST_POINTS)  # a curve of a long run has more points than a screen
     for name, kind, row in rows:
-        points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in zip(at, row, strict=True))
+        shown = list(zip(at, row, strict=True))[::-every][::-1]
+        points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in shown)
         parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
         parts.append(f'<circle class="{kind}" cx="{x(at[-1]):.1f}" cy="{y(row[-1]):.1f}" r="3"/>')
     parts += [_text(x(first), bottom + 18, f"{first}", "middle"), _text(right, bottom + 18, f"{unit} {last}", "end")]
@@ -83,14 +86,16 @@ def series(title: str, at: Sequence[int], rows: Sequence[Series], marks: Sequenc
 def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
     """One line per worker with a block for every stretch of work, coloured by kind, over minutes.
 
-    Blocks of one kind that lie closer than a thousandth of the axis are drawn as one.
+    Blocks of one kind that lie closer than a thousandth of the axis are drawn as one. Time of which the work is not
+    known is not drawn.
     """
-    left, right, line, length = 92.0, WIDE - 30.0, 26.0, max(timeline.seconds, 1.0)
-    ticks = [tick for tick in nice_ticks(0.0, length / 60) if 60 * tick <= length]
+    left, right, line, first = 92.0, WIDE - 30.0, 26.0, timeline.first
+    length = max(timeline.seconds - first, 1.0)
+    ticks = [tick for tick in nice_ticks(first / 60, (first + length) / 60) if first <= 60 * tick <= first + length]
     height = line * len(timeline.workers) + 34
 
     def x(seconds: float) -> float:
-        return left + (right - left) * seconds / length
+        return left + (right - left) * (seconds - first) / length
 
     parts = []
     for tick in ticks:
@@ -101,7 +106,7 @@ def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
     for index, worker in enumerate(timeline.workers):
         y = 4 + line * index
         parts.append(_text(left - 10, y + line / 2 + 4, worker, "end", "label"))
-        for bar in _joined([bar for bar in timeline.bars if bar.worker == worker], timeline.seconds / 1000):
+        for bar in _joined([bar for bar in timeline.bars if bar.worker == worker], length / 1000):
             parts.append(
                 f'<rect class="part{kinds.index(bar.kind)}" x="{x(bar.start):.2f}" y="{y + 4:.1f}" '
                 f'width="{max(x(bar.end) - x(bar.start), 0.4):.2f}" height="{line - 8:.1f}">'

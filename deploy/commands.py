@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -39,6 +38,7 @@ from deploy.memory import needed_by
 from deploy.progress import showing
 from deploy.roles import open_inputs
 from deploy.samples import SAMPLES, read_samples
+from deploy.scratch import scratch
 from learner import checkpoint
 from rewarders.judges import open_rewards
 from rewarders.rewarder import rewarder_for
@@ -214,10 +214,10 @@ def evaluate_run(options: Options, flags: Flags) -> int:
     roles = serial.gather(config)
     manifest = store.manifest(version)
     with ExitStack() as stack:
-        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="douga-"))
+        aside = stack.enter_context(scratch("evaluate"))
         progress = stack.enter_context(showing())
-        exchange = LocalExchange(Path(scratch), config, roles.prompts)
-        journal = stack.enter_context(RunJournal(Path(scratch), dict))
+        exchange = LocalExchange(aside, config, roles.prompts)
+        journal = stack.enter_context(RunJournal(aside, dict))
         parts = (config, roles.prompts, roles.sampler, roles.rewarder, exchange, store, journal, progress)
         heldout = HeldOut(*parts, between=lambda: None)
         try:

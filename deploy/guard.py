@@ -86,7 +86,7 @@ class Guard:
     ) -> None:
         self.config, self.folder, self.exchange, self.events, self.say = config, folder, exchange, events, say
         self.probes = probes or Probes([], None)
-        self.readings = read_readings(folder)
+        self.readings = [one for one in read_readings(folder) if not exchange.rolled_back(one.version)]
         self._store = WeightStore(folder / "weights")
         self._unjudged = ""  # why a clip was left out of a reading, the last time
         self._under: Under | None = None
@@ -125,7 +125,8 @@ class Guard:
         if newest in (BASE, self._tried) or newest not in self._store.versions():
             return None  # a version that was rolled back to may be gone: the learner is about to publish it anew
         manifest, every = self._store.manifest(newest), self.config.guard.every
-        self.readings = [one for one in self.readings if not self.exchange.rolled_back(one.version)]
+        while self.exchange.rolled_back(self.readings[-1].version):  # it takes the last ones; the base is never lost
+            self.readings.pop()
         last = [one for one in self.readings if one.step <= manifest.step][-1]
         if manifest.step == last.step or manifest.pushes // every == last.pushes // every:
             return None

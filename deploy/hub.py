@@ -88,7 +88,7 @@ class Hub:
         self._exchange = Announcing(folder, config, prompts, announcer)
         stack.callback(self._exchange.close)
         self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
-        journal = stack.enter_context(RunJournal(folder, lambda: queue(self._exchange)))
+        journal = stack.enter_context(RunJournal(folder, lambda: queue(self._exchange), config.timeline_bytes))
         events = stack.enter_context(JsonLines(folder / EVENTS))
         heldout = prompts.heldout(config.evaluation.prompts, config.seed)
         guard = Guard(config, folder, self._exchange, probes, events, self._bulletin.say)

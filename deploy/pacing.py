@@ -3,8 +3,11 @@
 | figure   | meaning                                                                                  |
 |----------|------------------------------------------------------------------------------------------|
 | seconds  | from the first unit of work to the last, over all starts, without the pauses between them |
+| steps    | in these seconds; so are groups sampled, again after a failure included                  |
 | busy     | share of that time in which a worker of the role worked, mean over its workers           |
-| lag      | pushes between sampling and training, mean and greatest over all steps                   |
+| lag      | pushes between sampling and training, mean and greatest over all these steps             |
+
+Of a long run the newest units of work are known (`timeline_bytes`), and these are what is told of.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.exchange.client import RunExchange, State
-from common.metrics import EVENTS, METRICS, TIMELINE, latest_by_step, read_json_lines
+from common.metrics import METRICS, latest_by_step, read_json_lines
 from deploy import timeline
 
 ROLES = ("sampler", "rewarder", "learner")
@@ -23,14 +26,14 @@ LOST = (State.TIED, State.EXPIRED, State.FAILED)
 
 def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
     """The figures of a run folder, as result.json keeps them."""
-    steps = latest_by_step(read_json_lines(folder / METRICS))
-    work = timeline.read(read_json_lines(folder / TIMELINE), read_json_lines(folder / EVENTS))
+    work = timeline.of(folder)
+    steps = [one for one in latest_by_step(read_json_lines(folder / METRICS)) if one["time"] >= work.since]
     seconds = max((bar.end for bar in work.bars), default=0.0) - min((bar.start for bar in work.bars), default=0.0)
     counts = exchange.counts()
     return {
         "seconds": round(seconds, 3),
         "steps": len(steps),
-        "groups": sum(counts.values()),
+        "groups": sum(bar.kind == "sampling" for bar in work.bars),
         "lost": {state.value: counts[state] for state in LOST if counts[state]},
         "wasted": exchange.wasted(),
         "lag_mean": sum(step["lag"] for step in steps) / max(len(steps), 1),

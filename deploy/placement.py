@@ -20,6 +20,14 @@ from common.config import ClusterConfig, ConfigError, RunConfig
 
 SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
+# Nobody looks at the tasks of a run's own Ray: in weeks, records of them would fill its memory, and its logs the disk.
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_event_stats": "0",
+    "RAY_ROTATION_MAX_BYTES": "10000000",
+    "RAY_ROTATION_BACKUP_COUNT": "1",
+}
 
 
 @contextmanager
@@ -29,10 +37,11 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         yield False
         return
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)

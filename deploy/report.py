@@ -18,7 +18,7 @@ from markupsafe import Markup
 from common.clips import decode_clip, encode_for_browsers
 from common.config import ConfigError, RunConfig, load_config
 from common.guard import Reading, mean_change, motion_share, read_readings
-from common.metrics import EVENTS, METRICS, TIMELINE, latest_by_step, read_json_lines
+from common.metrics import EVENTS, METRICS, latest_by_step, read_json_lines
 from deploy import charts, run_folder, timeline
 from deploy.evaluate import REWARD, SIDES
 from deploy.progress import minutes
@@ -68,7 +68,7 @@ def write(folder: Path) -> Path:
 def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
     """The page."""
     steps = latest_by_step(read_json_lines(folder / METRICS))
-    work = timeline.read(read_json_lines(folder / TIMELINE), read_json_lines(folder / EVENTS))
+    work = timeline.of(folder)
     gains, losses = extremes(result["by_prompt"], config.evaluation.clips)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True

@@ -31,7 +31,8 @@ CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.js
 LOCK = ".lock"
 # What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
 FREE = (
-    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "model.path", "reward.batch_seconds"
+    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "model.path",
+    "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
 )  # fmt: skip
 SERVERS = ("url", "token_file", "timeout", "retries")  # of reward.judges.NAME: where it answers, not what
 # How much is worked on at once: it changes the order of sums, so last bits, and makes a run fit that ran out of memory.
@@ -111,7 +112,8 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
         said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
-            "(steps, verify, evaluation.*, guard.*, cluster.*, the place of the model and "
+            "(steps, verify, evaluation.*, guard.*, cluster.*, exchange.keep_groups, timeline_bytes, the place of the "
+            "model and "
             f"{', '.join(MEMORY)} may change)"
         )
 

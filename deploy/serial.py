@@ -89,7 +89,7 @@ def run(
         folder = stack.enter_context(run_folder.claim(config))
         exchange = LocalExchange(folder, config, roles.prompts)
         stack.callback(exchange.close)
-        journal = stack.enter_context(RunJournal(folder, lambda: queue(exchange)))
+        journal = stack.enter_context(RunJournal(folder, lambda: queue(exchange), config.timeline_bytes))
         events = stack.enter_context(JsonLines(folder / EVENTS))
         return Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent()).run()
 

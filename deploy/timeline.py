@@ -1,14 +1,19 @@
 """Who worked when: the run's units of work on one time axis, and figures about it.
 
 A run may have been started many times. Its starts follow each other on the axis without the hours between them: second
-0 is the first start's first record, and a start begins where the one before ended.
+0 is the first start's first record, and a start begins where the one before ended. Of a long run the journal keeps
+the newest units of work (`timeline_bytes`): the axis is the whole run's, the bars lie at its end.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from common.metrics import EVENTS, TIMELINE, older, read_json_lines
 
 STARTS = ("started", "resumed")
 Record = Mapping[str, Any]
@@ -31,6 +36,12 @@ class Timeline:
     bars: tuple[Bar, ...]
     marks: tuple[tuple[float, str], ...]  # second, event
     seconds: float
+    since: float = 0.0  # seconds since 1970: earlier work is forgotten; 0: none is
+
+    @property
+    def first(self) -> float:
+        """The second from which on all work is known."""
+        return self.bars[0].start if self.since else 0.0
 
     @property
     def workers(self) -> list[str]:
@@ -51,8 +62,21 @@ class Timeline:
 
     def overlap(self, kind: str, other: str) -> float:
         """Seconds in which both kinds of work were going on, by whomever."""
-        one, two = (_union(bar for bar in self.bars if bar.kind == wanted) for wanted in (kind, other))
-        return sum(max(0.0, min(end, last) - max(start, first)) for start, end in one for first, last in two)
+        one, two = (deque(_union(bar for bar in self.bars if bar.kind == wanted)) for wanted in (kind, other))
+        seconds = 0.0
+        while one and two:
+            (start, end), (first, last) = one[0], two[0]
+            seconds += max(0.0, min(end, last) - max(start, first))
+            (one if end < last else two).popleft()
+        return seconds
+
+
+def of(folder: Path) -> Timeline:
+    """The axis of a run folder."""
+    spans = read_json_lines(folder / TIMELINE)
+    work = read(spans, read_json_lines(folder / EVENTS))
+    forgotten = older(folder / TIMELINE).exists()  # perhaps nothing is, yet
+    return replace(work, since=min(span["began"] for span in spans)) if forgotten and spans else work
 
 
 def read(spans: Sequence[Record], events: Sequence[Record]) -> Timeline:

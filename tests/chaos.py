@@ -38,6 +38,7 @@ import psutil
 
 from actors.prompts import open_prompts
 from common.config import RunConfig, load_config, to_toml
+from common.exchange import archive
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
 from common.metrics import METRICS, read_json_lines
@@ -97,17 +98,20 @@ class Run:
 
     config: RunConfig
     log: Path
+    environment: dict[str, str] = field(default_factory=dict)  # besides this process' own
     driver: subprocess.Popen[bytes] | None = None
     starts: list[int] = field(default_factory=list)  # where in the log every start begins
 
     def start(self) -> None:
         """Start or resume it."""
-        file = self.log.parent / "chaos.toml"
+        file = self.log.with_suffix(".toml")
         file.write_text(to_toml(self.config), "utf-8")
         with self.log.open("ab") as log:
             self.starts.append(log.tell())
             command = [sys.executable, "-m", "deploy.cli", "run", str(file)]
-            self.driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self.driver = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=os.environ | self.environment
+            )
 
     def process(self, role: str) -> psutil.Process | None:
         """A live process of a role, as the driver has named it; the last of several that had a name."""
@@ -115,11 +119,14 @@ class Run:
             return None
         if role == "driver":
             return _alive(self.driver.pid)
-        said = self.log.read_bytes()[self.starts[-1] :].decode(errors="replace")
         name = "hub" if role == "exchange" else role
-        places = {found["name"]: int(found["process"]) for found in PLACE.finditer(said)}
-        alive = [_alive(process) for worker, process in places.items() if worker.startswith(name)]
+        alive = [_alive(process) for worker, process in self.places().items() if worker.startswith(name)]
         return next((process for process in alive if process is not None), None)
+
+    def places(self) -> dict[str, int]:
+        """The processes that the driver has named since it was started last; the last of several that had a name."""
+        said = self.log.read_bytes()[self.starts[-1] :].decode(errors="replace")
+        return {found["name"]: int(found["process"]) for found in PLACE.finditer(said)}
 
     def steps(self) -> int:
         """Optimizer steps on record, repeated ones included."""
@@ -255,34 +262,37 @@ def prove(run: Run, real: bool) -> dict[str, Any]:
         if counts[State.FAILED]:
             raise Broken(f"prompts were lost: {exchange.failures()}")
         uses = {row["ordinal"]: row["uses"] for row in exchange._ledger.all("SELECT ordinal, uses FROM groups")}
+        gone = archive.count(exchange._ledger, archive.USES)  # of groups that the ledger does not know one by one
         wasted = sum(exchange.wasted().values())
     finally:
         exchange.close()
-    if sum(uses.values()) != config.steps * config.learner.pairs_per_step:
-        raise Broken(f"{config.steps} steps used {sum(uses.values())} pairs")
-    (_check_undisturbed if real else _check_uses)(config, uses)
+    used = sum(uses.values()) + gone
+    if used != config.steps * config.learner.pairs_per_step:
+        raise Broken(f"{config.steps} steps used {used} pairs")
+    (_check_undisturbed if real else _check_uses)(config, uses, gone)
     repeated = len(records) - len({record["step"] for record in records})
     return {
         "groups": sum(counts.values()), "repeated": repeated, "wasted": wasted, "lag": stalest,
-        "uses": sum(uses.values()), "steps": config.steps,
+        "uses": used, "steps": config.steps,
     }  # fmt: skip
 
 
-def _check_uses(config: RunConfig, uses: dict[int, int]) -> None:
+def _check_uses(config: RunConfig, uses: dict[int, int], gone: int) -> None:
     """The weights' own count against the ledger's."""
     from learner.simulated import USES  # noqa: PLC0415
 
     result = run_folder.read_result(config.folder)
     assert result is not None
     counted = WeightStore(config.folder / "weights").load(result["version"])[1][USES].tolist()
-    wrong = {o: (counted[o], uses.get(o, 0)) for o in range(len(counted)) if counted[o] != uses.get(o, 0)}
-    if wrong or sum(counted) != sum(uses.values()):
+    wrong = {o: (counted[o], used) for o, used in uses.items() if o < len(counted) and counted[o] != used}
+    twice = [o for o, count in enumerate(counted) if count > config.exchange.max_times_trained]
+    if wrong or twice or sum(counted) != sum(uses.values()) + gone:
         raise Broken(f"ordinal: (uses in the weights, in the ledger): {wrong}")
 
 
-def _check_undisturbed(config: RunConfig, uses: dict[int, int]) -> None:
+def _check_undisturbed(config: RunConfig, uses: dict[int, int], gone: int) -> None:
     """The same run in one process, undisturbed, ends in the same weights."""
-    del uses
+    del uses, gone
     flags = ["--mode", "serial", "--name", "undisturbed"]
     file = config.folder / run_folder.CONFIG
     environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as the workers: the threads decide the order of sums

@@ -78,6 +78,9 @@ class ExchangeConfig(Section):
     max_bytes: int = Field(
         default=20_000_000_000, ge=1_000_000, description="blobs on disk; samplers wait at the bound"
     )
+    keep_groups: int = Field(
+        default=2_000, ge=1, description="groups back to which the ledger knows each; of older ones that ended, sums"
+    )
 
 
 class LoraConfig(Section):
@@ -228,6 +231,9 @@ class RunConfig(Section):
     prompts: str = Field(default="toon", description="'toon', or a .jsonl/.csv file with columns image, prompt")
     pairs: str = Field(default="", description="pairs or ratings file, or a folder of clips: train on these instead")
     verify: bool = Field(default=False, description="exit 1 unless the held-out reward rose and the oracle held")
+    timeline_bytes: int = Field(
+        default=20_000_000, ge=100_000, description="of who worked when; the newest units of work are kept"
+    )
     simulate: bool = Field(default=False, description="pauses in the place of model work; all else is real")
     model: ModelConfig = ModelConfig()
     sampler: SamplerConfig = SamplerConfig()

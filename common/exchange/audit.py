@@ -49,7 +49,8 @@ def _check_states(ledger: Ledger) -> None:
         total, admitted = sum(ledger.counts(purpose).values()), ledger.admitted(purpose)
         _demand(total == admitted, f"{purpose}: {admitted} groups were admitted, the states sum to {total}")
     sql = "SELECT COUNT(*), COALESCE(MAX(ordinal) + 1, 0) FROM groups WHERE ordinal < ? AND purpose = ?"
-    count, frontier = ledger.one(sql, FIRST_EVALUATION, Purpose.TRAIN)
+    here, frontier = ledger.one(sql, FIRST_EVALUATION, Purpose.TRAIN)
+    count = here + ledger.one("SELECT COALESCE(SUM(count), 0) FROM archive WHERE kind = ?", Purpose.TRAIN)[0]
     _demand(count == frontier, f"train: ordinals reach {frontier}, but only {count} of them are there")
 
 
@@ -63,6 +64,9 @@ def _check_uses(ledger: Ledger, config: RunConfig) -> None:
         _demand(row["uses"] == row["committed"], f"{name}: {row['uses']} uses, {row['committed']} committed")
         _demand(row["uses"] <= config.exchange.max_times_trained, f"{name}: used {row['uses']} times")
         _demand((row["state"] == State.TRAINED) <= (row["uses"] > 0), f"{name}: no step used it")
+    for table in ("uses", "candidates", "refs"):
+        stray = ledger.first(f"SELECT ordinal FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM groups)")
+        _demand(stray is None, f"group {stray and stray['ordinal']}: gone, but not its {table}")
     sql = "SELECT step FROM uses GROUP BY step HAVING MIN(committed) != MAX(committed)"
     half = ledger.first(sql)
     _demand(half is None, f"step {half and half['step']}: committed in part")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from common.exchange import archive
 from common.exchange.client import State
 from common.exchange.ledger import Ledger
 from common.messages import Purpose
@@ -43,6 +44,7 @@ class GuardDesk:
             for group in self._probes(State.DONE):
                 if group["version"] != BASE:
                     self.ledger.keep_only(group["ordinal"])
+            archive.forget_probes(self.ledger, BASE)
 
     def _probes(self, state: State, version: int | None = None) -> list:
         found = self.ledger.all(

@@ -18,13 +18,14 @@ and raises `StorageFailed`.
 | marks      | checkpoint                                 |                                                           |
 | waste      | candidate that was sampled for nothing     | with the reason                                           |
 | meta       | counter or small state                     | admitted ordinals, pushes, normaliser, identity           |
+| archive    | kind and name of what was forgotten        | how many (`archive.py`)                                   |
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -72,6 +73,9 @@ CREATE TABLE marks (step INTEGER PRIMARY KEY);
 CREATE TABLE waste (id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (id, reason));
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 """
+# Older ledgers of this version get it when they are opened.
+ARCHIVE = "CREATE TABLE IF NOT EXISTS archive (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name))"
+LARGEST_LOG = 1 << 24  # bytes that the write-ahead log keeps when it is empty; a large rollback needs more for a while
 
 
 class LedgerDamaged(ConfigError):
@@ -123,6 +127,7 @@ class Ledger:
             self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute(f"PRAGMA journal_size_limit = {LARGEST_LOG}")
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found != LEDGER_VERSION:
             raise ConfigError(
@@ -131,6 +136,7 @@ class Ledger:
         problem = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problem != "ok":
             raise LedgerDamaged(self.folder, f"{self.path}: damaged ({' '.join(problem.split())})")
+        self._db.execute(ARCHIVE)
         self._check_identity(identity)
 
     def settle_blobs(self) -> None:
@@ -260,7 +266,7 @@ class Ledger:
     # Groups.
 
     def group(self, ordinal: int) -> sqlite3.Row:
-        """The row of one group."""
+        """The row of one group that is not forgotten."""
         return self.one("SELECT * FROM groups WHERE ordinal = ?", ordinal)
 
     def candidates(self, ordinal: int) -> list[sqlite3.Row]:
@@ -297,24 +303,27 @@ class Ledger:
         return self.all(f"SELECT * FROM groups WHERE state IN ({marks}) ORDER BY ordinal", *states)
 
     def counts(self, purpose: Purpose) -> dict[State, int]:
-        """Groups per state, zeros included."""
-        rows = self.all("SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? GROUP BY state", purpose)
-        found = {row["state"]: int(row["n"]) for row in rows}
-        return {state: found.get(state, 0) for state in State}
+        """Groups per state, zeros and those that are forgotten included."""
+        found = Counter[str]()
+        for row in self.all("SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? GROUP BY state UNION ALL "
+                            "SELECT name, count FROM archive WHERE kind = ?", purpose, purpose):  # fmt: skip
+            found[row["state"]] += int(row["n"])
+        return {state: found[state] for state in State}
 
     def load(self, times_trained: int) -> rules.Load:
         """What admission asks about the training groups."""
         counts = self.counts(Purpose.TRAIN)
         live = counts[State.PAIRED] + counts[State.TRAINING]
         used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
-        spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE purpose = ?", Purpose.TRAIN)[0]
+        spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM (SELECT uses FROM groups WHERE purpose = ? UNION ALL "
+                         "SELECT count FROM archive WHERE kind = 'uses')", Purpose.TRAIN)[0]  # fmt: skip
         running = sum(counts[state] for state in rules.RUNNING)
         return rules.Load(running, live, times_trained * live - used, spent)
 
     def committed_step(self) -> int:
         """The last step committed in the current lineage; 0 before the first."""
         row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
-        return 0 if row is None else int(row["step"])
+        return max(self.meta("final", 0), 0 if row is None else int(row["step"]))  # final uses may be forgotten
 
     def snapshot(self, step: int, kept: int) -> None:
         """Keep a copy for the checkpoint of `step` (0: there is none), and no copies but those of the newest `kept`."""

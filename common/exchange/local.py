@@ -229,11 +229,14 @@ class LocalExchange:
         """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
         another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score), damage
         (blobs lost on the disk)."""
-        rows = self._do(self._ledger.all, "SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason ORDER BY reason")
-        return {row["reason"]: int(row["n"]) for row in rows}
+        sql = (
+            "SELECT reason, SUM(n) AS n FROM (SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason "
+            "UNION ALL SELECT name, count FROM archive WHERE kind = 'waste') GROUP BY reason ORDER BY reason"
+        )
+        return {row["reason"]: int(row["n"]) for row in self._do(self._ledger.all, sql)}
 
     def failures(self) -> dict[int, str]:
-        """Failed groups: ledger ordinal -> reason. Probes that were retired have not failed at anything."""
+        """Failed groups that are not forgotten: ledger ordinal -> reason. Probes that were retired have not failed."""
         failed = self._do(self._ledger.in_state, State.FAILED)
         return {int(row["ordinal"]): row["reason"] for row in failed if row["reason"] != RETIRED}
 

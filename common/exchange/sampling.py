@@ -10,7 +10,7 @@ from functools import cache
 import msgpack
 
 from common.config import RunConfig
-from common.exchange import rules
+from common.exchange import archive, rules
 from common.exchange.blobs import Staged, Unread, raw
 from common.exchange.client import State, Submitted
 from common.exchange.ledger import FIRST_EVALUATION, Ledger
@@ -62,7 +62,7 @@ class SamplingDesk:
 
     def _check_known(self, version: int) -> None:
         known = self.ledger.first("SELECT 1 FROM versions WHERE version = ?", version)
-        if version != 0 and known is None:
+        if known is None and version > max(0, archive.forgotten_version(self.ledger)):
             raise ValueError(f"version {version} was never announced")
 
     def _evaluation(self, version: int) -> int | None:
@@ -180,8 +180,8 @@ class SamplingDesk:
     def submit_conditioning(self, lease: GroupLease, staged: Staged) -> Submitted:
         """See `Exchange.submit_conditioning`. Probe and eval groups need none; theirs is not stored."""
         with self.ledger.transaction():
-            group = self.ledger.group(lease.prompt.ordinal)
-            if not holds(group, lease):
+            group = self._held(lease)
+            if group is None:
                 return LOST_LEASE
             if group["purpose"] != Purpose.TRAIN:
                 return Submitted(True)
@@ -194,11 +194,11 @@ class SamplingDesk:
         """See `Exchange.submit_candidate`; `candidate` has passed `check_candidate`."""
         ledger, ordinal = self.ledger, candidate.ordinal
         with ledger.transaction():
-            group = ledger.group(ordinal)
+            group = self._held(lease)
             if ledger.first("SELECT 1 FROM candidates WHERE id = ?", candidate.id) is not None:
                 return DUPLICATE
-            if not holds(group, lease):
-                ledger.waste("late", candidate.id)
+            if group is None:
+                self._waste_late(candidate)
                 return LOST_LEASE
             ledger.attach(ordinal, latents_name(candidate.index), latents)
             ledger.attach(ordinal, clip_name(candidate.index), clip)
@@ -206,6 +206,11 @@ class SamplingDesk:
             if len(ledger.candidates(ordinal)) == candidates_of(group, self.config):
                 self._sampled(group)
             return Submitted(True)
+
+    def _waste_late(self, candidate: Candidate) -> None:
+        """Count it, unless its group is forgotten: then nobody knows whether it was counted before."""
+        if self.ledger.first("SELECT 1 FROM groups WHERE ordinal = ?", candidate.ordinal) is not None:
+            self.ledger.waste("late", candidate.id)
 
     def _store(self, candidate: Candidate) -> None:
         self.ledger.run(
@@ -227,9 +232,14 @@ class SamplingDesk:
     def fail_group(self, lease: GroupLease, reason: str) -> None:
         """See `Exchange.fail_group`. A lease that is lost already is left alone."""
         with self.ledger.transaction():
-            group = self.ledger.group(lease.prompt.ordinal)
-            if holds(group, lease):
+            group = self._held(lease)
+            if group is not None:
                 self._give_back(group, reason)
+
+    def _held(self, lease: GroupLease) -> sqlite3.Row | None:
+        """The group, if this is its present lease."""
+        sql = "SELECT * FROM groups WHERE ordinal = ? AND state = ? AND worker = ? AND attempt = ? AND version = ?"
+        return self.ledger.first(sql, lease.prompt.ordinal, State.SAMPLING, lease.worker, lease.attempt, lease.version)
 
     # Probes and evaluations.
 
@@ -275,15 +285,6 @@ def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:
 def candidates_of(group: sqlite3.Row, config: RunConfig) -> int:
     """How many candidates the group needs: N for training, one for probes and evaluations."""
     return config.sampler.candidates if group["purpose"] == Purpose.TRAIN else 1
-
-
-def holds(group: sqlite3.Row, lease: GroupLease) -> bool:
-    """Whether the lease is the group's present one."""
-    return group["state"] == State.SAMPLING and (group["worker"], group["attempt"], group["version"]) == (
-        lease.worker,
-        lease.attempt,
-        lease.version,
-    )
 
 
 def check_candidate(lease: GroupLease, candidate: Candidate) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 from actors.loop import SamplingLoop
 from common.config import RunConfig
@@ -15,6 +13,7 @@ from common.push import WeightPuller
 from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 from deploy.roles import sampler_of
+from deploy.scratch import scratch
 from deploy.workers.base import Worker
 
 
@@ -29,10 +28,8 @@ class SamplerWorker(Worker):
         """See `Worker.work`."""
         sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"douga-{self.name}-")))
-        puller = stack.enter_context(
-            WeightPuller(addresses.weights, addresses.notes, scratch, self.name, addresses.key)
-        )
+        folder = stack.enter_context(scratch(self.name))
+        puller = stack.enter_context(WeightPuller(addresses.weights, addresses.notes, folder, self.name, addresses.key))
         while not self.stopping.is_set():
             wanted = exchange.wanted_version()
             if wanted != sampler.version and puller.staged(wanted):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.metrics import JsonLines, latest_by_step, read_json_lines
+from common.metrics import TAIL, JsonLines, latest_by_step, older, read_json_lines
 
 
 class Clock:
@@ -64,3 +64,33 @@ def test_nan_is_refused(tmp_path):
 def test_of_repeated_steps_the_last_counts():
     records = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"event": "resumed"}, {"step": 2, "a": 3}]
     assert latest_by_step(records) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
+
+
+def test_a_long_torn_line_is_cut_and_all_before_it_stays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    whole = "".join(f'{{"step": {step}, "text": "{"x" * 1000}"}}\n' for step in range(200))  # longer than what is read
+    path.write_text(whole + '{"text": "' + "y" * 3 * TAIL)
+    JsonLines(path).close()
+    assert path.read_text() == whole
+
+
+def test_a_bounded_file_keeps_its_newest_records_in_order(tmp_path):
+    path = tmp_path / "timeline.jsonl"
+    with JsonLines(path, bound=1000, clock=Clock()) as lines:
+        for number in range(100):
+            lines.write(number=number)  # 29 or 30 bytes
+            numbers = [record["number"] for record in read_json_lines(path)]
+            assert numbers == list(range(number + 1 - len(numbers), number + 1))
+            assert len(numbers) >= min(number + 1, 17)
+            assert path.stat().st_size + (older(path).stat().st_size if older(path).exists() else 0) < 1100
+    with JsonLines(path, bound=1000, clock=Clock()) as lines:  # another start of the run
+        lines.write(number=100)
+    assert [record["number"] for record in read_json_lines(path)][-3:] == [98, 99, 100]
+
+
+def test_a_broken_line_in_the_older_part_is_named(tmp_path):
+    path = tmp_path / "timeline.jsonl"
+    older(path).write_text("nonsense\n")
+    path.write_text('{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"timeline\.older\.jsonl:1"):
+        read_json_lines(path)

@@ -80,3 +80,20 @@ def test_lanes_put_work_where_and_when_it_was_done():
     assert first[0] + first[1] == pytest.approx(last[0], abs=0.1)
     assert learning[0] == pytest.approx(first[0] + first[1] / 2, abs=0.1)  # after half of two minutes
     assert float(drawn[2].attrib["y"]) > float(drawn[0].attrib["y"])
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_end():
+    steps = list(range(1, 100_001))
+    (line,) = [node for node in ElementTree.fromstring(charts.curve("Loss", steps, steps)) if node.tag.endswith("line")
+               and "points" in node.attrib]  # fmt: skip
+    points = line.attrib["points"].split()
+    assert len(points) == charts.MOST_POINTS
+    assert points[-1].split(",")[0] == f"{charts.WIDTH - 12:.1f}"
+
+
+def test_lanes_begin_where_the_work_is_known():
+    bars = (Bar("sampler-0", "sampling", 6000.0, 6060.0), Bar("sampler-0", "sampling", 6060.0 + 6, 6120.0))
+    svg = ElementTree.fromstring(charts.lanes(Timeline(bars, (), 6120.0, since=1.0), ["sampling"]))
+    first, second = [node for node in svg if node.tag == "rect"]
+    assert float(first.attrib["x"]) == 92.0
+    assert float(second.attrib["x"]) + float(second.attrib["width"]) == pytest.approx(charts.WIDE - 30, abs=0.1)

@@ -139,6 +139,17 @@ def test_commands_that_need_clips_refuse_a_simulated_run(tmp_path: Path, capsys:
         assert "a simulated run has no clips" in capsys.readouterr().err
 
 
+def test_of_a_long_run_the_pace_of_its_end_is_told(tmp_path: Path) -> None:
+    made = config(tmp_path, steps=400, timeline_bytes=100_000)
+    result = serial.run(made).result
+    assert result is not None
+    pace, kept = result["pace"], len(read_json_lines(made.folder / "timeline.jsonl"))
+    assert kept < 1000  # of some 2000 units of work
+    assert 150 < pace["steps"] < 350
+    assert pace["groups"] == pytest.approx(2 * pace["steps"], abs=4)
+    assert 0 < sum(role["busy"] for role in pace["roles"].values()) <= 1
+
+
 def test_busy_shares_by_hand() -> None:
     pace = {
         "seconds": 10.0,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from common.metrics import EVENTS, TIMELINE, JsonLines
 from deploy import timeline
 from deploy.timeline import Bar, Timeline
 
@@ -67,3 +70,26 @@ def test_busy_and_overlapping_seconds() -> None:
 
 def test_nothing_done_is_an_empty_axis() -> None:
     assert timeline.read([], []) == Timeline((), (), 0.0)
+
+
+def test_of_a_long_run_the_axis_is_whole_and_the_bars_are_its_end(tmp_path: Path) -> None:
+    with JsonLines(tmp_path / EVENTS, clock=lambda: 1000.0) as events:
+        events.write(event="started")
+    with JsonLines(tmp_path / TIMELINE, bound=1000) as spans:
+        for second in range(40):
+            spans.write(worker="sampler-0", kind="sampling", began=1010.0 + second, seconds=0.5)
+    work = timeline.of(tmp_path)
+    kept = len(work.bars)
+    assert 5 < kept < 15
+    assert (work.since, work.first, work.seconds) == (1050.0 - kept, 50.0 - kept, 49.5)
+    assert work.bars[-1] == Bar("sampler-0", "sampling", 49.0, 49.5)
+
+
+def test_overlap_is_found_in_one_pass() -> None:
+    """As many stretches as a long run has: each with each would take hours."""
+    many = 100_000
+    bars = [Bar("sampler-0", "sampling", 2.0 * i, 2.0 * i + 1) for i in range(many)]
+    bars += [Bar("learner-0", "learning", 2.0 * i + 0.75, 2.0 * i + 1.5) for i in range(many)]
+    began = time.monotonic()
+    assert Timeline(tuple(bars), (), 2.0 * many).overlap("sampling", "learning") == many / 4
+    assert time.monotonic() - began < 60

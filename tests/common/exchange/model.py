@@ -7,7 +7,7 @@ cache, no transactions, no files: a blob is its bytes, kept under the name the g
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from math import ceil, inf, isfinite, isnan
 from typing import Any
@@ -80,6 +80,11 @@ class Model:
         self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, lost
         self.marks: set[int] = set()
         self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
+        # Of what is forgotten: groups by purpose and state, their uses, waste by reason, the highest version.
+        self.gone: Counter[tuple[str, str]] = Counter()
+        self.gone_uses: Counter[int] = Counter()  # by step: they are final, and stay spent
+        self.gone_waste: Counter[str] = Counter()
+        self.gone_version = -1
         self.pushes = self.final = self.largest = 0
 
     # What can be compared.
@@ -101,6 +106,12 @@ class Model:
                 if one.state in OPEN
             },
             "waste": self.waste,
+            "gone": {
+                **{(str(purpose), state): count for (purpose, state), count in self.gone.items()},
+                **{("waste", reason): count for reason, count in self.gone_waste.items()},
+                **({("uses", ""): sum(self.gone_uses.values())} if self.gone_uses else {}),
+                **({("version", ""): self.gone_version} if self.gone_version >= 0 else {}),
+            },
             "batches": {step: (batch, step in self.committed) for step, batch in self.batches.items()},
             "versions": self.versions,
             "marks": self.marks,
@@ -120,7 +131,7 @@ class Model:
 
     def lease_group(self, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]] | None:
         """Ordinal, attempt, version, places done."""
-        if version and version not in self.versions:
+        if version and version not in self.versions and version > self.gone_version:
             raise ValueError
         for group in self.groups.values():
             if group.state == "sampling" and group.until < self.clock.now:
@@ -133,7 +144,7 @@ class Model:
             return None
         first = next((ordinal for ordinal, one in waiting.items() if one.trains), None)
         if first is None:
-            first = sum(one.trains for one in self.groups.values())
+            first = self.admitted(Purpose.TRAIN)
             self._admit(first, source(first), first, None)
         return self._lease(first, worker, version)
 
@@ -147,7 +158,8 @@ class Model:
             sum(one.state in RUNNING for one in mine),
             [o for o in mine if o.state in ("paired", "training")],
         )
-        spent, m = sum(one.uses for one in mine), self.rules.max_times_trained
+        spent = sum(one.uses for one in mine) + sum(self.gone_uses.values())
+        m = self.rules.max_times_trained
         per_step = self.config.learner.pairs_per_step
         ahead = (self.rules.max_lag + self.pushes + 1) * per_step * self.config.learner.steps_per_push
         unspent = min(ahead, self.config.steps * per_step) - spent  # uses that nothing has been spent on
@@ -159,6 +171,11 @@ class Model:
             return False
         used, sampling = sum(map(len, self.contents())), sum(one.state == "sampling" for one in mine)
         return not used or used + self.largest * (sampling + 1) <= self.rules.max_bytes
+
+    def admitted(self, *purposes: Purpose) -> int:
+        """Groups ever admitted."""
+        here = sum(one.prompt.purpose in purposes for one in self.groups.values())
+        return here + sum(count for (purpose, _), count in self.gone.items() if purpose in purposes)
 
     def _admit(self, ordinal: int, prompt: Prompt, place: int, wanted: int | None) -> None:
         size = self.config.sampler.candidates if prompt.purpose is Purpose.TRAIN else 1
@@ -190,7 +207,9 @@ class Model:
 
     def _holder(self, lease: GroupLease) -> Group | None:
         """The group, if this is its present lease."""
-        group = self.groups[lease.prompt.ordinal]
+        group = self.groups.get(lease.prompt.ordinal)
+        if group is None:
+            return None
         mine = (group.holder, group.attempt, group.version) == (lease.worker, lease.attempt, lease.version)
         return group if group.state == "sampling" and mine else None
 
@@ -209,7 +228,8 @@ class Model:
             return False, "duplicate"
         group, place = self._holder(lease), candidate.index
         if group is None:
-            self.waste.add((candidate.id, "late"))
+            if candidate.ordinal in self.groups:
+                self.waste.add((candidate.id, "late"))
             return False, "lost lease"
         last = len(group.clips) == group.size - 1
         if last and group.trains and "conditioning" not in group.blobs:
@@ -236,7 +256,7 @@ class Model:
                 == (prompt.id, prompt.purpose, place, version)
             ]
             if not any(one.state == "pending" or (version is not None and one.state != "failed") for one in same):
-                self._admit(EVALUATIONS + sum(not one.trains for one in self.groups.values()), prompt, place, version)
+                self._admit(EVALUATIONS + self.admitted(Purpose.PROBE, Purpose.EVAL), prompt, place, version)
 
     # Probes.
 
@@ -258,6 +278,24 @@ class Model:
         for group in self._probes("done"):
             if group.version != 0:
                 group.keep()
+        over = {id(one) for one in self._probes("failed") + self._probes("done") if one.blobs == {}}
+        self._forget([ordinal for ordinal, one in self.groups.items() if id(one) in over])
+
+    def _forget(self, ordinals: list[int]) -> None:
+        """Of these groups there are sums alone from now on."""
+        for step, batch in list(self.batches.items()):
+            left = [ordinal for ordinal in batch if ordinal not in ordinals]
+            self.gone_uses[step] += (len(batch) - len(left)) * (step in self.committed)
+            self.batches[step] = left
+        self.batches = {step: batch for step, batch in self.batches.items() if batch}
+        self.gone_uses = +self.gone_uses
+        for ordinal in ordinals:
+            group = self.groups.pop(ordinal)
+            self.gone[group.prompt.purpose, group.state] += 1
+        for name, reason in sorted(self.waste):
+            if int(name.split("-")[0]) in ordinals:
+                self.waste.remove((name, reason))
+                self.gone_waste[reason] += 1
 
     def ask_refresh(self, version: int) -> None:
         at, _, lost = self.versions.get(version, (0, 0, True))
@@ -400,7 +438,10 @@ class Model:
         group.state, group.holder, group.step = "paired", None, None
 
     def commit_step(self, step: int, ordinals: list[int]) -> None:
-        if not ordinals or set(self.batches.get(step, [])) != set(ordinals):
+        known = set(self.batches.get(step, []))
+        if step <= self.final and known < set(ordinals):
+            return
+        if not ordinals or known != set(ordinals):
             raise ValueError
         if step in self.committed:
             return
@@ -443,6 +484,25 @@ class Model:
         for group in self.groups.values():
             if group.state in ENDED and (group.closed or 0) <= self.final:
                 group.keep()
+        self._prune()
+
+    def _prune(self) -> None:
+        """What no resume can need, and is old enough, is forgotten."""
+        oldest = self.admitted(Purpose.TRAIN) - self.rules.keep_groups
+        self._forget(
+            [
+                ordinal
+                for ordinal, one in self.groups.items()
+                if one.trains and ordinal < oldest
+                if one.state in ("tied", "failed") or (one.state in ENDED and (one.closed or 0) <= self.final)
+            ]
+        )
+        first = self.final // self.config.learner.steps_per_push - self.rules.max_lag - 1
+        for version, (_, pushes, lost) in list(self.versions.items()):
+            if not lost and pushes < first:
+                del self.versions[version]
+                self.gone_version = max(self.gone_version, version)
+        self.marks = {mark for mark in self.marks if mark >= self.final}
 
     def rollback(self, step: int) -> None:
         if not self.final <= step <= self.last_step():

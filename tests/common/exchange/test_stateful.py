@@ -53,6 +53,8 @@ CONFIGS: list[RunConfig] = [
     small(exchange__lease_seconds=60, exchange__min_gap=0.3, learner__keep_checkpoints=2, exchange__ttl_seconds=100),
     small(exchange__max_times_trained=3, exchange__ttl_seconds=50, exchange__max_lag=2, exchange__order="gap", steps=4),
     small(exchange__lease_seconds=60, exchange__pipeline_depth=2, sampler__candidates=3, exchange__max_lag=3),
+    small(exchange__keep_groups=1, exchange__lease_seconds=60, exchange__max_lag=0, learner__keep_checkpoints=2),
+    small(exchange__keep_groups=2, exchange__lease_seconds=60, exchange__max_times_trained=2, exchange__min_gap=0.3),
     # A bound of bytes that four of these small groups reach; the smallest that may be configured is larger.
     TIGHT.model_copy(update={"exchange": TIGHT.exchange.model_copy(update={"max_bytes": 1100})}),
 ]
@@ -141,6 +143,7 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
             )
         },
         "waste": {tuple(row) for row in ledger.all("SELECT id, reason FROM waste")},
+        "gone": {(row["kind"], row["name"]): row["count"] for row in ledger.all("SELECT * FROM archive")},
         "refreshes": {int(at): taken for at, taken in json.loads(ledger.meta("refreshes", "{}")).items()},
         "batches": batches,
         "versions": {row[0]: (row[1], row[2], bool(row[3])) for row in ledger.all("SELECT * FROM versions")},
