@@ -1,12 +1,12 @@
 """Pages of `docs/` that follow from code and measured results, and the site's first page, which is the README.
 
 ```
-python -m deploy.reference config  > docs/configuration.md      every key, from the pydantic models
-python -m deploy.reference results > docs/results.md            benchmarks/results/*.json
-make docs                                                       the site, in build/site
+docs/configuration.md   every key, from the pydantic models
+docs/metrics.md         every metric, from the table of `common/telemetry.py`
+docs/results.md         benchmarks/results/*.json
 ```
 
-A test compares the pages with what these commands print.
+``python -m deploy.reference`` writes them anew, a test compares them. `make docs` makes the site, in build/site.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Key, RunConfig, keys, leaves, load_config
+from common.telemetry import HISTOGRAM, OF_PROCESS, PROCESSES, TABLE, TARGET_LABELS, Metric
 from deploy.run_folder import TOON, is_free
 
 ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 RESULTS = ROOT / "benchmarks" / "results"
-MADE = "<!-- Made by `python -m deploy.reference {}`; change what it is made from. -->\n"
+MADE = "<!-- Written by `python -m deploy.reference`; change what it is written from. -->\n"
 
 CONFIG = """\
 # Configuration
@@ -40,7 +42,7 @@ configuration file, says instead of the default; *resume* marks what may change 
 def config_page() -> str:
     """Every key with its kind, default and meaning, section by section."""
     toon, default = leaves(load_config(TOON).model_dump()), RunConfig()
-    parts = [MADE.format("config"), CONFIG]
+    parts = [MADE, CONFIG]
     for section, found in groupby(keys(), key=_section):
         model = RunConfig.model_fields[section].annotation if section else None
         words = " ".join((model.__doc__ or "").split()) if model else "What the run is, and where it lies."
@@ -68,6 +70,71 @@ def _value(value: Any) -> str:
     return f"`{shown}`" if shown else "empty"
 
 
+METRICS = """\
+# Metrics
+
+Every process of a run serves its metrics at `http://ADDRESS:PORT/metrics`, and `RUN/prometheus/targets.json` lists who
+is there (Prometheus' file_sd, replaced whole). In a serial run that is one process at 127.0.0.1. In a cluster it is the
+hub and every worker, each at the address under which it reaches the hub: at 127.0.0.1 where the hub is. A worker that
+dies, leaves or is done is taken off the list, as is a guest that was not heard of for 20 s, and after the run the list
+is empty. Where all of it was killed at once the list stays until the run is started again, and Prometheus shows its
+targets as down.
+
+```yaml
+scrape_configs:
+  - job_name: douga
+    file_sd_configs:
+      - files: [/data/runs/*/prometheus/targets.json]      # the runs' own processes
+        refresh_interval: 10s
+  - job_name: ray
+    file_sd_configs:
+      - files: [/data/runs/*/prometheus/ray.json]          # Ray's own exporters, one a node
+        refresh_interval: 10s
+```
+
+`metrics.enabled = false` switches the exporters off, `metrics.port` is the first port that a process tries, and
+`metrics.tensorboard = true` writes steps and readings of the guardrails to `RUN/tensorboard/` too, by the same names
+(`pip install 'douga[tensorboard]'`). All three may change when a run is resumed. Who can reach a port can read it:
+`docs/security.md`. Ray also lists its exporters itself, at `/api/prometheus/sd` of its dashboard and, with
+`ray start --head`, in `/tmp/ray/prom_metrics_service_discovery.json` on the head node.
+
+Counters begin at 0 with every start of their process. Gauges are read when Prometheus asks, from ledger and folder; one
+that is not known yet (no step taken, no reading, no GPU) has no series. No label names a prompt, a clip or a version.
+Who exports a series is told by the labels of its target:
+
+{targets}
+
+Every process also exports these of the client library:
+
+{of_process}
+
+## The table
+
+A serial run's process exports what hub, samplers, rewarders and learner do.
+
+{rows}
+"""
+
+
+def metrics_page() -> str:
+    """Every metric with its labels, who exports it, and what it tells."""
+    rows = _table(("metric", "kind", "labels", "exported by", "what it tells"), map(_metric_row, TABLE.values()))
+    return MADE + METRICS.format(
+        targets=_listed("label", TARGET_LABELS), of_process=_listed("metric", OF_PROCESS), rows=rows
+    )
+
+
+def _listed(what: str, entries: Mapping[str, str]) -> str:
+    return _table((what, "what it is"), ((f"`{name}`", words) for name, words in entries.items()))
+
+
+def _metric_row(metric: Metric) -> tuple[str, ...]:
+    labels = (f"`{name}`: {v if isinstance(v, str) else ', '.join(v)}" for name, v in metric.labels.items())
+    by = "all" if metric.by == PROCESSES else ", ".join(metric.by)
+    buckets = f" Buckets: {', '.join(f'{bound:g}' for bound in metric.buckets)}." if metric.kind == HISTOGRAM else ""
+    return f"`{metric.name}`", metric.kind, "; ".join(labels), by, metric.help + buckets
+
+
 RESULTS_HEAD = """\
 # Measured results
 
@@ -80,7 +147,7 @@ missed are kept as they are.
 
 def results_page(folder: Path = RESULTS) -> str:
     """All kept results: rows, and aims met or missed."""
-    return "".join([MADE.format("results"), RESULTS_HEAD, *map(_result, sorted(folder.glob("*.json")))])
+    return "".join([MADE, RESULTS_HEAD, *map(_result, sorted(folder.glob("*.json")))])
 
 
 def _result(file: Path) -> str:
@@ -140,16 +207,21 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-PAGES: dict[str, Callable[[], str]] = {"config": config_page, "results": results_page}
+PAGES: dict[str, Callable[[], str]] = {
+    "configuration.md": config_page,
+    "metrics.md": metrics_page,
+    "results.md": results_page,
+}
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print one page."""
+def main(argv: Sequence[str] | None = None, folder: Path = DOCS) -> int:
+    """Write every page."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.reference", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("page", choices=sorted(PAGES))
-    sys.stdout.write(PAGES[parser.parse_args(argv).page]())
+    parser.parse_args(argv)
+    for name, page in PAGES.items():
+        (folder / name).write_text(page(), "utf-8")
     return 0
 
 

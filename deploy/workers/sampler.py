@@ -8,9 +8,11 @@ from functools import partial
 from actors.loop import SamplingLoop
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
+from common.exporter import Value
 from common.journal import measured
 from common.push import WeightPuller
 from common.remote_journal import RemoteJournal
+from common.telemetry import SAMPLER
 from deploy.messages import Addresses
 from deploy.roles import sampler_of
 from deploy.scratch import scratch
@@ -29,7 +31,10 @@ class SamplerWorker(Worker):
         sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         folder = stack.enter_context(scratch(self.name))
-        puller = stack.enter_context(WeightPuller(addresses.weights, addresses.notes, folder, self.name, addresses.key))
+        puller = stack.enter_context(
+            WeightPuller(addresses.weights, addresses.notes, folder, self.name, addresses.key, self.instruments)
+        )
+        self.instruments.read(lambda: [Value("douga_policy_version", sampler.version, {"role": SAMPLER})])
         while not self.stopping.is_set():
             wanted = exchange.wanted_version()
             if wanted != sampler.version and puller.staged(wanted):
