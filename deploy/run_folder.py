@@ -5,7 +5,7 @@ RUN/config.toml      the resolved configuration      RUN/metrics.jsonl  one reco
 RUN/ledger.sqlite    the exchange's state            RUN/events.jsonl   starts, evaluations, interruptions, ends
 RUN/snapshots/       its copies, by checkpoint       RUN/clips/         held-out clips, base and aligned
 RUN/blobs/           latents and clips
-RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of any worker's work
+RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of work, the newest
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
 RUN/model.json       which base model it stands on      RUN/guard.jsonl    one record per reading of the guardrails
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png

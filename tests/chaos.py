@@ -185,14 +185,15 @@ def wait_for(what: str, holds: Callable[[], object], run: Run, seconds: float) -
     while not holds():
         code = run.ended()
         if code is not None:
-            raise Broken(f"the run ended with {code} while waiting for {what}; its last words: {_tail(run.log)}")
+            raise Broken(f"the run ended with {code} while waiting for {what}; its last words: {tail(run.log)}")
         if time.monotonic() - began > seconds:
-            raise Broken(f"{what} did not happen within {seconds:g} s; last words: {_tail(run.log)}")
+            raise Broken(f"{what} did not happen within {seconds:g} s; last words: {tail(run.log)}")
         pause.wait(0.05)
     return time.monotonic() - began
 
 
-def _tail(log: Path) -> str:
+def tail(log: Path) -> str:
+    """The last lines that a run said."""
     return " | ".join(log.read_text(errors="replace").splitlines()[-6:])
 
 
@@ -238,14 +239,14 @@ def finish(run: Run, kills: int, real: bool) -> None:
     """Stop the run as a user does, then let it go on for a few steps more, to its end."""
     code = run.interrupt()
     if code != 130:
-        raise Broken(f"interrupted, the run ended with {code}: {_tail(run.log)}")
+        raise Broken(f"interrupted, the run ended with {code}: {tail(run.log)}")
     last = max((record["step"] for record in read_json_lines(run.config.folder / METRICS)), default=0)
     run.config = configuration(run.config.root, kills, real, last + 3)
     run.start()
     assert run.driver is not None
     code = run.driver.wait(END_SECONDS)
     if code != 0:
-        raise Broken(f"the run could not be finished, exit code {code}: {_tail(run.log)}")
+        raise Broken(f"the run could not be finished, exit code {code}: {tail(run.log)}")
 
 
 def prove(run: Run, real: bool) -> dict[str, Any]:

@@ -50,7 +50,7 @@ from common.config import RunConfig, load_config
 from common.exchange.local import LocalExchange
 from common.metrics import EVENTS, METRICS
 from deploy import run_folder
-from tests.chaos import Broken, Run, wait_for
+from tests.chaos import Broken, Run, tail, wait_for
 
 LOOKS = 200  # at a run, over its whole time
 WARM_UP = 0.5  # share of the time that does not count
@@ -131,11 +131,11 @@ def growth(what: str, series: Series) -> Growth:
 def look(run: Run, scratch: Path) -> dict[str, float]:
     """All that is watched, now. `Broken` when a process of the run is not there any more."""
     found: dict[str, float] = {}
-    for name, process in processes(run).items():
-        try:
+    try:
+        for name, process in processes(run).items():
             found |= {f"{kind} {name}": value for kind, value in state(process).items()}
-        except psutil.NoSuchProcess:
-            raise Broken(f"{name} died") from None
+    except psutil.NoSuchProcess as error:
+        raise Broken(f"process {error.pid} died; the run's last words: {tail(run.log)}") from None
     folder = run.config.folder
     disk = {kind_of(place): 0.0 for place in folder.iterdir()}
     for place in folder.iterdir():
@@ -222,7 +222,7 @@ def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> Watc
     root = config.root
     scratch = root / "scratch"
     scratch.mkdir()
-    run = Run(config, root / "soak.log", {"TMPDIR": str(scratch)})
+    run = Run(config, root / "soak.log", {"TMPDIR": str(scratch), "RAY_ROTATION_MAX_BYTES": "10000"})
     run.start()
     try:
         wait_for("a step", lambda: last_step(run), run, START_SECONDS)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from common import guard
 from common.config import ConfigError, GuardConfig, load_config
 from common.guard import (
     Measured,
@@ -19,6 +20,7 @@ from common.guard import (
     motion_share,
     to_record,
 )
+from common.stats import paired_bootstrap
 
 RULES = GuardConfig(prompts=4, fall=5.0, motion_floor=0.5, drift=1.0, patience=2)
 BASE_REWARD, BASE_JUDGED, BASE_MOTION = (50.0, 52.0, 54.0, 56.0), (70.0, 72.0, 74.0, 76.0), (4.0, 5.0, 6.0, 5.0)
@@ -69,6 +71,16 @@ def test_the_judge_is_compared_with_its_best_reading() -> None:
     now = reading(10, reward=(55.0, 57.5, 59.0, 61.5), judged=(72.0, 74.0, 75.0, 77.0))
     assert findings([START], now, RULES) == {}
     assert "-8.5 [-9.0, -8.0] points since step 5" in findings([START, best], now, RULES)["judge motion"]
+
+
+def test_the_work_of_a_reading_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are what takes time: a week has thousands of readings."""
+    calls, made = list[int](), list[int]()
+    monkeypatch.setattr(guard, "paired_bootstrap", lambda *sides: calls.append(1) or paired_bootstrap(*sides))
+    for count in (2, 200):
+        findings([START, *(reading(step) for step in range(1, count))], reading(count, **HACKED), RULES)
+        made.append(len(calls))
+    assert made[1] == 2 * made[0] > 0
 
 
 def test_less_motion_than_the_floor_shows() -> None:
