@@ -15,6 +15,7 @@ from typing import Any
 from common.config import ConfigError, RunConfig
 from common.exchange import blobs
 from common.exchange.blobs import pack
+from common.exchange.scoring import SHOWN
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose, Score
 from tests.common.exchange.fakes import Clock, source
 
@@ -81,6 +82,7 @@ class Model:
         self.marks: set[int] = set()
         self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
         self.pushes = self.final = self.largest = 0
+        self.shown: list[Group] = []  # in the order in which they were paired
 
     # What can be compared.
 
@@ -348,7 +350,10 @@ class Model:
             group.keep()
             return
         group.state, group.pair, group.since = "paired", (best, worst, gap), self.clock.now
-        group.keep("conditioning", f"latents/{best}", f"latents/{worst}")
+        group.keep("conditioning", *(f"{kind}/{end}" for kind in ("latents", "clip") for end in (best, worst)))
+        self.shown.append(group)
+        for old in self.shown[:-SHOWN]:
+            old.keep(*(name for name in old.blobs if not name.startswith("clip/")))
 
     # Training.
 
