@@ -61,18 +61,38 @@ class JsonLines:
         self.close()
 
 
+class Tail:
+    """The records of a file that somebody else is writing: `read` takes in what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._path, self._end, self._lines = path, 0, 0  # bytes and lines taken in
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records, in order; none when there is no file. `ValueError` names a broken line."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, 2) < self._end:  # another file under the same name
+                    self.records, self._end, self._lines = [], 0, 0
+                file.seek(self._end)
+                whole = file.read()
+        except FileNotFoundError:
+            return self.records
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self.records += [self._parsed(line, number) for number, line in enumerate(whole.splitlines(), self._lines + 1)]
+        self._end, self._lines = self._end + len(whole), self._lines + whole.count(b"\n")
+        return self.records
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{self._path}:{number}: not valid JSON: {error}") from None
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole records of a file, in order; none when there is no file. `ValueError` names a broken line."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text("utf-8").rpartition("\n")
-    records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
-    return records
+    return Tail(path).read()
 
 
 def latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -26,9 +26,9 @@ from common.weights import WeightStore
 from deploy import evaluate, pacing, report, run_folder
 from deploy.guard import Guard
 from deploy.messages import Outcome, RunFailed
+from deploy.progress import EVALUATING_ALIGNED, EVALUATING_BASE
 
 BASE = 0  # the version of the base model
-EVALUATING_BASE, EVALUATING_ALIGNED = "evaluating base", "evaluating aligned"
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 
 
