@@ -230,10 +230,12 @@ def _worker(seen: Seen, name: str) -> Worker:
     role = role_of(name)
     work = books.work.get("learner-0" if role == "learner" else name)
     if work is not None and work.lost:
-        return Worker(name, "is lost", "; what it held will be done again", seconds=seconds)
+        return Worker(name, "is lost", "(others do again what it held)", seconds=seconds)
     if work is not None:
         return Worker(name, "works", _doing(work), seconds=seconds)
     words, on = {"sampler": _sampler_waits, "rewarder": _rewarder_waits, "learner": _learner_waits}[role](seen, units)
+    if not on and seen.config.mode == "serial" and books.work:
+        words, on = "for its turn", role_of(next(iter(books.work)))  # all are one process
     return Worker(name, "waits" if on else "works" if words else "has not begun", words, on, seconds)
 
 

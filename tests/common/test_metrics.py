@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.metrics import JsonLines, latest_by_step, read_json_lines
+from common.metrics import JsonLines, Tail, latest_by_step, read_json_lines
 
 
 class Clock:
@@ -64,3 +64,19 @@ def test_nan_is_refused(tmp_path):
 def test_of_repeated_steps_the_last_counts():
     records = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"event": "resumed"}, {"step": 2, "a": 3}]
     assert latest_by_step(records) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
+
+
+def test_a_tail_takes_in_what_is_new_and_begins_again_with_another_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    assert tail.read() == [{"step": 1}, {"step": 2}]
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    assert tail.read() == [{"step": 1}, {"step": 2}, {"step": 3}]
+    path.write_bytes(b'{"step": 7}\n')
+    assert tail.read() == [{"step": 7}]
+    with path.open("ab") as file:
+        file.write(b"no JSON\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not valid JSON"):
+        tail.read()

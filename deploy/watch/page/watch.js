@@ -91,7 +91,6 @@ function showWhere(standing) {
   $("progress").max = standing.steps;
   $("progress").value = standing.step;
   const waiting = WAITING.filter((one) => standing.queue[one]).map((one) => `${standing.queue[one]} ${one}`).join(", ");
-  const last = Object.values(standing.last).filter((one) => !one.event || one.event === "alarm");
   const rows = [
     ["step", standing.step, `of ${standing.steps}`],
     ["left", standing.eta && !QUIET.includes(standing.phase) ? time(standing.eta) : "–", standing.eta && standing.phase !== "training" ? "of this phase" : ""],
@@ -119,7 +118,7 @@ function showPipeline(standing) {
     return `${roles[role].waiting} of ${roles[role].workers} wait ${one.words}`;
   };
   const stages = [
-    ["", "prompts", queue.pending || 0, "pending", ""],
+    ["", "prompts", Object.values(queue).reduce((sum, one) => sum + one, 0), "taken", queue.pending ? `${queue.pending} pending` : ""],
     ["sampler", many(roles.sampler.workers, "sampler"), number(rates.groups_per_second, 2), "groups/s", waits("sampler")],
     ["rewarder", many(roles.rewarder.workers, "rewarder"), number(rates.clips_per_second), "clips/s", waits("rewarder")],
     ["", "pairs", queue.paired || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
