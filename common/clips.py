@@ -25,6 +25,7 @@ decord: Any = import_module("decord") if find_spec("decord") else None
 CRF = 10
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
 BROWSER_CRF, BROWSER_WIDTH = 20, 256  # what is made for people: quality, and pixels that small clips are enlarged to
+SIDE_WIDTH = 480  # pixels that large clips are shrunk to where two are shown at once
 
 
 def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
@@ -61,6 +62,23 @@ def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
     return file.getvalue()
+
+
+def side_by_side(one: np.ndarray, other: np.ndarray, fps: float) -> bytes:
+    """Two clips uint8 [F, H, W, 3] of one size next to each other, and so in step; mp4 that every browser plays.
+
+    The shorter one decides the length. Small clips are enlarged by a whole factor, large ones shrunk to `SIDE_WIDTH`.
+    `ValueError` for clips of two sizes.
+    """
+    if one.shape[1:] != other.shape[1:]:
+        raise ValueError(f"clips of two sizes: {list(one.shape[1:3])} and {list(other.shape[1:3])}")
+    count, height, width = min(len(one), len(other)), *one.shape[1:3]
+    frames = np.concatenate([one[:count], other[:count]], axis=2)
+    if width > SIDE_WIDTH:
+        size = (2 * SIDE_WIDTH, round(height * SIDE_WIDTH / width))
+        frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, reducing_gap=2)) for frame in frames])
+    scale = max(1, BROWSER_WIDTH // width)
+    return encode_for_browsers(frames.repeat(scale, axis=1).repeat(scale, axis=2), fps)
 
 
 def plays_everywhere(data: bytes) -> bool:

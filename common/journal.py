@@ -103,9 +103,13 @@ class RunJournal:
 
 
 def measured(journal: Journal, worker: str, kind: str, work: Callable[[], Done]) -> Done:
-    """Do `work` and write down its time, unless there was nothing to do (its answer is false or None)."""
+    """Do `work` and write down its time, unless there was nothing to do (its answer is false, None or 0).
+
+    A number is how many units were done; any other answer stands for one.
+    """
     began, started = time.time(), time.perf_counter()
     done = work()
     if done:
-        journal.span(Span(worker, kind, round(began, 3), round(time.perf_counter() - started, 3)))
+        units = done if isinstance(done, int) else 1
+        journal.span(Span(worker, kind, round(began, 3), round(time.perf_counter() - started, 3), int(units)))
     return done

@@ -209,6 +209,7 @@ class Span:
     kind: str  # "sampling", "scoring", "learning", "loading"
     began: float  # seconds since 1970
     seconds: float
+    units: int = 1  # groups sampled, clips scored, steps taken, versions loaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ timeline.jsonl        the newest records          timeline.older.jsonl        th
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,21 +91,52 @@ def older(path: Path) -> Path:
     return path.with_suffix(f".older{path.suffix}")
 
 
+class Tail:
+    """The records of a file that somebody else is writing, with its older part: `read` takes in what is new."""
+
+    def __init__(self, path: Path) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._path = path
+        self._known, self._end, self._lines = 0, 0, 0  # the file's inode; bytes and lines taken in of it
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole records, in order; none when there is no file. `ValueError` names a broken line."""
+        try:
+            with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._known or found.st_size < self._end:  # another file under the same name
+                    self.records = _records(older(self._path)) if older(self._path).exists() else []
+                    self._known, self._end, self._lines = found.st_ino, 0, 0
+                file.seek(self._end)
+                whole = file.read()
+        except FileNotFoundError:
+            return self.records
+        whole = whole[: whole.rfind(b"\n") + 1]
+        self.records += _parsed(whole, self._path, self._lines)
+        self._end, self._lines = self._end + len(whole), self._lines + whole.count(b"\n")
+        return self.records
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    whole = path.read_bytes()
+    return _parsed(whole[: whole.rfind(b"\n") + 1], path, 0)
+
+
+def _parsed(whole: bytes, path: Path, lines: int) -> list[dict[str, Any]]:
+    """The records of whole lines, before which `lines` stand in the file."""
+    records = []
+    for number, line in enumerate(whole.splitlines(), lines + 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+    return records
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """All whole records of a file and its older part, in order; none when there is no file. `ValueError` names a broken
     line."""
-    return [record for part in (older(path), path) if part.exists() for record in _records(part)]
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return  # torn
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+    return Tail(path).read()
 
 
 def latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:

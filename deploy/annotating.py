@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from deploy import doors
 
 ANNOTATE = """\
 PLACE is a run (its held-out clips, base and aligned), a folder with a ratings.jsonl or a samples.json, or a folder of
@@ -30,9 +31,7 @@ examples:
   douga export finetune --out tuned                               a whole pipeline
   douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --learner.loss dpo
 """
-OWN = frozenset(
-    {"rubric", "annotators", "pairs", "host", "port", "token", "seed", "results", "export"},
-)
+OWN = doors.OPTIONS | {"rubric", "annotators", "pairs", "seed", "results", "export"}
 
 
 def add(commands: Any, add_command: Callable[..., Any]) -> None:
@@ -44,11 +43,7 @@ def add(commands: Any, add_command: Callable[..., Any]) -> None:
     command.add_argument("--annotators", type=int, default=3, help="people who see each clip (default: 3)")
     command.add_argument("--pairs", type=int, default=200, help="pairs to compare at most (default: 200)")
     command.add_argument("--seed", type=int, default=0, help="of the pairs, of orders and sides (default: 0)")
-    command.add_argument("--host", default="127.0.0.1", help="address to serve at (default: 127.0.0.1)")
-    command.add_argument("--port", type=int, default=8710, help="port; 0 takes a free one (default: 8710)")
-    command.add_argument(
-        "--token", default=os.environ.get("DOUGA_TOKEN"), help="needed off loopback (default: $DOUGA_TOKEN)"
-    )
+    doors.add_options(command, 8710)
     command.add_argument("--results", action="store_true", help="print the results and end")
     command.add_argument("--export", type=Path, metavar="DIR", help="write ratings, pairs and clips to DIR and end")
 

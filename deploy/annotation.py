@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-import uvicorn
 from rich.console import Console
 from rich.table import Table
 
 from common.config import ConfigError
+from deploy import doors
 from deploy.annotation_sources import find_clips
 from rewarders.human import agreement
 from rewarders.human.app import make_app
@@ -24,20 +22,19 @@ from rewarders.human.screening import Screening
 from rewarders.human.store import STORE, Store
 from rewarders.human.survey import Survey
 
-MIN_TOKEN = 16  # characters: nobody guesses that over a network
-
 
 def annotate(options: argparse.Namespace) -> int:
     """Serve, print or export. `ConfigError` for a place without clips, a bad rubric, or an open door."""
     _check(options)
+    if not options.results and options.export is None:
+        _serve(options)
+        return 0
     with opened(options) as survey:
         if options.results:
             for table in tables(agreement.results(survey)):
                 Console().print(table)
-        elif options.export is not None:
-            print(export(survey, options.export))
         else:
-            _serve(survey, options)
+            print(export(survey, options.export))
     return 0
 
 
@@ -45,21 +42,6 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("annotators", "pairs"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
-    if not 0 <= options.port <= 65535:
-        raise ConfigError(f"--port {options.port}: allowed are 0 to 65535")
-    if options.token is not None and len(options.token) < MIN_TOKEN:
-        raise ConfigError(f"--token: {len(options.token)} characters are too few; {MIN_TOKEN} or more")
-    if options.token is None and not _is_loopback(options.host):
-        raise ConfigError(
-            f"--host {options.host}: others could reach it; set DOUGA_TOKEN or --token, or serve at 127.0.0.1"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.IPv4Address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @contextmanager
@@ -72,23 +54,14 @@ def opened(options: argparse.Namespace) -> Iterator[Survey]:
         yield Survey(clips, pairs, rubric, store, options.annotators, options.seed)
 
 
-def _serve(survey: Survey, options: argparse.Namespace) -> None:
+def _serve(options: argparse.Namespace) -> None:
     """Until Ctrl-C or SIGTERM."""
-    door = _listen(options.host, options.port)
-    host, port = door.getsockname()
-    print(f"{len(survey.clips)} clips to rate, {len(survey.pairs)} pairs to compare; answers in {survey.store.path}")
-    print(f"open http://{host}:{port}/ - Ctrl-C ends it, and nothing is lost", flush=True)
-    with closing(Screening()) as screening:
-        app = make_app(survey, screening, options.token)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False))
-        server.run(sockets=[door])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_server((host, port))
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: cannot serve there: {error.strerror or error}") from None
+    token = doors.token_of(options)
+    with doors.opened(options, token) as listening, opened(options) as survey, closing(Screening()) as screening:
+        clips, pairs = len(survey.clips), len(survey.pairs)
+        print(f"{clips} clips to rate, {pairs} pairs to compare; answers in {survey.store.path}")
+        print(f"open {doors.address(listening)}/ - Ctrl-C ends it, and nothing is lost", flush=True)
+        doors.serve(make_app(survey, screening, token), listening)
 
 
 # The results as tables.

@@ -16,6 +16,8 @@ MOST_POINTS = 2000  # of a curve
 Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
 
 Series = tuple[str, str, Sequence[float]]  # name, class of its colour, values
+Mark = tuple[float, str, str]  # where it stands, its class, what it says
+POINTS = 300  # of a line; of more, neighbours are drawn as their mean
 
 
 def dots(rows: Sequence[Row]) -> str:
@@ -52,15 +54,26 @@ def _whisker(title: str, kind: str, row: Mapping[str, float], x: Callable[[float
 
 def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequence[int] = ()) -> str:
     """One quantity over optimizer steps; `marks` are steps with a dashed line (reference refreshes)."""
-    return series(title, steps, [(title, "aligned", values)], marks, "step")
+    return series(title, steps, [(title, "aligned", values)], [(step, "mark", "") for step in marks], "step")
 
 
-def series(title: str, at: Sequence[int], rows: Sequence[Series], marks: Sequence[int] = (), unit: str = "push") -> str:
-    """Several quantities on one scale over the same points; `marks` are points with a dashed line."""
+def series(
+    title: str,
+    at: Sequence[float],
+    rows: Sequence[Series],
+    marks: Sequence[Mark] = (),
+    unit: str = "push",
+    until: float | None = None,
+) -> str:
+    """Several quantities on one scale over the same points; `marks` are points with a line.
+
+    With `until` the axis goes from 0 to there, and says so in `unit`.
+    """
     left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
+    at, rows = _thinned(at, rows)
     values = [value for _, _, row in rows for value in row]
     ticks = nice_ticks(min(values), max(values))
-    first, last = min(at), max(*at, min(at) + 1)
+    first, last = (at[0], max(at[-1], at[0] + 1)) if until is None else (0.0, max(until, at[-1]))
 
     def x(point: float) -> float:
         return left + (right - left) * (point - first) / (last - first)
@@ -72,15 +85,32 @@ def series(title: str, at: Sequence[int], rows: Sequence[Series], marks: Sequenc
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
-    parts += [f'<line class="mark" x1="{x(m):.1f}" x2="{x(m):.1f}" y1="{top}" y2="{bottom}"/>' for m in marks]
+    for place, kind, words in marks:
+        begin = bottom - 5 if kind == "push" else top  # there are many
+        line = f'<line class="{kind}" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{begin}" y2="{bottom}"'
+        parts.append(f"{line}><title>{escape(words)}</title></line>" if words else f"{line}/>")
     every = -(-len(at) // MOST_POINTS)  # a curve of a long run has more points than a screen
     for name, kind, row in rows:
         shown = list(zip(at, row, strict=True))[::-every][::-1]
         points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in shown)
         parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
         parts.append(f'<circle class="{kind}" cx="{x(at[-1]):.1f}" cy="{y(row[-1]):.1f}" r="3"/>')
-    parts += [_text(x(first), bottom + 18, f"{first}", "middle"), _text(right, bottom + 18, f"{unit} {last}", "end")]
+    ends = (f"{first:g}", f"{unit} {last:g}") if until is None else ("0", f"{last:.3g} {unit}")
+    parts += [_text(left, bottom + 18, ends[0], "middle"), _text(right, bottom + 18, ends[1], "end")]
     return _svg(bottom + 26, parts, title)
+
+
+def _thinned(at: Sequence[float], rows: Sequence[Series]) -> tuple[Sequence[float], Sequence[Series]]:
+    """At most `POINTS` points: of more, as many neighbours as needed become one, their mean; the last one stays."""
+    size = -(-len(at) // POINTS)
+    if size <= 1:
+        return at, rows
+
+    def thin(row: Sequence[float]) -> list[float]:
+        parts = [row[first : first + size] for first in range(0, len(row) - 1, size)]
+        return [sum(part) / len(part) for part in parts] + [row[-1]]
+
+    return thin(at), [(name, kind, thin(row)) for name, kind, row in rows]
 
 
 def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:

@@ -22,14 +22,13 @@ from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.messages import Purpose, Trained
 from common.metrics import JsonLines
 from common.storage import writing
-from common.telemetry import PHASES
 from common.weights import WeightStore
 from deploy import evaluate, pacing, report, run_folder
 from deploy.guard import Guard
 from deploy.messages import Outcome, RunFailed
+from deploy.progress import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 
 BASE = 0  # the version of the base model
-EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = PHASES
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 
 
@@ -59,7 +58,7 @@ class Course(ABC):
     def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: Guard) -> None:
         self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
         self.store = WeightStore(folder / "weights")
-        self.phase = TRAINING  # one of `PHASES`: what is done now
+        self.phase = TRAINING  # what is done now
 
     @abstractmethod
     def train(self) -> Trained:

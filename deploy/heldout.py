@@ -116,7 +116,7 @@ class HeldOut:
             self.between()
         return batches
 
-    def _score_batch(self) -> bool:
+    def _score_batch(self) -> int:
         try:
             with needed_by(self.rewarder.worker, self.config):
                 return measured(

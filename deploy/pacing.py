@@ -12,7 +12,7 @@ Of a long run the newest units of work are known (`timeline_bytes`), and these a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +38,40 @@ def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
         "wasted": exchange.wasted(),
         "lag_mean": sum(step["lag"] for step in steps) / max(len(steps), 1),
         "lag_max": max((step["lag_max"] for step in steps), default=0),
-        "roles": {role: _role(work, role, seconds) for role in ROLES},
+        "roles": shares(work, work.workers, seconds),
     }
 
 
-def _role(work: timeline.Timeline, role: str, seconds: float) -> dict[str, float]:
-    workers = [worker for worker in work.workers if worker.rpartition("-")[0] == role]
+def shares(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
+    """Role -> how many of `workers` it has, and which share of `seconds` they were busy, in the mean."""
+    return {role: _share(work, [one for one in workers if role_of(one) == role], seconds) for role in ROLES}
+
+
+def _share(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> dict[str, float]:
     busy = sum(work.busy(worker) for worker in workers)
     return {"workers": len(workers), "busy": busy / max(seconds * len(workers), 1e-9)}
+
+
+def role_of(worker: str) -> str:
+    """``sampler-3`` -> ``sampler``."""
+    return worker.rpartition("-")[0]
+
+
+def busiest(roles: Mapping[str, Mapping[str, float]]) -> str:
+    """The role that sets the pace: the others wait for it."""
+    return max(roles, key=lambda role: roles[role]["busy"])
 
 
 def words(found: Mapping[str, Any]) -> list[str]:
     """The figures as a person reads them."""
     seconds = max(found["seconds"], 1e-9)
-    busiest = max(found["roles"], key=lambda role: found["roles"][role]["busy"])
     shares = [f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found["roles"].items()]
     lost = [f"{count} {what}" for what, count in found["lost"].items()]
     wasted = [f"{count} by {reason}" for reason, count in found["wasted"].items()]
     return [
         f"{found['steps']} steps and {found['groups']} groups in {seconds:.1f} s: "
         f"{found['steps'] / seconds:.2f} steps/s, {found['groups'] / seconds:.2f} groups/s",
-        f"busy: {', '.join(shares)}; the {busiest} sets the pace",
+        f"busy: {', '.join(shares)}; the {busiest(found['roles'])} sets the pace",
         f"lag: mean {found['lag_mean']:.2f}, greatest {found['lag_max']} pushes",
         f"groups lost: {', '.join(lost) or 'none'}; candidates wasted: {', '.join(wasted) or 'none'}",
     ]

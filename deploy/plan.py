@@ -40,6 +40,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.config import ConfigError, RewardConfig, RunConfig
+from common.exchange.scoring import SHOWN
 from deploy.sizes import EMBEDDED, ModelSizes
 
 CUDA_BYTES = 10**9  # assumed
@@ -355,13 +356,13 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
     optimizer = 3 * FLOAT32 * trained if b == 2 or rules.zero_stage else 2 * FLOAT32 * trained
     checkpoint = 2 * b * trained + optimizer
     versions = min(config.exchange.max_lag + 2, config.steps // rules.steps_per_push)
-    group, pair = _group_bytes(config, sizes, shape)
+    group, pair, clip = _group_bytes(config, sizes, shape)
     all_pairs = config.steps * rules.pairs_per_step
     until_freed = (rules.keep_checkpoints + 1) * rules.checkpoint_every * rules.pairs_per_step
     waiting = (config.exchange.max_lag + 1) * config.pairs_per_push
     running = min(config.exchange.pipeline_depth, all_pairs)
     return Disk(
-        blobs=running * group + min(until_freed + waiting, all_pairs) * pair,
+        blobs=running * group + min(until_freed + waiting, all_pairs) * pair + min(SHOWN, all_pairs) * 2 * clip,
         checkpoints=checkpoint * (rules.keep_checkpoints + 1),  # one more while it is written
         versions=b * whole + versions * b * trained,
         push=b * trained,
@@ -369,15 +370,15 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
     )
 
 
-def _group_bytes(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> tuple[int, int]:
-    """Bytes of a group with all its candidates, and of a pair, which keeps two latents and the conditioning."""
+def _group_bytes(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
+    """Bytes of a group with all its candidates; of a pair, which keeps two latents and the conditioning; of a clip."""
     b, size = _number(config), config.model
     frames, channels, height, width = shape
     latents = b * frames * channels * height * width
     clip = int(CLIP_BITS_PER_PIXEL * size.frames * size.height * size.width / 8)
     image = b * channels * height * width if sizes.transformer["in_channels"] > channels else 0
     condition = b * sizes.transformer["max_text_seq_length"] * sizes.transformer["text_embed_dim"] + image
-    return config.sampler.candidates * (latents + clip) + condition, 2 * latents + condition
+    return config.sampler.candidates * (latents + clip) + condition, 2 * latents + condition, clip
 
 
 # Refusals.

@@ -12,7 +12,9 @@ from typing import IO, Any, Protocol
 
 from common.config import RunConfig
 from common.messages import StepStats
+from common.telemetry import PHASES
 
+EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = PHASES
 INTERVAL = 10.0  # seconds between plain lines
 RECENT = 10  # steps over which a line takes means
 
@@ -21,7 +23,7 @@ RECENT = 10  # steps over which a line takes means
 class Status:
     """Where a run stands."""
 
-    phase: str  # "evaluating base", "training", "evaluating aligned"
+    phase: str
     done: int  # optimizer steps, or clips evaluated
     total: int
     version: int = 0
@@ -36,7 +38,7 @@ class Status:
     def words(self) -> str:
         """One line."""
         parts = [f"{self.phase} {self.done}/{self.total}"]
-        if self.phase == "training":
+        if self.phase == TRAINING:
             parts += [f"pairs {self.pairs}", f"version {self.version}", f"lag {self.lag:.1f}"]
             parts += [
                 f"{name} {value:{form}}"
@@ -75,7 +77,7 @@ class Pace:
         """Where training stands after `step`; the samplers hold `version`."""
         rate = self.groups / max(self._clock() - self._began, 1e-6)
         pairs = step * self._config.learner.pairs_per_step
-        status = Status("training", step, self._config.steps, version, pairs, groups_per_second=rate)
+        status = Status(TRAINING, step, self._config.steps, version, pairs, groups_per_second=rate)
         if not self._steps:
             return status
         last = self._steps[-1]

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from common.clips import decode_clip, encode_for_browsers
+from common.clips import decode_clip, side_by_side
 from common.config import ConfigError, RunConfig, load_config
 from common.guard import Reading, mean_change, motion_share, read_readings
 from common.metrics import EVENTS, METRICS, latest_by_step, read_json_lines
@@ -25,7 +24,6 @@ from deploy.progress import minutes
 from deploy.still import still
 
 STILL_PAIRS = 3  # two gains and a loss in the picture
-SHOWN_WIDTH = 256  # pixels a small clip is enlarged to, by a whole factor
 KINDS = ("sampling", "scoring", "learning", "loading")
 # Shown curves: title, what it tells, value of a metrics record.
 CURVES = (
@@ -121,13 +119,6 @@ def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
     return ClipPair(record["text"], change_of(record), uri, changes["learned"], changes["oracle"])
 
 
-def side_by_side(base: np.ndarray, aligned: np.ndarray, fps: int) -> bytes:
-    """Two clips uint8 [F, H, W, 3] next to each other; mp4 that every browser plays."""
-    scale = max(1, SHOWN_WIDTH // base.shape[2])
-    frames = np.concatenate([base, aligned], axis=2).repeat(scale, axis=1).repeat(scale, axis=2)
-    return encode_for_browsers(frames, fps)
-
-
 def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The learned reward's and the oracle's figures, apart: rows and a drawing each."""
     groups = []
@@ -151,16 +142,23 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _watched(readings: Sequence[Reading]) -> list[dict[str, Any]]:
-    """What the guardrails saw: the trained reward beside each answer of the held-out judge, and the motion."""
+    """What the guardrails saw, over pushes."""
+    pushes, marks = [one.pushes for one in readings], [(one.pushes, "mark", "") for one in readings if one.alarms]
+    return [
+        {"title": title, "chart": Markup(charts.series(title, pushes, rows, marks))}
+        for title, rows in guard_rows(readings)
+    ]
+
+
+def guard_rows(readings: Sequence[Reading]) -> list[tuple[str, list[charts.Series]]]:
+    """Title and lines of each drawing: the trained reward beside each answer of the held-out judge, and the motion."""
     if len(readings) < 2:
         return []
-    pushes, alarms = [one.pushes for one in readings], [one.pushes for one in readings if one.alarms]
     reward = ("trained reward", "base", [mean_change(one) for one in readings])
     judged = [one.judged for reading in readings for one in reading.policy.values()]
     answers = [name for name in judged[-1] if all(name in one for one in judged)]
-    rows = [
+    rows: list[tuple[str, list[charts.Series]]] = [
         (f"Judge: {name}", [reward, (name, "aligned", [mean_change(one, name) for one in readings])])
         for name in answers
     ]
-    rows.append(("Motion", [("motion", "aligned", [100 * motion_share(one) for one in readings])]))
-    return [{"title": title, "chart": Markup(charts.series(title, pushes, lines, alarms))} for title, lines in rows]
+    return [*rows, ("Motion", [("motion", "aligned", [100 * motion_share(one) for one in readings])])]

@@ -8,8 +8,8 @@ the newest units of work (`timeline_bytes`): the axis is the whole run's, the ba
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Timeline:
     marks: tuple[tuple[float, str], ...]  # second, event
     seconds: float
     since: float = 0.0  # seconds since 1970: earlier work is forgotten; 0: none is
+    at: Callable[[float], float] = field(default=float, compare=False, repr=False)  # a time since 1970 -> its second
 
     @property
     def first(self) -> float:
@@ -53,6 +54,15 @@ class Timeline:
             return roles.index(role) if role in roles else len(roles), int(number) if number.isdigit() else 0, worker
 
         return sorted({bar.worker for bar in self.bars}, key=place)
+
+    def between(self, first: float, last: float, *more: Bar) -> Timeline:
+        """The same axis with the work, and `more` of it, that lies between two seconds; longer bars are cut."""
+        cut = [
+            replace(bar, start=max(bar.start, first), end=min(bar.end, last))
+            for bar in (*self.bars, *more)
+            if bar.end > first and bar.start < last
+        ]
+        return replace(self, bars=tuple(cut), marks=tuple(mark for mark in self.marks if first <= mark[0] <= last))
 
     def busy(self, worker: str | None = None, kind: str | None = None) -> float:
         """Seconds of work of a worker, or of a kind."""
@@ -87,14 +97,14 @@ def read(spans: Sequence[Record], events: Sequence[Record]) -> Timeline:
     shifts = _shifts(moments, [event["time"] for event in events if event["event"] in STARTS])
 
     def at(time: float) -> float:
-        return time - next(shift for begins, shift in reversed(shifts) if time >= begins)
+        return time - next((shift for begins, shift in reversed(shifts) if time >= begins), moments[0][0])
 
     bars = [
         Bar(span["worker"], span["kind"], at(span["began"]), at(span["began"]) + span["seconds"])
         for span in sorted(spans, key=lambda span: span["began"])
     ]
     marks = tuple((at(event["time"]), event["event"]) for event in events)
-    return Timeline(tuple(bars), marks, max([bar.end for bar in bars] + [second for second, _ in marks]))
+    return Timeline(tuple(bars), marks, max([bar.end for bar in bars] + [second for second, _ in marks]), at=at)
 
 
 def _shifts(moments: Sequence[tuple[float, float]], starts: Sequence[float]) -> list[tuple[float, float]]:

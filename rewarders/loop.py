@@ -23,8 +23,8 @@ class ScoringLoop(ABC):
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """One `Score` per task, in order, with a value for every dimension (NaN: unreadable or not scorable)."""
 
-    def work(self, exchange: Exchange) -> bool:
-        """Score what waits; False when there are no clips to score now."""
+    def work(self, exchange: Exchange) -> int:
+        """Score what waits; how many clips, 0 when there are none now."""
         return self.finish(exchange, self.gather(exchange))
 
     def gather(
@@ -46,8 +46,8 @@ class ScoringLoop(ABC):
             tasks += exchange.lease_candidates(self.worker, self._batch - len(tasks))
         return tasks
 
-    def finish(self, exchange: Exchange, tasks: Sequence[ScoreTask]) -> bool:
-        """Score what was gathered; False when that is nothing."""
+    def finish(self, exchange: Exchange, tasks: Sequence[ScoreTask]) -> int:
+        """Score what was gathered; how many clips that were."""
         if tasks:
             exchange.submit_scores(self.worker, self.score(tasks))
-        return bool(tasks)
+        return len(tasks)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,11 +35,10 @@ from common.config import ConfigError
 from common.exchange import rules, snapshots
 from common.exchange.blobs import BlobStore, OpenBlob, Staged
 from common.exchange.client import State
+from common.exchange.view import LEDGER, LEDGER_VERSION, LedgerView
 from common.messages import Array, Purpose
 from common.storage import StorageFailed, is_damage, refusal, writing
 
-LEDGER_VERSION = 2
-LEDGER = "ledger.sqlite"
 FIRST_EVALUATION = 1 << 40  # ledger ordinals of probe and eval groups start here; train ordinals are 0, 1, 2, ...
 
 TABLES = """
@@ -87,7 +86,7 @@ class LedgerDamaged(ConfigError):
         super().__init__(f"{what}; {out if snapshots.steps(folder) else 'choose another --name'}")
 
 
-class Ledger:
+class Ledger(LedgerView):
     """The tables and blobs of one run folder. Not thread-safe by itself: its owner holds a lock.
 
     Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`, and
@@ -95,17 +94,17 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
-        self.folder, self.path = folder, folder / name
+        self.folder = folder
         self._written: list[str] = []  # files that the running batch wrote, to be synced before it commits
         self._staged: list[Staged] = []  # blobs that it took
         self._touched: list[tuple[str, str]] = []  # digest and file of blobs that it wrote or forgot
         self._garbage: deque[str] = deque()  # files that no commit needs any more
         try:
             self.blobs = BlobStore(folder / "blobs")
-            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            database = sqlite3.connect(folder / name, isolation_level=None, check_same_thread=False)
+            super().__init__(folder / name, database)
         except (OSError, StorageFailed, sqlite3.Error) as error:
             raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
-        self._db.row_factory = sqlite3.Row
         try:
             self._open(identity)
         except BaseException as error:
@@ -233,28 +232,6 @@ class Ledger:
         with writing(self.path):
             return self._db.execute(sql, values).rowcount
 
-    def all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """All rows of a query."""
-        with writing(self.path):
-            return self._db.execute(sql, values).fetchall()
-
-    def first(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        """The first row of a query, or None."""
-        with writing(self.path):
-            return self._db.execute(sql, values).fetchone()
-
-    def one(self, sql: str, *values: Any) -> sqlite3.Row:
-        """The first row of a query that always has one."""
-        row = self.first(sql, *values)
-        if row is None:
-            raise LookupError(f"{self.path}: no row for {sql} {values}")
-        return row
-
-    def meta(self, key: str, default: Any) -> Any:
-        """A small stored value."""
-        row = self.first("SELECT value FROM meta WHERE key = ?", key)
-        return default if row is None else row["value"]
-
     def set_meta(self, key: str, value: Any) -> None:
         """Store a small value."""
         self.run("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
@@ -265,14 +242,6 @@ class Ledger:
 
     # Groups.
 
-    def group(self, ordinal: int) -> sqlite3.Row:
-        """The row of one group that is not forgotten."""
-        return self.one("SELECT * FROM groups WHERE ordinal = ?", ordinal)
-
-    def candidates(self, ordinal: int) -> list[sqlite3.Row]:
-        """The stored candidates of one group, by index."""
-        return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY place", ordinal)
-
     def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, place: int, wanted: int | None) -> None:
         """A new group, pending."""
         self.run(
@@ -280,10 +249,6 @@ class Ledger:
             *(ordinal, purpose, State.PENDING, prompt, place, wanted),
         )
         self.set_meta(f"admitted:{purpose}", self.admitted(purpose) + 1)
-
-    def admitted(self, purpose: Purpose) -> int:
-        """Groups ever admitted with this purpose; for training this is the frontier of ordinals."""
-        return int(self.meta(f"admitted:{purpose}", 0))
 
     def move(self, ordinal: int, to: State, **columns: Any) -> None:
         """Change a group's state along the transition table, and other columns with it."""
@@ -297,43 +262,11 @@ class Ledger:
         names = ", ".join(f"{name} = ?" for name in columns)
         self.run(f"UPDATE groups SET {names} WHERE ordinal = ?", *columns.values(), ordinal)
 
-    def in_state(self, *states: State) -> list[sqlite3.Row]:
-        """All groups in one of `states`, by ordinal."""
-        marks = ", ".join("?" * len(states))
-        return self.all(f"SELECT * FROM groups WHERE state IN ({marks}) ORDER BY ordinal", *states)
-
-    def counts(self, purpose: Purpose) -> dict[State, int]:
-        """Groups per state, zeros and those that are forgotten included."""
-        found = Counter[str]()
-        for row in self.all("SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? GROUP BY state UNION ALL "
-                            "SELECT name, count FROM archive WHERE kind = ?", purpose, purpose):  # fmt: skip
-            found[row["state"]] += int(row["n"])
-        return {state: found[state] for state in State}
-
-    def load(self, times_trained: int) -> rules.Load:
-        """What admission asks about the training groups."""
-        counts = self.counts(Purpose.TRAIN)
-        live = counts[State.PAIRED] + counts[State.TRAINING]
-        used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
-        spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM (SELECT uses FROM groups WHERE purpose = ? UNION ALL "
-                         "SELECT count FROM archive WHERE kind = 'uses')", Purpose.TRAIN)[0]  # fmt: skip
-        running = sum(counts[state] for state in rules.RUNNING)
-        return rules.Load(running, live, times_trained * live - used, spent)
-
-    def committed_step(self) -> int:
-        """The last step committed in the current lineage; 0 before the first."""
-        row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
-        return max(self.meta("final", 0), 0 if row is None else int(row["step"]))  # final uses may be forgotten
-
     def snapshot(self, step: int, kept: int) -> None:
         """Keep a copy for the checkpoint of `step` (0: there is none), and no copies but those of the newest `kept`."""
         if step:
             snapshots.take(self._db, self.folder, step)
         snapshots.keep(self.folder, self.marks()[-kept:])
-
-    def marks(self) -> list[int]:
-        """Steps of the checkpoints of the current lineage, ascending."""
-        return [int(row["step"]) for row in self.all("SELECT step FROM marks ORDER BY step")]
 
     def waste(self, reason: str, *candidates: str) -> None:
         """Count candidates that were sampled for nothing, each once per reason."""
@@ -385,7 +318,3 @@ class Ledger:
         """Size of a group's blobs."""
         sql = "SELECT COALESCE(SUM(size), 0) FROM refs JOIN blobs USING (digest) WHERE ordinal = ?"
         return int(self.one(sql, ordinal)[0])
-
-    def bytes_on_disk(self) -> int:
-        """Size of all blobs."""
-        return int(self.one("SELECT COALESCE(SUM(size), 0) FROM blobs")[0])

@@ -31,6 +31,7 @@ from common.exchange.sampling import SamplingDesk, check_candidate
 from common.exchange.scoring import ScoringDesk
 from common.exchange.training import TrainingDesk
 from common.exchange.turns import Turns
+from common.exchange.view import LOCK
 from common.messages import (
     Array,
     Candidate,
@@ -218,7 +219,7 @@ class LocalExchange:
 
     def current_version(self) -> int:
         """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
-        return self._do(self._training.current_version)
+        return self._do(self._ledger.current_version)
 
     @property
     def refusal(self) -> str:
@@ -229,11 +230,7 @@ class LocalExchange:
         """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
         another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score), damage
         (blobs lost on the disk)."""
-        sql = (
-            "SELECT reason, SUM(n) AS n FROM (SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason "
-            "UNION ALL SELECT name, count FROM archive WHERE kind = 'waste') GROUP BY reason ORDER BY reason"
-        )
-        return {row["reason"]: int(row["n"]) for row in self._do(self._ledger.all, sql)}
+        return self._do(self._ledger.wasted)
 
     def failures(self) -> dict[int, str]:
         """Failed groups that are not forgotten: ledger ordinal -> reason. Probes that were retired have not failed."""
@@ -276,7 +273,7 @@ def guard(folder: Path) -> IO[str]:
     """Hold the ledger of a folder alone until the file is closed. `ConfigError` when another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / "ledger.lock").open("a")
+        file = (folder / LOCK).open("a")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
     try:

@@ -29,6 +29,7 @@ from common.exchange.client import State
 from common.exchange.ledger import LEDGER, Ledger, LedgerDamaged
 from common.exchange.local import guard, identity
 from common.exchange.sampling import IMAGE, SamplingDesk
+from common.exchange.scoring import keep_shown
 from common.exchange.training import TrainingDesk
 from common.messages import Prompt, Purpose
 from common.storage import StorageFailed, sync, writing
@@ -153,6 +154,7 @@ def _mend(
             values = (newest_version, step, step // config.learner.steps_per_push)
             ledger.run("INSERT INTO versions (version, step, pushes, lost) VALUES (?, ?, ?, 1)", *values)
         training.rollback(step)
+        keep_shown(ledger, most=0)  # nobody trains on clips: those that went since then hurt no pair
         _find_again(ledger)
         hurt = [ledger.group(ordinal) for ordinal in sorted(_hurt(ledger))]
         again = [one["ordinal"] for one in hurt if one["state"] in UNPAIRED and one["purpose"] == Purpose.TRAIN]

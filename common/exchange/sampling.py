@@ -14,6 +14,7 @@ from common.exchange import archive, rules
 from common.exchange.blobs import Staged, Unread, raw
 from common.exchange.client import State, Submitted
 from common.exchange.ledger import FIRST_EVALUATION, Ledger
+from common.exchange.view import LedgerView
 from common.messages import Candidate, GroupLease, Prompt, Purpose
 
 IMAGE, CONDITIONING = "image", "conditioning"
@@ -54,7 +55,7 @@ class SamplingDesk:
             self.refusal = ""
             ordinal = self._evaluation(version)
             if ordinal is None:
-                self.refusal = self._refusal(version)
+                self.refusal = refusal(self.ledger, self.config, version)
                 if self.refusal:
                     return Unread(lambda: None, lambda: None)
                 ordinal = self._training()
@@ -80,36 +81,6 @@ class SamplingDesk:
             *(State.PENDING, Purpose.TRAIN),
         )
         return None if row is None else int(row["wanted"])
-
-    def _refusal(self, version: int) -> str:
-        """Why no training group can be sampled now under `version`; empty when one can."""
-        ledger, exchange = self.ledger, self.config.exchange
-        row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)
-        if row is not None and row["lost"]:
-            return f"version {version} was rolled back: load the newest version first"
-        pushes = ledger.meta("pushes", 0)
-        if rules.is_stale(rules.lag(pushes, 0 if row is None else row["pushes"]), exchange.max_lag):
-            return f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
-        load = ledger.load(exchange.max_times_trained)
-        if load.running >= exchange.pipeline_depth:
-            return f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
-        if rules.capacity(self._bounds(), load, pushes) < 1:
-            last = (exchange.max_lag + pushes + 1) * self.config.pairs_per_push >= self._bounds().total
-            knob = f"steps = {self.config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
-            what = "the rest of the run" if last else "the coming pushes"
-            return f"{knob}: enough pairs for {what} exist or are under way"
-        sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
-        largest = ledger.meta("largest_group", 0)
-        if not rules.disk_has_room(ledger.bytes_on_disk(), largest, sampling, exchange.max_bytes):
-            return f"exchange.max_bytes = {exchange.max_bytes}: blobs fill it until a checkpoint frees some"
-        return ""
-
-    def _bounds(self) -> rules.Bounds:
-        exchange, learner = self.config.exchange, self.config.learner
-        return rules.Bounds(
-            *(exchange.pipeline_depth, exchange.max_lag, learner.pairs_per_step, self.config.pairs_per_push),
-            *(exchange.max_times_trained, self.config.steps * learner.pairs_per_step),
-        )
 
     def _training(self) -> int:
         """The lowest pending training ordinal; the next of the source when there is none."""
@@ -268,6 +239,37 @@ class SamplingDesk:
         self.ledger.admit(ordinal, prompt.purpose, bytes(msgpack.packb(fields) or b""), place, wanted)
         if prompt.image is not None:
             self.ledger.store(ordinal, IMAGE, raw(prompt.image))
+
+
+def refusal(ledger: LedgerView, config: RunConfig, version: int) -> str:
+    """Why no training group can be sampled now under `version`; empty when one can."""
+    exchange = config.exchange
+    row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)
+    if row is not None and row["lost"]:
+        return f"version {version} was rolled back: load the newest version first"
+    pushes = ledger.meta("pushes", 0)
+    if rules.is_stale(rules.lag(pushes, 0 if row is None else row["pushes"]), exchange.max_lag):
+        return f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
+    load, bounds = ledger.load(exchange.max_times_trained), _bounds(config)
+    if load.running >= exchange.pipeline_depth:
+        return f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
+    if rules.capacity(bounds, load, pushes) < 1:
+        last = (exchange.max_lag + pushes + 1) * config.pairs_per_push >= bounds.total
+        knob = f"steps = {config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
+        what = "the rest of the run" if last else "the coming pushes"
+        return f"{knob}: enough pairs for {what} exist or are under way"
+    sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
+    if not rules.disk_has_room(ledger.bytes_on_disk(), ledger.meta("largest_group", 0), sampling, exchange.max_bytes):
+        return f"exchange.max_bytes = {exchange.max_bytes}: blobs fill it until a checkpoint frees some"
+    return ""
+
+
+def _bounds(config: RunConfig) -> rules.Bounds:
+    exchange, learner = config.exchange, config.learner
+    return rules.Bounds(
+        *(exchange.pipeline_depth, exchange.max_lag, learner.pairs_per_step, config.pairs_per_push),
+        *(exchange.max_times_trained, config.steps * learner.pairs_per_step),
+    )
 
 
 def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:

@@ -28,6 +28,7 @@ from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask
 
 OPEN = (State.SAMPLED, State.SCORING)
 LONGEST_REASON = 200  # characters of what a judge says why it has no score
+SHOWN = 16  # newest pairs whose clips stay as long as their latents do, for people to look at (`douga watch`)
 
 
 @dataclass(slots=True)
@@ -153,8 +154,9 @@ class ScoringDesk:
             ordinal, State.PAIRED, winner=pair.winner, loser=pair.loser, gap=pair.gap,
             winner_reward=pair.winner_reward, loser_reward=pair.loser_reward, paired=self.clock(),
         )  # fmt: skip
-        ends = [latents_name(row["place"]) for row in rows if row["id"] in (pair.winner, pair.loser)]
-        self.ledger.keep_only(ordinal, [CONDITIONING, *ends])
+        ends = [row["place"] for row in rows if row["id"] in (pair.winner, pair.loser)]
+        self.ledger.keep_only(ordinal, [CONDITIONING, *map(latents_name, ends), *map(clip_name, ends)])
+        keep_shown(self.ledger, ordinal)
 
     def _rewards(self, raw: Sequence[dict[str, float]]) -> list[float]:
         weights = feedback.counted(self.config.reward, raw[0].keys())
@@ -203,3 +205,13 @@ def rest(ledger: Ledger, ordinal: int) -> None:
     leased = ledger.first("SELECT 1 FROM candidates WHERE ordinal = ? AND worker IS NOT NULL", ordinal)
     if leased is None and ledger.group(ordinal)["state"] == State.SCORING:
         ledger.move(ordinal, State.SAMPLED)
+
+
+def keep_shown(ledger: Ledger, *newest: int, most: int = SHOWN) -> None:
+    """Forget the clips of all pairs but the `most` newest; `newest` were paired just now."""
+    shown = [*json.loads(ledger.meta("shown", "[]")), *newest]
+    gone, shown = shown[: max(0, len(shown) - most)], shown[max(0, len(shown) - most) :]
+    for ordinal in gone:
+        clips = [clip_name(row["place"]) for row in ledger.candidates(ordinal)]
+        ledger.keep_only(ordinal, [name for name in ledger.names(ordinal) if name not in clips])
+    ledger.set_meta("shown", json.dumps(shown))

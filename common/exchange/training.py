@@ -180,10 +180,6 @@ class TrainingDesk:
         """See `Exchange.next_version`."""
         return int(self.ledger.one("SELECT COALESCE(MAX(version) + 1, 0) FROM versions")[0])
 
-    def current_version(self) -> int:
-        """The newest announced version of the current lineage; 0, the base model, when there is none."""
-        return int(self.ledger.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE lost = 0")[0])
-
     # Checkpoints.
 
     def mark(self, step: int) -> None:

@@ -23,6 +23,7 @@ import httpx
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from common.config import ConfigError, JudgeConfig
+from common.door import read_token
 from common.messages import Prompt
 from rewarders.base import Clip, JudgeLost, NoAnswer, Opinion
 
@@ -114,19 +115,6 @@ class Remote:
 
     def _once(self, method: str, path: str, **body: Any) -> httpx.Response:
         return self._client.request(method, f"{next(self._turn)}{path}", **body).raise_for_status()
-
-
-def read_token(file: Path) -> str:
-    """The bearer token in a file. `ConfigError` when there is none, or others may read it."""
-    try:
-        mode, token = file.stat().st_mode, file.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no token can be read: {error}") from None
-    if mode & 0o077:
-        raise ConfigError(f"{file}: group or others may use it; chmod 600 {file}")
-    if not token or not token.isascii() or " " in token:
-        raise ConfigError(f"{file}: a token is one word of ASCII letters")
-    return token
 
 
 def _passing(error: BaseException) -> bool:

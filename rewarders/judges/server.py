@@ -1,29 +1,26 @@
 """Judges served over HTTP: the other side of `rewarders/judges/remote.py`, which says what is asked and answered.
 
 One request is scored at a time; the others wait. A clip that cannot be read or judged gets ``null`` and the reason in
-``problems``; a request that is not understood 422, one without the token 401, one that is too large 413.
+``problems``; a request that is not understood 422. Who may ask, and how much: `common/door.py`.
 """
 
 from __future__ import annotations
 
 import math
-import secrets
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from common.door import Door
 from common.messages import Prompt
 from rewarders.base import Clip, Judge, Opinion, Reward
 from rewarders.rewarder import opinions, read_clip
 
 Answer = dict[str, Any]
-HEARD_OUT = 4  # times the largest body: of a larger one so much is read and dropped
 
 
 class AskedPrompt(BaseModel):
@@ -69,7 +66,7 @@ def application(judges: Mapping[str, Judge], token: str, most_bytes: int) -> Fas
         pictures = [one.file.read() for one in images or []]
         return JSONResponse(desk.score(request, [one.file.read() for one in clips], pictures))
 
-    app.add_middleware(Guarded, token=token, most_bytes=most_bytes)
+    app.add_middleware(Door, token=token, most_bytes=most_bytes, open_to_all=["/health"])
     return app
 
 
@@ -141,53 +138,3 @@ def _problem(opinion: Opinion) -> str | None:
         return opinion or "no score"
     broken = [output for output, value in opinion.items() if not math.isfinite(value)]
     return f"{', '.join(broken)}: no finite score" if broken else None
-
-
-class Guarded:
-    """Turns away who has no token before a byte of the body is read, and bodies that are too large as they come."""
-
-    def __init__(self, app: ASGIApp, token: str, most_bytes: int) -> None:
-        self._app, self._token, self._most = app, token, most_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] != "http" or scope["path"] == "/health":
-            await self._app(scope, receive, send)
-            return
-        headers = Request(scope).headers
-        if self._token and not secrets.compare_digest(
-            headers.get("authorization", "").encode(), f"Bearer {self._token}".encode()
-        ):
-            await JSONResponse({"detail": "a bearer token is needed"}, 401)(scope, receive, send)
-            return
-        length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self._most:
-            await self._refuse(scope, receive, send)
-            return
-        await self._counted(scope, receive, send)
-
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """A body without a stated length is counted as it comes."""
-        seen = 0
-
-        async def count() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
-                raise HTTPException(413, self._words)
-            return message
-
-        await self._app(scope, count, send)
-
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hear the client out, within reason: who is cut off while it sends does not see why."""
-        seen, more = 0, True
-        while more and seen < HEARD_OUT * self._most:
-            message = await receive()
-            seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
-        await JSONResponse({"detail": self._words}, 413)(scope, receive, send)
-
-    @property
-    def _words(self) -> str:
-        return f"more than {self._most} bytes; send fewer clips at once"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from common.metrics import TAIL, JsonLines, latest_by_step, older, read_json_lines
+from common.metrics import TAIL, JsonLines, Tail, latest_by_step, older, read_json_lines
 
 
 class Clock:
@@ -94,3 +94,19 @@ def test_a_broken_line_in_the_older_part_is_named(tmp_path):
     path.write_text('{"step": 2}\n')
     with pytest.raises(ValueError, match=r"timeline\.older\.jsonl:1"):
         read_json_lines(path)
+
+
+def test_a_tail_takes_in_what_is_new_and_begins_again_with_another_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    tail = Tail(path)
+    assert tail.read() == []
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    assert tail.read() == [{"step": 1}, {"step": 2}]
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n{"step": 3}\n')
+    assert tail.read() == [{"step": 1}, {"step": 2}, {"step": 3}]
+    path.write_bytes(b'{"step": 7}\n')
+    assert tail.read() == [{"step": 7}]
+    with path.open("ab") as file:
+        file.write(b"no JSON\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not valid JSON"):
+        tail.read()

@@ -120,7 +120,7 @@ def douga(*words: Any) -> int:
         (["nowhere"], "nowhere: neither a run nor a folder"),
         (["."], "no clip in it that can be played"),
         ([".", "--host", "0.0.0.0"], "others could reach it; set DOUGA_TOKEN or --token"),
-        ([".", "--host", "example.org"], "others could reach it"),
+        ([".", "--host", "example.org"], "--host example.org: an IP address is needed"),
         ([".", "--token", "short"], "5 characters are too few; 16 or more"),
         ([".", "--annotators", "0"], "--annotators 0: must be at least 1"),
         ([".", "--port", "70000"], "allowed are 0 to 65535"),

@@ -11,18 +11,17 @@ import httpx
 import pytest
 
 from common.clips import encode_mp4
-from common.config import DIMENSIONS, ConfigError, JudgeConfig
+from common.config import DIMENSIONS, JudgeConfig
 from common.messages import Prompt
 from common.toon.world import ACTIONS, SCENES, Shot, render
 from deploy import cli
-from deploy.serving import bound
 from rewarders.base import Clip
 from rewarders.judges.opening import open_judge
 
 
 def test_a_process_serves_the_embedded_heads_until_it_is_told_to_stop(tmp_path: Path):
     token = tmp_path / "token"
-    token.write_text("secret")
+    token.write_text("correct-horse-battery")
     token.chmod(0o600)
     words = [sys.executable, "-m", "deploy.cli", "reward", "serve", "--port", "0", "--token-file", str(token)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
@@ -40,18 +39,10 @@ def test_a_process_serves_the_embedded_heads_until_it_is_told_to_stop(tmp_path: 
             process.kill()
 
 
-def test_off_loopback_a_token_is_needed():
-    for host in ("0.0.0.0", "10.0.0.5", "::"):
-        with pytest.raises(ConfigError, match="off loopback a token is needed"):
-            bound(host, 0, "")
-    bound("127.0.0.1", 0, "").close()
-    bound("0.0.0.0", 0, "token").close()
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--host", "localhost"], "--host localhost: an IP address is needed"),
+        (["--host", "example.org"], "--host example.org: an IP address is needed"),
         (["--host", "192.0.2.1", "--token-file", "{token}"], "--host 192.0.2.1 --port 8100: "),
         (["--reward.path", "nowhere", "--port", "0"], "no folder of reward heads at nowhere"),
         (["--reward.judges.heads.kind", "x:Y", "--port", "0"], "reward.judges.heads: the heads of reward.path"),
@@ -61,7 +52,7 @@ def test_off_loopback_a_token_is_needed():
 )
 def test_bad_input_is_one_line(tmp_path, capsys, words, line):
     token = tmp_path / "token"
-    token.write_text("secret")
+    token.write_text("correct-horse-battery")
     token.chmod(0o600)
     assert cli.main(["reward", "serve", *(word.format(token=token) for word in words)]) == 2
     said = capsys.readouterr().err

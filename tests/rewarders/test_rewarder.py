@@ -74,7 +74,7 @@ def test_scores_of_mixed_prompts_in_batches() -> None:
     tasks = [task(i, 40 * i, "x" * (i + 1)) for i in range(5)]
     exchange, bright = FakeExchange(tasks), Brightness()
     rewarder = Rewarder([bright, Length()], RewardConfig(batch=2), worker="rewarder-7")
-    assert [rewarder.work(cast(Exchange, exchange)) for _ in range(4)] == [True, True, True, False]
+    assert [rewarder.work(cast(Exchange, exchange)) for _ in range(4)] == [2, 2, 1, 0]
     assert bright.batches == [2, 2, 1]
     assert [score.candidate_id for _, score in exchange.scores] == [one.candidate_id for one in tasks]
     assert {worker for worker, _ in exchange.scores} == {"rewarder-7"}

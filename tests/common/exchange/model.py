@@ -15,6 +15,7 @@ from typing import Any
 from common.config import ConfigError, RunConfig
 from common.exchange import blobs
 from common.exchange.blobs import pack
+from common.exchange.scoring import SHOWN
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose, Score
 from tests.common.exchange.fakes import Clock, source
 
@@ -86,6 +87,7 @@ class Model:
         self.gone_waste: Counter[str] = Counter()
         self.gone_version = -1
         self.pushes = self.final = self.largest = 0
+        self.shown: list[Group] = []  # in the order in which they were paired
 
     # What can be compared.
 
@@ -386,7 +388,10 @@ class Model:
             group.keep()
             return
         group.state, group.pair, group.since = "paired", (best, worst, gap), self.clock.now
-        group.keep("conditioning", f"latents/{best}", f"latents/{worst}")
+        group.keep("conditioning", *(f"{kind}/{end}" for kind in ("latents", "clip") for end in (best, worst)))
+        self.shown.append(group)
+        for old in self.shown[:-SHOWN]:
+            old.keep(*(name for name in old.blobs if not name.startswith("clip/")))
 
     # Training.
 

@@ -16,6 +16,7 @@ from common.exchange import audit
 from common.exchange.blobs import BlobError, BlobStore, pack, unpack
 from common.exchange.client import State
 from common.exchange.local import LocalExchange
+from common.exchange.scoring import SHOWN
 from common.messages import Array, Purpose
 from common.storage import StorageFailed
 from tests.common.exchange import fakes
@@ -170,15 +171,26 @@ def test_blobs_go_when_no_state_needs_them(tmp_path: Path) -> None:
     sample(exchange)
     assert files(tmp_path) == 1 + 1 + 4 + 4  # image, conditioning, latents, clips
     score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0, "0-2-v0": 50.0, "0-3-v0": 40.0})
-    assert files(tmp_path) == 3  # conditioning and two latents
+    assert files(tmp_path) == 5  # conditioning, latents and clips of winner and loser
     sample(exchange)
     score_all(exchange, {f"1-{index}-v0": 50.0 for index in range(4)})  # a tie
-    assert files(tmp_path) == 3
+    assert files(tmp_path) == 5
     make_pairs(exchange, 1)
     train(exchange, 1)
-    assert files(tmp_path) == 6  # a rollback may still need them
+    assert files(tmp_path) == 10  # a rollback may still need them
     exchange.mark(1)
     assert files(tmp_path) == exchange.bytes_on_disk() == 0
+    exchange.check()
+
+
+def test_the_clips_of_the_newest_pairs_stay_and_older_ones_go(tmp_path: Path) -> None:
+    config = small(exchange__max_lag=20)
+    exchange = fakes.open_exchange(tmp_path, config)
+    make_pairs(exchange, SHOWN)
+    assert files(tmp_path) == 5 * SHOWN - (SHOWN - 3)  # three prompts in turn: their conditioning is stored once
+    exchange = reopen(exchange, tmp_path, config)
+    make_pairs(exchange, 2)
+    assert files(tmp_path) == 2 * (SHOWN + 2) + 3 + 2 * SHOWN
     exchange.check()
 
 

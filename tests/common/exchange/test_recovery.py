@@ -13,6 +13,7 @@ from common.exchange import recovery, snapshots
 from common.exchange.client import State
 from common.exchange.ledger import LedgerDamaged
 from common.exchange.recovery import Recovered
+from common.exchange.scoring import SHOWN
 from common.messages import candidate_id
 from tests.common.exchange.fakes import (
     candidate,
@@ -88,6 +89,19 @@ def test_pairs_wait_again_and_what_was_under_way_is_sampled_again(tmp_path: Path
     assert again is not None
     assert (again.prompt.ordinal, again.prompt.image, again.done) == (5, source(5).image, ())
     assert train(exchange, 2) == [2, 3]  # their blobs were kept for a checkpoint that came before their step
+    exchange.check()
+    exchange.close()
+
+
+def test_clips_that_went_since_the_snapshot_hurt_no_pair(tmp_path: Path) -> None:
+    later(tmp_path)
+    exchange = open_exchange(tmp_path, CONFIG)
+    make_pairs(exchange, SHOWN, 2)  # newer than all that the snapshot knows
+    exchange.close()
+    destroy(tmp_path)
+    assert recover(tmp_path).given_up == 0
+    exchange = open_exchange(tmp_path, CONFIG)
+    assert exchange.counts()[State.PAIRED] == 3
     exchange.check()
     exchange.close()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -15,27 +14,11 @@ import uvicorn
 from rewarders.human.app import make_app
 from rewarders.human.screening import Screening
 from rewarders.human.survey import Survey
+from tests.chromium import MARKS, PATIENCE, Browser, Page, browser, expect  # noqa: F401 - a fixture
 from tests.rewarders.human.world import survey
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
-Browser, Page, expect = playwright.Browser, playwright.Page, playwright.expect
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-PATIENCE = 20_000  # milliseconds
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs a chromium on the PATH: apt-get install chromium"),
-]
+pytestmark = MARKS
 Open = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from threading import Thread
 
 import uvicorn
 
-from deploy.serving import bound
+from common.door import listen
 from rewarders.base import Judge
 from rewarders.judges.server import application
 
@@ -18,7 +18,7 @@ SECONDS = 20.0
 @contextmanager
 def serving(judges: Mapping[str, Judge], token: str = "", most_bytes: int = 1 << 20) -> Iterator[str]:
     """The address of a server that lives as long as the block."""
-    with bound("127.0.0.1", 0, token) as listening:
+    with listen("127.0.0.1", 0, token) as listening:
         server = uvicorn.Server(uvicorn.Config(application(judges, token, most_bytes), log_level="error"))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

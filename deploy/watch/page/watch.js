@@ -1,0 +1,222 @@
+// The page of `douga watch`. All it knows comes from /api/run, asked again and again while somebody looks.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const EVERY = 1000; // milliseconds between two questions
+const RESTING = 5000; // of a run that does not run
+const CALM = 5000; // milliseconds for which the pairs stay as they are
+const QUIET = ["finished", "not running"];
+const WAITING = ["pending", "sampling", "sampled", "scoring", "paired", "training"];
+
+const state = { tag: "", pairs: 0, shown: new Map() };
+
+// Asking the server.
+
+async function ask(path, body) {
+  const how = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+  const answer = await fetch(path, how);
+  const data = await answer.json().catch(() => ({}));
+  if (answer.status === 401 && body === undefined) showLogin(true);
+  if (!answer.ok) throw Object.assign(new Error(typeof data.detail === "string" ? data.detail : `the server said ${answer.status}`), { status: answer.status });
+  return data;
+}
+
+function showLogin(needed) {
+  $("login").hidden = !needed;
+  if (needed) { $("all").hidden = true; $("token").focus(); }
+}
+
+function problem(words) {
+  $("problem").textContent = words;
+  $("problem").hidden = !words;
+}
+
+async function look() {
+  let pause = EVERY;
+  try {
+    const told = await ask(`api/run?tag=${encodeURIComponent(state.tag)}`);
+    problem("");
+    showLogin(false);
+    show(told);
+    if (QUIET.includes(told.standing.phase)) pause = RESTING;
+  } catch (error) {
+    if (error.status === 401) return problem("");
+    problem(error instanceof TypeError ? "The server cannot be reached; trying again." : error.message);
+  }
+  setTimeout(look, pause);
+}
+
+$("login").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  try {
+    await ask("api/login", { token: $("token").value });
+    look();
+  } catch (error) {
+    problem(error.message);
+  }
+});
+
+// Showing.
+
+function make(tag, properties = {}, ...children) {
+  const node = Object.assign(document.createElement(tag), properties);
+  node.append(...children);
+  return node;
+}
+
+const number = (value, digits = 1) => value.toFixed(digits);
+const percent = (value) => `${(100 * value).toFixed(0)} %`;
+const many = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+
+function time(seconds) {
+  const whole = Math.round(seconds), two = (value) => String(value).padStart(2, "0");
+  const hours = Math.floor(whole / 3600), rest = `${Math.floor((whole % 3600) / 60)}`;
+  return hours ? `${hours}:${two(rest)}:${two(whole % 60)}` : `${rest}:${two(whole % 60)}`;
+}
+
+function show({ standing, lines, pairs, curves, lanes }) {
+  $("all").hidden = false;
+  document.title = `${standing.run} · ${standing.step}/${standing.steps} · douga watch`;
+  $("run").textContent = standing.run;
+  $("phase").textContent = standing.phase;
+  $("phase").className = QUIET.includes(standing.phase) ? "" : "live";
+  showWhere(standing);
+  showPipeline(standing);
+  if (performance.now() - state.pairs > CALM || !state.shown.size) showPairs(pairs);
+  if (curves) showCurves(curves);
+  showWorkers(standing, lines, lanes);
+}
+
+function showWhere(standing) {
+  $("progress").max = standing.steps;
+  $("progress").value = standing.step;
+  const waiting = WAITING.filter((one) => standing.queue[one]).map((one) => `${standing.queue[one]} ${one}`).join(", ");
+  const rows = [
+    ["step", standing.step, `of ${standing.steps}`],
+    ["left", standing.eta && !QUIET.includes(standing.phase) ? time(standing.eta) : "–", standing.eta && standing.phase !== "training" ? "of this phase" : ""],
+    ["version", standing.version, standing.last.push ? `pushed ${time(standing.last.push.seconds)} ago` : ""],
+    ["lag", number(standing.lag.mean), `at most ${standing.lag.bound}`],
+    ["trained", standing.queue.trained || 0, "pairs"],
+  ];
+  $("facts").replaceChildren(...rows.map(([name, value, more]) =>
+    make("div", {}, make("dt", { textContent: name }), make("dd", {}, `${value} `, make("small", { textContent: more })))));
+  const parts = [standing.words];
+  if (standing.go_on) parts.push(`go on with: ${standing.go_on}`);
+  if (waiting) parts.push(`groups: ${waiting}`);
+  if (standing.last.refresh) parts.push(`reference refreshed after step ${standing.last.refresh.step}`);
+  if (standing.last.alarm) parts.push(`last alarm after step ${standing.last.alarm.step}: ${standing.last.alarm.words}`);
+  $("words").textContent = parts.join(" · ");
+}
+
+// The pipeline: what flows per stage, who waits, and who sets the pace.
+
+function showPipeline(standing) {
+  const { rates, queue, roles, bottleneck } = standing;
+  const waits = (role) => {
+    const one = standing.workers.find((worker) => worker.name.startsWith(role) && worker.state === "waits");
+    if (!one) return "";
+    return `${roles[role].waiting} of ${roles[role].workers} wait ${one.words}`;
+  };
+  const stages = [
+    ["", "prompts", Object.values(queue).reduce((sum, one) => sum + one, 0), "taken", queue.pending ? `${queue.pending} pending` : ""],
+    ["sampler", many(roles.sampler.workers, "sampler"), number(rates.groups_per_second, 2), "groups/s", waits("sampler")],
+    ["rewarder", many(roles.rewarder.workers, "rewarder"), number(rates.clips_per_second), "clips/s", waits("rewarder")],
+    ["", "pairs", queue.paired || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
+    ["learner", many(roles.learner.workers, "learner"), number(rates.steps_per_minute), "steps/min", waits("learner")],
+    ["", "weights", `v${standing.version}`, "", `${number(rates.pushes_per_minute)} pushes/min`],
+  ];
+  $("pipeline").replaceChildren(...stages.map(([role, title, value, unit, words]) => {
+    const slowest = role && role === bottleneck;
+    const item = make("li", { className: slowest ? "slowest" : "" },
+      make("h3", { textContent: title }), make("strong", {}, `${value} `, make("small", { textContent: unit })));
+    item.dataset.stage = title;
+    if (role) {
+      const share = make("i");
+      share.style.width = percent(Math.min(1, roles[role].busy)).replace(" ", "");
+      item.append(make("div", { className: "share", title: "share of the last minutes in which it worked" }, share));
+      item.append(make("p", { textContent: `busy ${percent(roles[role].busy)}` }));
+    }
+    if (words) item.append(make("p", { textContent: words }));
+    if (slowest) item.append(make("span", { className: "tag", textContent: "sets the pace" }));
+    return item;
+  }));
+  $("back").textContent = `samplers take each new version between two groups; rates of the last ${time(standing.window)}`;
+}
+
+// Pairs: a card stays as long as its pair is shown, so that its video goes on.
+
+function showPairs(pairs) {
+  if (!pairs.length) return;
+  state.pairs = performance.now();
+  const before = state.shown;
+  state.shown = new Map(pairs.map((pair) => {
+    const old = before.get(pair.ordinal);
+    return [pair.ordinal, old && (old.dataset.clip === (pair.clip || "") || !pair.clip) ? old : card(pair)];
+  }));
+  for (const [ordinal, node] of before) if (state.shown.get(ordinal) !== node) discard(node);
+  const nodes = [...state.shown.values()];
+  nodes.forEach((node, place) => { if ($("pairs").children[place] !== node) $("pairs").insertBefore(node, $("pairs").children[place] || null); });
+  for (const pair of pairs) state.shown.get(pair.ordinal).querySelector(".state").textContent = pair.state;
+  $("newest").hidden = false;
+}
+
+function discard(node) {
+  const video = node.querySelector("video");
+  if (video) { video.onerror = null; video.removeAttribute("src"); video.load(); }
+  node.remove();
+}
+
+function card(pair) {
+  const node = make("figure", { className: "pair" });
+  node.dataset.ordinal = pair.ordinal;
+  node.dataset.clip = pair.clip || "";
+  const side = (name) => make("span", {}, `${name} `, make("b", { textContent: number(pair[name].reward) }));
+  const caption = make("figcaption", {}, pair.text,
+    make("p", { className: "note" }, `group ${pair.ordinal} · version ${pair.version} · gap ${number(pair.gap, 4)} · `, make("span", { className: "state" })),
+    ...Object.keys(pair.winner.scores).map((name) => dimension(name, pair.winner.scores[name], pair.loser.scores[name])));
+  node.append(screen(pair), make("div", { className: "sides" }, side("winner"), side("loser")), caption);
+  return node;
+}
+
+function screen(pair) {
+  if (!pair.clip) return make("div", { className: "screen none", textContent: pair.why });
+  const video = make("video", { src: pair.clip, muted: true, loop: true, autoplay: true, playsInline: true, preload: "auto" });
+  video.setAttribute("aria-label", `${pair.text}: winner left, loser right`);
+  const node = make("div", { className: "screen" }, video);
+  video.onloadedmetadata = () => { node.style.aspectRatio = `${video.videoWidth} / ${video.videoHeight}`; };
+  video.onerror = () => { node.replaceChildren("clip is gone"); node.className = "screen none"; };
+  return node;
+}
+
+function dimension(name, winner, loser) {
+  const bars = [winner, loser].map((value) => {
+    const bar = make("i");
+    bar.style.width = `${Math.max(0, Math.min(100, value))}%`;
+    return bar;
+  });
+  const values = make("span", {}, make("b", { textContent: number(winner) }), ` | ${number(loser)}`);
+  return make("div", { className: "dimension" }, make("span", { textContent: name, title: name }), make("span", { className: "bars" }, ...bars), values);
+}
+
+// Curves and lanes are drawn by the server.
+
+function showCurves({ tag, drawn }) {
+  state.tag = tag;
+  $("measured").hidden = !drawn.length;
+  $("curves").replaceChildren(...drawn.map(({ title, note, now, svg }) => {
+    const node = make("div", { className: "card" }, make("h3", {}, title, make("span", { textContent: now })), make("p", { className: "note", textContent: note }));
+    node.insertAdjacentHTML("beforeend", svg);
+    return node;
+  }));
+}
+
+function showWorkers(standing, lines, lanes) {
+  $("working").hidden = !lines.length && !lanes;
+  $("workers").replaceChildren(...lines.map((line, place) => {
+    const { name, state: how } = standing.workers[place];
+    return make("li", { className: how }, make("b", { textContent: name }), line.slice(name.length));
+  }));
+  if (lanes) $("lanes").innerHTML = lanes;
+}
+
+look();
