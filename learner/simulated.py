@@ -63,7 +63,8 @@ class SimulatedLearner(LearningLoop):
         return version
 
     def _state(self) -> dict[str, torch.Tensor]:
-        ballast = torch.full((self.config.simulation.weights_bytes,), self.step % 256, dtype=torch.uint8)
+        rest = max(1, self.config.simulation.weights_bytes - self._uses.nbytes)
+        ballast = torch.full((rest,), self.step % 256, dtype=torch.uint8)
         return {USES: self._uses, BALLAST: ballast}
 
     def save(self, exchange: RunExchange | None) -> None:
