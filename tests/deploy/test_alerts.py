@@ -89,6 +89,13 @@ def paragraphs() -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
+def test_the_table_of_alerts_is_that_of_the_rules() -> None:
+    rows = re.findall(
+        r"^\| (Douga\w+) \| (\w+) \| (\S+) \|", (DOCS / "monitoring.md").read_text("utf-8"), flags=re.MULTILINE
+    )
+    assert rows == [(name, rule["labels"]["severity"], rule.get("for", "–")) for name, rule in ALERTS.items()]
+
+
 def test_every_alert_has_its_paragraph_in_the_order_of_the_rules() -> None:
     assert list(paragraphs()) == list(ALERTS)
 
