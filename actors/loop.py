@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # a simulated sampler starts without torch
 
 log = logging.getLogger(__name__)
 
+NON_FINITE = "non-finite"  # how the reason begins that tells of NaN or infinity
+
 
 class SamplingError(RuntimeError):
     """The model gave something that is no clip (NaN or infinity in the latents)."""

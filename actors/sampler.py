@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from actors.denoise import Condition, denoise
-from actors.loop import SamplingError, SamplingLoop
+from actors.loop import NON_FINITE, SamplingError, SamplingLoop
 from actors.prompts import first_frame
 from actors.speed import Module, quicken, resident
 from common.clips import encode_mp4
@@ -194,7 +194,7 @@ class Sampler(SamplingLoop):
             start=self.start(),
         )
         if not torch.isfinite(latents).all():
-            raise SamplingError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
+            raise SamplingError(f"{NON_FINITE} latents under version {self.version}, seeds {list(seeds)}")
         return latents
 
     def start(self) -> torch.Tensor | None:

@@ -4,6 +4,8 @@
 LEARNER     StepStats ──> metrics.jsonl       one record per optimizer step
 any worker  Span      ──> timeline.jsonl      one record per unit of work: the report's time axis
 LEARNER     Trained   ──> whoever waits for the end of training
+any worker  address   ──> where its metrics are to be had (`common/exporter.py`)
+any worker  not finite ──> counted
 ```
 """
 
@@ -36,28 +38,55 @@ class Journal(Protocol):
         """Training is at its end."""
         ...
 
+    def exporting(self, worker: str, address: str) -> None:
+        """The metrics of `worker` are at ``HOST:PORT``. `ValueError` for an address or a worker that is none."""
+        ...
+
+    def not_finite(self, worker: str) -> None:
+        """Something that `worker` computed is NaN or infinite."""
+        ...
+
 
 class RunJournal:
-    """The journal of a run folder. `queue` says how many groups wait where, for the records of steps."""
+    """The journal of a run folder. `queue` says how many groups wait where, for the records of steps.
 
-    def __init__(self, folder: Path, queue: Callable[[], Mapping[str, int]]) -> None:
+    What is written down is handed on to the `listeners`.
+    """
+
+    def __init__(self, folder: Path, queue: Callable[[], Mapping[str, int]], *listeners: Journal) -> None:
         self.last: StepStats | None = None
         self.end: Trained | None = None
-        self._queue = queue
+        self._queue, self._listeners = queue, listeners
         self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE)
 
     def step(self, stats: StepStats) -> None:
         """See `Journal`; `last` holds it."""
         self._metrics.write(**asdict(stats), queue=dict(self._queue()))
         self.last = stats
+        for listener in self._listeners:
+            listener.step(stats)
 
     def span(self, span: Span) -> None:
         """See `Journal`."""
         self._timeline.write(**asdict(span))
+        for listener in self._listeners:
+            listener.span(span)
 
     def trained(self, trained: Trained) -> None:
         """See `Journal`; `end` holds it."""
         self.end = trained
+        for listener in self._listeners:
+            listener.trained(trained)
+
+    def exporting(self, worker: str, address: str) -> None:
+        """See `Journal`; not written down."""
+        for listener in self._listeners:
+            listener.exporting(worker, address)
+
+    def not_finite(self, worker: str) -> None:
+        """See `Journal`; not written down."""
+        for listener in self._listeners:
+            listener.not_finite(worker)
 
     def __enter__(self) -> RunJournal:
         return self

@@ -188,7 +188,7 @@ class StepStats:
     lag_max: int  # largest of the batch, pushes
     reward: float  # mean of winners' and losers' R~
     seconds: float
-    refreshed: bool  # the reference became the policy after this step
+    refreshed: bool  # the reference became the policy after this step, or, as the guardrails asked, before it
     pushed: bool  # a version was published after this step
 
 

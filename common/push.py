@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Generator
 from contextlib import closing
 from mmap import MAP_SHARED, PROT_READ, mmap
@@ -33,6 +34,7 @@ import zmq
 from common.config import ConfigError
 from common.keys import Door, ServerKeys, check_reaching, connect
 from common.messages import WeightVersion, WorkerKey
+from common.meters import UNHEARD, Awaited, Meters
 from common.rpc import Client, ServiceFailed, Unreachable, calling, calls, repeatable
 from common.service import LOOPBACK, Service
 from common.storage import StorageFailed
@@ -144,7 +146,7 @@ class RemoteWeights(Client, WeightSource):
         return self.stream(calls(WeightSource)["chunk"], offsets, AHEAD)
 
 
-def pull(source: RemoteWeights, version: int, store: WeightStore) -> WeightVersion:
+def pull(source: RemoteWeights, version: int, store: WeightStore, meters: Meters = UNHEARD) -> WeightVersion:
     """Bring a version, and the base that an adapter needs, into `store`; returns its manifest.
 
     `ConfigError` when it is not published (any more) or arrives damaged; then nothing of it stays.
@@ -154,9 +156,9 @@ def pull(source: RemoteWeights, version: int, store: WeightStore) -> WeightVersi
         base = _manifest(source, manifest.base)
         if base.base != base.version:
             raise ConfigError(f"weight version {version}: its base {base.version} has a base itself, {base.base}")
-        _receive(source, base, store)
+        _receive(source, base, store, meters)
     if version not in store.versions():
-        _receive(source, manifest, store)
+        _receive(source, manifest, store, meters)
     return manifest
 
 
@@ -167,9 +169,14 @@ def _manifest(source: WeightSource, version: int) -> WeightVersion:
     return manifest
 
 
-def _receive(source: RemoteWeights, manifest: WeightVersion, store: WeightStore) -> None:
-    with closing(source.chunks(manifest.version, file_size(manifest.tensors))) as chunks:
-        store.receive(manifest, chunks)
+def _receive(source: RemoteWeights, manifest: WeightVersion, store: WeightStore, meters: Meters) -> None:
+    size, began = file_size(manifest.tensors), time.perf_counter()
+    with closing(source.chunks(manifest.version, size)) as chunks:
+        awaited = Awaited(chunks)
+        store.receive(manifest, awaited)
+    meters.observe("douga_weight_push_seconds", awaited.seconds, phase="transfer")
+    meters.observe("douga_weight_push_seconds", time.perf_counter() - began - awaited.seconds, phase="stage")
+    meters.add("douga_weight_push_bytes_total", size, phase="transfer")
 
 
 class WeightPuller:
@@ -179,12 +186,21 @@ class WeightPuller:
     worker alone; `key` lets it in at both.
     """
 
-    def __init__(self, source: str, notes: str, folder: Path, worker: str, key: WorkerKey | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        notes: str,
+        folder: Path,
+        worker: str,
+        key: WorkerKey | None = None,
+        meters: Meters = UNHEARD,
+    ) -> None:
         for address in (source, notes):  # here, where it is heard, rather than on the thread
             check_reaching(address, key is not None)
         self.failed = 0
         self.store = WeightStore(folder)
         self._source, self._notes, self._worker, self._key = source, notes, worker, key
+        self._meters = meters
         self._wanted = -1
         self._refused: StorageFailed | None = None
         self._changed, self._stop = Condition(), Event()
@@ -239,7 +255,7 @@ class WeightPuller:
             return self._failed(error)
         for version in sorted(wanted):
             try:
-                manifest = pull(source, version, self.store)
+                manifest = pull(source, version, self.store, self._meters)
             except (Unreachable, ServiceFailed, ConfigError, WireError) as error:
                 self._failed(error)
                 continue

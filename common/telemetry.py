@@ -21,6 +21,7 @@ step taken, no reading, no GPU) has no series. Imports no torch and no Prometheu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 HUB, LEARNER, SAMPLER, REWARDER, SERIAL = "hub", "learner", "sampler", "rewarder", "serial"
@@ -48,10 +49,17 @@ SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0
 POINTS = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 100.0)
 CLIPS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
-ROLE = "sampler, rewarder, learner"
-STATE = "pending, sampling, sampled, scoring, paired, training, trained, tied, expired, failed, done"
+STATES = (
+    "pending", "sampling", "sampled", "scoring", "paired", "training", "trained", "tied", "expired", "failed", "done"
+)  # fmt: skip
+DROPPED, WASTED = ("tied", "expired", "failed"), ("death", "late", "failed", "nan", "damage")
+PHASES = ("evaluating base", "training", "evaluating aligned")
+SERVICES = ("exchange", "journal", "weights", "reception")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: version 0's clips, scored anew for this reading; start: the same clips, as scored at first"
+
+
+Values = tuple[str, ...] | str  # all that a label can be, or in words what it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +70,24 @@ class Metric:
     kind: str  # COUNTER, GAUGE or HISTOGRAM
     by: tuple[str, ...]  # the processes that export it
     help: str
-    labels: dict[str, str] = field(default_factory=dict)  # label -> its values, in words
+    labels: Mapping[str, Values] = field(default_factory=dict)
     buckets: tuple[float, ...] = ()  # upper bounds; of histograms
 
 
 HUB_ALONE = (HUB,)
-BY_ROLE, BY_DIMENSION = {"role": ROLE}, {"dimension": DIMENSION}
+BY_ROLE, BY_DIMENSION = {"role": ROLES}, {"dimension": DIMENSION}
 BY_PROBED = {"dimension": f"reward (the weighted mean), {DIMENSION}", "model": MODEL}
-BY_PUSH_PHASE = {"phase": "gather, write (the learner's); transfer, stage, load (a sampler's)"}
+BY_PUSH_PHASE = {"phase": ("gather", "write", "transfer", "stage", "load")}
 
 ROWS = (
     # Sampling.
-    Metric("douga_candidates_total", COUNTER, HUB_ALONE, "Candidates taken in.", {"purpose": "train, probe, eval"}),
+    Metric("douga_candidates_total", COUNTER, HUB_ALONE, "Candidates taken in.",
+           {"purpose": ("train", "probe", "eval")}),
     Metric("douga_sample_seconds", HISTOGRAM, HUB_ALONE,
            "Seconds a sampler works on a group: N candidates, or the one of a held-out prompt.", buckets=SECONDS),
     Metric("douga_candidates_wasted_total", COUNTER, HUB_ALONE,
            "Candidates that were sampled for nothing. 0 in a healthy run.",
-           {"reason": "death, late, failed, nan, damage"}),
+           {"reason": WASTED}),
     # Scoring.
     Metric("douga_score_seconds", HISTOGRAM, HUB_ALONE, "Seconds a rewarder works on a batch.", buckets=SECONDS),
     Metric("douga_score_batch_clips", HISTOGRAM, HUB_ALONE,
@@ -89,10 +98,10 @@ ROWS = (
     # The queue.
     Metric("douga_queue_items", GAUGE, HUB_ALONE,
            "Training groups in a state, now. Over all states they sum up to the groups ever admitted.",
-           {"state": STATE}),
+           {"state": STATES}),
     Metric("douga_queue_admitted_total", COUNTER, HUB_ALONE, "Training groups admitted."),
     Metric("douga_queue_dropped_total", COUNTER, HUB_ALONE,
-           "Training groups that ended without being trained on.", {"reason": "tied, expired, failed"}),
+           "Training groups that ended without being trained on.", {"reason": DROPPED}),
     Metric("douga_blobs_bytes", GAUGE, HUB_ALONE, "Latents and clips on disk, bytes, 0 .. douga_blobs_bound_bytes."),
     Metric("douga_blobs_bound_bytes", GAUGE, HUB_ALONE, "exchange.max_bytes: samplers wait at this bound."),
     Metric("douga_disk_free_bytes", GAUGE, HUB_ALONE, "Free on the run folder's disk, bytes. At 0 the run ends."),
@@ -119,7 +128,7 @@ ROWS = (
     # Versions.
     Metric("douga_policy_version", GAUGE, (HUB, SAMPLER),
            "Weight version, 0 the base model: of the learner the newest published, of a sampler the one it holds.",
-           {"role": "learner (the hub's), sampler (each sampler's own)"}),
+           {"role": ("learner", "sampler")}),
     Metric("douga_policy_lag_mean_pushes", GAUGE, HUB_ALONE, "Mean lag of the last step's pairs, pushes."),
     Metric("douga_policy_lag_max_pushes", GAUGE, HUB_ALONE,
            "Greatest lag of the last step's pairs, pushes, 0 .. douga_policy_lag_bound_pushes."),
@@ -128,14 +137,16 @@ ROWS = (
     Metric("douga_last_push_timestamp_seconds", GAUGE, HUB_ALONE, "When the last version was published, since 1970."),
     Metric("douga_push_interval_expected_seconds", GAUGE, HUB_ALONE,
            "Seconds from push to push at the pace of the last steps: far more since the last one is a stall."),
-    Metric("douga_weight_push_seconds", HISTOGRAM, (LEARNER, SAMPLER),
-           "Seconds of a push, by phase. Sampling pauses for load alone; a serial run has no transfer and no stage.",
+    Metric("douga_weight_push_seconds", HISTOGRAM, (HUB, LEARNER, SAMPLER),
+           "Seconds of a push: the learner gathers and writes, each sampler receives (transfer), puts on disk (stage) "
+           "and loads. Sampling pauses for load alone. A serial run has no transfer and no stage.",
            BY_PUSH_PHASE, SECONDS),
-    Metric("douga_weight_push_bytes_total", COUNTER, (LEARNER, SAMPLER), "Bytes of weights published and received.",
-           {"phase": "write (by the learner), transfer (to each sampler)"}),
+    Metric("douga_weight_push_bytes_total", COUNTER, (LEARNER, SAMPLER), 
+           "Bytes of weights published (write) and received by samplers (transfer).",
+           {"phase": ("write", "transfer")}),
     # Workers.
     Metric("douga_phase", GAUGE, HUB_ALONE, "1 for what the run does now, 0 for the others.",
-           {"phase": "evaluating base, training, evaluating aligned"}),
+           {"phase": PHASES}),
     Metric("douga_busy_seconds_total", COUNTER, HUB_ALONE,
            "Seconds of work, summed over a role's workers; counted when a unit of work ends.", BY_ROLE),
     Metric("douga_idle_seconds_total", COUNTER, ROLES,
@@ -143,12 +154,13 @@ ROWS = (
            "The role with the least sets the pace. 0 in a serial run.", BY_ROLE),
     Metric("douga_workers_wanted", GAUGE, HUB_ALONE, "Workers that the configuration asks for.", BY_ROLE),
     Metric("douga_workers_up", GAUGE, HUB_ALONE, "Workers that are there, guests too.", BY_ROLE),
-    Metric("douga_restarts_total", COUNTER, HUB_ALONE, "Workers that came again after they had died.", BY_ROLE),
+    Metric("douga_restarts_total", COUNTER, HUB_ALONE,
+           "Deaths of workers; each is started again, within cluster.restarts.", BY_ROLE),
     Metric("douga_nan_total", COUNTER, HUB_ALONE,
            "Not finite: latents (sampler), scores (rewarder), loss or gradient (learner).", BY_ROLE),
     Metric("douga_requests_refused_total", COUNTER, HUB_ALONE,
            "Requests answered with an error: malformed, unknown, too large, or not to be done. Not in a serial run.",
-           {"service": "exchange, journal, weights, reception"}),
+           {"service": SERVICES}),
     Metric("douga_gpu_memory_allocated_bytes", GAUGE, PROCESSES, "GPU memory of this process's tensors, bytes.",
            {"device": "CUDA index as the process sees it"}),
     Metric("douga_gpu_memory_reserved_bytes", GAUGE, PROCESSES, "GPU memory held by its allocator, bytes.",

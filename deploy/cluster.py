@@ -30,9 +30,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ConfigError, RunConfig
 from common.storage import StorageFailed
+from deploy import targets
 from deploy.memory import OutOfMemory
 from deploy.messages import MEETING, News, Opened, Outcome
-from deploy.placement import connected, launch, pin, placed
+from deploy.placement import connected, launch, pin, placed, ray_exporters
 from deploy.progress import Progress, Silent
 from deploy.supervisor import GivenUp, Quorum, Supervisor
 
@@ -74,7 +75,7 @@ def run(
     """
     _check_root(config)
     supervisor = Supervisor(config.cluster.restarts, config.cluster.restart_seconds)
-    with connected(config.cluster) as own:
+    with connected(config.cluster) as own, targets.swept(config.folder):
         host = LOOPBACK if own else ""
         while True:
             try:
@@ -289,6 +290,7 @@ class Driver:
             asked = self.places.pop(answer)
             with suppress(RayError):  # it died before it could answer: its unit's turn will come
                 self.progress.say(f"{asked.name}: {ray.get(answer)}")
+                self.hub.call.remote("found_ray", ray_exporters())
                 if asked.unit is not None and asked.unit.running:
                     asked.unit.up = True
         for answer in waiting:

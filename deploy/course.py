@@ -22,13 +22,14 @@ from common.exchange.client import RunExchange, ScoredCandidate, State
 from common.messages import Purpose, Trained
 from common.metrics import JsonLines
 from common.storage import writing
+from common.telemetry import PHASES
 from common.weights import WeightStore
 from deploy import evaluate, pacing, report, run_folder
 from deploy.guard import Guard
 from deploy.messages import Outcome, RunFailed
 
 BASE = 0  # the version of the base model
-EVALUATING_BASE, EVALUATING_ALIGNED = "evaluating base", "evaluating aligned"
+EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = PHASES
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 
 
@@ -58,6 +59,7 @@ class Course(ABC):
     def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: Guard) -> None:
         self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
         self.store = WeightStore(folder / "weights")
+        self.phase = TRAINING  # one of `PHASES`: what is done now
 
     @abstractmethod
     def train(self) -> Trained:
@@ -104,6 +106,7 @@ class Course(ABC):
         return result
 
     def _compare(self, trained: dict[str, Any]) -> dict[str, Any]:
+        self.phase = EVALUATING_ALIGNED
         base = self.evaluate(BASE, EVALUATING_BASE)
         aligned = self.evaluate(trained["version"], EVALUATING_ALIGNED)
         records = evaluate.by_prompt(base, aligned, self.config)
@@ -116,8 +119,11 @@ class Course(ABC):
 
     def evaluate_base(self) -> None:
         """What the comparison will need, as long as nothing is trained. Simulated clips are not compared."""
-        if not self.config.simulate:
-            self.evaluate(BASE, EVALUATING_BASE)
+        if self.config.simulate:
+            return
+        self.phase = EVALUATING_BASE
+        self.evaluate(BASE, EVALUATING_BASE)
+        self.phase = TRAINING
 
     def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
         """Write down that an evaluation is complete."""

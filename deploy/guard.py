@@ -15,7 +15,7 @@ composes the run calls `look` between two units of its own work; it never waits.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,8 +83,11 @@ class Guard:
         probes: Probes | None,
         events: JsonLines,
         say: Callable[[str], None],
+        told: Callable[[Sequence[Reading]], None] = lambda readings: None,
     ) -> None:
+        """`told` is called with the readings that count after each that is taken."""
         self.config, self.folder, self.exchange, self.events, self.say = config, folder, exchange, events, say
+        self._told = told
         self.probes = probes or Probes([], None)
         self.readings = read_readings(folder)
         self._store = WeightStore(folder / "weights")
@@ -211,6 +214,7 @@ class Guard:
         with JsonLines(self.folder / GUARD) as file:
             file.write(**to_record(reading))
         self.readings = in_order([*self.readings, reading])
+        self._told(self.readings)
         for rule in reading.alarms:
             words = f"{rule}: {reading.shown[rule]} ({self._row()})"
             self.events.write(event="alarm", step=reading.step, version=reading.version, rule=rule, action=action,

@@ -144,6 +144,11 @@ class Guests:
     def _present(self) -> list[str]:
         return [name for name, seen in self._seen.items() if self._clock() - seen <= GONE_SECONDS]
 
+    def absent(self) -> set[str]:
+        """Guests that have vanished without a word, or are about to come back."""
+        with self._changed:
+            return self._seen.keys() - set(self._present())
+
     def dismiss(self) -> None:
         """The run is over: guests are told so when they next ask, and waited for a while."""
         with self._changed:

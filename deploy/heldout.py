@@ -95,7 +95,11 @@ class HeldOut:
     def load(self, version: int) -> None:
         """Let the sampler swap in a version of the store."""
         with needed_by(self.sampler.worker, self.config):
-            self.sampler.load(*self.store.load(version))
+            measured(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
+
+    def _load(self, version: int) -> bool:
+        self.sampler.load(*self.store.load(version))
+        return True
 
     def sample(self) -> bool:
         """Let the sampler make one group, if it has leave."""

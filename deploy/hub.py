@@ -20,7 +20,6 @@ from typing import Any
 
 from common.config import RunConfig, to_toml
 from common.exchange.client import RunExchange, ScoredCandidate, State
-from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
 from common.journal import RunJournal
 from common.keys import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
@@ -28,7 +27,7 @@ from common.messages import Prompt, Purpose, Trained, WeightVersion
 from common.metrics import EVENTS, JsonLines
 from common.push import Announcer, weight_service
 from common.remote_journal import journal_service
-from common.service import serving
+from common.service import Service, serving
 from deploy import run_folder
 from deploy.course import (
     Course,
@@ -40,6 +39,7 @@ from deploy.course import (
 from deploy.guard import Guard, open_probes
 from deploy.guests import Guests, reception_service
 from deploy.messages import MEETING, Addresses, News, Opened, Outcome
+from deploy.metering import Metered, RunMeter
 from deploy.progress import Pace, Status
 from deploy.roles import open_inputs
 from learner import checkpoint
@@ -61,6 +61,7 @@ class Hub:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._stack, self._stop, self._bulletin = ExitStack(), Event(), Bulletin()
+        self._services: dict[str, Service] = {}
 
     def open(self, host: str = "127.0.0.1") -> Opened | Outcome:
         """Claim the folder and serve it at `host`. The outcome of a finished run; `ConfigError` for bad input."""
@@ -85,13 +86,14 @@ class Hub:
         keys = make_or_read(folder / KEYS) if keyed else None
         announcer = Announcer(self._at(host, 1), keys)
         stack.callback(announcer.close)
-        self._exchange = Announcing(folder, config, prompts, announcer)
+        self._meter = meter = RunMeter(config, folder)
+        self._exchange = Announcing(folder, config, prompts, meter, announcer)
         stack.callback(self._exchange.close)
         self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
-        journal = stack.enter_context(RunJournal(folder, lambda: queue(self._exchange)))
+        journal = stack.enter_context(RunJournal(folder, lambda: queue(self._exchange), meter))
         events = stack.enter_context(JsonLines(folder / EVENTS))
         heldout = prompts.heldout(config.evaluation.prompts, config.seed)
-        guard = Guard(config, folder, self._exchange, probes, events, self._bulletin.say)
+        guard = Guard(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
         self._course = Watch(
             config, folder, self._exchange, events, guard, journal, heldout, saved, self._bulletin, self._stop
         )
@@ -101,17 +103,24 @@ class Hub:
             weight_service(self._course.store, self._at(host, 4), keys),
         )
         exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
+        self._services |= {"exchange": services[0], "journal": services[1], "weights": services[2]}
         key = keys.worker if keys else None
         addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
         self._receive_guests(stack, host, addresses, keys)
+        meter.watch(self._course, self._refused)
+        meter.export(stack, host)
         return Opened(addresses, self._course.trained() is None)
 
     def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
-        self._guests = Guests(self.config, addresses, self._exchange.release)
+        self._guests = Guests(self.config, addresses, self._gone)
         reception = stack.enter_context(serving(reception_service(self._guests, self._at(host, 0), keys)))
+        self._services["reception"] = reception
         stack.callback(self._guests.dismiss)  # while all services still answer
         shown = f" --key {addresses.folder / KEYS / WORKER}" if keys else ""
         self._bulletin.say(f"others may join: douga worker sampler --connect {reception.address}{shown}")
+
+    def _refused(self) -> dict[str, int]:
+        return {name: service.counts["error"] for name, service in self._services.items()}
 
     def _at(self, host: str, number: int) -> str:
         """The address of the hub's service of that number."""
@@ -124,11 +133,21 @@ class Hub:
 
     def news(self) -> News:
         """How things stand, and what was said since the last call."""
+        self._meter.targets.hide(self._guests.absent())
         return News(*self._bulletin.take(), self._guests.count("sampler"))
 
     def release(self, worker: str) -> None:
         """`worker` is dead: others may take over its work."""
+        self._meter.died(worker)
+        self._gone(worker)
+
+    def _gone(self, worker: str) -> None:
         self._exchange.release(worker)
+        self._meter.targets.remove([worker])
+
+    def found_ray(self, exporters: list[str]) -> None:
+        """Where Ray's own metrics are."""
+        self._meter.targets.ray(exporters)
 
     def stop(self) -> None:
         """`run` returns soon. Stop the workers before: they still need the services."""
@@ -145,11 +164,11 @@ def _sweep(folder: Path) -> None:
         place.unlink(missing_ok=True)
 
 
-class Announcing(LocalExchange):
+class Announcing(Metered):
     """The exchange of a run, which lets samplers know of every version at once."""
 
-    def __init__(self, folder: Path, config: RunConfig, source: Any, announcer: Announcer) -> None:
-        super().__init__(folder, config, source)
+    def __init__(self, folder: Path, config: RunConfig, source: Any, meter: RunMeter, announcer: Announcer) -> None:
+        super().__init__(folder, config, source, meter)
         self._announcer = announcer
 
     def announce(self, version: WeightVersion) -> None:

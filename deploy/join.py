@@ -24,7 +24,7 @@ from deploy.start import stop_on_signals
 from deploy.workers.base import Worker
 
 # What may differ from machine to machine.
-OWN_KEYS = ("model.path", "model.device", "reward.path", "pairs", "cluster.threads")
+OWN_KEYS = ("model.path", "model.device", "reward.path", "pairs", "cluster.threads", "metrics.enabled")
 OF_JUDGES = ("path", "url", "token_file")  # of reward.judges.NAME, likewise
 ASK_SECONDS = 5.0  # a try; there are several
 AGAIN_SECONDS = 2.0  # between two tries to join

@@ -71,6 +71,12 @@ def pin(resource: str) -> dict[str, float]:
     return {resource: SHARE} if resource else {}
 
 
+def ray_exporters() -> list[str]:
+    """``HOST:PORT`` of every living node's exporter of Ray's own metrics."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"] > 0]
+    return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive]
+
+
 class Process:
     """The actor that all processes of a run are: one object, made where Ray placed it. Its imports happen there.
 

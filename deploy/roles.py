@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from actors.prompts import PromptSource, open_prompts
 from common.config import RunConfig
 from deploy.recorded import name_faults, on_stderr, open_pairs
+from deploy.tensorboard import check_board
 
 if TYPE_CHECKING:
     from actors.loop import SamplingLoop
@@ -29,6 +30,7 @@ def open_inputs(config: RunConfig, say: Callable[[str], None] = on_stderr) -> Pr
     Recorded clips that do not fit the model are left out, and named by `say`. `ConfigError` for what is missing or
     broken.
     """
+    check_board(config)
     pairs = open_pairs(config) if config.pairs else None
     needs_image = True
     if not config.simulate:

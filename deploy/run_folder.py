@@ -9,6 +9,7 @@ RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one reco
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
 RUN/model.json       which base model it stands on      RUN/guard.jsonl    one record per reading of the guardrails
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
+RUN/prometheus/      whom Prometheus is to scrape    RUN/tensorboard/   with metrics.tensorboard
 ```
 """
 
@@ -31,7 +32,8 @@ CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.js
 LOCK = ".lock"
 # What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
 FREE = (
-    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "model.path", "reward.batch_seconds"
+    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "metrics.", "model.path",
+    "reward.batch_seconds",
 )  # fmt: skip
 SERVERS = ("url", "token_file", "timeout", "retries")  # of reward.judges.NAME: where it answers, not what
 # How much is worked on at once: it changes the order of sums, so last bits, and makes a run fit that ran out of memory.
@@ -111,7 +113,7 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
         said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
-            "(steps, verify, evaluation.*, guard.*, cluster.*, the place of the model and "
+            "(steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, the place of the model and "
             f"{', '.join(MEMORY)} may change)"
         )
 

@@ -27,10 +27,11 @@ from actors.loop import SamplingLoop
 from actors.prompts import PromptSource
 from common.config import RunConfig, to_toml
 from common.exchange.client import ScoredCandidate
-from common.exchange.local import LocalExchange
+from common.exporter import Value
 from common.journal import RunJournal, measured
 from common.messages import Array, StepStats, Trained
 from common.metrics import EVENTS, JsonLines
+from common.telemetry import SAMPLER, SERIAL
 from deploy import run_folder
 from deploy.course import (
     Course,
@@ -42,12 +43,14 @@ from deploy.guard import Guard, Paused, Probes, open_probes
 from deploy.heldout import HeldOut
 from deploy.memory import needed_by
 from deploy.messages import Outcome
+from deploy.metering import Metered, RunMeter
 from deploy.progress import Pace, Progress, Silent
 from deploy.roles import learner_of, open_inputs, rewarder_of, sampler_of
 from learner.loop import LearningLoop
 from rewarders.base import Reward
 from rewarders.loop import ScoringLoop
 
+LOOPBACK = "127.0.0.1"  # where its metrics are served
 PATIENCE = 50  # rounds of sampling without a step after which a run of ties and failures is an error
 
 
@@ -87,11 +90,15 @@ def run(
     roles = gather(config, rewards)
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder.claim(config))
-        exchange = LocalExchange(folder, config, roles.prompts)
+        meter = RunMeter(config, folder, SERIAL)
+        exchange = Metered(folder, config, roles.prompts, meter)
         stack.callback(exchange.close)
-        journal = stack.enter_context(RunJournal(folder, lambda: queue(exchange)))
+        journal = stack.enter_context(RunJournal(folder, lambda: queue(exchange), meter))
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        return Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent()).run()
+        course = Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent())
+        meter.watch(course)
+        meter.export(stack, LOOPBACK)
+        return course.run()
 
 
 class Serial(Course):
@@ -102,13 +109,13 @@ class Serial(Course):
         config: RunConfig,
         roles: Roles,
         folder: Path,
-        exchange: LocalExchange,
+        exchange: Metered,
         events: JsonLines,
         journal: RunJournal,
         stop: Callable[[], bool],
         progress: Progress,
     ) -> None:
-        guard = Guard(config, folder, exchange, roles.probes, events, progress.say)
+        guard = Guard(config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading)
         super().__init__(config, folder, exchange, events, guard)
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self.heldout = HeldOut(
@@ -117,6 +124,8 @@ class Serial(Course):
         )
         self._pace = Pace(config)
         self._step = 0
+        self.meter = exchange.meter
+        self.meter.instruments.read(lambda: [Value("douga_policy_version", roles.sampler.version, {"role": SAMPLER})])
 
     @property
     def step(self) -> int:
@@ -139,7 +148,7 @@ class Serial(Course):
 
     def _train_with(self, empty_embeds: Array) -> Trained:
         learner = learner_of(self.config)(self.folder, "learner-0")
-        learner.empty_embeds = empty_embeds
+        learner.empty_embeds, learner.meters = empty_embeds, self.meter.instruments
         try:
             resumed = learner.resume(self.exchange)
             self._step = learner.step

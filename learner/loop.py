@@ -23,6 +23,7 @@ from pathlib import Path
 from common.config import RunConfig
 from common.exchange.client import RunExchange
 from common.messages import Array, StepStats, Trained, WeightVersion
+from common.meters import UNHEARD, Awaited, Meters
 from common.tensor_file import TensorStream
 from common.weights import WeightStore
 from learner import checkpoint
@@ -61,6 +62,7 @@ class LearningLoop(ABC):
         self.step, self.version = 0, -1
         self._heeded = -1  # the step after which the guardrails' last refresh was done
         self.empty_embeds: Array | None = None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
+        self.meters: Meters = UNHEARD
         self.store = WeightStore(folder / "weights")
         self._checkpoints = folder / "checkpoints"
         self._rules = config.learner
@@ -114,7 +116,7 @@ class LearningLoop(ABC):
     def work(self, exchange: RunExchange | None) -> StepStats | None:
         """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
         started = time.perf_counter()
-        self._heed(exchange)
+        heeded = self._heed(exchange)
         taken = self.take(exchange)
         if taken is None:
             return None
@@ -131,15 +133,17 @@ class LearningLoop(ABC):
             self.save(exchange)
         numbers = {field.name: getattr(taken, field.name) for field in fields(taken) if field.name != "ordinals"}
         seconds = time.perf_counter() - started
-        return StepStats(step=self.step, seconds=seconds, refreshed=refreshed, pushed=pushed, **numbers)
+        return StepStats(step=self.step, seconds=seconds, refreshed=heeded or refreshed, pushed=pushed, **numbers)
 
-    def _heed(self, exchange: RunExchange | None) -> None:
+    def _heed(self, exchange: RunExchange | None) -> bool:
         """Refresh the reference where the guardrails asked for it, once between two steps. Collective."""
         if self.config.guard.action != "refresh" or self._heeded == self.step:
-            return
-        if self.any(exchange is not None and exchange.refresh_due(self.step)):
+            return False
+        asked = self.any(exchange is not None and exchange.refresh_due(self.step))
+        if asked:
             self.refresh()
             self._heeded = self.step
+        return asked
 
     def finish(self, exchange: RunExchange | None) -> Trained:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
@@ -159,9 +163,10 @@ class LearningLoop(ABC):
 
         An adapter stands on version 0's weights, the base model; which one that is, every version says.
         """
-        number = exchange.next_version()
+        number, began = exchange.next_version(), time.perf_counter()
+        tensors = Awaited(stream.tensors)
         version = self.store.publish(
-            stream,
+            TensorStream(stream.layout, tensors),
             version=number,
             step=self.step,
             pushes=self.step // self._rules.steps_per_push,
@@ -169,9 +174,15 @@ class LearningLoop(ABC):
             base=0 if kind == "adapter" else number,
             model=self._model,
         )
+        self._count_push(version, tensors.seconds, time.perf_counter() - began)
         exchange.announce(version)
         self.store.prune(keep=self.config.exchange.max_lag + 2)
         return version
+
+    def _count_push(self, version: WeightVersion, gathering: float, seconds: float) -> None:
+        self.meters.observe("douga_weight_push_seconds", gathering, phase="gather")
+        self.meters.observe("douga_weight_push_seconds", seconds - gathering, phase="write")
+        self.meters.add("douga_weight_push_bytes_total", sum(one.bytes for one in version.tensors), phase="write")
 
     def progress(self, world: int, architecture: str) -> checkpoint.Progress:
         """What a checkpoint of this step says besides tensors."""

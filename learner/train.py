@@ -121,9 +121,7 @@ class Learner(LearningLoop):
         try:
             norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
         except NonFinite as error:
-            raise RuntimeError(
-                f"optimizer step {step}: {error}; its pairs have the ordinals {pairs.ordinals}"
-            ) from error
+            raise NonFinite(f"optimizer step {step}: {error}; its pairs have the ordinals {pairs.ordinals}") from error
         return self.engine.sum_over_ranks(sums), norm
 
     def _learning_rate(self, step: int) -> float:

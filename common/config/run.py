@@ -215,6 +215,18 @@ class ClusterConfig(Section):
     min_samplers: int = Field(default=1, ge=0, description="with fewer samplers the run saves and stops, exit code 3")
 
 
+class MetricsConfig(Section):
+    """What watches a run from outside: an exporter for Prometheus in every process, and TensorBoard's files."""
+
+    enabled: bool = Field(default=True, description="all processes serve metrics over HTTP; RUN/prometheus lists them")
+    port: int = Field(
+        default=0, ge=0, le=65535, description="first port that a process tries; 0: free ones, others at every start"
+    )
+    tensorboard: bool = Field(
+        default=False, description="steps and readings of the guardrails also go to RUN/tensorboard/"
+    )
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -238,6 +250,7 @@ class RunConfig(Section):
     guard: GuardConfig = GuardConfig()
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from threading import Event
 
 from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
+from common.exporter import Instruments, exporting, own_address
 from common.remote_journal import RemoteJournal
 from deploy.memory import OutOfMemory, needed_by
 from deploy.messages import Addresses
 
 IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles
+IDLE = "douga_idle_seconds_total"
 BEATS = 4  # heartbeats within the life of a lease
 
 
@@ -20,7 +23,9 @@ class Worker(ABC):
     """One process. `run` works until `stop` is called from another thread, or until the role's work is done."""
 
     def __init__(self, config: RunConfig, name: str) -> None:
-        self.config, self.name = config, name
+        self.config, self.name, self.role = config, name, name.rpartition("-")[0]
+        self.instruments = Instruments(self.role)
+        self.instruments.add(IDLE, 0.0, role=self.role)
         self.stopping = Event()
         self._idle, self._worked = IDLE_SECONDS, False
 
@@ -33,7 +38,9 @@ class Worker(ABC):
         if done:
             self._idle, self._worked = IDLE_SECONDS, True
             return
+        began = time.perf_counter()
         self.stopping.wait(self._idle)
+        self.instruments.add(IDLE, time.perf_counter() - began, role=self.role)
         self._idle = min(2 * self._idle, LONGEST_IDLE)
 
     def run(self, addresses: Addresses) -> None:
@@ -59,6 +66,10 @@ class Worker(ABC):
             mine = stack.enter_context(exchange())
             journal = stack.enter_context(RemoteJournal.at(addresses.journal, self.name, addresses.key))
             stack.enter_context(Heartbeat(exchange, self.name, beat))
+            if self.config.metrics.enabled:
+                host = own_address(addresses.journal)
+                at = stack.enter_context(exporting(self.instruments, host, self.config.metrics.port))
+                journal.exporting(self.name, at)
             self.work(addresses, mine, journal, stack)
 
     @abstractmethod

@@ -7,11 +7,13 @@ from contextlib import ExitStack
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.journal import measured
+from common.messages import StepStats
 from common.remote_journal import RemoteJournal
 from deploy.messages import Addresses
 from deploy.roles import learner_of
 from deploy.run_folder import check_steps
 from deploy.workers.base import Worker
+from learner.engine import NonFinite
 from learner.loop import LearningLoop
 
 
@@ -35,6 +37,7 @@ class LearnerWorker(Worker):
         self._meet(f"file://{addresses.folder}/{self._meeting}")
         learner = self._make(addresses.folder, self.name)
         stack.callback(learner.close)
+        learner.meters = self.instruments
         learner.resume(own)
         check_steps(config, learner.step)
         if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
@@ -43,13 +46,21 @@ class LearnerWorker(Worker):
             if learner.any(self.stopping.is_set()):
                 learner.pause(own)
                 return
-            stats = measured(journal, self.name, "learning", lambda: learner.work(own))
+            stats = measured(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
             self.rest(stats)
             if stats is not None and self._rank == 0:
                 journal.step(stats)
         trained = learner.finish(own)
         if self._rank == 0:
             journal.trained(trained)
+
+    def _learn(self, learner: LearningLoop, own: RemoteExchange | None, journal: RemoteJournal) -> StepStats | None:
+        try:
+            return learner.work(own)
+        except NonFinite:
+            if self._rank == 0:
+                journal.not_finite(self.name)
+            raise
 
     def _meet(self, place: str) -> None:
         if not self.config.simulate and self.config.cluster.learners > 1:

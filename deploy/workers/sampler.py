@@ -10,9 +10,11 @@ from pathlib import Path
 from actors.loop import SamplingLoop
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
+from common.exporter import Value
 from common.journal import measured
 from common.push import WeightPuller
 from common.remote_journal import RemoteJournal
+from common.telemetry import SAMPLER
 from deploy.messages import Addresses
 from deploy.roles import sampler_of
 from deploy.workers.base import Worker
@@ -31,8 +33,9 @@ class SamplerWorker(Worker):
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"douga-{self.name}-")))
         puller = stack.enter_context(
-            WeightPuller(addresses.weights, addresses.notes, scratch, self.name, addresses.key)
+            WeightPuller(addresses.weights, addresses.notes, scratch, self.name, addresses.key, self.instruments)
         )
+        self.instruments.read(lambda: [Value("douga_policy_version", sampler.version, {"role": SAMPLER})])
         while not self.stopping.is_set():
             wanted = exchange.wanted_version()
             if wanted != sampler.version and puller.staged(wanted):

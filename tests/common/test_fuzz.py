@@ -110,6 +110,8 @@ def report(journal: Journal) -> None:
     journal.step(StepStats(1, *[0.5] * 7, 0.0, 1, 0.5, 1.0, False, True))
     journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
     journal.trained(Trained(1, 1, "0" * 32))
+    journal.exporting("sampler-0", "127.0.0.1:9000")
+    journal.not_finite("learner-0")
 
 
 def fetch(weights: WeightSource) -> None:

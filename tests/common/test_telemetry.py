@@ -10,6 +10,7 @@ import pytest
 
 from common.config import DIMENSIONS
 from common.exchange.client import State
+from common.messages import Purpose
 from common.telemetry import COUNTER, GAUGE, HISTOGRAM, OF_PROCESS, PROCESSES, TABLE, TARGET_LABELS, Metric
 
 metrics = pytest.mark.parametrize("metric", TABLE.values(), ids=TABLE)
@@ -46,8 +47,9 @@ def test_labels_are_of_low_cardinality_and_leave_the_targets_alone(metric: Metri
 
 
 def test_values_that_come_from_elsewhere_are_those() -> None:
-    assert TABLE["douga_queue_items"].labels["state"] == ", ".join(State)
-    assert TABLE["douga_reward_score"].labels["dimension"].startswith(", ".join(DIMENSIONS))
+    assert TABLE["douga_queue_items"].labels["state"] == tuple(State)
+    assert TABLE["douga_candidates_total"].labels["purpose"] == tuple(Purpose)
+    assert str(TABLE["douga_reward_score"].labels["dimension"]).startswith(", ".join(DIMENSIONS))
 
 
 def test_what_others_rely_on_is_there() -> None:

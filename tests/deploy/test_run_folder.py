@@ -70,7 +70,8 @@ def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
         pass
     line = str(caught.value)
     assert "learner.lr (5e-06 there, 0.001 now), seed (1 there, 2 now)" in line
-    assert "(steps, verify, evaluation.*, guard.*, cluster.*, the place of the model and sampler.micro_batch, " in line
+    assert "(steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, the place of the model and " in line
+    assert "sampler.micro_batch, " in line
     assert load_config(tmp_path / "r" / "config.toml").seed == 1
 
 
