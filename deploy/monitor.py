@@ -56,10 +56,9 @@ def monitor(options: argparse.Namespace) -> int:
     if not 0 <= options.port <= 65533:
         raise ConfigError(f"--port {options.port}: allowed are 0 to 65533")
     folders = [find_run(run)[0].resolve() for run in options.runs]
-    programs = {name: _program(name) for name in NAMES}
-    receivers = _receivers(options.alertmanager)
+    programs, receivers = find_programs(), _receivers(options.alertmanager)
     with stop_on_signals("stopping Prometheus and the others; once more stops at once") as stop, ExitStack() as stack:
-        servers = _start(stack, programs, folders, receivers, options.port)
+        servers = start(stack, programs, folders, receivers, options.port)
         for server in servers:
             print(f"{server.name:13} http://{server.address}", flush=True)
         if not programs["grafana"]:
@@ -69,8 +68,12 @@ def monitor(options: argparse.Namespace) -> int:
     return 0
 
 
+def find_programs() -> dict[str, str]:
+    """Their paths; empty where Grafana is not installed. `ConfigError` for the others."""
+    return {name: _program(name) for name in NAMES}
+
+
 def _program(name: str) -> str:
-    """Its path; empty where Grafana is not installed. `ConfigError` for the others."""
     path = next((path for program in NAMES[name] if (path := shutil.which(program))), "")
     if not path and name != "grafana":
         raise ConfigError(f"monitor: {NAMES[name][0]} is not installed, or not on the PATH. {INSTALL}")
@@ -104,12 +107,15 @@ class Server:
         return RunFailed(f"{self.name} ended with exit code {self.process.returncode}{last} (all of it: {self.log})")
 
 
-def _start(
+def start(
     stack: ExitStack, programs: Mapping[str, str], folders: Sequence[Path], receivers: Path, port: int
 ) -> list[Server]:
-    """Prometheus must know Alertmanager's address, and Grafana Prometheus'."""
+    """Prometheus at `port`, Alertmanager and, where there is one, Grafana at the next; with 0 at free ones.
+
+    They end when `stack` closes. Alertmanager is first: Prometheus must know its address, Grafana that of Prometheus.
+    """
     place = folders[0] / FOLDER
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     ports = [port + after if port else 0 for after in range(3)]
     words = alertmanager_words(programs["alertmanager"], place, receivers, ports[1])
     alertmanager = stack.enter_context(running("alertmanager", words, place, "/-/ready"))

@@ -18,6 +18,7 @@ SHARE, SECONDS, BYTES, BYTES_RATE, PER_SECOND, POINTS, NUMBER = (
     "none",
     "short",
 )
+PERCENT = "percent"  # 0 .. 100
 WHEN, NAME = "dateTimeFromNow", "name"  # of a stat: the legend in the place of the value
 
 
@@ -196,7 +197,7 @@ EXCHANGE = Dashboard("exchange", "douga: exchange and weights", "What takes time
 
 HARDWARE = Dashboard("hardware", "douga: hardware", "Do processes, memory and disks hold?", (
     Panel("Processes", NUMBER, "1 where Prometheus is answered, by worker.",
-          {"{{worker}}": 'up{run="$run"}'}),
+          {"{{worker}}": 'up{run="$run", process!="ray"}'}),
     Panel("Age of processes", SECONDS, "A restart begins anew.",
           {"{{worker}}": 'time() - process_start_time_seconds{run="$run"}'}),
     Panel("CPU", NUMBER, "Cores used, by worker.",
@@ -210,6 +211,11 @@ HARDWARE = Dashboard("hardware", "douga: hardware", "Do processes, memory and di
           {"{{worker}}": 'douga_gpu_memory_allocated_bytes{run="$run"}'}),
     Panel("Free on the run's disk", BYTES, "At 0 the run ends.",
           {"free": 'douga_disk_free_bytes{run="$run"}'}),
+    Panel("Nodes: CPU and GPU", PERCENT, "As Ray sees each node, all that works there. GPUs by their number.",
+          {"{{instance}} CPU": 'ray_node_cpu_utilization{run="$run"}',
+           "{{instance}} GPU {{GpuIndex}}": 'ray_node_gpus_utilization{run="$run"}'}),
+    Panel("Nodes: memory", SHARE, "Host memory in use, as Ray sees each node.",
+          {"{{instance}}": 'ray_node_mem_used{run="$run"} / ray_node_mem_total'}),
     Panel("Open files and sockets", SHARE, "Share of those that may be, by worker.",
           {"{{worker}}": 'process_open_fds{run="$run"} / process_max_fds'}),
 ))

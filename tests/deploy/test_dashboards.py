@@ -57,12 +57,15 @@ def test_panels_have_numbers_and_places_of_their_own(one: Dashboard) -> None:
 @panels
 def test_queries_are_about_metrics_that_there_are(panel: Panel) -> None:
     known = set(OF_PROCESS) | {"up", "ALERTS"}
+    known |= {f"ray_node_{name}" for name in ("cpu_utilization", "gpus_utilization", "mem_used", "mem_total")}
     known |= {rule["record"] for group in rules()["groups"] for rule in group["rules"] if "record" in rule}
     for metric in TABLE.values():
         known |= {f"{metric.name}_bucket"} if metric.kind == HISTOGRAM else {metric.name}
     for query in panel.queries.values():
         assert 'run="$run"' in query
-        named = re.findall(r"\b(?:run\w*:)?(?:douga|process|up|ALERTS)\w*(?::[\w:]+)?", query)
+        named = re.findall(
+            r"\b(?:run\w*:)?(?:douga|process|ray_node|up|ALERTS)\w*(?::[\w:]+)?", re.sub("{[^}]*}", "", query)
+        )
         assert named
         assert set(named) <= known
 
