@@ -25,13 +25,15 @@ targets as down.
 scrape_configs:
   - job_name: douga
     file_sd_configs:
-      - files: [/data/runs/*/prometheus/targets.json]      # the runs' own processes
+      - files: [/data/runs/mine/prometheus/targets.json]   # the run's own processes
         refresh_interval: 10s
   - job_name: ray
     file_sd_configs:
-      - files: [/data/runs/*/prometheus/ray.json]          # Ray's own exporters, one a node
+      - files: [/data/runs/mine/prometheus/ray.json]       # Ray's own exporters, one a node
         refresh_interval: 10s
 ```
+
+List every run that is to be watched: Prometheus takes a `*` in a file's name alone, in no folder's.
 
 `metrics.enabled = false` switches the exporters off, `metrics.port` is the first port that a process tries, and
 `metrics.tensorboard = true` writes steps and readings of the guardrails to `RUN/tensorboard/` too, by the same names

@@ -379,6 +379,15 @@ def test_prometheus_own_linter_finds_nothing(simulated: Scraped, tmp_path: Path)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
+def test_prometheus_takes_the_configuration_of_the_documentation(tmp_path: Path) -> None:
+    block = (reference.DOCS / "metrics.md").read_text().partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "prometheus.yml").write_text(block)
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # TensorBoard.
 
 
