@@ -8,10 +8,15 @@ TORCH_ARGS ?=
 # Test files run side by side, one thread each: much of their time is waiting for processes to start.
 WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-slow test-browser lint docs clean
+.PHONY: run monitor test test-slow test-browser lint docs clean
 
 run: .venv/installed
 	$(PY) -m deploy.cli run --verify
+
+# Prometheus, alerts and dashboards for a run, in a second terminal: make monitor RUN=runs/NAME
+RUN ?= runs/toon
+monitor: .venv/installed
+	$(PY) -m deploy.cli monitor $(RUN)
 
 test: .venv/installed-dev lint
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow and not gpu and not browser" $(WORKERS)

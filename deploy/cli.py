@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 try:
     from common.config import ConfigError, keys, leaves, load_config
-    from deploy import annotating, reward_commands, serving, watching
+    from deploy import annotating, monitoring, reward_commands, serving, watching
     from deploy.run_folder import MEMORY, TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -110,6 +110,7 @@ OWN = {
     "worker": frozenset({"connect", "key", "patience"}),
     "annotate": annotating.OWN,
     **watching.OWN,
+    "monitor": monitoring.OWN,
     "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
 
@@ -164,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     reward_commands.add_reward(reward, Parser, _add)
     annotating.add(commands, _add)
     watching.add(commands, _add)
+    monitoring.add(commands, _add)
     return parser
 
 

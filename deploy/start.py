@@ -79,14 +79,16 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
+def stop_on_signals(
+    words: str = "stopping after the present unit of work; once more stops at once",
+) -> Iterator[Callable[[], bool]]:
     """The first SIGINT or SIGTERM makes the yielded function say yes; a second one ends the process at once."""
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _: FrameType | None) -> None:
         asked.append(number)
-        print("stopping after the present unit of work; once more stops at once", file=sys.stderr)
+        print(words, file=sys.stderr)
         restore()
 
     def restore() -> None:
