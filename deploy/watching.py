@@ -89,13 +89,16 @@ def _watch(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 
 def _trace(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from common.storage import write_whole  # noqa: PLC0415
+    from common.storage import StorageFailed, write_whole  # noqa: PLC0415
     from deploy.trace import trace  # noqa: PLC0415
 
     seen = _reader(options.run).read()
     out = options.out or seen.folder / TRACE_FILE
     if not seen.spans and not seen.events:
         raise ConfigError(f"{seen.folder}: nothing was written down yet")
-    write_whole(out, json.dumps(trace(seen), ensure_ascii=False))
+    try:
+        write_whole(out, json.dumps(trace(seen), ensure_ascii=False))
+    except (OSError, StorageFailed) as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error}") from None
     print(f"{out}: {len(seen.spans)} units of work; open it at https://ui.perfetto.dev or in chrome://tracing")
     return 0

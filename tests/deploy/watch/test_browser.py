@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chromium import MARKS, PATIENCE, Browser, Page, browser, expect  # noqa: F401 - a fixture
+from tests.chromium import MARKS, PATIENCE, Browser, Page, expect
 from tests.common.exchange.fakes import make_pairs, open_exchange
 from tests.deploy.watch.runs import begun, history, playable, serving
 
@@ -23,8 +23,8 @@ pytestmark = MARKS
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:  # noqa: F811 - the fixture
-    """Opens a page. What it complains about fails the test, but for clips that are gone."""
+def visit(browser: Browser) -> Iterator[Visit]:
+    """Opens a page. What it complains about fails the test, but for missing clips and a token that is asked for."""
     contexts, complaints = [], []
 
     def start(url: str, **how) -> Page:
@@ -39,7 +39,7 @@ def visit(browser: Browser) -> Iterator[Visit]:  # noqa: F811 - the fixture
     yield start
     for context in contexts:
         context.close()
-    assert [words for words in complaints if "404" not in words] == []
+    assert [words for words in complaints if not re.search("status of 40[14]", words)] == []
 
 
 @pytest.fixture
@@ -56,8 +56,8 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def plays(page: Page) -> None:
     """Every video shown goes on, and begins again."""
-    page.wait_for_function("document.querySelectorAll('#pairs video').length > 0")
-    page.wait_for_function("[...document.querySelectorAll('#pairs video')].every(one => one.currentTime > 0.2)")
+    page.wait_for_function("() => document.querySelectorAll('#pairs video').length > 0")
+    page.wait_for_function("() => [...document.querySelectorAll('#pairs video')].every(one => one.currentTime > 0.2)")
     page.wait_for_function(
         """() => [...document.querySelectorAll('#pairs video')].every(one => {
             one.top_ = Math.max(one.top_ || 0, one.currentTime);
@@ -66,9 +66,10 @@ def plays(page: Page) -> None:
     )
 
 
+@pytest.mark.timeout(900)
 def test_a_live_run_from_its_beginning_to_its_end(visit: Visit, tmp_path: Path):
-    words = ["run", "--mode", "serial", "--name", "live", "--root", tmp_path, "--steps", 8, "--evaluation.prompts", 2,
-             "--evaluation.clips", 0, "--guard.prompts", 0, "--learner.pairs-per-step", 2, "--sampler.steps", 5]  # fmt: skip
+    words = ["run", "--mode", "serial", "--name", "live", "--root", tmp_path, "--steps", 8, "--guard.prompts", 0,
+             "--evaluation.prompts", 2, "--learner.pairs-per-step", 2, "--sampler.steps", 5]  # fmt: skip
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "said").open("w") as said:
         run = subprocess.Popen([sys.executable, "-m", "deploy.cli", *map(str, words)], cwd=ROOT, env=env, stderr=said)
@@ -89,11 +90,12 @@ def follow(page: Page) -> None:
     page.wait_for_selector("#phase.live", timeout=LONG)
     page.wait_for_selector("#pipeline li.slowest .tag", timeout=LONG)
     expect(page.locator("#pipeline li.slowest")).to_have_attribute("data-stage", re.compile("sampler|learner|rewarder"))
-    page.wait_for_selector("#pairs video", timeout=LONG)
-    plays(page)
-    page.wait_for_function("Number(document.querySelector('#facts dd').firstChild.data) >= 1", timeout=LONG)
-    first = page.evaluate("Number(document.querySelector('#facts dd').firstChild.data)")
-    page.wait_for_function(f"Number(document.querySelector('#facts dd').firstChild.data) > {first}", timeout=LONG)
+    page.wait_for_function(  # any of them: new ones come all the time
+        "() => [...document.querySelectorAll('#pairs video')].some(one => one.currentTime > 0.2)", timeout=LONG
+    )
+    step = "document.querySelector('#facts dd').firstChild.data"
+    for number in (1, 3):
+        page.wait_for_function(f"() => Number({step}) >= {number}", timeout=LONG)
     page.wait_for_selector("#curves svg .push", state="attached", timeout=LONG)
     expect(page.locator("#workers li")).to_have_count(3)
     expect(page.locator("#phase")).to_have_text("finished", timeout=LONG)
@@ -106,7 +108,7 @@ def test_winner_and_loser_play_in_step_and_again_and_again(visit: Visit, stopped
         page = visit(url)
         expect(page.locator("#pairs video")).to_have_count(3)
         plays(page)
-        page.wait_for_function("document.querySelector('#pairs video').currentTime < 0.6")  # it has begun again
+        page.wait_for_function("() => document.querySelector('#pairs video').currentTime < 0.6")  # it has begun again
         sizes = page.evaluate("(one => [one.videoWidth, one.videoHeight])(document.querySelector('#pairs video'))")
         assert sizes == [512, 192]  # both halves are one picture
         card = page.locator(".pair").first

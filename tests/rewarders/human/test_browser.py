@@ -14,7 +14,7 @@ import uvicorn
 from rewarders.human.app import make_app
 from rewarders.human.screening import Screening
 from rewarders.human.survey import Survey
-from tests.chromium import MARKS, PATIENCE, Browser, Page, browser, expect  # noqa: F401 - a fixture
+from tests.chromium import MARKS, PATIENCE, Browser, Page, expect
 from tests.rewarders.human.world import survey
 
 pytestmark = MARKS
