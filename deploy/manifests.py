@@ -16,11 +16,10 @@ from typing import Any
 
 import yaml
 
-from common.config import ConfigError
+from deploy import monitor
 
 HERE = Path(__file__).parent
 RAYJOB = HERE / "kuberay" / "rayjob.yaml"
-RULES = HERE / "prometheus"  # of Prometheus' own rule files, those whose name has "rules" in it
 CLUSTER_HEADER = """\
 # A RayCluster that stays, for `ray job submit`: docs/deploy.md. Made from rayjob.yaml, change that and make it anew:
 # python -m deploy.manifests raycluster > deploy/kuberay/raycluster.yaml
@@ -34,14 +33,10 @@ def raycluster(job: Path = RAYJOB) -> str:
     return CLUSTER_HEADER + _yaml(kind | {"spec": found["spec"]["rayClusterSpec"]})
 
 
-def rules(folder: Path = RULES) -> str:
-    """A PrometheusRule with the groups of all rule files in a folder: YAML. `ConfigError` where there are none."""
-    files = sorted(folder.glob("*rules*.yml"))
-    if not files:
-        raise ConfigError(f"{folder}: no rule files (*rules*.yml)")
-    groups = [group for file in files for group in yaml.safe_load(file.read_text("utf-8"))["groups"]]
+def rules() -> str:
+    """A PrometheusRule with the rules of deploy/prometheus: YAML."""
     kind = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "douga"}}
-    return _yaml(kind | {"spec": {"groups": groups}})
+    return _yaml(kind | {"spec": monitor.rules()})
 
 
 class _Plain(yaml.SafeDumper):
@@ -60,16 +55,12 @@ MADE: dict[str, Callable[[], str]] = {"raycluster": raycluster, "rules": rules}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one object. 2 when it cannot be made."""
+    """Print one object."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.manifests", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("kind", choices=sorted(MADE))
-    try:
-        sys.stdout.write(MADE[parser.parse_args(argv).kind]())
-    except ConfigError as error:
-        print(f"deploy.manifests: {error}", file=sys.stderr)
-        return 2
+    sys.stdout.write(MADE[parser.parse_args(argv).kind]())
     return 0
 
 

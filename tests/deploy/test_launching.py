@@ -24,7 +24,7 @@ from dockerfile_parse import DockerfileParser
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
 from deploy import cli, manifests
 from deploy.placement import bundles, pin
 from tests.deploy.test_job import free_ports
@@ -118,17 +118,13 @@ def test_the_raycluster_is_the_one_of_the_rayjob(capsys: pytest.CaptureFixture[s
     assert objects("raycluster.yaml")[0]["spec"] == job()["spec"]["rayClusterSpec"]
 
 
-def test_rules_become_a_prometheus_rule(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no rule files \(\*rules\*\.yml\)"):
-        manifests.rules(tmp_path)
-    rule = {"alert": "NothingTrained", "expr": "rate(steps_total[10m]) == 0", "for": "10m", "labels": {"severity": "x"}}
-    for name in ("a.rules.yml", "b_rules.yml"):
-        (tmp_path / name).write_text(yaml.safe_dump({"groups": [{"name": name, "rules": [rule]}]}))
-    (tmp_path / "prometheus.yml").write_text("scrape_configs: []\n")
-    made = yaml.safe_load(manifests.rules(tmp_path))
+def test_rules_become_a_prometheus_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert manifests.main(["rules"]) == 0
+    made = yaml.safe_load(capsys.readouterr().out)
     check(made)
-    assert [group["name"] for group in made["spec"]["groups"]] == ["a.rules.yml", "b_rules.yml"]
-    assert made["spec"]["groups"][0]["rules"] == [rule]
+    alerts = [rule["alert"] for group in made["spec"]["groups"] for rule in group["rules"] if "alert" in rule]
+    assert {"DougaRewardFell", "DougaRoleAbsent", "DougaDiskNearlyFull"} <= set(alerts)
+    assert made["spec"] == yaml.safe_load((ROOT / "deploy" / "prometheus" / "rules.yml").read_text())
 
 
 # What the entrypoint asks for, and what the pods offer.
