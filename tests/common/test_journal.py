@@ -37,9 +37,13 @@ def test_only_work_that_was_done_is_written(tmp_path: Path) -> None:
         assert measured(journal, "sampler-0", "sampling", lambda: False) is False
         assert measured(journal, "learner-0", "learning", lambda: None) is None
         assert measured(journal, "sampler-0", "sampling", lambda: "done") == "done"
+        assert measured(journal, "rewarder-0", "scoring", lambda: 0) == 0
+        assert measured(journal, "rewarder-0", "scoring", lambda: 16) == 16
+        assert measured(journal, "sampler-1", "sampling", lambda: True) is True
         with pytest.raises(RuntimeError, match="broken"):
             measured(journal, "sampler-0", "sampling", _fail)
-    assert [record["worker"] for record in read_json_lines(tmp_path / "timeline.jsonl")] == ["sampler-0"]
+    told = [(record["worker"], record["units"]) for record in read_json_lines(tmp_path / "timeline.jsonl")]
+    assert told == [("sampler-0", 1), ("rewarder-0", 16), ("sampler-1", 1)]
 
 
 def _fail() -> bool:
