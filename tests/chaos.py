@@ -56,6 +56,7 @@ SIMULATED = {
     "simulate": True,
     "sampler.candidates": 2,
     "exchange.max_lag": 2,
+    "exchange.keep_groups": 20,  # so that groups are forgotten between kills
     "cluster.samplers": 3,
     "simulation.sample_seconds": 0.05,
     "simulation.step_seconds": 0.1,
