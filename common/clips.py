@@ -1,7 +1,8 @@
 """Clips as mp4 bytes: H.264, yuv444p, constant rate factor 10. Written with PyAV, read with decord.
 
 4:4:4 because a sprite a few pixels wide loses its colour to chroma subsampling, and the reward models would see it.
-The same frames give the same bytes: one thread, no encoder signature, no timestamps of the day. Where decord has no
+The same frames give the same bytes: one thread, no encoder signature, no timestamps of the day, and none of libx264's
+AVX-512 code, whose macroblock trees depend on what lay in memory before. Where decord has no
 wheel (it is built for x86-64 only), PyAV reads too: both give the same pixels.
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import av
@@ -22,6 +24,8 @@ from PIL import Image
 from common.memory import pass_on
 
 decord: Any = import_module("decord") if find_spec("decord") else None
+CPU = Path("/proc/cpuinfo")
+STEADY = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
 CRF = 10
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
 BROWSER_CRF, BROWSER_WIDTH = 20, 256  # what is made for people: quality, and pixels that small clips are enlarged to
@@ -34,7 +38,7 @@ def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
         raise ValueError(f"a clip is uint8 [F, H, W, 3] with F, H, W >= 1; got {frames.dtype} {list(frames.shape)}")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(CRF), "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options=STEADY | {"crf": str(CRF), "threads": "1"})
         stream.codec_context.flags |= Flags.bitexact
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"

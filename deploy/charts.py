@@ -11,7 +11,6 @@ from deploy.timeline import Bar, Timeline
 
 WIDTH, WIDE = 400, 1000  # of a drawing's own coordinates, in a column and over the page; the page scales them
 TICKS = 4
-MOST_POINTS = 2000  # of a curve
 
 Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
 
@@ -89,10 +88,8 @@ def series(
         begin = bottom - 5 if kind == "push" else top  # there are many
         line = f'<line class="{kind}" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{begin}" y2="{bottom}"'
         parts.append(f"{line}><title>{escape(words)}</title></line>" if words else f"{line}/>")
-    every = -(-len(at) // MOST_POINTS)  # a curve of a long run has more points than a screen
     for name, kind, row in rows:
-        shown = list(zip(at, row, strict=True))[::-every][::-1]
-        points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in shown)
+        points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in zip(at, row, strict=True))
         parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
         parts.append(f'<circle class="{kind}" cx="{x(at[-1]):.1f}" cy="{y(row[-1]):.1f}" r="3"/>')
     ends = (f"{first:g}", f"{unit} {last:g}") if until is None else ("0", f"{last:.3g} {unit}")

@@ -25,7 +25,6 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_event_stats": "0",
-    "RAY_enable_metrics_collection": "0",
     "RAY_ROTATION_MAX_BYTES": "10000000",
     "RAY_ROTATION_BACKUP_COUNT": "1",
 }

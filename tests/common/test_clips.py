@@ -42,6 +42,16 @@ def test_the_same_frames_give_the_same_bytes() -> None:
     assert encode_mp4(clip, 8) != encode_mp4(clip, 16)
 
 
+def test_what_lay_in_memory_before_is_not_seen_in_the_bytes() -> None:
+    rng = np.random.default_rng(0)
+    clip = np.repeat(rng.integers(0, 255, (9, 12, 16, 3)), 4, 1).repeat(4, 2).astype(np.uint8)
+    seen, held = set(), []
+    for _ in range(25):
+        held = [*held[-20:], rng.integers(0, 255, int(rng.integers(1, 300_000))).astype(np.uint8)]
+        seen.add(encode_mp4(clip, 8))
+    assert len(seen) == 1
+
+
 def test_the_format_is_h264_without_subsampling() -> None:
     with av.open(io.BytesIO(encode_mp4(shots()[0], 12))) as container:
         stream = container.streams.video[0]

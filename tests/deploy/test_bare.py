@@ -34,4 +34,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ended = run(tmp_path, missing, *words)
         assert ended.returncode == 2, ended.stderr[-2000:]
         assert said in ended.stderr
-        assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
+        ours = [line for line in ended.stderr.splitlines() if "kernels-community" not in line]  # bitsandbytes' own
+        assert len(ours) == 1, ended.stderr

@@ -110,7 +110,7 @@ def test_a_long_curve_is_thinned_and_keeps_its_end():
     (line,) = [node for node in ElementTree.fromstring(charts.curve("Loss", steps, steps)) if node.tag.endswith("line")
                and "points" in node.attrib]  # fmt: skip
     points = line.attrib["points"].split()
-    assert len(points) == charts.MOST_POINTS
+    assert len(points) == charts.POINTS + 1
     assert points[-1].split(",")[0] == f"{charts.WIDTH - 12:.1f}"
 
 
