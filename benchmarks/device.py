@@ -20,7 +20,8 @@ import torch
 
 from benchmarks.report import Aim, Row, ratio
 from common.config import ConfigError, LearnerConfig, RunConfig
-from deploy.plan import GPUS, Gpu, draft
+from deploy.needs import GPUS, Gpu
+from deploy.plan import draft
 from deploy.sizes import ModelSizes
 
 GB = 1e9
@@ -129,7 +130,7 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
 
 
 def stated_peak(device: str) -> Gpu | None:
-    """The GPU by its data sheet; None for a CPU, or one that `deploy.plan` does not know."""
+    """The GPU by its data sheet; None for a CPU, or one that `deploy.needs` does not know."""
     if not is_cuda(device):
         return None
     name = torch.cuda.get_device_name(device).replace(" ", "")

@@ -4,7 +4,7 @@
 |---|---|---|
 | none | loopback alone | whoever is on this machine, under loopback's names alone: a foreign page cannot get in by |
 |      |                | giving its own name the address 127.0.0.1 |
-| one  | one IP address | who has it: as a bearer token, or by the cookie that `add_login` gives a browser for it |
+| one  | one IP address | who has it: as a bearer token, or by the cookie that a login gives a browser for it |
 
 The token travels in clear text: on open networks put TLS in front.
 """

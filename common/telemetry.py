@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 HUB, LEARNER, SAMPLER, REWARDER, SERIAL = "hub", "learner", "sampler", "rewarder", "serial"
-ROLES = (SAMPLER, REWARDER, LEARNER)
+ROLES = (SAMPLER, REWARDER, LEARNER)  # in the order in which data flows
 PROCESSES = (HUB, LEARNER, SAMPLER, REWARDER)
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
@@ -141,7 +141,7 @@ ROWS = (
            "Seconds of a push: the learner gathers and writes, each sampler receives (transfer), puts on disk (stage) "
            "and loads. Sampling pauses for load alone. A serial run has no transfer and no stage.",
            BY_PUSH_PHASE, SECONDS),
-    Metric("douga_weight_push_bytes_total", COUNTER, (LEARNER, SAMPLER), 
+    Metric("douga_weight_push_bytes_total", COUNTER, (LEARNER, SAMPLER),
            "Bytes of weights published (write) and received by samplers (transfer).",
            {"phase": ("write", "transfer")}),
     # Workers.
@@ -187,3 +187,8 @@ ROWS = (
 )  # fmt: skip
 
 TABLE = {metric.name: metric for metric in ROWS}
+
+
+def role_of(worker: str) -> str:
+    """``sampler-3`` -> ``sampler``; empty for what is no worker's name."""
+    return worker.rpartition("-")[0]

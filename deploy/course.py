@@ -18,7 +18,7 @@ from typing import Any
 
 from common import feedback
 from common.config import RunConfig
-from common.exchange.client import RunExchange, ScoredCandidate, State
+from common.exchange.client import QUEUE, RunExchange, ScoredCandidate
 from common.messages import Purpose, Trained
 from common.metrics import JsonLines
 from common.storage import writing
@@ -29,7 +29,6 @@ from deploy.messages import Outcome, RunFailed
 from deploy.progress import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 
 BASE = 0  # the version of the base model
-QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 
 
 class Stopped(Exception):

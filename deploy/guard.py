@@ -25,7 +25,7 @@ from actors.prompts import PromptSource
 from common import feedback
 from common.clips import decode_clip
 from common.config import RunConfig
-from common.exchange.client import RunExchange, ScoredCandidate, State
+from common.exchange.client import OVER, RunExchange, ScoredCandidate
 from common.guard import REWARD, SCORER, Measured, Reading, concluded, in_order, read_readings, to_record
 from common.messages import Prompt, Purpose, ScoreTask
 from common.metrics import GUARD, JsonLines
@@ -38,7 +38,6 @@ from rewarders.base import JudgeLost
 from rewarders.rewarder import Rewarder
 
 BASE = 0  # the version of the base model
-OVER = (State.DONE, State.FAILED)
 Look = tuple[dict[str, float], float]  # what the held-out judge answers about a clip, and its motion
 OTHER_SEED = 1  # added to the run's: other held-out prompts than those of the comparison
 

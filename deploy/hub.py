@@ -19,7 +19,7 @@ from threading import Event, Lock
 from typing import Any
 
 from common.config import RunConfig, to_toml
-from common.exchange.client import RunExchange, ScoredCandidate, State
+from common.exchange.client import OVER, RunExchange, ScoredCandidate, State
 from common.exchange.remote import exchange_service
 from common.journal import RunJournal
 from common.keys import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
@@ -48,7 +48,6 @@ POLL_SECONDS = 0.1  # between two looks at how things stand
 PATIENCE = 50  # steps' worth of ties, failures and expiries without a step after which a run is stuck
 FULL_SECONDS = 30.0  # for which nobody can work before a disk's bound counts as too small
 SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
-OVER = (State.DONE, State.FAILED)
 BUSY = (State.SAMPLING, State.SAMPLED, State.SCORING, State.TRAINING)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from common.config import RunConfig
 from common.memory import Shortage, shortage
 from deploy.messages import RunFailed
-from deploy.plan import CHANGES, GIGA
+from deploy.needs import GIGA
+from deploy.plan import CHANGES
 from deploy.run_folder import CONFIG, is_free
 
 SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner": ("learner", "model")}

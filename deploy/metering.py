@@ -30,7 +30,7 @@ from common.exchange.local import LocalExchange
 from common.exporter import Instruments, Value, exporting
 from common.guard import MOTION, SCORER, Measured, Reading, judge_rule, motion_share
 from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, Trained, WeightVersion
-from common.telemetry import DROPPED, HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL, WASTED
+from common.telemetry import DROPPED, HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL, WASTED, role_of
 from deploy.course import Course
 from deploy.targets import Targets
 from deploy.tensorboard import Board
@@ -146,13 +146,13 @@ class RunMeter:
 
     def exporting(self, worker: str, address: str) -> None:
         """See `Journal`."""
-        if worker.rpartition("-")[0] not in ROLES:
+        if role_of(worker) not in ROLES:
             raise ValueError(f"{worker!r:.60}: no worker's name")
         self.targets.put(worker, address)
 
     def not_finite(self, worker: str) -> None:
         """See `Journal`."""
-        role = worker.rpartition("-")[0]
+        role = role_of(worker)
         if role in ROLES:
             self.instruments.add("douga_nan_total", role=role)
 
@@ -160,7 +160,7 @@ class RunMeter:
 
     def died(self, worker: str) -> None:
         """It is started again, if that was not too often."""
-        self.instruments.add("douga_restarts_total", role=worker.rpartition("-")[0])
+        self.instruments.add("douga_restarts_total", role=role_of(worker))
 
     def announced(self) -> None:
         """A version was published."""

@@ -18,9 +18,9 @@ from typing import Any
 
 from common.exchange.client import RunExchange, State
 from common.metrics import METRICS, latest_by_step, read_json_lines
+from common.telemetry import ROLES, role_of
 from deploy import timeline
 
-ROLES = ("sampler", "rewarder", "learner")
 LOST = (State.TIED, State.EXPIRED, State.FAILED)
 
 
@@ -50,11 +50,6 @@ def shares(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> d
 def _share(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> dict[str, float]:
     busy = sum(work.busy(worker) for worker in workers)
     return {"workers": len(workers), "busy": busy / max(seconds * len(workers), 1e-9)}
-
-
-def role_of(worker: str) -> str:
-    """``sampler-3`` -> ``sampler``."""
-    return worker.rpartition("-")[0]
 
 
 def busiest(roles: Mapping[str, Mapping[str, float]]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import ConfigError, RunConfig, load_config
-from deploy.plan import GIGA, GPUS, Gpu, Need, Plan, clips_per_step, plan
+from deploy.needs import GIGA, GPUS, Gpu, Need
+from deploy.plan import Plan, clips_per_step, plan
 from deploy.sizes import EMBEDDED, ModelSizes, family_sizes, folder_sizes
 
 

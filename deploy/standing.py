@@ -18,19 +18,18 @@ from datetime import datetime
 from typing import Any
 
 from common.exchange.browsing import Work
-from common.exchange.client import State
+from common.exchange.client import OVER, State
 from common.messages import StepStats
+from common.telemetry import ROLES, role_of
 from deploy import pacing, run_folder, timeline
-from deploy.pacing import role_of
 from deploy.progress import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING, Pace, Status, minutes
 from deploy.reading import Record, Seen
-from deploy.timeline import Bar
+from deploy.timeline import STARTS, Bar
 
 WINDOW = 120.0  # seconds
 LONGEST_UNITS = 3  # the window holds so many of the longest unit of work
 UNITS = 5  # of a worker's last units of work: how long one usually takes
 STARTING, FINISHED, STOPPED = "starting", "finished", "not running"
-OVER = (State.DONE, State.FAILED)
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,7 @@ def _flow(seen: Seen, workers: Sequence[Worker]) -> tuple[float, dict[str, float
     seconds = max(end - begin, 1e-3)
     ended = seen.ended_since(begin)
     work = timeline.read(ended, [])
-    names = [one.name for one in workers] or [one for one in work.workers if role_of(one) in pacing.ROLES]
+    names = [one.name for one in workers] or [one for one in work.workers if role_of(one) in ROLES]
     now = work.at(end)
     recent = work.between(now - seconds, now, *(bar for one in workers if (bar := _open_bar(seen, one, now))))
 
@@ -195,7 +194,7 @@ def _last(seen: Seen) -> dict[str, dict[str, Any]]:
     pushed = [one for one in seen.steps if one["pushed"]]
     refreshed = [one for one in seen.steps if one["refreshed"]]
     alarms = [one for one in seen.events if one["event"] == "alarm"]
-    starts = [one for one in seen.events if one["event"] in ("started", "resumed")]
+    starts = [one for one in seen.events if one["event"] in STARTS]
     found = (("push", pushed), ("refresh", refreshed), ("alarm", alarms), ("start", starts))
     return {name: _ago(seen, records[-1]) for name, records in found if records}
 
@@ -211,14 +210,14 @@ def _ago(seen: Seen, record: Record) -> dict[str, Any]:
 def _workers(seen: Seen) -> list[Worker]:
     """All that should be there, and guests."""
     config, books = seen.config, seen.books
-    counts = {role: 1 for role in pacing.ROLES}
+    counts = {role: 1 for role in ROLES}
     if config.mode == "cluster":
         cluster = config.cluster
         counts = {"sampler": cluster.samplers, "rewarder": cluster.rewarders, "learner": cluster.learners}
     own = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
     recent = {span["worker"] for span in seen.spans if span["began"] > max(seen.now - WINDOW, seen.started or 0.0)}
     guests = (recent | set(books.work if books else ())) - set(own)
-    names = sorted([*own, *guests], key=lambda name: (pacing.ROLES.index(role_of(name)), int(name.rpartition("-")[2])))
+    names = sorted([*own, *guests], key=lambda name: (ROLES.index(role_of(name)), int(name.rpartition("-")[2])))
     return [_worker(seen, name) for name in names]
 
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 from common.config import ConfigError
 from common.storage import StorageFailed, write_whole
+from common.telemetry import role_of
 from deploy import run_folder
 
 FOLDER, OWN, RAY = "prometheus", "targets.json", "ray.json"
@@ -119,7 +120,7 @@ def swept(folder: Path) -> Iterator[None]:
 
 
 def _process(worker: str) -> str:
-    return worker.rpartition("-")[0] or worker
+    return role_of(worker) or worker
 
 
 def _host(address: str) -> str:

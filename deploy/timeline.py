@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.metrics import EVENTS, TIMELINE, older, read_json_lines
+from common.telemetry import ROLES
 
 STARTS = ("started", "resumed")
 Record = Mapping[str, Any]
@@ -47,11 +48,10 @@ class Timeline:
     @property
     def workers(self) -> list[str]:
         """Samplers, rewarders, learners: the order in which data flows; a role's workers by number."""
-        roles = ("sampler", "rewarder", "learner")
 
         def place(worker: str) -> tuple[int, int, str]:
             role, _, number = worker.rpartition("-")
-            return roles.index(role) if role in roles else len(roles), int(number) if number.isdigit() else 0, worker
+            return ROLES.index(role) if role in ROLES else len(ROLES), int(number) if number.isdigit() else 0, worker
 
         return sorted({bar.worker for bar in self.bars}, key=place)
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploy.pacing import ROLES, role_of
+from common.exchange.client import QUEUE
+from common.telemetry import ROLES, role_of
 from deploy.reading import Seen
 from deploy.timeline import Timeline
 
 Event = dict[str, Any]
 RUN = 1  # the process of what is nobody's work; the roles' come after it
-QUEUE = ("pending", "sampling", "sampled", "scoring", "paired", "training")  # a counter's series: always all of them
 FIGURES = ("step", "loss", "inside", "margin", "gap", "reward", "lag", "lag_max", "winner_error", "loser_error",
            "grad_norm", "refreshed", "pushed")  # fmt: skip
 SLACK = 1.0  # seconds by which a step's record may come after its span
@@ -109,7 +109,7 @@ def _instant(axis: Timeline, time: float, name: str, args: Mapping[str, Any]) ->
 def _counters(seen: Seen, axis: Timeline) -> Iterator[Event]:
     for record in seen.steps:
         at = _microseconds(axis.at(record["time"]))
-        yield _counter(at, "queue", {state: record["queue"].get(state, 0) for state in QUEUE})
+        yield _counter(at, "queue", {state.value: record["queue"].get(state, 0) for state in QUEUE})
         yield _counter(at, "lag", {"mean": record["lag"], "max": record["lag_max"]})
         yield _counter(at, "reward", {"reward": 100 * record["reward"]})
         yield _counter(at, "gap", {"gap": record["gap"]})

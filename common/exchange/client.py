@@ -42,6 +42,11 @@ class State(StrEnum):
     DONE = "done"
 
 
+# What may still be done with a group, in the order of the states; and the ends of one that is never paired.
+QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
+OVER = (State.DONE, State.FAILED)
+
+
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """The answer to a submit: `accepted` is False for a duplicate or a lost lease, `reason` says which."""

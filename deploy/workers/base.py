@@ -11,6 +11,7 @@ from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
 from common.exporter import Instruments, exporting, own_address
 from common.remote_journal import RemoteJournal
+from common.telemetry import role_of
 from deploy.memory import OutOfMemory, needed_by
 from deploy.messages import Addresses
 
@@ -23,7 +24,7 @@ class Worker(ABC):
     """One process. `run` works until `stop` is called from another thread, or until the role's work is done."""
 
     def __init__(self, config: RunConfig, name: str) -> None:
-        self.config, self.name, self.role = config, name, name.rpartition("-")[0]
+        self.config, self.name, self.role = config, name, role_of(name)
         self.instruments = Instruments(self.role)
         self.instruments.add(IDLE, 0.0, role=self.role)
         self.stopping = Event()

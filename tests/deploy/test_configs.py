@@ -9,7 +9,8 @@ import pytest
 
 from common.config import ConfigError, load_config
 from deploy import cli
-from deploy.plan import GPUS, plan
+from deploy.needs import GPUS
+from deploy.plan import plan
 from deploy.sizes import family_sizes
 
 ROOT = Path(__file__).parents[2]

@@ -19,20 +19,8 @@ from common.config import ConfigError, LoraConfig, load_config
 from common.lora import adapter_parameters, inject_lora
 from common.models import open_model, predict_v
 from deploy import cli
-from deploy.plan import (
-    BACKWARD,
-    DECODE,
-    FORWARD,
-    GIGA,
-    GPUS,
-    Plan,
-    draft,
-    guided_steps,
-    host_bytes,
-    learner_bytes,
-    plan,
-    sampler_bytes,
-)
+from deploy.needs import BACKWARD, DECODE, FORWARD, GIGA, GPUS, host_bytes, learner_bytes, sampler_bytes
+from deploy.plan import Plan, draft, guided_steps, plan
 from deploy.sizes import ModelSizes, families, family_sizes, folder_sizes
 from learner.recompute import Recompute, recompute_in
 from learner.train import Learner

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from deploy.plan import BACKWARD, DECODE, FORWARD
+from deploy.needs import BACKWARD, DECODE, FORWARD
 from deploy.sizes import SAVED, SAVED_OUTSIDE, family_sizes
 from learner.recompute import Recompute
 from learner.single import SingleEngine

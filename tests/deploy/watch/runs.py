@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import uvicorn
 
 from common.clips import encode_mp4
@@ -59,6 +61,17 @@ def history(folder: Path, start: float) -> None:
     write(folder, METRICS, step(1, start + 30), step(2, start + 50, refreshed=True))
     work = [("sampler-0", 0, 25.0, 1), ("rewarder-0", 25, 2.0, 4), ("learner-0", 27, 3.0, 1), ("sampler-0", 41, 5.0, 1)]
     write(folder, TIMELINE, *(span(worker, start + began, seconds, units) for worker, began, seconds, units in work))
+
+
+def killed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed after three pairs and two steps, 100 s after its start."""
+    monkeypatch.setattr("tests.common.exchange.fakes.candidate", playable)
+    folder, config = begun(root)
+    exchange = fakes.open_exchange(folder, config)
+    fakes.make_pairs(exchange, 3)
+    exchange.close()
+    history(folder, time.time() - 100)
+    return folder
 
 
 @contextmanager

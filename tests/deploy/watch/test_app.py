@@ -21,20 +21,14 @@ from deploy.watch.look import Lookout
 from deploy.watch.screening import Screening
 from tests.common.exchange.fakes import make_pairs, open_exchange
 from tests.deploy.runs import step
-from tests.deploy.watch.runs import begun, history, playable, write
+from tests.deploy.watch.runs import begun, killed, write
 
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was killed after three pairs and two steps."""
-    monkeypatch.setattr("tests.common.exchange.fakes.candidate", playable)
     monkeypatch.setattr(look, "FRESH", -1.0)  # every question looks anew
-    folder, config = begun(tmp_path)
-    exchange = open_exchange(folder, config)
-    make_pairs(exchange, 3)
-    exchange.close()
-    history(folder, time.time() - 100)
-    return folder
+    return killed(tmp_path, monkeypatch)
 
 
 @pytest.fixture

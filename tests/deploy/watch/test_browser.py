@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.chromium import MARKS, PATIENCE, Browser, Page, expect
-from tests.common.exchange.fakes import make_pairs, open_exchange
-from tests.deploy.watch.runs import begun, history, playable, serving
+from tests.deploy.watch.runs import killed, serving
 
 ROOT = Path(__file__).parents[3]
 LONG = 300_000  # milliseconds, for a real run to get on
@@ -57,13 +55,7 @@ def visit(browser: Browser, serve: Serve) -> Iterator[Visit]:
 @pytest.fixture
 def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was killed after three pairs and two steps, with clips of 2 seconds."""
-    monkeypatch.setattr("tests.common.exchange.fakes.candidate", playable)
-    folder, config = begun(tmp_path)
-    exchange = open_exchange(folder, config)
-    make_pairs(exchange, 3)
-    exchange.close()
-    history(folder, time.time() - 100)
-    return folder
+    return killed(tmp_path, monkeypatch)
 
 
 def plays(page: Page) -> None:
