@@ -41,7 +41,7 @@ SQLITE_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path | str) -> Iterator[None]:
     """``with writing(path):`` where the disk refuses what is done inside, that is a `StorageFailed` naming `path`.
 
     An error that names its own file keeps it. All other errors pass as they are.
@@ -92,7 +92,7 @@ def _errno(error: Exception) -> int:
     return int(told[1]) if told else 0
 
 
-def sync(path: Path) -> None:
+def sync(path: Path | str) -> None:
     """Bring a file's (or a folder's) content to the disk before what follows. Raises `StorageFailed`."""
     with writing(path):
         handle = os.open(path, os.O_RDONLY)

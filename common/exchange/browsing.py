@@ -69,7 +69,7 @@ def _clip(blobs: Path, row: sqlite3.Row) -> HeldOutClip:
 
 def read_blob(path: Path) -> bytes:
     """The bytes of a blob that is one file. `StorageFailed` when it is gone or damaged."""
-    return bytes(OpenBlob(path).read_one().data)
+    return bytes(OpenBlob(str(path)).read_one().data)
 
 
 @dataclass(frozen=True)

@@ -376,6 +376,20 @@ def test_blobs_round_trip_and_are_checked(tmp_path: Path) -> None:
         store.open(first.file)
 
 
+def test_names_of_blobs_stay_out_of_the_interpreters_table(tmp_path: Path) -> None:
+    """A name that is interned is found there by an equal one; `pathlib` interns those of its paths."""
+    store = BlobStore(tmp_path / "blobs")
+    staged = store.write([Array("uint8", (1,), b"x")])
+    opened = store.open(staged.file)
+    name = "".join(list(staged.file))
+    assert sys.intern(name) is name
+    del name
+    path = tmp_path / staged.file
+    name = "".join(list(staged.file))
+    assert sys.intern(name) is path.parts[-1] is not name
+    assert opened.read() == [Array("uint8", (1,), b"x")]
+
+
 def test_a_ledger_copied_from_a_living_process_opens(tmp_path: Path) -> None:
     """What SIGKILL leaves behind: the files as they are, with a write-ahead log nobody closed."""
     exchange = two_steps(tmp_path / "run", small())

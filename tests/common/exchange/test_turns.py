@@ -251,7 +251,7 @@ def test_what_cannot_be_read_is_put_back(exchange: LocalExchange, side: str) -> 
         fakes.sample(exchange)
     else:
         fakes.make_pairs(exchange, 2)
-    path = exchange._ledger.open(0, name)._path
+    path = Path(exchange._ledger.open(0, name)._path)
     whole, before = path.read_bytes(), exchange.counts()
     path.write_bytes(whole[:-1] + b"?")
     for _ in range(5):  # more often than a group may fail
