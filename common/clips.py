@@ -2,8 +2,8 @@
 
 4:4:4 because a sprite a few pixels wide loses its colour to chroma subsampling, and the reward models would see it.
 The same frames give the same bytes: one thread, no encoder signature, no timestamps of the day, and none of libx264's
-AVX-512 code, whose macroblock trees depend on what lay in memory before. Where decord has no
-wheel (it is built for x86-64 only), PyAV reads too: both give the same pixels.
+AVX-512 code, whose macroblock trees depend on what lay in memory before. Where decord has no wheel (it is built for
+x86-64 only), PyAV reads too: both give the same pixels.
 """
 
 from __future__ import annotations

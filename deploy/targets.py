@@ -63,8 +63,10 @@ class Targets:
     def hide(self, absent: Iterable[str]) -> None:
         """These, of all, were not heard of for a while."""
         with self._lock:
-            self._absent = frozenset(absent)
-            self._write()
+            now, before = frozenset(absent), self._absent
+            if now != before:  # this is asked several times a second
+                self._absent = now
+                self._write()
 
     def workers(self, role: str) -> list[str]:
         """Those of a role that are there."""

@@ -116,7 +116,7 @@ class LearningLoop(ABC):
     def work(self, exchange: RunExchange | None) -> StepStats | None:
         """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
         started = time.perf_counter()
-        heeded = self._heed(exchange)
+        self._heed(exchange)
         taken = self.take(exchange)
         if taken is None:
             return None
@@ -126,6 +126,7 @@ class LearningLoop(ABC):
         refreshed = due(self.step, self._rules.refresh_every)
         if refreshed:
             self.refresh()
+        heeded = self._heeded == self.step - 1  # also where that was earlier, and pairs were still to come
         pushed = due(self.step, self._rules.steps_per_push)
         if pushed:
             self.publish(exchange)
@@ -135,15 +136,13 @@ class LearningLoop(ABC):
         seconds = time.perf_counter() - started
         return StepStats(step=self.step, seconds=seconds, refreshed=heeded or refreshed, pushed=pushed, **numbers)
 
-    def _heed(self, exchange: RunExchange | None) -> bool:
+    def _heed(self, exchange: RunExchange | None) -> None:
         """Refresh the reference where the guardrails asked for it, once between two steps. Collective."""
         if self.config.guard.action != "refresh" or self._heeded == self.step:
-            return False
-        asked = self.any(exchange is not None and exchange.refresh_due(self.step))
-        if asked:
+            return
+        if self.any(exchange is not None and exchange.refresh_due(self.step)):
             self.refresh()
             self._heeded = self.step
-        return asked
 
     def finish(self, exchange: RunExchange | None) -> Trained:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""

@@ -42,7 +42,7 @@ class State(StrEnum):
     DONE = "done"
 
 
-# What may still be done with a group, in the order of the states; and the ends of one that is never paired.
+# Where a training group waits or is worked on, in the order of the states; and how a probe or evaluation ends.
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 OVER = (State.DONE, State.FAILED)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.config import ConfigError
+from common.config import ConfigError, GuardConfig
 from learner.losses import inside
 from learner.pairs import collate
 from learner.reference import module_tensors
@@ -58,6 +58,30 @@ def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int, pla
     assert third is not None
     assert third.inside == 0.0
     assert third.loss == pytest.approx(0.25 * 0.6931472)
+    learner.close()
+
+
+class Guarded(MemoryExchange):
+    """Its guardrails ask for a refresh after step 1."""
+
+    def refresh_due(self, step: int) -> bool:
+        return step == 1
+
+
+def test_the_step_after_a_refresh_that_was_asked_for_tells_of_it(tmp_path: Path) -> None:
+    """Also when the learner had to wait for pairs in between."""
+    config = tiny_config().model_copy(update={"guard": GuardConfig(action="refresh")})
+    learner, exchange = Learner(tiny_model(tmp_path / "model"), config, tmp_path / "run"), Guarded(limit=1)
+    first = learner.work(exchange)
+    assert first is not None
+    assert not first.refreshed
+    assert learner.work(exchange) is None
+    assert learner.policy_digest() == learner.reference_digest()
+    exchange.limit = 3
+    second, third = learner.work(exchange), learner.work(exchange)
+    assert second is not None
+    assert third is not None
+    assert (second.refreshed, second.inside, third.refreshed) == (True, 0.0, False)
     learner.close()
 
 
