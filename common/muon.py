@@ -1,4 +1,4 @@
-"""Muon: momentum whose update is orthogonalised, for the weight matrices of a transformer's blocks.
+"""Muon: momentum whose update is orthogonalised, for the weight matrices within a network.
 
 `torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 units can only emulate, slowly; this one keeps the
 gradient's own type.
@@ -7,7 +7,7 @@ Symbols (Jordan et al. 2024, "Muon"; scale: Liu et al. 2025, "Muon is scalable f
 
 | symbol | here | meaning |
 |---|---|---|
-| G | `parameter.grad` | gradient of a matrix ``[A, B]`` |
+| G | `parameter.grad` | gradient of a matrix ``[A, B]``, or of a convolution's kernel ``[A, ...]`` as one |
 | B_t = mu B_{t-1} + G | `momentum` | momentum |
 | NS(G + mu B_t) | `orthogonal` | its nearest matrix with singular values near 1 |
 | 0.2 sqrt(max(A, B)) | `MATCH` | makes the update's size that of AdamW, so both take the same learning rate |
@@ -39,12 +39,12 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters of two dimensions only (`ValueError` otherwise); decoupled weight decay as in AdamW."""
+    """For matrices and kernels, of two dimensions or more (else `ValueError`); decoupled weight decay as in AdamW."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
         shapes = [list(p.shape) for group in self.param_groups for p in group["params"]]
-        if any(len(shape) != 2 for shape in shapes):
+        if any(len(shape) < 2 for shape in shapes):
             raise ValueError(f"Muon takes matrices, got shapes {shapes}")
 
     @torch.no_grad()
@@ -60,6 +60,6 @@ class Muon(torch.optim.Optimizer):
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(parameter)
         momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
-        update = orthogonal(parameter.grad.add(momentum, alpha=MOMENTUM))  # type: ignore[union-attr]
+        update = orthogonal(parameter.grad.add(momentum, alpha=MOMENTUM).flatten(1))  # type: ignore[union-attr]
         parameter.mul_(1 - lr * decay)
-        parameter.add_(update, alpha=-lr * MATCH * math.sqrt(max(parameter.shape)))
+        parameter.add_(update.view_as(parameter), alpha=-lr * MATCH * math.sqrt(max(update.shape)))

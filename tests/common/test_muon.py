@@ -34,6 +34,17 @@ def test_steps_agree_with_torchs_own() -> None:
     assert (mine - theirs).norm() < 0.05 * moved  # bfloat16 in torch's iteration
 
 
+def test_a_kernel_counts_as_a_matrix() -> None:
+    generator = torch.Generator().manual_seed(3)
+    start, gradient = torch.randn(6, 4, 3, 3, generator=generator), torch.randn(6, 4, 3, 3, generator=generator)
+    kernel, matrix = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.flatten(1).clone())
+    kernel.grad, matrix.grad = gradient, gradient.flatten(1)
+    for parameter in (kernel, matrix):
+        Muon([parameter], lr=0.1, weight_decay=0.2).step()
+    assert (kernel.flatten(1) == matrix).all()
+    assert (kernel != start).any()
+
+
 def test_only_matrices() -> None:
     with pytest.raises(ValueError, match=r"takes matrices, got shapes \[\[3\]\]"):
         Muon([torch.nn.Parameter(torch.zeros(3))], lr=0.1, weight_decay=0.0)
