@@ -1,17 +1,21 @@
 """How well the reward heads rank clips: ``python -m benchmarks.heads [--json FILE]``.
 
-Spearman's rank correlation (SRCC), twice; ours is the head, other the best of the plain signals of the pixels
+Spearman's rank correlation (SRCC); ours is the head, other the best of the plain signals of the pixels
 (`rewarders/training/signals.py`), each with the better sign, as a user without trained heads would take them:
 
 - on rendered clips of characters that no head was trained on, against the renderer's own truth;
-- on clips *sampled by the policy* for held-out prompts. Nobody rendered those, so the truth here is the oracle's
-  nearest answer, which judges something a little different: a correlation, not an accuracy.
+- on clips *sampled by the policy* for held-out prompts, in 2, 4, 5 and 10 steps, as a rating set has clips of several
+  generators. Nobody rendered those, so the truth here is the oracle's nearest answer, which judges something a little
+  different: a correlation, not an accuracy. In motion it gives four of five the full score, and ranks the few others;
+- on the same together with clips of a policy *that does not listen*: half as many again, sampled under the caption of
+  another action, and judged by the one that was asked for. Here motion and text tell clips apart.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +28,7 @@ from common.messages import Prompt
 from common.models import open_model
 from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
+from common.toon.world import ACTIONS, caption
 from deploy import run_folder
 from rewarders.anime import load_heads
 from rewarders.anime.head import first_frame
@@ -33,7 +38,9 @@ from rewarders.training.evaluate import best_signal, evaluate_heads, evaluate_si
 from rewarders.training.signals import measure as signals_of
 
 RENDERED, SAMPLED = 1024, 256
-AIMS = {"unseen characters": 0.8, "policy samples": 0.6}
+STEPS = (2, 4, 5, 10)  # of the sampler, prompt by prompt in turn
+UNSEEN, POLICY, DEAF = "unseen characters", "policy samples", "policy samples, a third under another caption"
+AIMS = {UNSEEN: 0.8, POLICY: 0.6, DEAF: 0.6}
 # What the oracle can say about a dimension: a warped or foreign figure fits no true sprite.
 NEAREST = {
     "smoothness": "smoothness",
@@ -52,36 +59,69 @@ def on_rendered(count: int, seed: int = 1) -> tuple[Found, Found]:
     return evaluate_heads(load_heads("toon"), samples), evaluate_signals(samples)
 
 
-def on_sampled(count: int, seed: int = 1) -> tuple[Found, Found]:
-    """SRCC of heads and of plain signals with the oracle's nearest answer on `count` clips of the base model."""
-    prompts, clips = sampled(count, seed)
+@dataclass(frozen=True)
+class Judged:
+    """K clips of one sampler, and what is said of them."""
+
+    truths: Mapping[str, np.ndarray]  # dimension -> the oracle's nearest answer, [K]
+    scores: Mapping[str, np.ndarray]  # dimension -> the head's, [K]
+    plain: Sequence[Mapping[str, float]]  # K clips' signals
+
+    def found(self) -> tuple[Found, Found]:
+        """SRCC with the truths of heads and of the best plain signals."""
+        heads = {name: srcc(self.scores[name], self.truths[name]) for name in DIMENSIONS}
+        return heads, {name: best_signal(self.plain, self.truths[name]) for name in DIMENSIONS}
+
+    def __add__(self, other: Judged) -> Judged:
+        """The clips of both."""
+        truths = {name: np.concatenate([self.truths[name], other.truths[name]]) for name in DIMENSIONS}
+        scores = {name: np.concatenate([self.scores[name], other.scores[name]]) for name in DIMENSIONS}
+        return Judged(truths, scores, [*self.plain, *other.plain])
+
+
+def sampled(count: int, deaf: bool = False, seed: int = 1) -> Judged:
+    """One clip of the base model for each of `count` held-out prompts; `deaf`: under another action's caption."""
+    prompts = ToonPrompts(seed).heldout(count, seed + deaf)
+    clips = _sample(prompts, deaf, seed)
     verdicts = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
-    plain = [signals_of(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
-    truths = {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS}
-    scores = {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")}
-    heads = {name: srcc(scores[name], truths[name]) for name in DIMENSIONS}
-    return heads, {name: best_signal(plain, truths[name]) for name in DIMENSIONS}
+    return Judged(
+        {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
+        {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
+        [signals_of(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
+    )
 
 
-def sampled(count: int, seed: int) -> tuple[list[Prompt], list[np.ndarray]]:
-    """One clip of the base model for each of `count` held-out prompts."""
-    config = load_config(run_folder.TOON)
-    sampler = Sampler(open_model(config.model.path), config)
-    prompts = ToonPrompts(seed).heldout(count, seed)
-    clips = [
-        decode_clip(sampler.sample(one, sampler.encode(one), [rules.seed(seed, "heads", one.ordinal, 0)], [0])[0].clip)
-        for one in prompts
-    ]
-    return prompts, clips
+def _sample(prompts: Sequence[Prompt], deaf: bool, seed: int) -> list[np.ndarray]:
+    configs = [load_config(run_folder.TOON, {"sampler.steps": str(steps)}) for steps in STEPS]
+    samplers = [Sampler(open_model(config.model.path), config) for config in configs]
+
+    def clip_of(place: int, prompt: Prompt) -> np.ndarray:
+        sampler = samplers[place % len(samplers)]
+        heard = replace(prompt, text=_another(prompt)) if deaf else prompt
+        seeds = [rules.seed(seed, "heads", place, int(deaf))]
+        return decode_clip(sampler.sample(heard, sampler.encode(heard), seeds, [0])[0].clip)
+
+    return [clip_of(place, prompt) for place, prompt in enumerate(prompts)]
+
+
+def _another(prompt: Prompt) -> str:
+    """The caption with the next action in the place of the prompt's."""
+    shot, actions = shot_of(prompt), list(ACTIONS)
+    return caption(replace(shot, action=actions[(actions.index(shot.action) + 1) % len(actions)]))
 
 
 def measure(given: argparse.Namespace) -> Report:
-    """Both correlations of every dimension; an aim is about the least of them."""
-    found = {"unseen characters": on_rendered(given.rendered), "policy samples": on_sampled(given.sampled)}
+    """All correlations of every dimension; an aim is about the least of them."""
+    plain = sampled(given.sampled)
+    found = {
+        UNSEEN: on_rendered(given.rendered),
+        POLICY: plain.found(),
+        DEAF: (plain + sampled(given.sampled // 2, deaf=True)).found(),
+    }
     rows, aims = [], []
     for where, (heads, signals) in found.items():
         for name in DIMENSIONS:
-            against = "the renderer's truth" if where == "unseen characters" else f"the oracle's {NEAREST[name]}"
+            against = "the renderer's truth" if where == UNSEEN else f"the oracle's {NEAREST[name]}"
             rows.append(Row(f"{where}: {name}, against {against}", "SRCC", heads[name], signals[name]))
         least = min(heads[name] for name in DIMENSIONS)
         aims.append(Aim(f"every head on {where}", least, f">= {AIMS[where]}", least >= AIMS[where]))
@@ -90,7 +130,14 @@ def measure(given: argparse.Namespace) -> Report:
 
 OPTIONS = (
     ("--rendered", {"type": int, "default": RENDERED, "help": f"rendered clips (default: {RENDERED})"}),
-    ("--sampled", {"type": int, "default": SAMPLED, "help": f"sampled clips (default: {SAMPLED})"}),
+    (
+        "--sampled",
+        {
+            "type": int,
+            "default": SAMPLED,
+            "help": f"sampled clips, and half as many again under another caption (default: {SAMPLED})",
+        },
+    ),
 )
 
 if __name__ == "__main__":

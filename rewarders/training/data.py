@@ -4,10 +4,11 @@ Several defects at once, each there with probability `PRESENT`, its severity uni
 character: heads are trained on figures put together from the parts of `TRAIN_CHARACTERS` in endless colours, and tested
 on `TEST_CHARACTERS` as they are, of which no training clip shows a part, not even in the stand-in of an identity swap.
 
-A policy's clips have been through a VAE and H.264, so half of the clips are degraded likewise. And a policy smears
-figures as no defect does: a share of the clips is `redrawn` by the model itself, and rated by how far the figure came
-from what was rendered. That says something about appeal only; other ratings of those clips are NaN, for unknown.
-All is a function of the seed.
+A policy's clips have been through a VAE and H.264, so a share of the clips is degraded likewise. And a policy smears
+figures as no defect does: another share is `redrawn` by the model itself, and rated by how far the figure came from
+what was rendered. A smeared figure is neither steady, nor well drawn, nor what the first frame shows, nor itself: that
+rates `SMEARED`. It was drawn under the caption of what it does, so it does that; some are put beside a prompt that asks
+for another action, of which they show nothing, and their motion is NaN, for unknown. All is a function of the seed.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ from common.toon.world import (
 TRAIN_CHARACTERS = ("female_adventurer", "male_person", "robot", "zombie")
 TEST_CHARACTERS = ("female_person", "male_adventurer")
 PRESENT = 0.45  # probability of each defect
-DEGRADED = 0.5  # share of clips that are degraded
-REDRAWN = 0.15  # share of clips that are redrawn, where a model is given
+DEGRADED = 0.2  # share of the others that are degraded
+REDRAWN = 0.25  # share of clips that are redrawn, where a model is given
+UNHEARD = 1 / 3  # share of the redrawn clips whose prompt asks for another action
+SMEARED = ("smoothness", "appeal", "image", "character")  # dimensions in which a redrawn clip is rated
 WHOLE = 0.3  # share of the training figures whose parts are one character's
 DRAWN = 0.4  # share of them in the files' colours, and of the parts of the others
 KEPT = 0.5  # probability that a stand-in keeps a part, and a part's colours
@@ -112,13 +115,15 @@ def draw_samples(
     again = rng.random(count) < (REDRAWN if redraw else 0.0)
     log(f"rendering {count} clips")
     samples = _rendered(again, rng, split, candidates)
+    shots = list(samples.shots)
     if redraw:
         for part in _parts(np.flatnonzero(again), "redrawing", log):
-            _redraw(samples, part, redraw, rng)
+            for place, shot in zip(part, _redraw(samples, part, redraw, rng), strict=True):
+                shots[place] = shot
     for part in _parts(np.flatnonzero((rng.random(count) < degraded) & ~again), "degrading", log):
         clips = samples.clips[part]
         samples.clips[part] = _compressed(degrade(clips) if degrade else soften(clips, rng))
-    return samples
+    return replace(samples, shots=tuple(shots))
 
 
 def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str, candidates: int) -> Samples:
@@ -154,16 +159,28 @@ def _compressed(clips: np.ndarray) -> np.ndarray:
     return np.stack([decode_clip(encode_mp4(clip, FPS)) for clip in clips])
 
 
-def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.Generator) -> None:
-    """Redraw some clean clips in place and rate them: appeal by the share of the figure that is lost."""
-    appeal = DIMENSIONS.index("appeal")
+def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.Generator) -> list[Shot]:
+    """Redraw some clean clips in place and rate them: `SMEARED` by the share of the figure that is lost.
+
+    Returns what their prompts ask for: of a share another action than the clip shows.
+    """
     shots = [samples.shots[i] for i in part]
     clean = samples.clips[part]
     samples.clips[part] = _compressed(redraw(clean, [caption(shot) for shot in shots], rng))
     figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
-    samples.truths[part], samples.badness[part] = np.nan, np.nan
-    samples.badness[part, appeal] = lost(samples.clips[part], clean, figures)[:, 1:]
-    samples.truths[part, appeal] = 100 * (1 - samples.badness[part, appeal].mean(1))
+    bad = lost(samples.clips[part], clean, figures)[:, 1:]
+    unheard = rng.random(len(part)) < UNHEARD
+    badness = {name: bad for name in SMEARED}
+    badness["text"] = np.where(unheard, 1.0, 0.0)[:, None]
+    badness["motion"] = np.where(unheard, np.nan, 0.0)[:, None]
+    for name, value in badness.items():
+        samples.badness[part, DIMENSIONS.index(name)] = value
+        samples.truths[part, DIMENSIONS.index(name)] = 100 * (1 - value.mean(1))
+    return [_other_action(shot, rng) if other else shot for shot, other in zip(shots, unheard, strict=True)]
+
+
+def _other_action(shot: Shot, rng: np.random.Generator) -> Shot:
+    return replace(shot, action=str(rng.choice([action for action in ACTIONS if action != shot.action])))
 
 
 def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 
 from common.toon.world import AS_DRAWN, CHARACTERS, DIMENSIONS, Defects, Shot, caption, render
 from rewarders.training import data
-from rewarders.training.data import TEST_CHARACTERS, TRAIN_CHARACTERS, Samples, draw_samples, mirrored
+from rewarders.training.data import SMEARED, TEST_CHARACTERS, TRAIN_CHARACTERS, Samples, draw_samples, mirrored
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +113,32 @@ def test_degraded_clips_are_near_what_they_were() -> None:
 
 
 def test_redrawn_clips_are_rated_by_what_is_lost() -> None:
-    """A figure that vanishes is lost; one that stays is not. The other dimensions are unknown."""
+    """A figure that vanishes is lost; one that stays is not. It does what it was drawn under, whatever is asked for."""
+    drawn_under: list[str] = []
 
     def vanish(clips: np.ndarray, captions: Sequence[str], rng: np.random.Generator) -> np.ndarray:
         assert len(clips) == len(captions)
+        drawn_under.extend(captions)
         gone = clips.copy()
         gone[:, 5:] = gone[:, :1, :, :1]  # the left edge's colours, as far as they are the sky's
         return gone
 
-    samples = draw_samples(40, 2, redraw=vanish, degraded=0.0)
-    redrawn = np.setdiff1d(np.arange(40), samples.rated("motion"))
-    assert 4 <= len(redrawn) <= 12  # 0.15 of 40
-    assert samples.rated("appeal").tolist() == list(range(40))
+    samples, plain = draw_samples(80, 2, redraw=vanish, degraded=0.0), draw_samples(80, 2, degraded=0.0)
+    redrawn = np.array([i for i, (one, other) in enumerate(zip(samples.clips, plain.clips, strict=True))
+                        if (one != other).any()])  # fmt: skip
+    assert 10 <= len(redrawn) <= 32  # 0.25 of 80
     assert {samples.shots[i].look for i in redrawn} == {AS_DRAWN}
-    bad = samples.badness_of("appeal")[redrawn]
-    assert bad[:, :4].max() < 0.1  # H.264 alone
-    assert bad[:, 4:].min() > 0.6
-    assert samples.truth_of("appeal")[redrawn] == pytest.approx(100 * (1 - bad.mean(1)))
-    assert np.isnan(samples.badness[redrawn][:, [0, 1, 3, 4, 5]]).all()
+    for dimension in SMEARED:
+        bad = samples.badness_of(dimension)[redrawn]
+        assert bad[:, :4].max() < 0.1  # H.264 alone
+        assert bad[:, 4:].min() > 0.6
+        assert samples.truth_of(dimension)[redrawn] == pytest.approx(100 * (1 - bad.mean(1)))
+    heard = np.array([caption(samples.shots[i]) == text for i, text in zip(redrawn, drawn_under, strict=True)])
+    assert 0 < (~heard).sum() < len(heard) / 2
+    assert (samples.truth_of("text")[redrawn] == np.where(heard, 100, 0)).all()
+    assert (samples.badness_of("text")[redrawn] == np.where(heard, 0, 1)[:, None]).all()
+    assert (samples.truth_of("motion")[redrawn[heard]] == 100).all()
+    assert np.setdiff1d(np.arange(80), samples.rated("motion")).tolist() == redrawn[~heard].tolist()
 
 
 def test_lost_by_hand() -> None:

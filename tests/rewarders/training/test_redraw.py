@@ -7,20 +7,28 @@ import pytest
 
 from common.models import open_model
 from common.toon.world import Shot, caption, render
-from rewarders.training.redraw import LATEST, Redrawer
+from rewarders.training.redraw import LATEST, STEPS, Redrawer
 
 SHOTS = [Shot("robot", "snow", "walk_right", 4), Shot("zombie", "cave", "jump", 12)]
 
 
-class Dice(np.random.Generator):
-    """Draws noise as any generator, but always starts at the given step."""
+MOST = max(STEPS)
 
-    def __init__(self, start: int) -> None:
+
+class Dice(np.random.Generator):
+    """Draws noise as any generator, but always starts at the given one of `steps`."""
+
+    def __init__(self, start: int, steps: int = MOST) -> None:
         super().__init__(np.random.PCG64(0))
-        self.start = start
+        self.start, self.steps = start, steps
+
+    def choice(self, pool: tuple[int, ...]) -> int:  # type: ignore[override]
+        assert self.steps in pool
+        return self.steps
 
     def integers(self, *bounds: int) -> int:  # type: ignore[override]
-        assert bounds == (LATEST,)
+        assert bounds == (int(LATEST * self.steps),)
+        assert self.start < bounds[0]
         return self.start
 
 
@@ -39,7 +47,7 @@ def errors(redrawer: Redrawer, start: int) -> np.ndarray:
 def test_the_earlier_the_start_the_more_is_drawn_anew(redrawer: Redrawer) -> None:
     clips = np.stack([render(shot) for shot in SHOTS])
     floor = np.abs(redrawer.reconstruct(clips).astype(float) - clips).mean()
-    late, middle, early = (errors(redrawer, start) for start in (LATEST - 1, 4, 0))
+    late, middle, early = (errors(redrawer, start) for start in (int(LATEST * MOST) - 1, 4, 0))
     assert floor < late.mean() < middle.mean() < early.mean()
     assert late.mean() < 2 * floor
     assert early[0] < 0.7 * early[1:].mean()  # the first frame is given
@@ -52,3 +60,9 @@ def test_captions_and_noise_decide(redrawer: Redrawer) -> None:
     assert np.abs(one.astype(float) - other).mean() > 1
     again = redrawer.redraw(clips, texts, Dice(0))
     assert (again[0] == one).all()
+
+
+def test_few_steps_from_noise_draw_another_clip_than_many(redrawer: Redrawer) -> None:
+    clips, texts = np.stack([render(shot) for shot in SHOTS]), [caption(shot) for shot in SHOTS]
+    few, many = (redrawer.redraw(clips, texts, Dice(0, steps)).astype(float) for steps in (min(STEPS), MOST))
+    assert np.abs(few - many).mean() > 1

@@ -13,7 +13,7 @@ from common.messages import Prompt
 from rewarders.anime import HEADS
 from rewarders.training.data import Samples, draw_samples
 from rewarders.training.evaluate import evaluate_heads, evaluate_signals, prompts_of
-from rewarders.training.train import head_loss, recolouring, train_head, train_heads
+from rewarders.training.train import head_loss, kernels, recolouring, train_head, train_heads
 
 quiet = lambda line: None  # noqa: E731
 
@@ -58,6 +58,15 @@ def test_all_heads_and_again_without_work(tmp_path: Path) -> None:
         head.digest for head in heads
     ]
     assert lines == []
+
+
+def test_muon_takes_what_is_a_matrix() -> None:
+    head = HEADS["text"]()
+    taken = {id(one) for one in kernels(head)}
+    names = {name for name, one in head.named_parameters() if id(one) in taken}
+    assert {"look.weight", "frame.weight", "map.weight", "time.0.weight", "time.2.weight"} <= names
+    assert not names & {"places", "time.4.weight"}
+    assert not [name for name in names if name.endswith("bias")]
 
 
 def test_the_loss_is_least_at_the_truth(few: Samples) -> None:
