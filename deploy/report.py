@@ -23,7 +23,7 @@ from deploy.evaluate import REWARD, SIDES
 from deploy.progress import minutes
 from deploy.still import still
 
-STILL_PAIRS = 3  # two gains and a loss in the picture
+STILL_PAIRS = 3  # the two largest gains and the smallest in the picture
 KINDS = ("sampling", "scoring", "learning", "loading")
 # Shown curves: title, what it tells, value of a metrics record.
 CURVES = (
@@ -57,8 +57,8 @@ def write(folder: Path) -> Path:
         raise ConfigError(f"{folder}: no result yet; finish the run first: {run_folder.resume_command(folder)}")
     path = folder / run_folder.REPORT
     run_folder.write_whole(path, render(folder, config, result))
-    gains, losses = extremes(result["by_prompt"], STILL_PAIRS)
-    pairs = [(record, change_of(record)) for record in (*gains, *losses)]
+    gains, least = extremes(result["by_prompt"], STILL_PAIRS)
+    pairs = [(record, change_of(record)) for record in (*gains, *least)]
     still(folder, result["verdict"]["words"], pairs).save(folder / run_folder.PICTURE)
     return path
 
@@ -67,7 +67,7 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
     """The page."""
     steps = latest_by_step(read_json_lines(folder / METRICS))
     work = timeline.of(folder)
-    gains, losses = extremes(result["by_prompt"], config.evaluation.clips)
+    gains, least = extremes(result["by_prompt"], config.evaluation.clips)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -79,7 +79,7 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
         groups=_groups(result),
         shown=[
             ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
-            ("Largest losses", [clip_pair(folder, record, config.model.fps) for record in losses]),
+            ("Smallest gains, or losses", [clip_pair(folder, record, config.model.fps) for record in least]),
         ],
         curves=_curves(steps),
         watched=_watched(read_readings(folder)),
@@ -96,7 +96,7 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
 
 
 def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:
-    """(largest gains, largest losses) in mean reward, together at most `count`, no prompt twice."""
+    """(largest gains, smallest gains or losses) in mean reward, together at most `count`, no prompt twice."""
     ordered = sorted(records, key=change_of, reverse=True)
     count = min(count, len(ordered))
     return ordered[: count - count // 2], ordered[::-1][: count // 2]
