@@ -6,7 +6,7 @@ Spearman's rank correlation (SRCC); ours is the head, other the best of the plai
 - on rendered clips of characters that no head was trained on, against the renderer's own truth;
 - on clips *sampled by the policy* for held-out prompts, in 2, 4, 5 and 10 steps, as a rating set has clips of several
   generators. Nobody rendered those, so the truth here is the oracle's nearest answer, which judges something a little
-  different: a correlation, not an accuracy. In motion it gives four of five the full score, and ranks the few others;
+  different: a correlation, not an accuracy. In motion it gives three of four 99 points or more, and ranks the others;
 - on the same together with clips of a policy *that does not listen*: half as many again, sampled under the caption of
   another action, and judged by the one that was asked for. Here motion and text tell clips apart.
 """
