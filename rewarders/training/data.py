@@ -6,9 +6,10 @@ on `TEST_CHARACTERS` as they are, of which no training clip shows a part, not ev
 
 A policy's clips have been through a VAE and H.264, so a share of the clips is degraded likewise. And a policy smears
 figures as no defect does: another share is `redrawn` by the model itself, and rated by how far the figure came from
-what was rendered. A smeared figure is neither steady, nor well drawn, nor what the first frame shows, nor itself: that
-rates `SMEARED`. It was drawn under the caption of what it does, so it does that; some are put beside a prompt that asks
-for another action, of which they show nothing, and their motion is NaN, for unknown. All is a function of the seed.
+what was rendered (`smears`). A smeared figure is neither steady, nor well drawn, nor what the first frame shows, nor
+itself; a wavering one is not steady either. It was drawn under the caption of what it does, so it does that, as far as
+it moves; some are put beside a prompt that asks for another action, of which they show nothing, and their motion is
+NaN, for unknown. All is a function of the seed.
 """
 
 from __future__ import annotations
@@ -41,22 +42,23 @@ from common.toon.world import (
     start_x,
     truth,
 )
+from rewarders.training.smears import lost, travelled, wavering
 
 TRAIN_CHARACTERS = ("female_adventurer", "male_person", "robot", "zombie")
 TEST_CHARACTERS = ("female_person", "male_adventurer")
 PRESENT = 0.45  # probability of each defect
 DEGRADED = 0.2  # share of the others that are degraded
-REDRAWN = 0.25  # share of clips that are redrawn, where a model is given
+REDRAWN = 1 / 3  # share of clips that are redrawn, where a model is given
+KNOWN = 0.5  # share of these that show a character as the model knows it; the others, figures for training
 UNHEARD = 1 / 3  # share of the redrawn clips whose prompt asks for another action
-SMEARED = ("smoothness", "appeal", "image", "character")  # dimensions in which a redrawn clip is rated
+SMEARED = ("appeal", "image", "character")  # dimensions in which a redrawn clip is rated by what is lost
 WHOLE = 0.3  # share of the training figures whose parts are one character's
 DRAWN = 0.4  # share of them in the files' colours, and of the parts of the others
 KEPT = 0.5  # probability that a stand-in keeps a part, and a part's colours
 COLOURS = 10_000
 PART = 16  # clips degraded or redrawn together
 LINE_EVERY = 16  # parts from one line of progress to the next
-CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
-LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
+WAVER_SCALE = 0.05  # relative spread of its brightness at which 1/e of a redrawn figure's smoothness is left
 _STREAMS = {name: i for i, name in enumerate(("train", "test", *TEST_CHARACTERS), start=1)}
 
 Degrade = Callable[[np.ndarray], np.ndarray]
@@ -118,7 +120,7 @@ def draw_samples(
     shots = list(samples.shots)
     if redraw:
         for part in _parts(np.flatnonzero(again), "redrawing", log):
-            for place, shot in zip(part, _redraw(samples, part, redraw, rng), strict=True):
+            for place, shot in zip(part, _redraw(samples, part, redraw, rng.spawn(1)[0]), strict=True):
                 shots[place] = shot
     for part in _parts(np.flatnonzero((rng.random(count) < degraded) & ~again), "degrading", log):
         clips = samples.clips[part]
@@ -126,18 +128,18 @@ def draw_samples(
     return replace(samples, shots=tuple(shots))
 
 
-def _rendered(plain: np.ndarray, rng: np.random.Generator, split: str, candidates: int) -> Samples:
-    """One clip for each of `plain` (bool): defective figures of all kinds, or those that the model knows, clean."""
-    clips = np.empty((len(plain), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
+def _rendered(clean: np.ndarray, rng: np.random.Generator, split: str, candidates: int) -> Samples:
+    """One clip for each of `clean` (bool): those to redraw are clean, the others have defects of all kinds."""
+    clips = np.empty((len(clean), FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     shots, truths, badness = [], [], []
     drawn = Shot("robot", "snow", "idle", 0)  # never used: the first clip draws its own
-    for i, only_clean in enumerate(plain):
+    for i, only_clean in enumerate(clean):
         if i % candidates == 0:
             drawn = _draw_shot(rng, split)
         shot, defects = drawn, _draw_defects(rng)
         stand_in = _stand_in(shot, rng, split)
         if only_clean:
-            shot, defects = replace(shot, character=shot.character.split("+")[0], look=AS_DRAWN, phase=0), Defects()
+            shot, defects = _to_redraw(shot, rng), Defects()
         clips[i], swapped = _render(shot, defects, stand_in, rng)
         shots.append(shot)
         truths.append([truth(defects)[name] for name in DIMENSIONS])
@@ -160,7 +162,7 @@ def _compressed(clips: np.ndarray) -> np.ndarray:
 
 
 def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.Generator) -> list[Shot]:
-    """Redraw some clean clips in place and rate them: `SMEARED` by the share of the figure that is lost.
+    """Redraw some clean clips in place and rate them by how they differ from what they were.
 
     Returns what their prompts ask for: of a share another action than the clip shows.
     """
@@ -168,30 +170,29 @@ def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.G
     clean = samples.clips[part]
     samples.clips[part] = _compressed(redraw(clean, [caption(shot) for shot in shots], rng))
     figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
-    bad = lost(samples.clips[part], clean, figures)[:, 1:]
     unheard = rng.random(len(part)) < UNHEARD
-    badness = {name: bad for name in SMEARED}
-    badness["text"] = np.where(unheard, 1.0, 0.0)[:, None]
-    badness["motion"] = np.where(unheard, np.nan, 0.0)[:, None]
-    for name, value in badness.items():
+    bad = _badness_of_smears(samples.clips[part], clean, figures, [ACTIONS[shot.action].path() for shot in shots])
+    bad["text"] = np.where(unheard, 1.0, 0.0)[:, None]
+    bad["motion"][unheard] = np.nan
+    for name, value in bad.items():
         samples.badness[part, DIMENSIONS.index(name)] = value
         samples.truths[part, DIMENSIONS.index(name)] = 100 * (1 - value.mean(1))
     return [_other_action(shot, rng) if other else shot for shot, other in zip(shots, unheard, strict=True)]
 
 
+def _badness_of_smears(
+    clips: np.ndarray, clean: np.ndarray, figures: np.ndarray, paths: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """By dimension, of every frame after the first ``[K, FRAMES - 1]`` or of the whole clip ``[K, 1]``."""
+    smeared = lost(clips, clean, figures)[:, 1:]
+    steady = np.exp(-wavering(clips, clean, figures) / WAVER_SCALE)
+    moved = [travelled(*one) for one in zip(clips, clean, figures, paths, strict=True)]
+    bad = {name: smeared for name in SMEARED}
+    return bad | {"smoothness": 1 - (1 - smeared) * steady[:, None], "motion": 1 - np.array(moved)[:, None]}
+
+
 def _other_action(shot: Shot, rng: np.random.Generator) -> Shot:
     return replace(shot, action=str(rng.choice([action for action in ACTIONS if action != shot.action])))
-
-
-def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
-    """Share of the figure that is lost in every frame, ``[K, F]``: 1 - exp(-(error - CODEC_ERROR) / LOST_SCALE).
-
-    The error against the `clean` clips ``[K, F, H, W, 3]`` is summed over the whole frame, ghosts beside the figure
-    included, and divided by the number of the figure's pixels: those in `figures`, bool ``[K, F, H, W]``.
-    """
-    error = np.square((clips.astype(np.float32) - clean) / 255.0).mean(-1).sum((2, 3))
-    area = np.maximum(figures.sum((2, 3)), 1)
-    return 1 - np.exp(-np.maximum(error / area - CODEC_ERROR, 0) / LOST_SCALE)
 
 
 def _draw_shot(rng: np.random.Generator, split: str) -> Shot:
@@ -215,6 +216,12 @@ def _draw_defects(rng: np.random.Generator) -> Defects:
     there = rng.random(len(DEFECTS)) < PRESENT
     severity = rng.random(len(DEFECTS))
     return Defects(**{name: float(severity[i]) for i, name in enumerate(DEFECTS) if there[i]})
+
+
+def _to_redraw(shot: Shot, rng: np.random.Generator) -> Shot:
+    """The shot from the first pose on, as in every prompt; `KNOWN` of them with a character of the files."""
+    known = {"character": shot.character.split("+")[0], "look": AS_DRAWN} if rng.random() < KNOWN else {}
+    return replace(shot, phase=0, **known)
 
 
 def _stand_in(shot: Shot, rng: np.random.Generator, split: str) -> Shot:

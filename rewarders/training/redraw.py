@@ -25,7 +25,8 @@ from common.models import (
 )
 
 STEPS = (2, 4, 5, 10)  # of DDIM, from noise to clip: fewer smear less, and heads must tell
-LATEST = 0.8  # share of the steps before which redrawing starts
+AFRESH = 0.5  # share that starts at pure noise, as a policy does
+LATEST = 0.8  # share of the steps before which the others start
 
 
 class Redrawer:
@@ -54,7 +55,8 @@ class Redrawer:
         x0 = encode_video(self._vae, unit)
         steps = int(rng.choice(STEPS))
         self._scheduler.set_timesteps(steps)
-        times = self._scheduler.timesteps[int(rng.integers(int(LATEST * steps))) :]
+        start = 0 if rng.random() < AFRESH else int(rng.integers(int(LATEST * steps)))
+        times = self._scheduler.timesteps[start:]
         eps = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(x0.device)
         latents = self._noise.add_noise(x0, eps, times[:1].expand(len(clips)))
         for t in times:

@@ -7,7 +7,7 @@ import pytest
 
 from common.models import open_model
 from common.toon.world import Shot, caption, render
-from rewarders.training.redraw import LATEST, STEPS, Redrawer
+from rewarders.training.redraw import AFRESH, LATEST, STEPS, Redrawer
 
 SHOTS = [Shot("robot", "snow", "walk_right", 4), Shot("zombie", "cave", "jump", 12)]
 
@@ -16,17 +16,21 @@ MOST = max(STEPS)
 
 
 class Dice(np.random.Generator):
-    """Draws noise as any generator, but always starts at the given one of `steps`."""
+    """Draws noise as any generator, but always starts at the given one of `steps`; `afresh`: without choosing it."""
 
-    def __init__(self, start: int, steps: int = MOST) -> None:
+    def __init__(self, start: int, steps: int = MOST, afresh: bool = False) -> None:
         super().__init__(np.random.PCG64(0))
-        self.start, self.steps = start, steps
+        self.start, self.steps, self.afresh = start, steps, afresh
+
+    def random(self) -> float:  # type: ignore[override]
+        return 0.99 * AFRESH if self.afresh else AFRESH
 
     def choice(self, pool: tuple[int, ...]) -> int:  # type: ignore[override]
         assert self.steps in pool
         return self.steps
 
     def integers(self, *bounds: int) -> int:  # type: ignore[override]
+        assert not self.afresh
         assert bounds == (int(LATEST * self.steps),)
         assert self.start < bounds[0]
         return self.start
@@ -60,6 +64,12 @@ def test_captions_and_noise_decide(redrawer: Redrawer) -> None:
     assert np.abs(one.astype(float) - other).mean() > 1
     again = redrawer.redraw(clips, texts, Dice(0))
     assert (again[0] == one).all()
+
+
+def test_half_are_drawn_afresh(redrawer: Redrawer) -> None:
+    clips, texts = np.stack([render(shot) for shot in SHOTS]), [caption(shot) for shot in SHOTS]
+    afresh = redrawer.redraw(clips, texts, Dice(1, 2, afresh=True))
+    assert (afresh == redrawer.redraw(clips, texts, Dice(0, 2))).all()
 
 
 def test_few_steps_from_noise_draw_another_clip_than_many(redrawer: Redrawer) -> None:

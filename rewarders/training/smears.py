@@ -1,0 +1,69 @@
+"""How a redrawn clip differs from the clean one it was drawn after: what of its figure is lost, how much the figure's
+brightness wavers, and how far the figure travels.
+
+Clips are uint8 ``[K, F, H, W, 3]``; `figures` says which pixels of the clean ones are the figure's, bool
+``[K, F, H, W]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
+LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
+REACH = 8  # pixels around its place within which a figure is looked for
+FIT_SCALE = 0.004  # masked squared error by which a place must be worse to count 1/e of another
+
+
+def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """Share of the figure that is lost in every frame, ``[K, F]``: 1 - exp(-(error - CODEC_ERROR) / LOST_SCALE).
+
+    The error is summed over the whole frame, ghosts beside the figure included, and divided by the number of the
+    figure's pixels.
+    """
+    error = np.square((clips.astype(np.float32) - clean) / 255.0).mean(-1).sum((2, 3))
+    area = np.maximum(figures.sum((2, 3)), 1)
+    return 1 - np.exp(-np.maximum(error / area - CODEC_ERROR, 0) / LOST_SCALE)
+
+
+def wavering(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """Relative spread over the frames of the brightness where the figure should be, against its own, ``[K]``, >= 0."""
+    drawn, own = ((part * figures[..., None]).sum((2, 3, 4), dtype=np.float64) for part in (clips, clean))
+    gain = drawn / np.maximum(own, 1)
+    return gain.std(1) / np.maximum(gain.mean(1), 1e-6)
+
+
+def travelled(clip: np.ndarray, clean: np.ndarray, figure: np.ndarray, path: np.ndarray) -> float:
+    """Share of its path that the figure of one clip ``[F, H, W, 3]`` travels, 0 .. 1.
+
+    `path` is the clean figure's displacement, pixels, ``[F, 2]`` as (x, y). What is measured is the displacement's
+    projection on it, <track, path> / <path, path>.
+    """
+    track = path.astype(float)
+    for t in range(1, len(clip)):
+        if figure[t].any():
+            track[t] += _offset(clip[t], clean[t], figure[t])
+    return float(np.clip((track * path).sum() / max((path * path).sum(), 1e-6), 0, 1))
+
+
+def _offset(frame: np.ndarray, clean: np.ndarray, figure: np.ndarray) -> tuple[float, float]:
+    """By how much (x, y) the figure stands away from its place: the mean of the offsets up to `REACH`, each counting
+    exp(-error / FIT_SCALE), for a smeared figure fits many about as well."""
+    box = cv2.boundingRect(figure.astype(np.uint8))
+    mask = np.repeat(_cut(figure, box)[..., None].astype(np.float32), 3, 2)
+    around = cv2.copyMakeBorder(frame, REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE).astype(np.float32) / 255
+    searched = _cut(around, (box[0], box[1], box[2] + 2 * REACH, box[3] + 2 * REACH))
+    sought = _cut(clean, box).astype(np.float32) / 255
+    error = cv2.matchTemplate(searched, sought, cv2.TM_SQDIFF, mask=mask) / mask.sum()
+    share = np.exp(-(error - error.min()) / FIT_SCALE)
+    share /= share.sum()
+    away = np.arange(-REACH, REACH + 1)
+    return float(share.sum(0) @ away), float(share.sum(1) @ away)
+
+
+def _cut(image: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    x, y, width, height = box
+    return image[y : y + height, x : x + width]
