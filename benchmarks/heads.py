@@ -9,6 +9,11 @@ Spearman's rank correlation (SRCC); ours is the head, other the best of the plai
   different: a correlation, not an accuracy. In motion it gives three of four 99 points or more, and ranks the others;
 - on the same together with clips of a policy *that does not listen*: half as many again, sampled under the caption of
   another action, and judged by the one that was asked for. Here motion and text tell clips apart.
+
+A policy's clip can also be rated as the heads' training clips are: by how it differs from the clean one of the same
+shot (`rewarders/training/smears.py`), and in text by whether the policy heard the prompt. No head sees that clip, so
+the SRCC of this rating with the oracle is the limit of a head that learned it perfectly. There is none where the rating
+is the same for all clips (text, where all heard), or unknown for some (motion, where some did not).
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ from common.messages import Prompt
 from common.models import open_model
 from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
-from common.toon.world import ACTIONS, caption
+from common.toon.world import ACTIONS, Shot, caption, figure_mask, render
 from deploy import run_folder
 from rewarders.anime import load_heads
 from rewarders.anime.head import first_frame
@@ -36,6 +41,7 @@ from rewarders.training.agreement import srcc
 from rewarders.training.data import draw_samples
 from rewarders.training.evaluate import best_signal, evaluate_heads, evaluate_signals
 from rewarders.training.signals import measure as signals_of
+from rewarders.training.smears import badness
 
 RENDERED, SAMPLED = 1024, 256
 STEPS = (2, 4, 5, 10)  # of the sampler, prompt by prompt in turn
@@ -64,6 +70,7 @@ class Judged:
     """K clips of one sampler, and what is said of them."""
 
     truths: Mapping[str, np.ndarray]  # dimension -> the oracle's nearest answer, [K]
+    ratings: Mapping[str, np.ndarray]  # dimension -> how a training clip like it would be rated, [K]; NaN: unknown
     scores: Mapping[str, np.ndarray]  # dimension -> the head's, [K]
     plain: Sequence[Mapping[str, float]]  # K clips' signals
 
@@ -72,11 +79,18 @@ class Judged:
         heads = {name: srcc(self.scores[name], self.truths[name]) for name in DIMENSIONS}
         return heads, {name: best_signal(self.plain, self.truths[name]) for name in DIMENSIONS}
 
+    def limits(self) -> dict[str, float | None]:
+        """SRCC with the truths of the training clips' rating, where it is known and not the same for all."""
+        varied = {name: bool(np.ptp(self.ratings[name]) > 0) for name in DIMENSIONS}  # not so where one is NaN
+        return {name: srcc(self.ratings[name], self.truths[name]) if varied[name] else None for name in DIMENSIONS}
+
     def __add__(self, other: Judged) -> Judged:
         """The clips of both."""
-        truths = {name: np.concatenate([self.truths[name], other.truths[name]]) for name in DIMENSIONS}
-        scores = {name: np.concatenate([self.scores[name], other.scores[name]]) for name in DIMENSIONS}
-        return Judged(truths, scores, [*self.plain, *other.plain])
+        pairs = ((self.truths, other.truths), (self.ratings, other.ratings), (self.scores, other.scores))
+        truths, ratings, scores = (
+            {name: np.concatenate([one[name], two[name]]) for name in DIMENSIONS} for one, two in pairs
+        )
+        return Judged(truths, ratings, scores, [*self.plain, *other.plain])
 
 
 def sampled(count: int, deaf: bool = False, seed: int = 1) -> Judged:
@@ -86,6 +100,7 @@ def sampled(count: int, deaf: bool = False, seed: int = 1) -> Judged:
     verdicts = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
     return Judged(
         {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
+        _rated(clips, [_drawn(prompt, deaf) for prompt in prompts], deaf),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
         [signals_of(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
     )
@@ -97,32 +112,41 @@ def _sample(prompts: Sequence[Prompt], deaf: bool, seed: int) -> list[np.ndarray
 
     def clip_of(place: int, prompt: Prompt) -> np.ndarray:
         sampler = samplers[place % len(samplers)]
-        heard = replace(prompt, text=_another(prompt)) if deaf else prompt
+        heard = replace(prompt, text=caption(_drawn(prompt, deaf)))
         seeds = [rules.seed(seed, "heads", place, int(deaf))]
         return decode_clip(sampler.sample(heard, sampler.encode(heard), seeds, [0])[0].clip)
 
     return [clip_of(place, prompt) for place, prompt in enumerate(prompts)]
 
 
-def _another(prompt: Prompt) -> str:
-    """The caption with the next action in the place of the prompt's."""
+def _drawn(prompt: Prompt, deaf: bool) -> Shot:
+    """What the policy is told to draw: what was asked for, or the next action in its place."""
     shot, actions = shot_of(prompt), list(ACTIONS)
-    return caption(replace(shot, action=actions[(actions.index(shot.action) + 1) % len(actions)]))
+    return replace(shot, action=actions[(actions.index(shot.action) + deaf) % len(actions)])
+
+
+def _rated(clips: Sequence[np.ndarray], shots: Sequence[Shot], deaf: bool) -> dict[str, np.ndarray]:
+    """The rating of clips that were to show `shots`, 0 .. 100, ``[K]`` by dimension, as the heads' training has it."""
+    clean = np.stack([render(shot) for shot in shots])
+    figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
+    bad = badness(np.stack(clips), clean, figures, [ACTIONS[shot.action].path() for shot in shots])
+    rated = {name: 100 * (1 - value.mean(1)) for name, value in bad.items()}
+    unheard = {"motion": np.full(len(clips), np.nan)} if deaf else {}
+    return rated | unheard | {"text": np.full(len(clips), 0.0 if deaf else 100.0)}
 
 
 def measure(given: argparse.Namespace) -> Report:
     """All correlations of every dimension; an aim is about the least of them."""
     plain = sampled(given.sampled)
-    found = {
-        UNSEEN: on_rendered(given.rendered),
-        POLICY: plain.found(),
-        DEAF: (plain + sampled(given.sampled // 2, deaf=True)).found(),
-    }
+    both = plain + sampled(given.sampled // 2, deaf=True)
+    found = {UNSEEN: on_rendered(given.rendered), POLICY: plain.found(), DEAF: both.found()}
+    limits = {UNSEEN: {}, POLICY: plain.limits(), DEAF: both.limits()}
     rows, aims = [], []
     for where, (heads, signals) in found.items():
         for name in DIMENSIONS:
             against = "the renderer's truth" if where == UNSEEN else f"the oracle's {NEAREST[name]}"
-            rows.append(Row(f"{where}: {name}, against {against}", "SRCC", heads[name], signals[name]))
+            case = f"{where}: {name}, against {against}"
+            rows.append(Row(case, "SRCC", heads[name], signals[name], limits[where].get(name)))
         least = min(heads[name] for name in DIMENSIONS)
         aims.append(Aim(f"every head on {where}", least, f">= {AIMS[where]}", least >= AIMS[where]))
     return Report("heads", rows, aims, ("torch", "diffusers", "opencv-python-headless"))

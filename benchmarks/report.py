@@ -7,8 +7,9 @@
 ```
 
 Pairs of measurements alternate (ours, other, ours, other ...), so that a machine that slows down slows both; `ratio` is
-the median, least and greatest of the pairs' ratios. `limit` is what the machine could do at most, measured in the same
-run. `python -m benchmarks.NAME --json benchmarks/results/NAME-DEVICE.json` keeps a result.
+the median, least and greatest of the pairs' ratios. `limit` is what could be had at most (of speed: by the machine; of
+the heads: by their training's ratings), measured in the same run. `python -m benchmarks.NAME --json
+benchmarks/results/NAME-DEVICE.json` keeps a result.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One case: medians of ours, of the other way (None: there is none) and of the machine's limit, in `unit`."""
+    """One case: medians of ours, of the other way (None: there is none) and of the limit, in `unit`."""
 
     case: str
     unit: str

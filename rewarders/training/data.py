@@ -42,7 +42,7 @@ from common.toon.world import (
     start_x,
     truth,
 )
-from rewarders.training.smears import lost, travelled, wavering
+from rewarders.training.smears import badness
 
 TRAIN_CHARACTERS = ("female_adventurer", "male_person", "robot", "zombie")
 TEST_CHARACTERS = ("female_person", "male_adventurer")
@@ -51,14 +51,12 @@ DEGRADED = 0.2  # share of the others that are degraded
 REDRAWN = 1 / 3  # share of clips that are redrawn, where a model is given
 KNOWN = 0.5  # share of these that show a character as the model knows it; the others, figures for training
 UNHEARD = 1 / 3  # share of the redrawn clips whose prompt asks for another action
-SMEARED = ("appeal", "image", "character")  # dimensions in which a redrawn clip is rated by what is lost
 WHOLE = 0.3  # share of the training figures whose parts are one character's
 DRAWN = 0.4  # share of them in the files' colours, and of the parts of the others
 KEPT = 0.5  # probability that a stand-in keeps a part, and a part's colours
 COLOURS = 10_000
 PART = 16  # clips degraded or redrawn together
 LINE_EVERY = 16  # parts from one line of progress to the next
-WAVER_SCALE = 0.05  # relative spread of its brightness at which 1/e of a redrawn figure's smoothness is left
 _STREAMS = {name: i for i, name in enumerate(("train", "test", *TEST_CHARACTERS), start=1)}
 
 Degrade = Callable[[np.ndarray], np.ndarray]
@@ -171,24 +169,13 @@ def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.G
     samples.clips[part] = _compressed(redraw(clean, [caption(shot) for shot in shots], rng))
     figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
     unheard = rng.random(len(part)) < UNHEARD
-    bad = _badness_of_smears(samples.clips[part], clean, figures, [ACTIONS[shot.action].path() for shot in shots])
+    bad = badness(samples.clips[part], clean, figures, [ACTIONS[shot.action].path() for shot in shots])
     bad["text"] = np.where(unheard, 1.0, 0.0)[:, None]
     bad["motion"][unheard] = np.nan
     for name, value in bad.items():
         samples.badness[part, DIMENSIONS.index(name)] = value
         samples.truths[part, DIMENSIONS.index(name)] = 100 * (1 - value.mean(1))
     return [_other_action(shot, rng) if other else shot for shot, other in zip(shots, unheard, strict=True)]
-
-
-def _badness_of_smears(
-    clips: np.ndarray, clean: np.ndarray, figures: np.ndarray, paths: Sequence[np.ndarray]
-) -> dict[str, np.ndarray]:
-    """By dimension, of every frame after the first ``[K, FRAMES - 1]`` or of the whole clip ``[K, 1]``."""
-    smeared = lost(clips, clean, figures)[:, 1:]
-    steady = np.exp(-wavering(clips, clean, figures) / WAVER_SCALE)
-    moved = [travelled(*one) for one in zip(clips, clean, figures, paths, strict=True)]
-    bad = {name: smeared for name in SMEARED}
-    return bad | {"smoothness": 1 - (1 - smeared) * steady[:, None], "motion": 1 - np.array(moved)[:, None]}
 
 
 def _other_action(shot: Shot, rng: np.random.Generator) -> Shot:

@@ -1,5 +1,5 @@
-"""How a redrawn clip differs from the clean one it was drawn after: what of its figure is lost, how much the figure's
-brightness wavers, and how far the figure travels.
+"""How a redrawn clip differs from the clean one it was drawn after, and how bad that makes it: what of its figure is
+lost, how much the figure's brightness wavers, and how far the figure travels.
 
 Clips are uint8 ``[K, F, H, W, 3]``; `figures` says which pixels of the clean ones are the figure's, bool
 ``[K, F, H, W]``.
@@ -12,10 +12,26 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+SMEARED = ("appeal", "image", "character")  # dimensions in which a clip is rated by what is lost
 CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
 LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
+WAVER_SCALE = 0.05  # relative spread of its brightness at which 1/e of a figure's smoothness is left
 REACH = 8  # pixels around its place within which a figure is looked for
 FIT_SCALE = 0.004  # masked squared error by which a place must be worse to count 1/e of another
+
+
+def badness(
+    clips: np.ndarray, clean: np.ndarray, figures: np.ndarray, paths: Sequence[np.ndarray]
+) -> dict[str, np.ndarray]:
+    """By dimension but text, 0 .. 1: of every frame after the first ``[K, F - 1]``, or of the whole clip ``[K, 1]``.
+
+    `paths` are the clean figures' displacements, as `travelled` takes them.
+    """
+    smeared = lost(clips, clean, figures)[:, 1:]
+    steady = np.exp(-wavering(clips, clean, figures) / WAVER_SCALE)
+    moved = [travelled(*one) for one in zip(clips, clean, figures, paths, strict=True)]
+    bad = {name: smeared for name in SMEARED}
+    return bad | {"smoothness": 1 - (1 - smeared) * steady[:, None], "motion": 1 - np.array(moved)[:, None]}
 
 
 def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:

@@ -9,7 +9,8 @@ import pytest
 
 from common.toon.world import AS_DRAWN, CHARACTERS, DIMENSIONS, Defects, Shot, caption, render
 from rewarders.training import data
-from rewarders.training.data import SMEARED, TEST_CHARACTERS, TRAIN_CHARACTERS, Samples, draw_samples, mirrored
+from rewarders.training.data import TEST_CHARACTERS, TRAIN_CHARACTERS, Samples, draw_samples, mirrored
+from rewarders.training.smears import SMEARED
 
 
 @pytest.fixture(scope="module")
@@ -143,23 +144,6 @@ def test_redrawn_clips_are_rated_by_what_they_were() -> None:
     assert (samples.truth_of("text")[redrawn] == np.where(heard, 100, 0)).all()
     assert (samples.badness_of("text")[redrawn] == np.where(heard, 0, 1)[:, None]).all()
     assert np.setdiff1d(np.arange(80), samples.rated("motion")).tolist() == redrawn[~heard].tolist()
-
-
-def test_smears_in_the_six_dimensions_by_hand() -> None:
-    """Half as bright in the last 4 of 9 frames, at its place: gain 1 and 0.5, mean 7/9, spread 0.2485 / 0.7778 =
-    0.3194, of which exp(-0.3194 / 0.05) = 0.00168 is steady; 100 of 255 less in 8 pixels of 8: 0.1538 an error."""
-    clean = np.zeros((1, 9, 48, 64, 3), np.uint8)
-    clean[:, :, 10:12, 10:14] = 200
-    clips = clean.copy()
-    clips[:, 5:] //= 2
-    bad = data._badness_of_smears(clips, clean, clean.any(-1), [np.stack([np.arange(9.0), np.zeros(9)], 1)])
-    assert sorted(bad) == ["appeal", "character", "image", "motion", "smoothness"]
-    vanished = 1 - np.exp(-(0.15379 - 0.01) / 0.02)  # 0.99925
-    for dimension in SMEARED:
-        assert bad[dimension][0] == pytest.approx([0, 0, 0, 0, *[vanished] * 4], abs=1e-5)
-    assert bad["smoothness"][0] == pytest.approx([0.99832] * 4 + [1.0] * 4, abs=2e-5)
-    assert bad["motion"].shape == (1, 1)
-    assert bad["motion"][0, 0] == pytest.approx(0, abs=0.01)
 
 
 def test_mirrored_captions() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from common.clips import decode_clip, encode_mp4
 from common.toon.world import ACTIONS, FPS, Shot, figure_mask, render
-from rewarders.training.smears import lost, travelled, wavering
+from rewarders.training.smears import SMEARED, badness, lost, travelled, wavering
 
 
 def test_lost_by_hand() -> None:
@@ -30,6 +30,23 @@ def test_wavering_by_hand() -> None:
     clips[2] = 0
     clips[:, :, 40, 60] = 255  # what is beside the figure does not count
     assert wavering(clips, clean, clean.any(-1) & (clean[..., 0] == 200)) == pytest.approx([1 / 3, 0, 0])
+
+
+def test_badness_by_hand() -> None:
+    """Half as bright in the last 4 of 9 frames, at its place: gain 1 and 0.5, mean 7/9, spread 0.2485 / 0.7778 =
+    0.3194, of which exp(-0.3194 / 0.05) = 0.00168 is steady; 100 of 255 less in 8 pixels of 8: 0.1538 an error."""
+    clean = np.zeros((1, 9, 48, 64, 3), np.uint8)
+    clean[:, :, 10:12, 10:14] = 200
+    clips = clean.copy()
+    clips[:, 5:] //= 2
+    bad = badness(clips, clean, clean.any(-1), [np.stack([np.arange(9.0), np.zeros(9)], 1)])
+    assert sorted(bad) == ["appeal", "character", "image", "motion", "smoothness"]
+    vanished = 1 - np.exp(-(0.15379 - 0.01) / 0.02)  # 0.99925
+    for dimension in SMEARED:
+        assert bad[dimension][0] == pytest.approx([0, 0, 0, 0, *[vanished] * 4], abs=1e-5)
+    assert bad["smoothness"][0] == pytest.approx([0.99832] * 4 + [1.0] * 4, abs=2e-5)
+    assert bad["motion"].shape == (1, 1)
+    assert bad["motion"][0, 0] == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("action", list(ACTIONS))
