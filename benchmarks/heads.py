@@ -12,8 +12,8 @@ Spearman's rank correlation (SRCC); ours is the head, other the best of the plai
 
 A policy's clip can also be rated as the heads' training clips are: by how it differs from the clean one of the same
 shot (`rewarders/training/smears.py`), and in text by whether the policy heard the prompt. No head sees that clip, so
-the SRCC of this rating with the oracle is the limit of a head that learned it perfectly. There is none where the rating
-is the same for all clips (text, where all heard), or unknown for some (motion, where some did not).
+the SRCC of this rating with the oracle, the limit, is what a head reaches that learned it perfectly. There is none
+where the rating is the same for all clips (text, where all heard), or unknown for some (motion, where some did not).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from common.messages import Prompt
 from common.models import open_model
 from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
-from common.toon.world import ACTIONS, Shot, caption, figure_mask, render
+from common.toon.world import ACTIONS, Shot, caption, render
 from deploy import run_folder
 from rewarders.anime import load_heads
 from rewarders.anime.head import first_frame
@@ -127,12 +127,12 @@ def _drawn(prompt: Prompt, deaf: bool) -> Shot:
 
 def _rated(clips: Sequence[np.ndarray], shots: Sequence[Shot], deaf: bool) -> dict[str, np.ndarray]:
     """The rating of clips that were to show `shots`, 0 .. 100, ``[K]`` by dimension, as the heads' training has it."""
-    clean = np.stack([render(shot) for shot in shots])
-    figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
-    bad = badness(np.stack(clips), clean, figures, [ACTIONS[shot.action].path() for shot in shots])
+    bad = badness(np.stack(clips), np.stack([render(shot) for shot in shots]), shots)
     rated = {name: 100 * (1 - value.mean(1)) for name, value in bad.items()}
-    unheard = {"motion": np.full(len(clips), np.nan)} if deaf else {}
-    return rated | unheard | {"text": np.full(len(clips), 0.0 if deaf else 100.0)}
+    rated["text"] = np.full(len(clips), 0.0 if deaf else 100.0)
+    if deaf:
+        rated["motion"] = np.full(len(clips), np.nan)
+    return rated
 
 
 def measure(given: argparse.Namespace) -> Report:

@@ -7,8 +7,8 @@
 ```
 
 Pairs of measurements alternate (ours, other, ours, other ...), so that a machine that slows down slows both; `ratio` is
-the median, least and greatest of the pairs' ratios. `limit` is what could be had at most (of speed: by the machine; of
-the heads: by their training's ratings), measured in the same run. `python -m benchmarks.NAME --json
+the median, least and greatest of the pairs' ratios. `limit` is what to expect at most (of speed: from the machine; of
+the heads: from their training's ratings), measured in the same run. `python -m benchmarks.NAME --json
 benchmarks/results/NAME-DEVICE.json` keeps a result.
 """
 

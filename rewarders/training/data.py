@@ -37,12 +37,11 @@ from common.toon.world import (
     Look,
     Shot,
     caption,
-    figure_mask,
     render,
     start_x,
     truth,
 )
-from rewarders.training.smears import badness
+from rewarders.training import smears
 
 TRAIN_CHARACTERS = ("female_adventurer", "male_person", "robot", "zombie")
 TEST_CHARACTERS = ("female_person", "male_adventurer")
@@ -117,6 +116,7 @@ def draw_samples(
     samples = _rendered(again, rng, split, candidates)
     shots = list(samples.shots)
     if redraw:
+        # Every part has a generator of its own: however much a model draws from it, the other clips stay the same.
         for part in _parts(np.flatnonzero(again), "redrawing", log):
             for place, shot in zip(part, _redraw(samples, part, redraw, rng.spawn(1)[0]), strict=True):
                 shots[place] = shot
@@ -167,9 +167,8 @@ def _redraw(samples: Samples, part: np.ndarray, redraw: Redraw, rng: np.random.G
     shots = [samples.shots[i] for i in part]
     clean = samples.clips[part]
     samples.clips[part] = _compressed(redraw(clean, [caption(shot) for shot in shots], rng))
-    figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
     unheard = rng.random(len(part)) < UNHEARD
-    bad = badness(samples.clips[part], clean, figures, [ACTIONS[shot.action].path() for shot in shots])
+    bad = smears.badness(samples.clips[part], clean, shots)
     bad["text"] = np.where(unheard, 1.0, 0.0)[:, None]
     bad["motion"][unheard] = np.nan
     for name, value in bad.items():

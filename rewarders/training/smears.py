@@ -1,6 +1,9 @@
 """How a redrawn clip differs from the clean one it was drawn after, and how bad that makes it: what of its figure is
 lost, how much the figure's brightness wavers, and how far the figure travels.
 
+The oracle answers something alike, but what judges a run must not have trained its rewards: nothing here asks it. It
+also knows less, only a shot's sprites; here the clean clip is at hand, and a smear is what differs from it.
+
 Clips are uint8 ``[K, F, H, W, 3]``; `figures` says which pixels of the clean ones are the figure's, bool
 ``[K, F, H, W]``.
 """
@@ -12,6 +15,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from common.toon.world import ACTIONS, Shot, figure_mask
+
 SMEARED = ("appeal", "image", "character")  # dimensions in which a clip is rated by what is lost
 CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
 LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
@@ -20,13 +25,13 @@ REACH = 8  # pixels around its place within which a figure is looked for
 FIT_SCALE = 0.004  # masked squared error by which a place must be worse to count 1/e of another
 
 
-def badness(
-    clips: np.ndarray, clean: np.ndarray, figures: np.ndarray, paths: Sequence[np.ndarray]
-) -> dict[str, np.ndarray]:
+def badness(clips: np.ndarray, clean: np.ndarray, shots: Sequence[Shot]) -> dict[str, np.ndarray]:
     """By dimension but text, 0 .. 1: of every frame after the first ``[K, F - 1]``, or of the whole clip ``[K, 1]``.
 
-    `paths` are the clean figures' displacements, as `travelled` takes them.
+    `clean` shows the `shots` without defects.
     """
+    figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
+    paths = [ACTIONS[shot.action].path() for shot in shots]
     smeared = lost(clips, clean, figures)[:, 1:]
     steady = np.exp(-wavering(clips, clean, figures) / WAVER_SCALE)
     moved = [travelled(*one) for one in zip(clips, clean, figures, paths, strict=True)]
@@ -56,7 +61,9 @@ def travelled(clip: np.ndarray, clean: np.ndarray, figure: np.ndarray, path: np.
     """Share of its path that the figure of one clip ``[F, H, W, 3]`` travels, 0 .. 1.
 
     `path` is the clean figure's displacement, pixels, ``[F, 2]`` as (x, y). What is measured is the displacement's
-    projection on it, <track, path> / <path, path>.
+    projection on it, <track, path> / <path, path>. A figure that is further than `REACH` from its place counts as
+    about that far: who stands still keeps two thirds of a run of 32 pixels, a third of a walk of 16, little of a climb.
+    Looking further finds more that a smear resembles, and a policy smears often but seldom stands still.
     """
     track = path.astype(float)
     for t in range(1, len(clip)):
