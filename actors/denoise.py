@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from diffusers import CogVideoXDPMScheduler
 
-from actors.speed import forget
-from common.models import Scheduler, predict_v
-from common.shapes import front_padding
+from actors.acceleration import forget
+from common.models.cogvideox import Scheduler, predict_v
+from common.models.shapes import front_padding
 
 
 @dataclass(frozen=True)

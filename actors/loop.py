@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.config import ConfigError
-from common.exchange.client import Exchange, Submitted
+from common.exchange.api import Exchange, Submitted
 from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, WeightVersion
 
 if TYPE_CHECKING:  # a simulated sampler starts without torch

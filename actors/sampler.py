@@ -20,18 +20,26 @@ from typing import Any
 import numpy as np
 import torch
 
+from actors.acceleration import Module, quicken, resident
 from actors.denoise import Condition, denoise
 from actors.loop import NON_FINITE, SamplingError, SamplingLoop
-from actors.prompts import first_frame
-from actors.speed import Module, quicken, resident
-from common.clips import encode_mp4
+from actors.prompts.source import first_frame
 from common.config import ConfigError, RunConfig
-from common.fingerprint import check_same_model
-from common.lora import adapter_state, inject_lora, load_adapter_state
+from common.data.video import encode_mp4
 from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
-from common.models import ModelFolder, decode_latents, encode_image, encode_text, encode_video, to_pixels, to_unit
-from common.tensors import from_array, policy_digest, to_array
-from common.weights import check_fits
+from common.models.cogvideox import (
+    ModelFolder,
+    decode_latents,
+    encode_image,
+    encode_text,
+    encode_video,
+    to_pixels,
+    to_unit,
+)
+from common.models.fingerprint import check_same_model
+from common.models.lora import adapter_state, inject_lora, load_adapter_state
+from common.weights.store import check_fits
+from common.weights.tensors import from_array, policy_digest, to_array
 
 ADAPTER = "policy"  # the name under which the learner trains its adapter
 CACHED_PROMPTS = 256  # encoded prompts kept: evaluation asks for the same ones under several versions

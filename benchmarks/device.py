@@ -3,7 +3,7 @@
 ```
 Way("ours")  ── round, round, round ──> seconds, the first left out; on a GPU: the most bytes that it alone held
 Way("other") ── between them ─────────┘
-operations of a clip, of an optimizer step (deploy/plan.py) / seconds / the peak of the device ──> MFU
+operations of a clip, of an optimizer step (deploy/planning/plan.py) / seconds / the peak of the device ──> MFU
 ```
 """
 
@@ -18,11 +18,11 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from benchmarks.report import Aim, Row, ratio
+from benchmarks.harness import Aim, Row, ratio
 from common.config import ConfigError, LearnerConfig, RunConfig
-from deploy.needs import GPUS, Gpu
-from deploy.plan import draft
-from deploy.sizes import ModelSizes
+from deploy.planning.memory import GPUS, Gpu
+from deploy.planning.model_sizes import ModelSizes
+from deploy.planning.plan import draft
 
 GB = 1e9
 PEAK_SECONDS = 1.0
@@ -130,7 +130,7 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
 
 
 def stated_peak(device: str) -> Gpu | None:
-    """The GPU by its data sheet; None for a CPU, or one that `deploy.needs` does not know."""
+    """The GPU by its data sheet; None for a CPU, or one that `deploy.planning.memory` does not know."""
     if not is_cuda(device):
         return None
     name = torch.cuda.get_device_name(device).replace(" ", "")

@@ -35,8 +35,8 @@ from typing import Any
 import psutil
 import zmq
 
-from benchmarks.load import GROUP, LATENTS, Sizes
-from benchmarks.report import Aim, Report, Row, main, ratio
+from benchmarks.exchange_clients import GROUP, LATENTS, Sizes
+from benchmarks.harness import Aim, Report, Row, main, ratio
 from common.digests import digest
 from common.exchange.remote import THREADS
 
@@ -81,7 +81,7 @@ def duties(clients: int) -> dict[str, str]:
 
 
 def _start(what: str, **arguments: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.load", what, json.dumps(arguments)]
+    command = [sys.executable, "-m", "benchmarks.exchange_clients", what, json.dumps(arguments)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

@@ -1,7 +1,7 @@
 """How well the reward heads rank clips: ``python -m benchmarks.heads [--json FILE]``.
 
 Spearman's rank correlation (SRCC); ours is the head, other the best of the plain signals of the pixels
-(`rewarders/training/signals.py`), each with the better sign, as a user without trained heads would take them:
+(`rewarders/training/pixel_baselines.py`), each with the better sign, as a user without trained heads would take them:
 
 - on rendered clips of characters that no head was trained on, against the renderer's own truth;
 - on clips *sampled by the policy* for held-out prompts, in 2, 4, 5 and 10 steps, as a rating set has clips of several
@@ -11,9 +11,10 @@ Spearman's rank correlation (SRCC); ours is the head, other the best of the plai
   another action, and judged by the one that was asked for. Here motion and text tell clips apart.
 
 A policy's clip can also be rated as the heads' training clips are: by how it differs from the clean one of the same
-shot (`rewarders/training/smears.py`), and in text by whether the policy heard the prompt. No head sees that clip, so
-the SRCC of this rating with the oracle, the limit, is what a head reaches that learned it perfectly. There is none
-where the rating is the same for all clips (text, where all heard), or unknown for some (motion, where some did not).
+shot (`rewarders/toon_heads/training/degradation.py`), and in text by whether the policy heard the prompt. No head sees
+that clip, so the SRCC of this rating with the oracle, the limit, is what a head reaches that learned it perfectly.
+There is none where the rating is the same for all clips (text, where all heard), or unknown for some (motion, where
+some did not).
 """
 
 from __future__ import annotations
@@ -25,23 +26,23 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from actors.sampler import Sampler
-from benchmarks.report import Aim, Report, Row, main
-from common.clips import decode_clip
+from benchmarks.harness import Aim, Report, Row, main
 from common.config import DIMENSIONS, load_config
+from common.data.video import decode_clip
 from common.exchange import rules
 from common.messages import Prompt
-from common.models import open_model
+from common.models.cogvideox import open_model
 from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import ACTIONS, Shot, caption, render
-from deploy import run_folder
-from rewarders.anime import load_heads
-from rewarders.anime.head import first_frame
-from rewarders.training.agreement import srcc
-from rewarders.training.data import draw_samples
-from rewarders.training.evaluate import best_signal, evaluate_heads, evaluate_signals
-from rewarders.training.signals import measure as signals_of
-from rewarders.training.smears import badness
+from deploy.run_dir import layout
+from rewarders.toon_heads import load_heads
+from rewarders.toon_heads.head import first_frame
+from rewarders.toon_heads.training.dataset import draw_samples
+from rewarders.toon_heads.training.degradation import badness
+from rewarders.toon_heads.training.evaluate import best_signal, evaluate_heads, evaluate_signals
+from rewarders.training.pixel_baselines import measure as signals_of
+from rewarders.training.ranking_metrics import srcc
 
 RENDERED, SAMPLED = 1024, 256
 STEPS = (2, 4, 5, 10)  # of the sampler, prompt by prompt in turn
@@ -107,7 +108,7 @@ def sampled(count: int, deaf: bool = False, seed: int = 1) -> Judged:
 
 
 def _sample(prompts: Sequence[Prompt], deaf: bool, seed: int) -> list[np.ndarray]:
-    configs = [load_config(run_folder.TOON, {"sampler.steps": str(steps)}) for steps in STEPS]
+    configs = [load_config(layout.TOON, {"sampler.steps": str(steps)}) for steps in STEPS]
     samplers = [Sampler(open_model(config.model.path), config) for config in configs]
 
     def clip_of(place: int, prompt: Prompt) -> np.ndarray:

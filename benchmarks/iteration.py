@@ -5,9 +5,9 @@ encode ─> denoise N candidates ─> decode ─> mp4 ─> score ─> best and w
 sampler ────────────────────────────────────────── rewarder ─ exchange ────── learner ─────────────── sampler
 ```
 
-The roles' own loops in one process, in the order of `deploy/serial.py`, over a ledger on disk. A phase's seconds are
-its own: what it calls has a line of its own. On a GPU its peak memory stands below, of all roles together. It is the
-process's first iteration: what libraries do once is in it.
+The roles' own loops in one process, in the order of `deploy/runtime/serial.py`, over a ledger on disk. A phase's
+seconds are its own: what it calls has a line of its own. On a GPU its peak memory stands below, of all roles together.
+It is the process's first iteration: what libraries do once is in it.
 
 ``--model 5b-i2v --device cuda:0`` runs a published family at its full size, with random weights: phases take what they
 take with the published ones, but the clips show nothing, and no reward means anything. The reward heads are the
@@ -29,22 +29,22 @@ import torch
 from PIL import Image
 
 from actors.sampler import Sampler
-from benchmarks import setting
+from benchmarks import options
 from benchmarks.device import GB, is_cuda, wait
-from benchmarks.families import TOON
-from benchmarks.report import Aim, Report, Row, main
-from benchmarks.setting import model_flags, open_given, prompts_for
+from benchmarks.harness import Aim, Report, Row, main
+from benchmarks.options import model_flags, open_given, prompts_for
+from benchmarks.random_models import TOON
 from common.config import ConfigError, RunConfig, load_config
-from common.exchange.client import RunExchange
+from common.exchange.api import RunExchange
 from common.exchange.local import LocalExchange
 from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersion
-from common.models import ModelFolder
-from learner.pairs import Pairs
-from learner.train import Learner
-from rewarders.anime import load_heads
-from rewarders.anime.head import SHAPE
-from rewarders.base import Reward
+from common.models.cogvideox import ModelFolder
+from learner.batch import Pairs
+from learner.learner import Learner
+from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
+from rewarders.toon_heads import load_heads
+from rewarders.toon_heads.head import SHAPE
 
 N = 4
 STEPS, FAMILY_STEPS = 10, 50
@@ -77,7 +77,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
         "micro_batch": given.micro_batch or (N if toon else 1),
         "vae_tiling": given.vae_tiling,
     }
-    flags = model_flags(given) | setting.checkpointing_flag(given) | {"seed": given.seed, "steps": 1}
+    flags = model_flags(given) | options.checkpointing_flag(given) | {"seed": given.seed, "steps": 1}
     flags |= {f"sampler.{key}": value for key, value in sampler.items()}
     return load_config(flags=flags | {"learner.train": "lora", "learner.pairs_per_step": 1, "learner.micro_batch": 1})
 
@@ -252,8 +252,8 @@ def measure(given: argparse.Namespace) -> Report:
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *setting.OPTIONS,
-    setting.CHECKPOINTING,
+    *options.OPTIONS,
+    options.CHECKPOINTING,
     ("--steps", {"type": int, "help": f"denoising steps (default: toon {STEPS}, others {FAMILY_STEPS})"}),
     ("--micro-batch", {"type": int, "help": f"candidates denoised together (default: toon {N}, others 1)"}),
     ("--vae-tiling", {"action": "store_true", "help": "the VAE works in tiles: less memory at large sizes"}),

@@ -32,17 +32,24 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from peft import LoraConfig as PeftLoraConfig
 from torch.nn.functional import logsigmoid
 
-from benchmarks import setting
+from benchmarks import options
 from benchmarks.device import Way, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
-from benchmarks.families import TOON, sizes_of
-from benchmarks.report import Aim, Report, Row, main, ratio
-from benchmarks.setting import model_flags, open_given
+from benchmarks.harness import Aim, Report, Row, main, ratio
+from benchmarks.options import model_flags, open_given
+from benchmarks.random_models import TOON, sizes_of
 from common.config import RunConfig, load_config
-from common.diffusion import NoiseSchedule
-from common.lora import peft_settings
-from common.models import ModelFolder, decode_latents, encode_image, encode_text, encode_video, predict_v
-from learner.pairs import Pairs
-from learner.train import Learner
+from common.models.cogvideox import (
+    ModelFolder,
+    decode_latents,
+    encode_image,
+    encode_text,
+    encode_video,
+    predict_v,
+)
+from common.models.lora import peft_settings
+from common.models.noise_schedule import NoiseSchedule
+from learner.batch import Pairs
+from learner.learner import Learner
 
 ROUNDS = 5
 PAIRS, FAMILY_PAIRS = 8, 2  # in a step, of the toon model and of others
@@ -54,7 +61,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
     """What is not asked for: the toon run's for the toon model, what fits one GPU for others."""
     toon = given.model == TOON
     pairs = given.pairs or (PAIRS if toon else FAMILY_PAIRS)
-    flags = model_flags(given) | setting.checkpointing_flag(given) | {"learner.lr": 1e-6}
+    flags = model_flags(given) | options.checkpointing_flag(given) | {"learner.lr": 1e-6}
     flags["learner.train"] = given.train or ("full" if toon else "lora")
     flags["learner.micro_batch"] = given.micro_batch or (pairs if toon else 1)
     return load_config(flags=flags | {"learner.pairs_per_step": pairs})
@@ -119,7 +126,7 @@ class Plain:
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
         if config.learner.train == "lora":
             self.policy.add_adapter(PeftLoraConfig(**peft_settings(config.learner.lora)))
-        if setting.checkpointed(config):
+        if options.checkpointed(config):
             self.policy.enable_gradient_checkpointing()
         self._trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self._trained, lr=config.learner.lr, weight_decay=0.0)
@@ -248,8 +255,8 @@ def measure(given: argparse.Namespace, sizes: Sequence[tuple[int, int, int]] = S
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *setting.OPTIONS,
-    setting.CHECKPOINTING,
+    *options.OPTIONS,
+    options.CHECKPOINTING,
     ("--train", {"choices": ["lora", "full"], "help": "adapters, or all weights (default: toon full, others lora)"}),
     ("--rounds", {"type": int, "default": ROUNDS, "help": f"after one that is not counted (default: {ROUNDS})"}),
     ("--pairs", {"type": int, "help": f"in an optimizer step (default: toon {PAIRS}, others {FAMILY_PAIRS})"}),

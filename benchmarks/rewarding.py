@@ -22,16 +22,16 @@ from typing import cast
 
 import torch
 
-from benchmarks.report import Aim, Report, Row, main, ratio
-from common.clips import encode_mp4
+from benchmarks.harness import Aim, Report, Row, main, ratio
 from common.config import load_config
-from common.exchange.client import Exchange, Submitted
+from common.data.video import encode_mp4
+from common.exchange.api import Exchange, Submitted
 from common.messages import Score, ScoreTask
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import render
-from rewarders.anime import head as heads
-from rewarders.anime import load_heads
 from rewarders.rewarder import Rewarder, read_clip
+from rewarders.toon_heads import head as heads
+from rewarders.toon_heads import load_heads
 
 AIM = 3.0
 FPS = 8

@@ -7,7 +7,7 @@
 ```
 
 All three end in mp4 bytes of the same N clips. Every round has a prompt of its own, so nothing is cached from the round
-before. A shortcut (`actors/speed.py`) stands beside ours without it.
+before. A shortcut (`actors/acceleration.py`) stands beside ours without it.
 
 On the toon world every shortcut's cost is measured too: the same prompts and seeds with and without it, scored by the
 reward heads and by the oracle; the change with its 95 % interval stands in the case's words, its mean in `ours`.
@@ -32,16 +32,16 @@ from diffusers import CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from PIL import Image
 
 from actors.sampler import Sampler
-from benchmarks import setting
+from benchmarks import options
 from benchmarks.device import Way, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
-from benchmarks.families import TOON, RandomModel, sizes_of
-from benchmarks.report import Aim, Report, Row, main, ratio
-from benchmarks.setting import model_flags, open_given, prompts_for
-from common.clips import decode_clip, encode_mp4
+from benchmarks.harness import Aim, Report, Row, main, ratio
+from benchmarks.options import model_flags, open_given, prompts_for
+from benchmarks.random_models import TOON, RandomModel, sizes_of
+from common.bootstrap import paired_bootstrap
 from common.config import DIMENSIONS, RunConfig, load_config
+from common.data.video import decode_clip, encode_mp4
 from common.messages import Prompt
-from common.models import ModelFolder
-from common.stats import paired_bootstrap
+from common.models.cogvideox import ModelFolder
 
 N, ROUNDS, QUALITY_PROMPTS = 4, 5, 60
 GUIDANCE = 3.0  # on the toon world; the large models' own is 6
@@ -185,7 +185,7 @@ def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdic
     """Reward and oracle of one clip for each held-out prompt; the same seeds whoever samples."""
     from common.toon.oracle import judge  # noqa: PLC0415 - of the toon world alone
     from common.toon.prompts import shot_of  # noqa: PLC0415
-    from rewarders.anime import load_heads  # noqa: PLC0415
+    from rewarders.toon_heads import load_heads  # noqa: PLC0415
 
     asked = prompts_for(given, model).heldout(given.quality, 0)
     clips = [decode_clip(make(prompt, [seed])[0]) for seed, prompt in enumerate(asked)]
@@ -216,7 +216,7 @@ def measure(given: argparse.Namespace) -> Report:
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    *setting.OPTIONS,
+    *options.OPTIONS,
     ("--rounds", {"type": int, "default": ROUNDS, "help": f"after one that is not counted (default: {ROUNDS})"}),
     ("--steps", {"type": int, "default": 10, "help": "denoising steps (default: 10)"}),
     ("--guidance", {"type": float, "default": GUIDANCE, "help": f"classifier-free guidance (default: {GUIDANCE})"}),

@@ -31,13 +31,21 @@ from typing import Any
 import torch
 import zmq
 
-from benchmarks import report
-from benchmarks.report import Aim, Report, Row, ratio
+from benchmarks import harness
+from benchmarks.harness import Aim, Report, Row, ratio
 from common.messages import WeightVersion
-from common.push import AHEAD, CHUNK, Announcer, RemoteWeights, WeightPuller, pull, weight_service
-from common.service import LOOPBACK, serving
-from common.tensor_file import TensorStream
-from common.weights import WeightStore, manifest_checker
+from common.rpc.server import LOOPBACK, serving
+from common.weights.store import WeightStore, manifest_checker
+from common.weights.sync import (
+    AHEAD,
+    CHUNK,
+    Announcer,
+    RemoteWeights,
+    WeightPuller,
+    pull,
+    weight_service,
+)
+from common.weights.tensor_file import TensorStream
 
 GB = 10**9
 TENSOR = 50 * 10**6  # bytes of one tensor, about a projection of CogVideoX-5B
@@ -370,7 +378,7 @@ def main() -> None:
         del given
         return measure()
 
-    report.main(__doc__, run)
+    harness.main(__doc__, run)
 
 
 if __name__ == "__main__":

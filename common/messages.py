@@ -6,7 +6,7 @@ prompts -> SAMPLERS -> Candidate -> REWARDERS -> Score -> PreferencePair -> LEAR
 ```
 
 Symbols of the shapes: L text tokens, D text width, F latent frames, C latent channels, h x w latent size.
-This module imports no torch: tensors travel as `Array` (dtype, shape, bytes); `common/tensors.py` converts.
+This module imports no torch: tensors travel as `Array` (dtype, shape, bytes); `common/weights/tensors.py` converts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Prompt:
 class Conditioning:
     """What the model is conditioned on, encoded once per prompt and shared by its candidates. Sampler -> learner.
 
-    Recorded pairs (`common/recorded.py`) have a condition for each: one dimension more, the winner's first.
+    Recorded pairs (`common/data/offline_pairs.py`) have a condition for each: one dimension more, the winner's first.
     """
 
     prompt_embeds: Array  # [L, D], or [2, L, D]

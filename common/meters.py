@@ -1,6 +1,6 @@
-"""Where work tells what it counts and times, by the names of `common/telemetry.py`, whoever listens.
+"""Where work tells what it counts and times, by the names of `deploy/observability/definitions.py`, whoever listens.
 
-`common/exporter.py` exports it to Prometheus. Imports nothing but the standard library.
+`deploy/observability/exporter.py` exports it to Prometheus. Imports nothing but the standard library.
 """
 
 from __future__ import annotations

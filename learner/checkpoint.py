@@ -23,10 +23,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from common.config import ConfigError
-from common.fingerprint import check_same_model
-from common.storage import writing
-from common.tensor_file import TensorStream, write
-from common.tensors import policy_digest
+from common.errors.disk import writing
+from common.models.fingerprint import check_same_model
+from common.weights.tensor_file import TensorStream, write
+from common.weights.tensors import policy_digest
 
 STATE = "state.json"
 

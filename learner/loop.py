@@ -21,11 +21,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from common.config import RunConfig
-from common.exchange.client import RunExchange
+from common.exchange.api import RunExchange
 from common.messages import Array, StepStats, Trained, WeightVersion
 from common.meters import UNHEARD, Awaited, Meters
-from common.tensor_file import TensorStream
-from common.weights import WeightStore
+from common.weights.store import WeightStore
+from common.weights.tensor_file import TensorStream
 from learner import checkpoint
 
 # Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.

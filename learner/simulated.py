@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from common.config import RunConfig
-from common.exchange.client import RunExchange
+from common.exchange.api import RunExchange
 from common.messages import TrainingPair, WeightVersion
 from common.simulation import Simulation
-from common.tensor_file import TensorStream
-from common.tensors import tensor_entry, whole_digest
-from common.weights import new_folder
+from common.weights.store import new_folder
+from common.weights.tensor_file import TensorStream
+from common.weights.tensors import tensor_entry, whole_digest
 from learner import checkpoint
 from learner.loop import LearningLoop, Taken
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from threading import Event
 
-from common.exchange.client import Exchange
+from common.exchange.api import Exchange
 from common.messages import Score, ScoreTask
 
 LOOK_SECONDS = 0.02  # between two looks whether there are more clips for a batch

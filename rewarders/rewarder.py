@@ -15,11 +15,11 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from common.clips import decode_video
 from common.config import ConfigError, RewardConfig
+from common.data.video import decode_video
 from common.feedback import counted
 from common.messages import Prompt, Score, ScoreTask
-from rewarders.base import Clip, Judge, NoAnswer, Opinion, Reward, as_judge
+from rewarders.interface import Clip, Judge, NoAnswer, Opinion, Reward, as_judge
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-FIRST = "tests/test_chaos.py"  # minutes, mostly spent waiting: begun first, the other files run beside it
+FIRST = (
+    "tests/benchmarks/stress/test_chaos.py"  # minutes, mostly spent waiting: begun first, the other files run beside it
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,8 +29,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium; for tests that are marked with `tests.chromium.MARKS`."""
-    from tests.chromium import launched  # noqa: PLC0415 - playwright
+    """Chromium; for tests that are marked with `tests.support.chromium.MARKS`."""
+    from tests.support.chromium import launched  # noqa: PLC0415 - playwright
 
     with launched() as started:
         yield started

@@ -24,18 +24,18 @@ from PIL import Image
 
 from actors import denoise
 from actors.sampler import Sampler
-from common import models
 from common.config import load_config
-from common.diffusion import NoiseSchedule
 from common.messages import Conditioning, Prompt
-from common.models import ModelFolder, decode_latents, open_model, predict_v
-from common.shapes import front_padding
-from common.tensors import from_array
-from learner.losses import Draw, v_errors
-from learner.pairs import Pairs
-from learner.train import without_dropout
-from tests.reference import open_pipeline, pipeline_latents
-from tests.tiny import CHANNELS, FAMILIES, HEIGHT, WIDTH, tiny_pipeline
+from common.models import cogvideox
+from common.models.cogvideox import ModelFolder, decode_latents, open_model, predict_v
+from common.models.noise_schedule import NoiseSchedule
+from common.models.shapes import front_padding
+from common.weights.tensors import from_array
+from learner.algorithms import Draw, v_errors
+from learner.batch import Pairs
+from learner.learner import without_dropout
+from tests.support.reference import open_pipeline, pipeline_latents
+from tests.support.tiny import CHANNELS, FAMILIES, HEIGHT, WIDTH, tiny_pipeline
 
 SEEDS = (21, 22)
 STEPS, GUIDANCE = 4, 6.0
@@ -112,9 +112,9 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def fresh_tables() -> Iterator[None]:
     """No rotary table of another test, and none left for one."""
-    models._rotary.cache_clear()
+    cogvideox._rotary.cache_clear()
     yield
-    models._rotary.cache_clear()
+    cogvideox._rotary.cache_clear()
 
 
 # Our side.
@@ -204,28 +204,28 @@ def other_image_scale(sampler: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def other_ofs(sampler: Any, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(models, "OFS", 0.0)
+    patch.setattr(cogvideox, "OFS", 0.0)
 
 
 def more_padding(sampler: Any, patch: pytest.MonkeyPatch) -> None:
-    for module in (models, denoise):
+    for module in (cogvideox, denoise):
         patch.setattr(module, "front_padding", lambda config, frames: front_padding(config, frames) and 3)
 
 
 def turned_grid(sampler: Any, patch: pytest.MonkeyPatch) -> None:
-    own = models.rotary_table
-    patch.setattr(models, "rotary_table", lambda c, s, device: own(c, (s[0], s[1], s[3], s[2]), device))
+    own = cogvideox.rotary_table
+    patch.setattr(cogvideox, "rotary_table", lambda c, s, device: own(c, (s[0], s[1], s[3], s[2]), device))
 
 
 def stretched_grid(sampler: Any, patch: pytest.MonkeyPatch) -> None:
     """The rotary grid of 1.0: laid over the sample size, not cut out of it."""
-    own = models.get_3d_rotary_pos_embed
+    own = cogvideox.get_3d_rotary_pos_embed
 
     def table(head: int, crop: Any, grid: Any, frames: int, *, max_size: Any, device: Any, **how: Any) -> Any:
-        region = models.get_resize_crop_region_for_grid(grid, max_size[1], max_size[0])
+        region = cogvideox.get_resize_crop_region_for_grid(grid, max_size[1], max_size[0])
         return own(head, region, grid, frames, grid_type="linspace", device=device)
 
-    patch.setattr(models, "get_3d_rotary_pos_embed", table)
+    patch.setattr(cogvideox, "get_3d_rotary_pos_embed", table)
 
 
 def no_positions(sampler: Any, patch: pytest.MonkeyPatch) -> None:

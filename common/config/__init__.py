@@ -11,10 +11,25 @@ Nothing here imports torch, so that ``douga --help`` answers at once. A wrong ke
 names the key, where it stands and what is allowed.
 """
 
-from common.config.base import ConfigError, Section
-from common.config.rewards import DIMENSIONS, PRESETS, GuardConfig, JudgeConfig, RewardConfig, RewardJudgeConfig
+from common.config.loading import (
+    Key,
+    differences,
+    keys,
+    leaves,
+    load_config,
+    parse_config,
+    to_toml,
+)
+from common.config.reward import (
+    DIMENSIONS,
+    PRESETS,
+    GuardConfig,
+    JudgeConfig,
+    RewardConfig,
+    RewardJudgeConfig,
+)
 from common.config.run import ClusterConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig, SamplerConfig
-from common.config.text import Key, differences, keys, leaves, load_config, parse_config, to_toml
+from common.config.section import ConfigError, Section
 
 __all__ = [
     "DIMENSIONS",

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from common.config.base import Section
-from common.config.rewards import GuardConfig, RewardConfig
+from common.config.reward import GuardConfig, RewardConfig
+from common.config.section import Section
 
 
 class ModelConfig(Section):

@@ -21,17 +21,18 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from common.config import ConfigError, RunConfig
-from common.exchange import audit
-from common.exchange.blobs import Unread, pack, raw, unpack
-from common.exchange.client import ScoredCandidate, State, Submitted
-from common.exchange.guarding import RETIRED, GuardDesk
-from common.exchange.ledger import Ledger
+from common.errors.disk import StorageFailed
+from common.exchange import consistency
+from common.exchange.api import ScoredCandidate, State, Submitted
 from common.exchange.normaliser import NormaliserState
+from common.exchange.probes import RETIRED, GuardDesk
 from common.exchange.sampling import SamplingDesk, check_candidate
 from common.exchange.scoring import ScoringDesk
+from common.exchange.storage.blobs import Unread, pack, raw, unpack
+from common.exchange.storage.group_commit import Turns
+from common.exchange.storage.ledger import Ledger
+from common.exchange.storage.ledger_reader import LOCK
 from common.exchange.training import TrainingDesk
-from common.exchange.turns import Turns
-from common.exchange.view import LOCK
 from common.messages import (
     Array,
     Candidate,
@@ -44,7 +45,6 @@ from common.messages import (
     TrainingPair,
     WeightVersion,
 )
-from common.storage import StorageFailed
 
 Answer = TypeVar("Answer")
 
@@ -260,7 +260,7 @@ class LocalExchange:
 
     def check(self) -> None:
         """Raise `audit.ConservationError` unless every admitted ordinal, use and blob is accounted for."""
-        self._do(audit.check, self._ledger, self._config)
+        self._do(consistency.check, self._ledger, self._config)
 
     def close(self) -> None:
         """Close the ledger and let go of the folder. Leases stay as they are until the next opening."""

@@ -23,16 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import ConfigError, RunConfig
-from common.exchange import audit, snapshots
-from common.exchange.blobs import digest_of, raw
-from common.exchange.client import State
-from common.exchange.ledger import LEDGER, Ledger, LedgerDamaged
+from common.errors.disk import StorageFailed, sync, writing
+from common.exchange import consistency
+from common.exchange.api import State
 from common.exchange.local import guard, identity
 from common.exchange.sampling import IMAGE, SamplingDesk
 from common.exchange.scoring import keep_shown
+from common.exchange.storage import snapshots
+from common.exchange.storage.blobs import digest_of, raw
+from common.exchange.storage.ledger import LEDGER, Ledger, LedgerDamaged
 from common.exchange.training import TrainingDesk
 from common.messages import Prompt, Purpose
-from common.storage import StorageFailed, sync, writing
 
 DRAFT = "recovered.sqlite"
 DAMAGE = "damage"  # the reason of what is lost
@@ -73,7 +74,7 @@ def recover(
             draft, step = _open_newest(folder, config, checkpoints)
             try:
                 mended = _mend(draft, config, source, step, newest_version, clock)
-                audit.check(draft, config)
+                consistency.check(draft, config)
             finally:
                 draft.close()
             sync(draft.path)

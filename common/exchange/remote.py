@@ -1,4 +1,4 @@
-"""The exchange as a worker elsewhere sees it: `RunExchange` over the network (`common/rpc.py`)."""
+"""The exchange as a worker elsewhere sees it: `RunExchange` over the network (`common/rpc/client.py`)."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, Thread
 
-from common.exchange.client import RunExchange, Submitted
-from common.keys import ServerKeys
+from common.errors.disk import StorageFailed
+from common.exchange.api import RunExchange, Submitted
 from common.messages import Candidate, Conditioning, GroupLease
-from common.rpc import Client, ServiceFailed, Unreachable, calling, calls
-from common.service import LOOPBACK, Service
-from common.storage import StorageFailed
-from common.wire import LIMITS, Limits, WireError
+from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls
+from common.rpc.codec import LIMITS, Limits, WireError
+from common.rpc.curve import ServerKeys
+from common.rpc.server import LOOPBACK, Service
 
 CALLS = calls(RunExchange)
 THREADS = 16  # calls that write and read blobs at once: most of each is waiting for the disk

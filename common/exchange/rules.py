@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from math import inf
 
-from common.exchange.client import State
+from common.exchange.api import State
 
 # From -> to. Backward edges: a lost lease (sampling, scoring, training), a rollback (trained, expired).
 # `paired -> trained` is a commit whose lease ran out during the step, or a pair too stale to be used once more;

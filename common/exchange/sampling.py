@@ -10,11 +10,11 @@ from functools import cache
 import msgpack
 
 from common.config import RunConfig
-from common.exchange import archive, rules
-from common.exchange.blobs import Staged, Unread, raw
-from common.exchange.client import State, Submitted
-from common.exchange.ledger import FIRST_EVALUATION, Ledger
-from common.exchange.view import LedgerView
+from common.exchange import retention, rules
+from common.exchange.api import State, Submitted
+from common.exchange.storage.blobs import Staged, Unread, raw
+from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
+from common.exchange.storage.ledger_reader import LedgerView
 from common.messages import Candidate, GroupLease, Prompt, Purpose
 
 IMAGE, CONDITIONING = "image", "conditioning"
@@ -63,7 +63,7 @@ class SamplingDesk:
 
     def _check_known(self, version: int) -> None:
         known = self.ledger.first("SELECT 1 FROM versions WHERE version = ?", version)
-        if known is None and version > max(0, archive.forgotten_version(self.ledger)):
+        if known is None and version > max(0, retention.forgotten_version(self.ledger)):
             raise ValueError(f"version {version} was never announced")
 
     def _evaluation(self, version: int) -> int | None:

@@ -13,9 +13,7 @@ import msgpack
 from common import feedback
 from common.config import RunConfig
 from common.exchange import normaliser, pairs
-from common.exchange.blobs import Unread
-from common.exchange.client import ScoredCandidate, State, Submitted
-from common.exchange.ledger import Ledger
+from common.exchange.api import ScoredCandidate, State, Submitted
 from common.exchange.sampling import (
     CONDITIONING,
     DUPLICATE,
@@ -24,6 +22,8 @@ from common.exchange.sampling import (
     latents_name,
     open_prompt,
 )
+from common.exchange.storage.blobs import Unread
+from common.exchange.storage.ledger import Ledger
 from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask
 
 OPEN = (State.SAMPLED, State.SCORING)

@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.config import ConfigError, RunConfig
-from common.exchange import archive, guarding, rules
-from common.exchange.blobs import OpenBlob, Unread
-from common.exchange.client import State
-from common.exchange.ledger import Ledger
+from common.exchange import probes, retention, rules
+from common.exchange.api import State
 from common.exchange.sampling import CONDITIONING, latents_name
 from common.exchange.scoring import rest
+from common.exchange.storage.blobs import OpenBlob, Unread
+from common.exchange.storage.ledger import Ledger
 from common.messages import Conditioning, PreferencePair, TrainingPair, WeightVersion
 
 ENDED = (State.TRAINED, State.EXPIRED)
@@ -203,7 +203,7 @@ class TrainingDesk:
         )
         for row in rows:
             self.ledger.keep_only(row["ordinal"])
-        archive.prune(self.ledger, self.config, final)
+        retention.prune(self.ledger, self.config, final)
 
     def rollback(self, step: int) -> None:
         """See `LocalExchange.rollback`."""
@@ -220,7 +220,7 @@ class TrainingDesk:
             self.ledger.run("UPDATE groups SET paired = ? WHERE state = ?", self.clock(), State.PAIRED)
             self.ledger.run("UPDATE versions SET lost = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
-            guarding.take_back(self.ledger, step)
+            probes.take_back(self.ledger, step)
             self.ledger.run("DELETE FROM marks WHERE step > ?", step)
             if step > 0:
                 self._mark(step)

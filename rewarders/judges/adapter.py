@@ -21,7 +21,7 @@ from PIL import Image
 
 from common.config import ConfigError, JudgeConfig
 from common.messages import Prompt
-from rewarders.base import Clip, Judge, Opinion
+from rewarders.interface import Clip, Judge, Opinion
 
 SAME_RATE = 0.01  # share by which two frame rates may differ and still count as one: 23.976 is 24
 

@@ -23,9 +23,9 @@ import httpx
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from common.config import ConfigError, JudgeConfig
-from common.door import read_token
 from common.messages import Prompt
-from rewarders.base import Clip, JudgeLost, NoAnswer, Opinion
+from common.web.auth import read_token
+from rewarders.interface import Clip, JudgeLost, NoAnswer, Opinion
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries; the pause doubles
 PATIENCE = 3  # batches in a row without an answer after which the judge counts as lost
@@ -33,7 +33,7 @@ BUSY = (429, 502, 503, 504)  # worth another try, perhaps at another server
 
 
 class Remote:
-    """A `rewarders.base.Judge` that asks the servers in ``url``, each in its turn."""
+    """A `rewarders.interface.Judge` that asks the servers in ``url``, each in its turn."""
 
     def __init__(self, judge: JudgeConfig, device: str = "") -> None:
         """`ConfigError` when no server answers, or none has the judge `judge.path` (empty: the only one)."""

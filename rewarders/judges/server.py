@@ -1,7 +1,7 @@
 """Judges served over HTTP: the other side of `rewarders/judges/remote.py`, which says what is asked and answered.
 
 One request is scored at a time; the others wait. A clip that cannot be read or judged gets ``null`` and the reason in
-``problems``; a request that is not understood 422. Who may ask, and how much: `common/door.py`.
+``problems``; a request that is not understood 422. Who may ask, and how much: `common/web/auth.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from fastapi import FastAPI, File, Form, HTTPException, UploadFile
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
-from common.door import Door
 from common.messages import Prompt
-from rewarders.base import Clip, Judge, Opinion, Reward
+from common.web.auth import Door
+from rewarders.interface import Clip, Judge, Opinion, Reward
 from rewarders.rewarder import opinions, read_clip
 
 Answer = dict[str, Any]

@@ -32,10 +32,10 @@ from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2
 
 from common.config import ConfigError, JudgeConfig
 from common.messages import Prompt
-from common.tensors import state_digest
-from rewarders.base import Clip, Opinion
+from common.weights.tensors import state_digest
+from rewarders.interface import Clip, Opinion
 from rewarders.judges.adapter import Needs
-from rewarders.judges.folders import CAPTION, opened, question, whole
+from rewarders.judges.checkpoints import CAPTION, opened, question, whole
 
 CLIP_MARK = "<|video_pad|>"
 MARKS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
@@ -66,7 +66,8 @@ class Qwen2VLReward(Qwen2VLPreTrainedModel):
 
 
 class VideoReward:
-    """A `rewarders.base.Judge` of three outputs, in deviations from the mean of what the model was normalised on."""
+    """A `rewarders.interface.Judge` of three outputs, in deviations from the mean of what the model was normalised
+    on."""
 
     outputs = ("visual", "motion", "text")
     needs = Needs(fps=2.0, multiple=PAIR, low=-3.0, high=3.0)

@@ -22,10 +22,10 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2PreTrainedMod
 
 from common.config import ConfigError, JudgeConfig
 from common.messages import Prompt
-from common.tensors import state_digest
-from rewarders.base import Clip, Opinion
+from common.weights.tensors import state_digest
+from rewarders.interface import Clip, Opinion
 from rewarders.judges.adapter import Needs
-from rewarders.judges.folders import CAPTION, opened, question, whole
+from rewarders.judges.checkpoints import CAPTION, opened, question, whole
 
 
 class Idefics2Regression(Idefics2PreTrainedModel):
@@ -46,7 +46,7 @@ class Idefics2Regression(Idefics2PreTrainedModel):
 
 
 class VideoScore:
-    """A `rewarders.base.Judge` of five outputs."""
+    """A `rewarders.interface.Judge` of five outputs."""
 
     outputs = ("visual", "temporal", "dynamic", "text", "factual")  # in the order of the published layer
     needs = Needs(frames=16, low=1.0, high=4.0)

@@ -16,13 +16,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.config import ConfigError
+from common.data.ratings import BadRow
 from common.digests import digest
-from common.memory import pass_on
+from common.errors.disk import writing
+from common.errors.oom import pass_on
 from common.messages import Prompt
-from common.ratings import BadRow
-from common.storage import writing
-from rewarders.anime.trainable import TrainableReward
-from rewarders.training.rated import Rated
+from rewarders.anime_reward.trainable import TrainableReward
+from rewarders.training.dataset import Rated
 
 ROW = "features"
 EVERY = 10.0  # seconds between lines of progress

@@ -7,7 +7,7 @@
                 ..., "overall": the mean of the dimensions}}
 ```
 
-What the figures mean stands in `rewarders/training/agreement.py`.
+What the figures mean stands in `rewarders/training/ranking_metrics.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from common.config import ConfigError, RewardConfig
+from common.data.ratings import BadRow, dimensions
 from common.messages import ScoreTask
-from common.ratings import BadRow, dimensions
-from rewarders.anime.head import first_frame
-from rewarders.base import Reward
+from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
-from rewarders.training import signals
-from rewarders.training.agreement import RESAMPLES, Judged, agreement, calibration
-from rewarders.training.rated import Rated, unseen
+from rewarders.toon_heads.head import first_frame
+from rewarders.training import pixel_baselines
+from rewarders.training.dataset import Rated, unseen
+from rewarders.training.ranking_metrics import RESAMPLES, Judged, agreement, calibration
 
 REWARD, OVERALL = "reward", "overall"
 BATCH = 16  # clips scored together
@@ -102,7 +102,7 @@ def _section(
     if not there.any():
         return {"clips": 0, "prompts": 0, "calibration": [], "judges": {}}
     log(f"{name}: {there.sum()} clips of {len(np.unique(groups))} prompts")
-    favoured = {signal: signals.in_favour(values[there], wanted) for signal, values in plain.items()}
+    favoured = {signal: pixel_baselines.in_favour(values[there], wanted) for signal, values in plain.items()}
     judges = {
         judge: agreement(Judged(values, wanted, groups, candidates), resamples)
         for judge, values in ({REWARD: scores[there]} | favoured).items()
@@ -123,7 +123,7 @@ def _measured(
     """Scores by dimension and signals by name, ``[n]`` each; NaN where there is none."""
     rewarder, prompts = Rewarder(rewards, RewardConfig()), rated.prompts()
     scores = {reward.dimension: np.full(len(rated.rows), np.nan) for reward in rewards}
-    plain = {name: np.full(len(rated.rows), np.nan) for name in signals.SIGNALS}
+    plain = {name: np.full(len(rated.rows), np.nan) for name in pixel_baselines.SIGNALS}
     said = time.monotonic()
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
@@ -135,7 +135,7 @@ def _measured(
             if isinstance(clip, BadRow):
                 log(f"left out: {clip}")
                 continue
-            for name, value in signals.measure(clip, first_frame(clip, prompts[i])).items():
+            for name, value in pixel_baselines.measure(clip, first_frame(clip, prompts[i])).items():
                 plain[name][i] = value
         if time.monotonic() - said > EVERY:
             log(f"scored {start + len(part)}/{len(rows)} clips")

@@ -1,142 +1,218 @@
-"""Trains the six heads, each on its own, on rendered clips.
+"""Trains rewards on people's ratings: regression on the mean opinion, one head at a time.
 
-The loss is the cross-entropy between predicted and true badness (0..1, a soft target) of every frame. The renderer
-knows which frames are bad, and saying so teaches much faster than the clip's share of them. Most clips lack any one
-defect, and an absolute error would be content with the median, which is "nothing wrong"; cross-entropy pulls to the
-mean and never saturates.
+```
+ratings.jsonl ── split by group ─┬─ training ───> AdamW on the head's loss ─┐
+  (rewarders/training/dataset.py)  ├─ validation ─> early stop ───────────────┴─> OUT/DIMENSION.{json,safetensors}
+                                 └─ test ───────> `douga reward eval`
+```
 
-Every step's batch is a function of (seed, head, step), so a training that was cut goes on to the same weights.
+Two kinds of heads learn so: a `TrainableReward`, small, over features that are computed once (`features.py`), and a
+toon head, which is all of its model and sees the clips themselves, with the loss and the augmentation of `train.py`.
+
+``OUT/training/DIMENSION/`` keeps the state, so that the same command goes on after an interruption, and `seen.json`:
+what training and validation have seen, so that no evaluation takes a clip that shares something with them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cache
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from zlib import crc32
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
-from common.fit import Fit, fit
-from rewarders.anime.head import AnimeHead, to_pixels
-from rewarders.anime.store import HEADS
-from rewarders.anime.trunk import bag_of_words
-from rewarders.training.data import Degrade, Redraw, Samples, draw_samples, mirrored
+from common.config import ConfigError
+from common.data.ratings import BadRow
+from common.digests import digest
+from common.errors.disk import write_whole
+from common.training.fit import Fit, fit
+from rewarders.anime_reward.trainable import TrainableReward
+from rewarders.checkpoints import HEADS
+from rewarders.toon_heads.head import SHAPE, AnimeHead, first_frame
+from rewarders.toon_heads.training.train import head_loss
+from rewarders.training.dataset import Rated, Split, hashed, split
+from rewarders.training.features import features
 
 Log = Callable[[str], None]
-CLIPS = 22528
-BATCH = 32
-PLAN = Fit(steps=6000, lr=4e-3, weight_decay=0.02, save_every=200)
+TRAINING, SEEN = "training", "seen.json"
 
 
-def train_heads(
-    folder: Path,
-    seed: int,
-    degrade: Degrade | None = None,
-    redraw: Redraw | None = None,
-    log: Log = print,
-    plan: Fit = PLAN,
-    clips: int = CLIPS,
-    batch: int = BATCH,
-) -> list[AnimeHead]:
-    """Train all six heads; `folder` keeps their training states, and calling again resumes or returns at once.
+@dataclass(frozen=True)
+class Plan:
+    """How a head learns; an epoch is one pass over the training clips."""
 
-    `degrade` and `redraw` stand for what the policy loses and draws (see `draw_samples`).
-    """
-
-    @cache
-    def data() -> Samples:
-        return draw_samples(clips, seed, "train", degrade, redraw, log=lambda line: log(f"heads: {line}"))
-
-    return [train_head(name, data, folder, seed, plan, log, batch) for name in HEADS]
+    epochs: int = 60
+    batch: int = 32
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    patience: int = 8  # epochs without a lower validation loss after which training stops
+    seed: int = 0
 
 
-def train_head(
-    dimension: str,
-    data: Callable[[], Samples],
-    folder: Path,
-    seed: int,
-    plan: Fit = PLAN,
-    log: Log = print,
-    batch: int = BATCH,
-) -> AnimeHead:
-    """Train one head on `data()`, which is only called when steps are left to take."""
-    stream = crc32(dimension.encode())
+class Lesson(Protocol):
+    """A head with the clips that it can learn from."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int ``[m]``: which rows of the ratings file the clips are."""
+        ...
+
+    def loss(self, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
+        """The loss on some of `rows` (places in it); without `rng` nothing is augmented."""
+        ...
+
+
+class OnFeatures:
+    """A small head over features that are there."""
+
+    def __init__(self, reward: TrainableReward, rows: np.ndarray, seen: torch.Tensor, scores: np.ndarray) -> None:
+        self.module, self.rows = reward.head.requires_grad_(True), rows
+        self._reward, self._seen = reward, seen
+        self._scores = torch.from_numpy(scores).float()
+
+    def loss(self, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
+        """See `Lesson`."""
+        device = next(self.module.parameters()).device
+        return self._reward.loss(self._seen[chosen].to(device), self._scores[chosen].to(device))
+
+
+class OnClips:
+    """A toon head and whole clips. People rate clips, not frames: the mean badness of the frames is learned."""
+
+    def __init__(self, head: AnimeHead, rated: Rated, rows: np.ndarray, clips: np.ndarray, scores: np.ndarray) -> None:
+        prompts = rated.prompts()
+        self.module, self.rows, self.clips = head, rows, clips
+        self.firsts = np.stack([first_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
+        self.captions = [prompts[i].text for i in rows]
+        self._badness = (1 - scores[:, None] / 100).astype(np.float32)
+
+    def badness_of(self, dimension: str) -> np.ndarray:
+        """``[m, 1]``; see `rewarders.toon_heads.training.train.Lessons`."""
+        return self._badness
+
+    def loss(self, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
+        """See `Lesson`."""
+        return head_loss(self.module, self, chosen, rng)
+
+
+def train_toon_head(rated: Rated, dimension: str, out: Path, plan: Plan, log: Log) -> AnimeHead:
+    """A fresh toon head trained on the ratings of one dimension. `ConfigError` when they do not suffice."""
+    parts = _begin(rated, dimension, out, plan, {"head": "toon"})
+    scores = rated.scores(dimension)
+    rows, clips, bad = _toon_clips(rated, np.flatnonzero(~np.isnan(scores)))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed((seed << 32) + stream)
+        torch.manual_seed((plan.seed << 32) + crc32(dimension.encode()))
         head = HEADS[dimension]()
-
-    def loss_of(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([seed, stream, step])
-        return head_loss(head, data(), rng.choice(data().rated(dimension), batch), rng)
-
-    head.train()
-    fit(f"head-{dimension}", head, loss_of, plan, folder, log, matrices=kernels(head))
+    _learn(OnClips(head, rated, rows, clips, scores[rows]), dimension, parts, bad, out, plan, log)
     return head.eval().requires_grad_(False)
 
 
-def kernels(head: AnimeHead) -> list[nn.Parameter]:
-    """What Muon takes: kernels and matrices, but those that put out a single number, and no table of places."""
-    named = head.named_parameters()
-    return [one for name, one in named if one.ndim > 1 and len(one) > 1 and name != "places"]
+def train_reward(
+    rated: Rated, reward: TrainableReward, made_of: dict[str, Any], out: Path, plan: Plan, log: Log
+) -> TrainableReward:
+    """Train the head of `reward` on the ratings of its dimension; `made_of` says which class and models it is.
 
-
-class Lessons(Protocol):
-    """Clips to learn from: rendered ones (`Samples`), or those that people rated."""
-
-    @property
-    def clips(self) -> np.ndarray:
-        """uint8 ``[K, FRAMES, HEIGHT, WIDTH, 3]``."""
-        ...
-
-    @property
-    def firsts(self) -> np.ndarray:
-        """uint8 ``[K, HEIGHT, WIDTH, 3]``, the clean first frames."""
-        ...
-
-    @property
-    def captions(self) -> Sequence[str]:
-        """The prompts' texts."""
-        ...
-
-    def badness_of(self, dimension: str) -> np.ndarray:
-        """0..1: of every frame after the first, ``[K, FRAMES - 1]``, or of the whole clip, ``[K, 1]``."""
-        ...
-
-
-def head_loss(head: AnimeHead, data: Lessons, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
-    """Cross-entropy between predicted and true badness of the `chosen` clips' frames, or of the clips.
-
-    With `rng`, half are mirrored and all are recoloured: four characters are few, and no head may know them by their
-    colours.
+    `ConfigError` when the ratings do not suffice.
     """
-    clips = to_pixels(torch.from_numpy(data.clips[chosen]))
-    firsts = to_pixels(torch.from_numpy(data.firsts[chosen]))
-    texts = data.captions
-    captions = [texts[int(i)] for i in chosen]
-    wanted = torch.from_numpy(data.badness_of(head.dimension)[chosen])
-    views = (clips, firsts, bag_of_words(captions)) if rng is None else _augmented(clips, firsts, captions, rng)
-    bad = head(*views)
-    return functional.binary_cross_entropy(bad if wanted.shape == bad.shape else bad.mean(1, keepdim=True), wanted)
+    dimension = reward.dimension
+    parts = _begin(rated, dimension, out, plan, made_of)
+    rows, seen, bad = features(reward, rated, _folder(out, dimension) / "features", log)
+    scores = rated.scores(dimension)
+    there = ~np.isnan(scores[rows])
+    rows, seen = rows[there], seen[torch.from_numpy(there)]
+    _learn(OnFeatures(reward, rows, seen, scores[rows]), dimension, parts, bad, out, plan, log)
+    reward.head.eval().requires_grad_(False)
+    return reward
 
 
-def _augmented(
-    clips: torch.Tensor, firsts: torch.Tensor, captions: Sequence[str], rng: np.random.Generator
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    frames = torch.cat([firsts[:, None], clips], 1)
-    flip = torch.from_numpy(rng.random(len(captions)) < 0.5)
-    frames = torch.where(flip[:, None, None, None, None], frames.flip(-1), frames)
-    words = torch.where(flip[:, None], bag_of_words(mirrored(captions)), bag_of_words(captions))
-    frames = torch.einsum("bij,bfjhw->bfihw", recolouring(rng, len(captions)), frames)
-    return frames[:, 1:], frames[:, 0], words
+def seen_in_training(heads: Path, dimension: str) -> set[str]:
+    """Hashed marks of what the head was trained and validated on; empty where that is not known."""
+    path = _folder(heads, dimension) / SEEN
+    return set(json.loads(path.read_text())["seen"]) if path.is_file() else set()
 
 
-def recolouring(rng: np.random.Generator, count: int) -> torch.Tensor:
-    """Random exchanges of the three colour channels, each dimmed by up to a third, float32 ``[count, 3, 3]``."""
-    order = np.argsort(rng.random((count, 3)), axis=1)
-    gain = rng.uniform(0.67, 1.0, (count, 3, 1))
-    return torch.from_numpy(np.eye(3)[order] * gain).float()
+def _folder(out: Path, dimension: str) -> Path:
+    return out / TRAINING / dimension
+
+
+def _begin(rated: Rated, dimension: str, out: Path, plan: Plan, made_of: dict[str, Any]) -> Split:
+    """Split the rows and write down what is trained on what. `ConfigError` when the folder is of another training."""
+    marks = rated.marks()
+    parts = split(marks, plan.seed, str(rated.table.file))
+    known = np.concatenate([parts.train, parts.validation])
+    record = {
+        "ratings": digest("".join(row.model_dump_json() for row in rated.rows).encode()),
+        "plan": asdict(plan),
+        "made_of": made_of,
+        "clips": {name: len(rows) for name, rows in asdict(parts).items()},
+        "seen": sorted(hashed(mark for i in known for mark in marks[i])),
+    }
+    path = _folder(out, dimension) / SEEN
+    if path.is_file() and (differs := _differs(json.loads(path.read_text()), record)):
+        raise ConfigError(
+            f"{path.parent}: a training with other {' and '.join(differs)}; delete it, or choose another --out"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(record, indent=1) + "\n")
+    return parts
+
+
+def _differs(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    same = json.loads(json.dumps(now))
+    return [name for name in ("ratings", "made_of", "plan") if before.get(name) != same[name]]
+
+
+def _learn(lesson: Lesson, dimension: str, parts: Split, bad: list[BadRow], out: Path, plan: Plan, log: Log) -> None:
+    for row in bad:
+        log(f"{dimension}: left out: {row}")
+    train = np.flatnonzero(np.isin(lesson.rows, parts.train))
+    validation = np.flatnonzero(np.isin(lesson.rows, parts.validation))
+    if len(train) < 2 or len(validation) < 2:
+        raise ConfigError(
+            f"{dimension}: {len(train)} clips to train on and {len(validation)} to validate on; 2 each are needed"
+        )
+    log(f"{dimension}: {len(train)} clips to train on, {len(validation)} to validate on; a line is an epoch")
+    batch = min(plan.batch, len(train))
+    epoch = len(train) // batch
+    stream = crc32(dimension.encode())
+
+    def loss_of(step: int) -> torch.Tensor:
+        order = np.random.default_rng([plan.seed, stream, step // epoch]).permutation(train)
+        place = step % epoch * batch
+        return lesson.loss(order[place : place + batch], np.random.default_rng([plan.seed, stream, step, 1]))
+
+    def validate() -> float:
+        cuts = range(0, len(validation), batch)
+        losses = [(len(part), lesson.loss(part, None).item()) for part in (validation[i : i + batch] for i in cuts)]
+        return sum(count * loss for count, loss in losses) / len(validation)
+
+    steps = plan.epochs * epoch
+    how = Fit(steps, plan.lr, min(50, epoch), plan.weight_decay, save_every=epoch, patience=plan.patience)
+    lesson.module.train()
+    fit(dimension, lesson.module, loss_of, how, _folder(out, dimension), log, validate=validate)
+
+
+def _toon_clips(rated: Rated, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadRow]]:
+    """(indices, uint8 ``[m, *SHAPE]``, those that are of another shape or cannot be decoded)."""
+    good: dict[int, np.ndarray] = {}
+    bad: list[BadRow] = []
+    for i, clip in rated.clips(rows):
+        if isinstance(clip, BadRow):
+            bad.append(clip)
+        elif clip.shape != SHAPE:
+            bad.append(rated.bad(i, f"{list(clip.shape)}; the toon heads take {list(SHAPE)}"))
+        else:
+            good[i] = clip
+    if not good:
+        raise ConfigError(f"{bad[0]}; no good clip of {len(bad)}" if bad else "no clip is rated in this dimension")
+    return np.array(list(good)), np.stack(list(good.values())), bad

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from actors.denoise import Condition, denoise
-from common.models import ModelFolder, encode_image, encode_text, open_model, to_unit
-from tests.reference import open_pipeline, pipeline_latents
-from tests.tiny import FRAMES, HEIGHT, WIDTH, tiny_pipeline
+from common.models.cogvideox import ModelFolder, encode_image, encode_text, open_model, to_unit
+from tests.support.reference import open_pipeline, pipeline_latents
+from tests.support.tiny import FRAMES, HEIGHT, WIDTH, tiny_pipeline
 
 SEEDS = (11, 12, 13)
 STEPS = 4

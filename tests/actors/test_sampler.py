@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from actors.sampler import Sampler
-from common.clips import decode_clip
 from common.config import ConfigError, RunConfig, load_config
-from common.exchange.client import Exchange, Submitted
-from common.lora import adapter_state, inject_lora
+from common.data.video import decode_clip
+from common.exchange.api import Exchange, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, WeightVersion
-from common.models import ModelFolder, open_model
-from common.tensor_file import TensorStream
-from common.tensors import from_array
+from common.models.cogvideox import ModelFolder, open_model
+from common.models.lora import adapter_state, inject_lora
 from common.toon.prompts import ToonPrompts
-from common.weights import WeightStore
-from tests.tiny import CHANNELS, TEXT_LENGTH, TEXT_TO_VIDEO, TEXT_WIDTH, tiny_pipeline
+from common.weights.store import WeightStore
+from common.weights.tensor_file import TensorStream
+from common.weights.tensors import from_array
+from tests.support.tiny import CHANNELS, TEXT_LENGTH, TEXT_TO_VIDEO, TEXT_WIDTH, tiny_pipeline
 
 SEEDS = (101, 102, 103, 104)
 SHAPE = (3, CHANNELS, 12, 16)

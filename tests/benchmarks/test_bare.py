@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 BARE = """
-from tests.bare import hide
+from tests.support.bare import hide
 
 hide({"ray", "zmq", "deepspeed", "decord", "arcade", "prometheus_client", "jinja2", "scipy", "sentencepiece"})
 """
@@ -16,9 +16,9 @@ IMPORTS = "import benchmarks.sampling, benchmarks.learning, benchmarks.iteration
 SAMPLES = """
 from actors.sampler import Sampler
 from benchmarks import sampling
-from benchmarks.setting import Pictures
+from benchmarks.options import Pictures
 from common.config import load_config
-from tests.benchmarks.small import small_model
+from tests.support.small_models import small_model
 
 model, config = small_model("5b-i2v"), load_config(flags={"sampler.steps": 1, "sampler.candidates": 2})
 prompt = Pictures(True)(0)
@@ -31,7 +31,7 @@ GOES_ROUND = """
 import sys
 from pathlib import Path
 from benchmarks import iteration
-from tests.benchmarks.small import small_model
+from tests.support.small_models import small_model
 from tests.benchmarks.test_iteration import SIZE, given
 
 asked = given(model="5b-i2v", micro_batch=None, **SIZE)

@@ -7,9 +7,9 @@ import torch
 
 from benchmarks import device
 from benchmarks.device import Way, operations, stated_peak
-from benchmarks.report import Report, as_json
+from benchmarks.harness import Report, as_json
 from common.config import load_config
-from deploy.sizes import family_sizes
+from deploy.planning.model_sizes import family_sizes
 
 MIB = 1 << 20
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.exchange import LEASES, Window, duties, measure, ours
-from benchmarks.load import GROUP, Sizes
-from benchmarks.report import as_json
+from benchmarks.exchange_clients import GROUP, Sizes
+from benchmarks.harness import as_json
 
 SIZES = Sizes(candidate=20_000, conditioning=1_000, image=500)
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 import numpy as np
 
 from benchmarks import heads
-from benchmarks.report import as_json
+from benchmarks.harness import as_json
 from common.config import DIMENSIONS
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import render

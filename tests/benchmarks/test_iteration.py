@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from benchmarks import iteration
-from benchmarks.families import random_model
 from benchmarks.iteration import OPENING, PHASES, Timeline
+from benchmarks.random_models import random_model
 from common.config import ConfigError
 from common.toon.prompts import ToonPrompts
-from deploy.sizes import families
-from rewarders.anime import load_heads
-from tests.benchmarks.small import SIZE, small_model
+from deploy.planning.model_sizes import families
+from rewarders.toon_heads import load_heads
+from tests.support.small_models import SIZE, small_model
 
 
 def given(**more: Any) -> argparse.Namespace:

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import learning
 from common.config import load_config
-from common.models import open_model
-from tests.tiny import tiny_pipeline
+from common.models.cogvideox import open_model
+from tests.support.tiny import tiny_pipeline
 
 
 def test_saved_tensors_count_once_and_parameters_not_at_all() -> None:

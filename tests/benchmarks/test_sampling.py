@@ -11,11 +11,11 @@ import pytest
 from actors.sampler import Sampler
 from benchmarks import sampling
 from benchmarks.device import operations
-from benchmarks.families import sizes_of
-from benchmarks.setting import prompts_for
-from common.clips import decode_clip
-from common.models import ModelFolder, open_model
-from tests.tiny import tiny_pipeline
+from benchmarks.options import prompts_for
+from benchmarks.random_models import sizes_of
+from common.data.video import decode_clip
+from common.models.cogvideox import ModelFolder, open_model
+from tests.support.tiny import tiny_pipeline
 
 
 def given(model: str, **more: object) -> argparse.Namespace:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import weight_push
-from benchmarks.report import as_json
+from benchmarks.harness import as_json
 from benchmarks.weight_push import Case, Samplers, Transfer, ours
 from common.config import ConfigError
-from common.push import weight_service
-from common.service import serving
-from common.weights import WeightStore
+from common.rpc.server import serving
+from common.weights.store import WeightStore
+from common.weights.sync import weight_service
 
 
 def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:

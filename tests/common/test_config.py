@@ -19,7 +19,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = write(tmp_path, "steps = 7\n[learner]\nlr = 1e-4\nalpha = 3.0\n")
-    config = load_config(file, {"learner.lr": "2e-4", "learner.pairs-per-step": "5", "verify": "true"})
+    config = load_config(file, {"learner.lr": "2e-4", "learner.batch-per-step": "5", "verify": "true"})
     assert (config.steps, config.learner.alpha, config.learner.beta) == (7, 3.0, 5000.0)
     assert (config.learner.lr, config.learner.pairs_per_step, config.verify) == (2e-4, 5, True)
 
@@ -140,7 +140,7 @@ def test_every_key_is_listed_and_described():
 
 def test_configuration_and_messages_import_no_torch():
     code = (
-        "import sys, common.config, common.messages, common.exchange.client;"
+        "import sys, common.config, common.messages, common.exchange.api;"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

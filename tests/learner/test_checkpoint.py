@@ -10,11 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from common.config import ConfigError
-from common.models import open_model
-from common.weights import draft_of
+from common.models.cogvideox import open_model
+from common.weights.store import draft_of
 from learner import checkpoint
-from learner.train import Learner
-from tests.learner.fakes import MemoryExchange, tiny_config, tiny_model
+from learner.learner import Learner
+from tests.support.learner.fakes import MemoryExchange, tiny_config, tiny_model
 
 SETTINGS: dict[str, Any] = {"checkpoint_every": 2, "refresh_every": 3, "warmup_steps": 3, "steps_per_push": 2}
 

@@ -9,11 +9,11 @@ from typing import cast
 import numpy as np
 import pytest
 
-from common.clips import encode_mp4
 from common.config import ConfigError, RewardConfig
-from common.exchange.client import Exchange, Submitted
+from common.data.video import encode_mp4
+from common.exchange.api import Exchange, Submitted
 from common.messages import Prompt, Score, ScoreTask
-from rewarders.base import Reward
+from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
 
 

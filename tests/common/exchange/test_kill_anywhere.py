@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from common.config import RunConfig
-from common.exchange.blobs import BlobStore
-from common.exchange.client import State
+from common.exchange.api import State
+from common.exchange.storage.blobs import BlobStore
 from common.messages import Purpose, ScoreTask
-from tests.common.exchange.fakes import (
+from tests.support.exchange.fakes import (
     candidate,
     conditioning,
     digest,

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from common.config import ConfigError, RunConfig
-from common.exchange import audit
-from common.exchange.blobs import BlobError, BlobStore, pack, unpack
-from common.exchange.client import State
+from common.errors.disk import StorageFailed
+from common.exchange import consistency
+from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.scoring import SHOWN
+from common.exchange.storage.blobs import BlobError, BlobStore, pack, unpack
 from common.messages import Array, Purpose
-from common.storage import StorageFailed
-from tests.common.exchange import fakes
-from tests.common.exchange.contract import ExchangeContract, Factory
-from tests.common.exchange.fakes import (
+from tests.support.exchange import fakes
+from tests.support.exchange.contract import ExchangeContract, Factory
+from tests.support.exchange.fakes import (
     Clock,
     candidate,
     conditioning,
@@ -348,7 +348,7 @@ def test_the_audit_finds_what_does_not_add_up(tmp_path: Path, sql: str, message:
     with database:
         database.execute(sql)
     database.close()
-    with pytest.raises(audit.ConservationError, match=message):
+    with pytest.raises(consistency.ConservationError, match=message):
         fakes.open_exchange(tmp_path, small()).check()
 
 

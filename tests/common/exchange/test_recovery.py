@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from common.config import ConfigError, RunConfig
-from common.exchange import recovery, snapshots
-from common.exchange.client import State
-from common.exchange.ledger import LedgerDamaged
+from common.exchange import recovery
+from common.exchange.api import State
 from common.exchange.recovery import Recovered
 from common.exchange.scoring import SHOWN
+from common.exchange.storage import snapshots
+from common.exchange.storage.ledger import LedgerDamaged
 from common.messages import candidate_id
-from tests.common.exchange.fakes import (
+from tests.support.exchange.fakes import (
     candidate,
     conditioning,
     heldout,

@@ -12,18 +12,18 @@ import msgpack
 import pytest
 import zmq
 
-from common import rpc
 from common.config import ConfigError, RunConfig
-from common.exchange.client import RunExchange, State
+from common.exchange.api import RunExchange, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Candidate
-from common.rpc import ServiceFailed, Unreachable, calls
-from common.service import Service, serving
-from common.wire import Limits, pack, unpack
-from tests.common.exchange import fakes
-from tests.common.exchange.contract import ExchangeContract, Factory
-from tests.common.exchange.fakes import Clock, candidate, conditioning, small
+from common.rpc import client as rpc
+from common.rpc.client import ServiceFailed, Unreachable, calls
+from common.rpc.codec import Limits, pack, unpack
+from common.rpc.server import Service, serving
+from tests.support.exchange import fakes
+from tests.support.exchange.contract import ExchangeContract, Factory
+from tests.support.exchange.fakes import Clock, candidate, conditioning, small
 
 
 class Remote(RemoteExchange):
@@ -215,7 +215,7 @@ def _fields(one: Candidate) -> dict[str, Any]:
 
 
 def test_answers_of_many_clients_are_bounded(ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.service.CLIENTS", 3)
+    monkeypatch.setattr("common.rpc.server.CLIENTS", 3)
     for name in "abcdef":
         ask(*request("next_version", client=name))
     assert list(service._answers) == ["d", "e", "f"]

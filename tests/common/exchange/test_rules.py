@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from common.exchange import rules
-from common.exchange.client import State
+from common.exchange.api import State
 from common.exchange.rules import Bounds, Load, Waiting
 
 BOUNDS = Bounds(pipeline_depth=64, max_lag=1, pairs_per_step=8, pairs_per_push=8)

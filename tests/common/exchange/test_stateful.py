@@ -29,10 +29,10 @@ from hypothesis.stateful import (
 )
 
 from common.config import RunConfig
-from common.exchange.client import Submitted
+from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
 from common.messages import GroupLease, Purpose, Score, ScoreTask, TrainingPair
-from tests.common.exchange.fakes import (
+from tests.support.exchange.fakes import (
     Clock,
     candidate,
     conditioning,
@@ -43,7 +43,7 @@ from tests.common.exchange.fakes import (
     values,
     weight_version,
 )
-from tests.common.exchange.model import OPEN, Model
+from tests.support.exchange.model import OPEN, Model
 
 TIGHT = small(exchange__lease_seconds=60, exchange__max_lag=4)
 CONFIGS: list[RunConfig] = [

@@ -7,13 +7,20 @@ import pytest
 import torch
 from diffusers import CogVideoXImageToVideoPipeline
 
-from common.models import ModelFolder, encode_image, encode_video, open_model, predict_v, to_unit
+from common.models.cogvideox import (
+    ModelFolder,
+    encode_image,
+    encode_video,
+    open_model,
+    predict_v,
+    to_unit,
+)
 from common.toon.world import DIMENSIONS, Shot, caption, render
-from deploy.toon import WEIGHTS
-from learner import pretrain
-from rewarders.anime import load_heads
-from rewarders.training.data import draw_samples
-from rewarders.training.evaluate import evaluate_heads
+from deploy.rewards.build_toon import WEIGHTS
+from learner import toon_pretrain
+from rewarders.toon_heads import load_heads
+from rewarders.toon_heads.training.dataset import draw_samples
+from rewarders.toon_heads.training.evaluate import evaluate_heads
 
 LIMIT = 25_000_000  # bytes of all files together
 
@@ -36,7 +43,7 @@ def test_diffusers_loads_the_pipeline() -> None:
 
 
 def test_the_vae_keeps_the_figure(model: ModelFolder) -> None:
-    _, figure = pretrain.figure_psnr(model.load_vae("float32", "cpu"), pretrain.draw_clips(16, 7))
+    _, figure = toon_pretrain.figure_psnr(model.load_vae("float32", "cpu"), toon_pretrain.draw_clips(16, 7))
     assert figure > 23
 
 
@@ -48,13 +55,15 @@ def test_the_transformer_knows_what_the_caption_asks_for(model: ModelFolder) -> 
     clips = to_unit(torch.from_numpy(np.stack([render(shot) for shot in shots])))
     with torch.inference_mode():
         x0, image = encode_video(vae, clips), encode_image(vae, clips[:, 0])
-        schedule = pretrain.new_schedule()
+        schedule = toon_pretrain.new_schedule()
         eps = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
         t = torch.full((len(shots),), 700)
         errors = []
         for order in ([0, 1, 2, 3], [1, 0, 3, 2]):
             words = [caption(shots[i]) for i in order]
-            ids = tokenizer(words, padding="max_length", max_length=pretrain.TEXT_TOKENS, return_tensors="pt").input_ids
+            ids = tokenizer(
+                words, padding="max_length", max_length=toon_pretrain.TEXT_TOKENS, return_tensors="pt"
+            ).input_ids
             v = predict_v(transformer, schedule.add_noise(x0, eps, t), image, t, text(ids)[0])
             errors.append((v - schedule.v_target(x0, eps, t)).square().mean((1, 2, 3, 4)))
     right, wrong = errors

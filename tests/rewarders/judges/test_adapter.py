@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.clips import clip_length, decode_clip, encode_mp4
 from common.config import ConfigError, JudgeConfig, RewardConfig, RewardJudgeConfig, load_config
+from common.data.video import clip_length, decode_clip, encode_mp4
 from common.messages import Prompt, ScoreTask
-from rewarders.base import Clip, NoAnswer, Opinion
+from rewarders.interface import Clip, NoAnswer, Opinion
 from rewarders.judges.adapter import Adapted, Needs, show
-from rewarders.judges.opening import open_judge, open_rewards
+from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.rewarder import rewarder_for
 
 ASKED = Prompt(0, "p", "walks")

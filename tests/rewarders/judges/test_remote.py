@@ -12,16 +12,16 @@ import httpx
 import numpy as np
 import pytest
 
-from common.clips import encode_mp4
 from common.config import ConfigError, JudgeConfig, load_config
+from common.data.video import encode_mp4
 from common.messages import Prompt, ScoreTask
-from rewarders.anime import load_heads
-from rewarders.base import Clip, JudgeLost, NoAnswer, Opinion
-from rewarders.judges.opening import open_judge, open_rewards
+from rewarders.interface import Clip, JudgeLost, NoAnswer, Opinion
+from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.judges.remote import Remote
 from rewarders.judges.server import Panel
 from rewarders.rewarder import rewarder_for
-from tests.rewarders.judges.serving import serving
+from rewarders.toon_heads import load_heads
+from tests.support.rewarders.serving import serving
 
 
 class Grey:

@@ -21,8 +21,8 @@ from transformers import (
 
 from common.config import ConfigError, JudgeConfig
 from common.messages import Prompt
-from rewarders.base import Clip
-from rewarders.judges.opening import open_judge
+from rewarders.interface import Clip
+from rewarders.judges.registry import open_judge
 from rewarders.judges.videoreward import Qwen2VLReward, VideoReward, video_patches
 
 READ_OUT = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")

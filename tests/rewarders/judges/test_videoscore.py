@@ -18,8 +18,8 @@ from transformers import (
 
 from common.config import ConfigError, JudgeConfig
 from common.messages import Prompt
-from rewarders.base import Clip
-from rewarders.judges.opening import open_judge
+from rewarders.interface import Clip
+from rewarders.judges.registry import open_judge
 from rewarders.judges.videoscore import Idefics2Regression, VideoScore
 
 WORDS = [

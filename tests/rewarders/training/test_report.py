@@ -10,10 +10,10 @@ import pytest
 
 from common.config import ConfigError
 from common.messages import Prompt
-from rewarders.training.rated import hashed
+from rewarders.training.dataset import hashed
+from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.report import report
-from rewarders.training.signals import SIGNALS
-from tests.rewarders.training.rated_clips import grey_clips, rated
+from tests.support.rewarders.rated_clips import grey_clips, rated
 
 
 class Level:

@@ -1,107 +1,143 @@
-"""Training the heads: it learns, it resumes to the same weights, and ranks are counted right."""
+"""Training on ratings: features once, the head learns, an interruption costs nothing, bad clips are left out."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from common.fit import Fit
-from common.messages import Prompt
-from rewarders.anime import HEADS
-from rewarders.training.data import Samples, draw_samples
-from rewarders.training.evaluate import evaluate_heads, evaluate_signals, prompts_of
-from rewarders.training.train import head_loss, kernels, recolouring, train_head, train_heads
+from common.config import ConfigError
+from common.data.ratings import read_ratings, write_ratings
+from common.data.video import encode_mp4
+from common.weights.tensors import state_digest
+from rewarders.toon_heads.head import SHAPE
+from rewarders.training import features as cache
+from rewarders.training.dataset import Rated, unseen
+from rewarders.training.pixel_baselines import srcc
+from rewarders.training.train import Plan, seen_in_training, train_reward, train_toon_head
+from tests.support.rewarders.rated_clips import Light, grey_clips, rated
 
-quiet = lambda line: None  # noqa: E731
+PLAN = Plan(epochs=40, batch=8, lr=0.3, patience=10)
+
+
+def silent(line: str) -> None:
+    del line
+
+
+def test_features_are_computed_once(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 3, 2))
+    light = Light()
+    rows, seen, bad = cache.features(light, data, tmp_path / "f", silent)
+    assert (rows.tolist(), bad, light.looked) == (list(range(6)), [], 6)
+    assert seen[:, 0].tolist() == pytest.approx((data.scores("light") / 100).tolist(), abs=0.02)
+    again = Light()
+    assert torch.equal(cache.features(again, data, tmp_path / "f", silent)[1], seen)
+    assert again.looked == 1  # the one that is compared
+    kept = sorted((tmp_path / "f").iterdir())
+    kept[0].unlink()
+    assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1], seen)
+    assert sorted((tmp_path / "f").iterdir()) == kept
+    with pytest.raises(ConfigError, match="made by other models or options; delete the folder"):
+        cache.features(Light(gain=2), data, tmp_path / "f", silent)
+
+
+def test_clips_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 3, 1))
+
+    class Picky(Light):
+        def features(self, clips, prompts):
+            if prompts[0].text == "grey 1":
+                raise ValueError("too grey")
+            return super().features(clips, prompts) * (float("nan") if prompts[0].text == "grey 2" else 1)
+
+    rows, seen, bad = cache.features(Picky(), data, tmp_path / "f", silent)
+    assert rows.tolist() == [0]
+    assert len(seen) == 1
+    assert [row.why for row in bad] == [
+        "clips/1-0.mp4: too grey",
+        "clips/2-0.mp4: its features are no finite numbers",
+    ]
+
+
+def test_a_head_learns_and_stops(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 16, 3))
+    lines: list[str] = []
+    light = train_reward(data, Light(), {}, tmp_path / "heads", PLAN, lines.append)
+    assert 2 < len(lines) <= 1 + PLAN.epochs
+    assert "validation" in lines[1]
+    rest = unseen(data.marks(), seen_in_training(tmp_path / "heads", "light"))
+    assert 3 <= len(rest) <= 12
+    scores = light.score([clip for _, clip in data.clips(rest)], [data.prompts()[i] for i in rest])
+    assert srcc(np.array(scores), data.scores("light")[rest]) > 0.99
+    assert np.abs(np.array(scores) - data.scores("light")[rest]).max() < 12
+
+
+def test_a_cut_training_goes_on_to_the_same_head(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 6, 3))
+
+    def cut(line: str) -> None:
+        if "step 2/" in line:
+            raise KeyboardInterrupt
+
+    plan = Plan(epochs=4, batch=8, lr=0.1)
+    with pytest.raises(KeyboardInterrupt):
+        train_reward(data, Light(), {}, tmp_path / "cut", plan, cut)
+    resumed = Light()
+    train_reward(data, resumed, {}, tmp_path / "cut", plan, silent)
+    whole = train_reward(data, Light(), {}, tmp_path / "whole", plan, silent)
+    assert resumed.looked == 1  # nothing but what is compared was looked at anew
+    assert state_digest(resumed.head.state_dict()) == state_digest(whole.head.state_dict())
+
+
+def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 6, 3))
+    plan = Plan(epochs=1, batch=8)
+    train_reward(data, Light(), {"head": "A"}, tmp_path / "h", plan, silent)
+    with pytest.raises(ConfigError, match="training with other made_of and plan; delete it"):
+        train_reward(data, Light(), {"head": "B"}, tmp_path / "h", Plan(epochs=2, batch=8), silent)
+    record = json.loads((tmp_path / "h/training/light/seen.json").read_text())
+    assert record["clips"] == {"train": 12, "validation": 3, "test": 3}
+
+
+def test_a_dimension_with_too_few_ratings(tmp_path: Path) -> None:
+    file = grey_clips(tmp_path, 6, 1)
+    rows = [row.model_copy(update={"ratings": {"a": {"dark": 3}}}) for row in read_ratings(file).rows]
+    write_ratings(file, rows)
+    with pytest.raises(ConfigError, match="light: 0 clips to train on and 0 to validate on; 2 each are needed"):
+        train_reward(rated(file), Light(), {}, tmp_path / "h", PLAN, silent)
 
 
 @pytest.fixture(scope="module")
-def few() -> Samples:
-    return draw_samples(12, 3, degraded=0.25)
+def toon(tmp_path_factory: pytest.TempPathFactory) -> Rated:
+    """Clips of the toon heads' size: of some the lower half flickers, which is rated; one is too small."""
+    folder = tmp_path_factory.mktemp("toon")
+    file = grey_clips(folder, 12, 2)
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, row in enumerate(read_ratings(file).rows):
+        clip = np.full(SHAPE if i else (9, 16, 16, 3), 120, np.uint8)
+        if i % 2:
+            clip[1::2, clip.shape[1] // 2 :] = rng.integers(160, 250)
+        (folder / row.clip).write_bytes(encode_mp4(clip, 8))
+        rows.append(row.model_copy(update={"ratings": {"eye": {"smoothness": 1 if i % 2 else 5}}}))
+    write_ratings(file, rows)
+    return rated(file)
 
 
-def test_a_head_overfits_a_few_clips(tmp_path: Path, few: Samples) -> None:
-    head = train_head("image", lambda: few, tmp_path, 0, Fit(steps=80, lr=5e-3, warmup=3), quiet, batch=8)
-    scores = np.array(head.score(list(few.clips), prompts_of(few)))
-    truths = few.truth_of("image")
-    assert scores[truths < 90].max() < scores[truths == 100].min()
-    assert np.abs(scores - truths).mean() < 0.6 * np.abs(truths - truths.mean()).mean()
-
-
-def test_a_cut_training_goes_on_to_the_same_weights(tmp_path: Path, few: Samples) -> None:
-    plan = Fit(steps=4, lr=1e-3, save_every=2)
-
-    def cut(line: str) -> None:
-        if "step 2/4" in line:
-            raise KeyboardInterrupt
-
-    whole = train_head("text", lambda: few, tmp_path / "whole", 0, plan, quiet, batch=4)
-    with pytest.raises(KeyboardInterrupt):
-        train_head("text", lambda: few, tmp_path / "cut", 0, plan, cut, batch=4)
-    torch.manual_seed(99)  # the global generator plays no part
-    resumed = train_head("text", lambda: few, tmp_path / "cut", 0, plan, quiet, batch=4)
-    assert resumed.digest == whole.digest
-    assert train_head("text", lambda: few, tmp_path / "other", 1, plan, quiet, batch=4).digest != whole.digest
-
-
-def test_all_heads_and_again_without_work(tmp_path: Path) -> None:
-    plan = Fit(steps=1, lr=1e-3)
+def test_a_toon_head_learns_from_ratings_of_clips(toon: Rated, tmp_path: Path) -> None:
     lines: list[str] = []
-    heads = train_heads(tmp_path, 0, log=lines.append, plan=plan, clips=3, batch=2)
-    assert [head.dimension for head in heads] == list(HEADS)
-    assert lines.count("heads: rendering 3 clips") == 1
-    lines.clear()
-    assert [head.digest for head in train_heads(tmp_path, 0, log=lines.append, plan=plan, clips=3, batch=2)] == [
-        head.digest for head in heads
-    ]
-    assert lines == []
-
-
-def test_muon_takes_what_is_a_matrix() -> None:
-    head = HEADS["text"]()
-    taken = {id(one) for one in kernels(head)}
-    names = {name for name, one in head.named_parameters() if id(one) in taken}
-    assert {"look.weight", "frame.weight", "map.weight", "time.0.weight", "time.2.weight"} <= names
-    assert not names & {"places", "time.4.weight"}
-    assert not [name for name in names if name.endswith("bias")]
-
-
-def test_the_loss_is_least_at_the_truth(few: Samples) -> None:
-    class Knows(HEADS["appeal"]):
-        def forward(self, video: torch.Tensor, first: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
-            return self.answer
-
-    head, chosen = Knows(), np.arange(4)
-    bad = torch.from_numpy(few.badness_of("appeal")[:4])
-    losses = []
-    for answer in (bad, (bad + 0.2).clamp(0, 1), torch.full((4, 8), 0.5)):
-        head.answer = answer
-        losses.append(head_loss(head, few, chosen, np.random.default_rng(0)).item())
-    assert losses[0] == min(losses)
-    assert losses[2] == pytest.approx(np.log(2), rel=1e-5)  # cross-entropy of one half, whatever the target
-
-
-def test_recolouring_exchanges_and_dims_channels() -> None:
-    mixes = recolouring(np.random.default_rng(0), 200)
-    assert mixes.shape == (200, 3, 3)
-    assert ((mixes > 0).sum(1) == 1).all()
-    assert ((mixes > 0).sum(2) == 1).all()
-    values = mixes[mixes > 0]
-    assert 0.67 <= values.min() < 0.7
-    assert 0.97 < values.max() <= 1.0
-    assert len({tuple(m.argmax(1).tolist()) for m in mixes}) == 6
-
-
-def test_evaluation_names_every_dimension(few: Samples) -> None:
-    class Oracle:
-        dimension = "motion"
-        digest = "o"
-
-        def score(self, clips: list[np.ndarray], prompts: list[Prompt]) -> list[float]:
-            return [float(few.truth_of("motion")[prompt.ordinal]) for prompt in prompts]
-
-    assert evaluate_heads([Oracle()], few) == {"motion": pytest.approx(1.0)}
-    assert list(evaluate_signals(few)) == list(HEADS)
+    plan = Plan(epochs=8, batch=4, lr=4e-3)
+    head = train_toon_head(toon, "smoothness", tmp_path, plan, lines.append)
+    assert "left out" in lines[0]
+    assert "[9, 16, 16, 3]; the toon heads take [9, 48, 64, 3]" in lines[0]
+    rest = unseen(toon.marks(), seen_in_training(tmp_path, "smoothness"))
+    rest = rest[rest > 0]
+    scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompts()[i] for i in rest]))
+    good = toon.scores("smoothness")[rest] == 100
+    assert scores[good].min() > scores[~good].max() + 20
+    again: list[str] = []
+    assert train_toon_head(toon, "smoothness", tmp_path, plan, again.append).digest == head.digest
+    assert not any("step" in line for line in again)

@@ -1,0 +1,61 @@
+"""Captions by Qwen2-VL, from a local folder or a hub id.
+
+The images go in as separate pictures of one turn. The model's own processor class is not used: its video half insists
+on torchvision, which a CPU machine may not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
+
+from common.config import ConfigError
+from common.models.cogvideox import torch_dtype
+
+INSTRUCTION = (
+    "These are frames of one short video, in order. Describe in one sentence who does what, and where. "
+    "Answer with the description alone."
+)
+MAX_TOKENS = 96
+
+
+class Qwen2VLCaptioner:
+    """A `Captioner`. `path` is a folder or hub id of a Qwen2-VL model; `ConfigError` when it cannot be opened."""
+
+    def __init__(self, path: str, dtype: str = "float32", device: str = "cpu") -> None:
+        try:
+            self._images: Any = AutoImageProcessor.from_pretrained(path)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
+            model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=torch_dtype(dtype))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"captioner {path}: no Qwen2-VL model: {str(error).splitlines()[0]}") from None
+        self._model: Any = model.to(device).eval()  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def __call__(self, frames: np.ndarray) -> str:
+        """The caption of uint8 `frames` [F, H, W, 3]; greedy, so the same frames give the same caption."""
+        pictures = [Image.fromarray(frame) for frame in frames]
+        seen = self._images(images=pictures, return_tensors="pt").to(self._model.device)
+        tokens = self._tokenizer(self._turn(seen["image_grid_thw"]), return_tensors="pt").to(self._model.device)
+        answer = self._model.generate(
+            input_ids=tokens["input_ids"],
+            attention_mask=tokens["attention_mask"],
+            pixel_values=seen["pixel_values"].to(self._model.dtype),
+            image_grid_thw=seen["image_grid_thw"],
+            mm_token_type_ids=(tokens["input_ids"] == self._model.config.image_token_id).long(),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+        )
+        written = answer[0, tokens["input_ids"].shape[1] :]
+        return " ".join(self._tokenizer.decode(written, skip_special_tokens=True).split())
+
+    def _turn(self, grids: torch.Tensor) -> str:
+        """The chat turn, with one image token per merged patch of every picture; `grids` [F, 3] is (t, h, w)."""
+        merged = self._images.merge_size**2
+        pads = ["<|image_pad|>" * int(grid.prod() // merged) for grid in grids]
+        pictures = "".join(f"<|vision_start|>{pad}<|vision_end|>" for pad in pads)
+        return f"<|im_start|>user\n{pictures}{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n"

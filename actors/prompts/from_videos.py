@@ -1,0 +1,94 @@
+"""Prompts from a folder of videos: the third frame of each as the image, a caption as the text.
+
+The third frame rather than the first, because first frames are often black or a fade. Captions come from a captions
+file, from a ``.txt`` beside the video, or from a captioner: any callable that looks at frames.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from actors.prompts.source import read_table
+from common.config import ConfigError
+from common.data.video import clip_length, decode_frames
+from common.toon.prompts import encode_png
+
+SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
+THIRD = 2  # its index
+SHOWN = 8  # frames that a captioner gets to see, spread over the video
+
+
+class Captioner(Protocol):
+    """Anything that puts a clip into words."""
+
+    def __call__(self, frames: np.ndarray) -> str:
+        """One caption for uint8 frames [F, H, W, 3] in their order, 1 <= F <= 8."""
+        ...
+
+
+def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner: Captioner | None = None) -> Path:
+    """Write `out`/prompts.jsonl and a PNG per video of `folder` (in name order); returns the JSONL file.
+
+    The caption of VIDEO is taken from `captions` (JSONL or CSV with columns video, prompt, and perhaps character and
+    category), else from VIDEO's ``.txt``, else from `captioner`. `ConfigError` names the video that is broken, too
+    short or without caption.
+    """
+    videos = sorted(path for path in _listed(folder) if path.suffix.lower() in SUFFIXES)
+    if not videos:
+        raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(SUFFIXES)}")
+    given = {} if captions is None else _captions(captions)
+    out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for video in videos:
+        data = video.read_bytes()
+        first = _third_frame(video, data)
+        told = given.get(video.name, {})
+        text = told.get("prompt") or _beside(video) or (captioner(_spread(data)).strip() if captioner else "")
+        if not text:
+            raise ConfigError(f"{video}: no caption; give a captions file, a {video.stem}.txt, or a captioner")
+        image = f"{video.name}.png"
+        (out / image).write_bytes(encode_png(first))
+        row = {"image": image, "id": video.name} | told | {"prompt": text}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    file = out / "prompts.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def _listed(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder of videos")
+    return list(folder.iterdir())
+
+
+def _third_frame(video: Path, data: bytes) -> np.ndarray:
+    try:
+        return decode_frames(data, [THIRD])[0]
+    except ValueError as error:
+        raise ConfigError(f"{video}: no third frame: {error}") from None
+
+
+def _spread(data: bytes) -> np.ndarray:
+    count, _ = clip_length(data)
+    return decode_frames(data, sorted({int(i) for i in np.linspace(0, count - 1, SHOWN)}))
+
+
+def _captions(file: Path) -> dict[str, dict[str, str]]:
+    """Video name -> prompt, and character and category where they are given."""
+    captions = {}
+    for line, data in read_table(file, "captions file"):
+        for column in ("video", "prompt"):
+            if not str(data.get(column) or "").strip():
+                raise ConfigError(f"{file}:{line}: no '{column}'")
+        told = {name: str(data.get(name) or "").strip() for name in ("prompt", "character", "category")}
+        captions[Path(str(data["video"])).name] = {name: text for name, text in told.items() if text}
+    return captions
+
+
+def _beside(video: Path) -> str:
+    text = video.with_suffix(".txt")
+    return text.read_text().strip() if text.is_file() else ""

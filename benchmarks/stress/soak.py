@@ -1,0 +1,315 @@
+"""Run for long and prove that nothing grows: ``python -m benchmarks.stress.soak --minutes 30 [--real] [--json OUT]``.
+
+```
+   this program ── starts ──> driver (`douga run`) ── Ray ──> hub, learner, samplers, rewarder
+        └── looks, every few seconds ──> their memory, open files and threads; the disk of the run folder, by kind
+```
+
+Work is simulated and its pauses are short, so minutes here are days elsewhere: a run of CogVideoX-5B samples a group
+every three seconds (`douga plan`), this one some fifteen a second.
+
+The first half of the time is warm-up: allocators, caches and everything with a bound fill up. Over the second half a
+Theil-Sen line (the median of the slopes between all pairs of looks) is laid through every series. Single peaks and the
+teeth of a saw do not move it, a leak does, however slow. What grew is the lower end of its 95 % interval times the
+length of the half: growth that is certain. It must stay below
+
+| of        | limit              | because                                                                            |
+|-----------|--------------------|------------------------------------------------------------------------------------|
+| memory    | 4 MB               | an allocator that fragments moves that much; at 30 minutes a leak of 300 bytes a   |
+|           |                    | group shows, which were 60 MB in a week of CogVideoX-5B                            |
+| files     | 1                  | they are few, and opened and closed at fixed places                                |
+| threads   | 1                  | the same                                                                           |
+| disk      | 5 %, or 100 kB     | what is deleted together comes and goes in steps. And 40 bytes a step: simulated   |
+|           |                    | checkpoints count the uses of every group in four                                  |
+
+`metrics.jsonl` and `events.jsonl` grow by design; how fast is shown. At the end the run is stopped as a user stops it,
+and its ledger must conserve. The exit code is 1 if any of this does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import psutil
+from scipy.stats import theilslopes
+
+from actors.prompts.source import open_prompts
+from benchmarks import harness
+from benchmarks.stress.chaos import Broken, Run, tail, wait_for
+from common.config import RunConfig, load_config
+from common.exchange.local import LocalExchange
+from deploy.run_dir import layout
+from deploy.run_dir.jsonl import EVENTS, METRICS
+
+LOOKS = 200  # at a run, over its whole time
+WARM_UP = 0.5  # share of the time that does not count
+START_SECONDS, TOLD_SECONDS = 180.0, 30.0  # to the first step; between two lines of progress
+MEGABYTE = 1e6
+LIMITS = {"memory": 4 * MEGABYTE, "files": 1.0, "threads": 1.0, "disk": 0.1 * MEGABYTE}
+DISK_SHARE, STEP_BYTES = 0.05, 40
+BY_DESIGN = (METRICS, EVENTS)  # one record per step, and per start
+RAY = ("raylet", "gcs_server")
+SESSION = re.compile(r"--session[-_]dir=(\S+)")
+
+SMALL = {
+    "mode": "cluster",
+    "steps": 100_000_000,
+    "sampler.candidates": 2,
+    "exchange.max_lag": 2,
+    "exchange.keep_groups": 200,
+    "timeline_bytes": 100_000,
+    "learner.pairs_per_step": 2,
+    "learner.checkpoint_every": 5,
+}
+SIMULATED = {
+    "simulate": True,
+    "simulation.sample_seconds": 0.01,
+    "simulation.score_seconds": 0.001,
+    "simulation.step_seconds": 0.01,
+    "simulation.load_seconds": 0.001,
+    "simulation.latents_bytes": 4000,
+    "simulation.clip_bytes": 2000,
+    "simulation.embeds_bytes": 1000,
+    "simulation.weights_bytes": 1_000_000,
+    "simulation.failure_rate": 0.02,
+}
+REAL = {"sampler.steps": 2, "evaluation.prompts": 2, "guard.prompts": 2, "guard.every": 5}
+
+
+@dataclass
+class Series:
+    """One thing that is watched: when, in seconds, and how much of it there was."""
+
+    seconds: list[float] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Of one series, over the part after the warm-up."""
+
+    level: float  # its median
+    slope: float  # a second
+    grown: float  # over that part, at least; 0 where that is not certain
+    limit: float
+    counts: bool = True  # else it grows by design
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether it grew by more than it may."""
+        return self.counts and self.grown > self.limit
+
+
+def growth(what: str, series: Series, steps: float = 0) -> Growth:
+    """`what` is its name: ``"memory hub"``, ``"disk blobs"``; `steps` were taken after the warm-up.
+
+    A series that begins late has a warm-up of its own.
+    """
+    first, last = series.seconds[0], series.seconds[-1]
+    begin = next(i for i, second in enumerate(series.seconds) if second >= first + WARM_UP * (last - first))
+    seconds, values = series.seconds[begin:], series.values[begin:]
+    kind, name = what.split(maxsplit=1)
+    level = sorted(values)[len(values) // 2]
+    limit = LIMITS[kind]
+    if kind == "disk":
+        limit = max(limit, DISK_SHARE * level) + STEP_BYTES * steps
+    if len(values) < 3:
+        raise Broken(f"{what}: {len(series.values)} looks are too few")
+    slope, _, low, _ = map(float, theilslopes(values, seconds))
+    return Growth(level, slope, max(0.0, low) * (last - seconds[0]), limit, name not in BY_DESIGN)
+
+
+# Looking.
+
+
+def look(run: Run, scratch: Path) -> dict[str, float]:
+    """All that is watched, now. `Broken` when a process of the run is not there any more."""
+    found: dict[str, float] = {}
+    try:
+        for name, process in processes(run).items():
+            found |= {f"{kind} {name}": value for kind, value in state(process).items()}
+    except psutil.NoSuchProcess as error:
+        raise Broken(f"process {error.pid} died; the run's last words: {tail(run.log)}") from None
+    folder = run.config.folder
+    disk = {kind_of(place): 0.0 for place in folder.iterdir()}
+    for place in folder.iterdir():
+        disk[kind_of(place)] += size(place)
+    disk |= {"scratch": sum(map(size, scratch.glob("douga-*"))), "ray-logs": size(ray_session(run) / "logs")}
+    return found | {f"disk {kind}": bytes_ for kind, bytes_ in disk.items()}
+
+
+def state(process: psutil.Process) -> dict[str, float]:
+    """Memory is what the process has for itself, bytes; pages of files are the system's cache."""
+    memory = process.memory_info()
+    return {"memory": memory.rss - memory.shared, "files": process.num_fds(), "threads": process.num_threads()}
+
+
+def processes(run: Run) -> dict[str, psutil.Process]:
+    """The driver, all that it has named, and Ray's own."""
+    assert run.driver is not None
+    driver = psutil.Process(run.driver.pid)
+    found = {"driver": driver} | {name: psutil.Process(number) for name, number in run.places().items()}
+    return found | {one.name(): one for one in driver.children() if one.name() in RAY}
+
+
+def ray_session(run: Run) -> Path:
+    """The folder of the Ray that the driver has started."""
+    words = " ".join(processes(run)["raylet"].cmdline())
+    found = SESSION.search(words)
+    if found is None:
+        raise Broken(f"the raylet does not say where its session is: {words}")
+    return Path(found[1])
+
+
+def kind_of(place: Path) -> str:
+    """`ledger.sqlite-wal` and `ledger.sqlite` are one kind, and so are a file and its older part."""
+    return re.sub(r"^(ledger|timeline).*", r"\1", place.name)
+
+
+def size(place: Path) -> float:
+    """Bytes of a file, or of all files under a folder; what goes meanwhile counts nothing."""
+    found = 0.0
+    within = [Path(folder, name) for folder, _, names in os.walk(place) for name in names]  # passes over what went
+    for file in within if place.is_dir() else [place]:
+        with suppress(FileNotFoundError):
+            found += file.lstat().st_size
+    return found
+
+
+def last_step(run: Run) -> int:
+    """The last optimizer step on record; 0 before the first."""
+    path = run.config.folder / METRICS
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        whole = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+    return json.loads(whole)["step"] if whole else 0
+
+
+# The run.
+
+
+@dataclass
+class Watched:
+    """What was seen of a run."""
+
+    config: RunConfig
+    seconds: float
+    steps: int
+    series: dict[str, Series]
+
+    def found(self) -> dict[str, Growth]:
+        """By name; what leaks comes first."""
+        steps = (1 - WARM_UP) * self.steps
+        found = {what: growth(what, series, steps) for what, series in sorted(self.series.items())}
+        return dict(sorted(found.items(), key=lambda one: not one[1].is_leak))
+
+
+def configuration(root: Path, real: bool, **more: Any) -> RunConfig:
+    """Many small groups, and bounds that are reached within a minute."""
+    flags = {"root": root, "name": "soak"} | SMALL | (REAL if real else SIMULATED) | more
+    return load_config(layout.TOON, flags)
+
+
+def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> Watched:
+    """Start a run, look at it for `seconds` from its first step on, and stop it. Raises `Broken`."""
+    root = config.root
+    scratch = root / "scratch"
+    scratch.mkdir()
+    run = Run(config, root / "soak.log", {"TMPDIR": str(scratch), "RAY_ROTATION_MAX_BYTES": "10000"})
+    run.start()
+    try:
+        wait_for("a step", lambda: last_step(run), run, START_SECONDS)
+        series, first = look_again_and_again(run, scratch, seconds, say), last_step(run)
+        code = run.interrupt()
+        if code != 130:
+            raise Broken(f"interrupted, the run ended with {code}")
+    finally:
+        run.end()
+    check_ledger(config)
+    return Watched(config, seconds, first, series)
+
+
+def look_again_and_again(run: Run, scratch: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Series]:
+    """All series over `seconds`."""
+    series: dict[str, Series] = {}
+    pause, began, told = Event(), time.monotonic(), 0.0
+    while (now := time.monotonic() - began) < seconds:
+        if run.ended() is not None:
+            raise Broken(f"the run ended with {run.ended()}")
+        for what, value in look(run, scratch).items():
+            one = series.setdefault(what, Series())
+            one.seconds.append(now)
+            one.values.append(value)
+        if now >= told:
+            told = now + TOLD_SECONDS
+            say(words(now, seconds, last_step(run), series))
+        pause.wait(seconds / LOOKS)
+    return series
+
+
+def words(now: float, seconds: float, steps: int, series: Mapping[str, Series]) -> str:
+    """A line of progress."""
+    memory = [f"{what.split()[1]} {one.values[-1] / MEGABYTE:.1f}" for what, one in series.items() if "memory" in what]
+    disk = sum(one.values[-1] for what, one in series.items() if what.startswith("disk"))
+    return f"{now:.0f} of {seconds:.0f} s: step {steps}; memory, MB: {', '.join(memory)}; disk {disk / MEGABYTE:.2f} MB"
+
+
+def check_ledger(config: RunConfig) -> None:
+    """Nothing was lost on the way."""
+    exchange = LocalExchange(config.folder, config, open_prompts(config.prompts, config.seed))
+    try:
+        exchange.check()
+    finally:
+        exchange.close()
+
+
+def as_report(watched: Watched) -> harness.Report:
+    """In the shape of the benchmarks: `ours` is what grew in an hour, `limit` what may."""
+    rows, found = list[harness.Row](), watched.found()
+    half = watched.seconds * (1 - WARM_UP)
+    for what, one in found.items():
+        size, unit = (MEGABYTE, "MB") if what.startswith(("memory", "disk")) else (1.0, what.split()[0])
+        hourly, limit = (3600 * value / size for value in (one.slope, one.limit / half))
+        words = f"{unit}/h, at {one.level / size:.3g} {unit}"
+        rows.append(harness.Row(what, words, hourly, limit=limit if one.counts else None))
+    leaks = [what for what, one in found.items() if one.is_leak]
+    said = f"none of {sum(one.counts for one in found.values())} series in {watched.steps} steps"
+    aims = [harness.Aim(f"series that grow: {', '.join(leaks) or 'none'}", len(leaks), said, not leaks)]
+    return harness.Report("soak", rows, aims, ("ray", "pyzmq", "torch"), package="tests")
+
+
+def measure(given: argparse.Namespace) -> harness.Report:
+    """One run."""
+    with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        config = configuration(Path(folder), given.real)
+        return as_report(watch(config, 60 * given.minutes, lambda line: print(line, flush=True)))
+
+
+def main() -> int:
+    """The command line."""
+    minutes = {"type": float, "default": 30.0, "help": "from the first step on (default: 30)"}
+    real = {"action": "store_true", "help": "the embedded model instead of simulated work"}
+    try:
+        done = harness.main(__doc__, measure, ("--minutes", minutes), ("--real", real))
+    except Broken as error:
+        print(f"soak: {error}", file=sys.stderr)
+        return 1
+    return 0 if all(aim.met for aim in done.aims) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

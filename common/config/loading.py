@@ -1,0 +1,191 @@
+"""Between text and `RunConfig`: TOML files and flags in, errors of one line, every key in words, TOML out."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from common.config.run import RunConfig
+from common.config.section import ConfigError
+
+
+def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:
+    """Defaults, then the TOML `file`, then `flags` (dotted names, ``_`` or ``-``). Raises `ConfigError`."""
+    if file is None:
+        return parse_config("", "the defaults", flags)
+    try:
+        return parse_config(file.read_text("utf-8"), str(file), flags)
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: no such configuration file") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from None
+
+
+def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None) -> RunConfig:
+    """`load_config` of TOML `text` that comes from `source`, as errors name it."""
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    where = {name: source for name in leaves(data)}
+    for name, value in (flags or {}).items():
+        dotted = name.replace("-", "_")
+        _put(data, dotted, _listed(dotted, value))
+        where[dotted] = f"--{name}"
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, where)) from None
+
+
+def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value of everything in nested mappings that is no mapping itself."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+        if not isinstance(data, dict):
+            raise ConfigError(f"--{dotted}: '{parent}' is a value, not a section")
+    data[leaf] = value
+
+
+def _listed(dotted: str, value: Any) -> Any:
+    """A flag's text split at its commas where the key holds a list."""
+    found = next((key for key in keys() if key.covers(dotted)), None)
+    if isinstance(value, str) and found is not None and isinstance(found.default, tuple):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
+    """The first problem of a validation error, in one line: place, what it was, what is allowed."""
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt key is also a missing one
+    parts = [str(part) for part in first["loc"] if part != "[key]"]
+    name = ".".join(parts)
+    inside = (place for leaf, place in where.items() if leaf.startswith(f"{name}."))
+    place = where.get(name) or next(inside, None)
+    label = name if place is None else place if place.startswith("--") else f"{name} in {place}"
+    if first["type"] == "extra_forbidden":
+        return f"{label}: unknown key; {_hint(parts)}"
+    if first["type"] in ("model_type", "model_attributes_type"):
+        return f"{label}: a section, not a value; set one of {', '.join(f'{name}.{key}' for key in _allowed(parts))}"
+    what = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
+    return f"{label}{what}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _hint(parts: list[str]) -> str:
+    """What was perhaps meant by an unknown key, or else all that is allowed where it stands."""
+    allowed = _allowed(parts[:-1])
+    close = get_close_matches(parts[-1], allowed, n=1)
+    if close:
+        return f"did you mean {'.'.join([*parts[:-1], close[0]])}?"
+    elsewhere = [key.name for key in keys() if key.name.split(".")[-1] == parts[-1]]
+    return f"did you mean {elsewhere[0]}?" if elsewhere else f"allowed here: {', '.join(allowed)}"
+
+
+def _allowed(section: list[str]) -> list[str]:
+    model: Any = RunConfig
+    for part in section:
+        if _entry(model) is not None:
+            model = _entry(model)
+            continue
+        if not _is_section(model) or part not in model.model_fields:
+            return []
+        model = model.model_fields[part].annotation
+    return sorted(model.model_fields) if _is_section(model) else []
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _entry(annotation: Any) -> Any:
+    """What the entries of a table are whose names the user chooses; None for everything else."""
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None
+
+
+# What there is to set, and how a resolved configuration is kept and compared.
+
+NAME = "NAME"  # in a key: a name that the user chooses
+
+
+@dataclass(frozen=True)
+class Key:
+    """One knob: dotted name, default, kind (``float >= 0`` in words), description."""
+
+    name: str
+    default: Any
+    kind: str
+    description: str
+
+    def covers(self, dotted: str) -> bool:
+        """Whether `dotted` is this key, with any names in the places of `NAME`."""
+        mine, asked = self.name.split("."), dotted.split(".")
+        return len(mine) == len(asked) and all(own in (NAME, part) for own, part in zip(mine, asked, strict=True))
+
+
+def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
+    """Every knob in the order of this file."""
+    for name, field in model.model_fields.items():
+        entry = _entry(field.annotation)
+        if _is_section(field.annotation):
+            yield from keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif _is_section(entry):
+            yield from keys(entry, f"{prefix}{name}.{NAME}.")
+        elif entry is not None:
+            yield Key(f"{prefix}{name}.{NAME}", 1.0, "float >= 0", field.description or "")
+        else:
+            default = "" if field.is_required() else field.default
+            yield Key(prefix + name, default, _kind(field), field.description or "")
+
+
+def _kind(field: Any) -> str:
+    signs = {"Ge": (">=", "ge"), "Gt": (">", "gt"), "Le": ("<=", "le"), "Lt": ("<", "lt")}
+    choices = getattr(field.annotation, "__args__", ())
+    if choices and all(isinstance(choice, str | int) for choice in choices):
+        return " | ".join(str(choice) for choice in choices)
+    base = "list" if choices else getattr(field.annotation, "__name__", str(field.annotation)).lower()
+    bounds = [
+        f"{signs[type(m).__name__][0]} {getattr(m, signs[type(m).__name__][1])}"
+        for m in field.metadata
+        if type(m).__name__ in signs
+    ]
+    return " ".join([{"str": "text"}.get(base, base), " and ".join(bounds)]).strip()
+
+
+def to_toml(config: RunConfig) -> str:
+    """The whole configuration as TOML; `load_config` reads the same back."""
+    return "\n".join(_toml(config.model_dump(mode="json"))) + "\n"
+
+
+def _toml(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    # A JSON string, number, truth value or list of them is also a TOML one.
+    yield from (
+        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in data.items() if not isinstance(value, dict)
+    )
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield f"\n[{prefix}{key}]"
+            yield from _toml(value, f"{prefix}{key}.")
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Dotted name -> (old value, new value) of the keys in which two configurations differ."""
+    before, after = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
+    names = dict.fromkeys([*before, *after])
+    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}

@@ -1,0 +1,176 @@
+"""Clips as mp4 bytes: H.264, yuv444p, constant rate factor 10. Written with PyAV, read with decord.
+
+4:4:4 because a sprite a few pixels wide loses its colour to chroma subsampling, and the reward models would see it.
+The same frames give the same bytes: one thread, no encoder signature, no timestamps of the day, and none of libx264's
+AVX-512 code, whose macroblock trees depend on what lay in memory before. Where decord has no wheel (it is built for
+x86-64 only), PyAV reads too: both give the same pixels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.codec.context import Flags
+from PIL import Image
+
+from common.errors.oom import pass_on
+
+decord: Any = import_module("decord") if find_spec("decord") else None
+CPU = Path("/proc/cpuinfo")
+STEADY = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
+CRF = 10
+SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
+BROWSER_CRF, BROWSER_WIDTH = 20, 256  # what is made for people: quality, and pixels that small clips are enlarged to
+SIDE_WIDTH = 480  # pixels that large clips are shrunk to where two are shown at once
+
+
+def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
+    """The mp4 file of uint8 `frames` [F, H, W, 3] at `fps` frames per second. `ValueError` for another shape."""
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"a clip is uint8 [F, H, W, 3] with F, H, W >= 1; got {frames.dtype} {list(frames.shape)}")
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options=STEADY | {"crf": str(CRF), "threads": "1"})
+        stream.codec_context.flags |= Flags.bitexact
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv444p"
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
+    """An mp4 file of uint8 `frames` [F, H, W, 3] that every browser plays: H.264, yuv420p.
+
+    yuv420p halves the colour's resolution, so small clips are enlarged first, by a whole factor (nearest neighbour).
+    """
+    scale = max(1, BROWSER_WIDTH // frames.shape[2])
+    frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
+    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate, options={"crf": str(BROWSER_CRF), "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def side_by_side(one: np.ndarray, other: np.ndarray, fps: float) -> bytes:
+    """Two clips uint8 [F, H, W, 3] of one size next to each other, and so in step; mp4 that every browser plays.
+
+    The shorter one decides the length. Small clips are enlarged by a whole factor, large ones shrunk to `SIDE_WIDTH`.
+    `ValueError` for clips of two sizes.
+    """
+    if one.shape[1:] != other.shape[1:]:
+        raise ValueError(f"clips of two sizes: {list(one.shape[1:3])} and {list(other.shape[1:3])}")
+    count, height, width = min(len(one), len(other)), *one.shape[1:3]
+    frames = np.concatenate([one[:count], other[:count]], axis=2)
+    if width > SIDE_WIDTH:
+        size = (2 * SIDE_WIDTH, round(height * SIDE_WIDTH / width))
+        frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, reducing_gap=2)) for frame in frames])
+    scale = max(1, BROWSER_WIDTH // width)
+    return encode_for_browsers(frames.repeat(scale, axis=1).repeat(scale, axis=2), fps)
+
+
+def plays_everywhere(data: bytes) -> bool:
+    """Whether a video file is what every browser plays: H.264, yuv420p, in mp4. Broken files are not."""
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            codec = container.streams.video[0].codec_context
+            return "mp4" in container.format.name and (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+    except (av.FFmpegError, IndexError):
+        return False
+
+
+def decode_clip(data: bytes) -> np.ndarray:
+    """All frames, uint8 [F, H, W, 3], of a video file's bytes. `ValueError` when it cannot be read."""
+    return decode_video(data)[0]
+
+
+def decode_video(data: bytes) -> tuple[np.ndarray, float]:
+    """All frames, uint8 [F, H, W, 3], and how many there are per second. `ValueError` when it cannot be read."""
+    count, fps = clip_length(data)
+    if not count:
+        raise ValueError(f"{len(data)} bytes of a video without frames")
+    return _frames(data, range(count)), fps
+
+
+def decode_frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
+    """Some frames, uint8 [len(indices), H, W, 3]. `ValueError` when the file is broken or has not as many."""
+    count, _ = clip_length(data)
+    if not all(0 <= index < count for index in indices):
+        raise ValueError(f"frames {list(indices)} of a video of {count} frames")
+    return _frames(data, indices)
+
+
+def _frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
+    if decord is None:
+        return _by_pyav(data, indices)
+    try:
+        return _reader(data).get_batch(list(indices)).asnumpy()
+    except (decord.DECORDError, RuntimeError) as error:
+        pass_on(error)
+        # decord 0.6 cannot copy the padded rows of frames that are 8, 16, 24, 48 or 72 pixels wide.
+        if "size must exactly match" in str(error):
+            return _by_pyav(data, indices)
+        raise ValueError(f"a video that stops being readable: {str(error).splitlines()[0]}") from None
+
+
+def clip_length(data: bytes) -> tuple[int, float]:
+    """(frames, frames per second) of a video file's bytes. `ValueError` when it cannot be read."""
+    if decord is not None:
+        reader = _reader(data)
+        return len(reader), float(reader.get_avg_fps())
+    try:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.video[0]
+            return sum(1 for _ in container.decode(stream)), float(stream.average_rate or 0)
+    except (av.FFmpegError, IndexError) as error:
+        raise _unreadable(data, error) from None
+
+
+def _reader(data: bytes) -> Any:
+    try:
+        return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        pass_on(error)
+        raise _unreadable(data, error) from None
+
+
+def _by_pyav(data: bytes, indices: Sequence[int]) -> np.ndarray:
+    wanted = set(indices)
+    with av.open(io.BytesIO(data), "r") as container:
+        pictures = enumerate(container.decode(video=0))
+        frames = {i: picture.to_ndarray(format="rgb24") for i, picture in pictures if i in wanted}
+    return np.stack([frames[index] for index in indices])
+
+
+def _unreadable(data: bytes, error: Exception) -> ValueError:
+    return ValueError(f"{len(data)} bytes that are no readable video: {str(error).splitlines()[0]}")
+
+
+def contact_sheet(clips: Sequence[np.ndarray]) -> Image.Image:
+    """One row per uint8 [F, H, W, 3] clip (all of one size): up to `SHEET_FRAMES` frames of it, first to last."""
+    frames, height, width = clips[0].shape[:3]
+    chosen = np.unique(np.linspace(0, frames - 1, min(frames, SHEET_FRAMES)).round().astype(int))
+    tall = max(1, round(height * SHEET_WIDTH / width))
+    sheet = Image.new("RGB", (len(chosen) * SHEET_WIDTH, len(clips) * tall))
+    how = Image.Resampling.NEAREST if width < SHEET_WIDTH else Image.Resampling.LANCZOS
+    for row, clip in enumerate(clips):
+        for column, index in enumerate(chosen):
+            picture = Image.fromarray(clip[index]).resize((SHEET_WIDTH, tall), how)
+            sheet.paste(picture, (column * SHEET_WIDTH, row * tall))
+    return sheet

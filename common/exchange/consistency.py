@@ -1,0 +1,89 @@
+"""Does the ledger conserve? Every admitted ordinal in exactly one state, every blob accounted for, every use real."""
+
+from __future__ import annotations
+
+from common.config import RunConfig
+from common.exchange.api import State
+from common.exchange.sampling import CONDITIONING, candidates_of, latents_name
+from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
+from common.messages import Purpose
+
+FULL = (
+    State.SAMPLED,
+    State.SCORING,
+    State.PAIRED,
+    State.TRAINING,
+    State.TRAINED,
+    State.EXPIRED,
+    State.TIED,
+    State.DONE,
+)
+
+
+class ConservationError(RuntimeError):
+    """The ledger's sums do not add up; the message says which."""
+
+
+def check(ledger: Ledger, config: RunConfig) -> None:
+    """Raise `ConservationError` at the first sum that does not hold."""
+    _check_states(ledger)
+    _check_uses(ledger, config)
+    _check_blobs(ledger)
+    final = ledger.meta("final", 0)
+    for group in ledger.in_state(*FULL):
+        ordinal, state = group["ordinal"], State(group["state"])
+        stored = len(ledger.candidates(ordinal))
+        _demand(stored == candidates_of(group, config), f"group {ordinal} is {state} with {stored} candidates")
+        ended = state in (State.TRAINED, State.EXPIRED)
+        if state in (State.PAIRED, State.TRAINING) or (ended and group["closed"] > final):
+            _check_pair(ledger, ordinal, group["winner"], group["loser"])
+
+
+def _demand(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConservationError(message)
+
+
+def _check_states(ledger: Ledger) -> None:
+    for purpose in Purpose:
+        total, admitted = sum(ledger.counts(purpose).values()), ledger.admitted(purpose)
+        _demand(total == admitted, f"{purpose}: {admitted} groups were admitted, the states sum to {total}")
+    sql = "SELECT COUNT(*), COALESCE(MAX(ordinal) + 1, 0) FROM groups WHERE ordinal < ? AND purpose = ?"
+    here, frontier = ledger.one(sql, FIRST_EVALUATION, Purpose.TRAIN)
+    count = here + ledger.one("SELECT COALESCE(SUM(count), 0) FROM archive WHERE kind = ?", Purpose.TRAIN)[0]
+    _demand(count == frontier, f"train: ordinals reach {frontier}, but only {count} of them are there")
+
+
+def _check_uses(ledger: Ledger, config: RunConfig) -> None:
+    rows = ledger.all(
+        "SELECT g.ordinal, g.state, g.uses, COUNT(u.step) AS committed FROM groups g "
+        "LEFT JOIN uses u ON u.ordinal = g.ordinal AND u.committed = 1 GROUP BY g.ordinal"
+    )
+    for row in rows:
+        name = f"group {row['ordinal']} ({row['state']})"
+        _demand(row["uses"] == row["committed"], f"{name}: {row['uses']} uses, {row['committed']} committed")
+        _demand(row["uses"] <= config.exchange.max_times_trained, f"{name}: used {row['uses']} times")
+        _demand((row["state"] == State.TRAINED) <= (row["uses"] > 0), f"{name}: no step used it")
+    for table in ("uses", "candidates", "refs"):
+        stray = ledger.first(f"SELECT ordinal FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM groups)")
+        _demand(stray is None, f"group {stray and stray['ordinal']}: gone, but not its {table}")
+    sql = "SELECT step FROM uses GROUP BY step HAVING MIN(committed) != MAX(committed)"
+    half = ledger.first(sql)
+    _demand(half is None, f"step {half and half['step']}: committed in part")
+
+
+def _check_blobs(ledger: Ledger) -> None:
+    stray = ledger.first("SELECT digest FROM blobs WHERE digest NOT IN (SELECT digest FROM refs)")
+    _demand(stray is None, f"blob {stray and stray['digest']}: no group needs it")
+    for row in ledger.all("SELECT DISTINCT r.digest, b.size, b.file FROM refs r LEFT JOIN blobs b USING (digest)"):
+        path = ledger.blobs.folder / (row["file"] or row["digest"])
+        size = path.stat().st_size if path.exists() else None
+        _demand(size is not None and size == row["size"], f"{path}: {size} bytes on disk, {row['size']} in the ledger")
+
+
+def _check_pair(ledger: Ledger, ordinal: int, winner: str, loser: str) -> None:
+    places = {row["id"]: row["place"] for row in ledger.candidates(ordinal)}
+    _demand(winner in places and loser in places, f"group {ordinal}: pair of {winner} and {loser}, not its candidates")
+    needed = {CONDITIONING, latents_name(places[winner]), latents_name(places[loser])}
+    lost = needed.difference(ledger.names(ordinal))
+    _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are gone, but its pair may be trained")

@@ -1,0 +1,91 @@
+"""The guardrails' side of the exchange: probes scored anew, probes retired, refreshes of the reference asked for.
+
+A refresh that was asked for is done between two steps, and a run that is killed and resumed does it between the same
+two: the ledger remembers after which step it was asked for and after which it was taken.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from common.exchange import retention
+from common.exchange.api import State
+from common.exchange.storage.ledger import Ledger
+from common.messages import Purpose
+
+BASE = 0  # the version of the base model
+RETIRED = "retired before it was sampled"
+
+
+@dataclass(slots=True)
+class GuardDesk:
+    """Every method is one transaction, in the caller's turn."""
+
+    ledger: Ledger
+
+    def rescore_probes(self, version: int) -> None:
+        """See `RunExchange.rescore_probes`."""
+        with self.ledger.transaction():
+            for group in self._probes(State.DONE, version):
+                self.ledger.run(
+                    "UPDATE candidates SET scores = NULL, reward_version = NULL, failures = 0 WHERE ordinal = ?",
+                    group["ordinal"],
+                )
+                self.ledger.move(group["ordinal"], State.SAMPLED)
+
+    def retire_probes(self) -> None:
+        """See `RunExchange.retire_probes`."""
+        with self.ledger.transaction():
+            for group in self._probes(State.PENDING):
+                if group["wanted"] != BASE:
+                    self.ledger.keep_only(group["ordinal"])
+                    self.ledger.move(group["ordinal"], State.FAILED, reason=RETIRED)
+            for group in self._probes(State.DONE):
+                if group["version"] != BASE:
+                    self.ledger.keep_only(group["ordinal"])
+            retention.forget_probes(self.ledger, BASE)
+
+    def _probes(self, state: State, version: int | None = None) -> list:
+        found = self.ledger.all(
+            "SELECT * FROM groups WHERE purpose = ? AND state = ? ORDER BY ordinal", Purpose.PROBE, state
+        )
+        return [group for group in found if version is None or group["version"] == version]
+
+    def rolled_back(self, version: int) -> bool:
+        """See `RunExchange.rolled_back`."""
+        with self.ledger.transaction():
+            return self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 1", version) is not None
+
+    def ask_refresh(self, version: int) -> None:
+        """See `RunExchange.ask_refresh`."""
+        with self.ledger.transaction():
+            row = self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 0", version)
+            if row is not None:
+                _store(self.ledger, {row["step"]: None} | _asked(self.ledger))
+
+    def refresh_due(self, step: int) -> bool:
+        """See `RunExchange.refresh_due`."""
+        with self.ledger.transaction():
+            before = _asked(self.ledger)
+            after = {at: step if taken is None and at <= step else taken for at, taken in before.items()}
+            if after != before:
+                _store(self.ledger, after)
+            return step in after.values()
+
+
+def take_back(ledger: Ledger, step: int) -> None:
+    """Training goes on from `step`: what was asked for after it is forgotten, what was taken after it waits again."""
+    before = _asked(ledger)
+    after = {at: None if taken is not None and taken > step else taken for at, taken in before.items() if at <= step}
+    if after != before:
+        _store(ledger, after)
+
+
+def _asked(ledger: Ledger) -> dict[int, int | None]:
+    """Step after which a refresh was asked for -> step after which it was taken, None while it was not."""
+    return {int(at): taken for at, taken in json.loads(ledger.meta("refreshes", "{}")).items()}
+
+
+def _store(ledger: Ledger, asked: dict[int, int | None]) -> None:
+    ledger.set_meta("refreshes", json.dumps(asked, sort_keys=True))

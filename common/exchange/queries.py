@@ -1,0 +1,147 @@
+"""What a run's ledger shows to who only looks on (`view.looking`): held-out clips, the newest pairs, who works on what.
+
+Of training groups the clips of the newest pairs are there (`scoring.SHOWN`), as long as their latents are; those of
+finished probes and evaluations stay.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import msgpack
+
+from common.exchange.api import State
+from common.exchange.sampling import IMAGE, clip_name
+from common.exchange.storage.blobs import OpenBlob
+from common.exchange.storage.ledger import FIRST_EVALUATION
+from common.exchange.storage.ledger_reader import LedgerView, looking
+from common.messages import Purpose
+
+CLIPS = """
+SELECT c.id, g.version, g.prompt, clips.file AS clip, images.file AS image
+FROM candidates c JOIN groups g USING (ordinal)
+JOIN refs r ON r.ordinal = c.ordinal AND r.name = 'clip/' || c.place JOIN blobs clips ON clips.digest = r.digest
+LEFT JOIN refs i ON i.ordinal = c.ordinal AND i.name = ? LEFT JOIN blobs images ON images.digest = i.digest
+WHERE g.purpose != ? AND g.state = ? ORDER BY c.ordinal, c.place
+"""
+
+
+LEASES = "SELECT worker, MIN(expires) AS expires, COUNT(*) AS n"
+SCORING = f"{LEASES}, 0 AS what FROM candidates WHERE worker IS NOT NULL GROUP BY worker"
+LEARNING = f"{LEASES}, step AS what FROM groups WHERE state = 'training' GROUP BY worker, step"
+LOST = float("-inf")  # what `release` makes of a lease's end
+
+
+@dataclass(frozen=True)
+class HeldOutClip:
+    """One clip of a finished probe or evaluation; `read` gives the mp4, `read_image` the first frame's PNG."""
+
+    candidate: str
+    version: int  # of the policy that made it; 0 is the base model
+    prompt_id: str
+    text: str
+    character: str | None
+    category: str | None
+    read: Callable[[], bytes]
+    read_image: Callable[[], bytes] | None
+
+
+def heldout_clips(folder: Path) -> list[HeldOutClip]:
+    """All there are now. `ConfigError` when the folder has no ledger that can be read."""
+    with looking(folder) as ledger:
+        rows = ledger.all(CLIPS, IMAGE, Purpose.TRAIN, State.DONE)
+    return [_clip(folder / "blobs", row) for row in rows]
+
+
+def _clip(blobs: Path, row: sqlite3.Row) -> HeldOutClip:
+    prompt = msgpack.unpackb(row["prompt"])
+    image = None if row["image"] is None else partial(read_blob, blobs / row["image"])
+    return HeldOutClip(
+        *(row["id"], row["version"], prompt["id"], prompt["text"], prompt["character"], prompt["category"]),
+        *(partial(read_blob, blobs / row["clip"]), image),
+    )
+
+
+def read_blob(path: Path) -> bytes:
+    """The bytes of a blob that is one file. `StorageFailed` when it is gone or damaged."""
+    return bytes(OpenBlob(str(path)).read_one().data)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The winner or the loser of a pair."""
+
+    candidate: str
+    reward: float  # R~, 0..1
+    scores: Mapping[str, float]  # raw, per dimension
+    file: str | None  # of its clip in blobs/; None when that is gone
+
+
+@dataclass(frozen=True)
+class SeenPair:
+    """A pair and what became of it."""
+
+    ordinal: int
+    text: str
+    version: int  # of the policy that made its clips
+    state: str
+    gap: float
+    winner: Side
+    loser: Side
+
+
+def newest_pairs(ledger: LedgerView, count: int) -> list[SeenPair]:
+    """The pairs of the `count` newest prompts, newest first."""
+    rows = ledger.all(
+        "SELECT * FROM groups NOT INDEXED WHERE ordinal < ? AND winner IS NOT NULL ORDER BY ordinal DESC LIMIT ?",
+        *(FIRST_EVALUATION, count),
+    )
+    return [_pair(ledger, row) for row in rows]
+
+
+def _pair(ledger: LedgerView, group: sqlite3.Row) -> SeenPair:
+    sides = {row["id"]: row for row in ledger.candidates(group["ordinal"])}
+    return SeenPair(
+        *(group["ordinal"], msgpack.unpackb(group["prompt"])["text"], group["version"], group["state"], group["gap"]),
+        *(_side(ledger, sides[group[name]], group[f"{name}_reward"]) for name in ("winner", "loser")),
+    )
+
+
+def _side(ledger: LedgerView, candidate: sqlite3.Row, reward: float) -> Side:
+    clip = ledger.first(
+        "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?",
+        *(candidate["ordinal"], clip_name(candidate["place"])),
+    )
+    scores = json.loads(candidate["scores"] or "{}")
+    return Side(candidate["id"], reward, scores, None if clip is None else clip["file"])
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What somebody holds a lease for."""
+
+    kind: str  # "sampling", "scoring", "learning"
+    what: int  # the group's ordinal, 0, or the step
+    purpose: str  # of the group; "train" for the others
+    done: int  # candidates submitted already
+    of: int  # candidates, clips, or pairs
+    lost: bool = False  # its holder is dead: whoever leases next takes it back
+
+
+def under_way(ledger: LedgerView, candidates: int) -> dict[str, Work]:
+    """Worker -> its work; training groups have `candidates` candidates. Leases of the dead stay until taken."""
+    found: dict[str, Work] = {}
+    for row in ledger.in_state(State.SAMPLING):
+        of = candidates if row["purpose"] == Purpose.TRAIN else 1
+        done, lost = len(ledger.candidates(row["ordinal"])), row["expires"] == LOST
+        found[row["worker"]] = Work("sampling", row["ordinal"], row["purpose"], done, of, lost)
+    for kind, sql in (("scoring", SCORING), ("learning", LEARNING)):
+        for row in ledger.all(sql):
+            lost = row["expires"] == LOST
+            found[row["worker"]] = Work(kind, row["what"] or 0, Purpose.TRAIN, 0, row["n"], lost)
+    return found

@@ -1,0 +1,321 @@
+"""The ledger: the state of every prompt group in SQLite (WAL), and the blobs that its state still needs.
+
+One operation is done as a whole or not at all: a process killed at any point leaves the ledger as it was before or
+after it, never between. Operations that wait for each other share one commit (`turns.py`). Blobs are on disk before the
+commit that takes them and deleted after the one that forgets them, so the worst that a crash or a power cut leaves
+behind is a file that no commit knows, which the next opening removes. Where the disk refuses, the operation is undone
+and raises `StorageFailed`.
+
+| table      | one row per                                | notes                                                     |
+|------------|--------------------------------------------|-----------------------------------------------------------|
+| groups     | prompt group                               | `state` is the design's; `closed`: step that ended it;    |
+|            |                                            | `paired`: second since when its pair waits                |
+| candidates | candidate stored                           | its scoring lease and its raw scores                      |
+| refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
+| blobs      | distinct content                           | its size in bytes, its file                               |
+| uses       | place in the batch of an optimizer step    | kept after a rollback: a repeated step repeats its batch  |
+| versions   | announced weights                          | `lost`: of a lineage that was rolled back                 |
+| marks      | checkpoint                                 |                                                           |
+| waste      | candidate that was sampled for nothing     | with the reason                                           |
+| meta       | counter or small state                     | admitted ordinals, pushes, normaliser, identity           |
+| archive    | kind and name of what was forgotten        | how many (`archive.py`)                                   |
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError
+from common.errors.disk import StorageFailed, is_damage, refusal, writing
+from common.exchange import rules
+from common.exchange.api import State
+from common.exchange.storage import snapshots
+from common.exchange.storage.blobs import BlobStore, OpenBlob, Staged
+from common.exchange.storage.ledger_reader import LEDGER, LEDGER_VERSION, LedgerView
+from common.messages import Array, Purpose
+
+FIRST_EVALUATION = 1 << 40  # ledger ordinals of probe and eval groups start here; train ordinals are 0, 1, 2, ...
+
+TABLES = """
+CREATE TABLE groups (
+    ordinal INTEGER PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, prompt BLOB NOT NULL,
+    place INTEGER NOT NULL, wanted INTEGER, version INTEGER, pushes INTEGER, worker TEXT, expires REAL,
+    attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
+    winner TEXT, loser TEXT, winner_reward REAL, loser_reward REAL, gap REAL,
+    paired REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
+CREATE INDEX groups_by_state ON groups (state, ordinal);
+CREATE INDEX groups_by_purpose ON groups (purpose, state, uses);
+CREATE INDEX groups_by_worker ON groups (worker) WHERE worker IS NOT NULL;
+CREATE TABLE candidates (
+    id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, place INTEGER NOT NULL, seed INTEGER NOT NULL,
+    version INTEGER NOT NULL, fps INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
+    worker TEXT, expires REAL, failures INTEGER NOT NULL DEFAULT 0, reward_version TEXT, scores TEXT,
+    UNIQUE (ordinal, place));
+CREATE INDEX candidates_by_worker ON candidates (worker) WHERE worker IS NOT NULL;
+CREATE INDEX candidates_by_lease ON candidates (expires) WHERE expires IS NOT NULL;
+CREATE TABLE refs (
+    ordinal INTEGER NOT NULL REFERENCES groups, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (ordinal, name));
+CREATE INDEX refs_by_digest ON refs (digest);
+CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, file TEXT NOT NULL);
+CREATE TABLE uses (
+    step INTEGER NOT NULL, place INTEGER NOT NULL, ordinal INTEGER NOT NULL REFERENCES groups,
+    committed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (step, place));
+CREATE INDEX uses_by_group ON uses (ordinal);
+CREATE TABLE versions (
+    version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE marks (step INTEGER PRIMARY KEY);
+CREATE TABLE waste (id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (id, reason));
+CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
+"""
+# Older ledgers of this version get it when they are opened.
+ARCHIVE = "CREATE TABLE IF NOT EXISTS archive (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name))"
+LARGEST_LOG = 1 << 24  # bytes that the write-ahead log keeps when it is empty; a large rollback needs more for a while
+
+
+class LedgerDamaged(ConfigError):
+    """The ledger cannot be read, or files that it names are gone: `what`, and the way out."""
+
+    def __init__(self, folder: Path, what: str) -> None:
+        self.what = what
+        out = f"restore its last snapshot with: douga recover {folder}"
+        super().__init__(f"{what}; {out if snapshots.steps(folder) else 'choose another --name'}")
+
+
+class Ledger(LedgerView):
+    """The tables and blobs of one run folder. Not thread-safe by itself: its owner holds a lock.
+
+    Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`, and
+    `LedgerDamaged` when it holds what was one. `name` is the file's.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
+        self.folder = folder
+        self._written: list[str] = []  # files that the running batch wrote, to be synced before it commits
+        self._staged: list[Staged] = []  # blobs that it took
+        self._touched: list[tuple[str, str]] = []  # digest and file of blobs that it wrote or forgot
+        self._garbage: deque[str] = deque()  # files that no commit needs any more
+        try:
+            self.blobs = BlobStore(folder / "blobs")
+            database = sqlite3.connect(folder / name, isolation_level=None, check_same_thread=False)
+            super().__init__(folder / name, database)
+        except (OSError, StorageFailed, sqlite3.Error) as error:
+            raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+        try:
+            self._open(identity)
+        except BaseException as error:
+            self._db.close()
+            if not isinstance(error, sqlite3.Error):
+                raise
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: sqlite3.Error) -> ConfigError:
+        if is_damage(error):
+            return LedgerDamaged(self.folder, f"{self.path}: damaged ({error})")
+        return ConfigError(f"{self.path}: {refusal(error) or error}")
+
+    def _open(self, identity: Mapping[str, Any]) -> None:
+        if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            if snapshots.steps(self.folder):  # an empty ledger would have all blobs swept away
+                raise LedgerDamaged(self.folder, f"{self.path}: missing or empty, though the run has snapshots of it")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute(f"PRAGMA journal_size_limit = {LARGEST_LOG}")
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found != LEDGER_VERSION:
+            raise ConfigError(
+                f"{self.path}: ledger of schema {found}, this program reads {LEDGER_VERSION}; choose another --name"
+            )
+        problem = self._db.execute("PRAGMA quick_check").fetchone()[0]
+        if problem != "ok":
+            raise LedgerDamaged(self.folder, f"{self.path}: damaged ({' '.join(problem.split())})")
+        self._db.execute(ARCHIVE)
+        self._check_identity(identity)
+
+    def settle_blobs(self) -> None:
+        """Delete the files that nothing names. `LedgerDamaged` when files that something names are gone."""
+        missing = sorted(self.files() - self.blobs.names())
+        if missing:
+            lost = f"{self.blobs.folder / missing[0]}: blob is missing ({len(missing)} in all)"
+            raise LedgerDamaged(self.folder, lost)
+        self.blobs.sweep(self.files())
+
+    def files(self) -> set[str]:
+        """The files of all blobs."""
+        return {row["file"] for row in self.all("SELECT file FROM blobs")}
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        """What must not change between the runs that share a ledger."""
+        text = self.meta("identity", None)
+        if text is None:
+            self.set_meta("identity", json.dumps(dict(identity)))
+            return
+        stored = json.loads(text)
+        for key, value in identity.items():
+            if stored.get(key) != value:
+                raise ConfigError(
+                    f"{self.path}: made with {key} = {stored.get(key)!r}, this run has {value!r}; "
+                    "use the same value, or another --name"
+                )
+
+    # Plumbing.
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """One commit for all operations within: when it ends they are durable, all or none."""
+        self._written, self._staged, self._touched = [], [], []
+        self.run("BEGIN IMMEDIATE")
+        try:
+            yield
+            if self._written:
+                self.blobs.sync(self._written)
+            self.run("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # the first error is the one to tell
+                if self.in_batch:
+                    self._db.execute("ROLLBACK")
+            raise
+        finally:
+            with suppress(sqlite3.Error, StorageFailed):  # who cannot tell leaves the files to the next opening
+                self._settle()
+
+    @property
+    def in_batch(self) -> bool:
+        """Whether a batch is open; some errors make SQLite roll it back by itself."""
+        return self._db.in_transaction
+
+    def _settle(self) -> None:
+        """Say which files of the batch that ended are needed."""
+        for staged in self._staged:
+            staged.taken = self._is_file(staged.digest, staged.file)
+        self._garbage.extend(file for digest, file in self._touched if not self._is_file(digest, file))
+
+    def _is_file(self, digest: str, file: str) -> bool:
+        return self.first("SELECT 1 FROM blobs WHERE digest = ? AND file = ?", digest, file) is not None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One operation of a batch: all or nothing, whatever becomes of the others."""
+        if not self.in_batch:
+            raise RuntimeError(f"{self.path}: an operation outside of a batch")
+        self.run("SAVEPOINT operation")
+        try:
+            yield
+            self.run("RELEASE operation")
+        except BaseException:
+            if self.in_batch:
+                self._undo_operation()
+            raise
+
+    def _undo_operation(self) -> None:
+        try:
+            self.run("ROLLBACK TO operation")
+            self.run("RELEASE operation")
+        except BaseException:  # half an operation must not be committed with the others
+            self._db.execute("ROLLBACK")
+            raise
+
+    def clear(self) -> None:
+        """Delete the garbage of past batches. Needs no lock, and nobody to wait for it."""
+        while self._garbage:
+            with suppress(IndexError):  # another thread took the last one
+                self.blobs.discard(self._garbage.popleft())
+
+    def run(self, sql: str, *values: Any) -> int:
+        """Execute a statement; the number of rows it changed."""
+        with writing(self.path):
+            return self._db.execute(sql, values).rowcount
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Store a small value."""
+        self.run("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
+
+    def close(self) -> None:
+        """Close the database; the ledger can be opened again."""
+        self._db.close()
+
+    # Groups.
+
+    def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, place: int, wanted: int | None) -> None:
+        """A new group, pending."""
+        self.run(
+            "INSERT INTO groups (ordinal, purpose, state, prompt, place, wanted) VALUES (?, ?, ?, ?, ?, ?)",
+            *(ordinal, purpose, State.PENDING, prompt, place, wanted),
+        )
+        self.set_meta(f"admitted:{purpose}", self.admitted(purpose) + 1)
+
+    def move(self, ordinal: int, to: State, **columns: Any) -> None:
+        """Change a group's state along the transition table, and other columns with it."""
+        old = State(self.group(ordinal)["state"])
+        if not rules.allowed(old, to):
+            raise RuntimeError(f"group {ordinal}: {old} does not lead to {to}")
+        self.update(ordinal, state=to, **columns)
+
+    def update(self, ordinal: int, **columns: Any) -> None:
+        """Change columns of a group."""
+        names = ", ".join(f"{name} = ?" for name in columns)
+        self.run(f"UPDATE groups SET {names} WHERE ordinal = ?", *columns.values(), ordinal)
+
+    def snapshot(self, step: int, kept: int) -> None:
+        """Keep a copy for the checkpoint of `step` (0: there is none), and no copies but those of the newest `kept`."""
+        if step:
+            snapshots.take(self._db, self.folder, step)
+        snapshots.keep(self.folder, self.marks()[-kept:])
+
+    def waste(self, reason: str, *candidates: str) -> None:
+        """Count candidates that were sampled for nothing, each once per reason."""
+        for candidate in candidates:
+            self.run("INSERT OR IGNORE INTO waste VALUES (?, ?)", candidate, reason)
+
+    # Blobs of groups.
+
+    def attach(self, ordinal: int, name: str, staged: Staged) -> bool:
+        """Make what is staged the blob `name` of a group. False where the same content is there: then that is it."""
+        values = (staged.digest, staged.size, staged.file)
+        staged.taken = self.run("INSERT OR IGNORE INTO blobs (digest, size, file) VALUES (?, ?, ?)", *values) > 0
+        if staged.taken:
+            self._staged.append(staged)
+        self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, staged.digest)
+        return staged.taken
+
+    def store(self, ordinal: int, name: str, array: Array) -> None:
+        """Write an array as the blob `name` of a group, within the batch."""
+        staged = self.blobs.write([array])
+        self._touched.append((staged.digest, staged.file))
+        if self.attach(ordinal, name, staged):
+            self._written.append(staged.file)
+
+    def has(self, ordinal: int, name: str) -> bool:
+        """Whether the group has such a blob."""
+        return self.first("SELECT 1 FROM refs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
+
+    def open(self, ordinal: int, name: str) -> OpenBlob:
+        """A group's blob, to be read when the turn is over: others need not wait for the disk."""
+        sql = "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?"
+        return self.blobs.open(self.one(sql, ordinal, name)["file"])
+
+    def keep_only(self, ordinal: int, names: Sequence[str] = ()) -> None:
+        """Forget all blobs of a group but `names`; files that no group names become garbage."""
+        for row in self.all("SELECT name, digest, file FROM refs JOIN blobs USING (digest) WHERE ordinal = ?", ordinal):
+            if row["name"] in names:
+                continue
+            self.run("DELETE FROM refs WHERE ordinal = ? AND name = ?", ordinal, row["name"])
+            if self.first("SELECT 1 FROM refs WHERE digest = ?", row["digest"]) is None:
+                self.run("DELETE FROM blobs WHERE digest = ?", row["digest"])
+                self._touched.append((row["digest"], row["file"]))
+
+    def names(self, ordinal: int) -> list[str]:
+        """The names of a group's blobs."""
+        return [row["name"] for row in self.all("SELECT name FROM refs WHERE ordinal = ? ORDER BY name", ordinal)]
+
+    def group_bytes(self, ordinal: int) -> int:
+        """Size of a group's blobs."""
+        sql = "SELECT COALESCE(SUM(size), 0) FROM refs JOIN blobs USING (digest) WHERE ordinal = ?"
+        return int(self.one(sql, ordinal)[0])

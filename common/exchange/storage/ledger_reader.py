@@ -1,0 +1,155 @@
+"""What can be asked of a ledger without changing it: by the exchange that owns it, and by who only looks on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError
+from common.errors.disk import StorageFailed, writing
+from common.exchange import rules
+from common.exchange.api import State
+from common.messages import Purpose
+
+LEDGER_VERSION = 2
+LEDGER, LOCK = "ledger.sqlite", "ledger.lock"
+
+
+class NotBegun(ConfigError):
+    """The folder has no ledger yet."""
+
+
+class LedgerView:
+    """The questions. `path` is the database's; its owner says who may ask at the same time."""
+
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self.path, self._db = path, database
+        self._db.row_factory = sqlite3.Row
+
+    def all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
+        """All rows of a query."""
+        with writing(self.path):
+            return self._db.execute(sql, values).fetchall()
+
+    def first(self, sql: str, *values: Any) -> sqlite3.Row | None:
+        """The first row of a query, or None."""
+        with writing(self.path):
+            return self._db.execute(sql, values).fetchone()
+
+    def one(self, sql: str, *values: Any) -> sqlite3.Row:
+        """The first row of a query that always has one."""
+        row = self.first(sql, *values)
+        if row is None:
+            raise LookupError(f"{self.path}: no row for {sql} {values}")
+        return row
+
+    def meta(self, key: str, default: Any) -> Any:
+        """A small stored value."""
+        row = self.first("SELECT value FROM meta WHERE key = ?", key)
+        return default if row is None else row["value"]
+
+    # Groups.
+
+    def group(self, ordinal: int) -> sqlite3.Row:
+        """The row of one group that is not forgotten."""
+        return self.one("SELECT * FROM groups WHERE ordinal = ?", ordinal)
+
+    def candidates(self, ordinal: int) -> list[sqlite3.Row]:
+        """The stored candidates of one group, by index."""
+        return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY place", ordinal)
+
+    def admitted(self, purpose: Purpose) -> int:
+        """Groups ever admitted with this purpose; for training this is the frontier of ordinals."""
+        return int(self.meta(f"admitted:{purpose}", 0))
+
+    def in_state(self, *states: State) -> list[sqlite3.Row]:
+        """All groups in one of `states`, by ordinal."""
+        marks = ", ".join("?" * len(states))
+        return self.all(f"SELECT * FROM groups WHERE state IN ({marks}) ORDER BY ordinal", *states)
+
+    def counts(self, purpose: Purpose) -> dict[State, int]:
+        """Groups per state, zeros and those that are forgotten included."""
+        found = Counter[str]()
+        for row in self.all("SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? GROUP BY state UNION ALL "
+                            "SELECT name, count FROM archive WHERE kind = ?", purpose, purpose):  # fmt: skip
+            found[row["state"]] += int(row["n"])
+        return {state: found[state] for state in State}
+
+    def load(self, times_trained: int) -> rules.Load:
+        """What admission asks about the training groups."""
+        counts = self.counts(Purpose.TRAIN)
+        live = counts[State.PAIRED] + counts[State.TRAINING]
+        used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
+        spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM (SELECT uses FROM groups WHERE purpose = ? UNION ALL "
+                         "SELECT count FROM archive WHERE kind = 'uses')", Purpose.TRAIN)[0]  # fmt: skip
+        running = sum(counts[state] for state in rules.RUNNING)
+        return rules.Load(running, live, times_trained * live - used, spent)
+
+    def committed_step(self) -> int:
+        """The last step committed in the current lineage; 0 before the first."""
+        row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
+        return max(self.meta("final", 0), 0 if row is None else int(row["step"]))  # final uses may be forgotten
+
+    def current_version(self) -> int:
+        """The newest announced version of the current lineage; 0, the base model, when there is none."""
+        return int(self.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE lost = 0")[0])
+
+    def wasted(self) -> dict[str, int]:
+        """Candidates sampled for nothing, by reason, those that are forgotten included."""
+        sql = (
+            "SELECT reason, SUM(n) AS n FROM (SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason "
+            "UNION ALL SELECT name, count FROM archive WHERE kind = 'waste') GROUP BY reason ORDER BY reason"
+        )
+        return {row["reason"]: int(row["n"]) for row in self.all(sql)}
+
+    def marks(self) -> list[int]:
+        """Steps of the checkpoints of the current lineage, ascending."""
+        return [int(row["step"]) for row in self.all("SELECT step FROM marks ORDER BY step")]
+
+    def bytes_on_disk(self) -> int:
+        """Size of all blobs."""
+        return int(self.one("SELECT COALESCE(SUM(size), 0) FROM blobs")[0])
+
+
+@contextmanager
+def looking(folder: Path) -> Iterator[LedgerView]:
+    """A run's ledger as it is at one moment, without taking part in the run: read-only, also while the run goes on.
+
+    `NotBegun` when there is none yet, `ConfigError` when it cannot be read.
+    """
+    path = folder / LEDGER
+    if not path.is_file():
+        raise NotBegun(f"{path}: missing; the run has not begun")
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    try:
+        with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as database:
+            found = database.execute("PRAGMA user_version").fetchone()[0]
+            if not found:
+                raise NotBegun(f"{path}: empty; the run has not begun")
+            if found != LEDGER_VERSION:
+                raise ConfigError(f"{path}: ledger of schema {found}, this program reads {LEDGER_VERSION}")
+            database.execute("BEGIN")
+            yield LedgerView(path, database)
+    except (sqlite3.Error, StorageFailed) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+
+
+def holder(folder: Path) -> int | None:
+    """The process that has a run's ledger open to write; None when nobody has. Not to be asked by that process itself.
+
+    No lock is taken for it, so that no run which starts just now is refused.
+    """
+    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with (folder / LOCK).open("rb") as file:
+            kind, *_, process = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
+    except OSError:
+        return None
+    return None if kind == fcntl.F_UNLCK else process

@@ -1,0 +1,314 @@
+"""A CogVideoX pipeline folder: its parts, its shapes, and the one place that builds the model call.
+
+Three families share this file; what differs is read from the configs, never from a name:
+
+| family | image latent | positions | extras |
+|---|---|---|---|
+| 5B-I2V (1.0) | concatenated on channels | rotary, and learned where the config asks | 4k+1 frames |
+| 1.5-5B-I2V | concatenated; scaled by 1/factor | rotary, grid_type "slice" | `patch_size_t`, `ofs` |
+| 2B (text-to-video) | none | sincos | – |
+
+Symbols of the shapes: B batch, F latent frames, C latent channels, h x w latent size, H x W pixels, L text tokens,
+D text width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXTransformer3DModel,
+)
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
+from transformers import T5EncoderModel, T5Tokenizer
+from transformers.utils import logging as transformers_logging
+
+from common.config import ConfigError
+from common.errors.oom import pass_on
+from common.models.fingerprint import TOON_PIPELINE, model_parts
+from common.models.shapes import front_padding, latent_shape
+
+PIPELINES = ("CogVideoXImageToVideoPipeline", "CogVideoXPipeline")
+SCHEDULERS = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}
+OFS = 2.0  # the offset that CogVideoX 1.5 was trained with
+
+Scheduler = CogVideoXDPMScheduler | CogVideoXDDIMScheduler
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A pipeline folder whose configs have been read and whose weights have not. Made by `open_model`."""
+
+    path: Path
+    transformer_config: dict[str, Any] = field(repr=False)  # with the class's defaults filled in
+    vae_config: dict[str, Any] = field(repr=False)
+    scheduler_config: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def parts(self) -> dict[str, str]:
+        """Fingerprints of the parts: which model this is, wherever it lies."""
+        return model_parts(self.path)
+
+    @property
+    def image_conditioned(self) -> bool:
+        """Whether the transformer takes the first frame's latent beside the noisy latents."""
+        return self.transformer_config["in_channels"] == 2 * self.vae_config["latent_channels"]
+
+    @property
+    def max_text_length(self) -> int:
+        """L: every caption is padded or cut to this many tokens."""
+        return int(self.transformer_config["max_text_seq_length"])
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(F, C, h, w) of a clip, without the padding of CogVideoX 1.5. `ConfigError` when the size does not fit."""
+        return latent_shape(self.path.name, self.transformer_config, self.vae_config, frames, height, width)
+
+    def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
+        """The denoiser, in evaluation mode."""
+        return self._load(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype)).to(device).eval()
+
+    def empty_transformer(self, dtype: torch.dtype | str) -> CogVideoXTransformer3DModel:
+        """The denoiser's layers without weights (on the meta device): names, shapes and dtypes, and nothing is read."""
+        with torch.device("meta"):
+            model: Any = CogVideoXTransformer3DModel.from_config(self.transformer_config)
+        return model.to(torch_dtype(dtype))
+
+    def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
+        """The video autoencoder, frozen."""
+        model = self._load(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))
+        return model.to(device).eval().requires_grad_(False)
+
+    def load_text_encoder(self, dtype: torch.dtype | str, device: torch.device | str) -> T5EncoderModel:
+        """The caption encoder, frozen."""
+        model = self._load(T5EncoderModel, "text_encoder", dtype=torch_dtype(dtype))
+        return model.to(device).eval().requires_grad_(False)
+
+    def load_tokenizer(self) -> T5Tokenizer:
+        """The caption tokenizer."""
+        return self._load(T5Tokenizer, "tokenizer")
+
+    def _load(self, kind: Any, part: str, **how: Any) -> Any:
+        """One part from its folder. `ConfigError` when its weights are missing, broken or of another architecture."""
+        folder = self.path / part
+        try:
+            return kind.from_pretrained(str(folder), local_files_only=True, **how)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            pass_on(error)
+            raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+
+    def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:
+        """A scheduler of either kind over the checkpoint's own noise schedule."""
+        own = {name: value for name, value in self.scheduler_config.items() if not name.startswith("_")}
+        known = inspect.signature(SCHEDULERS[kind].__init__).parameters
+        return SCHEDULERS[kind](**{name: value for name, value in own.items() if name in known})
+
+
+def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """``"bfloat16"`` or ``torch.bfloat16`` -> ``torch.bfloat16``."""
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def open_model(path: str | Path) -> ModelFolder:
+    """Read the configs of a CogVideoX pipeline folder; ``"toon"`` is the embedded one.
+
+    Raises `ConfigError` (one line) when the folder is missing, broken, or holds another kind of model.
+    """
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # loading bars would break the progress lines
+    folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
+    if str(path) == "toon" and not (folder / "model_index.json").exists():
+        raise ConfigError(f"model.path = 'toon': no whole pipeline in {folder}; make it with: douga toon build")
+    if not folder.is_dir():
+        raise ConfigError(f"model.path = {str(path)!r}: no folder {folder}; allowed: 'toon' or a pipeline folder")
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") not in PIPELINES:
+        raise ConfigError(
+            f"{folder / 'model_index.json'}: a {index.get('_class_name')}, not one of {', '.join(PIPELINES)}"
+        )
+    model = ModelFolder(
+        folder,
+        _filled(CogVideoXTransformer3DModel, folder / "transformer" / "config.json"),
+        _filled(AutoencoderKLCogVideoX, folder / "vae" / "config.json"),
+        _filled(CogVideoXDPMScheduler, folder / "scheduler" / "scheduler_config.json", check_class=False),
+    )
+    for part in ("text_encoder", "tokenizer"):
+        if not (folder / part).is_dir():
+            raise ConfigError(f"{folder}: the pipeline has no {part} folder")
+    _check_channels(model)
+    return model
+
+
+def _check_channels(model: ModelFolder) -> None:
+    channels, taken = model.vae_config["latent_channels"], model.transformer_config["in_channels"]
+    if taken not in (channels, 2 * channels):
+        raise ConfigError(
+            f"{model.path}: the transformer takes {taken} channels, the VAE makes {channels}; "
+            f"{channels} (text-to-video) or {2 * channels} (image-to-video) are needed"
+        )
+    prediction = model.scheduler_config["prediction_type"]
+    if prediction != "v_prediction":
+        raise ConfigError(f"{model.path}: the scheduler predicts {prediction!r}; CogVideoX needs 'v_prediction'")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{file}: missing; this is not a CogVideoX pipeline folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected a JSON object")
+    return data
+
+
+def _filled(kind: type, file: Path, check_class: bool = True) -> dict[str, Any]:
+    """A part's config from its file, filled: old checkpoints leave newer keys out."""
+    data = _read_json(file)
+    if check_class and data.get("_class_name") != kind.__name__:
+        raise ConfigError(f"{file}: a {data.get('_class_name')}, not a {kind.__name__}")
+    return with_defaults(kind, data)
+
+
+def with_defaults(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
+    """A part's `own` config with the defaults of its class under it."""
+    parameters = inspect.signature(kind.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(own)
+
+
+def compile_blocks(transformer: Any) -> None:
+    """`torch.compile` for the transformer's blocks, in place: at their first call, once for each shape."""
+    for block in transformer.transformer_blocks:  # all alike: what is compiled for one serves all
+        block.compile(dynamic=False)
+
+
+# The model call.
+
+
+def predict_v(
+    transformer: torch.nn.Module,
+    latents: torch.Tensor,
+    image_latent: torch.Tensor | None,
+    timesteps: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+) -> torch.Tensor:
+    """v [B, F, C, h, w] of noisy `latents` [B, F, C, h, w] at `timesteps` [B] (int64), differentiable.
+
+    `image_latent` [B, 1, C, h, w] is the VAE-scaled first frame (None for text-to-video models); it is laid beside the
+    first latent frame, zeros beside the others. `prompt_embeds` is [B, L, D]. `transformer` may be wrapped (an object
+    with `.module`, such as a DeepSpeed engine).
+
+    CogVideoX 1.5 wants a multiple of `patch_size_t` latent frames: where F is none, copies of the first latent frame
+    are put in front for the call and their prediction is cut off again. Pass latents that are already padded to
+    predict for the padding too.
+    """
+    config: Any = getattr(transformer, "module", transformer).config
+    count = latents.shape[1]
+    padding = front_padding(config, count)
+    inputs = torch.cat([latents[:, :1].expand(-1, padding, -1, -1, -1), latents], 1) if padding else latents
+    rotary = rotary_table(config, tuple(inputs.shape[1:]), inputs.device)
+    if image_latent is not None:
+        rest = torch.zeros_like(inputs[:, 1:])
+        inputs = torch.cat([inputs, torch.cat([image_latent.to(inputs.dtype), rest], 1)], 2)
+    v = transformer(
+        hidden_states=inputs,
+        encoder_hidden_states=prompt_embeds,
+        timestep=timesteps,
+        ofs=None if config["ofs_embed_dim"] is None else inputs.new_full((1,), OFS),
+        image_rotary_emb=rotary,
+        return_dict=False,
+    )[0]
+    return v[:, padding:]
+
+
+def rotary_table(
+    config: Mapping[str, Any], shape: tuple[int, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Cosines and sines [tokens, head width] of latents (F, C, h, w); None for models with sincos positions.
+
+    Tables are cached; F counts the padding of CogVideoX 1.5.
+    """
+    if not config["use_rotary_positional_embeddings"]:
+        return None
+    frames, _, height, width = shape
+    patch, patch_t = config["patch_size"], config["patch_size_t"]
+    base = (config["sample_height"] // patch, config["sample_width"] // patch)
+    grid = (height // patch, width // patch)
+    return _rotary(config["attention_head_dim"], frames, patch_t, grid, base, device)
+
+
+@lru_cache(maxsize=32)
+def _rotary(
+    head: int, frames: int, patch_t: int | None, grid: tuple[int, int], base: tuple[int, int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # The cache outlives the caller: a table born in inference mode could never be used in a training step.
+    with torch.inference_mode(False), torch.no_grad():
+        if patch_t is None:
+            crop, how, most = get_resize_crop_region_for_grid(grid, base[1], base[0]), "linspace", None
+        else:
+            crop, how, most, frames = None, "slice", base, (frames + patch_t - 1) // patch_t
+        table = get_3d_rotary_pos_embed(head, crop, grid, frames, grid_type=how, max_size=most, device=device)  # type: ignore[arg-type]
+        return table[0], table[1]
+
+
+# Between captions, pixels and latents.
+
+
+def encode_text(
+    tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, texts: Sequence[str], max_length: int
+) -> torch.Tensor:
+    """Prompt embeddings [B, max_length, D] of captions, padded and cut to `max_length` tokens, without a mask."""
+    tokens = tokenizer(
+        list(texts), padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
+    ).input_ids
+    return text_encoder(tokens.to(text_encoder.device))[0]
+
+
+def to_unit(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels [..., H, W, 3] to float32 [..., 3, H, W] in [-1, 1]."""
+    return (pixels.float() / 255.0 * 2.0 - 1.0).movedim(-1, -3)
+
+
+def to_pixels(values: torch.Tensor) -> torch.Tensor:
+    """float [..., 3, H, W] to uint8 pixels [..., H, W, 3], clamped."""
+    return ((values.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1)
+
+
+def encode_image(vae: AutoencoderKLCogVideoX, images: torch.Tensor) -> torch.Tensor:
+    """VAE-scaled latents [B, 1, C, h, w] of first frames [B, 3, H, W] in [-1, 1]: the posterior's mode."""
+    mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
+    # CogVideoX 1.5 was trained with the image latent divided by the factor that the video latent is multiplied with.
+    factor = vae.config["scaling_factor"]
+    return mode.transpose(1, 2) * (1 / factor if vae.config["invert_scale_latents"] else factor)
+
+
+def encode_video(vae: AutoencoderKLCogVideoX, clips: torch.Tensor) -> torch.Tensor:
+    """VAE-scaled latents [B, F, C, h, w] of clips [B, frames, 3, H, W] in [-1, 1]: the posterior's mode."""
+    mode = vae.encode(clips.transpose(1, 2).to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
+    return mode.transpose(1, 2) * vae.config["scaling_factor"]
+
+
+def decode_latents(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
+    """Clips [B, frames, 3, H, W], nominally in [-1, 1], of VAE-scaled latents [B, F, C, h, w]; differentiable."""
+    scaled = latents.transpose(1, 2).to(vae.dtype) / vae.config["scaling_factor"]
+    return vae.decode(scaled).sample.transpose(1, 2)  # type: ignore[union-attr]
+
+
+def build_tokenizer(words: Sequence[str], max_length: int) -> T5Tokenizer:
+    """A T5 tokenizer that knows whole words only: <pad> 0, </s> 1, <unk> 2, then `words` in their order."""
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    vocabulary = special + [(f"\u2581{word}", -1.0) for word in words]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=max_length)

@@ -1,0 +1,178 @@
+"""One resumable training loop for the small models that ship with the project.
+
+The batch of step k must be a function of k alone, so that a run that was cut goes on where it stopped and ends in
+the same weights as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from common.config import ConfigError
+from common.errors.disk import writing
+from common.training.muon import Muon
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How long and how fast: AdamW (and Muon for the named matrices), linear warm-up, cosine decay to zero."""
+
+    steps: int
+    lr: float
+    warmup: int = 50
+    weight_decay: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip_norm: float = 1.0
+    save_every: int = 100
+    patience: int = 0  # validations without a lower loss after which training stops; 0 never
+
+    def rate(self, step: int) -> float:
+        """Learning rate of `step` (0-based)."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+
+
+def fit(
+    name: str,
+    model: nn.Module,
+    loss_of: Callable[[int], torch.Tensor],
+    plan: Fit,
+    folder: Path,
+    log: Callable[[str], None] = print,
+    matrices: Sequence[nn.Parameter] = (),
+    validate: Callable[[], float] | None = None,
+) -> None:
+    """Train `model` in place on ``loss_of(step)``; state goes to ``folder/name.safetensors`` every `save_every` steps.
+
+    `matrices` are the parameters that Muon takes; AdamW takes the others. With `validate`, the loss on data that is
+    not trained on, the model ends with the weights at which that was least, and after `plan.patience` saves in a row
+    without a lower one training stops. Calling it again with the same folder resumes; a finished training returns at
+    once with the trained weights.
+    """
+    optimizers = _optimizers(model, matrices, plan)
+    path = folder / f"{name}.safetensors"
+    start = _restore(path, model, optimizers)
+    best = _Best(folder / f"{name}-best.safetensors", validate, plan)
+    began, total = time.monotonic(), 0.0
+    for step in range(start, plan.steps):
+        if best.long_ago(step):
+            break
+        loss = loss_of(step)
+        model.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate(step)
+            optimizer.step()
+        total += loss.item()
+        done = step + 1
+        if done % plan.save_every == 0 or done == plan.steps:
+            judged = best.judge(model, done)  # before the state is stored: a cut in between judges once more, alike
+            _store(path, model, optimizers, done)
+            span = (done - 1) % plan.save_every + 1
+            pace = (time.monotonic() - began) / (done - start)
+            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}{judged}  {pace:.2f} s/step")
+            total = 0.0
+    best.restore(model)
+
+
+class _Best:
+    """The weights with the least validation loss so far, in a file of their own."""
+
+    def __init__(self, path: Path, validate: Callable[[], float] | None, plan: Fit) -> None:
+        self._path, self._validate, self._plan = path, validate, plan
+        self._loss, self._step = math.inf, 0
+        if validate is not None and path.exists():
+            with safe_open(path, "pt") as file:
+                said = file.metadata() or {}
+            self._loss, self._step = float(said["loss"]), int(said["step"])
+
+    def long_ago(self, step: int) -> bool:
+        """Whether patience is at its end after `step` steps."""
+        waited = step - self._step
+        return self._validate is not None and 0 < self._plan.patience * self._plan.save_every <= waited
+
+    def judge(self, model: nn.Module, done: int) -> str:
+        """Validate, keep the weights if they are the best; returns words for the log."""
+        if self._validate is None:
+            return ""
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            loss = self._validate()
+        model.train(training)
+        if loss < self._loss:
+            self._loss, self._step = loss, done
+            _write(self._path, model.state_dict(), {"loss": repr(loss), "step": str(done)})
+        return f"  validation {loss:.4f} (least {self._loss:.4f} at step {self._step})"
+
+    def restore(self, model: nn.Module) -> None:
+        """Load the best weights; `ConfigError` where no validation loss was a number."""
+        if self._validate is None:
+            return
+        if not self._path.exists():
+            raise ConfigError(f"{self._path.stem}: no validation loss was a finite number; nothing was learned")
+        model.load_state_dict(load_file(self._path))
+
+
+def _optimizers(model: nn.Module, matrices: Sequence[nn.Parameter], plan: Fit) -> list[torch.optim.Optimizer]:
+    taken = {id(parameter) for parameter in matrices}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    adamw = torch.optim.AdamW(others, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)
+    return [adamw, Muon(matrices, plan.lr, plan.weight_decay)] if matrices else [adamw]
+
+
+def _states(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, torch.Tensor]]:
+    """Every parameter's optimizer state, in the order of the model's parameters."""
+    owner = {id(p): one for one in optimizers for group in one.param_groups for p in group["params"]}
+    return [owner[id(p)].state[p] for p in model.parameters()]
+
+
+def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
+    state = {f"model.{key}": value for key, value in model.state_dict().items()}
+    for index, entry in enumerate(_states(model, optimizers)):
+        state |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in entry.items()}
+    _write(path, state, {"step": str(step)})
+
+
+def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    whole = {key: value.detach().contiguous().clone() for key, value in state.items()}
+    with writing(path):
+        save_file(whole, scratch, metadata=metadata)
+        scratch.replace(path)
+
+
+def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
+    """Load a stored state in place; returns the steps already taken (0 when there is none).
+
+    `ConfigError` when the state is of another model.
+    """
+    if not path.exists():
+        return 0
+    state = load_file(path)
+    try:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
+    except RuntimeError:
+        raise ConfigError(f"{path}: the training state of another model; delete it to start anew") from None
+    for index, entry in enumerate(_states(model, optimizers)):
+        prefix = f"optimizer.{index}."
+        entry.update({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return steps_done(path)
+
+
+def steps_done(path: Path) -> int:
+    """Steps recorded in a stored state."""
+    with safe_open(path, "pt") as file:
+        return int((file.metadata() or {})["step"])

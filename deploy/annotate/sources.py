@@ -1,0 +1,131 @@
+"""The clips that people are shown: of a run, or of a folder in one of three forms. Imports no torch.
+
+```
+run folder   ledger.sqlite, blobs/     held-out clips; source "base" or "version 12"
+folder       ratings.jsonl             the ratings file's rows (`common/data/ratings.py`)
+folder       samples.json              what `douga sample` wrote
+folder       any *.mp4 below it        NAME.txt beside NAME.mp4 is its caption; the subfolder is its source
+```
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError
+from common.data.ratings import RatedClip, Ratings, read_ratings
+from common.data.video import clip_length
+from common.exchange.queries import HeldOutClip, heldout_clips
+from deploy.run_dir import layout
+from deploy.run_dir.samples import SAMPLES, read_samples
+from rewarders.annotation.items import Clip
+
+RATINGS = "ratings.jsonl"
+MAX_NAMED = 5  # bad clips that are named one by one
+
+
+def find_clips(place: Path) -> tuple[Path, list[Clip]]:
+    """(folder of the answers, clips that can be played) of a run or a folder. `ConfigError` when it is neither.
+
+    Clips that cannot be played are named on stderr, counted, and left out; with none left it is a `ConfigError`.
+    """
+    folder, clips = _find(place)
+    good = _playable(clips)
+    if not good:
+        raise ConfigError(f"{place}: no clip in it that can be played")
+    return folder, good
+
+
+def _find(place: Path) -> tuple[Path, list[Clip]]:
+    folder = _run_folder(place)
+    if folder is not None:
+        return folder, [_of_run(clip) for clip in heldout_clips(folder)]
+    if not place.is_dir():
+        raise ConfigError(f"{place}: neither a run nor a folder")
+    if (place / RATINGS).is_file():
+        return place, _of_ratings(place)
+    if (place / SAMPLES).is_file():
+        return place, _of_samples(place)
+    return place, [_of_file(place, path) for path in sorted(place.rglob("*.mp4"))]
+
+
+def _run_folder(place: Path) -> Path | None:
+    if not any((folder / layout.CONFIG).is_file() for folder in (place, Path("runs") / place)):
+        return None
+    folder, config = layout.find_run(str(place))
+    if config.simulate:
+        raise ConfigError(f"{folder}: a simulated run has no clips")
+    return folder
+
+
+def _of_run(clip: HeldOutClip) -> Clip:
+    return Clip(
+        name=f"{clip.prompt_id}/{clip.candidate}",
+        prompt=clip.text,
+        source=_version(clip.version),
+        character=clip.character,
+        category=clip.category,
+        read=clip.read,
+        first_frame=clip.read_image,
+    )
+
+
+def _version(version: int) -> str:
+    return f"version {version}" if version else "base"
+
+
+def _of_ratings(place: Path) -> list[Clip]:
+    table = read_ratings(place / RATINGS)
+    if table.bad:
+        print(f"douga: {table.summary()}", file=sys.stderr)
+    return [_of_rated(table, row) for row in table.rows]
+
+
+def _of_rated(table: Ratings, row: RatedClip) -> Clip:
+    image = None if row.first_frame is None else table.place(row.first_frame)
+    known = {"source": row.source, "character": row.character, "category": row.category}
+    return _of_files(table.place(row.clip), image, row.clip, row.prompt, **known)
+
+
+def _of_samples(place: Path) -> list[Clip]:
+    return [_of_sample(place, record) for record in read_samples(place)]
+
+
+def _of_sample(place: Path, record: dict[str, Any]) -> Clip:
+    image = place / record["image"] if record.get("image") else None
+    more = {"source": _version(record.get("version", 0)), "character": record.get("character")}
+    return _of_files(place / record["clip"], image, record["clip"], record["text"], **more)
+
+
+def _of_file(place: Path, path: Path) -> Clip:
+    caption = path.with_suffix(".txt")
+    text = caption.read_text("utf-8", "replace").strip() if caption.is_file() else ""
+    source = place.resolve().name if path.parent == place else str(path.parent.relative_to(place))
+    return _of_files(path, None, str(path.relative_to(place)), text, source=source)
+
+
+def _of_files(clip: Path, image: Path | None, name: str, prompt: str, **more: Any) -> Clip:
+    read_image = None if image is None else image.read_bytes
+    files = {"file": clip, "first_frame_file": image, "read": clip.read_bytes, "first_frame": read_image}
+    return Clip(name, prompt, **files, **more)
+
+
+def _playable(clips: Sequence[Clip]) -> list[Clip]:
+    faults = [(clip, _fault(clip)) for clip in clips]
+    bad = [f"{clip.name}: {fault}" for clip, fault in faults if fault is not None]
+    for line in bad[:MAX_NAMED]:
+        print(f"douga: {line}; left out", file=sys.stderr)
+    if len(bad) > MAX_NAMED:
+        print(f"douga: {len(bad)} clips are left out in all", file=sys.stderr)
+    return [clip for clip, fault in faults if fault is None]
+
+
+def _fault(clip: Clip) -> str | None:
+    try:
+        frames, _ = clip_length(clip.read())
+    except (OSError, ValueError, RuntimeError) as error:
+        return str(error)
+    return None if frames else "no frames"

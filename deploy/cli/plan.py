@@ -1,0 +1,93 @@
+"""`douga plan`: reads what is asked for, and says the plan of `deploy/planning/plan.py` in words. No torch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError, RunConfig, load_config
+from deploy.planning.memory import GIGA, GPUS, Gpu, Need
+from deploy.planning.model_sizes import EMBEDDED, ModelSizes, family_sizes, folder_sizes
+from deploy.planning.plan import Plan, clips_per_step, plan
+
+
+def command(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    """Print the plan; `ConfigError` for what cannot fit, or is not known."""
+    config = load_config(options.config, flags)
+    gpus = {role: _gpu(options, role) for role in ("sampler", "rewarder", "learner")}
+    print("\n".join(lines(plan(config, _sizes(config, options.family), gpus, options.mfu))))
+    return 0
+
+
+def _sizes(config: RunConfig, family: str | None) -> ModelSizes:
+    if family is not None:
+        return family_sizes(family)
+    path = config.model.path
+    return folder_sizes(EMBEDDED / "pipeline" if path == "toon" else Path(path))
+
+
+def _gpu(options: argparse.Namespace, role: str) -> Gpu:
+    flag = f"{role}_gpu" if getattr(options, f"{role}_gpu", None) else "gpu"
+    name = getattr(options, flag)
+    if name not in GPUS:
+        raise ConfigError(f"--{flag.replace('_', '-')} {name}: allowed are {', '.join(GPUS)}")
+    return GPUS[name]
+
+
+def lines(made: Plan) -> list[str]:
+    """The plan as text."""
+    sizes, size = made.sizes, made.config.model
+    head = [
+        f"{sizes.name}: transformer {sizes.transformer_parameters / GIGA:.2f}e9 parameters, T5 "
+        f"{sizes.text_parameters / GIGA:.2f}e9, VAE {sizes.vae_parameters / GIGA:.2f}e9; {size.dtype}",
+        f"a clip: {size.frames} frames of {size.height}x{size.width}, latents {list(made.shape)}, {made.tokens} tokens",
+        "",
+        "memory, GB (10^9 bytes); phases come one at a time, the largest counts",
+    ]
+    for need in made.needs:
+        head += _need_lines(need)
+    return [*head, "", *_pace_lines(made), "", *_disk_lines(made)]
+
+
+def _need_lines(need: Need) -> list[str]:
+    share = f"{need.share:g} of " if need.share < 1 else ""
+    title = f"  {need.role} x {need.workers} on {share}{need.gpu.name}"
+    shown = [f"{title}: {need.total / GIGA:.1f} of {need.budget / GIGA:.1f}"]
+    shown += [f"    {held / GIGA:6.2f}  {name}" for name, held in need.resident.items() if held]
+    largest = max(need.phases, key=lambda name: need.phases[name], default="")
+    shown += [
+        f"    {held / GIGA:6.2f}  {name}{'' if name == largest else ' (not at the same time)'}"
+        for name, held in need.phases.items()
+    ]
+    if need.host:
+        shown.append(f"    {need.host / GIGA:6.2f}  of host memory beside it")
+    return shown
+
+
+def _pace_lines(made: Plan) -> list[str]:
+    config, pace = made.config, made.pace
+    clips = clips_per_step(config)
+    slow = "" if config.model.dtype == "bfloat16" else "; at the peak of bfloat16, float32 takes far longer"
+    shown = [
+        f"time, assuming MFU = {made.mfu:g} (--mfu; not measured), without scoring, pushes and loading{slow}",
+        f"  {pace.clip:8.1f} s  a clip on a sampler",
+        f"  {pace.step:8.1f} s  an optimizer step of {config.learner.pairs_per_step} pairs ({clips} clips)",
+    ]
+    if pace.samplers_needed is not None:
+        less = "the learner waits" if pace.samplers < pace.samplers_needed else "the samplers wait"
+        who = "nobody waits" if pace.samplers == pace.samplers_needed else less
+        shown.append(f"  {pace.samplers_needed:8d}    samplers keep the learner busy; with {pace.samplers} {who}")
+    return [*shown, f"  {pace.total(config.steps, clips) / 3600:8.1f} h  {config.steps} steps"]
+
+
+def _disk_lines(made: Plan) -> list[str]:
+    disk, config = made.disk, made.config
+    return [
+        "the hub (no GPU): disk of its node, GB",
+        f"  {disk.blobs / GIGA:8.1f}  blobs at most (exchange.max_bytes = {config.exchange.max_bytes / GIGA:.0f} GB)",
+        f"  {disk.checkpoints / GIGA:8.1f}  checkpoints ({config.learner.keep_checkpoints} kept, one being written)",
+        f"  {disk.versions / GIGA:8.1f}  weight versions, the base among them",
+        f"and through it: {disk.group / GIGA:.3f} GB a group, {disk.push / GIGA:.3f} GB a push to each sampler",
+    ]

@@ -1,0 +1,142 @@
+"""All that a run folder says about its run, read without taking part in it: for `douga status`, `trace` and `watch`.
+
+```
+metrics, events, timeline, guard .jsonl ──┐
+config.toml, result.json ─────────────────┼──> Seen: the run as it is at one moment
+ledger.sqlite (read-only), ledger.lock ───┘
+```
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from common.config import ConfigError, RunConfig, load_config
+from common.exchange.api import State
+from common.exchange.queries import Work, under_way
+from common.exchange.sampling import refusal
+from common.exchange.storage.ledger_reader import LedgerView, NotBegun, holder, looking
+from common.messages import Purpose
+from deploy.guardrails.rules import Reading, from_record, in_order
+from deploy.run_dir import layout, timeline
+from deploy.run_dir.jsonl import EVENTS, GUARD, METRICS, TIMELINE, Tail, latest_by_step
+from deploy.run_dir.timeline import STARTS, Timeline
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Books:
+    """What the ledger says."""
+
+    groups: dict[State, int] = field(default_factory=dict)  # training groups by state
+    held_out: dict[State, int] = field(default_factory=dict)  # evaluation groups of the version evaluated last
+    held_out_version: int = 0
+    work: dict[str, Work] = field(default_factory=dict)  # worker -> what it holds a lease for
+    step: int = 0  # committed
+    version: int = 0
+    pushes: int = 0
+    refusal: str = ""  # why a sampler that holds the newest version gets no training group; empty where it gets one
+    wasted: dict[str, int] = field(default_factory=dict)  # candidates by reason
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run at the moment `now`, seconds since 1970."""
+
+    folder: Path
+    config: RunConfig
+    now: float
+    holder: int | None  # the process that holds the ledger; None: nobody runs it
+    steps: Sequence[Record]  # one per step, rising
+    events: Sequence[Record]
+    spans: Sequence[Record]
+    readings: Sequence[Reading]  # of the guardrails
+    result: Record | None
+    books: Books | None  # None: there is no ledger yet
+
+    @property
+    def started(self) -> float | None:
+        """When the run was last started or resumed."""
+        return next((one["time"] for one in reversed(self.events) if one["event"] in STARTS), None)
+
+    @property
+    def last_word(self) -> float | None:
+        """When the run last wrote something down."""
+        return max((records[-1]["time"] for records in (self.events, self.spans, self.steps) if records), default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all is done that was asked for."""
+        done = self.result or {}
+        return done.get("step") == self.config.steps and ("verdict" in done or "pace" in done)
+
+    def ended_since(self, time: float) -> Sequence[Record]:
+        """The units of work that ended after `time`."""
+        return self.spans[bisect_left(self.spans, time, key=lambda span: span["time"]) :]
+
+    @cached_property
+    def units(self) -> dict[str, list[Record]]:
+        """Worker -> its units of work since the last start, as they ended."""
+        found: dict[str, list[Record]] = {}
+        for span in self.spans:
+            if span["began"] >= (self.started or 0.0):
+                found.setdefault(span["worker"], []).append(span)
+        return found
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Who worked when."""
+        return timeline.read(self.spans, self.events)
+
+
+class RunReader:
+    """Looks at one run again and again; what was read before is not read anew. Thread-safe where one thread asks."""
+
+    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+        self.folder, self._clock = folder, clock
+        self._files = {name: Tail(folder / name) for name in (METRICS, EVENTS, TIMELINE, GUARD)}
+
+    def read(self) -> Seen:
+        """The run now. `ConfigError` when the folder holds no run, or what cannot be read."""
+        config = load_config(self.folder / layout.CONFIG)
+        try:
+            steps, events, spans, readings = (list(file.read()) for file in self._files.values())
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(error)) from None
+        return Seen(
+            *(self.folder, config, self._clock(), holder(self.folder)),
+            *(latest_by_step(steps), events, spans, in_order([from_record(one) for one in readings])),
+            *(layout.read_result(self.folder), self._books(config)),
+        )
+
+    def _books(self, config: RunConfig) -> Books | None:
+        try:
+            with looking(self.folder) as ledger:
+                return _balanced(ledger, config)
+        except NotBegun:
+            return None
+
+
+def _balanced(ledger: LedgerView, config: RunConfig) -> Books:
+    wanted = ledger.first("SELECT MAX(wanted) FROM groups WHERE purpose = ?", Purpose.EVAL)
+    held_out = 0 if wanted is None or wanted[0] is None else int(wanted[0])
+    by_state = "SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? AND wanted = ? GROUP BY state"
+    version = ledger.current_version()
+    return Books(
+        groups=ledger.counts(Purpose.TRAIN),
+        held_out={State(row["state"]): row["n"] for row in ledger.all(by_state, Purpose.EVAL, held_out)},
+        held_out_version=held_out,
+        work=under_way(ledger, config.sampler.candidates),
+        step=ledger.committed_step(),
+        version=version,
+        pushes=int(ledger.meta("pushes", 0)),
+        refusal=refusal(ledger, config, version),
+        wasted=ledger.wasted(),
+    )

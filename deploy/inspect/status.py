@@ -1,0 +1,318 @@
+"""Where a run stands, and who waits for whom: computed from what `deploy/inspect/snapshot.py` has seen of its folder.
+
+| worker | works while it | else it waits for | which comes from |
+|---|---|---|---|
+| sampler | holds a group | leave to sample (the exchange's own refusal), or the weights of a new version | learner |
+| rewarder | holds clips | clips | sampler |
+| learner | holds pairs, or publishes and saves | pairs | rewarder, where enough clips are there; sampler |
+
+A worker waits since its last unit of work, as timeline.jsonl has it. Rates and shares are those of the last minutes:
+`WINDOW`, or three times the longest unit of work where that is longer. The role that was busiest sets the pace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
+from typing import Any
+
+from common.exchange.api import OVER, State
+from common.exchange.queries import Work
+from common.messages import StepStats
+from deploy.inspect.snapshot import Record, Seen
+from deploy.observability.definitions import ROLES, role_of
+from deploy.run_dir import layout, throughput, timeline
+from deploy.run_dir.progress import (
+    EVALUATING_ALIGNED,
+    EVALUATING_BASE,
+    TRAINING,
+    Pace,
+    Status,
+    minutes,
+)
+from deploy.run_dir.timeline import STARTS, Bar
+
+WINDOW = 120.0  # seconds
+LONGEST_UNITS = 3  # the window holds so many of the longest unit of work
+UNITS = 5  # of a worker's last units of work: how long one usually takes
+STARTING, FINISHED, STOPPED = "starting", "finished", "not running"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One process, or one role of a serial run."""
+
+    name: str
+    state: str  # "works", "waits", "has not begun", "is lost"
+    words: str  # what it does, or for what it waits
+    on: str = ""  # the role that it waits for
+    seconds: float | None = None  # since its last unit of work
+
+    @property
+    def line(self) -> str:
+        """As a person reads it."""
+        since = "" if self.seconds is None or self.state != "waits" else f" since {self.seconds:.0f} s"
+        return f"{self.name} {self.state}{self.words and ' ' + self.words}{since}"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run stands. Rates are per second or minute as their names say."""
+
+    run: str
+    folder: str
+    phase: str
+    words: str  # one line
+    step: int
+    steps: int
+    eta: float | None  # seconds to the end of the phase
+    version: int
+    lag: Mapping[str, float]  # mean and max of the last batch, and the bound
+    queue: Mapping[str, int]  # training groups by state; final ones too
+    rates: Mapping[str, float]
+    window: float  # seconds that the rates are of
+    last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, start: step, seconds ago, and more
+    roles: Mapping[str, Mapping[str, float]]  # role -> workers, busy, waiting
+    bottleneck: str | None  # the role that sets the pace
+    workers: Sequence[Worker] = field(default_factory=list)
+    process: int | None = None
+    since: float | None = None  # when it was last heard of, seconds since 1970; of a run that does not run
+    go_on: str | None = None  # the command that continues it
+    wasted: Mapping[str, int] = field(default_factory=dict)
+
+
+def standing(seen: Seen) -> Standing:
+    """Where the run stands."""
+    config, books, phase = seen.config, seen.books, _phase(seen)
+    step = books.step if books else 0
+    live = phase not in (FINISHED, STOPPED)
+    workers = _workers(seen) if live and phase != STARTING else []
+    window, rates, roles = _flow(seen, workers)
+    status = _status(seen, phase, rates)
+    last = seen.steps[-1] if seen.steps else {}
+    stuck = {role: sum(one.state == "waits" for one in workers if role_of(one.name) == role) for role in roles}
+    return Standing(
+        **{"run": config.name, "folder": str(seen.folder), "phase": phase, "words": _words(seen, phase, status, rates)},
+        **{"step": step, "steps": config.steps, "eta": status.eta, "version": books.version if books else 0},
+        lag={"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": config.exchange.max_lag},
+        queue={state.value: count for state, count in (books.groups if books else {}).items() if count},
+        **{"rates": rates, "window": window, "last": _last(seen)},
+        roles={role: {**how, "waiting": stuck[role]} for role, how in roles.items()},
+        bottleneck=throughput.busiest(roles) if live and any(how["busy"] for how in roles.values()) else None,
+        **{"workers": workers, "process": seen.holder, "since": None if live else seen.last_word},
+        go_on=layout.resume_command(seen.folder) if phase == STOPPED else None,
+        wasted=books.wasted if books else {},
+    )
+
+
+def _phase(seen: Seen) -> str:
+    if seen.finished:
+        return FINISHED
+    if seen.holder is None:
+        return STOPPED
+    if seen.started is None or seen.books is None:
+        return STARTING
+    waiting = any(count for state, count in seen.books.held_out.items() if state not in OVER)
+    if seen.books.step >= seen.config.steps:
+        return EVALUATING_ALIGNED
+    return EVALUATING_BASE if waiting and seen.books.held_out_version == 0 and not seen.books.step else TRAINING
+
+
+def _status(seen: Seen, phase: str, rates: Mapping[str, float]) -> Status:
+    """As the run itself shows it (`deploy/run_dir/progress.py`)."""
+    if phase in (EVALUATING_BASE, EVALUATING_ALIGNED) and seen.books:
+        held_out = seen.books.held_out
+        done, total = sum(held_out.get(state, 0) for state in OVER), sum(held_out.values())
+        rate = rates["groups_per_second"]
+        eta = (total - done) / rate if rate and done < total else None
+        return Status(phase, done, total, groups_per_second=rate, eta=eta)
+    moment = [_training_since(seen)]
+    pace = Pace(seen.config, clock=lambda: moment[0])
+    names = [one.name for one in fields(StepStats)]
+    for record in seen.steps:
+        if record["time"] >= moment[0]:
+            moment[0] = record["time"]
+            pace.add(StepStats(**{name: record[name] for name in names}))
+    books = seen.books
+    return pace.status(books.step if books else 0, books.version if books else 0)
+
+
+def _training_since(seen: Seen) -> float:
+    """When the last start began to train: after the base model was evaluated, where it was."""
+    started = seen.started or 0.0
+    evaluated = [one["time"] for one in seen.events if one["event"] == "evaluated" and one["version"] == 0]
+    return max([started, *evaluated])
+
+
+def _words(seen: Seen, phase: str, status: Status, rates: Mapping[str, float]) -> str:
+    if phase == FINISHED:
+        return (seen.result or {}).get("verdict", {}).get("words", "finished")
+    if phase == STARTING:
+        return "starting: nothing was written down yet"
+    if phase != STOPPED:
+        return replace(status, groups_per_second=rates["groups_per_second"]).words()
+    last = seen.events[-1] if seen.events else {}
+    if last.get("event") == "interrupted":
+        return f"interrupted after step {last['step']}"
+    if last.get("event") == "alarm" and last.get("action") == "pause":
+        return f"paused by the guardrails after step {last['step']}: {last['words']}"
+    return "it ended without a word" if seen.events else "it has not begun"
+
+
+# The last minutes.
+
+
+def _flow(seen: Seen, workers: Sequence[Worker]) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
+    """(seconds looked at, rates, role -> share of work) of the last minutes."""
+    end = seen.now if workers else seen.last_word or seen.now
+    units = [span["seconds"] for span in seen.spans[-100:]]
+    begin = max(end - max([WINDOW, *(LONGEST_UNITS * one for one in units)]), seen.started or 0.0)
+    seconds = max(end - begin, 1e-3)
+    ended = seen.ended_since(begin)
+    work = timeline.read(ended, [])
+    names = [one.name for one in workers] or [one for one in work.workers if role_of(one) in ROLES]
+    now = work.at(end)
+    recent = work.between(now - seconds, now, *(bar for one in workers if (bar := _open_bar(seen, one, now))))
+
+    def count(kind: str) -> int:
+        return sum(span.get("units", 1) for span in ended if span["kind"] == kind)
+
+    steps = [one for one in seen.steps if one["time"] >= begin]
+    rates = {
+        "groups_per_second": count("sampling") / seconds,
+        "clips_per_second": count("scoring") / seconds,
+        "steps_per_minute": 60 * len(steps) / seconds,
+        "pushes_per_minute": 60 * sum(one["pushed"] for one in steps) / seconds,
+    }
+    return seconds, rates, throughput.shares(recent, names, seconds)
+
+
+def _open_bar(seen: Seen, worker: Worker, now: float) -> Bar | None:
+    """The unit of work that a worker is at, which no span tells of yet: as long as its units usually take, at most."""
+    if worker.state != "works":
+        return None
+    usual = max((span["seconds"] for span in seen.units.get(worker.name, [])[-UNITS:]), default=float("inf"))
+    return Bar(worker.name, "now", now - min(worker.seconds or 0.0, usual), now)
+
+
+def _last(seen: Seen) -> dict[str, dict[str, Any]]:
+    """What happened last, by kind."""
+    pushed = [one for one in seen.steps if one["pushed"]]
+    refreshed = [one for one in seen.steps if one["refreshed"]]
+    alarms = [one for one in seen.events if one["event"] == "alarm"]
+    starts = [one for one in seen.events if one["event"] in STARTS]
+    found = (("push", pushed), ("refresh", refreshed), ("alarm", alarms), ("start", starts))
+    return {name: _ago(seen, records[-1]) for name, records in found if records}
+
+
+def _ago(seen: Seen, record: Record) -> dict[str, Any]:
+    told = {key: record[key] for key in ("step", "event", "rule", "words", "action") if key in record}
+    return {"seconds": round(seen.now - record["time"], 1)} | told
+
+
+# Who waits for whom.
+
+
+def _workers(seen: Seen) -> list[Worker]:
+    """All that should be there, and guests."""
+    config, books = seen.config, seen.books
+    counts = {role: 1 for role in ROLES}
+    if config.mode == "cluster":
+        cluster = config.cluster
+        counts = {"sampler": cluster.samplers, "rewarder": cluster.rewarders, "learner": cluster.learners}
+    own = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
+    recent = {span["worker"] for span in seen.spans if span["began"] > max(seen.now - WINDOW, seen.started or 0.0)}
+    guests = (recent | set(books.work if books else ())) - set(own)
+    names = sorted([*own, *guests], key=lambda name: (ROLES.index(role_of(name)), int(name.rpartition("-")[2])))
+    return [_worker(seen, name) for name in names]
+
+
+def _worker(seen: Seen, name: str) -> Worker:
+    books, units = seen.books, seen.units.get(name, [])
+    assert books is not None
+    ended = units[-1]["began"] + units[-1]["seconds"] if units else seen.started
+    seconds = None if ended is None else max(0.0, seen.now - ended)
+    role = role_of(name)
+    work = books.work.get("learner-0" if role == "learner" else name)
+    if work is not None and work.lost:
+        return Worker(name, "is lost", "(others do again what it held)", seconds=seconds)
+    if work is not None:
+        return Worker(name, "works", _doing(work), seconds=seconds)
+    words, on = {"sampler": _sampler_waits, "rewarder": _rewarder_waits, "learner": _learner_waits}[role](seen, units)
+    if not on and seen.config.mode == "serial" and books.work:
+        words, on = "for its turn", role_of(next(iter(books.work)))  # all are one process
+    return Worker(name, "waits" if on else "works" if words else "has not begun", words, on, seconds)
+
+
+def _doing(work: Work) -> str:
+    if work.kind == "sampling":
+        what = "for training" if work.purpose == "train" else "held out" if work.purpose == "eval" else "a probe"
+        return f"on a group {what}, {work.done} of {work.of} clips"
+    return f"on {work.of} clips" if work.kind == "scoring" else f"on step {work.what}"
+
+
+def _sampler_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
+    books = seen.books
+    assert books is not None
+    if books.refusal:
+        return f"for leave to sample ({books.refusal})", "learner"
+    if not units:
+        return "", ""
+    pushed = [one["time"] for one in seen.steps if one["pushed"]]
+    loaded = [one["began"] for one in units if one["kind"] == "loading"]
+    if pushed and pushed[-1] > max(loaded, default=0.0) and seen.config.mode == "cluster":
+        return f"for the weights of version {books.version}", "learner"
+    return "between two groups", ""
+
+
+def _rewarder_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
+    books = seen.books
+    assert books is not None
+    if books.groups[State.SAMPLED] or books.held_out.get(State.SAMPLED):
+        return ("between two batches" if units else ""), ""
+    return "for clips", "sampler"
+
+
+def _learner_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
+    books, need = seen.books, seen.config.learner.pairs_per_step
+    assert books is not None
+    if books.step > (seen.steps[-1]["step"] if seen.steps else 0):
+        return f"on step {books.step}: it publishes or saves", ""
+    if books.step >= seen.config.steps:
+        return "no more: all steps are taken", ""
+    have = books.groups[State.PAIRED]
+    if have >= need:
+        return ("between two steps" if units else ""), ""
+    coming = have + books.groups[State.SAMPLED] + books.groups[State.SCORING]
+    return f"for pairs ({have} of {need})", "rewarder" if coming >= need else "sampler"
+
+
+def lines(found: Standing) -> list[str]:
+    """As a person reads it in a terminal."""
+    told = [f"{found.run}: {found.phase}" + (f", process {found.process}" if found.process else ""), found.words]
+    if found.go_on is not None:
+        when = "" if found.since is None else f" since {datetime.fromtimestamp(found.since):%Y-%m-%d %H:%M:%S}"
+        told.append(f"not running{when}; go on with: {found.go_on}")
+    told.append("")
+    lag = f"lag {found.lag['mean']:.1f} (most {found.lag['max']:g}, allowed {found.lag['bound']:g}) pushes"
+    told.append(f"step {found.step} of {found.steps}   version {found.version}   {lag}")
+    told.append("groups   " + (", ".join(f"{count} {state}" for state, count in found.queue.items()) or "none yet"))
+    if found.wasted:
+        told.append("wasted   " + ", ".join(f"{count} clips by {reason}" for reason, count in found.wasted.items()))
+    rates = found.rates
+    told.append(
+        f"rates    {rates['groups_per_second']:.2f} groups/s, {rates['clips_per_second']:.2f} clips/s, "
+        f"{rates['steps_per_minute']:.1f} steps/min, {rates['pushes_per_minute']:.1f} pushes/min "
+        f"(of {minutes(found.window)})"
+    )
+    told += [f"last     {_told(name, record)}" for name, record in found.last.items()]
+    busy = ", ".join(f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found.roles.items())
+    told.append(f"busy     {busy}" + (f"; the {found.bottleneck} sets the pace" if found.bottleneck else ""))
+    return [*told, *(["", *(f"  {one.line}" for one in found.workers)] if found.workers else [])]
+
+
+def _told(name: str, record: Mapping[str, Any]) -> str:
+    name = record.get("event", name)
+    what = f": {record['words']}" if "words" in record else ""
+    return f"{name} after step {record['step']}, {minutes(record['seconds'])} ago{what}"

@@ -1,0 +1,120 @@
+"""A run as a trace that https://ui.perfetto.dev and chrome://tracing open: who did what when, and how things stood.
+
+The file is the trace event format's JSON object. `ph` is the kind of an event, `ts` its microsecond on the run's axis
+(`deploy/run_dir/timeline.py`: a run's starts follow each other, without the hours between them), `dur` how long it
+lasts.
+
+| ph | what |
+|---|---|
+| M | names: a process per role, a thread per worker |
+| X | a unit of work; a step's figures are its args |
+| i | a push, a refresh, and every event of the run |
+| C | counters: groups in the queue by state, lag, reward, gap |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from common.exchange.api import QUEUE
+from deploy.inspect.snapshot import Seen
+from deploy.observability.definitions import ROLES, role_of
+from deploy.run_dir.timeline import Timeline
+
+Event = dict[str, Any]
+RUN = 1  # the process of what is nobody's work; the roles' come after it
+FIGURES = ("step", "loss", "inside", "margin", "gap", "reward", "lag", "lag_max", "winner_error", "loser_error",
+           "grad_norm", "refreshed", "pushed")  # fmt: skip
+SLACK = 1.0  # seconds by which a step's record may come after its span
+
+
+def trace(seen: Seen) -> dict[str, Any]:
+    """The whole file, as JSON's values."""
+    axis = seen.timeline
+    events = [*_names(axis), *_work(seen, axis), *_instants(seen, axis), *_counters(seen, axis)]
+    return {
+        "traceEvents": events,
+        "displayTimeUnit": "ms",
+        "otherData": {"run": seen.config.name, "folder": str(seen.folder)},
+    }
+
+
+def _place(worker: str) -> tuple[int, int]:
+    """(pid, tid) of a worker."""
+    role, _, number = worker.rpartition("-")
+    return RUN + 1 + (ROLES.index(role) if role in ROLES else len(ROLES)), int(number) if number.isdigit() else 0
+
+
+def _names(axis: Timeline) -> Iterator[Event]:
+    yield _name("process_name", RUN, 0, "run")
+    for pid, role in enumerate([*ROLES, "others"], RUN + 1):
+        if any(_place(worker)[0] == pid for worker in axis.workers):
+            yield _name("process_name", pid, 0, f"{role}s" if role in ROLES else role)
+            yield {"ph": "M", "name": "process_sort_index", "pid": pid, "tid": 0, "args": {"sort_index": pid}}
+    for worker in axis.workers:
+        yield _name("thread_name", *_place(worker), worker)
+
+
+def _name(kind: str, pid: int, tid: int, name: str) -> Event:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}
+
+
+def _microseconds(seconds: float) -> int:
+    return round(1e6 * seconds)
+
+
+def _work(seen: Seen, axis: Timeline) -> Iterator[Event]:
+    figures = _figures(seen)
+    for index, span in enumerate(seen.spans):
+        pid, tid = _place(span["worker"])
+        yield {
+            **{"ph": "X", "name": span["kind"], "cat": role_of(span["worker"]), "pid": pid, "tid": tid},
+            **{"ts": _microseconds(axis.at(span["began"])), "dur": _microseconds(span["seconds"])},
+            "args": {"units": span.get("units", 1)} | figures.get(index, {}),
+        }
+
+
+def _figures(seen: Seen) -> dict[int, dict[str, Any]]:
+    """Place of a learner's span -> the figures of its step: those of the first record written when it had ended."""
+    learning = [
+        (span["began"] + span["seconds"], index)
+        for index, span in enumerate(seen.spans)
+        if span["kind"] == "learning" and span["worker"].endswith("-0")
+    ]
+    found, records = {}, iter(sorted(seen.steps, key=lambda one: one["time"]))
+    record = next(records, None)
+    for ended, index in sorted(learning):
+        while record is not None and record["time"] < ended - SLACK:
+            record = next(records, None)
+        if record is not None and record["time"] <= ended + SLACK:
+            found[index] = {name: record[name] for name in FIGURES}
+            record = next(records, None)
+    return found
+
+
+def _instants(seen: Seen, axis: Timeline) -> Iterator[Event]:
+    for record in seen.steps:
+        for name, happened in (("push", record["pushed"]), ("refresh", record["refreshed"])):
+            if happened:
+                yield _instant(axis, record["time"], name, {"step": record["step"]})
+    for event in seen.events:
+        told = {key: value for key, value in event.items() if key not in ("time", "event", "config")}
+        yield _instant(axis, event["time"], event["event"], told | {"time": event["time"]})
+
+
+def _instant(axis: Timeline, time: float, name: str, args: Mapping[str, Any]) -> Event:
+    return {"ph": "i", "s": "g", "name": name, "pid": RUN, "tid": 0, "ts": _microseconds(axis.at(time)), "args": args}
+
+
+def _counters(seen: Seen, axis: Timeline) -> Iterator[Event]:
+    for record in seen.steps:
+        at = _microseconds(axis.at(record["time"]))
+        yield _counter(at, "queue", {state.value: record["queue"].get(state, 0) for state in QUEUE})
+        yield _counter(at, "lag", {"mean": record["lag"], "max": record["lag_max"]})
+        yield _counter(at, "reward", {"reward": 100 * record["reward"]})
+        yield _counter(at, "gap", {"gap": record["gap"]})
+
+
+def _counter(at: int, name: str, values: Mapping[str, float]) -> Event:
+    return {"ph": "C", "name": name, "pid": RUN, "tid": 0, "ts": at, "args": values}

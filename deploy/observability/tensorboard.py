@@ -1,0 +1,49 @@
+"""TensorBoard's files of a run: the gauges of every step and of every reading of the guardrails, by their names.
+
+``tensorboard --logdir RUN/tensorboard`` shows them. It is an extra: ``pip install 'douga[tensorboard]'``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.config import ConfigError, RunConfig
+from common.errors.disk import writing
+from deploy.observability.exporter import Value
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FOLDER = "tensorboard"
+
+
+def check_board(config: RunConfig) -> None:
+    """`ConfigError` when it is asked for and cannot be had."""
+    if config.metrics.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError("metrics.tensorboard: needs the package tensorboard: pip install 'douga[tensorboard]'")
+
+
+class Board:
+    """Writes into the folder of a run. What an earlier start wrote from this one's first step on is not shown."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / FOLDER
+        self._writer: SummaryWriter | None = None
+
+    def write(self, values: Iterable[Value], step: int) -> None:
+        """The values after optimizer step `step`, >= 1. Raises `StorageFailed` where the disk refuses."""
+        with writing(self._folder):
+            if self._writer is None:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
+
+                self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=10)
+            for value in values:
+                self._writer.add_scalar("/".join([value.name, *value.labels.values()]), value.value, step)
+
+    def close(self) -> None:
+        """All is on the disk."""
+        if self._writer is not None:
+            self._writer.close()

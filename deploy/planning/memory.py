@@ -1,0 +1,236 @@
+"""The memory that each role of a run needs, computed from the config. No torch.
+
+P parameters of the denoiser, T of the optimizer (P, or the A of one adapter), b bytes per number (2 or 4), N ranks,
+M = `learner.micro_batch` pairs, S and d and what autograd saves: `deploy/planning/model_sizes.py`. GB are 10⁹ bytes.
+
+| role | term | bytes |
+|---|---|---|
+| sampler | weights | b P, and the T5 encoder and the VAE in b; with LoRA b A |
+| | denoising | `FORWARD` S d b for each clip of a micro-batch, twice with guidance |
+| | VAE decode | `DECODE` x 9 frames x H x W x channels x b for each clip; with `vae_tiling` H, W of a tile |
+| | T5, VAE | with `offload` no weights but a phase: T5 alone, the VAE with what it decodes |
+| learner | weights | b P (ZeRO 3: b P / N) and the table of positions; with LoRA both adapters |
+| | reference | b P (sharded: / N; in host memory: 0); with LoRA b A, in the weights' line |
+| | gradients | b T, ZeRO 2 and 3: / N; one rank without ZeRO: 4 T |
+| | master weights | 4 T, ZeRO: / N (bfloat16 stage 0 of several ranks runs as 1); none in float32 without ZeRO |
+| | moments | 8 T, ZeRO: / N; `adamw_8bit`: `EIGHT_BIT` T |
+| | exchange buffers | ZeRO: reduction bucket b min(T, 5e8); ZeRO 3: b min(P, 1e9) of gathered weights |
+| | reference pass | `FORWARD` S d b of 2 M clips; from host memory b P |
+| | activations | what autograd saves of 2 M clips (one forward), a recomputed block, `BACKWARD` S d b a clip |
+| | optimizer step | ZeRO: 4 T / N, the gradients in float32 |
+| rewarder | heads | their files |
+| each process | CUDA | `CUDA_BYTES`: context, library workspaces |
+
+`learner.offload_optimizer` moves masters, moments and float32 gradients to host memory, which `Need.host` counts.
+Denoising, decoding, the passes and the optimizer's step come one after the other: the largest counts. A worker with a
+share of a GPU has that share of its memory and of its speed. In serial mode one process holds all roles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import RewardConfig, RunConfig
+from deploy.planning.model_sizes import EMBEDDED, ModelSizes
+
+CUDA_BYTES = 10**9  # assumed
+FORWARD = 12  # S d b: most that a forward pass without gradient holds; counted on torch's allocations, attention fused
+BACKWARD = 2  # S d b beside what is saved; counted likewise
+DECODE = 12  # counted likewise: 10; two more for the convolutions' workspace
+REDUCE_BUCKET, LIVE_PARAMETERS = 5 * 10**8, 10**9  # DeepSpeed's defaults
+LATENTS_AT_ONCE = 2  # that the VAE decodes together; a third one where their number is odd
+FLOAT32 = 4
+EIGHT_BIT = 2 + 2 * 4 / 256  # two moments of a byte, a scale for each 256 of them
+GIGA = 1e9
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU: nominal memory in GB, dense bfloat16 peak in TFLOP/s, both from its data sheet."""
+
+    name: str
+    gigabytes: float
+    teraflops: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("A800-80GB", 80, 312),
+        Gpu("H100-80GB", 80, 989),
+        Gpu("H200-141GB", 141, 989),
+        Gpu("RTX4090-24GB", 24, 165),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one worker of a role holds: `resident` always, of `phases` one at a time."""
+
+    role: str
+    workers: int
+    gpu: Gpu
+    share: float  # of the GPU
+    resident: Mapping[str, int]
+    phases: Mapping[str, int]
+    host: int = 0  # bytes of host memory beside it
+
+    @property
+    def total(self) -> int:
+        """The most that it holds at once."""
+        return sum(self.resident.values()) + max(self.phases.values(), default=0)
+
+    @property
+    def budget(self) -> float:
+        """Bytes that it may hold."""
+        return self.gpu.gigabytes * GIGA * min(1.0, self.share)
+
+
+def needs(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], tokens: int) -> tuple[Need, ...]:
+    """Of a run whose clips have so many tokens, on `gpus` (role -> kind): one per role; in serial mode one for all."""
+    roles = (
+        _need("sampler", config, gpus, *sampler_bytes(config, sizes, tokens)),
+        _need("rewarder", config, gpus, {"heads": _heads_bytes(config.reward)}, {}),
+        _need("learner", config, gpus, *learner_bytes(config, sizes, tokens), host=host_bytes(config, sizes)),
+    )
+    return (_one_process(roles),) if config.mode == "serial" else roles
+
+
+def _need(
+    role: str,
+    config: RunConfig,
+    gpus: Mapping[str, Gpu],
+    resident: Mapping[str, int],
+    phases: Mapping[str, int],
+    host: int = 0,
+) -> Need:
+    workers = getattr(config.cluster, f"{role}s") if config.mode == "cluster" else 1
+    return Need(role, workers, gpus[role], share_of(role, config), {**resident, "CUDA": CUDA_BYTES}, phases, host)
+
+
+def share_of(role: str, config: RunConfig) -> float:
+    """Of a GPU, that each worker of a role has; above 1 it is so many GPUs."""
+    return getattr(config.cluster, f"{role}_gpus") if config.mode == "cluster" else 1.0
+
+
+def _one_process(roles: tuple[Need, ...]) -> Need:
+    """Serial mode: everything is resident beside everything, one phase of one role at a time."""
+    resident = {f"{need.role} {name}": held for need in roles for name, held in need.resident.items() if name != "CUDA"}
+    phases = {f"{need.role} {name}": held for need in roles for name, held in need.phases.items()}
+    return Need("process", 1, roles[-1].gpu, 1.0, {**resident, "CUDA": CUDA_BYTES}, phases, sum(n.host for n in roles))
+
+
+def ranks_of(config: RunConfig) -> int:
+    """N: of the learner."""
+    return config.cluster.learners if config.mode == "cluster" else 1
+
+
+def number_bytes(config: RunConfig) -> int:
+    """b: bytes per number."""
+    return 2 if config.model.dtype == "bfloat16" else 4
+
+
+def sampler_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(resident, phases) of one sampler."""
+    b, batch = number_bytes(config), min(config.sampler.micro_batch, config.sampler.candidates)
+    adapter = sizes.adapter_parameters(config.learner.lora) if config.learner.train == "lora" else 0
+    calls = batch * (2 if config.sampler.guidance > 1 else 1)
+    models = {"T5": b * sizes.text_parameters, "VAE": b * sizes.vae_parameters}
+    resident = {"transformer": b * (sizes.transformer_parameters + sizes.position_values + adapter)}
+    denoising, decoding = FORWARD * calls * tokens * sizes.width * b, batch * _decode_bytes(config, sizes)
+    if config.sampler.offload:
+        return resident, {"T5": models["T5"], "denoising": denoising, "VAE decode": models["VAE"] + decoding}
+    return resident | models, {"denoising": denoising, "VAE decode": decoding}
+
+
+def _decode_bytes(config: RunConfig, sizes: ModelSizes) -> int:
+    """Of one clip: its widest layer, of the latents that go together, over the picture or over one tile."""
+    size, vae = config.model, sizes.vae
+    frames = min(size.frames, LATENTS_AT_ONCE * int(vae["temporal_compression_ratio"]) + 1)
+    height, width = size.height, size.width
+    if config.sampler.vae_tiling:  # diffusers' tiles: half of the size that the VAE was made for
+        height, width = min(height, vae["sample_height"] // 2), min(width, vae["sample_width"] // 2)
+    return DECODE * frames * height * width * max(vae["block_out_channels"][:2]) * number_bytes(config)
+
+
+def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(resident, phases) of one rank of the learner."""
+    rules, b, ranks, stage = config.learner, number_bytes(config), ranks_of(config), _stage(config)
+    whole, lora = sizes.transformer_parameters, rules.lora if rules.train == "lora" else None
+    trained = sizes.adapter_parameters(lora) if lora else whole
+    resident = {
+        "weights": b * (_split(whole + (2 * trained if lora else 0), stage >= 3, ranks) + sizes.position_values),
+        "reference": 0 if lora or rules.reference == "host" else _reference(config, sizes),
+        "gradients": b * _split(trained, stage >= 2, ranks),
+        "exchange buffers": (b * min(trained, REDUCE_BUCKET) if stage else 0)
+        + (b * min(whole, LIVE_PARAMETERS) if stage == 3 else 0),
+    }
+    own, step = _optimizer_bytes(config, trained), 0
+    if not _sharding(config):
+        resident["gradients"] = 0 if rules.offload_optimizer else FLOAT32 * trained
+    elif stage and not rules.offload_optimizer:
+        step = FLOAT32 * _split(trained, True, ranks)
+    clips, block = 2 * min(rules.micro_batch, rules.pairs_per_step // ranks), 0
+    saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing)
+    if rules.gradient_checkpointing != "off":
+        block = sizes.block_bytes(clips, tokens, b, lora)
+    unit = clips * tokens * sizes.width * b
+    visit = _reference(config, sizes) if rules.reference == "host" and not lora else 0
+    return resident | ({} if rules.offload_optimizer else own), {
+        "reference pass": FORWARD * unit + visit,
+        "activations": saved + block + BACKWARD * unit,
+        "optimizer step": step,
+    }
+
+
+def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
+    """Of one rank of the learner, beside what its process takes anyway."""
+    rules, lora = config.learner, config.learner.train == "lora"
+    trained = sizes.adapter_parameters(rules.lora) if lora else sizes.transformer_parameters
+    gradients = FLOAT32 * _split(trained, _stage(config) > 0, ranks_of(config))
+    optimizer = gradients + sum(_optimizer_bytes(config, trained).values()) if rules.offload_optimizer else 0
+    return optimizer + (_reference(config, sizes) if rules.reference == "host" and not lora else 0)
+
+
+def _sharding(config: RunConfig) -> bool:
+    """Whether DeepSpeed holds the model."""
+    return ranks_of(config) > 1 or config.learner.zero_stage > 0
+
+
+def _stage(config: RunConfig) -> int:
+    """The ZeRO stage as it runs."""
+    stage = config.learner.zero_stage
+    return max(stage, 1) if _sharding(config) and number_bytes(config) == 2 else stage
+
+
+def _reference(config: RunConfig, sizes: ModelSizes) -> int:
+    """Of the frozen copy of a full training."""
+    share = _split(sizes.transformer_parameters, config.learner.reference == "sharded", ranks_of(config))
+    return number_bytes(config) * (share + sizes.position_values)
+
+
+def _optimizer_bytes(config: RunConfig, trained: int) -> dict[str, int]:
+    """Masters and moments of one rank."""
+    rules, stage = config.learner, _stage(config)
+    mine = _split(trained, stage > 0, ranks_of(config))
+    copies = stage > 0 or number_bytes(config) == 2 or rules.offload_optimizer
+    moments = 2 * FLOAT32 if rules.optimizer == "adamw" else EIGHT_BIT
+    return {"master weights": FLOAT32 * mine if copies else 0, "moments": math.ceil(moments * mine)}
+
+
+def _split(count: int, sharded: bool, ranks: int) -> int:
+    return math.ceil(count / ranks) if sharded else count
+
+
+def _heads_bytes(reward: RewardConfig) -> int:
+    """Of the heads and the local judges; where there is no folder of heads here, of the embedded ones: same layers."""
+    heads = _weights_bytes(Path(reward.path)) or _weights_bytes(EMBEDDED / "heads") if reward.path else 0
+    return heads + sum(_weights_bytes(Path(judge.path)) for judge in reward.judges.values() if judge.path)
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

@@ -1,0 +1,225 @@
+"""What a run needs, before GPUs are rented: memory (`deploy/planning/memory.py`), time, disk; computed from the config.
+No torch.
+
+Time is operations / (peak of the GPU x MFU). MFU is an assumption (`--mfu`), not a measurement; loading, pushes and
+scoring are left out, and so are what `cache_threshold` skips and the way of offloaded weights to the GPU and back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from common.config import ConfigError, RunConfig
+from common.exchange.scoring import SHOWN
+from deploy.planning.memory import (
+    FLOAT32,
+    GIGA,
+    Gpu,
+    Need,
+    needs,
+    number_bytes,
+    ranks_of,
+    share_of,
+)
+from deploy.planning.model_sizes import ModelSizes
+
+CLIP_BITS_PER_PIXEL = 0.5  # assumed of H.264
+TIMESTEPS = 1000  # T, of the models' schedulers
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of work, under the assumed MFU."""
+
+    clip: float  # one candidate on one sampler
+    step: float  # one optimizer step
+    samplers: int  # there are
+    samplers_needed: int | None  # so that the learner does not wait; None in serial mode, where roles take turns
+
+    def total(self, steps: int, clips_per_step: int) -> float:
+        """Seconds of `steps` steps: of the slower side, in serial mode of both."""
+        sampling = clips_per_step * self.clip / self.samplers
+        return steps * (sampling + self.step if self.samplers_needed is None else max(sampling, self.step))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes in the run's folder, and of what passes through the hub."""
+
+    blobs: int
+    checkpoints: int
+    versions: int
+    push: int  # that each sampler pulls of a version
+    group: int  # of a prompt's candidates and conditioning
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` computes."""
+
+    config: RunConfig
+    sizes: ModelSizes
+    mfu: float
+    shape: tuple[int, int, int, int]  # (F, C, h, w)
+    tokens: int
+    needs: tuple[Need, ...]
+    pace: Pace
+    disk: Disk
+
+
+def plan(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: float) -> Plan:
+    """The needs of a run on `gpus` (role -> kind). `ConfigError` in one line, naming the knobs, for what cannot fit."""
+    made = draft(config, sizes, gpus, mfu)
+    for need in made.needs:
+        if need.total > need.budget:
+            raise ConfigError(_refusal(made, need, gpus))
+    _check_disk(made)
+    return made
+
+
+def draft(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: float) -> Plan:
+    """`plan` without the refusals of what does not fit."""
+    _check(config, mfu)
+    size = config.model
+    shape = sizes.latent_shape(size.frames, size.height, size.width)
+    tokens = sizes.tokens(shape)
+    pace = _pace(config, sizes, shape, gpus, mfu)
+    held = needs(config, sizes, gpus, tokens)
+    return Plan(config, sizes, mfu, shape, tokens, held, pace, _disk(config, sizes, shape))
+
+
+def _check(config: RunConfig, mfu: float) -> None:
+    if not 0 < mfu <= 1:
+        raise ConfigError(f"--mfu {mfu}: above 0 and at most 1")
+    if config.model.device == "cpu":
+        raise ConfigError("model.device = 'cpu': `plan` is about GPUs; give model.device = \"cuda:0\"")
+    if config.simulate:
+        raise ConfigError("simulate = true: there are no models to plan for")
+    ranks = ranks_of(config)
+    if config.learner.pairs_per_step % ranks:
+        raise ConfigError(f"learner.pairs_per_step = {config.learner.pairs_per_step}: must divide by {ranks} ranks")
+
+
+# Time.
+
+
+def _pace(
+    config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int], gpus: Mapping[str, Gpu], mfu: float
+) -> Pace:
+    speed = {role: gpu.teraflops * 1e12 * mfu * min(1.0, share_of(role, config)) for role, gpu in gpus.items()}
+    matrices, attention = sizes.forward_flops(sizes.tokens(shape))
+    calls = config.sampler.steps + guided_steps(config)
+    clip = (calls * (matrices + attention) + sizes.decode_flops(shape)) / speed["sampler"]
+    ranks, rules = ranks_of(config), config.learner
+    forwards = 2 * (matrices + attention)  # policy and reference
+    again = {"off": 0.0, "selective": matrices, "full": matrices + attention}[rules.gradient_checkpointing]
+    backward = (1 if rules.train == "lora" else 2) * matrices + 2 * attention
+    step = 2 * rules.pairs_per_step / ranks * (forwards + again + backward) / speed["learner"]
+    samplers = config.cluster.samplers if config.mode == "cluster" else 1
+    needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
+    return Pace(clip, step, samplers, needed)
+
+
+def guided_steps(config: RunConfig) -> int:
+    """Denoising steps that take two captions: they stand at t + 1 = T / steps, 2 T / steps ... T."""
+    how, t = config.sampler, TIMESTEPS
+    if how.guidance == 1:
+        return 0
+    low, high = how.guidance_interval
+    return sum(low <= (t // how.steps * place - 1) / t <= high for place in range(1, how.steps + 1))
+
+
+def clips_per_step(config: RunConfig) -> int:
+    """Candidates that one optimizer step takes, where no group is tied."""
+    return config.learner.pairs_per_step * config.sampler.candidates
+
+
+# Disk.
+
+
+def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> Disk:
+    rules, b = config.learner, number_bytes(config)
+    whole = sizes.transformer_parameters
+    trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else whole
+    optimizer = 3 * FLOAT32 * trained if b == 2 or rules.zero_stage else 2 * FLOAT32 * trained
+    checkpoint = 2 * b * trained + optimizer
+    versions = min(config.exchange.max_lag + 2, config.steps // rules.steps_per_push)
+    group, pair, clip = _group_bytes(config, sizes, shape)
+    all_pairs = config.steps * rules.pairs_per_step
+    until_freed = (rules.keep_checkpoints + 1) * rules.checkpoint_every * rules.pairs_per_step
+    waiting = (config.exchange.max_lag + 1) * config.pairs_per_push
+    running = min(config.exchange.pipeline_depth, all_pairs)
+    return Disk(
+        blobs=running * group + min(until_freed + waiting, all_pairs) * pair + min(SHOWN, all_pairs) * 2 * clip,
+        checkpoints=checkpoint * (rules.keep_checkpoints + 1),  # one more while it is written
+        versions=b * whole + versions * b * trained,
+        push=b * trained,
+        group=group,
+    )
+
+
+def _group_bytes(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
+    """Bytes of a group with all its candidates; of a pair, which keeps two latents and the conditioning; of a clip."""
+    b, size = number_bytes(config), config.model
+    frames, channels, height, width = shape
+    latents = b * frames * channels * height * width
+    clip = int(CLIP_BITS_PER_PIXEL * size.frames * size.height * size.width / 8)
+    image = b * channels * height * width if sizes.transformer["in_channels"] > channels else 0
+    condition = b * sizes.transformer["max_text_seq_length"] * sizes.transformer["text_embed_dim"] + image
+    return config.sampler.candidates * (latents + clip) + condition, 2 * latents + condition, clip
+
+
+# Refusals.
+
+
+def _check_disk(made: Plan) -> None:
+    bound = made.config.exchange.max_bytes
+    if made.disk.blobs > bound:
+        raise ConfigError(
+            f"exchange: {made.disk.blobs / GIGA:.0f} GB of blobs, of exchange.max_bytes = {bound / GIGA:.0f} GB: "
+            "raise it, or lower learner.checkpoint_every, learner.keep_checkpoints or exchange.pipeline_depth"
+        )
+
+
+CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ('learner.gradient_checkpointing = "selective"', {"gradient_checkpointing": "selective"}),
+    ('learner.gradient_checkpointing = "full"', {"gradient_checkpointing": "full"}),
+    ("learner.micro_batch = 1", {"micro_batch": 1}),
+    ("learner.zero_stage = 3", {"zero_stage": 3}),
+    ('learner.reference = "host"', {"reference": "host"}),
+    ('learner.optimizer = "adamw_8bit"', {"optimizer": "adamw_8bit"}),
+    ("learner.offload_optimizer", {"offload_optimizer": True}),
+    ('learner.train = "lora"', {"train": "lora"}),
+    ("sampler.micro_batch = 1", {"micro_batch": 1}),
+    ("sampler.vae_tiling", {"vae_tiling": True}),
+    ("sampler.offload", {"offload": True}),
+    ("reward.batch = 1", {"batch": 1}),
+    ('model.dtype = "bfloat16"', {"dtype": "bfloat16"}),
+)
+
+
+def _refusal(made: Plan, need: Need, gpus: Mapping[str, Gpu]) -> str:
+    """One line: the role, what it needs of what there is, and what each single change makes of it."""
+    share = f" x {need.share:g}" if need.share < 1 else ""
+    line = f"{need.role}: {need.total / GIGA:.0f} GB per GPU of {need.gpu.gigabytes:g}{share} ({need.gpu.name})"
+    index = made.needs.index(need)
+    better = []
+    for name, change in CHANGES:
+        section = name.split(".")[0]
+        if section not in (need.role, "model") and need.role != "process":
+            continue
+        try:
+            part = type(before := getattr(made.config, section))(**{**before.model_dump(), **change})
+        except ValidationError:  # it does not go with what else is set
+            continue
+        other = draft(made.config.model_copy(update={section: part}), made.sizes, gpus, made.mfu).needs[index]
+        if other.total < 0.99 * need.total:
+            better.append(f"{name} ({other.total / GIGA:.0f} GB)")
+    if need.share < 1:
+        better.append(f"cluster.{need.role}_gpus")
+    return f"{line}: change {', '.join([*better, 'model.height and width, or the GPU'])}"

@@ -1,0 +1,173 @@
+"""The report's drawings: small inline SVGs that take their colours from the page (light and dark alike)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from html import escape
+
+from deploy.run_dir.timeline import Bar, Timeline
+
+WIDTH, WIDE = 400, 1000  # of a drawing's own coordinates, in a column and over the page; the page scales them
+TICKS = 4
+
+Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
+
+Series = tuple[str, str, Sequence[float]]  # name, class of its colour, values
+Mark = tuple[float, str, str]  # where it stands, its class, what it says
+POINTS = 300  # of a line; of more, neighbours are drawn as their mean
+
+
+def dots(rows: Sequence[Row]) -> str:
+    """Base and aligned means with their 95 % intervals, one line per row, on one common scale."""
+    left, right, line = 92.0, WIDTH - 14.0, 30.0
+    height = line * len(rows) + 34
+    ends = [interval[end] for _, *pair in rows for interval in pair for end in ("low", "high")]
+    ticks = nice_ticks(min(ends), max(ends))
+    low, high = ticks[0], ticks[-1]
+
+    def x(value: float) -> float:
+        return left + (right - left) * (value - low) / (high - low)
+
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{height - 26:.1f}"/>')
+        parts.append(_text(x(tick), height - 10, f"{tick:g}", "middle"))
+    for index, (label, base, aligned) in enumerate(rows):
+        y = 4 + line * (index + 0.5)
+        parts.append(_text(left - 10, y + 4, label, "end", "label"))
+        for kind, row, offset in (("base", base, -4.5), ("aligned", aligned, 4.5)):
+            parts.append(_whisker(f"{label}, {kind}", kind, row, x, y + offset))
+    return _svg(height, parts, "base and aligned means with 95 % intervals")
+
+
+def _whisker(title: str, kind: str, row: Mapping[str, float], x: Callable[[float], float], y: float) -> str:
+    """An interval as a line, its mean as a dot on it."""
+    return (
+        f'<line class="{kind}" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<circle class="{kind}" cx="{x(row["mean"]):.1f}" cy="{y:.1f}" r="3.6">'
+        f"<title>{escape(title)}: {row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]</title></circle>"
+    )
+
+
+def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequence[int] = ()) -> str:
+    """One quantity over optimizer steps; `marks` are steps with a dashed line (reference refreshes)."""
+    return series(title, steps, [(title, "aligned", values)], [(step, "mark", "") for step in marks], "step")
+
+
+def series(
+    title: str,
+    at: Sequence[float],
+    rows: Sequence[Series],
+    marks: Sequence[Mark] = (),
+    unit: str = "push",
+    until: float | None = None,
+) -> str:
+    """Several quantities on one scale over the same points; `marks` are points with a line.
+
+    With `until` the axis goes from 0 to there, and says so in `unit`.
+    """
+    left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
+    at, rows = _thinned(at, rows)
+    values = [value for _, _, row in rows for value in row]
+    ticks = nice_ticks(min(values), max(values))
+    first, last = (at[0], max(at[-1], at[0] + 1)) if until is None else (0.0, max(until, at[-1]))
+
+    def x(point: float) -> float:
+        return left + (right - left) * (point - first) / (last - first)
+
+    def y(value: float) -> float:
+        return bottom - (bottom - top) * (value - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts = []
+    for tick in ticks:
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
+    for place, kind, words in marks:
+        begin = bottom - 5 if kind == "push" else top  # there are many
+        line = f'<line class="{kind}" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{begin}" y2="{bottom}"'
+        parts.append(f"{line}><title>{escape(words)}</title></line>" if words else f"{line}/>")
+    for name, kind, row in rows:
+        points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in zip(at, row, strict=True))
+        parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
+        parts.append(f'<circle class="{kind}" cx="{x(at[-1]):.1f}" cy="{y(row[-1]):.1f}" r="3"/>')
+    ends = (f"{first:g}", f"{unit} {last:g}") if until is None else ("0", f"{last:.3g} {unit}")
+    parts += [_text(left, bottom + 18, ends[0], "middle"), _text(right, bottom + 18, ends[1], "end")]
+    return _svg(bottom + 26, parts, title)
+
+
+def _thinned(at: Sequence[float], rows: Sequence[Series]) -> tuple[Sequence[float], Sequence[Series]]:
+    """At most `POINTS` points: of more, as many neighbours as needed become one, their mean; the last one stays."""
+    size = -(-len(at) // POINTS)
+    if size <= 1:
+        return at, rows
+
+    def thin(row: Sequence[float]) -> list[float]:
+        parts = [row[first : first + size] for first in range(0, len(row) - 1, size)]
+        return [sum(part) / len(part) for part in parts] + [row[-1]]
+
+    return thin(at), [(name, kind, thin(row)) for name, kind, row in rows]
+
+
+def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
+    """One line per worker with a block for every stretch of work, coloured by kind, over minutes.
+
+    Blocks of one kind that lie closer than a thousandth of the axis are drawn as one. Time of which the work is not
+    known is not drawn.
+    """
+    left, right, line, first = 92.0, WIDE - 30.0, 26.0, timeline.first
+    length = max(timeline.seconds - first, 1.0)
+    ticks = [tick for tick in nice_ticks(first / 60, (first + length) / 60) if first <= 60 * tick <= first + length]
+    height = line * len(timeline.workers) + 34
+
+    def x(seconds: float) -> float:
+        return left + (right - left) * (seconds - first) / length
+
+    parts = []
+    for tick in ticks:
+        parts.append(
+            f'<line class="grid" x1="{x(60 * tick):.1f}" x2="{x(60 * tick):.1f}" y1="4" y2="{height - 26:.1f}"/>'
+        )
+        parts.append(_text(x(60 * tick), height - 10, f"{tick:g}" + (" min" if tick == ticks[-1] else ""), "middle"))
+    for index, worker in enumerate(timeline.workers):
+        y = 4 + line * index
+        parts.append(_text(left - 10, y + line / 2 + 4, worker, "end", "label"))
+        for bar in _joined([bar for bar in timeline.bars if bar.worker == worker], length / 1000):
+            parts.append(
+                f'<rect class="part{kinds.index(bar.kind)}" x="{x(bar.start):.2f}" y="{y + 4:.1f}" '
+                f'width="{max(x(bar.end) - x(bar.start), 0.4):.2f}" height="{line - 8:.1f}">'
+                f"<title>{escape(worker)}: {escape(bar.kind)}, {bar.end - bar.start:.1f} s</title></rect>"
+            )
+    return _svg(height, parts, "who worked when", WIDE)
+
+
+def _joined(bars: Sequence[Bar], gap: float) -> list[Bar]:
+    joined: list[Bar] = []
+    for bar in bars:
+        last = joined[-1] if joined else None
+        if last is not None and last.kind == bar.kind and bar.start - last.end < gap:
+            joined[-1] = replace(last, end=max(last.end, bar.end))
+        else:
+            joined.append(bar)
+    return joined
+
+
+def nice_ticks(low: float, high: float) -> list[float]:
+    """About `TICKS` round numbers that enclose [low, high]; always at least two."""
+    if high - low < 1e-9 * max(abs(high), abs(low), 1e-9):
+        pad = max(abs(high) * 0.1, 1e-6)
+        low, high = low - pad, high + pad
+    raw = (high - low) / TICKS
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _svg(height: float, parts: Sequence[str], title: str, width: int = WIDTH) -> str:
+    return f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'

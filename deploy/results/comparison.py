@@ -1,0 +1,151 @@
+"""The held-out comparison: base against aligned, same prompts, same seeds, and what may be concluded from it.
+
+Two kinds of figures, kept apart everywhere: the *learned* reward (what the run optimised, so it may be fooled) and the
+*oracle* (measured against the renderer's truth, never trained on; toon prompts only). The verdict needs both: the
+reward's interval above 0, and each of the oracle's intervals ending above -1 point. A policy that freezes to please
+the reward loses the oracle's motion and fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from common import feedback
+from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
+from common.config import DIMENSIONS, ConfigError, RunConfig
+from common.data.video import decode_clip
+from common.exchange.api import ScoredCandidate
+from common.messages import Prompt
+from deploy.guardrails.rules import REWARD
+
+ORACLE_TOLERANCE = 1.0  # points of 100 by which the oracle's interval may reach below 0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the alignment holds, in one sentence."""
+
+    passed: bool
+    words: str
+
+
+def mean_reward(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The reward of one clip, 0..100: the mean of its raw values under `weights`."""
+    used = {name: weight for name, weight in weights.items() if weight > 0}
+    missing = sorted(used.keys() - values.keys())
+    if missing:
+        raise ConfigError(f"reward.weights.{missing[0]}: no reward head scores this dimension; set its weight to 0")
+    return sum(weight * values[name] for name, weight in used.items()) / sum(used.values())
+
+
+def oracle_applies(config: RunConfig) -> bool:
+    """Whether the oracle can judge this run's clips: toon prompts at the toon world's size."""
+    from common.toon.world import FRAMES, HEIGHT, WIDTH  # noqa: PLC0415 - not needed for other prompts
+
+    size = config.model
+    return config.prompts == "toon" and (size.frames, size.height, size.width) == (FRAMES, HEIGHT, WIDTH)
+
+
+def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:
+    """One clip in numbers: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
+    ordered = {name: scored.values[name] for name in (*DIMENSIONS, *scored.values) if name in scored.values}
+    learned = {REWARD: mean_reward(scored.values, feedback.counted(config.reward, scored.values))} | ordered
+    oracle = _oracle(scored.candidate.clip, scored.prompt) if oracle_applies(config) else {}
+    return {"learned": learned, "oracle": oracle}
+
+
+def _oracle(clip: bytes, prompt: Prompt) -> dict[str, float]:
+    from common.toon.oracle import judge  # noqa: PLC0415 - torch
+    from common.toon.prompts import shot_of  # noqa: PLC0415
+
+    return asdict(judge(decode_clip(clip), shot_of(prompt)))
+
+
+def by_prompt(
+    base: Sequence[ScoredCandidate], aligned: Sequence[ScoredCandidate], config: RunConfig
+) -> list[dict[str, Any]]:
+    """One record per held-out prompt: ``{"id", "text", "seed", "base": measures, "aligned": measures}``."""
+    records = []
+    for before, after in zip(base, aligned, strict=True):
+        if (before.prompt.id, before.candidate.seed) != (after.prompt.id, after.candidate.seed):
+            raise ValueError(f"prompt {before.prompt.id}: base and aligned clips do not pair up")
+        records.append(
+            {
+                "id": before.prompt.id,
+                "text": before.prompt.text,
+                "seed": before.candidate.seed,
+                "base": measure(before, config),
+                "aligned": measure(after, config),
+            }
+        )
+    return records
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """kind (learned, oracle) -> name -> ``base``, ``aligned``, ``change`` -> mean, low, high over the prompts."""
+    summary: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for kind in ("learned", "oracle"):
+        names = list(records[0]["base"][kind])
+        summary[kind] = {name: _change(*(_column(records, side, kind, name) for side in SIDES)) for name in names}
+    return summary
+
+
+SIDES = ("base", "aligned")
+
+
+def _column(records: Sequence[Mapping[str, Any]], side: str, kind: str, name: str) -> list[float]:
+    return [record[side][kind][name] for record in records]
+
+
+def _change(before: list[float], after: list[float]) -> dict[str, dict[str, float]]:
+    intervals = (bootstrap_mean(before), bootstrap_mean(after), paired_bootstrap(before, after))
+    return dict(zip((*SIDES, "change"), map(asdict, intervals), strict=True))
+
+
+def decide(reward: Interval, oracle: Mapping[str, Interval]) -> Verdict:
+    """The verdict from the changes (aligned - base) of the mean reward and of each of the oracle's answers."""
+    gain = f"mean AnimeReward {reward.mean:+.2f} [{reward.low:+.2f}, {reward.high:+.2f}]"
+    problems = [] if reward.low > 0 else [f"{gain}: the 95 % interval is not above 0"]
+    problems += [
+        f"oracle {name} {change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]: a fall by more "
+        f"than {ORACLE_TOLERANCE:g} point cannot be ruled out"
+        for name, change in oracle.items()
+        if not change.low > -ORACLE_TOLERANCE
+    ]
+    if problems:
+        return Verdict(False, f"Not verified. {'; '.join(problems)}.")
+    held = f"the oracle's {', '.join(oracle)} held" if oracle else "no oracle judges these prompts"
+    return Verdict(True, f"Aligned: {gain}, and {held}.")
+
+
+def conclude(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The comparison as it is kept: ``prompts``, ``verdict``, ``learned``, ``oracle``, ``by_prompt``."""
+    summary = summarise(records)
+    verdict = asdict(judge_summary(summary))
+    return {"prompts": len(records), "verdict": verdict, **summary, "by_prompt": list(records)}
+
+
+def judge_summary(summary: Mapping[str, Any]) -> Verdict:
+    """`decide` on what `summarise` gave."""
+    changes = {kind: {name: Interval(**row["change"]) for name, row in summary[kind].items()} for kind in summary}
+    return decide(changes["learned"][REWARD], changes["oracle"])
+
+
+def table(summary: Mapping[str, Any], prompts: int) -> Any:
+    """A rich table of the comparison."""
+    from rich.table import Table  # noqa: PLC0415 - keeps `--help` fast
+
+    grid = Table(title=f"{prompts} held-out prompts, same seeds: mean, change with 95 % paired bootstrap interval")
+    for name, side in (("judge", "left"), ("", "left"), ("base", "right"), ("aligned", "right"), ("change", "right")):
+        grid.add_column(name, justify=side)  # type: ignore[arg-type]
+    for kind, label in (("learned", "learned reward"), ("oracle", "oracle")):
+        for name, row in summary[kind].items():
+            change = row["change"]
+            colour = "green" if change["low"] > 0 else "red" if change["high"] < 0 else ""
+            moved = f"{change['mean']:+.2f} [{change['low']:+.2f}, {change['high']:+.2f}]".replace("[", r"\[")
+            figures = [f"{row[side]['mean']:.2f}" for side in SIDES]
+            grid.add_row(label, name, *figures, f"[{colour}]{moved}[/]" if colour else moved)
+        grid.add_section()
+    return grid

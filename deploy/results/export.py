@@ -1,0 +1,107 @@
+"""`douga export`: a run's weights as diffusers takes them, for use without douga.
+
+```
+LoRA run   DIR/pytorch_lora_weights.safetensors    pipe.load_lora_weights(DIR)
+full run   DIR/model_index.json, transformer/ ...  pipe = CogVideoXImageToVideoPipeline.from_pretrained(DIR)
+```
+
+The tensors are the version's own, bit for bit. What an adapter's tensors do not say, its scale alpha / rank, stands in
+the file's metadata, from where diffusers reads it. The parts of a pipeline that a run does not train are hard links to
+the base model's files where the disk allows it, else copies. DIR appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXImageToVideoPipeline
+from safetensors.torch import save_file
+
+from common.config import ConfigError, RunConfig
+from common.errors.disk import StorageFailed
+from common.messages import WeightVersion
+from common.models.cogvideox import ModelFolder, open_model
+from common.models.lora import adapter_state, inject_lora, peft_settings
+from common.weights.store import WeightStore, check_fits, new_folder
+
+INDEX, TRANSFORMER = "model_index.json", "transformer"
+
+
+def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> str:
+    """Write a published version of the run to the new folder `out`; returns the Python lines that load it.
+
+    `ConfigError` when there is no such version, it does not fit the base model, or `out` cannot be made.
+    """
+    _check_free(out)
+    model = open_model(config.model.path)
+    manifest, state = store.load(version)
+    try:
+        with new_folder(out.resolve()) as folder:
+            if manifest.kind == "adapter":
+                _write_adapter(folder, config, model, manifest, state)
+            else:
+                _write_pipeline(folder, config, model, manifest, state)
+    except StorageFailed as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"{error.filename or out}: {error.strerror}; {out} is not made") from None
+    load = f"pipe = {_index(model)['_class_name']}.from_pretrained"
+    if manifest.kind == "adapter":
+        return f'{load}("{model.path}")\npipe.load_lora_weights("{out}")'
+    return f'{load}("{out}")'
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out {out}: exists and is not an empty folder; name a new one")
+
+
+def _write_adapter(
+    folder: Path, config: RunConfig, model: ModelFolder, version: WeightVersion, state: Mapping[str, torch.Tensor]
+) -> None:
+    transformer = model.empty_transformer(config.model.dtype)
+    inject_lora(transformer, config.learner.lora, config.seed)
+    own = adapter_state(transformer)
+    check_fits(version, state, own, own.keys())
+    CogVideoXImageToVideoPipeline.save_lora_weights(  # text-to-video models have the same format
+        folder,
+        transformer_lora_layers=dict(state),
+        transformer_lora_adapter_metadata=peft_settings(config.learner.lora),
+    )
+
+
+def _write_pipeline(
+    folder: Path, config: RunConfig, model: ModelFolder, version: WeightVersion, state: Mapping[str, torch.Tensor]
+) -> None:
+    own = model.empty_transformer(config.model.dtype).state_dict()
+    check_fits(version, state, own, own.keys())
+    for part in (name for name, kind in _index(model).items() if isinstance(kind, list) and kind[0]):
+        if part != TRANSFORMER:
+            _take_over(model.path / part, folder / part)
+    (folder / TRANSFORMER).mkdir()
+    for file in (INDEX, f"{TRANSFORMER}/config.json"):
+        shutil.copyfile(model.path / file, folder / file)
+    # The marker that diffusers itself writes, for tools that look for it.
+    save_file(dict(state), folder / TRANSFORMER / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+
+
+def _index(model: ModelFolder) -> dict[str, object]:
+    return json.loads((model.path / INDEX).read_text())
+
+
+def _take_over(source: Path, target: Path) -> None:
+    """Hard links to the files of a folder (what symbolic links, such as the hub's cache holds, lead to), or copies."""
+    for file in source.rglob("*"):
+        if file.is_dir():
+            continue
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file.resolve(), place)
+        except OSError:  # another disk, or one without hard links
+            shutil.copyfile(file, place)

@@ -1,0 +1,165 @@
+"""``report.html``: one self-contained page, and ``report.png``: a few of its clips as a picture.
+
+Both are made from the files of a run folder alone; no model is loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from common.config import ConfigError, RunConfig, load_config
+from common.data.video import decode_clip, side_by_side
+from deploy.guardrails.rules import Reading, mean_change, motion_share, read_readings
+from deploy.results import charts
+from deploy.results.comparison import REWARD, SIDES
+from deploy.results.contact_sheet import still
+from deploy.run_dir import layout, timeline
+from deploy.run_dir.jsonl import EVENTS, METRICS, latest_by_step, read_json_lines
+from deploy.run_dir.progress import minutes
+
+STILL_PAIRS = 3  # the two largest gains and the smallest in the picture
+KINDS = ("sampling", "scoring", "learning", "loading")
+# Shown curves: title, what it tells, value of a metrics record.
+CURVES = (
+    ("Batch mean reward", "of the pairs trained on, 0..100", lambda r: 100 * r["reward"]),
+    ("Gap", "mean α^R̃w − α^R̃l of the batch: what scales the gradient", lambda r: r["gap"]),
+    (
+        "Inside",
+        "mean argument of log σ: 0 after a refresh, above 0 while winners gain on losers",
+        lambda r: r["inside"],
+    ),
+    ("Loss", "mean over the batch", lambda r: r["loss"]),
+    ("Lag", "pushes between sampling and training, mean of the batch", lambda r: r["lag"]),
+)
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """One held-out prompt as the page shows it."""
+
+    text: str
+    change: float  # of the mean reward, points
+    video: str  # data URI: base left, aligned right, in one picture and therefore in step
+    dimensions: list[tuple[str, float]]
+    oracle: list[tuple[str, float]]
+
+
+def write(folder: Path) -> Path:
+    """Write RUN's report and picture and return the report's path. `ConfigError` when the run has no result yet."""
+    config, result = load_config(folder / layout.CONFIG), layout.read_result(folder)
+    if result is None or "verdict" not in result:
+        raise ConfigError(f"{folder}: no result yet; finish the run first: {layout.resume_command(folder)}")
+    path = folder / layout.REPORT
+    layout.write_whole(path, render(folder, config, result))
+    gains, least = extremes(result["by_prompt"], STILL_PAIRS)
+    pairs = [(record, change_of(record)) for record in (*gains, *least)]
+    still(folder, result["verdict"]["words"], pairs).save(folder / layout.PICTURE)
+    return path
+
+
+def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
+    """The page."""
+    steps = latest_by_step(read_json_lines(folder / METRICS))
+    work = timeline.of(folder)
+    gains, least = extremes(result["by_prompt"], config.evaluation.clips)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("report.html.j2").render(
+        config=config,
+        result=result,
+        reward=result["learned"][REWARD],
+        sides=SIDES,
+        groups=_groups(result),
+        shown=[
+            ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
+            ("Smallest gains, or losses", [clip_pair(folder, record, config.model.fps) for record in least]),
+        ],
+        curves=_curves(steps),
+        watched=_watched(read_readings(folder)),
+        alarms=[record for record in read_json_lines(folder / EVENTS) if record["event"] == "alarm"],
+        refreshes=[record["step"] for record in steps if record["refreshed"]],
+        work=work,
+        lanes=Markup(charts.lanes(work, KINDS)) if work.bars else None,
+        kinds=KINDS,
+        overlap=work.overlap("sampling", "learning"),
+        minutes=minutes,
+        config_text=(folder / layout.CONFIG).read_text("utf-8"),
+        command=f"{layout.resume_command(folder)} --name {config.name}-again",
+    )
+
+
+def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:
+    """(largest gains, smallest gains or losses) in mean reward, together at most `count`, no prompt twice."""
+    ordered = sorted(records, key=change_of, reverse=True)
+    count = min(count, len(ordered))
+    return ordered[: count - count // 2], ordered[::-1][: count // 2]
+
+
+def change_of(record: Mapping[str, Any], kind: str = "learned", name: str = REWARD) -> float:
+    """aligned - base of one prompt, points."""
+    return record["aligned"][kind][name] - record["base"][kind][name]
+
+
+def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
+    """What the page shows of one prompt."""
+    clips = [decode_clip((folder / "clips" / record[side]["clip"]).read_bytes()) for side in SIDES]
+    changes = {
+        kind: [(name, change_of(record, kind, name)) for name in record["base"][kind] if name != REWARD]
+        for kind in ("learned", "oracle")
+    }
+    video = base64.b64encode(side_by_side(*clips, fps=fps)).decode()
+    uri = f"data:video/mp4;base64,{video}"
+    return ClipPair(record["text"], change_of(record), uri, changes["learned"], changes["oracle"])
+
+
+def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The learned reward's and the oracle's figures, apart: rows and a drawing each."""
+    groups = []
+    for kind in ("learned", "oracle"):
+        rows = result[kind]
+        if rows:
+            drawn = charts.dots([(name, row["base"], row["aligned"]) for name, row in rows.items()])
+            groups.append({"kind": kind, "rows": rows, "chart": Markup(drawn)})
+    return groups
+
+
+def _curves(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    if not steps:
+        return []
+    numbers = [record["step"] for record in steps]
+    marks = [record["step"] for record in steps if record["refreshed"]]
+    return [
+        {"title": title, "note": note, "chart": Markup(charts.curve(title, numbers, [of(r) for r in steps], marks))}
+        for title, note, of in CURVES
+    ]
+
+
+def _watched(readings: Sequence[Reading]) -> list[dict[str, Any]]:
+    """What the guardrails saw, over pushes."""
+    pushes, marks = [one.pushes for one in readings], [(one.pushes, "mark", "") for one in readings if one.alarms]
+    return [
+        {"title": title, "chart": Markup(charts.series(title, pushes, rows, marks))}
+        for title, rows in guard_rows(readings)
+    ]
+
+
+def guard_rows(readings: Sequence[Reading]) -> list[tuple[str, list[charts.Series]]]:
+    """Title and lines of each drawing: the trained reward beside each answer of the held-out judge, and the motion."""
+    if len(readings) < 2:
+        return []
+    reward = ("trained reward", "base", [mean_change(one) for one in readings])
+    judged = [one.judged for reading in readings for one in reading.policy.values()]
+    answers = [name for name in judged[-1] if all(name in one for one in judged)]
+    rows: list[tuple[str, list[charts.Series]]] = [
+        (f"Judge: {name}", [reward, (name, "aligned", [mean_change(one, name) for one in readings])])
+        for name in answers
+    ]
+    return [*rows, ("Motion", [("motion", "aligned", [100 * motion_share(one) for one in readings])])]

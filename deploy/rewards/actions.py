@@ -1,0 +1,196 @@
+"""What ``douga reward build``, ``train`` and ``eval`` do. Each takes the parsed options and the flags."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from common.config import ConfigError
+from common.data.ratings import dimensions, read_ratings
+from deploy.cli.commands import generator_of
+from deploy.rewards import rating_set
+from deploy.rewards.rating_set import Generator
+from rewarders.anime_reward.trainable import TrainableReward
+from rewarders.toon_heads import HEADS, load_heads, save_heads
+from rewarders.training import train
+from rewarders.training.dataset import Rated
+from rewarders.training.ranking_metrics import METRICS
+from rewarders.training.report import REWARD, report
+
+Options = argparse.Namespace
+Flags = Mapping[str, Any]
+TOON_RATE = 4e-3  # the toon heads learn all of their weights, from scratch
+
+
+def build_command(options: Options, flags: Flags) -> int:
+    """``douga reward build``."""
+    if options.source == "toon":
+        if flags:
+            raise ConfigError(f"--{next(iter(flags))}: rendered clips take no configuration keys")
+        print(rating_set.build_toon(options.out, options.count, options.candidates, options.seed, print))
+        return 0
+    if options.clips < 1:
+        raise ConfigError(f"--clips {options.clips}: must be at least 1")
+    generators = [_generator(name.strip(), flags) for name in options.generators.split(",") if name.strip()]
+    videos, captioner = Path(options.source), None
+    if options.captioner:
+        from actors.prompts.captioner import Qwen2VLCaptioner  # noqa: PLC0415 - heavy, and only for this
+
+        captioner = Qwen2VLCaptioner(options.captioner)
+    file = rating_set.build_from_videos(
+        *(videos, options.out, generators, options.clips, options.seed, print, options.captions, captioner)
+    )
+    print(file)
+    return 0
+
+
+def _generator(source: str, flags: Flags) -> Generator:
+    """A model folder, a run's newest weights, or the embedded model."""
+    config, weights, version = generator_of(source, flags)
+    return Generator(Path(source).resolve().name, config, weights, version)
+
+
+def train_command(options: Options, flags: Flags) -> int:
+    """``douga reward train``."""
+    plan = _plan(options)
+    table = read_ratings(options.ratings)
+    print(table.summary())
+    rated = Rated(table)
+    if options.head == "toon":
+        names = _chosen(options, dimensions(rated.rows))
+        heads: list[Any] = [train.train_toon_head(rated, name, options.out, plan, print) for name in names]
+        heads += _rest(options.out, names)
+    else:
+        heads = [_train_class(rated, options, plan)]
+    save_heads(heads, options.out)
+    print(f"{options.out}: trained; how good its heads are says:")
+    print(f"  douga reward eval {options.out} --ratings {options.ratings}")
+    return 0
+
+
+def _plan(options: Options) -> train.Plan:
+    for name in ("epochs", "batch", "patience"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
+    rate = options.lr or (TOON_RATE if options.head == "toon" else train.Plan.lr)
+    if not 0 < rate < 1:
+        raise ConfigError(f"--lr {rate:g}: must be above 0 and below 1")
+    return train.Plan(options.epochs, options.batch, rate, patience=options.patience, seed=options.seed)
+
+
+def _chosen(options: Options, rated: list[str]) -> list[str]:
+    """The dimensions that the toon heads can learn from these ratings."""
+    asked = [name.strip() for name in (options.dimensions or "").split(",") if name.strip()]
+    for name in asked:
+        if name not in HEADS or name not in rated:
+            raise ConfigError(f"--dimensions {name}: rated are {', '.join(rated)}; the heads know {', '.join(HEADS)}")
+    names = asked or [name for name in HEADS if name in rated]
+    if not names:
+        raise ConfigError(f"{options.ratings}: rates {', '.join(rated)}; the toon heads know {', '.join(HEADS)}")
+    return names
+
+
+def _rest(out: Path, trained: Collection[str]) -> list[Any]:
+    """The embedded heads of dimensions that nobody rated: a folder of toon heads has all six."""
+    missing = [name for name in HEADS if name not in trained and not (out / f"{name}.json").exists()]
+    if missing:
+        print(f"{out}: {', '.join(missing)} are the embedded heads, since they were not trained")
+    return [head for head in load_heads("toon") if head.dimension in missing]
+
+
+def _train_class(rated: Rated, options: Options, plan: train.Plan) -> TrainableReward:
+    """One of `rewarders.anime_reward`."""
+    from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - transformers takes seconds, and only this needs it
+
+    kind = CLASSES.get(options.head)
+    if kind is None:
+        raise ConfigError(f"--head {options.head}: there are toon, {', '.join(CLASSES)}")
+    if kind.dimension not in dimensions(rated.rows):
+        raise ConfigError(f"{options.ratings}: nobody rated {kind.dimension}, which {options.head} judges")
+    models = dict(_named("model", word) for word in options.model)
+    how = {name: _value(text) for name, text in (_named("option", word) for word in options.option)}
+    reward: Any = kind.create(models, options.device, plan.seed, how)
+    made_of = {"head": options.head, "models": models, "options": reward.options}
+    return train.train_reward(rated, reward, made_of, options.out, plan, print)
+
+
+def _named(option: str, word: str) -> tuple[str, str]:
+    name, equals, value = word.partition("=")
+    if not (name and equals and value):
+        raise ConfigError(f"--{option} {word}: NAME=VALUE is expected")
+    return name, value
+
+
+def _value(text: str) -> Any:
+    """A number or a truth value as JSON has it, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def eval_command(options: Options, flags: Flags) -> int:
+    """``douga reward eval``."""
+    if options.resamples < 100:
+        raise ConfigError(f"--resamples {options.resamples}: must be at least 100")
+    heads = load_heads(options.heads, options.device)
+    table = read_ratings(options.ratings)
+    notes = Console(stderr=True, highlight=False, soft_wrap=True)
+    notes.print(table.summary(), markup=False)
+    folder = None if options.heads == "toon" else Path(options.heads)
+    seen = {} if folder is None else {h.dimension: train.seen_in_training(folder, h.dimension) for h in heads}
+    if not any(seen.values()):
+        notes.print(f"{options.heads}: does not say what it was trained on; every rated clip counts", markup=False)
+    found = report(heads, Rated(table), seen, lambda line: notes.print(line, markup=False), options.resamples)
+    found = {"heads": options.heads, **found}
+    if options.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return 0
+    console = Console()
+    for name, section in found["dimensions"].items():
+        console.print(_agreement_table(name, section))
+        console.print(_calibration_table(section))
+    if left := _left_out(found["left_out"]):
+        console.print(f"left out: {left}", markup=False, highlight=False)
+    return 0
+
+
+def _agreement_table(name: str, section: Mapping[str, Any]) -> Table:
+    grid = Table(title=f"{name}: {section['clips']} clips of {section['prompts']} prompts", box=SIMPLE_HEAD)
+    grid.add_column("judge", no_wrap=True)
+    for metric in METRICS:
+        grid.add_column(metric.replace("Recall", "R"), justify="right")
+    for judge, found in section["judges"].items():
+        grid.add_row(judge, *_cells(found, "value"))
+        if judge == REWARD:
+            grid.add_row("  95 % from", *_cells(found, "low"), style="dim")
+            grid.add_row("  to", *_cells(found, "high"), style="dim")
+    return grid
+
+
+def _cells(found: Mapping[str, Mapping[str, float | None]], what: str) -> list[str]:
+    values = [found.get(metric, {}).get(what) for metric in METRICS]
+    return ["–" if value is None else f"{value:.2f}" for value in values]
+
+
+def _calibration_table(section: Mapping[str, Any]) -> Table:
+    grid = Table(title="calibration: mean score and mean opinion, 0..100", box=SIMPLE_HEAD)
+    for name in ("scores", "clips", "score", "opinion"):
+        grid.add_column(name, justify="right")
+    for one in section["calibration"]:
+        cells = (f"{one['low']:.0f}..{one['high']:.0f}", str(one["clips"]))
+        grid.add_row(*cells, f"{one['score']:.1f}", f"{one['opinion']:.1f}")
+    return grid
+
+
+def _left_out(left: Mapping[str, Any]) -> str:
+    """The clips that do not count, and why; a range where dimensions differ."""
+    counts = {why: sorted(set(n.values())) if isinstance(n, dict) else [n] for why, n in left.items()}
+    return ", ".join(f"{'..'.join(map(str, sorted({n[0], n[-1]})))} {why}" for why, n in counts.items() if n[-1])

@@ -1,0 +1,184 @@
+"""What a person sees while a run goes on: a live panel in a terminal, else one plain line every ten seconds."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import IO, Any, Protocol
+
+from common.config import RunConfig
+from common.messages import StepStats
+from deploy.observability.definitions import PHASES
+
+EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = PHASES
+INTERVAL = 10.0  # seconds between plain lines
+RECENT = 10  # steps over which a line takes means
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Where a run stands."""
+
+    phase: str
+    done: int  # optimizer steps, or clips evaluated
+    total: int
+    version: int = 0
+    pairs: int = 0  # trained so far
+    lag: float = 0.0  # pushes, of the last batch
+    reward: float | None = None  # 0..100, mean of the last batches
+    gap: float | None = None
+    inside: float | None = None
+    groups_per_second: float = 0.0
+    eta: float | None = None  # seconds to the end of the phase
+
+    def words(self) -> str:
+        """One line."""
+        parts = [f"{self.phase} {self.done}/{self.total}"]
+        if self.phase == TRAINING:
+            parts += [f"pairs {self.pairs}", f"version {self.version}", f"lag {self.lag:.1f}"]
+            parts += [
+                f"{name} {value:{form}}"
+                for name, value, form in (
+                    ("reward", self.reward, ".2f"),
+                    ("gap", self.gap, ".4f"),
+                    ("inside", self.inside, "+.3f"),
+                )
+                if value is not None
+            ]
+        parts.append(f"{self.groups_per_second:.2f} groups/s")
+        return "  ".join(parts if self.eta is None else [*parts, f"{minutes(self.eta)} left"])
+
+
+class Pace:
+    """Turns steps and groups into what a person sees: means of the last `RECENT` steps, rates, the time left."""
+
+    def __init__(self, config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.groups = 0  # sampled since `start`
+        self._config, self._clock = config, clock
+        self._steps: deque[StepStats] = deque(maxlen=RECENT)
+        self._ends: deque[float] = deque(maxlen=RECENT + 1)
+        self.start()
+
+    def start(self) -> None:
+        """Training begins now."""
+        self._began = self._clock()
+        self._ends.append(self._began)
+
+    def add(self, stats: StepStats) -> None:
+        """A step is done."""
+        self._steps.append(stats)
+        self._ends.append(self._clock())
+
+    def status(self, step: int, version: int) -> Status:
+        """Where training stands after `step`; the samplers hold `version`."""
+        rate = self.groups / max(self._clock() - self._began, 1e-6)
+        pairs = step * self._config.learner.pairs_per_step
+        status = Status(TRAINING, step, self._config.steps, version, pairs, groups_per_second=rate)
+        if not self._steps:
+            return status
+        last = self._steps[-1]
+        pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
+        reward = 100 * sum(one.reward for one in self._steps) / len(self._steps)
+        left = (self._config.steps - step) * pace
+        return replace(status, lag=last.lag, reward=reward, gap=last.gap, inside=last.inside, eta=left)
+
+    def of_evaluation(self, phase: str, done: int, total: int) -> Status:
+        """Where an evaluation stands; `groups` were made since the start."""
+        rate = self.groups / max(self._clock() - self._began, 1e-6)
+        return Status(phase, done, total, groups_per_second=rate, eta=(total - done) / rate if rate else None)
+
+
+class Progress(Protocol):
+    """Takes the news of a run."""
+
+    def update(self, status: Status) -> None:
+        """Something was done."""
+        ...
+
+    def say(self, line: str) -> None:
+        """Something worth a line of its own happened."""
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def update(self, status: Status) -> None:
+        """See `Progress`."""
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+
+
+class Plain:
+    """One line at every change of phase, at its end, and every `INTERVAL` seconds."""
+
+    def __init__(self, stream: IO[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._clock = stream, clock
+        self._phase, self._last = "", float("-inf")
+
+    def update(self, status: Status) -> None:
+        """See `Progress`."""
+        now = self._clock()
+        if status.phase == self._phase and status.done < status.total and now - self._last < INTERVAL:
+            return
+        self._phase, self._last = status.phase, now
+        self.say(status.words())
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        print(line, file=self._stream, flush=True)
+
+
+class Panel:
+    """A bar and a line of figures that stay in place."""
+
+    def __init__(self, live: Any, bar: Any) -> None:
+        self._live, self._bar, self._tasks = live, bar, {}
+
+    def update(self, status: Status) -> None:
+        """See `Progress`."""
+        if status.phase not in self._tasks:
+            self._tasks[status.phase] = self._bar.add_task(status.phase, total=status.total, figures="")
+        figures = status.words().removeprefix(f"{status.phase} {status.done}/{status.total}").strip()
+        self._bar.update(self._tasks[status.phase], completed=status.done, total=status.total, figures=figures)
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        self._live.console.print(line, highlight=False, markup=False)
+
+
+@contextmanager
+def showing(stream: IO[str] | None = None) -> Iterator[Progress]:
+    """``with showing() as progress``: a panel when `stream` (stderr) is a terminal, else plain lines."""
+    shown: IO[str] = sys.stderr if stream is None else stream
+    if not shown.isatty():
+        yield Plain(shown)
+        return
+    from rich.console import Console  # noqa: PLC0415 - keeps `--help` fast
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn  # noqa: PLC0415
+    from rich.progress import Progress as Bars  # noqa: PLC0415
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+    )
+    bars = Bars(*columns, console=Console(file=shown), refresh_per_second=4)
+    with bars:
+        yield Panel(bars, bars)
+
+
+def minutes(seconds: float) -> str:
+    """``75`` -> ``1:15``."""
+    whole = round(seconds)
+    return (
+        f"{whole // 60}:{whole % 60:02d}"
+        if whole < 3600
+        else f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+    )

@@ -1,0 +1,72 @@
+"""What a simulated run has to tell: how fast the loop turned, and which role the others waited for.
+
+| figure   | meaning                                                                                  |
+|----------|------------------------------------------------------------------------------------------|
+| seconds  | from the first unit of work to the last, over all starts, without the pauses between them |
+| steps    | in these seconds; so are groups sampled, again after a failure included                  |
+| busy     | share of that time in which a worker of the role worked, mean over its workers           |
+| lag      | pushes between sampling and training, mean and greatest over all these steps             |
+
+Of a long run the newest units of work are known (`timeline_bytes`), and these are what is told of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.exchange.api import RunExchange, State
+from deploy.observability.definitions import ROLES, role_of
+from deploy.run_dir import timeline
+from deploy.run_dir.jsonl import METRICS, latest_by_step, read_json_lines
+
+LOST = (State.TIED, State.EXPIRED, State.FAILED)
+
+
+def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
+    """The figures of a run folder, as result.json keeps them."""
+    work = timeline.of(folder)
+    steps = [one for one in latest_by_step(read_json_lines(folder / METRICS)) if one["time"] >= work.since]
+    seconds = max((bar.end for bar in work.bars), default=0.0) - min((bar.start for bar in work.bars), default=0.0)
+    counts = exchange.counts()
+    return {
+        "seconds": round(seconds, 3),
+        "steps": len(steps),
+        "groups": sum(bar.kind == "sampling" for bar in work.bars),
+        "lost": {state.value: counts[state] for state in LOST if counts[state]},
+        "wasted": exchange.wasted(),
+        "lag_mean": sum(step["lag"] for step in steps) / max(len(steps), 1),
+        "lag_max": max((step["lag_max"] for step in steps), default=0),
+        "roles": shares(work, work.workers, seconds),
+    }
+
+
+def shares(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
+    """Role -> how many of `workers` it has, and which share of `seconds` they were busy, in the mean."""
+    return {role: _share(work, [one for one in workers if role_of(one) == role], seconds) for role in ROLES}
+
+
+def _share(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> dict[str, float]:
+    busy = sum(work.busy(worker) for worker in workers)
+    return {"workers": len(workers), "busy": busy / max(seconds * len(workers), 1e-9)}
+
+
+def busiest(roles: Mapping[str, Mapping[str, float]]) -> str:
+    """The role that sets the pace: the others wait for it."""
+    return max(roles, key=lambda role: roles[role]["busy"])
+
+
+def words(found: Mapping[str, Any]) -> list[str]:
+    """The figures as a person reads them."""
+    seconds = max(found["seconds"], 1e-9)
+    shares = [f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found["roles"].items()]
+    lost = [f"{count} {what}" for what, count in found["lost"].items()]
+    wasted = [f"{count} by {reason}" for reason, count in found["wasted"].items()]
+    return [
+        f"{found['steps']} steps and {found['groups']} groups in {seconds:.1f} s: "
+        f"{found['steps'] / seconds:.2f} steps/s, {found['groups'] / seconds:.2f} groups/s",
+        f"busy: {', '.join(shares)}; the {busiest(found['roles'])} sets the pace",
+        f"lag: mean {found['lag_mean']:.2f}, greatest {found['lag_max']} pushes",
+        f"groups lost: {', '.join(lost) or 'none'}; candidates wasted: {', '.join(wasted) or 'none'}",
+    ]

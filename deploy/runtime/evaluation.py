@@ -1,0 +1,126 @@
+"""Sampling and scoring held-out prompts and probes, by a sampler and a rewarder in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from actors.loop import SamplingLoop
+from actors.prompts.source import PromptSource
+from common.config import RunConfig
+from common.exchange.api import RunExchange, ScoredCandidate, State
+from common.messages import Purpose
+from common.weights.store import WeightStore
+from deploy.run_dir.journal import Journal, measured
+from deploy.run_dir.progress import Pace, Progress
+from deploy.runtime.messages import RunFailed
+from deploy.runtime.oom import needed_by
+from deploy.runtime.run_loop import Stuck, heldout_found
+from rewarders.interface import JudgeLost
+from rewarders.loop import ScoringLoop
+
+PROBING = "probing"
+OPEN = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING)
+
+
+@dataclass
+class HeldOut:
+    """Evaluates versions of `store`. `between` is called before every unit of work and may raise to stop it."""
+
+    config: RunConfig
+    prompts: PromptSource
+    sampler: SamplingLoop
+    rewarder: ScoringLoop
+    exchange: RunExchange
+    store: WeightStore
+    journal: Journal
+    progress: Progress
+    between: Callable[[], None]
+
+    def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
+        """All held-out clips under `version`, by prompt, and how many of them were made now.
+
+        What the ledger already has is not made again, so an evaluation that was cut goes on where it was.
+        """
+        prompts = self.prompts.heldout(self.config.evaluation.prompts, self.config.seed)
+        self.exchange.enqueue(prompts, version)
+        found = self._found(version)
+        missing = len(prompts) - len(found)
+        if missing and self.sampler.version != version:
+            self.load(version)
+        while len(found) < len(prompts):
+            before = self.exchange.counts(Purpose.EVAL)
+            self._round(len(found), len(prompts), phase)
+            found = self._found(version)
+            if len(found) < len(prompts) and self.exchange.counts(Purpose.EVAL) == before:
+                counts = {state.value: count for state, count in before.items() if count}
+                raise Stuck(f"{phase}: {len(found)} of {len(prompts)} prompts are done, no work is left: {counts}")
+        return found, missing
+
+    def probe(self) -> None:
+        """Sample and score the probes that wait, under whichever version each is for."""
+        total = waiting = self._probes(*OPEN)
+        pace = Pace(self.config)
+        while waiting:
+            sampled = bool(self._probes(State.PENDING)) and self._sample_probe()
+            if not self.score() and not sampled:
+                raise Stuck(f"{PROBING}: {waiting} of {total} probes wait, no work is left")
+            waiting = self._probes(*OPEN)
+            pace.groups = total - waiting
+            self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))
+
+    def _probes(self, *states: State) -> int:
+        counts = self.exchange.counts(Purpose.PROBE)
+        return sum(counts[state] for state in states)
+
+    def _sample_probe(self) -> bool:
+        version = self.exchange.wanted_version()
+        if self.sampler.version != version:
+            self.load(version)
+        return self.sample()
+
+    def _round(self, have: int, total: int, phase: str) -> None:
+        # Clips sampled before a kill are scored first. At most what is missing is sampled: the sampler would go on to
+        # training prompts when no held-out one is left.
+        self.score()
+        pace = Pace(self.config)
+        while have + pace.groups < total and self.sample():
+            pace.groups += 1
+            self.progress.update(pace.of_evaluation(phase, have + pace.groups, total))
+        self.score()
+
+    def _found(self, version: int) -> list[ScoredCandidate]:
+        return heldout_found(self.exchange, version, self.config.evaluation.prompts)
+
+    def load(self, version: int) -> None:
+        """Let the sampler swap in a version of the store."""
+        with needed_by(self.sampler.worker, self.config):
+            measured(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
+
+    def _load(self, version: int) -> bool:
+        self.sampler.load(*self.store.load(version))
+        return True
+
+    def sample(self) -> bool:
+        """Let the sampler make one group, if it has leave."""
+        self.between()
+        with needed_by(self.sampler.worker, self.config):
+            return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+
+    def score(self) -> int:
+        """Let the rewarder work while there are clips; the number of its batches."""
+        batches = 0
+        self.between()
+        while self._score_batch():
+            batches += 1
+            self.between()
+        return batches
+
+    def _score_batch(self) -> int:
+        try:
+            with needed_by(self.rewarder.worker, self.config):
+                return measured(
+                    self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
+                )
+        except JudgeLost as error:
+            raise RunFailed(f"{error}; once it answers, the same command goes on") from None

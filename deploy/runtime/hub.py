@@ -1,0 +1,299 @@
+"""The middle of a cluster run, one process: run folder, exchange, weights and journal, and the run's course.
+
+```
+   workers ──ZMQ──> exchange, journal, weights (a thread each)          driver ──> news, release, stop
+                        │                                                            │
+                        ▼                                                            ▼
+                    run folder  <──────────────── Watch: the course, which only waits
+```
+
+The learner's ranks live on the same node and write weights and checkpoints into the same folder.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Event, Lock
+from typing import Any
+
+from common.config import RunConfig, to_toml
+from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
+from common.exchange.remote import exchange_service
+from common.messages import Prompt, Purpose, Trained, WeightVersion
+from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
+from common.rpc.server import Service, serving
+from common.weights.sync import Announcer, weight_service
+from deploy.guardrails.monitor import Guard, open_probes
+from deploy.run_dir import layout
+from deploy.run_dir.journal import RunJournal
+from deploy.run_dir.jsonl import EVENTS, JsonLines
+from deploy.run_dir.progress import Pace, Status
+from deploy.runtime.external_workers import Guests, reception_service
+from deploy.runtime.factories import open_inputs
+from deploy.runtime.messages import MEETING, Addresses, News, Opened, Outcome
+from deploy.runtime.remote_journal import journal_service
+from deploy.runtime.run_loop import Course, Stopped, Stuck, heldout_found, queue
+from deploy.runtime.run_metrics import Metered, RunMeter
+from learner import checkpoint
+
+POLL_SECONDS = 0.1  # between two looks at how things stand
+PATIENCE = 50  # steps' worth of ties, failures and expiries without a step after which a run is stuck
+FULL_SECONDS = 30.0  # for which nobody can work before a disk's bound counts as too small
+SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
+BUSY = (State.SAMPLING, State.SAMPLED, State.SCORING, State.TRAINING)
+
+
+class Hub:
+    """Opens a run folder, serves it, and brings the run to its end with the workers that come.
+
+    `open`, then `run` in one thread; the other methods may be called from others. `close` ends the services.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._stack, self._stop, self._bulletin = ExitStack(), Event(), Bulletin()
+        self._services: dict[str, Service] = {}
+
+    def open(self, host: str = "127.0.0.1") -> Opened | Outcome:
+        """Claim the folder and serve it at `host`. The outcome of a finished run; `ConfigError` for bad input."""
+        done = layout.finished_result(self.config)
+        if done is not None:
+            return Outcome(done["step"], done)
+        try:
+            return self._open(self._stack, host)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _open(self, stack: ExitStack, host: str) -> Opened:
+        config, prompts = self.config, open_inputs(self.config, self._bulletin.say)
+        probes = open_probes(config, prompts)
+        folder = stack.enter_context(layout.claim(config)).resolve()
+        saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
+        layout.check_steps(config, saved)
+        _sweep(folder)
+        stack.callback(_sweep, folder)
+        keyed = config.cluster.keys == "always" or not is_loopback(host)
+        keys = make_or_read(folder / KEYS) if keyed else None
+        announcer = Announcer(self._at(host, 1), keys)
+        stack.callback(announcer.close)
+        self._meter = meter = RunMeter(config, folder)
+        self._exchange = Announcing(folder, config, prompts, meter, announcer)
+        stack.callback(self._exchange.close)
+        self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
+        journal = stack.enter_context(
+            RunJournal(folder, lambda: queue(self._exchange), meter, timeline_bytes=config.timeline_bytes)
+        )
+        events = stack.enter_context(JsonLines(folder / EVENTS))
+        heldout = prompts.heldout(config.evaluation.prompts, config.seed)
+        guard = Guard(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
+        self._course = Watch(
+            config, folder, self._exchange, events, guard, journal, heldout, saved, self._bulletin, self._stop
+        )
+        services = (
+            exchange_service(self._exchange, self._at(host, 2), keys=keys),
+            journal_service(journal, self._at(host, 3), keys),
+            weight_service(self._course.store, self._at(host, 4), keys),
+        )
+        exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
+        self._services |= {"exchange": services[0], "journal": services[1], "weights": services[2]}
+        key = keys.worker if keys else None
+        addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
+        self._receive_guests(stack, host, addresses, keys)
+        meter.watch(self._course, self._refused)
+        meter.export(stack, host)
+        return Opened(addresses, self._course.trained() is None)
+
+    def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
+        self._guests = Guests(self.config, addresses, self._gone)
+        reception = stack.enter_context(serving(reception_service(self._guests, self._at(host, 0), keys)))
+        self._services["reception"] = reception
+        stack.callback(self._guests.dismiss)  # while all services still answer
+        shown = f" --key {addresses.folder / KEYS / WORKER}" if keys else ""
+        self._bulletin.say(f"others may join: douga worker sampler --connect {reception.address}{shown}")
+
+    def _refused(self) -> dict[str, int]:
+        return {name: service.counts["error"] for name, service in self._services.items()}
+
+    def _at(self, host: str, number: int) -> str:
+        """The address of the hub's service of that number."""
+        port = self.config.cluster.port
+        return f"tcp://{host}:{port + number if port else '*'}"
+
+    def run(self) -> Outcome:
+        """The course, from where the folder stands to its end or to `stop`."""
+        return self._course.run()
+
+    def news(self) -> News:
+        """How things stand, and what was said since the last call."""
+        self._meter.targets.hide(self._guests.absent())
+        return News(*self._bulletin.take(), self._guests.count("sampler"))
+
+    def release(self, worker: str) -> None:
+        """`worker` is dead: others may take over its work."""
+        self._meter.died(worker)
+        self._gone(worker)
+
+    def _gone(self, worker: str) -> None:
+        self._exchange.release(worker)
+        self._meter.targets.remove([worker])
+
+    def found_ray(self, exporters: list[str]) -> None:
+        """Where Ray's own metrics are."""
+        self._meter.targets.ray(exporters)
+
+    def stop(self) -> None:
+        """`run` returns soon. Stop the workers before: they still need the services."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """End the services and let go of the folder."""
+        self._stack.close()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the files that earlier groups of ranks met at."""
+    for place in folder.glob(f"{MEETING}*"):
+        place.unlink(missing_ok=True)
+
+
+class Announcing(Metered):
+    """The exchange of a run, which lets samplers know of every version at once."""
+
+    def __init__(self, folder: Path, config: RunConfig, source: Any, meter: RunMeter, announcer: Announcer) -> None:
+        super().__init__(folder, config, source, meter)
+        self._announcer = announcer
+
+    def announce(self, version: WeightVersion) -> None:
+        """See `Exchange.announce`."""
+        super().announce(version)
+        self._announcer.announce(version.version)
+
+
+class Bulletin:
+    """A `Progress` that keeps the newest status until somebody reads it."""
+
+    def __init__(self) -> None:
+        self._lock, self._status, self._lines = Lock(), None, []
+
+    def update(self, status: Status) -> None:
+        """See `Progress`."""
+        with self._lock:
+            self._status = status
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        with self._lock:
+            self._lines.append(line)
+
+    def take(self) -> tuple[Status | None, list[str]]:
+        """What is new: the latest status, and all lines."""
+        with self._lock:
+            taken = self._status, self._lines
+            self._status, self._lines = None, []
+        return taken
+
+
+class Watch(Course):
+    """A course whose work is done elsewhere: it queues the held-out prompts, looks on, and says how things stand."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        exchange: RunExchange,
+        events: JsonLines,
+        guard: Guard,
+        journal: RunJournal,
+        heldout: list[Prompt],
+        saved: int,
+        progress: Bulletin,
+        stop: Event,
+    ) -> None:
+        super().__init__(config, folder, exchange, events, guard)
+        self.journal, self.heldout, self.progress = journal, heldout, progress
+        self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
+        self._full_since: float | None = None
+
+    @property
+    def step(self) -> int:
+        """See `Course.step`."""
+        return self.journal.last.step if self.journal.last else self._saved
+
+    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
+        """See `Course.evaluate`."""
+        self.exchange.enqueue(self.heldout, version)
+        total, waiting = len(self.heldout), self._waiting()
+        first, pace = waiting, Pace(self.config)
+        while waiting:
+            pace.groups = first - waiting
+            self.progress.update(pace.of_evaluation(phase, total - waiting, total))
+            self._pause()
+            waiting = self._waiting()
+        found = heldout_found(self.exchange, version, total)
+        if len(found) < total:
+            why = next(iter(self.exchange.failures().values()), "no reason was given")
+            raise Stuck(f"{phase}: {total - len(found)} of {total} prompts failed, one because of: {why}")
+        if first:
+            self.evaluated(version, found)
+        return found
+
+    def _waiting(self) -> int:
+        """Held-out groups that are not at their end."""
+        return sum(count for state, count in self.exchange.counts(Purpose.EVAL).items() if state not in OVER)
+
+    def train(self) -> Trained:
+        """See `Course.train`."""
+        self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
+        self.guard.look()  # the base model's probes are sampled with its held-out prompts
+        self.evaluate_base()
+        pace, last, ended = Pace(self.config), self.journal.last, self._ended()
+        began = self._sampled()
+        while (end := self._end()) is None:
+            if self.journal.last is not None and self.journal.last is not last:
+                last, ended = self.journal.last, self._ended()
+                pace.add(last)
+            pace.groups = self._sampled() - began
+            self.progress.update(pace.status(self.step, self.exchange.current_version()))
+            self._check_stuck(self._ended() - ended)
+            self._check_full()
+            self._pause()
+        return end
+
+    def _end(self) -> Trained | None:
+        """What training ended with, once no reading of the guardrails is due or under way."""
+        self.guard.look()
+        return None if self.guard.busy else self.journal.end
+
+    def _sampled(self) -> int:
+        counts = self.exchange.counts()
+        return sum(counts[state] for state in SAMPLED)
+
+    def _ended(self) -> int:
+        counts = self.exchange.counts()
+        return counts[State.TIED] + counts[State.FAILED] + counts[State.EXPIRED]
+
+    def _check_stuck(self, ended: int) -> None:
+        """`Stuck` after so many ties and failures since the last step that no step is to be expected."""
+        if ended > PATIENCE * self.config.learner.pairs_per_step:
+            why = next(iter(self.exchange.failures().values()), "none failed")
+            ends = f"{ended} groups tied, failed or expired since"
+            raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
+
+    def _check_full(self) -> None:
+        """`Stuck` when blobs fill the disk's bound, and no step will free them: there are no pairs for one."""
+        counts, need = self.exchange.counts(), self.config.learner.pairs_per_step
+        idle = counts[State.PAIRED] < need and not any(counts[state] for state in BUSY)
+        if not (idle and self.exchange.refusal.startswith("exchange.max_bytes")):
+            self._full_since = None
+            return
+        self._full_since = self._full_since or time.monotonic()
+        if time.monotonic() - self._full_since > FULL_SECONDS:
+            have = f"the learner waits for {need} pairs and has {counts[State.PAIRED]}"
+            raise Stuck(f"step {self.step}: {have}, the samplers wait for leave ({self.exchange.refusal})")
+
+    def _pause(self) -> None:
+        if self._stop.wait(POLL_SECONDS):
+            raise Stopped

@@ -1,0 +1,144 @@
+"""The course of a run, whoever does the work: train unless that is done, then compare aligned with base.
+
+```
+train      by one process in a fixed order (serial.py), or by workers everywhere (cluster.py, hub.py)
+compare    held-out prompts under version 0 and the last version, same seeds: result.json, clips/, report.html
+```
+
+Every result is kept as it is reached, so a run that is cut goes on where it was.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common import feedback
+from common.config import RunConfig
+from common.errors.disk import writing
+from common.exchange.api import QUEUE, RunExchange, ScoredCandidate
+from common.messages import Purpose, Trained
+from common.weights.store import WeightStore
+from deploy.guardrails.monitor import Guard
+from deploy.results import comparison, report
+from deploy.run_dir import layout, throughput
+from deploy.run_dir.jsonl import JsonLines
+from deploy.run_dir.progress import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
+from deploy.runtime.messages import Outcome, RunFailed
+
+BASE = 0  # the version of the base model
+
+
+class Stopped(Exception):
+    """Somebody asked the run to stop, and it did between two units of work."""
+
+
+class Stuck(RunFailed):
+    """Nobody can work although the end is not reached."""
+
+
+def queue(exchange: RunExchange) -> dict[str, int]:
+    """How many training groups are in each state that is not final; states without any are left out."""
+    counts = exchange.counts()
+    return {state.value: counts[state] for state in QUEUE if counts[state]}
+
+
+def heldout_found(exchange: RunExchange, version: int, wanted: int) -> list[ScoredCandidate]:
+    """The scored held-out clips of a version, by prompt, at most the first `wanted` prompts'."""
+    found = [one for one in exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < wanted]
+    return sorted(found, key=lambda one: one.prompt.ordinal)
+
+
+class Course(ABC):
+    """One start of a run: from where its folder stands to the end, or to a stop. Subclasses do the work."""
+
+    def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: Guard) -> None:
+        self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
+        self.store = WeightStore(folder / "weights")
+        self.phase = TRAINING  # what is done now
+
+    @abstractmethod
+    def train(self) -> Trained:
+        """Evaluate the base, then take every optimizer step that is left. Raises `Stopped`."""
+
+    @abstractmethod
+    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
+        """All held-out clips under `version`, by prompt. Raises `Stopped`."""
+
+    @property
+    @abstractmethod
+    def step(self) -> int:
+        """Optimizer steps taken, as far as is known here."""
+
+    def run(self) -> Outcome:
+        """Train unless that is done, then compare. Raises `StorageFailed` where the disk refuses."""
+        try:
+            trained = self.trained() or self._train()
+            with writing(self.folder):
+                result = self._paced(trained) if self.config.simulate else self._compare(trained)
+            return Outcome(trained["step"], result)
+        except Stopped:
+            self.events.write(event="interrupted", step=self.step)
+            return Outcome(self.step, None)
+
+    def trained(self) -> dict[str, Any] | None:
+        """What result.json says of a training that reached its end, if that is the end asked for."""
+        result = layout.read_result(self.folder)
+        if result is None or result["step"] != self.config.steps:
+            return None
+        return result if result["version"] in self.store.versions() else None
+
+    def _train(self) -> dict[str, Any]:
+        trained = asdict(self.train())
+        self.events.write(event="trained", step=trained["step"], version=trained["version"])
+        layout.write_result(self.folder, trained)
+        return trained
+
+    def _paced(self, trained: dict[str, Any]) -> dict[str, Any]:
+        """The end of a simulated run: there is nothing to compare, but its pace."""
+        result = trained | {"pace": throughput.figures(self.folder, self.exchange)}
+        self.events.write(event="finished", step=trained["step"])
+        layout.write_result(self.folder, result)
+        return result
+
+    def _compare(self, trained: dict[str, Any]) -> dict[str, Any]:
+        self.phase = EVALUATING_ALIGNED
+        base = self.evaluate(BASE, EVALUATING_BASE)
+        aligned = self.evaluate(trained["version"], EVALUATING_ALIGNED)
+        records = comparison.by_prompt(base, aligned, self.config)
+        self._keep_clips(records, base, aligned)
+        result = trained | comparison.conclude(records)
+        self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["words"])
+        layout.write_result(self.folder, result)
+        report.write(self.folder)
+        return result
+
+    def evaluate_base(self) -> None:
+        """What the comparison will need, as long as nothing is trained. Simulated clips are not compared."""
+        if self.config.simulate:
+            return
+        self.phase = EVALUATING_BASE
+        self.evaluate(BASE, EVALUATING_BASE)
+        self.phase = TRAINING
+
+    def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
+        """Write down that an evaluation is complete."""
+        rewards = [
+            comparison.mean_reward(one.values, feedback.counted(self.config.reward, one.values)) for one in found
+        ]
+        self.events.write(event="evaluated", version=version, reward=sum(rewards) / len(rewards))
+
+    def _keep_clips(
+        self, records: list[dict[str, Any]], base: list[ScoredCandidate], aligned: list[ScoredCandidate]
+    ) -> None:
+        """The clips as files, and their names in the records."""
+        folder = self.folder / "clips"
+        folder.mkdir(exist_ok=True)
+        for index, (record, *pair) in enumerate(zip(records, base, aligned, strict=True)):
+            for side, one in zip(comparison.SIDES, pair, strict=True):
+                name = f"heldout-{index:04d}-{side}.mp4"
+                (folder / name).write_bytes(one.candidate.clip)
+                record[side]["clip"] = name

@@ -1,0 +1,301 @@
+"""What a run as a whole exports: what its journal and its exchange are told, and how its ledger and folder stand.
+
+```
+workers ── step, span, ... ──> RunJournal ──┐                          ┌─ GET /metrics: readings at scrape time
+           submit, announce ─> Metered ─────┼──> RunMeter ─────────────┤
+                     Guard ── reading ──────┘                          └─ tensorboard/, with metrics.tensorboard
+```
+
+A scrape asks the ledger for counts, which indices answer, and for the size of its blobs; it reads no row of a group.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from math import isfinite
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from actors.loop import NON_FINITE
+from common.config import RunConfig
+from common.exchange.api import Submitted
+from common.exchange.local import LocalExchange
+from common.exchange.storage.ledger import FIRST_EVALUATION
+from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, Trained, WeightVersion
+from deploy.guardrails.rules import MOTION, SCORER, Measured, Reading, judge_rule, motion_share
+from deploy.observability.definitions import (
+    DROPPED,
+    HUB,
+    LEARNER,
+    PHASES,
+    REWARDER,
+    ROLES,
+    SAMPLER,
+    SERIAL,
+    WASTED,
+    role_of,
+)
+from deploy.observability.exporter import Instruments, Value, exporting
+from deploy.observability.targets import Targets
+from deploy.observability.tensorboard import Board
+from deploy.runtime.run_loop import Course
+
+DIMENSIONS = 64  # exported at most: their names are the rewarders' words
+RECENT = 20  # steps from whose pace the next push is expected
+TIMED = {"sampling": "douga_sample_seconds", "scoring": "douga_score_seconds"}  # kind of span -> histogram
+ROLE_OF = {"sampling": SAMPLER, "loading": SAMPLER, "scoring": REWARDER, "learning": LEARNER}
+SHOWN = {  # of StepStats
+    "loss": "douga_loss",
+    "inside": "douga_dpo_inside",
+    "margin": "douga_reward_margin",
+    "gap": "douga_pair_gap",
+    "winner_error": "douga_winner_error",
+    "loser_error": "douga_loser_error",
+    "grad_norm": "douga_grad_norm",
+    "lag": "douga_policy_lag_mean_pushes",
+    "lag_max": "douga_policy_lag_max_pushes",
+    "reward": "douga_reward",
+}
+
+
+def of_step(stats: StepStats) -> list[Value]:
+    """A step as gauges."""
+    return [Value(name, float(getattr(stats, field))) for field, name in SHOWN.items()]
+
+
+def of_readings(readings: Sequence[Reading]) -> list[Value]:
+    """The last of the guardrails' readings as gauges; none without one."""
+    if not readings:
+        return []
+    start, last = readings[0], readings[-1]
+    values = [
+        Value("douga_probe_step", last.step),
+        Value("douga_probe_prompts", len(last.policy)),
+        Value("douga_probe_motion_ratio", motion_share(last)),
+    ]
+    for model, clips in (("policy", last.policy), ("base", last.base), ("start", start.base)):
+        for dimension, points in _by_name(clips, "trained"):
+            labels = {"dimension": dimension, "model": model}
+            values.append(Value("douga_probe_reward", statistics.fmean(points), labels))
+            if len(points) > 1:
+                values.append(Value("douga_probe_reward_sigma", statistics.stdev(points), labels))
+        if model != "start":  # the judge's base clips are judged once
+            judged = _by_name(clips, "judged")
+            values += [
+                Value("douga_probe_judge", statistics.fmean(points), {"dimension": answer, "model": model})
+                for answer, points in judged
+            ]
+    return values
+
+
+def _by_name(clips: Mapping[int, Measured], kind: str) -> list[tuple[str, list[float]]]:
+    """Name -> its value in every clip; names that some clip lacks are left out."""
+    rows: list[dict[str, float]] = [getattr(one, kind) for one in clips.values()]
+    return [(name, [row[name] for row in rows]) for name in rows[0] if all(name in row for row in rows)]
+
+
+class RunMeter:
+    """Of one start of a run; told by workers as a `Journal` is. Thread-safe.
+
+    `watch` once there is a course, then `export`.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path, process: str = HUB) -> None:
+        self.config, self.folder, self.process = config, folder, process
+        self.instruments = Instruments(process)
+        self.targets = Targets(folder, config.name)
+        self._board = Board(folder) if config.metrics.tensorboard else None
+        self._last: StepStats | None = None
+        self._pushed: float | None = None  # when, seconds since 1970
+        self._ends: deque[float] = deque(maxlen=RECENT)  # of steps
+        self._seen: dict[tuple[str, ...], int] = {}  # what the ledger said at the last scrape
+        self._dimensions: set[str] = set()
+        self._lock = Lock()
+
+    def export(self, stack: ExitStack, host: str) -> None:
+        """Serve the metrics at `host` until `stack` closes, and let Prometheus know while there is a run."""
+        if self.config.metrics.enabled:
+            address = stack.enter_context(exporting(self.instruments, host, self.config.metrics.port))
+            self.targets.put(self.process, address)
+        stack.callback(self._close)
+
+    def _close(self) -> None:
+        self.targets.clear()
+        if self._board is not None:
+            self._board.close()
+
+    # What is told: the calls of `Journal`.
+
+    def step(self, stats: StepStats) -> None:
+        """See `Journal`."""
+        self.instruments.add("douga_steps_total")
+        self.instruments.add("douga_reference_refreshes_total", float(stats.refreshed))
+        self.instruments.observe("douga_step_seconds", stats.seconds)
+        self._ends.append(time.monotonic())
+        self._last = stats
+        if self._board is not None:
+            self._board.write(of_step(stats), stats.step)
+
+    def span(self, span: Span) -> None:
+        """See `Journal`."""
+        if span.kind in TIMED:
+            self.instruments.observe(TIMED[span.kind], span.seconds)
+        if span.kind == "loading":
+            self.instruments.observe("douga_weight_push_seconds", span.seconds, phase="load")
+        if span.kind in ROLE_OF:
+            self.instruments.add("douga_busy_seconds_total", span.seconds, role=ROLE_OF[span.kind])
+
+    def trained(self, trained: Trained) -> None:
+        """See `Journal`. The learner's ranks are at their end."""
+        self.targets.remove(self.targets.workers(LEARNER))
+
+    def exporting(self, worker: str, address: str) -> None:
+        """See `Journal`."""
+        if role_of(worker) not in ROLES:
+            raise ValueError(f"{worker!r:.60}: no worker's name")
+        self.targets.put(worker, address)
+
+    def not_finite(self, worker: str) -> None:
+        """See `Journal`."""
+        role = role_of(worker)
+        if role in ROLES:
+            self.instruments.add("douga_nan_total", role=role)
+
+    # What else is told.
+
+    def died(self, worker: str) -> None:
+        """It is started again, if that was not too often."""
+        self.instruments.add("douga_restarts_total", role=role_of(worker))
+
+    def announced(self) -> None:
+        """A version was published."""
+        self.instruments.add("douga_pushes_total")
+        self._pushed = time.time()
+
+    def scored(self, values: Mapping[str, float]) -> None:
+        """A training candidate was."""
+        for dimension, value in values.items():
+            if dimension in self._dimensions or len(self._dimensions) < DIMENSIONS:
+                self._dimensions.add(dimension)
+                self.instruments.observe("douga_reward_score", value, dimension=dimension)
+
+    def reading(self, readings: Sequence[Reading]) -> None:
+        """The guardrails have taken the last of these."""
+        for rule in readings[-1].alarms:
+            self.instruments.add("douga_guard_alarms_total", rule=rule)
+        if self._board is not None and readings[-1].step:  # the base's own reading is in all that follow
+            self._board.write(of_readings(readings), readings[-1].step)
+
+    # How things stand, whenever Prometheus asks.
+
+    def watch(self, course: Course, refused: Callable[[], Mapping[str, int]] = dict) -> None:
+        """Read how the run stands from its course; `refused` says how many requests the services have refused."""
+        rules = [MOTION, SCORER]
+        rules += [judge_rule(name) for one in course.guard.readings[-1:] for name, _ in _by_name(one.policy, "judged")]
+        for rule in rules:
+            self.instruments.add("douga_guard_alarms_total", 0, rule=rule)
+
+        def state() -> Iterator[Value]:
+            yield from self._progress(course)
+            yield from self._ledger(course.exchange)
+            yield from of_readings(course.guard.readings)
+            yield from self._workers()
+            for service, count in refused().items():
+                self._rise("douga_requests_refused_total", count, service=service)
+
+        list(state())  # what the ledger counts already is not of this start
+        self.instruments.read(state)
+
+    def _progress(self, course: Course) -> Iterator[Value]:
+        yield Value("douga_step", course.step)
+        yield Value("douga_steps_wanted", self.config.steps)
+        yield Value("douga_policy_lag_bound_pushes", self.config.exchange.max_lag)
+        for phase in PHASES:
+            yield Value("douga_phase", float(phase == course.phase), {"phase": phase})
+        if self._last is not None:
+            yield from of_step(self._last)
+        yield from self._pace()
+
+    def _pace(self) -> Iterator[Value]:
+        if self._pushed is not None:
+            yield Value("douga_last_push_timestamp_seconds", self._pushed)
+        ends = list(self._ends)
+        if len(ends) > 1:
+            pace = (ends[-1] - ends[0]) / (len(ends) - 1)
+            yield Value("douga_push_interval_expected_seconds", pace * self.config.learner.steps_per_push)
+
+    def _ledger(self, exchange: Any) -> Iterator[Value]:
+        counts = exchange.counts()
+        for state, count in counts.items():
+            yield Value("douga_queue_items", count, {"state": state.value})
+        self._rise("douga_queue_admitted_total", sum(counts.values()))
+        for reason in DROPPED:
+            self._rise("douga_queue_dropped_total", counts[reason], reason=reason)
+        wasted = exchange.wasted()
+        for reason in WASTED:
+            self._rise("douga_candidates_wasted_total", wasted.get(reason, 0), reason=reason)
+        yield Value("douga_blobs_bytes", exchange.bytes_on_disk())
+        yield Value("douga_blobs_bound_bytes", self.config.exchange.max_bytes)
+        yield Value("douga_disk_free_bytes", shutil.disk_usage(self.folder).free)
+        yield Value("douga_policy_version", exchange.current_version(), {"role": LEARNER})
+
+    def _workers(self) -> Iterator[Value]:
+        cluster, serial = self.config.cluster, self.process == SERIAL
+        for role in ROLES:
+            wanted = 1 if serial else getattr(cluster, f"{role}s")
+            yield Value("douga_workers_wanted", wanted, {"role": role})
+            yield Value("douga_workers_up", 1 if serial else len(self.targets.workers(role)), {"role": role})
+
+    def _rise(self, name: str, now: int, **labels: str) -> None:
+        """The ledger's count is `now`: what is new of it counts, and what was there when it was first read does not.
+
+        A rollback takes back what had happened to groups; a counter never falls.
+        """
+        with self._lock:
+            key = (name, *labels.values())
+            before = self._seen.get(key)
+            self._seen[key] = now
+            self.instruments.add(name, max(0, now - (now if before is None else before)), **labels)
+
+
+class Metered(LocalExchange):
+    """The exchange of a run, which lets its `meter` know what workers submit."""
+
+    def __init__(self, folder: Path, config: RunConfig, source: Callable[[int], Prompt], meter: RunMeter) -> None:
+        super().__init__(folder, config, source)
+        self.meter = meter
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+        """See `Exchange.submit_candidate`."""
+        answer = super().submit_candidate(lease, candidate)
+        self.meter.instruments.add("douga_candidates_total", float(answer.accepted), purpose=lease.prompt.purpose)
+        return answer
+
+    def fail_group(self, lease: GroupLease, reason: str) -> None:
+        """See `Exchange.fail_group`."""
+        super().fail_group(lease, reason)
+        if reason.startswith(NON_FINITE):
+            self.meter.instruments.add("douga_nan_total", role=SAMPLER)
+
+    def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
+        """See `Exchange.submit_scores`."""
+        answers = super().submit_scores(worker, scores)
+        instruments = self.meter.instruments
+        instruments.observe("douga_score_batch_clips", len(scores))
+        for score in (score for score, answer in zip(scores, answers, strict=True) if answer.accepted):
+            if not all(map(isfinite, score.values.values())):
+                instruments.add("douga_nan_total", role=REWARDER)
+            elif int(score.candidate_id.partition("-")[0]) < FIRST_EVALUATION:
+                self.meter.scored(score.values)
+        return answers
+
+    def announce(self, version: WeightVersion) -> None:
+        """See `Exchange.announce`."""
+        super().announce(version)
+        self.meter.announced()

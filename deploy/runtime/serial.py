@@ -1,0 +1,241 @@
+"""``mode = "serial"``: all roles in one process, in one fixed order. The whole algorithm as one readable loop.
+
+```
+evaluate(base)                      held-out prompts, version 0
+until `steps` optimizer steps:
+    sampler works while admission lets it        (waits for: a push)
+    rewarder works while there are clips          (waits for: the sampler)
+    learner takes one optimizer step              (waits for: pairs_per_step pairs)
+    sampler loads what the learner pushed
+    guard takes a reading, if one is due          (waits for: its probes, sampled and scored here and now)
+evaluate(aligned)                   same prompts, same seeds
+```
+
+The result is a function of configuration and seed. All state lives in the run folder: a run that is killed at any
+point goes on when it is started again, and ends in the same weights, bit for bit. Between any two units of work
+`stop` is asked; when it says yes the learner saves and the run returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.loop import SamplingLoop
+from actors.prompts.source import PromptSource
+from common.config import RunConfig, to_toml
+from common.exchange.api import ScoredCandidate
+from common.messages import Array, StepStats, Trained
+from deploy.guardrails.monitor import Guard, Paused, Probes, open_probes
+from deploy.observability.definitions import SAMPLER, SERIAL
+from deploy.observability.exporter import Value
+from deploy.run_dir import layout
+from deploy.run_dir.journal import RunJournal, measured
+from deploy.run_dir.jsonl import EVENTS, JsonLines
+from deploy.run_dir.progress import Pace, Progress, Silent
+from deploy.runtime.evaluation import HeldOut
+from deploy.runtime.factories import learner_of, open_inputs, rewarder_of, sampler_of
+from deploy.runtime.messages import Outcome
+from deploy.runtime.oom import needed_by
+from deploy.runtime.run_loop import Course, Stopped, Stuck, queue
+from deploy.runtime.run_metrics import Metered, RunMeter
+from learner.loop import LearningLoop
+from rewarders.interface import Reward
+from rewarders.loop import ScoringLoop
+
+LOOPBACK = "127.0.0.1"  # where its metrics are served
+PATIENCE = 50  # rounds of sampling without a step after which a run of ties and failures is an error
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Everything that needs no run folder. Made first, so that bad input is found before a folder is made."""
+
+    prompts: PromptSource
+    sampler: SamplingLoop
+    rewarder: ScoringLoop
+    probes: Probes | None
+
+
+def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
+    """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
+    prompts = open_inputs(config)
+    probes = open_probes(config, prompts)
+    with needed_by("sampler-0", config):
+        sampler = sampler_of(config)("sampler-0")
+    with needed_by("rewarder-0", config):
+        return Roles(prompts, sampler, rewarder_of(config, rewards)("rewarder-0"), probes)
+
+
+def run(
+    config: RunConfig,
+    rewards: Sequence[Reward] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Start or resume a run and bring it to its end, or to the point where `stop` says yes.
+
+    `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once.
+    """
+    done = layout.finished_result(config)
+    if done is not None:
+        return Outcome(done["step"], done)
+    roles = gather(config, rewards)
+    with ExitStack() as stack:
+        folder = stack.enter_context(layout.claim(config))
+        meter = RunMeter(config, folder, SERIAL)
+        exchange = Metered(folder, config, roles.prompts, meter)
+        stack.callback(exchange.close)
+        journal = stack.enter_context(
+            RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
+        )
+        events = stack.enter_context(JsonLines(folder / EVENTS))
+        course = Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent())
+        meter.watch(course)
+        meter.export(stack, LOOPBACK)
+        return course.run()
+
+
+class Serial(Course):
+    """All roles in this process."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        roles: Roles,
+        folder: Path,
+        exchange: Metered,
+        events: JsonLines,
+        journal: RunJournal,
+        stop: Callable[[], bool],
+        progress: Progress,
+    ) -> None:
+        guard = Guard(config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading)
+        super().__init__(config, folder, exchange, events, guard)
+        self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
+        self.heldout = HeldOut(
+            *(config, roles.prompts, roles.sampler, roles.rewarder, exchange, self.store, journal, progress),
+            between=self._check_stop,
+        )
+        self._pace = Pace(config)
+        self._step = 0
+        self.meter = exchange.meter
+        self.meter.instruments.read(lambda: [Value("douga_policy_version", roles.sampler.version, {"role": SAMPLER})])
+
+    @property
+    def step(self) -> int:
+        """See `Course.step`."""
+        return self._step
+
+    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
+        """See `Course.evaluate`."""
+        found, made = self.heldout.evaluate(version, phase)
+        if made:
+            self.evaluated(version, found)
+        return found
+
+    def train(self) -> Trained:
+        """See `Course.train`."""
+        with needed_by(self.roles.sampler.worker, self.config):
+            empty_embeds = self.roles.sampler.empty_prompt_embeds()
+        with needed_by("learner-0", self.config):  # what the other roles lack within is said to be theirs
+            return self._train_with(empty_embeds)
+
+    def _train_with(self, empty_embeds: Array) -> Trained:
+        learner = learner_of(self.config)(self.folder, "learner-0")
+        learner.empty_embeds, learner.meters = empty_embeds, self.meter.instruments
+        try:
+            resumed = learner.resume(self.exchange)
+            self._step = learner.step
+            self.events.write(event="resumed" if resumed else "started", step=self.step, config=to_toml(self.config))
+            layout.check_steps(self.config, learner.step)
+            return self._learn_on(learner)
+        finally:
+            learner.close()
+
+    def _learn_on(self, learner: LearningLoop) -> Trained:
+        try:
+            self._watch()
+            self.evaluate_base()
+            self._load_newest(learner)
+            self._watch()
+            self._load_newest(learner)
+            self._pace.start()
+            while learner.step < self.config.steps:
+                self._turn(learner)
+        except (Stopped, Paused):
+            learner.pause(self.exchange)
+            raise
+        return learner.finish(self.exchange)
+
+    def _watch(self) -> None:
+        """Take the reading that is due, if one is."""
+        self.guard.look()
+        if self.guard.busy:
+            self.heldout.probe()
+            self.guard.look()
+
+    def _turn(self, learner: LearningLoop) -> None:
+        """Sample what admission allows, score it, take one step."""
+        # Pairs that expire when they are asked for leave room for others, which are sampled before the second try.
+        stats = self._learn(learner) or self._learn(learner)
+        if stats is None:
+            raise Stuck(self._who_waits(learner))
+        self._step = learner.step
+        self.journal.step(stats)
+        if stats.pushed:
+            self._load_newest(learner)
+            self._watch()
+            self._load_newest(learner)
+        self._pace.add(stats)
+        self._show()
+
+    def _learn(self, learner: LearningLoop) -> StepStats | None:
+        self._drain(learner)
+        self._check_stop()
+        return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.exchange))
+
+    def _drain(self, learner: LearningLoop) -> None:
+        """Sample and score until admission says wait.
+
+        A tie gives its place back at once; were it filled only after the step, a resumed run would fill it before,
+        under other weights.
+        """
+        for _ in range(PATIENCE):
+            if not self._sample() + self.heldout.score():
+                return
+            self._check_stop()
+        raise Stuck(self._who_waits(learner))
+
+    def _sample(self) -> int:
+        groups, most = 0, self.config.pairs_per_push * (self.config.exchange.max_lag + 1)
+        while groups < most and self.heldout.sample():
+            groups += 1
+            self._pace.groups += 1
+            self._show()
+        return groups
+
+    def _show(self) -> None:
+        self.progress.update(self._pace.status(self.step, self.roles.sampler.version))
+
+    def _check_stop(self) -> None:
+        if self.stop():
+            raise Stopped
+
+    def _load_newest(self, learner: LearningLoop) -> None:
+        if self.roles.sampler.version != learner.version:
+            self.heldout.load(learner.version)
+
+    def _who_waits(self, learner: LearningLoop) -> str:
+        counts = {state.value: count for state, count in self.exchange.counts().items() if count}
+        need, refusal = self.config.learner.pairs_per_step, self.exchange.refusal or "none was asked"
+        failed = "".join(
+            f"; group {ordinal} failed: {why}" for ordinal, why in list(self.exchange.failures().items())[:1]
+        )
+        return (
+            f"no progress at step {learner.step}: the learner waits for {need} pairs and has "
+            f"{counts.get('paired', 0)}, the rewarder waits for clips, the sampler waits for leave ({refusal}); "
+            f"groups: {counts}{failed}"
+        )

@@ -1,0 +1,78 @@
+"""What all workers have in common: connections, the heartbeat, the end."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from contextlib import ExitStack
+from threading import Event
+
+from common.config import RunConfig
+from common.exchange.remote import Heartbeat, RemoteExchange
+from deploy.observability.definitions import role_of
+from deploy.observability.exporter import Instruments, exporting, own_address
+from deploy.runtime.messages import Addresses
+from deploy.runtime.oom import OutOfMemory, needed_by
+from deploy.runtime.remote_journal import RemoteJournal
+
+IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles
+IDLE = "douga_idle_seconds_total"
+BEATS = 4  # heartbeats within the life of a lease
+
+
+class Worker(ABC):
+    """One process. `run` works until `stop` is called from another thread, or until the role's work is done."""
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        self.config, self.name, self.role = config, name, role_of(name)
+        self.instruments = Instruments(self.role)
+        self.instruments.add(IDLE, 0.0, role=self.role)
+        self.stopping = Event()
+        self._idle, self._worked = IDLE_SECONDS, False
+
+    def stop(self) -> None:
+        """Leave after the present unit of work."""
+        self.stopping.set()
+
+    def rest(self, done: object) -> None:
+        """Wait a little when nothing was `done`, longer every time, so that idle workers do not besiege the hub."""
+        if done:
+            self._idle, self._worked = IDLE_SECONDS, True
+            return
+        began = time.perf_counter()
+        self.stopping.wait(self._idle)
+        self.instruments.add(IDLE, time.perf_counter() - began, role=self.role)
+        self._idle = min(2 * self._idle, LONGEST_IDLE)
+
+    def run(self, addresses: Addresses) -> None:
+        """Connect, work, disconnect. `OutOfMemory` says whether the worker had done a unit of its work before."""
+        try:
+            with needed_by(self.name, self.config):
+                self._run(addresses)
+        except OutOfMemory as error:
+            error.worked = self._worked
+            raise
+
+    def _run(self, addresses: Addresses) -> None:
+        if not self.config.simulate:
+            import torch  # noqa: PLC0415 - simulated work needs none
+
+            torch.set_num_threads(self.config.cluster.threads)
+        beat = self.config.exchange.lease_seconds / BEATS
+
+        def exchange() -> RemoteExchange:
+            return RemoteExchange.at(addresses.exchange, self.name, addresses.key)
+
+        with ExitStack() as stack:
+            mine = stack.enter_context(exchange())
+            journal = stack.enter_context(RemoteJournal.at(addresses.journal, self.name, addresses.key))
+            stack.enter_context(Heartbeat(exchange, self.name, beat))
+            if self.config.metrics.enabled:
+                host = own_address(addresses.journal)
+                at = stack.enter_context(exporting(self.instruments, host, self.config.metrics.port))
+                journal.exporting(self.name, at)
+            self.work(addresses, mine, journal, stack)
+
+    @abstractmethod
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """The role's loop. What must be closed at its end goes on `stack`."""

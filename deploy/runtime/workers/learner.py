@@ -1,0 +1,79 @@
+"""A process that is one rank of the learner."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from common.config import RunConfig
+from common.exchange.remote import RemoteExchange
+from common.messages import StepStats
+from deploy.run_dir.journal import measured
+from deploy.run_dir.layout import check_steps
+from deploy.runtime.factories import learner_of
+from deploy.runtime.messages import Addresses
+from deploy.runtime.remote_journal import RemoteJournal
+from deploy.runtime.workers.base import Worker
+from learner.engines.base import NonFinite
+from learner.loop import LearningLoop
+
+
+class LearnerWorker(Worker):
+    """One rank. Rank 0 talks to the exchange; all ranks take every step together, and decide together to stop.
+
+    The ranks meet at a file called `meeting` in the run folder, on the disk they share.
+    """
+
+    def __init__(self, config: RunConfig, name: str, rank: int, meeting: str) -> None:
+        super().__init__(config, name)
+        self._make = learner_of(config)
+        self._rank, self._meeting = rank, meeting
+
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """See `Worker.work`."""
+        config, own = self.config, exchange if self._rank == 0 else None
+        if config.simulate and own is None:
+            self.stopping.wait()  # a simulated learner has one rank; the others are only there
+            return
+        self._meet(f"file://{addresses.folder}/{self._meeting}")
+        learner = self._make(addresses.folder, self.name)
+        stack.callback(learner.close)
+        learner.meters = self.instruments
+        learner.resume(own)
+        check_steps(config, learner.step)
+        if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
+            return
+        while learner.step < config.steps:
+            if learner.any(self.stopping.is_set()):
+                learner.pause(own)
+                return
+            stats = measured(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
+            self.rest(stats)
+            if stats is not None and self._rank == 0:
+                journal.step(stats)
+        trained = learner.finish(own)
+        if self._rank == 0:
+            journal.trained(trained)
+
+    def _learn(self, learner: LearningLoop, own: RemoteExchange | None, journal: RemoteJournal) -> StepStats | None:
+        try:
+            return learner.work(own)
+        except NonFinite:
+            if self._rank == 0:
+                journal.not_finite(self.name)
+            raise
+
+    def _meet(self, place: str) -> None:
+        if not self.config.simulate and self.config.cluster.learners > 1:
+            from learner.engines.zero import join_group  # noqa: PLC0415 - one rank, or simulated work, needs no group
+
+            join_group(self._rank, self.config.cluster.learners, place, self.config.model.device)
+
+    def _take_empty_prompt(self, learner: LearningLoop, exchange: RemoteExchange) -> bool:
+        """Wait until a sampler has encoded the empty caption; False when all are told to stop before."""
+        while True:
+            learner.empty_embeds = exchange.empty_prompt()
+            if learner.any(self.stopping.is_set()):
+                return False
+            if not learner.any(learner.empty_embeds is None):
+                return True
+            self.rest(None)

@@ -1,0 +1,31 @@
+"""A process that scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+
+from common.config import RunConfig
+from common.exchange.remote import RemoteExchange
+from deploy.run_dir.journal import measured
+from deploy.runtime.factories import rewarder_of
+from deploy.runtime.messages import Addresses
+from deploy.runtime.remote_journal import RemoteJournal
+from deploy.runtime.workers.base import Worker
+from rewarders.interface import Judge, Reward
+
+
+class RewarderWorker(Worker):
+    """Scores whatever clips there are. `rewards` replaces heads and judges of ``config.reward``."""
+
+    def __init__(self, config: RunConfig, name: str, rewards: Sequence[Reward | Judge] | None = None) -> None:
+        super().__init__(config, name)
+        self._make = rewarder_of(config, rewards)
+
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """See `Worker.work`."""
+        rewarder, patience = self._make(self.name), self.config.reward.batch_seconds
+        while not self.stopping.is_set():
+            tasks = rewarder.gather(exchange, patience, self.stopping.wait)
+            self.rest(measured(journal, self.name, "scoring", partial(rewarder.finish, exchange, tasks)))

@@ -1,0 +1,47 @@
+"""A process that samples."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from actors.loop import SamplingLoop
+from common.config import RunConfig
+from common.exchange.remote import RemoteExchange
+from common.weights.sync import WeightPuller
+from deploy.observability.definitions import SAMPLER
+from deploy.observability.exporter import Value
+from deploy.run_dir.journal import measured
+from deploy.runtime.factories import sampler_of
+from deploy.runtime.messages import Addresses
+from deploy.runtime.remote_journal import RemoteJournal
+from deploy.runtime.scratch import scratch
+from deploy.runtime.workers.base import Worker
+
+
+class SamplerWorker(Worker):
+    """Samples with the version that the exchange wants, as soon as it is staged; until then with the one it holds."""
+
+    def __init__(self, config: RunConfig, name: str) -> None:
+        super().__init__(config, name)
+        self._make = sampler_of(config)
+
+    def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
+        """See `Worker.work`."""
+        sampler = self._make(self.name)
+        exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
+        folder = stack.enter_context(scratch(self.name))
+        puller = stack.enter_context(
+            WeightPuller(addresses.weights, addresses.notes, folder, self.name, addresses.key, self.instruments)
+        )
+        self.instruments.read(lambda: [Value("douga_policy_version", sampler.version, {"role": SAMPLER})])
+        while not self.stopping.is_set():
+            wanted = exchange.wanted_version()
+            if wanted != sampler.version and puller.staged(wanted):
+                measured(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
+            self.rest(measured(journal, self.name, "sampling", lambda: sampler.work(exchange)))
+
+
+def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:
+    sampler.load(*puller.load(version))
+    return True

@@ -1,0 +1,125 @@
+"""One rank that trains a whole model on torch alone: no process group, no DeepSpeed.
+
+Master weights are float32. A float32 model's are its own parameters; a bfloat16 model's, and those of
+`learner.offload_optimizer`, are copies:
+
+```
+ parameter (bfloat16, device) ──> forward, backward ──> gradient ──> added to the master's, float32; then freed
+        ▲                                                                  │  AdamW
+        └───────────────────────── rounded ─────────────────── master, moments (device, or host memory)
+```
+
+A gradient moves to its master as soon as it is there, so the model's own never stand side by side; and micro-batches
+are added up in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from common.config import LearnerConfig
+from learner.engines.base import Engine, NonFinite
+from learner.optimizer import make_optimizer
+
+
+class SingleEngine(Engine):
+    """See the module."""
+
+    def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str = "cpu") -> None:
+        super().__init__(module, config, device, rank=0, world=1)
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._copies = [self._copied(one) for one in self._trained] if self._own_masters else self._trained
+        self._hooks = [
+            parameter.register_post_accumulate_grad_hook(_moves_gradient_to(master))
+            for parameter, master in zip(self._trained, self._copies, strict=True)
+            if parameter is not master
+        ]
+        self._optimizer = make_optimizer(self._copies, config)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """See `Engine.model`."""
+        return self.module
+
+    @property
+    def _own_masters(self) -> bool:
+        half = any(parameter.dtype != torch.float32 for parameter in self._trained)
+        return half or self._config.offload_optimizer
+
+    def _copied(self, parameter: torch.Tensor) -> torch.Tensor:
+        offload = self._config.offload_optimizer
+        master = parameter.detach().to("cpu" if offload else parameter.device, torch.float32, copy=True)
+        return master.pin_memory() if offload and parameter.is_cuda else master
+
+    def step(self, losses: Sequence[Callable[[], torch.Tensor]], lr: float) -> float:
+        """See `Engine.step`."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        try:
+            for loss_of in losses:
+                loss = loss_of()
+                self._refuse_non_finite(loss.detach())
+                loss.backward()
+            norm = self._clip()
+            self._optimizer.step()
+        finally:
+            self._optimizer.zero_grad()
+        self._round()
+        return norm
+
+    def _clip(self) -> float:
+        """Scale the gradient down to the configured norm; its norm before."""
+        gradients = [master.grad for master in self._copies if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not math.isfinite(norm.item()):
+            raise NonFinite(f"the gradient's norm is {norm.item()}")
+        torch.nn.utils.clip_grads_with_norm_(self._copies, self._config.clip_norm, norm)
+        return norm.item()
+
+    def _round(self) -> None:
+        """The model's parameters become what the masters are."""
+        with torch.no_grad():
+            for parameter, master in zip(self._trained, self._copies, strict=True):
+                if parameter is not master:
+                    parameter.copy_(master, non_blocking=True)
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Engine.sum_over_ranks`."""
+        return values.detach().clone().to(self.device)
+
+    @contextmanager
+    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+        """See `Engine.whole`: they are."""
+        del tensors, change
+        yield
+
+    def shard(self, module: torch.nn.Module) -> torch.nn.Module:
+        """See `Engine.shard`: the only share is the whole."""
+        return module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """See `Engine.optimizer`."""
+        return self._optimizer
+
+    def _masters(self) -> Sequence[torch.Tensor]:
+        return self._copies
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+def _moves_gradient_to(master: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    def move(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.to(master.device, torch.float32)
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+        parameter.grad = None
+
+    return move

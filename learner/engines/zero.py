@@ -1,0 +1,207 @@
+"""Several ranks, or one that shards: DeepSpeed ZeRO 0-3. Only this file knows DeepSpeed.
+
+What each rank holds (Psi parameters, N ranks):
+
+| ZeRO stage | parameters | gradients | optimizer state |
+|---|---|---|---|
+| 0 | all | all | all |
+| 1 | all | all | 1/N |
+| 2 | all | 1/N | 1/N |
+| 3 | 1/N | 1/N | 1/N |
+
+The optimizer is `learner/optimizer.py`'s, so nothing is compiled at start; with `learner.offload_optimizer` its state
+lies in host memory and it works there. bfloat16 models keep float32 master weights; DeepSpeed's stage-0 optimizer for
+bfloat16 starts with an update of zero gradients, which ages AdamW's moments, so bfloat16 runs stage 0 as stage 1.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from common.config import ConfigError, LearnerConfig
+from learner.engines.base import Engine, NonFinite
+from learner.optimizer import make_optimizer
+
+REDUCE_BUCKET = 5 * 10**8  # gradients that are reduced together, elements
+WHOLE_BELOW = 1000  # elements: smaller parameters (norms, biases) stay whole on every rank at stage 3
+
+
+def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, device: str = "cpu") -> None:
+    """Make this process rank `rank` of `world` learner ranks; nothing when it already is in a group.
+
+    Several ranks meet at `init_method` (``file:///shared/path``, ``tcp://host:port``); one alone opens no port.
+    """
+    if distributed.is_initialized():
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
+    if world == 1:
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    elif init_method is None:
+        raise ConfigError(f"a learner of {world} ranks needs an init_method, e.g. file:///shared/rendezvous")
+    else:
+        distributed.init_process_group(backend, init_method=init_method, rank=rank, world_size=world)
+
+
+class ZeroEngine(Engine):
+    """See the module. Of several ranks each calls `join_group` before; one alone is joined here."""
+
+    def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str = "cpu") -> None:
+        join_group(device=device)
+        super().__init__(module, config, device, distributed.get_rank(), distributed.get_world_size())
+        self._deepspeed = _import_deepspeed(device)
+        self._half = next(module.parameters()).dtype == torch.bfloat16
+        self.stage = max(config.zero_stage, 1) if self._half else config.zero_stage
+        if config.offload_optimizer and not self.stage:
+            raise ConfigError("learner.offload_optimizer: with several ranks it needs learner.zero_stage 1, 2 or 3")
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._engine, *_ = self._deepspeed.initialize(
+            model=module, optimizer=make_optimizer(trainable, config), config=self._settings()
+        )
+        self._sharded: list[Any] = []
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """See `Engine.model`."""
+        return self._engine
+
+    def _settings(self) -> dict[str, Any]:
+        offload = {"device": "cpu", "pin_memory": self.device.type == "cuda"}
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters() if p.requires_grad)
+        zero = {
+            "stage": self.stage,
+            "stage3_param_persistence_threshold": WHOLE_BELOW,
+            "reduce_bucket_size": min(REDUCE_BUCKET, trained),  # DeepSpeed allocates it whole
+        }
+        return {
+            "train_micro_batch_size_per_gpu": self._config.micro_batch,
+            "gradient_accumulation_steps": self.micro_batches,
+            "gradient_clipping": self._config.clip_norm,
+            "bf16": {"enabled": self._half},
+            "zero_optimization": zero | ({"offload_optimizer": offload} if self._config.offload_optimizer else {}),
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": None,
+        }
+
+    def step(self, losses: Sequence[Callable[[], torch.Tensor]], lr: float) -> float:
+        """See `Engine.step`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        for loss_of in losses:
+            loss = loss_of()
+            self._refuse_non_finite(loss.detach())
+            # DeepSpeed averages gradients over ranks; the shares are to be summed.
+            self._engine.backward(loss * self.world, scale_wrt_gas=False)
+            norm = self._local_norm() if loss_of is losses[-1] else math.nan
+            self._engine.step()
+        if self.stage > 0:
+            norm = float(self._engine.get_global_grad_norm())
+            if not math.isfinite(norm) or not self._engine.was_step_applied():
+                raise NonFinite(f"the gradient's norm is {norm}")
+        return norm
+
+    def _local_norm(self) -> float:
+        """The norm of stage 0's whole gradient, reduced over ranks by now; refuses it before it is applied."""
+        if self.stage > 0:
+            return math.nan
+        gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients).item()
+        if not math.isfinite(norm):
+            raise NonFinite(f"the gradient's norm is {norm}")
+        return norm
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Engine.sum_over_ranks`."""
+        total = values.detach().clone().to(self.device)
+        distributed.all_reduce(total)
+        return total
+
+    @contextmanager
+    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+        """See `Engine.whole`."""
+        sharded = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
+        if not sharded:
+            yield
+            return
+        with self._deepspeed.zero.GatheredParameters(sharded, modifier_rank=0 if change else None):
+            yield
+
+    def shard(self, module: torch.nn.Module) -> torch.nn.Module:
+        """See `Engine.shard`: ZeRO 3 without an optimizer."""
+        zero = {"stage": 3, "stage3_param_persistence_threshold": WHOLE_BELOW}
+        settings = {
+            "train_micro_batch_size_per_gpu": self._config.micro_batch,
+            "bf16": {"enabled": self._half},
+            "zero_optimization": zero,
+            "steps_per_print": None,
+        }
+        engine, *_ = self._deepspeed.initialize(model=module, config=settings)
+        self._sharded.append(engine)
+        return engine
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """See `Engine.optimizer` (stage 0 has no wrapper)."""
+        return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
+
+    @property
+    def _own_masters(self) -> bool:
+        return self.stage > 0
+
+    def _masters(self) -> Sequence[torch.Tensor]:
+        """Flat float32 shards, at stage 0 the parameters themselves."""
+        if self.stage == 0:
+            return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        wrapper: Any = self._engine.optimizer
+        return list(
+            wrapper.fp32_partitioned_groups_flat if self.stage == 3 else wrapper.single_partition_of_fp32_groups
+        )
+
+    def close(self) -> None:
+        """See `Engine.close`. The process group stays: DeepSpeed keeps one per process."""
+        for engine in (*self._sharded, self._engine):
+            engine.destroy()
+        gc.collect()
+
+
+def _import_deepspeed(device: str) -> Any:
+    """DeepSpeed, quiet, and told what it would otherwise detect: the accelerator and this host's ranks."""
+    os.environ.setdefault("LOCAL_RANK", "0")
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        os.environ.setdefault("LOCAL_SIZE", str(distributed.get_world_size()))
+    try:
+        import deepspeed  # noqa: PLC0415 - reads the environment when imported
+    except ImportError:
+        raise ConfigError(
+            "learner.zero_stage, and cluster.learners above 1, need the package deepspeed, which is not installed"
+        ) from None
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
+    if device == "cpu":
+        _keep_to_cpu(deepspeed)
+    return deepspeed
+
+
+def _keep_to_cpu(deepspeed: Any) -> None:
+    """The model is on the CPU: so is DeepSpeed, even where it was imported before and has found a GPU."""
+    from deepspeed.accelerator import get_accelerator, set_accelerator  # noqa: PLC0415
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator  # noqa: PLC0415
+
+    found: Any = get_accelerator()
+    if found.device_name() != "cpu":
+        set_accelerator(CPU_Accelerator())
+    # No operator counts as available: DeepSpeed would compile its shared-memory collectives, half a minute of C++.
+    deepspeed.ops.__compatible_ops__ = {}

@@ -1,0 +1,51 @@
+"""Visual appeal: S_appeal = Aes(SigLIP(key frames)), the mean over key frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.messages import Prompt
+from rewarders.anime_reward.encoders import Vision
+from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
+from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.shots import key_frames
+
+KEYS = 8  # key frames of a clip, at most
+
+
+class AppealHead(FrameHead):
+    """Aes: every key frame is judged alone; the clip's score is their mean."""
+
+    def __init__(self, width: int, slots: int) -> None:
+        super().__init__(width, slots)
+        self.scale = Scale(width)
+        self.judge = nn.Sequential(
+            nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 64), nn.GELU(), nn.Linear(64, 1), nn.Sigmoid()
+        )
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows ``[n, D]`` -> scores ``[n]``, 0..100."""
+        state, frames, _ = self.unpack(rows)
+        seen = state == SEEN
+        return 100 * mean_of(self.judge(self.scale(frames, seen))[:, :, 0], seen)
+
+
+class KeyFrameAppeal(FullReward):
+    """Key frames to a value: is it good to look at?"""
+
+    dimension = "appeal"
+    ROLES = ("vision",)
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"key_frames": KEYS}
+
+    def build(self) -> None:
+        self.vision = Vision(self.folders["vision"], self.device)
+        self.head = AppealHead(self.vision.width, self.options["key_frames"])
+
+    def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+        most = self.options["key_frames"]
+        return pack(self.vision(clip[key_frames(clip, most)]), most)

@@ -1,0 +1,124 @@
+"""Answers as data to train on: a ratings file and a pairs file (`common/data/ratings.py`), with the clips they name.
+
+```
+OUT/ratings.jsonl   one row per rated clip, with every annotator's ratings under every rubric used
+OUT/pairs.jsonl     one row per pair that a majority decided; ties are left out
+OUT/clips/          clips that lie in a run's blobs; files stay where they are
+OUT/frames/         their first frames
+```
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.config import ConfigError
+from common.data.ratings import RatedClip, RatedPair, overall, write_pairs, write_ratings
+from common.errors.disk import writing
+from rewarders.annotation import inter_annotator
+from rewarders.annotation.items import Clip, Pair
+from rewarders.annotation.survey import Survey
+
+RATINGS, PAIRS = "ratings.jsonl", "pairs.jsonl"
+Ratings = Mapping[str, Mapping[str, int]]  # annotator -> dimension -> 1..5
+
+
+def export(survey: Survey, out: Path) -> str:
+    """Write the files; what was written, in words. `ConfigError` without answers, or where OUT has such files."""
+    ratings, decided = all_ratings(survey), inter_annotator.decisions(survey, survey.given("compare"))
+    if not ratings and not decided:
+        raise ConfigError(f"{survey.store.path}: no answers yet")
+    taken = [out / name for name in (RATINGS, PAIRS) if (out / name).exists()]
+    if taken:
+        raise ConfigError(f"{taken[0]}: is there already; choose another folder")
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        writer = Writer(out, ratings)
+        rows = [writer.rated(clip) for clip in survey.clips if clip.key in ratings]
+        found = [writer.preferred(pair, choices) for pair, choices in decided]
+    pairs = [pair for pair in found if pair is not None]
+    if rows:
+        write_ratings(out / RATINGS, rows)
+    if pairs:
+        write_pairs(out / PAIRS, pairs)
+    return f"{out}: {len(rows)} rated clips, {len(pairs)} pairs; {len(found) - len(pairs)} ties are left out"
+
+
+def all_ratings(survey: Survey) -> dict[str, Ratings]:
+    """clip key -> annotator -> ratings, of every rubric that was used here."""
+    found: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
+    known = {clip.key for clip in survey.clips}
+    for kind in survey.store.kinds():
+        for answer in survey.store.answers(kind) if kind.startswith("rate:") else ():
+            if answer.item in known:
+                found[answer.item][answer.annotator] |= answer.value
+    return {item: dict(by_annotator) for item, by_annotator in found.items()}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Makes rows for a folder, and puts there what they name."""
+
+    out: Path
+    ratings: Mapping[str, Ratings]
+
+    def rated(self, clip: Clip) -> RatedClip:
+        """The row of one rated clip."""
+        return RatedClip(
+            clip=self._clip(clip),
+            first_frame=self._first_frame(clip),
+            prompt=_prompt(clip),
+            character=clip.character,
+            category=clip.category,
+            source=clip.source,
+            ratings={who: dict(given) for who, given in self.ratings[clip.key].items()},
+        )
+
+    def preferred(self, pair: Pair, choices: Sequence[inter_annotator.Choice]) -> RatedPair | None:
+        """The row of a pair that more than half of its annotators decided alike; None for a tie."""
+        chosen = inter_annotator.majority(choices)
+        if chosen == "tie":
+            return None
+        winner, loser = (pair.first, pair.second) if chosen == "first" else (pair.second, pair.first)
+        best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (winner, loser))
+        # Where the same people's ratings say otherwise, the direct comparison counts.
+        agree = best is not None and worst is not None and best > worst
+        return RatedPair(
+            prompt=_prompt(winner),
+            first_frame=self._first_frame(winner),
+            winner=self._clip(winner),
+            loser=self._clip(loser),
+            winner_rating=best if agree else None,
+            loser_rating=worst if agree else None,
+            category=winner.category,
+            annotators=len(choices),
+        )
+
+    def _clip(self, clip: Clip) -> str:
+        if clip.file is not None:
+            return self._relative(clip.file)
+        return self._keep(Path("clips") / f"{clip.key}.mp4", clip.read)
+
+    def _first_frame(self, clip: Clip) -> str | None:
+        if clip.first_frame_file is not None:
+            return self._relative(clip.first_frame_file)
+        return None if clip.first_frame is None else self._keep(Path("frames") / f"{clip.key}.png", clip.first_frame)
+
+    def _keep(self, name: Path, read: Callable[[], bytes]) -> str:
+        path = self.out / name
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(read())
+        return str(name)
+
+    def _relative(self, path: Path) -> str:
+        return os.path.relpath(path.resolve(), self.out.resolve())
+
+
+def _prompt(clip: Clip) -> str:
+    """The caption; of a bare file that has none, its name."""
+    return clip.prompt or Path(clip.name).stem

@@ -1,0 +1,172 @@
+"""Who is shown what, and what they say. The page asks this, and nothing else.
+
+An item is shown to at most `annotators` people: answers given and items on somebody's screen both count. Who is asked
+next gets what they have before them already (a reload changes nothing), else an item that others have begun, so that
+answers come together in threes, else any; in an order of their own, so that fatigue does not fall on the same clips.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from rewarders.annotation.items import Clip, Pair, digest
+from rewarders.annotation.rubric import Rubric
+from rewarders.annotation.store import Answer, Store
+
+Kind = Literal["rate", "compare"]
+Side = Literal["left", "right", "tie"]
+SHOWN_SECONDS = 600.0  # an item nobody answers for so long is shown to somebody else
+NAME_LENGTH = 40
+
+
+class Unknown(LookupError):
+    """There is no such clip or pair."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The items, the rubric and the answers of one run or folder."""
+
+    clips: Sequence[Clip]
+    pairs: Sequence[Pair]
+    rubric: Rubric
+    store: Store
+    annotators: int = 3
+    seed: int = 0
+
+    @cached_property
+    def _clips(self) -> dict[str, Clip]:
+        return {clip.key: clip for clip in self.clips}
+
+    @cached_property
+    def _pairs(self) -> dict[str, Pair]:
+        return {pair.key: pair for pair in self.pairs}
+
+    # Asking.
+
+    def next(self, annotator: str, kind: Kind) -> dict[str, Any]:
+        """The task for this person now, with their progress; ``task`` is None when all is done."""
+        annotator = checked_name(annotator)
+        with self.store.transaction():
+            answers = self.store.answers(self._kind(kind))
+            item = self._choose(annotator, kind, answers)
+            if item is not None:
+                self.store.show(annotator, self._kind(kind), item, SHOWN_SECONDS)
+            task = None if item is None else self._task(annotator, kind, item)
+            return {"task": task, "progress": self._progress(annotator, kind, answers)}
+
+    def _kind(self, kind: Kind) -> str:
+        """Answers to another rubric are of another kind."""
+        return f"rate:{self.rubric.name}" if kind == "rate" else "compare"
+
+    def _items(self, kind: Kind) -> list[str]:
+        return [one.key for one in (self.clips if kind == "rate" else self.pairs)]
+
+    def _choose(self, annotator: str, kind: Kind, answers: Sequence[Answer]) -> str | None:
+        shown = self.store.shown(self._kind(kind))
+        free = self._open(annotator, kind, answers, shown)
+        if shown.get(annotator) in free:
+            return shown[annotator]
+        counts = Counter(answer.item for answer in answers)
+        return min(free, key=lambda item: (-counts[item], digest(self.seed, annotator, item)), default=None)
+
+    def _open(self, annotator: str, kind: Kind, answers: Sequence[Answer], shown: dict[str, str]) -> set[str]:
+        """What this person may still be asked."""
+        mine = {answer.item for answer in answers if answer.annotator == annotator}
+        taken = {(answer.annotator, answer.item) for answer in answers} | set(shown.items())
+        others = Counter(item for who, item in taken if who != annotator)
+        return {item for item in self._items(kind) if item not in mine and others[item] < self.annotators}
+
+    def _progress(self, annotator: str, kind: Kind, answers: Sequence[Answer]) -> dict[str, int]:
+        known = set(self._items(kind))
+        mine = sum(answer.annotator == annotator and answer.item in known for answer in answers)
+        left = len(self._open(annotator, kind, answers, self.store.shown(self._kind(kind))))
+        counts = Counter(answer.item for answer in answers if answer.item in known)
+        complete = sum(count >= self.annotators for count in counts.values())
+        return {"mine": mine, "left": left, "complete": complete, "items": len(known)}
+
+    def _task(self, annotator: str, kind: Kind, item: str) -> dict[str, Any]:
+        said = self.store.last_said(annotator, self._kind(kind), item)
+        if kind == "rate":
+            clip = self.clip(item)
+            return _described(item, clip) | {"clips": [item], "said": said}
+        pair = self.pair(item)
+        clips = [clip.key for clip in self._sides(annotator, pair)]
+        side = None if said is None else self._side(annotator, pair, said["choice"])
+        return _described(item, pair.first) | {"clips": clips, "said": side}
+
+    def _sides(self, annotator: str, pair: Pair) -> tuple[Clip, Clip]:
+        """(left, right): drawn for each annotator and pair, the same at every look."""
+        swapped = int(digest(self.seed, "sides", annotator, pair.key), 16) % 2
+        return (pair.second, pair.first) if swapped else (pair.first, pair.second)
+
+    def _side(self, annotator: str, pair: Pair, choice: str) -> Side:
+        if choice == "tie":
+            return "tie"
+        left, _ = self._sides(annotator, pair)
+        return "left" if (left is pair.first) == (choice == "first") else "right"
+
+    # Answering.
+
+    def rate(self, annotator: str, clip: str, ratings: dict[str, int]) -> None:
+        """Keep 1..5 in every dimension. `Unknown` for another clip, `ValueError` for other ratings."""
+        annotator = checked_name(annotator)
+        self.clip(clip)
+        self.rubric.check(ratings)
+        self.store.answer(annotator, self._kind("rate"), clip, dict(ratings))
+
+    def choose(self, annotator: str, pair: str, side: Side) -> None:
+        """Keep which side is better, as this annotator saw them. `Unknown` for another pair."""
+        annotator = checked_name(annotator)
+        chosen = self.pair(pair)
+        left, _ = self._sides(annotator, chosen)
+        first = (side == "left") == (left is chosen.first)
+        choice = "tie" if side == "tie" else "first" if first else "second"
+        self.store.answer(annotator, "compare", pair, {"choice": choice})
+
+    def undo(self, annotator: str, kind: Kind) -> bool:
+        """Take back this person's last answer: its item is their next one again. False when there is none."""
+        annotator = checked_name(annotator)
+        with self.store.transaction():
+            item = self.store.undo(annotator, self._kind(kind))
+            if item in self._items(kind):
+                self.store.show(annotator, self._kind(kind), str(item), SHOWN_SECONDS)
+            return item is not None
+
+    # Looking up.
+
+    def given(self, kind: Kind) -> list[Answer]:
+        """The answers that count, about items that are there."""
+        known = set(self._items(kind))
+        return [answer for answer in self.store.answers(self._kind(kind)) if answer.item in known]
+
+    def clip(self, key: str) -> Clip:
+        """The clip that the page calls `key`."""
+        return _found(self._clips, key, "clip")
+
+    def pair(self, key: str) -> Pair:
+        """The pair that the page calls `key`."""
+        return _found(self._pairs, key, "pair")
+
+
+def checked_name(annotator: str) -> str:
+    """A person's name without blanks around it. `ValueError` for none, a long one, or one that cannot be printed."""
+    name = " ".join(annotator.split())
+    if not name or len(name) > NAME_LENGTH or not name.isprintable():
+        raise ValueError(f"a name has 1 to {NAME_LENGTH} printable characters")
+    return name
+
+
+def _described(item: str, clip: Clip) -> dict[str, Any]:
+    frame = clip.key if clip.first_frame is not None else None
+    return {"item": item, "prompt": clip.prompt, "first_frame": frame}
+
+
+def _found(items: dict[str, Any], key: str, what: str) -> Any:
+    if key not in items:
+        raise Unknown(f"no such {what}")
+    return items[key]

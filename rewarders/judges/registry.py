@@ -1,0 +1,61 @@
+"""From the configuration to judges that are ready to score.
+
+A kind is a class that is made as ``Class(judge: JudgeConfig, device: str)``, a `rewarders.interface.Reward` or `Judge`.
+It may say what it must be shown in an attribute ``needs`` (`Needs`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+
+from common.config import ConfigError, JudgeConfig, RewardConfig
+from rewarders.interface import Judge, Reward, as_judge
+from rewarders.judges.adapter import Adapted, Named
+from rewarders.toon_heads import load_heads
+
+REWARD_JUDGES = "reward.judges"
+KINDS = {
+    "remote": "rewarders.judges.remote:Remote",
+    "clip_score": "rewarders.judges.image_rewards:ClipScore",
+    "hps": "rewarders.judges.image_rewards:Hps",
+    "aesthetic": "rewarders.judges.image_rewards:Aesthetic",
+    "image_reward": "rewarders.judges.image_rewards:ImageReward",
+    "videoscore": "rewarders.judges.videoscore:VideoScore",
+    "videoreward": "rewarders.judges.videoreward:VideoReward",
+}
+
+
+def open_rewards(config: RewardConfig, device: str = "cpu") -> list[Reward | Judge]:
+    """The heads of ``reward.path`` and all of ``reward.judges``. `ConfigError` names what is missing or broken."""
+    heads = load_heads(config.path, device) if config.path else []
+    return [*heads, *open_judges(config.judges, device)]
+
+
+def open_judges(configs: Mapping[str, JudgeConfig], device: str = "cpu", table: str = REWARD_JUDGES) -> list[Judge]:
+    """The judges of a configuration's `table`, each under its name."""
+    return [Named(name, open_judge(name, judge, device, table)) for name, judge in configs.items()]
+
+
+def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str = REWARD_JUDGES) -> Judge:
+    """The judge that errors call `table`.`name`, with its own outputs: shown what it needs, its values on 0..100."""
+    try:
+        made = _class(config.kind)(config, device)
+        if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
+            raise ConfigError(f"kind = {config.kind!r}: neither a Reward nor a Judge (rewarders/interface.py)")
+        return Adapted(as_judge(made), config, getattr(made, "needs", None))
+    except ConfigError as error:
+        raise ConfigError(f"{table}.{name}: {error}") from None
+
+
+def _class(kind: str) -> type:
+    module, colon, attribute = KINDS.get(kind, kind).partition(":")
+    if not (module and colon and attribute):
+        raise ConfigError(f"kind = {kind!r}: allowed are {', '.join(KINDS)}, or a class as package.module:Class")
+    try:
+        found = getattr(import_module(module), attribute, None)
+    except ImportError as error:
+        raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}") from None
+    if not isinstance(found, type):
+        raise ConfigError(f"kind = {kind!r}: there is no class {attribute} in {module}")
+    return found

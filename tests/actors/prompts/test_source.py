@@ -1,0 +1,159 @@
+"""Prompt sources: the order of a file, its splits, its errors, and first frames of any size."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from actors.prompts.source import FilePrompts, first_frame, open_prompts
+from common.config import ConfigError
+from common.messages import Prompt, Purpose
+from common.toon.prompts import ToonPrompts, encode_png
+
+
+def picture(path: Path, height: int = 6, width: int = 8, value: int = 90) -> Path:
+    Image.fromarray(np.full((height, width, 3), value, np.uint8)).save(path)
+    return path
+
+
+def jsonl(folder: Path, *rows: dict | str) -> Path:
+    picture(folder / "a.png")
+    file = folder / "prompts.jsonl"
+    file.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return file
+
+
+def numbered(folder: Path, count: int, **more: str) -> Path:
+    return jsonl(folder, *({"image": "a.png", "prompt": f"text {i}", **more} for i in range(1, count + 1)))
+
+
+def test_a_file_is_endless_and_shuffled_per_epoch(tmp_path: Path) -> None:
+    source = FilePrompts(numbered(tmp_path, 6), seed=3)
+    prompts = [source(ordinal) for ordinal in range(12)]
+    assert [prompt.ordinal for prompt in prompts] == list(range(12))
+    first, second = [prompt.text for prompt in prompts[:6]], [prompt.text for prompt in prompts[6:]]
+    assert sorted(first) == sorted(second) == [f"text {i}" for i in range(1, 7)]
+    assert first != second
+    again, other = FilePrompts(tmp_path / "prompts.jsonl", 3), FilePrompts(tmp_path / "prompts.jsonl", 4)
+    assert again(11) == prompts[11]
+    assert [other(i).text for i in range(6)] != first
+
+
+def test_the_image_travels_as_png(tmp_path: Path) -> None:
+    source = FilePrompts(numbered(tmp_path, 1), seed=0)
+    assert source(0).image == (tmp_path / "a.png").read_bytes()
+    picture(tmp_path / "b.jpg", value=200)
+    source = FilePrompts(jsonl(tmp_path, {"image": "b.jpg", "prompt": "x"}), seed=0)
+    image = source(0).image
+    assert image is not None
+    assert np.abs(np.asarray(Image.open(io.BytesIO(image)), int) - 200).max() <= 2
+
+
+def test_columns(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    file = tmp_path / "shots.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["image", "prompt", "id", "character", "category", "split"])
+        writer.writerow(["a.png", "a robot, and a zombie", "one", "robot", "walk", "train"])
+        writer.writerow(["a.png", "a zombie", "", "", "", "heldout"])
+    source = FilePrompts(file, seed=0)
+    prompt = source(0)
+    assert (prompt.id, prompt.text, prompt.character, prompt.category) == (
+        "one",
+        "a robot, and a zombie",
+        "robot",
+        "walk",
+    )
+    (held,) = source.heldout(1, seed=0)
+    assert (held.id, held.character, held.purpose, held.ordinal) == ("shots-3", None, Purpose.EVAL, 0)
+
+
+def test_every_tenth_prompt_of_twenty_is_held_out(tmp_path: Path) -> None:
+    source = FilePrompts(numbered(tmp_path, 20), seed=0)
+    assert {prompt.text for prompt in source.heldout(2, seed=1)} == {"text 10", "text 20"}
+    assert {source(i).text for i in range(18)} == {f"text {i}" for i in range(1, 21)} - {"text 10", "text 20"}
+    assert source.heldout(5, seed=1) == source.heldout(5, seed=1)
+    assert [prompt.ordinal for prompt in source.heldout(5, seed=1)] == [0, 1, 2, 3, 4]
+
+
+def test_a_small_file_has_nothing_to_evaluate_on(tmp_path: Path) -> None:
+    source = FilePrompts(numbered(tmp_path, 19), seed=0)
+    assert len({source(i).text for i in range(19)}) == 19
+    with pytest.raises(ConfigError, match="no held-out prompts to evaluate on"):
+        source.heldout(1, seed=0)
+
+
+BROKEN = {
+    r"prompts.jsonl:2: no image .*gone\.png": {"image": "gone.png", "prompt": "x"},
+    r"prompts.jsonl:2: broken image .*text\.png": {"image": "text.png", "prompt": "x"},
+    r"prompts.jsonl:2: broken image .*half\.png": {"image": "half.png", "prompt": "x"},
+    r"prompts.jsonl:2: the prompt is empty": {"image": "a.png", "prompt": "  "},
+    r"prompts.jsonl:2: the image is empty": {"image": "", "prompt": "x"},
+    r"prompts.jsonl:2: no column 'prompt'; it has image": {"image": "a.png"},
+    r"prompts.jsonl:2: no column 'image'; it has prompt": {"prompt": "x"},
+    r"prompts.jsonl:2: split = 'test'; allowed: train, heldout": {"image": "a.png", "prompt": "x", "split": "test"},
+    r"prompts.jsonl:2: not valid JSON": "{",
+    r"prompts.jsonl:2: expected an object": "[1]",
+    r"prompts.jsonl:2: another prompt has the id 'one' already": {"image": "a.png", "prompt": "x", "id": "one"},
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_bad_line_is_named_in_one_line(tmp_path: Path, message: str) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    whole = encode_png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=message) as error:
+        FilePrompts(jsonl(tmp_path, {"image": "a.png", "prompt": "fine", "id": "one"}, BROKEN[message]), seed=0)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"prompt file .*nowhere\.jsonl: no such file"):
+        open_prompts(str(tmp_path / "nowhere.jsonl"), seed=0)
+    with pytest.raises(ConfigError, match=r"allowed are \.jsonl and \.csv"):
+        open_prompts(str(tmp_path / "prompts.yaml"), seed=0)
+    (tmp_path / "latin.csv").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match=r"latin\.csv: cannot be read"):
+        open_prompts(str(tmp_path / "latin.csv"), seed=0)
+    for empty in ("", "\n\n"):
+        with pytest.raises(ConfigError, match=r"prompts\.jsonl: no prompts in it"):
+            FilePrompts(jsonl(tmp_path, empty), seed=0)
+    (tmp_path / "short.csv").write_text("image,prompt\na.png\n")
+    with pytest.raises(ConfigError, match=r"short\.csv:2: not 2 columns"):
+        open_prompts(str(tmp_path / "short.csv"), seed=0)
+    with pytest.raises(ConfigError, match="every prompt is held out"):
+        FilePrompts(numbered(tmp_path, 2, split="heldout"), seed=0)
+
+
+def test_text_to_video_prompts_need_no_image(tmp_path: Path) -> None:
+    source = open_prompts(str(jsonl(tmp_path, {"prompt": "a robot"})), seed=0, needs_image=False)
+    assert source(0).image is None
+
+
+def test_toon_is_a_source() -> None:
+    assert open_prompts("toon", seed=5)(3) == ToonPrompts(5)(3)
+
+
+def prompt_with(image: np.ndarray) -> Prompt:
+    return Prompt(0, "p", "x", encode_png(image))
+
+
+def test_a_first_frame_of_the_right_size_is_untouched() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    assert np.array_equal(first_frame(prompt_with(image), 48, 64), image)
+
+
+def test_another_size_is_scaled_to_cover_and_cut_evenly() -> None:
+    image = np.zeros((48, 128, 3), np.uint8)
+    image[:, :32], image[:, 96:] = (255, 0, 0), (0, 0, 255)  # what is cut
+    image[:, 32:96] = 120
+    assert (first_frame(prompt_with(image), 48, 64)[:, 1:-1] == 120).all()
+    assert first_frame(prompt_with(image[:24, :32]), 48, 64).shape == (48, 64, 3)

@@ -1,0 +1,121 @@
+"""Pairs from files: which are made, in which order, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from common.config import ConfigError, ModelConfig
+from common.data.offline_pairs import RecordedPairs, frame_places
+from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
+from common.data.video import encode_mp4
+from tests.support.rewarders.survey import frames, write_clips
+
+MODEL = ModelConfig(frames=9, height=48, width=64, fps=8)
+
+
+def rated(folder: Path, opinions: Mapping[str, tuple[str, int]], count: int = 16) -> Path:
+    """A ratings file of name -> (category, rating)."""
+    write_clips(folder, list(opinions), count)
+    rows = [
+        RatedClip(clip=name, prompt="it walks", category=category, source="a", ratings={"ann": {"text": rating}})
+        for name, (category, rating) in opinions.items()
+    ]
+    write_ratings(folder / "ratings.jsonl", rows)
+    return folder / "ratings.jsonl"
+
+
+def test_every_two_of_a_category_whose_opinions_differ_make_a_pair(tmp_path):
+    file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 2), "d.mp4": ("jump", 4)})
+    pairs = RecordedPairs(file, MODEL, seed=0).pairs
+    names = {(pair.winner.clip.name, pair.loser.clip.name) for pair in pairs}
+    assert names == {("a.mp4", "b.mp4"), ("a.mp4", "c.mp4")}
+    assert {(pair.winner.score, pair.loser.score) for pair in pairs} == {(100.0, 25.0)}
+
+
+def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
+    write_clips(tmp_path, ["a.mp4", "b.mp4"])
+    given = {"ann": {"text": 5, "appeal": 4}, "ben": {"text": 3}}
+    row = RatedClip(clip="a.mp4", prompt="p", source="s", ratings=given)
+    other = RatedClip(clip="b.mp4", prompt="p", source="s", ratings={"ann": {"text": 1}})
+    write_ratings(tmp_path / "r.jsonl", [row, other])
+    (pair,) = RecordedPairs(tmp_path / "r.jsonl", MODEL, 0).pairs
+    assert pair.winner.score == (3.75 - 1) * 25
+
+
+def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_path):
+    write_clips(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
+    rows = [
+        RatedPair(prompt="p", winner="a.mp4", loser="b.mp4", winner_rating=4, loser_rating=3),
+        RatedPair(prompt="p", winner="c.mp4", loser="a.mp4"),
+    ]
+    write_pairs(tmp_path / "pairs.jsonl", rows)
+    found = RecordedPairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
+    assert [(pair.winner.score, pair.loser.score) for pair in found] == [(75.0, 50.0), (100.0, 0.0)]
+
+
+def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
+    file = rated(tmp_path, {f"{rating}.mp4": ("walk", rating) for rating in range(1, 6)})
+    recorded = RecordedPairs(file, MODEL, seed=1)
+    epochs = [[recorded(ordinal) for ordinal in range(start, start + 10)] for start in (0, 10)]
+    for epoch in epochs:
+        assert set(map(id, epoch)) == set(map(id, recorded.pairs))
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == [RecordedPairs(file, MODEL, seed=1)(ordinal) for ordinal in range(10)]
+    assert epochs[0] != [RecordedPairs(file, MODEL, seed=2)(ordinal) for ordinal in range(10)]
+
+
+def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
+    file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 1)})
+    (tmp_path / "c.mp4").write_bytes(encode_mp4(frames(0, 8), 8))
+    recorded = RecordedPairs(file, MODEL, 0)
+    assert [pair.loser.clip.name for pair in recorded.pairs] == ["b.mp4"]
+    (fault,) = recorded.faults.values()
+    assert "c.mp4: 8 frames at 8 frames per second are too few: the model takes 9 at 8" in fault
+    with pytest.raises(ConfigError, match=r"no pair to train on: .*too few"):
+        RecordedPairs(file, ModelConfig(frames=17, fps=8), 0)
+
+
+def test_equal_opinions_alone_are_no_pairs(tmp_path):
+    file = rated(tmp_path, {"a.mp4": ("walk", 3), "b.mp4": ("walk", 3)})
+    with pytest.raises(ConfigError, match="no pair to train on, and no two opinions differ"):
+        RecordedPairs(file, MODEL, 0)
+
+
+def test_a_folder_gives_each_clip_against_itself(tmp_path):
+    write_clips(tmp_path, ["a.mp4", "b.mp4"])
+    (tmp_path / "a.txt").write_text("a square walks\n")
+    with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it into b.txt beside it"):
+        RecordedPairs(tmp_path, MODEL, 0)
+    (tmp_path / "b.txt").write_text("it too")
+    pairs = RecordedPairs(tmp_path, MODEL, 0).pairs
+    assert [(pair.winner.clip.name, pair.loser.clip.name, pair.winner.text) for pair in pairs] == [
+        ("a.mp4", "a.mp4", "a square walks"),
+        ("b.mp4", "b.mp4", "it too"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "clip_fps", "frames", "fps", "places"),
+    [
+        (9, 8, 9, 8, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        (30, 24, 5, 8, [0, 3, 6, 9, 12]),
+        (5, 4, 9, 8, None),
+        (3, 8, 1, 8, [0]),
+    ],
+)
+def test_frames_are_taken_at_the_models_rate(count, clip_fps, frames, fps, places):
+    if places is None:
+        assert frame_places(count, clip_fps, frames, fps) == [0, 0, 1, 2, 2, 2, 3, 4, 4]
+    else:
+        assert frame_places(count, clip_fps, frames, fps) == places
+
+
+def test_a_file_that_is_none_is_told_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RecordedPairs(tmp_path / "none.jsonl", MODEL, 0)
+    (tmp_path / "bad.jsonl").write_text("no json\n")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        RecordedPairs(tmp_path / "bad.jsonl", MODEL, 0)

@@ -1,0 +1,161 @@
+"""What a run's ledger shows to who only looks on: pairs and their clips, leases, and nothing is disturbed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from common.config import ConfigError
+from common.errors.disk import StorageFailed
+from common.exchange.api import State
+from common.exchange.queries import Work, newest_pairs, read_blob, under_way
+from common.exchange.sampling import refusal
+from common.exchange.scoring import SHOWN
+from common.exchange.storage.ledger_reader import NotBegun, holder, looking
+from common.messages import Purpose
+from tests.support.exchange.fakes import (
+    candidate,
+    conditioning,
+    heldout,
+    make_pairs,
+    open_exchange,
+    sample,
+    small,
+    train,
+)
+
+CONFIG = small(exchange__max_lag=20, exchange__pipeline_depth=20)
+
+
+def test_the_newest_pairs_and_their_clips(tmp_path: Path) -> None:
+    exchange = open_exchange(tmp_path, CONFIG)
+    make_pairs(exchange, 3)
+    train(exchange, 1)
+    with looking(tmp_path) as ledger:
+        pairs = newest_pairs(ledger, 2)
+        assert newest_pairs(ledger, 0) == []
+    assert [(one.ordinal, one.state, one.text) for one in pairs] == [
+        (2, "paired", "cat 2 walks"),
+        (1, "trained", "cat 1 walks"),
+    ]
+    first = pairs[0]
+    assert (first.winner.candidate, first.loser.candidate) == ("2-0-v0", "2-1-v0")
+    assert (first.winner.reward, first.loser.reward) == (pytest.approx(0.8), pytest.approx(0.3))
+    assert (first.winner.scores["motion"], first.loser.scores["motion"]) == (80.0, 30.0)
+    assert first.gap == pytest.approx(2**0.8 - 2**0.3)
+    assert first.winner.file is not None
+    assert read_blob(tmp_path / "blobs" / first.winner.file)[:3] == b"mp4"
+    exchange.close()
+
+
+def test_clips_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
+    exchange = open_exchange(tmp_path, CONFIG)
+    make_pairs(exchange, SHOWN + 1)
+    with looking(tmp_path) as ledger:
+        pairs = newest_pairs(ledger, SHOWN + 1)
+    assert [one.winner.file is None for one in pairs] == [False] * SHOWN + [True]
+    file = tmp_path / "blobs" / str(pairs[0].loser.file)
+    file.unlink()
+    with pytest.raises(StorageFailed, match="cannot be read: No such file"):
+        read_blob(file)
+    exchange.close()
+
+
+def test_who_works_on_what(tmp_path: Path) -> None:
+    exchange = open_exchange(tmp_path, CONFIG)
+    make_pairs(exchange, 2)
+    sample(exchange)
+    exchange.lease_candidates("rewarder-1", 1)
+    exchange.lease_pairs("learner-0", 1, 2)
+    lease = exchange.lease_group("sampler-2", 0)
+    assert lease is not None
+    exchange.submit_conditioning(lease, conditioning(lease.prompt))
+    exchange.submit_candidate(lease, candidate(lease, 0))
+    exchange.enqueue(heldout(1, Purpose.PROBE), 0)
+    exchange.lease_group("sampler-3", 0)
+    with looking(tmp_path) as ledger:
+        found = under_way(ledger, 2)
+    assert found == {
+        "sampler-2": Work("sampling", 3, "train", 1, 2),
+        "sampler-3": Work("sampling", 1 << 40, "probe", 0, 1),
+        "rewarder-1": Work("scoring", 0, "train", 0, 1),
+        "learner-0": Work("learning", 1, "train", 0, 2),
+    }
+    for worker, work in found.items():
+        exchange.release(worker)
+        with looking(tmp_path) as ledger:
+            assert under_way(ledger, 2)[worker] == replace(work, lost=True)
+    exchange.close()
+
+
+def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
+    config = small(exchange__max_lag=0)
+    exchange = open_exchange(tmp_path, config)
+    with looking(tmp_path) as ledger:
+        assert refusal(ledger, config, 0) == ""
+    make_pairs(exchange, 2)
+    assert exchange.lease_group("sampler-0", 0) is None
+    with looking(tmp_path) as ledger:
+        assert refusal(ledger, config, 0) == exchange.refusal != ""
+    exchange.close()
+
+
+def test_nothing_can_be_written_and_nothing_is_locked(tmp_path: Path) -> None:
+    exchange = open_exchange(tmp_path, CONFIG)
+    make_pairs(exchange, 1)
+    with looking(tmp_path) as ledger:
+        with pytest.raises(StorageFailed, match="Read-only"):
+            ledger.all("UPDATE groups SET state = 'failed'")
+        before = ledger.counts(Purpose.TRAIN)
+        make_pairs(exchange, 1)
+        assert ledger.counts(Purpose.TRAIN) == before  # one moment
+    with looking(tmp_path) as ledger:
+        assert ledger.counts(Purpose.TRAIN)[State.PAIRED] == 2
+    exchange.close()
+
+
+def test_a_run_that_has_not_begun_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(NotBegun, match="missing; the run has not begun"), looking(tmp_path):
+        pass
+    (tmp_path / "ledger.sqlite").touch()
+    with pytest.raises(NotBegun, match="empty; the run has not begun"), looking(tmp_path):
+        pass
+    (tmp_path / "ledger.sqlite").write_bytes(b"no database at all " * 500)
+    with pytest.raises(ConfigError, match="cannot be read: file is not a database"), looking(tmp_path):
+        pass
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from tests.support.exchange.fakes import make_pairs, open_exchange, small
+exchange = open_exchange(Path(sys.argv[1]), small(exchange__max_lag=20))
+make_pairs(exchange, 2)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_who_runs_a_run_and_what_it_leaves_when_it_is_killed(tmp_path: Path) -> None:
+    assert holder(tmp_path) is None
+    root = Path(__file__).parents[3]
+    command, env = [sys.executable, "-c", HOLDS, str(tmp_path)], os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=root, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        try:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "held\n"
+            assert holder(tmp_path) == run.pid
+            assert holder(tmp_path) == run.pid  # to have asked takes nothing away
+        finally:
+            run.send_signal(signal.SIGKILL)
+            run.wait(30)
+    assert holder(tmp_path) is None
+    with looking(tmp_path) as ledger:  # its write-ahead log is not folded in yet
+        assert ledger.counts(Purpose.TRAIN)[State.PAIRED] == 2
+    open_exchange(tmp_path, small(exchange__max_lag=20)).close()

@@ -1,0 +1,388 @@
+"""Keys and doors: who holds the run's key is served, nobody else is heard, and no door opens without."""
+
+from __future__ import annotations
+
+import os
+import socket as sockets
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from common.config import ConfigError
+from common.exchange.api import State
+from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
+from common.messages import Span
+from common.rpc import client as rpc
+from common.rpc.client import Unreachable
+from common.rpc.curve import (
+    KEYS,
+    Door,
+    ServerKeys,
+    WorkerKey,
+    check_listening,
+    check_reaching,
+    connect,
+    is_loopback,
+    make_or_read,
+    read_worker_key,
+)
+from common.rpc.server import Service, serving
+from common.weights import sync
+from common.weights.sync import Announcer, RemoteWeights, WeightPuller
+from deploy.run_dir.journal import Journal
+from deploy.runtime.messages import Addresses
+from deploy.runtime.remote_journal import RemoteJournal
+from tests.support.hosting import Hosted, hosted
+
+WAIT = 20.0
+GROWTH = 16  # MiB that strangers may cost the services' process
+
+
+def other_interface() -> str | None:
+    """An address of this machine that is not loopback."""
+    found = [one.address for addresses in psutil.net_if_addrs().values() for one in addresses if one.family == 2]
+    return next((address for address in found if not is_loopback(address)), None)
+
+
+# The files.
+
+
+def test_keys_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
+    keys = make_or_read(tmp_path / KEYS)
+    assert make_or_read(tmp_path / KEYS) == keys
+    assert read_worker_key(tmp_path / KEYS / "worker.key") == keys.worker
+    assert keys.worker.server == keys.public
+    assert stat.S_IMODE((tmp_path / KEYS).stat().st_mode) == 0o700
+    files = sorted((tmp_path / KEYS).iterdir())
+    assert [(file.name, stat.S_IMODE(file.stat().st_mode)) for file in files] == [
+        ("server.key", 0o600),
+        ("worker.key", 0o600),
+    ]
+    assert keys.secret not in files[1].read_text()
+    assert make_or_read(tmp_path / "another") != keys
+
+
+def test_a_start_that_died_while_keys_were_written_is_no_hindrance(tmp_path: Path) -> None:
+    draft = tmp_path / f".{KEYS}.draft"
+    draft.mkdir()
+    (draft / "server.key").write_text("half")
+    keys = make_or_read(tmp_path / KEYS)
+    assert not draft.exists()
+    assert make_or_read(tmp_path / KEYS) == keys
+
+
+def test_secrets_are_not_shown(tmp_path: Path) -> None:
+    keys = make_or_read(tmp_path / KEYS)
+    addresses = Addresses("tcp://a", "tcp://b", "tcp://c", "tcp://d", tmp_path, keys.worker)
+    for shown in (repr(keys), repr(keys.worker), repr(addresses), f"{addresses}"):
+        assert keys.secret not in shown
+        assert keys.worker.secret not in shown
+
+
+@pytest.mark.parametrize("name", ["server.key", "worker.key"])
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
+def test_a_file_that_others_may_use_is_refused(tmp_path: Path, name: str, mode: int) -> None:
+    make_or_read(tmp_path / KEYS)
+    file = tmp_path / KEYS / name
+    file.chmod(mode)
+    words = rf"{file}: others than its owner may use it \(mode {mode:04o}\): chmod 600 {file}$"
+    with pytest.raises(ConfigError, match=words):
+        make_or_read(tmp_path / KEYS)
+    file.chmod(0o600)
+    make_or_read(tmp_path / KEYS)
+
+
+def worker_file(folder: Path) -> Path:
+    make_or_read(folder)
+    return folder / "worker.key"
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: "", "the key file of a worker is needed, not of None"),
+        (lambda text: text[:-9], "not valid TOML"),
+        (lambda text: "\udcff" + text, "not valid TOML"),
+        (lambda text: text.replace('"worker"', '"server"'), "the key file of a worker is needed, not of 'server'"),
+        (
+            lambda text: text.replace('"worker"', '["worker"]'),
+            r"key file of a worker is needed, not of \['worker'\]",
+        ),
+        (lambda text: text + "more = 1\n", "broken: server, public, secret of 40 characters each"),
+        (lambda text: text.replace('server = "', 'server = "x'), "broken: server, public, secret of 40 characters"),
+        (lambda text: text[:-42] + '%%%%%"\n', "broken: server, public, secret of 40 characters"),
+        (lambda text: text[:-42] + zmq.curve_keypair()[1].decode() + '"\n', "public and secret do not belong together"),
+    ],
+)
+def test_a_broken_file_is_refused_and_not_shown(tmp_path: Path, damage: object, words: str) -> None:
+    file = worker_file(tmp_path / KEYS)
+    secret = read_worker_key(file).secret
+    file.write_bytes(damage(file.read_text()).encode(errors="surrogateescape"))  # type: ignore[operator]
+    with pytest.raises(ConfigError, match=f"^{file}: .*{words}") as refused:
+        read_worker_key(file)
+    assert secret not in str(refused.value)
+
+
+def test_what_is_no_file_or_of_another_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_worker_key(tmp_path / "none.key")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        read_worker_key(tmp_path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_worker_key(tmp_path / "pipe")
+    file, foreign = worker_file(tmp_path / KEYS), worker_file(tmp_path / "another")
+    file.write_bytes(foreign.read_bytes())
+    with pytest.raises(ConfigError, match=r"worker\.key is for another server than server\.key; delete .*/keys for"):
+        make_or_read(tmp_path / KEYS)
+    file.unlink()
+    with pytest.raises(ConfigError, match=r"worker\.key: no key file: No such file"):
+        make_or_read(tmp_path / KEYS)
+    with pytest.raises(ConfigError, match="keys cannot be written: No such file"):
+        make_or_read(tmp_path / "missing" / KEYS)
+
+
+# The rule for addresses.
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "*", "::", "[::]", "[::ffff:0.0.0.0]", "0", "0x0", "00.0.0.0", "lo", "localhost"]
+)
+@pytest.mark.parametrize("keyed", [True, False])
+def test_all_interfaces_are_never_listened_at(host: str, keyed: bool) -> None:
+    with pytest.raises(ConfigError, match="listen at one IP address of this machine"):
+        check_listening(f"tcp://{host}:*", keyed)
+
+
+@pytest.mark.parametrize("host", ["10.0.0.7", "192.168.1.1", "[fd00::1]", "128.0.0.1", "[::ffff:10.0.0.7]"])
+def test_off_loopback_there_are_keys(host: str) -> None:
+    check_listening(f"tcp://{host}:5555", True)
+    check_reaching(f"tcp://{host}:5555", True)
+    with pytest.raises(ConfigError, match=r"tcp://.*:5555: off loopback a service needs keys"):
+        check_listening(f"tcp://{host}:5555", False)
+    with pytest.raises(ConfigError, match=r"tcp://.*:5555: off loopback a key is needed \(RUN/keys/worker\.key"):
+        check_reaching(f"tcp://{host}:5555", False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "::1"])
+def test_on_loopback_keys_are_optional(host: str) -> None:
+    for keyed in (True, False):
+        check_listening(f"tcp://{host}:*", keyed)
+        check_reaching(f"tcp://{host}:5555", keyed)
+    check_reaching("tcp://localhost:5555", False)
+
+
+@pytest.mark.parametrize("host", ["hub.example", "localhost.example", "127.0.0.1:0;10.0.0.7"])
+def test_a_name_elsewhere_needs_a_key(host: str) -> None:
+    with pytest.raises(ConfigError, match="a key is needed"):
+        check_reaching(f"tcp://{host}:5555", False)
+
+
+@pytest.mark.parametrize("address", ["", "10.0.0.7:5555", "ipc:///tmp/x", "tcp://:5555", "tcp://127.0.0.1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    for check in (check_listening, check_reaching):
+        with pytest.raises(ConfigError, match="tcp://HOST:PORT is needed"):
+            check(address, True)
+
+
+def listening() -> set[tuple[str, int]]:
+    found = psutil.Process().net_connections(kind="tcp")
+    return {tuple(one.laddr) for one in found if one.status == psutil.CONN_LISTEN}  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("address", ["tcp://0.0.0.0:*", "tcp://*:*", f"tcp://{other_interface() or '10.0.0.7'}:*"])
+def test_nothing_is_bound_where_it_is_refused(address: str, tmp_path: Path) -> None:
+    before = listening()
+    for door in (lambda: exchange_service(None, address), lambda: Announcer(address)):  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=r"listen at one IP address|off loopback a service needs keys"):
+            door()
+    for client in (RemoteExchange, RemoteWeights, RemoteJournal):
+        with pytest.raises(ConfigError, match="a key is needed"):
+            client.at("tcp://10.0.0.7:1", "stranger")
+    with pytest.raises(ConfigError, match="a key is needed"):
+        WeightPuller("tcp://127.0.0.1:1", "tcp://10.0.0.7:1", tmp_path, "stranger")
+    assert listening() == before
+
+
+# The doors.
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> ServerKeys:
+    return make_or_read(tmp_path_factory.mktemp("keys") / KEYS)
+
+
+@pytest.fixture(scope="module", params=["loopback", "off loopback"])
+def run(request: pytest.FixtureRequest, keys: ServerKeys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
+    """Services with keys, in a process of their own."""
+    host = "127.0.0.1" if request.param == "loopback" else other_interface()
+    if host is None:
+        pytest.skip("this machine has no other interface than loopback")
+    with hosted(tmp_path_factory.mktemp("run"), keys, host) as run:
+        yield run
+
+
+def strangers(keys: ServerKeys) -> dict[str, WorkerKey]:
+    """Keys that must not do."""
+    public, secret = (key.decode() for key in zmq.curve_keypair())
+    return {
+        "foreign pair, right server": WorkerKey(keys.public, public, secret),
+        "right pair, wrong server": replace(keys.worker, server=public),
+        "the server's own pair": WorkerKey(keys.public, keys.public, keys.secret),
+    }
+
+
+def test_the_right_key_is_served_everywhere(
+    run: Hosted, keys: ServerKeys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "ASK_SECONDS", 600.0)  # what is asked for again is asked for because of a note
+    addresses = run.addresses
+
+    def exchange() -> RemoteExchange:
+        return RemoteExchange.at(addresses["exchange"], "sampler-0", keys.worker)
+
+    with ExitStack() as stack:
+        assert stack.enter_context(exchange()).counts()[State.DONE] == 0
+        journal = stack.enter_context(RemoteJournal.at(addresses["journal"], "sampler-0", keys.worker))
+        journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
+        puller = WeightPuller(addresses["weights"], addresses["notes"], tmp_path, "sampler-0", keys.worker)
+        assert stack.enter_context(puller).wait(0, WAIT)
+        asked = run.counts()["newest"]
+        while run.counts()["newest"] == asked:  # the test's own time-out ends it, here and below
+            run.announce(0)
+        with Heartbeat(exchange, "sampler-0", seconds=0.01):
+            while not run.counts()["renew"]:
+                pass
+    assert set(run.counts()) >= {"counts", "span", "chunk", "renew"}
+
+
+def test_strangers_get_no_answer_and_cost_nothing(
+    run: Hosted, keys: ServerKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "ATTEMPTS", 2)
+    before, memory = run.counts(), run.memory
+    address, asked = run.addresses["exchange"], 0
+    with RemoteExchange.at(address, "sampler-0", keys.worker) as honest, ExitStack() as stack:
+        context = stack.enter_context(zmq.Context())
+        keyless = [stack.enter_context(keyless_socket(context, address)) for _ in range(20)]
+        for key in strangers(keys).values():
+            for service, method in (("exchange", "next_version"), ("weights", "newest"), ("journal", "span")):
+                kind = {"exchange": RemoteExchange, "weights": RemoteWeights, "journal": RemoteJournal}[service]
+                arguments = [Span("x", "y", 1.0, 2.0)] if method == "span" else []
+                with (
+                    kind(run.addresses[service], "stranger", timeout=0.1, key=key) as stranger,
+                    pytest.raises(Unreachable, match=f"stranger: {method}: no answer from {run.addresses[service]}"),
+                ):
+                    getattr(stranger, method)(*arguments)
+                assert honest.next_version() == 0  # served meanwhile
+                asked += 1
+            for raw in keyless:
+                with suppress(zmq.Again):
+                    raw.send(bytes(1 << 16), zmq.NOBLOCK)
+                noise(address)
+        assert not any(raw.poll(0) for raw in keyless)
+    found = run.counts() - before
+    assert found.pop("next_version") == asked
+    assert not found
+    assert run.memory - memory < GROWTH
+
+
+def keyless_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
+    """A DEALER without any key: the check on our own side is stepped over."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(address)
+    return socket
+
+
+def noise(address: str) -> None:
+    """A greeting that asks for no security, then a lot of nothing."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
+    with suppress(OSError), sockets.create_connection((host, int(port)), timeout=1) as raw:
+        raw.sendall(greeting + bytes(1 << 20))
+
+
+def test_strangers_hear_no_notes(run: Hosted, keys: ServerKeys) -> None:
+    address = run.addresses["notes"]
+    with zmq.Context() as context, ExitStack() as stack:
+        sides = {}
+        for name, key in {"honest": keys.worker, "keyless": None, **strangers(keys)}.items():
+            socket = sides[name] = stack.enter_context(context.socket(zmq.SUB))
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt_string(zmq.SUBSCRIBE, "")
+            connect(socket, address, key) if key else socket.connect(address)
+        for _ in range(100):
+            run.announce(7)
+            if sides["honest"].poll(200):
+                break
+        assert sides["honest"].recv() == b"7"
+        for _ in range(20):  # all had the time that the honest one had
+            run.announce(8)
+        assert sides["honest"].poll(5000)
+        assert [name for name, socket in sides.items() if socket.poll(100)] == ["honest"]
+
+
+def test_nobody_comes_in_while_nobody_is_asked(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encryption alone is no door: without the thread that knows the worker key, the right key waits as well."""
+    monkeypatch.setattr(rpc, "ATTEMPTS", 1)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        door = Door(context, keys)
+        door.close()
+        door.bind(router, "tcp://127.0.0.1:*")
+        address = router.getsockopt_string(zmq.LAST_ENDPOINT)
+        with (
+            RemoteExchange(address, "sampler-0", timeout=0.5, key=keys.worker) as exchange,
+            pytest.raises(Unreachable),
+        ):
+            exchange.counts()
+        assert not router.poll(0)
+
+
+def test_a_key_does_not_open_a_service_that_has_none(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a key talks to nobody who cannot prove to be the server."""
+    monkeypatch.setattr(rpc, "ATTEMPTS", 1)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as impostor:
+        impostor.bind("tcp://127.0.0.1:*")
+        address = impostor.getsockopt_string(zmq.LAST_ENDPOINT)
+        with (
+            RemoteExchange(address, "sampler-0", timeout=0.5, key=keys.worker) as exchange,
+            pytest.raises(Unreachable),
+        ):
+            exchange.counts()
+        assert not impostor.poll(0)
+
+
+def test_who_was_turned_away_is_told_so_also_later(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was refused long before the first request takes none; that is no reason to wait for ever."""
+    monkeypatch.setattr(rpc, "ATTEMPTS", 1)
+    with (
+        serving(Service(Journal, None, keys=keys)) as service,
+        RemoteJournal(service.address, "stranger", timeout=0.2) as stranger,
+    ):
+        while stranger._socket.poll(10, zmq.POLLOUT):  # the test's own time-out ends it
+            pass
+        with pytest.raises(Unreachable):
+            stranger.span(Span("x", "y", 1.0, 2.0))
+        assert not service.counts
+
+
+def test_doors_close_without_a_trace(keys: ServerKeys) -> None:
+    before, connections = set(_threads()), listening()
+    for _ in range(3):
+        Announcer(keys=keys).close()
+        Service(object, None, keys=keys).close()
+        with pytest.raises(OSError, match="cannot listen at tcp://192\\.0\\.2\\.77:"):
+            exchange_service(None, "tcp://192.0.2.77:*", keys=keys)  # type: ignore[arg-type]  # no address of ours
+    assert set(_threads()) == before
+    assert listening() == connections
+
+
+def _threads() -> list[int]:
+    return [thread.id for thread in psutil.Process().threads()]

@@ -1,0 +1,391 @@
+"""Weights over the network: what arrives is what was published, and nothing damaged is ever staged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+import zmq
+
+from common.config import ConfigError
+from common.messages import WeightVersion
+from common.rpc.client import Unreachable
+from common.rpc.codec import pack
+from common.rpc.server import Service, serving
+from common.weights import sync
+from common.weights.store import WeightStore
+from common.weights.sync import (
+    Announcer,
+    RemoteWeights,
+    StoredWeights,
+    WeightPuller,
+    WeightSource,
+    pull,
+    weight_service,
+)
+from common.weights.tensor_file import TensorStream
+from tests.support.exchange.fakes import open_exchange, small
+
+WAIT = 20.0
+
+
+def publish(
+    store: WeightStore, version: int, kind: str = "full", base: int | None = None, step: int | None = None
+) -> WeightVersion:
+    state = {"w": torch.randn(300, 28, generator=torch.Generator().manual_seed(version)), "b": torch.ones(3).bfloat16()}
+    base, step = version if base is None else base, version if step is None else step
+    return store.publish(TensorStream.of(state), version=version, step=step, pushes=step, kind=kind, base=base)
+
+
+@contextmanager
+def small_chunks() -> Iterator[None]:
+    """A version of `publish` is nine chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sync, "CHUNK", 4096)
+        yield
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "learner")
+
+
+@pytest.fixture
+def service(store: WeightStore) -> Iterator[Service]:
+    with serving(weight_service(store)) as service:
+        yield service
+
+
+@pytest.fixture
+def notes() -> Iterator[Announcer]:
+    announcer = Announcer()
+    yield announcer
+    announcer.close()
+
+
+def test_chunks_make_up_the_file(store: WeightStore, service: Service, tmp_path: Path) -> None:
+    manifest = publish(store, 3)
+    mine = WeightStore(tmp_path / "mine")
+    with small_chunks(), RemoteWeights(service.address, "sampler-0") as source:
+        assert source.newest() == 3
+        assert pull(source, 3, mine) == manifest
+    assert service.counts["chunk"] == -(-store.file(3).stat().st_size // 4096) == 9
+    assert mine.file(3).read_bytes() == store.file(3).read_bytes()
+    assert torch.equal(mine.load(3)[1]["w"], store.load(3)[1]["w"])
+
+
+class Damaging(StoredWeights):
+    """Alters a byte of a chunk, once."""
+
+    damaged = 0
+
+    def chunk(self, version: int, offset: int) -> bytes:
+        data = bytearray(super().chunk(version, offset))
+        if not self.damaged and offset:
+            self.damaged += 1
+            data[-5] ^= 1
+        return bytes(data)
+
+
+def debris(folder: Path) -> list[str]:
+    """What lies there besides staged versions."""
+    return [path.name for path in folder.iterdir() if not path.name.startswith("v")]
+
+
+def test_damage_on_the_way_is_named_and_not_kept(store: WeightStore, tmp_path: Path) -> None:
+    publish(store, 1)
+    mine = WeightStore(tmp_path / "mine")
+    with (
+        small_chunks(),
+        serving(Service(WeightSource, Damaging(store))) as service,
+        RemoteWeights(service.address, "sampler-0") as source,
+    ):
+        with pytest.raises(ConfigError, match="weight version 1: w differs from its digest in the manifest"):
+            pull(source, 1, mine)
+        assert mine.versions() == debris(mine.folder) == []
+        pull(source, 1, mine)
+    assert mine.load(1)[0] == store.manifest(1)
+
+
+class Confused(StoredWeights):
+    """Answers for version 1 with the manifest of version 2."""
+
+    def manifest(self, version: int) -> WeightVersion:
+        return super().manifest(2 if version == 1 else version)
+
+
+def test_another_versions_manifest_is_refused(store: WeightStore, tmp_path: Path) -> None:
+    for version in (1, 2):
+        publish(store, version)
+    mine = WeightStore(tmp_path / "mine")
+    with (
+        serving(Service(WeightSource, Confused(store))) as service,
+        RemoteWeights(service.address, "sampler-0") as source,
+        pytest.raises(ConfigError, match="weight version 1: the manifest of version 2 came for it"),
+    ):
+        pull(source, 1, mine)
+    assert mine.versions() == debris(mine.folder) == []
+
+
+def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path: Path) -> None:
+    for version, base in ((1, 1), (2, 1), (3, 2)):
+        publish(store, version, kind="adapter", base=base)
+    mine = WeightStore(tmp_path / "mine")
+    with RemoteWeights(service.address, "sampler-0") as source:
+        with pytest.raises(ConfigError, match="weight version 3: its base 2 has a base itself, 1"):
+            pull(source, 3, mine)
+        assert mine.versions() == []
+        pull(source, 2, mine)
+    assert mine.versions() == [1, 2]
+
+
+def test_a_puller_pulls_a_damaged_version_again(
+    store: WeightStore, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "ASK_SECONDS", 0.1)
+    publish(store, 1)
+    target = Damaging(store)
+    with (
+        small_chunks(),
+        serving(Service(WeightSource, target)) as service,
+        WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller,
+    ):
+        assert puller.wait(1, WAIT)
+        assert (puller.failed, target.damaged) == (1, 1)
+        assert puller.store.load(1)[0] == store.manifest(1)
+    assert debris(tmp_path / "mine") == []
+
+
+@pytest.mark.parametrize(("cut", "words"), [(-1, "ends within b; 1 bytes of it are missing"), (None, "1 bytes more")])
+def test_a_file_of_another_length_is_refused(store: WeightStore, tmp_path: Path, cut: int | None, words: str) -> None:
+    manifest = publish(store, 1)
+    whole = store.file(1).read_bytes()
+    mine = WeightStore(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=words):
+        mine.receive(manifest, [whole[:cut] if cut else whole + b"x"])
+    assert mine.versions() == debris(mine.folder) == []
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(store: WeightStore, tmp_path: Path) -> None:
+    manifest = publish(store, 1)
+    chunks = [store.file(1).read_bytes()]
+    with pytest.raises(ConfigError, match="the manifest's entries differ from its own digest"):
+        WeightStore(tmp_path / "mine").receive(replace(manifest, tensors=manifest.tensors[:1]), chunks)
+
+
+def test_a_version_that_is_gone_is_named(service: Service, tmp_path: Path) -> None:
+    with (
+        RemoteWeights(service.address, "sampler-0") as source,
+        pytest.raises(ConfigError, match=r"no weight version 9; here are \[\]"),
+    ):
+        pull(source, 9, WeightStore(tmp_path / "mine"))
+
+
+def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service: Service) -> None:
+    with (
+        RemoteWeights(service.address, "sampler-0") as source,
+        closing(source.chunks(9, 1)) as chunks,
+        pytest.raises(ConfigError, match="weight version 9 is not there any more"),
+    ):
+        next(chunks)
+
+
+def test_a_note_brings_the_newest_version(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+) -> None:
+    publish(store, 0)
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        assert puller.wait(0, WAIT)  # a late joiner needs no note
+        for version in (1, 2, 3, 4):
+            publish(store, version)
+            notes.announce(version)
+        assert puller.wait(4, WAIT)
+        assert puller.store.manifest(4) == store.manifest(4)
+        assert torch.equal(puller.store.load(4)[1]["w"], store.load(4)[1]["w"])
+        assert len(puller.store.versions()) <= sync.KEPT + 1
+        assert not puller.wait(5, 0.01)
+
+
+def test_a_note_alone_brings_a_version(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks for it, and the puller would ask by itself in an hour."""
+    monkeypatch.setattr(sync, "ASK_SECONDS", 3600.0)
+    publish(store, 0)
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        assert puller.wait(0, WAIT)
+        publish(store, 1)
+        ends = time.monotonic() + WAIT
+        while 1 not in puller.store.versions():
+            notes.announce(1)  # again: the first may come before the subscription
+            assert time.monotonic() < ends
+            Event().wait(0.01)
+
+
+def test_an_older_version_comes_when_it_is_asked_for(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+) -> None:
+    for version in (0, 1, 2, 3):
+        publish(store, version)
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        assert puller.wait(3, WAIT)
+        assert puller.wait(0, WAIT)
+        assert puller.staged(0)  # and stays while it is wanted
+        assert torch.equal(puller.store.load(0)[1]["w"], store.load(0)[1]["w"])
+
+
+def test_a_lost_note_costs_only_time(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "ASK_SECONDS", 0.1)
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        publish(store, 2)
+        assert puller.wait(2, WAIT)
+
+
+class Interrupted(StoredWeights):
+    """Calls `between` before it answers for the chunk at `offset` for the first time."""
+
+    def __init__(self, store: WeightStore, offset: int, between: Callable[[], None]) -> None:
+        super().__init__(store)
+        self.offset, self.between, self.called = offset, between, 0
+
+    def chunk(self, version: int, offset: int) -> bytes:
+        if offset == self.offset and not self.called:
+            self.called += 1
+            self.between()
+        return super().chunk(version, offset)
+
+
+def test_a_pull_outlives_the_publisher(store: WeightStore, tmp_path: Path) -> None:
+    """The service dies with requests unanswered; another one takes over its address. Only the rest is asked for."""
+    manifest, stop = publish(store, 1), Event()
+    mine = WeightStore(tmp_path / "mine")
+    dying = Service(WeightSource, Interrupted(store, 5 * 4096, stop.set))
+    with small_chunks(), ThreadPoolExecutor() as threads:
+        first = threads.submit(dying.serve, stop)
+        with RemoteWeights(dying.address, "sampler-0", timeout=0.5) as source:
+            pulled = threads.submit(pull, source, 1, mine)
+            first.result(WAIT)
+            dying.close()
+            with serving(weight_service(store, dying.address)) as service:
+                assert pulled.result(WAIT) == manifest
+    assert dying.counts["chunk"] == 6  # the last of these answers went down with it, if not more
+    assert 0 < service.counts["chunk"] < 9
+    assert mine.load(1)[0] == manifest
+    assert debris(mine.folder) == []
+
+
+def test_a_publisher_that_stays_away_is_named(store: WeightStore, tmp_path: Path) -> None:
+    publish(store, 1)
+    mine, stop = WeightStore(tmp_path / "mine"), Event()
+    dying = Service(WeightSource, Interrupted(store, 5 * 4096, stop.set))
+    with small_chunks(), ThreadPoolExecutor() as threads:
+        served = threads.submit(dying.serve, stop)
+        served.add_done_callback(lambda _: dying.close())
+        with (
+            RemoteWeights(dying.address, "sampler-0", timeout=0.05) as source,
+            pytest.raises(Unreachable, match=r"sampler-0: chunk: no answer from tcp://.* in 0\.6 s"),
+        ):
+            pull(source, 1, mine)
+    assert mine.versions() == debris(mine.folder) == []
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_a_version_that_is_superseded_amid_its_pull(
+    store: WeightStore, notes: Announcer, tmp_path: Path, pruned: bool
+) -> None:
+    """A newer one is published, announced, and the old one perhaps deleted, while the old one is on its way."""
+    publish(store, 1)
+    superseded = Event()
+
+    def supersede() -> None:
+        publish(store, 2)
+        if pruned:
+            store.prune(keep=1)
+        notes.announce(2)
+        superseded.set()
+
+    target = Interrupted(store, 4 * 4096, supersede)
+    with (
+        small_chunks(),
+        serving(Service(WeightSource, target)) as service,
+        WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller,
+    ):
+        assert superseded.wait(WAIT)
+        assert puller.wait(2, WAIT)
+        assert puller.store.load(2)[0] == store.manifest(2)
+        assert puller.store.versions() == ([2] if pruned else [1, 2])
+        assert (target.called, puller.failed) == (1, int(pruned))
+    assert debris(tmp_path / "mine") == []
+
+
+def test_a_late_joiner_gets_the_newest_adapter_and_its_base(
+    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+) -> None:
+    publish(store, 0)
+    for version in (1, 2, 3):
+        publish(store, version, "adapter", base=0)
+        notes.announce(version)  # nobody hears it
+    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        assert puller.wait(3, WAIT)
+        assert puller.store.versions() == [0, 3]
+        for version in (0, 3):
+            manifest, state = puller.load(version)
+            assert manifest == store.manifest(version)
+            assert torch.equal(state["w"], store.load(version)[1]["w"])
+    assert service.counts["manifest"] == 2
+
+
+def test_a_lineage_is_rolled_back(store: WeightStore, service: Service, notes: Announcer, tmp_path: Path) -> None:
+    """Version 2 is lost with the steps behind it. Its id is not used again, and who holds it changes to version 3."""
+    exchange = open_exchange(tmp_path / "exchange", small())
+
+    def push_version(step: int) -> int:
+        version = publish(store, exchange.next_version(), step=step)
+        exchange.announce(version)
+        notes.announce(version.version)
+        return version.version
+
+    try:
+        assert [push_version(step) for step in (0, 1, 2)] == [0, 1, 2]
+        with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+            assert puller.wait(exchange.wanted_version(), WAIT)
+            assert puller.staged(2)
+            exchange.rollback(0)
+            assert exchange.wanted_version() == 0
+            assert puller.wait(0, WAIT)
+            assert push_version(0) == 3
+            assert exchange.wanted_version() == 3
+            assert puller.wait(3, WAIT)
+            assert puller.load(3)[0] == store.manifest(3)
+            assert puller.failed == 0
+    finally:
+        exchange.close()
+
+
+def test_chunks_are_not_kept_for_a_second_question(store: WeightStore) -> None:
+    """They are large; whoever has died amid a pull would pin one for good."""
+    publish(store, 1)
+    with (
+        serving(weight_service(store)) as service,
+        zmq.Context() as context,
+        context.socket(zmq.DEALER) as socket,
+    ):
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.RCVTIMEO, round(1000 * WAIT))
+        socket.connect(service.address)
+        for name, arguments in (("chunk", [1, 0]), ("manifest", [1])):
+            answers = []
+            for _ in range(2):
+                socket.send_multipart(pack({"client": "sampler-0", "id": 7, "call": name}, arguments))
+                answers.append(socket.recv_multipart())
+            assert answers[0] == answers[1]
+    assert service.counts == {"chunk": 2, "manifest": 1, "repeated": 1}

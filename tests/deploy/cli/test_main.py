@@ -1,0 +1,349 @@
+"""The command line: help that answers at once, one line and exit code 2 for bad input, and every subcommand."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import ConfigError, keys
+from common.data.video import encode_mp4
+from deploy.cli import main as cli
+from deploy.cli import run
+from deploy.cli.main import main
+from deploy.run_dir.jsonl import read_json_lines
+from deploy.runtime import run_loop, serial
+from rewarders.toon_heads import HEADS, save_heads
+from tests.support.tiny import tiny_pipeline
+
+SMALL = {
+    "mode": "serial",
+    "steps": 1,
+    "sampler.candidates": 2,
+    "sampler.steps": 2,
+    "learner.batch-per-step": 2,
+    "learner.loss": "dpo",
+    "exchange.max-lag": 0,
+    "evaluation.prompts": 2,
+    "evaluation.clips": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A folder with a tiny model and six random reward heads."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_pipeline(folder / "model")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        save_heads([kind() for kind in HEADS.values()], folder / "heads")
+    return folder
+
+
+def words(root: Path, parts: Path, **flags) -> list[str]:
+    values = SMALL | {"root": root, "name": "r", "model.path": parts / "model", "reward.path": parts / "heads"} | flags
+    return ["run", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+
+
+def douga(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "deploy.cli", *arguments], capture_output=True, text=True, check=False)
+
+
+# Without torch.
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["config"], ["sample", "--help"], ["export", "--help"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom deploy.cli.main import main\n"
+        f"try: main({arguments!r})\nexcept SystemExit as e: assert not e.code\n"
+        "heavy = ('torch', 'diffusers', 'transformers', 'rich', 'numpy', 'av')\n"
+        "print([m for m in heavy if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_the_driver_of_a_cluster_run_imports_no_torch():
+    code = (
+        "import sys, deploy.cli.run, deploy.runtime.driver\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_shows_examples_and_every_key(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "douga run --verify" in text
+    for key in keys():
+        assert f"--{key.name.replace('_', '-')}  (" in text
+        assert key.description in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["run", "--learner.alhpa", "2"], "--learner.alhpa: unknown key; did you mean learner.alpha?"),
+        (
+            ["run", "--sampler.candidates", "1"],
+            "--sampler.candidates = '1': Input should be greater than or equal to 2",
+        ),
+        (["run", "--learner.alpha=0.5"], "--learner.alpha = '0.5': Input should be greater than or equal to 1"),
+        (["run", "--exchange.max-lag", "-1"], "--exchange.max-lag = '-1': Input should be greater than or equal to 0"),
+        (["run", "none.toml"], "none.toml: no such configuration file"),
+        (["run", "--steps"], "--steps: a value is missing"),
+        (["run", "a.toml", "b.toml"], "unrecognized arguments: b.toml; see: douga --help"),
+        (["walk"], "invalid choice: 'walk'"),
+        ([], "required: COMMAND"),
+        (["report", "x", "--depth", "3"], "--depth: unknown option; see: douga report --help"),
+        (["sample", "--count", "many"], "argument --count: invalid int value: 'many'; see: douga sample --help"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, arguments, line):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("douga: ")
+    assert captured.err.count("\n") == 1
+    assert line in captured.err
+
+
+def test_bad_input_ends_the_process_with_2_and_no_traceback():
+    done = douga("run", "--exchange.max-lag", "-1")
+    assert done.returncode == 2
+    assert done.stderr == "douga: --exchange.max-lag = '-1': Input should be greater than or equal to 0\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "flags", "rest"),
+    [
+        (["--verify", "a.toml"], {"verify": "true"}, ["a.toml"]),
+        (["--verify", "false", "a.toml"], {"verify": "false"}, ["a.toml"]),
+        (["--learner.lr=1e-5", "x", "--steps", "3"], {"learner.lr": "1e-5", "steps": "3"}, ["x"]),
+        (["--exchange.max-lag", "-1"], {"exchange.max-lag": "-1"}, []),
+        (["--out", "folder", "--seed", "3"], {"seed": "3"}, ["--out", "folder"]),
+        (["--help"], {}, ["--help"]),
+    ],
+)
+def test_keys_are_told_from_options(given, flags, rest):
+    assert cli.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
+
+
+# With a tiny model.
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ({"model.path": "nowhere"}, "model.path = 'nowhere': no folder nowhere"),
+        ({"model.frames": 10}, "model.frames = 10"),
+        ({"reward.path": "nowhere"}, "nowhere"),
+        ({"prompts": "nowhere.csv"}, "nowhere.csv: no such file"),
+        ({"prompts": "empty.jsonl"}, "no prompts in it"),
+        ({"prompts": "broken.jsonl"}, "broken.jsonl:1: not valid JSON"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_line_and_leaves_no_run(capsys, tmp_path, parts, flags, line, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text("")
+    Path("broken.jsonl").write_text("{nonsense\n")
+    assert main(words(tmp_path / "runs", parts, **flags)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("douga: ")
+    assert line in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_broken_model_folder_is_named(capsys, tmp_path, parts):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    assert main(words(tmp_path, parts, **{"model.path": tmp_path / "model"})) == 2
+    assert "model_index.json" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, parts) -> Path:
+    """A run made by the command itself."""
+    root = tmp_path_factory.mktemp("runs")
+    assert main(words(root, parts)) == 0
+    return root / "r"
+
+
+def test_a_run_ends_with_0_and_with_verify_by_its_verdict(capsys, parts, finished):
+    assert (finished / "report.html").stat().st_size > 10_000
+    passed = json.loads((finished / "result.json").read_text())["verdict"]["passed"]
+    capsys.readouterr()
+    assert main([*words(finished.parent, parts), "--verify"]) == (0 if passed else 1)
+    shown = capsys.readouterr().out
+    assert "already finished" in shown
+    assert "learned reward" in shown
+    assert str(finished / "report.html") in shown.replace("\n", "")
+
+
+def test_a_run_folder_of_another_configuration_is_refused_by_key(capsys, parts, finished):
+    assert main(words(finished.parent, parts, seed=5)) == 2
+    assert "seed (0 there, 5 now)" in capsys.readouterr().err
+
+
+def test_evaluate_gives_the_runs_own_figures_again(capsys, finished):
+    assert main(["evaluate", str(finished), "--json"]) == 0
+    again, kept = json.loads(capsys.readouterr().out), json.loads((finished / "result.json").read_text())
+    assert again["learned"] == kept["learned"]
+    assert again["oracle"] == kept["oracle"]
+
+
+def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
+    out = tmp_path / "samples"
+    flags = ["--model.path", str(parts / "model"), "--sampler.steps", "2"]
+    assert main(["sample", str(finished), "--count", "2", "--out", str(out)]) == 0
+    assert main(["sample", str(parts / "model"), "--count", "2", "--out", str(tmp_path / "base"), *flags]) == 0
+    assert (out / "sheet.png").is_file()
+    aligned, base = (json.loads((folder / "samples.json").read_text()) for folder in (out, tmp_path / "base"))
+    assert [record["id"] for record in aligned] == [record["id"] for record in base]
+    assert [record["seed"] for record in aligned] == [record["seed"] for record in base]
+    assert aligned[0]["version"] > base[0]["version"] == 0
+    capsys.readouterr()
+    assert main(["score", str(out), "--reward.path", str(parts / "heads"), "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["clip"] == str(out / "0000.mp4")
+    assert first["reward"] == pytest.approx(sum(first[name] for name in HEADS) / 6)
+    arguments = ["score", str(out / "0001.mp4"), "--text", base[1]["text"], "--reward.path", str(parts / "heads")]
+    assert main([*arguments, "--image", str(out / "0001.png"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["reward"] == pytest.approx(second["reward"])
+    assert main(arguments) == 0
+    assert "scores, 0..100" in capsys.readouterr().out
+
+
+class Picky:
+    """A user's judge that takes bright clips alone."""
+
+    outputs, digest = ("light", "dark"), "picky-1"
+
+    def __init__(self, judge, device):
+        pass
+
+    def judge(self, clips, prompts):
+        lights = [float(clip.frames.mean()) for clip in clips]
+        return [{"light": light, "dark": 100 - light} if light > 50 else "too dark" for light in lights]
+
+
+def test_score_asks_the_configured_judges_and_leaves_out_what_they_refuse(tmp_path, capsys):
+    for name, grey in (("dark", 20), ("light", 80)):
+        (tmp_path / f"{name}.mp4").write_bytes(encode_mp4(np.full((3, 48, 64, 3), grey, np.uint8), 8))
+    (tmp_path / "mine.toml").write_text(
+        '[reward]\npath = ""\n[reward.judges.my]\nkind = "tests.deploy.cli.test_main:Picky"\n'
+    )
+    clips = [str(tmp_path / f"{name}.mp4") for name in ("dark", "light")]
+    mine = ["score", *clips, "--text", "a robot", "--config", str(tmp_path / "mine.toml"), "--json"]
+    assert main([*mine, "--reward.judges.my.outputs.light", "3", "--reward.judges.my.outputs.dark", "1"]) == 0
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)
+    assert row["clip"] == clips[1]
+    assert (row["my.light"], row["my.dark"]) == (pytest.approx(80, abs=2), pytest.approx(20, abs=2))
+    assert row["reward"] == pytest.approx((3 * row["my.light"] + row["my.dark"]) / 4)
+    assert f"{clips[0]}: my.light: too dark; left out" in said.err
+    assert main(["score", clips[0], *mine[3:]]) == 2
+    assert "none of 1 clips could be scored" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["score", "x.mp4"], "x.mp4: cannot be read: No such file"),
+        (["sample", "nowhere"], "nowhere: neither a run nor a pipeline folder"),
+        (["sample", "--count", "0"], "--count 0: must be at least 1"),
+        (["evaluate", "nowhere"], "nowhere: no run folder"),
+        (["report", "nowhere"], "nowhere: no run folder"),
+        (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),
+    ],
+)
+def test_bad_input_of_the_other_commands_is_one_line(capsys, tmp_path, monkeypatch, arguments, line):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_an_unreadable_video_is_named(capsys, tmp_path):
+    (tmp_path / "a.mp4").write_bytes(b"no video")
+    assert main(["score", str(tmp_path / "a.mp4"), "--text", "a robot"]) == 2
+    assert "a.mp4: not a readable video" in capsys.readouterr().err
+
+
+def test_prompts_from_videos(capsys, tmp_path, finished):
+    (tmp_path / "clip.mp4").write_bytes((finished / "clips" / "heldout-0000-base.mp4").read_bytes())
+    (tmp_path / "clip.txt").write_text("a robot walks right")
+    assert main(["prompts", "from-videos", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    (record,) = read_json_lines(tmp_path / "out" / "prompts.jsonl")
+    assert (record["prompt"], record["image"]) == ("a robot walks right", "clip.mp4.png")
+
+
+def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "run", lambda *_: 0)
+    assert main(["run", "--learner.alpha", "1", "--root", str(tmp_path)]) == 0
+    assert "learner.alpha = 1 makes every gap 0: no gradient" in capsys.readouterr().err
+
+
+# Stopping.
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_to_stop_and_the_handlers_are_put_back(number, capsys):
+    before = signal.getsignal(number)
+    with run.stop_on_signals() as stop:
+        assert not stop()
+        os.kill(os.getpid(), number)
+        assert stop()
+        assert signal.getsignal(number) is before
+    assert "once more stops at once" in capsys.readouterr().err
+
+
+def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, parts, monkeypatch):
+    @contextmanager
+    def at_once():
+        yield lambda: True
+
+    monkeypatch.setattr(run, "stop_on_signals", at_once)
+    assert main(words(tmp_path, parts)) == 130
+    assert f"douga run {tmp_path / 'r' / 'config.toml'}" in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_go_on_ends_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
+    def stuck(*_, **__):
+        raise run_loop.Stuck("nobody can work")
+
+    monkeypatch.setattr(serial, "run", stuck)
+    assert main(words(tmp_path, parts)) == 3
+    assert capsys.readouterr().err == "douga: nobody can work\n"
+
+
+def test_ctrl_c_outside_a_run_ends_with_130(capsys, monkeypatch):
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_dispatch", interrupted)
+    assert main(["config"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_errors_that_are_nobodys_input_are_not_hidden(monkeypatch):
+    def wrong(*_: object) -> int:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "_dispatch", wrong)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["config"])
+    assert issubclass(ConfigError, ValueError)

@@ -1,0 +1,129 @@
+"""``douga reward``: clips, heads trained on them, and the report, all by commands; and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.data.ratings import read_ratings
+from deploy.cli.main import main
+from deploy.rewards.actions import _left_out
+from rewarders.toon_heads import HEADS, load_heads
+from tests.support.rewarders.rated_clips import grey_clips
+from tests.support.tiny_encoders import tiny_siglip
+
+
+@pytest.fixture(scope="module")
+def toon(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rated")
+    assert main(["reward", "build", "toon", "--out", str(out), "--count", "8", "--candidates", "1"]) == 0
+    return out / "ratings.jsonl"
+
+
+def test_from_ratings_to_a_report(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    heads = tmp_path / "heads"
+    train = ["reward", "train", "--ratings", str(toon), "--out", str(heads), "--epochs", "1", "--batch", "4"]
+    assert main(train) == 0
+    said = capsys.readouterr().out
+    assert said.count("step 3/3") == len(HEADS)  # 12 clips of mixed figures, one pass
+    assert f"douga reward eval {heads}" in said
+    assert main(train) == 0
+    assert "step" not in capsys.readouterr().out
+    evaluate = ["reward", "eval", str(heads), "--ratings", str(toon), "--resamples", "100"]
+    assert main([*evaluate, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["dimensions"]) == [*HEADS, "overall"]
+    assert 1 <= found["clips"] <= 3
+    assert set(found["left_out"]["seen in training"].values()) == {16 - found["clips"]}
+    assert main(evaluate) == 0
+    table = capsys.readouterr().out
+    assert "95 % from" in table
+    assert "optical flow" in table
+    assert f"left out: {16 - found['clips']} seen in training" in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_embedded_heads_do_not_say_what_they_saw(toon: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["reward", "eval", "toon", "--ratings", str(toon), "--resamples", "100", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["clips"] == 16
+    assert "toon: does not say what it was trained on; every rated clip counts" in err
+
+
+def test_bad_rows_are_said_and_left_out(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = toon.read_text().splitlines()
+    worse = toon.with_name("worse.jsonl")
+    worse.write_text("\n".join([*rows, rows[0], rows[1].replace("clips/", "gone/")]))
+    assert main(["reward", "eval", "toon", "--ratings", str(worse), "--resamples", "100", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["left_out"]["bad rows"] == 2
+    assert f"{worse}:18: gone/" in err
+    assert len(read_ratings(worse).rows) == 16
+
+
+def test_a_head_over_pretrained_models(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    heads = tmp_path / "heads"
+    siglip = tiny_siglip(heads / "siglip")
+    train = ["reward", "train", "--ratings", str(toon), "--out", str(heads), "--head", "VideoSmoothness"]
+    train += ["--model", f"vision={siglip}", "--option", "frames=4", "--epochs", "3", "--batch", "4"]
+    assert main(train) == 0
+    assert capsys.readouterr().out.count("validation ") == 3
+    (head,) = load_heads(str(heads))
+    assert (head.dimension, head.options) == ("smoothness", {"frames": 4})  # type: ignore[attr-defined]
+    evaluate = ["reward", "eval", str(heads), "--ratings", str(toon), "--resamples", "100", "--json"]
+    assert main(evaluate) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["dimensions"]) == ["smoothness"]
+    assert found["left_out"]["seen in training"]["smoothness"] == 16 - found["clips"]
+    assert found["left_out"]["not scored"] == {"smoothness": 0}
+
+
+def test_dimensions_that_are_not_trained_keep_the_embedded_head(
+    toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ("--out", str(tmp_path / "h"), "--epochs", "1", "--batch", "4", "--dimensions", "motion")
+    assert main(["reward", "train", "--ratings", str(toon), *words]) == 0
+    assert "smoothness, appeal, text, image, character are the embedded heads" in capsys.readouterr().out
+    made = {head.dimension: head.digest for head in load_heads(str(tmp_path / "h"))}
+    embedded = {head.dimension: head.digest for head in load_heads("toon")}
+    assert [name for name in HEADS if made[name] != embedded[name]] == ["motion"]
+
+
+def bad(capsys: pytest.CaptureFixture, *words: str) -> str:
+    assert main(["reward", *words]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = ("train", "--ratings", str(toon), "--out", str(tmp_path / "h"))
+    grey = ("train", "--ratings", str(grey_clips(tmp_path / "grey", 3, 1)), "--out", str(tmp_path / "h"))
+    assert "--dimensions taste: rated are smoothness" in bad(capsys, *train, "--dimensions", "taste")
+    assert "--epochs 0: must be at least 1" in bad(capsys, *train, "--epochs", "0")
+    assert "--lr -1: must be above 0" in bad(capsys, *train, "--lr", "-1")
+    assert "none.jsonl: no such file" in bad(capsys, "train", "--ratings", "none.jsonl", "--out", str(tmp_path))
+    assert "--head B: there are toon, VideoSmoothness" in bad(capsys, *train, "--head", "B")
+    assert "--model x: NAME=VALUE is expected" in bad(capsys, *train, "--head", "VideoSmoothness", "--model", "x")
+    assert "VideoSmoothness: its models are vision" in bad(capsys, *train, "--head", "VideoSmoothness")
+    assert "nobody rated smoothness" in bad(capsys, *grey, "--head", "VideoSmoothness")
+    assert "rates light, dark; the toon heads know smoothness" in bad(capsys, *grey)
+    assert "--resamples 1: must be at least 100" in bad(
+        capsys, "eval", "toon", "--ratings", str(toon), "--resamples", "1"
+    )
+    build = ("build", str(tmp_path / "none"), "--out", str(tmp_path / "o"))
+    assert "none: no such folder of videos" in bad(capsys, *build)
+    assert "--clips 0: must be at least 1" in bad(capsys, *build, "--clips", "0")
+    assert "nomodel: neither a run nor a pipeline folder" in bad(capsys, *build, "--generators", "nomodel")
+    assert "rendered clips take no configuration keys" in bad(
+        capsys, "build", "toon", "--out", "o", "--sampler.steps", "2"
+    )
+    assert "--sampler.steps: unknown option" in bad(capsys, *train, "--sampler.steps", "2")
+
+
+def test_what_is_left_out_in_words() -> None:
+    assert _left_out({"bad rows": 0, "seen in training": {"a": 3, "b": 3}, "not scored": {"a": 0, "b": 2}}) == (
+        "3 seen in training, 0..2 not scored"
+    )

@@ -1,0 +1,55 @@
+"""A whole serial run whose only judge is a server, and what becomes of it when the server goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from common.config import RunConfig
+from common.messages import Prompt
+from deploy.run_dir.jsonl import METRICS, read_json_lines
+from deploy.runtime import serial
+from deploy.runtime.messages import RunFailed
+from rewarders.interface import Clip, Opinion
+from tests.support import toy
+from tests.support.rewarders.serving import serving
+from tests.support.tiny import tiny_pipeline
+
+
+class Hashes:
+    """Two values from a clip's bytes, 0..4."""
+
+    outputs, digest = ("look", "move"), "hashes-1"
+
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+        rewards = [toy.HashReward(output) for output in self.outputs]
+        return [{one.dimension: one.score([clip.frames], [])[0] / 25 for one in rewards} for clip in clips]
+
+
+def config(root: Path, url: str) -> RunConfig:
+    judge = {"kind": "remote", "url": url, "high": "4", "retries": "0", "timeout": "20", "outputs.look": "1"}
+    flags = {f"reward.judges.a.{key}": value for key, value in judge.items()}
+    return toy.config(root, **{"reward.path": ""}, **flags)
+
+
+def test_a_run_judged_from_elsewhere_ends_in_one_line_when_the_judge_goes_and_resumes(tmp_path: Path):
+    tiny_pipeline(tmp_path / "model")
+    with ExitStack() as server:
+        asked = config(tmp_path, server.enter_context(serving({"h": Hashes()})))
+
+        def stop() -> bool:
+            if (asked.folder / METRICS).exists() and read_json_lines(asked.folder / METRICS):
+                server.close()  # after the first step
+            return False
+
+        with pytest.raises(RunFailed, match=r"no answer in 1 tries: ConnectError.*the same command goes on"):
+            serial.run(asked, stop=stop)
+    with serving({"h": Hashes()}) as url:
+        result = serial.run(config(tmp_path, url)).result
+    assert result is not None
+    assert result["step"] == 4
+    assert set(result["learned"]) == {"reward", "a.look", "a.move"}
+    assert result["learned"]["reward"] == result["learned"]["a.look"]  # the output without a weight does not count

@@ -1,0 +1,292 @@
+"""The guardrails in a run: readings are taken, change nothing, survive what kills a run, and act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.config import DIMENSIONS, ConfigError, RunConfig, load_config
+from common.exchange.api import State
+from common.exchange.local import LocalExchange
+from common.messages import Purpose
+from deploy.guardrails.monitor import Paused
+from deploy.guardrails.rules import Reading, mean_change, read_readings
+from deploy.results import report
+from deploy.run_dir import layout
+from deploy.run_dir.jsonl import latest_by_step, read_json_lines
+from deploy.runtime import serial
+from rewarders.interface import JudgeLost
+from tests.deploy.runtime.test_serial import Death, die, fresh, model, what_counts
+from tests.support import toy
+
+__all__ = ["model"]  # the fixture
+
+WATCHED = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1}
+BRIGHTNESS = {"guard.judges.light.kind": "tests.deploy.guardrails.test_monitor:Brightness"}
+
+
+class Brightness:
+    """A judge of the user's, named by its dotted path: 0..100."""
+
+    dimension, digest = "brightness", "brightness-1"
+
+    def __init__(self, judge, device):
+        pass
+
+    def score(self, clips, prompts):
+        return [float(clip.mean()) / 2.55 for clip in clips]
+
+
+class Kinder(toy.HashReward):
+    """Gives 5 points more after every batch: base clips too score higher and higher."""
+
+    def __init__(self, dimension: str) -> None:
+        super().__init__(dimension)
+        self.batches = 0
+
+    def score(self, clips, prompts):
+        self.batches += 1
+        return [value / 4 + 5 * self.batches for value in super().score(clips, prompts)]
+
+
+def watched(root: Path, **flags) -> RunConfig:
+    return toy.config(root, **(WATCHED | flags))
+
+
+def taken(config: RunConfig) -> list[Reading]:
+    return read_readings(config.folder)
+
+
+def events(config: RunConfig, name: str) -> list[dict]:
+    return [record for record in read_json_lines(config.folder / "events.jsonl") if record["event"] == name]
+
+
+@pytest.fixture(scope="module")
+def unwatched(model, tmp_path_factory) -> dict:
+    config = toy.config(fresh(tmp_path_factory.mktemp("unwatched"), model))
+    result = serial.run(config, toy.rewards()).result
+    assert result is not None
+    return result
+
+
+@pytest.fixture(scope="module")
+def quiet(model, tmp_path_factory) -> tuple[RunConfig, dict]:
+    """A watched run that only warns."""
+    config = watched(fresh(tmp_path_factory.mktemp("quiet"), model))
+    result = serial.run(config, toy.rewards()).result
+    assert result is not None
+    return config, result
+
+
+def test_watching_changes_nothing(quiet, unwatched):
+    assert what_counts(quiet[1]) == what_counts(unwatched)
+
+
+def test_every_push_is_read_on_the_same_prompts_and_seeds(quiet):
+    config, _ = quiet
+    found = taken(config)
+    assert [(one.step, one.pushes) for one in found] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
+    assert all(sorted(one.policy) == [0, 1] for one in found)
+    assert found[0].policy == found[0].base
+    assert all(one.base == found[0].base for one in found)  # the same clips, and a scorer that stays the same
+    assert all(one.policy != found[0].policy for one in found[1:])
+    first = found[0].policy[0]
+    assert set(first.judged) == {"identity", "motion", "smoothness"}
+    assert {"reward", "smoothness", "character"} <= set(first.trained)
+    assert first.motion > 0
+
+
+def test_the_report_draws_what_was_watched(quiet):
+    page = report.write(quiet[0].folder).read_text()
+    for words in ("Guardrails", "Judge: identity", "Judge: motion", "Judge: smoothness", "<h3>Motion</h3>", "push 4"):
+        assert words in page
+
+
+def test_the_ledger_keeps_the_base_clips_alone(quiet):
+    config, _ = quiet
+    exchange = LocalExchange(config.folder, config, serial.gather(config, toy.rewards()).prompts)
+    try:
+        exchange.check()
+        counts = exchange.counts(Purpose.PROBE)
+        assert (counts[State.DONE], sum(counts.values())) == (10, 10)  # 2 prompts x (base and four versions)
+        assert len(exchange.results(Purpose.PROBE, 0)) == 2
+    finally:
+        exchange.close()
+
+
+def test_readings_come_every_so_many_pushes(model, tmp_path):
+    config = watched(fresh(tmp_path, model), **{"guard.every": 2, **BRIGHTNESS})
+    serial.run(config, toy.rewards())
+    assert [one.step for one in taken(config)] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("calls", [4, 26])
+def test_a_watched_run_that_dies_takes_the_same_readings(quiet, model, tmp_path, calls):
+    config = watched(fresh(tmp_path, model))
+    with pytest.raises(Death):
+        serial.run(config, toy.rewards(), stop=toy.after(calls, die))
+    resumed = serial.run(config, toy.rewards()).result
+    assert resumed is not None
+    assert what_counts(resumed) == what_counts(quiet[1])
+    assert [(one.step, one.policy) for one in taken(config)] == [(one.step, one.policy) for one in taken(quiet[0])]
+
+
+def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
+    config = watched(fresh(tmp_path, model), steps=2, **{"guard.patience": 2, **BRIGHTNESS})
+    result = serial.run(config, toy.rewards(Kinder)).result
+    assert result is not None
+    assert ["scorer" in one.shown for one in taken(config)] == [False, True, True]
+    assert [one["rule"] for one in events(config, "alarm")] == ["scorer"]
+    assert events(config, "alarm")[0]["step"] == 2
+    assert "the scorer changed (2 readings in a row)" in events(config, "alarm")[0]["words"]
+
+
+def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
+    config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", **BRIGHTNESS})
+    words = (
+        r"^paused by guard\.action after step 1: scorer: the same base clips .*; saved; go on with: douga run .*toml"
+    )
+    ever_kinder = toy.rewards(Kinder)
+    with pytest.raises(Paused, match=words):
+        serial.run(config, ever_kinder)
+    assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
+    assert serial.run(config, ever_kinder).finished  # an alarm after the last step has nothing to pause
+    assert [one.step for one in taken(config)] == [0, 1, 2]
+    assert [(one["step"], one["action"]) for one in events(config, "alarm")] == [(1, "pause"), (2, "warn")]
+
+
+REFRESHED = {"guard.action": "refresh", **BRIGHTNESS, "learner.refresh_every": 0}
+
+
+@pytest.fixture(scope="module")
+def frozen() -> Iterator[None]:
+    """Whatever the policy is after its first step, it counts as frozen: what follows from an alarm is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deploy.guardrails.rules._frozen", lambda now, floor: "it stands still" if now.step else "")
+        yield
+
+
+@pytest.fixture(scope="module")
+def refreshed(frozen, model, tmp_path_factory) -> tuple[RunConfig, dict]:
+    config = watched(fresh(tmp_path_factory.mktemp("refreshed"), model), **REFRESHED)
+    result = serial.run(config, toy.rewards()).result
+    assert result is not None
+    return config, result
+
+
+def test_an_alarm_makes_the_policy_the_reference(refreshed):
+    config, _ = refreshed
+    alarms = [one["step"] for one in events(config, "alarm") if one["action"] == "refresh"]
+    assert alarms == [1, 2, 3]  # of 4 steps: after the last a reference is of no use
+    assert {one["rule"] for one in events(config, "alarm")} == {"motion"}
+    steps = latest_by_step(read_json_lines(config.folder / "metrics.jsonl"))
+    at_rest = [one["step"] for one in steps if one["inside"] == 0.0]  # policy and reference are the same
+    assert at_rest == [1, *(step + 1 for step in alarms)]
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, model, tmp_path, count):
+    """After the alarm of step 2, whose checkpoint is older than the refresh, or a step later."""
+    config = watched(fresh(tmp_path, model), **REFRESHED)
+
+    def read() -> bool:
+        return len(read_json_lines(config.folder / "guard.jsonl")) == count and die()
+
+    with pytest.raises(Death):
+        serial.run(config, toy.rewards(), stop=read)
+    resumed = serial.run(config, toy.rewards()).result
+    assert resumed is not None
+    assert what_counts(resumed) == what_counts(refreshed[1])
+
+
+def test_a_judge_of_the_users_own(model, tmp_path):
+    config = watched(fresh(tmp_path, model), steps=1, **{**BRIGHTNESS})
+    serial.run(config, toy.rewards())
+    assert all(set(clip.judged) == {"light"} for one in taken(config) for clip in one.policy.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("brightness", "allowed are remote, .*, or a class as package.module:Class"),
+        ("tests.deploy.none:Brightness", "cannot be imported: No module named 'tests.deploy.none'"),
+        (
+            "tests.deploy.guardrails.test_monitor:Nothing",
+            "there is no class Nothing in tests.deploy.guardrails.test_monitor",
+        ),
+    ],
+)
+def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, kind, words):
+    config = watched(fresh(tmp_path, model), **{"guard.judges.light.kind": kind})
+    with pytest.raises(ConfigError, match=rf"^guard\.judges\.light: kind = '{kind}': {words}"):
+        serial.run(config, toy.rewards())
+    assert not config.folder.exists()
+
+
+class Lost(Brightness):
+    """Answers for the base model, and then never again."""
+
+    calls = 0
+
+    def score(self, clips, prompts):
+        Lost.calls += 1
+        if Lost.calls > WATCHED["guard.prompts"]:
+            raise JudgeLost("http://judge: 401")
+        return super().score(clips, prompts)
+
+
+def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Lost, "calls", 0)
+    kind = {"guard.judges.light.kind": "tests.deploy.guardrails.test_monitor:Lost"}
+    config = watched(fresh(tmp_path, model), steps=2, **kind)
+    assert serial.run(config, toy.rewards()).finished
+    assert [one.step for one in taken(config)] == [0]
+    assert [one["reason"] for one in events(config, "not probed")] == ["http://judge: 401"] * 2
+    assert {one["reason"] for one in events(config, "not judged")} == {"http://judge: 401"}
+
+
+# The toon world: a reward that is pleased by what stands still, and the six heads.
+
+SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.pairs_per_step": 4,
+         "learner.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
+         "guard.prompts": 6, "guard.every": 1}  # fmt: skip
+ALONE = {f"reward.weights.{name}": 0 for name in DIMENSIONS if name != "smoothness"}
+
+
+class Stillness:
+    """Smooth is what does not change: a naive judge, and the policy learns to blur and to freeze for it."""
+
+    dimension, digest = "smoothness", "stillness-1"
+
+    def score(self, clips, prompts):
+        return [float(100 * np.exp(-np.abs(np.diff(clip.astype(np.int16), axis=0)).mean() / 8)) for clip in clips]
+
+
+def toon(root: Path, **flags) -> RunConfig:
+    values = SMALL | {"root": root} | flags
+    return load_config(layout.TOON, {name: str(value) for name, value in values.items()})
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
+    """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
+    config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guard.action": "pause"})
+    words = r"^paused by guard.action after step \d: .*judge identity: held-out identity -.* points since step 0, while"
+    with pytest.raises(Paused, match=words):
+        serial.run(config, [Stillness()])
+    last = taken(config)[-1]
+    assert mean_change(last) > 0
+    assert mean_change(last, "identity") < -5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_an_honest_run_raises_no_alarm(tmp_path):
+    config = toon(tmp_path)
+    assert serial.run(config).finished
+    assert [one.step for one in taken(config)] == [0, 1, 2, 3, 4, 5, 6]
+    assert events(config, "alarm") == []

@@ -1,0 +1,151 @@
+"""What the page is told: pairs and their videos, curves when they change, runs that begin, end, or lost their clips."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from common.data.video import clip_length, decode_clip, encode_mp4, plays_everywhere
+from common.exchange.storage.blobs import BlobStore, raw
+from deploy.inspect.snapshot import RunReader
+from deploy.inspect.web import videos, view
+from deploy.inspect.web.app import make_app
+from deploy.inspect.web.videos import Screening
+from deploy.inspect.web.view import Lookout
+from tests.support.exchange.fakes import make_pairs, open_exchange
+from tests.support.runs import step
+from tests.support.web_runs import begun, killed, write
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that was killed after three pairs and two steps."""
+    monkeypatch.setattr(view, "FRESH", -1.0)  # every question looks anew
+    return killed(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def client(run: Path):
+    made = Screening(run / "blobs")
+    yield TestClient(make_app(Lookout(RunReader(run)), made), base_url="http://127.0.0.1")
+    made.close()
+
+
+def ask(client: TestClient, tag: str = "") -> dict[str, Any]:
+    answer = client.get("/api/run", params={"tag": tag})
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_the_page_and_its_parts_are_there_and_nothing_comes_from_elsewhere(client) -> None:
+    for path, kind in (("/", "text/html"), ("/watch.js", "javascript"), ("/watch.css", "text/css")):
+        answer = client.get(path)
+        assert (answer.status_code, kind in answer.headers["content-type"]) == (200, True)
+        assert "://" not in answer.text
+
+
+def test_the_newest_pairs_with_scores_and_videos(client) -> None:
+    pairs = ask(client)["pairs"]
+    assert [one["ordinal"] for one in pairs] == [2, 1, 0]
+    first = pairs[0]
+    assert (first["text"], first["version"], first["state"]) == ("cat 2 walks", 0, "paired")
+    assert (first["winner"]["reward"], first["loser"]["scores"]["motion"]) == (pytest.approx(80.0), 30.0)
+    video = client.get(f"/{first['clip']}")
+    assert (video.status_code, video.headers["content-type"]) == (200, "video/mp4")
+    assert plays_everywhere(video.content)
+    assert clip_length(video.content) == (16, 8.0)
+    assert decode_clip(video.content).shape == (16, 192, 512, 3)
+    part = client.get(f"/{first['clip']}", headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, video.content[10:20])
+
+
+def test_a_clip_that_is_gone_is_said_to_be_and_what_was_seen_before_still_plays(client, run) -> None:
+    first, second, _ = ask(client)["pairs"]
+    assert client.get(f"/{first['clip']}").status_code == 200
+    for blob in (run / "blobs").iterdir():
+        blob.unlink()
+    assert client.get(f"/{first['clip']}").status_code == 200
+    gone = client.get(f"/{second['clip']}")
+    assert (gone.status_code, gone.json()) == (404, {"detail": "clip is gone"})
+    assert len(ask(client)["pairs"]) == 3
+    for name in ("pairs/99.mp4", "pairs/..%2f..%2fledger.sqlite.mp4", "pairs/-1.mp4"):
+        assert client.get(f"/{name}").status_code in (404, 422)
+
+
+def test_videos_that_are_kept_are_bounded(run, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(videos, "KEPT", 2)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    made = Screening(run / "blobs")
+    client = TestClient(make_app(Lookout(RunReader(run)), made), base_url="http://127.0.0.1")
+    (shown,) = (tmp_path / "scratch").iterdir()
+    pairs = ask(client)["pairs"]
+    for pair in pairs:
+        assert client.get(f"/{pair['clip']}").status_code == 200
+    assert len(list(shown.iterdir())) == 2
+    made.close()
+    assert not shown.exists()
+
+
+def test_videos_of_real_size_are_shrunk(tmp_path: Path) -> None:
+    store = BlobStore(tmp_path / "blobs")
+    data = raw(encode_mp4(np.zeros((5, 480, 720, 3), np.uint8), 16))
+    one, other = (store.write([data]).file for _ in range(2))
+    with closing(Screening(store.folder)) as made:
+        assert decode_clip(made.video(one, other).read_bytes()).shape == (5, 320, 960, 3)
+
+
+def test_curves_come_when_they_have_changed(client, run) -> None:
+    told = ask(client)
+    drawn = {one["title"]: one for one in told["curves"]["drawn"]}
+    assert list(drawn) == ["Batch mean reward", "Gap", "Inside", "Loss", "Lag"]
+    assert (drawn["Batch mean reward"]["now"], drawn["Gap"]["now"]) == ("75", "0.0625")
+    svg = drawn["Gap"]["svg"]
+    assert [svg.count(f'class="{kind}"') for kind in ("push", "refresh", "alarm", "resume")] == [2, 1, 1, 1]
+    assert "71 % of &lt;b&gt;motion" in svg
+    tag = told["curves"]["tag"]
+    assert ask(client, tag)["curves"] is None
+    write(run, "metrics.jsonl", step(3, time.time()))
+    assert ask(client, tag)["curves"]["tag"] != tag
+    assert "sampler-0: sampling, 5.0 s" in told["lanes"]
+
+
+def test_a_run_that_is_just_beginning_and_one_that_is_gone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(view, "FRESH", -1.0)
+    folder, _ = begun(tmp_path)
+    client = TestClient(make_app(Lookout(RunReader(folder)), Screening(folder / "blobs")), base_url="http://localhost")
+    told = ask(client)
+    assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "it has not begun")
+    assert (told["pairs"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
+    (folder / "ledger.sqlite").touch()
+    assert ask(client)["pairs"] == []
+    (folder / "config.toml").unlink()
+    answer = client.get("/api/run")
+    assert answer.status_code == 503
+    assert "no such configuration file" in answer.json()["detail"]
+
+
+def test_simulated_work_has_no_clips(tmp_path: Path, monkeypatch) -> None:
+    folder, config = begun(tmp_path, simulate=True)
+    exchange = open_exchange(folder, config)
+    make_pairs(exchange, 1)
+    exchange.close()
+    client = TestClient(make_app(Lookout(RunReader(folder)), Screening(folder / "blobs")), base_url="http://localhost")
+    (pair,) = ask(client)["pairs"]
+    assert (pair["clip"], pair["why"]) == (None, "simulated work has no clips")
+
+
+def test_with_a_token_nothing_is_told_without_it(run) -> None:
+    app = make_app(Lookout(RunReader(run)), Screening(run / "blobs"), "correct horse battery")
+    client = TestClient(app, base_url="http://10.0.0.5")
+    for door in ("/api/run", "/pairs/0.mp4"):
+        assert client.get(door).status_code == 401
+    assert client.post("/api/login", json={"token": "correct horse battery"}).status_code == 200
+    assert client.get("/api/run").status_code == 200

@@ -1,0 +1,142 @@
+"""The exporter serves what it was told and what it reads, at one address, by the names of the table alone."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from http.client import HTTPConnection
+
+import prometheus_client
+import pytest
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from common.config import ConfigError
+from deploy.observability.definitions import HUB, LEARNER, SAMPLER, SERIAL, TABLE
+from deploy.observability.exporter import Instruments, Value, exported_by, exporting, own_address
+
+LOOPBACK = "127.0.0.1"
+Samples = dict[tuple[str, ...], float]
+
+
+def scrape(address: str) -> Samples:
+    """(name, label values in the order of their labels' names) -> value."""
+    connection = HTTPConnection(address, timeout=60)
+    try:
+        connection.request("GET", "/metrics")
+        answer = connection.getresponse()
+        assert answer.status == 200
+        families = text_string_to_metric_families(answer.read().decode())
+    finally:
+        connection.close()
+    samples = [sample for family in families for sample in family.samples]
+    return {(one.name, *(one.labels[label] for label in sorted(one.labels))): one.value for one in samples}
+
+
+def test_what_is_told_is_served() -> None:
+    instruments = Instruments(HUB)
+    instruments.add("douga_steps_total")
+    instruments.add("douga_busy_seconds_total", 2.5, role="sampler")
+    instruments.observe("douga_score_seconds", 0.2)
+    instruments.observe("douga_reward_score", 100.0, dimension="motion")
+    instruments.read(lambda: [Value("douga_queue_items", 3, {"state": "paired"}), Value("douga_step", 7)])
+    with exporting(instruments, LOOPBACK) as address:
+        found = scrape(address)
+    assert found["douga_steps_total",] == 1
+    assert found["douga_busy_seconds_total", "sampler"] == 2.5
+    assert found["douga_busy_seconds_total", "learner"] == 0  # there before it first rises
+    assert found["douga_score_seconds_bucket", "0.1"] == 0
+    assert found["douga_score_seconds_bucket", "0.3"] == found["douga_score_seconds_count",] == 1
+    assert found["douga_score_seconds_sum",] == 0.2
+    assert found["douga_reward_score_bucket", "motion", "95.0"] == 0
+    assert found["douga_reward_score_bucket", "motion", "100.0"] == 1
+    assert found["douga_queue_items", "paired"] == 3
+    assert found["douga_step",] == 7
+    assert found["process_resident_memory_bytes",] > 1e6
+    assert not [name for name, *_ in found if name.endswith("_created")]
+
+
+def test_what_a_reader_adds_is_seen_in_the_same_scrape() -> None:
+    instruments = Instruments(HUB)
+
+    def reader() -> Iterator[Value]:
+        instruments.add("douga_queue_admitted_total", 4)
+        yield Value("douga_step", 1)
+
+    instruments.read(reader)
+    with exporting(instruments, LOOPBACK) as address:
+        assert [scrape(address)["douga_queue_admitted_total",] for _ in range(2)] == [4, 8]
+
+
+def test_names_and_labels_are_those_of_the_table() -> None:
+    learner = Instruments(LEARNER)
+    with pytest.raises(KeyError):
+        learner.add("douga_no_such_total")
+    with pytest.raises(KeyError):
+        learner.add("douga_steps_total")  # the hub's
+    with pytest.raises(ValueError, match="label"):
+        learner.observe("douga_weight_push_seconds", 1.0, stage="write")
+    learner.read(lambda: [Value("douga_step", 1)])
+    with pytest.raises(KeyError):
+        list(learner.collect())
+
+
+def test_every_process_exports_what_the_table_says_of_it() -> None:
+    assert {metric.name for metric in exported_by(SERIAL)} == set(TABLE)
+    assert "douga_policy_version" in {metric.name for metric in exported_by(SAMPLER)}
+    assert "douga_step" not in {metric.name for metric in exported_by(SAMPLER)}
+
+
+def test_processes_of_one_machine_do_not_share_what_they_count() -> None:
+    one, other = Instruments(LEARNER), Instruments(LEARNER)
+    one.add("douga_idle_seconds_total", 3.0, role="learner")
+    assert other.registry.get_sample_value("douga_idle_seconds_total", {"role": "learner"}) is None
+    names = {metric.name for metric in prometheus_client.REGISTRY.collect()}
+    assert not [name for name in names if name.startswith("douga")]
+
+
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "*", "localhost", "eth0"])
+def test_it_listens_at_one_address(host: str) -> None:
+    with pytest.raises(ConfigError, match="one IP address of this machine"), exporting(Instruments(SAMPLER), host):
+        pass
+
+
+def test_an_address_of_another_machine_is_named() -> None:
+    with (
+        pytest.raises(ConfigError, match=r"metrics: cannot listen at 192\.0\.2\.1: "),
+        exporting(Instruments(SAMPLER), "192.0.2.1"),
+    ):
+        pass
+
+
+def test_a_fixed_port_is_the_first_that_is_tried() -> None:
+    with socket.create_server((LOOPBACK, 0)) as taken, ExitStack() as stack:
+        first = taken.getsockname()[1]
+        addresses = [stack.enter_context(exporting(Instruments(SAMPLER), LOOPBACK, first)) for _ in range(2)]
+        ports = [int(address.rpartition(":")[2]) for address in addresses]
+        assert first < ports[0] < ports[1] < first + 100
+        assert all(map(scrape, addresses))
+
+
+def test_at_its_end_the_port_is_free() -> None:
+    with exporting(Instruments(SAMPLER), LOOPBACK) as address:
+        port = int(address.rpartition(":")[2])
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((LOOPBACK, port), timeout=10)
+
+
+def test_who_reaches_a_service_at_loopback_is_at_loopback() -> None:
+    assert own_address("tcp://127.0.0.1:4000") == LOOPBACK
+    assert own_address("tcp://192.0.2.1:4000") not in ("0.0.0.0", "192.0.2.1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_memory_is_shown_once_there_is_some() -> None:
+    held = torch.zeros(1 << 20, device="cuda:0")
+    with exporting(Instruments(SAMPLER), LOOPBACK) as address:
+        found = scrape(address)
+    assert found["douga_gpu_memory_allocated_bytes", "0"] >= held.nbytes
+    assert found["douga_gpu_memory_allocated_bytes", "0"] <= found["douga_gpu_memory_reserved_bytes", "0"]
+    assert found["douga_gpu_memory_reserved_bytes", "0"] < found["douga_gpu_memory_total_bytes", "0"]

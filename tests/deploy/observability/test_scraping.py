@@ -1,0 +1,130 @@
+"""Cluster runs scraped while they go on: who is listed when, and what the hub and its workers export."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import RunConfig
+from common.rpc.curve import is_loopback
+from deploy.observability.definitions import HUB, LEARNER, REWARDER, SAMPLER, TABLE
+from deploy.observability.exporter import exported_by
+from deploy.runtime import driver
+from deploy.runtime.hub import Hub
+from deploy.runtime.messages import MEETING, Opened
+from deploy.runtime.workers.learner import LearnerWorker
+from deploy.runtime.workers.rewarder import RewarderWorker
+from deploy.runtime.workers.sampler import SamplerWorker
+from tests.deploy.observability.test_exporter import Samples, scrape
+from tests.deploy.runtime.test_driver import Lines
+from tests.deploy.runtime.test_external_workers import guest, served
+from tests.deploy.runtime.test_hub import at_work
+from tests.deploy.runtime.test_run_metrics import names
+from tests.deploy.runtime.test_simulate import config
+from tests.support.toy import wait_until
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def listed(made: RunConfig) -> dict[str, str]:
+    """Worker -> where its metrics are, as Prometheus reads it at this moment."""
+    found = json.loads((made.folder / "prometheus" / "targets.json").read_text())
+    assert all(one["labels"]["run"] == made.name for one in found)
+    return {one["labels"]["worker"]: one["targets"][0] for one in found}
+
+
+def test_the_hub_and_its_workers_export_what_the_table_says_of_them(tmp_path: Path) -> None:
+    made = config(tmp_path, steps=4000, **{"cluster.samplers": 1, "simulation.sample_seconds": 0.01})
+    middle = Hub(made)
+    opened = middle.open()
+    assert isinstance(opened, Opened)
+    workers = [LearnerWorker(made, "learner-0", 0, MEETING), SamplerWorker(made, "sampler-0")]
+    found: dict[str, Samples] = {}
+    try:
+        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened):
+            wait_until(lambda: len(listed(made)) == 4)
+            wait_until(lambda: scrape(listed(made)["hub"])["douga_steps_total",] > 3)
+            wait_until(lambda: ("douga_weight_push_seconds_count", "stage") in scrape(listed(made)["sampler-0"]))
+            found = {worker: scrape(address) for worker, address in listed(made).items()}
+        assert set(listed(made)) >= {"hub"}
+    finally:
+        middle.close()
+    assert listed(made) == {}
+    for worker, kind in (("hub", HUB), ("learner-0", LEARNER), ("sampler-0", SAMPLER), ("rewarder-0", REWARDER)):
+        ours = {name for name in names(found[worker]) if name.startswith("douga_")}
+        assert ours <= {metric.name for metric in exported_by(kind)}
+        missing = {metric.name for metric in exported_by(kind)} - ours
+        assert not {name for name in missing if not name.startswith(("douga_gpu_", "douga_probe_"))}
+    assert found["sampler-0"]["douga_policy_version", "sampler"] > 0
+    assert found["sampler-0"]["douga_weight_push_bytes_total", "transfer"] > 1000
+    assert found["learner-0"]["douga_weight_push_seconds_count", "gather"] > 3
+    assert found["rewarder-0"]["douga_idle_seconds_total", "rewarder"] > 0
+    assert found["hub"]["douga_workers_up", "sampler"] == found["hub"]["douga_workers_wanted", "sampler"] == 1
+    assert {name for one in found.values() for name in names(one)} >= {
+        name for name in TABLE if not name.startswith(("douga_gpu_", "douga_probe_"))
+    }
+
+
+def test_guests_are_listed_while_they_are_there(tmp_path: Path) -> None:
+    made = config(tmp_path, steps=4000, **{"simulation.sample_seconds": 0.01})
+    with served(made) as run, guest(run.invitation, "sampler") as first:
+        wait_until(lambda: "sampler-2" in listed(made))
+        assert scrape(listed(made)["hub"])["douga_workers_up", "sampler"] == 1
+        assert ("douga_policy_version", "sampler") in scrape(listed(made)["sampler-2"])
+        with guest(run.invitation, "sampler", "--metrics.enabled", "false"):
+            wait_until(lambda: run.hub.news().samplers == 2)
+            assert listed(made).keys() == {"hub", "learner-0", "sampler-2"}
+        first.send_signal(signal.SIGINT)
+        assert first.wait(60) == 0
+        assert listed(made).keys() == {"hub", "learner-0"}
+
+
+class Watcher(Lines):
+    """Looks at the targets whenever the driver shows how things stand; kills a sampler once, and looks on."""
+
+    def __init__(self, made: RunConfig) -> None:
+        super().__init__()
+        self.made, self.seen, self.ray = made, [], []
+        self.killed = ""  # where the sampler was that was killed
+        self.asked = False
+
+    def stop(self) -> bool:
+        """For `cluster.run`: stop when all was seen."""
+        with suppress(FileNotFoundError):
+            self.look(listed(self.made))
+        return self.asked
+
+    def look(self, there: dict[str, str]) -> None:
+        if there not in self.seen:
+            self.seen.append(there)
+        if not self.killed and {"sampler-0", "sampler-1", "rewarder-0", "learner-0"} <= there.keys():
+            assert scrape(there["sampler-0"])["process_start_time_seconds",] > 0
+            self.killed = there["sampler-0"]
+            os.kill(int(self.place("sampler-0")["process"]), signal.SIGKILL)
+        elif self.killed and there.get("sampler-0", self.killed) != self.killed:
+            self.hub = scrape(there["hub"])
+            with suppress(FileNotFoundError):
+                self.ray = json.loads((self.made.folder / "prometheus" / "ray.json").read_text())
+            self.asked = True
+
+
+def test_a_killed_sampler_is_taken_off_and_listed_again_when_it_is_back(tmp_path: Path) -> None:
+    made: Any = config(
+        *(tmp_path,), steps=100_000, mode="cluster", **{"simulation.sample_seconds": 0.05, "cluster.restart_seconds": 1}
+    )
+    watcher = Watcher(made)
+    assert not driver.run(made, stop=watcher.stop, progress=watcher).finished
+    without = [there for there in watcher.seen if there.keys() >= {"hub", "sampler-1"} and "sampler-0" not in there]
+    after = watcher.seen.index(next(there for there in watcher.seen if there.get("sampler-0") == watcher.killed))
+    assert any(watcher.seen.index(there) > after for there in without)
+    assert all(is_loopback(address.split(":")[0]) for there in watcher.seen for address in there.values())
+    assert watcher.hub["douga_restarts_total", "sampler"] == 1
+    assert watcher.hub["douga_workers_up", "sampler"] == 2
+    assert [one["labels"] for one in watcher.ray] == [{"run": made.name, "process": "ray"}]
+    assert listed(made) == {}

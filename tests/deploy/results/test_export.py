@@ -1,0 +1,252 @@
+"""`douga export`: what diffusers makes of the exported weights equals what the run's sampler makes of them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from safetensors.torch import load_file
+
+from actors.prompts.source import first_frame
+from actors.sampler import Sampler
+from common.config import ConfigError
+from common.models.cogvideox import open_model
+from common.models.lora import adapter_state, inject_lora
+from common.toon.prompts import ToonPrompts
+from common.weights.store import WeightStore
+from common.weights.tensor_file import TensorStream
+from common.weights.tensors import from_array
+from deploy.cli.main import main
+from deploy.results import export
+from deploy.run_dir import layout
+from deploy.runtime import serial
+from tests.support.reference import open_pipeline, pipeline_latents
+from tests.support.tiny import FAMILIES, HEIGHT, WIDTH, tiny_pipeline
+from tests.support.toy import config, rewards
+
+LORA = "pytorch_lora_weights.safetensors"
+SEEDS = (31, 32)
+PROMPT = ToonPrompts(0)(5)
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    model: Path
+
+    @property
+    def store(self) -> WeightStore:
+        return WeightStore(self.folder / "weights")
+
+    def export(self, out: Path, *more: str) -> int:
+        return main(["export", str(self.folder), "--out", str(out), *more])
+
+    def ours(self, version: int) -> torch.Tensor:
+        """The run's own sampler, holding `version`."""
+        sampler = Sampler(open_model(self.model), layout.find_run(str(self.folder))[1])
+        sampler.load(*self.store.load(version))
+        return latents(sampler)
+
+
+def latents(sampler: Sampler) -> torch.Tensor:
+    group = sampler.sample(PROMPT, sampler.encode(PROMPT), SEEDS, range(len(SEEDS)))
+    return torch.stack([from_array(candidate.latents) for candidate in group])
+
+
+def made(root: Path, **flags: Any) -> Run:
+    """A run that was really trained for two steps, fast enough to show."""
+    tiny_pipeline(root / "model", num_layers=1)
+    settings = {"steps": 2, "evaluation.clips": 0} | flags
+    resolved = config(root, **settings)
+    serial.run(resolved, rewards())
+    return Run(resolved.folder, root / "model")
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """alpha / rank is 4, not 1."""
+    adapter = {"learner.train": "lora", "learner.lora.rank": 2, "learner.lora.alpha": 8.0}
+    return made(tmp_path_factory.mktemp("lora"), **adapter, **{"learner.lr": 0.05})
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return made(tmp_path_factory.mktemp("full"), **{"learner.lr": 0.01})
+
+
+def theirs(pipe: Any) -> torch.Tensor:
+    image = None if isinstance(pipe, CogVideoXPipeline) else first_frame(PROMPT, HEIGHT, WIDTH)
+    return pipeline_latents(pipe, image, PROMPT.text, SEEDS, steps=2)
+
+
+# Parity.
+
+
+def test_diffusers_with_the_lora_is_the_runs_sampler(lora: Run, tmp_path: Path, capsys: Any) -> None:
+    assert lora.export(tmp_path / "out") == 0
+    said = capsys.readouterr().out
+    assert f'pipe = CogVideoXImageToVideoPipeline.from_pretrained("{lora.model}")' in said
+    assert f'pipe.load_lora_weights("{tmp_path / "out"}")' in said
+    pipe = open_pipeline(lora.model)
+    base = theirs(pipe)
+    pipe.load_lora_weights(tmp_path / "out")
+    expected = lora.ours(2)
+    torch.testing.assert_close(theirs(pipe), expected, atol=TOLERANCE, rtol=0)
+    assert (expected - base).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_diffusers_with_any_familys_lora(family: str, tmp_path: Path) -> None:
+    model = open_model(tiny_pipeline(tmp_path / "model", **FAMILIES[family]))
+    settings = config(tmp_path, **{"learner.lora.rank": 2, "learner.lora.alpha": 8.0})
+    store, draw = WeightStore(tmp_path / "weights"), torch.Generator().manual_seed(0)
+    transformer = model.load_transformer("float32", "cpu")
+    inject_lora(transformer, settings.learner.lora, seed=0)
+    state = {name: 0.1 * torch.randn(t.shape, generator=draw) for name, t in adapter_state(transformer).items()}
+    store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="adapter", base=0)
+    export.export(settings, store, 1, tmp_path / "out")
+    pipe = open_pipeline(model.path)
+    base = theirs(pipe)
+    pipe.load_lora_weights(tmp_path / "out")
+    sampler = Sampler(model, settings)
+    sampler.load(*store.load(1))
+    torch.testing.assert_close(theirs(pipe), latents(sampler), atol=TOLERANCE, rtol=0)
+    assert (theirs(pipe) - base).abs().max() > 100 * TOLERANCE
+
+
+def test_without_its_metadata_the_lora_is_scaled_wrongly(lora: Run, tmp_path: Path) -> None:
+    assert lora.export(tmp_path / "out") == 0
+    pipe = open_pipeline(lora.model)
+    pipe.load_lora_weights(load_file(tmp_path / "out" / LORA))
+    assert (theirs(pipe) - lora.ours(2)).abs().max() > 10 * TOLERANCE
+
+
+def test_the_loras_tensors_are_the_versions_own(lora: Run, tmp_path: Path) -> None:
+    assert lora.export(tmp_path / "out", "--version", "1") == 0
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [LORA]
+    _, state = lora.store.load(1)
+    exported = load_file(tmp_path / "out" / LORA)
+    assert exported.keys() == {f"transformer.{name}" for name in state}
+    assert all(torch.equal(exported[f"transformer.{name}"], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("disk", ["one disk", "two disks"])
+def test_the_exported_pipeline_is_the_runs_sampler(
+    full: Run, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, disk: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()  # an empty folder may be there
+    if disk == "two disks":
+        monkeypatch.setattr(os, "link", lambda *names: _refuse(errno.EXDEV))
+    assert full.export(out) == 0
+    assert f'pipe = CogVideoXImageToVideoPipeline.from_pretrained("{out}")' in capsys.readouterr().out
+    linked = (out / "vae" / "config.json").samefile(full.model / "vae" / "config.json")
+    assert linked == (disk == "one disk")
+    expected = full.ours(2)
+    pipe = open_pipeline(out)
+    torch.testing.assert_close(theirs(pipe), expected, atol=TOLERANCE, rtol=0)
+    assert (theirs(open_pipeline(full.model)) - expected).abs().max() > 100 * TOLERANCE
+
+
+def test_the_exported_base_is_the_base(full: Run, tmp_path: Path) -> None:
+    assert full.export(tmp_path / "out", "--version", "0") == 0
+    base = open_model(full.model).load_transformer("float32", "cpu").state_dict()
+    again = open_model(tmp_path / "out").load_transformer("float32", "cpu").state_dict()
+    assert base.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in base.items())
+
+
+def test_a_model_of_symbolic_links_becomes_one_of_files(full: Run, tmp_path: Path) -> None:
+    """The hub's cache holds such."""
+    file = full.model / "vae" / "config.json"
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").symlink_to(file)
+    export._take_over(tmp_path / "vae", tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").is_symlink()
+    assert (tmp_path / "out" / "config.json").samefile(file)
+
+
+# Bad input: one line, exit code 2, nothing is left.
+
+
+def refused(run: Run, out: Path, capsys: Any, *more: str) -> str:
+    capsys.readouterr()
+    beside = set(out.parent.iterdir()) if out.parent.is_dir() else set()
+    assert run.export(out, *more) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("douga: ")
+    assert said.count("\n") == 1
+    assert beside == (set(out.parent.iterdir()) if out.parent.is_dir() else set())
+    return said
+
+
+def test_no_such_run(tmp_path: Path, capsys: Any) -> None:
+    assert "no run folder" in refused(Run(tmp_path / "nowhere", tmp_path), tmp_path / "out", capsys)
+
+
+def test_no_such_version_names_those_that_are_there(full: Run, tmp_path: Path, capsys: Any) -> None:
+    assert "no weight version 7; here are [0, 1, 2]" in refused(full, tmp_path / "out", capsys, "--version", "7")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(full: Run, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "exists and is not an empty folder; name a new one" in refused(full, tmp_path, capsys)
+    assert "exists and is not an empty folder" in refused(full, tmp_path / "mine.txt", capsys)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_place_below_a_file_cannot_be_made(full: Run, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not made" in refused(full, tmp_path / "file" / "out", capsys)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "write"),
+    [
+        ("lora", export.CogVideoXImageToVideoPipeline, "save_lora_weights"),
+        ("full", export, "save_file"),
+        ("full", shutil, "copyfile"),
+    ],
+)
+def test_a_full_disk(
+    kind: str,
+    module: Any,
+    write: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = request.getfixturevalue(kind)
+    monkeypatch.setattr(os, "link", lambda *names: _refuse(errno.EXDEV))
+    monkeypatch.setattr(module, write, lambda *parts, **named: _refuse(errno.ENOSPC))
+    assert "No space left on device; free some space" in refused(run, tmp_path / "out", capsys)
+
+
+def _refuse(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_weights_of_another_architecture_name_the_first_wrong_tensor(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    run: Run = request.getfixturevalue(kind)
+    settings = layout.find_run(str(run.folder))[1]
+    wider = tiny_pipeline(tmp_path / "model", num_layers=1, num_attention_heads=3)
+    other = settings.model_copy(update={"model": settings.model.model_copy(update={"path": str(wider)})})
+    wrong = r"norm_final.bias is torch.float32[32], the model has torch.float32[48]"
+    if kind == "lora":
+        wrong = "attn1.to_k.lora_A.weight is torch.float32[2, 32], the model has torch.float32[2, 48]"
+    with pytest.raises(ConfigError, match=rf"{re.escape(wrong)}; another architecture\?"):
+        export.export(other, run.store, 2, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

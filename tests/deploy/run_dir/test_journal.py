@@ -1,0 +1,50 @@
+"""The journal writes what it is told, from near and from far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.messages import Span, StepStats, Trained
+from common.rpc.server import serving
+from deploy.run_dir.journal import RunJournal, measured
+from deploy.run_dir.jsonl import read_json_lines
+from deploy.runtime.remote_journal import RemoteJournal, journal_service
+
+STATS = StepStats(3, 0.5, 0.1, 0.2, 0.05, -0.01, 0.02, 1.5, 0.5, 1, 0.6, 2.5, True, True)
+
+
+def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> None:
+    with (
+        RunJournal(tmp_path, lambda: {"paired": 4}) as journal,
+        serving(journal_service(journal)) as service,
+        RemoteJournal(service.address, "learner-0") as remote,
+    ):
+        remote.step(STATS)
+        remote.span(Span("learner-0", "learning", 1000.25, 2.5))
+        assert journal.end is None
+        remote.trained(Trained(3, 7, "abc"))
+        assert (journal.last, journal.end) == (STATS, Trained(3, 7, "abc"))
+    (record,) = read_json_lines(tmp_path / "metrics.jsonl")
+    assert (record["step"], record["lag_max"], record["refreshed"], record["queue"]) == (3, 1, True, {"paired": 4})
+    (span,) = read_json_lines(tmp_path / "timeline.jsonl")
+    assert (span["worker"], span["kind"], span["began"], span["seconds"]) == ("learner-0", "learning", 1000.25, 2.5)
+
+
+def test_only_work_that_was_done_is_written(tmp_path: Path) -> None:
+    with RunJournal(tmp_path, dict) as journal:
+        assert measured(journal, "sampler-0", "sampling", lambda: False) is False
+        assert measured(journal, "learner-0", "learning", lambda: None) is None
+        assert measured(journal, "sampler-0", "sampling", lambda: "done") == "done"
+        assert measured(journal, "rewarder-0", "scoring", lambda: 0) == 0
+        assert measured(journal, "rewarder-0", "scoring", lambda: 16) == 16
+        assert measured(journal, "sampler-1", "sampling", lambda: True) is True
+        with pytest.raises(RuntimeError, match="broken"):
+            measured(journal, "sampler-0", "sampling", _fail)
+    told = [(record["worker"], record["units"]) for record in read_json_lines(tmp_path / "timeline.jsonl")]
+    assert told == [("sampler-0", 1), ("rewarder-0", 16), ("sampler-1", 1)]
+
+
+def _fail() -> bool:
+    raise RuntimeError("broken")

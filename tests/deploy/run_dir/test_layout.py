@@ -1,0 +1,111 @@
+"""A run folder belongs to one configuration and to one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from common.config import ConfigError, load_config
+from deploy.run_dir import layout
+
+
+def config(root, **flags):
+    return load_config(None, {"root": str(root), "name": "r"} | {name: str(value) for name, value in flags.items()})
+
+
+def test_claim_makes_the_folder_and_keeps_the_resolved_configuration(tmp_path):
+    wanted = config(tmp_path / "deep", steps=7)
+    with layout.claim(wanted) as folder:
+        assert folder == tmp_path / "deep" / "r"
+        assert load_config(folder / "config.toml") == wanted
+        assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+    wanted = config(tmp_path)
+    with (
+        layout.claim(wanted),
+        pytest.raises(ConfigError, match=rf"in use by process {os.getpid()}"),
+        layout.claim(wanted),
+    ):
+        pass
+    with layout.claim(wanted):  # and it is free again afterwards
+        pass
+
+
+def test_steps_verify_and_evaluation_may_change(tmp_path):
+    with layout.claim(config(tmp_path, steps=4)):
+        pass
+    changed = config(tmp_path, steps=9, verify=True, **{"evaluation.prompts": 5})
+    with layout.claim(changed) as folder:
+        assert load_config(folder / "config.toml") == changed
+
+
+def test_what_fits_into_less_memory_may_change_unless_it_changes_clips(tmp_path):
+    def smaller(**flags):
+        less = {"sampler.micro_batch": 1, "sampler.offload": True, "reward.batch": 1}
+        return config(tmp_path, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": "full"}, **flags)
+
+    with layout.claim(config(tmp_path)):
+        pass
+    with layout.claim(smaller()) as folder:
+        assert load_config(folder / "config.toml") == smaller()
+    with pytest.raises(ConfigError, match=r"sampler\.vae_tiling \(False there, True now\)"):
+        layout.check_belongs(folder, smaller(**{"sampler.vae_tiling": True}))
+
+
+def test_with_a_cache_the_micro_batch_decides_what_is_skipped(tmp_path):
+    with layout.claim(config(tmp_path, **{"sampler.cache_threshold": 0.1})) as folder:
+        pass
+    with pytest.raises(ConfigError, match=r"sampler\.micro_batch \(4 there, 1 now\)"):
+        layout.check_belongs(folder, config(tmp_path, **{"sampler.cache_threshold": 0.1, "sampler.micro_batch": 1}))
+
+
+def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
+    with layout.claim(config(tmp_path, seed=1)):
+        pass
+    with pytest.raises(ConfigError) as caught, layout.claim(config(tmp_path, seed=2, **{"learner.lr": 1e-3})):
+        pass
+    line = str(caught.value)
+    assert "learner.lr (5e-06 there, 0.001 now), seed (1 there, 2 now)" in line
+    free = (
+        "steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, exchange.keep_groups, timeline_bytes, "
+        "the place of the model"
+    )
+    assert f"({free} and sampler.micro_batch, " in line
+    assert load_config(tmp_path / "r" / "config.toml").seed == 1
+
+
+def test_a_moved_run_is_the_same_run(tmp_path):
+    with layout.claim(config(tmp_path / "a")):
+        pass
+    (tmp_path / "a").rename(tmp_path / "b")
+    with layout.claim(config(tmp_path / "b")) as folder:
+        assert load_config(folder / "config.toml").root == tmp_path / "b"
+
+
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be made"), layout.claim(config(tmp_path / "file")):
+        pass
+
+
+def test_runs_are_found_by_path_and_by_name(tmp_path):
+    with layout.claim(config(tmp_path)) as folder:
+        pass
+    assert layout.find_run(str(folder))[0] == folder
+    assert layout.find_run("r", root=tmp_path)[0] == folder
+    with pytest.raises(ConfigError, match="no run folder"):
+        layout.find_run("other", root=tmp_path)
+
+
+def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
+    assert layout.read_result(tmp_path) is None
+    layout.write_result(tmp_path, {"step": 3})
+    assert layout.read_result(tmp_path) == {"step": 3}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    (tmp_path / "result.json").write_text(json.dumps({"step": 3})[:-1])
+    with pytest.raises(ConfigError, match=r"result\.json: broken"):
+        layout.read_result(tmp_path)

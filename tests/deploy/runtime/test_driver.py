@@ -1,0 +1,472 @@
+"""The loop on Ray: two nodes that share this machine, real processes, real messages, a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import torch
+from ray.cluster_utils import Cluster
+
+from actors.prompts.source import open_prompts
+from actors.sampler import Sampler
+from common.config import DIMENSIONS, ConfigError, RunConfig
+from common.data.video import encode_mp4
+from common.exchange.api import State
+from common.exchange.local import LocalExchange
+from common.exchange.remote import RemoteExchange
+from common.messages import Purpose
+from common.models.cogvideox import open_model
+from common.rpc import client as rpc
+from common.rpc.client import Unreachable
+from common.rpc.codec import WireError
+from common.rpc.curve import KEYS, WORKER, read_worker_key
+from common.weights.store import WeightStore
+from deploy.guardrails.rules import read_readings
+from deploy.run_dir import timeline
+from deploy.run_dir.jsonl import latest_by_step, read_json_lines
+from deploy.runtime import driver, serial
+from deploy.runtime.external_workers import RemoteReception
+from deploy.runtime.hub import Hub
+from deploy.runtime.messages import Outcome, RunFailed
+from learner import checkpoint
+from tests.deploy.guardrails.test_monitor import Kinder
+from tests.deploy.runtime.test_offline_pairs import rate_clips
+from tests.deploy.runtime.test_simulate import config as simulated
+from tests.support import toy
+from tests.support.rewarders.survey import frames
+from tests.support.tiny import TEXT_TO_VIDEO, tiny_pipeline
+
+pytestmark = pytest.mark.timeout(240)
+Run = tuple[RunConfig, "Lines", dict[str, Any]]
+PLACES = {
+    "cluster.samplers": 2,
+    "cluster.learners": 2,
+    "cluster.sampler_gpus": 1,
+    "cluster.learner_gpus": 1,
+    "cluster.rewarder_gpus": 0.5,
+    "cluster.sampler_node": "H100",
+    "cluster.rewarder_node": "H100",
+    "cluster.learner_node": "A800",
+}
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Cluster]:
+    """A learner's node and a samplers' node, with GPUs that only Ray believes in."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "resources": {"A800": 1}})
+    made.add_node(num_cpus=2, num_gpus=4, resources={"H100": 1})
+    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_pipeline(tmp_path_factory.mktemp("tiny") / "model")
+
+
+class Lines:
+    """A `Progress` that keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.phases: list[str] = []
+
+    def update(self, status: Any) -> None:
+        if status.phase not in self.phases:
+            self.phases.append(status.phase)
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def place(self, worker: str) -> re.Match[str]:
+        """Where a worker was at last: node, process, gpu."""
+        form = re.compile(rf"{worker}: node (?P<node>\w+) \(.*\), process (?P<process>\d+)(, GPU (?P<gpu>.*))?")
+        return [found for line in self.said if (found := form.match(line))][-1]
+
+
+def config(root: Path, model: Path, **flags: Any) -> RunConfig:
+    values = {"mode": "cluster", "cluster.samplers": 1, "model.path": model}
+    values |= {"exchange.max_lag": 1, "exchange.lease_seconds": 30}
+    return toy.config(root, **(values | flags))
+
+
+def reopened(made: RunConfig) -> LocalExchange:
+    return LocalExchange(made.folder, made, open_prompts(made.prompts, made.seed))
+
+
+@pytest.fixture(scope="module")
+def asynchronous(
+    nodes: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, Lines, dict]:
+    """Twelve steps by two samplers, a rewarder and two learner ranks, watched by guardrails."""
+    watched = {"guard.prompts": 2, "guard.every": 4}
+    made = config(tmp_path_factory.mktemp("asynchronous"), model, **PLACES, **watched, steps=12)
+    lines = Lines()
+    outcome = driver.run(made, toy.rewards(), progress=lines)
+    assert outcome.result is not None
+    return made, lines, outcome.result
+
+
+def test_roles_are_where_they_belong(nodes: Cluster, asynchronous: Run) -> None:
+    lines = asynchronous[1]
+    places = {name: lines.place(name) for name in ("hub", "learner-0", "learner-1", "sampler-0", "sampler-1")}
+    assert len({places[name]["node"] for name in ("hub", "learner-0", "learner-1")}) == 1
+    assert places["sampler-0"]["node"] == places["sampler-1"]["node"] == lines.place("rewarder-0")["node"]
+    assert places["sampler-0"]["node"] != places["hub"]["node"]
+    assert {places["learner-0"]["gpu"], places["learner-1"]["gpu"]} == {"0", "1"}
+    gpus = [places["sampler-0"]["gpu"], places["sampler-1"]["gpu"], lines.place("rewarder-0")["gpu"]]
+    assert len(set(gpus)) == 3
+    assert len({found["process"] for found in places.values()}) == 5
+
+
+def test_the_run_folder_is_that_of_a_serial_run(asynchronous: Run) -> None:
+    made, lines, result = asynchronous
+    there = {path.name for path in made.folder.iterdir()}
+    assert {"config.toml", "ledger.sqlite", "checkpoints", "weights", "clips", "result.json", "report.html"} <= there
+    assert lines.phases == ["evaluating base", "training", "evaluating aligned"]
+    assert [record["step"] for record in read_json_lines(made.folder / "metrics.jsonl")] == list(range(1, 13))
+    assert result["step"] == 12
+    exchange = reopened(made)
+    exchange.check()
+    counts = exchange.counts()
+    assert counts[State.TRAINED] == 24
+    assert sum(counts.values()) == 24 + counts[State.EXPIRED]  # nothing is sampled that no step takes
+    assert exchange.counts(Purpose.EVAL)[State.DONE] == 4
+    exchange.close()
+
+
+def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:
+    made, _, result = asynchronous
+    assert Hub(made).open() == Outcome(12, result)
+
+
+def test_sampling_and_learning_overlap(asynchronous: Run) -> None:
+    folder = asynchronous[0].folder
+    work = timeline.read(read_json_lines(folder / "timeline.jsonl"), read_json_lines(folder / "events.jsonl"))
+    assert set(work.workers) >= {"sampler-0", "rewarder-0", "learner-0", "learner-1"}
+    assert work.overlap("sampling", "learning") > 0
+    report = (folder / "report.html").read_text()
+    assert "Who worked when" in report
+    assert "learner-1: learning" in report
+
+
+def test_pairs_lag_but_never_beyond_the_bound(asynchronous: Run) -> None:
+    steps = read_json_lines(asynchronous[0].folder / "metrics.jsonl")
+    assert max(record["lag_max"] for record in steps) == 1  # max_lag
+    assert sum(record["lag"] for record in steps) > 0
+
+
+def test_the_guardrails_read_the_base_and_now_and_then_the_policy(asynchronous: Run) -> None:
+    made = asynchronous[0]
+    readings = read_readings(made.folder)
+    assert readings[0].step == 0
+    assert readings[-1].step > 0
+    assert all(sorted(one.policy) == sorted(one.base) == [0, 1] for one in readings)
+    assert all(one.base == readings[0].base for one in readings)  # the same clips, scored anew
+    assert all(one.policy != readings[0].policy for one in readings[1:])
+    exchange = reopened(made)
+    counts = exchange.counts(Purpose.PROBE)
+    assert counts[State.PENDING] == counts[State.SAMPLING] == counts[State.SCORING] == 0
+    exchange.close()
+
+
+def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    """A scorer that gives more with every batch: the base clips' own scores move."""
+    watched = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1, "guard.action": "pause"}
+    made = config(tmp_path, model, steps=30, **watched)
+    with pytest.raises(
+        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; saved; go on with: douga"
+    ):
+        driver.run(made, toy.rewards(Kinder))
+    (alarm,) = [one for one in read_json_lines(made.folder / "events.jsonl") if one["event"] == "alarm"]
+    assert (alarm["rule"], alarm["action"]) == ("scorer", "pause")
+    assert alarm["step"] < 30
+    reached = max(one["step"] for one in read_json_lines(made.folder / "metrics.jsonl"))
+    assert (made.folder / "checkpoints" / f"step-{reached:06d}").is_dir()
+
+
+def test_a_clip_can_be_made_again_from_version_and_seed(asynchronous: Run) -> None:
+    made, _, result = asynchronous
+    exchange = reopened(made)
+    sampler = Sampler(open_model(made.model.path), made)
+    sampler.load(*WeightStore(made.folder / "weights").load(result["version"]))
+    assert sampler.version == result["version"]
+    for one in exchange.results(Purpose.EVAL, result["version"]):
+        (again,) = sampler.sample(one.prompt, sampler.encode(one.prompt), [one.candidate.seed], [0])
+        assert again.latents == one.candidate.latents
+        assert again.clip == one.candidate.clip
+    exchange.close()
+
+
+class At(Lines):
+    """Does things once each, when steps of training are reached: ``{step: what}``."""
+
+    def __init__(self, what: dict[int, Callable[[], object]]) -> None:
+        super().__init__()
+        self.what = what
+
+    def update(self, status: Any) -> None:
+        super().update(status)
+        for step in [step for step in self.what if status.phase == "training" and status.done >= step]:
+            self.what.pop(step)()
+
+    def kill(self, worker: str) -> None:
+        """SIGKILL to where the worker is now."""
+        os.kill(int(self.place(worker)["process"]), signal.SIGKILL)
+
+    def up(self, role: str) -> list[str]:
+        """The workers of a role that came up so far."""
+        return sorted({line.split(":")[0] for line in self.said if line.startswith(role) and ": node " in line})
+
+    def is_on(self, worker: str, node: Any) -> bool:
+        """Whether a worker is on a node of the cluster."""
+        return node.node_id.startswith(self.place(worker)["node"])
+
+    @property
+    def died(self) -> list[str]:
+        """Whose deaths were told, in order."""
+        return [line.split(" died (")[0] for line in self.said if " died (" in line]
+
+
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` has this too: without lag, the weights of a serial run
+def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each worker: the number of threads decides the order of sums
+    try:
+        alone = serial.run(toy.config(tmp_path / "serial", steps=8, **{"model.path": model}), toy.rewards()).result
+    finally:
+        torch.set_num_threads(threads)
+    assert alone is not None
+    made = config(tmp_path / "cluster", model, steps=8, **{"exchange.max_lag": 0, "cluster.samplers": 2})
+    asked: list[bool] = []
+    stopped = driver.run(made, toy.rewards(), stop=lambda: bool(asked), progress=At({2: lambda: asked.append(True)}))
+    assert not stopped.finished
+    together = driver.run(made, toy.rewards()).result
+    assert together is not None
+    assert [record["event"] for record in read_json_lines(made.folder / "events.jsonl")][:4] == [
+        *("started", "evaluated", "interrupted", "resumed")
+    ]
+    steps = [
+        [(record["step"], record["reward"], record["lag"]) for record in latest_by_step(read_json_lines(folder))]
+        for folder in (tmp_path / "serial/runs/toy/metrics.jsonl", made.folder / "metrics.jsonl")
+    ]
+    assert steps[0] == steps[1]  # the same pairs in the same order
+    assert alone["weights_digest"] == together["weights_digest"]
+    assert [one["aligned"]["learned"] for one in alone["by_prompt"]] == [
+        one["aligned"]["learned"] for one in together["by_prompt"]
+    ]
+
+
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in every run of the tests
+def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    second = nodes.add_node(num_cpus=2, num_gpus=2, resources={"H100": 1})
+    flags = PLACES | {"cluster.samplers": 3, "learner.checkpoint_every": 8}
+    made = config(tmp_path, model, **flags, steps=16)
+    lines = At({})
+    lines.what |= {
+        2: lambda: lines.kill(next(name for name in lines.up("sampler") if not lines.is_on(name, second))),
+        5: lambda: nodes.remove_node(second, allow_graceful=False),
+        9: lambda: lines.kill("learner-1"),
+    }
+    assert driver.run(made, toy.rewards(), progress=lines).finished
+    assert "learner" in lines.died
+    assert len([name for name in lines.died if name != "learner"]) > 1  # the sampler, and who was on the second node
+    steps = [record["step"] for record in read_json_lines(made.folder / "metrics.jsonl")]
+    assert sorted(set(steps)) == list(range(1, 17))
+    assert len(steps) > 16  # step 9 at least was taken again, from the checkpoint of step 8
+    exchange = reopened(made)
+    exchange.check()
+    assert exchange.counts()[State.TRAINED] == 32  # each use acts on the weights once
+    assert exchange.counts()[State.FAILED] == 0
+    exchange.close()
+
+
+def test_recorded_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    rate_clips(tmp_path / "clips")
+    (tmp_path / "clips" / "short.mp4").write_bytes(encode_mp4(frames(9, 3), 8))
+    (tmp_path / "clips" / "short.txt").write_text("robot runs")
+    found = {}
+    for pairs, loss in (("ratings.jsonl", "dpo"), ("", "sft")):
+        flags = {"pairs": tmp_path / "clips" / pairs, "learner.loss": loss, "exchange.max_lag": 0, "learner.lr": 1e-2}
+        flags |= {"learner.train": "lora", "cluster.samplers": 2, "name": loss}
+        threads, lines = torch.get_num_threads(), Lines()
+        torch.set_num_threads(1)  # as in each worker
+        try:
+            alone = serial.run(toy.config(tmp_path / "serial", **{"model.path": model}, **flags), toy.rewards()).result
+        finally:
+            torch.set_num_threads(threads)
+        together = driver.run(config(tmp_path / "cluster", model, **flags), toy.rewards(), progress=lines).result
+        assert alone is not None
+        assert together is not None
+        assert together["weights_digest"] == alone["weights_digest"]
+        found[loss] = together["weights_digest"]
+        assert any("short.mp4: 3 frames" in line and "left out" in line for line in lines.said) == (loss == "sft")
+    assert len(set(found.values())) == 2
+
+
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in every run of the tests
+def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, model, steps=8)
+    lines = At({})
+    lines.what[3] = lambda: lines.kill("hub")
+    assert driver.run(made, toy.rewards(), progress=lines).finished
+    assert any("all workers start again" in line for line in lines.said)
+    exchange = reopened(made)
+    exchange.check()
+    assert exchange.counts()[State.TRAINED] == 16
+    exchange.close()
+
+
+def test_pairs_that_come_too_late_expire_and_the_run_ends(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, model, **{"cluster.rewarders": 2, "reward.batch": 2, "steps": 6})
+    slow = [toy.SlowReward(name, made.folder / "metrics.jsonl", step=3) for name in DIMENSIONS]
+    assert driver.run(made, slow).finished
+    exchange = reopened(made)
+    exchange.check()
+    assert exchange.counts()[State.EXPIRED] >= 1
+    assert exchange.counts()[State.TRAINED] == 12
+    exchange.close()
+    assert max(record["lag_max"] for record in read_json_lines(made.folder / "metrics.jsonl")) <= 1
+
+
+def test_with_keys_only_who_holds_one_is_served(
+    nodes: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run over CURVE from start to end; on its way, every port of the hub is tried without the key, one with it."""
+    monkeypatch.setattr(rpc, "ATTEMPTS", 1)
+    made = config(tmp_path, model, steps=2, **{"cluster.keys": "always"})
+    lines, served = At({}), dict.fromkeys(("keyless", "keyed"), 0)
+
+    def knock() -> None:
+        hub = psutil.Process(int(lines.place("hub")["process"]))
+        doors = [one.laddr for one in hub.net_connections(kind="tcp") if one.status == psutil.CONN_LISTEN]
+        with ThreadPoolExecutor(len(doors)) as pool:
+            served["keyless"] = sum(pool.map(answers, doors))
+        address = next(found[1] for line in lines.said if (found := re.search(r"--connect (\S+)", line)))
+        key = read_worker_key(made.folder / KEYS / WORKER)
+        with RemoteReception.at(address, "tester", key, timeout=60) as reception:
+            served["keyed"] = bool(reception.configuration())
+
+    lines.what[1] = knock
+    assert driver.run(made, toy.rewards(), progress=lines).finished
+    assert served == {"keyless": 0, "keyed": True}
+
+
+def answers(door: Any) -> bool:
+    """Whether an exchange answers there to somebody without a key."""
+    host = "127.0.0.1" if door.ip in ("0.0.0.0", "::") else door.ip  # those are Ray's own
+    with (
+        suppress(Unreachable, ConfigError, WireError),
+        RemoteExchange(f"tcp://{host}:{door.port}", "tester", timeout=2) as exchange,
+    ):
+        return exchange.counts()[State.DONE] >= 0
+    return False
+
+
+@pytest.mark.slow
+def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path) -> None:
+    model = tiny_pipeline(tmp_path / "model", **TEXT_TO_VIDEO)
+    rows = [{"prompt": f"a robot walks {place}", "split": "train" if place % 2 else "heldout"} for place in range(6)]
+    (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    flags = {"prompts": tmp_path / "prompts.jsonl", "learner.caption_drop": 0.5, "sampler.guidance": 6}
+    crowded = {"cluster.samplers": 2, "cluster.sampler_gpus": 4, "cluster.sampler_node": "H100"}
+    made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
+    lines = Lines()
+    result = driver.run(made, toy.rewards(), progress=lines).result
+    assert sum(" waits for room; the others go on" in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
+    assert result is not None
+    assert result["oracle"] == {}
+    assert [record["text"][:13] for record in result["by_prompt"]] == ["a robot walks"] * 2
+
+
+def test_bad_input_that_only_a_worker_sees_ends_the_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward\.weights\.character = 1\.0: no reward head scores"):
+        driver.run(config(tmp_path, model), toy.rewards()[:5])
+
+
+def test_bad_input_is_found_before_a_folder_is_made(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.csv"):
+        Hub(config(tmp_path, model, prompts=tmp_path / "none.csv")).open()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_wants_a_full_path_for_its_runs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "runtime_resources" / "working_dir_files"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(ConfigError, match=r"root = 'runs': a job's working directory is a copy that Ray deletes"):
+        driver.run(config(Path(), model))
+    assert not list(copy.iterdir())
+
+
+def test_a_run_folder_is_held_by_one_hub(model: Path, tmp_path: Path) -> None:
+    made = config(tmp_path, model)
+    first, second = Hub(made), Hub(made)
+    try:
+        assert first.open()
+        with pytest.raises(ConfigError, match="in use by process"):
+            second.open()
+    finally:
+        first.close()
+    try:
+        assert second.open()  # nothing was left behind
+    finally:
+        second.close()
+
+
+def test_what_no_node_has_is_named_in_time(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    flags = {"cluster.learner_node": "B300", "cluster.placement_seconds": 0.5}
+    words = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
+    with pytest.raises(ConfigError, match=words):
+        driver.run(config(tmp_path, model, **flags), toy.rewards())
+
+
+def test_a_cuda_model_needs_gpus_for_every_role(model: Path, tmp_path: Path) -> None:
+    flags = {"model.device": "cuda:0", "cluster.sampler_gpus": 1, "cluster.rewarder_gpus": 0.5}
+    with pytest.raises(ConfigError, match=r"cluster\.learner_gpus = 0, but model\.device = 'cuda:0'"):
+        config(tmp_path, model, **flags)
+
+
+def killing_a_sampler(made: RunConfig, lines: Lines) -> Callable[[], bool]:
+    """A stop predicate that never says yes, and kills sampler-0 once, after some steps."""
+    killed: list[int] = []
+
+    def stop() -> bool:
+        if not killed and len(read_json_lines(made.folder / "metrics.jsonl")) >= 3:
+            killed.append(int(lines.place("sampler-0")["process"]))
+            os.kill(killed[0], signal.SIGKILL)
+        return False
+
+    return stop
+
+
+def test_with_too_few_samplers_the_run_saves_and_stops(nodes: Cluster, tmp_path: Path) -> None:
+    few = {"mode": "cluster", "cluster.restarts": 0, "cluster.min_samplers": 2, "simulation.sample_seconds": 0.05}
+    made, lines = simulated(tmp_path, steps=5000, **few, **{"learner.checkpoint_every": 5000}), Lines()
+    with pytest.raises(RunFailed, match=r"1 samplers are left; cluster\.min_samplers = 2"):
+        driver.run(made, stop=killing_a_sampler(made, lines), progress=lines)
+    (saved,) = checkpoint.steps(made.folder / "checkpoints")
+    assert saved >= 3
+
+
+def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, tmp_path: Path) -> None:
+    flags = {"mode": "cluster", "cluster.restarts": 0, "simulation.sample_seconds": 0.05}
+    made, lines = simulated(tmp_path, steps=30, **flags), Lines()
+    result = driver.run(made, stop=killing_a_sampler(made, lines), progress=lines).result
+    assert result is not None
+    assert result["step"] == 30
+    words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the others go on without it"
+    assert sum(re.match(words, line) is not None for line in lines.said) == 1

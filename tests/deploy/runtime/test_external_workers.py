@@ -1,0 +1,241 @@
+"""Workers from outside: who is let in, how they are counted, and real ones that come and go."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from common.config import ConfigError, RunConfig, parse_config
+from common.exchange.api import State
+from common.models.fingerprint import fingerprint
+from deploy.cli.main import main
+from deploy.run_dir.jsonl import read_json_lines
+from deploy.runtime.external_workers import GONE_SECONDS, Guests, Standing, Welcome, fingerprint_of
+from deploy.runtime.hub import Hub
+from deploy.runtime.messages import Addresses, Opened, Outcome
+from deploy.runtime.workers.learner import LearnerWorker
+from tests.deploy.runtime.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
+from tests.support.tiny import tiny_pipeline
+from tests.support.toy import wait_until
+
+ADDRESSES = Addresses("tcp://10.0.0.5:1", "tcp://10.0.0.5:2", "tcp://10.0.0.5:3", "tcp://10.0.0.5:4", Path("/run"))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def guests(root: Path, released: list[str], clock: Clock) -> Guests:
+    return Guests(config(root, **{"cluster.samplers": 3}), ADDRESSES, released.append, clock)
+
+
+def test_names_follow_those_of_the_cluster_and_ports_those_of_the_hub(tmp_path: Path) -> None:
+    reception = guests(tmp_path, [], Clock())
+    assert reception.join("sampler", "simulated") == Welcome("sampler-3", 1, 2, 3, 4)
+    assert reception.join("sampler", "simulated").name == "sampler-4"
+    welcome = reception.join("rewarder", "simulated")
+    assert welcome.name == "rewarder-1"
+    tunnel = welcome.addresses("tcp://localhost:7000", None)  # the services are where the hub was reached
+    assert (tunnel.exchange, tunnel.notes) == ("tcp://localhost:1", "tcp://localhost:4")
+    with pytest.raises(ConfigError, match="a guest can be a sampler or a rewarder, not a 'learner'"):
+        reception.join("learner", "simulated")
+
+
+def test_who_is_silent_for_long_counts_as_gone(tmp_path: Path) -> None:
+    released: list[str] = []
+    clock = Clock()
+    reception = guests(tmp_path, released, clock)
+    one, two = (reception.join("sampler", "simulated").name for _ in range(2))
+    clock.now = GONE_SECONDS
+    assert reception.stay(one) is Standing.WELCOME
+    clock.now += 1
+    assert (reception.count("sampler"), reception.count("rewarder")) == (1, 0)
+    assert reception.stay(two) is Standing.WELCOME  # it was only slow
+    assert reception.count("sampler") == 2
+    reception.leave(one)
+    assert (reception.count("sampler"), released) == (1, [one])
+    assert reception.stay("sampler-99") is Standing.STRANGER
+
+
+def test_a_guest_with_another_model_is_refused(tmp_path: Path) -> None:
+    model, other = tiny_pipeline(tmp_path / "model"), tiny_pipeline(tmp_path / "other", num_layers=1)
+    made = config(tmp_path, simulate=False, **{"model.path": model})
+    reception = Guests(made, ADDRESSES, lambda _: None)
+    assert reception.join("sampler", fingerprint(model)).name == "sampler-2"
+    with pytest.raises(ConfigError, match=r"model.path: not the files that the run has"):
+        reception.join("sampler", fingerprint(other))
+    assert parse_config(reception.configuration(), "the run", {"model.path": str(other)}).model.path == str(other)
+
+
+def test_a_guest_with_another_judge_is_refused(tmp_path: Path) -> None:
+    for name, data in (("judge", b"a"), ("same", b"a"), ("other", b"b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(data)
+    judge = {"reward.path": "", "reward.judges.vs.kind": "videoscore", "reward.judges.vs.path": tmp_path / "judge"}
+    reception = Guests(config(tmp_path, simulate=False, **judge), ADDRESSES, lambda _: None)
+
+    def come(folder: str) -> str:
+        own = {"reward.judges.vs.path": str(tmp_path / folder)}
+        guest = parse_config(reception.configuration(), "the run", own)
+        return reception.join("rewarder", fingerprint_of(guest, "rewarder")).name
+
+    assert come("same") == "rewarder-1"
+    with pytest.raises(ConfigError, match=r"^reward\.path or reward\.judges\.vs\.path: not the files that the run has"):
+        come("other")
+
+
+def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    file.write_bytes(bytes(5 << 20))
+    before = fingerprint(tmp_path)
+    (tmp_path / "notes.md").write_text("not a part of the model")
+    assert fingerprint(tmp_path) == before
+    for change in (lambda data: data[:-1] + b"x", lambda data: b"x" + data[1:], lambda data: data + b"\0"):
+        file.write_bytes(change(bytes(5 << 20)))
+        assert fingerprint(tmp_path) != before
+    with pytest.raises(ConfigError, match="no model files here"):
+        fingerprint(tmp_path / "nowhere")
+
+
+# Real guests at a real hub; the learner is a thread of this process, samplers and rewarders all come from outside.
+
+
+class Served:
+    """A hub that serves a run, as its driver would have it."""
+
+    def __init__(self, made: RunConfig) -> None:
+        self.hub = Hub(made)
+        opened = self.hub.open()
+        assert isinstance(opened, Opened)
+        self.opened = opened
+        self.outcome: list[Outcome] = []
+        self.invitation = self.hub.news().lines[0].partition("douga ")[2].split()
+        self.learner = LearnerWorker(made, "learner-0", 0, ".meeting")
+        self.threads = [threading.Thread(target=self._run), threading.Thread(target=self._learn)]
+
+    def _run(self) -> None:
+        self.outcome.append(self.hub.run())
+
+    def _learn(self) -> None:
+        self.learner.run(self.opened.addresses)
+
+
+@contextmanager
+def served(made: RunConfig) -> Iterator[Served]:
+    """The hub and the learner at work; at the end both are joined and the hub is closed."""
+    run = Served(made)
+    for thread in run.threads:
+        thread.start()
+    try:
+        yield run
+    finally:
+        run.learner.stop()
+        run.hub.stop()
+        run.hub.close()
+        for thread in run.threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+@contextmanager
+def guest(invitation: list[str], role: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+    """``douga worker`` as a user starts it."""
+    words = [invitation[0], role, *invitation[2:], *more]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", *words], stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+def works(made: RunConfig, worker: str) -> Callable[[], bool]:
+    """Whether a worker has written down work."""
+    return lambda: any(span["worker"] == worker for span in read_json_lines(made.folder / "timeline.jsonl"))
+
+
+@pytest.mark.parametrize("keys", ["auto", "always"])
+def test_guests_come_to_a_live_run_work_and_leave(tmp_path: Path, keys: str) -> None:
+    made = config(tmp_path, steps=400, **{"cluster.keys": keys, "simulation.sample_seconds": 0.02})
+    with served(made) as run, guest(run.invitation, "sampler") as first, guest(run.invitation, "rewarder") as rewarder:
+        assert ("--key" in run.invitation) == (keys == "always")
+        wait_until(works(made, "sampler-2"))
+        wait_until(works(made, "rewarder-1"))
+        assert run.hub.news().samplers == 1
+        first.send_signal(signal.SIGINT)
+        assert "sampler-2: left" in first.communicate(timeout=60)[1]
+        assert first.returncode == 0
+        assert run.hub.news().samplers == 0
+        with guest(run.invitation, "sampler") as second:
+            wait_until(works(made, "sampler-3"))
+            second.kill()  # without a word: its lease is given back
+            with guest(run.invitation, "sampler") as third:
+                wait_until(works(made, "sampler-4"))
+                run.learner.stop()
+                run.threads[1].join(60)
+                run.hub.stop()
+                run.hub.close()
+                assert "sampler-4: the run is over" in third.communicate(timeout=60)[1]
+                assert third.returncode == 0
+        assert "rewarder-1: the run is over" in rewarder.communicate(timeout=60)[1]
+    exchange = ledger(made)
+    exchange.check()
+    assert exchange.counts()[State.FAILED] == 0
+    learned = max(int(folder.name[1:]) for folder in (made.folder / "weights").iterdir())
+    assert uses_in_weights(made, learned) == uses_in_ledger(exchange)
+    exchange.close()
+
+
+def free_ports(count: int) -> int:
+    """The first of `count` free ports in a row."""
+    for _ in range(100):
+        with ExitStack() as stack:
+            first = stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            with suppress(OSError, OverflowError):
+                for port in range(first + 1, first + count):
+                    stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                return first
+    raise OSError(f"no {count} free ports in a row")
+
+
+@pytest.mark.slow  # a request that got no answer is repeated after 30 s
+def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Guests, "dismiss", lambda self: None)  # as if the hub was killed: nobody is told
+    made = config(tmp_path, steps=400, **{"cluster.port": free_ports(5), "simulation.sample_seconds": 0.02})
+    with ExitStack() as stack:
+        with served(made) as run:
+            sampler = stack.enter_context(guest(run.invitation, "sampler"))
+            stack.enter_context(guest(run.invitation, "rewarder"))
+            wait_until(works(made, "sampler-2"))
+            wait_until(works(made, "rewarder-1"))
+        before = len(read_json_lines(made.folder / "metrics.jsonl"))
+        with served(made):
+            wait_until(lambda: len(read_json_lines(made.folder / "metrics.jsonl")) > before + 5, 200)
+            assert sampler.poll() is None
+
+
+def test_a_guest_needs_a_key_away_from_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "sampler", "--connect", "tcp://10.9.9.9:7000"]) == 2
+    assert "off loopback a key is needed" in capsys.readouterr().err
+    assert main(["worker", "sampler", "--connect", "10.9.9.9"]) == 2
+    assert "tcp://HOST:PORT is needed" in capsys.readouterr().err
+    assert main(["worker", "sampler", "--connect", "tcp://127.0.0.1:7000", "--steps", "3"]) == 2
+    assert "--steps: a guest takes the run's configuration" in capsys.readouterr().err
+    assert main(["worker", "rewarder", "--connect", "tcp://127.0.0.1:7000", "--reward.judges.vs.weight", "3"]) == 2
+    said = capsys.readouterr().err
+    assert "--reward.judges.vs.weight: a guest takes the run's configuration; its own are model.path, " in said
+    assert "reward.judges.NAME.token_file" in said

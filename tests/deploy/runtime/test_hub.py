@@ -1,0 +1,65 @@
+"""The hub in this process, with simulated workers on threads: what it leaves behind, and when it gives up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from deploy.runtime import hub
+from deploy.runtime.hub import Hub
+from deploy.runtime.messages import MEETING, Opened
+from deploy.runtime.run_loop import Stuck
+from deploy.runtime.workers.base import Worker
+from deploy.runtime.workers.learner import LearnerWorker
+from deploy.runtime.workers.rewarder import RewarderWorker
+from deploy.runtime.workers.sampler import SamplerWorker
+from tests.deploy.runtime.test_simulate import config
+
+
+@contextmanager
+def at_work(workers: Sequence[Worker], opened: Opened) -> Iterator[None]:
+    """All workers on threads; they are stopped and joined at the end."""
+    threads = [threading.Thread(target=worker.run, args=(opened.addresses,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.stop()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "FULL_SECONDS", 0.3)
+    made = config(tmp_path, **{"exchange.max_bytes": 1_000_000, "simulation.latents_bytes": 300_000})
+    workers = [LearnerWorker(made, "learner-0", 0, MEETING), SamplerWorker(made, "sampler-0")]
+    middle = Hub(made)
+    opened = middle.open()
+    assert isinstance(opened, Opened)
+    words = r"^step 0: the learner waits for 2 pairs and has 1, .* leave \(exchange\.max_bytes = 1000000: blobs fill it"
+    try:
+        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(Stuck, match=words):
+            middle.run()
+    finally:
+        middle.close()
+
+
+def test_where_ranks_have_met_nothing_stays(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    made.folder.mkdir(parents=True)
+    (made.folder / f"{MEETING}of-a-hub-that-was-killed").touch()
+    middle = Hub(made)
+    assert isinstance(middle.open(), Opened)
+    try:
+        assert not list(made.folder.glob(f"{MEETING}*"))
+        (made.folder / f"{MEETING}of-this-one").touch()
+    finally:
+        middle.close()
+    assert not list(made.folder.glob(f"{MEETING}*"))

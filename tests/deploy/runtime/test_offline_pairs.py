@@ -1,0 +1,190 @@
+"""Runs on pairs that people made, and fine-tuning on clips: a tiny model, the same exchange, the same learner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.offline import RecordedSampler, frames_of
+from actors.sampler import Sampler
+from common.config import ConfigError, ModelConfig, load_config, parse_config, to_toml
+from common.data.offline_pairs import RecordedPairs
+from common.data.ratings import RatedClip, write_ratings
+from common.data.video import encode_mp4
+from common.exchange.local import LocalExchange
+from common.messages import Prompt
+from common.models.cogvideox import encode_video, open_model, to_unit
+from common.toon.prompts import encode_png
+from common.weights.tensors import from_array
+from deploy.cli.main import main
+from deploy.run_dir.jsonl import read_json_lines
+from deploy.runtime import serial
+from deploy.runtime.external_workers import Guests, fingerprint_of
+from learner import learner
+from tests.support import toy
+from tests.support.rewarders.survey import frames
+from tests.support.tiny import tiny_pipeline
+
+LORA = {"sampler.candidates": 2, "learner.train": "lora", "learner.loss": "dpo", "learner.lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory) -> Path:
+    """A tiny model, and four rated clips of a category with captions and first frames of their own."""
+    folder = tmp_path_factory.mktemp("parts")
+    tiny_pipeline(folder / "model", perturb=0.3)
+    rate_clips(folder / "clips")
+    return folder
+
+
+def rate_clips(clips: Path) -> None:
+    """Four clips of twelve frames, their captions and their ratings."""
+    clips.mkdir()
+    rows = []
+    for number in range(4):
+        (clips / f"{number}.mp4").write_bytes(encode_mp4(frames(number, 12), 8))
+        (clips / f"{number}.txt").write_text("robot walks")
+        ratings = {"ann": {"text": number + 1}, "ben": {"text": min(5, number + 2)}}
+        text = ("robot walks", "zombie jumps")[number % 2]
+        rows.append(RatedClip(clip=f"{number}.mp4", prompt=text, category="walk", source="a", ratings=ratings))
+    write_ratings(clips / "ratings.jsonl", rows)
+
+
+def config(parts: Path, root: Path, **flags):
+    return toy.config(
+        root, **{"model.path": parts / "model", "pairs": parts / "clips" / "ratings.jsonl"} | LORA | flags
+    )
+
+
+def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(parts, tmp_path):
+    how = config(parts, tmp_path)
+    recorded = RecordedPairs(Path(how.pairs), how.model, how.seed)
+    roles = serial.gather(how, toy.rewards())
+    exchange = LocalExchange(tmp_path / "ledger", how, roles.prompts)
+    try:
+        while roles.sampler.work(exchange):
+            pass
+        while roles.rewarder.work(exchange):
+            pass
+        given = exchange.lease_pairs("learner-0", 1, 2)
+    finally:
+        exchange.close()
+    plain = Sampler(open_model(how.model.path), how)
+    for one in given:
+        pair = recorded(one.pair.ordinal)
+        assert one.pair.winner_reward == pytest.approx(pair.winner.score / 100)
+        assert one.pair.loser_reward == pytest.approx(pair.loser.score / 100)
+        assert one.pair.winner == f"{one.pair.ordinal}-0-v0"
+        texts = from_array(one.conditioning.prompt_embeds)
+        images = from_array(one.conditioning.image_latent)
+        for place, end in enumerate(pair.ends):
+            assert torch.equal(texts[place], from_array(plain._embed(end.text)))
+            pixels = frames_of(end.clip, how.model)
+            first = plain._encode(Prompt(0, "alone", end.text, encode_png(pixels[0]))).image_latent
+            assert first is not None
+            assert torch.equal(images[place], from_array(first))
+            latents = (one.winner_latents, one.loser_latents)[place]
+            with torch.inference_mode():
+                clip = encode_video(plain._vae, to_unit(torch.from_numpy(pixels))[None])[0]
+            assert torch.equal(from_array(latents), clip)
+
+
+def test_each_clip_is_encoded_once(parts, tmp_path, monkeypatch):
+    encoded = []
+    real = RecordedSampler._encode_clip
+    monkeypatch.setattr(
+        RecordedSampler, "_encode_clip", lambda self, clip: (encoded.append(clip.name), real(self, clip))[1]
+    )
+    serial.run(config(parts, tmp_path), toy.rewards())
+    assert sorted(encoded) == sorted(set(encoded))
+    assert len(encoded) >= 2
+
+
+def test_a_lora_run_on_rated_clips_learns_to_prefer_what_people_preferred(parts, tmp_path):
+    how = config(parts, tmp_path, **{"steps": 12, "learner.beta": 500, "learner.refresh_every": 0})
+    outcome = serial.run(how, toy.rewards())
+    assert outcome.result is not None
+    inside = [record["inside"] for record in read_json_lines(how.folder / "metrics.jsonl")]
+    assert inside[0] == 0
+    assert np.mean(inside[-4:]) > 0.05
+
+
+def test_a_killed_run_ends_in_the_same_weights(parts, tmp_path):
+    whole = serial.run(config(parts, tmp_path / "whole"), toy.rewards())
+    how = config(parts, tmp_path / "cut")
+    cut = serial.run(how, toy.rewards(), stop=toy.after(14, lambda: True))
+    assert cut.result is None
+    again = serial.run(how, toy.rewards())
+    assert whole.result is not None
+    assert again.result is not None
+    assert again.result["weights_digest"] == whole.result["weights_digest"]
+
+
+def test_finetuning_brings_the_clips_error_down(parts, tmp_path, monkeypatch):
+    clips = tmp_path / "real"
+    clips.mkdir()
+    for name in ("0.mp4", "0.txt"):
+        (clips / name).write_bytes((parts / "clips" / name).read_bytes())
+    how = config(parts, tmp_path, **{"pairs": clips, "learner.loss": "sft", "learner.train": "full", "steps": 30})
+    passed, real = [], learner.predict_v
+    monkeypatch.setattr(
+        learner, "predict_v", lambda model, x_t, *more: (passed.append(len(x_t)), real(model, x_t, *more))[1]
+    )
+    serial.run(how, toy.rewards())
+    assert passed == [2] * 2 * 30  # both clips of a step once: for the reference, and for the policy
+    losses = [record["loss"] for record in read_json_lines(how.folder / "metrics.jsonl")]
+    assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
+
+
+def test_another_rate_and_size_are_brought_to_the_models(tmp_path):
+    clip = frames(1, 24, 96, 96)
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(clip, 16))
+    seen = frames_of(tmp_path / "a.mp4", ModelConfig(frames=9, height=48, width=64, fps=8))
+    assert seen.shape == (9, 48, 64, 3)
+    right = [np.where(frame[..., 0] < 200)[1].max() for frame in seen]
+    assert np.diff(right) == pytest.approx(4 * 64 / 96, abs=1.5)  # 2 pixels a frame, every second frame, of 96 now 64
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"sampler.candidates": 4}, "a group is a pair; sampler.candidates = 4 must be 2"),
+        ({"pairs": "nowhere.jsonl"}, "pairs = 'nowhere.jsonl': cannot be read"),
+        ({"pairs": "CLIPS"}, "a folder of clips says nothing about which is better"),
+    ],
+)
+def test_what_cannot_be_is_told(parts, tmp_path, flags, said):
+    flags = {name: parts / "clips" if value == "CLIPS" else value for name, value in flags.items()}
+    with pytest.raises(ConfigError, match=said):
+        serial.gather(config(parts, tmp_path, **flags), toy.rewards())
+
+
+def test_guests_bring_the_same_pairs(parts, tmp_path):
+    how = config(parts, tmp_path, **{"model.path": "toon"})
+    rate_clips(tmp_path / "theirs")
+    ratings = tmp_path / "theirs" / "ratings.jsonl"
+    theirs = parse_config(to_toml(how), "the run", {"pairs": str(ratings)})
+    reception = Guests(how, None, lambda _: None)  # type: ignore[arg-type]
+    for role in ("sampler", "rewarder"):
+        assert fingerprint_of(theirs, role) == fingerprint_of(how, role)
+    rows = ratings.read_text().splitlines()
+    ratings.write_text("\n".join(rows[:-1]))
+    for role, key in (("sampler", "model.path"), ("rewarder", "reward.path")):
+        with pytest.raises(ConfigError, match=f"{key} or pairs: not the files that the run has"):
+            reception.join(role, fingerprint_of(theirs, role))
+
+
+def test_the_commands(monkeypatch):
+    asked = []
+    monkeypatch.setattr("deploy.cli.run.run", lambda options, flags: asked.append(options.resolved) or 0)
+    assert main(["run", "--pairs", "rated.jsonl", "--mode", "serial"]) == 0
+    assert main(["run", "--pairs", "rated.jsonl"]) == 0
+    assert main(["finetune", "clips", "--steps", "7"]) == 0
+    serially, run, finetune = asked
+    assert (run.pairs, run.mode, run.sampler.candidates) == ("rated.jsonl", "cluster", 2)
+    assert serially.mode == "serial"
+    assert (finetune.pairs, finetune.learner.loss, finetune.name, finetune.steps) == ("clips", "sft", "finetune", 7)
+    assert load_config().pairs == ""

@@ -1,0 +1,166 @@
+"""Too little memory: one line, exit code 3, nothing lost; nobody is started again into the same wall."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import RunConfig
+from common.messages import Prompt
+from deploy.run_dir.layout import read_result
+from deploy.runtime import driver, serial
+from deploy.runtime.messages import RunFailed
+from deploy.runtime.oom import OutOfMemory, needed_by
+from tests.support import toy
+from tests.support.tiny import tiny_pipeline
+
+ROOT = Path(__file__).parents[3]
+BOUND = r"asked for \d\.\d\d GB, \d\.\d\d of \d\.\d\d GB are free of what this process may take \(ulimit -v\)"
+GPU = (
+    "CUDA out of memory. Tried to allocate 17.80 GiB. "
+    "GPU 0 has a total capacity of 23.64 GiB of which 2.15 GiB is free."
+)
+
+
+class Greedy(toy.HashReward):
+    """Wants more than any machine has; with `worked`, a file, only once: after it has scored something."""
+
+    def __init__(self, dimension: str, worked: Path | None = None) -> None:
+        super().__init__(dimension)
+        self.worked, self.scored = worked, 0
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        self.scored += 1
+        if self.worked is None or (self.scored > 1 and not self.worked.exists()):
+            if self.worked is not None:
+                self.worked.touch()
+            torch.empty(10**15, dtype=torch.uint8)
+        return super().score(clips, prompts)
+
+
+def tight(root: Path, room: int, **flags: Any) -> tuple[int, str]:
+    """Exit code and last line of the toy run in `room` MiB; its model is wide, its clips are large, for a toy."""
+    sizes = {"model.height": 96, "model.width": 128, "learner.pairs_per_step": 6, "sampler.candidates": 8}
+    words = [f"{name}={value}" for name, value in ({"steps": 1, "evaluation.clips": 0} | sizes | flags).items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.tight", str(root), str(room), *words],
+        *(), capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+@pytest.mark.timeout(600)
+def test_a_run_goes_on_in_less_memory(tmp_path: Path) -> None:
+    """Really too little: first for the sampler, then for the learner, then enough."""
+    tiny_pipeline(tmp_path / "model", num_attention_heads=4, attention_head_dim=64)
+    place = tmp_path / "runs" / "toy"
+    code, line = tight(tmp_path, 300, **{"sampler.micro_batch": 8})
+    assert code == 3
+    assert re.match(
+        rf"douga: sampler-0: out of memory: {BOUND}; lower it with sampler\.micro_batch = 1, and a run goes on; "
+        r"under another --name with sampler\.vae_tiling, model\.dtype = \"bfloat16\", smaller model\.frames, height, "
+        rf"width; douga plan {place}/config\.toml --model\.device cuda:0 computes the need$",
+        line,
+    )
+    less = {"sampler.micro_batch": 1, "sampler.offload": True}
+    code, line = tight(tmp_path, 350, **less)
+    assert code == 3
+    assert re.match(
+        rf"douga: learner-0: out of memory: {BOUND}; lower it with "
+        r"learner\.gradient_checkpointing = \"selective\", learner\.gradient_checkpointing = \"full\", "
+        r"learner\.micro_batch = 1, and a run goes on; under another --name with learner\.optimizer = \"adamw_8bit\", "
+        r"learner\.train = \"lora\", ",
+        line,
+    )
+    code, _ = tight(tmp_path, 350, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": "full"})
+    assert code == 0
+    result = read_result(place)
+    assert result is not None
+    assert (result["step"], result["prompts"]) == (1, 2)
+
+
+def test_a_rewarder_in_one_process(tmp_path: Path) -> None:
+    tiny_pipeline(tmp_path / "model", num_layers=1)
+    config = toy.config(tmp_path)
+    words = (
+        r"^rewarder-0: out of memory: asked for 1000000\.00 GB, \d+\.\d\d of \d+\.\d\d GB are free of the host's memory"
+    )
+    more = r"; lower it with reward\.batch = 1, and a run goes on; douga plan "
+    with pytest.raises(OutOfMemory, match=words + more):
+        serial.run(config, [Greedy("motion"), *toy.rewards()[:1], *toy.rewards()[2:]])
+    outcome = serial.run(toy.config(tmp_path, **{"reward.batch": 1}), toy.rewards())
+    assert outcome.step == 4
+
+
+@pytest.mark.timeout(280)
+def test_a_worker_that_lacks_memory_from_the_start_is_not_started_again(tmp_path: Path) -> None:
+    """And one that had enough before is: then the run goes on to its end."""
+    tiny_pipeline(tmp_path / "model", num_layers=1)
+    config = toy.config(tmp_path, mode="cluster", **{"cluster.samplers": 1, "cluster.restart_seconds": 0.1, "steps": 2})
+    said = toy.Said()
+    with pytest.raises(RunFailed, match=r"^rewarder-0: out of memory: asked for 1000000\.00 GB, .*reward\.batch = 1"):
+        driver.run(config, wanting("motion", None), progress=said)
+    assert not [line for line in said.lines if " died " in line]
+    outcome = driver.run(config, wanting("motion", tmp_path / "worked"), progress=said)
+    assert outcome.finished
+    (death,) = [line for line in said.lines if " died " in line]
+    assert death.startswith("rewarder-0 died (rewarder-0: out of memory: asked for 1000000.00 GB")
+
+
+def wanting(dimension: str, worked: Path | None) -> list[toy.HashReward]:
+    return [Greedy(dimension, worked), *(one for one in toy.rewards() if one.dimension != dimension)]
+
+
+# The line.
+
+
+def line_of(who: str, **flags: Any) -> str:
+    config = RunConfig() if not flags else toy.config(Path("/nowhere"), **flags)
+    with pytest.raises(OutOfMemory) as caught, needed_by(who, config):
+        raise torch.OutOfMemoryError(GPU)
+    return str(caught.value)
+
+
+def test_a_gpu_that_is_too_small() -> None:
+    line = line_of("sampler-3", **{"model.device": "cuda:0", "model.dtype": "bfloat16", "sampler.micro_batch": 4})
+    assert line == (
+        "sampler-3: out of memory: asked for 19.11 GB, 2.31 of 25.38 GB are free of GPU 0; lower it with "
+        "sampler.micro_batch = 1, sampler.offload, and a run goes on; under another --name with sampler.vae_tiling, "
+        "smaller model.frames, height, width; douga plan CONFIG computes the need"
+    )
+
+
+def test_only_what_is_left_and_helps_is_named() -> None:
+    ranks = {"mode": "cluster", "cluster.learners": 2}
+    assert "learner.zero_stage = 3" in line_of("learner-1", **ranks)
+    assert "learner.zero_stage" not in line_of("learner-0")
+    assert "gradient_checkpointing" not in line_of("learner-0", **{"learner.gradient_checkpointing": "full"})
+    halfway = line_of("learner-0", **{"learner.gradient_checkpointing": "selective"})
+    assert 'gradient_checkpointing = "full"' in halfway
+    assert '"selective"' not in halfway
+    assert "offload" not in line_of("learner-0")
+    assert 'learner.reference = "host"' in line_of("learner-0", **{"model.device": "cuda:0"})
+    assert "reference" not in line_of("learner-0", **{"model.device": "cuda:0", "learner.train": "lora"})
+    assert "offload" not in line_of("sampler-0")  # there is one memory: the host's
+    cached = line_of("sampler-0", **{"sampler.cache_threshold": 0.1})
+    assert "under another --name with sampler.micro_batch = 1" in cached
+
+
+def test_who_works_within_is_named_once_and_other_errors_pass() -> None:
+    with (
+        pytest.raises(OutOfMemory, match=r"^sampler-0: out of memory"),
+        needed_by("learner-0", RunConfig()),
+        needed_by("sampler-0", RunConfig()),
+    ):
+        raise MemoryError
+    with pytest.raises(ValueError, match=r"^out of memory$"), needed_by("sampler-0", RunConfig()):
+        raise ValueError("out of memory")

@@ -1,0 +1,59 @@
+"""Scratch folders go with their owners, however these end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from deploy.runtime.scratch import PREFIX, scratch
+
+OWNER = """
+import sys
+from deploy.runtime.scratch import scratch
+with scratch("sampler-0") as folder:
+    (folder / "weights").write_bytes(b"x" * 1000)
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_folder_is_there_as_long_as_it_is_needed(place: Path) -> None:
+    with scratch("sampler-0") as mine, scratch("sampler-0") as other:
+        assert mine != other
+        assert mine.is_dir()
+        assert other.is_dir()
+    assert list(place.iterdir()) == []
+
+
+def test_who_is_killed_is_tidied_up_after(place: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = os.environ | {"TMPDIR": str(place)}
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], env=environment, **pipes)
+    try:
+        assert owner.stdout is not None
+        left = Path(owner.stdout.readline().strip())
+        (place / "douga-runs").mkdir()
+        (place / f"{PREFIX}file").write_text("somebody's")
+        (place / f"{PREFIX}link").symlink_to(place / "douga-runs")
+        with scratch("sampler-1"):
+            assert (left / "weights").exists()  # its owner lives
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(30)
+        with scratch("sampler-1"):
+            assert not left.exists()
+        assert sorted(path.name for path in place.iterdir()) == ["douga-runs", f"{PREFIX}file", f"{PREFIX}link"]
+    finally:
+        owner.kill()
+        owner.communicate()

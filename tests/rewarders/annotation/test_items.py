@@ -1,0 +1,74 @@
+"""Rubrics from files, and which clips are compared."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.config import DIMENSIONS, ConfigError
+from rewarders.annotation.items import Clip, make_pairs
+from rewarders.annotation.rubric import open_rubric
+
+
+def clip(name: str, prompt: str, source: str = "a", category: str | None = None) -> Clip:
+    return Clip(name, prompt, source, category=category)
+
+
+def names(clips: list[Clip], most: int = 100) -> list[tuple[str, str]]:
+    return [(pair.first.name, pair.second.name) for pair in make_pairs(clips, most, seed=0)]
+
+
+def test_clips_of_one_prompt_are_compared_across_sources():
+    clips = [clip("1", "x", "a"), clip("2", "x", "b"), clip("3", "x", "b"), clip("4", "y", "a"), clip("5", "y", "b")]
+    assert names(clips) == [("1", "2"), ("1", "3"), ("4", "5")]
+
+
+def test_clips_of_one_source_are_compared_with_each_other():
+    assert names([clip("1", "x"), clip("2", "x"), clip("3", "x")]) == [("1", "2"), ("1", "3"), ("2", "3")]
+
+
+def test_prompts_with_one_clip_are_compared_within_their_category():
+    clips = [clip("1", "x", category="walk"), clip("2", "y", category="walk"), clip("3", "z", category="jump")]
+    assert names(clips) == [("1", "2")]
+
+
+def test_a_part_of_the_pairs_is_drawn_the_same_way_every_time():
+    clips = [clip(str(number), "x") for number in range(9)]
+    assert len(set(names(clips, 10))) == 10
+    assert names(clips, 10) == names(clips[::-1], 10)
+
+
+def test_keys_are_no_names():
+    one = clip("base/1.mp4", "x")
+    assert "base" not in one.key
+    assert one.key == clip("base/1.mp4", "another").key != clip("base/2.mp4", "x").key
+
+
+def test_the_built_in_rubrics():
+    assert open_rubric("anime").names == DIMENSIONS
+    assert len(open_rubric("huvidpo").names) == 3
+
+
+def test_an_own_rubric(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\n[[dimensions]]\nname = "fun"\nquestion = "Is it fun?"\n')
+    assert open_rubric(str(file)).names == ("fun",)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name = ", "not valid TOML"),
+        ('name = "mine"', "dimensions: Field required"),
+        ('name = "Mine!"\n[[dimensions]]\nname = "fun"\nquestion = "?"', "name: String should match"),
+        ('name = "m"\n' + '[[dimensions]]\nname = "fun"\nquestion = "?"\n' * 2, "the dimension 'fun' is there twice"),
+        ('name = "m"\n[[dimensions]]\nname = "fun"\nquestion = "?"\nscale = 7', "dimensions.0.scale: Extra inputs"),
+    ],
+)
+def test_a_bad_rubric_is_told_in_one_line(tmp_path, text, words):
+    file = tmp_path / "bad.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=r"bad\.toml: ") as caught:
+        open_rubric(str(file))
+    assert words in str(caught.value)
+    with pytest.raises(ConfigError, match="allowed: anime, huvidpo or a TOML file"):
+        open_rubric(str(tmp_path / "none.toml"))

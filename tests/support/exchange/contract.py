@@ -1,0 +1,668 @@
+"""What every exchange must do, whatever carries the calls: subclass `ExchangeContract` and give it the two fixtures.
+
+`open_exchange(config)` opens (or opens again, after `close`) the exchange of one run; `clock` is the time it sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from math import nan
+
+import pytest
+
+from common.config import RunConfig
+from common.exchange.api import State, Submitted
+from common.exchange.local import LocalExchange
+from common.messages import Purpose, Score
+from tests.support.exchange.fakes import (
+    Clock,
+    array,
+    candidate,
+    conditioning,
+    digest,
+    heldout,
+    make_pairs,
+    sample,
+    score,
+    score_all,
+    small,
+    total,
+    train,
+    values,
+    weight_version,
+)
+
+Factory = Callable[[RunConfig], LocalExchange]
+
+
+class ExchangeContract:
+    """Behaviour of the calls, one test each."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def open_exchange(self, clock: Clock) -> Factory:
+        raise TypeError("a subclass gives this fixture")
+
+    # Sampling.
+
+    def test_a_group_goes_through_all_states(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        for _ in range(2):
+            lease = exchange.lease_group("sampler-0", 0)
+            assert lease is not None
+            assert exchange.counts()[State.SAMPLING] == 1
+            assert exchange.submit_conditioning(lease, conditioning(lease.prompt)) == Submitted(True)
+            for index in (0, 1):
+                assert exchange.submit_candidate(lease, candidate(lease, index)) == Submitted(True)
+            assert exchange.counts()[State.SAMPLED] == 1
+            tasks = exchange.lease_candidates("rewarder-0", 8)
+            assert [task.clip[:3] for task in tasks] == [b"mp4", b"mp4"]
+            assert exchange.counts()[State.SCORING] == 1
+            answers = exchange.submit_scores("rewarder-0", [score(tasks[0], 80.0), score(tasks[1], 30.0)])
+            assert answers == [Submitted(True), Submitted(True)]
+        pairs = exchange.lease_pairs("learner-0", 1, 2)
+        assert exchange.counts()[State.TRAINING] == 2
+        exchange.commit_step(1, [pair.pair.ordinal for pair in pairs])
+        assert exchange.counts()[State.TRAINED] == total(exchange.counts()) == 2
+        exchange.check()
+
+    def test_leases_carry_prompt_seeds_and_version(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__candidates=4))
+        first, second = exchange.lease_group("a", 0), exchange.lease_group("b", 0)
+        assert first is not None
+        assert second is not None
+        assert (first.prompt.ordinal, first.prompt.id, first.prompt.image) == (0, "train-0", b"png")
+        assert (second.prompt.ordinal, second.worker, second.attempt, second.version) == (1, "b", 1, 0)
+        assert len({*first.seeds, *second.seeds}) == 8
+
+    def test_the_pair_is_what_was_sampled_and_scored(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__candidates=4, learner__pairs_per_step=1))
+        lease = sample(exchange)
+        assert lease is not None
+        score_all(exchange, {"0-0-v0": 50.0, "0-1-v0": 80.0, "0-2-v0": 30.0, "0-3-v0": 60.0})
+        (training,) = exchange.lease_pairs("learner-0", 1, 1)
+        assert (training.pair.winner, training.pair.loser) == ("0-1-v0", "0-2-v0")
+        assert (training.pair.winner_reward, training.pair.loser_reward) == pytest.approx((0.8, 0.3))
+        assert training.pair.gap == pytest.approx(0.509957, abs=1e-6)
+        assert training.winner_latents == candidate(lease, 1).latents
+        assert training.loser_latents == candidate(lease, 2).latents
+        assert training.conditioning == conditioning(lease.prompt)
+        assert training.lag == 0
+
+    def test_conditioning_without_image(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(learner__pairs_per_step=1))
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        text_only = type(conditioning(lease.prompt))(array(digest("text")), None)
+        exchange.submit_conditioning(lease, text_only)
+        for index in (0, 1):
+            exchange.submit_candidate(lease, candidate(lease, index))
+        score_all(exchange, {"0-0-v0": 1.0, "0-1-v0": 2.0})
+        assert exchange.lease_pairs("learner-0", 1, 1)[0].conditioning == text_only
+
+    def test_submits_are_idempotent(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        exchange.submit_conditioning(lease, conditioning(lease.prompt))
+        assert exchange.submit_conditioning(lease, conditioning(lease.prompt)) == Submitted(False, "duplicate")
+        for index in (0, 1):
+            exchange.submit_candidate(lease, candidate(lease, index))
+            assert exchange.submit_candidate(lease, candidate(lease, index)) == Submitted(False, "duplicate")
+        task = exchange.lease_candidates("rewarder-0", 1)[0]
+        assert exchange.submit_scores("rewarder-0", [score(task, 1.0)] * 2) == [
+            Submitted(True),
+            Submitted(False, "duplicate"),
+        ]
+        assert exchange.wasted() == {}
+        exchange.check()
+
+    def test_a_candidate_its_lease_did_not_ask_for_is_refused(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        lease, other = exchange.lease_group("a", 0), exchange.lease_group("b", 0)
+        assert lease is not None
+        assert other is not None
+        with pytest.raises(ValueError, match="0-0-v0: not one of group 1"):
+            exchange.submit_candidate(other, candidate(lease, 0))
+        wrong = candidate(lease, 0)
+        with pytest.raises(ValueError, match="sampled with seed"):
+            exchange.submit_candidate(lease, replace(wrong, seed=1))
+
+    def test_the_last_candidate_needs_the_conditioning(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        lease = exchange.lease_group("a", 0)
+        assert lease is not None
+        exchange.submit_candidate(lease, candidate(lease, 0))
+        with pytest.raises(ValueError, match="conditioning must be submitted"):
+            exchange.submit_candidate(lease, candidate(lease, 1))
+        exchange.submit_conditioning(lease, conditioning(lease.prompt))
+        assert exchange.submit_candidate(lease, candidate(lease, 1)).accepted
+
+    def test_admission_waits_for_the_learner(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())  # (1 + 0 + 1) * 2 = 4 groups ahead
+        make_pairs(exchange, 4)
+        assert exchange.lease_group("sampler-0", 0) is None
+        train(exchange, 1)
+        assert exchange.lease_group("sampler-0", 0) is None  # a step alone changes no push
+        exchange.announce(weight_version(1, 1, 1))
+        assert [sample(exchange, 1) is not None for _ in range(3)] == [True, True, False]
+
+    def test_nothing_is_sampled_that_no_step_will_take(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(steps=2, exchange__max_lag=9))
+        count = 2 * small().learner.pairs_per_step
+        assert [sample(exchange) is not None for _ in range(count + 1)] == [True] * count + [False]
+        assert exchange.refusal == "steps = 2: enough pairs for the rest of the run exist or are under way"
+
+    def test_pipeline_depth_bounds_groups_under_way(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__pipeline_depth=2))
+        assert sample(exchange) is not None
+        assert exchange.lease_group("b", 0) is not None
+        assert exchange.lease_group("c", 0) is None
+        score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0})
+        assert exchange.lease_group("c", 0) is not None
+
+    def test_ties_and_failures_give_their_place_back(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=0, exchange__max_attempts=1))  # 2 groups ahead
+        sample(exchange)
+        score_all(exchange, {"0-0-v0": 50.0, "0-1-v0": 50.0})
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        exchange.fail_group(lease, "image is broken")
+        make_pairs(exchange, 2)
+        counts = exchange.counts()
+        assert (counts[State.TIED], counts[State.FAILED], counts[State.PAIRED]) == (1, 1, 2)
+        exchange.check()
+
+    def test_a_sampler_with_old_weights_gets_no_training_group(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=0))
+        make_pairs(exchange, 2)
+        train(exchange, 1)
+        exchange.announce(weight_version(1, 1, 1))
+        assert exchange.lease_group("sampler-0", 0) is None
+        assert exchange.lease_group("sampler-0", 1) is not None
+        with pytest.raises(ValueError, match="version 5 was never announced"):
+            exchange.lease_group("sampler-0", 5)
+
+    def test_failed_attempts_end_in_failed(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_attempts=2))
+        for attempt in (1, 2):
+            lease = exchange.lease_group("sampler-0", 0)
+            assert lease is not None
+            assert (lease.prompt.ordinal, lease.attempt) == (0, attempt)
+            if attempt == 2:
+                exchange.submit_candidate(lease, candidate(lease, 0))
+            exchange.fail_group(lease, "no such image")
+        assert exchange.counts()[State.FAILED] == 1
+        assert exchange.failures() == {0: "no such image"}
+        assert exchange.wasted() == {"failed": 1}
+        following = exchange.lease_group("sampler-0", 0)
+        assert following is not None
+        assert following.prompt.ordinal == 1
+
+    # Leases.
+
+    def test_a_dead_samplers_group_is_leased_again(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__lease_seconds=60))
+        dead = exchange.lease_group("dead", 0)
+        assert dead is not None
+        exchange.submit_conditioning(dead, conditioning(dead.prompt))
+        exchange.submit_candidate(dead, candidate(dead, 0))
+        clock.now += 61
+        again = exchange.lease_group("alive", 0)
+        assert again is not None
+        assert (again.prompt.ordinal, again.attempt, again.done) == (0, 2, (0,))
+        assert exchange.submit_candidate(dead, candidate(dead, 1)) == Submitted(False, "lost lease")
+        assert exchange.submit_candidate(again, candidate(again, 1)).accepted
+        assert exchange.wasted() == {"late": 1}
+
+    def test_another_version_samples_the_group_anew(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__lease_seconds=60))
+        dead = exchange.lease_group("dead", 0)
+        assert dead is not None
+        exchange.submit_conditioning(dead, conditioning(dead.prompt))
+        exchange.submit_candidate(dead, candidate(dead, 0))
+        exchange.announce(weight_version(1, 1, 1))
+        clock.now += 61
+        again = exchange.lease_group("alive", 1)
+        assert again is not None
+        assert (again.version, again.done) == (1, ())
+        assert exchange.wasted() == {"death": 1}
+        for index in (0, 1):
+            assert exchange.submit_candidate(again, candidate(again, index)).accepted
+        exchange.check()
+
+    def test_heartbeats_keep_a_lease(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__lease_seconds=60))
+        lease = exchange.lease_group("slow", 0)
+        assert lease is not None
+        for _ in range(3):
+            clock.now += 50
+            exchange.renew("slow")
+        other = exchange.lease_group("fast", 0)
+        assert other is not None
+        assert other.prompt.ordinal == 1
+        assert exchange.submit_candidate(lease, candidate(lease, 0)).accepted
+
+    def test_a_dead_rewarders_clips_are_leased_again(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__lease_seconds=60, exchange__max_attempts=2))
+        sample(exchange)
+        tasks = exchange.lease_candidates("dead", 2)
+        exchange.submit_scores("dead", [score(tasks[0], 80.0)])
+        assert exchange.lease_candidates("alive", 2) == []
+        clock.now += 61
+        again = exchange.lease_candidates("alive", 2)
+        assert [task.candidate_id for task in again] == ["0-1-v0"]
+        clock.now += 61
+        assert exchange.lease_candidates("alive", 2) == []
+        assert exchange.failures() == {0: "scoring lease of alive ran out"}
+        exchange.check()
+
+    def test_the_leases_of_a_worker_known_to_be_dead_are_free_at_once(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_attempts=2))
+        for _ in range(2):
+            lease = exchange.lease_group("dying", 0)
+            assert lease is not None
+            assert lease.prompt.ordinal == 0
+            exchange.release("dying")
+        after = exchange.lease_group("alive", 0)
+        assert after is not None
+        assert after.prompt.ordinal == 1  # a prompt that kills its sampler twice is given up
+        assert exchange.failures() == {0: "lease of dying ran out"}
+
+    def test_releasing_one_worker_leaves_the_others_alone(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        alive = exchange.lease_group("alive", 0)
+        assert alive is not None
+        exchange.release("dead")
+        assert exchange.submit_candidate(alive, candidate(alive, 0)).accepted
+
+    # Scoring.
+
+    def test_batches_mix_prompts_oldest_first(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        for _ in range(3):
+            sample(exchange)
+        first, second = exchange.lease_candidates("a", 3), exchange.lease_candidates("b", 9)
+        assert [task.candidate_id for task in first] == ["0-0-v0", "0-1-v0", "1-0-v0"]
+        assert [task.candidate_id for task in second] == ["1-1-v0", "2-0-v0", "2-1-v0"]
+        assert first[2].prompt.id == "train-1"
+
+    def test_a_half_sampled_group_is_not_scored(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        exchange.submit_candidate(lease, candidate(lease, 0))
+        assert exchange.lease_candidates("rewarder-0", 8) == []
+
+    def test_nan_fails_the_group(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        sample(exchange)
+        tasks = exchange.lease_candidates("rewarder-0", 2)
+        bad = Score(tasks[0].candidate_id, "heads-1", values(50.0) | {"motion": nan})
+        answers = exchange.submit_scores("rewarder-0", [bad, score(tasks[1], 1.0)])
+        assert answers == [Submitted(True, "nan score: motion"), Submitted(False, "group is failed")]
+        assert exchange.failures() == {0: "nan score: motion"}
+        assert exchange.wasted() == {"nan": 2}
+        exchange.check()
+
+    def test_a_score_that_is_no_number_may_say_why(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        sample(exchange)
+        name = exchange.lease_candidates("rewarder-0", 2)[0].candidate_id
+        bad = Score(name, "heads-1", values(50.0) | {"motion": nan}, {"motion": "late" * 100, "text": "not asked"})
+        reason = f"nan score: motion: {('late' * 100)[:200]}"
+        assert exchange.submit_scores("rewarder-0", [bad]) == [Submitted(True, reason)]
+        assert exchange.failures() == {0: reason}
+        exchange.check()
+
+    def test_unknown_candidates_are_rejected(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        answer = exchange.submit_scores("rewarder-0", [Score("9-9-v9", "heads-1", values(1.0))])
+        assert answer == [Submitted(False, "unknown candidate")]
+
+    def test_scores_of_two_reward_models_are_never_compared(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        sample(exchange)
+        first, second = exchange.lease_candidates("rewarder-0", 2)
+        exchange.submit_scores("rewarder-0", [score(first, 80.0)])
+        exchange.submit_scores("rewarder-1", [Score(second.candidate_id, "heads-2", values(30.0))])
+        assert exchange.counts()[State.PAIRED] == 0
+        (again,) = exchange.lease_candidates("rewarder-1", 2)
+        assert again.candidate_id == first.candidate_id
+        exchange.submit_scores("rewarder-1", [Score(again.candidate_id, "heads-2", values(20.0))])
+        assert exchange.counts()[State.PAIRED] == 1
+
+    # Training.
+
+    def test_pairs_come_exactly_or_not_at_all(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 3)
+        assert exchange.lease_pairs("learner-0", 1, 4) == []
+        assert train(exchange, 1, 2) == [0, 1]
+        assert train(exchange, 2, 2) == []
+        make_pairs(exchange, 1)
+        assert train(exchange, 2, 2) == [2, 3]
+
+    def test_asking_again_gives_the_same_pairs(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 4)
+        first = exchange.lease_pairs("learner-0", 1, 2)
+        assert exchange.lease_pairs("learner-0", 1, 2) == first
+        assert exchange.lease_pairs("learner-1", 1, 2) == []
+        exchange.commit_step(1, [0, 1])
+        exchange.commit_step(1, [0, 1])
+        assert exchange.counts()[State.TRAINED] == 2
+        with pytest.raises(ValueError, match="roll back first"):
+            exchange.lease_pairs("learner-0", 1, 2)
+        with pytest.raises(ValueError, match="which it did not lease"):
+            exchange.commit_step(2, [2, 3])
+
+    def test_stale_pairs_expire_when_taken(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 4)
+        train(exchange, 1)
+        exchange.announce(weight_version(1, 1, 1))
+        (pair,) = exchange.lease_pairs("learner-0", 2, 1)
+        assert pair.lag == 1
+        exchange.commit_step(2, [pair.pair.ordinal])
+        exchange.announce(weight_version(2, 2, 2))
+        assert exchange.counts()[State.PAIRED] == 1
+        assert exchange.lease_pairs("learner-0", 3, 1) == []
+        assert exchange.counts()[State.EXPIRED] == 1
+        exchange.check()
+
+    def test_pairs_that_waited_too_long_expire_when_taken(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100, exchange__lease_seconds=1e6))
+        make_pairs(exchange, 1)
+        clock.now += 100
+        make_pairs(exchange, 2)
+        assert exchange.lease_group("sampler-0", 0) is not None  # three of four places are taken
+        assert exchange.lease_group("sampler-0", 0) is None
+        clock.now += 1
+        assert exchange.counts()[State.PAIRED] == 3  # nobody took them yet
+        assert train(exchange, 1) == [1, 2]
+        counts = exchange.counts()
+        assert (counts[State.EXPIRED], counts[State.TRAINED]) == (1, 2)
+        assert exchange.lease_group("sampler-0", 0) is not None  # it gives its place back
+        exchange.check()
+
+    def test_no_pair_expires_by_age_without_a_bound(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 2)
+        clock.now += 1e9
+        assert train(exchange, 1) == [0, 1]
+
+    def test_a_clock_set_back_neither_expires_pairs_nor_keeps_them_for_ever(
+        self, open_exchange: Factory, clock: Clock
+    ) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100))
+        make_pairs(exchange, 1)
+        clock.now -= 900
+        assert exchange.lease_pairs("learner-0", 1, 2) == []  # it waits from now
+        clock.now += 100
+        exchange.lease_pairs("learner-0", 1, 2)
+        assert exchange.counts()[State.PAIRED] == 1
+        clock.now += 1
+        exchange.lease_pairs("learner-0", 1, 2)
+        assert exchange.counts()[State.EXPIRED] == 1
+
+    def test_a_pair_that_was_trained_and_then_waits_too_long_counts_as_trained(
+        self, open_exchange: Factory, clock: Clock
+    ) -> None:
+        exchange = open_exchange(small(exchange__ttl_seconds=100, exchange__max_times_trained=2))
+        make_pairs(exchange, 2)
+        train(exchange, 1)
+        assert exchange.counts()[State.PAIRED] == 2
+        clock.now += 101
+        assert train(exchange, 2) == []
+        assert exchange.counts()[State.TRAINED] == 2
+        exchange.check()
+
+    def test_a_rollback_brings_pairs_back_that_waited_too_long(self, open_exchange: Factory, clock: Clock) -> None:
+        """They wait anew: the time without a learner is not theirs, and repeated steps need their batches."""
+        exchange = open_exchange(small(exchange__ttl_seconds=100))
+        make_pairs(exchange, 4)
+        assert train(exchange, 1) == [0, 1]
+        clock.now += 101
+        assert train(exchange, 2) == []
+        assert exchange.counts()[State.EXPIRED] == 2
+        exchange.rollback(0)
+        assert exchange.counts()[State.PAIRED] == 4
+        clock.now += 100
+        assert [train(exchange, 1), train(exchange, 2)] == [[0, 1], [2, 3]]
+        exchange.check()
+
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_a_commit_counts_although_its_pairs_expired_during_the_step(
+        self, open_exchange: Factory, clock: Clock, times: int
+    ) -> None:
+        config = small(exchange__ttl_seconds=100, exchange__lease_seconds=60, exchange__max_times_trained=times)
+        exchange = open_exchange(config)
+        make_pairs(exchange, 2)
+        exchange.lease_pairs("slow", 1, 2)
+        clock.now += 101
+        assert exchange.lease_pairs("hasty", 1, 2) == []
+        assert exchange.counts()[State.EXPIRED] == 2
+        exchange.commit_step(1, [0, 1])  # the weights have them
+        assert exchange.counts()[State.TRAINED] == 2
+        exchange.check()
+        exchange.rollback(0)
+        assert exchange.counts()[State.PAIRED] == 2
+
+    def test_no_step_is_leased_or_committed_before_the_one_before_it(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        make_pairs(exchange, 4)
+        with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
+            exchange.lease_pairs("learner-0", 2, 2)
+        train(exchange, 1)
+        train(exchange, 2)
+        exchange.rollback(0)
+        with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
+            exchange.commit_step(2, [2, 3])  # of a learner that does not know that it is dead
+
+    def test_uses_are_counted_per_step_and_never_beyond_the_bound(self, open_exchange: Factory) -> None:
+        """Also where steps are repeated after a rollback."""
+        exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=9))
+        make_pairs(exchange, 2)
+        assert [train(exchange, step) for step in (1, 2, 3)] == [[0, 1], [0, 1], []]
+        exchange.commit_step(2, [0, 1])  # a retry
+        assert exchange.counts()[State.TRAINED] == 2
+        exchange.rollback(1)
+        assert exchange.counts()[State.PAIRED] == 2  # one use each is left
+        make_pairs(exchange, 1)
+        assert [train(exchange, step) for step in (2, 3)] == [[0, 1], []]
+        make_pairs(exchange, 1)
+        assert [train(exchange, step) for step in (3, 4, 5)] == [[2, 3], [2, 3], []]
+        assert exchange.counts()[State.TRAINED] == 4
+        exchange.check()
+
+    def test_poison_groups_fail_with_their_last_cause(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__max_attempts=2, exchange__lease_seconds=60, exchange__max_lag=9))
+        lost = exchange.lease_group("dying", 0)  # 0: a sampler that dies, then one that cannot read the image
+        assert lost is not None
+        clock.now += 61
+        again = exchange.lease_group("sampler-0", 0)
+        assert again is not None
+        assert again.prompt.ordinal == 0
+        exchange.fail_group(again, "image is broken")
+        for _ in range(2):  # 1: rewarders that die; 2: a score that is no number
+            sample(exchange)
+        for worker in ("rewarder-0", "rewarder-1"):
+            exchange.lease_candidates(worker, 1)
+            clock.now += 61
+        tasks = exchange.lease_candidates("rewarder-2", 2)
+        assert [task.prompt.ordinal for task in tasks] == [2, 2]
+        exchange.submit_scores("rewarder-2", [score(tasks[0], nan)])
+        assert exchange.failures() == {
+            0: "image is broken",
+            1: "scoring lease of rewarder-1 ran out",
+            2: "nan score: appeal",
+        }
+        assert exchange.wasted() == {"failed": 2, "nan": 2}
+        assert exchange.bytes_on_disk() == 0
+        exchange.check()
+
+    def test_pairs_may_be_trained_twice(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=3))
+        make_pairs(exchange, 4)
+        assert [train(exchange, step) for step in (1, 2, 3, 4, 5)] == [[0, 1], [2, 3], [0, 1], [2, 3], []]
+        assert exchange.counts()[State.TRAINED] == 4
+        exchange.check()
+
+    def test_gap_order_takes_the_widest_gap(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__order="gap"))
+        for high in (50.0, 90.0, 40.0):
+            lease = sample(exchange)
+            assert lease is not None
+            ordinal = lease.prompt.ordinal
+            score_all(exchange, {f"{ordinal}-0-v0": high, f"{ordinal}-1-v0": 30.0})
+        assert train(exchange, 1) == [1, 0]
+
+    def test_a_lost_training_lease_frees_its_pairs(self, open_exchange: Factory, clock: Clock) -> None:
+        exchange = open_exchange(small(exchange__lease_seconds=60))
+        make_pairs(exchange, 2)
+        exchange.lease_pairs("dead", 1, 2)
+        clock.now += 61
+        assert train(exchange, 1) == [0, 1]
+
+    def test_version_ids_only_rise(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        assert (exchange.next_version(), exchange.current_version()) == (0, 0)
+        exchange.announce(weight_version(0, 0, 0))
+        assert (exchange.next_version(), exchange.current_version()) == (1, 0)
+        exchange.announce(weight_version(1, 1, 1))
+        exchange.announce(weight_version(1, 1, 1))
+        assert (exchange.next_version(), exchange.current_version()) == (2, 1)
+        with pytest.raises(ValueError, match="version 1 was used before"):
+            exchange.announce(weight_version(1, 2, 2))
+
+    def test_the_empty_caption_is_kept(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        assert exchange.empty_prompt() is None
+        embeds = array(b"embeds")
+        exchange.keep_empty_prompt(embeds)
+        assert exchange.empty_prompt() == embeds
+
+    # Probes and evaluations.
+
+    def test_evaluations_come_first_and_end_as_results(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        exchange.enqueue(heldout(3))
+        leases = [sample(exchange) for _ in range(4)]
+        assert [lease.prompt.id for lease in leases if lease] == ["held-0", "held-1", "held-2", "train-0"]
+        assert [len(lease.seeds) for lease in leases if lease] == [1, 1, 1, 2]
+        score_all(exchange)
+        results = exchange.results(Purpose.EVAL, 0)
+        assert [result.prompt for result in results] == heldout(3)
+        assert results[1].candidate.clip == candidate(leases[1], 0).clip if leases[1] else False
+        assert set(results[1].values) == set(values(0.0))
+        assert exchange.counts(Purpose.EVAL)[State.DONE] == 3
+        assert total(exchange.counts()) == 1
+        exchange.check()
+
+    def test_two_versions_get_the_same_seeds(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        exchange.enqueue(heldout(2), version=0)
+        exchange.announce(weight_version(1, 1, 1))
+        exchange.enqueue(heldout(2), version=1)
+        aligned = [sample(exchange, 1) for _ in range(2)]
+        base = [sample(exchange, 0) for _ in range(2)]
+        assert [lease.seeds for lease in base if lease] == [lease.seeds for lease in aligned if lease]
+        score_all(exchange)
+        before, after = exchange.results(Purpose.EVAL, 0), exchange.results(Purpose.EVAL, 1)
+        assert [one.prompt.id for one in before] == [one.prompt.id for one in after] == ["held-0", "held-1"]
+        assert {one.candidate.policy_version for one in after} == {1}
+
+    def test_enqueuing_again_for_a_version_adds_nothing(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        exchange.enqueue(heldout(3), version=0)
+        sample(exchange)
+        score_all(exchange)
+        exchange.enqueue(heldout(3), version=0)
+        assert total(exchange.counts(Purpose.EVAL)) == 3
+        exchange.enqueue(heldout(3, Purpose.PROBE), version=0)
+        assert total(exchange.counts(Purpose.PROBE)) == 3
+
+    def test_waiting_evaluations_say_which_version_they_want(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        assert exchange.wanted_version() == 0
+        exchange.announce(weight_version(1, 1, 1))
+        assert exchange.wanted_version() == 1  # the newest
+        exchange.enqueue(heldout(1), version=0)
+        assert exchange.wanted_version() == 0
+        sample(exchange, 0)
+        assert exchange.wanted_version() == 1
+
+    def test_probes_of_the_base_are_scored_anew(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        exchange.enqueue(heldout(2, Purpose.PROBE), version=0)
+        first = [sample(exchange) for _ in range(2)]
+        score_all(exchange, {candidate(lease, 0).id: 40.0 for lease in first if lease})
+        exchange.rescore_probes(0)
+        assert exchange.results(Purpose.PROBE, 0) == []
+        assert exchange.counts(Purpose.PROBE)[State.SAMPLED] == 2
+        score_all(exchange, {candidate(lease, 0).id: 70.0 for lease in first if lease})
+        again = exchange.results(Purpose.PROBE, 0)
+        assert [one.values["motion"] for one in again] == [70.0, 70.0]
+        assert [one.candidate.id for one in again] == [candidate(lease, 0).id for lease in first if lease]
+        exchange.check()
+
+    def test_retired_probes_leave_only_those_of_the_base(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small())
+        for version in (1, 2):
+            exchange.announce(weight_version(version, version, version))
+        for version, count in ((0, 1), (1, 3)):
+            exchange.enqueue(heldout(count, Purpose.PROBE), version=version)
+        for version in (0, 1, 1):
+            sample(exchange, version)
+        score_all(exchange)
+        whole = exchange.bytes_on_disk()
+        assert exchange.wanted_version() == 1
+        exchange.retire_probes()
+        assert exchange.wanted_version() == 2  # the newest: nobody waits for version 1 to be probed
+        assert len(exchange.results(Purpose.PROBE, 0)) == 1
+        counts = exchange.counts(Purpose.PROBE)
+        assert (counts[State.DONE], counts[State.FAILED], counts[State.PENDING]) == (3, 1, 0)
+        assert exchange.bytes_on_disk() < whole
+        assert exchange.failures() == {}
+        exchange.check()
+
+    def test_a_refresh_is_due_at_one_boundary_whatever_dies(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=4, learner__keep_checkpoints=4))
+        make_pairs(exchange, 8)
+        for step in (1, 2, 3):
+            train(exchange, step)
+            exchange.announce(weight_version(step, step, step))
+        exchange.ask_refresh(2)
+        assert not exchange.refresh_due(1)  # asked after step 2
+        assert exchange.refresh_due(3)  # the learner had gone on meanwhile
+        assert exchange.refresh_due(3)
+        assert not exchange.refresh_due(4)
+        exchange.rollback(2)
+        assert [exchange.rolled_back(version) for version in (0, 1, 2, 3)] == [False, False, False, True]
+        assert exchange.refresh_due(2)  # taken after step 3, which was taken back
+        exchange.rollback(1)
+        assert not any(map(exchange.refresh_due, (1, 2, 3)))  # what asked for it never happened
+        exchange.ask_refresh(3)
+        assert not any(map(exchange.refresh_due, (1, 2, 3)))  # a version that was rolled back
+        exchange.check()
+
+    def test_a_refusal_does_not_outlive_the_next_lease(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__pipeline_depth=1))
+        sample(exchange)
+        assert exchange.lease_group("sampler-0", 0) is None
+        assert "pipeline_depth" in exchange.refusal
+        exchange.enqueue(heldout(1))
+        assert exchange.lease_group("sampler-0", 0) is not None
+        assert exchange.refusal == ""
+
+    def test_evaluations_do_not_count_in_admission(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=0, exchange__pipeline_depth=2))
+        exchange.enqueue(heldout(5))
+        for _ in range(5):
+            assert sample(exchange) is not None
+        assert [sample(exchange) is not None for _ in range(3)] == [True, True, False]

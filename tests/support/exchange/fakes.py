@@ -1,0 +1,136 @@
+"""A small world around the exchange without any model: prompts, candidates and scores made of hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from common.config import DIMENSIONS, RunConfig, load_config
+from common.exchange.api import Exchange, Submitted
+from common.exchange.local import LocalExchange
+from common.messages import (
+    Array,
+    Candidate,
+    Conditioning,
+    GroupLease,
+    Prompt,
+    Purpose,
+    Score,
+    ScoreTask,
+    WeightVersion,
+)
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def small(**flags: Any) -> RunConfig:
+    """N = 2, two pairs a step, a push every step, max_lag 1; `flags` as `exchange__max_lag=0`."""
+    base = {"sampler.candidates": 2, "learner.pairs_per_step": 2, "learner.steps_per_push": 1}
+    base |= {"learner.keep_checkpoints": 1}
+    return load_config(flags=base | {name.replace("__", "."): value for name, value in flags.items()})
+
+
+def source(ordinal: int) -> Prompt:
+    """Training prompts without end; three first frames in turn."""
+    return Prompt(ordinal, f"train-{ordinal % 3}", f"cat {ordinal % 3} walks", image=b"png" * (1 + ordinal % 3))
+
+
+def heldout(count: int, purpose: Purpose = Purpose.EVAL) -> list[Prompt]:
+    """Held-out prompts, ordinals from 0 as a caller would number them."""
+    return [Prompt(place, f"held-{place}", "dog jumps", image=b"dog", purpose=purpose) for place in range(count)]
+
+
+def open_exchange(folder: Path, config: RunConfig, clock: Clock | None = None) -> LocalExchange:
+    return LocalExchange(folder, config, source, clock or Clock())
+
+
+def digest(*parts: object) -> bytes:
+    """8 bytes that depend on all parts."""
+    return blake2b(repr(parts).encode(), digest_size=8).digest()
+
+
+def array(data: bytes) -> Array:
+    return Array("uint8", (1, 1, len(data)), data)
+
+
+def conditioning(prompt: Prompt) -> Conditioning:
+    return Conditioning(array(digest("text", prompt.text)), array(digest("image", prompt.image)))
+
+
+def candidate(lease: GroupLease, index: int, weights: object = 0) -> Candidate:
+    """What a sampler with `weights` makes of a seed."""
+    data = digest(weights, lease.prompt.id, lease.seeds[index])
+    name = f"{lease.prompt.ordinal}-{index}-v{lease.version}"
+    return Candidate(
+        *(name, lease.prompt.ordinal, index, lease.seeds[index], lease.version), array(data), b"mp4" + data, 8, 48, 64
+    )
+
+
+def values(raw: float) -> dict[str, float]:
+    """The same raw value in all six dimensions."""
+    return dict.fromkeys(DIMENSIONS, raw)
+
+
+def score(task: ScoreTask, raw: float | None = None) -> Score:
+    """A raw score, by default a function of the clip: 0, 10, ... 90."""
+    return Score(task.candidate_id, "heads-1", values(10.0 * (task.clip[3] % 10) if raw is None else raw))
+
+
+def weight_version(version: int, step: int, pushes: int) -> WeightVersion:
+    return WeightVersion(version, step, pushes, "full", version, (), "0" * 32)
+
+
+def sample(exchange: Exchange, version: int = 0, worker: str = "sampler-0") -> GroupLease | None:
+    """Sample one whole group, if there is leave to."""
+    lease = exchange.lease_group(worker, version)
+    if lease is not None:
+        exchange.submit_conditioning(lease, conditioning(lease.prompt))
+        for index in range(len(lease.seeds)):
+            if index not in lease.done:
+                assert exchange.submit_candidate(lease, candidate(lease, index)).accepted
+    return lease
+
+
+def score_all(exchange: Exchange, raw: Mapping[str, float] | None = None) -> list[Submitted]:
+    """Score all that waits, by `raw` of the candidate's id where given."""
+    answers: list[Submitted] = []
+    while tasks := exchange.lease_candidates("rewarder-0", 16):
+        answers += exchange.submit_scores(
+            "rewarder-0", [score(task, (raw or {}).get(task.candidate_id)) for task in tasks]
+        )
+    return answers
+
+
+def make_pairs(exchange: Exchange, count: int, version: int = 0) -> list[int]:
+    """`count` pairs whose first candidate wins 80 to 30; their ordinals."""
+    leases = [sample(exchange, version) for _ in range(count)]
+    ordinals = [lease.prompt.ordinal for lease in leases if lease is not None]
+    assert len(ordinals) == count
+    raw = {f"{ordinal}-0-v{version}": 80.0 for ordinal in ordinals}
+    raw |= {f"{ordinal}-{index}-v{version}": 30.0 for ordinal in ordinals for index in (1, 2, 3)}
+    score_all(exchange, raw)
+    return ordinals
+
+
+def train(exchange: Exchange, step: int, count: int = 2) -> list[int]:
+    """Lease and commit one step; the ordinals it used."""
+    pairs = exchange.lease_pairs("learner-0", step, count)
+    ordinals = [training.pair.ordinal for training in pairs]
+    if ordinals:
+        exchange.commit_step(step, ordinals)
+    return ordinals
+
+
+def total(counts: Mapping[Any, int], states: Sequence[Any] = ()) -> int:
+    """Sum of a count, or of some of its states."""
+    return sum(number for state, number in counts.items() if not states or state in states)

@@ -1,0 +1,566 @@
+"""The ledger in plain dicts: what the state table and the rules of docs/architecture.md say, and nothing of SQLite.
+
+Every method is a call of `RunExchange` and answers what that call must answer; a refused call raises the same kind of
+error and changes nothing. `view` is all that must agree with the real ledger after every call. It has no idempotency
+cache, no transactions, no files: a blob is its bytes, kept under the name the group knows it by.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from math import ceil, inf, isfinite, isnan
+from typing import Any
+
+from common.config import ConfigError, RunConfig
+from common.exchange.scoring import SHOWN
+from common.exchange.storage import blobs
+from common.exchange.storage.blobs import pack
+from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose, Score
+from tests.support.exchange.fakes import Clock, source
+
+EVALUATIONS = 1 << 40  # ordinals of probe and eval groups
+RUNNING = ("sampling", "sampled", "scoring")
+OPEN = ("sampled", "scoring")
+ENDED = ("trained", "expired")
+
+
+@dataclass
+class Clip:
+    """One stored candidate."""
+
+    id: str
+    holder: str | None = None
+    until: float = 0.0
+    losses: int = 0
+    raw: float | None = None  # the same in all dimensions
+    judge: str = ""
+
+
+@dataclass
+class Group:
+    """One prompt and its candidates by place."""
+
+    prompt: Prompt
+    size: int
+    place: int
+    wanted: int | None
+    state: str = "pending"
+    version: int | None = None
+    pushes: int | None = None
+    holder: str | None = None
+    until: float = 0.0
+    attempt: int = 0
+    losses: int = 0
+    reason: str = ""
+    clips: dict[int, Clip] = field(default_factory=dict)
+    pair: tuple[int, int, float] | None = None  # winner's place, loser's place, gap
+    since: float = 0.0  # paired, or back from a rollback
+    uses: int = 0
+    step: int | None = None
+    closed: int | None = None
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def trains(self) -> bool:
+        return self.prompt.purpose is Purpose.TRAIN
+
+    def keep(self, *names: str) -> None:
+        self.blobs = {name: data for name, data in self.blobs.items() if name in names}
+
+
+class Model:
+    """One exchange with its ledger."""
+
+    def __init__(self, config: RunConfig, clock: Clock) -> None:
+        self.config, self.rules, self.clock = config, config.exchange, clock
+        self.groups: dict[int, Group] = {}
+        self.waste: set[tuple[str, str]] = set()
+        self.batches: dict[int, list[int]] = {}  # step -> ordinals, in order
+        self.committed: set[int] = set()
+        self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, lost
+        self.marks: set[int] = set()
+        self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
+        # Of what is forgotten: groups by purpose and state, their uses, waste by reason, the highest version.
+        self.gone: Counter[tuple[str, str]] = Counter()
+        self.gone_uses: Counter[int] = Counter()  # by step: they are final, and stay spent
+        self.gone_waste: Counter[str] = Counter()
+        self.gone_version = -1
+        self.pushes = self.final = self.largest = 0
+        self.shown: list[Group] = []  # in the order in which they were paired
+
+    # What can be compared.
+
+    def view(self) -> dict[str, Any]:
+        """Everything that the real ledger must agree with."""
+        return {
+            "groups": {
+                ordinal: (
+                    *(one.state, one.version, one.pushes, one.holder, one.attempt, one.losses, one.reason),
+                    *(one.uses, one.step, one.closed, self._ends(one), sorted(one.blobs)),
+                )
+                for ordinal, one in self.groups.items()
+            },
+            "clips": {
+                clip.id: (ordinal, place, clip.holder, clip.losses, clip.raw)
+                for ordinal, one in self.groups.items()
+                for place, clip in one.clips.items()
+                if one.state in OPEN
+            },
+            "waste": self.waste,
+            "gone": {
+                **{(str(purpose), state): count for (purpose, state), count in self.gone.items()},
+                **{("waste", reason): count for reason, count in self.gone_waste.items()},
+                **({("uses", ""): sum(self.gone_uses.values())} if self.gone_uses else {}),
+                **({("version", ""): self.gone_version} if self.gone_version >= 0 else {}),
+            },
+            "batches": {step: (batch, step in self.committed) for step, batch in self.batches.items()},
+            "versions": self.versions,
+            "marks": self.marks,
+            "refreshes": self.refreshes,
+            "current": (self.next_version(), self.current_version(), self.wanted_version(), self.pushes, self.final),
+            "bytes": sum(map(len, self.contents())),
+        }
+
+    def _ends(self, group: Group) -> tuple[str, str] | None:
+        return group.pair and (group.clips[group.pair[0]].id, group.clips[group.pair[1]].id)
+
+    def contents(self) -> set[bytes]:
+        """The distinct blobs on disk."""
+        return {data for group in self.groups.values() for data in group.blobs.values()}
+
+    # Sampling.
+
+    def lease_group(self, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]] | None:
+        """Ordinal, attempt, version, places done."""
+        if version and version not in self.versions and version > self.gone_version:
+            raise ValueError
+        for group in self.groups.values():
+            if group.state == "sampling" and group.until < self.clock.now:
+                self._lose(group, f"lease of {group.holder} ran out")
+        waiting = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "pending"}
+        for ordinal, one in waiting.items():
+            if not one.trains and one.wanted in (None, version):
+                return self._lease(ordinal, worker, version)
+        if not self.admits(version):
+            return None
+        first = next((ordinal for ordinal, one in waiting.items() if one.trains), None)
+        if first is None:
+            first = self.admitted(Purpose.TRAIN)
+            self._admit(first, source(first), first, None)
+        return self._lease(first, worker, version)
+
+    def admits(self, version: int) -> bool:
+        """Whether a training group may start now under `version`."""
+        _, pushes, lost = self.versions.get(version, (0, 0, False))
+        if lost or self.pushes - pushes > self.rules.max_lag:
+            return False
+        mine = [one for one in self.groups.values() if one.trains]
+        running, live = (
+            sum(one.state in RUNNING for one in mine),
+            [o for o in mine if o.state in ("paired", "training")],
+        )
+        spent = sum(one.uses for one in mine) + sum(self.gone_uses.values())
+        m = self.rules.max_times_trained
+        per_step = self.config.learner.pairs_per_step
+        ahead = (self.rules.max_lag + self.pushes + 1) * per_step * self.config.learner.steps_per_push
+        unspent = min(ahead, self.config.steps * per_step) - spent  # uses that nothing has been spent on
+        promised = sum(m - one.uses for one in live) + m * running
+        room = ceil((unspent - promised) / m)
+        if unspent >= per_step:  # one step takes distinct pairs, however often each may be used
+            room = max(room, per_step - len(live) - running)
+        if min(room, self.rules.pipeline_depth - running) < 1:
+            return False
+        used, sampling = sum(map(len, self.contents())), sum(one.state == "sampling" for one in mine)
+        return not used or used + self.largest * (sampling + 1) <= self.rules.max_bytes
+
+    def admitted(self, *purposes: Purpose) -> int:
+        """Groups ever admitted."""
+        here = sum(one.prompt.purpose in purposes for one in self.groups.values())
+        return here + sum(count for (purpose, _), count in self.gone.items() if purpose in purposes)
+
+    def _admit(self, ordinal: int, prompt: Prompt, place: int, wanted: int | None) -> None:
+        size = self.config.sampler.candidates if prompt.purpose is Purpose.TRAIN else 1
+        group = self.groups[ordinal] = Group(prompt, size, place, wanted)
+        assert prompt.image is not None
+        group.blobs["image"] = packed(prompt.image)
+
+    def _lease(self, ordinal: int, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]]:
+        group = self.groups[ordinal]
+        if group.version not in (None, version):
+            self._throw_away(group, "death", "image", "conditioning")
+        group.state, group.holder, group.version = "sampling", worker, version
+        group.pushes = self.versions.get(version, (0, 0, False))[1]
+        group.attempt += 1
+        group.until = self.clock.now + self.rules.lease_seconds
+        return ordinal, group.attempt, version, tuple(sorted(group.clips))
+
+    def _lose(self, group: Group, reason: str) -> None:
+        group.losses += 1
+        group.state, group.holder = "pending", None
+        if group.losses >= self.rules.max_attempts:
+            group.state, group.reason = "failed", reason
+            self._throw_away(group, "failed")
+
+    def _throw_away(self, group: Group, reason: str, *kept: str) -> None:
+        self.waste |= {(clip.id, reason) for clip in group.clips.values()}
+        group.clips = {}
+        group.keep(*kept)
+
+    def _holder(self, lease: GroupLease) -> Group | None:
+        """The group, if this is its present lease."""
+        group = self.groups.get(lease.prompt.ordinal)
+        if group is None:
+            return None
+        mine = (group.holder, group.attempt, group.version) == (lease.worker, lease.attempt, lease.version)
+        return group if group.state == "sampling" and mine else None
+
+    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> tuple[bool, str]:
+        group = self._holder(lease)
+        if group is None:
+            return False, "lost lease"
+        if group.trains:
+            if "conditioning" in group.blobs:
+                return False, "duplicate"
+            group.blobs["conditioning"] = pack([conditioning.prompt_embeds, conditioning.image_latent])
+        return True, ""
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> tuple[bool, str]:
+        if any(clip.id == candidate.id for one in self.groups.values() for clip in one.clips.values()):
+            return False, "duplicate"
+        group, place = self._holder(lease), candidate.index
+        if group is None:
+            if candidate.ordinal in self.groups:
+                self.waste.add((candidate.id, "late"))
+            return False, "lost lease"
+        last = len(group.clips) == group.size - 1
+        if last and group.trains and "conditioning" not in group.blobs:
+            raise ValueError
+        group.clips[place] = Clip(candidate.id)
+        group.blobs |= {f"latents/{place}": pack([candidate.latents]), f"clip/{place}": packed(candidate.clip)}
+        if last:
+            group.state, group.holder = "sampled", None
+            if group.trains:
+                self.largest = max(self.largest, sum(map(len, group.blobs.values())))
+        return True, ""
+
+    def fail_group(self, lease: GroupLease, reason: str) -> None:
+        group = self._holder(lease)
+        if group is not None:
+            self._lose(group, reason)
+
+    def enqueue(self, prompts: list[Prompt], version: int | None) -> None:
+        for place, prompt in enumerate(prompts):
+            same = [
+                one
+                for one in self.groups.values()
+                if (one.prompt.id, one.prompt.purpose, one.place, one.wanted)
+                == (prompt.id, prompt.purpose, place, version)
+            ]
+            if not any(one.state == "pending" or (version is not None and one.state != "failed") for one in same):
+                self._admit(EVALUATIONS + self.admitted(Purpose.PROBE, Purpose.EVAL), prompt, place, version)
+
+    # Probes.
+
+    def _probes(self, state: str) -> list[Group]:
+        return [one for one in self.groups.values() if one.prompt.purpose is Purpose.PROBE and one.state == state]
+
+    def rescore_probes(self, version: int) -> None:
+        for group in self._probes("done"):
+            if group.version == version:
+                group.state = "sampled"
+                for clip in group.clips.values():
+                    clip.raw, clip.judge, clip.losses = None, "", 0
+
+    def retire_probes(self) -> None:
+        for group in self._probes("pending"):
+            if group.wanted != 0:
+                group.state, group.reason = "failed", "retired before it was sampled"
+                group.keep()
+        for group in self._probes("done"):
+            if group.version != 0:
+                group.keep()
+        over = {id(one) for one in self._probes("failed") + self._probes("done") if one.blobs == {}}
+        self._forget([ordinal for ordinal, one in self.groups.items() if id(one) in over])
+
+    def _forget(self, ordinals: list[int]) -> None:
+        """Of these groups there are sums alone from now on."""
+        for step, batch in list(self.batches.items()):
+            left = [ordinal for ordinal in batch if ordinal not in ordinals]
+            self.gone_uses[step] += (len(batch) - len(left)) * (step in self.committed)
+            self.batches[step] = left
+        self.batches = {step: batch for step, batch in self.batches.items() if batch}
+        self.gone_uses = +self.gone_uses
+        for ordinal in ordinals:
+            group = self.groups.pop(ordinal)
+            self.gone[group.prompt.purpose, group.state] += 1
+        for name, reason in sorted(self.waste):
+            if int(name.split("-")[0]) in ordinals:
+                self.waste.remove((name, reason))
+                self.gone_waste[reason] += 1
+
+    def ask_refresh(self, version: int) -> None:
+        at, _, lost = self.versions.get(version, (0, 0, True))
+        if not lost:
+            self.refreshes.setdefault(at, None)
+
+    def refresh_due(self, step: int) -> bool:
+        for at, taken in self.refreshes.items():
+            if taken is None and at <= step:
+                self.refreshes[at] = step
+        return step in self.refreshes.values()
+
+    # Scoring.
+
+    def lease_candidates(self, worker: str, limit: int) -> list[str]:
+        late = [clip.id for one in self.groups.values() for clip in one.clips.values() if clip.holder is not None]
+        for name in sorted(late):
+            group, clip = self._find(name)
+            if clip.holder is None or clip.until >= self.clock.now:
+                continue
+            holder, clip.holder = clip.holder, None
+            clip.losses += 1
+            if clip.losses >= self.rules.max_attempts:
+                self._fail(group, f"scoring lease of {holder} ran out", "failed")
+            self._rest(group)
+        free = [
+            (one.trains, ordinal, place)
+            for ordinal, one in self.groups.items()
+            for place, clip in one.clips.items()
+            if one.state in OPEN and clip.holder is None and clip.raw is None
+        ]
+        leased = []
+        for _, ordinal, place in sorted(free)[:limit]:
+            self.groups[ordinal].state = "scoring"
+            clip = self.groups[ordinal].clips[place]
+            clip.holder, clip.until = worker, self.clock.now + self.rules.lease_seconds
+            leased.append(clip.id)
+        return leased
+
+    def _find(self, name: str) -> tuple[Group, Clip]:
+        return next((one, clip) for one in self.groups.values() for clip in one.clips.values() if clip.id == name)
+
+    def _rest(self, group: Group) -> None:
+        if group.state == "scoring" and all(clip.holder is None for clip in group.clips.values()):
+            group.state = "sampled"
+
+    def _fail(self, group: Group, reason: str, waste: str) -> None:
+        self.waste |= {(clip.id, waste) for clip in group.clips.values()}
+        group.state, group.reason = "failed", reason
+        group.keep()
+        for clip in group.clips.values():
+            clip.holder = None
+
+    def submit_scores(self, worker: str, scores: list[Score]) -> list[tuple[bool, str]]:
+        return [self._score(score) for score in scores]
+
+    def _score(self, score: Score) -> tuple[bool, str]:
+        if all(clip.id != score.candidate_id for one in self.groups.values() for clip in one.clips.values()):
+            return False, "unknown candidate"
+        group, clip = self._find(score.candidate_id)
+        if clip.raw is not None and clip.judge == score.reward_version:
+            return False, "duplicate"
+        if group.state not in OPEN:
+            return False, f"group is {group.state}"
+        broken = [name for name, value in sorted(score.values.items()) if not isfinite(value)]
+        if broken:
+            reason = f"{'nan' if isnan(score.values[broken[0]]) else 'infinite'} score: {broken[0]}"
+            self._fail(group, reason, "nan")
+            return True, reason
+        group.state = "scoring"
+        clip.raw, clip.judge, clip.holder = score.values["motion"], score.reward_version, None
+        for other in group.clips.values():
+            if other.judge != clip.judge:
+                other.raw, other.judge = None, ""
+        if all(other.raw is not None for other in group.clips.values()):
+            self._pair(group)
+        return True, ""
+
+    def _pair(self, group: Group) -> None:
+        if not group.trains:
+            group.state = "done"
+            return
+        raw = [clip.raw or 0.0 for _, clip in sorted(group.clips.items())]
+        best, worst = raw.index(max(raw)), raw.index(min(raw))
+        gap = 2 ** (raw[best] / 100) - 2 ** (raw[worst] / 100)
+        if best == worst or gap < self.rules.min_gap:
+            group.state = "tied"
+            group.keep()
+            return
+        group.state, group.pair, group.since = "paired", (best, worst, gap), self.clock.now
+        group.keep("conditioning", *(f"{kind}/{end}" for kind in ("latents", "clip") for end in (best, worst)))
+        self.shown.append(group)
+        for old in self.shown[:-SHOWN]:
+            old.keep(*(name for name in old.blobs if not name.startswith("clip/")))
+
+    # Training.
+
+    def last_step(self) -> int:
+        return max(self.committed, default=0)
+
+    def _lag(self, group: Group) -> int:
+        return max(0, self.pushes - (group.pushes or 0))
+
+    def lease_pairs(self, worker: str, step: int, count: int) -> list[int]:
+        if step != self.last_step() + 1:
+            raise ValueError
+        for group in self.groups.values():
+            if group.state == "training" and group.until < self.clock.now:
+                self._back(group)
+        queue = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "paired"}
+        for group in queue.values():
+            group.since = min(group.since, self.clock.now)
+            late = 0 < self.rules.ttl_seconds < self.clock.now - group.since
+            if self._lag(group) > self.rules.max_lag or late:
+                group.state, group.closed = "trained" if group.uses else "expired", step
+        batch = self._batch(worker, step, count, [o for o, one in queue.items() if one.state == "paired"])
+        for ordinal in batch:
+            group = self.groups[ordinal]
+            group.state, group.holder, group.step = "training", worker, step
+            group.until = self.clock.now + self.rules.lease_seconds
+        return batch
+
+    def _batch(self, worker: str, step: int, count: int, queue: list[int]) -> list[int]:
+        before = self.batches.get(step, [])
+        if len(before) == count:
+            if all(ordinal in queue for ordinal in before):
+                return before
+            if all((self.groups[o].state, self.groups[o].step) == ("training", step) for o in before):
+                return before if self.groups[before[0]].holder == worker else []
+        if len(queue) < count:
+            return []
+
+        def worth(ordinal: int) -> float:
+            group = self.groups[ordinal]
+            assert group.pair is not None
+            return -group.pair[2] / (1 + self._lag(group)) if self.rules.order == "gap" else 0.0
+
+        batch = sorted(queue, key=lambda o: (worth(o), self.groups[o].uses, o))[:count]
+        self.batches[step] = batch
+        return batch
+
+    def _back(self, group: Group) -> None:
+        group.state, group.holder, group.step = "paired", None, None
+
+    def commit_step(self, step: int, ordinals: list[int]) -> None:
+        known = set(self.batches.get(step, []))
+        if step <= self.final and known < set(ordinals):
+            return
+        if not ordinals or known != set(ordinals):
+            raise ValueError
+        if step in self.committed:
+            return
+        if step != self.last_step() + 1:
+            raise ValueError
+        self.committed.add(step)
+        for group in (self.groups[ordinal] for ordinal in ordinals):
+            group.uses += 1
+            ended = group.state in ENDED
+            self._back(group)
+            if ended or group.uses == self.rules.max_times_trained:
+                group.state, group.closed = "trained", step
+
+    def announce(self, version: int, step: int, pushes: int) -> None:
+        if version in self.versions and self.versions[version][:2] == (step, pushes):
+            return
+        if version < self.next_version():
+            raise ValueError
+        self.versions[version] = step, pushes, False
+        self.pushes = pushes
+
+    def next_version(self) -> int:
+        return max(self.versions, default=-1) + 1
+
+    def current_version(self) -> int:
+        return max((version for version, (_, _, lost) in self.versions.items() if not lost), default=0)
+
+    def wanted_version(self) -> int:
+        waiting = [one.wanted for _, one in sorted(self.groups.items()) if one.state == "pending" and not one.trains]
+        asked = [version for version in waiting if version is not None]
+        return asked[0] if asked else self.current_version()
+
+    def mark(self, step: int) -> None:
+        if not 0 < step <= self.last_step():
+            raise ValueError
+        self.marks.add(step)
+        kept = sorted(self.marks)[-self.config.learner.keep_checkpoints :]
+        if len(kept) == self.config.learner.keep_checkpoints:
+            self.final = max(self.final, kept[0])
+        for group in self.groups.values():
+            if group.state in ENDED and (group.closed or 0) <= self.final:
+                group.keep()
+        self._prune()
+
+    def _prune(self) -> None:
+        """What no resume can need, and is old enough, is forgotten."""
+        oldest = self.admitted(Purpose.TRAIN) - self.rules.keep_groups
+        self._forget(
+            [
+                ordinal
+                for ordinal, one in self.groups.items()
+                if one.trains and ordinal < oldest
+                if one.state in ("tied", "failed") or (one.state in ENDED and (one.closed or 0) <= self.final)
+            ]
+        )
+        first = self.final // self.config.learner.steps_per_push - self.rules.max_lag - 1
+        for version, (_, pushes, lost) in list(self.versions.items()):
+            if not lost and pushes < first:
+                del self.versions[version]
+                self.gone_version = max(self.gone_version, version)
+        self.marks = {mark for mark in self.marks if mark >= self.final}
+
+    def rollback(self, step: int) -> None:
+        if not self.final <= step <= self.last_step():
+            raise ConfigError
+        self.committed = {one for one in self.committed if one <= step}
+        uses: dict[int, int] = defaultdict(int)
+        for one in self.committed:
+            for ordinal in self.batches[one]:
+                uses[ordinal] += 1
+        for ordinal, group in self.groups.items():
+            group.uses = uses[ordinal]
+            if group.state == "training" or (group.state in ENDED and (group.closed or 0) > step):
+                self._back(group)
+                group.closed = None
+            if group.state == "paired":
+                group.since = self.clock.now
+        self.versions = {v: (at, pushes, lost or at > step) for v, (at, pushes, lost) in self.versions.items()}
+        self.pushes = step // self.config.learner.steps_per_push
+        self.refreshes = {
+            at: None if taken is not None and taken > step else taken
+            for at, taken in self.refreshes.items()
+            if at <= step
+        }
+        self.marks = {mark for mark in self.marks if mark <= step}
+        if step:
+            self.mark(step)
+
+    # Leases of all kinds.
+
+    def _held(self, worker: str) -> list[Any]:
+        clips = [clip for one in self.groups.values() for clip in one.clips.values()]
+        return [one for one in [*self.groups.values(), *clips] if one.holder == worker]
+
+    def renew(self, worker: str) -> None:
+        for one in self._held(worker):
+            one.until = self.clock.now + self.rules.lease_seconds
+
+    def release(self, worker: str) -> None:
+        for one in self._held(worker):
+            one.until = -inf
+
+    def reopen(self) -> None:
+        """The process is gone, and all leases with it."""
+        for group in self.groups.values():
+            for clip in group.clips.values():
+                clip.holder = None
+            self._rest(group)
+            if group.state == "sampling":
+                group.state, group.holder = "pending", None
+            if group.state == "training":
+                self._back(group)
+
+
+def packed(data: bytes) -> bytes:
+    """The blob of plain bytes."""
+    return pack([blobs.raw(data)])

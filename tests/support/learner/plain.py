@@ -1,0 +1,66 @@
+"""GAPO written a second time, the slow way: diffusers' scheduler, one clip per forward pass, torch's AdamW.
+
+What the learner computes with shared forward passes, micro-batches, ranks and ZeRO is compared with this.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from common.config import RunConfig
+from common.models.cogvideox import ModelFolder, predict_v
+from common.models.lora import adapter_parameters, inject_lora
+from common.weights.tensors import from_array
+from learner.algorithms import draw
+from learner.batch import collate
+from tests.support.learner.fakes import make_pair
+
+
+def plain_loss(
+    policy: torch.nn.Module, reference: torch.nn.Module, model: ModelFolder, config: RunConfig, step: int
+) -> tuple[torch.Tensor, list[float]]:
+    """The mean GAPO loss of the pairs that `MemoryExchange` leases for `step`, and each pair's inside."""
+    rules, count = config.learner, config.learner.pairs_per_step
+    leased = [make_pair(ordinal) for ordinal in range((step - 1) * count, step * count)]
+    batch = collate(leased)
+    chance = draw(config.seed, step, batch.ordinals, rules, batch, 1000)
+    scheduler = model.make_scheduler("ddim")
+    total, insides = torch.zeros(()), []
+    for i, one in enumerate(leased):
+        assert one.conditioning.image_latent is not None
+        t, eps = chance.timesteps[i : i + 1], chance.noise[i : i + 1]
+        text, image = from_array(one.conditioning.prompt_embeds)[None], from_array(one.conditioning.image_latent)[None]
+        error = {}
+        for clip, latents in (("w", one.winner_latents), ("l", one.loser_latents)):
+            x0 = from_array(latents)[None]
+            noisy = scheduler.add_noise(x0, eps, t)  # type: ignore[arg-type]
+            target = scheduler.get_velocity(x0, eps, t)  # type: ignore[arg-type]
+            for name, network in (("policy", policy), ("reference", reference)):
+                v = predict_v(network, noisy, image, t, text)
+                error[name, clip] = torch.nn.functional.mse_loss(v, target)
+        winner = error["policy", "w"] - error["reference", "w"].detach()
+        loser = error["policy", "l"] - error["reference", "l"].detach()
+        inner = -rules.beta / 2 * (winner - loser)
+        insides.append(inner.item())
+        total = total - one.pair.gap * torch.nn.functional.logsigmoid(inner) / count
+    return total, insides
+
+
+def plain_training(model: ModelFolder, config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
+    """The policy's tensors after `steps` steps of AdamW with clipping, without refresh."""
+    policy, rules = model.load_transformer("float32", "cpu"), config.learner
+    reference = copy.deepcopy(policy)
+    if rules.train == "lora":
+        inject_lora(policy, rules.lora, config.seed)
+        trained = dict(adapter_parameters(policy, "policy"))
+    else:
+        trained = dict(policy.named_parameters())
+    optimizer = torch.optim.AdamW(trained.values(), lr=rules.lr, weight_decay=rules.weight_decay)
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        plain_loss(policy, reference, model, config, step)[0].backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), rules.clip_norm)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in trained.items()}

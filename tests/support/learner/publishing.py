@@ -1,0 +1,119 @@
+"""One rank that publishes, as a program: ``python -m tests.support.learner.publishing RANK WORLD FOLDER CASE...``
+
+A case is ``memory-3`` or ``failure-3`` (what is tried, ZeRO stage). Every rank leaves what it found in
+FOLDER/CASE-RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+from common.errors.disk import StorageFailed
+from common.weights.store import WeightStore
+from common.weights.tensor_file import TensorStream
+from learner.engines import base
+from learner.engines.base import RankFailed
+from learner.engines.zero import ZeroEngine, join_group
+from learner.learner import Learner
+from tests.support.learner.fakes import MemoryExchange, tiny_config, tiny_model
+
+LAYERS, WIDTH = 40, 1024  # 4 MiB each, 160 MiB in all
+BUCKET = 8 << 20
+
+
+def big_module() -> torch.nn.Module:
+    """Weights that a seed gives."""
+    torch.manual_seed(3)
+    return torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+
+
+def publish(store: WeightStore, stream: TensorStream, version: int) -> str:
+    """Publish it; the digest."""
+    return store.publish(stream, version=version, step=0, pushes=0, kind="full", base=version).digest
+
+
+def memory(folder: Path, stage: int) -> dict[str, Any]:
+    """Peaks of this process above its start, in bytes: publishing by the bucket, and all at once."""
+    base.BUCKET_BYTES = BUCKET
+    engine = ZeroEngine(big_module(), tiny_config(zero_stage=stage).learner)
+    tensors, store = dict(engine.module.named_parameters()), WeightStore(folder / f"weights-{stage}")
+
+    def by_bucket() -> None:
+        engine.collect(tensors, lambda stream: publish(store, stream, 1))
+
+    def at_once() -> None:
+        whole = engine.collect(tensors, lambda stream: dict(stream.tensors))
+        if whole is not None:
+            publish(store, TensorStream.of(whole), 2)
+
+    by_bucket()  # what is allocated once and for all
+    peaks = {"by_bucket": peak(by_bucket), "at_once": peak(at_once)}
+    engine.close()
+    return peaks
+
+
+def peak(what: Callable[[], None]) -> int:
+    """How far `what` takes this process's memory above where it stands, in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
+    before = _kilobytes("VmRSS")
+    what()
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(line: str) -> int:
+    found = re.search(rf"{line}:\s*(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+def failure(folder: Path, stage: int) -> dict[str, Any]:
+    """What each rank says when rank 0 cannot write a version, or rank 1 its part of a checkpoint; then both can."""
+    base.BUCKET_BYTES = 4096
+    config = tiny_config(zero_stage=stage)
+    mine: Any = MemoryExchange() if distributed.get_rank() == 0 else None
+    trained = Learner(tiny_model(folder / "model"), config, folder / f"run-{stage}")
+    trained.resume(mine)
+    said = {}
+    for name, who, what in (("publish", 0, trained.publish), ("save", 1, trained.save)):
+        said[name] = _failing(lambda what=what: what(mine), limited=trained.engine.rank == who)
+    left = sorted(path.name for path in (folder / f"run-{stage}").glob("*/*"))
+    trained.publish(mine)
+    trained.save(mine)
+    trained.close()
+    return said | {"left": left, "versions": trained.store.versions()}
+
+
+def _failing(what: Callable[[], Any], limited: bool) -> str:
+    """The error of `what`, where files of this process may not grow beyond 20000 bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if limited:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
+    try:
+        what()
+    except (StorageFailed, RankFailed) as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "nothing"
+
+
+def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
+    """Every case in turn."""
+    join_group(rank, world, (folder / "meet").as_uri())
+    for case in cases:
+        name, stage = case.split("-")
+        found = {"memory": memory, "failure": failure}[name](folder, int(stage))
+        (folder / f"{case}-{rank}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -1,0 +1,59 @@
+"""One rank of a learner, as a program: ``python -m tests.support.learner.ranks RANK WORLD FOLDER CASE...``
+
+A case is ``full-2``, ``lora-3`` or ``offload-2`` (one of KINDS, ZeRO stage). Rank 0 leaves the policy after STEPS steps
+in FOLDER/CASE.safetensors and, after another start from the last checkpoint, whether that gave the same weights.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from learner.engines.zero import join_group
+from learner.learner import Learner
+from tests.support.learner.fakes import MemoryExchange, tiny_config, tiny_model
+
+STEPS, SAVED = 5, 3
+KINDS: dict[str, dict[str, Any]] = {
+    "full": {"train": "full"},
+    "lora": {"train": "lora"},
+    "sharded": {"train": "full", "reference": "sharded"},
+    "offload": {"train": "full", "offload_optimizer": True},
+}
+SETTINGS: dict[str, Any] = {"pairs_per_step": 4, "micro_batch": 1, "beta": 50.0, "weight_decay": 0.01}
+
+
+def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
+    """Train every case in turn."""
+    join_group(rank, world, (folder / "meet").as_uri())
+    model = tiny_model(folder / "model")
+    for case in cases:
+        kind, stage = case.split("-")
+        config = tiny_config(**KINDS[kind], zero_stage=int(stage), checkpoint_every=SAVED, **SETTINGS)
+        exchange: Any = MemoryExchange() if rank == 0 else None
+        learner = Learner(model, config, folder / case)
+        learner.resume(exchange)
+        states = [_train(learner, exchange)]
+        learner.close()
+        again = Learner(model, config, folder / case)
+        resumed = again.resume(exchange)
+        states.append(_train(again, exchange))
+        again.close()
+        if rank == 0:
+            first, second = states
+            equal = all(first[name].equal(second[name]) for name in first)
+            save_file(first, folder / f"{case}.safetensors", {"resumed": json.dumps(resumed and equal)})
+
+
+def _train(learner: Learner, exchange: Any) -> dict[str, Any]:
+    while learner.step < STEPS:
+        learner.work(exchange)
+    return learner.policy_state()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -1,0 +1,79 @@
+"""Small rated clips on disk, and a reward over frozen features that learns from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from common.data.ratings import RatedClip, read_ratings, to_rating, write_ratings
+from common.data.video import encode_mp4
+from common.messages import Prompt
+from common.toon.prompts import encode_png
+from rewarders.training.dataset import Rated
+
+
+def grey_clips(folder: Path, prompts: int, candidates: int = 3, real: bool = False) -> Path:
+    """Clips of one grey level each: its opinion of `light` is the level, that of `dark` the opposite.
+
+    Every prompt has a first frame of its own.
+    """
+    rng = np.random.default_rng(prompts)
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for p in range(prompts):
+        frame = f"{p}.png"
+        (folder / frame).write_bytes(encode_png(np.full((16, 16, 3), p, np.uint8)))
+        for k in range(candidates):
+            level = int(rng.integers(256))
+            clip = f"clips/{p}-{k}.mp4"
+            (folder / clip).write_bytes(encode_mp4(np.full((3, 16, 16, 3), level, np.uint8), 8))
+            score = level / 2.55
+            given = {"light": round(to_rating(score), 3), "dark": round(to_rating(100 - score), 3)}
+            source = "real" if real and k == 0 else "toy"
+            rows.append(
+                RatedClip(clip=clip, first_frame=frame, prompt=f"grey {p}", source=source, ratings={"eye": given})
+            )
+    write_ratings(folder / "ratings.jsonl", rows)
+    return folder / "ratings.jsonl"
+
+
+def rated(file: Path) -> Rated:
+    return Rated(read_ratings(file))
+
+
+class Light:
+    """A `TrainableReward`: features are the mean level and a constant, the head is linear."""
+
+    dimension = "light"
+
+    def __init__(self, gain: float = 1.0, seed: int = 0) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head: nn.Module = nn.Sequential(nn.Linear(2, 1), nn.Sigmoid(), nn.Flatten(0))
+        self.gain, self.looked = gain, 0
+
+    @classmethod
+    def create(cls, models: Mapping[str, str], device: str = "cpu", seed: int = 0) -> Light:
+        return cls(float(models.get("gain", 1)), seed)
+
+    @property
+    def digest(self) -> str:
+        return "light"
+
+    def features(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> torch.Tensor:
+        self.looked += len(clips)
+        if any(clip.shape[1] != 16 for clip in clips):
+            raise ValueError("a clip is not 16 pixels high")
+        return torch.tensor([[self.gain * float(clip.mean()) / 255, 1.0] for clip in clips])
+
+    def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return functional.binary_cross_entropy(self.head(features), scores / 100)
+
+    @torch.no_grad()
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        return (100 * self.head(self.features(clips, prompts))).tolist()

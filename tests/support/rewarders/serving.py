@@ -1,0 +1,30 @@
+"""A real server of judges in a thread, for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from threading import Thread
+
+import uvicorn
+
+from common.web.auth import listen
+from rewarders.interface import Judge
+from rewarders.judges.server import application
+
+SECONDS = 20.0
+
+
+@contextmanager
+def serving(judges: Mapping[str, Judge], token: str = "", most_bytes: int = 1 << 20) -> Iterator[str]:
+    """The address of a server that lives as long as the block."""
+    with listen("127.0.0.1", 0, token) as listening:
+        server = uvicorn.Server(uvicorn.Config(application(judges, token, most_bytes), log_level="error"))
+        thread = Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(SECONDS)
+            assert not thread.is_alive()

@@ -1,0 +1,143 @@
+"""A run that takes seconds: a tiny random model, and rewards that are a hash of the clip.
+
+The hash makes every bit of every clip count: two runs agree in their pairs, and so in their weights, only if all
+their clips agree to the last bit. `python -m tests.support.toy ROOT CALLS` runs it and kills itself (SIGKILL) when the
+run asks for the CALLS-th time whether to stop; with a third word it runs the embedded model in small instead.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from common.config import DIMENSIONS, RunConfig, load_config
+from common.messages import Prompt, Purpose
+from deploy.run_dir import layout
+from deploy.run_dir.jsonl import read_json_lines
+
+
+class HashReward:
+    """A raw value in 0..100 from the bytes of the clip."""
+
+    def __init__(self, dimension: str) -> None:
+        self.dimension = dimension
+        self.digest = f"hash-{dimension}"
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        return [self._value(clip) for clip in clips]
+
+    def _value(self, clip: np.ndarray) -> float:
+        digest = blake2b(clip.tobytes() + self.dimension.encode(), digest_size=4).digest()
+        return 100 * int.from_bytes(digest) / 2**32
+
+
+class ConstantReward(HashReward):
+    """Likes everything equally: no pair can be made."""
+
+    def _value(self, clip: np.ndarray) -> float:
+        return 50.0
+
+
+class Said:
+    """A `Progress` that keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def update(self, status: Any) -> None:
+        """See `Progress`."""
+
+    def say(self, line: str) -> None:
+        """See `Progress`."""
+        self.lines.append(line)
+
+
+class SlowReward(HashReward):
+    """Takes its time over the clips of the first training prompt: until `step` optimizer steps are in `metrics`."""
+
+    def __init__(self, dimension: str, metrics: Path, step: int) -> None:
+        super().__init__(dimension)
+        self.metrics, self.step = metrics, step
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        if any(prompt.purpose is Purpose.TRAIN and prompt.ordinal == 0 for prompt in prompts):
+            wait_until(lambda: len(read_json_lines(self.metrics)) >= self.step)
+        return super().score(clips, prompts)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
+    """Look every 50 ms whether something holds; `TimeoutError` when it does not come to it."""
+    pause, ends = Event(), time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > ends:
+            raise TimeoutError("what was waited for did not happen")
+        pause.wait(0.05)
+
+
+def rewards(kind: type[HashReward] = HashReward) -> list[HashReward]:
+    return [kind(name) for name in DIMENSIONS]
+
+
+def config(root: Path, **flags: Any) -> RunConfig:
+    """Four steps of two pairs, without guardrails; the model is `root`/model."""
+    values = {
+        "root": root / "runs",
+        "name": "toy",
+        "model.path": root / "model",
+        "steps": 4,
+        "sampler.candidates": 2,
+        "sampler.steps": 2,
+        "learner.pairs_per_step": 2,
+        "learner.lr": 1e-3,
+        "learner.checkpoint_every": 2,
+        "learner.refresh_every": 3,
+        "exchange.max_lag": 0,
+        "evaluation.prompts": 2,
+        "evaluation.clips": 2,
+        "guard.prompts": 0,
+    }
+    return load_config(None, {name: str(value) for name, value in (values | flags).items()})
+
+
+def embedded(root: Path) -> RunConfig:
+    """The default run with the embedded model and heads, cut down to three steps of two pairs."""
+    values = {
+        "root": root / "runs",
+        "name": "embedded",
+        "steps": 3,
+        "learner.pairs_per_step": 2,
+        "learner.checkpoint_every": 2,
+        "evaluation.prompts": 4,
+        "evaluation.clips": 2,
+    }
+    return load_config(layout.TOON, {name: str(value) for name, value in values.items()})
+
+
+def after(calls: int, what: Callable[[], bool]) -> Callable[[], bool]:
+    """A stop predicate that says no `calls` - 1 times and then does `what`."""
+    asked = iter(range(1, sys.maxsize))
+    return lambda: what() if next(asked) >= calls else False
+
+
+def kill() -> bool:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return True
+
+
+if __name__ == "__main__":
+    from deploy.runtime import serial
+
+    root, stop = Path(sys.argv[1]), after(int(sys.argv[2]), kill)
+    if len(sys.argv) > 3:
+        serial.run(embedded(root), stop=stop)
+    else:
+        serial.run(config(root), rewards(), stop=stop)
