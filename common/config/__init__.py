@@ -1,10 +1,10 @@
 """Every knob of a run, as pydantic models: defaults < TOML file < dotted flags.
 
 ```
-base.py      what a section is; `ConfigError`
-rewards.py   [reward], [guard]: heads, judges, weights, guardrails
+section.py   what a section is
+reward.py    [reward], [guard]: heads, judges, weights, guardrails
 run.py       all other sections; `RunConfig`
-text.py      TOML and flags -> `RunConfig` -> TOML; every key in words; what differs between two
+loading.py   TOML and flags -> `RunConfig` -> TOML; every key in words; what differs between two
 ```
 
 Nothing here imports torch, so that ``douga --help`` answers at once. A wrong key or value raises `ConfigError`, which
@@ -29,13 +29,12 @@ from common.config.reward import (
     RewardJudgeConfig,
 )
 from common.config.run import ClusterConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig, SamplerConfig
-from common.config.section import ConfigError, Section
+from common.config.section import Section
 
 __all__ = [
     "DIMENSIONS",
     "PRESETS",
     "ClusterConfig",
-    "ConfigError",
     "GuardConfig",
     "JudgeConfig",
     "Key",

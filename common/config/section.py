@@ -1,12 +1,8 @@
-"""What every part of the configuration is, and the error that names bad input."""
+"""What every section of the configuration has in common."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
-
-
-class ConfigError(ValueError):
-    """Bad input from the user: one line that says what, where, and what is allowed. Exit code 2."""
 
 
 class Section(BaseModel):

@@ -24,9 +24,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-HUB, LEARNER, SAMPLER, REWARDER, SERIAL = "hub", "learner", "sampler", "rewarder", "serial"
-ROLES = (SAMPLER, REWARDER, LEARNER)  # in the order in which data flows
-PROCESSES = (HUB, LEARNER, SAMPLER, REWARDER)
+from common.roles import HUB, LEARNER, PHASES, PROCESSES, ROLES, SAMPLER
+
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 TARGET_LABELS = {
@@ -53,7 +52,6 @@ STATES = (
     "pending", "sampling", "sampled", "scoring", "paired", "training", "trained", "tied", "expired", "failed", "done"
 )  # fmt: skip
 DROPPED, WASTED = ("tied", "expired", "failed"), ("death", "late", "failed", "nan", "damage")
-PHASES = ("evaluating base", "training", "evaluating aligned")
 SERVICES = ("exchange", "journal", "weights", "reception")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: version 0's clips, scored anew for this reading; start: the same clips, as scored at first"
@@ -187,8 +185,3 @@ ROWS = (
 )  # fmt: skip
 
 TABLE = {metric.name: metric for metric in ROWS}
-
-
-def role_of(worker: str) -> str:
-    """``sampler-3`` -> ``sampler``; empty for what is no worker's name."""
-    return worker.rpartition("-")[0]

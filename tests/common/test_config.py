@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, RunConfig, differences, keys, leaves, load_config, to_toml
+from common.config import RunConfig, differences, keys, leaves, load_config, to_toml
+from common.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:
@@ -19,7 +20,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = write(tmp_path, "steps = 7\n[learner]\nlr = 1e-4\nalpha = 3.0\n")
-    config = load_config(file, {"learner.lr": "2e-4", "learner.batch-per-step": "5", "verify": "true"})
+    config = load_config(file, {"learner.lr": "2e-4", "learner.pairs-per-step": "5", "verify": "true"})
     assert (config.steps, config.learner.alpha, config.learner.beta) == (7, 3.0, 5000.0)
     assert (config.learner.lr, config.learner.pairs_per_step, config.verify) == (2e-4, 5, True)
 
