@@ -1,8 +1,8 @@
 """A sampler whose training candidates were made before the run: it encodes them instead of denoising.
 
 ```
-RecordedPairs(ordinal) ──> winner, loser ──> frames at the model's rate and size ──> VAE ──> candidates 0 and 1
-                           captions, first frames ──────────────────> T5, VAE ──> conditioning of both
+RecordedPairs(ordinal) ──> chosen, rejected ──> frames at the model's rate and size ──> VAE ──> candidates 0 and 1
+                           captions, first frames ─────────────────────> T5, VAE ──> conditioning of each
 ```
 
 Exchange and learner see groups like all others. Held-out prompts are sampled as ever. What a group says of its policy
@@ -43,10 +43,10 @@ class RecordedPrompts:
     model: ModelConfig
 
     def __call__(self, ordinal: int) -> Prompt:
-        """The winner's prompt: the group's, for whoever looks at it."""
+        """The chosen clip's prompt: the group's, for people who look at it."""
         pair = self.recorded(ordinal)
-        image = first_frame_of(pair.winner, self.model)
-        return Prompt(ordinal, f"pair-{ordinal}", pair.winner.text, image, Purpose.TRAIN, category=pair.category)
+        image = first_frame_of(pair.chosen, self.model)
+        return Prompt(ordinal, f"pair-{ordinal}", pair.chosen.text, image, Purpose.TRAIN, category=pair.category)
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
         """See `PromptSource.heldout`."""
@@ -62,7 +62,7 @@ class RecordedSampler(Sampler):
         self._latents_of = lru_cache(maxsize=CACHED_CLIPS)(self._encode_clip)
 
     def encode(self, prompt: Prompt) -> Conditioning:
-        """Of a training prompt both ends' conditions, the winner's first: [2, L, D] and [2, 1, C, h, w]."""
+        """Of a training prompt the condition of each candidate: [N, L, D] and [N, 1, C, h, w]."""
         if prompt.purpose is not Purpose.TRAIN:
             return super().encode(prompt)
         ends = self._recorded(prompt.ordinal).ends

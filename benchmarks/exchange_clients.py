@@ -190,12 +190,12 @@ class Client:
 
     def learn(self) -> bool:
         """One step, with its checkpoint: blobs of trained pairs are freed."""
-        with self.timed("lease_pairs"):
-            pairs = self._exchange.lease_pairs(self.name, self.step + 1, PAIRS)
-        if not pairs:
+        with self.timed("lease_batch"):
+            groups = self._exchange.lease_batch(self.name, self.step + 1, PAIRS)
+        if not groups:
             return False
         self.step += 1
-        self._exchange.commit_step(self.step, [one.pair.ordinal for one in pairs])
+        self._exchange.commit_step(self.step, [one.ordinal for one in groups])
         self._exchange.mark(self.step)
         return True
 

@@ -40,7 +40,7 @@ from common.exchange.api import RunExchange
 from common.exchange.local import LocalExchange
 from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersion
 from common.models.cogvideox import ModelFolder
-from learner.batch import PairBatch
+from learner.batch import Batch
 from learner.learner import Learner
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
@@ -60,7 +60,7 @@ PHASES = {
     "decode": "latents decoded to pixels",
     "submit": "clips written as mp4, candidates put into the ledger",
     "score": "clips decoded and scored by the embedded toon heads",
-    "pair": "scores put into the ledger, best and worst paired",
+    "pair": "scores put into the ledger, best and worst selected",
     "step": "GAPO step of the adapter on the pair",
     "commit": "pair leased, step committed",
     "publish": "version published",
@@ -176,10 +176,10 @@ class TimedLearner(Learner):
         with timeline.phase("open learner"):
             super().__init__(model, config, folder)
 
-    def optimize(self, pairs: PairBatch) -> tuple[torch.Tensor, float]:
+    def optimize(self, batch: Batch) -> tuple[dict[str, float], float]:
         """See `Learner.optimize`."""
         with self._timeline.phase("step"):
-            return super().optimize(pairs)
+            return super().optimize(batch)
 
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
         """See `Learner.publish`."""
@@ -235,7 +235,7 @@ def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timelin
             stats = learner.work(exchange)
         if stats is None:
             states = [state.value for state, count in exchange.counts().items() if count]
-            raise ConfigError(f"no pair came of {N} candidates ({', '.join(states)}); another --seed makes others")
+            raise ConfigError(f"all {N} candidates tied ({', '.join(states)}); another --seed makes others")
         with timeline.phase("load"):
             sampler.load(*learner.store.load(learner.version))
         pushed = learner.store.manifest(learner.version)

@@ -1,7 +1,7 @@
 """How fast pairs are learned from, and what memory a step keeps: ``python -m benchmarks.learning``.
 
 ```
-   ours    Learner: latents and embeddings come from the ledger; winner and loser in one forward
+   ours    Learner: latents and embeddings come from the ledger; chosen and rejected in one forward
    other   a Diffusion-DPO step as one writes it: T5 and VAE encode in the step, four passes, a copied reference
 ```
 
@@ -48,7 +48,7 @@ from common.models.cogvideox import (
 )
 from common.models.lora import peft_settings
 from common.models.noise_schedule import NoiseSchedule
-from learner.batch import PairBatch
+from learner.batch import Batch
 from learner.learner import Learner
 
 ROUNDS = 5
@@ -64,30 +64,30 @@ def settings(given: argparse.Namespace) -> RunConfig:
     flags = model_flags(given) | options.checkpointing_flag(given) | {"learner.lr": 1e-6}
     flags["learner.train"] = given.train or ("full" if toon else "lora")
     flags["learner.micro_batch"] = given.micro_batch or (pairs if toon else 1)
-    return load_config(flags=flags | {"learner.pairs_per_step": pairs})
+    return load_config(flags=flags | {"learner.pairs_per_step": pairs, "algorithm.name": "dpo"})
 
 
 @dataclass(frozen=True)
 class Clips:
     """A batch of pairs as a data loader gives them: float pixels in [-1, 1], on the CPU."""
 
-    winner: torch.Tensor  # [n, frames, 3, H, W]
-    loser: torch.Tensor
+    chosen: torch.Tensor  # [n, frames, 3, H, W]
+    rejected: torch.Tensor
     image: torch.Tensor  # [n, 3, H, W]
     texts: list[str]
 
     def parts(self, size: int) -> list[Clips]:
         """At most `size` pairs each."""
         cuts = [slice(start, start + size) for start in range(0, len(self.texts), size)]
-        return [Clips(self.winner[cut], self.loser[cut], self.image[cut], self.texts[cut]) for cut in cuts]
+        return [Clips(self.chosen[cut], self.rejected[cut], self.image[cut], self.texts[cut]) for cut in cuts]
 
 
 def clips(config: RunConfig, count: int) -> Clips:
     """Noise of the right shape: how fast a step is does not depend on what it shows."""
     size, generator = config.model, torch.Generator().manual_seed(0)
     shape = (count, size.frames, 3, size.height, size.width)
-    winner, loser = (torch.rand(shape, generator=generator) * 2 - 1 for _ in range(2))
-    return Clips(winner, loser, winner[:, 0], [f"a robot walks {place}" for place in range(count)])
+    chosen, rejected = (torch.rand(shape, generator=generator) * 2 - 1 for _ in range(2))
+    return Clips(chosen, rejected, chosen[:, 0], [f"a robot walks {place}" for place in range(count)])
 
 
 class Encoders:
@@ -100,17 +100,18 @@ class Encoders:
         self._text_encoder = model.load_text_encoder(size.dtype, size.device)
 
     @torch.no_grad()
-    def __call__(self, batch: Clips) -> PairBatch:
+    def __call__(self, batch: Clips) -> Batch:
         """What a step learns from."""
         count, device = len(batch.texts), self._device
         conditioned = self._model.image_conditioned
-        return PairBatch(
+        return Batch(
             ordinals=tuple(range(count)),
-            winner=encode_video(self._vae, batch.winner.to(device)),
-            loser=encode_video(self._vae, batch.loser.to(device)),
+            latents=torch.stack(
+                [encode_video(self._vae, clip.to(device)) for clip in (batch.chosen, batch.rejected)], 1
+            ),
             prompt_embeds=encode_text(self._tokenizer, self._text_encoder, batch.texts, self._model.max_text_length),
             image_latent=encode_image(self._vae, batch.image.to(device)) if conditioned else None,
-            gap=torch.full((count,), 0.1),
+            weights=torch.full((count, 2), 0.1),
             rewards=torch.full((count, 2), 0.5),
             lag=torch.zeros(count),
         )
@@ -143,8 +144,9 @@ class Plain:
         self.optimizer.step()
         return total
 
-    def _losses(self, pairs: PairBatch) -> torch.Tensor:
-        noise = torch.randn_like(pairs.winner)
+    def _losses(self, pairs: Batch) -> torch.Tensor:
+        chosen, rejected = pairs.latents.unbind(1)
+        noise = torch.randn_like(chosen)
         t = torch.randint(0, self.schedule.steps, (len(pairs),), device=noise.device)
 
         def error(transformer: Any, x0: torch.Tensor) -> torch.Tensor:
@@ -153,17 +155,17 @@ class Plain:
             return (v.float() - self.schedule.v_target(x0, noise, t)).square().flatten(1).mean(1)
 
         with torch.no_grad():
-            fixed = error(self.reference, pairs.winner) - error(self.reference, pairs.loser)
-        moved = error(self.policy, pairs.winner) - error(self.policy, pairs.loser)
-        return -logsigmoid(-0.5 * self.config.learner.beta * (moved - fixed))
+            fixed = error(self.reference, chosen) - error(self.reference, rejected)
+        moved = error(self.policy, chosen) - error(self.policy, rejected)
+        return -logsigmoid(-0.5 * self.config.algorithm.beta * (moved - fixed))
 
 
-def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> PairBatch:
+def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Batch:
     """The same pairs as the learner gets them: encoded once, when they were sampled, in host memory."""
     encoders = Encoders(model, config)
     parts = [encoders(part).to("cpu").tensors() for part in batch.parts(1)]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return PairBatch(tuple(range(len(parts))), **({"image_latent": None} | whole))  # type: ignore[arg-type]
+    return Batch(tuple(range(len(parts))), **({"image_latent": None} | whole))  # type: ignore[arg-type]
 
 
 def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:

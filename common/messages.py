@@ -1,7 +1,7 @@
 """What the roles say to each other: every message of the loop, with shapes, units and ranges.
 
 ```
-prompts -> SAMPLERS -> Candidate -> REWARDERS -> Score -> PreferencePair -> LEARNER -> WeightVersion -> SAMPLERS
+prompts -> SAMPLERS -> Candidate -> REWARDERS -> Score -> Selection -> LEARNER -> WeightVersion -> SAMPLERS
                                                                                      StepStats, Span -> journal
 ```
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import prod
+from math import isfinite, prod
 
 SCHEMA_VERSION = 1
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4, "uint8": 1, "bool": 1}
@@ -63,13 +63,14 @@ class Prompt:
 class Conditioning:
     """What the model is conditioned on, encoded once per prompt and shared by its candidates. Sampler -> learner.
 
-    Recorded pairs (`common/data/offline_pairs.py`) have a condition for each: one dimension more, the winner's first.
+    Pairs that people made (`common/data/offline_pairs.py`) have a condition per candidate: one dimension more, [N,
+    ...].
     """
 
-    prompt_embeds: SerializedTensor  # [L, D], or [2, L, D]
+    prompt_embeds: SerializedTensor  # [L, D], or [N, L, D]
     image_latent: (
         SerializedTensor | None
-    )  # [1, C, h, w] or [2, 1, C, h, w], the clean first frame, VAE-scaled; None: text-to-video
+    )  # [1, C, h, w] or [N, 1, C, h, w], the clean first frame, VAE-scaled; None: text-to-video
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +105,17 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class PreferencePair:
-    """Best and worst of one group. Made in `common/exchange/pairs.py`, trained by the learner."""
+class Selection:
+    """What an algorithm keeps of a scored group (`learner/algorithms/base.py`). The exchange stores it unread."""
 
-    ordinal: int
-    winner: str  # candidate id
-    loser: str  # candidate id
-    winner_reward: float  # R~w in [0, 1]
-    loser_reward: float  # R~l in [0, 1], <= R~w
-    gap: float  # alpha^R~w - alpha^R~l, >= 0
-    policy_version: int  # of both candidates
+    candidates: tuple[int, ...]  # indices 0 .. N-1 in the order that the loss expects, none twice
+    weights: tuple[float, ...]  # one per kept candidate, finite
+
+    def __post_init__(self) -> None:
+        if len(self.candidates) != len(self.weights) or len(set(self.candidates)) != len(self.candidates):
+            raise ValueError(f"{self}: one weight per kept candidate, no candidate twice")
+        if not self.candidates or not all(isfinite(weight) for weight in self.weights):
+            raise ValueError(f"{self}: at least one candidate, finite weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +140,16 @@ class ScoreTask:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingPair:
-    """A pair with all that the loss needs. Exchange -> learner."""
+class TrainingGroup:
+    """A selected group with all that the loss needs. Exchange -> learner. k candidates were kept."""
 
-    pair: PreferencePair
+    ordinal: int
+    policy_version: int  # of all candidates
+    selection: Selection
+    rewards: tuple[float, ...]  # R~ in [0, 1] of each kept candidate, [k]
     conditioning: Conditioning
-    winner_latents: SerializedTensor  # [F, C, h, w]
-    loser_latents: SerializedTensor  # [F, C, h, w]
-    lag: int  # pushes since the pair was sampled, 0 .. max_lag
+    latents: tuple[SerializedTensor, ...]  # [F, C, h, w] of each kept candidate, [k]
+    lag: int  # pushes since the group was sampled, 0 .. max_lag
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +183,14 @@ class StepStats:
 
     step: int  # 1, 2, ...
     loss: float
-    inside: float  # mean of the sigmoid's argument
-    margin: float  # mean of R~w - R~l
-    gap: float  # mean gap, before any normalisation
-    winner_error: float  # mean of e_theta(w) - e_ref(w); below 0: the winners fit better than under the reference
-    loser_error: float  # mean of e_theta(l) - e_ref(l)
     grad_norm: float  # before clipping
     lag: float  # mean, pushes
     lag_max: int  # largest of the batch, pushes
-    reward: float  # mean of winners' and losers' R~
+    reward: float  # mean R~ of the kept candidates
     seconds: float
-    refreshed: bool  # the reference became the policy after this step, or, as the guardrails asked, before it
+    refreshed: bool  # the reference moved after this step, or, as the guardrails asked, before it
     pushed: bool  # a version was published after this step
+    metrics: dict[str, float]  # the algorithm's own figures (`Algorithm.metrics`)
 
 
 @dataclass(frozen=True, slots=True)

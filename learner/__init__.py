@@ -1,8 +1,10 @@
-"""The learner: losses, engines, the reference, checkpoints."""
+"""The learner: leases batches, takes optimizer steps, publishes weights.
+
+`loop.py` is its life, `learner.py` a step, `algorithms/` what is learned, `engines/` how a step is distributed.
+"""
 
 import os
+from pathlib import Path
 
-import torch
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before anything imports DeepSpeed: diffusers does, for one
+if not Path("/dev/nvidiactl").exists():  # no NVIDIA driver: DeepSpeed, which diffusers imports, need not look for one
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,6 +1,7 @@
-"""The learner's batch: training pairs stacked to tensors, cut into parts, and shared with the other ranks.
+"""The learner's batch: selected groups stacked to tensors, cut into parts, and shared with the other ranks.
 
-Symbols of the shapes: n pairs, F latent frames, C channels, h x w latent size, L text tokens, D text width.
+Symbols of the shapes: n groups, k kept candidates, F latent frames, C channels, h x w latent size, L text tokens, D
+text width.
 """
 
 from __future__ import annotations
@@ -8,46 +9,36 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 
 import torch
 from torch import distributed
 
-from common.messages import TrainingPair
+from common.messages import SerializedTensor, TrainingGroup
 from common.weights.tensors import from_array
 from learner.engines.base import Engine
 
 
 @dataclass(frozen=True)
-class PairBatch:
-    """n training pairs, by rising ordinal. Made by `collate`."""
+class Batch:
+    """n groups, by rising ordinal. Made by `collate`."""
 
     ordinals: tuple[int, ...]
-    winner: torch.Tensor  # [n, F, C, h, w], x0, VAE-scaled, the sampler's dtype
-    loser: torch.Tensor  # the same
-    prompt_embeds: torch.Tensor  # [n, L, D]; where winner and loser have captions of their own, [n, 2, L, D]
-    image_latent: torch.Tensor | None  # [n, 1, C, h, w], or [n, 2, 1, C, h, w]; None for text-to-video models
-    gap: torch.Tensor  # float32 [n], >= 0
-    rewards: torch.Tensor  # float32 [n, 2]: R~w, R~l in [0, 1]
+    latents: torch.Tensor  # [n, k, F, C, h, w], x0, VAE-scaled, the sampler's dtype
+    prompt_embeds: torch.Tensor  # [n, L, D]; where candidates have captions of their own, [n, k, L, D]
+    image_latent: torch.Tensor | None  # [n, 1, C, h, w], or [n, k, 1, C, h, w]; None for text-to-video models
+    weights: torch.Tensor  # float32 [n, k], `Selection.weights`
+    rewards: torch.Tensor  # float32 [n, k], R~ in [0, 1]
     lag: torch.Tensor  # float32 [n], pushes
 
     def __len__(self) -> int:
         return len(self.ordinals)
 
-    @cached_property
-    def alone(self) -> bool:
-        """Whether every pair is a clip against itself, under one condition: then e(l) is e(w)."""
-        conditions = [(self.prompt_embeds, 3), (self.image_latent, 5)]
-        own = [each for each, shared in conditions if each is not None and each.ndim > shared]
-        sides = [(self.winner, self.loser), *((each[:, 0], each[:, 1]) for each in own)]
-        return all(torch.equal(one, other) for one, other in sides)
-
-    def part(self, start: int, stop: int) -> PairBatch:
-        """Pairs start .. stop-1."""
+    def part(self, start: int, stop: int) -> Batch:
+        """Groups start .. stop-1."""
         cut = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
         return replace(self, ordinals=self.ordinals[start:stop], **cut)
 
-    def to(self, device: torch.device | str) -> PairBatch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
@@ -57,48 +48,59 @@ class PairBatch:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def collate(pairs: Sequence[TrainingPair]) -> PairBatch:
-    """Stack leased pairs, sorted by ordinal: the batch is a set, whatever order the exchange gave it in."""
-    ordered = sorted(pairs, key=lambda one: one.pair.ordinal)
-    images = [one.conditioning.image_latent for one in ordered]
-    return PairBatch(
-        tuple(one.pair.ordinal for one in ordered),
-        torch.stack([from_array(one.winner_latents) for one in ordered]),
-        torch.stack([from_array(one.loser_latents) for one in ordered]),
-        torch.stack([from_array(one.conditioning.prompt_embeds) for one in ordered]),
-        torch.stack([from_array(image) for image in images if image is not None]) if images[0] is not None else None,
-        torch.tensor([one.pair.gap for one in ordered]),
-        torch.tensor([[one.pair.winner_reward, one.pair.loser_reward] for one in ordered]),
-        torch.tensor([float(one.lag) for one in ordered]),
+def collate(groups: Sequence[TrainingGroup]) -> Batch:
+    """Stack leased groups, sorted by ordinal: the batch is a set, whatever order the exchange gave it in.
+
+    Raises `ValueError` when selections keep different numbers of candidates.
+    """
+    ordered = sorted(groups, key=lambda one: one.ordinal)
+    kept = {len(one.latents) for one in ordered}
+    if len(kept) > 1:
+        raise ValueError(f"the groups of one batch keep {sorted(kept)} candidates; all must keep as many")
+    images = [_of_kept(one.conditioning.image_latent, 5, one) for one in ordered if one.conditioning.image_latent]
+    return Batch(
+        ordinals=tuple(one.ordinal for one in ordered),
+        latents=torch.stack([torch.stack([from_array(array) for array in one.latents]) for one in ordered]),
+        prompt_embeds=torch.stack([_of_kept(one.conditioning.prompt_embeds, 3, one) for one in ordered]),
+        image_latent=torch.stack(images) if images else None,
+        weights=torch.tensor([one.selection.weights for one in ordered]),
+        rewards=torch.tensor([one.rewards for one in ordered]),
+        lag=torch.tensor([float(one.lag) for one in ordered]),
     )
 
 
-def share(pairs: PairBatch | None, engine: Engine) -> PairBatch | None:
-    """Rank 0's pairs on every rank (None when it has none): a JSON header, then the tensors. All ranks call it."""
+def _of_kept(condition: SerializedTensor, dimensions: int, group: TrainingGroup) -> torch.Tensor:
+    """A condition with one entry per candidate (`dimensions` of them) is reduced to the kept ones, in their order."""
+    tensor = from_array(condition)
+    return tensor[list(group.selection.candidates)] if tensor.ndim == dimensions else tensor
+
+
+def share(batch: Batch | None, engine: Engine) -> Batch | None:
+    """Rank 0's batch on every rank (None when it has none): a JSON header, then the tensors. All ranks call it."""
     if engine.world == 1:
-        return pairs
+        return batch
     device = engine.device
-    header = _share_header(pairs, device)
+    header = _share_header(batch, device)
     if header is None:
         return None
     tensors: dict[str, torch.Tensor | None] = {"image_latent": None}
     for name, (dtype, shape) in header["tensors"].items():
         own = (
-            pairs.tensors()[name].to(device)
-            if pairs
+            batch.tensors()[name].to(device)
+            if batch
             else torch.empty(shape, dtype=getattr(torch, dtype), device=device)
         )
         distributed.broadcast(own, 0)
         tensors[name] = own.cpu()
-    return PairBatch(tuple(header["ordinals"]), **tensors)  # type: ignore[arg-type]
+    return Batch(tuple(header["ordinals"]), **tensors)  # type: ignore[arg-type]
 
 
-def _share_header(pairs: PairBatch | None, device: torch.device | str) -> dict | None:
-    """Ordinals, dtypes and shapes from rank 0; None when it has no pairs."""
+def _share_header(batch: Batch | None, device: torch.device | str) -> dict | None:
+    """Ordinals, dtypes and shapes from rank 0; None when it has no batch."""
     data = b""
-    if pairs is not None:
-        layout = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in pairs.tensors().items()}
-        data = json.dumps({"ordinals": pairs.ordinals, "tensors": layout}).encode()
+    if batch is not None:
+        layout = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in batch.tensors().items()}
+        data = json.dumps({"ordinals": batch.ordinals, "tensors": layout}).encode()
     length = torch.tensor([len(data)], device=device)
     distributed.broadcast(length, 0)
     if not length.item():

@@ -107,7 +107,7 @@ def check_agrees(folder: Path, saved: Progress, now: Progress, model: str) -> No
     for name, value in sorted(now.settings.items()):
         if saved.settings.get(name) != value:
             raise ConfigError(
-                f"{folder}: made with learner.{name} = {saved.settings.get(name)}, this run has {value}; "
+                f"{folder}: made with {name} = {saved.settings.get(name)}, this run has {value}; "
                 "give it another --name or the same settings"
             )
     for name in ("seed", "world"):

@@ -1,12 +1,12 @@
-"""The learner: policy and reference in an engine's hands, and the loss of a step (`learner/losses`).
+"""The learner: policy and reference in an engine's hands, and one optimizer step of the algorithm.
 
-A step is a function of the weights, the pairs and (seed, step): ranks, micro-batches and restarts do not change what is
-drawn. `learner/loop.py` says when it is taken and what follows it.
+The loss is in `learner/algorithms`. A step is a function of the weights, the batch and (seed, step): ranks,
+micro-batches and restarts do not change what is drawn. `learner/loop.py` says when it is taken and what follows it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from hashlib import blake2b
@@ -18,7 +18,7 @@ from torch import distributed
 from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
 from common.exchange.api import RunExchange
-from common.messages import TrainingPair, WeightVersion
+from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
 from common.models.noise_schedule import NoiseSchedule
 from common.weights.store import draft_of, new_folder
@@ -26,21 +26,13 @@ from common.weights.tensor_file import TensorStream
 from common.weights.tensors import from_array, tensor_entry, whole_digest
 from learner import checkpoint
 from learner.activation_checkpointing import recompute_in
-from learner.algorithms import (
-    Draw,
-    PairErrors,
-    Predict,
-    draw,
-    inside,
-    pair_losses,
-    pair_weights,
-    v_errors,
-)
-from learner.batch import PairBatch, collate, share
+from learner.algorithms.base import LossInputs, LossOutput
+from learner.algorithms.v_prediction import Draw, Predict, draw, v_errors
+from learner.batch import Batch, collate, share
 from learner.engines.base import Engine, NonFinite
 from learner.engines.single import SingleEngine
 from learner.loop import LearningLoop, StepResult
-from learner.reference_model import AdapterReference, CopyReference, Reference
+from learner.reference_model import make_reference
 
 
 class Learner(LearningLoop):
@@ -64,11 +56,7 @@ class Learner(LearningLoop):
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
         self._architecture = _architecture(module)
         recompute_in(module, self._rules.gradient_checkpointing)
-        self.reference: Reference = (
-            AdapterReference(module, self._rules.lora, config.seed)
-            if self._rules.train == "lora"
-            else CopyReference(module, self._rules.reference)
-        )
+        self.reference = make_reference(module, self._rules, config.seed, self.algorithm.needs_reference)
         if self._rules.compile:
             compile_blocks(module)
             self.reference.compile()
@@ -79,60 +67,72 @@ class Learner(LearningLoop):
 
     def take(self, exchange: RunExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
-        pairs = share(self._lease(exchange), self.engine)
-        if pairs is None:
+        batch = share(self._lease(exchange), self.engine)
+        if batch is None:
             return None
-        sums, norm = self.optimize(pairs)
-        loss, inner, winner, loser = (sums / len(pairs)).tolist()
+        means, norm = self.optimize(batch)
         return StepResult(
-            ordinals=pairs.ordinals,
-            loss=loss,
-            inside=inner,
-            margin=(pairs.rewards[:, 0] - pairs.rewards[:, 1]).mean().item(),
-            gap=pairs.gap.mean().item(),
-            winner_error=winner,
-            loser_error=loser,
+            ordinals=batch.ordinals,
+            loss=means.pop("loss"),
             grad_norm=norm,
-            lag=pairs.lag.mean().item(),
-            lag_max=int(pairs.lag.max().item()),
-            reward=pairs.rewards.mean().item(),
+            lag=batch.lag.mean().item(),
+            lag_max=int(batch.lag.max().item()),
+            reward=batch.rewards.mean().item(),
+            metrics=means,
         )
 
-    def _lease(self, exchange: RunExchange | None) -> PairBatch | None:
+    def _lease(self, exchange: RunExchange | None) -> Batch | None:
         if exchange is None:
             return None
-        leased: Sequence[TrainingPair] = exchange.lease_pairs(self.worker, self.step + 1, self._rules.pairs_per_step)
+        leased = exchange.lease_batch(self.worker, self.step + 1, self._rules.pairs_per_step)
         if not leased:
             return None
-        pairs = collate(leased)
-        if pairs.winner.shape[1:] != self._latent_shape:
-            found, needed = list(pairs.winner.shape[1:]), list(self._latent_shape)
-            raise ConfigError(f"pairs have latents {found}, this model and model.frames/height/width give {needed}")
-        return pairs
+        batch = collate(leased)
+        if batch.latents.shape[2:] != self._latent_shape:
+            found, needed = list(batch.latents.shape[2:]), list(self._latent_shape)
+            raise ConfigError(
+                f"candidates have latents {found}; this model and model.frames/height/width give {needed}"
+            )
+        return batch
 
-    def optimize(self, pairs: PairBatch) -> tuple[torch.Tensor, float]:
-        """Update from the global batch: its sums of (loss, inside, winner, loser), the gradient norm. Collective."""
-        step, sums = self.step + 1, torch.zeros(4, device=self.engine.device)
-        weights = pair_weights(self._rules.loss, pairs.gap, self._rules.normalise_gap)
+    def optimize(self, batch: Batch) -> tuple[dict[str, float], float]:
+        """Update from the global batch: its means of the loss and each metric, and the gradient norm. Collective."""
+        step = self.step + 1
+        names = ("loss", *(metric.name for metric in self.algorithm.metrics))
+        sums = torch.zeros(len(names), device=self.engine.device)
+        weights = self.algorithm.weights(batch.weights)
         first = self.engine.rank * self.engine.per_rank
         starts = range(first, first + self.engine.per_rank, self._rules.micro_batch)
         cuts = [(start, min(start + self._rules.micro_batch, first + self.engine.per_rank)) for start in starts]
 
         def micro_batch(start: int, stop: int) -> Callable[[], torch.Tensor]:
             def loss() -> torch.Tensor:
-                errors = self.errors(pairs.part(start, stop), pairs.ordinals, step)
-                losses = pair_losses(self._rules.loss, errors, weights[start:stop].to(sums.device), self._rules.beta)
-                parts = (losses, inside(errors, self._rules.beta), errors.winner_gain, errors.loser_gain)
-                sums.add_(torch.stack([part.detach().sum() for part in parts]))
-                return losses.sum() / len(pairs)
+                policy, reference = self.errors(batch.part(start, stop), batch.ordinals, step)
+                parts = (weights[start:stop], batch.rewards[start:stop])
+                inputs = LossInputs(policy, reference, *(part.to(sums.device) for part in parts))
+                made = self._checked(self.algorithm.loss(inputs), stop - start)
+                figures = (made.loss, *(made.metrics[name] for name in names[1:]))
+                sums.add_(torch.stack([figure.detach().sum() for figure in figures]))
+                return made.loss.sum() / len(batch)
 
             return loss
 
         try:
             norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
         except NonFinite as error:
-            raise NonFinite(f"optimizer step {step}: {error}; its pairs have the ordinals {pairs.ordinals}") from error
-        return self.engine.sum_over_ranks(sums), norm
+            raise NonFinite(f"optimizer step {step}: {error}; its groups have the ordinals {batch.ordinals}") from error
+        means = self.engine.sum_over_ranks(sums) / len(batch)
+        return dict(zip(names, means.tolist(), strict=True)), norm
+
+    def _checked(self, made: LossOutput, count: int) -> LossOutput:
+        """A user's algorithm may return wrong shapes or forget a metric."""
+        declared = {metric.name for metric in self.algorithm.metrics}
+        if set(made.metrics) != declared:
+            raise ValueError(f"algorithm: loss returned metrics {sorted(made.metrics)}, declared: {sorted(declared)}")
+        for name, values in {"loss": made.loss, **made.metrics}.items():
+            if tuple(values.shape) != (count,):
+                raise ValueError(f"algorithm: {name} has shape {list(values.shape)}, expected [{count}], one per group")
+        return made
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up to the configured rate, then constant."""
@@ -140,18 +140,21 @@ class Learner(LearningLoop):
 
     # Errors.
 
-    def errors(self, pairs: PairBatch, ordinals: Sequence[int], step: int) -> PairErrors:
-        """e of policy (with gradient) and reference on `pairs`, a part of the global batch `ordinals` of `step`."""
-        drawn = draw(self.config.seed, step, ordinals, self._rules, pairs, self._schedule.steps).to(self.engine.device)
-        pairs = pairs.to(self.engine.device)
-        with self.reference.forward_context(self.engine) as model:
-            reference = self._v_errors(model, pairs, drawn)
-        policy = self._v_errors(self.engine.model, pairs, drawn)
-        return PairErrors(*policy, *reference)
+    def errors(self, batch: Batch, ordinals: Sequence[int], step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """e [n, k] of policy (with gradient) and reference on `batch`, a part of the global batch `ordinals` of `step`.
 
-    def _v_errors(self, model: torch.nn.Module, pairs: PairBatch, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+        There is no reference where the algorithm needs none.
+        """
+        drawn = draw(self.config.seed, step, ordinals, self._rules, batch, self._schedule.steps).to(self.engine.device)
+        batch, reference = batch.to(self.engine.device), None
+        if self.algorithm.needs_reference:
+            with self.reference.forward_context(self.engine) as model:
+                reference = self._v_errors(model, batch, drawn)
+        return self._v_errors(self.engine.model, batch, drawn), reference
+
+    def _v_errors(self, model: torch.nn.Module, batch: Batch, drawn: Draw) -> torch.Tensor:
         empty = None if self.empty_embeds is None else from_array(self.empty_embeds, self.engine.device)
-        return v_errors(self._predict(model), self._schedule, pairs, drawn, empty)
+        return v_errors(self._predict(model), self._schedule, batch, drawn, empty)
 
     def _predict(self, model: torch.nn.Module) -> Predict:
         def predict(
@@ -164,27 +167,17 @@ class Learner(LearningLoop):
 
     # Weights.
 
-    def refresh(self) -> None:
+    def refresh(self, share: float = 1.0) -> None:
         """See `LearningLoop.refresh`."""
-        self.reference.refresh(self.engine)
-
-    def policy_state(self) -> dict[str, torch.Tensor]:
-        """Copies of the policy's tensors, whole, all at once in host memory, on rank 0. Collective."""
-        return self.engine.collect(self.reference.policy, lambda stream: dict(stream.tensors)) or {}
+        self.reference.refresh(self.engine, share)
 
     def policy_digest(self) -> str:
         """The digest of the policy if it were published now, hex, on rank 0. Collective."""
-        return self._digest(self.reference.policy)
 
-    def reference_digest(self) -> str:
-        """Digest of the reference's tensors under the same names, hex: the policy's right after a refresh."""
-        return self._digest(self.reference.parameters)
-
-    def _digest(self, tensors: Mapping[str, torch.Tensor]) -> str:
         def digest(stream: TensorStream) -> str:
             return whole_digest(tensor_entry(name, tensor) for name, tensor in stream.tensors)
 
-        return self.engine.collect(tensors, digest) or ""
+        return self.engine.collect(self.reference.policy, digest) or ""
 
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
         """See `LearningLoop.publish`."""
@@ -196,7 +189,7 @@ class Learner(LearningLoop):
     def _publish(self, exchange: RunExchange | None, stream: TensorStream) -> WeightVersion:
         if exchange is None:
             raise RuntimeError("rank 0 publishes: it needs the exchange")
-        return self.put_out(exchange, stream, self.reference.kind)
+        return self.publish_and_announce(exchange, stream, self.reference.kind)
 
     # Checkpoints.
 
@@ -209,7 +202,8 @@ class Learner(LearningLoop):
                 if first:
                     stack.enter_context(new_folder(place))
             engine.collect(self.reference.policy, partial(checkpoint.write_tensors, draft, "policy"))
-            engine.collect(self.reference.parameters, partial(checkpoint.write_tensors, draft, "reference"))
+            if self.algorithm.needs_reference:
+                engine.collect(self.reference.parameters, partial(checkpoint.write_tensors, draft, "reference"))
             with engine.agreed():
                 optimizer = TensorStream.of(engine.optimizer_state())
                 checkpoint.write_tensors(draft, f"optimizer-{engine.rank}", optimizer)
@@ -225,11 +219,12 @@ class Learner(LearningLoop):
         """See `LearningLoop.load`."""
         progress = checkpoint.read_progress(folder)
         checkpoint.check_agrees(folder, progress, self._progress(), self.config.model.path)
-        names = ("policy", "reference", f"optimizer-{self.engine.rank}")
+        names = ("policy", *(("reference",) if self.algorithm.needs_reference else ()))
         with self.engine.agreed():
-            policy, reference, optimizer = (checkpoint.read_tensors(folder, name) for name in names)
-        self.engine.assign(self.reference.policy, policy)
-        self.reference.load(self.engine, reference)
+            tensors = {name: checkpoint.read_tensors(folder, name) for name in names}
+            optimizer = checkpoint.read_tensors(folder, f"optimizer-{self.engine.rank}")
+        self.engine.assign(self.reference.policy, tensors["policy"])
+        self.reference.load(self.engine, tensors.get("reference", {}))
         self.engine.load_optimizer_state(optimizer)
         self.step, self.version = progress.step, progress.version
 
@@ -255,7 +250,7 @@ def make_engine(module: torch.nn.Module, rules: LearnerConfig, device: str) -> E
 
 
 def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
-    """`module` in training mode with every dropout at 0: winner, loser, policy and reference see one function."""
+    """`module` in training mode with every dropout at 0: policy and reference are one function for all candidates."""
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0

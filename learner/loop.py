@@ -1,15 +1,15 @@
-"""The learner's loop, whatever takes the step: lease pairs, one optimizer step, commit; then what is due after it.
+"""The learner's loop: lease a batch, take one optimizer step, commit it; then do what is due after the step.
 
 ```
-  refresh_due(step)  lease_pairs(step)            commit_step(step)
- EXCHANGE ──────> ───────────────────> take() ───────────────────> every K: refresh, reference <- policy
+  refresh_due(step)  lease_batch(step)            commit_step(step)
+ EXCHANGE ──────> ───────────────────> take() ───────────────────> reference_update(step): reference <- policy
              refresh                                               every P: publish a version, announce it
                                                                    every checkpoint_every: save, mark(step)
 ```
 
 `refresh_due` is asked only where the guardrails may ask for a refresh (``guard.action = "refresh"``).
 
-It waits for pairs only. Rank 0 alone talks to the exchange; the others pass None.
+The learner waits for batches only. Rank 0 alone talks to the exchange; the other ranks pass None.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.config import RunConfig
+from common.config.algorithm import open_algorithm
 from common.exchange.api import RunExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished, WeightVersion
 from common.meters import NULL_METERS, Meters, TimedIterator
 from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner import checkpoint
+from learner.algorithms.base import Algorithm
 
 # Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
 FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch", "reference"}
@@ -34,19 +37,15 @@ FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One optimizer step in numbers, as in `StepStats`, and the pairs it used."""
+    """One optimizer step in numbers, as in `StepStats`, and the groups it used."""
 
     ordinals: Sequence[int]
     loss: float
-    inside: float
-    margin: float
-    gap: float
-    winner_error: float
-    loser_error: float
     grad_norm: float
     lag: float
     lag_max: int
     reward: float
+    metrics: Mapping[str, float]
 
 
 class LearningLoop(ABC):
@@ -60,7 +59,7 @@ class LearningLoop(ABC):
         self.config, self.worker = config, worker
         self._model = dict(model or {})
         self.step, self.version = 0, -1
-        self._heeded = -1  # the step after which the guardrails' last refresh was done
+        self._refreshed_at = -1  # the step after which the last refresh that the guardrails asked for was done
         self.empty_embeds: SerializedTensor | None = (
             None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
         )
@@ -68,14 +67,15 @@ class LearningLoop(ABC):
         self.store = WeightStore(folder / "weights")
         self._checkpoints = folder / "checkpoints"
         self._rules = config.learner
+        self.algorithm: Algorithm = open_algorithm(config.algorithm)
 
     @abstractmethod
     def take(self, exchange: RunExchange | None) -> StepResult | None:
-        """Lease the next step's pairs and update the weights; None when there is no full batch. Collective."""
+        """Lease the next step's batch and update the weights; None when there is no full batch. Collective."""
 
     @abstractmethod
-    def refresh(self) -> None:
-        """The reference becomes the policy. Collective."""
+    def refresh(self, share: float = 1.0) -> None:
+        """Move the reference towards the policy: reference <- (1 - share) reference + share policy. Collective."""
 
     @abstractmethod
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
@@ -118,33 +118,42 @@ class LearningLoop(ABC):
     def work(self, exchange: RunExchange | None) -> StepStats | None:
         """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
         started = time.perf_counter()
-        self._heed(exchange)
+        self._apply_requested_refresh(exchange)
         taken = self.take(exchange)
         if taken is None:
             return None
         self.step += 1
         if exchange is not None:
             exchange.commit_step(self.step, taken.ordinals)
-        refreshed = due(self.step, self._rules.refresh_every)
-        if refreshed:
-            self.refresh()
-        heeded = self._heeded == self.step - 1  # also where that was earlier, and pairs were still to come
+        share = self.algorithm.reference_update(self.step)
+        if share:
+            self.refresh(share)
+        requested = self._refreshed_at == self.step - 1  # or earlier, while it waited for a batch
         pushed = due(self.step, self._rules.steps_per_push)
         if pushed:
             self.publish(exchange)
         if due(self.step, self._rules.checkpoint_every):
             self.save(exchange)
-        numbers = {field.name: getattr(taken, field.name) for field in fields(taken) if field.name != "ordinals"}
-        seconds = time.perf_counter() - started
-        return StepStats(step=self.step, seconds=seconds, refreshed=heeded or refreshed, pushed=pushed, **numbers)
+        return StepStats(
+            step=self.step,
+            loss=taken.loss,
+            grad_norm=taken.grad_norm,
+            lag=taken.lag,
+            lag_max=taken.lag_max,
+            reward=taken.reward,
+            seconds=time.perf_counter() - started,
+            refreshed=requested or share > 0,
+            pushed=pushed,
+            metrics=dict(taken.metrics),
+        )
 
-    def _heed(self, exchange: RunExchange | None) -> None:
+    def _apply_requested_refresh(self, exchange: RunExchange | None) -> None:
         """Refresh the reference where the guardrails asked for it, once between two steps. Collective."""
-        if self.config.guard.action != "refresh" or self._heeded == self.step:
+        if self.config.guard.action != "refresh" or self._refreshed_at == self.step:
             return
         if self.any(exchange is not None and exchange.refresh_due(self.step)):
             self.refresh()
-            self._heeded = self.step
+            self._refreshed_at = self.step
 
     def finish(self, exchange: RunExchange | None) -> TrainingFinished:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
@@ -159,7 +168,7 @@ class LearningLoop(ABC):
         if self.step and due(self.step, self._rules.steps_per_push):
             self.save(exchange)
 
-    def put_out(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
+    def publish_and_announce(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
         """Write the policy's tensors as a new version and announce it. Older ones are deleted, except version 0.
 
         An adapter stands on version 0's weights, the base model; which one that is, every version says.
@@ -194,9 +203,17 @@ class LearningLoop(ABC):
             seed=self.config.seed,
             world=world,
             architecture=architecture,
-            settings=self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
+            settings=self._settings(),
             model=self._model,
         )
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must share with the one that was killed, by configuration key."""
+        sections = {
+            "learner": self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
+            "algorithm": self.config.algorithm.model_dump(mode="json"),
+        }
+        return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
 
 
 def due(step: int, every: int) -> bool:

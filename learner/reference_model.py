@@ -24,7 +24,7 @@ from typing import Literal
 
 import torch
 
-from common.config import LoraConfig
+from common.config import LearnerConfig, LoraConfig
 from common.models.cogvideox import compile_blocks
 from common.models.lora import activate, adapter_parameters, inject_lora, using_adapter
 from learner.engines.base import Engine
@@ -46,8 +46,8 @@ class Reference(ABC):
         gradients."""
 
     @abstractmethod
-    def refresh(self, engine: Engine) -> None:
-        """Reference <- policy. Collective."""
+    def refresh(self, engine: Engine, share: float = 1.0) -> None:
+        """Reference <- (1 - share) reference + share policy; at 1 a copy, bit for bit. Collective."""
 
     def place(self, engine: Engine) -> None:
         """Take the place that it will have beside the finished `engine`. Collective."""
@@ -83,11 +83,11 @@ class AdapterReference(Reference):
         with using_adapter(self._module, REFERENCE, trainable=POLICY), torch.no_grad():
             yield engine.model
 
-    def refresh(self, engine: Engine) -> None:
+    def refresh(self, engine: Engine, share: float = 1.0) -> None:
         both = [*self.policy.values(), *self.parameters.values()]
         with engine.whole(both, change=True), torch.no_grad():
             for name, parameter in self.policy.items():
-                self.parameters[name].copy_(parameter)
+                self.parameters[name].copy_(_moved(self.parameters[name], parameter, share))
 
 
 class CopyReference(Reference):
@@ -121,11 +121,56 @@ class CopyReference(Reference):
                 stack.enter_context(_on_device(self._copy, engine.device))
             yield self._model
 
-    def refresh(self, engine: Engine) -> None:
+    def refresh(self, engine: Engine, share: float = 1.0) -> None:
         for name, tensor in self.policy.items():
             with engine.whole([tensor]):  # one after the other: DeepSpeed's gathering does not nest
                 value = tensor.detach().clone()
+            if share < 1:
+                with engine.whole([self.parameters[name]]):
+                    value = _moved(self.parameters[name].detach(), value, share)
             engine.assign({name: self.parameters[name]}, {name: value})
+
+
+class NoReference(Reference):
+    """A policy alone, for algorithms that compare with nothing: adapters with `lora`, else the whole module."""
+
+    def __init__(self, module: torch.nn.Module, lora: LoraConfig | None, seed: int) -> None:
+        self.kind = "full" if lora is None else "adapter"
+        self.parameters = {}
+        if lora is None:
+            module.requires_grad_(True)
+            self.policy = module_tensors(module)
+        else:
+            inject_lora(module, lora, seed, POLICY)
+            activate(module, POLICY, trainable=POLICY)
+            self.policy = adapter_parameters(module, POLICY)
+
+    def compile(self) -> None:
+        """See `Reference.compile`: there are none."""
+
+    def forward_context(self, engine: Engine) -> AbstractContextManager[torch.nn.Module]:
+        raise RuntimeError("this algorithm has no reference")
+
+    def refresh(self, engine: Engine, share: float = 1.0) -> None:
+        """Nothing follows the policy."""
+
+
+def make_reference(module: torch.nn.Module, rules: LearnerConfig, seed: int, needed: bool) -> Reference:
+    """The reference that the learner's settings ask for; `NoReference` when it is not `needed`."""
+    lora = rules.lora if rules.train == "lora" else None
+    if not needed:
+        return NoReference(module, lora, seed)
+    return CopyReference(module, rules.reference) if lora is None else AdapterReference(module, lora, seed)
+
+
+def _moved(reference: torch.Tensor, policy: torch.Tensor, share: float) -> torch.Tensor:
+    """(1 - share) reference + share policy, computed in float32."""
+    if share == 1:
+        return policy
+    policy = policy.to(reference.device)
+    if not reference.is_floating_point():
+        return policy
+    return torch.lerp(reference.float(), policy.float(), share).to(reference.dtype)
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -1,20 +1,20 @@
 """A learner without a model (`common/simulation.py`), whose weights tell what was done to them.
 
-The weights are one counter per prompt group: a step adds 1 to the counters of its pairs. So the published versions and
-the checkpoints show how often every pair acted on them, which must be what the ledger says. A second tensor brings
+The weights are one counter per prompt group: a step adds 1 to the counters of its groups. So published versions and
+checkpoints show how often every group acted on them, which must be what the ledger says. A second tensor brings
 them to the size of real weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from common.config import RunConfig
 from common.exchange.api import RunExchange
-from common.messages import TrainingPair, WeightVersion
+from common.messages import WeightVersion
 from common.simulation import Simulation
 from common.weights.store import new_folder
 from common.weights.tensor_file import TensorStream
@@ -37,12 +37,20 @@ class SimulatedLearner(LearningLoop):
         """See `LearningLoop.take`."""
         if exchange is None:
             raise ValueError("a simulated learner has one rank, which needs the exchange")
-        pairs = exchange.lease_pairs(self.worker, self.step + 1, self._rules.pairs_per_step)
-        if not pairs:
+        groups = exchange.lease_batch(self.worker, self.step + 1, self._rules.pairs_per_step)
+        if not groups:
             return None
         self._simulation.work(self.config.simulation.step_seconds, "step", self.step + 1)
-        self._apply([one.pair.ordinal for one in pairs])
-        return _taken(pairs)
+        self._apply([one.ordinal for one in groups])
+        return StepResult(
+            ordinals=[one.ordinal for one in groups],
+            loss=0.0,
+            grad_norm=0.0,
+            lag=fmean(one.lag for one in groups),
+            lag_max=max(one.lag for one in groups),
+            reward=fmean(reward for one in groups for reward in one.rewards),
+            metrics={metric.name: 0.0 for metric in self.algorithm.metrics},
+        )
 
     def _apply(self, ordinals: list[int]) -> None:
         missing = max(ordinals) + 1 - len(self._uses)
@@ -51,14 +59,14 @@ class SimulatedLearner(LearningLoop):
         for ordinal in ordinals:
             self._uses[ordinal] += 1
 
-    def refresh(self) -> None:
+    def refresh(self, share: float = 1.0) -> None:
         """See `LearningLoop.refresh`. There is no reference."""
 
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
         """See `LearningLoop.publish`."""
         if exchange is None:
             return None
-        version = self.put_out(exchange, TensorStream.of(self._state()), "full")
+        version = self.publish_and_announce(exchange, TensorStream.of(self._state()), "full")
         self.version = version.version
         return version
 
@@ -93,21 +101,3 @@ class SimulatedLearner(LearningLoop):
 
     def close(self) -> None:
         """See `LearningLoop.close`."""
-
-
-def _taken(pairs: Sequence[TrainingPair]) -> StepResult:
-    """The figures that pairs alone give; those of a loss are 0."""
-    count = len(pairs)
-    return StepResult(
-        ordinals=[one.pair.ordinal for one in pairs],
-        loss=0.0,
-        inside=0.0,
-        margin=sum(one.pair.winner_reward - one.pair.loser_reward for one in pairs) / count,
-        gap=sum(one.pair.gap for one in pairs) / count,
-        winner_error=0.0,
-        loser_error=0.0,
-        grad_norm=0.0,
-        lag=sum(one.lag for one in pairs) / count,
-        lag_max=max(one.lag for one in pairs),
-        reward=sum(one.pair.winner_reward + one.pair.loser_reward for one in pairs) / (2 * count),
-    )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common import feedback
 from common.config import RewardConfig
 from common.data.offline_pairs import RecordedPairs
+from common.exchange.rewards import expected_scores
 from common.messages import Purpose, Score, ScoreTask
 from rewarders.loop import ScoringLoop
 
@@ -17,7 +17,7 @@ class OpinionRewarder(ScoringLoop):
     def __init__(self, others: ScoringLoop, recorded: RecordedPairs, config: RewardConfig) -> None:
         super().__init__(others.worker, config.batch)
         self._others, self._recorded = others, recorded
-        self._dimensions = feedback.expected(config)
+        self._dimensions = expected_scores(config)
         self._version = f"people-{recorded.digest}"
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:

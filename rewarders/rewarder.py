@@ -18,7 +18,7 @@ from hashlib import blake2b
 from common.config import RewardConfig
 from common.data.video import decode_video
 from common.errors import ConfigError
-from common.feedback import counted
+from common.exchange.rewards import reward_weights
 from common.messages import Prompt, Score, ScoreTask
 from rewarders.interface import Clip, Judge, JudgeUnavailable, Opinion, Reward, as_judge
 from rewarders.loop import ScoringLoop
@@ -67,7 +67,7 @@ class Rewarder(ScoringLoop):
 def rewarder_for(rewards: Sequence[Reward | Judge], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:
     """A run's rewarder. `ConfigError` also when something that counts is scored by none of `rewards`."""
     rewarder = Rewarder(rewards, config, worker)
-    counted(config, rewarder.dimensions)
+    reward_weights(config, rewarder.dimensions)
     return rewarder
 
 

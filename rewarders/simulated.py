@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from common.config import RunConfig
-from common.feedback import expected
+from common.exchange.rewards import expected_scores
 from common.messages import Score, ScoreTask
 from common.simulation import Simulation
 from rewarders.loop import ScoringLoop
@@ -17,7 +17,7 @@ class SimulatedRewarder(ScoringLoop):
 
     def __init__(self, config: RunConfig, worker: str = "rewarder-0") -> None:
         super().__init__(worker, config.reward.batch)
-        self._dimensions = expected(config.reward)
+        self._dimensions = expected_scores(config.reward)
         self._seconds, self._simulation = config.simulation.score_seconds, Simulation(config)
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:

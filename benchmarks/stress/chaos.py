@@ -66,7 +66,7 @@ REAL = {
     "sampler.candidates": 2,
     "sampler.steps": 2,
     "exchange.max_lag": 0,
-    "learner.refresh_every": 3,
+    "algorithm.refresh_every": 3,
     "cluster.samplers": 1,
     "evaluation.prompts": 2,
 }

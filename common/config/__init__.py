@@ -2,6 +2,7 @@
 
 ```
 section.py   what a section is
+algorithm.py [algorithm]: its keys are those of the algorithm that it names
 reward.py    [reward], [guard]: heads, judges, weights, guardrails
 run.py       all other sections; `RunConfig`
 loading.py   TOML and flags -> `RunConfig` -> TOML; every key in words; what differs between two
@@ -11,6 +12,7 @@ Nothing here imports torch, so that ``douga --help`` answers at once. A wrong ke
 names the key, where it stands and what is allowed.
 """
 
+from common.config.algorithm import AlgorithmConfig, algorithm_class, open_algorithm
 from common.config.loading import (
     Key,
     differences,
@@ -34,6 +36,7 @@ from common.config.section import Section
 __all__ = [
     "DIMENSIONS",
     "PRESETS",
+    "AlgorithmConfig",
     "ClusterConfig",
     "GuardConfig",
     "JudgeConfig",
@@ -46,10 +49,12 @@ __all__ = [
     "RunConfig",
     "SamplerConfig",
     "Section",
+    "algorithm_class",
     "differences",
     "keys",
     "leaves",
     "load_config",
+    "open_algorithm",
     "parse_config",
     "to_toml",
 ]

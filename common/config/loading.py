@@ -12,8 +12,19 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from common.config.algorithm import BUILT_IN, AlgorithmConfig, algorithm_class
 from common.config.run import RunConfig
 from common.errors import ConfigError
+
+ALGORITHM = "algorithm"  # the section whose keys depend on the algorithm that it names
+RENAMED = {
+    "learner.loss": "algorithm.name",
+    "learner.alpha": "algorithm.alpha",
+    "learner.beta": "algorithm.beta",
+    "learner.refresh_every": "algorithm.refresh_every",
+    "learner.normalise_gap": "algorithm.normalise_gap",
+    "exchange.min_gap": "algorithm.min_gap",
+}
 
 
 def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:
@@ -81,7 +92,7 @@ def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
     place = where.get(name) or next(inside, None)
     label = name if place is None else place if place.startswith("--") else f"{name} in {place}"
     if first["type"] == "extra_forbidden":
-        return f"{label}: unknown key; {_hint(parts)}"
+        return f"{label}: {f'renamed to {RENAMED[name]}' if name in RENAMED else f'unknown key; {_hint(parts)}'}"
     if first["type"] in ("model_type", "model_attributes_type"):
         return f"{label}: a section, not a value; set one of {', '.join(f'{name}.{key}' for key in _allowed(parts))}"
     what = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
@@ -99,6 +110,8 @@ def _hint(parts: list[str]) -> str:
 
 
 def _allowed(section: list[str]) -> list[str]:
+    if section == [ALGORITHM]:
+        return sorted({key.name.partition(".")[2] for key in _algorithm_keys()})
     model: Any = RunConfig
     for part in section:
         if _entry(model) is not None:
@@ -143,7 +156,9 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
     """Every knob in the order of this file."""
     for name, field in model.model_fields.items():
         entry = _entry(field.annotation)
-        if _is_section(field.annotation):
+        if field.annotation is AlgorithmConfig:
+            yield from _algorithm_keys()
+        elif _is_section(field.annotation):
             yield from keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif _is_section(entry):
             yield from keys(entry, f"{prefix}{name}.{NAME}.")
@@ -152,6 +167,16 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
         else:
             default = "" if field.is_required() else field.default
             yield Key(prefix + name, default, _kind(field), field.description or "")
+
+
+def _algorithm_keys() -> Iterator[Key]:
+    """The keys of the built-in algorithms, each once; its description says whose it is when not all have it."""
+    sections = {name: algorithm_class(name).Config for name in BUILT_IN}
+    fields = {key: field for section in sections.values() for key, field in section.model_fields.items()}
+    for key, field in fields.items():
+        having = [name for name, section in sections.items() if key in section.model_fields]
+        whose = "" if len(having) == len(sections) else f"{', '.join(having)}: "
+        yield Key(f"{ALGORITHM}.{key}", field.default, _kind(field), f"{whose}{field.description}")
 
 
 def _kind(field: Any) -> str:

@@ -82,7 +82,7 @@ JudgeName = Annotated[str, AfterValidator(_judge_name)]
 
 
 class RewardConfig(Section):
-    """How candidates are scored, and what of it counts (`common/feedback.py`)."""
+    """How candidates are scored, and what of it counts (`common/exchange/rewards.py`)."""
 
     path: str = Field(default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty: none")
     preset: str = Field(default="", description=f"weights by name, in place of reward.weights: {', '.join(PRESETS)}")
@@ -96,9 +96,6 @@ class RewardConfig(Section):
     batch: int = Field(default=16, ge=1, description="clips scored together, of any prompts")
     batch_seconds: float = Field(
         default=0.0, ge=0, description="cluster mode: how long a batch that is not full waits for more clips"
-    )
-    normaliser: Literal["fixed", "quantile"] = Field(
-        default="fixed", description="raw score to [0, 1]: x/100 or running rank"
     )
 
     @model_validator(mode="after")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializeAsAny, field_validator, model_validator
 
+from common.config.algorithm import AlgorithmConfig, algorithm_class, section_of
 from common.config.reward import GuardConfig, RewardConfig
 from common.config.section import Section
 
@@ -35,7 +37,7 @@ def _divides_1000(value: int) -> int:
 class SamplerConfig(Section):
     """How candidates are made."""
 
-    candidates: int = Field(default=4, ge=2, description="N, candidates per prompt: best and worst make the pair")
+    candidates: int = Field(default=4, ge=1, description="candidates per prompt (N); the algorithm keeps some of them")
     steps: Annotated[int, AfterValidator(_divides_1000)] = Field(default=10, ge=1, description="denoising steps")
     guidance: float = Field(default=1.0, ge=1.0, description="classifier-free guidance scale; 1 switches it off")
     scheduler: Literal["dpm", "ddim"] = Field(default="dpm", description="CogVideoX DPM (stochastic) or DDIM")
@@ -63,7 +65,6 @@ class ExchangeConfig(Section):
 
     max_lag: int = Field(default=1, ge=0, description="pushes a pair may be older than the policy when it is trained")
     pipeline_depth: int = Field(default=64, ge=1, description="groups that may be under way at once")
-    min_gap: float = Field(default=0.0, ge=0, description="groups whose gap gain is below this are tied, not trained")
     ttl_seconds: float = Field(
         default=0.0,
         ge=0,
@@ -72,8 +73,8 @@ class ExchangeConfig(Section):
     max_times_trained: int = Field(default=1, ge=1, description="optimizer steps that may use one pair")
     max_attempts: int = Field(default=3, ge=1, description="leases of a group before it counts as failed")
     lease_seconds: float = Field(default=600.0, gt=0, description="a lease not renewed for this long is taken back")
-    order: Literal["fifo", "gap"] = Field(
-        default="fifo", description="which pairs train first: oldest, or gap x freshness"
+    order: Literal["fifo", "priority"] = Field(
+        default="fifo", description="which groups train first: the oldest, or the largest weight x freshness"
     )
     max_bytes: int = Field(
         default=20_000_000_000, ge=1_000_000, description="blobs on disk; samplers wait at the bound"
@@ -94,17 +95,10 @@ class LoraConfig(Section):
 
 
 class LearnerConfig(Section):
-    """The optimizer's side: loss, step sizes, pushes, the reference."""
+    """The optimizer's side: step sizes, batches, pushes, where the reference lies."""
 
-    loss: Literal["gapo", "dpo", "sft"] = Field(
-        default="gapo", description="gap-weighted DPO, plain DPO, or winners only"
-    )
     train: Literal["full", "lora"] = Field(default="full", description="all transformer blocks, or adapters only")
     lora: LoraConfig = LoraConfig()
-    alpha: float = Field(
-        default=2.0, ge=1.0, description="base of the gap gain alpha^Rw - alpha^Rl; 1 gives no gradient"
-    )
-    beta: float = Field(default=5000.0, gt=0, description="DPO temperature, half-beta convention, mean v error")
     lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
     clip_norm: float = Field(default=1.0, gt=0, description="gradient norm bound")
@@ -112,8 +106,6 @@ class LearnerConfig(Section):
     pairs_per_step: int = Field(default=8, ge=1, description="pairs in one optimizer step, over all ranks")
     micro_batch: int = Field(default=8, ge=1, description="pairs in one forward pass of one rank")
     steps_per_push: int = Field(default=1, ge=1, description="P: optimizer steps between published versions")
-    refresh_every: int = Field(default=0, ge=0, description="K: optimizer steps between reference refreshes; 0 never")
-    normalise_gap: bool = Field(default=False, description="divide gaps by their batch mean (not in the papers)")
     caption_drop: float = Field(default=0.0, ge=0, le=1, description="share of pairs trained on the empty caption")
     image_drop: float = Field(default=0.0, ge=0, le=1, description="share of pairs trained without first frame")
     image_noise: bool = Field(
@@ -251,12 +243,27 @@ class RunConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     reward: RewardConfig = RewardConfig()
     exchange: ExchangeConfig = ExchangeConfig()
+    algorithm: SerializeAsAny[AlgorithmConfig] = Field(default_factory=lambda: section_of({}))
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     guard: GuardConfig = GuardConfig()
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     metrics: MetricsConfig = MetricsConfig()
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _section_of_its_algorithm(cls, value: Any) -> Any:
+        return section_of(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> RunConfig:
+        least = algorithm_class(self.algorithm.name).min_candidates
+        if self.sampler.candidates < least:
+            raise ValueError(
+                f"sampler.candidates = {self.sampler.candidates}: algorithm {self.algorithm.name} needs {least} or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:

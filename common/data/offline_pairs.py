@@ -3,31 +3,13 @@
 ```
 pairs.jsonl      a pair a row                       reward 100 and 0, or the ratings that the row has
 ratings.jsonl    8 to 16 rated clips a category ──> every two of a category whose mean opinions differ
-a folder         clips with captions, real ones ──> each clip against itself, for `learner.loss = "sft"` alone
+a folder         clips with captions, real ones ──> each clip alone, for ``algorithm.name = "sft"``
 ```
 
 `RecordedPairs(ordinal)` gives the pair of every ordinal: all of them in random order, shuffled anew in every epoch. The
 file must stay as it is while the run goes on.
 
-HuViDPO ("HuViDPO: Enhancing Video Generation through Direct Preference Optimization for Human-Centric Alignment",
-2025) rates 8 to 16 clips of one kind of motion and trains low-rank adapters on random pairs of them. Winner and loser
-then have first frames of their own, so the loss compares each under its own condition:
-
-    inside = -beta/2 [ (e_theta(w | c_w) - e_ref(w | c_w)) - (e_theta(l | c_l) - e_ref(l | c_l)) ]
-
-That is the loss of the paper's public code (`new_trian.py` of the repository Tankowa/HuViDPO; error in eps there, in v
-here); its equation number in the paper (arXiv 2502.01690): not sourced.
-
-| symbol | here | meaning |
-|---|---|---|
-| w, l | `RecordedPair.winner`, `.loser` | clips; the one with the higher mean opinion is w |
-| c_w, c_l | `End.text`, `End.image` | caption and clean first frame of w, of l |
-| R~w, R~l | `End.score` / 100 | mean opinion 1..5 as 0..1; of a bare pair 1 and 0 |
-
-Deviations: the published code puts the clean first frame into x_t and takes it out of the error, as its model has no
-other way to see it; CogVideoX takes it on channels of its own, and the error is over all frames, as in its training.
-It gives all clips of a category one caption, and has dropout in the adapter (here none). Pairs whose opinions are equal
-are left out; the published code takes either for the winner.
+What is learned from the pairs is the algorithm's: `learner/algorithms/human_pairs.py` is HuViDPO's.
 """
 
 from __future__ import annotations
@@ -63,16 +45,16 @@ class End:
 
 @dataclass(frozen=True)
 class RecordedPair:
-    """What people preferred to what."""
+    """What people preferred to what; a clip of a folder stands alone."""
 
-    winner: End
-    loser: End
+    chosen: End
+    rejected: End | None
     category: str | None
 
     @property
-    def ends(self) -> tuple[End, End]:
-        """Candidate 0 and candidate 1 of the group that the pair becomes."""
-        return self.winner, self.loser
+    def ends(self) -> tuple[End, ...]:
+        """The candidates of the group that the pair becomes, the chosen one first."""
+        return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
 
 class RecordedPairs:
@@ -154,7 +136,7 @@ def _from_folder(folder: Path) -> Iterator[RecordedPair]:
         text = caption.read_text("utf-8").strip() if caption.is_file() else ""
         if not text:
             raise ConfigError(f"{clip}: no caption; write it into {caption.name} beside it")
-        yield RecordedPair(End(clip, text, None, WON), End(clip, text, None, LOST), None)
+        yield RecordedPair(End(clip, text, None, WON), None, None)
 
 
 def _fitting(pairs: Sequence[RecordedPair], model: ModelConfig) -> tuple[list[RecordedPair], dict[Path, str]]:

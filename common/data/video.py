@@ -68,18 +68,19 @@ def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
     return file.getvalue()
 
 
-def side_by_side(one: np.ndarray, other: np.ndarray, fps: float) -> bytes:
-    """Two clips uint8 [F, H, W, 3] of one size next to each other, and so in step; mp4 that every browser plays.
+def side_by_side(clips: Sequence[np.ndarray], fps: float) -> bytes:
+    """Clips uint8 [F, H, W, 3] of one size next to each other, and so in step; mp4 that every browser plays.
 
-    The shorter one decides the length. Small clips are enlarged by a whole factor, large ones shrunk to `SIDE_WIDTH`.
-    `ValueError` for clips of two sizes.
+    The shortest one decides the length. Small clips are enlarged by a whole factor, large ones shrunk to `SIDE_WIDTH`.
+    Raises `ValueError` for clips of different sizes.
     """
-    if one.shape[1:] != other.shape[1:]:
-        raise ValueError(f"clips of two sizes: {list(one.shape[1:3])} and {list(other.shape[1:3])}")
-    count, height, width = min(len(one), len(other)), *one.shape[1:3]
-    frames = np.concatenate([one[:count], other[:count]], axis=2)
+    sizes = {clip.shape[1:] for clip in clips}
+    if len(sizes) > 1:
+        raise ValueError(f"clips of different sizes: {' and '.join(str(list(size[:2])) for size in sorted(sizes))}")
+    count, height, width = min(map(len, clips)), *clips[0].shape[1:3]
+    frames = np.concatenate([clip[:count] for clip in clips], axis=2)
     if width > SIDE_WIDTH:
-        size = (2 * SIDE_WIDTH, round(height * SIDE_WIDTH / width))
+        size = (len(clips) * SIDE_WIDTH, round(height * SIDE_WIDTH / width))
         frames = np.stack([np.asarray(Image.fromarray(frame).resize(size, reducing_gap=2)) for frame in frames])
     scale = max(1, BROWSER_WIDTH // width)
     return encode_for_browsers(frames.repeat(scale, axis=1).repeat(scale, axis=2), fps)

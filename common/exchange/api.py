@@ -21,7 +21,7 @@ from common.messages import (
     Score,
     ScoreTask,
     SerializedTensor,
-    TrainingPair,
+    TrainingGroup,
     WeightVersion,
 )
 
@@ -91,8 +91,8 @@ class Exchange(Protocol):
         """Store scores; the Nth of a group pairs, ties or finishes it. A NaN score fails the candidate's group."""
         ...
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
-        """Exactly `count` pairs for optimizer step `step`, else none. Stale pairs expire when taken."""
+    def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
+        """Exactly `count` selected groups for optimizer step `step`, else none. Stale groups expire when taken."""
         ...
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+
 from common.config import RunConfig
 from common.exchange.api import State
 from common.exchange.sampling import CONDITIONING, candidates_of, latents_name
 from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
+from common.exchange.storage.ledger_reader import stored_selection
 from common.messages import Purpose
 
 FULL = (
@@ -36,7 +39,7 @@ def check(ledger: Ledger, config: RunConfig) -> None:
         _demand(stored == candidates_of(group, config), f"group {ordinal} is {state} with {stored} candidates")
         ended = state in (State.TRAINED, State.EXPIRED)
         if state in (State.PAIRED, State.TRAINING) or (ended and group["closed"] > final):
-            _check_pair(ledger, ordinal, group["winner"], group["loser"])
+            _check_selected(ledger, group)
 
 
 def _demand(holds: bool, message: str) -> None:
@@ -81,9 +84,10 @@ def _check_blobs(ledger: Ledger) -> None:
         _demand(size is not None and size == row["size"], f"{path}: {size} bytes on disk, {row['size']} in the ledger")
 
 
-def _check_pair(ledger: Ledger, ordinal: int, winner: str, loser: str) -> None:
-    places = {row["id"]: row["place"] for row in ledger.candidates(ordinal)}
-    _demand(winner in places and loser in places, f"group {ordinal}: pair of {winner} and {loser}, not its candidates")
-    needed = {CONDITIONING, latents_name(places[winner]), latents_name(places[loser])}
+def _check_selected(ledger: Ledger, group: sqlite3.Row) -> None:
+    ordinal, kept = group["ordinal"], stored_selection(group)[0].candidates
+    places = {row["place"] for row in ledger.candidates(ordinal)}
+    _demand(places >= set(kept), f"group {ordinal}: selected {kept}, which are not its candidates")
+    needed = {CONDITIONING, *map(latents_name, kept)}
     lost = needed.difference(ledger.names(ordinal))
-    _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are gone, but its pair may be trained")
+    _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are gone, but it may be trained on")

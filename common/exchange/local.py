@@ -1,7 +1,7 @@
 """The exchange in this process: the `Exchange` calls over the ledger in a run folder.
 
 ```
-            lease_group                 lease_candidates              lease_pairs
+            lease_group                 lease_candidates              lease_batch
  SAMPLERS <------------- pending   REWARDERS <---------- sampled   LEARNER <------- paired
           -------------> sampled             ----------> paired            -------> trained
             submit_candidate            submit_scores    | tied             commit_step
@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -20,11 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from common.config import RunConfig
+from common.config import RunConfig, open_algorithm
 from common.errors import ConfigError, StorageError
 from common.exchange import consistency
 from common.exchange.api import ScoredCandidate, State, Submitted
-from common.exchange.normaliser import NormaliserState
 from common.exchange.probes import RETIRED, ProbeQueue
 from common.exchange.sampling import SamplingQueue, check_candidate
 from common.exchange.scoring import ScoringQueue
@@ -42,7 +40,7 @@ from common.messages import (
     Score,
     ScoreTask,
     SerializedTensor,
-    TrainingPair,
+    TrainingGroup,
     WeightVersion,
 )
 
@@ -77,7 +75,7 @@ class LocalExchange:
                 stack.callback(self._ledger.close)
                 self._ledger.settle_blobs()
                 self._sampling = SamplingQueue(self._ledger, config, source, clock)
-                self._scoring = ScoringQueue(self._ledger, config, clock)
+                self._scoring = ScoringQueue(self._ledger, config, clock, open_algorithm(config.algorithm).select)
                 self._training = TrainingQueue(self._ledger, config, clock)
                 self._guarding = ProbeQueue(self._ledger)
                 self._turns = CommitQueue(self._ledger)
@@ -140,9 +138,9 @@ class LocalExchange:
         score is a `ConfigError`, and nothing of the call is stored."""
         return self._do(self._scoring.submit_scores, worker, scores)
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
-        """Steps count from 1. A step that is repeated after a rollback gets the pairs it had before."""
-        return self._do_and_read(self._training.lease_pairs, worker, step, count)
+    def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
+        """Steps count from 1. A step that is repeated after a rollback gets the groups it had before."""
+        return self._do_and_read(self._training.lease_batch, worker, step, count)
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
         """Exactly the pairs that were leased for `step`, or a `ValueError`; a second time changes nothing."""
@@ -240,10 +238,6 @@ class LocalExchange:
     def bytes_on_disk(self) -> int:
         """Size of all blobs."""
         return self._do(self._ledger.bytes_on_disk)
-
-    def normaliser_state(self) -> NormaliserState:
-        """What the running rank remembers: dimension -> latest raw values, oldest first; empty with `fixed`."""
-        return json.loads(self._do(self._ledger.meta, "normaliser", "{}"))
 
     def release(self, worker: str) -> None:
         """Attempts count: a group whose samplers die every time ends in `failed`."""

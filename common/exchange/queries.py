@@ -1,7 +1,7 @@
-"""What a run's ledger shows to who only looks on (`view.looking`): held-out clips, the newest pairs, who works on what.
+"""Read-only questions to a run's ledger: held-out clips, the newest selected groups, who works on what.
 
-Of training groups the clips of the newest pairs are there (`scoring.SHOWN`), as long as their latents are; those of
-finished probes and evaluations stay.
+Of training groups, the clips of the newest selected ones are kept (`scoring.SHOWN`) as long as their latents are; clips
+of finished probes and evaluations stay.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common.exchange.api import State
 from common.exchange.sampling import IMAGE, clip_name
 from common.exchange.storage.blobs import BlobHandle
 from common.exchange.storage.ledger import FIRST_EVALUATION
-from common.exchange.storage.ledger_reader import LedgerReader, open_readonly
+from common.exchange.storage.ledger_reader import LedgerReader, open_readonly, stored_selection
 from common.messages import Purpose
 
 CLIPS = """
@@ -73,52 +73,63 @@ def read_blob(path: Path) -> bytes:
 
 
 @dataclass(frozen=True)
-class Side:
-    """The winner or the loser of a pair."""
+class KeptCandidate:
+    """One of the candidates that the algorithm kept."""
 
-    candidate: str
+    id: str
+    index: int
     reward: float  # R~, 0..1
+    weight: float  # `Selection.weights`
     scores: Mapping[str, float]  # raw, per dimension
     file: str | None  # of its clip in blobs/; None when that is gone
 
 
 @dataclass(frozen=True)
-class RecentPair:
-    """A pair and what became of it."""
+class RecentGroup:
+    """A selected group and what became of it."""
 
     ordinal: int
     text: str
     version: int  # of the policy that made its clips
     state: str
-    gap: float
-    winner: Side
-    loser: Side
+    kept: tuple[KeptCandidate, ...]  # in the order of the selection
 
 
-def newest_pairs(ledger: LedgerReader, count: int) -> list[RecentPair]:
-    """The pairs of the `count` newest prompts, newest first."""
+def newest_groups(ledger: LedgerReader, count: int) -> list[RecentGroup]:
+    """The `count` newest groups that were selected, newest first."""
     rows = ledger.all(
-        "SELECT * FROM groups NOT INDEXED WHERE ordinal < ? AND winner IS NOT NULL ORDER BY ordinal DESC LIMIT ?",
+        "SELECT * FROM groups NOT INDEXED WHERE ordinal < ? AND selection IS NOT NULL ORDER BY ordinal DESC LIMIT ?",
         *(FIRST_EVALUATION, count),
     )
-    return [_pair(ledger, row) for row in rows]
+    return [_recent(ledger, row) for row in rows]
 
 
-def _pair(ledger: LedgerReader, group: sqlite3.Row) -> RecentPair:
-    sides = {row["id"]: row for row in ledger.candidates(group["ordinal"])}
-    return RecentPair(
-        *(group["ordinal"], msgpack.unpackb(group["prompt"])["text"], group["version"], group["state"], group["gap"]),
-        *(_side(ledger, sides[group[name]], group[f"{name}_reward"]) for name in ("winner", "loser")),
+def _recent(ledger: LedgerReader, group: sqlite3.Row) -> RecentGroup:
+    selection, rewards = stored_selection(group)
+    rows = {row["place"]: row for row in ledger.candidates(group["ordinal"])}
+    parts = zip(selection.candidates, rewards, selection.weights, strict=True)
+    return RecentGroup(
+        ordinal=group["ordinal"],
+        text=msgpack.unpackb(group["prompt"])["text"],
+        version=group["version"],
+        state=group["state"],
+        kept=tuple(_kept(ledger, rows[index], reward, weight) for index, reward, weight in parts),
     )
 
 
-def _side(ledger: LedgerReader, candidate: sqlite3.Row, reward: float) -> Side:
+def _kept(ledger: LedgerReader, candidate: sqlite3.Row, reward: float, weight: float) -> KeptCandidate:
     clip = ledger.first(
         "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?",
         *(candidate["ordinal"], clip_name(candidate["place"])),
     )
-    scores = json.loads(candidate["scores"] or "{}")
-    return Side(candidate["id"], reward, scores, None if clip is None else clip["file"])
+    return KeptCandidate(
+        id=candidate["id"],
+        index=candidate["place"],
+        reward=reward,
+        weight=weight,
+        scores=json.loads(candidate["scores"] or "{}"),
+        file=None if clip is None else clip["file"],
+    )
 
 
 @dataclass(frozen=True, slots=True)

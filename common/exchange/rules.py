@@ -98,23 +98,23 @@ def freshness(pair_lag: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A pair in the queue, as selection sees it."""
+    """A selected group in the queue, as `select` sees it."""
 
     ordinal: int
     uses: int
-    gap: float
+    priority: float
     lag: int
 
 
 def select(queue: Sequence[Waiting], count: int, order: str) -> list[int]:
-    """The ordinals of the next `count` pairs, or none when there are fewer.
+    """The ordinals of the next `count` groups, or none when there are fewer.
 
-    `fifo`: least used first, then oldest. `gap`: largest gap x freshness first, then least used, then oldest.
+    `fifo`: least used first, then oldest. `priority`: largest weight x freshness first, then least used, then oldest.
     """
     if len(queue) < count:
         return []
-    if order == "gap":
-        ranked = sorted(queue, key=lambda pair: (-pair.gap * freshness(pair.lag), pair.uses, pair.ordinal))
+    if order == "priority":
+        ranked = sorted(queue, key=lambda pair: (-pair.priority * freshness(pair.lag), pair.uses, pair.ordinal))
     else:
         ranked = sorted(queue, key=lambda pair: (pair.uses, pair.ordinal))
     return [pair.ordinal for pair in ranked[:count]]

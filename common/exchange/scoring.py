@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite, isnan
 
 import msgpack
 
-from common import feedback
 from common.config import RunConfig
-from common.exchange import normaliser, pairs
 from common.exchange.api import ScoredCandidate, State, Submitted
+from common.exchange.rewards import clip_reward
 from common.exchange.sampling import (
     CONDITIONING,
     DUPLICATE,
@@ -24,11 +23,11 @@ from common.exchange.sampling import (
 )
 from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.ledger import Ledger
-from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask
+from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask, Selection
 
 OPEN = (State.SAMPLED, State.SCORING)
 LONGEST_REASON = 200  # characters of what a judge says why it has no score
-SHOWN = 16  # newest pairs whose clips stay as long as their latents do, for people to look at (`douga watch`)
+SHOWN = 16  # newest selected groups whose clips stay as long as their latents do, for people to look at (`douga watch`)
 
 
 @dataclass(slots=True)
@@ -41,6 +40,7 @@ class ScoringQueue:
     ledger: Ledger
     config: RunConfig
     clock: Callable[[], float]
+    select: Callable[[Sequence[float]], Selection | None]  # of the run's algorithm
 
     def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
         """See `Exchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
@@ -133,38 +133,28 @@ class ScoringQueue:
             self._finish(group, rows)
 
     def _finish(self, group: sqlite3.Row, rows: Sequence[sqlite3.Row]) -> None:
-        """The Nth score: pair, tie or finish the group, and let go of the blobs nobody needs now."""
+        """The Nth score: select, tie or finish the group, and release the blobs that nobody needs now."""
         ordinal = group["ordinal"]
         if group["purpose"] != Purpose.TRAIN:
             self.ledger.move(ordinal, State.DONE)
             return
-        pair = pairs.make_pair(
-            ordinal,
-            group["version"],
-            [row["id"] for row in rows],
-            self._rewards([json.loads(row["scores"]) for row in rows]),
-            alpha=self.config.learner.alpha,
-            min_gap=self.config.exchange.min_gap,
-        )
-        if pair is None:
+        rewards = [clip_reward(self.config.reward, json.loads(row["scores"])) for row in rows]
+        selection = self.select(rewards)
+        if selection is None:
             self.ledger.move(ordinal, State.TIED)
             self.ledger.keep_only(ordinal)
             return
+        kept = selection.candidates
+        stored = asdict(selection) | {"rewards": [rewards[index] for index in kept]}
         self.ledger.move(
-            ordinal, State.PAIRED, winner=pair.winner, loser=pair.loser, gap=pair.gap,
-            winner_reward=pair.winner_reward, loser_reward=pair.loser_reward, paired=self.clock(),
-        )  # fmt: skip
-        ends = [row["place"] for row in rows if row["id"] in (pair.winner, pair.loser)]
-        self.ledger.keep_only(ordinal, [CONDITIONING, *map(latents_name, ends), *map(clip_name, ends)])
+            ordinal,
+            State.PAIRED,
+            selection=json.dumps(stored, sort_keys=True),
+            priority=max(selection.weights),
+            paired=self.clock(),
+        )
+        self.ledger.keep_only(ordinal, [CONDITIONING, *map(latents_name, kept), *map(clip_name, kept)])
         keep_shown(self.ledger, ordinal)
-
-    def _rewards(self, raw: Sequence[dict[str, float]]) -> list[float]:
-        weights = feedback.counted(self.config.reward, raw[0].keys())
-        state = json.loads(self.ledger.meta("normaliser", "{}"))
-        normalised, after = normaliser.normalise(self.config.reward.normaliser, raw, state)
-        if after != state:
-            self.ledger.set_meta("normaliser", json.dumps(after, sort_keys=True))
-        return [pairs.weighted_mean(values, weights) for values in normalised]
 
     def _fail(self, ordinal: int, reason: str, waste: str) -> None:
         self.ledger.waste(waste, *(row["id"] for row in self.ledger.candidates(ordinal)))
@@ -208,7 +198,7 @@ def rest(ledger: Ledger, ordinal: int) -> None:
 
 
 def keep_shown(ledger: Ledger, *newest: int, most: int = SHOWN) -> None:
-    """Forget the clips of all pairs but the `most` newest; `newest` were paired just now."""
+    """Forget the clips of all selected groups but the `most` newest; `newest` were selected just now."""
     shown = [*json.loads(ledger.meta("shown", "[]")), *newest]
     gone, shown = shown[: max(0, len(shown) - most)], shown[max(0, len(shown) - most) :]
     for ordinal in gone:

@@ -1,4 +1,4 @@
-"""The learner's side of the exchange: batches of pairs, commits, versions, checkpoints and going back to one.
+"""The learner's side of the exchange: batches of selected groups, commits, versions, checkpoints and going back to one.
 
 What makes a resumed run equal to one that was never killed:
 
@@ -22,28 +22,29 @@ from common.exchange import probes, retention, rules
 from common.exchange.api import State
 from common.exchange.sampling import CONDITIONING, latents_name
 from common.exchange.scoring import rest
-from common.exchange.storage.blobs import BlobHandle, DeferredRead
+from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.ledger import Ledger
-from common.messages import Conditioning, PreferencePair, TrainingPair, WeightVersion
+from common.exchange.storage.ledger_reader import stored_selection
+from common.messages import Conditioning, TrainingGroup, WeightVersion
 
 ENDED = (State.TRAINED, State.EXPIRED)
 
 
 @dataclass(slots=True)
 class TrainingQueue:
-    """Hands out pairs and counts their uses. Every method is one transaction, in the caller's turn.
+    """Hands out selected groups and counts their uses. Every method is one transaction, in the caller's turn.
 
-    Pairs are handed out unread.
+    Groups are handed out unread.
     """
 
     ledger: Ledger
     config: RunConfig
     clock: Callable[[], float]
 
-    # Pairs.
+    # Batches.
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingPair]]:
-        """See `Exchange.lease_pairs`. Asked again by the same worker, a step gets the same pairs."""
+    def lease_batch(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingGroup]]:
+        """See `Exchange.lease_batch`. Asked again by the same worker, a step gets the same groups."""
         with self.ledger.transaction():
             self._check_next(step)
             self._reap()
@@ -54,8 +55,8 @@ class TrainingQueue:
                 if self.ledger.group(ordinal)["state"] == State.PAIRED:
                     self.ledger.move(ordinal, State.TRAINING)
                 self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
-            pairs = [self._pair(self.ledger.group(ordinal)) for ordinal in batch]
-            return DeferredRead(lambda: [read() for read in pairs], lambda: self._put_back(worker, step))
+            groups = [self._open(self.ledger.group(ordinal)) for ordinal in batch]
+            return DeferredRead(lambda: [read() for read in groups], lambda: self._put_back(worker, step))
 
     def _put_back(self, worker: str, step: int) -> None:
         with self.ledger.transaction():
@@ -72,7 +73,7 @@ class TrainingQueue:
             raise ValueError(f"step {step} asked for, but step {committed + 1} is not committed yet")
 
     def _batch(self, worker: str, step: int, count: int) -> list[int]:
-        """The ordinals of a step's pairs: those it had before, where they can be had, else the next in order."""
+        """The ordinals of a step's groups: those it had before if they are available, else the next in order."""
         rows = self.ledger.all("SELECT g.* FROM uses JOIN groups g USING (ordinal) WHERE uses.step = ? "
                                "ORDER BY uses.place", step)  # fmt: skip
         before = [int(row["ordinal"]) for row in rows]
@@ -90,7 +91,7 @@ class TrainingQueue:
 
     def _queue(self) -> list[rules.Waiting]:
         rows = self.ledger.in_state(State.PAIRED)
-        return [rules.Waiting(row["ordinal"], row["uses"], row["gap"], self._lag(row)) for row in rows]
+        return [rules.Waiting(row["ordinal"], row["uses"], row["priority"], self._lag(row)) for row in rows]
 
     def _lag(self, group: sqlite3.Row) -> int:
         return rules.lag(self.ledger.meta("pushes", 0), group["pushes"])
@@ -113,26 +114,27 @@ class TrainingQueue:
             if stale or rules.waited_out(now - group["paired"], exchange.ttl_seconds):
                 self.ledger.move(group["ordinal"], State.TRAINED if group["uses"] else State.EXPIRED, closed=step)
 
-    def _pair(self, group: sqlite3.Row) -> Callable[[], TrainingPair]:
+    def _open(self, group: sqlite3.Row) -> Callable[[], TrainingGroup]:
         ordinal, lag = group["ordinal"], self._lag(group)
-        pair = PreferencePair(
-            *(ordinal, group["winner"], group["loser"], group["winner_reward"], group["loser_reward"]),
-            *(group["gap"], group["version"]),
-        )
+        selection, rewards = stored_selection(group)
         conditioning = self.ledger.open(ordinal, CONDITIONING)
-        winner, loser = self._latents(ordinal, pair.winner), self._latents(ordinal, pair.loser)
+        latents = [self.ledger.open(ordinal, latents_name(index)) for index in selection.candidates]
 
-        def read() -> TrainingPair:
+        def read() -> TrainingGroup:
             embeds, image = conditioning.read()
             if embeds is None:
                 raise RuntimeError(f"group {ordinal}: its conditioning has no prompt embeddings")
-            return TrainingPair(pair, Conditioning(embeds, image), winner.read_one(), loser.read_one(), lag)
+            return TrainingGroup(
+                ordinal=ordinal,
+                policy_version=group["version"],
+                selection=selection,
+                rewards=rewards,
+                conditioning=Conditioning(embeds, image),
+                latents=tuple(blob.read_one() for blob in latents),
+                lag=lag,
+            )
 
         return read
-
-    def _latents(self, ordinal: int, candidate: str) -> BlobHandle:
-        place = self.ledger.one("SELECT place FROM candidates WHERE id = ?", candidate)["place"]
-        return self.ledger.open(ordinal, latents_name(place))
 
     # Steps.
 

@@ -24,12 +24,12 @@ examples:
 """
 FINETUNE = """\
 HuViDPO's first stage: the diffusion loss on clips of your own, each under its caption and its clean first frame. A run
-like all others (learner.loss = sft): it can be interrupted, is compared with the base model, and is exported.
+like all others (algorithm.name = sft): it can be interrupted, is compared with the base model, and is exported.
 
 examples:
   douga finetune clips --steps 200 --learner.lr 1e-4              8 to 16 clips, each NAME.mp4 with a NAME.txt
   douga export finetune --out tuned                               a whole pipeline
-  douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --learner.loss dpo
+  douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --algorithm.name human_pairs
 """
 OWN = web_server.OPTIONS | {"rubric", "annotators", "pairs", "seed", "results", "export"}
 

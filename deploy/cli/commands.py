@@ -19,13 +19,13 @@ from rich.table import Table
 from actors.ddim_inversion import InvertedSampler
 from actors.prompts.source import open_prompts
 from actors.sampler import Sampler
-from common import feedback
 from common.config import RunConfig, load_config
 from common.data.video import contact_sheet, decode_clip
 from common.errors import ConfigError, NotFoundError
 from common.errors.disk import writing
 from common.exchange import recovery, rules
 from common.exchange.local import LocalExchange
+from common.exchange.rewards import mean_score, reward_weights
 from common.messages import Prompt, ScoreTask
 from common.models.cogvideox import open_model
 from common.models.fingerprint import check_same_model, model_parts
@@ -131,12 +131,12 @@ def score(options: Options, flags: Flags) -> int:
     config = load_config(options.config, flags)
     tasks = [task for place in options.clips for task in _score_tasks(place, options)]
     rewarder = rewarder_for(open_rewards(config.reward, config.model.device), config.reward)
-    counted = feedback.counted(config.reward, rewarder.dimensions)
+    reward_weights(config.reward, rewarder.dimensions)  # what counts and is scored by nothing is named before scoring
     rows = []
     for task, one in zip(tasks, rewarder.score(tasks), strict=True):
         broken = next((name for name, value in one.values.items() if not math.isfinite(value)), None)
         if broken is None:
-            mean = comparison.mean_reward(one.values, counted)
+            mean = mean_score(config.reward, one.values)
             rows.append({"clip": task.candidate_id, comparison.REWARD: mean, **one.values})
         else:
             why = one.problems.get(broken, "no finite score")

@@ -210,8 +210,6 @@ def _help_with(own: Callable[[], str], more: Callable[[], str]) -> str:
 def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
     recorded = {"sampler.candidates": "2"} if "pairs" in flags else {}
     config = load_config(options.config or TOON, recorded | flags)
-    if config.learner.loss == "gapo" and config.learner.alpha == 1:
-        print("douga: warning: learner.alpha = 1 makes every gap 0: no gradient, nothing is learned", file=sys.stderr)
     options.resolved = config
     from deploy.cli import run  # noqa: PLC0415 - `--help` answers without rich
 
@@ -219,7 +217,7 @@ def _run(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 
 def _finetune(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    own = {"name": "finetune", "learner.loss": "sft", "pairs": str(options.clips)}
+    own = {"name": "finetune", "algorithm.name": "sft", "sampler.candidates": "1", "pairs": str(options.clips)}
     return _run(options, own | flags)
 
 

@@ -22,11 +22,11 @@ from pathlib import Path
 import numpy as np
 
 from actors.prompts.source import PromptSource
-from common import feedback
 from common.config import RunConfig
 from common.data.video import decode_clip
 from common.errors import RunFailed
 from common.exchange.api import OVER, RunExchange, ScoredCandidate
+from common.exchange.rewards import mean_score
 from common.messages import Prompt, Purpose, ScoreTask
 from common.weights.store import WeightStore
 from deploy.guardrails.judge import held_out_judge
@@ -40,7 +40,6 @@ from deploy.guardrails.rules import (
     read_readings,
     to_record,
 )
-from deploy.results.comparison import mean_reward
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import GUARD, JsonLines
 from rewarders.interface import JudgeFailed
@@ -188,7 +187,7 @@ class GuardrailMonitor:
         return measured
 
     def _trained(self, values: Mapping[str, float]) -> dict[str, float]:
-        reward = mean_reward(values, feedback.counted(self.config.reward, values))
+        reward = mean_score(self.config.reward, values)
         return {name: round(value, 4) for name, value in ({REWARD: reward} | dict(values)).items()}
 
     def _look_of(self, one: ScoredCandidate, keep: bool) -> Look | str:

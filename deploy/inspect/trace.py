@@ -9,7 +9,7 @@ lasts.
 | M | names: a process per role, a thread per worker |
 | X | a unit of work; a step's figures are its args |
 | i | a push, a refresh, and every event of the run |
-| C | counters: groups in the queue by state, lag, reward, gap |
+| C | counters: groups in the queue by state, lag, reward, the algorithm's figures |
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from deploy.run_dir.timeline import Timeline
 
 Event = dict[str, Any]
 RUN = 1  # the process of what is nobody's work; the roles' come after it
-FIGURES = ("step", "loss", "inside", "margin", "gap", "reward", "lag", "lag_max", "winner_error", "loser_error",
-           "grad_norm", "refreshed", "pushed")  # fmt: skip
+FIGURES = ("step", "loss", "reward", "lag", "lag_max", "grad_norm", "refreshed", "pushed")
 SLACK = 1.0  # seconds by which a step's record may come after its span
 
 
@@ -88,7 +87,7 @@ def _figures(seen: RunSnapshot) -> dict[int, dict[str, Any]]:
         while record is not None and record["time"] < ended - SLACK:
             record = next(records, None)
         if record is not None and record["time"] <= ended + SLACK:
-            found[index] = {name: record[name] for name in FIGURES}
+            found[index] = {name: record[name] for name in FIGURES} | record["metrics"]
             record = next(records, None)
     return found
 
@@ -113,7 +112,8 @@ def _counters(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
         yield _counter(at, "queue", {state.value: record["queue"].get(state, 0) for state in QUEUE})
         yield _counter(at, "lag", {"mean": record["lag"], "max": record["lag_max"]})
         yield _counter(at, "reward", {"reward": 100 * record["reward"]})
-        yield _counter(at, "gap", {"gap": record["gap"]})
+        for name, value in record["metrics"].items():
+            yield _counter(at, name, {name: value})
 
 
 def _counter(at: int, name: str, values: Mapping[str, float]) -> Event:

@@ -24,7 +24,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from common.config.algorithm import BUILT_IN, algorithm_class
 from common.roles import HUB, LEARNER, PHASES, PROCESSES, ROLES, SAMPLER
+from learner.algorithms.base import MetricSpec
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
@@ -110,18 +112,9 @@ ROWS = (
     Metric("douga_step_seconds", HISTOGRAM, HUB_ALONE,
            "Seconds of an optimizer step with what follows it (commit, push, checkpoint), without the wait for pairs.",
            buckets=SECONDS),
-    Metric("douga_loss", GAUGE, HUB_ALONE, "Loss of the last step, >= 0; gap times log 2 right after a refresh."),
+    Metric("douga_loss", GAUGE, HUB_ALONE, "Loss of the last step."),
     Metric("douga_grad_norm", GAUGE, HUB_ALONE, "Gradient norm of the last step before clipping, >= 0."),
-    Metric("douga_dpo_inside", GAUGE, HUB_ALONE,
-           "Mean argument of the sigmoid, last step. 0 after a refresh; rises as pairs are told apart."),
-    Metric("douga_winner_error", GAUGE, HUB_ALONE,
-           "Mean v error of winners less the reference's, last step. Below 0: they fit better than at the refresh."),
-    Metric("douga_loser_error", GAUGE, HUB_ALONE,
-           "The same of losers. Both rising: likelihood is displaced, quality will fall."),
-    Metric("douga_pair_gap", GAUGE, HUB_ALONE,
-           "Mean gap alpha^Rw - alpha^Rl of the last step's pairs, 0 .. alpha - 1: the loss's factor."),
-    Metric("douga_reward", GAUGE, HUB_ALONE, "Mean reward of the last step's pairs, winners and losers, 0 .. 1."),
-    Metric("douga_reward_margin", GAUGE, HUB_ALONE, "Mean reward of winners less that of losers, last step, 0 .. 1."),
+    Metric("douga_reward", GAUGE, HUB_ALONE, "Mean reward of the last step's candidates, 0 .. 1."),
     Metric("douga_reference_refreshes_total", COUNTER, HUB_ALONE, "Times the reference became the policy."),
     # Versions.
     Metric("douga_policy_version", GAUGE, (HUB, SAMPLER),
@@ -184,4 +177,26 @@ ROWS = (
            {"rule": "motion, scorer, judge ANSWER"}),
 )  # fmt: skip
 
-TABLE = {metric.name: metric for metric in ROWS}
+
+def exported_name(name: str) -> str:
+    """What Prometheus calls a figure of the algorithm."""
+    return f"douga_algorithm_{name}"
+
+
+def algorithm_metric(spec: MetricSpec, whose: str = "") -> Metric:
+    """The row of a figure that an algorithm declares."""
+    text = " ".join(filter(None, (whose, spec.help, spec.unit)))
+    return Metric(exported_name(spec.name), GAUGE, HUB_ALONE, text)
+
+
+def built_in_figures() -> dict[MetricSpec, list[str]]:
+    """Every figure that a built-in algorithm declares, and the algorithms that have it."""
+    found: dict[MetricSpec, list[str]] = {}
+    for name in BUILT_IN:
+        for spec in algorithm_class(name).metrics:
+            found.setdefault(spec, []).append(name)
+    return found
+
+
+OF_ALGORITHMS = [algorithm_metric(spec, f"({', '.join(names)})") for spec, names in built_in_figures().items()]
+TABLE = {metric.name: metric for metric in (*ROWS, *OF_ALGORITHMS)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from errno import EADDRINUSE
 from ipaddress import ip_address
@@ -25,7 +25,8 @@ from prometheus_client.registry import Collector
 
 from common.errors import ConfigError
 from common.roles import HUB, SERIAL
-from deploy.observability.definitions import COUNTER, GAUGE, TABLE, Metric
+from deploy.observability.definitions import COUNTER, GAUGE, TABLE, Metric, algorithm_metric
+from learner.algorithms.base import MetricSpec
 
 PORTS = 100  # tried from a fixed one on: one node may have many processes of a run
 
@@ -52,9 +53,11 @@ class Instruments(Collector):
     A name or label that the table does not have, or has not for such a process, is a `KeyError` or `ValueError`.
     """
 
-    def __init__(self, process: str) -> None:
+    def __init__(self, process: str, algorithm: Sequence[MetricSpec] = ()) -> None:
+        """`algorithm`: the figures that the run's algorithm declares, which a user's own adds to the table."""
         self.process, self.registry = process, prometheus.CollectorRegistry()
-        self._gauges = {metric.name: metric for metric in exported_by(process) if metric.kind == GAUGE}
+        own = [algorithm_metric(spec) for spec in algorithm]
+        self._gauges = {metric.name: metric for metric in (*exported_by(process), *own) if metric.kind == GAUGE}
         self._readers: list[Reader] = [gpu_memory]
         self.registry.register(self)  # before the counters: what a reader adds is seen at once
         prometheus.ProcessCollector(registry=self.registry)

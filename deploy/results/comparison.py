@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from common import feedback
 from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from common.config import DIMENSIONS, RunConfig
 from common.data.video import decode_clip
-from common.errors import ConfigError
 from common.exchange.api import ScoredCandidate
+from common.exchange.rewards import mean_score
 from common.messages import Prompt
 from deploy.guardrails.rules import REWARD
 
@@ -32,15 +31,6 @@ class Verdict:
     words: str
 
 
-def mean_reward(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The reward of one clip, 0..100: the mean of its raw values under `weights`."""
-    used = {name: weight for name, weight in weights.items() if weight > 0}
-    missing = sorted(used.keys() - values.keys())
-    if missing:
-        raise ConfigError(f"reward.weights.{missing[0]}: no reward head scores this dimension; set its weight to 0")
-    return sum(weight * values[name] for name, weight in used.items()) / sum(used.values())
-
-
 def oracle_applies(config: RunConfig) -> bool:
     """Whether the oracle can judge this run's clips: toon prompts at the toon world's size."""
     from common.toon.world import FRAMES, HEIGHT, WIDTH  # noqa: PLC0415 - not needed for other prompts
@@ -52,7 +42,7 @@ def oracle_applies(config: RunConfig) -> bool:
 def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:
     """One clip in numbers: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
     ordered = {name: scored.values[name] for name in (*DIMENSIONS, *scored.values) if name in scored.values}
-    learned = {REWARD: mean_reward(scored.values, feedback.counted(config.reward, scored.values))} | ordered
+    learned = {REWARD: mean_score(config.reward, scored.values)} | ordered
     oracle = _oracle(scored.candidate.clip, scored.prompt) if oracle_applies(config) else {}
     return {"learned": learned, "oracle": oracle}
 

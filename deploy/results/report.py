@@ -6,7 +6,7 @@ Both are made from the files of a run folder alone; no model is loaded.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from common.config import RunConfig, load_config
+from common.config import RunConfig, algorithm_class, load_config
 from common.data.video import decode_clip, side_by_side
 from common.errors import ConfigError
 from deploy.guardrails.rules import Reading, mean_change, motion_share, read_readings
@@ -24,21 +24,26 @@ from deploy.results.contact_sheet import preview_image
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import EVENTS, METRICS, latest_by_step, read_json_lines
 from deploy.run_dir.progress import minutes
+from learner.algorithms.base import MetricSpec
 
 STILL_PAIRS = 3  # the two largest gains and the smallest in the picture
 KINDS = ("sampling", "scoring", "learning", "loading")
-# Shown curves: title, what it tells, value of a metrics record.
-CURVES = (
-    ("Batch mean reward", "of the pairs trained on, 0..100", lambda r: 100 * r["reward"]),
-    ("Gap", "mean α^R̃w − α^R̃l of the batch: what scales the gradient", lambda r: r["gap"]),
-    (
-        "Inside",
-        "mean argument of log σ: 0 after a refresh, above 0 while winners gain on losers",
-        lambda r: r["inside"],
-    ),
+Curve = tuple[str, str, Callable[[Mapping[str, Any]], float]]  # title, what it tells, value of a metrics record
+CURVES: tuple[Curve, ...] = (
+    ("Batch mean reward", "of the candidates trained on, 0..100", lambda r: 100 * r["reward"]),
     ("Loss", "mean over the batch", lambda r: r["loss"]),
     ("Lag", "pushes between sampling and training, mean of the batch", lambda r: r["lag"]),
 )
+
+
+def curves_of(config: RunConfig) -> list[Curve]:
+    """The curves of a run: those of every run, then the figures that its algorithm declares."""
+    return [*CURVES, *(_curve(metric) for metric in algorithm_class(config.algorithm.name).metrics)]
+
+
+def _curve(metric: MetricSpec) -> Curve:
+    note = f"{metric.help} {metric.unit}".strip()
+    return metric.name.replace("_", " ").capitalize(), note, lambda record: record["metrics"][metric.name]
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
             ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
             ("Smallest gains, or losses", [clip_pair(folder, record, config.model.fps) for record in least]),
         ],
-        curves=_curves(steps),
+        curves=_curves(config, steps),
         watched=_watched(read_readings(folder)),
         alarms=[record for record in read_json_lines(folder / EVENTS) if record["event"] == "alarm"],
         refreshes=[record["step"] for record in steps if record["refreshed"]],
@@ -116,7 +121,7 @@ def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
         kind: [(name, change_of(record, kind, name)) for name in record["base"][kind] if name != REWARD]
         for kind in ("learned", "oracle")
     }
-    video = base64.b64encode(side_by_side(*clips, fps=fps)).decode()
+    video = base64.b64encode(side_by_side(clips, fps)).decode()
     uri = f"data:video/mp4;base64,{video}"
     return ClipPair(record["text"], change_of(record), uri, changes["learned"], changes["oracle"])
 
@@ -132,14 +137,14 @@ def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return groups
 
 
-def _curves(steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _curves(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     if not steps:
         return []
     numbers = [record["step"] for record in steps]
     marks = [record["step"] for record in steps if record["refreshed"]]
     return [
         {"title": title, "note": note, "chart": Markup(charts.curve(title, numbers, [of(r) for r in steps], marks))}
-        for title, note, of in CURVES
+        for title, note, of in curves_of(config)
     ]
 
 

@@ -29,8 +29,7 @@ class Status:
     pairs: int = 0  # trained so far
     lag: float = 0.0  # pushes, of the last batch
     reward: float | None = None  # 0..100, mean of the last batches
-    gap: float | None = None
-    inside: float | None = None
+    loss: float | None = None
     groups_per_second: float = 0.0
     eta: float | None = None  # seconds to the end of the phase
 
@@ -43,8 +42,7 @@ class Status:
                 f"{name} {value:{form}}"
                 for name, value, form in (
                     ("reward", self.reward, ".2f"),
-                    ("gap", self.gap, ".4f"),
-                    ("inside", self.inside, "+.3f"),
+                    ("loss", self.loss, ".4f"),
                 )
                 if value is not None
             ]
@@ -83,7 +81,7 @@ class ThroughputTracker:
         pace = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1)
         reward = 100 * sum(one.reward for one in self._steps) / len(self._steps)
         left = (self._config.steps - step) * pace
-        return replace(status, lag=last.lag, reward=reward, gap=last.gap, inside=last.inside, eta=left)
+        return replace(status, lag=last.lag, reward=reward, loss=last.loss, eta=left)
 
     def of_evaluation(self, phase: str, done: int, total: int) -> Status:
         """Where an evaluation stands; `groups` were made since the start."""

@@ -39,10 +39,11 @@ def _check(config: RunConfig) -> None:
     what = f"pairs = {config.pairs!r}"
     if config.simulate:
         raise ConfigError(f"{what}: with simulate nothing is read; leave one of them out")
-    if config.sampler.candidates != 2:
-        raise ConfigError(f"{what}: a group is a pair; sampler.candidates = {config.sampler.candidates} must be 2")
-    if Path(config.pairs).is_dir() and config.learner.loss != "sft":
+    folder = Path(config.pairs).is_dir()
+    group = 1 if folder else 2
+    if config.sampler.candidates != group:
+        kind = "a clip" if folder else "a pair"
         raise ConfigError(
-            f"{what}: a folder of clips says nothing about which is better; only learner.loss = 'sft' learns from it "
-            f"(douga finetune)"
+            f"{what}: a group is {kind}; sampler.candidates = {config.sampler.candidates} must be {group}"
         )
+    # min_candidates of the algorithm has been checked: none that compares clips is left for a folder.

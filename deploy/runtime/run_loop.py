@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import feedback
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.errors.disk import writing
 from common.exchange.api import QUEUE, RunExchange, ScoredCandidate
+from common.exchange.rewards import mean_score
 from common.messages import Purpose, TrainingFinished
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
@@ -129,9 +129,7 @@ class RunLoop(ABC):
 
     def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
         """Write down that an evaluation is complete."""
-        rewards = [
-            comparison.mean_reward(one.values, feedback.counted(self.config.reward, one.values)) for one in found
-        ]
+        rewards = [mean_score(self.config.reward, one.values) for one in found]
         self.events.write(event="evaluated", version=version, reward=sum(rewards) / len(rewards))
 
     def _keep_clips(

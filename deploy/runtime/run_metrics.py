@@ -23,14 +23,14 @@ from threading import Lock
 from typing import Any
 
 from actors.loop import NON_FINITE
-from common.config import RunConfig
+from common.config import RunConfig, algorithm_class
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
 from common.exchange.storage.ledger import FIRST_EVALUATION
 from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, TrainingFinished, WeightVersion
 from common.roles import HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL, role_of
 from deploy.guardrails.rules import MOTION, SCORER, Measured, Reading, judge_rule, motion_share
-from deploy.observability.definitions import DROPPED, WASTED
+from deploy.observability.definitions import DROPPED, WASTED, exported_name
 from deploy.observability.exporter import Instruments, Value, exporting
 from deploy.observability.targets import Targets
 from deploy.observability.tensorboard import TensorBoardWriter
@@ -42,11 +42,6 @@ TIMED = {"sampling": "douga_sample_seconds", "scoring": "douga_score_seconds"}  
 ROLE_OF = {"sampling": SAMPLER, "loading": SAMPLER, "scoring": REWARDER, "learning": LEARNER}
 SHOWN = {  # of StepStats
     "loss": "douga_loss",
-    "inside": "douga_dpo_inside",
-    "margin": "douga_reward_margin",
-    "gap": "douga_pair_gap",
-    "winner_error": "douga_winner_error",
-    "loser_error": "douga_loser_error",
     "grad_norm": "douga_grad_norm",
     "lag": "douga_policy_lag_mean_pushes",
     "lag_max": "douga_policy_lag_max_pushes",
@@ -56,7 +51,8 @@ SHOWN = {  # of StepStats
 
 def of_step(stats: StepStats) -> list[Value]:
     """A step as gauges."""
-    return [Value(name, float(getattr(stats, field))) for field, name in SHOWN.items()]
+    shown = [Value(name, float(getattr(stats, field))) for field, name in SHOWN.items()]
+    return shown + [Value(exported_name(name), value) for name, value in stats.metrics.items()]
 
 
 def of_readings(readings: Sequence[Reading]) -> list[Value]:
@@ -98,7 +94,7 @@ class RunMeter:
 
     def __init__(self, config: RunConfig, folder: Path, process: str = HUB) -> None:
         self.config, self.folder, self.process = config, folder, process
-        self.instruments = Instruments(process)
+        self.instruments = Instruments(process, algorithm_class(config.algorithm.name).metrics)
         self.targets = Targets(folder, config.name)
         self._board = TensorBoardWriter(folder) if config.metrics.tensorboard else None
         self._last: StepStats | None = None

@@ -1,33 +1,110 @@
-"""Diffusion-DPO on the v error (Wallace et al. 2024, "Diffusion Model Alignment Using Direct Preference Optimization").
+"""Diffusion-DPO on the v error (Wallace et al. 2024, "Diffusion Model Alignment Using Direct Preference Optimization"),
+on the best and the worst of N candidates of the current policy, with a reference that is refreshed every K steps
+(Zhang et al. 2024, "OnlineVPO").
 
 Deviations, first:
 1. The paper's equation 14 has the noise error and a factor T omega(lambda_t). Here the error is in v, unweighted,
    without T, as the GAPO authors' code has it: (x0_hat - x0)^2 / (1 - a_t) = (v_hat - v*)^2.
-2. The temperature is halved (inside = -beta/2 ...) and errors are means, not sums: the convention behind beta = 5000.
+2. The temperature is halved (logit = -beta/2 ...) and errors are means, not sums: the convention behind beta = 5000.
 
 | symbol | here | meaning |
 |---|---|---|
-| e_theta, e_ref | `PairErrors` | mean squared v error of policy and reference |
-| beta | `beta` | temperature: how far the policy may move from the reference |
-| inside | `inside` | -beta/2 [ (e_theta(w) - e_ref(w)) - (e_theta(l) - e_ref(l)) ] |
-| L_DPO | `dpo_loss` | -log sigma(inside) |
+| w, l | kept candidates 0 (chosen) and 1 (rejected) | best and worst of the N candidates |
+| e_theta, e_ref | `LossInputs.policy`, `.reference` | mean squared v error of policy and reference |
+| beta | `algorithm.beta` | temperature: how far the policy may move from the reference |
+| logit | `dpo_logits` | -beta/2 [ (e_theta(w) - e_ref(w)) - (e_theta(l) - e_ref(l)) ] |
+| L_DPO | `dpo_loss` | -log sigma(logit) |
+| K | `algorithm.refresh_every` | optimizer steps between refreshes of the reference |
 
-At the start policy = reference: inside = 0 and the loss is log 2.
+At the start policy = reference: every logit is 0 and the loss is log 2.
 """
 
 from __future__ import annotations
 
-import torch
-from torch.nn.functional import softplus
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from learner.algorithms.v_prediction import PairErrors
+from pydantic import Field
+
+from common.config.algorithm import AlgorithmConfig
+from common.messages import Selection
+from learner.algorithms.base import Algorithm, LossInputs, LossOutput, MetricSpec, best_and_worst, every
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PREFERENCE_METRICS = (
+    MetricSpec("dpo_logits", "Mean argument of the sigmoid. 0 after a refresh; rises as the policy learns the pairs."),
+    MetricSpec("reward_margin", "Mean reward of the chosen less that of the rejected candidates, 0 .. 1."),
+    MetricSpec("chosen_error", "Mean v error of the chosen less the reference's. Below 0: the policy fits better."),
+    MetricSpec("rejected_error", "The same of the rejected. Both rising: likelihood is displaced, quality will fall."),
+)
 
 
-def inside(errors: PairErrors, beta: float) -> torch.Tensor:
-    """The argument of the sigmoid, [n]: above 0 where the policy prefers the winner more than the reference does."""
-    return -0.5 * beta * (errors.winner_gain - errors.loser_gain)
+class Dpo(Algorithm):
+    """Plain DPO: every pair counts the same."""
+
+    class Config(AlgorithmConfig):
+        """``[algorithm] name = "dpo"``."""
+
+        beta: float = Field(default=5000.0, gt=0, description="DPO temperature (half-beta convention, mean v error)")
+        refresh_every: int = Field(
+            default=0, ge=0, description="optimizer steps between refreshes of the reference (K); 0: never"
+        )
+
+    metrics = PREFERENCE_METRICS
+    candidate_names = ("chosen", "rejected")
+    min_candidates = 2
+
+    def kept(self, candidates: int) -> int:
+        """The chosen and the rejected one."""
+        return 2
+
+    def select(self, rewards: Sequence[float]) -> Selection | None:
+        """Best and worst; a group whose rewards are all equal is a tie."""
+        ends = best_and_worst(rewards)
+        return None if ends is None else Selection(ends, (1.0, 1.0))
+
+    def weights(self, selected: Tensor) -> Tensor:
+        """One weight per pair, [n]."""
+        return selected[:, 0]
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """weight L_DPO, [n]."""
+        logits = dpo_logits(inputs, self.config.beta)
+        return LossOutput(inputs.weights * dpo_loss(logits), preference_metrics(inputs, logits))
+
+    def reference_update(self, step: int) -> float:
+        """A copy every K steps."""
+        return every(step, self.config.refresh_every)
 
 
-def dpo_loss(errors: PairErrors, beta: float) -> torch.Tensor:
-    """-log sigma(inside), [n]; softplus form, finite for every finite inside."""
-    return softplus(-inside(errors, beta))
+def gains(inputs: LossInputs) -> Tensor:
+    """e_theta - e_ref [n, 2]: below 0 where the policy fits the clip better than the reference does."""
+    if inputs.reference is None:
+        raise ValueError("DPO compares with a reference")
+    return inputs.policy - inputs.reference
+
+
+def dpo_logits(inputs: LossInputs, beta: float) -> Tensor:
+    """The argument of the sigmoid [n]: above 0 where the policy prefers the chosen clip more than the reference."""
+    gain = gains(inputs)
+    return -0.5 * beta * (gain[:, 0] - gain[:, 1])
+
+
+def dpo_loss(logits: Tensor) -> Tensor:
+    """-log sigma(logits), [n]; softplus form, finite for every finite logit."""
+    from torch.nn.functional import softplus  # noqa: PLC0415 - see base.py
+
+    return softplus(-logits)
+
+
+def preference_metrics(inputs: LossInputs, logits: Tensor) -> dict[str, Tensor]:
+    """`PREFERENCE_METRICS`, [n] each."""
+    gain = gains(inputs)
+    return {
+        "dpo_logits": logits,
+        "reward_margin": inputs.rewards[:, 0] - inputs.rewards[:, 1],
+        "chosen_error": gain[:, 0],
+        "rejected_error": gain[:, 1],
+    }

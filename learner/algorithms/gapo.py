@@ -1,34 +1,75 @@
-"""Gap-Aware Preference Optimization, GAPO ("Aligning Anime Video Generation with Human Feedback", 2025).
+"""Gap-Aware Preference Optimization, GAPO ("Aligning Anime Video Generation with Human Feedback", arXiv:2504.10044).
+
+DPO on the best and the worst of N candidates, each pair weighted by how far their rewards are apart:
+
+    gap = alpha^R~w - alpha^R~l            L_GAPO = gap L_DPO
 
 Deviations, first:
-1. Optional, off by default: gaps divided by their batch mean (`weights.normalise_gap`). Small gaps shrink the step 6 to
-   100 times; dividing gives the step back and keeps the order of the pairs.
-2. The base loss is `dpo_loss` with its own deviations.
+1. Optional, off by default: gaps divided by their batch mean (`normalise_gap`). Small gaps shrink the step 6 to 100
+   times; dividing gives the step back and keeps the order of the pairs.
+2. The base loss is `dpo_loss` with its own deviations (`learner/algorithms/dpo.py`).
 
-| symbol | here | meaning |
-|---|---|---|
-| R~w, R~l | `PreferencePair.winner_reward`, `.loser_reward` | rewards of winner and loser in [0, 1] |
-| alpha | `learner.alpha` | base of the gain, >= 1; at 1 every gap is 0 |
-| gap | `gap` | alpha^R~w - alpha^R~l, made with the pair |
-| L_GAPO | `gapo_loss` | gap L_DPO |
+| symbol | here | range | meaning |
+|---|---|---|---|
+| R~w, R~l | `rewards` of candidates 0 and 1 | [0, 1] | rewards of the chosen and the rejected candidate |
+| alpha | `algorithm.alpha` | > 1 | base of the gap; at 1 every gap would be 0 |
+| gap | `gap`, `Selection.weights` | [0, alpha - 1] | the pair's weight |
 
-The gap multiplies the loss, so it scales the gradient; it is no margin inside the sigmoid.
+R~ is the paper's R / 100 and R the mean of the six AnimeReward dimensions, when their weights are equal. The gap
+multiplies the loss, so it scales the gradient; it is no margin inside the sigmoid.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from learner.algorithms.dpo import dpo_loss
-from learner.algorithms.v_prediction import PairErrors
+from pydantic import Field
+
+from common.messages import Selection
+from learner.algorithms.base import LossInputs, LossOutput, MetricSpec, best_and_worst, over_mean
+from learner.algorithms.dpo import PREFERENCE_METRICS, Dpo, dpo_logits, dpo_loss, preference_metrics
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def gapo_loss(errors: PairErrors, gap: torch.Tensor, beta: float) -> torch.Tensor:
-    """gap [n] times the DPO loss, [n]."""
-    return gap * dpo_loss(errors, beta)
+class Gapo(Dpo):
+    """DPO weighted by the gap."""
+
+    class Config(Dpo.Config):
+        """``[algorithm] name = "gapo"``."""
+
+        alpha: float = Field(default=2.0, gt=1.0, description="base of the gap alpha^R_chosen - alpha^R_rejected")
+        min_gap: float = Field(default=0.0, ge=0, description="groups with a smaller gap are ties and not trained on")
+        normalise_gap: bool = Field(default=False, description="divide gaps by their batch mean (not in the paper)")
+
+    metrics = (
+        *PREFERENCE_METRICS,
+        MetricSpec("gap", "Mean gap alpha^R_chosen - alpha^R_rejected, the loss's factor, 0 .. alpha - 1."),
+    )
+
+    def select(self, rewards: Sequence[float]) -> Selection | None:
+        """Best and worst, weighted by their gap. A tie: all rewards are equal, or the gap is below `min_gap`."""
+        ends = best_and_worst(rewards)
+        if ends is None:
+            return None
+        weight = gap(self.config.alpha, *(rewards[index] for index in ends))
+        return Selection(ends, (weight, weight)) if weight >= self.config.min_gap else None
+
+    def weights(self, selected: Tensor) -> Tensor:
+        """The gap of every pair, [n]."""
+        gaps = selected[:, 0]
+        return over_mean(gaps) if self.config.normalise_gap else gaps
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        """gap L_DPO, [n]."""
+        logits = dpo_logits(inputs, self.config.beta)
+        best, worst = inputs.rewards[:, 0], inputs.rewards[:, 1]
+        figures = preference_metrics(inputs, logits) | {"gap": self.config.alpha**best - self.config.alpha**worst}
+        return LossOutput(inputs.weights * dpo_loss(logits), figures)
 
 
-def normalised_gaps(gap: torch.Tensor) -> torch.Tensor:
-    """`gap` [n] of the whole global batch over its mean; all-zero gaps stay zero."""
-    mean = gap.mean()
-    return gap / mean if mean > 0 else gap
+def gap(alpha: float, chosen: float, rejected: float) -> float:
+    """alpha^R~w - alpha^R~l, >= 0."""
+    return alpha**chosen - alpha**rejected

@@ -1,18 +1,19 @@
-"""The v errors that every loss is made of, and the chance that winner, loser, policy and reference share.
+"""The v errors that losses are made of, and the random draws that all candidates of a group, policy and reference
+share.
 
 Deviation from the papers: none in the error. Optional and off by default: noise on the first frame's *latent* (the
 models' trainers add it to the pixels; the learner holds no VAE).
 
 | symbol | here | meaning |
 |---|---|---|
-| x0^w, x0^l | `PairBatch.winner`, `PairBatch.loser` [n, F, C, h, w] | latents of the preferred and the other clip |
-| t | `Draw.timesteps` [n] | 0 .. T-1, one per pair |
-| eps | `Draw.noise` [n, F, C, h, w] | one per pair, float32 |
-| c | `PairBatch.prompt_embeds`, `.image_latent` | caption and clean first frame; of recorded pairs c_w and c_l |
+| x0 | `Batch.latents` [n, k, F, C, h, w] | latents of the kept candidates |
+| t | `Draw.timesteps` [n] | 0 .. T-1, one per group |
+| eps | `Draw.noise` [n, F, C, h, w] | one per group, float32 |
+| c | `Batch.prompt_embeds`, `.image_latent` | caption and clean first frame, per group or per candidate |
 | v* | `NoiseSchedule.v_target` | sqrt(a_t) eps - sqrt(1 - a_t) x0 |
-| e_theta(x0) | `PairErrors` | mean over all non-batch dimensions of (v_theta(x_t, t, c) - v*)^2, float32 |
+| e_theta(x0) | `v_errors` [n, k] | mean over all non-batch dimensions of (v_theta(x_t, t, c) - v*)^2, float32 |
 
-Everything random is a function of (run seed, step, pair's ordinal) and the pair's place in the global batch. It does
+Everything random is a function of (run seed, step, group's ordinal) and the group's place in the global batch. It does
 not depend on ranks or micro-batches, and a step that is taken again after a resume repeats bit for bit.
 """
 
@@ -27,7 +28,7 @@ import torch
 
 from common.config import LearnerConfig
 from common.models.noise_schedule import NoiseSchedule
-from learner.batch import PairBatch
+from learner.batch import Batch
 
 IMAGE_NOISE_LOG_MEAN, IMAGE_NOISE_LOG_STD = -3.0, 0.5  # sigma = exp(N(-3, 0.5)), as CogVideoX I2V was trained
 
@@ -37,7 +38,7 @@ Predict = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tenso
 
 @dataclass(frozen=True)
 class Draw:
-    """What chance decided for n pairs."""
+    """Random draws for n groups."""
 
     timesteps: torch.Tensor  # int64 [n]
     noise: torch.Tensor  # float32 [n, F, C, h, w]
@@ -56,36 +57,16 @@ class Draw:
         )
 
 
-@dataclass(frozen=True)
-class PairErrors:
-    """e of winner and loser under the policy (with gradient) and the reference (without), float32 [n] each."""
+def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, batch: Batch, steps: int) -> Draw:
+    """The draws of `batch`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
 
-    policy_winner: torch.Tensor
-    policy_loser: torch.Tensor
-    reference_winner: torch.Tensor
-    reference_loser: torch.Tensor
-
-    @property
-    def winner_gain(self) -> torch.Tensor:
-        """e_theta(w) - e_ref(w): below 0 where the policy fits the winner better than the reference does."""
-        return self.policy_winner - self.reference_winner
-
-    @property
-    def loser_gain(self) -> torch.Tensor:
-        """e_theta(l) - e_ref(l)."""
-        return self.policy_loser - self.reference_loser
-
-
-def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, pairs: PairBatch, steps: int) -> Draw:
-    """The chance of `pairs`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
-
-    t is stratified: the batch's n pairs take one t each from n equal parts of 0 .. T-1, in random order.
+    t is stratified: the n groups of the global batch take one t each from n equal parts of 0 .. T-1, in random order.
     """
     strata = stratified_timesteps(seed, step, ordinals, steps)
-    rows = [_draw_one(seed, step, ordinal, rules, pairs) for ordinal in pairs.ordinals]
+    rows = [_draw_one(seed, step, ordinal, rules, batch) for ordinal in batch.ordinals]
     noise, image_noise, drops = zip(*rows, strict=True)
     dropped = torch.stack(drops)
-    timesteps = torch.tensor([strata[ordinal] for ordinal in pairs.ordinals])
+    timesteps = torch.tensor([strata[ordinal] for ordinal in batch.ordinals])
     return Draw(timesteps, torch.stack(noise), dropped[:, 0], dropped[:, 1], torch.stack(image_noise))
 
 
@@ -99,9 +80,9 @@ def stratified_timesteps(seed: int, step: int, ordinals: Sequence[int], steps: i
 
 
 def _draw_one(
-    seed: int, step: int, ordinal: int, rules: LearnerConfig, pairs: PairBatch
+    seed: int, step: int, ordinal: int, rules: LearnerConfig, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = pairs.winner.shape[1:]
+    shape = batch.latents.shape[2:]
     noise = torch.randn(shape, generator=_generator(seed, step, "noise", ordinal))
     drops = torch.rand(2, generator=_generator(seed, step, "drop", ordinal))
     image_noise = torch.zeros(1, *shape[1:])
@@ -119,29 +100,25 @@ def _generator(*parts: int | str) -> torch.Generator:
 
 
 def v_errors(
-    predict: Predict, schedule: NoiseSchedule, pairs: PairBatch, draw: Draw, empty_embeds: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(e(w), e(l)), float32 [n] each, from one forward pass over winners and losers with the same `draw`.
+    predict: Predict, schedule: NoiseSchedule, batch: Batch, draw: Draw, empty_embeds: torch.Tensor | None
+) -> torch.Tensor:
+    """e of every kept candidate, float32 [n, k], from one forward pass over all of them with the same `draw`.
 
-    Where every pair is a clip against itself (`PairBatch.alone`, as in fine-tuning on clips) it is a pass over the
-    winners, and e(l) is e(w). `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops
-    captions.
+    `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops captions.
     """
-    sides = 1 if pairs.alone else 2
-    x0 = torch.cat([pairs.winner, pairs.loser][:sides])
-    noise, timesteps = torch.cat([draw.noise] * sides), torch.cat([draw.timesteps] * sides)
-    text, image = _condition(pairs, draw, empty_embeds)
+    kept = batch.latents.shape[1]
+    x0 = torch.cat(list(batch.latents.unbind(1)))  # candidate by candidate: [k n, F, C, h, w]
+    noise, timesteps = torch.cat([draw.noise] * kept), torch.cat([draw.timesteps] * kept)
+    text, image = _condition(batch, draw, empty_embeds)
     x_t = schedule.add_noise(x0, noise, timesteps)
-    v = predict(x_t, None if image is None else _each(image, 5, sides), timesteps, _each(text, 3, sides))
-    errors = (v.float() - schedule.v_target(x0, noise, timesteps)).square().flatten(1).mean(1).chunk(sides)
-    return errors[0], errors[-1]
+    v = predict(x_t, None if image is None else _each(image, 5, kept), timesteps, _each(text, 3, kept))
+    errors = (v.float() - schedule.v_target(x0, noise, timesteps)).square().flatten(1).mean(1)
+    return torch.stack(errors.chunk(kept), 1)
 
 
-def _condition(
-    pairs: PairBatch, draw: Draw, empty_embeds: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Caption and image after the drops and the optional noise."""
-    text, image = pairs.prompt_embeds, pairs.image_latent
+def _condition(batch: Batch, draw: Draw, empty_embeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Caption and image after dropout and the optional noise."""
+    text, image = batch.prompt_embeds, batch.image_latent
     if draw.drop_caption.any():
         if empty_embeds is None:
             raise ValueError("captions are dropped, but the learner was not given the empty caption's embedding")
@@ -153,10 +130,10 @@ def _condition(
 
 
 def _over(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """One flag per pair [n], to be broadcast over `values` [n, ...]."""
+    """One flag per group [n], to be broadcast over `values` [n, ...]."""
     return flags.view(-1, *[1] * (values.ndim - 1))
 
 
-def _each(condition: torch.Tensor, shared: int, sides: int) -> torch.Tensor:
-    """For the winners, then the losers: what they share (`shared` dimensions), or what each has [n, 2, ...]."""
-    return torch.cat([condition] * sides if condition.ndim == shared else [condition[:, i] for i in range(sides)])
+def _each(condition: torch.Tensor, shared: int, kept: int) -> torch.Tensor:
+    """Candidate by candidate: a condition that they share (`shared` dimensions), or the one of each [n, k, ...]."""
+    return torch.cat([condition] * kept if condition.ndim == shared else list(condition.unbind(1)))

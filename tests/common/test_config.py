@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig, differences, keys, leaves, load_config, to_toml
+from common.config import AlgorithmConfig, RunConfig, differences, keys, leaves, load_config, to_toml
+from common.config.algorithm import BUILT_IN
 from common.errors import ConfigError
+from learner.algorithms.gapo import Gapo
 
 
 def write(folder: Path, text: str) -> Path:
@@ -19,9 +21,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
-    file = write(tmp_path, "steps = 7\n[learner]\nlr = 1e-4\nalpha = 3.0\n")
+    file = write(tmp_path, "steps = 7\n[learner]\nlr = 1e-4\n[algorithm]\nalpha = 3.0\n")
     config = load_config(file, {"learner.lr": "2e-4", "learner.pairs-per-step": "5", "verify": "true"})
-    assert (config.steps, config.learner.alpha, config.learner.beta) == (7, 3.0, 5000.0)
+    assert (config.steps, config.algorithm.alpha, config.algorithm.beta) == (7, 3.0, 5000.0)
     assert (config.learner.lr, config.learner.pairs_per_step, config.verify) == (2e-4, 5, True)
 
 
@@ -39,19 +41,21 @@ def test_a_list_is_given_with_commas():
 @pytest.mark.parametrize(
     ("flags", "line"),
     [
-        ({"sampler.candidates": "1"}, "--sampler.candidates = '1': Input should be greater than or equal to 2"),
-        ({"learner.alpha": "0.9"}, "--learner.alpha = '0.9': Input should be greater than or equal to 1"),
+        ({"sampler.candidates": "1"}, "sampler.candidates = 1: algorithm gapo needs 2 or more"),
+        ({"algorithm.alpha": "0.9"}, "--algorithm.alpha = '0.9': Input should be greater than 1"),
         ({"exchange.max-lag": "-1"}, "--exchange.max-lag = '-1': Input should be greater than or equal to 0"),
         ({"learner.lr": "fast"}, "--learner.lr = 'fast': Input should be a valid number"),
         ({"learner.lr": "nan"}, "--learner.lr = 'nan': Input should be a finite number"),
-        ({"learner.loss": "ppo"}, "--learner.loss = 'ppo': Input should be 'gapo', 'dpo' or 'sft'"),
+        ({"algorithm.name": "ppo"}, "--algorithm.name: name = 'ppo': allowed are gapo, dpo, sft"),
         ({"sampler.steps": "7"}, "--sampler.steps = '7': must divide the scheduler's 1000 training timesteps"),
         ({"sampler.steps": "30"}, "1000 training timesteps; nearest: 25 or 40"),
         ({"sampler.steps": "4000"}, "1000 training timesteps; nearest: 1000"),
-        ({"learner.alhpa": "2"}, "--learner.alhpa: unknown key; did you mean learner.alpha?"),
+        ({"algorithm.alhpa": "2"}, "--algorithm.alhpa: unknown key; did you mean algorithm.alpha?"),
+        ({"learner.alpha": "2"}, "--learner.alpha: renamed to algorithm.alpha"),
+        ({"learner.loss": "dpo"}, "--learner.loss: renamed to algorithm.name"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
-        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.alpha, "),
+        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.caption_drop, "),
         ({"steps.more": "2"}, "--steps.more"),
         (
             {"learner.checkpoint_every": "5", "learner.steps_per_push": "2"},
@@ -77,7 +81,7 @@ def test_a_wrong_flag_gets_one_line(flags, line):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("[learner]\nbeta = 0\n", "learner.beta in {file} = 0: Input should be greater than 0"),
+        ("[algorithm]\nbeta = 0\n", "algorithm.beta in {file} = 0: Input should be greater than 0"),
         ("[learner]\ngama = 1\n", "learner.gama in {file}: unknown key"),
         ("[rewards]\npath = 'x'\n", "rewards in {file}: unknown key; did you mean reward?"),
         ("learner = 3\n", "learner in {file}: a section, not a value"),
@@ -131,11 +135,14 @@ def test_every_key_is_listed_and_described():
     listed = list(keys())
     judges = {"reward.judges.NAME.kind": "x", "reward.judges.NAME.outputs.NAME": "1", "guard.judges.NAME.kind": "x"}
     with_judge = load_config(None, judges)
-    assert {key.name for key in listed} == set(leaves(with_judge.model_dump()))
+    found = set(leaves(with_judge.model_dump()))
+    for name in BUILT_IN:
+        section = load_config(None, {"algorithm.name": name}).algorithm
+        found |= {f"algorithm.{key}" for key in section.model_dump()}
+    assert {key.name for key in listed} == found
     assert [key.name for key in listed if not key.description] == []
     kinds = {key.name: key.kind for key in listed}
-    assert kinds["learner.alpha"] == "float >= 1.0"
-    assert kinds["learner.loss"] == "gapo | dpo | sft"
+    assert kinds["algorithm.alpha"] == "float > 1.0"
     assert kinds["learner.caption_drop"] == "float >= 0 and <= 1"
 
 
@@ -204,3 +211,36 @@ def test_a_wrong_judge_gets_one_line(flags, line):
         load_config(None, flags)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+class Mine(AlgorithmConfig):
+    """A section of somebody's own algorithm."""
+
+    strength: float = 2.0
+
+
+class Own(Gapo):
+    Config = Mine
+
+
+def test_an_algorithm_of_ones_own_brings_its_keys(tmp_path):
+    name = f"{__name__}:Own"
+    config = load_config(None, {"algorithm.name": name, "algorithm.strength": "3"})
+    assert config.algorithm == Mine(name=name, strength=3.0)
+    assert load_config(write(tmp_path, to_toml(config))) == config
+    with pytest.raises(ConfigError, match=r"--algorithm\.strenght: unknown key"):
+        load_config(None, {"algorithm.name": name, "algorithm.strenght": "3"})
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("nowhere:Own", "cannot be imported: No module named 'nowhere'"),
+        ("common.errors:Missing", "common.errors has no Algorithm called Missing"),
+        ("common.errors:ConfigError", "common.errors has no Algorithm called ConfigError"),
+    ],
+)
+def test_what_is_no_algorithm_is_refused(name, line):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"algorithm.name": name})
+    assert line in str(caught.value)

@@ -14,16 +14,18 @@ from common.errors import ConfigError
 from common.models.cogvideox import predict_v
 from common.models.lora import inject_lora, load_adapter_state
 from common.weights.tensors import to_array
-from learner.algorithms import inside, pair_losses
+from learner.algorithms.base import LossInputs, LossOutput
+from learner.algorithms.dpo import dpo_logits
+from learner.algorithms.sft import Sft
 from learner.batch import collate
 from learner.learner import Learner, without_dropout
-from tests.support.learner.fakes import LATENT, MemoryExchange, make_pair, tiny_config, tiny_model
+from tests.support.learner.fakes import LATENT, MemoryExchange, make_group, tiny_config, tiny_model
 from tests.support.learner.plain import plain_loss
 from tests.support.tiny import TEXT_LENGTH, TEXT_WIDTH
 
 
-def start(folder: Path, config: RunConfig | None = None, **learner: Any) -> Learner:
-    return Learner(tiny_model(folder / "model"), config or tiny_config(**learner), folder / "run")
+def start(folder: Path, config: RunConfig | None = None, **settings: Any) -> Learner:
+    return Learner(tiny_model(folder / "model"), config or tiny_config(**settings), folder / "run")
 
 
 def disturb(module: torch.nn.Module) -> None:
@@ -35,17 +37,18 @@ def disturb(module: torch.nn.Module) -> None:
 
 
 def test_the_loss_is_that_of_a_second_implementation(tmp_path: Path) -> None:
-    learner = start(tmp_path, beta=50.0)
+    learner = start(tmp_path, algorithm={"beta": 50.0})
     model = tiny_model(tmp_path / "model")
     policy, reference = (model.load_transformer("float32", "cpu") for _ in range(2))
     disturb(policy)
     disturb(learner.engine.module)
-    pairs = collate([make_pair(0), make_pair(1)])
+    pairs = collate([make_group(0), make_group(1)])
     errors = learner.errors(pairs, pairs.ordinals, step=1)
-    expected, insides = plain_loss(policy, reference, model, learner.config, step=1)
-    assert min(abs(one) for one in insides) > 1e-3
-    torch.testing.assert_close(inside(errors, 50.0), torch.tensor(insides), atol=2e-4, rtol=1e-3)
-    assert pair_losses("gapo", errors, pairs.gap, 50.0).mean().item() == pytest.approx(expected.item(), rel=1e-5)
+    inputs = LossInputs(*errors, learner.algorithm.weights(pairs.weights), pairs.rewards)
+    expected, logits = plain_loss(policy, reference, model, learner.config, step=1)
+    assert min(abs(one) for one in logits) > 1e-3
+    torch.testing.assert_close(dpo_logits(inputs, 50.0), torch.tensor(logits), atol=2e-4, rtol=1e-3)
+    assert learner.algorithm.loss(inputs).loss.mean().item() == pytest.approx(expected.item(), rel=1e-5)
     learner.close()
 
 
@@ -57,7 +60,7 @@ def test_a_zero_learning_rate_changes_nothing(tmp_path: Path, train: str) -> Non
     for _ in range(3):
         stats = learner.work(exchange)  # type: ignore[arg-type]
         assert stats is not None
-        assert stats.inside == 0.0
+        assert stats.metrics["dpo_logits"] == 0.0
         assert stats.grad_norm > 0
     assert learner.policy_digest() == before
     assert {version.digest for version in exchange.versions} == {exchange.versions[0].digest}
@@ -65,7 +68,7 @@ def test_a_zero_learning_rate_changes_nothing(tmp_path: Path, train: str) -> Non
 
 
 def test_no_gap_no_gradient(tmp_path: Path) -> None:
-    """What alpha = 1 comes to."""
+    """A weight of 0 leaves the weights alone."""
     learner, exchange = start(tmp_path), MemoryExchange(gap=0.0)
     before = learner.policy_digest()
     stats = learner.work(exchange)  # type: ignore[arg-type]
@@ -75,27 +78,29 @@ def test_no_gap_no_gradient(tmp_path: Path) -> None:
     learner.close()
 
 
-def test_training_moves_towards_the_winners(tmp_path: Path) -> None:
+def test_training_moves_towards_the_chosen(tmp_path: Path) -> None:
     class Same(MemoryExchange):
-        def lease_pairs(self, worker: str, step: int, count: int) -> Any:
-            return super().lease_pairs(worker, 1, count)
+        def lease_batch(self, worker: str, step: int, count: int) -> Any:
+            return super().lease_batch(worker, 1, count)
 
-    learner, exchange = start(tmp_path, lr=2e-4, beta=500.0), Same()
-    insides = [learner.work(exchange).inside for _ in range(12)]  # type: ignore[arg-type, union-attr]
-    assert insides[0] == 0.0
-    assert sum(insides[-6:]) / 6 > 0.05
+    learner, exchange = start(tmp_path, lr=2e-4, algorithm={"beta": 500.0}), Same()
+    logits = [learner.work(exchange).metrics["dpo_logits"] for _ in range(12)]  # type: ignore[arg-type, union-attr]
+    assert logits[0] == 0.0
+    assert sum(logits[-6:]) / 6 > 0.05
     learner.close()
 
 
-@pytest.mark.parametrize("name", ["gapo", "dpo", "sft"])
-def test_micro_batches_add_up(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "own"), [("gapo", {"normalise_gap": True, "beta": 50.0}), ("dpo", {"beta": 50.0}), ("sft", {})]
+)
+def test_micro_batches_add_up(tmp_path: Path, name: str, own: dict[str, Any]) -> None:
     """Four pairs at once and in cuts of 3 + 1, with normalised gaps."""
     results = []
     for micro in (4, 3):
-        settings = {"loss": name, "normalise_gap": True, "pairs_per_step": 4, "micro_batch": micro, "beta": 50.0}
-        learner = Learner(tiny_model(tmp_path / "model"), tiny_config(**settings), tmp_path / str(micro))
+        config = tiny_config({"name": name} | own, pairs_per_step=4, micro_batch=micro)
+        learner = Learner(tiny_model(tmp_path / "model"), config, tmp_path / str(micro))
         disturb(learner.engine.module)
-        results.append(learner.work(MemoryExchange()))  # type: ignore[arg-type]
+        results.append(learner.work(MemoryExchange(kept=1 if name == "sft" else 2)))  # type: ignore[arg-type]
         learner.close()
     one, cut = results
     assert one is not None
@@ -119,7 +124,7 @@ def test_two_learners_are_bit_identical(tmp_path: Path) -> None:
 
 
 def test_the_schedule_and_the_versions(tmp_path: Path) -> None:
-    learner, exchange = start(tmp_path, steps_per_push=2, refresh_every=3), MemoryExchange()
+    learner, exchange = start(tmp_path, steps_per_push=2, algorithm={"refresh_every": 3}), MemoryExchange()
     assert not learner.resume(exchange)  # type: ignore[arg-type]
     stats = [learner.work(exchange) for _ in range(6)]  # type: ignore[arg-type]
     assert [one.pushed for one in stats if one] == [False, True, False, True, False, True]
@@ -135,7 +140,7 @@ def test_the_schedule_and_the_versions(tmp_path: Path) -> None:
 
 
 def test_a_full_version_is_a_state_dict_and_an_adapter_stands_on_the_base(tmp_path: Path) -> None:
-    model, pairs = tiny_model(tmp_path / "model"), collate([make_pair(0)])
+    model, pairs = tiny_model(tmp_path / "model"), collate([make_group(0)])
     t = torch.tensor([500])
     for train in ("full", "lora"):
         learner, exchange = Learner(model, tiny_config(train=train), tmp_path / train), MemoryExchange()
@@ -150,7 +155,7 @@ def test_a_full_version_is_a_state_dict_and_an_adapter_stands_on_the_base(tmp_pa
             inject_lora(fresh, learner.config.learner.lora, seed=99)
             load_adapter_state(fresh, state)
         with torch.no_grad():
-            call = (pairs.winner, pairs.image_latent, t, pairs.prompt_embeds)
+            call = (pairs.latents[:, 0], pairs.image_latent, t, pairs.prompt_embeds)
             assert torch.equal(predict_v(fresh, *call), predict_v(learner.engine.module, *call))
         learner.close()
 
@@ -169,8 +174,10 @@ def test_numbers_of_a_step(tmp_path: Path) -> None:
     learner, exchange = start(tmp_path), MemoryExchange()
     stats = learner.work(exchange)  # type: ignore[arg-type]
     assert stats is not None
-    assert (stats.step, stats.margin, stats.gap, stats.reward, stats.lag) == (1, 0.25, 0.25, 0.625, 0.0)
-    assert (stats.winner_error, stats.loser_error) == (0.0, 0.0)
+    assert (stats.step, stats.reward, stats.lag) == (1, 0.625, 0.0)
+    gap = 2**0.75 - 2**0.5
+    expected = {"dpo_logits": 0.0, "reward_margin": 0.25, "chosen_error": 0.0, "rejected_error": 0.0, "gap": gap}
+    assert stats.metrics == pytest.approx(expected)
     assert stats.loss == pytest.approx(0.25 * math.log(2))
     assert stats.seconds > 0
     learner.close()
@@ -184,7 +191,9 @@ def test_no_pairs_no_step(tmp_path: Path) -> None:
 
 
 def test_a_nan_stops_with_step_and_ordinals(tmp_path: Path) -> None:
-    learner, exchange = start(tmp_path), MemoryExchange(gap=math.nan)
+    learner, exchange = start(tmp_path), MemoryExchange()
+    with torch.no_grad():
+        next(learner.engine.module.parameters()).fill_(math.nan)
     with pytest.raises(RuntimeError, match=r"optimizer step 1: the loss is nan.*ordinals \(0, 1\)"):
         learner.work(exchange)  # type: ignore[arg-type]
     assert exchange.log == []
@@ -195,7 +204,7 @@ def test_latents_of_another_size_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
     small = config.model_copy(update={"model": config.model.model_copy(update={"frames": 5})})
     learner = start(tmp_path, small)
-    with pytest.raises(ConfigError, match=rf"pairs have latents \[{LATENT[0]}, 4, 12, 16\]"):
+    with pytest.raises(ConfigError, match=rf"candidates have latents \[{LATENT[0]}, 4, 12, 16\]"):
         learner.work(MemoryExchange())  # type: ignore[arg-type]
     learner.close()
 
@@ -222,7 +231,7 @@ def test_dropout_is_off_in_training_mode() -> None:
 
 @pytest.mark.parametrize("train", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_compiled_blocks_learn_the_same(tmp_path: Path, train: str) -> None:
-    """Policy and reference: the first step's inside is 0 only where both are computed in the same way."""
+    """Policy and reference: the first step's logits are 0 only where both are computed in the same way."""
     ways = []
     for compiled in (False, True):
         config = tiny_config(train=train, compile=compiled)
@@ -230,8 +239,48 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path, train: str) -> None:
         first, second = learner.work(exchange), learner.work(exchange)  # type: ignore[arg-type]
         assert first is not None
         assert second is not None
-        assert (first.inside == 0.0) or compiled
-        assert abs(first.inside) < 0.01
+        assert (first.metrics["dpo_logits"] == 0.0) or compiled
+        assert abs(first.metrics["dpo_logits"]) < 0.01
         ways.append((first.grad_norm, second.loss))
         learner.close()
     assert ways[1] == pytest.approx(ways[0], rel=1e-3)
+
+
+def test_fine_tuning_has_no_reference_and_one_forward_pass(tmp_path: Path) -> None:
+    config = tiny_config({"name": "sft"})
+    learner, exchange = Learner(tiny_model(tmp_path / "model"), config, tmp_path / "run"), MemoryExchange(kept=1)
+    passes: list[int] = []
+    learner.engine.module.register_forward_hook(lambda module, given, made: passes.append(1))
+    assert not learner.reference.parameters
+    stats = learner.work(exchange)  # type: ignore[arg-type]
+    assert stats is not None
+    assert (len(passes), stats.metrics) == (1, {})
+    learner.save(exchange)  # type: ignore[arg-type]
+    moved = learner.policy_digest()
+    learner.close()
+    again = Learner(tiny_model(tmp_path / "model"), config, tmp_path / "run")
+    assert again.resume(exchange)  # type: ignore[arg-type]
+    assert again.policy_digest() == moved
+    again.close()
+
+
+class Wrong(Sft):
+    """Returns a mean where one value per group is wanted, or a metric that it did not declare."""
+
+    class Config(Sft.Config):
+        extra: bool = False
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        made = super().loss(inputs)
+        return LossOutput(made.loss, {"mine": made.loss}) if self.config.extra else LossOutput(made.loss.mean(), {})
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [(True, r"returned metrics \['mine'\], declared: \[\]"), (False, r"loss has shape \[\], expected \[2\]")],
+)
+def test_what_an_algorithm_returns_is_checked(tmp_path: Path, extra: bool, words: str) -> None:
+    learner = start(tmp_path, algorithm={"name": "tests.learner.test_learner:Wrong", "extra": extra})
+    with pytest.raises(ValueError, match=words):
+        learner.work(MemoryExchange(kept=1))  # type: ignore[arg-type]
+    learner.close()

@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from common.config import GuardConfig
 from common.errors import ConfigError
-from learner.algorithms import inside
+from learner.algorithms.base import LossInputs
+from learner.algorithms.dpo import dpo_logits
 from learner.batch import collate
 from learner.learner import Learner
 from learner.reference_model import module_tensors
-from tests.support.learner.fakes import MemoryExchange, make_pair, tiny_config, tiny_model
+from tests.support.learner.fakes import MemoryExchange, make_group, reference_digest, tiny_config, tiny_model
 
 CASES = [
     ("full", 0, "whole"),
@@ -26,38 +28,39 @@ CASES = [
 ]
 
 
-def start(folder: Path, kind: str, stage: int, place: str, **learner: Any) -> tuple[Learner, Any]:
-    config = tiny_config(train=kind, zero_stage=stage, reference=place, **learner)
+def start(folder: Path, kind: str, stage: int, place: str, **settings: Any) -> tuple[Learner, Any]:
+    config = tiny_config(train=kind, zero_stage=stage, reference=place, **settings)
     return Learner(tiny_model(folder / "model"), config, folder / "run"), MemoryExchange()
 
 
-def inside_now(learner: Learner) -> float:
-    pairs = collate([make_pair(100), make_pair(101)])
-    return inside(learner.errors(pairs, pairs.ordinals, 1), 5000.0).abs().max().item()
+def largest_logit(learner: Learner) -> float:
+    pairs = collate([make_group(100), make_group(101)])
+    inputs = LossInputs(*learner.errors(pairs, pairs.ordinals, 1), pairs.weights[:, 0], pairs.rewards)
+    return dpo_logits(inputs, 5000.0).abs().max().item()
 
 
 @pytest.mark.parametrize(("kind", "stage", "place"), CASES)
 def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int, place: str) -> None:
-    learner, exchange = start(tmp_path, kind, stage, place, refresh_every=2)
-    base = learner.reference_digest()
+    learner, exchange = start(tmp_path, kind, stage, place, algorithm={"refresh_every": 2})
+    base = reference_digest(learner)
     assert learner.policy_digest() == base
     first = learner.work(exchange)
     moved = learner.policy_digest()
     assert first is not None
     assert not first.refreshed
-    assert first.inside == 0.0
+    assert first.metrics["dpo_logits"] == 0.0
     assert first.loss == pytest.approx(0.25 * 0.6931472)  # gap x log 2
-    assert learner.reference_digest() == base != moved
-    assert inside_now(learner) > 0.01
+    assert reference_digest(learner) == base != moved
+    assert largest_logit(learner) > 0.01
     second = learner.work(exchange)
     assert second is not None
     assert second.refreshed
-    assert second.inside != 0.0
-    assert learner.policy_digest() == learner.reference_digest() != moved
-    assert inside_now(learner) == 0.0
+    assert second.metrics["dpo_logits"] != 0.0
+    assert learner.policy_digest() == reference_digest(learner) != moved
+    assert largest_logit(learner) == 0.0
     third = learner.work(exchange)
     assert third is not None
-    assert third.inside == 0.0
+    assert third.metrics["dpo_logits"] == 0.0
     assert third.loss == pytest.approx(0.25 * 0.6931472)
     learner.close()
 
@@ -77,12 +80,12 @@ def test_the_step_after_a_refresh_that_was_asked_for_tells_of_it(tmp_path: Path)
     assert first is not None
     assert not first.refreshed
     assert learner.work(exchange) is None
-    assert learner.policy_digest() == learner.reference_digest()
+    assert learner.policy_digest() == reference_digest(learner)
     exchange.limit = 3
     second, third = learner.work(exchange), learner.work(exchange)
     assert second is not None
     assert third is not None
-    assert (second.refreshed, second.inside, third.refreshed) == (True, 0.0, False)
+    assert (second.refreshed, second.metrics["dpo_logits"], third.refreshed) == (True, 0.0, False)
     learner.close()
 
 
@@ -94,25 +97,25 @@ def test_a_refresh_leaves_the_policy_alone_and_survives_resume(
     learner.work(exchange)
     before = learner.policy_digest()
     learner.reference.refresh(learner.engine)
-    assert learner.policy_digest() == before == learner.reference_digest()
+    assert learner.policy_digest() == before == reference_digest(learner)
     learner.work(exchange)
-    assert learner.reference_digest() == before
+    assert reference_digest(learner) == before
     learner.save(exchange)
     moved = learner.policy_digest()
     learner.close()
     again, _ = start(tmp_path, kind, stage, place)
     assert again.resume(exchange)
-    assert again.reference_digest() == before
+    assert reference_digest(again) == before
     assert again.policy_digest() == moved != before
     again.close()
 
 
 def test_the_version_published_with_a_refresh_is_the_reference(tmp_path: Path) -> None:
-    learner, exchange = start(tmp_path, "full", 0, "whole", refresh_every=1)
+    learner, exchange = start(tmp_path, "full", 0, "whole", algorithm={"refresh_every": 1})
     learner.resume(exchange)
     learner.work(exchange)
     version, _ = learner.store.load(1)
-    assert learner.reference_digest() == version.digest
+    assert reference_digest(learner) == version.digest
     learner.close()
 
 
@@ -135,4 +138,27 @@ def test_a_reference_in_host_memory_visits_the_device_for_its_pass_alone(tmp_pat
         away = {name: tensor.data_ptr() for name, tensor in module_tensors(model).items()}
         assert not set(home.values()) & set(away.values())
     assert {name: tensor.data_ptr() for name, tensor in module_tensors(model).items()} == home
+    learner.close()
+
+
+@pytest.mark.parametrize(("kind", "stage", "place"), CASES)
+def test_a_share_of_the_policy_makes_the_reference_a_moving_average(
+    tmp_path: Path, kind: str, stage: int, place: str
+) -> None:
+    """reference <- 0.75 reference + 0.25 policy, for every tensor."""
+    learner, exchange = start(tmp_path, kind, stage, place)
+    learner.work(exchange)
+    whole = [*learner.reference.policy.values(), *learner.reference.parameters.values()]
+    before = {}
+    for name in learner.reference.policy:
+        pair = (learner.reference.policy[name], learner.reference.parameters[name])
+        with learner.engine.whole([pair[0]]):
+            policy = pair[0].detach().clone()
+        with learner.engine.whole([pair[1]]):
+            before[name] = torch.lerp(pair[1].detach().cpu(), policy.cpu(), 0.25)
+    assert whole
+    learner.reference.refresh(learner.engine, 0.25)
+    for name, expected in before.items():
+        with learner.engine.whole([learner.reference.parameters[name]]):
+            torch.testing.assert_close(learner.reference.parameters[name].detach().cpu(), expected)
     learner.close()

@@ -99,7 +99,7 @@ def config(root: Path, **flags: Any) -> RunConfig:
         "learner.pairs_per_step": 2,
         "learner.lr": 1e-3,
         "learner.checkpoint_every": 2,
-        "learner.refresh_every": 3,
+        "algorithm.refresh_every": 3,
         "exchange.max_lag": 0,
         "evaluation.prompts": 2,
         "evaluation.clips": 2,

@@ -9,7 +9,8 @@ and raises `StorageError`.
 | table      | one row per                                | notes                                                     |
 |------------|--------------------------------------------|-----------------------------------------------------------|
 | groups     | prompt group                               | `state` is the design's; `closed`: step that ended it;    |
-|            |                                            | `paired`: second since when its pair waits                |
+|            |                                            | `paired`: second since when it waits for the learner;     |
+|            |                                            | `selection`: JSON of the kept candidates                  |
 | candidates | candidate stored                           | its scoring lease and its raw scores                      |
 | refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
 | blobs      | distinct content                           | its size in bytes, its file                               |
@@ -17,7 +18,7 @@ and raises `StorageError`.
 | versions   | announced weights                          | `lost`: of a lineage that was rolled back                 |
 | marks      | checkpoint                                 |                                                           |
 | waste      | candidate that was sampled for nothing     | with the reason                                           |
-| meta       | counter or small state                     | admitted ordinals, pushes, normaliser, identity           |
+| meta       | counter or small state                     | admitted ordinals, pushes, identity           |
 | archive    | kind and name of what was forgotten        | how many (`archive.py`)                                   |
 """
 
@@ -47,7 +48,7 @@ CREATE TABLE groups (
     ordinal INTEGER PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, prompt BLOB NOT NULL,
     place INTEGER NOT NULL, wanted INTEGER, version INTEGER, pushes INTEGER, worker TEXT, expires REAL,
     attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
-    winner TEXT, loser TEXT, winner_reward REAL, loser_reward REAL, gap REAL,
+    selection TEXT, priority REAL,
     paired REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
 CREATE INDEX groups_by_purpose ON groups (purpose, state, uses);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
 import struct
@@ -16,9 +17,9 @@ from common.errors import ConfigError, NotFoundError, StorageError
 from common.errors.disk import writing
 from common.exchange import rules
 from common.exchange.api import State
-from common.messages import Purpose
+from common.messages import Purpose, Selection
 
-LEDGER_VERSION = 2
+LEDGER_VERSION = 3
 LEDGER, LOCK = "ledger.sqlite", "ledger.lock"
 
 
@@ -116,6 +117,13 @@ class LedgerReader:
     def bytes_on_disk(self) -> int:
         """Size of all blobs."""
         return int(self.one("SELECT COALESCE(SUM(size), 0) FROM blobs")[0])
+
+
+def stored_selection(group: sqlite3.Row) -> tuple[Selection, tuple[float, ...]]:
+    """What the algorithm kept of a selected group, and R~ of each kept candidate."""
+    stored = json.loads(group["selection"])
+    selection = Selection(tuple(stored["candidates"]), tuple(stored["weights"]))
+    return selection, tuple(stored["rewards"])
 
 
 @contextmanager

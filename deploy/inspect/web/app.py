@@ -5,7 +5,7 @@
 | GET /, /watch.js, /watch.css | the page; holds no data |
 | POST /api/login {token} | a cookie, where a token is set |
 | GET /api/run?tag= | how things stand, the newest pairs, and drawings where they changed since `tag` |
-| GET /pairs/ORDINAL.mp4 | winner left, loser right, in one video with Range support |
+| GET /groups/ORDINAL.mp4 | the kept candidates side by side, in one video with Range support |
 
 Who may ask: `common/web/auth.py`. An ORDINAL is looked up among the pairs shown, and never used as a path.
 """
@@ -41,12 +41,12 @@ def make_app(lookout: DashboardState, screening: VideoCache, token: str = "") ->
     def run(tag: Annotated[str, Query(max_length=100)] = "") -> dict[str, Any]:
         return lookout.look(tag)
 
-    @app.get("/pairs/{ordinal}.mp4")
+    @app.get("/groups/{ordinal}.mp4")
     def video(ordinal: int) -> Response:
-        pair = lookout.pair(ordinal)
-        if pair is None:
+        group = lookout.group(ordinal)
+        if group is None:
             raise Gone("clip is gone")
-        return FileResponse(screening.video(pair.winner.file, pair.loser.file), media_type="video/mp4")
+        return FileResponse(screening.video([one.file for one in group.kept]), media_type="video/mp4")
 
     return app
 

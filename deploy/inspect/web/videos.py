@@ -1,8 +1,9 @@
-"""Pairs as browsers play them: winner and loser in one picture, made when somebody looks, and kept for a while."""
+"""The kept candidates of a group as one video for browsers, made on request and cached."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -25,28 +26,29 @@ class VideoCache:
         self._blobs, self._lock, self._made = blobs, Lock(), dict[str, Path]()
         self._scratch = tempfile.TemporaryDirectory(prefix="douga-watch-")
 
-    def video(self, winner: str | None, loser: str | None) -> Path:
-        """An mp4 file of the clips in two blobs, named by their files. `Gone` when they are not there any more."""
+    def video(self, files: Sequence[str | None]) -> Path:
+        """An mp4 of the clips in these blobs, side by side. Raises `Gone` when one is not there any more."""
         with self._lock:
-            name = f"{winner}-{loser}"
+            name = "-".join(map(str, files))
             if name not in self._made:
-                self._made[name] = self._make(winner, loser)
-            self._made[name] = self._made.pop(name)  # looked at last
+                self._made[name] = self._make(files)
+            self._made[name] = self._made.pop(name)  # most recently used last
             while len(self._made) > KEPT:
                 self._made.pop(next(iter(self._made))).unlink(missing_ok=True)
             return self._made[name]
 
-    def _make(self, winner: str | None, loser: str | None) -> Path:
-        if winner is None or loser is None:
+    def _make(self, files: Sequence[str | None]) -> Path:
+        present = [file for file in files if file is not None]
+        if len(present) < len(files):
             raise Gone("clip is gone")
         try:
-            (one, fps), (other, _) = (decode_video(read_blob(self._blobs / file)) for file in (winner, loser))
-            made = side_by_side(one, other, fps)
+            decoded = [decode_video(read_blob(self._blobs / file)) for file in present]
+            made = side_by_side([frames for frames, _ in decoded], decoded[0][1])
         except StorageError:
             raise Gone("clip is gone") from None
         except (ValueError, RuntimeError) as error:
             raise Gone(f"clip cannot be shown: {error}") from None
-        path = Path(self._scratch.name) / f"{winner}-{loser}.mp4"
+        path = Path(self._scratch.name) / f"{'-'.join(present)}.mp4"
         path.write_bytes(made)
         return path
 

@@ -19,17 +19,18 @@ from dataclasses import asdict
 from threading import Lock
 from typing import Any
 
+from common.config import RunConfig, algorithm_class
 from common.errors import BAD_INPUT
-from common.exchange.queries import RecentPair, Side, newest_pairs
+from common.exchange.queries import KeptCandidate, RecentGroup, newest_groups
 from common.exchange.storage.ledger_reader import open_readonly
 from deploy.inspect.snapshot import RunReader, RunSnapshot
 from deploy.inspect.status import run_status
 from deploy.results import charts
-from deploy.results.report import CURVES, KINDS, guard_rows
+from deploy.results.report import KINDS, curves_of, guard_rows
 from deploy.run_dir import timeline
 from deploy.run_dir.timeline import Timeline
 
-PAIRS = 6  # shown at once
+GROUPS = 6  # shown at once
 FRESH = 0.5  # seconds for which one look serves all who ask
 LANES = 180.0  # seconds of work that are drawn
 NOTES = {"Motion": "% of the base clips' motion"}
@@ -41,7 +42,7 @@ class DashboardState:
 
     def __init__(self, reader: RunReader) -> None:
         self._reader, self._lock = reader, Lock()
-        self._seen: tuple[float, dict[str, Any], dict[int, RecentPair]] = float("-inf"), {}, {}
+        self._seen: tuple[float, dict[str, Any], dict[int, RecentGroup]] = float("-inf"), {}, {}
         self._curves: dict[str, Any] = {"tag": ""}
 
     def look(self, tag: str) -> dict[str, Any]:
@@ -51,47 +52,57 @@ class DashboardState:
                 self._renew()
             return self._seen[1] | {"curves": None if tag == self._curves["tag"] else self._curves}
 
-    def pair(self, ordinal: int) -> RecentPair | None:
-        """One of the pairs that were shown last."""
+    def group(self, ordinal: int) -> RecentGroup | None:
+        """One of the groups that were shown last."""
         with self._lock:
             return self._seen[2].get(ordinal)
 
     def _renew(self) -> None:
         seen = self._reader.read()
         found = run_status(seen)
-        pairs = [] if seen.books is None else self._pairs()
+        groups = [] if seen.books is None else self._groups()
         tag = f"{len(seen.steps)}-{len(seen.events)}-{len(seen.readings)}"
         if tag != self._curves["tag"]:
             self._curves = {"tag": tag, "drawn": curves(seen)}
         told = {
             "standing": asdict(found),
             "lines": [one.line for one in found.workers],
-            "pairs": [told_pair(one, seen.config.simulate) for one in pairs],
+            "groups": [told_group(one, seen.config) for one in groups],
             "lanes": lanes(seen),
         }
-        self._seen = time.monotonic(), told, {one.ordinal: one for one in pairs}
+        self._seen = time.monotonic(), told, {one.ordinal: one for one in groups}
 
-    def _pairs(self) -> list[RecentPair]:
+    def _groups(self) -> list[RecentGroup]:
         try:
             with open_readonly(self._reader.folder) as ledger:
-                return newest_pairs(ledger, PAIRS)
+                return newest_groups(ledger, GROUPS)
         except BAD_INPUT:  # a ledger that is just being made
             return []
 
 
-def told_pair(pair: RecentPair, simulated: bool) -> dict[str, Any]:
-    """A pair as the page gets it; ``clip`` is where its video is, ``why`` says why there is none."""
-    there = not simulated and pair.winner.file is not None and pair.loser.file is not None
-    why = "simulated work has no clips" if simulated else "clip is gone"
+def told_group(group: RecentGroup, config: RunConfig) -> dict[str, Any]:
+    """A group as the page gets it; ``clip`` is where its video is, ``why`` says why there is none."""
+    there = not config.simulate and all(one.file is not None for one in group.kept)
+    why = "simulated work has no clips" if config.simulate else "clip is gone"
+    names = algorithm_class(config.algorithm.name).candidate_names
     return {
-        **{"ordinal": pair.ordinal, "text": pair.text, "version": pair.version, "state": pair.state},
-        **{"gap": pair.gap, "winner": _side(pair.winner), "loser": _side(pair.loser)},
-        **{"clip": f"pairs/{pair.ordinal}.mp4" if there else None, "why": None if there else why},
+        "ordinal": group.ordinal,
+        "text": group.text,
+        "version": group.version,
+        "state": group.state,
+        "kept": [_kept(one, names[place : place + 1]) for place, one in enumerate(group.kept)],
+        "clip": f"groups/{group.ordinal}.mp4" if there else None,
+        "why": None if there else why,
     }
 
 
-def _side(side: Side) -> dict[str, Any]:
-    return {"reward": 100 * side.reward, "scores": side.scores}
+def _kept(candidate: KeptCandidate, name: Sequence[str]) -> dict[str, Any]:
+    return {
+        "name": name[0] if name else f"candidate {candidate.index}",
+        "reward": 100 * candidate.reward,
+        "weight": candidate.weight,
+        "scores": candidate.scores,
+    }
 
 
 # Drawings.
@@ -109,7 +120,7 @@ def _learned(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
     at, marks = [axis.at(one["time"]) / 60 for one in seen.steps], _marks(seen, axis)
     return [
         _drawn(title, note, at, [(title, "aligned", [of(one) for one in seen.steps])], marks, axis)
-        for title, note, of in CURVES
+        for title, note, of in curves_of(seen.config)
     ]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deploy.observability.definitions import built_in_figures, exported_name
+
 STAT, LINES, STACKED, HEAT = "stat", "lines", "stacked", "heat"
 SHARE, SECONDS, BYTES, BYTES_RATE, PER_SECOND, POINTS, NUMBER = (
     "percentunit",
@@ -111,10 +113,8 @@ OVERVIEW = Dashboard("overview", "douga: overview", "Does the run go on, and who
 ))
 
 REWARDS = Dashboard("rewards", "douga: rewards and drift", "Does what is wanted get better, or what is rewarded?", (
-    Panel("Reward of trained pairs", SHARE, "Mean over the last step's pairs, winners and losers, 0 to 1.",
+    Panel("Reward of trained candidates", SHARE, "Mean over the last step's candidates, 0 to 1.",
           {"reward": 'douga_reward{run="$run"}'}),
-    Panel("Margin", SHARE, "Winners' reward less losers', 0 to 1. At 0 pairs teach nothing.",
-          {"margin": 'douga_reward_margin{run="$run"}'}),
     Panel("Probes: policy against base", POINTS,
           "Mean trained score of the probe prompts under the policy less that under the base model, points.",
           {"{{dimension}}":
@@ -147,19 +147,19 @@ REWARDS = Dashboard("rewards", "douga: rewards and drift", "Does what is wanted 
            "step": 'douga_step{run="$run"}'}),
 ))
 
+# One panel for every figure that a built-in algorithm declares; a run shows those of its own.
+FIGURES = [
+    Panel(spec.name.replace("_", " ").capitalize(), POINTS, f"Algorithm {', '.join(names)}. {spec.help}",
+          {spec.name.replace("_", " "): f'{exported_name(spec.name)}{{run="$run"}}'})
+    for spec, names in built_in_figures().items()
+]  # fmt: skip
+
 LEARNER = Dashboard("learner", "douga: learner", "Does it learn, and in which way?", (
-    Panel("Loss", POINTS, "Of the last step. Right after a refresh of the reference it is gap times log 2.",
+    Panel("Loss", POINTS, "Of the last step.",
           {"loss": 'douga_loss{run="$run"}'}),
     Panel("Gradient norm", POINTS, "Before clipping.",
           {"norm": 'douga_grad_norm{run="$run"}'}),
-    Panel("Inside of the sigmoid", POINTS, "Mean over the pairs: 0 after a refresh; it rises as pairs are told apart.",
-          {"inside": 'douga_dpo_inside{run="$run"}'}),
-    Panel("Errors against the reference", POINTS,
-          "v errors less the reference's. Both rising: likelihood is displaced, and quality falls.",
-          {"winners": 'douga_winner_error{run="$run"}',
-           "losers": 'douga_loser_error{run="$run"}'}),
-    Panel("Gap", POINTS, "The loss's factor, mean over the pairs: small gaps make small steps.",
-          {"gap": 'douga_pair_gap{run="$run"}'}),
+    *FIGURES,
     Panel("Refreshes of the reference", NUMBER, "Since the start.",
           {"refreshes": 'sum(douga_reference_refreshes_total{run="$run"})'}),
     Panel("Time of a step", SECONDS, "With what follows it (commit, push, checkpoint), without the wait for pairs.",

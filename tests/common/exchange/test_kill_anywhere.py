@@ -97,15 +97,15 @@ class Run:
         return bool(tasks)
 
     def learner(self) -> bool:
-        pairs = self.call("lease_pairs", "learner-0", self.step + 1, self.config.learner.pairs_per_step)
+        pairs = self.call("lease_batch", "learner-0", self.step + 1, self.config.learner.pairs_per_step)
         if not pairs:
             return False
         self.step += 1
         for one in pairs:
             told = (one.conditioning.prompt_embeds, one.conditioning.image_latent)
-            data = (bytes(array.data) for array in (one.winner_latents, one.loser_latents, *told) if array)
-            self.weights = digest(self.weights, self.step, one.pair.gap, one.lag, *data).hex()
-        self.call("commit_step", self.step, [one.pair.ordinal for one in pairs])
+            data = (bytes(array.data) for array in (*one.latents, *told) if array)
+            self.weights = digest(self.weights, self.step, one.selection.weights[0], one.lag, *data).hex()
+        self.call("commit_step", self.step, [one.ordinal for one in pairs])
         if self.step % self.config.learner.steps_per_push == 0:
             self.publish()
         if self.step % self.checkpoint_every == 0:
@@ -170,9 +170,9 @@ CASES = {
     "samplers run ahead": ({"exchange__max_lag": 1}, 4, 2, False),
     "push every second step": ({"exchange__max_lag": 0, "learner__steps_per_push": 2}, 6, 3, False),
     "learner first, widest gap": (
-        {"exchange__max_lag": 2, "exchange__order": "gap", "reward__normaliser": "quantile"}, 5, 2, True
+        {"exchange__max_lag": 2, "exchange__order": "priority"}, 5, 2, True
     ),
-    "widest gap, pairs expire": ({"exchange__max_lag": 1, "exchange__order": "gap"}, 6, 4, False),
+    "widest gap, pairs expire": ({"exchange__max_lag": 1, "exchange__order": "priority"}, 6, 4, False),
     "pairs trained twice": ({"exchange__max_times_trained": 2, "exchange__max_lag": 1}, 6, 4, False),
     "one group at a time": ({"exchange__pipeline_depth": 1, "learner__keep_checkpoints": 2}, 5, 2, False),
 }  # fmt: skip

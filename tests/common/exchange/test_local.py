@@ -76,7 +76,7 @@ def test_reopening_takes_back_all_leases(tmp_path: Path) -> None:
     config = small(exchange__max_lag=3, exchange__max_attempts=1)
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, 2)
-    exchange.lease_pairs("learner-0", 1, 2)
+    exchange.lease_batch("learner-0", 1, 2)
     for _ in range(2):
         sample(exchange)
     tasks = exchange.lease_candidates("rewarder-0", 3)
@@ -110,13 +110,13 @@ def test_rollback_takes_back_uses_and_versions(tmp_path: Path) -> None:
     assert exchange.lease_group("sampler-0", 2) is None
     assert "rolled back" in exchange.refusal
     assert train(exchange, 2) == [2, 3]
-    later = exchange.lease_pairs("learner-0", 3, 2)
-    assert [(pair.pair.policy_version, pair.lag) for pair in later] == [(2, 0), (2, 0)]  # sampled "in the future"
+    later = exchange.lease_batch("learner-0", 3, 2)
+    assert [(pair.policy_version, pair.lag) for pair in later] == [(2, 0), (2, 0)]  # sampled "in the future"
 
 
 def test_a_repeated_step_repeats_its_batch(tmp_path: Path) -> None:
     """Also where wider gaps have come in since: the run that was never killed did not have them yet."""
-    config = small(exchange__order="gap", exchange__max_lag=3)
+    config = small(exchange__order="priority", exchange__max_lag=3)
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, 2)
     assert train(exchange, 1) == [0, 1]
@@ -167,7 +167,7 @@ def test_a_group_waits_for_the_pushes_that_admitted_it(tmp_path: Path) -> None:
 
 
 def test_blobs_go_when_no_state_needs_them(tmp_path: Path) -> None:
-    exchange = fakes.open_exchange(tmp_path, small(sampler__candidates=4, exchange__min_gap=0.1))
+    exchange = fakes.open_exchange(tmp_path, small(sampler__candidates=4, algorithm__min_gap=0.1))
     sample(exchange)
     assert files(tmp_path) == 1 + 1 + 4 + 4  # image, conditioning, latents, clips
     score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0, "0-2-v0": 50.0, "0-3-v0": 40.0})
@@ -239,14 +239,6 @@ def test_disk_bound_holds_samplers_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert sample(exchange) is None
     exchange.mark(1)
     assert sample(exchange) is not None
-
-
-def test_quantile_state_survives(tmp_path: Path) -> None:
-    config = small(reward__normaliser="quantile")
-    exchange = fakes.open_exchange(tmp_path, config)
-    make_pairs(exchange, 1)
-    exchange = reopen(exchange, tmp_path, config)
-    assert exchange.normaliser_state()["motion"] == [80.0, 30.0]
 
 
 def test_files_of_a_dead_process_are_swept(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from common.errors import ConfigError, StorageError
 from common.exchange.api import State
-from common.exchange.queries import Work, newest_pairs, read_blob, work_in_progress
+from common.exchange.queries import Work, newest_groups, read_blob, work_in_progress
 from common.exchange.sampling import refusal
 from common.exchange.scoring import SHOWN
 from common.exchange.storage.ledger_reader import NotBegun, lock_owner, open_readonly
@@ -32,24 +32,24 @@ from tests.support.exchange.fakes import (
 CONFIG = small(exchange__max_lag=20, exchange__pipeline_depth=20)
 
 
-def test_the_newest_pairs_and_their_clips(tmp_path: Path) -> None:
+def test_the_newest_groups_and_their_clips(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, 3)
     train(exchange, 1)
     with open_readonly(tmp_path) as ledger:
-        pairs = newest_pairs(ledger, 2)
-        assert newest_pairs(ledger, 0) == []
+        pairs = newest_groups(ledger, 2)
+        assert newest_groups(ledger, 0) == []
     assert [(one.ordinal, one.state, one.text) for one in pairs] == [
         (2, "paired", "cat 2 walks"),
         (1, "trained", "cat 1 walks"),
     ]
     first = pairs[0]
-    assert (first.winner.candidate, first.loser.candidate) == ("2-0-v0", "2-1-v0")
-    assert (first.winner.reward, first.loser.reward) == (pytest.approx(0.8), pytest.approx(0.3))
-    assert (first.winner.scores["motion"], first.loser.scores["motion"]) == (80.0, 30.0)
-    assert first.gap == pytest.approx(2**0.8 - 2**0.3)
-    assert first.winner.file is not None
-    assert read_blob(tmp_path / "blobs" / first.winner.file)[:3] == b"mp4"
+    assert [(one.id, one.index) for one in first.kept] == [("2-0-v0", 0), ("2-1-v0", 1)]
+    assert [one.reward for one in first.kept] == pytest.approx([0.8, 0.3])
+    assert [one.scores["motion"] for one in first.kept] == [80.0, 30.0]
+    assert [one.weight for one in first.kept] == pytest.approx([2**0.8 - 2**0.3] * 2)
+    assert first.kept[0].file is not None
+    assert read_blob(tmp_path / "blobs" / first.kept[0].file)[:3] == b"mp4"
     exchange.close()
 
 
@@ -57,9 +57,9 @@ def test_clips_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, SHOWN + 1)
     with open_readonly(tmp_path) as ledger:
-        pairs = newest_pairs(ledger, SHOWN + 1)
-    assert [one.winner.file is None for one in pairs] == [False] * SHOWN + [True]
-    file = tmp_path / "blobs" / str(pairs[0].loser.file)
+        pairs = newest_groups(ledger, SHOWN + 1)
+    assert [one.kept[0].file is None for one in pairs] == [False] * SHOWN + [True]
+    file = tmp_path / "blobs" / str(pairs[0].kept[1].file)
     file.unlink()
     with pytest.raises(StorageError, match="cannot be read: No such file"):
         read_blob(file)
@@ -71,7 +71,7 @@ def test_who_works_on_what(tmp_path: Path) -> None:
     make_pairs(exchange, 2)
     sample(exchange)
     exchange.lease_candidates("rewarder-1", 1)
-    exchange.lease_pairs("learner-0", 1, 2)
+    exchange.lease_batch("learner-0", 1, 2)
     lease = exchange.lease_group("sampler-2", 0)
     assert lease is not None
     exchange.submit_conditioning(lease, conditioning(lease.prompt))

@@ -77,9 +77,9 @@ def test_fifo_takes_the_least_used_then_the_oldest() -> None:
     assert rules.select(queue, 4, "fifo") == []
 
 
-def test_gap_order_weighs_gap_with_freshness() -> None:
+def test_priority_order_weighs_priority_with_freshness() -> None:
     queue = [Waiting(1, 0, 0.50, 1), Waiting(2, 0, 0.30, 0), Waiting(3, 0, 0.30, 0), Waiting(4, 0, 0.40, 3)]
-    assert rules.select(queue, 4, "gap") == [2, 3, 1, 4]  # 0.30, 0.30, 0.25, 0.10
+    assert rules.select(queue, 4, "priority") == [2, 3, 1, 4]  # 0.30, 0.30, 0.25, 0.10
 
 
 def test_transition_table() -> None:

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from common.config import RunConfig
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
-from common.messages import GroupLease, Purpose, Score, ScoreTask, TrainingPair
+from common.messages import GroupLease, Purpose, Score, ScoreTask, TrainingGroup
 from tests.support.exchange.fakes import (
     Clock,
     candidate,
@@ -48,13 +48,19 @@ from tests.support.exchange.model import OPEN, Model
 TIGHT = small(exchange__lease_seconds=60, exchange__max_lag=4)
 CONFIGS: list[RunConfig] = [
     small(exchange__lease_seconds=60),
-    small(exchange__lease_seconds=60, exchange__order="gap", exchange__max_lag=0, exchange__max_attempts=1),
+    small(exchange__lease_seconds=60, exchange__order="priority", exchange__max_lag=0, exchange__max_attempts=1),
     small(exchange__lease_seconds=60, exchange__max_times_trained=2, learner__steps_per_push=2),
-    small(exchange__lease_seconds=60, exchange__min_gap=0.3, learner__keep_checkpoints=2, exchange__ttl_seconds=100),
-    small(exchange__max_times_trained=3, exchange__ttl_seconds=50, exchange__max_lag=2, exchange__order="gap", steps=4),
+    small(exchange__lease_seconds=60, algorithm__min_gap=0.3, learner__keep_checkpoints=2, exchange__ttl_seconds=100),
+    small(
+        exchange__max_times_trained=3,
+        exchange__ttl_seconds=50,
+        exchange__max_lag=2,
+        exchange__order="priority",
+        steps=4,
+    ),
     small(exchange__lease_seconds=60, exchange__pipeline_depth=2, sampler__candidates=3, exchange__max_lag=3),
     small(exchange__keep_groups=1, exchange__lease_seconds=60, exchange__max_lag=0, learner__keep_checkpoints=2),
-    small(exchange__keep_groups=2, exchange__lease_seconds=60, exchange__max_times_trained=2, exchange__min_gap=0.3),
+    small(exchange__keep_groups=2, exchange__lease_seconds=60, exchange__max_times_trained=2, algorithm__min_gap=0.3),
     # A bound of bytes that four of these small groups reach; the smallest that may be configured is larger.
     TIGHT.model_copy(update={"exchange": TIGHT.exchange.model_copy(update={"max_bytes": 1100})}),
 ]
@@ -129,7 +135,7 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
         "groups": {
             row["ordinal"]: (
                 *(row[name] for name in columns),
-                None if row["winner"] is None else (row["winner"], row["loser"]),
+                None if row["selection"] is None else tuple(json.loads(row["selection"])["candidates"]),
                 names.get(row["ordinal"], []),
             )
             for row in ledger.all("SELECT * FROM groups ORDER BY ordinal")
@@ -164,8 +170,8 @@ def plain(answer: Any) -> Any:
         return answer.prompt.ordinal, answer.attempt, answer.version, answer.done
     if isinstance(answer, ScoreTask):
         return answer.candidate_id
-    if isinstance(answer, TrainingPair):
-        return answer.pair.ordinal
+    if isinstance(answer, TrainingGroup):
+        return answer.ordinal
     return [plain(one) for one in answer] if isinstance(answer, list) else answer
 
 
@@ -340,14 +346,14 @@ class LedgerMachine(RuleBasedStateMachine):
     # Training.
 
     @rule(worker=WORKERS, ahead=st.sampled_from([1, 1, 1, 1, 0, 2]), count=st.sampled_from([2, 2, 2, 1, 3]))
-    def lease_pairs(self, worker: str, ahead: int, count: int) -> None:
-        self.lease_batch(worker, ahead, count)
+    def lease_batch(self, worker: str, ahead: int, count: int) -> None:
+        self.take_batch(worker, ahead, count)
 
-    def lease_batch(self, worker: str, ahead: int, count: int) -> bool:
+    def take_batch(self, worker: str, ahead: int, count: int) -> bool:
         step = self.model.last_step() + ahead
-        pairs = self.call("lease_pairs", worker, step, count)
+        pairs = self.call("lease_batch", worker, step, count)
         if pairs:
-            self.batches.append((step, [one.pair.ordinal for one in pairs]))
+            self.batches.append((step, [one.ordinal for one in pairs]))
             assert all(one.lag <= self.config.exchange.max_lag for one in pairs)
         return bool(pairs)
 
@@ -360,7 +366,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         """An orderly learner."""
-        if self.lease_batch("b", 1, 2):
+        if self.take_batch("b", 1, 2):
             self.commit(1, False)
             self.announce(False)
 

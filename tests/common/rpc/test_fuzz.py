@@ -85,9 +85,9 @@ def work(exchange: RunExchange) -> None:
             exchange.submit_candidate(lease, candidate(lease, index))
     tasks = exchange.lease_candidates("rewarder-0", 16)
     exchange.submit_scores("rewarder-0", [score(task, 10.0 * place) for place, task in enumerate(tasks)])
-    pairs = exchange.lease_pairs("learner-0", 1, 2)
+    pairs = exchange.lease_batch("learner-0", 1, 2)
     assert len(pairs) == 2
-    exchange.commit_step(1, [one.pair.ordinal for one in pairs])
+    exchange.commit_step(1, [one.ordinal for one in pairs])
     exchange.announce(weight_version(1, 1, 1))
     exchange.mark(1)
     exchange.rollback(1)

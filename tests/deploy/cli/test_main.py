@@ -31,7 +31,7 @@ SMALL = {
     "sampler.candidates": 2,
     "sampler.steps": 2,
     "learner.pairs-per-step": 2,
-    "learner.loss": "dpo",
+    "algorithm.name": "dpo",
     "exchange.max-lag": 0,
     "evaluation.prompts": 2,
     "evaluation.clips": 2,
@@ -98,12 +98,12 @@ def test_help_shows_examples_and_every_key(capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "--learner.alhpa", "2"], "--learner.alhpa: unknown key; did you mean learner.alpha?"),
+        (["run", "--learner.alhpa", "2"], "--learner.alhpa: unknown key; did you mean algorithm.alpha?"),
         (
             ["run", "--sampler.candidates", "1"],
             "--sampler.candidates = '1': Input should be greater than or equal to 2",
         ),
-        (["run", "--learner.alpha=0.5"], "--learner.alpha = '0.5': Input should be greater than or equal to 1"),
+        (["run", "--algorithm.alpha=0.5"], "--algorithm.alpha = '0.5': Input should be greater than or equal to 1"),
         (["run", "--exchange.max-lag", "-1"], "--exchange.max-lag = '-1': Input should be greater than or equal to 0"),
         (["run", "none.toml"], "none.toml: no such configuration file"),
         (["run", "--steps"], "--steps: a value is missing"),
@@ -294,8 +294,8 @@ def test_prompts_from_videos(capsys, tmp_path, finished):
 
 def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "run", lambda *_: 0)
-    assert main(["run", "--learner.alpha", "1", "--root", str(tmp_path)]) == 0
-    assert "learner.alpha = 1 makes every gap 0: no gradient" in capsys.readouterr().err
+    assert main(["run", "--algorithm.alpha", "1", "--root", str(tmp_path)]) == 0
+    assert "algorithm.alpha = 1 makes every gap 0: no gradient" in capsys.readouterr().err
 
 
 # Stopping.

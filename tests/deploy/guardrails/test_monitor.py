@@ -159,7 +159,7 @@ def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
     assert [(one["step"], one["action"]) for one in events(config, "alarm")] == [(1, "pause"), (2, "warn")]
 
 
-REFRESHED = {"guard.action": "refresh", **BRIGHTNESS, "learner.refresh_every": 0}
+REFRESHED = {"guard.action": "refresh", **BRIGHTNESS, "algorithm.refresh_every": 0}
 
 
 @pytest.fixture(scope="module")
@@ -252,7 +252,7 @@ def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatc
 # The toon world: a reward that is pleased by what stands still, and the six heads.
 
 SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.pairs_per_step": 4,
-         "learner.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
+         "algorithm.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
          "guard.prompts": 6, "guard.every": 1}  # fmt: skip
 ALONE = {f"reward.weights.{name}": 0 for name in DIMENSIONS if name != "smoothness"}
 

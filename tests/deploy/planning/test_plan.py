@@ -449,7 +449,7 @@ def test_a_refusal_names_no_change_that_the_rest_forbids() -> None:
         (["--family", "7b"], "--family 7b: allowed are 2b, 5b-i2v, 1.5-5b-i2v"),
         (["--gpu", "T4"], "--gpu T4: allowed are A800-80GB"),
         (["--learner-gpu", "T4"], "--learner-gpu T4: allowed are"),
-        (["--family", "5b-i2v", "--learner.betta", "1"], "did you mean learner.beta?"),
+        (["--family", "5b-i2v", "--learner.betta", "1"], "did you mean algorithm.beta?"),
         (
             [],
             "/models/CogVideoX-5b-I2V/transformer/config.json: No such file or directory; plan a published model with",

@@ -301,7 +301,7 @@ def test_recorded_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model:
     (tmp_path / "clips" / "short.txt").write_text("robot runs")
     found = {}
     for pairs, loss in (("ratings.jsonl", "dpo"), ("", "sft")):
-        flags = {"pairs": tmp_path / "clips" / pairs, "learner.loss": loss, "exchange.max_lag": 0, "learner.lr": 1e-2}
+        flags = {"pairs": tmp_path / "clips" / pairs, "algorithm.name": loss, "exchange.max_lag": 0, "learner.lr": 1e-2}
         flags |= {"learner.train": "lora", "cluster.samplers": 2, "name": loss}
         threads, lines = torch.get_num_threads(), Lines()
         torch.set_num_threads(1)  # as in each worker

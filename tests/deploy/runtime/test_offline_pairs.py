@@ -29,7 +29,7 @@ from tests.support import toy
 from tests.support.rewarders.survey import frames
 from tests.support.tiny import tiny_pipeline
 
-LORA = {"sampler.candidates": 2, "learner.train": "lora", "learner.loss": "dpo", "learner.lr": 1e-2}
+LORA = {"sampler.candidates": 2, "learner.train": "lora", "algorithm.name": "dpo", "learner.lr": 1e-2}
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +70,15 @@ def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(part
             pass
         while roles.rewarder.work(exchange):
             pass
-        given = exchange.lease_pairs("learner-0", 1, 2)
+        given = exchange.lease_batch("learner-0", 1, 2)
     finally:
         exchange.close()
     plain = Sampler(open_model(how.model.path), how)
     for one in given:
-        pair = recorded(one.pair.ordinal)
+        pair = recorded(one.ordinal)
         assert one.pair.winner_reward == pytest.approx(pair.winner.score / 100)
         assert one.pair.loser_reward == pytest.approx(pair.loser.score / 100)
-        assert one.pair.winner == f"{one.pair.ordinal}-0-v0"
+        assert one.pair.winner == f"{one.ordinal}-0-v0"
         texts = from_array(one.conditioning.prompt_embeds)
         images = from_array(one.conditioning.image_latent)
         for place, end in enumerate(pair.ends):
@@ -105,7 +105,7 @@ def test_each_clip_is_encoded_once(parts, tmp_path, monkeypatch):
 
 
 def test_a_lora_run_on_rated_clips_learns_to_prefer_what_people_preferred(parts, tmp_path):
-    how = config(parts, tmp_path, **{"steps": 12, "learner.beta": 500, "learner.refresh_every": 0})
+    how = config(parts, tmp_path, **{"steps": 12, "algorithm.beta": 500, "algorithm.refresh_every": 0})
     outcome = serial.run(how, toy.rewards())
     assert outcome.result is not None
     inside = [record["inside"] for record in read_json_lines(how.folder / "metrics.jsonl")]
@@ -129,7 +129,7 @@ def test_finetuning_brings_the_clips_error_down(parts, tmp_path, monkeypatch):
     clips.mkdir()
     for name in ("0.mp4", "0.txt"):
         (clips / name).write_bytes((parts / "clips" / name).read_bytes())
-    how = config(parts, tmp_path, **{"pairs": clips, "learner.loss": "sft", "learner.train": "full", "steps": 30})
+    how = config(parts, tmp_path, **{"pairs": clips, "algorithm.name": "sft", "learner.train": "full", "steps": 30})
     passed, real = [], learner.predict_v
     monkeypatch.setattr(
         learner, "predict_v", lambda model, x_t, *more: (passed.append(len(x_t)), real(model, x_t, *more))[1]
@@ -187,5 +187,5 @@ def test_the_commands(monkeypatch):
     serially, run, finetune = asked
     assert (run.pairs, run.mode, run.sampler.candidates) == ("rated.jsonl", "cluster", 2)
     assert serially.mode == "serial"
-    assert (finetune.pairs, finetune.learner.loss, finetune.name, finetune.steps) == ("clips", "sft", "finetune", 7)
+    assert (finetune.pairs, finetune.algorithm.name, finetune.name, finetune.steps) == ("clips", "sft", "finetune", 7)
     assert load_config().pairs == ""

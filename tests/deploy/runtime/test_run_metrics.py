@@ -151,7 +151,7 @@ def test_a_counter_does_not_fall_when_a_rollback_takes_things_back(tmp_path: Pat
         exchange.announce(fakes.weight_version(0, 0, 0))
         fakes.make_pairs(exchange, 2)
         exchange.announce(fakes.weight_version(1, 1, 1))
-        assert exchange.lease_pairs("learner-0", 1, 2) == []  # both are too old: they expire
+        assert exchange.lease_batch("learner-0", 1, 2) == []  # both are too old: they expire
         assert now(meter)["douga_queue_dropped_total", "expired"] == 2
         exchange.rollback(0)
         found = now(meter)
@@ -239,7 +239,7 @@ def watching(made: RunConfig, seen: list[Samples]) -> Callable[[], bool]:
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Samples]]:
     """A serial run of simulated work."""
-    made = config(tmp_path_factory.mktemp("simulated"), **{"learner.refresh_every": 2, "metrics.tensorboard": "true"})
+    made = config(tmp_path_factory.mktemp("simulated"), **{"algorithm.refresh_every": 2, "metrics.tensorboard": "true"})
     seen: list[Samples] = []
     assert serial.run(made, stop=watching(made, seen)).finished
     return made, seen

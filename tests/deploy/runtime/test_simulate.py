@@ -92,7 +92,7 @@ def test_blobs_and_weights_have_the_sizes_that_are_asked_for(tmp_path: Path) -> 
     assert rewarder.work(exchange)
     assert sampler.work(exchange)
     assert rewarder.work(exchange)
-    pairs = exchange.lease_pairs("learner-0", 1, 2)
+    pairs = exchange.lease_batch("learner-0", 1, 2)
     assert {len(one.winner_latents.data) for one in pairs} == {4000}
     exchange.close()
 

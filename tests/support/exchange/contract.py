@@ -64,9 +64,9 @@ class ExchangeContract:
             assert exchange.counts()[State.SCORING] == 1
             answers = exchange.submit_scores("rewarder-0", [score(tasks[0], 80.0), score(tasks[1], 30.0)])
             assert answers == [Submitted(True), Submitted(True)]
-        pairs = exchange.lease_pairs("learner-0", 1, 2)
+        pairs = exchange.lease_batch("learner-0", 1, 2)
         assert exchange.counts()[State.TRAINING] == 2
-        exchange.commit_step(1, [pair.pair.ordinal for pair in pairs])
+        exchange.commit_step(1, [pair.ordinal for pair in pairs])
         assert exchange.counts()[State.TRAINED] == total(exchange.counts()) == 2
         exchange.check()
 
@@ -84,12 +84,11 @@ class ExchangeContract:
         lease = sample(exchange)
         assert lease is not None
         score_all(exchange, {"0-0-v0": 50.0, "0-1-v0": 80.0, "0-2-v0": 30.0, "0-3-v0": 60.0})
-        (training,) = exchange.lease_pairs("learner-0", 1, 1)
-        assert (training.pair.winner, training.pair.loser) == ("0-1-v0", "0-2-v0")
-        assert (training.pair.winner_reward, training.pair.loser_reward) == pytest.approx((0.8, 0.3))
-        assert training.pair.gap == pytest.approx(0.509957, abs=1e-6)
-        assert training.winner_latents == candidate(lease, 1).latents
-        assert training.loser_latents == candidate(lease, 2).latents
+        (training,) = exchange.lease_batch("learner-0", 1, 1)
+        assert training.selection.candidates == (1, 2)
+        assert training.selection.weights == pytest.approx((0.509957, 0.509957), abs=1e-6)
+        assert training.rewards == pytest.approx((0.8, 0.3))
+        assert training.latents == (candidate(lease, 1).latents, candidate(lease, 2).latents)
         assert training.conditioning == conditioning(lease.prompt)
         assert training.lag == 0
 
@@ -102,7 +101,7 @@ class ExchangeContract:
         for index in (0, 1):
             exchange.submit_candidate(lease, candidate(lease, index))
         score_all(exchange, {"0-0-v0": 1.0, "0-1-v0": 2.0})
-        assert exchange.lease_pairs("learner-0", 1, 1)[0].conditioning == text_only
+        assert exchange.lease_batch("learner-0", 1, 1)[0].conditioning == text_only
 
     def test_submits_are_idempotent(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
@@ -341,7 +340,7 @@ class ExchangeContract:
     def test_pairs_come_exactly_or_not_at_all(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 3)
-        assert exchange.lease_pairs("learner-0", 1, 4) == []
+        assert exchange.lease_batch("learner-0", 1, 4) == []
         assert train(exchange, 1, 2) == [0, 1]
         assert train(exchange, 2, 2) == []
         make_pairs(exchange, 1)
@@ -350,14 +349,14 @@ class ExchangeContract:
     def test_asking_again_gives_the_same_pairs(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 4)
-        first = exchange.lease_pairs("learner-0", 1, 2)
-        assert exchange.lease_pairs("learner-0", 1, 2) == first
-        assert exchange.lease_pairs("learner-1", 1, 2) == []
+        first = exchange.lease_batch("learner-0", 1, 2)
+        assert exchange.lease_batch("learner-0", 1, 2) == first
+        assert exchange.lease_batch("learner-1", 1, 2) == []
         exchange.commit_step(1, [0, 1])
         exchange.commit_step(1, [0, 1])
         assert exchange.counts()[State.TRAINED] == 2
         with pytest.raises(ValueError, match="roll back first"):
-            exchange.lease_pairs("learner-0", 1, 2)
+            exchange.lease_batch("learner-0", 1, 2)
         with pytest.raises(ValueError, match="which it did not lease"):
             exchange.commit_step(2, [2, 3])
 
@@ -366,12 +365,12 @@ class ExchangeContract:
         make_pairs(exchange, 4)
         train(exchange, 1)
         exchange.announce(weight_version(1, 1, 1))
-        (pair,) = exchange.lease_pairs("learner-0", 2, 1)
+        (pair,) = exchange.lease_batch("learner-0", 2, 1)
         assert pair.lag == 1
-        exchange.commit_step(2, [pair.pair.ordinal])
+        exchange.commit_step(2, [pair.ordinal])
         exchange.announce(weight_version(2, 2, 2))
         assert exchange.counts()[State.PAIRED] == 1
-        assert exchange.lease_pairs("learner-0", 3, 1) == []
+        assert exchange.lease_batch("learner-0", 3, 1) == []
         assert exchange.counts()[State.EXPIRED] == 1
         exchange.check()
 
@@ -402,12 +401,12 @@ class ExchangeContract:
         exchange = open_exchange(small(exchange__ttl_seconds=100))
         make_pairs(exchange, 1)
         clock.now -= 900
-        assert exchange.lease_pairs("learner-0", 1, 2) == []  # it waits from now
+        assert exchange.lease_batch("learner-0", 1, 2) == []  # it waits from now
         clock.now += 100
-        exchange.lease_pairs("learner-0", 1, 2)
+        exchange.lease_batch("learner-0", 1, 2)
         assert exchange.counts()[State.PAIRED] == 1
         clock.now += 1
-        exchange.lease_pairs("learner-0", 1, 2)
+        exchange.lease_batch("learner-0", 1, 2)
         assert exchange.counts()[State.EXPIRED] == 1
 
     def test_a_pair_that_was_trained_and_then_waits_too_long_counts_as_trained(
@@ -443,9 +442,9 @@ class ExchangeContract:
         config = small(exchange__ttl_seconds=100, exchange__lease_seconds=60, exchange__max_times_trained=times)
         exchange = open_exchange(config)
         make_pairs(exchange, 2)
-        exchange.lease_pairs("slow", 1, 2)
+        exchange.lease_batch("slow", 1, 2)
         clock.now += 101
-        assert exchange.lease_pairs("hasty", 1, 2) == []
+        assert exchange.lease_batch("hasty", 1, 2) == []
         assert exchange.counts()[State.EXPIRED] == 2
         exchange.commit_step(1, [0, 1])  # the weights have them
         assert exchange.counts()[State.TRAINED] == 2
@@ -457,7 +456,7 @@ class ExchangeContract:
         exchange = open_exchange(small())
         make_pairs(exchange, 4)
         with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
-            exchange.lease_pairs("learner-0", 2, 2)
+            exchange.lease_batch("learner-0", 2, 2)
         train(exchange, 1)
         train(exchange, 2)
         exchange.rollback(0)
@@ -513,8 +512,8 @@ class ExchangeContract:
         assert exchange.counts()[State.TRAINED] == 4
         exchange.check()
 
-    def test_gap_order_takes_the_widest_gap(self, open_exchange: Factory) -> None:
-        exchange = open_exchange(small(exchange__order="gap"))
+    def test_priority_order_takes_the_largest_weight(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__order="priority"))
         for high in (50.0, 90.0, 40.0):
             lease = sample(exchange)
             assert lease is not None
@@ -525,7 +524,7 @@ class ExchangeContract:
     def test_a_lost_training_lease_frees_its_pairs(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__lease_seconds=60))
         make_pairs(exchange, 2)
-        exchange.lease_pairs("dead", 1, 2)
+        exchange.lease_batch("dead", 1, 2)
         clock.now += 61
         assert train(exchange, 1) == [0, 1]
 

@@ -124,8 +124,8 @@ def make_pairs(exchange: Exchange, count: int, version: int = 0) -> list[int]:
 
 def train(exchange: Exchange, step: int, count: int = 2) -> list[int]:
     """Lease and commit one step; the ordinals it used."""
-    pairs = exchange.lease_pairs("learner-0", step, count)
-    ordinals = [training.pair.ordinal for training in pairs]
+    pairs = exchange.lease_batch("learner-0", step, count)
+    ordinals = [training.ordinal for training in pairs]
     if ordinals:
         exchange.commit_step(step, ordinals)
     return ordinals

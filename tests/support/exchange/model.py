@@ -55,7 +55,7 @@ class Group:
     losses: int = 0
     reason: str = ""
     clips: dict[int, Clip] = field(default_factory=dict)
-    pair: tuple[int, int, float] | None = None  # winner's place, loser's place, gap
+    kept: tuple[int, int, float] | None = None  # places of chosen and rejected, gap
     since: float = 0.0  # paired, or back from a rollback
     uses: int = 0
     step: int | None = None
@@ -75,6 +75,7 @@ class Model:
 
     def __init__(self, config: RunConfig, clock: Clock) -> None:
         self.config, self.rules, self.clock = config, config.exchange, clock
+        self.min_gap = config.algorithm.model_dump()["min_gap"]
         self.groups: dict[int, Group] = {}
         self.waste: set[tuple[str, str]] = set()
         self.batches: dict[int, list[int]] = {}  # step -> ordinals, in order
@@ -98,7 +99,7 @@ class Model:
             "groups": {
                 ordinal: (
                     *(one.state, one.version, one.pushes, one.holder, one.attempt, one.losses, one.reason),
-                    *(one.uses, one.step, one.closed, self._ends(one), sorted(one.blobs)),
+                    *(one.uses, one.step, one.closed, one.kept and one.kept[:2], sorted(one.blobs)),
                 )
                 for ordinal, one in self.groups.items()
             },
@@ -122,9 +123,6 @@ class Model:
             "current": (self.next_version(), self.current_version(), self.wanted_version(), self.pushes, self.final),
             "bytes": sum(map(len, self.contents())),
         }
-
-    def _ends(self, group: Group) -> tuple[str, str] | None:
-        return group.pair and (group.clips[group.pair[0]].id, group.clips[group.pair[1]].id)
 
     def contents(self) -> set[bytes]:
         """The distinct blobs on disk."""
@@ -374,21 +372,21 @@ class Model:
             if other.judge != clip.judge:
                 other.raw, other.judge = None, ""
         if all(other.raw is not None for other in group.clips.values()):
-            self._pair(group)
+            self._select(group)
         return True, ""
 
-    def _pair(self, group: Group) -> None:
+    def _select(self, group: Group) -> None:
         if not group.trains:
             group.state = "done"
             return
         raw = [clip.raw or 0.0 for _, clip in sorted(group.clips.items())]
         best, worst = raw.index(max(raw)), raw.index(min(raw))
         gap = 2 ** (raw[best] / 100) - 2 ** (raw[worst] / 100)
-        if best == worst or gap < self.rules.min_gap:
+        if best == worst or gap < self.min_gap:
             group.state = "tied"
             group.keep()
             return
-        group.state, group.pair, group.since = "paired", (best, worst, gap), self.clock.now
+        group.state, group.kept, group.since = "paired", (best, worst, gap), self.clock.now
         group.keep("conditioning", *(f"{kind}/{end}" for kind in ("latents", "clip") for end in (best, worst)))
         self.shown.append(group)
         for old in self.shown[:-SHOWN]:
@@ -402,7 +400,7 @@ class Model:
     def _lag(self, group: Group) -> int:
         return max(0, self.pushes - (group.pushes or 0))
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> list[int]:
+    def lease_batch(self, worker: str, step: int, count: int) -> list[int]:
         if step != self.last_step() + 1:
             raise ValueError
         for group in self.groups.values():
@@ -433,8 +431,8 @@ class Model:
 
         def worth(ordinal: int) -> float:
             group = self.groups[ordinal]
-            assert group.pair is not None
-            return -group.pair[2] / (1 + self._lag(group)) if self.rules.order == "gap" else 0.0
+            assert group.kept is not None
+            return -group.kept[2] / (1 + self._lag(group)) if self.rules.order == "priority" else 0.0
 
         batch = sorted(queue, key=lambda o: (worth(o), self.groups[o].uses, o))[:count]
         self.batches[step] = batch

@@ -1,17 +1,19 @@
-"""What the learner's tests share: random pairs, an exchange in memory, a tiny run."""
+"""What the learner's tests share: random groups, an exchange in memory, a tiny run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from common.config import RunConfig, load_config
-from common.messages import Conditioning, PreferencePair, TrainingPair, WeightVersion
+from common.messages import Conditioning, Selection, SerializedTensor, TrainingGroup, WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
-from common.weights.tensors import to_array
+from common.weights.tensor_file import TensorStream
+from common.weights.tensors import tensor_entry, to_array, whole_digest
+from learner.learner import Learner
 from tests.support.tiny import CHANNELS, TEXT_LENGTH, TEXT_WIDTH, tiny_pipeline
 
 LATENT = (3, CHANNELS, 12, 16)  # F, C, h, w of 9 frames of 48 x 64 pixels
@@ -24,38 +26,46 @@ def tiny_model(folder: Path, **overrides: Any) -> ModelFolder:
     return open_model(folder)
 
 
-def tiny_config(**learner: Any) -> RunConfig:
-    """A run of 2 pairs per step, whose learning rate shows an effect within a few steps."""
+def tiny_config(algorithm: Mapping[str, Any] | None = None, **learner: Any) -> RunConfig:
+    """A run of 2 groups per step, whose learning rate shows an effect within a few steps."""
     settings = {"pairs_per_step": 2, "micro_batch": 2, "lr": 1e-3, "checkpoint_every": 1000} | learner
-    return load_config(flags={f"learner.{name}": value for name, value in settings.items()})
+    flags = {f"learner.{name}": value for name, value in settings.items()}
+    return load_config(flags=flags | {f"algorithm.{name}": value for name, value in (algorithm or {}).items()})
 
 
-def make_pair(ordinal: int, gap: float = 0.25, lag: int = 0) -> TrainingPair:
-    """A pair of random latents, a function of the ordinal."""
+def make_group(ordinal: int, gap: float = 0.25, lag: int = 0, kept: int = 2) -> TrainingGroup:
+    """A group of random latents, a function of the ordinal; rewards 0.75, 0.5, ... of the `kept` candidates."""
     generator = torch.Generator().manual_seed(1000 + ordinal)
 
-    def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator)
+    def normal(*shape: int) -> SerializedTensor:
+        return to_array(torch.randn(shape, generator=generator))
 
-    pair = PreferencePair(ordinal, f"{ordinal}-0-v0", f"{ordinal}-1-v0", 0.75, 0.5, gap, 0)
-    conditioning = Conditioning(to_array(normal(TEXT_LENGTH, TEXT_WIDTH)), to_array(normal(1, *LATENT[1:])))
-    return TrainingPair(pair, conditioning, to_array(normal(*LATENT)), to_array(normal(*LATENT)), lag)
+    return TrainingGroup(
+        ordinal=ordinal,
+        policy_version=0,
+        selection=Selection(tuple(range(kept)), (gap,) * kept),
+        rewards=tuple(0.75 - 0.25 * place for place in range(kept)),
+        conditioning=Conditioning(normal(TEXT_LENGTH, TEXT_WIDTH), normal(1, *LATENT[1:])),
+        latents=tuple(normal(*LATENT) for _ in range(kept)),
+        lag=lag,
+    )
 
 
 class MemoryExchange:
-    """The learner's side of an exchange: an endless row of pairs, and a list of what was asked."""
+    """The learner's side of an exchange: an endless row of groups, and a list of what was asked."""
 
-    def __init__(self, per_step: int = 2, gap: float = 0.25, limit: int = 10**6) -> None:
-        self.per_step, self.gap, self.limit = per_step, gap, limit
+    def __init__(self, per_step: int = 2, gap: float = 0.25, limit: int = 10**6, kept: int = 2) -> None:
+        self.per_step, self.gap, self.limit, self.kept = per_step, gap, limit, kept
         self.log: list[tuple[Any, ...]] = []
         self.versions: list[WeightVersion] = []
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
-        """Pairs (step-1)·count .. step·count-1, in falling order: a batch is a set."""
+    def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
+        """Groups (step-1)·count .. step·count-1, in falling order: a batch is a set."""
         del worker
         if step > self.limit:
             return ()
-        return [make_pair(ordinal, self.gap) for ordinal in range(step * count - 1, (step - 1) * count - 1, -1)]
+        ordinals = range(step * count - 1, (step - 1) * count - 1, -1)
+        return [make_group(ordinal, self.gap, kept=self.kept) for ordinal in ordinals]
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
         """Note it."""
@@ -77,3 +87,17 @@ class MemoryExchange:
     def rollback(self, step: int) -> None:
         """Note it."""
         self.log.append(("rollback", step))
+
+
+def policy_state(learner: Learner) -> dict[str, torch.Tensor]:
+    """Copies of the policy's tensors, whole, on rank 0. Collective."""
+    return learner.engine.collect(learner.reference.policy, lambda stream: dict(stream.tensors)) or {}
+
+
+def reference_digest(learner: Learner) -> str:
+    """Digest of the reference's tensors under the policy's names: the policy's right after a refresh. Collective."""
+
+    def digest(stream: TensorStream) -> str:
+        return whole_digest(tensor_entry(name, tensor) for name, tensor in stream.tensors)
+
+    return learner.engine.collect(learner.reference.parameters, digest) or ""

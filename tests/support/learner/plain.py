@@ -13,39 +13,39 @@ from common.config import RunConfig
 from common.models.cogvideox import ModelFolder, predict_v
 from common.models.lora import adapter_parameters, inject_lora
 from common.weights.tensors import from_array
-from learner.algorithms import draw
+from learner.algorithms.v_prediction import draw
 from learner.batch import collate
-from tests.support.learner.fakes import make_pair
+from tests.support.learner.fakes import make_group
 
 
 def plain_loss(
     policy: torch.nn.Module, reference: torch.nn.Module, model: ModelFolder, config: RunConfig, step: int
 ) -> tuple[torch.Tensor, list[float]]:
-    """The mean GAPO loss of the pairs that `MemoryExchange` leases for `step`, and each pair's inside."""
+    """The mean GAPO loss of the groups that `MemoryExchange` leases for `step`, and each pair's logit."""
     rules, count = config.learner, config.learner.pairs_per_step
-    leased = [make_pair(ordinal) for ordinal in range((step - 1) * count, step * count)]
+    leased = [make_group(ordinal) for ordinal in range((step - 1) * count, step * count)]
     batch = collate(leased)
     chance = draw(config.seed, step, batch.ordinals, rules, batch, 1000)
     scheduler = model.make_scheduler("ddim")
-    total, insides = torch.zeros(()), []
+    total, logits = torch.zeros(()), []
     for i, one in enumerate(leased):
         assert one.conditioning.image_latent is not None
         t, eps = chance.timesteps[i : i + 1], chance.noise[i : i + 1]
         text, image = from_array(one.conditioning.prompt_embeds)[None], from_array(one.conditioning.image_latent)[None]
         error = {}
-        for clip, latents in (("w", one.winner_latents), ("l", one.loser_latents)):
+        for clip, latents in zip("wl", one.latents, strict=True):
             x0 = from_array(latents)[None]
             noisy = scheduler.add_noise(x0, eps, t)  # type: ignore[arg-type]
             target = scheduler.get_velocity(x0, eps, t)  # type: ignore[arg-type]
             for name, network in (("policy", policy), ("reference", reference)):
                 v = predict_v(network, noisy, image, t, text)
                 error[name, clip] = torch.nn.functional.mse_loss(v, target)
-        winner = error["policy", "w"] - error["reference", "w"].detach()
-        loser = error["policy", "l"] - error["reference", "l"].detach()
-        inner = -rules.beta / 2 * (winner - loser)
-        insides.append(inner.item())
-        total = total - one.pair.gap * torch.nn.functional.logsigmoid(inner) / count
-    return total, insides
+        chosen = error["policy", "w"] - error["reference", "w"].detach()
+        rejected = error["policy", "l"] - error["reference", "l"].detach()
+        logit = -config.algorithm.beta / 2 * (chosen - rejected)
+        logits.append(logit.item())
+        total = total - one.selection.weights[0] * torch.nn.functional.logsigmoid(logit) / count
+    return total, logits
 
 
 def plain_training(model: ModelFolder, config: RunConfig, steps: int) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from learner.engines.zero import join_group
 from learner.learner import Learner
-from tests.support.learner.fakes import MemoryExchange, tiny_config, tiny_model
+from tests.support.learner.fakes import MemoryExchange, policy_state, tiny_config, tiny_model
 
 STEPS, SAVED = 5, 3
 KINDS: dict[str, dict[str, Any]] = {
@@ -24,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "sharded": {"train": "full", "reference": "sharded"},
     "offload": {"train": "full", "offload_optimizer": True},
 }
-SETTINGS: dict[str, Any] = {"pairs_per_step": 4, "micro_batch": 1, "beta": 50.0, "weight_decay": 0.01}
+SETTINGS: dict[str, Any] = {"pairs_per_step": 4, "micro_batch": 1, "algorithm": {"beta": 50.0}, "weight_decay": 0.01}
 
 
 def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
@@ -52,7 +52,7 @@ def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
 def _train(learner: Learner, exchange: Any) -> dict[str, Any]:
     while learner.step < STEPS:
         learner.work(exchange)
-    return learner.policy_state()
+    return policy_state(learner)
 
 
 if __name__ == "__main__":

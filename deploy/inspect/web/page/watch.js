@@ -74,7 +74,7 @@ function time(seconds) {
   return hours ? `${hours}:${two(rest)}:${two(whole % 60)}` : `${rest}:${two(whole % 60)}`;
 }
 
-function show({ standing, lines, pairs, curves, lanes }) {
+function show({ standing, lines, groups, curves, lanes }) {
   $("all").hidden = false;
   document.title = `${standing.run} · ${standing.step}/${standing.steps} · douga watch`;
   $("run").textContent = standing.run;
@@ -82,7 +82,7 @@ function show({ standing, lines, pairs, curves, lanes }) {
   $("phase").className = QUIET.includes(standing.phase) ? "" : "live";
   showWhere(standing);
   showPipeline(standing);
-  if (performance.now() - state.pairs > CALM || !state.shown.size) showPairs(pairs);
+  if (performance.now() - state.pairs > CALM || !state.shown.size) showGroups(groups);
   if (curves) showCurves(curves);
   showWorkers(standing, lines, lanes);
 }
@@ -96,7 +96,7 @@ function showWhere(standing) {
     ["left", standing.eta && !QUIET.includes(standing.phase) ? time(standing.eta) : "–", standing.eta && standing.phase !== "training" ? "of this phase" : ""],
     ["version", standing.version, standing.last.push ? `pushed ${time(standing.last.push.seconds)} ago` : ""],
     ["lag", number(standing.lag.mean), `at most ${standing.lag.bound}`],
-    ["trained", standing.queue.trained || 0, "pairs"],
+    ["trained", standing.queue.trained || 0, "groups"],
   ];
   $("facts").replaceChildren(...rows.map(([name, value, more]) =>
     make("div", {}, make("dt", { textContent: name }), make("dd", {}, `${value} `, make("small", { textContent: more })))));
@@ -121,7 +121,7 @@ function showPipeline(standing) {
     ["", "prompts", Object.values(queue).reduce((sum, one) => sum + one, 0), "taken", queue.pending ? `${queue.pending} pending` : ""],
     ["sampler", many(roles.sampler.workers, "sampler"), number(rates.groups_per_second, 2), "groups/s", waits("sampler")],
     ["rewarder", many(roles.rewarder.workers, "rewarder"), number(rates.clips_per_second), "clips/s", waits("rewarder")],
-    ["", "pairs", queue.paired || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
+    ["", "selected", queue.paired || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
     ["learner", many(roles.learner.workers, "learner"), number(rates.steps_per_minute), "steps/min", waits("learner")],
     ["", "weights", `v${standing.version}`, "", `${number(rates.pushes_per_minute)} pushes/min`],
   ];
@@ -143,20 +143,20 @@ function showPipeline(standing) {
   $("back").textContent = `samplers take each new version between two groups; rates of the last ${time(standing.window)}`;
 }
 
-// Pairs: a card stays as long as its pair is shown, so that its video goes on.
+// Groups: a card stays as long as its group is shown, so that its video keeps playing.
 
-function showPairs(pairs) {
-  if (!pairs.length) return;
+function showGroups(groups) {
+  if (!groups.length) return;
   state.pairs = performance.now();
   const before = state.shown;
-  state.shown = new Map(pairs.map((pair) => {
+  state.shown = new Map(groups.map((pair) => {
     const old = before.get(pair.ordinal);
     return [pair.ordinal, old && (old.dataset.clip === (pair.clip || "") || !pair.clip) ? old : card(pair)];
   }));
   for (const [ordinal, node] of before) if (state.shown.get(ordinal) !== node) discard(node);
   const nodes = [...state.shown.values()];
   nodes.forEach((node, place) => { if ($("pairs").children[place] !== node) $("pairs").insertBefore(node, $("pairs").children[place] || null); });
-  for (const pair of pairs) state.shown.get(pair.ordinal).querySelector(".state").textContent = pair.state;
+  for (const pair of groups) state.shown.get(pair.ordinal).querySelector(".state").textContent = pair.state;
   $("newest").hidden = false;
 }
 
@@ -170,31 +170,32 @@ function card(pair) {
   const node = make("figure", { className: "pair" });
   node.dataset.ordinal = pair.ordinal;
   node.dataset.clip = pair.clip || "";
-  const side = (name) => make("span", {}, `${name} `, make("b", { textContent: number(pair[name].reward) }));
+  const side = (one) => make("span", {}, `${one.name} `, make("b", { textContent: number(one.reward) }));
   const caption = make("figcaption", {}, pair.text,
-    make("p", { className: "note" }, `group ${pair.ordinal} · version ${pair.version} · gap ${number(pair.gap, 4)} · `, make("span", { className: "state" })),
-    ...Object.keys(pair.winner.scores).map((name) => dimension(name, pair.winner.scores[name], pair.loser.scores[name])));
-  node.append(screen(pair), make("div", { className: "sides" }, side("winner"), side("loser")), caption);
+    make("p", { className: "note" }, `group ${pair.ordinal} · version ${pair.version} · weight ${pair.kept.map((one) => number(one.weight, 4)).filter((one, place, all) => all.indexOf(one) === place).join(", ")} · `, make("span", { className: "state" })),
+    ...Object.keys(pair.kept[0].scores).map((name) => dimension(name, pair.kept.map((one) => one.scores[name]))));
+  node.append(screen(pair), make("div", { className: "sides" }, ...pair.kept.map(side)), caption);
   return node;
 }
 
 function screen(pair) {
   if (!pair.clip) return make("div", { className: "screen none", textContent: pair.why });
   const video = make("video", { src: pair.clip, muted: true, loop: true, autoplay: true, playsInline: true, preload: "auto" });
-  video.setAttribute("aria-label", `${pair.text}: winner left, loser right`);
+  video.setAttribute("aria-label", `${pair.text}: ${pair.kept.map((one) => one.name).join(", ")}, from left to right`);
   const node = make("div", { className: "screen" }, video);
   video.onloadedmetadata = () => { node.style.aspectRatio = `${video.videoWidth} / ${video.videoHeight}`; };
   video.onerror = () => { node.replaceChildren("clip is gone"); node.className = "screen none"; };
   return node;
 }
 
-function dimension(name, winner, loser) {
-  const bars = [winner, loser].map((value) => {
+function dimension(name, scores) {
+  const bars = scores.map((value) => {
     const bar = make("i");
     bar.style.width = `${Math.max(0, Math.min(100, value))}%`;
     return bar;
   });
-  const values = make("span", {}, make("b", { textContent: number(winner) }), ` | ${number(loser)}`);
+  const [first, ...others] = scores.map((value) => number(value));
+  const values = make("span", {}, make("b", { textContent: first }), ...others.map((value) => ` | ${value}`));
   return make("div", { className: "dimension" }, make("span", { textContent: name, title: name }), make("span", { className: "bars" }, ...bars), values);
 }
 

@@ -1,4 +1,4 @@
-"""Which scores make a pair, and with what weight, worked out by hand."""
+"""From raw scores to one reward, worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 
 from common.config import DIMENSIONS, RewardConfig, load_config
 from common.errors import ConfigError
-from common.exchange.pairs import weighted_mean
-from common.feedback import counted, expected
+from common.exchange.rewards import clip_reward, expected_scores, mean_score, reward_weights, weighted_mean
 
 SCORED = (*DIMENSIONS, "vs.visual", "vs.dynamic", "aesthetic")
 
@@ -19,7 +18,7 @@ def reward(**flags: str) -> RewardConfig:
 
 def test_judges_stand_beside_the_dimensions_and_share_their_weight_among_their_outputs():
     config = reward(**{"judges.vs.weight": "3", "weights.text": "0"})
-    weights = counted(config, SCORED)
+    weights = reward_weights(config, SCORED)
     assert weights == {
         **dict.fromkeys([name for name in DIMENSIONS if name != "text"], 1.0),
         "vs.visual": 1.5,
@@ -33,13 +32,13 @@ def test_outputs_have_weights_of_their_own():
     config = reward(
         path="", **{"judges.vs.weight": "4", "judges.vs.outputs.visual": "3", "judges.vs.outputs.dynamic": "1"}
     )
-    assert counted(config, SCORED) == {"vs.visual": 3.0, "vs.dynamic": 1.0, "aesthetic": 1.0}
+    assert reward_weights(config, SCORED) == {"vs.visual": 3.0, "vs.dynamic": 1.0, "aesthetic": 1.0}
     only = reward(path="", **{"judges.vs.outputs.visual": "3"})
-    assert counted(only, SCORED) == {"vs.visual": 1.0, "aesthetic": 1.0}
+    assert reward_weights(only, SCORED) == {"vs.visual": 1.0, "aesthetic": 1.0}
 
 
 def test_a_judge_without_weight_is_scored_and_does_not_count():
-    assert "aesthetic" not in counted(reward(**{"judges.aesthetic.weight": "0"}), SCORED)
+    assert "aesthetic" not in reward_weights(reward(**{"judges.aesthetic.weight": "0"}), SCORED)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,7 @@ def test_a_judge_without_weight_is_scored_and_does_not_count():
 )
 def test_feedback_of_one_dimension_or_of_all_alike(feedback, weights):
     config = reward(feedback=feedback, **{"weights.motion": "0", "judges.vs.weight": "1"})
-    assert counted(config, SCORED) == weights
+    assert reward_weights(config, SCORED) == weights
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ def test_feedback_of_one_dimension_or_of_all_alike(feedback, weights):
 )
 def test_what_counts_must_be_scored(flags, scored, line):
     with pytest.raises(ConfigError, match=line):
-        counted(reward(**flags), scored)
+        reward_weights(reward(**flags), scored)
 
 
 def test_presets_stand_for_weights():
@@ -78,5 +77,18 @@ def test_presets_stand_for_weights():
 
 def test_what_a_configuration_alone_expects():
     config = reward(**{"weights.text": "0", "feedback": "text", "judges.vs.outputs.visual": "1"})
-    assert expected(config) == [*DIMENSIONS, "vs.visual", "aesthetic"]
-    assert expected(reward(path="")) == ["vs", "aesthetic"]
+    assert expected_scores(config) == [*DIMENSIONS, "vs.visual", "aesthetic"]
+    assert expected_scores(reward(path="")) == ["vs", "aesthetic"]
+
+
+def test_a_clips_reward_is_the_clamped_mean_of_what_counts() -> None:
+    weights = {"weights.smoothness": "0", "weights.motion": "3", "weights.appeal": "1", "weights.text": "0"}
+    config = load_config(None, {f"reward.{name}": value for name, value in weights.items()} | {
+        "reward.weights.image": "0", "reward.weights.character": "0"}).reward  # fmt: skip
+    assert clip_reward(config, {"motion": 20.0, "appeal": 80.0, "text": 90.0}) == pytest.approx(0.35)  # (0.6 + 0.8) / 4
+    assert clip_reward(config, {"motion": -4.0, "appeal": 120.0}) == pytest.approx(0.25)  # 0 and 1
+    assert mean_score(config, {"motion": -4.0, "appeal": 120.0}) == pytest.approx(27.0)  # (-12 + 120) / 4
+    with pytest.raises(
+        ConfigError, match=r"reward\.weights\.appeal = 1\.0: no reward head scores appeal; scored are motion"
+    ):
+        clip_reward(config, {"motion": 20.0})

@@ -1,4 +1,12 @@
-"""What of a clip's scores counts, and how much: from dimensions, judges and the chosen feedback to weights. Pure.
+"""From a clip's raw scores to its one reward: the only place where the two are put together. Pure.
+
+    R~ = sum of w_d min(1, max(0, x_d / 100)) / sum of w_d            over the scores d that count
+
+| symbol | here | range |
+|---|---|---|
+| x_d | raw score of a dimension or a judge's output | nominally 0 .. 100 |
+| w_d | `reward_weights` | > 0 |
+| R~ | `clip_reward` | [0, 1]; times 100 the mean reward that reports show |
 
 ```
 reward.weights | preset  ->  smoothness 1, motion 1, ...      one weight per AnimeReward dimension
@@ -6,7 +14,7 @@ reward.judges.vs.weight  ->  vs.visual, vs.dynamic, ...       one weight, shared
 reward.feedback          ->  all of these | every score alike (global) | one of them
 ```
 
-A judge of one output is scored under its own name, ``vs``; one of several under ``vs.OUTPUT``.
+A judge with one output is scored under its own name, ``vs``; one with several under ``vs.OUTPUT``.
 """
 
 from __future__ import annotations
@@ -17,12 +25,29 @@ from common.config import RewardConfig, RewardJudgeConfig
 from common.errors import ConfigError
 
 ALL, GLOBAL = "all", "global"
+RANGE = 100.0  # raw scores are nominally 0 .. RANGE
 
 
-def counted(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
-    """Weight, above 0, of each of the names in `scored` that counts in the mean reward.
+def clip_reward(config: RewardConfig, scores: Mapping[str, float]) -> float:
+    """R~ of one clip in [0, 1], from its raw scores. Raises `ConfigError` when a score that counts is missing."""
+    clamped = {name: min(1.0, max(0.0, value / RANGE)) for name, value in scores.items()}
+    return weighted_mean(clamped, reward_weights(config, scores))
 
-    `ConfigError` when something that counts is scored by nothing.
+
+def mean_score(config: RewardConfig, scores: Mapping[str, float]) -> float:
+    """The mean of the raw scores that count, in points: R~ times 100 while all lie in 0 .. 100, never clamped."""
+    return weighted_mean(scores, reward_weights(config, scores))
+
+
+def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """The mean of `values` under `weights`, which name some of them."""
+    return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())
+
+
+def reward_weights(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
+    """Weight, above 0, of each of the names in `scored` that counts in the reward.
+
+    Raises `ConfigError` when something that counts is scored by nothing.
     """
     if config.feedback == GLOBAL:
         return dict.fromkeys(scored, 1.0)
@@ -38,7 +63,7 @@ def counted(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
     return weights
 
 
-def expected(config: RewardConfig) -> list[str]:
+def expected_scores(config: RewardConfig) -> list[str]:
     """Names that are scored, as far as the configuration alone can tell."""
     names = [name for name, weight in config.head_weights.items() if weight > 0 or name == config.feedback]
     for name, judge in config.judges.items():
