@@ -1,4 +1,4 @@
-"""What every part of the configuration is, and the error that names bad input."""
+"""The base class of all configuration sections, and the error for bad user input."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 
 class ConfigError(ValueError):
-    """Bad input from the user: one line that says what, where, and what is allowed. Exit code 2."""
+    """Bad user input. The message is one line: what is wrong, where, and what is allowed. Exit code 2."""
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values cannot change after loading."""
+    """One section of the configuration. Unknown keys are errors; values are immutable after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

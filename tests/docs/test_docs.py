@@ -39,7 +39,10 @@ def test_every_key_is_on_the_page() -> None:
     page = generate.config_page()
     assert [key.name for key in keys() if f"| `{key.name}` |" not in page] == []
     assert "| `learner.beta` | float > 0 | `5000.0` |  |  | DPO temperature" in page
-    assert "| `steps` | int >= 1 | `60` | `20` | yes | optimizer steps |" in page
+    assert (
+        "| `steps` | int >= 1 | `60` | `20` | yes | total optimizer steps; raise it to continue a finished run |"
+        in page
+    )
     assert r"| `learner.loss` | gapo \| dpo \| sft |" in page
 
 
