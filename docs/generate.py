@@ -139,14 +139,12 @@ Counters restart at 0 with their process. Gauges are read from ledger and folder
 the target say which process exports a series:
 
 {targets}
-
 ## All metrics
 
 A serial run is one process and exports everything that hub, samplers, rewarders and learner export. Weight syncs are
 called *pushes* in metric names.
 
 {rows}
-
 Every process also exports these metrics of the Prometheus client library:
 
 {of_process}

@@ -35,14 +35,16 @@ class JudgeConfig(Section):
     token_file: str = Field(default="", description="kind remote: file with the servers' bearer token")
     timeout: float = Field(default=60.0, gt=0, description="kind remote: timeout per call in seconds")
     retries: int = Field(default=3, ge=0, description="kind remote: retries of a failed call")
-    fps: float = Field(default=0.0, ge=0, description="frame rate that the judge is shown, frames per second")
+    fps: float = Field(
+        default=0.0, ge=0, description="frames per second that the judge is shown; 0 = default of the kind"
+    )
     frames: int = Field(
-        default=0, ge=0, description="number of frames that the judge is shown, spread evenly over the clip"
+        default=0, ge=0, description="frames that the judge is shown, evenly spread; 0 = default of the kind"
     )
     size: tuple[int, ...] = Field(
-        default=(), description="height,width in pixels of the frames that the judge is shown"
+        default=(), description="height,width in pixels that the judge is shown; empty = default of the kind"
     )
-    low: float = Field(default=0.0, description="raw score that maps to 0")
+    low: float = Field(default=0.0, description="raw score that maps to 0; low = high = 0: the kind's own range")
     high: float = Field(default=0.0, description="raw score that maps to 100")
     frame_weights: Literal["uniform", "central"] = Field(
         default="uniform",
@@ -151,19 +153,25 @@ class GuardConfig(Section):
     )
     every: int = Field(default=5, ge=1, description="weight syncs between probe readings")
     judges: dict[JudgeName, JudgeConfig] = Field(default={})  # held out: never trained on; empty: the oracle
-    fall: float = Field(default=5.0, gt=0, description="judge: points it may fall while the trained reward rises")
+    fall: float = Field(
+        default=5.0, gt=0, description="rule judge: points the held-out judge may fall while the trained reward rises"
+    )
     motion_floor: float = Field(
-        default=0.5, ge=0, le=1, description="motion: minimum share of the base clips' motion; 0 turns the rule off"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="rule motion: minimum share of the base clips' motion; 0 turns the rule off",
     )
     drift: float = Field(
-        default=1.0, gt=0, description="scorer: points by which the scores of the base clips may change"
+        default=1.0, gt=0, description="rule scorer: points by which the scores of the base clips may change"
     )
     patience: int = Field(
         default=2, ge=1, description="consecutive readings that must break the same rule before an alarm"
     )
     action: Literal["warn", "refresh", "pause"] = Field(
         default="warn",
-        description="on an alarm: only warn, also refresh the reference, or save and stop (exit code 3)",
+        description="on an alarm: only warn, also refresh the reference (not on a scorer alarm), or save and stop "
+        "(exit code 3)",
     )
 
     @model_validator(mode="after")

@@ -92,11 +92,12 @@ class ExchangeConfig(Section):
     ttl_seconds: float = Field(
         default=0.0,
         ge=0,
-        description="seconds a pair may wait for training before it expires; set it well above a step; 0 = no limit",
+        description="seconds a pair may wait for training before it expires; set it well above the time of a "
+        "step; 0 = no limit",
     )
     max_times_trained: int = Field(default=1, ge=1, description="optimizer steps that may use the same pair")
     max_attempts: int = Field(
-        default=3, ge=1, description="a group fails after this many leases that expired or were given back"
+        default=3, ge=1, description="leases of a group that may expire or be given back before it counts as failed"
     )
     lease_seconds: float = Field(
         default=600.0,
@@ -175,7 +176,8 @@ class LearnerConfig(Section):
     )
     image_noise: bool = Field(
         default=False,
-        description="add noise of scale exp(N(-3, 0.5)) to the first-frame latent; CogVideoX adds it to the pixels",
+        description="add noise of scale exp(N(-3, 0.5)) to the first-frame latent; CogVideoX was trained with it "
+        "on the pixels",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",
@@ -309,7 +311,7 @@ class ClusterConfig(Section):
     restart_seconds: float = Field(
         default=1.0,
         gt=0,
-        description="pause in seconds before a restart; doubles with every crash within the hour, up to 60",
+        description="seconds before a restart; doubles with every crash within the hour, up to 60 s",
     )
     min_samplers: int = Field(
         default=1, ge=0, description="minimum number of samplers; with fewer the run saves and stops (exit code 3)"

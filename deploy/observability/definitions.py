@@ -87,8 +87,8 @@ ROWS = (
     Metric("douga_candidates_total", COUNTER, HUB_ALONE, "Candidates stored by the exchange.",
            {"purpose": ("train", "probe", "eval")}),
     Metric("douga_sample_seconds", HISTOGRAM, HUB_ALONE,
-           "Seconds a sampler spends on one group: all candidates of a training prompt, or the single clip of a held- "
-           "out prompt.", buckets=SECONDS),
+           "Seconds a sampler spends on one group: all candidates of a training prompt, or the single clip of a "
+           "held-out prompt.", buckets=SECONDS),
     Metric("douga_candidates_wasted_total", COUNTER, HUB_ALONE,
            "Candidates whose sampling was wasted: the worker was lost (death), the lease had expired (late), the "
            "group failed (failed, nan) or its files were damaged (damage). 0 in a healthy run.",
@@ -193,8 +193,8 @@ ROWS = (
     Metric("douga_probe_prompts", GAUGE, HUB_ALONE,
            "Number n of probe prompts in the reading. The standard error of a mean over them is sigma / sqrt(n)."),
     Metric("douga_probe_reward", GAUGE, HUB_ALONE,
-           "Mean trained score over the probe prompts in points, 0 to 100. base differs from start: the scorer "
-           "drifted. policy differs from base: the policy changed.", BY_PROBED),
+           "Mean trained score of the probe prompts, in points, nominally 0 to 100. base differs from start: the "
+           "scorer drifted. policy differs from base: the policy changed.", BY_PROBED),
     Metric("douga_probe_reward_sigma", GAUGE, HUB_ALONE,
            "Sample standard deviation of douga_probe_reward over the prompts in points, >= 0.", BY_PROBED),
     Metric("douga_probe_judge", GAUGE, HUB_ALONE,
