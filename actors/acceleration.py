@@ -30,7 +30,7 @@ from common.models.cogvideox import compile_blocks
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def quicken(transformer: Any, how: SamplerConfig) -> Any:
+def apply_acceleration(transformer: Any, how: SamplerConfig) -> Any:
     """The transformer with what `how` asks for: the cache, compiled blocks."""
     if how.cache_threshold > 0:
         transformer.enable_cache(FirstBlockCacheConfig(threshold=how.cache_threshold))
@@ -39,7 +39,7 @@ def quicken(transformer: Any, how: SamplerConfig) -> Any:
     return transformer
 
 
-def forget(transformer: Any) -> None:
+def reset_cache(transformer: Any) -> None:
     """Start a clip: nothing is left in the cache of the one before."""
     if transformer.is_cache_enabled:
         transformer._reset_stateful_cache()

@@ -36,12 +36,13 @@ from typing import Any
 
 import torch
 
-from actors.acceleration import forget
+from actors.acceleration import reset_cache
 from actors.denoise import Condition, guided_v
 from actors.loop import SamplingError
 from actors.offline import frames_of
 from actors.sampler import Sampler
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.messages import Prompt, WeightVersion
 from common.models.cogvideox import ModelFolder, Scheduler
 from common.toon.prompts import encode_png
@@ -85,7 +86,7 @@ def invert(
 
     The model call pads the frames of CogVideoX 1.5, as in training.
     """
-    forget(transformer)
+    reset_cache(transformer)
     scheduler.set_timesteps(steps, device=x0.device)
     latents, below = x0[None], scheduler.final_alpha_cumprod
     for t in scheduler.timesteps.flip(0):

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from diffusers import CogVideoXDPMScheduler
 
-from actors.acceleration import forget
+from actors.acceleration import reset_cache
 from common.models.cogvideox import Scheduler, predict_v
 from common.models.shapes import front_padding
 
@@ -58,7 +58,7 @@ def denoise(
     Guidance: v = v_empty + guidance (v_text - v_empty), the image kept in both; 1 leaves the empty caption out, and so
     does a timestep t whose t / T is outside of `interval`.
     """
-    forget(transformer)
+    reset_cache(transformer)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     padding = front_padding(transformer.config, shape[0]) if start is None else 0
     latents = (

@@ -14,9 +14,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.exchange.api import Exchange, Submitted
-from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, WeightVersion
+from common.messages import Candidate, Conditioning, GroupLease, Prompt, SerializedTensor, WeightVersion
 
 if TYPE_CHECKING:  # a simulated sampler starts without torch
     import torch
@@ -45,7 +45,7 @@ class SamplingLoop(ABC):
         """What the model is conditioned on. `ConfigError` for a missing or broken image."""
 
     @abstractmethod
-    def empty_prompt_embeds(self) -> Array:
+    def empty_prompt_embeds(self) -> SerializedTensor:
         """The embedding [L, D] of the empty caption, for guidance and for caption dropout."""
 
     @abstractmethod

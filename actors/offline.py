@@ -22,10 +22,11 @@ from PIL import Image
 
 from actors.prompts.source import PromptSource, fitted
 from actors.sampler import Sampler
-from common.config import ConfigError, ModelConfig, RunConfig
+from common.config import ModelConfig, RunConfig
 from common.data.offline_pairs import End, RecordedPairs, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
-from common.messages import Array, Candidate, Conditioning, Prompt, Purpose, candidate_id
+from common.errors import ConfigError
+from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
 from common.models.cogvideox import ModelFolder
 from common.toon.prompts import encode_png
 from common.weights.tensors import from_array, to_array
@@ -89,7 +90,7 @@ class RecordedSampler(Sampler):
         numbers = (prompt.ordinal, index, seed, self.version)
         return Candidate(name, *numbers, latents, data, size.fps, size.height, size.width)
 
-    def _encode_clip(self, clip: Path) -> tuple[Array, bytes]:
+    def _encode_clip(self, clip: Path) -> tuple[SerializedTensor, bytes]:
         """x0 latents [F, C, h, w] of a clip, and what of it the model sees, as mp4. `ConfigError` when it is broken."""
         size = self._config.model
         pixels = frames_of(clip, size)
@@ -99,7 +100,7 @@ class RecordedSampler(Sampler):
         return to_array(latents), encode_mp4(pixels, size.fps)
 
 
-def _stacked(arrays: Sequence[Array]) -> Array:
+def _stacked(arrays: Sequence[SerializedTensor]) -> SerializedTensor:
     return to_array(torch.stack([from_array(array) for array in arrays]))
 
 

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.acceleration import Module, quicken, resident
+from actors.acceleration import Module, apply_acceleration, resident
 from actors.denoise import Condition, denoise
 from actors.loop import NON_FINITE, SamplingError, SamplingLoop
 from actors.prompts.source import first_frame
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
 from common.data.video import encode_mp4
-from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
+from common.errors import ConfigError
+from common.messages import Candidate, Conditioning, Prompt, SerializedTensor, WeightVersion, candidate_id
 from common.models.cogvideox import (
     ModelFolder,
     decode_latents,
@@ -64,13 +65,13 @@ class Sampler(SamplingLoop):
         self._full_version = 0  # the version of the weights under the adapter
         self._adapted = False
         self._encoded: OrderedDict[str, Conditioning] = OrderedDict()
-        self._empty: Array | None = None
+        self._empty: SerializedTensor | None = None
 
     # Weights.
 
     def _open_transformer(self) -> Any:
         size = self._config.model
-        return quicken(self._model.load_transformer(size.dtype, size.device), self._config.sampler)
+        return apply_acceleration(self._model.load_transformer(size.dtype, size.device), self._config.sampler)
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """Swap in a published version: all weights (`full`) or the adapter over the base that is held (`adapter`).
@@ -145,14 +146,14 @@ class Sampler(SamplingLoop):
                 image = to_array(encode_image(vae, unit)[0])
         return Conditioning(self._embed(prompt.text), image)
 
-    def empty_prompt_embeds(self) -> Array:
+    def empty_prompt_embeds(self) -> SerializedTensor:
         """See `SamplingLoop.empty_prompt_embeds`."""
         if self._empty is None:
             self._empty = self._embed("")
         return self._empty
 
     @torch.inference_mode()
-    def _embed(self, text: str) -> Array:
+    def _embed(self, text: str) -> SerializedTensor:
         with self._resident(self._text_encoder) as encoder:
             embeds = encode_text(self._tokenizer, encoder, [text], self._model.max_text_length)
             return to_array(embeds[0])

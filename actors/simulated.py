@@ -7,7 +7,7 @@ from typing import Any
 
 from actors.loop import SamplingError, SamplingLoop
 from common.config import RunConfig
-from common.messages import Array, Candidate, Conditioning, Prompt, WeightVersion, candidate_id
+from common.messages import Candidate, Conditioning, Prompt, SerializedTensor, WeightVersion, candidate_id
 from common.simulation import Simulation, data
 
 
@@ -27,7 +27,7 @@ class SimulatedSampler(SamplingLoop):
         """See `SamplingLoop.encode`. Nothing is awaited: a real sampler has most prompts in its cache."""
         return Conditioning(data(self._config.simulation.embeds_bytes, "text", prompt.id), None)
 
-    def empty_prompt_embeds(self) -> Array:
+    def empty_prompt_embeds(self) -> SerializedTensor:
         """See `SamplingLoop.empty_prompt_embeds`."""
         return data(self._config.simulation.embeds_bytes, "text", "")
 

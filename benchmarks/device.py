@@ -19,7 +19,8 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from benchmarks.harness import Aim, Row, ratio
-from common.config import ConfigError, LearnerConfig, RunConfig
+from common.config import LearnerConfig, RunConfig
+from common.errors import ConfigError
 from deploy.planning.memory import GPUS, Gpu
 from deploy.planning.model_sizes import ModelSizes
 from deploy.planning.plan import draft

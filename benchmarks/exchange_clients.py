@@ -31,7 +31,7 @@ from common.config import DIMENSIONS, RunConfig, load_config
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange, exchange_service
-from common.messages import Array, Candidate, Conditioning, GroupLease, Prompt, Score, candidate_id
+from common.messages import Candidate, Conditioning, GroupLease, Prompt, Score, SerializedTensor, candidate_id
 from common.rpc.server import serving
 
 GROUP, PAIRS, CLIPS = 4, 8, 8  # candidates of a group, pairs of a step, clips of one lease
@@ -169,8 +169,8 @@ class Client:
         if not answer.accepted:
             raise RuntimeError(f"{self.name}: not accepted: {answer.reason}")
 
-    def _array(self, size: int) -> Array:
-        return Array("uint8", (size,), self._noise(size))
+    def _array(self, size: int) -> SerializedTensor:
+        return SerializedTensor("uint8", (size,), self._noise(size))
 
     def _candidate(self, lease: GroupLease, index: int) -> Candidate:
         ordinal, latents = lease.prompt.ordinal, self._sizes.latents

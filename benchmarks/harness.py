@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import processor
-from common.config import ConfigError
+from common.errors import BAD_INPUT, ConfigError
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def main(
     try:
         _check_place(given.json)
         report = measure(given)
-    except ConfigError as error:
+    except BAD_INPUT as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     show(report)
     if given.json is not None:

@@ -34,12 +34,13 @@ from benchmarks.device import GB, is_cuda, wait
 from benchmarks.harness import Aim, Report, Row, main
 from benchmarks.options import model_flags, open_given, prompts_for
 from benchmarks.random_models import TOON
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
 from common.exchange.api import RunExchange
 from common.exchange.local import LocalExchange
 from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersion
 from common.models.cogvideox import ModelFolder
-from learner.batch import Pairs
+from learner.batch import PairBatch
 from learner.learner import Learner
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
@@ -175,7 +176,7 @@ class TimedLearner(Learner):
         with timeline.phase("open learner"):
             super().__init__(model, config, folder)
 
-    def optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
+    def optimize(self, pairs: PairBatch) -> tuple[torch.Tensor, float]:
         """See `Learner.optimize`."""
         with self._timeline.phase("step"):
             return super().optimize(pairs)

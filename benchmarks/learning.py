@@ -48,7 +48,7 @@ from common.models.cogvideox import (
 )
 from common.models.lora import peft_settings
 from common.models.noise_schedule import NoiseSchedule
-from learner.batch import Pairs
+from learner.batch import PairBatch
 from learner.learner import Learner
 
 ROUNDS = 5
@@ -100,11 +100,11 @@ class Encoders:
         self._text_encoder = model.load_text_encoder(size.dtype, size.device)
 
     @torch.no_grad()
-    def __call__(self, batch: Clips) -> Pairs:
+    def __call__(self, batch: Clips) -> PairBatch:
         """What a step learns from."""
         count, device = len(batch.texts), self._device
         conditioned = self._model.image_conditioned
-        return Pairs(
+        return PairBatch(
             ordinals=tuple(range(count)),
             winner=encode_video(self._vae, batch.winner.to(device)),
             loser=encode_video(self._vae, batch.loser.to(device)),
@@ -143,7 +143,7 @@ class Plain:
         self.optimizer.step()
         return total
 
-    def _losses(self, pairs: Pairs) -> torch.Tensor:
+    def _losses(self, pairs: PairBatch) -> torch.Tensor:
         noise = torch.randn_like(pairs.winner)
         t = torch.randint(0, self.schedule.steps, (len(pairs),), device=noise.device)
 
@@ -158,12 +158,12 @@ class Plain:
         return -logsigmoid(-0.5 * self.config.learner.beta * (moved - fixed))
 
 
-def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Pairs:
+def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> PairBatch:
     """The same pairs as the learner gets them: encoded once, when they were sampled, in host memory."""
     encoders = Encoders(model, config)
     parts = [encoders(part).to("cpu").tensors() for part in batch.parts(1)]
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return Pairs(tuple(range(len(parts))), **({"image_latent": None} | whole))  # type: ignore[arg-type]
+    return PairBatch(tuple(range(len(parts))), **({"image_latent": None} | whole))  # type: ignore[arg-type]
 
 
 def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:

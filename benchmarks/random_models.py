@@ -20,7 +20,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDPMScheduler, CogVideoXTransformer3DModel
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models.cogvideox import (
     ModelFolder,
     build_tokenizer,

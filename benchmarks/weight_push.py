@@ -39,8 +39,8 @@ from common.weights.store import WeightStore, manifest_checker
 from common.weights.sync import (
     AHEAD,
     CHUNK,
-    Announcer,
     RemoteWeights,
+    VersionPublisher,
     WeightPuller,
     pull,
     weight_service,
@@ -314,7 +314,7 @@ def visible(folder: Path, rounds: int) -> tuple[Row, Aim]:
     _publish(store, state, 0)
     with (
         serving(weight_service(store)) as service,
-        closing(Announcer()) as notes,
+        closing(VersionPublisher()) as notes,
         WeightPuller(service.address, notes.address, folder / "staged", "sampler") as puller,
     ):
         puller.wait(0, WAIT)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from common.config import ConfigError, RewardConfig, RewardJudgeConfig
+from common.config import RewardConfig, RewardJudgeConfig
+from common.errors import ConfigError
 
 ALL, GLOBAL = "all", "global"
 

@@ -6,7 +6,8 @@ prompts -> SAMPLERS -> Candidate -> REWARDERS -> Score -> PreferencePair -> LEAR
 ```
 
 Symbols of the shapes: L text tokens, D text width, F latent frames, C latent channels, h x w latent size.
-This module imports no torch: tensors travel as `Array` (dtype, shape, bytes); `common/weights/tensors.py` converts.
+This module imports no torch: tensors travel as `SerializedTensor` (dtype, shape, bytes); `common/weights/tensors.py`
+converts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4,
 
 
 @dataclass(frozen=True, slots=True)
-class Array:
+class SerializedTensor:
     """A tensor without its library. `data` is C-contiguous, little-endian; its length is checked."""
 
     dtype: str  # a key of ITEM_BYTES
@@ -65,9 +66,9 @@ class Conditioning:
     Recorded pairs (`common/data/offline_pairs.py`) have a condition for each: one dimension more, the winner's first.
     """
 
-    prompt_embeds: Array  # [L, D], or [2, L, D]
+    prompt_embeds: SerializedTensor  # [L, D], or [2, L, D]
     image_latent: (
-        Array | None
+        SerializedTensor | None
     )  # [1, C, h, w] or [2, 1, C, h, w], the clean first frame, VAE-scaled; None: text-to-video
 
 
@@ -80,7 +81,7 @@ class Candidate:
     index: int  # 0 .. N-1
     seed: int  # with the policy version it reproduces the latents
     policy_version: int
-    latents: Array  # [F, C, h, w], x0 as the sampler's scheduler left it, VAE-scaled
+    latents: SerializedTensor  # [F, C, h, w], x0 as the sampler's scheduler left it, VAE-scaled
     clip: bytes = field(repr=False)  # mp4, H.264
     fps: int = 8
     height: int = 0  # pixels
@@ -142,8 +143,8 @@ class TrainingPair:
 
     pair: PreferencePair
     conditioning: Conditioning
-    winner_latents: Array  # [F, C, h, w]
-    loser_latents: Array  # [F, C, h, w]
+    winner_latents: SerializedTensor  # [F, C, h, w]
+    loser_latents: SerializedTensor  # [F, C, h, w]
     lag: int  # pushes since the pair was sampled, 0 .. max_lag
 
 
@@ -193,7 +194,7 @@ class StepStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class TrainingFinished:
     """Training is at its end. Learner -> journal."""
 
     step: int  # optimizer steps taken

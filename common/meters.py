@@ -24,7 +24,7 @@ class Meters(Protocol):
         ...
 
 
-class Unheard:
+class NullMeters:
     """`Meters` that nobody reads."""
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
@@ -34,10 +34,10 @@ class Unheard:
         """See `Meters`."""
 
 
-UNHEARD = Unheard()
+NULL_METERS = NullMeters()
 
 
-class Awaited(Iterator[Item]):
+class TimedIterator(Iterator[Item]):
     """Goes through `items`; `seconds` is the time that it has waited for them."""
 
     def __init__(self, items: Iterable[Item]) -> None:

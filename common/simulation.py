@@ -11,7 +11,7 @@ from hashlib import blake2b
 from random import Random
 
 from common.config import RunConfig
-from common.messages import Array
+from common.messages import SerializedTensor
 
 
 class Simulation:
@@ -41,7 +41,7 @@ class Simulation:
         return Random(repr((self._seed, *what)))
 
 
-def data(size: int, *what: object) -> Array:
+def data(size: int, *what: object) -> SerializedTensor:
     """`size` bytes that differ for every `what`."""
     pattern = blake2b(repr(what).encode()).digest()
-    return Array("uint8", (size,), (pattern * (size // len(pattern) + 1))[:size])
+    return SerializedTensor("uint8", (size,), (pattern * (size // len(pattern) + 1))[:size])

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 OPTIONS = frozenset({"host", "port", "token", "token-file"})
 MIN_TOKEN = 16  # characters: nobody guesses that over a network

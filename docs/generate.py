@@ -21,14 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Key, RunConfig, keys, leaves, load_config
-from deploy.observability.definitions import (
-    HISTOGRAM,
-    OF_PROCESS,
-    PROCESSES,
-    TABLE,
-    TARGET_LABELS,
-    Metric,
-)
+from common.roles import PROCESSES
+from deploy.observability.definitions import HISTOGRAM, OF_PROCESS, TABLE, TARGET_LABELS, Metric
 from deploy.run_dir.layout import TOON, is_free
 
 ROOT = Path(__file__).parents[1]

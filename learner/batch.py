@@ -19,7 +19,7 @@ from learner.engines.base import Engine
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairBatch:
     """n training pairs, by rising ordinal. Made by `collate`."""
 
     ordinals: tuple[int, ...]
@@ -42,12 +42,12 @@ class Pairs:
         sides = [(self.winner, self.loser), *((each[:, 0], each[:, 1]) for each in own)]
         return all(torch.equal(one, other) for one, other in sides)
 
-    def part(self, start: int, stop: int) -> Pairs:
+    def part(self, start: int, stop: int) -> PairBatch:
         """Pairs start .. stop-1."""
         cut = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
         return replace(self, ordinals=self.ordinals[start:stop], **cut)
 
-    def to(self, device: torch.device | str) -> Pairs:
+    def to(self, device: torch.device | str) -> PairBatch:
         """The same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
@@ -57,11 +57,11 @@ class Pairs:
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
-def collate(pairs: Sequence[TrainingPair]) -> Pairs:
+def collate(pairs: Sequence[TrainingPair]) -> PairBatch:
     """Stack leased pairs, sorted by ordinal: the batch is a set, whatever order the exchange gave it in."""
     ordered = sorted(pairs, key=lambda one: one.pair.ordinal)
     images = [one.conditioning.image_latent for one in ordered]
-    return Pairs(
+    return PairBatch(
         tuple(one.pair.ordinal for one in ordered),
         torch.stack([from_array(one.winner_latents) for one in ordered]),
         torch.stack([from_array(one.loser_latents) for one in ordered]),
@@ -73,7 +73,7 @@ def collate(pairs: Sequence[TrainingPair]) -> Pairs:
     )
 
 
-def share(pairs: Pairs | None, engine: Engine) -> Pairs | None:
+def share(pairs: PairBatch | None, engine: Engine) -> PairBatch | None:
     """Rank 0's pairs on every rank (None when it has none): a JSON header, then the tensors. All ranks call it."""
     if engine.world == 1:
         return pairs
@@ -90,10 +90,10 @@ def share(pairs: Pairs | None, engine: Engine) -> Pairs | None:
         )
         distributed.broadcast(own, 0)
         tensors[name] = own.cpu()
-    return Pairs(tuple(header["ordinals"]), **tensors)  # type: ignore[arg-type]
+    return PairBatch(tuple(header["ordinals"]), **tensors)  # type: ignore[arg-type]
 
 
-def _share_header(pairs: Pairs | None, device: torch.device | str) -> dict | None:
+def _share_header(pairs: PairBatch | None, device: torch.device | str) -> dict | None:
     """Ordinals, dtypes and shapes from rank 0; None when it has no pairs."""
     data = b""
     if pairs is not None:

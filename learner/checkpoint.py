@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.config import ConfigError
+from common.errors import ConfigError, CorruptDataError
 from common.errors.disk import writing
 from common.models.fingerprint import check_same_model
 from common.weights.tensor_file import TensorStream, write
@@ -62,23 +62,23 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def write_tensors(folder: Path, name: str, stream: TensorStream) -> None:
-    """`name`.safetensors with its digest. `StorageFailed` where the disk refuses."""
+    """`name`.safetensors with its digest. `StorageError` where the disk refuses."""
     path = folder / f"{name}.safetensors"
     with writing(path):
         write(path, stream, with_digest=True)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """What `write_tensors` wrote. `ConfigError` when it is missing, cut short or altered."""
+    """What `write_tensors` wrote. `CorruptDataError` when it is missing, cut short or altered."""
     file = folder / f"{name}.safetensors"
     try:
         with safe_open(file, "pt") as opened:
             digest = (opened.metadata() or {}).get("digest")
             state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
+        raise CorruptDataError(f"{file}: cannot be read: {error}") from None
     if policy_digest(state) != digest:
-        raise ConfigError(f"{file}: differs from its digest")
+        raise CorruptDataError(f"{file}: differs from its digest")
     return state
 
 
@@ -88,12 +88,12 @@ def write_progress(folder: Path, progress: Progress) -> None:
 
 
 def read_progress(folder: Path) -> Progress:
-    """What `write_progress` wrote. `ConfigError` when it is broken."""
+    """What `write_progress` wrote. `CorruptDataError` when it is broken."""
     file = folder / STATE
     try:
         return Progress(**json.loads(file.read_text()))
     except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise ConfigError(f"{file}: not a checkpoint: {error}") from None
+        raise CorruptDataError(f"{file}: not a checkpoint: {error}") from None
 
 
 def check_agrees(folder: Path, saved: Progress, now: Progress, model: str) -> None:

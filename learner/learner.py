@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from common.config import ConfigError, LearnerConfig, RunConfig
+from common.config import LearnerConfig, RunConfig
+from common.errors import ConfigError
 from common.exchange.api import RunExchange
 from common.messages import TrainingPair, WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
@@ -35,10 +36,10 @@ from learner.algorithms import (
     pair_weights,
     v_errors,
 )
-from learner.batch import Pairs, collate, share
+from learner.batch import PairBatch, collate, share
 from learner.engines.base import Engine, NonFinite
 from learner.engines.single import SingleEngine
-from learner.loop import LearningLoop, Taken
+from learner.loop import LearningLoop, StepResult
 from learner.reference_model import AdapterReference, CopyReference, Reference
 
 
@@ -72,18 +73,18 @@ class Learner(LearningLoop):
             compile_blocks(module)
             self.reference.compile()
         self.engine = make_engine(module, self._rules, config.model.device)
-        self.reference.settle(self.engine)
+        self.reference.place(self.engine)
 
     # A step.
 
-    def take(self, exchange: RunExchange | None) -> Taken | None:
+    def take(self, exchange: RunExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
         pairs = share(self._lease(exchange), self.engine)
         if pairs is None:
             return None
         sums, norm = self.optimize(pairs)
         loss, inner, winner, loser = (sums / len(pairs)).tolist()
-        return Taken(
+        return StepResult(
             ordinals=pairs.ordinals,
             loss=loss,
             inside=inner,
@@ -97,7 +98,7 @@ class Learner(LearningLoop):
             reward=pairs.rewards.mean().item(),
         )
 
-    def _lease(self, exchange: RunExchange | None) -> Pairs | None:
+    def _lease(self, exchange: RunExchange | None) -> PairBatch | None:
         if exchange is None:
             return None
         leased: Sequence[TrainingPair] = exchange.lease_pairs(self.worker, self.step + 1, self._rules.pairs_per_step)
@@ -109,7 +110,7 @@ class Learner(LearningLoop):
             raise ConfigError(f"pairs have latents {found}, this model and model.frames/height/width give {needed}")
         return pairs
 
-    def optimize(self, pairs: Pairs) -> tuple[torch.Tensor, float]:
+    def optimize(self, pairs: PairBatch) -> tuple[torch.Tensor, float]:
         """Update from the global batch: its sums of (loss, inside, winner, loser), the gradient norm. Collective."""
         step, sums = self.step + 1, torch.zeros(4, device=self.engine.device)
         weights = pair_weights(self._rules.loss, pairs.gap, self._rules.normalise_gap)
@@ -139,16 +140,16 @@ class Learner(LearningLoop):
 
     # Errors.
 
-    def errors(self, pairs: Pairs, ordinals: Sequence[int], step: int) -> PairErrors:
+    def errors(self, pairs: PairBatch, ordinals: Sequence[int], step: int) -> PairErrors:
         """e of policy (with gradient) and reference on `pairs`, a part of the global batch `ordinals` of `step`."""
         drawn = draw(self.config.seed, step, ordinals, self._rules, pairs, self._schedule.steps).to(self.engine.device)
         pairs = pairs.to(self.engine.device)
-        with self.reference.acting(self.engine) as model:
+        with self.reference.forward_context(self.engine) as model:
             reference = self._v_errors(model, pairs, drawn)
         policy = self._v_errors(self.engine.model, pairs, drawn)
         return PairErrors(*policy, *reference)
 
-    def _v_errors(self, model: torch.nn.Module, pairs: Pairs, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
+    def _v_errors(self, model: torch.nn.Module, pairs: PairBatch, drawn: Draw) -> tuple[torch.Tensor, torch.Tensor]:
         empty = None if self.empty_embeds is None else from_array(self.empty_embeds, self.engine.device)
         return v_errors(self._predict(model), self._schedule, pairs, drawn, empty)
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.exchange.api import RunExchange
-from common.messages import Array, StepStats, Trained, WeightVersion
-from common.meters import UNHEARD, Awaited, Meters
+from common.messages import SerializedTensor, StepStats, TrainingFinished, WeightVersion
+from common.meters import NULL_METERS, Meters, TimedIterator
 from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner import checkpoint
@@ -33,7 +33,7 @@ FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class StepResult:
     """One optimizer step in numbers, as in `StepStats`, and the pairs it used."""
 
     ordinals: Sequence[int]
@@ -61,14 +61,16 @@ class LearningLoop(ABC):
         self._model = dict(model or {})
         self.step, self.version = 0, -1
         self._heeded = -1  # the step after which the guardrails' last refresh was done
-        self.empty_embeds: Array | None = None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
-        self.meters: Meters = UNHEARD
+        self.empty_embeds: SerializedTensor | None = (
+            None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
+        )
+        self.meters: Meters = NULL_METERS
         self.store = WeightStore(folder / "weights")
         self._checkpoints = folder / "checkpoints"
         self._rules = config.learner
 
     @abstractmethod
-    def take(self, exchange: RunExchange | None) -> Taken | None:
+    def take(self, exchange: RunExchange | None) -> StepResult | None:
         """Lease the next step's pairs and update the weights; None when there is no full batch. Collective."""
 
     @abstractmethod
@@ -144,13 +146,13 @@ class LearningLoop(ABC):
             self.refresh()
             self._heeded = self.step
 
-    def finish(self, exchange: RunExchange | None) -> Trained:
+    def finish(self, exchange: RunExchange | None) -> TrainingFinished:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
         if not due(self.step, self._rules.steps_per_push):
             self.publish(exchange)
         if not due(self.step, self._rules.checkpoint_every):
             self.save(exchange)
-        return Trained(self.step, self.version, self.policy_digest())
+        return TrainingFinished(self.step, self.version, self.policy_digest())
 
     def pause(self, exchange: RunExchange | None) -> None:
         """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
@@ -163,7 +165,7 @@ class LearningLoop(ABC):
         An adapter stands on version 0's weights, the base model; which one that is, every version says.
         """
         number, began = exchange.next_version(), time.perf_counter()
-        tensors = Awaited(stream.tensors)
+        tensors = TimedIterator(stream.tensors)
         version = self.store.publish(
             TensorStream(stream.layout, tensors),
             version=number,

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from common.config import ConfigError, LearnerConfig
+from common.config import LearnerConfig
+from common.errors import ConfigError
 
 
 def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> torch.optim.Optimizer:

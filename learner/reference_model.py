@@ -26,7 +26,7 @@ import torch
 
 from common.config import LoraConfig
 from common.models.cogvideox import compile_blocks
-from common.models.lora import acting, activate, adapter_parameters, inject_lora
+from common.models.lora import activate, adapter_parameters, inject_lora, using_adapter
 from learner.engines.base import Engine
 
 POLICY, REFERENCE = "policy", "reference"
@@ -41,14 +41,15 @@ class Reference(ABC):
     parameters: Mapping[str, torch.Tensor]  # the reference's, by the same names
 
     @abstractmethod
-    def acting(self, engine: Engine) -> AbstractContextManager[torch.nn.Module]:
-        """``with reference.acting(engine) as model``: what to call for the reference's prediction, no gradients."""
+    def forward_context(self, engine: Engine) -> AbstractContextManager[torch.nn.Module]:
+        """``with reference.forward_context(engine) as model``: what to call for the reference's prediction, no
+        gradients."""
 
     @abstractmethod
     def refresh(self, engine: Engine) -> None:
         """Reference <- policy. Collective."""
 
-    def settle(self, engine: Engine) -> None:
+    def place(self, engine: Engine) -> None:
         """Take the place that it will have beside the finished `engine`. Collective."""
         del engine
 
@@ -78,8 +79,8 @@ class AdapterReference(Reference):
         """See `Reference.compile`: there are none."""
 
     @contextmanager
-    def acting(self, engine: Engine) -> Iterator[torch.nn.Module]:
-        with acting(self._module, REFERENCE, trainable=POLICY), torch.no_grad():
+    def forward_context(self, engine: Engine) -> Iterator[torch.nn.Module]:
+        with using_adapter(self._module, REFERENCE, trainable=POLICY), torch.no_grad():
             yield engine.model
 
     def refresh(self, engine: Engine) -> None:
@@ -104,8 +105,8 @@ class CopyReference(Reference):
         self.policy = module_tensors(module)
         self.parameters = module_tensors(self._copy)
 
-    def settle(self, engine: Engine) -> None:
-        """See `Reference.settle`."""
+    def place(self, engine: Engine) -> None:
+        """See `Reference.place`."""
         if self._placement == "sharded":
             self._model = engine.shard(self._copy)
 
@@ -114,10 +115,10 @@ class CopyReference(Reference):
         compile_blocks(self._copy)
 
     @contextmanager
-    def acting(self, engine: Engine) -> Iterator[torch.nn.Module]:
+    def forward_context(self, engine: Engine) -> Iterator[torch.nn.Module]:
         with ExitStack() as stack, torch.no_grad():
             if self._placement == "host":
-                stack.enter_context(_visiting(self._copy, engine.device))
+                stack.enter_context(_on_device(self._copy, engine.device))
             yield self._model
 
     def refresh(self, engine: Engine) -> None:
@@ -139,7 +140,7 @@ def _move(module: torch.nn.Module, device: str) -> None:
 
 
 @contextmanager
-def _visiting(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
+def _on_device(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Within the block copies of `module`'s tensors are on `device`; nobody may change them."""
     home = [(tensor, tensor.data) for tensor in _tensors(module)]
     for tensor, data in home:

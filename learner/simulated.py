@@ -20,7 +20,7 @@ from common.weights.store import new_folder
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import tensor_entry, whole_digest
 from learner import checkpoint
-from learner.loop import LearningLoop, Taken
+from learner.loop import LearningLoop, StepResult
 
 USES, BALLAST, POLICY = "uses", "ballast", "policy"
 
@@ -33,7 +33,7 @@ class SimulatedLearner(LearningLoop):
         self._simulation = Simulation(config)
         self._uses = torch.zeros(0, dtype=torch.int32)
 
-    def take(self, exchange: RunExchange | None) -> Taken | None:
+    def take(self, exchange: RunExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
         if exchange is None:
             raise ValueError("a simulated learner has one rank, which needs the exchange")
@@ -95,10 +95,10 @@ class SimulatedLearner(LearningLoop):
         """See `LearningLoop.close`."""
 
 
-def _taken(pairs: Sequence[TrainingPair]) -> Taken:
+def _taken(pairs: Sequence[TrainingPair]) -> StepResult:
     """The figures that pairs alone give; those of a loss are 0."""
     count = len(pairs)
-    return Taken(
+    return StepResult(
         ordinals=[one.pair.ordinal for one in pairs],
         loss=0.0,
         inside=0.0,

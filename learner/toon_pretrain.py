@@ -40,17 +40,17 @@ from common.toon.world import (
     figure_mask,
     render,
 )
-from common.training.fit import Fit, fit
+from common.training.fit import FitConfig, fit
 
 Log = Callable[[str], None]
 FIGURE_WEIGHT = 4.0  # the figure's pixels count this much more than the background's
 CROP = 32
 TEXT_TOKENS = 12  # the longest caption has 9 words
 CAPTION_DROP = 0.1
-BASE_PLAN = Fit(steps=2000, lr=4e-3, weight_decay=0.01)
+BASE_PLAN = FitConfig(steps=2000, lr=4e-3, weight_decay=0.01)
 BASE_BATCH = 16
-VAE_PLAN = Fit(steps=2400, lr=3e-3)
-CUT_PLAN = Fit(steps=300, lr=1.5e-3)
+VAE_PLAN = FitConfig(steps=2400, lr=3e-3)
+CUT_PLAN = FitConfig(steps=300, lr=1.5e-3)
 WIDE, CHANNELS = 8, 4  # latent channels while the VAE learns, and of the finished one
 VAE_BATCHES = ((1600, 4, CROP), (2200, 8, CROP), (2400, 4, 0))  # until step, clips, side of the crop (0: whole)
 
@@ -95,7 +95,7 @@ def new_vae(channels: int = CHANNELS) -> AutoencoderKLCogVideoX:
 
 
 def train_vae(
-    data: ClipSet, folder: Path, seed: int, plan: Fit = VAE_PLAN, cut_plan: Fit = CUT_PLAN, log: Log = print
+    data: ClipSet, folder: Path, seed: int, plan: FitConfig = VAE_PLAN, cut_plan: FitConfig = CUT_PLAN, log: Log = print
 ) -> AutoencoderKLCogVideoX:
     """Train the VAE with `WIDE` channels, cut it to its `CHANNELS` principal ones, and train on.
 
@@ -289,7 +289,7 @@ def encode_clips(vae: AutoencoderKLCogVideoX, data: ClipSet, folder: Path) -> La
 
 
 def train_base(
-    latents: LatentSet, folder: Path, seed: int, plan: Fit = BASE_PLAN, log: Log = print
+    latents: LatentSet, folder: Path, seed: int, plan: FitConfig = BASE_PLAN, log: Log = print
 ) -> tuple[T5EncoderModel, CogVideoXTransformer3DModel]:
     """Train text encoder and transformer together: mean squared error of v, t uniform, some captions dropped."""
     torch.manual_seed(seed)

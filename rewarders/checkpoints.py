@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import common.toon
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.errors.oom import pass_on
 from rewarders.interface import Reward
 from rewarders.toon_heads.appeal import Appeal

@@ -70,16 +70,16 @@ class Judge(Protocol):
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
         """Per clip one raw value of each output, or in words why there is none. `ValueError` as in `Reward.score`.
 
-        `NoAnswer` when none of the clips could be judged now and trying them one by one would not help.
+        `JudgeUnavailable` when none of the clips could be judged now and trying them one by one would not help.
         """
         ...
 
 
-class NoAnswer(Exception):
+class JudgeUnavailable(Exception):
     """A judge that is late or out of reach: these clips stay without its scores, the others go on."""
 
 
-class JudgeLost(Exception):
+class JudgeFailed(Exception):
     """A judge that does not answer any more, or is another one than at the start: scoring cannot go on."""
 
 

@@ -15,11 +15,12 @@ import math
 from collections.abc import Sequence
 from hashlib import blake2b
 
-from common.config import ConfigError, RewardConfig
+from common.config import RewardConfig
 from common.data.video import decode_video
+from common.errors import ConfigError
 from common.feedback import counted
 from common.messages import Prompt, Score, ScoreTask
-from rewarders.interface import Clip, Judge, NoAnswer, Opinion, Reward, as_judge
+from rewarders.interface import Clip, Judge, JudgeUnavailable, Opinion, Reward, as_judge
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def opinions(judge: Judge, clips: list[Clip], prompts: list[Prompt]) -> list[Opi
     name = ", ".join(judge.outputs)
     try:
         return [*judge.judge(clips, prompts)]
-    except NoAnswer as error:
+    except JudgeUnavailable as error:
         log.warning("%s of %d clips: %s", name, len(clips), error)
         return [str(error)] * len(clips)
     except ValueError as error:

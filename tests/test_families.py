@@ -32,7 +32,7 @@ from common.models.noise_schedule import NoiseSchedule
 from common.models.shapes import front_padding
 from common.weights.tensors import from_array
 from learner.algorithms import Draw, v_errors
-from learner.batch import Pairs
+from learner.batch import PairBatch
 from learner.learner import without_dropout
 from tests.support.reference import open_pipeline, pipeline_latents
 from tests.support.tiny import CHANNELS, FAMILIES, HEIGHT, WIDTH, tiny_pipeline
@@ -142,7 +142,7 @@ def check_sampling(sampler: Sampler, family: Family, kind: str = "dpm") -> None:
     torch.testing.assert_close(sampled(sampler, family), family.latents(kind), atol=TOLERANCE, rtol=0)
 
 
-def pairs_of(sampler: Sampler, family: Family) -> Pairs:
+def pairs_of(sampler: Sampler, family: Family) -> PairBatch:
     """A pair for every call of the pipeline: random clips, conditioned as the sampler does it."""
     _, conditioning = condition(sampler, family)
     count, image = len(family.calls), conditioning.image_latent
@@ -150,7 +150,7 @@ def pairs_of(sampler: Sampler, family: Family) -> Pairs:
     winner, loser = torch.randn(2, count, *shape, generator=torch.Generator().manual_seed(1))
     text = from_array(conditioning.prompt_embeds).expand(count, -1, -1)
     first = None if image is None else from_array(image).expand(count, -1, -1, -1, -1)
-    return Pairs(tuple(range(count)), winner, loser, text, first, torch.zeros(count), *[torch.zeros(count)] * 2)
+    return PairBatch(tuple(range(count)), winner, loser, text, first, torch.zeros(count), *[torch.zeros(count)] * 2)
 
 
 def check_training(sampler: Sampler, family: Family) -> None:

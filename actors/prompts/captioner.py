@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models.cogvideox import torch_dtype
 
 INSTRUCTION = (

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from actors.prompts.source import read_table
-from common.config import ConfigError
 from common.data.video import clip_length, decode_frames
+from common.errors import ConfigError
 from common.toon.prompts import encode_png
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")

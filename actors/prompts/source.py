@@ -27,7 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt, Purpose
 from common.toon.prompts import ToonPrompts
 

@@ -1,7 +1,7 @@
 """The configuration of a run, as pydantic models. Flags override the TOML file, which overrides the defaults.
 
 ```
-section.py   base class of a section; `ConfigError`
+section.py   base class of a section
 reward.py    [reward], [guard]: heads, judges, weights, guardrails
 run.py       all other sections; `RunConfig`
 loading.py   TOML and flags -> `RunConfig` -> TOML; the list of all keys; diff of two configurations
@@ -29,13 +29,12 @@ from common.config.reward import (
     RewardJudgeConfig,
 )
 from common.config.run import ClusterConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig, SamplerConfig
-from common.config.section import ConfigError, Section
+from common.config.section import Section
 
 __all__ = [
     "DIMENSIONS",
     "PRESETS",
     "ClusterConfig",
-    "ConfigError",
     "GuardConfig",
     "JudgeConfig",
     "Key",

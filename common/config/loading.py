@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from common.config.run import RunConfig
-from common.config.section import ConfigError
+from common.errors import ConfigError
 
 
 def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:

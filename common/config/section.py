@@ -1,12 +1,8 @@
-"""The base class of all configuration sections, and the error for bad user input."""
+"""The base class of all configuration sections."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
-
-
-class ConfigError(ValueError):
-    """Bad user input. The message is one line: what is wrong, where, and what is allowed. Exit code 2."""
 
 
 class Section(BaseModel):

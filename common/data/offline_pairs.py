@@ -42,10 +42,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import ConfigError, ModelConfig
+from common.config import ModelConfig
 from common.data.ratings import Pairs, Ratings, overall, read_pairs, read_ratings, to_score
 from common.data.video import clip_length
 from common.digests import digest
+from common.errors import ConfigError
 
 WON, LOST = 100.0, 0.0  # scores of a pair that has no ratings
 

@@ -31,8 +31,8 @@ from typing import Annotated, Any, Generic, TypeVar
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.config import ConfigError
 from common.data.video import clip_length, decode_frames
+from common.errors import ConfigError
 from common.errors.disk import write_whole
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -167,12 +167,12 @@ def read_pairs(file: Path) -> Pairs:
 
 
 def write_ratings(file: Path, rows: Iterable[RatedClip]) -> None:
-    """Write a ratings file: a reader sees the old one or the new. Raises `StorageFailed`."""
+    """Write a ratings file: a reader sees the old one or the new. Raises `StorageError`."""
     _write(file, rows)
 
 
 def write_pairs(file: Path, rows: Iterable[RatedPair]) -> None:
-    """Write a pairs file: a reader sees the old one or the new. Raises `StorageFailed`."""
+    """Write a pairs file: a reader sees the old one or the new. Raises `StorageError`."""
     _write(file, rows)
 
 

@@ -1,7 +1,7 @@
 """When the disk refuses: full, read-only, broken. One kind of error for all that write into a run's folder.
 
 ```
-ledger, blobs, weights, checkpoints, journal ──"No space left on device"──> StorageFailed ──> the run ends, exit code 3
+ledger, blobs, weights, checkpoints, journal ──"No space left on device"──> StorageError ──> the run ends, exit code 3
 ```
 
 Everything in a run's folder appears whole or not at all, so what was there before such an error is there after it, and
@@ -18,10 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-class StorageFailed(RuntimeError):
-    """The disk does not take or give what the run needs; one line that says where, why, and the way out."""
-
+from common.errors import StorageError
 
 ROOM, RIGHT, DISK = "free some space", "make it writable", "see to the disk"
 ADVICE = {
@@ -42,7 +39,7 @@ SQLITE_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """``with writing(path):`` where the disk refuses what is done inside, that is a `StorageFailed` naming `path`.
+    """``with writing(path):`` where the disk refuses what is done inside, that is a `StorageError` naming `path`.
 
     An error that names its own file keeps it. All other errors pass as they are.
     """
@@ -52,11 +49,11 @@ def writing(path: Path | str) -> Iterator[None]:
         words = refusal(error)
         if words is None:
             raise
-        raise StorageFailed(f"{getattr(error, 'filename', None) or path}: {words}") from error
+        raise StorageError(f"{getattr(error, 'filename', None) or path}: {words}") from error
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part. Raises `StorageFailed`."""
+    """Write a file so that a reader sees the old content or the new, never a part. Raises `StorageError`."""
     scratch = path.with_name(f".{path.name}.part")
     with writing(path):
         scratch.write_text(text, "utf-8")
@@ -93,7 +90,7 @@ def _errno(error: Exception) -> int:
 
 
 def sync(path: Path | str) -> None:
-    """Bring a file's (or a folder's) content to the disk before what follows. Raises `StorageFailed`."""
+    """Bring a file's (or a folder's) content to the disk before what follows. Raises `StorageError`."""
     with writing(path):
         handle = os.open(path, os.O_RDONLY)
         try:

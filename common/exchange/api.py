@@ -13,7 +13,6 @@ from enum import StrEnum
 from typing import Protocol
 
 from common.messages import (
-    Array,
     Candidate,
     Conditioning,
     GroupLease,
@@ -21,6 +20,7 @@ from common.messages import (
     Purpose,
     Score,
     ScoreTask,
+    SerializedTensor,
     TrainingPair,
     WeightVersion,
 )
@@ -184,11 +184,11 @@ class RunExchange(Exchange, Protocol):
         """`worker` is known to be dead: its leases run out now, as if their time were up."""
         ...
 
-    def keep_empty_prompt(self, embeds: Array) -> None:
+    def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
         """Store the embedding [L, D] of the empty caption: samplers have the text encoder, the learner has not."""
         ...
 
-    def empty_prompt(self) -> Array | None:
+    def empty_prompt(self) -> SerializedTensor | None:
         """What `keep_empty_prompt` stored; None while no sampler has."""
         ...
 

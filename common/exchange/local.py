@@ -20,21 +20,20 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from common.config import ConfigError, RunConfig
-from common.errors.disk import StorageFailed
+from common.config import RunConfig
+from common.errors import ConfigError, StorageError
 from common.exchange import consistency
 from common.exchange.api import ScoredCandidate, State, Submitted
 from common.exchange.normaliser import NormaliserState
-from common.exchange.probes import RETIRED, GuardDesk
-from common.exchange.sampling import SamplingDesk, check_candidate
-from common.exchange.scoring import ScoringDesk
-from common.exchange.storage.blobs import Unread, pack, raw, unpack
-from common.exchange.storage.group_commit import Turns
+from common.exchange.probes import RETIRED, ProbeQueue
+from common.exchange.sampling import SamplingQueue, check_candidate
+from common.exchange.scoring import ScoringQueue
+from common.exchange.storage.blobs import DeferredRead, pack, raw, unpack
+from common.exchange.storage.group_commit import CommitQueue
 from common.exchange.storage.ledger import Ledger
 from common.exchange.storage.ledger_reader import LOCK
-from common.exchange.training import TrainingDesk
+from common.exchange.training import TrainingQueue
 from common.messages import (
-    Array,
     Candidate,
     Conditioning,
     GroupLease,
@@ -42,6 +41,7 @@ from common.messages import (
     Purpose,
     Score,
     ScoreTask,
+    SerializedTensor,
     TrainingPair,
     WeightVersion,
 )
@@ -56,7 +56,7 @@ class LocalExchange:
     then calls `rollback(step of its checkpoint)`, also with 0 when there is none.
 
     Raises `ConfigError` when `folder` is in use by another process, damaged, not to be written, or of a run with
-    another seed, other prompts or other sizes of groups and steps. Every call raises `StorageFailed` where the disk
+    another seed, other prompts or other sizes of groups and steps. Every call raises `StorageError` where the disk
     refuses; the call is then undone.
     """
 
@@ -73,16 +73,16 @@ class LocalExchange:
         with ExitStack() as stack:
             stack.callback(self._guard.close)
             try:
-                self._ledger = Ledger(folder, identity(config))
+                self._ledger = Ledger(folder, ledger_key(config))
                 stack.callback(self._ledger.close)
                 self._ledger.settle_blobs()
-                self._sampling = SamplingDesk(self._ledger, config, source, clock)
-                self._scoring = ScoringDesk(self._ledger, config, clock)
-                self._training = TrainingDesk(self._ledger, config, clock)
-                self._guarding = GuardDesk(self._ledger)
-                self._turns = Turns(self._ledger)
+                self._sampling = SamplingQueue(self._ledger, config, source, clock)
+                self._scoring = ScoringQueue(self._ledger, config, clock)
+                self._training = TrainingQueue(self._ledger, config, clock)
+                self._guarding = ProbeQueue(self._ledger)
+                self._turns = CommitQueue(self._ledger)
                 self._do(self._training.release_all)
-            except StorageFailed as error:
+            except StorageError as error:
                 raise ConfigError(str(error)) from None
             stack.pop_all()
 
@@ -90,13 +90,13 @@ class LocalExchange:
         """A call in its turn; durable when it returns."""
         return self._turns.take(partial(call, *arguments))
 
-    def _do_and_read(self, call: Callable[..., Unread[Answer]], *arguments: Any) -> Answer:
+    def _do_and_read(self, call: Callable[..., DeferredRead[Answer]], *arguments: Any) -> Answer:
         """A call whose answer is read when its turn is over. Where it cannot be, what it leased is put back."""
         unread = self._do(call, *arguments)
         try:
             return unread.read()
         except Exception:
-            with suppress(StorageFailed):  # the first error is the one to tell
+            with suppress(StorageError):  # the first error is the one to tell
                 self._do(unread.put_back)
             raise
 
@@ -249,11 +249,11 @@ class LocalExchange:
         """Attempts count: a group whose samplers die every time ends in `failed`."""
         self._do(self._training.release, worker)
 
-    def keep_empty_prompt(self, embeds: Array) -> None:
+    def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
         """See `RunExchange.keep_empty_prompt`."""
         self._do(self._ledger.set_meta, "empty_prompt", pack([embeds]))
 
-    def empty_prompt(self) -> Array | None:
+    def empty_prompt(self) -> SerializedTensor | None:
         """See `RunExchange.empty_prompt`."""
         stored = self._do(self._ledger.meta, "empty_prompt", None)
         return None if stored is None else unpack(stored)[0]
@@ -286,7 +286,7 @@ def guard(folder: Path) -> IO[str]:
     return file
 
 
-def identity(config: RunConfig) -> dict[str, int | str]:
+def ledger_key(config: RunConfig) -> dict[str, int | str]:
     """What a ledger's contents are a function of, but for the model (`RUN/model.json`): fixed when a run is resumed."""
     return {
         "seed": config.seed,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import PreferencePair
 
 

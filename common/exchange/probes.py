@@ -19,7 +19,7 @@ RETIRED = "retired before it was sampled"
 
 
 @dataclass(slots=True)
-class GuardDesk:
+class ProbeQueue:
     """Every method is one transaction, in the caller's turn."""
 
     ledger: Ledger

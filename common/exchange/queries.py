@@ -17,9 +17,9 @@ import msgpack
 
 from common.exchange.api import State
 from common.exchange.sampling import IMAGE, clip_name
-from common.exchange.storage.blobs import OpenBlob
+from common.exchange.storage.blobs import BlobHandle
 from common.exchange.storage.ledger import FIRST_EVALUATION
-from common.exchange.storage.ledger_reader import LedgerView, looking
+from common.exchange.storage.ledger_reader import LedgerReader, open_readonly
 from common.messages import Purpose
 
 CLIPS = """
@@ -53,7 +53,7 @@ class HeldOutClip:
 
 def heldout_clips(folder: Path) -> list[HeldOutClip]:
     """All there are now. `ConfigError` when the folder has no ledger that can be read."""
-    with looking(folder) as ledger:
+    with open_readonly(folder) as ledger:
         rows = ledger.all(CLIPS, IMAGE, Purpose.TRAIN, State.DONE)
     return [_clip(folder / "blobs", row) for row in rows]
 
@@ -68,8 +68,8 @@ def _clip(blobs: Path, row: sqlite3.Row) -> HeldOutClip:
 
 
 def read_blob(path: Path) -> bytes:
-    """The bytes of a blob that is one file. `StorageFailed` when it is gone or damaged."""
-    return bytes(OpenBlob(str(path)).read_one().data)
+    """The bytes of a blob that is one file. `StorageError` when it is gone or damaged."""
+    return bytes(BlobHandle(str(path)).read_one().data)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class SeenPair:
+class RecentPair:
     """A pair and what became of it."""
 
     ordinal: int
@@ -95,7 +95,7 @@ class SeenPair:
     loser: Side
 
 
-def newest_pairs(ledger: LedgerView, count: int) -> list[SeenPair]:
+def newest_pairs(ledger: LedgerReader, count: int) -> list[RecentPair]:
     """The pairs of the `count` newest prompts, newest first."""
     rows = ledger.all(
         "SELECT * FROM groups NOT INDEXED WHERE ordinal < ? AND winner IS NOT NULL ORDER BY ordinal DESC LIMIT ?",
@@ -104,15 +104,15 @@ def newest_pairs(ledger: LedgerView, count: int) -> list[SeenPair]:
     return [_pair(ledger, row) for row in rows]
 
 
-def _pair(ledger: LedgerView, group: sqlite3.Row) -> SeenPair:
+def _pair(ledger: LedgerReader, group: sqlite3.Row) -> RecentPair:
     sides = {row["id"]: row for row in ledger.candidates(group["ordinal"])}
-    return SeenPair(
+    return RecentPair(
         *(group["ordinal"], msgpack.unpackb(group["prompt"])["text"], group["version"], group["state"], group["gap"]),
         *(_side(ledger, sides[group[name]], group[f"{name}_reward"]) for name in ("winner", "loser")),
     )
 
 
-def _side(ledger: LedgerView, candidate: sqlite3.Row, reward: float) -> Side:
+def _side(ledger: LedgerReader, candidate: sqlite3.Row, reward: float) -> Side:
     clip = ledger.first(
         "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?",
         *(candidate["ordinal"], clip_name(candidate["place"])),
@@ -133,7 +133,7 @@ class Work:
     lost: bool = False  # its holder is dead: whoever leases next takes it back
 
 
-def under_way(ledger: LedgerView, candidates: int) -> dict[str, Work]:
+def work_in_progress(ledger: LedgerReader, candidates: int) -> dict[str, Work]:
     """Worker -> its work; training groups have `candidates` candidates. Leases of the dead stay until taken."""
     found: dict[str, Work] = {}
     for row in ledger.in_state(State.SAMPLING):

@@ -22,17 +22,18 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import ConfigError, RunConfig
-from common.errors.disk import StorageFailed, sync, writing
+from common.config import RunConfig
+from common.errors import ConfigError, StorageError
+from common.errors.disk import sync, writing
 from common.exchange import consistency
 from common.exchange.api import State
-from common.exchange.local import guard, identity
-from common.exchange.sampling import IMAGE, SamplingDesk
+from common.exchange.local import guard, ledger_key
+from common.exchange.sampling import IMAGE, SamplingQueue
 from common.exchange.scoring import keep_shown
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import digest_of, raw
 from common.exchange.storage.ledger import LEDGER, Ledger, LedgerDamaged
-from common.exchange.training import TrainingDesk
+from common.exchange.training import TrainingQueue
 from common.messages import Prompt, Purpose
 
 DRAFT = "recovered.sqlite"
@@ -82,7 +83,7 @@ def recover(
             aside = _set_aside(folder)
             draft.path.replace(folder / LEDGER)
             sync(folder)
-        except StorageFailed as error:
+        except StorageError as error:
             raise ConfigError(str(error)) from None
     return Recovered(step, damage, aside, *mended)
 
@@ -92,7 +93,7 @@ def _damage(folder: Path, config: RunConfig) -> str:
     if not (folder / LEDGER).exists():
         return f"{folder / LEDGER}: missing"
     try:
-        ledger = Ledger(folder, identity(config))
+        ledger = Ledger(folder, ledger_key(config))
     except LedgerDamaged as error:
         return error.what
     try:
@@ -129,7 +130,7 @@ def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) 
                 (folder / f"{DRAFT}{suffix}").unlink(missing_ok=True)
             shutil.copyfile(snapshots.place(folder, step), draft)
         try:
-            return Ledger(folder, identity(config), DRAFT), step
+            return Ledger(folder, ledger_key(config), DRAFT), step
         except LedgerDamaged:
             continue
     have, need = snapshots.steps(folder), sorted(checkpoints)
@@ -146,8 +147,8 @@ def _mend(
     clock: Callable[[], float],
 ) -> tuple[int, int, int]:
     """Make a snapshot of `step` true to the folder as it is: groups again, candidates dropped, groups given up."""
-    training = TrainingDesk(ledger, config, clock)
-    sampling = SamplingDesk(ledger, config, source, clock)
+    training = TrainingQueue(ledger, config, clock)
+    sampling = SamplingQueue(ledger, config, source, clock)
     with ledger.batch():
         training.release_all()
         ledger.set_meta("final", step)  # the blobs of what ended before may be gone

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, Thread
 
-from common.errors.disk import StorageFailed
+from common.errors import StorageError
 from common.exchange.api import RunExchange, Submitted
 from common.messages import Candidate, Conditioning, GroupLease
 from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls
@@ -61,7 +61,7 @@ class Heartbeat:
             while not self._stop.wait(self._seconds):
                 try:
                     exchange.renew(self._worker)
-                except (Unreachable, ServiceFailed, StorageFailed, WireError):
+                except (Unreachable, ServiceFailed, StorageError, WireError):
                     self.failed += 1
 
     def __enter__(self) -> Heartbeat:

@@ -12,9 +12,9 @@ import msgpack
 from common.config import RunConfig
 from common.exchange import retention, rules
 from common.exchange.api import State, Submitted
-from common.exchange.storage.blobs import Staged, Unread, raw
+from common.exchange.storage.blobs import DeferredRead, StagedBlob, raw
 from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
-from common.exchange.storage.ledger_reader import LedgerView
+from common.exchange.storage.ledger_reader import LedgerReader
 from common.messages import Candidate, GroupLease, Prompt, Purpose
 
 IMAGE, CONDITIONING = "image", "conditioning"
@@ -33,7 +33,7 @@ def clip_name(place: int) -> str:
 
 
 @dataclass(slots=True)
-class SamplingDesk:
+class SamplingQueue:
     """Hands out groups and takes candidates. Every method is one transaction, in the caller's turn.
 
     What a method hands out with blobs, it hands out unread.
@@ -47,7 +47,7 @@ class SamplingDesk:
 
     # Leasing.
 
-    def lease_group(self, worker: str, version: int) -> Unread[GroupLease | None]:
+    def lease_group(self, worker: str, version: int) -> DeferredRead[GroupLease | None]:
         """See `Exchange.lease_group`."""
         self._check_known(version)
         with self.ledger.transaction():
@@ -57,7 +57,7 @@ class SamplingDesk:
             if ordinal is None:
                 self.refusal = refusal(self.ledger, self.config, version)
                 if self.refusal:
-                    return Unread(lambda: None, lambda: None)
+                    return DeferredRead(lambda: None, lambda: None)
                 ordinal = self._training()
             return self._lease(ordinal, worker, version)
 
@@ -96,7 +96,7 @@ class SamplingDesk:
         self._admit(ordinal, prompt, ordinal, None)
         return ordinal
 
-    def _lease(self, ordinal: int, worker: str, version: int) -> Unread[GroupLease | None]:
+    def _lease(self, ordinal: int, worker: str, version: int) -> DeferredRead[GroupLease | None]:
         ledger = self.ledger
         group = ledger.group(ordinal)
         if group["version"] not in (None, version):
@@ -110,7 +110,7 @@ class SamplingDesk:
         )
         prompt, seeds = open_prompt(ledger, group), self._seeds(group)
         done = tuple(row["place"] for row in ledger.candidates(ordinal))
-        return Unread(
+        return DeferredRead(
             lambda: GroupLease(replace(prompt(), ordinal=ordinal), worker, attempt, version, seeds, done),
             lambda: self._put_back(ordinal, attempt),
         )
@@ -148,7 +148,7 @@ class SamplingDesk:
 
     # Results.
 
-    def submit_conditioning(self, lease: GroupLease, staged: Staged) -> Submitted:
+    def submit_conditioning(self, lease: GroupLease, staged: StagedBlob) -> Submitted:
         """See `Exchange.submit_conditioning`. Probe and eval groups need none; theirs is not stored."""
         with self.ledger.transaction():
             group = self._held(lease)
@@ -161,7 +161,9 @@ class SamplingDesk:
             self.ledger.attach(group["ordinal"], CONDITIONING, staged)
             return Submitted(True)
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate, latents: Staged, clip: Staged) -> Submitted:
+    def submit_candidate(
+        self, lease: GroupLease, candidate: Candidate, latents: StagedBlob, clip: StagedBlob
+    ) -> Submitted:
         """See `Exchange.submit_candidate`; `candidate` has passed `check_candidate`."""
         ledger, ordinal = self.ledger, candidate.ordinal
         with ledger.transaction():
@@ -241,7 +243,7 @@ class SamplingDesk:
             self.ledger.store(ordinal, IMAGE, raw(prompt.image))
 
 
-def refusal(ledger: LedgerView, config: RunConfig, version: int) -> str:
+def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> str:
     """Why no training group can be sampled now under `version`; empty when one can."""
     exchange = config.exchange
     row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)

@@ -22,7 +22,7 @@ from common.exchange.sampling import (
     latents_name,
     open_prompt,
 )
-from common.exchange.storage.blobs import Unread
+from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.ledger import Ledger
 from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask
 
@@ -32,7 +32,7 @@ SHOWN = 16  # newest pairs whose clips stay as long as their latents do, for peo
 
 
 @dataclass(slots=True)
-class ScoringDesk:
+class ScoringQueue:
     """Hands out clips and takes scores. Every method is one transaction, in the caller's turn.
 
     What a method hands out with blobs, it hands out unread.
@@ -42,7 +42,7 @@ class ScoringDesk:
     config: RunConfig
     clock: Callable[[], float]
 
-    def lease_candidates(self, worker: str, limit: int) -> Unread[list[ScoreTask]]:
+    def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
         """See `Exchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
         with self.ledger.transaction():
             self._reap()
@@ -54,7 +54,7 @@ class ScoringDesk:
             )
             prompts: dict[int, Callable[[], Prompt]] = {}
             tasks = [self._lease(row, worker, prompts) for row in rows]
-            return Unread(lambda: [read() for read in tasks], lambda: self._put_back(worker, rows))
+            return DeferredRead(lambda: [read() for read in tasks], lambda: self._put_back(worker, rows))
 
     def _put_back(self, worker: str, rows: Sequence[sqlite3.Row]) -> None:
         """The exchange could not read what it leased: no failure of the clips'."""

@@ -16,12 +16,13 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.exchange import probes, retention, rules
 from common.exchange.api import State
 from common.exchange.sampling import CONDITIONING, latents_name
 from common.exchange.scoring import rest
-from common.exchange.storage.blobs import OpenBlob, Unread
+from common.exchange.storage.blobs import BlobHandle, DeferredRead
 from common.exchange.storage.ledger import Ledger
 from common.messages import Conditioning, PreferencePair, TrainingPair, WeightVersion
 
@@ -29,7 +30,7 @@ ENDED = (State.TRAINED, State.EXPIRED)
 
 
 @dataclass(slots=True)
-class TrainingDesk:
+class TrainingQueue:
     """Hands out pairs and counts their uses. Every method is one transaction, in the caller's turn.
 
     Pairs are handed out unread.
@@ -41,7 +42,7 @@ class TrainingDesk:
 
     # Pairs.
 
-    def lease_pairs(self, worker: str, step: int, count: int) -> Unread[list[TrainingPair]]:
+    def lease_pairs(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingPair]]:
         """See `Exchange.lease_pairs`. Asked again by the same worker, a step gets the same pairs."""
         with self.ledger.transaction():
             self._check_next(step)
@@ -54,7 +55,7 @@ class TrainingDesk:
                     self.ledger.move(ordinal, State.TRAINING)
                 self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
             pairs = [self._pair(self.ledger.group(ordinal)) for ordinal in batch]
-            return Unread(lambda: [read() for read in pairs], lambda: self._put_back(worker, step))
+            return DeferredRead(lambda: [read() for read in pairs], lambda: self._put_back(worker, step))
 
     def _put_back(self, worker: str, step: int) -> None:
         with self.ledger.transaction():
@@ -129,7 +130,7 @@ class TrainingDesk:
 
         return read
 
-    def _latents(self, ordinal: int, candidate: str) -> OpenBlob:
+    def _latents(self, ordinal: int, candidate: str) -> BlobHandle:
         place = self.ledger.one("SELECT place FROM candidates WHERE id = ?", candidate)["place"]
         return self.ledger.open(ordinal, latents_name(place))
 

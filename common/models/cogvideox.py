@@ -36,7 +36,7 @@ from safetensors import SafetensorError
 from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.errors.oom import pass_on
 from common.models.fingerprint import TOON_PIPELINE, model_parts
 from common.models.shapes import front_padding, latent_shape

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 SAMPLE = 1 << 20  # bytes read at either end of a file
 TOON_PIPELINE = Path(__file__).parents[1] / "toon" / "weights" / "pipeline"

@@ -19,7 +19,8 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from common.config import ConfigError, LoraConfig
+from common.config import LoraConfig
+from common.errors import ConfigError
 
 
 def inject_lora(transformer: torch.nn.Module, config: LoraConfig, seed: int, name: str = "policy") -> None:
@@ -91,7 +92,7 @@ def activate(transformer: torch.nn.Module, name: str, trainable: str) -> None:
 
 
 @contextmanager
-def acting(transformer: torch.nn.Module, name: str, trainable: str = "policy") -> Iterator[None]:
+def using_adapter(transformer: torch.nn.Module, name: str, trainable: str = "policy") -> Iterator[None]:
     """Within the block adapter `name` acts, afterwards `trainable` again."""
     activate(transformer, name, trainable)
     try:

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 # The class defaults of CogVideoX's schedulers: what a config that leaves a key out means.
 DEFAULTS: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 Config = Mapping[str, Any]  # a part's config.json, with the class's defaults filled in
 

@@ -30,8 +30,7 @@ from uuid import uuid4
 
 import zmq
 
-from common.config import ConfigError
-from common.errors.disk import StorageFailed
+from common.errors import BAD_INPUT, StorageError
 from common.messages import WorkerKey
 from common.rpc.codec import LIMITS, Frames, Limits, WireError, pack, unpack
 from common.rpc.curve import check_reaching, connect
@@ -51,7 +50,7 @@ class ServiceFailed(RuntimeError):
 
 # What a caller may expect by name; everything else arrives as a `ServiceFailed`.
 ERRORS: dict[str, type[Exception]] = {
-    error.__name__: error for error in (ConfigError, StorageFailed, ValueError, WireError)
+    error.__name__: error for error in (*BAD_INPUT, StorageError, ValueError, WireError)
 }
 
 

@@ -8,8 +8,8 @@ frame 2     4051 bytes: the second
 
 Dataclasses become maps, tuples and lists become arrays, and `bytes` become the number of a frame, so a clip or a
 tensor is never copied into the header. Reading is led by the annotations of `common/messages.py`: a field that is
-missing, unknown or of another type is a `WireError` that names it. An `Array` checks its own length against dtype and
-shape before a tensor is made of it.
+missing, unknown or of another type is a `WireError` that names it. An `SerializedTensor` checks its own length against
+dtype and shape before a tensor is made of it.
 
 Of msgpack, only what our messages need is read: no extension types, keys that are text (numbers are written as such),
 lists and maps of at most `MAX_ITEMS`. So a header costs at most some 250 MiB while it is looked at, whatever it says.

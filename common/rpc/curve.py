@@ -30,7 +30,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import WorkerKey
 
 KEYS, SERVER, WORKER = "keys", "server.key", "worker.key"  # a folder in the run's, and the files in it
@@ -175,7 +175,7 @@ def _ip(host: str) -> IPv4Address | IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-class Door:
+class CurveAuthenticator:
     """Opens the sockets of one context to who may come in. `close` it after its sockets and before the context.
 
     With `keys`, that is who holds the worker key. Without, whoever is on this machine.

@@ -35,10 +35,10 @@ from typing import Any, Self
 
 import zmq
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.rpc.client import Call, calls
 from common.rpc.codec import LIMITS, Limits, WireError, pack, unpack
-from common.rpc.curve import Door, ServerKeys
+from common.rpc.curve import CurveAuthenticator, ServerKeys
 
 log = logging.getLogger(__name__)
 
@@ -108,14 +108,14 @@ class Service:
         self.counts: Counter[str] = Counter()
         self._calls, self._target, self._limits, self._threads = calls(interface), target, limits, threads
         self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()
-        self._kept, self._log = 0, Seldom()
+        self._kept, self._log = 0, RateLimitedLogger()
         self._waiting: dict[str, deque[Request]] = {}  # by client; the first of each is in work
         self._under_way, self._bytes = 0, 0  # requests in `_waiting`, and their size
         self._work: PriorityQueue[tuple[bool, int, Request | None]] = PriorityQueue()  # large?, turn; None: the end
         self._turn, self._dear = count(), Lock()
         self._done: deque[tuple[Request, list[bytes] | Refusal]] = deque()
         self._context = zmq.Context()
-        self._door, self._bell = Door(self._context, keys), Bell(self._context)
+        self._door, self._bell = CurveAuthenticator(self._context, keys), WakeupSocket(self._context)
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # a larger frame closes its connection unread
@@ -301,7 +301,7 @@ def size(frames: Sequence[bytes]) -> int:
     return sum(map(len, frames))
 
 
-class Bell:
+class WakeupSocket:
     """Wakes a thread that polls sockets: any thread may `ring`, the one that polls `heard` answers with `silence`."""
 
     def __init__(self, context: zmq.Context[Any]) -> None:
@@ -326,7 +326,7 @@ class Bell:
         self.heard.close(0)
 
 
-class Seldom:
+class RateLimitedLogger:
     """Warnings, at most one a second; the next one says how many were left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

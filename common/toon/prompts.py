@@ -12,7 +12,7 @@ import re
 import numpy as np
 from PIL import Image
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt, Purpose
 from common.toon.world import ACTIONS, AS_DRAWN, CHARACTERS, SCENES, Shot, caption, combinations, draw_shot, render
 

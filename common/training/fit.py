@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.errors.disk import writing
 from common.training.muon import Muon
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitConfig:
     """How long and how fast: AdamW (and Muon for the named matrices), linear warm-up, cosine decay to zero."""
 
     steps: int
@@ -45,7 +45,7 @@ def fit(
     name: str,
     model: nn.Module,
     loss_of: Callable[[int], torch.Tensor],
-    plan: Fit,
+    plan: FitConfig,
     folder: Path,
     log: Callable[[str], None] = print,
     matrices: Sequence[nn.Parameter] = (),
@@ -89,7 +89,7 @@ def fit(
 class _Best:
     """The weights with the least validation loss so far, in a file of their own."""
 
-    def __init__(self, path: Path, validate: Callable[[], float] | None, plan: Fit) -> None:
+    def __init__(self, path: Path, validate: Callable[[], float] | None, plan: FitConfig) -> None:
         self._path, self._validate, self._plan = path, validate, plan
         self._loss, self._step = math.inf, 0
         if validate is not None and path.exists():
@@ -125,7 +125,7 @@ class _Best:
         model.load_state_dict(load_file(self._path))
 
 
-def _optimizers(model: nn.Module, matrices: Sequence[nn.Parameter], plan: Fit) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, matrices: Sequence[nn.Parameter], plan: FitConfig) -> list[torch.optim.Optimizer]:
     taken = {id(parameter) for parameter in matrices}
     others = [parameter for parameter in model.parameters() if id(parameter) not in taken]
     adamw = torch.optim.AdamW(others, lr=plan.lr, betas=plan.betas, weight_decay=plan.weight_decay)

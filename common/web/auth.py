@@ -26,7 +26,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 LOGIN = "/api/login"
 PAGE_BYTES = 64 * 1024  # the largest body that a page's server takes
@@ -95,7 +95,7 @@ def _hashed(words: str) -> str:
     return sha256(words.encode()).hexdigest()
 
 
-class Door:
+class AuthMiddleware:
     """Turns away who may not ask before a byte of the body is read, and bodies that are too large as they come."""
 
     def __init__(self, app: ASGIApp, token: str, most_bytes: int, open_to_all: Collection[str]) -> None:
@@ -184,7 +184,7 @@ def page_app(title: str, page: Path, token: str) -> FastAPI:
     for path, file in paths.items():
         app.get(path)(lambda file=file: FileResponse(file))
     _add_login(app, Token(token))
-    app.add_middleware(Door, token=token, most_bytes=PAGE_BYTES, open_to_all=[*paths, LOGIN])
+    app.add_middleware(AuthMiddleware, token=token, most_bytes=PAGE_BYTES, open_to_all=[*paths, LOGIN])
     return app
 
 

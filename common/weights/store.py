@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from common.config import ConfigError
+from common.errors import ConfigError, CorruptDataError, NotFoundError
 from common.errors.disk import sync, writing
 from common.messages import TensorEntry, WeightVersion
 from common.weights.tensor_file import Checker, TensorStream, write
@@ -62,8 +62,8 @@ class WeightStore:
     def receive(self, manifest: WeightVersion, chunks: Iterable[bytes | memoryview]) -> None:
         """Take in a version that was published elsewhere: the bytes of its safetensors file, in order.
 
-        They are checked as they pass, and not brought to the disk for good: who loses them asks again. `ConfigError`
-        when what arrives is not what the manifest says; then nothing of the version is here.
+        They are checked as they pass, and not brought to the disk for good: who loses them asks again.
+        `CorruptDataError` when what arrives is not what the manifest says; then nothing of the version is here.
         """
         check = manifest_checker(manifest)
         with new_folder(self._place(manifest.version), durable=False) as folder:
@@ -79,19 +79,19 @@ class WeightStore:
         return self._place(version) / TENSORS
 
     def manifest(self, version: int) -> WeightVersion:
-        """The manifest alone. `ConfigError` when the version is not here or its manifest is broken."""
+        """The manifest alone. `NotFoundError` when the version is not here, `CorruptDataError` when it is broken."""
         file = self._place(version) / MANIFEST
         try:
             data = json.loads(file.read_text())
             entries = tuple(TensorEntry(**(entry | {"shape": tuple(entry["shape"])})) for entry in data["tensors"])
             return WeightVersion(**(data | {"tensors": entries}))
         except FileNotFoundError:
-            raise ConfigError(f"{self.folder}: no weight version {version}; here are {self.versions()}") from None
+            raise NotFoundError(f"{self.folder}: no weight version {version}; here are {self.versions()}") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ConfigError(f"{file}: broken manifest: {error!r}") from None
+            raise CorruptDataError(f"{file}: broken manifest: {error!r}") from None
 
     def load(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
-        """Manifest and tensors (on the CPU), every digest verified. `ConfigError` names the first wrong tensor."""
+        """Manifest and tensors (on the CPU), every digest verified. `CorruptDataError` names the first wrong tensor."""
         manifest, state = self.open(version)
         _verify(self._place(version) / TENSORS, state, manifest)
         return manifest, state
@@ -105,7 +105,7 @@ class WeightStore:
         try:
             return self.manifest(version), load_file(file)
         except (OSError, SafetensorError) as error:
-            raise ConfigError(f"{file}: cannot be read: {error}") from None
+            raise CorruptDataError(f"{file}: cannot be read: {error}") from None
 
     def versions(self) -> list[int]:
         """The ids of the complete versions here, rising."""
@@ -126,23 +126,23 @@ def _write_manifest(folder: Path, manifest: WeightVersion) -> None:
 
 
 def manifest_checker(manifest: WeightVersion) -> Checker:
-    """What compares a version's file with its manifest. `ConfigError` when the manifest contradicts itself."""
+    """What compares a version's file with its manifest. `CorruptDataError` when the manifest contradicts itself."""
     where = f"weight version {manifest.version}"
     if whole_digest(manifest.tensors) != manifest.digest:
-        raise ConfigError(f"{where}: the manifest's entries differ from its own digest")
+        raise CorruptDataError(f"{where}: the manifest's entries differ from its own digest")
     return Checker(manifest.tensors, where)
 
 
 def _verify(file: Path, state: Mapping[str, torch.Tensor], manifest: WeightVersion) -> None:
-    """Compare every digest. `ConfigError` names the first that differs."""
+    """Compare every digest. `CorruptDataError` names the first that differs."""
     if whole_digest(manifest.tensors) != manifest.digest:
-        raise ConfigError(f"{file.parent / MANIFEST}: the manifest's entries differ from its own digest")
+        raise CorruptDataError(f"{file.parent / MANIFEST}: the manifest's entries differ from its own digest")
     listed = {entry.name for entry in manifest.tensors}
     for name in sorted(listed ^ state.keys()):
-        raise ConfigError(f"{file}: {name} is {'missing' if name in listed else 'not in the manifest'}")
+        raise CorruptDataError(f"{file}: {name} is {'missing' if name in listed else 'not in the manifest'}")
     for entry in manifest.tensors:
         if tensor_entry(entry.name, state[entry.name]) != entry:
-            raise ConfigError(f"{file}: {entry.name} differs from its digest in the manifest")
+            raise CorruptDataError(f"{file}: {entry.name} differs from its digest in the manifest")
 
 
 def check_fits(
@@ -169,7 +169,7 @@ def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
     """``with new_folder(place) as folder``: fill `folder`; it becomes `place` on leaving, whole, or not at all.
 
     A leftover of an earlier death is cleared first, a `place` that exists is replaced, and after an error nothing is
-    left; where the disk refused, the error is a `StorageFailed`. What is not `durable` is not written through to the
+    left; where the disk refused, the error is a `StorageError`. What is not `durable` is not written through to the
     disk: it may be gone after a power cut, or empty.
     """
     draft = draft_of(place)

@@ -31,13 +31,12 @@ from typing import Protocol, cast
 import torch
 import zmq
 
-from common.config import ConfigError
-from common.errors.disk import StorageFailed
+from common.errors import BAD_INPUT, ConfigError, CorruptDataError, NotFoundError, StorageError
 from common.messages import WeightVersion, WorkerKey
-from common.meters import UNHEARD, Awaited, Meters
+from common.meters import NULL_METERS, Meters, TimedIterator
 from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls, repeatable
 from common.rpc.codec import WireError
-from common.rpc.curve import Door, ServerKeys, check_reaching, connect
+from common.rpc.curve import CurveAuthenticator, ServerKeys, check_reaching, connect
 from common.rpc.server import LOOPBACK, Service
 from common.weights.store import WeightStore
 from common.weights.tensor_file import file_size
@@ -58,13 +57,13 @@ class WeightSource(Protocol):
         ...
 
     def manifest(self, version: int) -> WeightVersion:
-        """What belongs to a version. `ConfigError` when it is not there (any more)."""
+        """What belongs to a version. `NotFoundError` when it is not there (any more)."""
         ...
 
     @repeatable
     def chunk(self, version: int, offset: int) -> bytes:
         """Up to `CHUNK` bytes of its safetensors file from `offset` on, a multiple of `CHUNK` within the file, or it is
-        a `ValueError`. `ConfigError` as for `manifest`."""
+        a `ValueError`. `NotFoundError` as for `manifest`."""
         ...
 
 
@@ -88,7 +87,7 @@ class StoredWeights:
         try:
             whole = self._mapped(self._store.file(version))
         except FileNotFoundError:
-            raise ConfigError(f"weight version {version} is not there any more") from None
+            raise NotFoundError(f"weight version {version} is not there any more") from None
         if offset not in range(0, len(whole), CHUNK):
             raise ValueError(f"offset {offset}: a multiple of {CHUNK} below {len(whole)} is needed")
         return cast("bytes", whole[offset : offset + CHUNK])
@@ -102,7 +101,7 @@ class StoredWeights:
         return self._view
 
 
-class Announcer:
+class VersionPublisher:
     """Says on a PUB socket that a version is there. Losing a note loses time, nothing else.
 
     Off loopback it needs `keys`, or it is a `ConfigError`.
@@ -110,7 +109,7 @@ class Announcer:
 
     def __init__(self, address: str = LOOPBACK, keys: ServerKeys | None = None) -> None:
         self._context = zmq.Context()
-        self._door = Door(self._context, keys)
+        self._door = CurveAuthenticator(self._context, keys)
         self._socket = self._context.socket(zmq.PUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
@@ -146,16 +145,17 @@ class RemoteWeights(Client, WeightSource):
         return self.stream(calls(WeightSource)["chunk"], offsets, AHEAD)
 
 
-def pull(source: RemoteWeights, version: int, store: WeightStore, meters: Meters = UNHEARD) -> WeightVersion:
+def pull(source: RemoteWeights, version: int, store: WeightStore, meters: Meters = NULL_METERS) -> WeightVersion:
     """Bring a version, and the base that an adapter needs, into `store`; returns its manifest.
 
-    `ConfigError` when it is not published (any more) or arrives damaged; then nothing of it stays.
+    `NotFoundError` when it is not published (any more), `CorruptDataError` when it arrives damaged; then nothing of it
+    stays.
     """
     manifest = _manifest(source, version)
     if manifest.base != version and manifest.base not in store.versions():
         base = _manifest(source, manifest.base)
         if base.base != base.version:
-            raise ConfigError(f"weight version {version}: its base {base.version} has a base itself, {base.base}")
+            raise CorruptDataError(f"weight version {version}: its base {base.version} has a base itself, {base.base}")
         _receive(source, base, store, meters)
     if version not in store.versions():
         _receive(source, manifest, store, meters)
@@ -165,14 +165,14 @@ def pull(source: RemoteWeights, version: int, store: WeightStore, meters: Meters
 def _manifest(source: WeightSource, version: int) -> WeightVersion:
     manifest = source.manifest(version)
     if manifest.version != version:
-        raise ConfigError(f"weight version {version}: the manifest of version {manifest.version} came for it")
+        raise CorruptDataError(f"weight version {version}: the manifest of version {manifest.version} came for it")
     return manifest
 
 
 def _receive(source: RemoteWeights, manifest: WeightVersion, store: WeightStore, meters: Meters) -> None:
     size, began = file_size(manifest.tensors), time.perf_counter()
     with closing(source.chunks(manifest.version, size)) as chunks:
-        awaited = Awaited(chunks)
+        awaited = TimedIterator(chunks)
         store.receive(manifest, awaited)
     meters.observe("douga_weight_push_seconds", awaited.seconds, phase="transfer")
     meters.observe("douga_weight_push_seconds", time.perf_counter() - began - awaited.seconds, phase="stage")
@@ -193,7 +193,7 @@ class WeightPuller:
         folder: Path,
         worker: str,
         key: WorkerKey | None = None,
-        meters: Meters = UNHEARD,
+        meters: Meters = NULL_METERS,
     ) -> None:
         for address in (source, notes):  # here, where it is heard, rather than on the thread
             check_reaching(address, key is not None)
@@ -202,14 +202,14 @@ class WeightPuller:
         self._source, self._notes, self._worker, self._key = source, notes, worker, key
         self._meters = meters
         self._wanted = -1
-        self._refused: StorageFailed | None = None
+        self._refused: StorageError | None = None
         self._changed, self._stop = Condition(), Event()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._thread = Thread(target=self._run, name=f"weights-{worker}", daemon=True)
 
     def staged(self, version: int) -> bool:
         """Whether `version` can be loaded from `store` now. It is pulled if it is not there, and kept until another
-        one is asked for. `StorageFailed` once this machine's disk has refused one."""
+        one is asked for. `StorageError` once this machine's disk has refused one."""
         with self._changed:
             if self._refused is not None:
                 raise self._refused
@@ -256,10 +256,10 @@ class WeightPuller:
         for version in sorted(wanted):
             try:
                 manifest = pull(source, version, self.store, self._meters)
-            except (Unreachable, ServiceFailed, ConfigError, WireError) as error:
+            except (Unreachable, ServiceFailed, *BAD_INPUT, WireError) as error:
                 self._failed(error)
                 continue
-            except StorageFailed as error:
+            except StorageError as error:
                 with self._changed:
                     self._refused = error
                     self._changed.notify_all()

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from common.config import ConfigError
 from common.digests import DIGITS, Digest, digest
+from common.errors import ConfigError, CorruptDataError
 from common.messages import TensorEntry
 from common.weights.tensors import dtype_name, tensor_bytes, tensor_entry, whole_digest
 
@@ -113,7 +113,8 @@ def write(path: Path, stream: TensorStream, with_digest: bool = False) -> tuple[
 class Checker:
     """Compares the bytes of a file without metadata, as they pass, with what `entries` say of them.
 
-    `ConfigError` names the first tensor that differs, when its last byte is there. `where` is what errors begin with.
+    `CorruptDataError` names the first tensor that differs, when its last byte is there. `where` is what errors begin
+    with.
     """
 
     def __init__(self, entries: Iterable[TensorEntry], where: str) -> None:
@@ -128,7 +129,7 @@ class Checker:
         rest = memoryview(data)
         while rest:
             if not self._left:
-                raise ConfigError(f"{self._where}: {len(rest)} bytes more than the manifest says")
+                raise CorruptDataError(f"{self._where}: {len(rest)} bytes more than the manifest says")
             part, rest = rest[: self._left], rest[self._left :]
             self._found.update(part)
             self._left -= len(part)
@@ -138,7 +139,7 @@ class Checker:
     def _compare_and_go_on(self) -> bool:
         """Whether another part, which may be empty, follows the one that is complete."""
         if self._found.hexdigest() != self._digest:
-            raise ConfigError(f"{self._where}: {self._name} differs from its digest in the manifest")
+            raise CorruptDataError(f"{self._where}: {self._name} differs from its digest in the manifest")
         if not self._parts:
             return False
         self._found = Digest()
@@ -148,4 +149,4 @@ class Checker:
     def close(self) -> None:
         """No more bytes come."""
         if self._left:
-            raise ConfigError(f"{self._where}: ends within {self._name}; {self._left} bytes of it are missing")
+            raise CorruptDataError(f"{self._where}: ends within {self._name}; {self._left} bytes of it are missing")

@@ -1,4 +1,4 @@
-"""Between torch tensors and the wire's `Array`s, and digests of tensors."""
+"""Between torch tensors and the wire's `SerializedTensor`s, and digests of tensors."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from common.digests import Digest, digest
-from common.messages import Array, TensorEntry
+from common.messages import SerializedTensor, TensorEntry
 
 
-def to_array(tensor: torch.Tensor) -> Array:
-    """Copy a tensor of any device to an `Array`; bfloat16 is kept bit for bit."""
-    return Array(dtype_name(tensor), tuple(tensor.shape), bytes(tensor_bytes(tensor)))
+def to_array(tensor: torch.Tensor) -> SerializedTensor:
+    """Copy a tensor of any device to an `SerializedTensor`; bfloat16 is kept bit for bit."""
+    return SerializedTensor(dtype_name(tensor), tuple(tensor.shape), bytes(tensor_bytes(tensor)))
 
 
-def from_array(array: Array, device: str | torch.device = "cpu") -> torch.Tensor:
-    """The tensor of an `Array`, in its own memory."""
+def from_array(array: SerializedTensor, device: str | torch.device = "cpu") -> torch.Tensor:
+    """The tensor of an `SerializedTensor`, in its own memory."""
     dtype = getattr(torch, array.dtype)
     if not array.data:
         return torch.empty(array.shape, dtype=dtype, device=device)

@@ -10,14 +10,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from deploy import web_server
 from deploy.annotate.sources import find_clips
 from rewarders.annotation import inter_annotator
 from rewarders.annotation.app import make_app
 from rewarders.annotation.export import export
 from rewarders.annotation.items import make_pairs
-from rewarders.annotation.playback import Screening
+from rewarders.annotation.playback import PlaybackCheck
 from rewarders.annotation.rubric import open_rubric
 from rewarders.annotation.store import STORE, Store
 from rewarders.annotation.survey import Survey
@@ -57,7 +57,11 @@ def opened(options: argparse.Namespace) -> Iterator[Survey]:
 def _serve(options: argparse.Namespace) -> None:
     """Until Ctrl-C or SIGTERM."""
     token = web_server.token_of(options)
-    with web_server.opened(options, token) as listening, opened(options) as survey, closing(Screening()) as screening:
+    with (
+        web_server.opened(options, token) as listening,
+        opened(options) as survey,
+        closing(PlaybackCheck()) as screening,
+    ):
         clips, pairs = len(survey.clips), len(survey.pairs)
         print(f"{clips} clips to rate, {pairs} pairs to compare; answers in {survey.store.path}")
         print(f"open {web_server.address(listening)}/ - Ctrl-C ends it, and nothing is lost", flush=True)

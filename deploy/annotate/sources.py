@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
 from common.data.ratings import RatedClip, Ratings, read_ratings
 from common.data.video import clip_length
+from common.errors import ConfigError
 from common.exchange.queries import HeldOutClip, heldout_clips
 from deploy.run_dir import layout
 from deploy.run_dir.samples import SAMPLES, read_samples

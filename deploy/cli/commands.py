@@ -20,14 +20,16 @@ from actors.ddim_inversion import InvertedSampler
 from actors.prompts.source import open_prompts
 from actors.sampler import Sampler
 from common import feedback
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
 from common.data.video import contact_sheet, decode_clip
+from common.errors import ConfigError, NotFoundError
 from common.errors.disk import writing
 from common.exchange import recovery, rules
 from common.exchange.local import LocalExchange
 from common.messages import Prompt, ScoreTask
 from common.models.cogvideox import open_model
 from common.models.fingerprint import check_same_model, model_parts
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE
 from common.toon.prompts import encode_png
 from common.weights.store import WeightStore
 from deploy.results import comparison, export, report
@@ -99,7 +101,7 @@ def _source(source: str, flags: Flags) -> tuple[RunConfig, WeightStore | None]:
         return load_config(None, {"model.path": source} | dict(flags)), None
     try:
         layout.find_run(source)
-    except ConfigError:
+    except NotFoundError:
         raise ConfigError(
             f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json)"
         ) from None
@@ -223,10 +225,10 @@ def evaluate_run(options: Options, flags: Flags) -> int:
         parts = (config, roles.prompts, roles.sampler, roles.rewarder, exchange, store, journal, progress)
         heldout = HeldOut(*parts, between=lambda: None)
         try:
-            base, _ = heldout.evaluate(run_loop.BASE, run_loop.EVALUATING_BASE)
+            base, _ = heldout.evaluate(run_loop.BASE, EVALUATING_BASE)
             if version != run_loop.BASE:
                 exchange.announce(manifest)
-            aligned, _ = heldout.evaluate(version, run_loop.EVALUATING_ALIGNED)
+            aligned, _ = heldout.evaluate(version, EVALUATING_ALIGNED)
         finally:
             exchange.close()
     result = comparison.conclude(comparison.by_prompt(base, aligned, config))

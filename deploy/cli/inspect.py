@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
+from common.errors import ConfigError, StorageError
+from common.errors.disk import write_whole
 from deploy import web_server
 
 STATUS = """\
@@ -69,11 +70,11 @@ def _reader(run: str) -> Any:
 
 
 def _status(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from deploy.inspect.status import lines, standing  # noqa: PLC0415 - `--help` answers at once
+    from deploy.inspect.status import lines, run_status  # noqa: PLC0415 - `--help` answers at once
 
     reader = _reader(options.run)
     while True:
-        found = standing(reader.read())
+        found = run_status(reader.read())
         print(json.dumps(asdict(found), ensure_ascii=False) if options.json else "\n".join(lines(found)), flush=True)
         if not options.follow or found.phase in ("finished", "not running"):
             return 0
@@ -89,7 +90,6 @@ def _watch(options: argparse.Namespace, flags: dict[str, Any]) -> int:
 
 
 def _trace(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from common.errors.disk import StorageFailed, write_whole  # noqa: PLC0415
     from deploy.inspect.trace import trace  # noqa: PLC0415
 
     seen = _reader(options.run).read()
@@ -98,7 +98,7 @@ def _trace(options: argparse.Namespace, flags: dict[str, Any]) -> int:
         raise ConfigError(f"{seen.folder}: nothing was written down yet")
     try:
         write_whole(out, json.dumps(trace(seen), ensure_ascii=False))
-    except (OSError, StorageFailed) as error:
+    except (OSError, StorageError) as error:
         raise ConfigError(f"--out {out}: cannot be written: {error}") from None
     print(f"{out}: {len(seen.spans)} units of work; open it at https://ui.perfetto.dev or in chrome://tracing")
     return 0

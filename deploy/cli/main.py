@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 try:
-    from common.config import ConfigError, keys, leaves, load_config
+    from common.config import keys, leaves, load_config
+    from common.errors import BAD_INPUT, ConfigError
     from deploy.cli import annotate, inspect, monitor, rewards, serve_rewards
     from deploy.run_dir.layout import MEMORY, TOON
 except ModuleNotFoundError as missing:
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
-    except ConfigError as error:
+    except BAD_INPUT as error:
         print(f"douga: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

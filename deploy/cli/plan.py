@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
 from deploy.planning.memory import GIGA, GPUS, Gpu, Need
 from deploy.planning.model_sizes import EMBEDDED, ModelSizes, family_sizes, folder_sizes
 from deploy.planning.plan import Plan, clips_per_step, plan

@@ -13,12 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from common.config import ConfigError, RunConfig
-from common.errors.disk import StorageFailed
+from common.config import RunConfig
+from common.errors import ConfigError, RunFailed, StorageError
 from deploy.results import comparison
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.progress import showing
-from deploy.runtime.messages import RunFailed
 from deploy.runtime.oom import needed_by
 
 
@@ -37,7 +36,7 @@ def or_failed(act: Callable[[], int]) -> int:
     try:
         with needed_by("this process"):
             return act()
-    except (RunFailed, StorageFailed) as error:
+    except (RunFailed, StorageError) as error:
         print(f"douga: {error}", file=sys.stderr)
         return 3
 

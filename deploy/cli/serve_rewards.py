@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
 from deploy import web_server
 
 HEADS = "heads"  # the name under which the AnimeReward heads are served

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-from common.config import ConfigError, parse_config
+from common.config import parse_config
+from common.errors import ConfigError
 from common.messages import WorkerKey
 from common.rpc.client import ServiceFailed, Unreachable
 from common.rpc.curve import read_worker_key
 from deploy.cli.run import stop_on_signals
 from deploy.runtime.external_workers import (
     BEAT_SECONDS,
-    RemoteReception,
-    Standing,
-    Welcome,
+    MembershipState,
+    Registration,
+    RemoteRegistry,
     fingerprint_of,
 )
 from deploy.runtime.messages import Addresses
@@ -72,40 +73,40 @@ class Visit:
     key: WorkerKey | None
     flags: Mapping[str, Any]
     stop: Callable[[], bool]
-    _last: Standing = Standing.WELCOME  # at the run, when it was last asked
+    _last: MembershipState = MembershipState.WELCOME  # at the run, when it was last asked
 
     def make(self) -> bool:
         """Join, work, leave. True when the run is over or the worker was stopped; False when the hub was lost."""
-        with RemoteReception.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as reception:
+        with RemoteRegistry.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as reception:
             config = parse_config(reception.configuration(), f"the run at {self.connect}", self.flags)
             worker_class = _worker_class(self.role)
-            welcome: Welcome = reception.join(self.role, fingerprint_of(config, self.role))
-            self._last = Standing.WELCOME
+            welcome: Registration = reception.join(self.role, fingerprint_of(config, self.role))
+            self._last = MembershipState.WELCOME
             _say(f"{welcome.name}: at work for run {config.name} at {self.connect}; Ctrl-C leaves")
             self._work(worker_class(config, welcome.name), welcome.addresses(self.connect, self.key), reception)
-        if self._last is Standing.STRANGER:
+        if self._last is MembershipState.STRANGER:
             _say(f"{welcome.name}: the run's hub at {self.connect} is gone; trying to join again")
             return False
-        _say(f"{welcome.name}: {'left' if self._last is Standing.WELCOME else 'the run is over'}")
+        _say(f"{welcome.name}: {'left' if self._last is MembershipState.WELCOME else 'the run is over'}")
         return True
 
-    def _work(self, worker: Worker, addresses: Addresses, reception: RemoteReception) -> None:
+    def _work(self, worker: Worker, addresses: Addresses, reception: RemoteRegistry) -> None:
         beat = Thread(target=self._beat, args=(reception, worker), name="stay", daemon=True)
         beat.start()
         try:
             worker.run(addresses)
         except (Unreachable, ServiceFailed) as error:
-            if self._last is Standing.WELCOME:  # the hub was lost amid a call
+            if self._last is MembershipState.WELCOME:  # the hub was lost amid a call
                 _say(f"{worker.name}: {error}")
-                self._last = Standing.STRANGER
+                self._last = MembershipState.STRANGER
         finally:
             worker.stop()
             beat.join()
-            if self._last is not Standing.STRANGER:  # who fails leaves as well: its leases are free at once
+            if self._last is not MembershipState.STRANGER:  # who fails leaves as well: its leases are free at once
                 with suppress(Unreachable, ServiceFailed):
                     reception.leave(worker.name)
 
-    def _beat(self, reception: RemoteReception, worker: Worker) -> None:
+    def _beat(self, reception: RemoteRegistry, worker: Worker) -> None:
         """Say that the worker is there, and tell it when to stop: asked to, at the end of the run, without a hub."""
         asked = 0.0
         while not worker.stopping.wait(LOOK_SECONDS):
@@ -113,14 +114,14 @@ class Visit:
                 worker.stop()
             elif time.monotonic() - asked >= BEAT_SECONDS:
                 asked = time.monotonic()
-                if self._standing(reception, worker.name) is not Standing.WELCOME:
+                if self._standing(reception, worker.name) is not MembershipState.WELCOME:
                     worker.stop()
 
-    def _standing(self, reception: RemoteReception, name: str) -> Standing:
+    def _standing(self, reception: RemoteRegistry, name: str) -> MembershipState:
         try:
             self._last = reception.stay(name)
         except (Unreachable, ServiceFailed):
-            self._last = Standing.STRANGER
+            self._last = MembershipState.STRANGER
         return self._last
 
 

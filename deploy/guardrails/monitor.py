@@ -25,6 +25,7 @@ from actors.prompts.source import PromptSource
 from common import feedback
 from common.config import RunConfig
 from common.data.video import decode_clip
+from common.errors import RunFailed
 from common.exchange.api import OVER, RunExchange, ScoredCandidate
 from common.messages import Prompt, Purpose, ScoreTask
 from common.weights.store import WeightStore
@@ -42,8 +43,7 @@ from deploy.guardrails.rules import (
 from deploy.results.comparison import mean_reward
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import GUARD, JsonLines
-from deploy.runtime.messages import RunFailed
-from rewarders.interface import JudgeLost
+from rewarders.interface import JudgeFailed
 from rewarders.rewarder import Rewarder
 
 BASE = 0  # the version of the base model
@@ -80,7 +80,7 @@ class Under:
     pushes: int
 
 
-class Guard:
+class GuardrailMonitor:
     """Watches one start of a run. Without `probes` there is nothing to do."""
 
     def __init__(
@@ -205,7 +205,7 @@ class Guard:
         if self.probes.judge is not None:
             try:
                 score = self.probes.judge.score([ScoreTask(one.candidate.id, one.prompt, one.candidate.clip)])[0]
-            except JudgeLost as lost:
+            except JudgeFailed as lost:
                 return str(lost)  # it may come back, and the run does not hang on it
             answers = score.values
             if broken := [name for name, value in answers.items() if not math.isfinite(value)]:

@@ -17,11 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
 from common.exchange.api import State
-from common.exchange.queries import Work, under_way
+from common.exchange.queries import Work, work_in_progress
 from common.exchange.sampling import refusal
-from common.exchange.storage.ledger_reader import LedgerView, NotBegun, holder, looking
+from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, lock_owner, open_readonly
 from common.messages import Purpose
 from deploy.guardrails.rules import Reading, from_record, in_order
 from deploy.run_dir import layout, timeline
@@ -32,7 +33,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Books:
+class LedgerSummary:
     """What the ledger says."""
 
     groups: dict[State, int] = field(default_factory=dict)  # training groups by state
@@ -47,19 +48,19 @@ class Books:
 
 
 @dataclass(frozen=True)
-class Seen:
+class RunSnapshot:
     """A run at the moment `now`, seconds since 1970."""
 
     folder: Path
     config: RunConfig
     now: float
-    holder: int | None  # the process that holds the ledger; None: nobody runs it
+    lock_owner: int | None  # the process that holds the ledger; None: nobody runs it
     steps: Sequence[Record]  # one per step, rising
     events: Sequence[Record]
     spans: Sequence[Record]
     readings: Sequence[Reading]  # of the guardrails
     result: Record | None
-    books: Books | None  # None: there is no ledger yet
+    books: LedgerSummary | None  # None: there is no ledger yet
 
     @property
     def started(self) -> float | None:
@@ -103,37 +104,37 @@ class RunReader:
         self.folder, self._clock = folder, clock
         self._files = {name: Tail(folder / name) for name in (METRICS, EVENTS, TIMELINE, GUARD)}
 
-    def read(self) -> Seen:
+    def read(self) -> RunSnapshot:
         """The run now. `ConfigError` when the folder holds no run, or what cannot be read."""
         config = load_config(self.folder / layout.CONFIG)
         try:
             steps, events, spans, readings = (list(file.read()) for file in self._files.values())
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from None
-        return Seen(
-            *(self.folder, config, self._clock(), holder(self.folder)),
+        return RunSnapshot(
+            *(self.folder, config, self._clock(), lock_owner(self.folder)),
             *(latest_by_step(steps), events, spans, in_order([from_record(one) for one in readings])),
             *(layout.read_result(self.folder), self._books(config)),
         )
 
-    def _books(self, config: RunConfig) -> Books | None:
+    def _books(self, config: RunConfig) -> LedgerSummary | None:
         try:
-            with looking(self.folder) as ledger:
+            with open_readonly(self.folder) as ledger:
                 return _balanced(ledger, config)
         except NotBegun:
             return None
 
 
-def _balanced(ledger: LedgerView, config: RunConfig) -> Books:
+def _balanced(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
     wanted = ledger.first("SELECT MAX(wanted) FROM groups WHERE purpose = ?", Purpose.EVAL)
     held_out = 0 if wanted is None or wanted[0] is None else int(wanted[0])
     by_state = "SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? AND wanted = ? GROUP BY state"
     version = ledger.current_version()
-    return Books(
+    return LedgerSummary(
         groups=ledger.counts(Purpose.TRAIN),
         held_out={State(row["state"]): row["n"] for row in ledger.all(by_state, Purpose.EVAL, held_out)},
         held_out_version=held_out,
-        work=under_way(ledger, config.sampler.candidates),
+        work=work_in_progress(ledger, config.sampler.candidates),
         step=ledger.committed_step(),
         version=version,
         pushes=int(ledger.meta("pushes", 0)),

@@ -20,17 +20,10 @@ from typing import Any
 from common.exchange.api import OVER, State
 from common.exchange.queries import Work
 from common.messages import StepStats
-from deploy.inspect.snapshot import Record, Seen
-from deploy.observability.definitions import ROLES, role_of
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, ROLES, TRAINING, role_of
+from deploy.inspect.snapshot import Record, RunSnapshot
 from deploy.run_dir import layout, throughput, timeline
-from deploy.run_dir.progress import (
-    EVALUATING_ALIGNED,
-    EVALUATING_BASE,
-    TRAINING,
-    Pace,
-    Status,
-    minutes,
-)
+from deploy.run_dir.progress import Status, ThroughputTracker, minutes
 from deploy.run_dir.timeline import STARTS, Bar
 
 WINDOW = 120.0  # seconds
@@ -40,7 +33,7 @@ STARTING, FINISHED, STOPPED = "starting", "finished", "not running"
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerStatus:
     """One process, or one role of a serial run."""
 
     name: str
@@ -57,7 +50,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """Where a run stands. Rates are per second or minute as their names say."""
 
     run: str
@@ -75,14 +68,14 @@ class Standing:
     last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, start: step, seconds ago, and more
     roles: Mapping[str, Mapping[str, float]]  # role -> workers, busy, waiting
     bottleneck: str | None  # the role that sets the pace
-    workers: Sequence[Worker] = field(default_factory=list)
+    workers: Sequence[WorkerStatus] = field(default_factory=list)
     process: int | None = None
     since: float | None = None  # when it was last heard of, seconds since 1970; of a run that does not run
     go_on: str | None = None  # the command that continues it
     wasted: Mapping[str, int] = field(default_factory=dict)
 
 
-def standing(seen: Seen) -> Standing:
+def run_status(seen: RunSnapshot) -> RunStatus:
     """Where the run stands."""
     config, books, phase = seen.config, seen.books, _phase(seen)
     step = books.step if books else 0
@@ -92,7 +85,7 @@ def standing(seen: Seen) -> Standing:
     status = _status(seen, phase, rates)
     last = seen.steps[-1] if seen.steps else {}
     stuck = {role: sum(one.state == "waits" for one in workers if role_of(one.name) == role) for role in roles}
-    return Standing(
+    return RunStatus(
         **{"run": config.name, "folder": str(seen.folder), "phase": phase, "words": _words(seen, phase, status, rates)},
         **{"step": step, "steps": config.steps, "eta": status.eta, "version": books.version if books else 0},
         lag={"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": config.exchange.max_lag},
@@ -100,16 +93,16 @@ def standing(seen: Seen) -> Standing:
         **{"rates": rates, "window": window, "last": _last(seen)},
         roles={role: {**how, "waiting": stuck[role]} for role, how in roles.items()},
         bottleneck=throughput.busiest(roles) if live and any(how["busy"] for how in roles.values()) else None,
-        **{"workers": workers, "process": seen.holder, "since": None if live else seen.last_word},
+        **{"workers": workers, "process": seen.lock_owner, "since": None if live else seen.last_word},
         go_on=layout.resume_command(seen.folder) if phase == STOPPED else None,
         wasted=books.wasted if books else {},
     )
 
 
-def _phase(seen: Seen) -> str:
+def _phase(seen: RunSnapshot) -> str:
     if seen.finished:
         return FINISHED
-    if seen.holder is None:
+    if seen.lock_owner is None:
         return STOPPED
     if seen.started is None or seen.books is None:
         return STARTING
@@ -119,7 +112,7 @@ def _phase(seen: Seen) -> str:
     return EVALUATING_BASE if waiting and seen.books.held_out_version == 0 and not seen.books.step else TRAINING
 
 
-def _status(seen: Seen, phase: str, rates: Mapping[str, float]) -> Status:
+def _status(seen: RunSnapshot, phase: str, rates: Mapping[str, float]) -> Status:
     """As the run itself shows it (`deploy/run_dir/progress.py`)."""
     if phase in (EVALUATING_BASE, EVALUATING_ALIGNED) and seen.books:
         held_out = seen.books.held_out
@@ -128,7 +121,7 @@ def _status(seen: Seen, phase: str, rates: Mapping[str, float]) -> Status:
         eta = (total - done) / rate if rate and done < total else None
         return Status(phase, done, total, groups_per_second=rate, eta=eta)
     moment = [_training_since(seen)]
-    pace = Pace(seen.config, clock=lambda: moment[0])
+    pace = ThroughputTracker(seen.config, clock=lambda: moment[0])
     names = [one.name for one in fields(StepStats)]
     for record in seen.steps:
         if record["time"] >= moment[0]:
@@ -138,14 +131,14 @@ def _status(seen: Seen, phase: str, rates: Mapping[str, float]) -> Status:
     return pace.status(books.step if books else 0, books.version if books else 0)
 
 
-def _training_since(seen: Seen) -> float:
+def _training_since(seen: RunSnapshot) -> float:
     """When the last start began to train: after the base model was evaluated, where it was."""
     started = seen.started or 0.0
     evaluated = [one["time"] for one in seen.events if one["event"] == "evaluated" and one["version"] == 0]
     return max([started, *evaluated])
 
 
-def _words(seen: Seen, phase: str, status: Status, rates: Mapping[str, float]) -> str:
+def _words(seen: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
     if phase == FINISHED:
         return (seen.result or {}).get("verdict", {}).get("words", "finished")
     if phase == STARTING:
@@ -163,7 +156,9 @@ def _words(seen: Seen, phase: str, status: Status, rates: Mapping[str, float]) -
 # The last minutes.
 
 
-def _flow(seen: Seen, workers: Sequence[Worker]) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
+def _flow(
+    seen: RunSnapshot, workers: Sequence[WorkerStatus]
+) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
     """(seconds looked at, rates, role -> share of work) of the last minutes."""
     end = seen.now if workers else seen.last_word or seen.now
     units = [span["seconds"] for span in seen.spans[-100:]]
@@ -188,7 +183,7 @@ def _flow(seen: Seen, workers: Sequence[Worker]) -> tuple[float, dict[str, float
     return seconds, rates, throughput.shares(recent, names, seconds)
 
 
-def _open_bar(seen: Seen, worker: Worker, now: float) -> Bar | None:
+def _open_bar(seen: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | None:
     """The unit of work that a worker is at, which no span tells of yet: as long as its units usually take, at most."""
     if worker.state != "works":
         return None
@@ -196,7 +191,7 @@ def _open_bar(seen: Seen, worker: Worker, now: float) -> Bar | None:
     return Bar(worker.name, "now", now - min(worker.seconds or 0.0, usual), now)
 
 
-def _last(seen: Seen) -> dict[str, dict[str, Any]]:
+def _last(seen: RunSnapshot) -> dict[str, dict[str, Any]]:
     """What happened last, by kind."""
     pushed = [one for one in seen.steps if one["pushed"]]
     refreshed = [one for one in seen.steps if one["refreshed"]]
@@ -206,7 +201,7 @@ def _last(seen: Seen) -> dict[str, dict[str, Any]]:
     return {name: _ago(seen, records[-1]) for name, records in found if records}
 
 
-def _ago(seen: Seen, record: Record) -> dict[str, Any]:
+def _ago(seen: RunSnapshot, record: Record) -> dict[str, Any]:
     told = {key: record[key] for key in ("step", "event", "rule", "words", "action") if key in record}
     return {"seconds": round(seen.now - record["time"], 1)} | told
 
@@ -214,7 +209,7 @@ def _ago(seen: Seen, record: Record) -> dict[str, Any]:
 # Who waits for whom.
 
 
-def _workers(seen: Seen) -> list[Worker]:
+def _workers(seen: RunSnapshot) -> list[WorkerStatus]:
     """All that should be there, and guests."""
     config, books = seen.config, seen.books
     counts = {role: 1 for role in ROLES}
@@ -228,7 +223,7 @@ def _workers(seen: Seen) -> list[Worker]:
     return [_worker(seen, name) for name in names]
 
 
-def _worker(seen: Seen, name: str) -> Worker:
+def _worker(seen: RunSnapshot, name: str) -> WorkerStatus:
     books, units = seen.books, seen.units.get(name, [])
     assert books is not None
     ended = units[-1]["began"] + units[-1]["seconds"] if units else seen.started
@@ -236,13 +231,13 @@ def _worker(seen: Seen, name: str) -> Worker:
     role = role_of(name)
     work = books.work.get("learner-0" if role == "learner" else name)
     if work is not None and work.lost:
-        return Worker(name, "is lost", "(others do again what it held)", seconds=seconds)
+        return WorkerStatus(name, "is lost", "(others do again what it held)", seconds=seconds)
     if work is not None:
-        return Worker(name, "works", _doing(work), seconds=seconds)
+        return WorkerStatus(name, "works", _doing(work), seconds=seconds)
     words, on = {"sampler": _sampler_waits, "rewarder": _rewarder_waits, "learner": _learner_waits}[role](seen, units)
     if not on and seen.config.mode == "serial" and books.work:
         words, on = "for its turn", role_of(next(iter(books.work)))  # all are one process
-    return Worker(name, "waits" if on else "works" if words else "has not begun", words, on, seconds)
+    return WorkerStatus(name, "waits" if on else "works" if words else "has not begun", words, on, seconds)
 
 
 def _doing(work: Work) -> str:
@@ -252,7 +247,7 @@ def _doing(work: Work) -> str:
     return f"on {work.of} clips" if work.kind == "scoring" else f"on step {work.what}"
 
 
-def _sampler_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
+def _sampler_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
     books = seen.books
     assert books is not None
     if books.refusal:
@@ -266,7 +261,7 @@ def _sampler_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
     return "between two groups", ""
 
 
-def _rewarder_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
+def _rewarder_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
     books = seen.books
     assert books is not None
     if books.groups[State.SAMPLED] or books.held_out.get(State.SAMPLED):
@@ -274,7 +269,7 @@ def _rewarder_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
     return "for clips", "sampler"
 
 
-def _learner_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
+def _learner_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
     books, need = seen.books, seen.config.learner.pairs_per_step
     assert books is not None
     if books.step > (seen.steps[-1]["step"] if seen.steps else 0):
@@ -288,7 +283,7 @@ def _learner_waits(seen: Seen, units: Sequence[Record]) -> tuple[str, str]:
     return f"for pairs ({have} of {need})", "rewarder" if coming >= need else "sampler"
 
 
-def lines(found: Standing) -> list[str]:
+def lines(found: RunStatus) -> list[str]:
     """As a person reads it in a terminal."""
     told = [f"{found.run}: {found.phase}" + (f", process {found.process}" if found.process else ""), found.words]
     if found.go_on is not None:

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.exchange.api import QUEUE
-from deploy.inspect.snapshot import Seen
-from deploy.observability.definitions import ROLES, role_of
+from common.roles import ROLES, role_of
+from deploy.inspect.snapshot import RunSnapshot
 from deploy.run_dir.timeline import Timeline
 
 Event = dict[str, Any]
@@ -29,7 +29,7 @@ FIGURES = ("step", "loss", "inside", "margin", "gap", "reward", "lag", "lag_max"
 SLACK = 1.0  # seconds by which a step's record may come after its span
 
 
-def trace(seen: Seen) -> dict[str, Any]:
+def trace(seen: RunSnapshot) -> dict[str, Any]:
     """The whole file, as JSON's values."""
     axis = seen.timeline
     events = [*_names(axis), *_work(seen, axis), *_instants(seen, axis), *_counters(seen, axis)]
@@ -64,7 +64,7 @@ def _microseconds(seconds: float) -> int:
     return round(1e6 * seconds)
 
 
-def _work(seen: Seen, axis: Timeline) -> Iterator[Event]:
+def _work(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
     figures = _figures(seen)
     for index, span in enumerate(seen.spans):
         pid, tid = _place(span["worker"])
@@ -75,7 +75,7 @@ def _work(seen: Seen, axis: Timeline) -> Iterator[Event]:
         }
 
 
-def _figures(seen: Seen) -> dict[int, dict[str, Any]]:
+def _figures(seen: RunSnapshot) -> dict[int, dict[str, Any]]:
     """Place of a learner's span -> the figures of its step: those of the first record written when it had ended."""
     learning = [
         (span["began"] + span["seconds"], index)
@@ -93,7 +93,7 @@ def _figures(seen: Seen) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _instants(seen: Seen, axis: Timeline) -> Iterator[Event]:
+def _instants(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
     for record in seen.steps:
         for name, happened in (("push", record["pushed"]), ("refresh", record["refreshed"])):
             if happened:
@@ -107,7 +107,7 @@ def _instant(axis: Timeline, time: float, name: str, args: Mapping[str, Any]) ->
     return {"ph": "i", "s": "g", "name": name, "pid": RUN, "tid": 0, "ts": _microseconds(axis.at(time)), "args": args}
 
 
-def _counters(seen: Seen, axis: Timeline) -> Iterator[Event]:
+def _counters(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
     for record in seen.steps:
         at = _microseconds(axis.at(record["time"]))
         yield _counter(at, "queue", {state.value: record["queue"].get(state, 0) for state in QUEUE})

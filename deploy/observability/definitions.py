@@ -25,9 +25,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-HUB, LEARNER, SAMPLER, REWARDER, SERIAL = "hub", "learner", "sampler", "rewarder", "serial"
-ROLES = (SAMPLER, REWARDER, LEARNER)  # in the order in which data flows
-PROCESSES = (HUB, LEARNER, SAMPLER, REWARDER)
+from common.roles import HUB, LEARNER, PHASES, PROCESSES, ROLES, SAMPLER
+
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 
 TARGET_LABELS = {
@@ -54,7 +53,6 @@ STATES = (
     "pending", "sampling", "sampled", "scoring", "paired", "training", "trained", "tied", "expired", "failed", "done"
 )  # fmt: skip
 DROPPED, WASTED = ("tied", "expired", "failed"), ("death", "late", "failed", "nan", "damage")
-PHASES = ("evaluating base", "training", "evaluating aligned")
 SERVICES = ("exchange", "journal", "weights", "reception")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: clips of the base model, rescored for this reading; start: the same clips, scored at the start"
@@ -210,8 +208,3 @@ ROWS = (
 )  # fmt: skip
 
 TABLE = {metric.name: metric for metric in ROWS}
-
-
-def role_of(worker: str) -> str:
-    """``sampler-3`` -> ``sampler``; empty if `worker` has no such form."""
-    return worker.rpartition("-")[0]

@@ -23,8 +23,9 @@ import prometheus_client as prometheus
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from common.config import ConfigError
-from deploy.observability.definitions import COUNTER, GAUGE, HUB, SERIAL, TABLE, Metric
+from common.errors import ConfigError
+from common.roles import HUB, SERIAL
+from deploy.observability.definitions import COUNTER, GAUGE, TABLE, Metric
 
 PORTS = 100  # tried from a fixed one on: one node may have many processes of a run
 

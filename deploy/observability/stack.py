@@ -28,11 +28,10 @@ import httpx
 import psutil
 import yaml
 
-from common.config import ConfigError
+from common.errors import ConfigError, RunFailed
 from common.errors.disk import write_whole
 from deploy.cli.run import stop_on_signals
 from deploy.run_dir.layout import find_run
-from deploy.runtime.messages import RunFailed
 
 HERE = Path(__file__).parent
 PROMETHEUS, GRAFANA = HERE / "prometheus", HERE / "grafana"

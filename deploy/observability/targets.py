@@ -19,9 +19,9 @@ from pathlib import Path
 from threading import Lock
 from urllib.parse import urlsplit
 
-from common.config import ConfigError
-from common.errors.disk import StorageFailed, write_whole
-from deploy.observability.definitions import role_of
+from common.errors import ConfigError, StorageError
+from common.errors.disk import write_whole
+from common.roles import role_of
 from deploy.run_dir import layout
 
 FOLDER, OWN, RAY = "prometheus", "targets.json", "ray.json"
@@ -29,7 +29,7 @@ MOST, NAME = 4096, 64  # targets of a run, characters of a worker's name
 
 
 class Targets:
-    """The lists of one run. Thread-safe. Raises `StorageFailed` where the disk refuses."""
+    """The lists of one run. Thread-safe. Raises `StorageError` where the disk refuses."""
 
     def __init__(self, folder: Path, run: str) -> None:
         """Empty ones, whatever an earlier start has left there."""
@@ -117,7 +117,7 @@ def swept(folder: Path) -> Iterator[None]:
         yield
     finally:
         if (folder / FOLDER).exists():
-            with suppress(ConfigError, StorageFailed), layout.lock(folder):
+            with suppress(ConfigError, StorageError), layout.lock(folder):
                 Targets(folder, folder.name)
 
 

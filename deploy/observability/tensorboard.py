@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.errors.disk import writing
 from deploy.observability.exporter import Value
 
@@ -26,7 +27,7 @@ def check_board(config: RunConfig) -> None:
         raise ConfigError("metrics.tensorboard: needs the package tensorboard: pip install 'douga[tensorboard]'")
 
 
-class Board:
+class TensorBoardWriter:
     """Writes into the folder of a run. What an earlier start wrote from this one's first step on is not shown."""
 
     def __init__(self, folder: Path) -> None:
@@ -34,7 +35,7 @@ class Board:
         self._writer: SummaryWriter | None = None
 
     def write(self, values: Iterable[Value], step: int) -> None:
-        """The values after optimizer step `step`, >= 1. Raises `StorageFailed` where the disk refuses."""
+        """The values after optimizer step `step`, >= 1. Raises `StorageError` where the disk refuses."""
         with writing(self._folder):
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra

@@ -30,7 +30,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError, LoraConfig
+from common.config import LoraConfig
+from common.errors import ConfigError
 from common.models.shapes import Config, front_padding, latent_shape
 
 SAVED = {"full": 23, "lora": 14}  # S d b per block, see above

@@ -14,7 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.exchange.scoring import SHOWN
 from deploy.planning.memory import (
     FLOAT32,

@@ -14,8 +14,9 @@ from typing import Any
 
 from common import feedback
 from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
-from common.config import DIMENSIONS, ConfigError, RunConfig
+from common.config import DIMENSIONS, RunConfig
 from common.data.video import decode_clip
+from common.errors import ConfigError
 from common.exchange.api import ScoredCandidate
 from common.messages import Prompt
 from deploy.guardrails.rules import REWARD

@@ -19,7 +19,7 @@ LINE, MARGIN, SIZE = 26, 10, 17  # pixels: height of a line of text, its margin,
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
-def still(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], float]]) -> Image.Image:
+def preview_image(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], float]]) -> Image.Image:
     """The picture of some records of a run folder, each with its change in points."""
     blocks = [_words(title)]
     for record, change in pairs:

@@ -22,8 +22,8 @@ import torch
 from diffusers import CogVideoXImageToVideoPipeline
 from safetensors.torch import save_file
 
-from common.config import ConfigError, RunConfig
-from common.errors.disk import StorageFailed
+from common.config import RunConfig
+from common.errors import ConfigError, StorageError
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.lora import adapter_state, inject_lora, peft_settings
@@ -46,7 +46,7 @@ def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> st
                 _write_adapter(folder, config, model, manifest, state)
             else:
                 _write_pipeline(folder, config, model, manifest, state)
-    except StorageFailed as error:
+    except StorageError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
         raise ConfigError(f"{error.filename or out}: {error.strerror}; {out} is not made") from None

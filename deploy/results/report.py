@@ -14,12 +14,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
 from common.data.video import decode_clip, side_by_side
+from common.errors import ConfigError
 from deploy.guardrails.rules import Reading, mean_change, motion_share, read_readings
 from deploy.results import charts
 from deploy.results.comparison import REWARD, SIDES
-from deploy.results.contact_sheet import still
+from deploy.results.contact_sheet import preview_image
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import EVENTS, METRICS, latest_by_step, read_json_lines
 from deploy.run_dir.progress import minutes
@@ -60,7 +61,7 @@ def write(folder: Path) -> Path:
     layout.write_whole(path, render(folder, config, result))
     gains, least = extremes(result["by_prompt"], STILL_PAIRS)
     pairs = [(record, change_of(record)) for record in (*gains, *least)]
-    still(folder, result["verdict"]["words"], pairs).save(folder / layout.PICTURE)
+    preview_image(folder, result["verdict"]["words"], pairs).save(folder / layout.PICTURE)
     return path
 
 

@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from common.config import ConfigError
 from common.data.ratings import dimensions, read_ratings
+from common.errors import ConfigError
 from deploy.cli.commands import generator_of
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator

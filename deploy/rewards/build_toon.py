@@ -17,7 +17,7 @@ from pathlib import Path
 from common.models.cogvideox import open_model
 from learner import toon_pretrain
 from rewarders.toon_heads import save_heads
-from rewarders.toon_heads.training.regenerate import Redrawer
+from rewarders.toon_heads.training.regenerate import SDEditAugmenter
 from rewarders.toon_heads.training.train import train_heads
 
 CLIPS = 4000
@@ -45,7 +45,7 @@ def build_pipeline(work: Path, out: Path, seed: int, log: Callable[[str], None])
 
 def build_heads(work: Path, out: Path, seed: int, log: Callable[[str], None]) -> None:
     """The six reward heads, trained on clips that look like a policy's, some of them drawn by it."""
-    model = Redrawer(open_model(out / "pipeline"))
+    model = SDEditAugmenter(open_model(out / "pipeline"))
     heads = train_heads(work, seed, model.reconstruct, model.redraw, log)
     shutil.rmtree(out / "heads", ignore_errors=True)
     save_heads(heads, out / "heads")

@@ -25,10 +25,11 @@ from PIL import Image
 from actors.prompts.from_videos import SUFFIXES, THIRD, Captioner, from_videos
 from actors.prompts.source import fitted, read_table
 from actors.sampler import Sampler
-from common.config import ConfigError, ModelConfig, RunConfig
+from common.config import ModelConfig, RunConfig
 from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.digests import digest
+from common.errors import ConfigError
 from common.errors.disk import write_whole, writing
 from common.exchange import rules
 from common.messages import Prompt

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from common.messages import Span, StepStats, Trained
+from common.messages import Span, StepStats, TrainingFinished
 from deploy.run_dir.jsonl import METRICS, TIMELINE, JsonLines
 
 Done = TypeVar("Done")
@@ -34,7 +34,7 @@ class Journal(Protocol):
         """A unit of work is done."""
         ...
 
-    def trained(self, trained: Trained) -> None:
+    def trained(self, trained: TrainingFinished) -> None:
         """Training is at its end."""
         ...
 
@@ -60,7 +60,7 @@ class RunJournal:
         timeline_bytes: int | None = None,
     ) -> None:
         self.last: StepStats | None = None
-        self.end: Trained | None = None
+        self.end: TrainingFinished | None = None
         self._queue, self._listeners = queue, listeners
         self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE, timeline_bytes)
 
@@ -77,7 +77,7 @@ class RunJournal:
         for listener in self._listeners:
             listener.span(span)
 
-    def trained(self, trained: Trained) -> None:
+    def trained(self, trained: TrainingFinished) -> None:
         """See `Journal`; `end` holds it."""
         self.end = trained
         for listener in self._listeners:

@@ -29,7 +29,7 @@ METRICS, EVENTS, TIMELINE, GUARD = "metrics.jsonl", "events.jsonl", "timeline.js
 class JsonLines:
     """Appends records to a file, one JSON object a line, at once. Use as a context manager or call `close`.
 
-    Raises `StorageFailed` where the disk refuses; then nothing of the record is there. At most about `bound` bytes
+    Raises `StorageError` where the disk refuses; then nothing of the record is there. At most about `bound` bytes
     (None: all) are kept, the newest.
     """
 

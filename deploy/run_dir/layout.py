@@ -23,8 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from common.config import ConfigError, RunConfig, differences, load_config, to_toml
-from common.errors.disk import StorageFailed, write_whole
+from common.config import RunConfig, differences, load_config, to_toml
+from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
+from common.errors.disk import write_whole
 from common.models.fingerprint import check_same_model, model_parts
 
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
@@ -72,7 +73,7 @@ def claim(config: RunConfig) -> Iterator[Path]:
         try:
             _check_model(folder, config)
             write_whole(folder / CONFIG, to_toml(config))
-        except StorageFailed as error:
+        except StorageError as error:
             raise ConfigError(str(error)) from None
         yield folder
 
@@ -135,11 +136,11 @@ def check_steps(config: RunConfig, done: int) -> None:
 
 
 def find_run(run: str, root: Path = Path("runs")) -> tuple[Path, RunConfig]:
-    """A run's folder and configuration, by path or by name under `root`. `ConfigError` when there is none."""
+    """A run's folder and configuration, by path or by name under `root`. `NotFoundError` when there is none."""
     for folder in (Path(run), root / run):
         if (folder / CONFIG).is_file():
             return folder, load_config(folder / CONFIG)
-    raise ConfigError(f"{run}: no run folder (no {Path(run) / CONFIG}, no {root / run / CONFIG})")
+    raise NotFoundError(f"{run}: no run folder (no {Path(run) / CONFIG}, no {root / run / CONFIG})")
 
 
 def resume_command(folder: Path) -> str:
@@ -165,7 +166,7 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The run's result, None when it has none yet. `ConfigError` when it is broken."""
+    """The run's result, None when it has none yet. `CorruptDataError` when it is broken."""
     path = folder / RESULT
     return _read_json(path) if path.exists() else None
 
@@ -174,4 +175,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path}: broken: {error}; delete it and run again") from None
+        raise CorruptDataError(f"{path}: broken: {error}; delete it and run again") from None

@@ -12,9 +12,8 @@ from typing import IO, Any, Protocol
 
 from common.config import RunConfig
 from common.messages import StepStats
-from deploy.observability.definitions import PHASES
+from common.roles import TRAINING
 
-EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = PHASES
 INTERVAL = 10.0  # seconds between plain lines
 RECENT = 10  # steps over which a line takes means
 
@@ -53,7 +52,7 @@ class Status:
         return "  ".join(parts if self.eta is None else [*parts, f"{minutes(self.eta)} left"])
 
 
-class Pace:
+class ThroughputTracker:
     """Turns steps and groups into what a person sees: means of the last `RECENT` steps, rates, the time left."""
 
     def __init__(self, config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -104,7 +103,7 @@ class Progress(Protocol):
         ...
 
 
-class Silent:
+class NullProgress:
     """Shows nothing."""
 
     def update(self, status: Status) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 SAMPLES = "samples.json"
 

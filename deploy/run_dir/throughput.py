@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.exchange.api import RunExchange, State
-from deploy.observability.definitions import ROLES, role_of
+from common.roles import ROLES, role_of
 from deploy.run_dir import timeline
 from deploy.run_dir.jsonl import METRICS, latest_by_step, read_json_lines
 

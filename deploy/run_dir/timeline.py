@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from deploy.observability.definitions import ROLES
+from common.roles import ROLES
 from deploy.run_dir.jsonl import EVENTS, TIMELINE, older, read_json_lines
 
 STARTS = ("started", "resumed")

@@ -29,11 +29,11 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from common.config import ConfigError, RunConfig
-from common.errors.disk import StorageFailed
+from common.config import RunConfig
+from common.errors import BAD_INPUT, ConfigError, StorageError
 from deploy.observability import targets
-from deploy.run_dir.progress import Progress, Silent
-from deploy.runtime.messages import MEETING, News, Opened, Outcome
+from deploy.run_dir.progress import NullProgress, Progress
+from deploy.runtime.messages import MEETING, HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
 from deploy.runtime.ray_backend import connected, launch, pin, placed, ray_exporters
 from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor
@@ -59,7 +59,7 @@ def is_fatal(error: Exception) -> bool:
     """
     if isinstance(error, OutOfMemory):
         return not error.worked
-    return isinstance(error, ConfigError | StorageFailed)
+    return isinstance(error, (*BAD_INPUT, StorageError))
 
 
 def run(
@@ -72,7 +72,7 @@ def run(
 
     `rewards` replaces the heads of ``config.reward.path``. A finished run's result comes from its folder, which only
     the hub need see. `ConfigError` for bad input, also where only a worker can see it, and when Ray cannot be reached
-    or has not what is asked for. `StorageFailed` when a disk refuses, whoever meets it.
+    or has not what is asked for. `StorageError` when a disk refuses, whoever meets it.
     """
     _check_root(config)
     supervisor = Supervisor(config.cluster.restarts, config.cluster.restart_seconds)
@@ -81,9 +81,9 @@ def run(
         while True:
             try:
                 with placed(config) as group:
-                    return Driver(config, rewards, stop, progress or Silent(), supervisor, group, host).run()
+                    return Driver(config, rewards, stop, progress or NullProgress(), supervisor, group, host).run()
             except HubLost as error:
-                (progress or Silent()).say(f"{error}; all workers start again from the run folder")
+                (progress or NullProgress()).say(f"{error}; all workers start again from the run folder")
                 time.sleep(max(0.0, supervisor.died("hub", str(error), time.monotonic()) - time.monotonic()))
 
 
@@ -199,7 +199,7 @@ class Driver:
 
     # Watching.
 
-    def _watch(self, opened: Opened) -> Outcome:
+    def _watch(self, opened: HubReady) -> Outcome:
         if not opened.training:
             self._end_unit(self.units.pop(0))
         self._ask_place("hub", self.hub)
@@ -223,7 +223,7 @@ class Driver:
                 self._stop_workers()
                 self.hub.call.remote("stop")
 
-    def _start_due(self, opened: Opened) -> None:
+    def _start_due(self, opened: HubReady) -> None:
         for unit in self.units:
             if unit.starts_at is not None and unit.starts_at <= time.monotonic():
                 unit.processes = unit.processes or unit.make()
@@ -308,7 +308,7 @@ class Driver:
                 self.progress.say(f"{asked.name} waits for room; the others go on. Free in Ray: {free}")
 
     def _show_news(self) -> None:
-        news: News = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
+        news: HubStatus = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
         self.guests = news.samplers
         for line in news.lines:
             self.progress.say(line)

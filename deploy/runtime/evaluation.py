@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
+from common.errors import RunFailed
 from common.exchange.api import RunExchange, ScoredCandidate, State
 from common.messages import Purpose
 from common.weights.store import WeightStore
 from deploy.run_dir.journal import Journal, measured
-from deploy.run_dir.progress import Pace, Progress
-from deploy.runtime.messages import RunFailed
+from deploy.run_dir.progress import Progress, ThroughputTracker
 from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import Stuck, heldout_found
-from rewarders.interface import JudgeLost
+from rewarders.interface import JudgeFailed
 from rewarders.loop import ScoringLoop
 
 PROBING = "probing"
@@ -60,7 +60,7 @@ class HeldOut:
     def probe(self) -> None:
         """Sample and score the probes that wait, under whichever version each is for."""
         total = waiting = self._probes(*OPEN)
-        pace = Pace(self.config)
+        pace = ThroughputTracker(self.config)
         while waiting:
             sampled = bool(self._probes(State.PENDING)) and self._sample_probe()
             if not self.score() and not sampled:
@@ -83,7 +83,7 @@ class HeldOut:
         # Clips sampled before a kill are scored first. At most what is missing is sampled: the sampler would go on to
         # training prompts when no held-out one is left.
         self.score()
-        pace = Pace(self.config)
+        pace = ThroughputTracker(self.config)
         while have + pace.groups < total and self.sample():
             pace.groups += 1
             self.progress.update(pace.of_evaluation(phase, have + pace.groups, total))
@@ -122,5 +122,5 @@ class HeldOut:
                 return measured(
                     self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
                 )
-        except JudgeLost as error:
+        except JudgeFailed as error:
             raise RunFailed(f"{error}; once it answers, the same command goes on") from None

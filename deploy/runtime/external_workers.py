@@ -23,7 +23,8 @@ from threading import Condition
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from common.config import ConfigError, RunConfig, to_toml
+from common.config import RunConfig, to_toml
+from common.errors import ConfigError
 from common.messages import WorkerKey
 from common.models.fingerprint import TOON_PIPELINE, fingerprint
 from common.rpc.client import Client, calling
@@ -37,7 +38,7 @@ BEAT_SECONDS, GONE_SECONDS = 2.0, 20.0
 FAREWELL_SECONDS = 15.0  # for guests to hear that the run is over
 
 
-class Standing(StrEnum):
+class MembershipState(StrEnum):
     """How a guest stands with the hub."""
 
     WELCOME = "welcome"
@@ -46,7 +47,7 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class Registration:
     """Leave to work. Hub -> guest. The services are at the host the guest has connected to."""
 
     name: str  # under which it leases
@@ -62,18 +63,18 @@ class Welcome:
         return Addresses(*at, folder=Path(), key=key)
 
 
-class Reception(Protocol):
+class Registry(Protocol):
     """What a guest may ask."""
 
     def configuration(self) -> str:
         """The run's configuration, TOML."""
         ...
 
-    def join(self, role: str, fingerprint: str) -> Welcome:
+    def join(self, role: str, fingerprint: str) -> Registration:
         """Take part as a `role`. `ConfigError` when guests cannot be that, or hold another model than the run's."""
         ...
 
-    def stay(self, name: str) -> Standing:
+    def stay(self, name: str) -> MembershipState:
         """I am still there."""
         ...
 
@@ -82,8 +83,8 @@ class Reception(Protocol):
         ...
 
 
-class Guests:
-    """A `Reception`. Thread-safe. `release` frees the leases of a worker that has gone."""
+class ExternalWorkers:
+    """A `Registry`. Thread-safe. `release` frees the leases of a worker that has gone."""
 
     def __init__(
         self,
@@ -99,11 +100,11 @@ class Guests:
         self._changed = Condition()
 
     def configuration(self) -> str:
-        """See `Reception`."""
+        """See `Registry`."""
         return to_toml(self._config)
 
-    def join(self, role: str, fingerprint: str) -> Welcome:
-        """See `Reception`."""
+    def join(self, role: str, fingerprint: str) -> Registration:
+        """See `Registry`."""
         if role not in ROLES:
             raise ConfigError(f"a guest can be a {' or a '.join(ROLES)}, not a {role!r:.20}")
         if fingerprint != fingerprint_of(self._config, role):
@@ -117,20 +118,20 @@ class Guests:
             self._seen[name] = self._clock()
         at = self._addresses
         ports = (urlsplit(address).port or 0 for address in (at.exchange, at.journal, at.weights, at.notes))
-        return Welcome(name, *ports)
+        return Registration(name, *ports)
 
-    def stay(self, name: str) -> Standing:
-        """See `Reception`."""
+    def stay(self, name: str) -> MembershipState:
+        """See `Registry`."""
         with self._changed:
             if self._over:
-                return Standing.OVER
+                return MembershipState.OVER
             if name not in self._seen:
-                return Standing.STRANGER
+                return MembershipState.STRANGER
             self._seen[name] = self._clock()
-            return Standing.WELCOME
+            return MembershipState.WELCOME
 
     def leave(self, name: str) -> None:
-        """See `Reception`."""
+        """See `Registry`."""
         with self._changed:
             if self._seen.pop(name, None) is not None:
                 self._release(name)
@@ -173,11 +174,11 @@ def _fingerprint(path: str, embedded: str = "") -> str:
     return fingerprint(TOON_PIPELINE.parent / embedded if embedded and path == "toon" else Path(path))
 
 
-def reception_service(guests: Guests, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
+def reception_service(guests: ExternalWorkers, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
     """A service that answers for `guests`."""
-    return Service(Reception, guests, address, keys=keys)
+    return Service(Registry, guests, address, keys=keys)
 
 
-@calling(Reception)
-class RemoteReception(Client, Reception):
-    """The calls of `Reception`, made by way of the service at `address`."""
+@calling(Registry)
+class RemoteRegistry(Client, Registry):
+    """The calls of `Registry`, made by way of the service at `address`."""

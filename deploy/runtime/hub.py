@@ -21,21 +21,21 @@ from typing import Any
 from common.config import RunConfig, to_toml
 from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
 from common.exchange.remote import exchange_service
-from common.messages import Prompt, Purpose, Trained, WeightVersion
+from common.messages import Prompt, Purpose, TrainingFinished, WeightVersion
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
-from common.weights.sync import Announcer, weight_service
-from deploy.guardrails.monitor import Guard, open_probes
+from common.weights.sync import VersionPublisher, weight_service
+from deploy.guardrails.monitor import GuardrailMonitor, open_probes
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
-from deploy.run_dir.progress import Pace, Status
-from deploy.runtime.external_workers import Guests, reception_service
+from deploy.run_dir.progress import Status, ThroughputTracker
+from deploy.runtime.external_workers import ExternalWorkers, reception_service
 from deploy.runtime.factories import open_inputs
-from deploy.runtime.messages import MEETING, Addresses, News, Opened, Outcome
+from deploy.runtime.messages import MEETING, Addresses, HubReady, HubStatus, Outcome
 from deploy.runtime.remote_journal import journal_service
-from deploy.runtime.run_loop import Course, Stopped, Stuck, heldout_found, queue
-from deploy.runtime.run_metrics import Metered, RunMeter
+from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, heldout_found, queue
+from deploy.runtime.run_metrics import MeteredExchange, RunMeter
 from learner import checkpoint
 
 POLL_SECONDS = 0.1  # between two looks at how things stand
@@ -56,7 +56,7 @@ class Hub:
         self._stack, self._stop, self._bulletin = ExitStack(), Event(), Bulletin()
         self._services: dict[str, Service] = {}
 
-    def open(self, host: str = "127.0.0.1") -> Opened | Outcome:
+    def open(self, host: str = "127.0.0.1") -> HubReady | Outcome:
         """Claim the folder and serve it at `host`. The outcome of a finished run; `ConfigError` for bad input."""
         done = layout.finished_result(self.config)
         if done is not None:
@@ -67,7 +67,7 @@ class Hub:
             self._stack.close()
             raise
 
-    def _open(self, stack: ExitStack, host: str) -> Opened:
+    def _open(self, stack: ExitStack, host: str) -> HubReady:
         config, prompts = self.config, open_inputs(self.config, self._bulletin.say)
         probes = open_probes(config, prompts)
         folder = stack.enter_context(layout.claim(config)).resolve()
@@ -77,10 +77,10 @@ class Hub:
         stack.callback(_sweep, folder)
         keyed = config.cluster.keys == "always" or not is_loopback(host)
         keys = make_or_read(folder / KEYS) if keyed else None
-        announcer = Announcer(self._at(host, 1), keys)
+        announcer = VersionPublisher(self._at(host, 1), keys)
         stack.callback(announcer.close)
         self._meter = meter = RunMeter(config, folder)
-        self._exchange = Announcing(folder, config, prompts, meter, announcer)
+        self._exchange = AnnouncingExchange(folder, config, prompts, meter, announcer)
         stack.callback(self._exchange.close)
         self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
         journal = stack.enter_context(
@@ -88,8 +88,8 @@ class Hub:
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
         heldout = prompts.heldout(config.evaluation.prompts, config.seed)
-        guard = Guard(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
-        self._course = Watch(
+        guard = GuardrailMonitor(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
+        self._course = ClusterRunLoop(
             config, folder, self._exchange, events, guard, journal, heldout, saved, self._bulletin, self._stop
         )
         services = (
@@ -104,10 +104,10 @@ class Hub:
         self._receive_guests(stack, host, addresses, keys)
         meter.watch(self._course, self._refused)
         meter.export(stack, host)
-        return Opened(addresses, self._course.trained() is None)
+        return HubReady(addresses, self._course.trained() is None)
 
     def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
-        self._guests = Guests(self.config, addresses, self._gone)
+        self._guests = ExternalWorkers(self.config, addresses, self._gone)
         reception = stack.enter_context(serving(reception_service(self._guests, self._at(host, 0), keys)))
         self._services["reception"] = reception
         stack.callback(self._guests.dismiss)  # while all services still answer
@@ -126,10 +126,10 @@ class Hub:
         """The course, from where the folder stands to its end or to `stop`."""
         return self._course.run()
 
-    def news(self) -> News:
+    def news(self) -> HubStatus:
         """How things stand, and what was said since the last call."""
         self._meter.targets.hide(self._guests.absent())
-        return News(*self._bulletin.take(), self._guests.count("sampler"))
+        return HubStatus(*self._bulletin.take(), self._guests.count("sampler"))
 
     def release(self, worker: str) -> None:
         """`worker` is dead: others may take over its work."""
@@ -159,10 +159,12 @@ def _sweep(folder: Path) -> None:
         place.unlink(missing_ok=True)
 
 
-class Announcing(Metered):
+class AnnouncingExchange(MeteredExchange):
     """The exchange of a run, which lets samplers know of every version at once."""
 
-    def __init__(self, folder: Path, config: RunConfig, source: Any, meter: RunMeter, announcer: Announcer) -> None:
+    def __init__(
+        self, folder: Path, config: RunConfig, source: Any, meter: RunMeter, announcer: VersionPublisher
+    ) -> None:
         super().__init__(folder, config, source, meter)
         self._announcer = announcer
 
@@ -196,7 +198,7 @@ class Bulletin:
         return taken
 
 
-class Watch(Course):
+class ClusterRunLoop(RunLoop):
     """A course whose work is done elsewhere: it queues the held-out prompts, looks on, and says how things stand."""
 
     def __init__(
@@ -205,7 +207,7 @@ class Watch(Course):
         folder: Path,
         exchange: RunExchange,
         events: JsonLines,
-        guard: Guard,
+        guard: GuardrailMonitor,
         journal: RunJournal,
         heldout: list[Prompt],
         saved: int,
@@ -219,14 +221,14 @@ class Watch(Course):
 
     @property
     def step(self) -> int:
-        """See `Course.step`."""
+        """See `RunLoop.step`."""
         return self.journal.last.step if self.journal.last else self._saved
 
     def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """See `Course.evaluate`."""
+        """See `RunLoop.evaluate`."""
         self.exchange.enqueue(self.heldout, version)
         total, waiting = len(self.heldout), self._waiting()
-        first, pace = waiting, Pace(self.config)
+        first, pace = waiting, ThroughputTracker(self.config)
         while waiting:
             pace.groups = first - waiting
             self.progress.update(pace.of_evaluation(phase, total - waiting, total))
@@ -244,12 +246,12 @@ class Watch(Course):
         """Held-out groups that are not at their end."""
         return sum(count for state, count in self.exchange.counts(Purpose.EVAL).items() if state not in OVER)
 
-    def train(self) -> Trained:
-        """See `Course.train`."""
+    def train(self) -> TrainingFinished:
+        """See `RunLoop.train`."""
         self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
         self.guard.look()  # the base model's probes are sampled with its held-out prompts
         self.evaluate_base()
-        pace, last, ended = Pace(self.config), self.journal.last, self._ended()
+        pace, last, ended = ThroughputTracker(self.config), self.journal.last, self._ended()
         began = self._sampled()
         while (end := self._end()) is None:
             if self.journal.last is not None and self.journal.last is not last:
@@ -262,7 +264,7 @@ class Watch(Course):
             self._pause()
         return end
 
-    def _end(self) -> Trained | None:
+    def _end(self) -> TrainingFinished | None:
         """What training ended with, once no reading of the guardrails is due or under way."""
         self.guard.look()
         return None if self.guard.busy else self.journal.end

@@ -12,10 +12,6 @@ from deploy.run_dir.progress import Status
 MEETING = ".meeting-"  # how files in the run folder begin that a learner's ranks meet at
 
 
-class RunFailed(RuntimeError):
-    """The run cannot go on, for a reason that is said in one line. What was done so far is kept."""
-
-
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """Where the hub's services listen, what lets in there, and where the run's folder is on the hub's node.
@@ -32,7 +28,7 @@ class Addresses:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class HubReady:
     """A run folder is served. Hub -> driver."""
 
     addresses: Addresses
@@ -40,7 +36,7 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class HubStatus:
     """What is new at the hub. Hub -> driver."""
 
     status: Status | None

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
 from common.data.offline_pairs import RecordedPairs
+from common.errors import ConfigError
 
 MAX_NAMED = 5  # clips left out that are named one by one
 

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from common.config import RunConfig
+from common.errors import RunFailed
 from common.errors.oom import Shortage, shortage
 from deploy.planning.memory import GIGA
 from deploy.planning.plan import CHANGES
 from deploy.run_dir.layout import CONFIG, is_free
-from deploy.runtime.messages import RunFailed
 
 SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner": ("learner", "model")}
 

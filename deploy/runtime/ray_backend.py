@@ -16,7 +16,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from common.config import ClusterConfig, ConfigError, RunConfig
+from common.config import ClusterConfig, RunConfig
+from common.errors import ConfigError
 
 SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray

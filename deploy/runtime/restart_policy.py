@@ -3,7 +3,7 @@
 A worker that died starts again after a pause that doubles with every death within the last hour (1, 2, 4 ... 60 s).
 Whoever dies more often than allowed has a fault that starting again does not mend. A sampler is then left out, as long
 as enough others are there; for every other role the run is over. Bad input (`ConfigError`), a disk that refuses
-(`StorageFailed`) and memory that is too little for the first unit of work (`OutOfMemory`) end the run at once.
+(`StorageError`) and memory that is too little for the first unit of work (`OutOfMemory`) end the run at once.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-from deploy.runtime.messages import RunFailed
+from common.errors import RunFailed
 
 WINDOW = 3600.0  # seconds a death is remembered
 LONGEST_PAUSE = 60.0  # seconds

@@ -18,16 +18,17 @@ from typing import Any
 
 from common import feedback
 from common.config import RunConfig
+from common.errors import RunFailed
 from common.errors.disk import writing
 from common.exchange.api import QUEUE, RunExchange, ScoredCandidate
-from common.messages import Purpose, Trained
+from common.messages import Purpose, TrainingFinished
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
-from deploy.guardrails.monitor import Guard
+from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
-from deploy.run_dir.progress import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
-from deploy.runtime.messages import Outcome, RunFailed
+from deploy.runtime.messages import Outcome
 
 BASE = 0  # the version of the base model
 
@@ -52,16 +53,18 @@ def heldout_found(exchange: RunExchange, version: int, wanted: int) -> list[Scor
     return sorted(found, key=lambda one: one.prompt.ordinal)
 
 
-class Course(ABC):
+class RunLoop(ABC):
     """One start of a run: from where its folder stands to the end, or to a stop. Subclasses do the work."""
 
-    def __init__(self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: Guard) -> None:
+    def __init__(
+        self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: GuardrailMonitor
+    ) -> None:
         self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
         self.store = WeightStore(folder / "weights")
         self.phase = TRAINING  # what is done now
 
     @abstractmethod
-    def train(self) -> Trained:
+    def train(self) -> TrainingFinished:
         """Evaluate the base, then take every optimizer step that is left. Raises `Stopped`."""
 
     @abstractmethod
@@ -74,7 +77,7 @@ class Course(ABC):
         """Optimizer steps taken, as far as is known here."""
 
     def run(self) -> Outcome:
-        """Train unless that is done, then compare. Raises `StorageFailed` where the disk refuses."""
+        """Train unless that is done, then compare. Raises `StorageError` where the disk refuses."""
         try:
             trained = self.trained() or self._train()
             with writing(self.folder):

@@ -27,24 +27,14 @@ from common.config import RunConfig
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
 from common.exchange.storage.ledger import FIRST_EVALUATION
-from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, Trained, WeightVersion
+from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, TrainingFinished, WeightVersion
+from common.roles import HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL, role_of
 from deploy.guardrails.rules import MOTION, SCORER, Measured, Reading, judge_rule, motion_share
-from deploy.observability.definitions import (
-    DROPPED,
-    HUB,
-    LEARNER,
-    PHASES,
-    REWARDER,
-    ROLES,
-    SAMPLER,
-    SERIAL,
-    WASTED,
-    role_of,
-)
+from deploy.observability.definitions import DROPPED, WASTED
 from deploy.observability.exporter import Instruments, Value, exporting
 from deploy.observability.targets import Targets
-from deploy.observability.tensorboard import Board
-from deploy.runtime.run_loop import Course
+from deploy.observability.tensorboard import TensorBoardWriter
+from deploy.runtime.run_loop import RunLoop
 
 DIMENSIONS = 64  # exported at most: their names are the rewarders' words
 RECENT = 20  # steps from whose pace the next push is expected
@@ -110,7 +100,7 @@ class RunMeter:
         self.config, self.folder, self.process = config, folder, process
         self.instruments = Instruments(process)
         self.targets = Targets(folder, config.name)
-        self._board = Board(folder) if config.metrics.tensorboard else None
+        self._board = TensorBoardWriter(folder) if config.metrics.tensorboard else None
         self._last: StepStats | None = None
         self._pushed: float | None = None  # when, seconds since 1970
         self._ends: deque[float] = deque(maxlen=RECENT)  # of steps
@@ -151,7 +141,7 @@ class RunMeter:
         if span.kind in ROLE_OF:
             self.instruments.add("douga_busy_seconds_total", span.seconds, role=ROLE_OF[span.kind])
 
-    def trained(self, trained: Trained) -> None:
+    def trained(self, trained: TrainingFinished) -> None:
         """See `Journal`. The learner's ranks are at their end."""
         self.targets.remove(self.targets.workers(LEARNER))
 
@@ -194,7 +184,7 @@ class RunMeter:
 
     # How things stand, whenever Prometheus asks.
 
-    def watch(self, course: Course, refused: Callable[[], Mapping[str, int]] = dict) -> None:
+    def watch(self, course: RunLoop, refused: Callable[[], Mapping[str, int]] = dict) -> None:
         """Read how the run stands from its course; `refused` says how many requests the services have refused."""
         rules = [MOTION, SCORER]
         rules += [judge_rule(name) for one in course.guard.readings[-1:] for name, _ in _by_name(one.policy, "judged")]
@@ -212,7 +202,7 @@ class RunMeter:
         list(state())  # what the ledger counts already is not of this start
         self.instruments.read(state)
 
-    def _progress(self, course: Course) -> Iterator[Value]:
+    def _progress(self, course: RunLoop) -> Iterator[Value]:
         yield Value("douga_step", course.step)
         yield Value("douga_steps_wanted", self.config.steps)
         yield Value("douga_policy_lag_bound_pushes", self.config.exchange.max_lag)
@@ -264,7 +254,7 @@ class RunMeter:
             self.instruments.add(name, max(0, now - (now if before is None else before)), **labels)
 
 
-class Metered(LocalExchange):
+class MeteredExchange(LocalExchange):
     """The exchange of a run, which lets its `meter` know what workers submit."""
 
     def __init__(self, folder: Path, config: RunConfig, source: Callable[[int], Prompt], meter: RunMeter) -> None:

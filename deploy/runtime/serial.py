@@ -27,20 +27,20 @@ from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
 from common.exchange.api import ScoredCandidate
-from common.messages import Array, StepStats, Trained
-from deploy.guardrails.monitor import Guard, Paused, Probes, open_probes
-from deploy.observability.definitions import SAMPLER, SERIAL
+from common.messages import SerializedTensor, StepStats, TrainingFinished
+from common.roles import SAMPLER, SERIAL
+from deploy.guardrails.monitor import GuardrailMonitor, Paused, Probes, open_probes
 from deploy.observability.exporter import Value
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import EVENTS, JsonLines
-from deploy.run_dir.progress import Pace, Progress, Silent
+from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.runtime.evaluation import HeldOut
 from deploy.runtime.factories import learner_of, open_inputs, rewarder_of, sampler_of
 from deploy.runtime.messages import Outcome
 from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import Course, Stopped, Stuck, queue
-from deploy.runtime.run_metrics import Metered, RunMeter
+from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, queue
+from deploy.runtime.run_metrics import MeteredExchange, RunMeter
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
 from rewarders.loop import ScoringLoop
@@ -86,19 +86,19 @@ def run(
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
         meter = RunMeter(config, folder, SERIAL)
-        exchange = Metered(folder, config, roles.prompts, meter)
+        exchange = MeteredExchange(folder, config, roles.prompts, meter)
         stack.callback(exchange.close)
         journal = stack.enter_context(
             RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        course = Serial(config, roles, folder, exchange, events, journal, stop, progress or Silent())
+        course = Serial(config, roles, folder, exchange, events, journal, stop, progress or NullProgress())
         meter.watch(course)
         meter.export(stack, LOOPBACK)
         return course.run()
 
 
-class Serial(Course):
+class Serial(RunLoop):
     """All roles in this process."""
 
     def __init__(
@@ -106,44 +106,44 @@ class Serial(Course):
         config: RunConfig,
         roles: Roles,
         folder: Path,
-        exchange: Metered,
+        exchange: MeteredExchange,
         events: JsonLines,
         journal: RunJournal,
         stop: Callable[[], bool],
         progress: Progress,
     ) -> None:
-        guard = Guard(config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading)
+        guard = GuardrailMonitor(config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading)
         super().__init__(config, folder, exchange, events, guard)
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self.heldout = HeldOut(
             *(config, roles.prompts, roles.sampler, roles.rewarder, exchange, self.store, journal, progress),
             between=self._check_stop,
         )
-        self._pace = Pace(config)
+        self._pace = ThroughputTracker(config)
         self._step = 0
         self.meter = exchange.meter
         self.meter.instruments.read(lambda: [Value("douga_policy_version", roles.sampler.version, {"role": SAMPLER})])
 
     @property
     def step(self) -> int:
-        """See `Course.step`."""
+        """See `RunLoop.step`."""
         return self._step
 
     def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """See `Course.evaluate`."""
+        """See `RunLoop.evaluate`."""
         found, made = self.heldout.evaluate(version, phase)
         if made:
             self.evaluated(version, found)
         return found
 
-    def train(self) -> Trained:
-        """See `Course.train`."""
+    def train(self) -> TrainingFinished:
+        """See `RunLoop.train`."""
         with needed_by(self.roles.sampler.worker, self.config):
             empty_embeds = self.roles.sampler.empty_prompt_embeds()
         with needed_by("learner-0", self.config):  # what the other roles lack within is said to be theirs
             return self._train_with(empty_embeds)
 
-    def _train_with(self, empty_embeds: Array) -> Trained:
+    def _train_with(self, empty_embeds: SerializedTensor) -> TrainingFinished:
         learner = learner_of(self.config)(self.folder, "learner-0")
         learner.empty_embeds, learner.meters = empty_embeds, self.meter.instruments
         try:
@@ -155,7 +155,7 @@ class Serial(Course):
         finally:
             learner.close()
 
-    def _learn_on(self, learner: LearningLoop) -> Trained:
+    def _learn_on(self, learner: LearningLoop) -> TrainingFinished:
         try:
             self._watch()
             self.evaluate_base()

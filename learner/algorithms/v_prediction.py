@@ -5,10 +5,10 @@ models' trainers add it to the pixels; the learner holds no VAE).
 
 | symbol | here | meaning |
 |---|---|---|
-| x0^w, x0^l | `Pairs.winner`, `Pairs.loser` [n, F, C, h, w] | latents of the preferred and the other clip |
+| x0^w, x0^l | `PairBatch.winner`, `PairBatch.loser` [n, F, C, h, w] | latents of the preferred and the other clip |
 | t | `Draw.timesteps` [n] | 0 .. T-1, one per pair |
 | eps | `Draw.noise` [n, F, C, h, w] | one per pair, float32 |
-| c | `Pairs.prompt_embeds`, `Pairs.image_latent` | caption and clean first frame; of recorded pairs c_w and c_l |
+| c | `PairBatch.prompt_embeds`, `.image_latent` | caption and clean first frame; of recorded pairs c_w and c_l |
 | v* | `NoiseSchedule.v_target` | sqrt(a_t) eps - sqrt(1 - a_t) x0 |
 | e_theta(x0) | `PairErrors` | mean over all non-batch dimensions of (v_theta(x_t, t, c) - v*)^2, float32 |
 
@@ -27,7 +27,7 @@ import torch
 
 from common.config import LearnerConfig
 from common.models.noise_schedule import NoiseSchedule
-from learner.batch import Pairs
+from learner.batch import PairBatch
 
 IMAGE_NOISE_LOG_MEAN, IMAGE_NOISE_LOG_STD = -3.0, 0.5  # sigma = exp(N(-3, 0.5)), as CogVideoX I2V was trained
 
@@ -76,7 +76,7 @@ class PairErrors:
         return self.policy_loser - self.reference_loser
 
 
-def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, pairs: Pairs, steps: int) -> Draw:
+def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, pairs: PairBatch, steps: int) -> Draw:
     """The chance of `pairs`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
 
     t is stratified: the batch's n pairs take one t each from n equal parts of 0 .. T-1, in random order.
@@ -99,7 +99,7 @@ def stratified_timesteps(seed: int, step: int, ordinals: Sequence[int], steps: i
 
 
 def _draw_one(
-    seed: int, step: int, ordinal: int, rules: LearnerConfig, pairs: Pairs
+    seed: int, step: int, ordinal: int, rules: LearnerConfig, pairs: PairBatch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = pairs.winner.shape[1:]
     noise = torch.randn(shape, generator=_generator(seed, step, "noise", ordinal))
@@ -119,12 +119,13 @@ def _generator(*parts: int | str) -> torch.Generator:
 
 
 def v_errors(
-    predict: Predict, schedule: NoiseSchedule, pairs: Pairs, draw: Draw, empty_embeds: torch.Tensor | None
+    predict: Predict, schedule: NoiseSchedule, pairs: PairBatch, draw: Draw, empty_embeds: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(e(w), e(l)), float32 [n] each, from one forward pass over winners and losers with the same `draw`.
 
-    Where every pair is a clip against itself (`Pairs.alone`, as in fine-tuning on clips) it is a pass over the winners,
-    and e(l) is e(w). `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops captions.
+    Where every pair is a clip against itself (`PairBatch.alone`, as in fine-tuning on clips) it is a pass over the
+    winners, and e(l) is e(w). `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops
+    captions.
     """
     sides = 1 if pairs.alone else 2
     x0 = torch.cat([pairs.winner, pairs.loser][:sides])
@@ -136,7 +137,9 @@ def v_errors(
     return errors[0], errors[-1]
 
 
-def _condition(pairs: Pairs, draw: Draw, empty_embeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _condition(
+    pairs: PairBatch, draw: Draw, empty_embeds: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Caption and image after the drops and the optional noise."""
     text, image = pairs.prompt_embeds, pairs.image_latent
     if draw.drop_caption.any():

@@ -19,7 +19,8 @@ from typing import TypeVar
 
 import torch
 
-from common.config import ConfigError, LearnerConfig
+from common.config import LearnerConfig
+from common.errors import ConfigError
 from common.weights.tensor_file import TensorStream, described, file_order
 from learner.optimizer import restore, saved_state
 

@@ -29,7 +29,8 @@ import torch
 from torch import distributed
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from common.config import ConfigError, LearnerConfig
+from common.config import LearnerConfig
+from common.errors import ConfigError
 from learner.engines.base import Engine, NonFinite
 from learner.optimizer import make_optimizer
 

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision, here
 from rewarders.anime_reward.heads import EMPTY, SEEN, FrameHead, mean_of, pack

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer, BlipForImageTextRetrieval
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.errors.oom import pass_on
 from rewarders.anime_reward.video import Pixels
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Words, load, pixels
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.models.fingerprint import fingerprint
 from common.weights.tensors import state_digest

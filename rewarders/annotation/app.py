@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from common.web.auth import page_app
 from rewarders.annotation import inter_annotator
-from rewarders.annotation.playback import Screening
+from rewarders.annotation.playback import PlaybackCheck
 from rewarders.annotation.survey import Kind, Side, Survey, Unknown
 
 PAGE = Path(__file__).parent / "page"
@@ -59,7 +59,7 @@ class Undoing(Body):
     kind: Kind
 
 
-def make_app(survey: Survey, screening: Screening, token: str = "") -> FastAPI:
+def make_app(survey: Survey, screening: PlaybackCheck, token: str = "") -> FastAPI:
     """The application; without a `token`, for loopback alone."""
     app = page_app("douga annotate", PAGE, token)
     app.add_exception_handler(Unknown, lambda _, error: JSONResponse({"detail": str(error)}, 404))
@@ -102,7 +102,7 @@ def _add_answering(app: FastAPI, survey: Survey) -> None:
         return survey.next(body.annotator, body.kind) | {"undone": undone}
 
 
-def _add_media(app: FastAPI, survey: Survey, screening: Screening) -> None:
+def _add_media(app: FastAPI, survey: Survey, screening: PlaybackCheck) -> None:
     @app.get("/clips/{key}")
     def clip(key: str) -> Response:
         return FileResponse(screening.video(survey.clip(key)), media_type="video/mp4")

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import ConfigError
 from common.data.ratings import RatedClip, RatedPair, overall, write_pairs, write_ratings
+from common.errors import ConfigError
 from common.errors.disk import writing
 from rewarders.annotation import inter_annotator
 from rewarders.annotation.items import Clip, Pair

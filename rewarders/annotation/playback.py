@@ -17,7 +17,7 @@ from rewarders.annotation.items import Clip
 from rewarders.annotation.survey import Unknown
 
 
-class Screening:
+class PlaybackCheck:
     """Holds a scratch folder until it is closed. Thread-safe."""
 
     def __init__(self) -> None:

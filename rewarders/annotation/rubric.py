@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.config import ConfigError
+from common.errors import ConfigError
 
 RUBRICS = Path(__file__).parent / "rubrics"
 BUILT_IN = ("anime", "huvidpo")

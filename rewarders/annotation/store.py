@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import RLock
 from typing import Any
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.errors.disk import is_damage, writing
 
 STORE = "annotations.sqlite"
@@ -49,7 +49,7 @@ class Answer:
 
 
 class Store:
-    """The answers of one run or folder. `ConfigError` when the file is no such store, `StorageFailed` by the disk."""
+    """The answers of one run or folder. `ConfigError` when the file is no such store, `StorageError` by the disk."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock, self._lock = path, clock, RLock()

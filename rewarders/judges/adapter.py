@@ -19,7 +19,8 @@ from hashlib import blake2b
 import numpy as np
 from PIL import Image
 
-from common.config import ConfigError, JudgeConfig
+from common.config import JudgeConfig
+from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip, Judge, Opinion
 
@@ -27,7 +28,7 @@ SAME_RATE = 0.01  # share by which two frame rates may differ and still count as
 
 
 @dataclass(frozen=True)
-class Needs:
+class InputSpec:
     """What a judge must be shown, and the range of its values. 0 and empty: it takes what comes."""
 
     fps: float = 0.0  # frames per second
@@ -38,20 +39,20 @@ class Needs:
     multiple: int = 1  # what the number of frames can be divided by: 2 for a model that reads them in pairs
 
 
-def needs_of(config: JudgeConfig, own: Needs) -> Needs:
+def needs_of(config: JudgeConfig, own: InputSpec) -> InputSpec:
     """A kind's `own` needs, with what the configuration says instead. `ConfigError` for frames that are no multiple."""
     low, high = (config.low, config.high) if config.low < config.high else (own.low, own.high)
     if config.frames % own.multiple:
         raise ConfigError(f"frames = {config.frames}: a multiple of {own.multiple} is needed")
     frames = config.frames or own.frames
-    return Needs(config.fps or own.fps, frames, config.size or own.size, low, high, own.multiple)
+    return InputSpec(config.fps or own.fps, frames, config.size or own.size, low, high, own.multiple)
 
 
-class Adapted:
+class AdaptedJudge:
     """A `Judge` that is shown what it needs, and whose values are brought to 0..100."""
 
-    def __init__(self, judge: Judge, config: JudgeConfig, own: Needs | None = None) -> None:
-        self.needs = needs_of(config, own or Needs())
+    def __init__(self, judge: Judge, config: JudgeConfig, own: InputSpec | None = None) -> None:
+        self.needs = needs_of(config, own or InputSpec())
         self._judge = judge
 
     @property
@@ -92,7 +93,7 @@ class Named:
         return [one if isinstance(one, str) else {name: one[own] for own, name in self._names.items()} for one in found]
 
 
-def show(clip: Clip, needs: Needs) -> Clip:
+def show(clip: Clip, needs: InputSpec) -> Clip:
     """The clip as the judge needs it; the clip itself where nothing must change. `ValueError` when it cannot be."""
     chosen, fps = _in_time(len(clip.frames), clip.fps, needs)
     same = len(chosen) == len(clip.frames)
@@ -111,7 +112,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).resize((size[1], size[0]), how)) for frame in frames])
 
 
-def _in_time(count: int, fps: float, needs: Needs) -> tuple[np.ndarray, float]:
+def _in_time(count: int, fps: float, needs: InputSpec) -> tuple[np.ndarray, float]:
     """Indices of the frames to show, ascending, and the frame rate that they have then."""
     chosen = np.arange(count)
     if needs.fps and not _same(fps, needs.fps):

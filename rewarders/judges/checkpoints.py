@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.errors.oom import pass_on
 
 QUESTION, CAPTION = "prompt.txt", "{text}"

@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetr
 from common.config import JudgeConfig
 from common.messages import Prompt
 from common.weights.tensors import state_digest
-from rewarders.judges.adapter import Needs, resize
+from rewarders.judges.adapter import InputSpec, resize
 from rewarders.judges.checkpoints import linear_layers, opened, whole
 
 CLIP_SCALE = 2.5  # of CLIPScore
@@ -41,7 +41,7 @@ class FrameReward(ABC):
     """A `rewarders.interface.Reward`: the weighted mean of a value per frame."""
 
     dimension: str
-    needs: Needs
+    needs: InputSpec
     kind: ClassVar[Any]  # the model's class
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
@@ -102,7 +102,7 @@ class ClipScore(ClipReward):
     """How well the frames show what the caption says."""
 
     dimension = "clip_score"
-    needs = Needs(high=1.0)
+    needs = InputSpec(high=1.0)
 
     def of_frames(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
         """See `FrameReward.of_frames`."""
@@ -116,7 +116,7 @@ class Hps(ClipReward):
     """
 
     dimension = "hps"
-    needs = Needs(low=10.0, high=40.0)
+    needs = InputSpec(low=10.0, high=40.0)
 
     def pixels(self, frames: np.ndarray) -> torch.Tensor:
         """See `FrameReward.pixels`."""
@@ -131,7 +131,7 @@ class Aesthetic(ClipReward):
     """How pleasing the frames are, by LAION's linear layers on the image embedding."""
 
     dimension = "aesthetic"
-    needs = Needs(low=1.0, high=10.0)
+    needs = InputSpec(low=1.0, high=10.0)
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """`ConfigError` also when there are no such layers in the folder, or those for another embedding."""
@@ -147,7 +147,7 @@ class ImageReward(FrameReward):
     """How much people would like the frames for this caption: BLIP's text encoder reads it while it sees the frame."""
 
     dimension = "image_reward"
-    needs = Needs(low=-3.0, high=3.0)  # three deviations
+    needs = InputSpec(low=-3.0, high=3.0)  # three deviations
     kind = BlipForImageTextRetrieval
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:

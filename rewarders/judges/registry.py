@@ -1,7 +1,7 @@
 """From the configuration to judges that are ready to score.
 
 A kind is a class that is made as ``Class(judge: JudgeConfig, device: str)``, a `rewarders.interface.Reward` or `Judge`.
-It may say what it must be shown in an attribute ``needs`` (`Needs`).
+An optional attribute ``needs`` (`InputSpec`) says what it must be shown.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 
-from common.config import ConfigError, JudgeConfig, RewardConfig
+from common.config import JudgeConfig, RewardConfig
+from common.errors import ConfigError
 from rewarders.interface import Judge, Reward, as_judge
-from rewarders.judges.adapter import Adapted, Named
+from rewarders.judges.adapter import AdaptedJudge, Named
 from rewarders.toon_heads import load_heads
 
 REWARD_JUDGES = "reward.judges"
@@ -43,7 +44,7 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
         made = _class(config.kind)(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: neither a Reward nor a Judge (rewarders/interface.py)")
-        return Adapted(as_judge(made), config, getattr(made, "needs", None))
+        return AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))
     except ConfigError as error:
         raise ConfigError(f"{table}.{name}: {error}") from None
 

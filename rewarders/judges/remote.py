@@ -22,10 +22,11 @@ from typing import Any
 import httpx
 from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
-from common.config import ConfigError, JudgeConfig
+from common.config import JudgeConfig
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.web.auth import read_token
-from rewarders.interface import Clip, JudgeLost, NoAnswer, Opinion
+from rewarders.interface import Clip, JudgeFailed, JudgeUnavailable, Opinion
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries; the pause doubles
 PATIENCE = 3  # batches in a row without an answer after which the judge counts as lost
@@ -53,7 +54,7 @@ class Remote:
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
         """See `Judge.judge`.
 
-        `ValueError` when the server refuses the request; `JudgeLost` when it has changed, or was silent too often.
+        `ValueError` when the server refuses the request; `JudgeFailed` when it has changed, or was silent too often.
         """
         asked = json.dumps({"judge": self.name, "prompts": [_prompt(prompt) for prompt in prompts]})
         files = [("clips", (f"{i}.mp4", bytes(clip.mp4()), "video/mp4")) for i, clip in enumerate(clips)]
@@ -66,7 +67,7 @@ class Remote:
         try:
             said = answer.json()
             if said["digest"] != self.digest:
-                raise JudgeLost(f"{answer.url}: judge {self.name} is another one now (digest {said['digest']})")
+                raise JudgeFailed(f"{answer.url}: judge {self.name} is another one now (digest {said['digest']})")
             if len(said["scores"]) != len(clips):
                 raise ValueError(f"{len(said['scores'])} answers to {len(clips)} clips")
             return [self._opinion(*one) for one in zip(said["scores"], said["problems"], strict=True)]
@@ -88,7 +89,7 @@ class Remote:
                 raise ConfigError(f"path = {path!r}: {self._servers[0]} serves {', '.join(names) or 'nothing'}")
             name = path or names[0]
             return name, tuple(said[name]["outputs"]), str(said[name]["digest"])
-        except (NoAnswer, JudgeLost) as error:
+        except (JudgeUnavailable, JudgeFailed) as error:
             raise ConfigError(str(error)) from None
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
@@ -107,7 +108,7 @@ class Remote:
         except RetryError as error:
             self._lost += 1
             words = f"{', '.join(self._servers)}: no answer in {self._tries} tries: {error.last_attempt.exception()!r}"
-            raise (JudgeLost if self._lost >= PATIENCE else NoAnswer)(words) from None
+            raise (JudgeFailed if self._lost >= PATIENCE else JudgeUnavailable)(words) from None
         except httpx.HTTPStatusError as error:
             raise _refused(error.response) from None
         self._lost = 0
@@ -127,7 +128,7 @@ def _passing(error: BaseException) -> bool:
 def _refused(answer: httpx.Response) -> Exception:
     words = f"{answer.url}: {answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"
     if answer.status_code in (401, 403, 404):
-        return JudgeLost(words)
+        return JudgeFailed(words)
     return ValueError(words)
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
 from common.messages import Prompt
-from common.web.auth import Door
+from common.web.auth import AuthMiddleware
 from rewarders.interface import Clip, Judge, Opinion, Reward
 from rewarders.rewarder import opinions, read_clip
 
@@ -66,7 +66,7 @@ def application(judges: Mapping[str, Judge], token: str, most_bytes: int) -> Fas
         pictures = [one.file.read() for one in images or []]
         return JSONResponse(desk.score(request, [one.file.read() for one in clips], pictures))
 
-    app.add_middleware(Door, token=token, most_bytes=most_bytes, open_to_all=["/health"])
+    app.add_middleware(AuthMiddleware, token=token, most_bytes=most_bytes, open_to_all=["/health"])
     return app
 
 

@@ -30,11 +30,12 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLConfig, Qwen2VLModel, Qwen2VLPreTrainedModel
 
-from common.config import ConfigError, JudgeConfig
+from common.config import JudgeConfig
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.weights.tensors import state_digest
 from rewarders.interface import Clip, Opinion
-from rewarders.judges.adapter import Needs
+from rewarders.judges.adapter import InputSpec
 from rewarders.judges.checkpoints import CAPTION, opened, question, whole
 
 CLIP_MARK = "<|video_pad|>"
@@ -70,7 +71,7 @@ class VideoReward:
     on."""
 
     outputs = ("visual", "motion", "text")
-    needs = Needs(fps=2.0, multiple=PAIR, low=-3.0, high=3.0)
+    needs = InputSpec(fps=2.0, multiple=PAIR, low=-3.0, high=3.0)
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """`ConfigError` when ``path`` is no such model, or has no image processor, tokenizer or ``prompt.txt``."""

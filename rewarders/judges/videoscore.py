@@ -20,11 +20,12 @@ from PIL import Image
 from transformers import AutoProcessor, Idefics2Config, Idefics2Model
 from transformers.models.idefics2.modeling_idefics2 import Idefics2PreTrainedModel
 
-from common.config import ConfigError, JudgeConfig
+from common.config import JudgeConfig
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.weights.tensors import state_digest
 from rewarders.interface import Clip, Opinion
-from rewarders.judges.adapter import Needs
+from rewarders.judges.adapter import InputSpec
 from rewarders.judges.checkpoints import CAPTION, opened, question, whole
 
 
@@ -49,7 +50,7 @@ class VideoScore:
     """A `rewarders.interface.Judge` of five outputs."""
 
     outputs = ("visual", "temporal", "dynamic", "text", "factual")  # in the order of the published layer
-    needs = Needs(frames=16, low=1.0, high=4.0)
+    needs = InputSpec(frames=16, low=1.0, high=4.0)
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """`ConfigError` when ``path`` is no such model, or has no processor or no ``prompt.txt``."""

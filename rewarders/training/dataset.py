@@ -15,10 +15,10 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 
-from common.config import ConfigError
 from common.data.ratings import REAL, BadRow, RatedClip, Ratings, to_score
 from common.data.video import decode_clip
 from common.digests import digest
+from common.errors import ConfigError
 from common.messages import Prompt
 
 SHARES = (0.7, 0.15, 0.15)  # training, validation, test

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.config import ConfigError
 from common.data.ratings import BadRow
 from common.digests import digest
+from common.errors import ConfigError
 from common.errors.disk import writing
 from common.errors.oom import pass_on
 from common.messages import Prompt

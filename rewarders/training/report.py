@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from common.config import ConfigError, RewardConfig
+from common.config import RewardConfig
 from common.data.ratings import BadRow, dimensions
+from common.errors import ConfigError
 from common.messages import ScoreTask
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder

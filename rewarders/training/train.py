@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import ConfigError
 from common.data.ratings import BadRow
 from common.digests import digest
+from common.errors import ConfigError
 from common.errors.disk import write_whole
-from common.training.fit import Fit, fit
+from common.training.fit import FitConfig, fit
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.checkpoints import HEADS
 from rewarders.toon_heads.head import SHAPE, AnimeHead, first_frame
@@ -197,7 +197,7 @@ def _learn(lesson: Lesson, dimension: str, parts: Split, bad: list[BadRow], out:
         return sum(count * loss for count, loss in losses) / len(validation)
 
     steps = plan.epochs * epoch
-    how = Fit(steps, plan.lr, min(50, epoch), plan.weight_decay, save_every=epoch, patience=plan.patience)
+    how = FitConfig(steps, plan.lr, min(50, epoch), plan.weight_decay, save_every=epoch, patience=plan.patience)
     lesson.module.train()
     fit(dimension, lesson.module, loss_of, how, _folder(out, dimension), log, validate=validate)
 

@@ -12,7 +12,7 @@ import torch
 
 from actors.acceleration import resident
 from actors.sampler import Sampler
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.lora import adapter_state, inject_lora

@@ -14,8 +14,9 @@ from diffusers import DDIMInverseScheduler
 from actors import ddim_inversion
 from actors.ddim_inversion import InvertedSampler, invert
 from actors.denoise import Condition, denoise
-from common.config import ConfigError, ModelConfig, load_config
+from common.config import ModelConfig, load_config
 from common.data.video import decode_clip, encode_mp4
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, open_model, predict_v
 from common.toon.prompts import encode_png

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from actors.sampler import Sampler
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
 from common.data.video import decode_clip
+from common.errors import ConfigError
 from common.exchange.api import Exchange, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, WeightVersion
 from common.models.cogvideox import ModelFolder, open_model

@@ -13,7 +13,7 @@ import torch
 from benchmarks import iteration
 from benchmarks.iteration import OPENING, PHASES, Timeline
 from benchmarks.random_models import random_model
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.toon.prompts import ToonPrompts
 from deploy.planning.model_sizes import families
 from rewarders.toon_heads import load_heads

@@ -14,8 +14,9 @@ from benchmarks import learning, sampling
 from benchmarks.harness import main
 from benchmarks.options import OPTIONS, Pictures, open_given
 from benchmarks.random_models import RandomModel, open_named, random_model, sizes_of
-from common.config import ConfigError, RunConfig, load_config
+from common.config import RunConfig, load_config
 from common.data.video import decode_clip
+from common.errors import ConfigError
 from deploy.planning.model_sizes import families
 from learner.learner import Learner
 from tests.support.small_models import FRAMES, HEIGHT, WIDTH, small_model

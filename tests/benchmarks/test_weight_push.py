@@ -9,7 +9,7 @@ import pytest
 from benchmarks import weight_push
 from benchmarks.harness import as_json
 from benchmarks.weight_push import Case, Samplers, Transfer, ours
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.rpc.server import serving
 from common.weights.store import WeightStore
 from common.weights.sync import weight_service

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, RunConfig, differences, keys, leaves, load_config, to_toml
+from common.config import RunConfig, differences, keys, leaves, load_config, to_toml
+from common.errors import ConfigError
 
 
 def write(folder: Path, text: str) -> Path:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.config import DIMENSIONS, ConfigError, RewardConfig, load_config
+from common.config import DIMENSIONS, RewardConfig, load_config
+from common.errors import ConfigError
 from common.exchange.pairs import weighted_mean
 from common.feedback import counted, expected
 

@@ -7,7 +7,8 @@ from statistics import mean, quantiles
 
 import pytest
 
-from common.config import ConfigError, load_config
+from common.config import load_config
+from common.errors import ConfigError
 from common.simulation import Simulation, data
 
 DRAWS = 20_000

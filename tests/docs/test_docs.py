@@ -166,6 +166,15 @@ def test_every_file_that_is_named_exists() -> None:
     assert {one for one in named if not (ROOT / one[1]).exists()} == set()
 
 
+def test_what_the_architecture_locates_is_there() -> None:
+    """The table "Where is ...?": every function or class is defined in the file beside it."""
+    section = (DOCS / "architecture.md").read_text().partition("\n## Where is ...?\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| `([\w/.]+\.py)` \| `(\w+)` \|$", section, flags=re.MULTILINE)
+    assert len(rows) == section.count("\n| ") - 1 > 10
+    defined = {(file, name) for file, name in rows if re.search(rf"\b(def|class) {name}\b", (ROOT / file).read_text())}
+    assert set(rows) - defined == set()
+
+
 def test_every_command_that_is_shown_is_one() -> None:
     """The first word of every `douga ...` in a block, as the command line knows it."""
     parser = build_parser()

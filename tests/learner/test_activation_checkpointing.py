@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models.cogvideox import predict_v
 from learner.activation_checkpointing import ATTENTION, Recompute, recompute_in
 from learner.learner import Learner

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from common.config import ConfigError
+from common.errors import ConfigError, CorruptDataError
 from common.models.cogvideox import open_model
 from common.weights.store import draft_of
 from learner import checkpoint
@@ -100,7 +100,7 @@ def saved(tmp_path: Path) -> Path:
 
 def refused(learner: Learner, message: str) -> None:
     exchange, before = MemoryExchange(), learner.policy_digest()
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, CorruptDataError), match=message):
         learner.resume(exchange)  # type: ignore[arg-type]
     assert exchange.log == []
     assert learner.policy_digest() == before

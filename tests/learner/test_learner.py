@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.models.cogvideox import predict_v
 from common.models.lora import inject_lora, load_adapter_state
 from common.weights.tensors import to_array

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.config import ConfigError, GuardConfig
+from common.config import GuardConfig
+from common.errors import ConfigError
 from learner.algorithms import inside
 from learner.batch import collate
 from learner.learner import Learner
@@ -130,7 +131,7 @@ def test_places_that_cannot_be(settings: dict[str, Any], why: str) -> None:
 def test_a_reference_in_host_memory_visits_the_device_for_its_pass_alone(tmp_path: Path) -> None:
     learner, _ = start(tmp_path, "full", 0, "host")
     home = {name: tensor.data_ptr() for name, tensor in learner.reference.parameters.items()}
-    with learner.reference.acting(learner.engine) as model:
+    with learner.reference.forward_context(learner.engine) as model:
         away = {name: tensor.data_ptr() for name, tensor in module_tensors(model).items()}
         assert not set(home.values()) & set(away.values())
     assert {name: tensor.data_ptr() for name, tensor in module_tensors(model).items()} == home

@@ -9,10 +9,10 @@ from diffusers import CogVideoXImageToVideoPipeline
 
 from common.models.cogvideox import open_model
 from common.toon.world import ACTIONS, CHARACTERS, SCENES, Shot, caption
-from common.training.fit import Fit
+from common.training.fit import FitConfig
 from learner import toon_pretrain
 
-TWO = Fit(steps=2, lr=1e-3, save_every=1)
+TWO = FitConfig(steps=2, lr=1e-3, save_every=1)
 
 
 def test_clips_are_a_function_of_the_seed() -> None:

@@ -9,8 +9,9 @@ from typing import cast
 import numpy as np
 import pytest
 
-from common.config import ConfigError, RewardConfig
+from common.config import RewardConfig
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.exchange.api import Exchange, Submitted
 from common.messages import Prompt, Score, ScoreTask
 from rewarders.interface import Reward

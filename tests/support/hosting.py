@@ -20,7 +20,7 @@ from common.exchange.remote import exchange_service
 from common.rpc.curve import ServerKeys
 from common.rpc.server import serving
 from common.weights.store import WeightStore
-from common.weights.sync import Announcer, weight_service
+from common.weights.sync import VersionPublisher, weight_service
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.journal import RunJournal
 from deploy.runtime.remote_journal import journal_service
@@ -104,7 +104,7 @@ def _host(pipe: Connection, folder: Path, keys: ServerKeys | None, address: str)
         journal = stack.enter_context(RunJournal(folder, dict))
         store = WeightStore(folder / "weights")
         store.publish(TensorStream.of({"w": torch.arange(5000.0)}), version=0, step=0, pushes=0, kind="full", base=0)
-        notes = Announcer(address, keys)
+        notes = VersionPublisher(address, keys)
         stack.callback(notes.close)
         services = {
             "exchange": exchange_service(exchange, address, keys=keys),

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import load_config
 from common.exchange.api import State
-from deploy.inspect.snapshot import Books, Seen
+from deploy.inspect.snapshot import LedgerSummary, RunSnapshot
 
 CLUSTER = {"name": "mine", "mode": "cluster", "steps": "20", "cluster.samplers": "2", "learner.pairs_per_step": "8",
            "sampler.candidates": "4"}  # fmt: skip
@@ -31,22 +31,22 @@ def step(number: int, time: float, **more: Any) -> dict[str, Any]:
     return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"paired": 3}, **more}
 
 
-def books(work: Any = (), groups: Any = (), **more: Any) -> Books:
+def books(work: Any = (), groups: Any = (), **more: Any) -> LedgerSummary:
     counts = dict.fromkeys(State, 0) | {State(state): count for state, count in dict(groups).items()}
-    return Books(groups=counts, work=dict(work), **more)
+    return LedgerSummary(groups=counts, work=dict(work), **more)
 
 
 def seen(
     now: float,
-    ledger: Books | None,
+    ledger: LedgerSummary | None,
     spans: Sequence[dict[str, Any]] = (),
     steps: Sequence[dict[str, Any]] = (),
     events: Sequence[dict[str, Any]] = (event(1000.0, "started"),),
     holder: int | None = 4711,
     result: dict[str, Any] | None = None,
     **flags: Any,
-) -> Seen:
+) -> RunSnapshot:
     """Of the cluster run `CLUSTER`, with `flags` on top."""
     config = load_config(flags=CLUSTER | {name.replace("__", "."): value for name, value in flags.items()})
     spans = sorted(spans, key=lambda one: one["time"])
-    return Seen(Path("runs/mine"), config, now, holder, steps, events, spans, [], result, ledger)
+    return RunSnapshot(Path("runs/mine"), config, now, holder, steps, events, spans, [], result, ledger)

@@ -18,8 +18,8 @@ from common.messages import Candidate
 from common.web.auth import listen
 from deploy.inspect.snapshot import RunReader
 from deploy.inspect.web.app import make_app
-from deploy.inspect.web.videos import Screening
-from deploy.inspect.web.view import Lookout
+from deploy.inspect.web.videos import VideoCache
+from deploy.inspect.web.view import DashboardState
 from deploy.run_dir.jsonl import EVENTS, METRICS, TIMELINE, JsonLines
 from tests.support.exchange import fakes
 from tests.support.exchange.fakes import small
@@ -77,8 +77,8 @@ def killed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextmanager
 def serving(folder: Path, token: str = "") -> Iterator[str]:
     """The address of the page of a run, for as long as the block."""
-    with listen("127.0.0.1", 0, token) as listening, closing(Screening(folder / "blobs")) as screening:
-        app = make_app(Lookout(RunReader(folder)), screening, token)
+    with listen("127.0.0.1", 0, token) as listening, closing(VideoCache(folder / "blobs")) as screening:
+        app = make_app(DashboardState(RunReader(folder)), screening, token)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

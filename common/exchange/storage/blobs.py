@@ -27,8 +27,9 @@ from typing import Generic, TypeVar, cast
 import msgpack
 
 from common.digests import digest
-from common.errors.disk import StorageFailed, sync, writing
-from common.messages import ITEM_BYTES, SCHEMA_VERSION, Array
+from common.errors import StorageError
+from common.errors.disk import sync, writing
+from common.messages import ITEM_BYTES, SCHEMA_VERSION, SerializedTensor
 
 PREFIX = 4
 MAX_HEADER = 1 << 20
@@ -41,19 +42,19 @@ class BlobError(RuntimeError):
     """A blob is missing or is not what its name says; the message names the file."""
 
 
-def pack(arrays: Sequence[Array | None]) -> bytes:
+def pack(arrays: Sequence[SerializedTensor | None]) -> bytes:
     """Arrays (or gaps) to the bytes of one blob; equal arrays give equal bytes."""
     return b"".join(pieces(arrays))
 
 
-def pieces(arrays: Sequence[Array | None]) -> list[bytes]:
+def pieces(arrays: Sequence[SerializedTensor | None]) -> list[bytes]:
     """The bytes of `pack` before they are joined, which would copy them."""
     entries = [None if array is None else {"dtype": array.dtype, "shape": list(array.shape)} for array in arrays]
     header = bytes(msgpack.packb({"schema": SCHEMA_VERSION, "arrays": entries}) or b"")
     return [len(header).to_bytes(PREFIX, "little"), header, *(array.data for array in arrays if array)]
 
 
-def unpack(data: bytes) -> list[Array | None]:
+def unpack(data: bytes) -> list[SerializedTensor | None]:
     """The arrays of `pack`, views of `data`. Sizes, dtypes and shapes are checked; `BlobError` says what is wrong."""
     end = PREFIX + int.from_bytes(data[:PREFIX], "little")
     if not PREFIX < end <= min(len(data), MAX_HEADER):
@@ -61,7 +62,7 @@ def unpack(data: bytes) -> list[Array | None]:
     header = msgpack.unpackb(data[PREFIX:end])
     if header.get("schema") != SCHEMA_VERSION:
         raise BlobError(f"blob of schema {header.get('schema')}; this program reads {SCHEMA_VERSION}")
-    arrays: list[Array | None] = []
+    arrays: list[SerializedTensor | None] = []
     view = memoryview(data)
     for entry in header["arrays"]:
         if entry is None:
@@ -69,19 +70,19 @@ def unpack(data: bytes) -> list[Array | None]:
             continue
         shape = tuple(int(size) for size in entry["shape"])
         start, end = end, end + prod(shape) * ITEM_BYTES[entry["dtype"]]
-        arrays.append(Array(entry["dtype"], shape, cast("bytes", view[start:end])))
+        arrays.append(SerializedTensor(entry["dtype"], shape, cast("bytes", view[start:end])))
     if end != len(data):
         raise BlobError(f"blob of {len(data)} bytes: its header accounts for {end}")
     return arrays
 
 
-def raw(data: bytes) -> Array:
+def raw(data: bytes) -> SerializedTensor:
     """Plain bytes (a PNG, an mp4) as an array."""
-    return Array("uint8", (len(data),), data)
+    return SerializedTensor("uint8", (len(data),), data)
 
 
 @dataclass(slots=True)
-class Staged:
+class StagedBlob:
     """A blob on disk that the ledger may take. Until then nobody finds it, and the next opening sweeps it."""
 
     digest: str
@@ -90,7 +91,7 @@ class Staged:
     taken: bool = False
 
 
-class OpenBlob:
+class BlobHandle:
     """A blob that was opened while it had its name: it can be read, once, also after it was deleted."""
 
     def __init__(self, path: str) -> None:
@@ -98,18 +99,18 @@ class OpenBlob:
         with _reading(path):
             self._file: BufferedReader = open(path, "rb")  # noqa: PTH123, SIM115
 
-    def read(self) -> list[Array | None]:
-        """The arrays, checked against the name. Raises `StorageFailed`."""
+    def read(self) -> list[SerializedTensor | None]:
+        """The arrays, checked against the name. Raises `StorageError`."""
         with _reading(self._path), self._file as file:
             data = file.read()
         if not _is_of(os.path.basename(self._path), data):  # noqa: PTH119
             run = Path(self._path).parent.parent
-            raise StorageFailed(
+            raise StorageError(
                 f"{self._path}: damaged: content differs from its name; mend the run with: douga recover {run}"
             )
         return unpack(data)
 
-    def read_one(self) -> Array:
+    def read_one(self) -> SerializedTensor:
         """The only array of a blob that has one."""
         (array,) = self.read()
         if array is None:
@@ -118,7 +119,7 @@ class OpenBlob:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread(Generic[Answer]):
+class DeferredRead(Generic[Answer]):
     """What a turn handed out, but for its blobs, which are open: `read` it, once, when the turn is over.
 
     Who cannot read it calls `put_back` in another turn: then it is as if it had not been handed out.
@@ -131,7 +132,7 @@ class Unread(Generic[Answer]):
 class BlobStore:
     """A folder of content-hashed files. Thread-safe: hashing and the disk let other threads work.
 
-    Where the disk refuses, all of it raises `StorageFailed`.
+    Where the disk refuses, all of it raises `StorageError`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -141,9 +142,9 @@ class BlobStore:
             sync(parent)
 
     @contextmanager
-    def staging(self, *blobs: Sequence[Array | None]) -> Iterator[list[Staged]]:
+    def staging(self, *blobs: Sequence[SerializedTensor | None]) -> Iterator[list[StagedBlob]]:
         """``with staging([latents], [clip]) as staged:`` both are durable; what is not taken within is removed."""
-        staged: list[Staged] = []
+        staged: list[StagedBlob] = []
         try:
             for arrays in blobs:
                 staged.append(self.write(arrays))
@@ -154,11 +155,11 @@ class BlobStore:
                 if not one.taken:
                     self.discard(one.file)
 
-    def write(self, arrays: Sequence[Array | None]) -> Staged:
+    def write(self, arrays: Sequence[SerializedTensor | None]) -> StagedBlob:
         """A new file, not yet durable. Where it does not fit, nothing of it stays."""
         parts = pieces(arrays)
         name = digest(*parts)
-        staged = Staged(name, sum(map(len, parts)), f"{name}-{token_hex(4)}")
+        staged = StagedBlob(name, sum(map(len, parts)), f"{name}-{token_hex(4)}")
         path = self._at(staged.file)
         try:
             with writing(path), open(path, "xb") as file:  # noqa: PTH123
@@ -175,9 +176,9 @@ class BlobStore:
             sync(self._at(file))
         sync(self.folder)
 
-    def open(self, file: str) -> OpenBlob:
+    def open(self, file: str) -> BlobHandle:
         """A blob to read."""
-        return OpenBlob(self._at(file))
+        return BlobHandle(self._at(file))
 
     def _at(self, file: str) -> str:
         return f"{self.folder}/{file}"
@@ -196,7 +197,7 @@ class BlobStore:
 
     def discard(self, file: str) -> None:
         """Remove what nobody needs. Where the disk refuses, the next opening sweeps it."""
-        with suppress(StorageFailed):
+        with suppress(StorageError):
             self.delete(file)
 
     def names(self) -> set[str]:
@@ -223,4 +224,4 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageFailed(f"{path}: blob cannot be read: {error.strerror}") from None
+        raise StorageError(f"{path}: blob cannot be read: {error.strerror}") from None

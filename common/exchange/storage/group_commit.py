@@ -25,7 +25,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Turn:
+class CommitRequest:
     """A call that waits: `then` follows its commit, before the next commit and before the answer."""
 
     call: Callable[[], Any]
@@ -33,17 +33,17 @@ class Turn:
     answer: Future[Any] = field(default_factory=Future)
 
 
-class Turns:
+class CommitQueue:
     """Makes calls on a ledger one after the other. `lock` is held meanwhile."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.lock = Lock()
         self._ledger = ledger
-        self._queue: deque[Turn] = deque()
+        self._queue: deque[CommitRequest] = deque()
 
     def take(self, call: Callable[[], Answer], then: Callable[[], object] = lambda: None) -> Answer:
         """What `call` returns or raises, once it is durable and `then` was called. It must not take a turn itself."""
-        mine = Turn(call, then)
+        mine = CommitRequest(call, then)
         self._queue.append(mine)
         with self.lock:
             if not mine.answer.done():  # else it was taken along by who had the lock before
@@ -51,7 +51,7 @@ class Turns:
         self._ledger.clear()
         return mine.answer.result()
 
-    def _take_all(self, mine: Turn) -> None:
+    def _take_all(self, mine: CommitRequest) -> None:
         """All that wait. An interrupt of this thread is none of the others'."""
         turns = [self._queue.popleft() for _ in range(len(self._queue))]
         try:
@@ -59,7 +59,7 @@ class Turns:
         finally:
             self._queue.extendleft(turn for turn in reversed(turns) if turn is not mine and not turn.answer.done())
 
-    def _make(self, turns: Sequence[Turn]) -> None:
+    def _make(self, turns: Sequence[CommitRequest]) -> None:
         try:
             made = self._commit(turns)
         except Exception as error:
@@ -73,9 +73,9 @@ class Turns:
             failed = error or _outcome(turn.then)[1]
             turn.answer.set_exception(failed) if failed else turn.answer.set_result(value)
 
-    def _commit(self, turns: Sequence[Turn]) -> list[tuple[Turn, Any, Exception | None]]:
+    def _commit(self, turns: Sequence[CommitRequest]) -> list[tuple[CommitRequest, Any, Exception | None]]:
         """One batch of turns, each with its value or its error."""
-        made: list[tuple[Turn, Any, Exception | None]] = []
+        made: list[tuple[CommitRequest, Any, Exception | None]] = []
         with self._ledger.batch():
             for turn in turns:
                 value, error = _outcome(turn.call)

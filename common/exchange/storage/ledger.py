@@ -4,7 +4,7 @@ One operation is done as a whole or not at all: a process killed at any point le
 after it, never between. Operations that wait for each other share one commit (`turns.py`). Blobs are on disk before the
 commit that takes them and deleted after the one that forgets them, so the worst that a crash or a power cut leaves
 behind is a file that no commit knows, which the next opening removes. Where the disk refuses, the operation is undone
-and raises `StorageFailed`.
+and raises `StorageError`.
 
 | table      | one row per                                | notes                                                     |
 |------------|--------------------------------------------|-----------------------------------------------------------|
@@ -31,14 +31,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
-from common.errors.disk import StorageFailed, is_damage, refusal, writing
+from common.errors import ConfigError, CorruptDataError, StorageError
+from common.errors.disk import is_damage, refusal, writing
 from common.exchange import rules
 from common.exchange.api import State
 from common.exchange.storage import snapshots
-from common.exchange.storage.blobs import BlobStore, OpenBlob, Staged
-from common.exchange.storage.ledger_reader import LEDGER, LEDGER_VERSION, LedgerView
-from common.messages import Array, Purpose
+from common.exchange.storage.blobs import BlobHandle, BlobStore, StagedBlob
+from common.exchange.storage.ledger_reader import LEDGER, LEDGER_VERSION, LedgerReader
+from common.messages import Purpose, SerializedTensor
 
 FIRST_EVALUATION = 1 << 40  # ledger ordinals of probe and eval groups start here; train ordinals are 0, 1, 2, ...
 
@@ -78,7 +78,7 @@ ARCHIVE = "CREATE TABLE IF NOT EXISTS archive (kind TEXT, name TEXT, count INTEG
 LARGEST_LOG = 1 << 24  # bytes that the write-ahead log keeps when it is empty; a large rollback needs more for a while
 
 
-class LedgerDamaged(ConfigError):
+class LedgerDamaged(CorruptDataError):
     """The ledger cannot be read, or files that it names are gone: `what`, and the way out."""
 
     def __init__(self, folder: Path, what: str) -> None:
@@ -87,7 +87,7 @@ class LedgerDamaged(ConfigError):
         super().__init__(f"{what}; {out if snapshots.steps(folder) else 'choose another --name'}")
 
 
-class Ledger(LedgerView):
+class Ledger(LedgerReader):
     """The tables and blobs of one run folder. Not thread-safe by itself: its owner holds a lock.
 
     Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`, and
@@ -97,14 +97,14 @@ class Ledger(LedgerView):
     def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
         self.folder = folder
         self._written: list[str] = []  # files that the running batch wrote, to be synced before it commits
-        self._staged: list[Staged] = []  # blobs that it took
+        self._staged: list[StagedBlob] = []  # blobs that it took
         self._touched: list[tuple[str, str]] = []  # digest and file of blobs that it wrote or forgot
         self._garbage: deque[str] = deque()  # files that no commit needs any more
         try:
             self.blobs = BlobStore(folder / "blobs")
             database = sqlite3.connect(folder / name, isolation_level=None, check_same_thread=False)
             super().__init__(folder / name, database)
-        except (OSError, StorageFailed, sqlite3.Error) as error:
+        except (OSError, StorageError, sqlite3.Error) as error:
             raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
         try:
             self._open(identity)
@@ -114,7 +114,7 @@ class Ledger(LedgerView):
                 raise
             raise self._unreadable(error) from None
 
-    def _unreadable(self, error: sqlite3.Error) -> ConfigError:
+    def _unreadable(self, error: sqlite3.Error) -> ConfigError | LedgerDamaged:
         if is_damage(error):
             return LedgerDamaged(self.folder, f"{self.path}: damaged ({error})")
         return ConfigError(f"{self.path}: {refusal(error) or error}")
@@ -183,7 +183,7 @@ class Ledger(LedgerView):
                     self._db.execute("ROLLBACK")
             raise
         finally:
-            with suppress(sqlite3.Error, StorageFailed):  # who cannot tell leaves the files to the next opening
+            with suppress(sqlite3.Error, StorageError):  # who cannot tell leaves the files to the next opening
                 self._settle()
 
     @property
@@ -276,7 +276,7 @@ class Ledger(LedgerView):
 
     # Blobs of groups.
 
-    def attach(self, ordinal: int, name: str, staged: Staged) -> bool:
+    def attach(self, ordinal: int, name: str, staged: StagedBlob) -> bool:
         """Make what is staged the blob `name` of a group. False where the same content is there: then that is it."""
         values = (staged.digest, staged.size, staged.file)
         staged.taken = self.run("INSERT OR IGNORE INTO blobs (digest, size, file) VALUES (?, ?, ?)", *values) > 0
@@ -285,7 +285,7 @@ class Ledger(LedgerView):
         self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, staged.digest)
         return staged.taken
 
-    def store(self, ordinal: int, name: str, array: Array) -> None:
+    def store(self, ordinal: int, name: str, array: SerializedTensor) -> None:
         """Write an array as the blob `name` of a group, within the batch."""
         staged = self.blobs.write([array])
         self._touched.append((staged.digest, staged.file))
@@ -296,7 +296,7 @@ class Ledger(LedgerView):
         """Whether the group has such a blob."""
         return self.first("SELECT 1 FROM refs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
 
-    def open(self, ordinal: int, name: str) -> OpenBlob:
+    def open(self, ordinal: int, name: str) -> BlobHandle:
         """A group's blob, to be read when the turn is over: others need not wait for the disk."""
         sql = "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?"
         return self.blobs.open(self.one(sql, ordinal, name)["file"])

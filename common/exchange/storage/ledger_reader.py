@@ -12,8 +12,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.config import ConfigError
-from common.errors.disk import StorageFailed, writing
+from common.errors import ConfigError, NotFoundError, StorageError
+from common.errors.disk import writing
 from common.exchange import rules
 from common.exchange.api import State
 from common.messages import Purpose
@@ -22,11 +22,11 @@ LEDGER_VERSION = 2
 LEDGER, LOCK = "ledger.sqlite", "ledger.lock"
 
 
-class NotBegun(ConfigError):
+class NotBegun(NotFoundError):
     """The folder has no ledger yet."""
 
 
-class LedgerView:
+class LedgerReader:
     """The questions. `path` is the database's; its owner says who may ask at the same time."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
@@ -119,7 +119,7 @@ class LedgerView:
 
 
 @contextmanager
-def looking(folder: Path) -> Iterator[LedgerView]:
+def open_readonly(folder: Path) -> Iterator[LedgerReader]:
     """A run's ledger as it is at one moment, without taking part in the run: read-only, also while the run goes on.
 
     `NotBegun` when there is none yet, `ConfigError` when it cannot be read.
@@ -136,12 +136,12 @@ def looking(folder: Path) -> Iterator[LedgerView]:
             if found != LEDGER_VERSION:
                 raise ConfigError(f"{path}: ledger of schema {found}, this program reads {LEDGER_VERSION}")
             database.execute("BEGIN")
-            yield LedgerView(path, database)
-    except (sqlite3.Error, StorageFailed) as error:
+            yield LedgerReader(path, database)
+    except (sqlite3.Error, StorageError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
-def holder(folder: Path) -> int | None:
+def lock_owner(folder: Path) -> int | None:
     """The process that has a run's ledger open to write; None when nobody has. Not to be asked by that process itself.
 
     No lock is taken for it, so that no run which starts just now is refused.

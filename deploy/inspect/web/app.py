@@ -1,4 +1,4 @@
-"""The web page of a run: FastAPI over a `Lookout`. Read-only.
+"""The web page of a run: FastAPI over a `DashboardState`. Read-only.
 
 | request | what |
 |---|---|
@@ -20,21 +20,22 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from common.config import ConfigError
+from common.errors import BAD_INPUT
 from common.web.auth import page_app
 from deploy import web_server
 from deploy.inspect.snapshot import RunReader
-from deploy.inspect.web.videos import Gone, Screening
-from deploy.inspect.web.view import Lookout
+from deploy.inspect.web.videos import Gone, VideoCache
+from deploy.inspect.web.view import DashboardState
 
 PAGE = Path(__file__).parent / "page"
 
 
-def make_app(lookout: Lookout, screening: Screening, token: str = "") -> FastAPI:
+def make_app(lookout: DashboardState, screening: VideoCache, token: str = "") -> FastAPI:
     """The application; without a `token`, for loopback alone."""
     app = page_app("douga watch", PAGE, token)
     app.add_exception_handler(Gone, lambda _, error: JSONResponse({"detail": str(error)}, 404))
-    app.add_exception_handler(ConfigError, lambda _, error: JSONResponse({"detail": str(error)}, 503))
+    for kind in BAD_INPUT:
+        app.add_exception_handler(kind, lambda _, error: JSONResponse({"detail": str(error)}, 503))
 
     @app.get("/api/run")
     def run(tag: Annotated[str, Query(max_length=100)] = "") -> dict[str, Any]:
@@ -53,7 +54,7 @@ def make_app(lookout: Lookout, screening: Screening, token: str = "") -> FastAPI
 def serve(reader: RunReader, options: argparse.Namespace) -> int:
     """Until Ctrl-C or SIGTERM. `ConfigError` for an open door."""
     token = web_server.token_of(options)
-    with web_server.opened(options, token) as listening, closing(Screening(reader.folder / "blobs")) as screening:
+    with web_server.opened(options, token) as listening, closing(VideoCache(reader.folder / "blobs")) as screening:
         print(f"open {web_server.address(listening)}/ - Ctrl-C ends it; the run goes on", flush=True)
-        web_server.serve(make_app(Lookout(reader), screening, token), listening)
+        web_server.serve(make_app(DashboardState(reader), screening, token), listening)
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from common.data.video import decode_video, side_by_side
-from common.errors.disk import StorageFailed
+from common.errors import StorageError
 from common.exchange.queries import read_blob
 
 KEPT = 64  # videos: those made last
@@ -17,7 +17,7 @@ class Gone(LookupError):
     """There is nothing to show any more."""
 
 
-class Screening:
+class VideoCache:
     """Holds a scratch folder until it is closed. Thread-safe: one video is made at a time, others wait for it."""
 
     def __init__(self, blobs: Path) -> None:
@@ -42,7 +42,7 @@ class Screening:
         try:
             (one, fps), (other, _) = (decode_video(read_blob(self._blobs / file)) for file in (winner, loser))
             made = side_by_side(one, other, fps)
-        except StorageFailed:
+        except StorageError:
             raise Gone("clip is gone") from None
         except (ValueError, RuntimeError) as error:
             raise Gone(f"clip cannot be shown: {error}") from None

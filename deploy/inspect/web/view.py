@@ -19,11 +19,11 @@ from dataclasses import asdict
 from threading import Lock
 from typing import Any
 
-from common.config import ConfigError
-from common.exchange.queries import SeenPair, Side, newest_pairs
-from common.exchange.storage.ledger_reader import looking
-from deploy.inspect.snapshot import RunReader, Seen
-from deploy.inspect.status import standing
+from common.errors import BAD_INPUT
+from common.exchange.queries import RecentPair, Side, newest_pairs
+from common.exchange.storage.ledger_reader import open_readonly
+from deploy.inspect.snapshot import RunReader, RunSnapshot
+from deploy.inspect.status import run_status
 from deploy.results import charts
 from deploy.results.report import CURVES, KINDS, guard_rows
 from deploy.run_dir import timeline
@@ -36,12 +36,12 @@ NOTES = {"Motion": "% of the base clips' motion"}
 JUDGE_NOTE = "points over the base clips; grey: the trained reward"
 
 
-class Lookout:
+class DashboardState:
     """Looks at a run for whoever asks. Thread-safe."""
 
     def __init__(self, reader: RunReader) -> None:
         self._reader, self._lock = reader, Lock()
-        self._seen: tuple[float, dict[str, Any], dict[int, SeenPair]] = float("-inf"), {}, {}
+        self._seen: tuple[float, dict[str, Any], dict[int, RecentPair]] = float("-inf"), {}, {}
         self._curves: dict[str, Any] = {"tag": ""}
 
     def look(self, tag: str) -> dict[str, Any]:
@@ -51,14 +51,14 @@ class Lookout:
                 self._renew()
             return self._seen[1] | {"curves": None if tag == self._curves["tag"] else self._curves}
 
-    def pair(self, ordinal: int) -> SeenPair | None:
+    def pair(self, ordinal: int) -> RecentPair | None:
         """One of the pairs that were shown last."""
         with self._lock:
             return self._seen[2].get(ordinal)
 
     def _renew(self) -> None:
         seen = self._reader.read()
-        found = standing(seen)
+        found = run_status(seen)
         pairs = [] if seen.books is None else self._pairs()
         tag = f"{len(seen.steps)}-{len(seen.events)}-{len(seen.readings)}"
         if tag != self._curves["tag"]:
@@ -71,15 +71,15 @@ class Lookout:
         }
         self._seen = time.monotonic(), told, {one.ordinal: one for one in pairs}
 
-    def _pairs(self) -> list[SeenPair]:
+    def _pairs(self) -> list[RecentPair]:
         try:
-            with looking(self._reader.folder) as ledger:
+            with open_readonly(self._reader.folder) as ledger:
                 return newest_pairs(ledger, PAIRS)
-        except ConfigError:  # a ledger that is just being made
+        except BAD_INPUT:  # a ledger that is just being made
             return []
 
 
-def told_pair(pair: SeenPair, simulated: bool) -> dict[str, Any]:
+def told_pair(pair: RecentPair, simulated: bool) -> dict[str, Any]:
     """A pair as the page gets it; ``clip`` is where its video is, ``why`` says why there is none."""
     there = not simulated and pair.winner.file is not None and pair.loser.file is not None
     why = "simulated work has no clips" if simulated else "clip is gone"
@@ -97,13 +97,13 @@ def _side(side: Side) -> dict[str, Any]:
 # Drawings.
 
 
-def curves(seen: Seen) -> list[dict[str, str]]:
+def curves(seen: RunSnapshot) -> list[dict[str, str]]:
     """All of them, over the run's minutes."""
     axis = seen.timeline
     return [*_learned(seen, axis), *_watched(seen, axis)]
 
 
-def _learned(seen: Seen, axis: Timeline) -> list[dict[str, str]]:
+def _learned(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
     if not seen.steps:
         return []
     at, marks = [axis.at(one["time"]) / 60 for one in seen.steps], _marks(seen, axis)
@@ -113,7 +113,7 @@ def _learned(seen: Seen, axis: Timeline) -> list[dict[str, str]]:
     ]
 
 
-def _watched(seen: Seen, axis: Timeline) -> list[dict[str, str]]:
+def _watched(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
     """The guardrails' readings at the time of the step that they are of."""
     times = {one["step"]: axis.at(one["time"]) / 60 for one in seen.steps}
     at, marks = [times.get(one.step, 0.0) for one in seen.readings], _marks(seen, axis)
@@ -134,7 +134,7 @@ def _drawn(
     return {"title": title, "note": note, "now": f"{rows[-1][2][-1]:.4g}", "svg": svg}
 
 
-def _marks(seen: Seen, axis: Timeline) -> list[charts.Mark]:
+def _marks(seen: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
     """Pushes, refreshes, alarms and resumes, in minutes."""
     happened = [
         (one["time"], kind, f"{kind} after step {one['step']}")
@@ -151,7 +151,7 @@ def _marks(seen: Seen, axis: Timeline) -> list[charts.Mark]:
     return [(axis.at(time) / 60, kind, words) for time, kind, words in happened]
 
 
-def lanes(seen: Seen) -> str | None:
+def lanes(seen: RunSnapshot) -> str | None:
     """Who worked when, in the last minutes of the last start."""
     recent = seen.ended_since(max((seen.last_word or seen.now) - LANES, seen.started or 0.0))
     return charts.lanes(timeline.read(recent, []), KINDS) if recent else None

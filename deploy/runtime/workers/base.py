@@ -9,7 +9,7 @@ from threading import Event
 
 from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
-from deploy.observability.definitions import role_of
+from common.roles import role_of
 from deploy.observability.exporter import Instruments, exporting, own_address
 from deploy.runtime.messages import Addresses
 from deploy.runtime.oom import OutOfMemory, needed_by

@@ -29,7 +29,7 @@ class LearnerWorker(Worker):
         self._rank, self._meeting = rank, meeting
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """See `Worker.work`."""
+        """See `WorkerStatus.work`."""
         config, own = self.config, exchange if self._rank == 0 else None
         if config.simulate and own is None:
             self.stopping.wait()  # a simulated learner has one rank; the others are only there

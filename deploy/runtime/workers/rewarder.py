@@ -24,7 +24,7 @@ class RewarderWorker(Worker):
         self._make = rewarder_of(config, rewards)
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """See `Worker.work`."""
+        """See `WorkerStatus.work`."""
         rewarder, patience = self._make(self.name), self.config.reward.batch_seconds
         while not self.stopping.is_set():
             tasks = rewarder.gather(exchange, patience, self.stopping.wait)

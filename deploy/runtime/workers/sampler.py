@@ -8,8 +8,8 @@ from functools import partial
 from actors.loop import SamplingLoop
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
+from common.roles import SAMPLER
 from common.weights.sync import WeightPuller
-from deploy.observability.definitions import SAMPLER
 from deploy.observability.exporter import Value
 from deploy.run_dir.journal import measured
 from deploy.runtime.factories import sampler_of
@@ -27,7 +27,7 @@ class SamplerWorker(Worker):
         self._make = sampler_of(config)
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """See `Worker.work`."""
+        """See `WorkerStatus.work`."""
         sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         folder = stack.enter_context(scratch(self.name))

@@ -29,7 +29,7 @@ AFRESH = 0.5  # share that starts at pure noise, as a policy does
 LATEST = 0.8  # share of the steps before which the others start
 
 
-class Redrawer:
+class SDEditAugmenter:
     """Reconstructs and redraws uint8 clips ``[K, F, H, W, 3]`` with one pipeline's parts, in float32."""
 
     def __init__(self, model: ModelFolder, device: str = "cpu") -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from common.training.fit import Fit, fit
+from common.training.fit import FitConfig, fit
 from rewarders.checkpoints import HEADS
 from rewarders.toon_heads.head import AnimeHead, to_pixels
 from rewarders.toon_heads.training.dataset import Degrade, Redraw, Samples, draw_samples, mirrored
@@ -30,7 +30,7 @@ from rewarders.toon_heads.trunk import bag_of_words
 Log = Callable[[str], None]
 CLIPS = 22528
 BATCH = 32
-PLAN = Fit(steps=6000, lr=4e-3, weight_decay=0.02, save_every=200)
+PLAN = FitConfig(steps=6000, lr=4e-3, weight_decay=0.02, save_every=200)
 
 
 def train_heads(
@@ -39,7 +39,7 @@ def train_heads(
     degrade: Degrade | None = None,
     redraw: Redraw | None = None,
     log: Log = print,
-    plan: Fit = PLAN,
+    plan: FitConfig = PLAN,
     clips: int = CLIPS,
     batch: int = BATCH,
 ) -> list[AnimeHead]:
@@ -60,7 +60,7 @@ def train_head(
     data: Callable[[], Samples],
     folder: Path,
     seed: int,
-    plan: Fit = PLAN,
+    plan: FitConfig = PLAN,
     log: Log = print,
     batch: int = BATCH,
 ) -> AnimeHead:

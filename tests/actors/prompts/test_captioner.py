@@ -11,7 +11,7 @@ from tokenizers import pre_tokenizers
 from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 
 from actors.prompts.captioner import Qwen2VLCaptioner
-from common.config import ConfigError
+from common.errors import ConfigError
 
 SPECIAL = (
     "<|endoftext|>",

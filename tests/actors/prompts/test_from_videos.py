@@ -11,8 +11,8 @@ from PIL import Image
 
 from actors.prompts.from_videos import from_videos
 from actors.prompts.source import FilePrompts
-from common.config import ConfigError
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 
 
 def video(path: Path, frames: int = 9) -> Path:

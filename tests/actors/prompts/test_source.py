@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from actors.prompts.source import FilePrompts, first_frame, open_prompts
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt, Purpose
 from common.toon.prompts import ToonPrompts, encode_png
 

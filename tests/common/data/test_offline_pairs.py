@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, ModelConfig
+from common.config import ModelConfig
 from common.data.offline_pairs import RecordedPairs, frame_places
 from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from tests.support.rewarders.survey import frames, write_clips
 
 MODEL = ModelConfig(frames=9, height=48, width=64, fps=8)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.config import ConfigError
 from common.data import ratings
 from common.data.ratings import (
     RatedClip,
@@ -25,6 +24,7 @@ from common.data.ratings import (
     write_ratings,
 )
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 
 ALICE_AND_BOB = {"alice": {"smoothness": 4, "motion": 5.0}, "bob": {"smoothness": 3}}
 

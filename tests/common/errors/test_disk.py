@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.errors.disk import StorageFailed, refusal, writing
+from common.errors import StorageError
+from common.errors.disk import refusal, writing
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import BlobStore, raw
 from common.rpc.server import serving
 from common.weights.store import WeightStore
-from common.weights.sync import Announcer, WeightPuller, weight_service
+from common.weights.sync import VersionPublisher, WeightPuller, weight_service
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.jsonl import JsonLines, read_json_lines
 from tests.support.exchange.fakes import (
@@ -53,7 +54,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
     ],
 )
 def test_what_a_disk_refuses_is_said_with_the_way_out(error: Exception, words: str) -> None:
-    with pytest.raises(StorageFailed, match=f"^run/blobs/0: cannot be written: {words}"), writing(Path("run/blobs/0")):
+    with pytest.raises(StorageError, match=f"^run/blobs/0: cannot be written: {words}"), writing(Path("run/blobs/0")):
         raise error
 
 
@@ -66,7 +67,7 @@ def test_faults_of_the_program_stay_what_they_are(error: Exception) -> None:
 
 def test_an_error_that_names_its_file_keeps_it() -> None:
     with (
-        pytest.raises(StorageFailed, match=r"^/other/file: cannot be written: Permission denied"),
+        pytest.raises(StorageError, match=r"^/other/file: cannot be written: Permission denied"),
         writing(Path("run")),
     ):
         raise PermissionError(errno.EACCES, "x", "/other/file")
@@ -74,7 +75,7 @@ def test_an_error_that_names_its_file_keeps_it() -> None:
 
 def test_a_blob_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
-    with files_of_at_most(1000), pytest.raises(StorageFailed, match="cannot be written: File too large"):
+    with files_of_at_most(1000), pytest.raises(StorageError, match="cannot be written: File too large"):
         store.write([raw(bytes(2000))])
     assert not list(tmp_path.iterdir())
     assert store.open(store.write([raw(bytes(2000))]).file).read_one() == raw(bytes(2000))
@@ -84,7 +85,7 @@ def test_a_record_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     """And the file can be closed and written to again."""
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.write(step=1)
-    with files_of_at_most(60), pytest.raises(StorageFailed, match=r"metrics\.jsonl: cannot be written: File too large"):
+    with files_of_at_most(60), pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be written: File too large"):
         lines.write(step=2, text="x" * 100)
     lines.write(step=3)
     lines.close()
@@ -94,7 +95,7 @@ def test_a_record_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
 def test_a_version_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     store, state = WeightStore(tmp_path), {"w": torch.ones(5000)}
     words = r"v000001: cannot be written: File too large"
-    with files_of_at_most(10_000), pytest.raises(StorageFailed, match=words):
+    with files_of_at_most(10_000), pytest.raises(StorageError, match=words):
         store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="full", base=1)
     assert not list(tmp_path.iterdir())
     store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="full", base=1)
@@ -110,7 +111,7 @@ def test_a_call_that_the_disk_refuses_is_undone(tmp_path: Path) -> None:
     before, files = exchange.counts(), set(tmp_path.rglob("*"))
     with files_of_at_most((tmp_path / "ledger.sqlite-wal").stat().st_size):
         for index in (0, 1):
-            with pytest.raises(StorageFailed, match=r"ledger\.sqlite: cannot be written: "):
+            with pytest.raises(StorageError, match=r"ledger\.sqlite: cannot be written: "):
                 exchange.submit_candidate(lease, candidate(lease, index))
     assert (exchange.counts(), set(tmp_path.rglob("*"))) == (before, files)
     exchange.check()
@@ -126,7 +127,7 @@ def test_a_ledger_damaged_amid_a_run_is_said(tmp_path: Path) -> None:
     exchange._ledger.run("PRAGMA shrink_memory")
     file = tmp_path / "ledger.sqlite"
     file.write_bytes(file.read_bytes()[:4096] + bytes(range(256)) * ((file.stat().st_size - 4096) // 256))
-    with pytest.raises(StorageFailed, match=r"ledger\.sqlite: damaged: database disk image is malformed; start the"):
+    with pytest.raises(StorageError, match=r"ledger\.sqlite: damaged: database disk image is malformed; start the"):
         sample(exchange)
 
 
@@ -138,7 +139,7 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     train(exchange, 2)
     exchange._ledger.run("PRAGMA wal_checkpoint(TRUNCATE)")
     size = snapshots.place(tmp_path, 1).stat().st_size
-    with files_of_at_most(size - 4096), pytest.raises(StorageFailed, match=r"snapshots/step-000002\.sqlite: cannot be"):
+    with files_of_at_most(size - 4096), pytest.raises(StorageError, match=r"snapshots/step-000002\.sqlite: cannot be"):
         exchange.mark(2)
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["step-000001.sqlite"]
     exchange.mark(2)
@@ -150,11 +151,11 @@ def test_a_puller_whose_disk_refuses_says_so(tmp_path: Path) -> None:
     store = WeightStore(tmp_path / "learner")
     state = TensorStream.of({"w": torch.ones(5000)})
     store.publish(state, version=0, step=0, pushes=0, kind="full", base=0)
-    notes = Announcer()
+    notes = VersionPublisher()
     with ExitStack() as stack:
         stack.callback(notes.close)
         service = stack.enter_context(serving(weight_service(store)))
         stack.enter_context(files_of_at_most(1000))
         puller = stack.enter_context(WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0"))
-        with pytest.raises(StorageFailed, match=r"cannot be written: File too large"):
+        with pytest.raises(StorageError, match=r"cannot be written: File too large"):
             puller.wait(0, 20.0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.exchange import normaliser
 from common.exchange.pairs import best_and_worst, gap_gain, make_pair, weighted_mean
 

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError
-from common.errors.disk import StorageFailed
+from common.errors import ConfigError, StorageError
 from common.exchange.api import State
-from common.exchange.queries import Work, newest_pairs, read_blob, under_way
+from common.exchange.queries import Work, newest_pairs, read_blob, work_in_progress
 from common.exchange.sampling import refusal
 from common.exchange.scoring import SHOWN
-from common.exchange.storage.ledger_reader import NotBegun, holder, looking
+from common.exchange.storage.ledger_reader import NotBegun, lock_owner, open_readonly
 from common.messages import Purpose
 from tests.support.exchange.fakes import (
     candidate,
@@ -37,7 +36,7 @@ def test_the_newest_pairs_and_their_clips(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, 3)
     train(exchange, 1)
-    with looking(tmp_path) as ledger:
+    with open_readonly(tmp_path) as ledger:
         pairs = newest_pairs(ledger, 2)
         assert newest_pairs(ledger, 0) == []
     assert [(one.ordinal, one.state, one.text) for one in pairs] == [
@@ -57,12 +56,12 @@ def test_the_newest_pairs_and_their_clips(tmp_path: Path) -> None:
 def test_clips_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, SHOWN + 1)
-    with looking(tmp_path) as ledger:
+    with open_readonly(tmp_path) as ledger:
         pairs = newest_pairs(ledger, SHOWN + 1)
     assert [one.winner.file is None for one in pairs] == [False] * SHOWN + [True]
     file = tmp_path / "blobs" / str(pairs[0].loser.file)
     file.unlink()
-    with pytest.raises(StorageFailed, match="cannot be read: No such file"):
+    with pytest.raises(StorageError, match="cannot be read: No such file"):
         read_blob(file)
     exchange.close()
 
@@ -79,8 +78,8 @@ def test_who_works_on_what(tmp_path: Path) -> None:
     exchange.submit_candidate(lease, candidate(lease, 0))
     exchange.enqueue(heldout(1, Purpose.PROBE), 0)
     exchange.lease_group("sampler-3", 0)
-    with looking(tmp_path) as ledger:
-        found = under_way(ledger, 2)
+    with open_readonly(tmp_path) as ledger:
+        found = work_in_progress(ledger, 2)
     assert found == {
         "sampler-2": Work("sampling", 3, "train", 1, 2),
         "sampler-3": Work("sampling", 1 << 40, "probe", 0, 1),
@@ -89,19 +88,19 @@ def test_who_works_on_what(tmp_path: Path) -> None:
     }
     for worker, work in found.items():
         exchange.release(worker)
-        with looking(tmp_path) as ledger:
-            assert under_way(ledger, 2)[worker] == replace(work, lost=True)
+        with open_readonly(tmp_path) as ledger:
+            assert work_in_progress(ledger, 2)[worker] == replace(work, lost=True)
     exchange.close()
 
 
 def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
     config = small(exchange__max_lag=0)
     exchange = open_exchange(tmp_path, config)
-    with looking(tmp_path) as ledger:
+    with open_readonly(tmp_path) as ledger:
         assert refusal(ledger, config, 0) == ""
     make_pairs(exchange, 2)
     assert exchange.lease_group("sampler-0", 0) is None
-    with looking(tmp_path) as ledger:
+    with open_readonly(tmp_path) as ledger:
         assert refusal(ledger, config, 0) == exchange.refusal != ""
     exchange.close()
 
@@ -109,25 +108,25 @@ def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
 def test_nothing_can_be_written_and_nothing_is_locked(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, 1)
-    with looking(tmp_path) as ledger:
-        with pytest.raises(StorageFailed, match="Read-only"):
+    with open_readonly(tmp_path) as ledger:
+        with pytest.raises(StorageError, match="Read-only"):
             ledger.all("UPDATE groups SET state = 'failed'")
         before = ledger.counts(Purpose.TRAIN)
         make_pairs(exchange, 1)
         assert ledger.counts(Purpose.TRAIN) == before  # one moment
-    with looking(tmp_path) as ledger:
+    with open_readonly(tmp_path) as ledger:
         assert ledger.counts(Purpose.TRAIN)[State.PAIRED] == 2
     exchange.close()
 
 
 def test_a_run_that_has_not_begun_and_one_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(NotBegun, match="missing; the run has not begun"), looking(tmp_path):
+    with pytest.raises(NotBegun, match="missing; the run has not begun"), open_readonly(tmp_path):
         pass
     (tmp_path / "ledger.sqlite").touch()
-    with pytest.raises(NotBegun, match="empty; the run has not begun"), looking(tmp_path):
+    with pytest.raises(NotBegun, match="empty; the run has not begun"), open_readonly(tmp_path):
         pass
     (tmp_path / "ledger.sqlite").write_bytes(b"no database at all " * 500)
-    with pytest.raises(ConfigError, match="cannot be read: file is not a database"), looking(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: file is not a database"), open_readonly(tmp_path):
         pass
 
 
@@ -143,19 +142,19 @@ sys.stdin.read()
 
 
 def test_who_runs_a_run_and_what_it_leaves_when_it_is_killed(tmp_path: Path) -> None:
-    assert holder(tmp_path) is None
+    assert lock_owner(tmp_path) is None
     root = Path(__file__).parents[3]
     command, env = [sys.executable, "-c", HOLDS, str(tmp_path)], os.environ | {"PYTHONPATH": str(root)}
     with subprocess.Popen(command, cwd=root, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         try:
             assert run.stdout is not None
             assert run.stdout.readline() == "held\n"
-            assert holder(tmp_path) == run.pid
-            assert holder(tmp_path) == run.pid  # to have asked takes nothing away
+            assert lock_owner(tmp_path) == run.pid
+            assert lock_owner(tmp_path) == run.pid  # to have asked takes nothing away
         finally:
             run.send_signal(signal.SIGKILL)
             run.wait(30)
-    assert holder(tmp_path) is None
-    with looking(tmp_path) as ledger:  # its write-ahead log is not folded in yet
+    assert lock_owner(tmp_path) is None
+    with open_readonly(tmp_path) as ledger:  # its write-ahead log is not folded in yet
         assert ledger.counts(Purpose.TRAIN)[State.PAIRED] == 2
     open_exchange(tmp_path, small(exchange__max_lag=20)).close()

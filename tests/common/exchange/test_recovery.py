@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.exchange import recovery
 from common.exchange.api import State
 from common.exchange.recovery import Recovered

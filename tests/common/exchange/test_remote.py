@@ -12,7 +12,8 @@ import msgpack
 import pytest
 import zmq
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.exchange.api import RunExchange, State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service

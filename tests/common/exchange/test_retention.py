@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.exchange import retention
 from common.exchange.api import State
 from common.exchange.local import LocalExchange

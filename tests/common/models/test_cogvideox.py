@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import CogVideoXImageToVideoPipeline
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models import cogvideox
 from common.models.cogvideox import (
     build_tokenizer,

@@ -6,14 +6,15 @@ import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
 
-from common.config import ConfigError, LoraConfig
+from common.config import LoraConfig
+from common.errors import ConfigError
 from common.models.lora import (
-    acting,
     activate,
     adapter_parameters,
     adapter_state,
     inject_lora,
     load_adapter_state,
+    using_adapter,
 )
 
 LORA = LoraConfig(rank=2, alpha=4.0)
@@ -98,7 +99,7 @@ def test_two_adapters_act_one_at_a_time_and_only_the_policy_keeps_its_gradient()
     activate(model, "policy", trainable="policy")
     disturbed(model, "policy", 0.5)
     changed = run(model)
-    with acting(model, "reference"):
+    with using_adapter(model, "reference"):
         assert torch.equal(run(model), base)
         assert all(parameter.requires_grad for parameter in adapter_parameters(model, "policy").values())
     assert torch.equal(run(model), changed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models.noise_schedule import NoiseSchedule
 
 COGVIDEOX_5B = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "snr_shift_scale": 1.0}

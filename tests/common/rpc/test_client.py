@@ -13,7 +13,7 @@ import zmq
 from common.rpc import server as serving_side
 from common.rpc.client import Client, ServiceFailed, calling, calls
 from common.rpc.codec import WireError, pack, unpack
-from common.rpc.server import Seldom, Service, serving
+from common.rpc.server import RateLimitedLogger, Service, serving
 
 WAIT = 10_000  # ms
 
@@ -148,7 +148,7 @@ def test_what_breaks_the_reading_itself_is_refused(service: Service, monkeypatch
 
 def test_one_warning_a_second_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     now = [100.0]
-    seldom = Seldom(lambda: now[0])
+    seldom = RateLimitedLogger(lambda: now[0])
     with caplog.at_level(logging.WARNING):
         for tenth in range(25):
             now[0] = 100 + tenth / 10

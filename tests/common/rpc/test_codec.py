@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from common.exchange.api import ScoredCandidate, State, Submitted
 from common.messages import (
     ITEM_BYTES,
-    Array,
     Candidate,
     Conditioning,
     GroupLease,
@@ -22,6 +21,7 @@ from common.messages import (
     Purpose,
     Score,
     ScoreTask,
+    SerializedTensor,
     TensorEntry,
     TrainingPair,
     WeightVersion,
@@ -32,7 +32,7 @@ number = st.integers(-(2**63), 2**64 - 1)
 real = st.floats(allow_nan=False)
 shapes = st.lists(st.integers(0, 3), max_size=4).map(tuple)
 arrays = st.tuples(st.sampled_from(sorted(ITEM_BYTES)), shapes, st.integers(0, 255)).map(
-    lambda drawn: Array(drawn[0], drawn[1], bytes([drawn[2]]) * (ITEM_BYTES[drawn[0]] * _product(drawn[1])))
+    lambda drawn: SerializedTensor(drawn[0], drawn[1], bytes([drawn[2]]) * (ITEM_BYTES[drawn[0]] * _product(drawn[1])))
 )
 prompts = st.builds(Prompt, number, st.text(), st.text(), st.none() | st.binary(), st.sampled_from(Purpose))
 conditionings = st.builds(Conditioning, arrays, st.none() | arrays)
@@ -111,9 +111,13 @@ def body(plain: Any, blobs: tuple[bytes, ...] = ()) -> list[bytes]:
         (Sequence[int], {"0": 1}, "body: a list is needed"),
         (Sequence[int], [1, "2"], r"body\[1\]: int is needed, not '2'"),
         (dict[str, float], {"motion": "high"}, r"body\['motion'\]: float is needed, not 'high'"),
-        (Array, {"dtype": "float64", "shape": [1], "data": 0}, "body: dtype 'float64': allowed are float32"),
-        (Array, {"dtype": "uint8", "shape": [4], "data": 0}, r"body: uint8\[4\] needs 4 bytes, got 3"),
-        (Array, {"dtype": "uint8", "shape": [-1, -3], "data": 0}, r"body: uint8\[-1, -3\]: no size is negative"),
+        (SerializedTensor, {"dtype": "float64", "shape": [1], "data": 0}, "body: dtype 'float64': allowed are float32"),
+        (SerializedTensor, {"dtype": "uint8", "shape": [4], "data": 0}, r"body: uint8\[4\] needs 4 bytes, got 3"),
+        (
+            SerializedTensor,
+            {"dtype": "uint8", "shape": [-1, -3], "data": 0},
+            r"body: uint8\[-1, -3\]: no size is negative",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(kind: Any, plain: Any, words: str) -> None:
@@ -128,7 +132,9 @@ def deep(levels: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("kind", [Submitted, Prompt, Purpose, Sequence[int], dict[int, str], int, str, Array, None])
+@pytest.mark.parametrize(
+    "kind", [Submitted, Prompt, Purpose, Sequence[int], dict[int, str], int, str, SerializedTensor, None]
+)
 @pytest.mark.parametrize("levels", [12, 400])
 def test_what_is_nested_deeply_is_named_shortly(kind: Any, levels: int) -> None:
     with pytest.raises(WireError) as found:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import zmq
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Span
@@ -22,7 +22,7 @@ from common.rpc import client as rpc
 from common.rpc.client import Unreachable
 from common.rpc.curve import (
     KEYS,
-    Door,
+    CurveAuthenticator,
     ServerKeys,
     WorkerKey,
     check_listening,
@@ -34,7 +34,7 @@ from common.rpc.curve import (
 )
 from common.rpc.server import Service, serving
 from common.weights import sync
-from common.weights.sync import Announcer, RemoteWeights, WeightPuller
+from common.weights.sync import RemoteWeights, VersionPublisher, WeightPuller
 from deploy.run_dir.journal import Journal
 from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
@@ -199,7 +199,7 @@ def listening() -> set[tuple[str, int]]:
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:*", "tcp://*:*", f"tcp://{other_interface() or '10.0.0.7'}:*"])
 def test_nothing_is_bound_where_it_is_refused(address: str, tmp_path: Path) -> None:
     before = listening()
-    for door in (lambda: exchange_service(None, address), lambda: Announcer(address)):  # type: ignore[arg-type]
+    for door in (lambda: exchange_service(None, address), lambda: VersionPublisher(address)):  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"listen at one IP address|off loopback a service needs keys"):
             door()
     for client in (RemoteExchange, RemoteWeights, RemoteJournal):
@@ -333,7 +333,7 @@ def test_nobody_comes_in_while_nobody_is_asked(keys: ServerKeys, monkeypatch: py
     """Encryption alone is no door: without the thread that knows the worker key, the right key waits as well."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        door = Door(context, keys)
+        door = CurveAuthenticator(context, keys)
         door.close()
         door.bind(router, "tcp://127.0.0.1:*")
         address = router.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -376,7 +376,7 @@ def test_who_was_turned_away_is_told_so_also_later(keys: ServerKeys, monkeypatch
 def test_doors_close_without_a_trace(keys: ServerKeys) -> None:
     before, connections = set(_threads()), listening()
     for _ in range(3):
-        Announcer(keys=keys).close()
+        VersionPublisher(keys=keys).close()
         Service(object, None, keys=keys).close()
         with pytest.raises(OSError, match="cannot listen at tcp://192\\.0\\.2\\.77:"):
             exchange_service(None, "tcp://192.0.2.77:*", keys=keys)  # type: ignore[arg-type]  # no address of ours

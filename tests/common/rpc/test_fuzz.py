@@ -18,7 +18,7 @@ import zmq
 
 from common.exchange.api import RunExchange, State
 from common.exchange.remote import RemoteExchange
-from common.messages import Purpose, Score, Span, StepStats, Trained
+from common.messages import Purpose, Score, Span, StepStats, TrainingFinished
 from common.rpc import client as rpc
 from common.rpc.client import Client, Unreachable, calls
 from common.rpc.codec import Frames, WireError, pack, unpack
@@ -116,7 +116,7 @@ def work(exchange: RunExchange) -> None:
 def report(journal: Journal) -> None:
     journal.step(StepStats(1, *[0.5] * 7, 0.0, 1, 0.5, 1.0, False, True))
     journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
-    journal.trained(Trained(1, 1, "0" * 32))
+    journal.trained(TrainingFinished(1, 1, "0" * 32))
     journal.exporting("sampler-0", "127.0.0.1:9000")
     journal.not_finite("learner-0")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt, Purpose
 from common.toon.prompts import ToonPrompts, prompt_of, shot_id, shot_of
 from common.toon.world import Shot, caption, combinations, render

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from common.config import ConfigError
-from common.training.fit import Fit, fit, steps_done
+from common.errors import ConfigError
+from common.training.fit import FitConfig, fit, steps_done
 
-PLAN = Fit(steps=8, lr=0.05, warmup=2, save_every=2)
+PLAN = FitConfig(steps=8, lr=0.05, warmup=2, save_every=2)
 
 
 def silent(line: str) -> None:
     del line
 
 
-def train(folder: Path, log=silent, plan: Fit = PLAN) -> nn.Module:
+def train(folder: Path, log=silent, plan: FitConfig = PLAN) -> nn.Module:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
 
@@ -32,7 +32,7 @@ def train(folder: Path, log=silent, plan: Fit = PLAN) -> nn.Module:
 
 def test_the_loss_falls(tmp_path: Path) -> None:
     lines: list[str] = []
-    train(tmp_path, lines.append, Fit(steps=60, lr=0.05, warmup=2, save_every=10))
+    train(tmp_path, lines.append, FitConfig(steps=60, lr=0.05, warmup=2, save_every=10))
     losses = [float(line.split()[4]) for line in lines]
     assert len(losses) == 6
     assert losses[-1] < 0.3 * losses[0]
@@ -78,7 +78,7 @@ def overfit(folder: Path, log=silent) -> tuple[nn.Module, list[float], float]:
         losses.append(loss(slice(3, None)).item())
         return losses[-1]
 
-    plan = Fit(steps=60, lr=0.05, warmup=2, save_every=5, patience=2)
+    plan = FitConfig(steps=60, lr=0.05, warmup=2, save_every=5, patience=2)
     fit("toy", model, lambda step: loss(slice(3)), plan, folder, log, validate=validate)
     return model, losses, loss(slice(3, None)).item()
 
@@ -118,7 +118,7 @@ def test_a_training_without_a_number_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_and_falls_to_zero() -> None:
-    plan = Fit(steps=100, lr=1.0, warmup=10)
+    plan = FitConfig(steps=100, lr=1.0, warmup=10)
     assert plan.rate(0) == pytest.approx(0.1)
     assert plan.rate(50) == pytest.approx(0.5)
     assert plan.rate(100) == pytest.approx(0.0)

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.web.auth import PAGE_BYTES, listen, page_app, read_token
 
 TOKEN = "correct horse battery"

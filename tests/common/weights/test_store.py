@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.config import ConfigError
+from common.errors import CorruptDataError, NotFoundError
 from common.messages import WeightVersion
 from common.weights.store import WeightStore, draft_of
 from common.weights.tensor_file import TensorStream
@@ -46,10 +46,10 @@ def test_an_altered_tensor_is_named(tmp_path: Path) -> None:
     store = WeightStore(tmp_path)
     publish(store)
     save_file(STATE | {"b": STATE["b"] + 1}, tmp_path / "v000003" / "weights.safetensors")
-    with pytest.raises(ConfigError, match="b differs from its digest"):
+    with pytest.raises(CorruptDataError, match="b differs from its digest"):
         store.load(3)
     save_file({"b": STATE["b"]}, tmp_path / "v000003" / "weights.safetensors")
-    with pytest.raises(ConfigError, match="a is missing"):
+    with pytest.raises(CorruptDataError, match="a is missing"):
         store.load(3)
 
 
@@ -60,15 +60,15 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     data = json.loads(manifest.read_text())
     data["tensors"][0]["digest"] = "0" * 32
     manifest.write_text(json.dumps(data))
-    with pytest.raises(ConfigError, match="differ from its own digest"):
+    with pytest.raises(CorruptDataError, match="differ from its own digest"):
         store.load(3)
     tensors.write_bytes(tensors.read_bytes()[:20])
-    with pytest.raises(ConfigError, match=r"weights\.safetensors: cannot be read"):
+    with pytest.raises(CorruptDataError, match=r"weights\.safetensors: cannot be read"):
         store.load(3)
     manifest.write_text("{")
-    with pytest.raises(ConfigError, match="broken manifest"):
+    with pytest.raises(CorruptDataError, match="broken manifest"):
         store.load(3)
-    with pytest.raises(ConfigError, match=r"no weight version 9; here are \[3\]"):
+    with pytest.raises(NotFoundError, match=r"no weight version 9; here are \[3\]"):
         store.load(9)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import zmq
 
-from common.config import ConfigError
+from common.errors import CorruptDataError, NotFoundError
 from common.messages import WeightVersion
 from common.rpc.client import Unreachable
 from common.rpc.codec import pack
@@ -22,9 +22,9 @@ from common.rpc.server import Service, serving
 from common.weights import sync
 from common.weights.store import WeightStore
 from common.weights.sync import (
-    Announcer,
     RemoteWeights,
     StoredWeights,
+    VersionPublisher,
     WeightPuller,
     WeightSource,
     pull,
@@ -64,8 +64,8 @@ def service(store: WeightStore) -> Iterator[Service]:
 
 
 @pytest.fixture
-def notes() -> Iterator[Announcer]:
-    announcer = Announcer()
+def notes() -> Iterator[VersionPublisher]:
+    announcer = VersionPublisher()
     yield announcer
     announcer.close()
 
@@ -107,7 +107,7 @@ def test_damage_on_the_way_is_named_and_not_kept(store: WeightStore, tmp_path: P
         serving(Service(WeightSource, Damaging(store))) as service,
         RemoteWeights(service.address, "sampler-0") as source,
     ):
-        with pytest.raises(ConfigError, match="weight version 1: w differs from its digest in the manifest"):
+        with pytest.raises(CorruptDataError, match="weight version 1: w differs from its digest in the manifest"):
             pull(source, 1, mine)
         assert mine.versions() == debris(mine.folder) == []
         pull(source, 1, mine)
@@ -128,7 +128,7 @@ def test_another_versions_manifest_is_refused(store: WeightStore, tmp_path: Path
     with (
         serving(Service(WeightSource, Confused(store))) as service,
         RemoteWeights(service.address, "sampler-0") as source,
-        pytest.raises(ConfigError, match="weight version 1: the manifest of version 2 came for it"),
+        pytest.raises(CorruptDataError, match="weight version 1: the manifest of version 2 came for it"),
     ):
         pull(source, 1, mine)
     assert mine.versions() == debris(mine.folder) == []
@@ -139,7 +139,7 @@ def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path
         publish(store, version, kind="adapter", base=base)
     mine = WeightStore(tmp_path / "mine")
     with RemoteWeights(service.address, "sampler-0") as source:
-        with pytest.raises(ConfigError, match="weight version 3: its base 2 has a base itself, 1"):
+        with pytest.raises(CorruptDataError, match="weight version 3: its base 2 has a base itself, 1"):
             pull(source, 3, mine)
         assert mine.versions() == []
         pull(source, 2, mine)
@@ -147,7 +147,7 @@ def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path
 
 
 def test_a_puller_pulls_a_damaged_version_again(
-    store: WeightStore, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: WeightStore, notes: VersionPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "ASK_SECONDS", 0.1)
     publish(store, 1)
@@ -168,7 +168,7 @@ def test_a_file_of_another_length_is_refused(store: WeightStore, tmp_path: Path,
     manifest = publish(store, 1)
     whole = store.file(1).read_bytes()
     mine = WeightStore(tmp_path / "mine")
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(CorruptDataError, match=words):
         mine.receive(manifest, [whole[:cut] if cut else whole + b"x"])
     assert mine.versions() == debris(mine.folder) == []
 
@@ -176,14 +176,14 @@ def test_a_file_of_another_length_is_refused(store: WeightStore, tmp_path: Path,
 def test_a_manifest_that_contradicts_itself_is_refused(store: WeightStore, tmp_path: Path) -> None:
     manifest = publish(store, 1)
     chunks = [store.file(1).read_bytes()]
-    with pytest.raises(ConfigError, match="the manifest's entries differ from its own digest"):
+    with pytest.raises(CorruptDataError, match="the manifest's entries differ from its own digest"):
         WeightStore(tmp_path / "mine").receive(replace(manifest, tensors=manifest.tensors[:1]), chunks)
 
 
 def test_a_version_that_is_gone_is_named(service: Service, tmp_path: Path) -> None:
     with (
         RemoteWeights(service.address, "sampler-0") as source,
-        pytest.raises(ConfigError, match=r"no weight version 9; here are \[\]"),
+        pytest.raises(NotFoundError, match=r"no weight version 9; here are \[\]"),
     ):
         pull(source, 9, WeightStore(tmp_path / "mine"))
 
@@ -192,13 +192,13 @@ def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service:
     with (
         RemoteWeights(service.address, "sampler-0") as source,
         closing(source.chunks(9, 1)) as chunks,
-        pytest.raises(ConfigError, match="weight version 9 is not there any more"),
+        pytest.raises(NotFoundError, match="weight version 9 is not there any more"),
     ):
         next(chunks)
 
 
 def test_a_note_brings_the_newest_version(
-    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
 ) -> None:
     publish(store, 0)
     with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
@@ -214,7 +214,7 @@ def test_a_note_brings_the_newest_version(
 
 
 def test_a_note_alone_brings_a_version(
-    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody asks for it, and the puller would ask by itself in an hour."""
     monkeypatch.setattr(sync, "ASK_SECONDS", 3600.0)
@@ -230,7 +230,7 @@ def test_a_note_alone_brings_a_version(
 
 
 def test_an_older_version_comes_when_it_is_asked_for(
-    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
 ) -> None:
     for version in (0, 1, 2, 3):
         publish(store, version)
@@ -242,7 +242,7 @@ def test_an_older_version_comes_when_it_is_asked_for(
 
 
 def test_a_lost_note_costs_only_time(
-    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "ASK_SECONDS", 0.1)
     with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
@@ -300,7 +300,7 @@ def test_a_publisher_that_stays_away_is_named(store: WeightStore, tmp_path: Path
 
 @pytest.mark.parametrize("pruned", [False, True])
 def test_a_version_that_is_superseded_amid_its_pull(
-    store: WeightStore, notes: Announcer, tmp_path: Path, pruned: bool
+    store: WeightStore, notes: VersionPublisher, tmp_path: Path, pruned: bool
 ) -> None:
     """A newer one is published, announced, and the old one perhaps deleted, while the old one is on its way."""
     publish(store, 1)
@@ -328,7 +328,7 @@ def test_a_version_that_is_superseded_amid_its_pull(
 
 
 def test_a_late_joiner_gets_the_newest_adapter_and_its_base(
-    store: WeightStore, service: Service, notes: Announcer, tmp_path: Path
+    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
 ) -> None:
     publish(store, 0)
     for version in (1, 2, 3):
@@ -344,7 +344,9 @@ def test_a_late_joiner_gets_the_newest_adapter_and_its_base(
     assert service.counts["manifest"] == 2
 
 
-def test_a_lineage_is_rolled_back(store: WeightStore, service: Service, notes: Announcer, tmp_path: Path) -> None:
+def test_a_lineage_is_rolled_back(
+    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
+) -> None:
     """Version 2 is lost with the steps behind it. Its id is not used again, and who holds it changes to version 3."""
     exchange = open_exchange(tmp_path / "exchange", small())
 

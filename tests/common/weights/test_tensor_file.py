@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from common.config import ConfigError
+from common.errors import ConfigError, CorruptDataError
 from common.weights.tensor_file import CODES, Checker, TensorStream, file_order, file_size, write
 from common.weights.tensors import policy_digest, tensor_entry
 
@@ -84,11 +84,11 @@ def test_a_file_is_checked_while_it_passes(tmp_path: Path, step: int) -> None:
     for place in range(0, len(whole), 97):
         altered = bytearray(whole)
         altered[place] ^= 1
-        with pytest.raises(ConfigError, match=r"^here: .* differs from its digest in the manifest"):
+        with pytest.raises(CorruptDataError, match=r"^here: .* differs from its digest in the manifest"):
             Checker(entries, "here").feed(bytes(altered))
-    with pytest.raises(ConfigError, match="here: 2 bytes more"):
+    with pytest.raises(CorruptDataError, match="here: 2 bytes more"):
         Checker(entries, "here").feed(whole + b"ab")
     check = Checker(entries, "here")
     check.feed(whole[:-1])
-    with pytest.raises(ConfigError, match=r"here: ends within .* 1 bytes of it are missing"):
+    with pytest.raises(CorruptDataError, match=r"here: ends within .* 1 bytes of it are missing"):
         check.close()

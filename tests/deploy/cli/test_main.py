@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import ConfigError, keys
+from common.config import keys
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from deploy.cli import main as cli
 from deploy.cli import run
 from deploy.cli.main import main

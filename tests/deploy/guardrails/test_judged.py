@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from common.config import RunConfig
+from common.errors import RunFailed
 from common.messages import Prompt
 from deploy.run_dir.jsonl import METRICS, read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.messages import RunFailed
 from rewarders.interface import Clip, Opinion
 from tests.support import toy
 from tests.support.rewarders.serving import serving

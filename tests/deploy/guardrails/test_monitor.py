@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import DIMENSIONS, ConfigError, RunConfig, load_config
+from common.config import DIMENSIONS, RunConfig, load_config
+from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.messages import Purpose
@@ -18,7 +19,7 @@ from deploy.results import report
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import serial
-from rewarders.interface import JudgeLost
+from rewarders.interface import JudgeFailed
 from tests.deploy.runtime.test_serial import Death, die, fresh, model, what_counts
 from tests.support import toy
 
@@ -234,7 +235,7 @@ class Lost(Brightness):
     def score(self, clips, prompts):
         Lost.calls += 1
         if Lost.calls > WATCHED["guard.prompts"]:
-            raise JudgeLost("http://judge: 401")
+            raise JudgeFailed("http://judge: 401")
         return super().score(clips, prompts)
 
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from common.bootstrap import paired_bootstrap
-from common.config import ConfigError, GuardConfig, load_config
+from common.config import GuardConfig, load_config
+from common.errors import ConfigError
 from deploy.guardrails import rules
 from deploy.guardrails.rules import (
     Measured,

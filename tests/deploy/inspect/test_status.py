@@ -6,13 +6,13 @@ import pytest
 
 from common.exchange.api import State
 from common.exchange.queries import Work
-from deploy.inspect.status import Standing, lines, standing
+from deploy.inspect.status import RunStatus, lines, run_status
 from tests.support.runs import books, event, seen, span, step
 
 LAG = "exchange.max_lag = 1: enough pairs for the coming pushes exist or are under way"
 
 
-def workers(found: Standing) -> list[str]:
+def workers(found: RunStatus) -> list[str]:
     return [one.line for one in found.workers]
 
 
@@ -27,7 +27,7 @@ def test_a_learner_waits_for_samplers_which_set_the_pace() -> None:
         span("learner-0", 1050.0, 9.0),
     ]
     ledger = books(work, {"sampling": 2, "paired": 3, "trained": 8}, step=1, version=1)
-    found = standing(seen(1100.0, ledger, spans, [step(1, 1060.0)]))
+    found = run_status(seen(1100.0, ledger, spans, [step(1, 1060.0)]))
     assert workers(found) == [
         "sampler-0 works on a group for training, 2 of 4 clips",
         "sampler-1 works on a group for training, 0 of 4 clips",
@@ -52,7 +52,7 @@ def test_samplers_wait_for_leave_while_the_learner_works() -> None:
         *(span("learner-0", 1000.0 + 30 * k, 30.0) for k in range(3)),
     ]
     ledger = books({"learner-0": Work("learning", 4, "train", 0, 8)}, {"training": 8, "paired": 9}, step=3, refusal=LAG)
-    found = standing(seen(1102.0, ledger, spans, [step(n, 1000.0 + 30 * n) for n in (1, 2, 3)]))
+    found = run_status(seen(1102.0, ledger, spans, [step(n, 1000.0 + 30 * n) for n in (1, 2, 3)]))
     assert workers(found) == [
         f"sampler-0 waits for leave to sample ({LAG}) since 92 s",
         f"sampler-1 waits for leave to sample ({LAG}) since 92 s",
@@ -71,7 +71,7 @@ def test_a_unit_under_way_counts_as_long_as_it_usually_takes() -> None:
     """It may have begun long after the last one ended, which nothing tells."""
     spans = [span("learner-0", 1000.0, 5.0), *(span("sampler-0", 1010.0 + 10 * k, 10.0) for k in range(8))]
     ledger = books({"learner-0": Work("learning", 2, "train", 0, 8)}, {"training": 8}, step=1, refusal=LAG)
-    found = standing(seen(1100.0, ledger, spans, [step(1, 1005.0)]))
+    found = run_status(seen(1100.0, ledger, spans, [step(1, 1005.0)]))
     assert found.roles["learner"]["busy"] == pytest.approx(10 / 100)
 
 
@@ -79,7 +79,7 @@ def test_a_learner_with_enough_clips_on_their_way_waits_for_the_rewarder() -> No
     ledger = books(
         {"rewarder-0": Work("scoring", 0, "train", 0, 16)}, {"paired": 3, "scoring": 4, "sampled": 1}, refusal=LAG
     )
-    found = standing(seen(1030.0, ledger, [span("rewarder-0", 1000.0, 20.0, 8)]))
+    found = run_status(seen(1030.0, ledger, [span("rewarder-0", 1000.0, 20.0, 8)]))
     learner = found.workers[-1]
     assert (learner.words, learner.on, learner.seconds) == ("for pairs (3 of 8)", "rewarder", 30.0)
     assert found.workers[-2].line == "rewarder-0 works on 16 clips"
@@ -93,7 +93,7 @@ def test_what_else_workers_may_be_at() -> None:
     ]  # fmt: skip
     work = {"sampler-3": Work("sampling", 9, "eval", 0, 1, lost=True), "sampler-2": Work("sampling", 3, "eval", 0, 1)}
     ledger = books(work, {"sampling": 2, "sampled": 1}, step=2, version=2)
-    found = standing(seen(1070.0, ledger, spans, [step(1, 1060.0)]))
+    found = run_status(seen(1070.0, ledger, spans, [step(1, 1060.0)]))
     assert workers(found) == [
         "sampler-0 waits for the weights of version 2 since 68 s",
         "sampler-1 works between two groups",
@@ -107,7 +107,7 @@ def test_what_else_workers_may_be_at() -> None:
 def test_in_one_process_roles_wait_for_their_turn() -> None:
     ledger = books({"sampler-0": Work("sampling", 5, "train", 0, 4)}, {"sampling": 1, "sampled": 2, "paired": 8})
     spans = [span("rewarder-0", 1000.0, 1.0), span("learner-0", 1001.0, 1.0)]
-    found = standing(seen(1010.0, ledger, spans, mode="serial"))
+    found = run_status(seen(1010.0, ledger, spans, mode="serial"))
     assert workers(found) == [
         "sampler-0 works on a group for training, 0 of 4 clips",
         "rewarder-0 waits for its turn since 9 s",
@@ -126,10 +126,10 @@ def test_phases() -> None:
         "evaluating aligned": books(held_out=pending, held_out_version=20, step=20),
     }
     for phase, ledger in ledgers.items():
-        assert standing(seen(1010.0, ledger, events=started)).phase == phase
-    assert standing(seen(1010.0, books(), events=())).phase == "starting"
+        assert run_status(seen(1010.0, ledger, events=started)).phase == phase
+    assert run_status(seen(1010.0, books(), events=())).phase == "starting"
     spans = [span("sampler-0", 1000.0 + k, 1.0) for k in range(5)]
-    found = standing(seen(1010.0, ledgers["evaluating base"], spans, events=started))
+    found = run_status(seen(1010.0, ledgers["evaluating base"], spans, events=started))
     assert (found.words, found.eta) == ("evaluating base 5/8  0.50 groups/s  0:06 left", pytest.approx(6.0))
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> Non
         ],
     }  # fmt: skip
     for words, events in ends.items():
-        found = standing(seen(9000.0, ledger, steps=steps, events=events, holder=None))
+        found = run_status(seen(9000.0, ledger, steps=steps, events=events, lock_owner=None))
         assert (found.phase, found.words, found.workers, found.bottleneck) == ("not running", words, [], None)
         assert found.since == max(1100.0, events[-1]["time"])
         assert found.go_on == "douga run runs/mine/config.toml"
@@ -153,12 +153,12 @@ def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> Non
 
 def test_a_finished_run_gives_its_verdict() -> None:
     result = {"step": 20, "verdict": {"words": "Aligned."}}
-    found = standing(
-        seen(9000.0, books({}, {"trained": 160}, step=20), steps=[step(20, 1500.0)], holder=None, result=result)
+    found = run_status(
+        seen(9000.0, books({}, {"trained": 160}, step=20), steps=[step(20, 1500.0)], lock_owner=None, result=result)
     )
     assert (found.phase, found.words, found.go_on, found.queue) == ("finished", "Aligned.", None, {"trained": 160})
-    more = standing(
-        seen(9000.0, books(step=20), holder=None, result=result, steps=[step(20, 1500.0)], learner__lr="1e-6")
+    more = run_status(
+        seen(9000.0, books(step=20), lock_owner=None, result=result, steps=[step(20, 1500.0)], learner__lr="1e-6")
     )
     assert more.phase == "finished"
 
@@ -168,7 +168,7 @@ def test_the_lines_of_a_terminal() -> None:
     steps = [step(1, 1030.0), step(2, 1060.0, refreshed=True), step(3, 1090.0, pushed=False)]
     ledger = books({}, {"pending": 1, "paired": 3, "trained": 24}, step=3, version=2, wasted={"death": 4}, refusal=LAG)
     spans = [span("sampler-0", 1000.0, 50.0), span("rewarder-0", 1050.0, 10.0, 4), span("learner-0", 1060.0, 30.0)]
-    assert lines(standing(seen(1100.0, ledger, spans, steps, events))) == [
+    assert lines(run_status(seen(1100.0, ledger, spans, steps, events))) == [
         "mine: training, process 4711",
         "training 3/20  pairs 24  version 2  lag 0.5  "
         "reward 75.00  gap 0.0625  inside +0.250  0.01 groups/s  8:30 left",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, load_config
+from common.config import load_config
+from common.errors import ConfigError
 from deploy.cli.main import main
 from deploy.planning.memory import GPUS
 from deploy.planning.model_sizes import family_sizes

@@ -103,7 +103,7 @@ def test_every_alert_has_its_paragraph_in_the_order_of_the_rules() -> None:
 @alerts
 def test_a_paragraph_says_meaning_places_and_keys(name: str) -> None:
     text, config = paragraphs()[name], load_config(None)
-    assert re.findall(r"^- \*\*(.+)\*\*:", text, flags=re.MULTILINE) == ["Means", "Look at", "Helps"]
+    assert re.findall(r"^- \*\*(.+)\*\*:", text, flags=re.MULTILINE) == ["Means", "Check", "Fix"]
     sections = {key.name.partition(".")[0] for key in keys() if "." in key.name}
     known = {key.name for key in keys()} | {"reward.weights", "reward.judges"}
     for key, star in re.findall(r"`(\w+\.[\w.]+)`(\*?)", text):

@@ -11,16 +11,8 @@ import pytest
 from common.config import DIMENSIONS
 from common.exchange.api import State
 from common.messages import Purpose
-from deploy.observability.definitions import (
-    COUNTER,
-    GAUGE,
-    HISTOGRAM,
-    OF_PROCESS,
-    PROCESSES,
-    TABLE,
-    TARGET_LABELS,
-    Metric,
-)
+from common.roles import PROCESSES
+from deploy.observability.definitions import COUNTER, GAUGE, HISTOGRAM, OF_PROCESS, TABLE, TARGET_LABELS, Metric
 
 metrics = pytest.mark.parametrize("metric", TABLE.values(), ids=TABLE)
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from common.config import ConfigError
-from deploy.observability.definitions import HUB, LEARNER, SAMPLER, SERIAL, TABLE
+from common.errors import ConfigError
+from common.roles import HUB, LEARNER, SAMPLER, SERIAL
+from deploy.observability.definitions import TABLE
 from deploy.observability.exporter import Instruments, Value, exported_by, exporting, own_address
 
 LOOPBACK = "127.0.0.1"

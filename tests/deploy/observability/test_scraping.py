@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from common.config import RunConfig
+from common.roles import HUB, LEARNER, REWARDER, SAMPLER
 from common.rpc.curve import is_loopback
-from deploy.observability.definitions import HUB, LEARNER, REWARDER, SAMPLER, TABLE
+from deploy.observability.definitions import TABLE
 from deploy.observability.exporter import exported_by
 from deploy.runtime import driver
 from deploy.runtime.hub import Hub
-from deploy.runtime.messages import MEETING, Opened
+from deploy.runtime.messages import MEETING, HubReady
 from deploy.runtime.workers.learner import LearnerWorker
 from deploy.runtime.workers.rewarder import RewarderWorker
 from deploy.runtime.workers.sampler import SamplerWorker
@@ -43,7 +44,7 @@ def test_the_hub_and_its_workers_export_what_the_table_says_of_them(tmp_path: Pa
     made = config(tmp_path, steps=4000, **{"cluster.samplers": 1, "simulation.sample_seconds": 0.01})
     middle = Hub(made)
     opened = middle.open()
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, HubReady)
     workers = [LearnerWorker(made, "learner-0", 0, MEETING), SamplerWorker(made, "sampler-0")]
     found: dict[str, Samples] = {}
     try:

@@ -15,7 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
-from common.config import ConfigError, LoraConfig, load_config
+from common.config import LoraConfig, load_config
+from common.errors import ConfigError
 from common.models.cogvideox import open_model, predict_v
 from common.models.lora import adapter_parameters, inject_lora
 from deploy.cli.main import main

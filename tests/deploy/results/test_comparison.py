@@ -7,10 +7,11 @@ import pytest
 from rich.console import Console
 
 from common.bootstrap import Interval
-from common.config import ConfigError, load_config
+from common.config import load_config
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.exchange.api import ScoredCandidate
-from common.messages import Array, Candidate
+from common.messages import Candidate, SerializedTensor
 from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from deploy.results import comparison
@@ -96,7 +97,7 @@ def test_mean_reward_is_weighted_and_needs_every_weighted_dimension():
 
 def scored(clip, seed=5, shot=SHOT):
     values = dict.fromkeys(("smoothness", "motion", "appeal", "text", "image"), 50.0) | {"character": 80.0}
-    latents = Array("uint8", (1,), b"\0")
+    latents = SerializedTensor("uint8", (1,), b"\0")
     candidate = Candidate("0-0-v0", 0, 0, seed, 0, latents, encode_mp4(clip, 8))
     return ScoredCandidate(prompt_of(shot, 0), candidate, values)
 

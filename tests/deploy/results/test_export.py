@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from actors.prompts.source import first_frame
 from actors.sampler import Sampler
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models.cogvideox import open_model
 from common.models.lora import adapter_state, inject_lora
 from common.toon.prompts import ToonPrompts

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import ConfigError, ModelConfig, load_config
+from common.config import ModelConfig, load_config
 from common.data.ratings import REAL, read_ratings
 from common.data.video import decode_clip, encode_mp4
+from common.errors import ConfigError
 from common.toon.world import DIMENSIONS
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator, build_from_videos, build_toon, source_clip

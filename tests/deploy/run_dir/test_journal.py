@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from common.messages import Span, StepStats, Trained
+from common.messages import Span, StepStats, TrainingFinished
 from common.rpc.server import serving
 from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import read_json_lines
@@ -24,8 +24,8 @@ def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> Non
         remote.step(STATS)
         remote.span(Span("learner-0", "learning", 1000.25, 2.5))
         assert journal.end is None
-        remote.trained(Trained(3, 7, "abc"))
-        assert (journal.last, journal.end) == (STATS, Trained(3, 7, "abc"))
+        remote.trained(TrainingFinished(3, 7, "abc"))
+        assert (journal.last, journal.end) == (STATS, TrainingFinished(3, 7, "abc"))
     (record,) = read_json_lines(tmp_path / "metrics.jsonl")
     assert (record["step"], record["lag_max"], record["refreshed"], record["queue"]) == (3, 1, True, {"paired": 4})
     (span,) = read_json_lines(tmp_path / "timeline.jsonl")

@@ -7,7 +7,8 @@ import os
 
 import pytest
 
-from common.config import ConfigError, load_config
+from common.config import load_config
+from common.errors import ConfigError
 from deploy.run_dir import layout
 
 

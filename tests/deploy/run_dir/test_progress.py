@@ -8,7 +8,7 @@ import pytest
 
 from common.config import load_config
 from common.messages import StepStats
-from deploy.run_dir.progress import Pace, Plain, Status, minutes, showing
+from deploy.run_dir.progress import Plain, Status, ThroughputTracker, minutes, showing
 
 
 def test_a_training_line_says_what_matters():
@@ -29,7 +29,7 @@ def stats(step: int, reward: float) -> StepStats:
 
 def test_the_pace_is_that_of_the_last_steps():
     now = 100.0
-    pace = Pace(load_config(flags={"steps": "30"}), clock=lambda: now)
+    pace = ThroughputTracker(load_config(flags={"steps": "30"}), clock=lambda: now)
     assert pace.status(0, 0).eta is None
     for step in range(1, 21):  # ten slow steps, then ten fast ones
         now += 9.0 if step <= 10 else 2.0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.models.fingerprint import PARTS, model_parts
 from common.weights.store import WeightStore
 from deploy.cli.main import main

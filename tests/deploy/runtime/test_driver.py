@@ -20,8 +20,9 @@ from ray.cluster_utils import Cluster
 
 from actors.prompts.source import open_prompts
 from actors.sampler import Sampler
-from common.config import DIMENSIONS, ConfigError, RunConfig
+from common.config import DIMENSIONS, RunConfig
 from common.data.video import encode_mp4
+from common.errors import ConfigError, RunFailed
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange
@@ -36,9 +37,9 @@ from deploy.guardrails.rules import read_readings
 from deploy.run_dir import timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import driver, serial
-from deploy.runtime.external_workers import RemoteReception
+from deploy.runtime.external_workers import RemoteRegistry
 from deploy.runtime.hub import Hub
-from deploy.runtime.messages import Outcome, RunFailed
+from deploy.runtime.messages import Outcome
 from learner import checkpoint
 from tests.deploy.guardrails.test_monitor import Kinder
 from tests.deploy.runtime.test_offline_pairs import rate_clips
@@ -357,7 +358,7 @@ def test_with_keys_only_who_holds_one_is_served(
             served["keyless"] = sum(pool.map(answers, doors))
         address = next(found[1] for line in lines.said if (found := re.search(r"--connect (\S+)", line)))
         key = read_worker_key(made.folder / KEYS / WORKER)
-        with RemoteReception.at(address, "tester", key, timeout=60) as reception:
+        with RemoteRegistry.at(address, "tester", key, timeout=60) as reception:
             served["keyed"] = bool(reception.configuration())
 
     lines.what[1] = knock

@@ -14,14 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from common.config import ConfigError, RunConfig, parse_config
+from common.config import RunConfig, parse_config
+from common.errors import ConfigError
 from common.exchange.api import State
 from common.models.fingerprint import fingerprint
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
-from deploy.runtime.external_workers import GONE_SECONDS, Guests, Standing, Welcome, fingerprint_of
+from deploy.runtime.external_workers import GONE_SECONDS, ExternalWorkers, MembershipState, Registration, fingerprint_of
 from deploy.runtime.hub import Hub
-from deploy.runtime.messages import Addresses, Opened, Outcome
+from deploy.runtime.messages import Addresses, HubReady, Outcome
 from deploy.runtime.workers.learner import LearnerWorker
 from tests.deploy.runtime.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
 from tests.support.tiny import tiny_pipeline
@@ -37,13 +38,13 @@ class Clock:
         return self.now
 
 
-def guests(root: Path, released: list[str], clock: Clock) -> Guests:
-    return Guests(config(root, **{"cluster.samplers": 3}), ADDRESSES, released.append, clock)
+def guests(root: Path, released: list[str], clock: Clock) -> ExternalWorkers:
+    return ExternalWorkers(config(root, **{"cluster.samplers": 3}), ADDRESSES, released.append, clock)
 
 
 def test_names_follow_those_of_the_cluster_and_ports_those_of_the_hub(tmp_path: Path) -> None:
     reception = guests(tmp_path, [], Clock())
-    assert reception.join("sampler", "simulated") == Welcome("sampler-3", 1, 2, 3, 4)
+    assert reception.join("sampler", "simulated") == Registration("sampler-3", 1, 2, 3, 4)
     assert reception.join("sampler", "simulated").name == "sampler-4"
     welcome = reception.join("rewarder", "simulated")
     assert welcome.name == "rewarder-1"
@@ -59,20 +60,20 @@ def test_who_is_silent_for_long_counts_as_gone(tmp_path: Path) -> None:
     reception = guests(tmp_path, released, clock)
     one, two = (reception.join("sampler", "simulated").name for _ in range(2))
     clock.now = GONE_SECONDS
-    assert reception.stay(one) is Standing.WELCOME
+    assert reception.stay(one) is MembershipState.WELCOME
     clock.now += 1
     assert (reception.count("sampler"), reception.count("rewarder")) == (1, 0)
-    assert reception.stay(two) is Standing.WELCOME  # it was only slow
+    assert reception.stay(two) is MembershipState.WELCOME  # it was only slow
     assert reception.count("sampler") == 2
     reception.leave(one)
     assert (reception.count("sampler"), released) == (1, [one])
-    assert reception.stay("sampler-99") is Standing.STRANGER
+    assert reception.stay("sampler-99") is MembershipState.STRANGER
 
 
 def test_a_guest_with_another_model_is_refused(tmp_path: Path) -> None:
     model, other = tiny_pipeline(tmp_path / "model"), tiny_pipeline(tmp_path / "other", num_layers=1)
     made = config(tmp_path, simulate=False, **{"model.path": model})
-    reception = Guests(made, ADDRESSES, lambda _: None)
+    reception = ExternalWorkers(made, ADDRESSES, lambda _: None)
     assert reception.join("sampler", fingerprint(model)).name == "sampler-2"
     with pytest.raises(ConfigError, match=r"model.path: not the files that the run has"):
         reception.join("sampler", fingerprint(other))
@@ -84,7 +85,7 @@ def test_a_guest_with_another_judge_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(data)
     judge = {"reward.path": "", "reward.judges.vs.kind": "videoscore", "reward.judges.vs.path": tmp_path / "judge"}
-    reception = Guests(config(tmp_path, simulate=False, **judge), ADDRESSES, lambda _: None)
+    reception = ExternalWorkers(config(tmp_path, simulate=False, **judge), ADDRESSES, lambda _: None)
 
     def come(folder: str) -> str:
         own = {"reward.judges.vs.path": str(tmp_path / folder)}
@@ -118,7 +119,7 @@ class Served:
     def __init__(self, made: RunConfig) -> None:
         self.hub = Hub(made)
         opened = self.hub.open()
-        assert isinstance(opened, Opened)
+        assert isinstance(opened, HubReady)
         self.opened = opened
         self.outcome: list[Outcome] = []
         self.invitation = self.hub.news().lines[0].partition("douga ")[2].split()
@@ -214,7 +215,7 @@ def free_ports(count: int) -> int:
 
 @pytest.mark.slow  # a request that got no answer is repeated after 30 s
 def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Guests, "dismiss", lambda self: None)  # as if the hub was killed: nobody is told
+    monkeypatch.setattr(ExternalWorkers, "dismiss", lambda self: None)  # as if the hub was killed: nobody is told
     made = config(tmp_path, steps=400, **{"cluster.port": free_ports(5), "simulation.sample_seconds": 0.02})
     with ExitStack() as stack:
         with served(made) as run:

@@ -11,7 +11,7 @@ import pytest
 
 from deploy.runtime import hub
 from deploy.runtime.hub import Hub
-from deploy.runtime.messages import MEETING, Opened
+from deploy.runtime.messages import MEETING, HubReady
 from deploy.runtime.run_loop import Stuck
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
@@ -21,7 +21,7 @@ from tests.deploy.runtime.test_simulate import config
 
 
 @contextmanager
-def at_work(workers: Sequence[Worker], opened: Opened) -> Iterator[None]:
+def at_work(workers: Sequence[Worker], opened: HubReady) -> Iterator[None]:
     """All workers on threads; they are stopped and joined at the end."""
     threads = [threading.Thread(target=worker.run, args=(opened.addresses,)) for worker in workers]
     for thread in threads:
@@ -42,7 +42,7 @@ def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, m
     workers = [LearnerWorker(made, "learner-0", 0, MEETING), SamplerWorker(made, "sampler-0")]
     middle = Hub(made)
     opened = middle.open()
-    assert isinstance(opened, Opened)
+    assert isinstance(opened, HubReady)
     words = r"^step 0: the learner waits for 2 pairs and has 1, .* leave \(exchange\.max_bytes = 1000000: blobs fill it"
     try:
         with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(Stuck, match=words):
@@ -56,7 +56,7 @@ def test_where_ranks_have_met_nothing_stays(tmp_path: Path) -> None:
     made.folder.mkdir(parents=True)
     (made.folder / f"{MEETING}of-a-hub-that-was-killed").touch()
     middle = Hub(made)
-    assert isinstance(middle.open(), Opened)
+    assert isinstance(middle.open(), HubReady)
     try:
         assert not list(made.folder.glob(f"{MEETING}*"))
         (made.folder / f"{MEETING}of-this-one").touch()

@@ -10,10 +10,11 @@ import torch
 
 from actors.offline import RecordedSampler, frames_of
 from actors.sampler import Sampler
-from common.config import ConfigError, ModelConfig, load_config, parse_config, to_toml
+from common.config import ModelConfig, load_config, parse_config, to_toml
 from common.data.offline_pairs import RecordedPairs
 from common.data.ratings import RatedClip, write_ratings
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.exchange.local import LocalExchange
 from common.messages import Prompt
 from common.models.cogvideox import encode_video, open_model, to_unit
@@ -22,7 +23,7 @@ from common.weights.tensors import from_array
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.external_workers import Guests, fingerprint_of
+from deploy.runtime.external_workers import ExternalWorkers, fingerprint_of
 from learner import learner
 from tests.support import toy
 from tests.support.rewarders.survey import frames
@@ -167,7 +168,7 @@ def test_guests_bring_the_same_pairs(parts, tmp_path):
     rate_clips(tmp_path / "theirs")
     ratings = tmp_path / "theirs" / "ratings.jsonl"
     theirs = parse_config(to_toml(how), "the run", {"pairs": str(ratings)})
-    reception = Guests(how, None, lambda _: None)  # type: ignore[arg-type]
+    reception = ExternalWorkers(how, None, lambda _: None)  # type: ignore[arg-type]
     for role in ("sampler", "rewarder"):
         assert fingerprint_of(theirs, role) == fingerprint_of(how, role)
     rows = ratings.read_text().splitlines()

@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from common.config import RunConfig
+from common.errors import RunFailed
 from common.messages import Prompt
 from deploy.run_dir.layout import read_result
 from deploy.runtime import driver, serial
-from deploy.runtime.messages import RunFailed
 from deploy.runtime.oom import OutOfMemory, needed_by
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline

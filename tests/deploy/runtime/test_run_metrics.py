@@ -17,13 +17,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import RunConfig
-from common.messages import Score, Span, StepStats, Trained
+from common.messages import Score, Span, StepStats, TrainingFinished
 from deploy.observability.definitions import HISTOGRAM, TABLE, TARGET_LABELS
 from deploy.observability.exporter import Value
 from deploy.observability.targets import Targets
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.run_metrics import Metered, RunMeter, of_readings, of_step
+from deploy.runtime.run_metrics import MeteredExchange, RunMeter, of_readings, of_step
 from docs import generate
 from tests.deploy.guardrails.test_monitor import WATCHED
 from tests.deploy.guardrails.test_rules import START, reading, side
@@ -91,12 +91,12 @@ def test_a_reading_tells_the_scorers_drift_from_the_policys() -> None:
 
 
 @contextmanager
-def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMeter, Metered]]:
+def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMeter, MeteredExchange]]:
     """A meter and the exchange that tells it, N = 2, two pairs a step; no course around them."""
     made = fakes.small(**flags)
     folder.mkdir(exist_ok=True)
     meter = RunMeter(made, folder)
-    exchange = Metered(folder, made, fakes.source, meter)
+    exchange = MeteredExchange(folder, made, fakes.source, meter)
     meter.instruments.read(lambda: meter._ledger(exchange))
     try:
         now(meter)  # from here on
@@ -189,7 +189,7 @@ def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
     found = now(meter)
     assert (found["douga_workers_up", "sampler"], found["douga_workers_wanted", "sampler"]) == (2, 3)
     assert (found["douga_workers_up", "rewarder"], found["douga_workers_wanted", "rewarder"]) == (0, 1)
-    meter.trained(Trained(6, 6, "0" * 32))
+    meter.trained(TrainingFinished(6, 6, "0" * 32))
     assert now(meter)["douga_workers_up", "learner"] == 0
     with pytest.raises(ValueError, match="'hub': no worker's name"):
         meter.exporting("hub", "127.0.0.1:9999")

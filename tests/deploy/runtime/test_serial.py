@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 from actors.prompts.source import open_prompts
-from common.config import ConfigError, load_config
+from common.config import load_config
 from common.data.video import contact_sheet, decode_clip
+from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.messages import Purpose

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from actors.prompts.source import open_prompts
-from common.config import ConfigError, RunConfig
-from common.errors.disk import StorageFailed
+from common.config import RunConfig
+from common.errors import ConfigError, StorageError
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.storage import snapshots
@@ -228,7 +228,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
         words = (
             rf"^{disk}/.*: cannot be written: No space left on device; free some space, then the same command goes on$"
         )
-        with pytest.raises(StorageFailed, match=words):
+        with pytest.raises(StorageError, match=words):
             driver.run(config, toy.rewards(), progress=said)
         assert not [line for line in said.lines if " died " in line]
         remount(disk, "size=16m")

@@ -12,7 +12,7 @@ from actors.sampler import Sampler
 from common.exchange.local import LocalExchange
 from common.models.cogvideox import open_model
 from common.rpc.server import serving
-from common.weights.sync import Announcer, WeightPuller, weight_service
+from common.weights.sync import VersionPublisher, WeightPuller, weight_service
 from learner.learner import Learner
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
@@ -27,7 +27,7 @@ def test_what_samples_is_what_was_learned(train: str, tmp_path: Path) -> None:
     model, prompts = open_model(config.model.path), open_prompts(config.prompts, config.seed)
     exchange = LocalExchange(config.folder, config, prompts)
     learner = Learner(model, config, config.folder)
-    notes = Announcer()
+    notes = VersionPublisher()
     sampler, second = (Sampler(model, config, name) for name in ("sampler-0", "sampler-1"))
     with (
         serving(weight_service(learner.store)) as service,

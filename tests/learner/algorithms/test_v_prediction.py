@@ -12,7 +12,7 @@ from diffusers import CogVideoXDPMScheduler
 from common.models.noise_schedule import NoiseSchedule
 from learner.algorithms import Draw, draw, v_errors
 from learner.algorithms.v_prediction import stratified_timesteps
-from learner.batch import Pairs, collate
+from learner.batch import PairBatch, collate
 from tests.support.learner.fakes import LATENT, make_pair, tiny_config
 
 COGVIDEOX_5B: dict[str, Any] = {
@@ -26,7 +26,7 @@ PAIRS = collate([make_pair(ordinal) for ordinal in ORDINALS])
 EMPTY = torch.full(PAIRS.prompt_embeds.shape[1:], 7.0)
 
 
-def drawn(pairs: Pairs = PAIRS, seed: int = 0, step: int = 1, **learner: Any) -> Draw:
+def drawn(pairs: PairBatch = PAIRS, seed: int = 0, step: int = 1, **learner: Any) -> Draw:
     return draw(seed, step, ORDINALS, tiny_config(**learner).learner, pairs, 1000)
 
 
@@ -196,7 +196,7 @@ def test_winner_and_loser_may_have_conditions_of_their_own() -> None:
 
     text = torch.stack([whole(1.0, 1, 2, 3), whole(3.0, 1, 2, 3)], 1)  # winner's caption 1, loser's 3
     image = torch.stack([whole(0.5, 1, 1, 2, 2, 2), whole(-2.0, 1, 1, 2, 2, 2)], 1)
-    pairs = Pairs(
+    pairs = PairBatch(
         (7,), whole(1.0, 1, 2, 2, 2, 2), whole(2.0, 1, 2, 2, 2, 2), text, image,
         torch.ones(1), torch.tensor([[1.0, 0.0]]), torch.zeros(1),
     )  # fmt: skip

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.weights.store import WeightStore
 from learner import checkpoint
 from learner.engines.base import Engine, NonFinite
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[3]
 def run_on_ranks(folder: Path, world: int, cases: list[str], program: str = "ranks") -> None:
     """Run `cases` on `world` processes that meet in a file."""
     tiny_model(folder / "model")
-    command = [sys.executable, "-m", f"tests.learner.{program}"]
+    command = [sys.executable, "-m", f"tests.support.learner.{program}"]
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # tensors that are freed leave the process at once
     ranks = [
         subprocess.Popen(
@@ -98,10 +98,10 @@ def check_memory(folder: Path, stage: int) -> None:
 def check_failure(folder: Path, stage: int) -> None:
     """Who cannot write says so; the other rank stops with it, nothing stays behind, and both can go on."""
     first, second = found(folder, f"failure-{stage}")
-    assert re.match(r"StorageFailed: .*v000001.* cannot be written: File too large", first["publish"])
+    assert re.match(r"StorageError: .*v000001.* cannot be written: File too large", first["publish"])
     assert second["publish"] == "RankFailed: rank 1: stops, since another rank failed; it says why"
     assert first["save"] == "RankFailed: rank 0: stops, since another rank failed; it says why"
-    assert re.match(r"StorageFailed: .*optimizer-1.* cannot be written: File too large", second["save"])
+    assert re.match(r"StorageError: .*optimizer-1.* cannot be written: File too large", second["save"])
     assert first["left"] == ["v000000"]
     assert first["versions"] == [0, 1]
     assert checkpoint.steps(folder / f"run-{stage}" / "checkpoints") == [0]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import SiglipImageProcessorPil
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.toon.prompts import encode_png, prompt_of
 from common.toon.world import Defects, Shot, render

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import DIMENSIONS, ConfigError
+from common.config import DIMENSIONS
+from common.errors import ConfigError
 from common.messages import Prompt
 from common.toon.prompts import encode_png, prompt_of
 from common.toon.world import Defects, Shot, render

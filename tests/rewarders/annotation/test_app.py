@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from common.data.video import decode_clip, plays_everywhere
 from rewarders.annotation.app import make_app
-from rewarders.annotation.playback import Screening
+from rewarders.annotation.playback import PlaybackCheck
 from rewarders.annotation.survey import Survey
 from tests.support.rewarders.survey import all_of, survey
 
@@ -24,19 +24,19 @@ def asked(tmp_path: Path) -> Survey:
 
 
 @pytest.fixture
-def screening() -> Iterator[Screening]:
-    made = Screening()
+def screening() -> Iterator[PlaybackCheck]:
+    made = PlaybackCheck()
     yield made
     made.close()
 
 
 @pytest.fixture
-def client(asked: Survey, screening: Screening) -> TestClient:
+def client(asked: Survey, screening: PlaybackCheck) -> TestClient:
     return TestClient(make_app(asked, screening), base_url="http://127.0.0.1")
 
 
 @pytest.fixture
-def guarded(asked: Survey, screening: Screening) -> TestClient:
+def guarded(asked: Survey, screening: PlaybackCheck) -> TestClient:
     return TestClient(make_app(asked, screening, TOKEN), base_url="http://10.0.0.5")
 
 

@@ -12,7 +12,7 @@ import pytest
 import uvicorn
 
 from rewarders.annotation.app import make_app
-from rewarders.annotation.playback import Screening
+from rewarders.annotation.playback import PlaybackCheck
 from rewarders.annotation.survey import Survey
 from tests.support.chromium import MARKS, PATIENCE, Browser, Page, expect
 from tests.support.rewarders.survey import survey
@@ -30,7 +30,7 @@ class Served:
     """A survey at a free port, in a thread."""
 
     def __init__(self, asked: Survey, token: str | None = None) -> None:
-        self.screening, self.door = Screening(), socket.create_server(("127.0.0.1", 0))
+        self.screening, self.door = PlaybackCheck(), socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self.door.getsockname()[1]}"
         self.server = uvicorn.Server(uvicorn.Config(make_app(asked, self.screening, token), log_level="warning"))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.door]})

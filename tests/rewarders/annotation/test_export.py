@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from common.config import ConfigError
 from common.data.ratings import read_pairs, read_ratings
 from common.data.video import decode_clip
+from common.errors import ConfigError
 from rewarders.annotation.export import PAIRS, RATINGS, export
 from rewarders.annotation.survey import Survey
 from tests.support.rewarders.survey import all_of, survey

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.config import DIMENSIONS, ConfigError
+from common.config import DIMENSIONS
+from common.errors import ConfigError
 from rewarders.annotation.items import Clip, make_pairs
 from rewarders.annotation.rubric import open_rubric
 

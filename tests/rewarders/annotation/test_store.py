@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from rewarders.annotation.store import STORE, Answer, Store
 
 WRITER = """

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import ConfigError, JudgeConfig, RewardConfig, RewardJudgeConfig, load_config
+from common.config import JudgeConfig, RewardConfig, RewardJudgeConfig, load_config
 from common.data.video import clip_length, decode_clip, encode_mp4
+from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.interface import Clip, NoAnswer, Opinion
-from rewarders.judges.adapter import Adapted, Needs, show
+from rewarders.interface import Clip, JudgeUnavailable, Opinion
+from rewarders.judges.adapter import AdaptedJudge, InputSpec, show
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.rewarder import rewarder_for
 
@@ -48,18 +49,18 @@ def numbers(shown: Clip) -> list[int]:
 @pytest.mark.parametrize(
     ("frames", "fps", "needs", "chosen", "rate"),
     [
-        (9, 8.0, Needs(), range(9), 8.0),
-        (9, 8.0, Needs(fps=8), range(9), 8.0),
-        (9, 23.976, Needs(fps=24), range(9), 23.976),
-        (9, 8.0, Needs(fps=2), (0, 4, 8), 2.0),
-        (8, 8.0, Needs(fps=2), (0, 4), 2.0),  # 0.5 s each: a third one would begin where the clip ends
-        (9, 8.0, Needs(fps=3), (0, 3, 5, 8), 3.0),  # 0, 2.67, 5.33, 8
-        (9, 8.0, Needs(frames=5), (0, 2, 4, 6, 8), 4.0),
-        (9, 8.0, Needs(frames=1), (0,), 1.0),
-        (17, 8.0, Needs(fps=4, frames=3), (0, 8, 16), 1.0),
-        (49, 8.0, Needs(fps=2, multiple=2), (0, 4, 9, 13, 17, 22, 26, 31, 35, 39, 44, 48), 11 / 6),  # 12 of 13
-        (16, 8.0, Needs(fps=2, multiple=2), (0, 4, 8, 12), 2.0),
-        (18, 8.0, Needs(fps=2, multiple=2), (0, 5, 11, 16), 1.5),  # 0, 4 ... 16 would be five
+        (9, 8.0, InputSpec(), range(9), 8.0),
+        (9, 8.0, InputSpec(fps=8), range(9), 8.0),
+        (9, 23.976, InputSpec(fps=24), range(9), 23.976),
+        (9, 8.0, InputSpec(fps=2), (0, 4, 8), 2.0),
+        (8, 8.0, InputSpec(fps=2), (0, 4), 2.0),  # 0.5 s each: a third one would begin where the clip ends
+        (9, 8.0, InputSpec(fps=3), (0, 3, 5, 8), 3.0),  # 0, 2.67, 5.33, 8
+        (9, 8.0, InputSpec(frames=5), (0, 2, 4, 6, 8), 4.0),
+        (9, 8.0, InputSpec(frames=1), (0,), 1.0),
+        (17, 8.0, InputSpec(fps=4, frames=3), (0, 8, 16), 1.0),
+        (49, 8.0, InputSpec(fps=2, multiple=2), (0, 4, 9, 13, 17, 22, 26, 31, 35, 39, 44, 48), 11 / 6),  # 12 of 13
+        (16, 8.0, InputSpec(fps=2, multiple=2), (0, 4, 8, 12), 2.0),
+        (18, 8.0, InputSpec(fps=2, multiple=2), (0, 5, 11, 16), 1.5),  # 0, 4 ... 16 would be five
     ],
 )
 def test_frames_in_time(frames, fps, needs, chosen, rate):
@@ -71,10 +72,10 @@ def test_frames_in_time(frames, fps, needs, chosen, rate):
 @pytest.mark.parametrize(
     ("needs", "line"),
     [
-        (Needs(fps=16), "a clip of 8 frames per second; 16 are needed"),
-        (Needs(frames=16), "a clip of 9 frames at 8 per second; 16 frames are needed"),
-        (Needs(fps=2, frames=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
-        (Needs(fps=2, multiple=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
+        (InputSpec(fps=16), "a clip of 8 frames per second; 16 are needed"),
+        (InputSpec(frames=16), "a clip of 9 frames at 8 per second; 16 frames are needed"),
+        (InputSpec(fps=2, frames=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
+        (InputSpec(fps=2, multiple=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
     ],
 )
 def test_frames_are_never_made_up(needs, line):
@@ -84,22 +85,22 @@ def test_frames_are_never_made_up(needs, line):
 
 def test_a_number_of_frames_that_does_not_divide_is_refused():
     with pytest.raises(ConfigError, match="frames = 5: a multiple of 2 is needed"):
-        Adapted(Seen(), JudgeConfig(kind="x", frames=5), Needs(fps=2, multiple=2))
-    assert Adapted(Seen(), JudgeConfig(kind="x", frames=6), Needs(fps=2, multiple=2)).needs.frames == 6
+        AdaptedJudge(Seen(), JudgeConfig(kind="x", frames=5), InputSpec(fps=2, multiple=2))
+    assert AdaptedJudge(Seen(), JudgeConfig(kind="x", frames=6), InputSpec(fps=2, multiple=2)).needs.frames == 6
 
 
 def test_size_and_the_file_that_belongs_to_it():
     given = clip(9, 8.0)
-    assert show(given, Needs(size=(4, 6))) is given
-    small = show(given, Needs(size=(2, 3), fps=2))
+    assert show(given, InputSpec(size=(4, 6))) is given
+    small = show(given, InputSpec(size=(2, 3), fps=2))
     assert small.frames.shape == (3, 2, 3, 3)
     assert numbers(small) == [0, 4, 8]
     assert small.file is None  # the file has other frames
-    assert clip_length(show(clip(9, 8.0, (48, 64)), Needs(fps=2)).mp4()) == (3, 2.0)
+    assert clip_length(show(clip(9, 8.0, (48, 64)), InputSpec(fps=2)).mp4()) == (3, 2.0)
 
 
 def test_values_are_brought_to_a_hundred_and_not_clamped():
-    adapted = Adapted(Seen(), JudgeConfig(kind="x", fps=4, low=1, high=5))
+    adapted = AdaptedJudge(Seen(), JudgeConfig(kind="x", fps=4, low=1, high=5))
     (found,) = adapted.judge([clip(9, 8.0)], [ASKED])
     assert isinstance(found, dict)
     assert found["low"] == -25.0
@@ -107,16 +108,16 @@ def test_values_are_brought_to_a_hundred_and_not_clamped():
 
 
 def test_what_a_judge_is_shown_is_part_of_its_digest():
-    digests = {Adapted(Seen(), JudgeConfig(kind="x", fps=fps)).digest for fps in (0, 2, 4)}
+    digests = {AdaptedJudge(Seen(), JudgeConfig(kind="x", fps=fps)).digest for fps in (0, 2, 4)}
     assert len(digests) == 3
-    assert Adapted(Seen(), JudgeConfig(kind="x", fps=2)).digest in digests
+    assert AdaptedJudge(Seen(), JudgeConfig(kind="x", fps=2)).digest in digests
 
 
 MINE = """
-from rewarders.judges.adapter import Needs
+from rewarders.judges.adapter import InputSpec
 
 class Bright:
-    dimension, digest, needs = "brightness", "1", Needs(frames=2, low=0, high=255)
+    dimension, digest, needs = "brightness", "1", InputSpec(frames=2, low=0, high=255)
     def __init__(self, judge, device):
         self.path, self.device = judge.path, device
     def score(self, clips, prompts):
@@ -175,7 +176,7 @@ class Broken(Seen):
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
         if self.how == "late":
             self.clips += clips
-            raise NoAnswer("no answer in 3 s")
+            raise JudgeUnavailable("no answer in 3 s")
         return ["too dark" if clip.frames.max() < 100 else {"one": 50.0} for clip in clips]
 
 

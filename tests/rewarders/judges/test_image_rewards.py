@@ -21,7 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from common.config import ConfigError, JudgeConfig
+from common.config import JudgeConfig
+from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip
 from rewarders.judges.image_rewards import Aesthetic, ClipScore, Hps, ImageReward, frame_weights

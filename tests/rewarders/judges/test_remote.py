@@ -12,10 +12,11 @@ import httpx
 import numpy as np
 import pytest
 
-from common.config import ConfigError, JudgeConfig, load_config
+from common.config import JudgeConfig, load_config
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.interface import Clip, JudgeLost, NoAnswer, Opinion
+from rewarders.interface import Clip, JudgeFailed, JudgeUnavailable, Opinion
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.judges.remote import Remote
 from rewarders.judges.server import Panel
@@ -154,9 +155,9 @@ def test_a_late_judge_costs_its_clips_and_then_the_worker():
         judge = remote(url, timeout=0.3, retries=1)
         grey.go.clear()
         for _ in range(2):
-            with pytest.raises(NoAnswer, match="no answer in 2 tries: ReadTimeout"):
+            with pytest.raises(JudgeUnavailable, match="no answer in 2 tries: ReadTimeout"):
                 judge.judge([clip(80)], [prompt()])
-        with pytest.raises(JudgeLost, match="no answer in 2 tries"):
+        with pytest.raises(JudgeFailed, match="no answer in 2 tries"):
             judge.judge([clip(80)], [prompt()])
         grey.go.set()
 
@@ -177,7 +178,7 @@ def test_a_judge_that_has_changed_is_not_believed():
     with serving({"grey": grey}) as url:
         judge = remote(url)
         grey.digest = "grey-2"
-        with pytest.raises(JudgeLost, match="another one now"):
+        with pytest.raises(JudgeFailed, match="another one now"):
             judge.judge([clip(80)], [prompt()])
 
 

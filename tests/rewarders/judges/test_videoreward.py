@@ -19,7 +19,8 @@ from transformers import (
     Qwen2VLModel,
 )
 
-from common.config import ConfigError, JudgeConfig
+from common.config import JudgeConfig
+from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip
 from rewarders.judges.registry import open_judge

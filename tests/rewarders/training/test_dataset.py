@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import ConfigError
 from common.data.ratings import BadRow, RatedClip, read_ratings, write_ratings
+from common.errors import ConfigError
 from rewarders.training.dataset import Rated, Split, hashed, split, unseen
 from tests.support.rewarders.rated_clips import grey_clips, rated
 

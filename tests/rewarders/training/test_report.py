@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.config import ConfigError
+from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.training.dataset import hashed
 from rewarders.training.pixel_baselines import SIGNALS

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import ConfigError
 from common.data.ratings import read_ratings, write_ratings
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.weights.tensors import state_digest
 from rewarders.toon_heads.head import SHAPE
 from rewarders.training import features as cache

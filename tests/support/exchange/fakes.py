@@ -11,7 +11,6 @@ from common.config import DIMENSIONS, RunConfig, load_config
 from common.exchange.api import Exchange, Submitted
 from common.exchange.local import LocalExchange
 from common.messages import (
-    Array,
     Candidate,
     Conditioning,
     GroupLease,
@@ -19,6 +18,7 @@ from common.messages import (
     Purpose,
     Score,
     ScoreTask,
+    SerializedTensor,
     WeightVersion,
 )
 
@@ -59,8 +59,8 @@ def digest(*parts: object) -> bytes:
     return blake2b(repr(parts).encode(), digest_size=8).digest()
 
 
-def array(data: bytes) -> Array:
-    return Array("uint8", (1, 1, len(data)), data)
+def array(data: bytes) -> SerializedTensor:
+    return SerializedTensor("uint8", (1, 1, len(data)), data)
 
 
 def conditioning(prompt: Prompt) -> Conditioning:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from math import ceil, inf, isfinite, isnan
 from typing import Any
 
-from common.config import ConfigError, RunConfig
+from common.config import RunConfig
+from common.errors import ConfigError
 from common.exchange.scoring import SHOWN
 from common.exchange.storage import blobs
 from common.exchange.storage.blobs import pack

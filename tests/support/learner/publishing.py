@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from common.errors.disk import StorageFailed
+from common.errors import StorageError
 from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner.engines import base
@@ -99,7 +99,7 @@ def _failing(what: Callable[[], Any], limited: bool) -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
     try:
         what()
-    except (StorageFailed, RankFailed) as error:
+    except (StorageError, RankFailed) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

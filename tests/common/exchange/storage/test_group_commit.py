@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from common.errors.disk import StorageFailed, writing
+from common.errors import StorageError
+from common.errors.disk import writing
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.storage.blobs import BlobStore
@@ -137,7 +138,7 @@ def test_a_commit_that_fails_is_made_again_call_by_call(
         held.result(SECONDS)
         assert good.result(SECONDS).accepted
         assert also.result(SECONDS)[State.SAMPLING] == 1
-        with pytest.raises(StorageFailed, match="blobs: cannot be written: No space left on device; free some space"):
+        with pytest.raises(StorageError, match="blobs: cannot be written: No space left on device; free some space"):
             bad.result(SECONDS)
     assert commits.count == 1 + 1 + 3
     assert len(files(exchange) - before) == 2
@@ -164,7 +165,7 @@ def test_a_call_that_sqlite_refuses_anywhere_is_undone(exchange: LocalExchange, 
     before, real = files(exchange), exchange._ledger._db
     for ends_batch in (False, True):
         exchange._ledger._db = Refusing(real, sql, code, ends_batch)  # type: ignore[assignment]
-        with pytest.raises(StorageFailed, match=r"ledger\.sqlite: cannot be written: "):
+        with pytest.raises(StorageError, match=r"ledger\.sqlite: cannot be written: "):
             exchange.submit_candidate(found, candidate(found, 0))
         exchange._ledger._db = real
         assert files(exchange) == before
@@ -256,7 +257,7 @@ def test_what_cannot_be_read_is_put_back(exchange: LocalExchange, side: str) -> 
     path.write_bytes(whole[:-1] + b"?")
     for _ in range(5):  # more often than a group may fail
         with pytest.raises(
-            StorageFailed, match=f"{path}: damaged: content differs .*: douga recover {path.parent.parent}"
+            StorageError, match=f"{path}: damaged: content differs .*: douga recover {path.parent.parent}"
         ):
             lease_it()
         assert exchange.counts() == before

@@ -17,8 +17,8 @@ from common.exchange.storage.blobs import BlobStore, raw
 from deploy.inspect.snapshot import RunReader
 from deploy.inspect.web import videos, view
 from deploy.inspect.web.app import make_app
-from deploy.inspect.web.videos import Screening
-from deploy.inspect.web.view import Lookout
+from deploy.inspect.web.videos import VideoCache
+from deploy.inspect.web.view import DashboardState
 from tests.support.exchange.fakes import make_pairs, open_exchange
 from tests.support.runs import step
 from tests.support.web_runs import begun, killed, write
@@ -33,8 +33,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def client(run: Path):
-    made = Screening(run / "blobs")
-    yield TestClient(make_app(Lookout(RunReader(run)), made), base_url="http://127.0.0.1")
+    made = VideoCache(run / "blobs")
+    yield TestClient(make_app(DashboardState(RunReader(run)), made), base_url="http://127.0.0.1")
     made.close()
 
 
@@ -83,8 +83,8 @@ def test_videos_that_are_kept_are_bounded(run, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(videos, "KEPT", 2)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    made = Screening(run / "blobs")
-    client = TestClient(make_app(Lookout(RunReader(run)), made), base_url="http://127.0.0.1")
+    made = VideoCache(run / "blobs")
+    client = TestClient(make_app(DashboardState(RunReader(run)), made), base_url="http://127.0.0.1")
     (shown,) = (tmp_path / "scratch").iterdir()
     pairs = ask(client)["pairs"]
     for pair in pairs:
@@ -98,7 +98,7 @@ def test_videos_of_real_size_are_shrunk(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "blobs")
     data = raw(encode_mp4(np.zeros((5, 480, 720, 3), np.uint8), 16))
     one, other = (store.write([data]).file for _ in range(2))
-    with closing(Screening(store.folder)) as made:
+    with closing(VideoCache(store.folder)) as made:
         assert decode_clip(made.video(one, other).read_bytes()).shape == (5, 320, 960, 3)
 
 
@@ -120,7 +120,9 @@ def test_curves_come_when_they_have_changed(client, run) -> None:
 def test_a_run_that_is_just_beginning_and_one_that_is_gone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(view, "FRESH", -1.0)
     folder, _ = begun(tmp_path)
-    client = TestClient(make_app(Lookout(RunReader(folder)), Screening(folder / "blobs")), base_url="http://localhost")
+    client = TestClient(
+        make_app(DashboardState(RunReader(folder)), VideoCache(folder / "blobs")), base_url="http://localhost"
+    )
     told = ask(client)
     assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "it has not begun")
     assert (told["pairs"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
@@ -137,13 +139,15 @@ def test_simulated_work_has_no_clips(tmp_path: Path, monkeypatch) -> None:
     exchange = open_exchange(folder, config)
     make_pairs(exchange, 1)
     exchange.close()
-    client = TestClient(make_app(Lookout(RunReader(folder)), Screening(folder / "blobs")), base_url="http://localhost")
+    client = TestClient(
+        make_app(DashboardState(RunReader(folder)), VideoCache(folder / "blobs")), base_url="http://localhost"
+    )
     (pair,) = ask(client)["pairs"]
     assert (pair["clip"], pair["why"]) == (None, "simulated work has no clips")
 
 
 def test_with_a_token_nothing_is_told_without_it(run) -> None:
-    app = make_app(Lookout(RunReader(run)), Screening(run / "blobs"), "correct horse battery")
+    app = make_app(DashboardState(RunReader(run)), VideoCache(run / "blobs"), "correct horse battery")
     client = TestClient(app, base_url="http://10.0.0.5")
     for door in ("/api/run", "/pairs/0.mp4"):
         assert client.get(door).status_code == 401

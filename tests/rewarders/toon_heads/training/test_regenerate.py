@@ -7,7 +7,7 @@ import pytest
 
 from common.models.cogvideox import open_model
 from common.toon.world import Shot, caption, render
-from rewarders.toon_heads.training.regenerate import AFRESH, LATEST, STEPS, Redrawer
+from rewarders.toon_heads.training.regenerate import AFRESH, LATEST, STEPS, SDEditAugmenter
 
 SHOTS = [Shot("robot", "snow", "walk_right", 4), Shot("zombie", "cave", "jump", 12)]
 
@@ -37,18 +37,18 @@ class Dice(np.random.Generator):
 
 
 @pytest.fixture(scope="module")
-def redrawer() -> Redrawer:
-    return Redrawer(open_model("toon"))
+def redrawer() -> SDEditAugmenter:
+    return SDEditAugmenter(open_model("toon"))
 
 
-def errors(redrawer: Redrawer, start: int) -> np.ndarray:
+def errors(redrawer: SDEditAugmenter, start: int) -> np.ndarray:
     clips = np.stack([render(shot) for shot in SHOTS])
     redrawn = redrawer.redraw(clips, [caption(shot) for shot in SHOTS], Dice(start))
     assert (redrawn.shape, redrawn.dtype) == (clips.shape, np.uint8)
     return np.abs(redrawn.astype(float) - clips).mean((0, 2, 3, 4))
 
 
-def test_the_earlier_the_start_the_more_is_drawn_anew(redrawer: Redrawer) -> None:
+def test_the_earlier_the_start_the_more_is_drawn_anew(redrawer: SDEditAugmenter) -> None:
     clips = np.stack([render(shot) for shot in SHOTS])
     floor = np.abs(redrawer.reconstruct(clips).astype(float) - clips).mean()
     late, middle, early = (errors(redrawer, start) for start in (int(LATEST * MOST) - 1, 4, 0))
@@ -57,7 +57,7 @@ def test_the_earlier_the_start_the_more_is_drawn_anew(redrawer: Redrawer) -> Non
     assert early[0] < 0.7 * early[1:].mean()  # the first frame is given
 
 
-def test_captions_and_noise_decide(redrawer: Redrawer) -> None:
+def test_captions_and_noise_decide(redrawer: SDEditAugmenter) -> None:
     clips = np.stack([render(SHOTS[0])] * 2)
     texts = ["a robot walks right in the snow", "a robot jumps in the snow"]
     one, other = redrawer.redraw(clips, texts, Dice(0))
@@ -66,13 +66,13 @@ def test_captions_and_noise_decide(redrawer: Redrawer) -> None:
     assert (again[0] == one).all()
 
 
-def test_half_are_drawn_afresh(redrawer: Redrawer) -> None:
+def test_half_are_drawn_afresh(redrawer: SDEditAugmenter) -> None:
     clips, texts = np.stack([render(shot) for shot in SHOTS]), [caption(shot) for shot in SHOTS]
     afresh = redrawer.redraw(clips, texts, Dice(1, 2, afresh=True))
     assert (afresh == redrawer.redraw(clips, texts, Dice(0, 2))).all()
 
 
-def test_few_steps_from_noise_draw_another_clip_than_many(redrawer: Redrawer) -> None:
+def test_few_steps_from_noise_draw_another_clip_than_many(redrawer: SDEditAugmenter) -> None:
     clips, texts = np.stack([render(shot) for shot in SHOTS]), [caption(shot) for shot in SHOTS]
     few, many = (redrawer.redraw(clips, texts, Dice(0, steps)).astype(float) for steps in (min(STEPS), MOST))
     assert np.abs(few - many).mean() > 1

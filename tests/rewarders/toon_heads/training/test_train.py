@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.messages import Prompt
-from common.training.fit import Fit
+from common.training.fit import FitConfig
 from rewarders.toon_heads import HEADS
 from rewarders.toon_heads.training.dataset import Samples, draw_samples
 from rewarders.toon_heads.training.evaluate import evaluate_heads, evaluate_signals, prompts_of
@@ -30,7 +30,7 @@ def few() -> Samples:
 
 
 def test_a_head_overfits_a_few_clips(tmp_path: Path, few: Samples) -> None:
-    head = train_head("image", lambda: few, tmp_path, 0, Fit(steps=80, lr=5e-3, warmup=3), quiet, batch=8)
+    head = train_head("image", lambda: few, tmp_path, 0, FitConfig(steps=80, lr=5e-3, warmup=3), quiet, batch=8)
     scores = np.array(head.score(list(few.clips), prompts_of(few)))
     truths = few.truth_of("image")
     assert scores[truths < 90].max() < scores[truths == 100].min()
@@ -38,7 +38,7 @@ def test_a_head_overfits_a_few_clips(tmp_path: Path, few: Samples) -> None:
 
 
 def test_a_cut_training_goes_on_to_the_same_weights(tmp_path: Path, few: Samples) -> None:
-    plan = Fit(steps=4, lr=1e-3, save_every=2)
+    plan = FitConfig(steps=4, lr=1e-3, save_every=2)
 
     def cut(line: str) -> None:
         if "step 2/4" in line:
@@ -54,7 +54,7 @@ def test_a_cut_training_goes_on_to_the_same_weights(tmp_path: Path, few: Samples
 
 
 def test_all_heads_and_again_without_work(tmp_path: Path) -> None:
-    plan = Fit(steps=1, lr=1e-3)
+    plan = FitConfig(steps=1, lr=1e-3)
     lines: list[str] = []
     heads = train_heads(tmp_path, 0, log=lines.append, plan=plan, clips=3, batch=2)
     assert [head.dimension for head in heads] == list(HEADS)
