@@ -122,6 +122,7 @@ class Plain:
 
     def __init__(self, model: ModelFolder, config: RunConfig) -> None:
         self.config, self.encoders = config, Encoders(model, config)
+        self.beta: float = config.algorithm.model_dump()["beta"]
         self.schedule = NoiseSchedule.from_config(model.scheduler_config)
         self.policy: Any = model.load_transformer(config.model.dtype, config.model.device).train()
         self.reference = copy.deepcopy(self.policy).requires_grad_(False)
@@ -157,7 +158,7 @@ class Plain:
         with torch.no_grad():
             fixed = error(self.reference, chosen) - error(self.reference, rejected)
         moved = error(self.policy, chosen) - error(self.policy, rejected)
-        return -logsigmoid(-0.5 * self.config.algorithm.beta * (moved - fixed))
+        return -logsigmoid(-0.5 * self.beta * (moved - fixed))
 
 
 def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Batch:

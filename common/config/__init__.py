@@ -1,15 +1,15 @@
-"""Every knob of a run, as pydantic models: defaults < TOML file < dotted flags.
+"""The configuration of a run, as pydantic models. Flags override the TOML file, which overrides the defaults.
 
 ```
-section.py   what a section is
+section.py   base class of a section
 algorithm.py [algorithm]: its keys are those of the algorithm that it names
 reward.py    [reward], [guard]: heads, judges, weights, guardrails
 run.py       all other sections; `RunConfig`
-loading.py   TOML and flags -> `RunConfig` -> TOML; every key in words; what differs between two
+loading.py   TOML and flags -> `RunConfig` -> TOML; the list of all keys; diff of two configurations
 ```
 
-Nothing here imports torch, so that ``douga --help`` answers at once. A wrong key or value raises `ConfigError`, which
-names the key, where it stands and what is allowed.
+Nothing here imports torch, so ``douga --help`` is fast. A wrong key or value raises `ConfigError`, which names the key,
+the file or flag it came from, and the allowed values.
 """
 
 from common.config.algorithm import AlgorithmConfig, algorithm_class, open_algorithm

@@ -1,4 +1,4 @@
-"""Between text and `RunConfig`: TOML files and flags in, errors of one line, every key in words, TOML out."""
+"""Loads a `RunConfig` from TOML and flags, writes it back as TOML, lists all keys and compares configurations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ RENAMED = {
 
 
 def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:
-    """Defaults, then the TOML `file`, then `flags` (dotted names, ``_`` or ``-``). Raises `ConfigError`."""
+    """Defaults, overridden by the TOML `file`, overridden by `flags` (dotted names, ``_`` or ``-``).
+
+    Raises `ConfigError`.
+    """
     if file is None:
         return parse_config("", "the defaults", flags)
     try:
@@ -42,7 +45,7 @@ def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None
 
 
 def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None) -> RunConfig:
-    """`load_config` of TOML `text` that comes from `source`, as errors name it."""
+    """Like `load_config`, for TOML `text`; error messages call it `source`."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -59,7 +62,7 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value of everything in nested mappings that is no mapping itself."""
+    """Flatten nested mappings: dotted name -> value."""
     found: dict[str, Any] = {}
     for key, value in data.items():
         found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -76,7 +79,7 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
 
 
 def _listed(dotted: str, value: Any) -> Any:
-    """A flag's text split at its commas where the key holds a list."""
+    """Split a flag's text at commas if the key holds a list."""
     found = next((key for key in keys() if key.covers(dotted)), None)
     if isinstance(value, str) and found is not None and isinstance(found.default, tuple):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -84,8 +87,8 @@ def _listed(dotted: str, value: Any) -> Any:
 
 
 def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
-    """The first problem of a validation error, in one line: place, what it was, what is allowed."""
-    first = min(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt key is also a missing one
+    """The first problem of a validation error in one line: where, the bad value, what is allowed."""
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt key is also reported as missing
     parts = [str(part) for part in first["loc"] if part != "[key]"]
     name = ".".join(parts)
     inside = (place for leaf, place in where.items() if leaf.startswith(f"{name}."))
@@ -100,7 +103,7 @@ def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
 
 
 def _hint(parts: list[str]) -> str:
-    """What was perhaps meant by an unknown key, or else all that is allowed where it stands."""
+    """The key that an unknown key probably meant, or else every key allowed in its section."""
     allowed = _allowed(parts[:-1])
     close = get_close_matches(parts[-1], allowed, n=1)
     if close:
@@ -128,18 +131,18 @@ def _is_section(annotation: Any) -> bool:
 
 
 def _entry(annotation: Any) -> Any:
-    """What the entries of a table are whose names the user chooses; None for everything else."""
+    """Type of the entries of a table with user-chosen names, such as `reward.judges`; None for other fields."""
     return get_args(annotation)[1] if get_origin(annotation) is dict else None
 
 
-# What there is to set, and how a resolved configuration is kept and compared.
+# The list of keys; writing and comparing resolved configurations.
 
-NAME = "NAME"  # in a key: a name that the user chooses
+NAME = "NAME"  # in a key: stands for a user-chosen name
 
 
 @dataclass(frozen=True)
 class Key:
-    """One knob: dotted name, default, kind (``float >= 0`` in words), description."""
+    """One configuration key. `kind` is its type and range, e.g. ``float >= 0``."""
 
     name: str
     default: Any
@@ -147,13 +150,13 @@ class Key:
     description: str
 
     def covers(self, dotted: str) -> bool:
-        """Whether `dotted` is this key, with any names in the places of `NAME`."""
+        """Whether `dotted` is this key; `NAME` matches any name."""
         mine, asked = self.name.split("."), dotted.split(".")
         return len(mine) == len(asked) and all(own in (NAME, part) for own, part in zip(mine, asked, strict=True))
 
 
 def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
-    """Every knob in the order of this file."""
+    """Every key, in the order in which the models declare them."""
     for name, field in model.model_fields.items():
         entry = _entry(field.annotation)
         if field.annotation is AlgorithmConfig:
@@ -194,12 +197,12 @@ def _kind(field: Any) -> str:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole configuration as TOML; `load_config` reads the same back."""
+    """The whole configuration as TOML; `load_config` reads it back unchanged."""
     return "\n".join(_toml(config.model_dump(mode="json"))) + "\n"
 
 
 def _toml(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    # A JSON string, number, truth value or list of them is also a TOML one.
+    # JSON strings, numbers, booleans and lists of them are also valid TOML.
     yield from (
         f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in data.items() if not isinstance(value, dict)
     )
@@ -210,7 +213,7 @@ def _toml(data: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted name -> (old value, new value) of the keys in which two configurations differ."""
+    """The keys in which two configurations differ: dotted name -> (old value, new value)."""
     before, after = leaves(old.model_dump(mode="json")), leaves(new.model_dump(mode="json"))
     names = dict.fromkeys([*before, *after])
     return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}

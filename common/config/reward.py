@@ -1,4 +1,4 @@
-"""How candidates are scored and pairs are made, and who watches that: ``[reward]`` and ``[guard]``."""
+"""``[reward]``: how clips are scored. ``[guard]``: the guardrails against reward hacking."""
 
 from __future__ import annotations
 
@@ -10,58 +10,70 @@ from pydantic import AfterValidator, Field, model_validator
 from common.config.section import Section
 
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
-PRESETS: dict[str, dict[str, float]] = {"equal": dict.fromkeys(DIMENSIONS, 1.0)}  # weights of the six by name
+PRESETS: dict[str, dict[str, float]] = {"equal": dict.fromkeys(DIMENSIONS, 1.0)}  # name -> dimension -> weight
 
 
 class RewardWeights(Section):
     """Weights of the six AnimeReward dimensions in the mean reward; 0 leaves a dimension out."""
 
-    smoothness: float = Field(default=1.0, ge=0, description="no flicker, no jitter")
-    motion: float = Field(default=1.0, ge=0, description="how much moves")
-    appeal: float = Field(default=1.0, ge=0, description="how well it is drawn")
-    text: float = Field(default=1.0, ge=0, description="shows what the caption says")
-    image: float = Field(default=1.0, ge=0, description="keeps to the first frame's scene")
-    character: float = Field(default=1.0, ge=0, description="stays the same character")
+    smoothness: float = Field(default=1.0, ge=0, description="weight of smooth motion: no flicker, no jitter")
+    motion: float = Field(default=1.0, ge=0, description="weight of the amount of motion")
+    appeal: float = Field(default=1.0, ge=0, description="weight of visual appeal: how well the clip is drawn")
+    text: float = Field(default=1.0, ge=0, description="weight of consistency with the caption")
+    image: float = Field(default=1.0, ge=0, description="weight of consistency with the first frame")
+    character: float = Field(default=1.0, ge=0, description="weight of keeping the character the same")
 
 
 class JudgeConfig(Section):
-    """A judge, and what it is shown. Where 0 or nothing stands, its kind decides."""
+    """A judge and what it is shown. 0 or empty means the default of its `kind`."""
 
-    kind: str = Field(min_length=1, description="a built-in kind, or a class of yours as package.module:Class")
-    path: str = Field(default="", description="model folder or hub id")
-    url: str = Field(default="", description="of kind remote: http(s)://HOST:PORT; of several servers a,b,c")
-    token_file: str = Field(default="", description="of kind remote: a file that holds the servers' bearer token")
-    timeout: float = Field(default=60.0, gt=0, description="of kind remote: seconds that one call may take")
-    retries: int = Field(default=3, ge=0, description="of kind remote: further tries of a call that failed")
-    fps: float = Field(default=0.0, ge=0, description="frames per second that it is shown")
-    frames: int = Field(default=0, ge=0, description="frames that it is shown, evenly over the clip")
-    size: tuple[int, ...] = Field(default=(), description="height,width in pixels that it is shown")
-    low: float = Field(default=0.0, description="the raw value that becomes 0")
-    high: float = Field(default=0.0, description="the raw value that becomes 100")
+    kind: str = Field(min_length=1, description="a built-in kind, or your own class as package.module:Class")
+    path: str = Field(
+        default="", description="model folder or Hugging Face hub id; kind remote: the judge's name on the server"
+    )
+    url: str = Field(default="", description="kind remote: http(s)://HOST:PORT; several servers as a,b,c")
+    token_file: str = Field(default="", description="kind remote: file with the servers' bearer token")
+    timeout: float = Field(default=60.0, gt=0, description="kind remote: timeout per call in seconds")
+    retries: int = Field(default=3, ge=0, description="kind remote: retries of a failed call")
+    fps: float = Field(
+        default=0.0, ge=0, description="frames per second that the judge is shown; 0 = default of the kind"
+    )
+    frames: int = Field(
+        default=0, ge=0, description="frames that the judge is shown, evenly spread; 0 = default of the kind"
+    )
+    size: tuple[int, ...] = Field(
+        default=(), description="height,width in pixels that the judge is shown; empty = default of the kind"
+    )
+    low: float = Field(default=0.0, description="raw score that maps to 0; low = high = 0: the kind's own range")
+    high: float = Field(default=0.0, description="raw score that maps to 100")
     frame_weights: Literal["uniform", "central"] = Field(
-        default="uniform", description="of image rewards: frames count alike, or as InstructVideo's exp(-distance)"
+        default="uniform",
+        description="image rewards: weight frames equally, or by exp(-distance to the middle frame) as InstructVideo",
     )
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeConfig:
         if self.size and (len(self.size) != 2 or min(self.size) < 1):
-            raise ValueError(f"size = {','.join(map(str, self.size))}: height,width in pixels are needed")
+            raise ValueError(f"size = {','.join(map(str, self.size))}: must be height,width in pixels")
         if (self.low, self.high) != (0, 0) and not self.low < self.high:
             raise ValueError(f"low = {self.low:g}, high = {self.high:g}: low must be below high")
         return self
 
     @property
     def servers(self) -> tuple[str, ...]:
-        """The addresses in `url`, without a slash at the end."""
+        """The addresses in `url`, without trailing slashes."""
         return tuple(one.strip().rstrip("/") for one in self.url.split(",") if one.strip())
 
 
 class RewardJudgeConfig(JudgeConfig):
-    """A judge beside the six AnimeReward heads, and what its opinion counts."""
+    """A judge that scores training clips, and its weight in the reward."""
 
-    weight: float = Field(default=1.0, ge=0, description="in the mean reward; 0: scores are kept and do not count")
+    weight: float = Field(
+        default=1.0, ge=0, description="weight in the mean reward; 0 records the scores without using them"
+    )
     outputs: dict[str, Annotated[float, Field(ge=0)]] = Field(
-        default={}, description="weight of an output within the judge; with none given all count alike"
+        default={},
+        description="weight of an output within the judge; unlisted outputs do not count; none listed: equal weights",
     )
 
     @model_validator(mode="after")
@@ -74,7 +86,9 @@ class RewardJudgeConfig(JudgeConfig):
 def _judge_name(name: str) -> str:
     taken = (*DIMENSIONS, "all", "global")
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in taken:
-        raise ValueError(f"a judge's name is letters, digits and _, and none of {', '.join(taken)}")
+        raise ValueError(
+            f"a judge's name starts with a letter, has only letters, digits and _, and is not one of {', '.join(taken)}"
+        )
     return name
 
 
@@ -82,28 +96,30 @@ JudgeName = Annotated[str, AfterValidator(_judge_name)]
 
 
 class RewardConfig(Section):
-    """How candidates are scored, and what of it counts (`common/exchange/rewards.py`)."""
+    """How clips are scored, and which scores make up the reward (`common/exchange/rewards.py`)."""
 
-    path: str = Field(default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty: none")
-    preset: str = Field(default="", description=f"weights by name, in place of reward.weights: {', '.join(PRESETS)}")
+    path: str = Field(
+        default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty for no heads"
+    )
+    preset: str = Field(default="", description=f"named weights instead of reward.weights: {', '.join(PRESETS)}")
     weights: RewardWeights = RewardWeights()
     judges: dict[JudgeName, RewardJudgeConfig] = Field(default={})
     feedback: str = Field(
         default="all",
-        description="what makes the pairs: all (the weighted mean), global (the plain mean of all that is scored), "
-        "or one dimension, judge or judge's output",
+        description="scores that make the pairs: all (weighted mean), global (unweighted mean of every score), or "
+        "the name of one dimension, judge or judge output",
     )
-    batch: int = Field(default=16, ge=1, description="clips scored together, of any prompts")
+    batch: int = Field(default=16, ge=1, description="clips scored in one batch; they may belong to different prompts")
     batch_seconds: float = Field(
-        default=0.0, ge=0, description="cluster mode: how long a batch that is not full waits for more clips"
+        default=0.0, ge=0, description="cluster mode: seconds that a partial batch waits for more clips"
     )
 
     @model_validator(mode="after")
     def _one_preset(self) -> RewardConfig:
         if self.preset and self.preset not in PRESETS:
-            raise ValueError(f"preset = {self.preset!r}: allowed are {', '.join(PRESETS)}")
+            raise ValueError(f"preset = {self.preset!r}: must be one of {', '.join(PRESETS)}")
         if self.preset and self.weights != RewardWeights():
-            raise ValueError(f"preset = {self.preset!r}, and weights: give one of them")
+            raise ValueError(f"preset = {self.preset!r} and weights are both set: keep only one")
         return self
 
     @model_validator(mode="after")
@@ -114,33 +130,48 @@ class RewardConfig(Section):
             raise ValueError("weights: at least one weight must be above 0")
         names = (*(DIMENSIONS if self.path else ()), *self.judges)
         if self.feedback not in ("all", "global", *names) and self.feedback.partition(".")[0] not in self.judges:
-            raise ValueError(f"feedback = {self.feedback!r}: allowed are all, global, {', '.join(names)}")
+            raise ValueError(f"feedback = {self.feedback!r}: must be one of all, global, {', '.join(names)}")
         return self
 
     @property
     def head_weights(self) -> dict[str, float]:
-        """Weight of each AnimeReward dimension: the preset's, or those in `weights`; none where there are no heads."""
+        """Weight of each AnimeReward dimension, from `preset` or `weights`; empty if `path` is empty."""
         if not self.path:
             return {}
         return dict(PRESETS[self.preset]) if self.preset else self.weights.model_dump()
 
 
 class GuardConfig(Section):
-    """Guardrails: probe prompts sampled under the policy and the base model, watched for hacking of the reward."""
+    """Guardrails against reward hacking: fixed probe prompts, sampled with the policy and with the base model."""
 
-    prompts: int = Field(default=8, ge=0, description="probe prompts, one clip each; 0: no guardrails, else 2 or more")
-    every: int = Field(default=5, ge=1, description="pushes between readings")
-    judges: dict[JudgeName, JudgeConfig] = Field(default={})  # held out: never trained on; none: the oracle
-    fall: float = Field(default=5.0, gt=0, description="points the judge may fall while the trained reward rises")
-    motion_floor: float = Field(default=0.5, ge=0, le=1, description="least share of the base clips' motion; 0 never")
-    drift: float = Field(default=1.0, gt=0, description="points by which the base clips' scores may change")
-    patience: int = Field(default=2, ge=1, description="readings in a row that must show the same before an alarm")
+    prompts: int = Field(
+        default=8, ge=0, description="probe prompts, one clip each: 2 or more; 0 turns the guardrails off"
+    )
+    every: int = Field(default=5, ge=1, description="weight syncs between probe readings")
+    judges: dict[JudgeName, JudgeConfig] = Field(default={})  # held out: never trained on; empty: the oracle
+    fall: float = Field(
+        default=5.0, gt=0, description="rule judge: points the held-out judge may fall while the trained reward rises"
+    )
+    motion_floor: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="rule motion: minimum share of the base clips' motion; 0 turns the rule off",
+    )
+    drift: float = Field(
+        default=1.0, gt=0, description="rule scorer: points by which the scores of the base clips may change"
+    )
+    patience: int = Field(
+        default=2, ge=1, description="consecutive readings that must break the same rule before an alarm"
+    )
     action: Literal["warn", "refresh", "pause"] = Field(
-        default="warn", description="at an alarm: say so, also make the policy the reference, or save and stop (exit 3)"
+        default="warn",
+        description="on an alarm: only warn, also refresh the reference (not on a scorer alarm), or save and stop "
+        "(exit code 3)",
     )
 
     @model_validator(mode="after")
     def _enough_for_an_interval(self) -> GuardConfig:
         if self.prompts == 1:
-            raise ValueError("prompts = 1: an interval needs 2 or more; 0 switches the guardrails off")
+            raise ValueError("prompts = 1: a confidence interval needs 2 or more; 0 turns the guardrails off")
         return self

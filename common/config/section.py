@@ -1,4 +1,4 @@
-"""What every section of the configuration has in common."""
+"""The base class of all configuration sections."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, values cannot change after loading."""
+    """One section of the configuration. Unknown keys are errors; values are immutable after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)

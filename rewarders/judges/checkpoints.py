@@ -43,7 +43,7 @@ def linear_layers(file: Path, width: int) -> torch.nn.Sequential:
     Dropout, which stood between them in training, does nothing here. `ConfigError` for anything else.
     """
     if not file.is_file():
-        raise ConfigError(f"path = {str(file.parent)!r}: no {file.name} there (docs/rewards.md says how it is made)")
+        raise ConfigError(f"path = {str(file.parent)!r}: no {file.name} there; see docs/published-rewards.md")
     try:
         state = load_file(file)
         names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: int(name.rpartition(".")[2]))

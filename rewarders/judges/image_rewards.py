@@ -10,7 +10,7 @@
 h is the first token of the caption after BLIP's text encoder, whose layers attend to the image. The linear layers lie
 beside the model, in `AESTHETIC_FILE` and `IMAGE_REWARD_FILE`.
 CLIPScore: Hessel et al., 2021. HPSv2: Wu et al., 2023. ImageReward: Xu et al., 2023. Frames count alike, or as in
-InstructVideo: exp(-distance to the middle frame). docs/rewards.md says which published files become such folders.
+InstructVideo: exp(-distance to the middle frame). docs/published-rewards.md says how to get there.
 """
 
 from __future__ import annotations

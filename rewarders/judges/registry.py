@@ -1,7 +1,7 @@
 """From the configuration to judges that are ready to score.
 
 A kind is a class that is made as ``Class(judge: JudgeConfig, device: str)``, a `rewarders.interface.Reward` or `Judge`.
-It may say what it must be shown in an attribute ``needs`` (`Needs`).
+An optional attribute ``needs`` (`InputSpec`) says what it must be shown.
 """
 
 from __future__ import annotations

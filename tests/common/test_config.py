@@ -196,14 +196,20 @@ def test_judges_survive_the_way_to_toml_and_differences_name_them(tmp_path):
     [
         ({"reward.judges.vs.kid": "x"}, "--reward.judges.vs.kid: unknown key; did you mean reward.judges.vs.kind?"),
         ({"reward.judges.vs.weight": "1"}, "reward.judges.vs.kind"),
-        ({"reward.judges.motion.kind": "x"}, "a judge's name is letters, digits and _, and none of smoothness"),
-        ({"reward.judges.a.kind": "x", "reward.judges.a.size": "8"}, "size = 8: height,width in pixels are needed"),
+        (
+            {"reward.judges.motion.kind": "x"},
+            "a judge's name starts with a letter, has only letters, digits and _, and is not one of smoothness",
+        ),
+        ({"reward.judges.a.kind": "x", "reward.judges.a.size": "8"}, "size = 8: must be height,width in pixels"),
         ({"reward.judges.a.kind": "x", "reward.judges.a.low": "2"}, "low = 2, high = 0: low must be below high"),
         ({"reward.judges.a": "x"}, "reward.judges.a.kind"),
         ({"reward.path": ""}, "nothing scores the clips"),
-        ({"reward.feedback": "beauty"}, "feedback = 'beauty': allowed are all, global, smoothness"),
-        ({"reward.preset": "mine"}, "preset = 'mine': allowed are equal"),
-        ({"reward.preset": "equal", "reward.weights.text": "0"}, "preset = 'equal', and weights: give one of them"),
+        ({"reward.feedback": "beauty"}, "feedback = 'beauty': must be one of all, global, smoothness"),
+        ({"reward.preset": "mine"}, "preset = 'mine': must be one of equal"),
+        (
+            {"reward.preset": "equal", "reward.weights.text": "0"},
+            "preset = 'equal' and weights are both set: keep only one",
+        ),
     ],
 )
 def test_a_wrong_judge_gets_one_line(flags, line):

@@ -38,9 +38,12 @@ def test_generated_pages_are_as_their_command_writes_them(tmp_path: Path) -> Non
 def test_every_key_is_on_the_page() -> None:
     page = generate.config_page()
     assert [key.name for key in keys() if f"| `{key.name}` |" not in page] == []
-    assert "| `algorithm.beta` | float > 0 | `5000.0` |  |  | DPO temperature" in page
-    assert "| `steps` | int >= 1 | `60` | `20` | yes | optimizer steps |" in page
-    assert r"| `algorithm.name` | gapo \| dpo \| sft |" in page
+    assert "| `algorithm.beta` | float > 0 | `5000.0` |  |  | gapo, dpo, human_pairs: DPO temperature" in page
+    assert (
+        "| `steps` | int >= 1 | `60` | `20` | yes | total optimizer steps; raise it to continue a finished run |"
+        in page
+    )
+    assert "| `algorithm.name` | text |" in page
 
 
 def test_a_result_is_a_table(tmp_path: Path) -> None:

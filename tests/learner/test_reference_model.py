@@ -123,7 +123,7 @@ def test_the_version_published_with_a_refresh_is_the_reference(tmp_path: Path) -
     ("settings", "why"),
     [
         ({"reference": "sharded"}, "reference = 'sharded': needs zero_stage 1, 2 or 3"),
-        ({"reference": "host", "train": "lora"}, "reference = 'host': with train = 'lora' it is an adapter"),
+        ({"reference": "host", "train": "lora"}, "reference = 'host': with train = 'lora' the reference is an adapter"),
     ],
 )
 def test_places_that_cannot_be(settings: dict[str, Any], why: str) -> None:

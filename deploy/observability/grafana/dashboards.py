@@ -1,8 +1,7 @@
-"""Dashboards for Grafana: ``python -m deploy.observability.grafana.dashboards`` writes ``dashboards/*.json`` from
-`panels.py`.
+"""``python -m deploy.observability.grafana.dashboards`` writes ``dashboards/*.json`` from `panels.py`.
 
-Grafana's own library of types makes the JSON (`grafana-foundation-sdk`, needed here alone), in the form that Grafana
-reads from version 10 on. Which Prometheus is asked is chosen on the page, so the files may be imported anywhere.
+Grafana's `grafana-foundation-sdk` (used only here) builds the JSON, for Grafana 10 and later. The Prometheus data
+source is selected in Grafana, so the files can be imported anywhere.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ HEIGHTS = {STAT: 4}  # of Grafana's grid; else 8
 
 
 def as_json(one: Dashboard) -> str:
-    """What Grafana imports."""
+    """The dashboard as JSON for Grafana."""
     others = dashboard.DashboardLink("douga").type(models.DashboardLinkType.DASHBOARDS).tags(["douga"])
     others = others.keep_time(True).include_vars(True)
     runs = dashboard.QueryVariable("run").label("run").datasource(SOURCE).query("label_values(douga_step, run)")
@@ -90,7 +89,7 @@ MAKERS: dict[str, Callable[[Panel], Any]] = {LINES: _lines, STACKED: _stacked, S
 
 
 def write() -> None:
-    """Write all anew."""
+    """Write every dashboard."""
     OUT.mkdir(exist_ok=True)
     for one in ALL:
         (OUT / f"{one.name}.json").write_text(as_json(one), "utf-8")

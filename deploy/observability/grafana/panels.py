@@ -1,7 +1,7 @@
-"""What the dashboards show, as tables: `deploy/observability/grafana/dashboards.py` writes them for Grafana.
+"""The contents of the Grafana dashboards. `deploy/observability/grafana/dashboards.py` writes them as JSON.
 
-A row is a panel: its title, its unit, what it tells, and its queries by their legends. `$run` is the run that is
-chosen; metrics are those of `deploy/observability/definitions.py` and the recorded ones of
+Each `Panel` has a title, a unit, a description and queries by legend. `$run` is the run selected in Grafana. The
+queries use the metrics of `deploy/observability/definitions.py` and the recording rules of
 `deploy/observability/prometheus/rules.yml`.
 """
 
@@ -22,7 +22,7 @@ SHARE, SECONDS, BYTES, BYTES_RATE, PER_SECOND, POINTS, NUMBER = (
     "short",
 )
 PERCENT = "percent"  # 0 .. 100
-WHEN, NAME = "dateTimeFromNow", "name"  # of a stat: the legend in the place of the value
+WHEN, NAME = "dateTimeFromNow", "name"  # of a stat: show the legend instead of the value
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Dashboard:
-    """One dashboard; `name` is its file and its address, `tells` the question that it answers."""
+    """One dashboard. `name` is its file name and URL; `tells` is the question that it answers."""
 
     name: str
     title: str
@@ -48,7 +48,7 @@ class Dashboard:
 
 
 def quantiles(metric: str, by: str = "") -> dict[str, str]:
-    """Median and 95th percentile of a histogram, over all its labels but `by`."""
+    """Median and 95th percentile of a histogram, per value of the label `by`."""
     labels, legend = (f"le, {by}", f"{{{{{by}}}}} ") if by else ("le", "")
     rise = f'sum by ({labels}) (rate({metric}_bucket{{run="$run"}}[$__rate_interval]))'
     return {
@@ -58,166 +58,167 @@ def quantiles(metric: str, by: str = "") -> dict[str, str]:
 
 
 def rates(metric: str, by: str) -> dict[str, str]:
-    """A counter's rise per second."""
+    """Increase of a counter per second."""
     return {f"{{{{{by}}}}}": f'sum by ({by}) (rate({metric}{{run="$run"}}[$__rate_interval]))'}
 
 
 # fmt: off
-OVERVIEW = Dashboard("overview", "douga: overview", "Does the run go on, and who waits for whom?", (
-    Panel("Now", NAME, "What the run does.",
+OVERVIEW = Dashboard("overview", "douga: overview", "Is the run making progress, and which role is the bottleneck?", (
+    Panel("Phase", NAME, "Current phase of the run.",
           {"{{phase}}": 'douga_phase{run="$run"} == 1'}, STAT, 4),
-    Panel("Steps", NUMBER, "Taken, of those that are wanted.",
+    Panel("Steps", NUMBER, "Optimizer steps taken, and the configured total.",
           {"taken": 'douga_step{run="$run"}',
-           "wanted": 'douga_steps_wanted{run="$run"}'}, STAT, 6),
-    Panel("Left", SECONDS, "At the pace of the last ten minutes.",
+           "total": 'douga_steps_wanted{run="$run"}'}, STAT, 6),
+    Panel("Time left", SECONDS, "At the pace of the last ten minutes.",
           {"left":
            'max by (run) (douga_steps_wanted{run="$run"} - douga_step) / (sum by (run) '
            '(rate(douga_steps_total{run="$run"}[10m])) > 0)'}, STAT, 4),
-    Panel("Last push", WHEN, "When the newest version was published.",
-          {"pushed": '1000 * douga_last_push_timestamp_seconds{run="$run"}'}, STAT, 4),
-    Panel("Alerts", NUMBER, "That fire now; docs/alerts.md says what each means.",
-          {"fire": 'count(ALERTS{run="$run", alertstate="firing"}) or vector(0)'}, STAT, 6),
-    Panel("Who waits", SHARE,
-          "Share of its time that a role waits, mean over its workers. The one that waits least sets the pace. A "
+    Panel("Last weight sync", WHEN, "When the newest version was published.",
+          {"published": '1000 * douga_last_push_timestamp_seconds{run="$run"}'}, STAT, 4),
+    Panel("Alerts", NUMBER, "Alerts firing now; docs/alerts.md explains each of them.",
+          {"firing": 'count(ALERTS{run="$run", alertstate="firing"}) or vector(0)'}, STAT, 6),
+    Panel("Idle time by role", SHARE,
+          "Share of time that a role waits, mean over its workers. The role that waits least is the bottleneck. A "
           "serial run has one process, which never waits.",
           {"{{role}}": 'run_role:douga_idle:ratio_rate5m{run="$run"}'}),
-    Panel("Who works", SHARE,
-          "Share of its time that a role works, mean over its workers; counted when a piece of work ends.",
+    Panel("Busy time by role", SHARE,
+          "Share of time that a role works, mean over its workers. Counted when a unit of work ends.",
           {"{{role}}":
            'sum by (role) (rate(douga_busy_seconds_total{run="$run"}[$__rate_interval])) / on (role) (max by (role) '
            '(douga_workers_up{run="$run"}) > 0)'}),
-    Panel("Groups under way", NUMBER, "Training groups by state: a state that swells waits for the role after it.",
+    Panel("Groups in flight", NUMBER, "Training groups by state. A growing state waits for the next role.",
           {"{{state}}":
            'max by (state) (douga_queue_items{run="$run", state=~"pending|sampling|sampled|scoring|paired|training"})'},
           STACKED),
-    Panel("Groups that ended", NUMBER, "Trained, or not: tied, expired, failed. All since the run began.",
+    Panel("Finished groups", NUMBER, "Trained, tied, expired or failed groups since the run began.",
           {"{{state}}": 'max by (state) (douga_queue_items{run="$run", state=~"trained|tied|expired|failed"})'}),
-    Panel("Versions", NUMBER, "The learner's newest, and what samplers hold: oldest and newest.",
+    Panel("Weight versions", NUMBER, "The learner's newest version, and the oldest and newest that samplers hold.",
           {"learner": 'max(douga_policy_version{run="$run", role="learner"})',
            "oldest sampler": 'min(douga_policy_version{run="$run", role="sampler"})',
            "newest sampler": 'max(douga_policy_version{run="$run", role="sampler"})'}),
-    Panel("Lag", NUMBER, "Of the last step's pairs, in pushes. Over the bound no pair is trained.",
+    Panel("Off-policy lag", NUMBER, "Weight syncs between sampling and training a pair. Above the bound it expires.",
           {"mean": 'douga_policy_lag_mean_pushes{run="$run"}',
-           "greatest": 'douga_policy_lag_max_pushes{run="$run"}',
+           "max": 'douga_policy_lag_max_pushes{run="$run"}',
            "bound": 'douga_policy_lag_bound_pushes{run="$run"}'}),
-    Panel("Candidates", PER_SECOND, "Sampled per second, by what for.",
+    Panel("Candidates", PER_SECOND, "Candidates sampled per second, by purpose.",
           rates("douga_candidates_total", "purpose")),
-    Panel("Candidates wasted", PER_SECOND, "Per second, by reason. Nothing in a healthy run.",
+    Panel("Wasted candidates", PER_SECOND, "Wasted candidates per second, by reason. None in a healthy run.",
           rates("douga_candidates_wasted_total", "reason")),
-    Panel("Workers there", NUMBER, "By role, beside those that are wanted.",
+    Panel("Workers up", NUMBER, "Running workers by role, and the number configured.",
           {"{{role}}": 'max by (role) (douga_workers_up{run="$run"})',
            "{{role}} wanted": 'max by (role) (douga_workers_wanted{run="$run"})'}),
-    Panel("Deaths and values that are not finite", NUMBER, "Since each start, by role.",
-          {"{{role}} died": 'sum by (role) (douga_restarts_total{run="$run"})',
-           "{{role}} not finite": 'sum by (role) (douga_nan_total{run="$run"})'}),
+    Panel("Crashes and non-finite values", NUMBER, "By role, since the last start.",
+          {"{{role}} crashes": 'sum by (role) (douga_restarts_total{run="$run"})',
+           "{{role}} non-finite": 'sum by (role) (douga_nan_total{run="$run"})'}),
 ))
 
-REWARDS = Dashboard("rewards", "douga: rewards and drift", "Does what is wanted get better, or what is rewarded?", (
-    Panel("Reward of trained candidates", SHARE, "Mean over the last step's candidates, 0 to 1.",
+REWARDS = Dashboard("rewards", "douga: rewards and drift", "Does quality improve, or only the reward?", (
+    Panel("Reward of trained candidates", SHARE, "Mean reward of the last step's pairs, chosen and rejected, 0 to 1.",
           {"reward": 'douga_reward{run="$run"}'}),
-    Panel("Probes: policy against base", POINTS,
-          "Mean trained score of the probe prompts under the policy less that under the base model, points.",
+    Panel("Probes: policy minus base", POINTS,
+          "Mean trained score of the probe prompts, policy minus base model, in points.",
           {"{{dimension}}":
            'max by (dimension) (douga_probe_reward{run="$run", model="policy"}) - max by (dimension) '
            '(douga_probe_reward{run="$run", model="base"})'}),
     Panel("Probes: held-out judge", POINTS,
-          "The same of the judge that is never trained on. It falls while the reward rises: the reward is hacked.",
+          "Score of the held-out judge, policy minus base, in points. If it falls while the reward rises, the policy "
+          "is hacking the reward.",
           {"{{dimension}}": 'run_dimension:douga_judge_change:points{run="$run"}'}),
     Panel("Policy drift", POINTS,
-          "Policy against base in standard errors of the base model's mean. Beyond 3 there is an alert.",
+          "Policy minus base in standard errors of the base model's mean. Beyond 3 an alert fires.",
           {"{{dimension}}": 'run_dimension:douga_policy_drift:sigmas{run="$run"}'}),
     Panel("Scorer drift", POINTS,
-          "The base model's own clips, scored anew, less what they scored at the start, points. 0 as long as the "
-          "scorer is the same.",
+          "Scores of the base model's clips now, minus their scores at the start, in points. 0 unless the scorer "
+          "has changed.",
           {"{{dimension}}": 'run_dimension:douga_scorer_drift:points{run="$run"}'}),
-    Panel("Probes: scores", POINTS, "Mean trained score of the probe prompts under the policy, points.",
+    Panel("Probes: scores", POINTS, "Mean trained score of the probe prompts under the policy, in points.",
           {"{{dimension}}": 'douga_probe_reward{run="$run", model="policy"}'}),
     Panel("Probes: motion", SHARE,
-          "The policy's clips' motion as a share of the base model's. Below guard.motion_floor the policy freezes.",
+          "Motion of the policy's clips divided by the base model's. Below guard.motion_floor the policy is freezing.",
           {"motion": 'douga_probe_motion_ratio{run="$run"}'}),
-    Panel("Scores of training candidates", POINTS, "Points, by dimension.",
+    Panel("Scores of training candidates", POINTS, "Raw scores in points, by dimension.",
           quantiles("douga_reward_score", "dimension")),
-    Panel("How scores spread", POINTS,
-          "Candidates per second and bucket, all dimensions. Scores that pile up at an end cannot tell clips apart.",
+    Panel("Score distribution", POINTS,
+          "Scores per second and bucket, all dimensions. Scores that pile up at one end cannot tell clips apart.",
           {"{{le}}": 'sum by (le) (rate(douga_reward_score_bucket{run="$run"}[$__rate_interval]))'}, HEAT),
-    Panel("Alarms of the guardrails", NUMBER, "Since the start, by rule.",
+    Panel("Guardrail alarms", NUMBER, "Alarms by rule, since the last start.",
           {"{{rule}}": 'sum by (rule) (douga_guard_alarms_total{run="$run"})'}),
-    Panel("Last reading", NUMBER, "Optimizer step of the guardrails' last reading.",
+    Panel("Last probe reading", NUMBER, "Optimizer step of the latest probe reading, and the current step.",
           {"reading": 'douga_probe_step{run="$run"}',
            "step": 'douga_step{run="$run"}'}),
 ))
 
-# One panel for every figure that a built-in algorithm declares; a run shows those of its own.
+# One panel for every figure that a built-in algorithm declares; a run fills those of its own.
 FIGURES = [
     Panel(spec.name.replace("_", " ").capitalize(), POINTS, f"Algorithm {', '.join(names)}. {spec.help}",
           {spec.name.replace("_", " "): f'{exported_name(spec.name)}{{run="$run"}}'})
     for spec, names in built_in_figures().items()
 ]  # fmt: skip
 
-LEARNER = Dashboard("learner", "douga: learner", "Does it learn, and in which way?", (
-    Panel("Loss", POINTS, "Of the last step.",
+LEARNER = Dashboard("learner", "douga: learner", "Is the policy learning, and how?", (
+    Panel("Loss", POINTS, "Loss of the last step. With GAPO it is gap x log 2 right after a reference refresh.",
           {"loss": 'douga_loss{run="$run"}'}),
-    Panel("Gradient norm", POINTS, "Before clipping.",
+    Panel("Gradient norm", POINTS, "Gradient norm of the last step before clipping.",
           {"norm": 'douga_grad_norm{run="$run"}'}),
     *FIGURES,
-    Panel("Refreshes of the reference", NUMBER, "Since the start.",
+    Panel("Reference refreshes", NUMBER, "Reference refreshes since the last start.",
           {"refreshes": 'sum(douga_reference_refreshes_total{run="$run"})'}),
-    Panel("Time of a step", SECONDS, "With what follows it (commit, push, checkpoint), without the wait for pairs.",
+    Panel("Step time", SECONDS, "Includes commit, weight sync and checkpoint, but not waiting for pairs.",
           quantiles("douga_step_seconds")),
-    Panel("Steps per second", PER_SECOND, "Repeated ones after a rollback too.",
+    Panel("Steps per second", PER_SECOND, "Optimizer steps per second, including steps repeated after a rollback.",
           {"steps": 'sum(rate(douga_steps_total{run="$run"}[$__rate_interval]))'}),
 ))
 
-EXCHANGE = Dashboard("exchange", "douga: exchange and weights", "What takes time and room, of clips and of weights?", (
-    Panel("Time to sample a group", SECONDS, "N candidates, or the one of a held-out prompt.",
+EXCHANGE = Dashboard("exchange", "douga: exchange and weights", "What do clips and weights cost in time and disk?", (
+    Panel("Time to sample a group", SECONDS, "All candidates of a prompt; one for held-out prompts.",
           quantiles("douga_sample_seconds")),
-    Panel("Time to score a batch", SECONDS, "Of a rewarder.",
+    Panel("Time to score a batch", SECONDS, "Time a rewarder spends on one batch.",
           quantiles("douga_score_seconds")),
-    Panel("Clips scored together", NUMBER, "Small batches: the rewarders wait for the samplers.",
+    Panel("Clips per scoring batch", NUMBER, "Small batches mean that rewarders are waiting for samplers.",
           quantiles("douga_score_batch_clips")),
-    Panel("Groups admitted and dropped", PER_SECOND, "Per second.",
+    Panel("Groups admitted and dropped", PER_SECOND, "Groups per second; dropped ones by reason.",
           {"admitted": 'sum(rate(douga_queue_admitted_total{run="$run"}[$__rate_interval]))',
            "{{reason}}": 'sum by (reason) (rate(douga_queue_dropped_total{run="$run"}[$__rate_interval]))'}),
-    Panel("Share lost in the last hour", SHARE, "Groups that expired, candidates that were wasted.",
+    Panel("Share lost in the last hour", SHARE, "Groups that expired, and candidates sampled for nothing.",
           {"expired": 'run:douga_expired:ratio_increase1h{run="$run"}',
            "wasted": 'run:douga_wasted:ratio_increase1h{run="$run"}'}),
-    Panel("Room for latents and clips", BYTES, "On disk, beside exchange.max_bytes, where samplers wait.",
-          {"held": 'douga_blobs_bytes{run="$run"}',
-           "bound": 'douga_blobs_bound_bytes{run="$run"}'}),
-    Panel("Time of a push, by phase", SECONDS, "Samplers pause for load alone.",
+    Panel("Disk used by latents and clips", BYTES, "Samplers pause at the limit, exchange.max_bytes.",
+          {"used": 'douga_blobs_bytes{run="$run"}',
+           "limit": 'douga_blobs_bound_bytes{run="$run"}'}),
+    Panel("Weight sync time by phase", SECONDS, "Sampling pauses only during load.",
           quantiles("douga_weight_push_seconds", "phase")),
-    Panel("Weights on their way", BYTES_RATE, "Bytes per second, written by the learner and received by samplers.",
+    Panel("Weight sync traffic", BYTES_RATE, "Bytes per second written by the learner and received by samplers.",
           rates("douga_weight_push_bytes_total", "phase")),
-    Panel("Since the last push", SECONDS, "Beside three intervals at the present pace, where there is an alert.",
-          {"since": 'time() - douga_last_push_timestamp_seconds{run="$run"}',
+    Panel("Time since the last weight sync", SECONDS, "An alert may fire after three intervals at the current pace.",
+          {"elapsed": 'time() - douga_last_push_timestamp_seconds{run="$run"}',
            "alert": '3 * douga_push_interval_expected_seconds{run="$run"}'}),
-    Panel("Requests refused", PER_SECOND,
-          "Per second, by service. Where nobody knocks who should not, there are none.",
+    Panel("Rejected requests", PER_SECOND,
+          "Rejected requests per second, by service. Normally none.",
           rates("douga_requests_refused_total", "service")),
 ))
 
-HARDWARE = Dashboard("hardware", "douga: hardware", "Do processes, memory and disks hold?", (
-    Panel("Processes", NUMBER, "1 where Prometheus is answered, by worker.",
+HARDWARE = Dashboard("hardware", "douga: hardware", "Are processes, memory and disks healthy?", (
+    Panel("Processes", NUMBER, "1 if Prometheus can scrape the process.",
           {"{{worker}}": 'up{run="$run", process!="ray"}'}),
-    Panel("Age of processes", SECONDS, "A restart begins anew.",
+    Panel("Process uptime", SECONDS, "Drops to 0 at a restart.",
           {"{{worker}}": 'time() - process_start_time_seconds{run="$run"}'}),
-    Panel("CPU", NUMBER, "Cores used, by worker.",
+    Panel("CPU", NUMBER, "CPU cores used per process.",
           {"{{worker}}": 'rate(process_cpu_seconds_total{run="$run"}[$__rate_interval])'}),
-    Panel("Host memory", BYTES, "Held, by worker.",
+    Panel("Host memory", BYTES, "Resident memory per process.",
           {"{{worker}}": 'process_resident_memory_bytes{run="$run"}'}),
-    Panel("GPU memory", BYTES, "Held by the allocator, beside what there is, by worker. None on CPUs.",
+    Panel("GPU memory", BYTES, "Memory reserved by the allocator, and the total of the GPU. Empty on CPUs.",
           {"{{worker}}": 'douga_gpu_memory_reserved_bytes{run="$run"}',
-           "{{worker}} there is": 'max by (worker) (douga_gpu_memory_total_bytes{run="$run"})'}),
-    Panel("GPU memory of tensors", BYTES, "A part of the other.",
+           "{{worker}} total": 'max by (worker) (douga_gpu_memory_total_bytes{run="$run"})'}),
+    Panel("GPU memory of tensors", BYTES, "The part of the reserved memory that tensors use.",
           {"{{worker}}": 'douga_gpu_memory_allocated_bytes{run="$run"}'}),
-    Panel("Free on the run's disk", BYTES, "At 0 the run ends.",
+    Panel("Free disk space", BYTES, "On the run folder's disk. At 0 the run stops.",
           {"free": 'douga_disk_free_bytes{run="$run"}'}),
-    Panel("Nodes: CPU and GPU", PERCENT, "As Ray sees each node, all that works there. GPUs by their number.",
+    Panel("Nodes: CPU and GPU", PERCENT, "Utilisation reported by Ray, including other programs. GPUs by index.",
           {"{{instance}} CPU": 'ray_node_cpu_utilization{run="$run"}',
            "{{instance}} GPU {{GpuIndex}}": 'ray_node_gpus_utilization{run="$run"}'}),
-    Panel("Nodes: memory", SHARE, "Host memory in use, as Ray sees each node.",
+    Panel("Nodes: memory", SHARE, "Host memory in use on each node, reported by Ray.",
           {"{{instance}}": 'ray_node_mem_used{run="$run"} / ray_node_mem_total'}),
-    Panel("Open files and sockets", SHARE, "Share of those that may be, by worker.",
+    Panel("Open files and sockets", SHARE, "Share of the limit per process.",
           {"{{worker}}": 'process_open_fds{run="$run"} / process_max_fds'}),
 ))
 # fmt: on

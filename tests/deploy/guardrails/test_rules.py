@@ -156,5 +156,5 @@ def test_what_a_report_draws() -> None:
 
 
 def test_one_prompt_is_too_few() -> None:
-    with pytest.raises(ConfigError, match=r"guard.*prompts = 1: an interval needs 2 or more"):
+    with pytest.raises(ConfigError, match=r"guard.*prompts = 1: a confidence interval needs 2 or more"):
         load_config(None, {"guard.prompts": "1"})

@@ -114,10 +114,10 @@ def test_what_a_judge_is_shown_is_part_of_its_digest():
 
 
 MINE = """
-from rewarders.judges.adapter import Needs
+from rewarders.judges.adapter import InputSpec
 
 class Bright:
-    dimension, digest, needs = "brightness", "1", Needs(frames=2, low=0, high=255)
+    dimension, digest, needs = "brightness", "1", InputSpec(frames=2, low=0, high=255)
     def __init__(self, judge, device):
         self.path, self.device = judge.path, device
     def score(self, clips, prompts):
