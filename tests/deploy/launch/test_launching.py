@@ -332,7 +332,7 @@ def test_the_install_brings_every_file(tmp_path: Path) -> None:
     copied = {word for value in values("COPY") for word in value.split()[:-1]}
     found = [file for top in copied for file in (ROOT / top).rglob("*") if file.is_file() and file.suffix != ".pyc"]
     wanted = {str(file.relative_to(ROOT)) for file in found}
-    for name in [*wanted, "pyproject.toml", "README.md"]:
+    for name in wanted | {name for name in copied if (ROOT / name).is_file()}:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((ROOT / name).read_bytes())
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", tmp_path / "in"]
@@ -341,3 +341,4 @@ def test_the_install_brings_every_file(tmp_path: Path) -> None:
     (made,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(made).namelist())
     assert {name for name in wanted - inside if not name.startswith(NOT_INSTALLED)} == set()
+    assert {name.rpartition("/")[2] for name in inside if ".dist-info/licenses/" in name} == {"LICENSE", "NOTICE"}
