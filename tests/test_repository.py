@@ -6,8 +6,13 @@ import hashlib
 import tomllib
 from pathlib import Path
 
+from packaging.version import Version
+
+from common.version import VERSION
+
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
 PYTHONS = [
     kind.removeprefix("Programming Language :: Python :: ") for kind in PROJECT["classifiers"] if ":: Python ::" in kind
 ]
@@ -28,3 +33,11 @@ def test_the_metadata_names_the_licence_and_its_files() -> None:
     assert PROJECT["license"] == "Apache-2.0"
     assert [name for name in PROJECT["license-files"] if not (ROOT / name).is_file()] == []
     assert PROJECT["authors"] == [{"name": "douga contributors"}]
+
+
+def test_the_version_stands_in_one_place() -> None:
+    """The build reads `common/version.py`, as text: nothing is imported."""
+    assert "version" not in PROJECT
+    assert PROJECT["dynamic"] == ["version"]
+    assert TOOLS["setuptools"]["dynamic"] == {"version": {"attr": "common.version.VERSION"}}
+    assert Version(VERSION).release >= (0, 1)
