@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import tomllib
+from itertools import chain, groupby
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from common.version import VERSION
+from requirements.update_lock import NOT_LOCKED, combine, pythons
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
-PYTHONS = [
-    kind.removeprefix("Programming Language :: Python :: ") for kind in PROJECT["classifiers"] if ":: Python ::" in kind
-]
+PYTHONS = pythons()
+LOCKS = sorted((ROOT / "requirements").glob("lock-*.txt"))
+LOCK = "requirements/lock-{}.{}.txt".format(*sys.version_info)  # of the Python that runs this
 APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"  # of the standard text
 
 
@@ -41,3 +49,64 @@ def test_the_version_stands_in_one_place() -> None:
     assert PROJECT["dynamic"] == ["version"]
     assert TOOLS["setuptools"]["dynamic"] == {"version": {"attr": "common.version.VERSION"}}
     assert Version(VERSION).release >= (0, 1)
+
+
+# The lock.
+
+
+def pins(file: Path) -> dict[str, list[Requirement]]:
+    """Package -> its pins: one, or one for each kind of machine."""
+    found = [Requirement(line) for line in file.read_text().splitlines() if not line.startswith("#")]
+    return {name: list(group) for name, group in groupby(found, key=lambda pin: canonicalize_name(pin.name))}
+
+
+def asked() -> list[Requirement]:
+    """What pyproject.toml asks for, extras included."""
+    extras = chain.from_iterable(PROJECT["optional-dependencies"].values())
+    return [Requirement(line) for line in (*PROJECT["dependencies"], *extras)]
+
+
+def test_every_supported_python_has_a_lock() -> None:
+    assert [f"3.{minor}" for minor in range(30) if f"3.{minor}" in SpecifierSet(PROJECT["requires-python"])] == PYTHONS
+    assert {file.name for file in LOCKS} == {f"lock-{python}.txt" for python in PYTHONS}
+
+
+@pytest.mark.parametrize("file", LOCKS, ids=[file.stem for file in LOCKS])
+def test_the_lock_pins_what_is_asked_for(file: Path) -> None:
+    locked = pins(file)
+    for one in asked():
+        if one.name != "torch":
+            for pin in locked[canonicalize_name(one.name)]:
+                (only,) = pin.specifier
+                assert only.operator == "=="
+                assert one.specifier.contains(only.version), f"{one} is locked as {pin}"
+
+
+@pytest.mark.parametrize("file", LOCKS, ids=[file.stem for file in LOCKS])
+def test_the_lock_leaves_torch_and_cuda_to_the_makefile(file: Path) -> None:
+    assert "torch" not in pins(file)
+    assert [line for line in file.read_text().splitlines() if NOT_LOCKED.match(line)] == []
+
+
+def test_a_pin_that_differs_by_machine_names_its_machine() -> None:
+    found = {"x86_64": ["b==1", "decord==0.6", "torch==2.13.0"], "aarch64": ["b==2", "a==1", "nvidia-nccl-cu13==2"]}
+    one, other = "platform_machine == 'x86_64'", "platform_machine == 'aarch64'"
+    assert combine(found) == [f"a==1 ; {other}", f"b==1 ; {one}", f"b==2 ; {other}", f"decord==0.6 ; {one}"]
+    assert combine({"x86_64": ["a==1"], "aarch64": ["a==1"]}) == ["a==1"]
+
+
+def make(*words: str) -> str:
+    """What make says it would do, as if nothing had been installed yet."""
+    command = ["make", "--dry-run", "--always-make", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("target", ["run", "test"])
+def test_every_install_of_the_makefile_keeps_to_the_lock(target: str) -> None:
+    installs = [line for line in make(target).splitlines() if "pip install" in line]
+    assert len(installs) >= 2
+    assert [line for line in installs if f"--constraint {LOCK} " not in line] == []
+
+
+def test_a_lock_that_changed_installs_again() -> None:
+    assert f"\n.venv/installed: pyproject.toml {LOCK}\n" in make("--print-data-base", "run")
