@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from itertools import chain, groupby
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -110,3 +112,29 @@ def test_every_install_of_the_makefile_keeps_to_the_lock(target: str) -> None:
 
 def test_a_lock_that_changed_installs_again() -> None:
     assert f"\n.venv/installed: pyproject.toml {LOCK}\n" in make("--print-data-base", "run")
+
+
+# The forge and the hooks.
+
+
+def test_the_hooks_before_a_commit_are_the_linters_of_the_makefile() -> None:
+    lint = [line for line in make("lint").splitlines() if line.startswith(".venv/bin/") and "pip install" not in line]
+    (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    assert [hook["entry"] for hook in repository["hooks"]] == lint
+    assert {(hook["language"], hook["pass_filenames"]) for hook in repository["hooks"]} == {("system", False)}
+
+
+def test_the_workflow_runs_the_tests_on_every_supported_python() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    job = workflow["jobs"]["test"]
+    assert job["strategy"]["matrix"]["python"] == PYTHONS
+    assert ".ci/run" in [step.get("run") for step in job["steps"]]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+@pytest.mark.parametrize("name", ["bug", "feature"])
+def test_the_forms_for_issues_are_complete(name: str) -> None:
+    form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
+    assert {"name", "description", "body"} <= set(form)
+    assert [field for field in form["body"] if field["type"] != "markdown" and "label" not in field["attributes"]] == []
