@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -138,3 +140,33 @@ def test_the_forms_for_issues_are_complete(name: str) -> None:
     form = yaml.safe_load((ROOT / ".github" / "ISSUE_TEMPLATE" / f"{name}.yml").read_text())
     assert {"name", "description", "body"} <= set(form)
     assert [field for field in form["body"] if field["type"] != "markdown" and "label" not in field["attributes"]] == []
+
+
+# The guide and the changelog.
+
+
+def test_the_guides_commands_exist() -> None:
+    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert targets
+    named = set(re.findall(r"`make ([a-z-]+)", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert named >= {"test", "test-slow", "test-browser", "update-lock"}
+    assert named <= set(targets[1].split())
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "CHANGELOG.md"])
+def test_the_links_to_files_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\((?!https:)([^)#]+)", (ROOT / page).read_text())
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+
+
+def test_the_changelog_knows_this_version() -> None:
+    headings = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert headings[1] == VERSION
+
+
+def test_no_folder_has_more_than_15_modules() -> None:
+    packages = [name.removesuffix("*") for name in TOOLS["setuptools"]["packages"]["find"]["include"]]
+    modules = [file for name in packages for file in (ROOT / name).rglob("*.py") if not file.stem.startswith("__")]
+    counts = Counter(str(file.parent.relative_to(ROOT)) for file in modules)
+    assert {folder: count for folder, count in counts.items() if count > 15} == {}
