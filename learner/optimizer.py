@@ -28,7 +28,7 @@ def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> 
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "learner.optimizer = 'adamw_8bit': needs the package bitsandbytes, which is not installed: "
-            "pip install bitsandbytes, or set 'adamw'"
+            "pip install 'douga[bitsandbytes]', or set 'adamw'"
         )
     from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - five seconds, for those who ask for it
 

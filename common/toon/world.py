@@ -5,13 +5,11 @@ words. `Defects` are what people dislike in generated video, each with a severit
 after frame 0, so the first frame of a clip is always the clean picture that conditions the model.
 `truth` turns the severities into the six AnimeReward dimensions (0..100): the renderer's ground truth.
 
-The sprites are Kenney's "Toon Characters" (CC0), read as files of the PyPI package ``arcade``, which is
-located but never imported.
+The sprites in ``common/toon/sprites`` are Kenney's "Toon Characters" and tiles (CC0, ``sprites/LICENSE.txt``).
 """
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, fields, replace
 from functools import cache, lru_cache
 from itertools import product
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+SPRITES = Path(__file__).parent / "sprites"
 FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 64, 8
 SPRITE_WIDTH, SPRITE_HEIGHT = 36, 48
 GRID = 4  # figures start at multiples of this many pixels: fewer pictures for a small model to learn
@@ -141,14 +140,6 @@ def caption(shot: Shot) -> str:
     return f"a {shot.character.replace('_', ' ')} {ACTIONS[shot.action].phrase} {SCENES[shot.scene].phrase}"
 
 
-@cache
-def _images() -> Path:
-    spec = importlib.util.find_spec("arcade")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("the toon world reads its sprites from the package 'arcade': pip install arcade")
-    return Path(spec.origin).parent / "resources" / "assets" / "images"
-
-
 @lru_cache(maxsize=1024)
 def sprite(character: str, pose: str, left: bool = False, look: Look = AS_DRAWN) -> np.ndarray:
     """One sprite, float32 ``[SPRITE_HEIGHT, SPRITE_WIDTH, 4]``: colour 0..255 and alpha 0..1 (see `Shot`)."""
@@ -167,7 +158,7 @@ def _drawn(character: str, pose: str) -> np.ndarray:
     """The sprite as its file has it, in the format of `sprite`."""
     head, *tail = character.split("_")
     stem = head + "".join(part.capitalize() for part in tail)
-    path = _images() / "animated_characters" / character / f"{stem}_{pose}.png"
+    path = SPRITES / "characters" / character / f"{stem}_{pose}.png"
     image = Image.open(path).convert("RGBA").resize((SPRITE_WIDTH, SPRITE_HEIGHT), Image.Resampling.LANCZOS)
     rgba = np.asarray(image, np.float32).copy()
     rgba[..., 3] /= 255.0
@@ -204,7 +195,7 @@ def figure_mask(clip: np.ndarray, scene: str) -> np.ndarray:
 
 
 def _tile(name: str, size: int) -> Image.Image:
-    tile = Image.open(_images() / "tiles" / f"{name}.png").convert("RGBA")
+    tile = Image.open(SPRITES / "tiles" / f"{name}.png").convert("RGBA")
     return tile.resize((size, size), Image.Resampling.LANCZOS)
 
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 try:
     from common.config import keys, leaves, load_config
     from common.errors import BAD_INPUT, ConfigError
+    from common.version import VERSION
     from deploy.cli import annotate, inspect, monitor, rewards, serve_rewards
     from deploy.run_dir.layout import MEMORY, TOON
 except ModuleNotFoundError as missing:
@@ -101,6 +102,7 @@ def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, An
 
 
 OWN = {
+    "--version": frozenset({"version"}),
     "sample": frozenset({"out", "count", "version", "invert"}),
     "score": frozenset({"text", "image", "config", "json"}),
     "prompts": frozenset({"out", "captions", "captioner"}),
@@ -155,6 +157,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"douga {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     _add_run(commands)
     _add_worker(commands)

@@ -51,6 +51,17 @@ def centre(clip: np.ndarray, scene: str) -> np.ndarray:
     return np.array([(frame * columns).sum() / frame.sum() for frame in differs])
 
 
+def test_the_sprites_are_those_that_are_drawn_and_their_licence() -> None:
+    characters = {f"characters/{name}" for name in CHARACTERS}
+    tiles = {f"tiles/{tile}.png" for scene in SCENES.values() for tile in (scene.ground, scene.prop)}
+    shipped = {str(file.relative_to(world.SPRITES)) for file in world.SPRITES.rglob("*") if file.is_file()}
+    drawn = {name for name in shipped if name.startswith("characters/")}
+    assert {name.rpartition("/")[0] for name in drawn} == characters
+    assert len(drawn) == len(CHARACTERS) * len(world.POSES)
+    assert shipped - drawn == tiles | {"LICENSE.txt"}
+    assert "CC0" in (world.SPRITES / "LICENSE.txt").read_text()
+
+
 def test_a_clean_clip_is_worth_100_everywhere() -> None:
     assert truth(Defects()) == dict.fromkeys(DIMENSIONS, 100.0)
 

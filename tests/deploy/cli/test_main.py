@@ -17,6 +17,7 @@ import torch
 from common.config import keys
 from common.data.video import encode_mp4
 from common.errors import ConfigError
+from common.version import VERSION
 from deploy.cli import main as cli
 from deploy.cli import run
 from deploy.cli.main import main
@@ -62,7 +63,7 @@ def douga(*arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["config"], ["sample", "--help"], ["export", "--help"]]
+    "arguments", [["--help"], ["run", "--help"], ["config"], ["sample", "--help"], ["export", "--help"], ["--version"]]
 )
 def test_help_imports_nothing_heavy(arguments):
     code = (
@@ -82,6 +83,13 @@ def test_the_driver_of_a_cluster_run_imports_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_version_is_one_line(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"douga {VERSION}\n"
 
 
 def test_help_shows_examples_and_every_key(capsys):

@@ -21,10 +21,9 @@ import kubernetes_validate
 import pytest
 import yaml
 from dockerfile_parse import DockerfileParser
-from packaging.requirements import Requirement
-from packaging.specifiers import SpecifierSet
 
 from common.config import RunConfig, load_config
+from common.version import VERSION
 from deploy.cli.main import split_flags
 from deploy.launch import manifests
 from deploy.runtime.ray_backend import bundles, pin
@@ -203,8 +202,7 @@ def test_who_finds_no_room_is_named(flags: dict[str, str], who: list[str]) -> No
 
 def test_what_is_said_twice_is_said_alike() -> None:
     found, made = cluster_of(job()), resolved("a800-online")
-    version = found["rayVersion"]
-    assert build_arguments()["RAY"] == version
+    assert f"ray=={found['rayVersion']}\n" in lock().read_text()
     for name, template in templates(found).items():
         spec = template["spec"]
         assert template["metadata"]["labels"]["douga/role"] == name
@@ -219,6 +217,12 @@ def test_what_is_said_twice_is_said_alike() -> None:
     claims = {found["metadata"]["name"] for found in objects("storage.yaml")}
     mounted = {v["persistentVolumeClaim"]["claimName"] for v in learner["volumes"] if "persistentVolumeClaim" in v}
     assert mounted == claims
+
+
+def test_the_image_is_of_this_version() -> None:
+    images = {c["image"] for one in templates(cluster_of(job())).values() for c in one["spec"]["containers"]}
+    assert {image.rpartition(":")[2] for image in images} == {VERSION}
+    assert f"douga:{VERSION} ." in DOCKERFILE.read_text()
 
 
 def test_only_the_learners_pod_holds_the_runs() -> None:
@@ -299,27 +303,32 @@ def test_hadolint_finds_nothing() -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
+def lock() -> Path:
+    """The versions that the image has."""
+    return ROOT / "requirements" / f"lock-{build_arguments()['PYTHON']}.txt"
+
+
 def test_the_image_has_what_the_project_asks_for() -> None:
-    arguments, needed = build_arguments(), {r.name: r for r in map(Requirement, PROJECT["dependencies"])}
-    assert SpecifierSet(PROJECT["requires-python"]).contains(arguments["PYTHON"])
-    assert needed["ray"].specifier.contains(arguments["RAY"])
-    installed = " ".join(values("RUN"))
-    assert '"ray[default]==${RAY}"' in installed
-    assert f'"torch{needed["torch"].specifier}" numpy' in installed  # first, as in the Makefile
-    assert re.findall(r"pip install (?:--\S+ )*(\.) ?", installed) == [".", "."]
+    arguments = build_arguments()
+    assert lock().exists()
+    assert f"\nTORCH ?= torch=={arguments['TORCH']}\n" in (ROOT / "Makefile").read_text()
+    first, last = re.findall("pip install (.*?)$", "\n".join(values("RUN")), re.MULTILINE)
+    assert first == '--constraint requirements/lock-${PYTHON}.txt "torch==${TORCH}" ".[deepspeed]" ${MORE}'
+    assert last == "--no-deps --force-reinstall ."
     assert values("USER")[-1] == "10001:10001"
 
 
 def test_what_is_copied_exists_and_is_not_ignored() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {word for value in values("COPY") for word in value.split()[:-1]}
-    assert copied == kept
+    assert {name.partition("/")[0] for name in copied} == kept
     assert all((ROOT / name).exists() for name in copied)
     packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
     assert {name.removesuffix("*") for name in packages} <= copied
 
 
 NOT_INSTALLED = (
+    "requirements/",
     "benchmarks/results/",
     "deploy/rewards/recipes/",
     "deploy/launch/kuberay/",
@@ -332,7 +341,7 @@ def test_the_install_brings_every_file(tmp_path: Path) -> None:
     copied = {word for value in values("COPY") for word in value.split()[:-1]}
     found = [file for top in copied for file in (ROOT / top).rglob("*") if file.is_file() and file.suffix != ".pyc"]
     wanted = {str(file.relative_to(ROOT)) for file in found}
-    for name in [*wanted, "pyproject.toml", "README.md"]:
+    for name in wanted | {name for name in copied if (ROOT / name).is_file()}:
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes((ROOT / name).read_bytes())
     wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", tmp_path / "in"]
@@ -341,3 +350,4 @@ def test_the_install_brings_every_file(tmp_path: Path) -> None:
     (made,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(made).namelist())
     assert {name for name in wanted - inside if not name.startswith(NOT_INSTALLED)} == set()
+    assert {name.rpartition("/")[2] for name in inside if ".dist-info/licenses/" in name} == {"LICENSE", "NOTICE"}
