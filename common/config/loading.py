@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from common.config.algorithm import BUILT_IN, AlgorithmConfig, algorithm_class
+from common.config.algorithm import BUILT_IN, DEFAULT, AlgorithmConfig, algorithm_class
 from common.config.run import RunConfig
 from common.errors import ConfigError
 
@@ -50,6 +51,7 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    _switch_algorithm(data, flags or {})
     where = {name: source for name in leaves(data)}
     for name, value in (flags or {}).items():
         dotted = name.replace("-", "_")
@@ -58,7 +60,28 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, where)) from None
+        raise ConfigError(_one_line(error, where, _chosen(data))) from None
+
+
+def _switch_algorithm(data: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Where a flag names another algorithm than the file, drop the file's keys that the other one does not have."""
+    section, name = data.get(ALGORITHM), flags.get(f"{ALGORITHM}.name")
+    if name is None or not isinstance(section, dict) or name == section.get("name", DEFAULT):
+        return
+    with suppress(ValueError):  # an unknown name is reported when it is validated
+        known = algorithm_class(str(name)).Config.model_fields
+        data[ALGORITHM] = {key: value for key, value in section.items() if key in known}
+
+
+def _chosen(data: Mapping[str, Any]) -> str:
+    """The algorithm that the data names; the default one where that name is none."""
+    section = data.get(ALGORITHM)
+    name = str(section.get("name", DEFAULT)) if isinstance(section, dict) else DEFAULT
+    try:
+        algorithm_class(name)
+    except ValueError:
+        return DEFAULT
+    return name
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -86,7 +109,7 @@ def _listed(dotted: str, value: Any) -> Any:
     return value
 
 
-def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
+def _one_line(error: ValidationError, where: Mapping[str, str], algorithm: str) -> str:
     """The first problem of a validation error in one line: where, the bad value, what is allowed."""
     first = min(error.errors(), key=lambda one: one["type"] == "missing")  # a misspelt key is also reported as missing
     parts = [str(part) for part in first["loc"] if part != "[key]"]
@@ -95,26 +118,28 @@ def _one_line(error: ValidationError, where: Mapping[str, str]) -> str:
     place = where.get(name) or next(inside, None)
     label = name if place is None else place if place.startswith("--") else f"{name} in {place}"
     if first["type"] == "extra_forbidden":
-        return f"{label}: {f'renamed to {RENAMED[name]}' if name in RENAMED else f'unknown key; {_hint(parts)}'}"
+        words = f"renamed to {RENAMED[name]}" if name in RENAMED else f"unknown key; {_hint(parts, algorithm)}"
+        return f"{label}: {words}"
     if first["type"] in ("model_type", "model_attributes_type"):
-        return f"{label}: a section, not a value; set one of {', '.join(f'{name}.{key}' for key in _allowed(parts))}"
+        allowed = ", ".join(f"{name}.{key}" for key in _allowed(parts, algorithm))
+        return f"{label}: a section, not a value; set one of {allowed}"
     what = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
     return f"{label}{what}: {first['msg'].removeprefix('Value error, ')}"
 
 
-def _hint(parts: list[str]) -> str:
+def _hint(parts: list[str], algorithm: str) -> str:
     """The key that an unknown key probably meant, or else every key allowed in its section."""
-    allowed = _allowed(parts[:-1])
+    allowed = _allowed(parts[:-1], algorithm)
     close = get_close_matches(parts[-1], allowed, n=1)
     if close:
         return f"did you mean {'.'.join([*parts[:-1], close[0]])}?"
-    elsewhere = [key.name for key in keys() if key.name.split(".")[-1] == parts[-1]]
+    elsewhere = [] if parts[0] == ALGORITHM else [key.name for key in keys() if key.name.split(".")[-1] == parts[-1]]
     return f"did you mean {elsewhere[0]}?" if elsewhere else f"allowed here: {', '.join(allowed)}"
 
 
-def _allowed(section: list[str]) -> list[str]:
+def _allowed(section: list[str], algorithm: str) -> list[str]:
     if section == [ALGORITHM]:
-        return sorted({key.name.partition(".")[2] for key in _algorithm_keys()})
+        return sorted(algorithm_class(algorithm).Config.model_fields)
     model: Any = RunConfig
     for part in section:
         if _entry(model) is not None:

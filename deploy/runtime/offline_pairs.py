@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from common.config import RunConfig
+from common.config import RunConfig, algorithm_class
 from common.data.offline_pairs import RecordedPairs
 from common.errors import ConfigError
 
@@ -40,10 +40,14 @@ def _check(config: RunConfig) -> None:
     if config.simulate:
         raise ConfigError(f"{what}: with simulate nothing is read; leave one of them out")
     folder = Path(config.pairs).is_dir()
+    if folder and algorithm_class(config.algorithm.name).min_candidates > 1:
+        raise ConfigError(
+            f"{what}: a folder of clips says nothing about which is better; algorithm.name = 'sft' learns from it "
+            f"(douga finetune)"
+        )
     group = 1 if folder else 2
     if config.sampler.candidates != group:
         kind = "a clip" if folder else "a pair"
         raise ConfigError(
             f"{what}: a group is {kind}; sampler.candidates = {config.sampler.candidates} must be {group}"
         )
-    # min_candidates of the algorithm has been checked: none that compares clips is left for a folder.

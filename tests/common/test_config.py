@@ -51,6 +51,10 @@ def test_a_list_is_given_with_commas():
         ({"sampler.steps": "30"}, "1000 training timesteps; nearest: 25 or 40"),
         ({"sampler.steps": "4000"}, "1000 training timesteps; nearest: 1000"),
         ({"algorithm.alhpa": "2"}, "--algorithm.alhpa: unknown key; did you mean algorithm.alpha?"),
+        (
+            {"algorithm.name": "sft", "algorithm.beta": "2"},
+            "--algorithm.beta: unknown key; allowed here: alpha, name, weight",
+        ),
         ({"learner.alpha": "2"}, "--learner.alpha: renamed to algorithm.alpha"),
         ({"learner.loss": "dpo"}, "--learner.loss: renamed to algorithm.name"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
@@ -250,3 +254,12 @@ def test_what_is_no_algorithm_is_refused(name, line):
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"algorithm.name": name})
     assert line in str(caught.value)
+
+
+def test_a_flag_that_names_another_algorithm_drops_the_files_keys_for_the_old_one(tmp_path):
+    file = write(tmp_path, '[algorithm]\nname = "gapo"\nalpha = 3.0\nbeta = 50.0\n')
+    section = load_config(file, {"algorithm.name": "dpo"}).algorithm
+    assert section.model_dump() == {"name": "dpo", "beta": 50.0, "refresh_every": 0}
+    with pytest.raises(ConfigError, match=r"--algorithm\.alpha: unknown key"):  # a flag is meant
+        load_config(file, {"algorithm.name": "dpo", "algorithm.alpha": "2"})
+    assert load_config(file, {"algorithm.name": "gapo"}).algorithm.model_dump()["alpha"] == 3.0

@@ -26,7 +26,8 @@ def event(time: float, name: str, **more: Any) -> dict[str, Any]:
 
 def step(number: int, time: float, **more: Any) -> dict[str, Any]:
     """A step that pushed, with a queue of three pairs."""
-    figures = {"loss": 0.5, "inside": 0.25, "margin": 0.1, "gap": 0.0625, "winner_error": -0.5, "loser_error": 0.5}
+    own = {"dpo_logits": 0.25, "reward_margin": 0.1, "chosen_error": -0.5, "rejected_error": 0.5, "gap": 0.0625}
+    figures = {"loss": 0.5, "metrics": own}
     rest = {"grad_norm": 2.0, "lag": 0.5, "lag_max": 1, "reward": 0.75, "seconds": 4.0, "refreshed": False}
     return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"paired": 3}, **more}
 
@@ -42,11 +43,11 @@ def seen(
     spans: Sequence[dict[str, Any]] = (),
     steps: Sequence[dict[str, Any]] = (),
     events: Sequence[dict[str, Any]] = (event(1000.0, "started"),),
-    holder: int | None = 4711,
+    lock_owner: int | None = 4711,
     result: dict[str, Any] | None = None,
     **flags: Any,
 ) -> RunSnapshot:
     """Of the cluster run `CLUSTER`, with `flags` on top."""
     config = load_config(flags=CLUSTER | {name.replace("__", "."): value for name, value in flags.items()})
     spans = sorted(spans, key=lambda one: one["time"])
-    return RunSnapshot(Path("runs/mine"), config, now, holder, steps, events, spans, [], result, ledger)
+    return RunSnapshot(Path("runs/mine"), config, now, lock_owner, steps, events, spans, [], result, ledger)

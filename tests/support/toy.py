@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from common.config import DIMENSIONS, RunConfig, load_config
+from common.config import DIMENSIONS, RunConfig, algorithm_class, load_config
 from common.messages import Prompt, Purpose
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import read_json_lines
@@ -99,12 +99,13 @@ def config(root: Path, **flags: Any) -> RunConfig:
         "learner.pairs_per_step": 2,
         "learner.lr": 1e-3,
         "learner.checkpoint_every": 2,
-        "algorithm.refresh_every": 3,
         "exchange.max_lag": 0,
         "evaluation.prompts": 2,
         "evaluation.clips": 2,
         "guard.prompts": 0,
     }
+    if "refresh_every" in algorithm_class(str(flags.get("algorithm.name", "gapo"))).Config.model_fields:
+        values["algorithm.refresh_every"] = 3
     return load_config(None, {name: str(value) for name, value in (values | flags).items()})
 
 

@@ -31,9 +31,9 @@ def rated(folder: Path, opinions: Mapping[str, tuple[str, int]], count: int = 16
 def test_every_two_of_a_category_whose_opinions_differ_make_a_pair(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 2), "d.mp4": ("jump", 4)})
     pairs = RecordedPairs(file, MODEL, seed=0).pairs
-    names = {(pair.winner.clip.name, pair.loser.clip.name) for pair in pairs}
+    names = {(pair.chosen.clip.name, pair.rejected.clip.name) for pair in pairs}
     assert names == {("a.mp4", "b.mp4"), ("a.mp4", "c.mp4")}
-    assert {(pair.winner.score, pair.loser.score) for pair in pairs} == {(100.0, 25.0)}
+    assert {(pair.chosen.score, pair.rejected.score) for pair in pairs} == {(100.0, 25.0)}
 
 
 def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
@@ -43,7 +43,7 @@ def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
     other = RatedClip(clip="b.mp4", prompt="p", source="s", ratings={"ann": {"text": 1}})
     write_ratings(tmp_path / "r.jsonl", [row, other])
     (pair,) = RecordedPairs(tmp_path / "r.jsonl", MODEL, 0).pairs
-    assert pair.winner.score == (3.75 - 1) * 25
+    assert pair.chosen.score == (3.75 - 1) * 25
 
 
 def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_path):
@@ -54,7 +54,7 @@ def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_p
     ]
     write_pairs(tmp_path / "pairs.jsonl", rows)
     found = RecordedPairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
-    assert [(pair.winner.score, pair.loser.score) for pair in found] == [(75.0, 50.0), (100.0, 0.0)]
+    assert [(pair.chosen.score, pair.rejected.score) for pair in found] == [(75.0, 50.0), (100.0, 0.0)]
 
 
 def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
@@ -72,7 +72,7 @@ def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 1)})
     (tmp_path / "c.mp4").write_bytes(encode_mp4(frames(0, 8), 8))
     recorded = RecordedPairs(file, MODEL, 0)
-    assert [pair.loser.clip.name for pair in recorded.pairs] == ["b.mp4"]
+    assert [pair.rejected.clip.name for pair in recorded.pairs] == ["b.mp4"]
     (fault,) = recorded.faults.values()
     assert "c.mp4: 8 frames at 8 frames per second are too few: the model takes 9 at 8" in fault
     with pytest.raises(ConfigError, match=r"no pair to train on: .*too few"):
@@ -85,16 +85,16 @@ def test_equal_opinions_alone_are_no_pairs(tmp_path):
         RecordedPairs(file, MODEL, 0)
 
 
-def test_a_folder_gives_each_clip_against_itself(tmp_path):
+def test_a_folder_gives_each_clip_alone(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4"])
     (tmp_path / "a.txt").write_text("a square walks\n")
     with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it into b.txt beside it"):
         RecordedPairs(tmp_path, MODEL, 0)
     (tmp_path / "b.txt").write_text("it too")
     pairs = RecordedPairs(tmp_path, MODEL, 0).pairs
-    assert [(pair.winner.clip.name, pair.loser.clip.name, pair.winner.text) for pair in pairs] == [
-        ("a.mp4", "a.mp4", "a square walks"),
-        ("b.mp4", "b.mp4", "it too"),
+    assert [(pair.chosen.clip.name, pair.chosen.text, len(pair.ends)) for pair in pairs] == [
+        ("a.mp4", "a square walks", 1),
+        ("b.mp4", "it too", 1),
     ]
 
 

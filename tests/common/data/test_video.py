@@ -113,17 +113,17 @@ def test_wrong_input_is_named() -> None:
 
 def test_two_clips_in_one_picture() -> None:
     one, other = np.full((9, 48, 64, 3), 40, np.uint8), np.full((7, 48, 64, 3), 200, np.uint8)
-    made = side_by_side(one, other, 8)
+    made = side_by_side([one, other], 8)
     assert plays_everywhere(made)
     assert clip_length(made) == (7, 8.0)  # the shorter one's
     frames = decode_clip(made)
     assert frames.shape == (7, 192, 512, 3)  # enlarged four times
     assert np.abs(frames[:, :, :250].astype(int) - 40).max() < 8
     assert np.abs(frames[:, :, 262:].astype(int) - 200).max() < 8
-    with pytest.raises(ValueError, match=r"clips of two sizes: \[48, 64\] and \[24, 64\]"):
-        side_by_side(one, other[:, :24], 8)
+    with pytest.raises(ValueError, match=r"clips of different sizes: \[24, 64\] and \[48, 64\]"):
+        side_by_side([one, other[:, :24]], 8)
 
 
 def test_two_clips_of_real_videos_are_shrunk() -> None:
     clip = np.zeros((3, 480, 720, 3), np.uint8)
-    assert decode_clip(side_by_side(clip, clip, 16)).shape == (3, 320, 960, 3)
+    assert decode_clip(side_by_side([clip, clip], 16)).shape == (3, 320, 960, 3)

@@ -16,14 +16,14 @@ from common.messages import (
     Candidate,
     Conditioning,
     GroupLease,
-    PreferencePair,
     Prompt,
     Purpose,
     Score,
     ScoreTask,
+    Selection,
     SerializedTensor,
     TensorEntry,
-    TrainingPair,
+    TrainingGroup,
     WeightVersion,
 )
 from common.rpc.codec import MAX_HEADER, MAX_ITEMS, Limits, WireError, pack, unpack
@@ -37,7 +37,11 @@ arrays = st.tuples(st.sampled_from(sorted(ITEM_BYTES)), shapes, st.integers(0, 2
 prompts = st.builds(Prompt, number, st.text(), st.text(), st.none() | st.binary(), st.sampled_from(Purpose))
 conditionings = st.builds(Conditioning, arrays, st.none() | arrays)
 candidates = st.builds(Candidate, st.text(), number, number, number, number, arrays, st.binary())
-pairs = st.builds(PreferencePair, number, st.text(), st.text(), real, real, real, number)
+selections = st.lists(number, min_size=1, unique=True).map(lambda kept: Selection(tuple(kept), (0.5,) * len(kept)))
+groups = st.builds(
+    TrainingGroup,
+    *(number, number, selections, st.lists(real).map(tuple), conditionings, st.lists(arrays).map(tuple), number),
+)
 versions = st.builds(
     WeightVersion,
     *(number, number, number, st.text(), number),
@@ -51,7 +55,7 @@ MESSAGES: dict[Any, st.SearchStrategy[Any]] = {
     Candidate: candidates,
     Sequence[ScoreTask]: st.lists(st.builds(ScoreTask, st.text(), prompts, st.binary()), max_size=3),
     Score: st.builds(Score, st.text(), st.text(), st.dictionaries(st.text(), real, max_size=3)),
-    Sequence[TrainingPair]: st.lists(st.builds(TrainingPair, pairs, conditionings, arrays, arrays, number), max_size=2),
+    Sequence[TrainingGroup]: st.lists(groups, max_size=2),
     Sequence[ScoredCandidate]: st.lists(
         st.builds(ScoredCandidate, prompts, candidates, st.dictionaries(st.text(), real, max_size=2)), max_size=2
     ),

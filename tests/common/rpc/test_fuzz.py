@@ -44,7 +44,14 @@ GROWTH = 400  # MiB that the services' process may grow by: the dearest header (
 WAIT = 20_000  # ms
 FILES = {"ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal", "ledger.lock", "blobs", "snapshots", "weights"}
 FILES |= {"metrics.jsonl", "timeline.jsonl"}
-BY_TARGET = {"ValueError", "ConfigError", "LookupError", "OverflowError", "OSError"}  # sound requests for what is not
+BY_TARGET = {
+    "ValueError",
+    "ConfigError",
+    "NotFoundError",
+    "LookupError",
+    "OverflowError",
+    "OSError",
+}  # sound requests for what is not
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
 INTERFACES = {"exchange": RunExchange, "journal": Journal, "weights": WeightSource}
 
@@ -114,7 +121,7 @@ def work(exchange: RunExchange) -> None:
 
 
 def report(journal: Journal) -> None:
-    journal.step(StepStats(1, *[0.5] * 7, 0.0, 1, 0.5, 1.0, False, True))
+    journal.step(StepStats(1, 0.5, 0.5, 0.0, 1, 0.5, 1.0, False, True, {"gap": 0.5}))
     journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
     journal.trained(TrainingFinished(1, 1, "0" * 32))
     journal.exporting("sampler-0", "127.0.0.1:9000")

@@ -184,7 +184,7 @@ def test_an_alarm_makes_the_policy_the_reference(refreshed):
     assert alarms == [1, 2, 3]  # of 4 steps: after the last a reference is of no use
     assert {one["rule"] for one in events(config, "alarm")} == {"motion"}
     steps = latest_by_step(read_json_lines(config.folder / "metrics.jsonl"))
-    at_rest = [one["step"] for one in steps if one["inside"] == 0.0]  # policy and reference are the same
+    at_rest = [one["step"] for one in steps if one["metrics"]["dpo_logits"] == 0.0]  # policy and reference are the same
     assert at_rest == [1, *(step + 1 for step in alarms)]
 
 

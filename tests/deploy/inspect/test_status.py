@@ -170,8 +170,7 @@ def test_the_lines_of_a_terminal() -> None:
     spans = [span("sampler-0", 1000.0, 50.0), span("rewarder-0", 1050.0, 10.0, 4), span("learner-0", 1060.0, 30.0)]
     assert lines(run_status(seen(1100.0, ledger, spans, steps, events))) == [
         "mine: training, process 4711",
-        "training 3/20  pairs 24  version 2  lag 0.5  "
-        "reward 75.00  gap 0.0625  inside +0.250  0.01 groups/s  8:30 left",
+        "training 3/20  pairs 24  version 2  lag 0.5  reward 75.00  loss 0.5000  0.01 groups/s  8:30 left",
         "",
         "step 3 of 20   version 2   lag 0.5 (most 1, allowed 1) pushes",
         "groups   1 pending, 3 paired, 24 trained",

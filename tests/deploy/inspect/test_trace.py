@@ -36,7 +36,7 @@ def of(made: dict[str, Any], kind: str, **fields: Any) -> list[dict[str, Any]]:
 
 
 def test_every_event_has_the_fields_of_its_kind(made) -> None:
-    assert Counter(one["ph"] for one in made["traceEvents"]) == {"M": 11, "X": 5, "i": 4, "C": 8}
+    assert Counter(one["ph"] for one in made["traceEvents"]) == {"M": 11, "X": 5, "i": 4, "C": 16}
     for one in json.loads(json.dumps(made, allow_nan=False))["traceEvents"]:
         assert set(one) == {"ph", "pid", "tid"} | FIELDS[one["ph"]]
         for name in ("ts", "dur", "pid", "tid"):
@@ -83,6 +83,7 @@ def test_queue_lag_reward_and_gap_are_counters(made) -> None:
     assert queue == [(20_000_000, none | {"paired": 3}), (30_000_000, none | {"paired": 7, "sampling": 2})]
     assert [one["args"] for one in of(made, "C", name="lag")] == [{"mean": 0.5, "max": 1}] * 2
     assert [one["args"] for one in of(made, "C", name="reward")] == [{"reward": 75.0}] * 2
+    assert [one["args"] for one in of(made, "C", name="gap")] == [{"gap": 0.0625}] * 2
 
 
 def test_a_step_without_its_span_takes_no_other_span() -> None:

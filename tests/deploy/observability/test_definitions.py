@@ -66,10 +66,10 @@ def test_what_others_rely_on_is_there() -> None:
     assert not set(TABLE) & set(OF_PROCESS)
 
 
-def test_the_table_imports_next_to_nothing() -> None:
+def test_the_table_imports_nothing_heavy() -> None:
     code = (
         "import sys, deploy.observability.definitions\n"
-        "print([m for m in ('torch', 'numpy', 'pydantic', 'prometheus_client') if m in sys.modules])"
+        "print([m for m in ('torch', 'numpy', 'diffusers', 'prometheus_client') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

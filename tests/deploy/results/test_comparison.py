@@ -9,7 +9,6 @@ from rich.console import Console
 from common.bootstrap import Interval
 from common.config import load_config
 from common.data.video import encode_mp4
-from common.errors import ConfigError
 from common.exchange.api import ScoredCandidate
 from common.messages import Candidate, SerializedTensor
 from common.toon.prompts import prompt_of
@@ -86,13 +85,6 @@ def test_nothing_learned_is_exactly_zero_and_fails():
     conclusion = comparison.conclude(records([(50, 50), (60, 60)] * 4, [((1, 2, 3), (1, 2, 3))] * 8))
     assert conclusion["learned"]["reward"]["change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert not conclusion["verdict"]["passed"]
-
-
-def test_mean_reward_is_weighted_and_needs_every_weighted_dimension():
-    values = {"motion": 40.0, "text": 80.0}
-    assert comparison.mean_reward(values, {"motion": 3.0, "text": 1.0, "image": 0.0}) == 50.0
-    with pytest.raises(ConfigError, match=r"reward\.weights\.image"):
-        comparison.mean_reward(values, {"motion": 1.0, "image": 1.0})
 
 
 def scored(clip, seed=5, shot=SHOT):

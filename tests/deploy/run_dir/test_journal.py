@@ -12,7 +12,18 @@ from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.remote_journal import RemoteJournal, journal_service
 
-STATS = StepStats(3, 0.5, 0.1, 0.2, 0.05, -0.01, 0.02, 1.5, 0.5, 1, 0.6, 2.5, True, True)
+STATS = StepStats(
+    step=3,
+    loss=0.5,
+    grad_norm=1.5,
+    lag=0.5,
+    lag_max=1,
+    reward=0.6,
+    seconds=2.5,
+    refreshed=True,
+    pushed=True,
+    metrics={"dpo_logits": 0.1, "reward_margin": 0.2, "chosen_error": -0.01, "rejected_error": 0.02, "gap": 0.05},
+)
 
 
 def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> None:

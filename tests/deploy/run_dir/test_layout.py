@@ -8,7 +8,7 @@ import os
 import pytest
 
 from common.config import load_config
-from common.errors import ConfigError
+from common.errors import ConfigError, CorruptDataError, NotFoundError
 from deploy.run_dir import layout
 
 
@@ -98,7 +98,7 @@ def test_runs_are_found_by_path_and_by_name(tmp_path):
         pass
     assert layout.find_run(str(folder))[0] == folder
     assert layout.find_run("r", root=tmp_path)[0] == folder
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(NotFoundError, match="no run folder"):
         layout.find_run("other", root=tmp_path)
 
 
@@ -108,5 +108,5 @@ def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
     assert layout.read_result(tmp_path) == {"step": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     (tmp_path / "result.json").write_text(json.dumps({"step": 3})[:-1])
-    with pytest.raises(ConfigError, match=r"result\.json: broken"):
+    with pytest.raises(CorruptDataError, match=r"result\.json: broken"):
         layout.read_result(tmp_path)

@@ -12,10 +12,9 @@ from deploy.run_dir.progress import Plain, Status, ThroughputTracker, minutes, s
 
 
 def test_a_training_line_says_what_matters():
-    status = Status("training", 12, 30, 12, 96, 0.5, 61.25, 0.0312, 0.4, 1.5, 75.0)
+    status = Status("training", 12, 30, 12, 96, 0.5, 61.25, 0.0312, 1.5, 75.0)
     assert status.words() == (
-        "training 12/30  pairs 96  version 12  lag 0.5  "
-        "reward 61.25  gap 0.0312  inside +0.400  1.50 groups/s  1:15 left"
+        "training 12/30  pairs 96  version 12  lag 0.5  reward 61.25  loss 0.0312  1.50 groups/s  1:15 left"
     )
 
 
@@ -24,7 +23,7 @@ def test_an_evaluation_line_is_short():
 
 
 def stats(step: int, reward: float) -> StepStats:
-    return StepStats(step, 0.1, 0.2, 0.3, 0.04, 0.0, 0.0, 1.0, 0.5, 1, reward, 3.0, False, True)
+    return StepStats(step, 0.1, 1.0, 0.5, 1, reward, 3.0, False, True, {})
 
 
 def test_the_pace_is_that_of_the_last_steps():
@@ -40,7 +39,7 @@ def test_the_pace_is_that_of_the_last_steps():
     assert status.eta == pytest.approx(20.0)  # ten steps of 2 s
     assert status.reward == pytest.approx(60.0)
     assert status.groups_per_second == pytest.approx(0.5)  # 55 in 110 s
-    assert (status.lag, status.gap, status.inside) == (0.5, 0.04, 0.2)
+    assert (status.lag, status.loss) == (0.5, 0.1)
 
 
 def test_lines_come_at_phases_ends_and_every_ten_seconds():

@@ -36,7 +36,18 @@ from tests.support.exchange import fakes
 
 __all__ = ["model"]  # the fixture
 
-STATS = StepStats(3, 0.5, 0.1, 0.2, 0.05, -0.01, 0.02, 1.5, 0.5, 1, 0.6, 2.5, True, True)
+STATS = StepStats(
+    step=3,
+    loss=0.5,
+    grad_norm=1.5,
+    lag=0.5,
+    lag_max=1,
+    reward=0.6,
+    seconds=2.5,
+    refreshed=True,
+    pushed=True,
+    metrics={"dpo_logits": 0.1, "reward_margin": 0.2, "chosen_error": -0.01, "rejected_error": 0.02, "gap": 0.05},
+)
 SECONDS = 60.0
 
 
@@ -60,11 +71,11 @@ def names(samples: Samples) -> set[str]:
 def test_a_step_as_gauges() -> None:
     assert dict((value.name, value.value) for value in of_step(STATS)) == {
         "douga_loss": 0.5,
-        "douga_dpo_inside": 0.1,
-        "douga_reward_margin": 0.2,
-        "douga_pair_gap": 0.05,
-        "douga_winner_error": -0.01,
-        "douga_loser_error": 0.02,
+        "douga_algorithm_dpo_logits": 0.1,
+        "douga_algorithm_reward_margin": 0.2,
+        "douga_algorithm_gap": 0.05,
+        "douga_algorithm_chosen_error": -0.01,
+        "douga_algorithm_rejected_error": 0.02,
         "douga_grad_norm": 1.5,
         "douga_policy_lag_mean_pushes": 0.5,
         "douga_policy_lag_max_pushes": 1.0,
@@ -275,7 +286,7 @@ def test_a_serial_run_is_scraped_while_it_goes_on(simulated: Scraped) -> None:
     assert last["douga_phase", "training"] == 1
     assert last["douga_workers_up", "learner"] == 1
     steps = read_json_lines(made.folder / "metrics.jsonl")
-    assert last["douga_reward_margin",] == pytest.approx(steps[int(last["douga_step",]) - 1]["margin"])
+    assert last["douga_reward",] == pytest.approx(steps[int(last["douga_step",]) - 1]["reward"])
 
 
 def test_after_the_run_nobody_is_to_be_scraped(simulated: Scraped) -> None:
@@ -308,7 +319,8 @@ def test_code_and_table_are_equal(simulated: Scraped, watched: Scraped) -> None:
 
 def test_documentation_and_table_are_equal() -> None:
     page = generate.metrics_page()
-    rows = [line.split("|")[1].strip() for line in page.partition("## The table")[2].splitlines() if line[:3] == "| `"]
+    table = page.partition("## All metrics")[2].splitlines()
+    rows = [line.split("|")[1].strip() for line in table if line[:3] == "| `"]
     assert rows == [f"`{name}`" for name in TABLE]
 
 
@@ -385,9 +397,9 @@ def test_tensorboard_shows_the_steps(simulated: Scraped) -> None:
     events = EventAccumulator(str(made.folder / "tensorboard"))
     events.Reload()
     steps = read_json_lines(made.folder / "metrics.jsonl")
-    shown = events.Scalars("douga_reward_margin")
+    shown = events.Scalars("douga_reward")
     assert [one.step for one in shown] == [1, 2, 3, 4, 5, 6]
-    assert [one.value for one in shown] == pytest.approx([record["margin"] for record in steps])
+    assert [one.value for one in shown] == pytest.approx([record["reward"] for record in steps])
     assert set(events.Tags()["scalars"]) == {value.name for value in of_step(STATS)}
 
 

@@ -77,9 +77,9 @@ def test_steps_refreshes_and_pushes_come_on_schedule(unbroken):
     assert [record["refreshed"] for record in steps] == [False, False, True, False]
     assert [record["pushed"] for record in steps] == [True] * 4
     assert [record["lag"] for record in steps] == [0.0] * 4
-    assert steps[0]["inside"] == 0.0  # policy and reference are still the same
-    assert steps[3]["inside"] == 0.0  # and again after the refresh
-    assert steps[2]["inside"] != 0.0
+    assert steps[0]["metrics"]["dpo_logits"] == 0.0  # policy and reference are still the same
+    assert steps[3]["metrics"]["dpo_logits"] == 0.0  # and again after the refresh
+    assert steps[2]["metrics"]["dpo_logits"] != 0.0
 
 
 def test_every_unit_of_work_is_on_the_time_axis(unbroken):

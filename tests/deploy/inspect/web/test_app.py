@@ -52,11 +52,13 @@ def test_the_page_and_its_parts_are_there_and_nothing_comes_from_elsewhere(clien
 
 
 def test_the_newest_pairs_with_scores_and_videos(client) -> None:
-    pairs = ask(client)["pairs"]
+    pairs = ask(client)["groups"]
     assert [one["ordinal"] for one in pairs] == [2, 1, 0]
     first = pairs[0]
     assert (first["text"], first["version"], first["state"]) == ("cat 2 walks", 0, "paired")
-    assert (first["winner"]["reward"], first["loser"]["scores"]["motion"]) == (pytest.approx(80.0), 30.0)
+    assert [one["name"] for one in first["kept"]] == ["chosen", "rejected"]
+    chosen, rejected = first["kept"]
+    assert (chosen["reward"], rejected["scores"]["motion"]) == (pytest.approx(80.0), 30.0)
     video = client.get(f"/{first['clip']}")
     assert (video.status_code, video.headers["content-type"]) == (200, "video/mp4")
     assert plays_everywhere(video.content)
@@ -67,15 +69,15 @@ def test_the_newest_pairs_with_scores_and_videos(client) -> None:
 
 
 def test_a_clip_that_is_gone_is_said_to_be_and_what_was_seen_before_still_plays(client, run) -> None:
-    first, second, _ = ask(client)["pairs"]
+    first, second, _ = ask(client)["groups"]
     assert client.get(f"/{first['clip']}").status_code == 200
     for blob in (run / "blobs").iterdir():
         blob.unlink()
     assert client.get(f"/{first['clip']}").status_code == 200
     gone = client.get(f"/{second['clip']}")
     assert (gone.status_code, gone.json()) == (404, {"detail": "clip is gone"})
-    assert len(ask(client)["pairs"]) == 3
-    for name in ("pairs/99.mp4", "pairs/..%2f..%2fledger.sqlite.mp4", "pairs/-1.mp4"):
+    assert len(ask(client)["groups"]) == 3
+    for name in ("groups/99.mp4", "groups/..%2f..%2fledger.sqlite.mp4", "groups/-1.mp4"):
         assert client.get(f"/{name}").status_code in (404, 422)
 
 
@@ -86,7 +88,7 @@ def test_videos_that_are_kept_are_bounded(run, monkeypatch, tmp_path) -> None:
     made = VideoCache(run / "blobs")
     client = TestClient(make_app(DashboardState(RunReader(run)), made), base_url="http://127.0.0.1")
     (shown,) = (tmp_path / "scratch").iterdir()
-    pairs = ask(client)["pairs"]
+    pairs = ask(client)["groups"]
     for pair in pairs:
         assert client.get(f"/{pair['clip']}").status_code == 200
     assert len(list(shown.iterdir())) == 2
@@ -99,13 +101,16 @@ def test_videos_of_real_size_are_shrunk(tmp_path: Path) -> None:
     data = raw(encode_mp4(np.zeros((5, 480, 720, 3), np.uint8), 16))
     one, other = (store.write([data]).file for _ in range(2))
     with closing(VideoCache(store.folder)) as made:
-        assert decode_clip(made.video(one, other).read_bytes()).shape == (5, 320, 960, 3)
+        assert decode_clip(made.video([one, other]).read_bytes()).shape == (5, 320, 960, 3)
 
 
 def test_curves_come_when_they_have_changed(client, run) -> None:
     told = ask(client)
     drawn = {one["title"]: one for one in told["curves"]["drawn"]}
-    assert list(drawn) == ["Batch mean reward", "Gap", "Inside", "Loss", "Lag"]
+    assert list(drawn) == [
+        *("Batch mean reward", "Loss", "Lag"),
+        *("Dpo logits", "Reward margin", "Chosen error", "Rejected error", "Gap"),
+    ]
     assert (drawn["Batch mean reward"]["now"], drawn["Gap"]["now"]) == ("75", "0.0625")
     svg = drawn["Gap"]["svg"]
     assert [svg.count(f'class="{kind}"') for kind in ("push", "refresh", "alarm", "resume")] == [2, 1, 1, 1]
@@ -125,9 +130,9 @@ def test_a_run_that_is_just_beginning_and_one_that_is_gone(tmp_path: Path, monke
     )
     told = ask(client)
     assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "it has not begun")
-    assert (told["pairs"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
+    assert (told["groups"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
     (folder / "ledger.sqlite").touch()
-    assert ask(client)["pairs"] == []
+    assert ask(client)["groups"] == []
     (folder / "config.toml").unlink()
     answer = client.get("/api/run")
     assert answer.status_code == 503
@@ -142,14 +147,14 @@ def test_simulated_work_has_no_clips(tmp_path: Path, monkeypatch) -> None:
     client = TestClient(
         make_app(DashboardState(RunReader(folder)), VideoCache(folder / "blobs")), base_url="http://localhost"
     )
-    (pair,) = ask(client)["pairs"]
+    (pair,) = ask(client)["groups"]
     assert (pair["clip"], pair["why"]) == (None, "simulated work has no clips")
 
 
 def test_with_a_token_nothing_is_told_without_it(run) -> None:
     app = make_app(DashboardState(RunReader(run)), VideoCache(run / "blobs"), "correct horse battery")
     client = TestClient(app, base_url="http://10.0.0.5")
-    for door in ("/api/run", "/pairs/0.mp4"):
+    for door in ("/api/run", "/groups/0.mp4"):
         assert client.get(door).status_code == 401
     assert client.post("/api/login", json={"token": "correct horse battery"}).status_code == 200
     assert client.get("/api/run").status_code == 200

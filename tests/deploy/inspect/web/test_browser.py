@@ -106,7 +106,7 @@ def follow(page: Page) -> None:
     expect(page.locator("#pipeline li.slowest")).to_have_count(0)
 
 
-def test_winner_and_loser_play_in_step_and_again_and_again(visit: Visit, serve: Serve, stopped: Path):
+def test_kept_candidates_play_in_step_and_again_and_again(visit: Visit, serve: Serve, stopped: Path):
     page = visit(serve(stopped))
     expect(page.locator("#pairs video")).to_have_count(3)
     plays(page)
@@ -114,7 +114,7 @@ def test_winner_and_loser_play_in_step_and_again_and_again(visit: Visit, serve: 
     sizes = page.evaluate("(one => [one.videoWidth, one.videoHeight])(document.querySelector('#pairs video'))")
     assert sizes == [512, 192]  # both halves are one picture
     card = page.locator(".pair").first
-    expect(card).to_contain_text("winner 80.0")
+    expect(card).to_contain_text("chosen 80.0")
     expect(card).to_contain_text("loser 30.0")
     expect(card.locator(".dimension")).to_have_count(6)
     before = page.evaluate("(window.card = document.querySelector('.pair')).dataset.ordinal")
@@ -139,7 +139,7 @@ def test_clips_that_are_gone_are_said_to_be(visit: Visit, serve: Serve, stopped:
         blob.unlink()
     page = visit(serve(stopped))
     expect(page.locator(".screen.none")).to_have_text(["clip is gone"] * 3)
-    expect(page.locator(".pair").first).to_contain_text("winner 80.0")
+    expect(page.locator(".pair").first).to_contain_text("chosen 80.0")
 
 
 @pytest.mark.parametrize("width", [390, 360])
