@@ -21,7 +21,7 @@ import numpy as np
 from av.codec.context import Flags
 from PIL import Image
 
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 
 decord: Any = import_module("decord") if find_spec("decord") else None
 CPU = Path("/proc/cpuinfo")
@@ -122,7 +122,7 @@ def _frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
     try:
         return _reader(data).get_batch(list(indices)).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
-        pass_on(error)
+        reraise_oom(error)
         # decord 0.6 cannot copy the padded rows of frames that are 8, 16, 24, 48 or 72 pixels wide.
         if "size must exactly match" in str(error):
             return _by_pyav(data, indices)
@@ -146,7 +146,7 @@ def _reader(data: bytes) -> Any:
     try:
         return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
-        pass_on(error)
+        reraise_oom(error)
         raise _unreadable(data, error) from None
 
 

@@ -37,7 +37,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 from common.models.fingerprint import TOON_PIPELINE, model_parts
 from common.models.shapes import front_padding, latent_shape
 
@@ -106,7 +106,7 @@ class ModelFolder:
         try:
             return kind.from_pretrained(str(folder), local_files_only=True, **how)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            pass_on(error)
+            reraise_oom(error)
             raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:
