@@ -190,7 +190,7 @@ def test_a_judge_that_has_changed_is_not_believed():
         ({"url": "http://127.0.0.1:9"}, "no answer in 1 tries"),
         ({"path": "red"}, r"path = 'red': .* serves blue, grey"),
         ({}, "serves blue, grey; which one"),
-        ({"token_file": "/nowhere"}, "no token can be read"),
+        ({"token_file": "/nowhere"}, "cannot read the token"),
     ],
 )
 def test_wrong_addresses_get_one_line(changes, line):
