@@ -1,4 +1,4 @@
-"""What of a clip's scores counts, and how much: from dimensions, judges and the chosen feedback to weights. Pure.
+"""Reward aggregation weights: which scores of a clip count in its reward, and how much. Pure functions.
 
 ```
 reward.weights | preset  ->  smoothness 1, motion 1, ...      one weight per AnimeReward dimension
@@ -6,7 +6,7 @@ reward.judges.vs.weight  ->  vs.visual, vs.dynamic, ...       one weight, shared
 reward.feedback          ->  all of these | every score alike (global) | one of them
 ```
 
-A judge of one output is scored under its own name, ``vs``; one of several under ``vs.OUTPUT``.
+A judge with a single output has one score, named like the judge (``vs``); otherwise scores are named ``vs.OUTPUT``.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ ALL, GLOBAL = "all", "global"
 
 
 def counted(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
-    """Weight, above 0, of each of the names in `scored` that counts in the mean reward.
+    """The weight, above 0, of each name in `scored` that counts in the mean reward.
 
-    `ConfigError` when something that counts is scored by nothing.
+    Raises:
+        ConfigError: a weight is set for a score that no reward model gives.
     """
     if config.feedback == GLOBAL:
         return dict.fromkeys(scored, 1.0)
@@ -39,7 +40,7 @@ def counted(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
 
 
 def expected(config: RewardConfig) -> list[str]:
-    """Names that are scored, as far as the configuration alone can tell."""
+    """The names of all scores, as far as they are known from the configuration alone."""
     names = [name for name, weight in config.head_weights.items() if weight > 0 or name == config.feedback]
     for name, judge in config.judges.items():
         names += [f"{name}.{output}" for output in judge.outputs] or [name]
@@ -56,7 +57,7 @@ def _single(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
 
 
 def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dict[str, float]:
-    """The judge's weight, split among its outputs."""
+    """A judge's weight, split among its outputs."""
     mine = [one for one in scored if one == name or one.startswith(f"{name}.")]
     parts: Mapping[str, float] = {f"{name}.{output}": part for output, part in judge.outputs.items()}
     missing = [one for one in parts if one not in mine]
@@ -69,4 +70,4 @@ def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dic
 
 
 def _listed(scored: Collection[str]) -> str:
-    return f"scored are {', '.join(sorted(scored)) or 'none'}"
+    return f"available scores: {', '.join(sorted(scored)) or 'none'}"
