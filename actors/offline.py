@@ -23,7 +23,7 @@ from PIL import Image
 from actors.prompts.source import PromptSource, fitted
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
-from common.data.offline_pairs import End, RecordedPairs, frame_places
+from common.data.offline_pairs import PairClip, RecordedPairs, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.errors import ConfigError
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
@@ -65,12 +65,12 @@ class RecordedSampler(Sampler):
         """Of a training prompt both ends' conditions, the winner's first: [2, L, D] and [2, 1, C, h, w]."""
         if prompt.purpose is not Purpose.TRAIN:
             return super().encode(prompt)
-        ends = self._recorded(prompt.ordinal).ends
+        ends = self._recorded(prompt.ordinal).clips
         made = [super(RecordedSampler, self).encode(self._prompt(end)) for end in ends]
         images = [one.image_latent for one in made if one.image_latent is not None]
         return Conditioning(_stacked([one.prompt_embeds for one in made]), _stacked(images) if images else None)
 
-    def _prompt(self, end: End) -> Prompt:
+    def _prompt(self, end: PairClip) -> Prompt:
         return Prompt(0, end.clip.stem, end.text, first_frame_of(end, self._config.model))
 
     def parts(
@@ -80,7 +80,7 @@ class RecordedSampler(Sampler):
         if prompt.purpose is not Purpose.TRAIN:
             yield from super().parts(prompt, conditioning, seeds, indices)
             return
-        ends = self._recorded(prompt.ordinal).ends
+        ends = self._recorded(prompt.ordinal).clips
         yield [self._recorded_candidate(prompt, index, seeds[index], ends[index].clip) for index in sorted(indices)]
 
     def _recorded_candidate(self, prompt: Prompt, index: int, seed: int, clip: Path) -> Candidate:
@@ -119,7 +119,7 @@ def frames_of(clip: Path, size: ModelConfig, count: int | None = None) -> np.nda
     return np.stack([fitted(Image.fromarray(frame), size.height, size.width) for frame in frames])
 
 
-def first_frame_of(end: End, size: ModelConfig) -> bytes:
+def first_frame_of(end: PairClip, size: ModelConfig) -> bytes:
     """The image file of an end's first frame; without one, the clip's own first frame as PNG."""
     if end.first_frame is None:
         return encode_png(frames_of(end.clip, size, 1)[0])

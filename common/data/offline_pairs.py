@@ -1,33 +1,34 @@
-"""Pairs that people made before the run: HuViDPO's way, and fine-tuning on a few real clips. Imports no torch.
+"""Human preference pairs recorded before the run (HuViDPO), and real clips for fine-tuning. Imports no torch.
 
 ```
-pairs.jsonl      a pair a row                       reward 100 and 0, or the ratings that the row has
-ratings.jsonl    8 to 16 rated clips a category ──> every two of a category whose mean opinions differ
-a folder         clips with captions, real ones ──> each clip against itself, for `learner.loss = "sft"` alone
+pairs.jsonl      one pair per row               ──> that pair; scores 100 and 0, or the row's own ratings
+ratings.jsonl    8 to 16 rated clips a category ──> all pairs within a category whose mean opinions differ
+a folder         real clips with captions       ──> each clip paired with itself; for `learner.loss = "sft"` only
 ```
 
-`RecordedPairs(ordinal)` gives the pair of every ordinal: all of them in random order, shuffled anew in every epoch. The
-file must stay as it is while the run goes on.
+`RecordedPairs` is called with an ordinal and returns that pair. Pairs come in random order, reshuffled every epoch. The
+file must not change during the run.
 
 HuViDPO ("HuViDPO: Enhancing Video Generation through Direct Preference Optimization for Human-Centric Alignment",
 2025) rates 8 to 16 clips of one kind of motion and trains low-rank adapters on random pairs of them. Winner and loser
-then have first frames of their own, so the loss compares each under its own condition:
+have different first frames, so the loss evaluates each under its own condition:
 
     inside = -beta/2 [ (e_theta(w | c_w) - e_ref(w | c_w)) - (e_theta(l | c_l) - e_ref(l | c_l)) ]
 
-That is the loss of the paper's public code (`new_trian.py` of the repository Tankowa/HuViDPO; error in eps there, in v
-here); its equation number in the paper (arXiv 2502.01690): not sourced.
+This is the loss in the paper's public code (`new_trian.py` of the repository Tankowa/HuViDPO; the error is in eps
+there, in v here). Its equation number in the paper (arXiv 2502.01690) is not verified.
 
 | symbol | here | meaning |
 |---|---|---|
-| w, l | `RecordedPair.winner`, `.loser` | clips; the one with the higher mean opinion is w |
-| c_w, c_l | `End.text`, `End.image` | caption and clean first frame of w, of l |
-| R~w, R~l | `End.score` / 100 | mean opinion 1..5 as 0..1; of a bare pair 1 and 0 |
+| w, l | `RecordedPair.winner`, `.loser` | clips; w has the higher mean opinion |
+| c_w, c_l | `PairClip.text`, `.first_frame` | caption and clean first frame of w, of l |
+| R~w, R~l | `PairClip.score` / 100 | mean opinion 1..5 mapped to 0..1; without ratings 1 and 0 |
 
-Deviations: the published code puts the clean first frame into x_t and takes it out of the error, as its model has no
-other way to see it; CogVideoX takes it on channels of its own, and the error is over all frames, as in its training.
-It gives all clips of a category one caption, and has dropout in the adapter (here none). Pairs whose opinions are equal
-are left out; the published code takes either for the winner.
+Deviations from the published code:
+- It puts the clean first frame into x_t and excludes it from the error, because its model has no image input. CogVideoX
+  gets the first frame on extra channels, and the error covers all frames, as in CogVideoX's training.
+- It uses one caption for all clips of a category, and dropout in the adapter (none here).
+- It picks an arbitrary winner if opinions are equal; such pairs are skipped here.
 """
 
 from __future__ import annotations
@@ -48,12 +49,12 @@ from common.data.video import clip_length
 from common.digests import digest
 from common.errors import ConfigError
 
-WON, LOST = 100.0, 0.0  # scores of a pair that has no ratings
+WINNER_SCORE, LOSER_SCORE = 100.0, 0.0  # for pairs without ratings
 
 
 @dataclass(frozen=True)
-class End:
-    """One clip of a pair and what it was made for."""
+class PairClip:
+    """One clip of a pair, with the prompt it was made for."""
 
     clip: Path
     text: str
@@ -63,38 +64,41 @@ class End:
 
 @dataclass(frozen=True)
 class RecordedPair:
-    """What people preferred to what."""
+    """Two clips, of which people preferred `winner`."""
 
-    winner: End
-    loser: End
+    winner: PairClip
+    loser: PairClip
     category: str | None
 
     @property
-    def ends(self) -> tuple[End, End]:
-        """Candidate 0 and candidate 1 of the group that the pair becomes."""
+    def clips(self) -> tuple[PairClip, PairClip]:
+        """The clips in the order of their candidate index: the pair becomes a group with two candidates."""
         return self.winner, self.loser
 
 
 class RecordedPairs:
-    """The pairs of a file or a folder that fit the model. `ConfigError` when none does."""
+    """The usable pairs of a file or folder. Raises `ConfigError` if there is none.
+
+    `faults` says, for each clip that is too short or unreadable, what is wrong with it.
+    """
 
     def __init__(self, place: Path, model: ModelConfig, seed: int) -> None:
         self.place, self._seed = place, seed
-        found, self.faults = _fitting(_pairs(place), model)
+        found, self.faults = _usable(_pairs(place), model)
         if not found:
-            why = f": {next(iter(self.faults.values()))}" if self.faults else ", and no two opinions differ"
+            why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
             raise ConfigError(f"{place}: no pair to train on{why}")
         self.pairs = tuple(found)
 
     def __call__(self, ordinal: int) -> RecordedPair:
-        """The pair of an ordinal >= 0."""
+        """The pair with this ordinal, >= 0."""
         epoch, place = divmod(ordinal, len(self.pairs))
         return self.pairs[_order(self._seed, epoch, len(self.pairs))[place]]
 
     @property
     def digest(self) -> str:
-        """Of all opinions, hex: those of another file do not compare."""
-        return digest("|".join(f"{end.clip.name}:{end.score}" for pair in self.pairs for end in pair.ends).encode())
+        """Hex digest of all clips and scores. It serves as the reward version: scores of other files differ in it."""
+        return digest("|".join(f"{one.clip.name}:{one.score}" for pair in self.pairs for one in pair.clips).encode())
 
 
 @lru_cache(maxsize=8)
@@ -111,7 +115,7 @@ def _pairs(place: Path) -> list[RecordedPair]:
 
 
 def _has_winners(file: Path) -> bool:
-    """Whether the first row is that of a pair."""
+    """Whether the file holds pairs rather than ratings, by its first row."""
     try:
         with file.open(encoding="utf-8-sig") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "{}"))
@@ -124,24 +128,25 @@ def _from_pairs(table: Pairs) -> Iterator[RecordedPair]:
     for row in table.rows:
         image = None if row.first_frame is None else table.place(row.first_frame)
         rated = row.winner_rating is not None and row.loser_rating is not None
-        best = to_score(row.winner_rating) if rated and row.winner_rating else WON
-        worst = to_score(row.loser_rating) if rated and row.loser_rating else LOST
-        winner = End(table.place(row.winner), row.prompt, image, best)
-        loser = End(table.place(row.loser), row.prompt, image, worst)
+        best = to_score(row.winner_rating) if rated and row.winner_rating else WINNER_SCORE
+        worst = to_score(row.loser_rating) if rated and row.loser_rating else LOSER_SCORE
+        winner = PairClip(table.place(row.winner), row.prompt, image, best)
+        loser = PairClip(table.place(row.loser), row.prompt, image, worst)
         yield RecordedPair(winner, loser, row.category)
 
 
 def _from_ratings(table: Ratings) -> Iterator[RecordedPair]:
-    by_category: dict[str | None, list[End]] = defaultdict(list)
+    by_category: dict[str | None, list[PairClip]] = defaultdict(list)
     for row in table.rows:
         opinion = overall(row.ratings)
         if opinion is not None:
             image = None if row.first_frame is None else table.place(row.first_frame)
-            by_category[row.category].append(End(table.place(row.clip), row.prompt, image, to_score(opinion)))
-    for category, ends in by_category.items():
-        for one, other in combinations(ends, 2):
+            clip = PairClip(table.place(row.clip), row.prompt, image, to_score(opinion))
+            by_category[row.category].append(clip)
+    for category, clips in by_category.items():
+        for one, other in combinations(clips, 2):
             if one.score != other.score:
-                better = max(one, other, key=lambda end: end.score)
+                better = max(one, other, key=lambda clip: clip.score)
                 yield RecordedPair(better, other if better is one else one, category)
 
 
@@ -153,15 +158,16 @@ def _from_folder(folder: Path) -> Iterator[RecordedPair]:
         caption = clip.with_suffix(".txt")
         text = caption.read_text("utf-8").strip() if caption.is_file() else ""
         if not text:
-            raise ConfigError(f"{clip}: no caption; write it into {caption.name} beside it")
-        yield RecordedPair(End(clip, text, None, WON), End(clip, text, None, LOST), None)
+            raise ConfigError(f"{clip}: no caption; write it to {caption.name} in the same folder")
+        winner, loser = (PairClip(clip, text, None, score) for score in (WINNER_SCORE, LOSER_SCORE))
+        yield RecordedPair(winner, loser, None)
 
 
-def _fitting(pairs: Sequence[RecordedPair], model: ModelConfig) -> tuple[list[RecordedPair], dict[Path, str]]:
-    """The pairs of clips that are long enough, and what is wrong with the other clips."""
-    clips = {end.clip for pair in pairs for end in pair.ends}
-    found = {clip: fault for clip in sorted(clips) if (fault := _fault(clip, model)) is not None}
-    return [pair for pair in pairs if not any(end.clip in found for end in pair.ends)], found
+def _usable(pairs: Sequence[RecordedPair], model: ModelConfig) -> tuple[list[RecordedPair], dict[Path, str]]:
+    """Returns the pairs whose clips are readable and long enough, and what is wrong with each other clip."""
+    clips = {one.clip for pair in pairs for one in pair.clips}
+    faults = {clip: fault for clip in sorted(clips) if (fault := _fault(clip, model)) is not None}
+    return [pair for pair in pairs if not any(one.clip in faults for one in pair.clips)], faults
 
 
 def _fault(clip: Path, model: ModelConfig) -> str | None:
@@ -173,7 +179,11 @@ def _fault(clip: Path, model: ModelConfig) -> str | None:
 
 
 def frame_places(count: int, clip_fps: float, frames: int, fps: int) -> list[int]:
-    """Which of a clip's `count` frames are the first `frames` at `fps`. `ValueError` when the clip is too short."""
+    """The indices of a clip's `count` frames that resample its start to `frames` frames at `fps`.
+
+    Raises:
+        ValueError: the clip is too short.
+    """
     places = [round(place * clip_fps / fps) for place in range(frames)]
     if places[-1] >= count:
         raise ValueError(

@@ -69,7 +69,7 @@ def test_scores_come_back_with_reasons_for_those_that_are_missing():
         health = httpx.get(f"{url}/health").json()
     assert found[0] == {"mean": pytest.approx(80, abs=2), "image": 4.0}
     assert found[1:3] == ["mean: no finite score", "too dark"]
-    assert "no readable video" in str(found[3])
+    assert "not a readable video" in str(found[3])
     assert health == {"status": "ok", "scored": 1, "refused": 3}
     assert {one.character for one in grey.asked} == {"robot"}
 
