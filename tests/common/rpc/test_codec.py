@@ -124,7 +124,7 @@ def body(plain: Any, blobs: tuple[bytes, ...] = ()) -> list[bytes]:
         (
             SerializedTensor,
             {"dtype": "uint8", "shape": [-1, -3], "data": 0},
-            r"body: uint8\[-1, -3\]: no size is negative",
+            r"body: uint8\[-1, -3\]: sizes must not be negative",
         ),
     ],
 )
