@@ -1,4 +1,4 @@
-"""Runs as `deploy/inspect/snapshot.py` sees them, with numbers that can be added up by hand."""
+"""Run snapshots (`deploy/inspect/snapshot.py`) with numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def event(time: float, name: str, **more: Any) -> dict[str, Any]:
 
 
 def step(number: int, time: float, **more: Any) -> dict[str, Any]:
-    """A step that pushed, with a queue of three pairs."""
+    """A step that published a version, with three pairs in the queue."""
     figures = {"loss": 0.5, "inside": 0.25, "margin": 0.1, "gap": 0.0625, "winner_error": -0.5, "loser_error": 0.5}
     rest = {"grad_norm": 2.0, "lag": 0.5, "lag_max": 1, "reward": 0.75, "seconds": 4.0, "refreshed": False}
     return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"paired": 3}, **more}
@@ -46,7 +46,7 @@ def seen(
     result: dict[str, Any] | None = None,
     **flags: Any,
 ) -> RunSnapshot:
-    """Of the cluster run `CLUSTER`, with `flags` on top."""
+    """A snapshot of the cluster run `CLUSTER`, with `flags` on top."""
     config = load_config(flags=CLUSTER | {name.replace("__", "."): value for name, value in flags.items()})
     spans = sorted(spans, key=lambda one: one["time"])
     return RunSnapshot(Path("runs/mine"), config, now, holder, steps, events, spans, [], result, ledger)

@@ -1,4 +1,4 @@
-"""What the learner's tests share: random pairs, an exchange in memory, a tiny run."""
+"""Fixtures of the learner's tests: random pairs, an exchange in memory, a tiny run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ LATENT = (3, CHANNELS, 12, 16)  # F, C, h, w of 9 frames of 48 x 64 pixels
 
 
 def tiny_model(folder: Path, **overrides: Any) -> ModelFolder:
-    """One block of two heads; the folder is made once."""
+    """A model with one block of two heads. The folder is created once."""
     if not folder.exists():
         tiny_pipeline(folder, **({"num_layers": 1} | overrides))
     return open_model(folder)
 
 
 def tiny_config(**learner: Any) -> RunConfig:
-    """A run of 2 pairs per step, whose learning rate shows an effect within a few steps."""
+    """A run with 2 pairs per step, and a learning rate that has an effect within a few steps."""
     settings = {"pairs_per_step": 2, "micro_batch": 2, "lr": 1e-3, "checkpoint_every": 1000} | learner
     return load_config(flags={f"learner.{name}": value for name, value in settings.items()})
 
 
 def make_pair(ordinal: int, gap: float = 0.25, lag: int = 0) -> TrainingPair:
-    """A pair of random latents, a function of the ordinal."""
+    """A pair of random latents that depend on the ordinal only."""
     generator = torch.Generator().manual_seed(1000 + ordinal)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -43,7 +43,7 @@ def make_pair(ordinal: int, gap: float = 0.25, lag: int = 0) -> TrainingPair:
 
 
 class MemoryExchange:
-    """The learner's side of an exchange: an endless row of pairs, and a list of what was asked."""
+    """The learner's side of an exchange: endless pairs, and a list of the calls."""
 
     def __init__(self, per_step: int = 2, gap: float = 0.25, limit: int = 10**6) -> None:
         self.per_step, self.gap, self.limit = per_step, gap, limit
@@ -51,29 +51,29 @@ class MemoryExchange:
         self.versions: list[WeightVersion] = []
 
     def lease_pairs(self, worker: str, step: int, count: int) -> Sequence[TrainingPair]:
-        """Pairs (step-1)·count .. step·count-1, in falling order: a batch is a set."""
+        """Pairs (step-1)·count .. step·count-1 in descending order, because a batch is a set."""
         del worker
         if step > self.limit:
             return ()
         return [make_pair(ordinal, self.gap) for ordinal in range(step * count - 1, (step - 1) * count - 1, -1)]
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("commit", step, tuple(ordinals)))
 
     def announce(self, version: WeightVersion) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("announce", version.version))
         self.versions.append(version)
 
     def next_version(self) -> int:
-        """One more than the newest."""
+        """The newest version + 1."""
         return self.versions[-1].version + 1 if self.versions else 0
 
     def mark(self, step: int) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("mark", step))
 
     def rollback(self, step: int) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("rollback", step))
