@@ -289,7 +289,7 @@ def as_report(watched: Watched) -> harness.Report:
     leaks = [what for what, one in found.items() if one.is_leak]
     said = f"none of {sum(one.counts for one in found.values())} series in {watched.steps} steps"
     aims = [harness.Aim(f"series that grow: {', '.join(leaks) or 'none'}", len(leaks), said, not leaks)]
-    return harness.Report("soak", rows, aims, ("ray", "pyzmq", "torch"), package="tests")
+    return harness.Report("soak", rows, aims, ("ray", "pyzmq", "torch"), package="benchmarks.stress")
 
 
 def measure(given: argparse.Namespace) -> harness.Report:
