@@ -35,7 +35,7 @@ def test_samplers_that_throw_away_compare_every_digest(tmp_path: Path) -> None:
     store.file(1).write_bytes(whole)
     with Samplers(1) as samplers, serving(weight_service(store)) as service:
         with pytest.raises(CorruptDataError, match="differs from its digest"):
-            weight_push.take_in(service.address, 1)
+            weight_push.pull_and_discard(service.address, 1)
         with pytest.raises(EOFError):
             ours(samplers, service.address, 1)
 
