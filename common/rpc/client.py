@@ -35,7 +35,7 @@ from common.messages import WorkerKey
 from common.rpc.codec import LIMITS, Frames, Limits, WireError, pack, unpack
 from common.rpc.curve import check_reaching, connect
 
-TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # per attempt; in all long enough to survive a hub restart
+TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # seconds per attempt; a restarted hub is reached within one attempt
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 

@@ -93,7 +93,7 @@ class Service:
     """Serves the methods of `target` at `address`. The constructor binds the socket; `serve` answers requests.
 
     `.address` is the address that clients connect to. With `threads` > 1 the target must be thread-safe. `.counts`
-    counts requests by call; ``error`` counts rejected requests and ``repeated`` counts retries.
+    counts requests by call; ``error`` counts error replies and ``repeated`` counts retries.
 
     Raises:
         ConfigError: `address` is not loopback and there are no `keys` (`common/rpc/curve.py`).
