@@ -1,18 +1,18 @@
-"""What makes a sampler faster or smaller than the plain loop. All of it is off by default (`sampler.*`).
+"""Options that make sampling faster or save memory. All are off by default (`sampler.*`).
 
-| key | what it does | what a clip loses |
+| key | what it does | cost in quality |
 |---|---|---|
-| `guidance_interval` | guidance in a part of the noise levels; elsewhere one caption is denoised, not two | measured |
-| `cache_threshold` | the blocks after the first are skipped while its residual hardly changes | measured |
+| `guidance_interval` | guidance only at some noise levels; elsewhere only one caption is denoised | measured |
+| `cache_threshold` | skips the blocks after the first while the first one's residual hardly changes | measured |
 | `steps` | fewer denoising steps | measured |
-| `compile` | the blocks are compiled once (`torch.compile`), for one shape each | rounding |
-| `offload` | T5 and VAE wait in host memory while they are not used | nothing |
-| `vae_tiling` | the VAE works in overlapping tiles, blended; on first frames too | seams, faintly |
+| `compile` | `torch.compile` of the blocks, once per shape | rounding |
+| `offload` | T5 and VAE are in host memory while unused | none |
+| `vae_tiling` | the VAE works on overlapping tiles, which are blended; on first frames too | faint seams |
 
-Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in Diffusion
-Models", is where the interval comes from; deviation: it is given in t / T, not in sigma. The cache is diffusers' First
-Block Cache; what it decides, it decides for a whole micro-batch, which always runs whole (`actors/sampler.py`), so a
-clip stays a function of (weights, seed). `python -m benchmarks.sampling` measures what each gives and costs.
+The guidance interval is from Kynkäänniemi et al. 2024, "Applying Guidance in a Limited Interval Improves Sample and
+Distribution Quality in Diffusion Models"; deviation: it is given in t / T, not in sigma. The cache is diffusers' First
+Block Cache. It decides per micro-batch, and micro-batches always run complete (`actors/sampler.py`), so a clip remains
+a function of (weights, seed). `python -m benchmarks.sampling` measures speed and quality of each option.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from common.models.cogvideox import compile_blocks
 Module = TypeVar("Module", bound=torch.nn.Module)
 
 
-def apply_acceleration(transformer: Any, how: SamplerConfig) -> Any:
-    """The transformer with what `how` asks for: the cache, compiled blocks."""
-    if how.cache_threshold > 0:
-        transformer.enable_cache(FirstBlockCacheConfig(threshold=how.cache_threshold))
-    if how.compile:
+def apply_acceleration(transformer: Any, config: SamplerConfig) -> Any:
+    """Enable the block cache and compile the blocks in place, if configured. Returns `transformer`."""
+    if config.cache_threshold > 0:
+        transformer.enable_cache(FirstBlockCacheConfig(threshold=config.cache_threshold))
+    if config.compile:
         compile_blocks(transformer)
     return transformer
 
 
 def reset_cache(transformer: Any) -> None:
-    """Start a clip: nothing is left in the cache of the one before."""
+    """Clear the block cache. Call it before each clip."""
     if transformer.is_cache_enabled:
         transformer._reset_stateful_cache()
 
 
 @contextmanager
-def resident(module: Module, device: str, offload: bool) -> Iterator[Module]:
-    """``with resident(vae, "cuda:0", offload) as vae:`` it is on the device within, and with `offload` only within."""
+def on_device(module: Module, device: str, offload: bool) -> Iterator[Module]:
+    """``with on_device(vae, "cuda:0", offload) as vae:`` With `offload`, the module is on the device only inside."""
     if not offload:
         yield module
         return

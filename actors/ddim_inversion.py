@@ -1,31 +1,33 @@
-"""DDIM inversion: noise from which the deterministic sampler makes a clip that is already there.
+"""DDIM inversion: finds the noise from which the deterministic sampler reproduces a given clip.
 
-For sampling alone (``douga sample --invert CLIP``), as HuViDPO (arXiv 2502.01690) and LAMP (Wu et al. 2024, "LAMP:
-Learn A Motion Pattern for Few-Shot Video Generation"), whose first stage it takes over, have it: their public code
-draws the noise of every training step from a normal distribution (`train_lamp.py` of both), and inverts a clip of the
-training set only to start sampling from it, in validation (``use_inv_latent``, off in the published configs) and for
-editing a video (``--editing``). So new clips take on that clip's motion under a first frame and a caption of their own.
+It is used for sampling only (``douga sample --invert CLIP``): new clips get the motion of that clip, with their own
+first frame and caption. HuViDPO (arXiv 2502.01690) and LAMP (Wu et al. 2024, "LAMP: Learn A Motion Pattern for Few-Shot
+Video Generation"), whose first stage HuViDPO adopts, use it in the same way. Their public code draws the noise of
+training steps from a normal distribution (`train_lamp.py` of both), and inverts a training clip only to start sampling
+from it: in validation (``use_inv_latent``, off in the published configs) and for video editing (``--editing``).
 
 ```
-clip ──> VAE ──> x0 ──> v_theta at rising t, empty caption, the clip's own first frame ──> x_T ──> start of `denoise`
+clip ──> VAE ──> x0 ──> v_theta at increasing t, empty caption, the clip's own first frame ──> x_T ──> `denoise`
 ```
 
 | symbol | here | meaning |
 |---|---|---|
-| t' < t | `scheduler.timesteps` | neighbours on the sampler's own ladder; below the first stands the clean clip |
-| a_t (alpha bar) | `scheduler.alphas_cumprod` | share of the signal's variance left at t; 1 of the clean clip |
+| t' < t | `scheduler.timesteps` | consecutive timesteps of the sampler; the clean clip is below the first |
+| a_t (alpha bar) | `scheduler.alphas_cumprod` | fraction of the signal's variance left at t; 1 for the clean clip |
 | x0_hat | | sqrt(a_t') x_t' - sqrt(1 - a_t') v_theta(x_t', t) |
 | eps_hat | | sqrt(1 - a_t') x_t' + sqrt(a_t') v_theta(x_t', t) |
 | x_t | `invert` | sqrt(a_t) x0_hat + sqrt(1 - a_t) eps_hat |
 
-That is DDIM's deterministic step (Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0)
-taken upwards, in v. On the way up v is that of x_t', on the way down that of x_t: the way back ends at the clip only as
-steps grow short. Where a_T = 0 (zero terminal SNR) x_T is eps_hat, and knows of the clip what v_theta knew.
+This is DDIM's deterministic step (Song et al. 2021, "Denoising Diffusion Implicit Models", equation 12 with sigma = 0)
+in reverse, in terms of v. Inversion uses v at x_t', sampling uses v at x_t, so the reconstruction is exact only in the
+limit of short steps. If a_T = 0 (zero terminal SNR), x_T is eps_hat: it holds only what v_theta encoded of the clip.
 
-Deviations from the published code: the clip's clean first frame is the model's image condition, on channels of its
-own, and the first latent frame is noise like the others; there it stands in x_t, and nothing else conditions on it.
-Number of steps: `sampler.steps`, going up as coming down (there 50 and 50). Equation number in HuViDPO or LAMP: not
-sourced.
+Deviations from the published code:
+- The clip's clean first frame is the model's image condition, on extra channels, and the first latent frame is noised
+  like the others. In the published code the clean first frame is part of x_t, and there is no other image condition.
+- The number of steps is `sampler.steps` in both directions (50 and 50 there).
+
+The equation number in HuViDPO and LAMP is not verified.
 """
 
 from __future__ import annotations
@@ -49,9 +51,10 @@ from common.toon.prompts import encode_png
 
 
 class InvertedSampler(Sampler):
-    """Starts every candidate from the inverted noise of `clip`, under the weights it holds: seeds change nothing.
+    """A `Sampler` that starts every candidate from the inverted noise of `clip`, under its weights. Seeds are ignored.
 
-    `ConfigError` when the clip is broken or too short, or where `sampler.scheduler` is not the deterministic one.
+    Raises:
+        ConfigError: the clip is broken or too short, or `sampler.scheduler` is not "ddim", the deterministic one.
     """
 
     def __init__(self, model: ModelFolder, config: RunConfig, clip: Path, worker: str = "sampler-0") -> None:
@@ -63,16 +66,16 @@ class InvertedSampler(Sampler):
         self._noise: torch.Tensor | None = None
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
-        """See `Sampler.load`; other weights have other noise."""
+        """See `Sampler.load`. The inverted noise depends on the weights, so it is computed again."""
         super().load(version, state)
         self._noise = None
 
-    def start(self) -> torch.Tensor:
-        """x_T of the clip, [F, C, h, w]. `SamplingError` when it is not finite."""
+    def fixed_noise(self) -> torch.Tensor:
+        """x_T of the clip, [F, C, h, w]. Raises `SamplingError` if it is not finite."""
         if self._noise is None:
-            alone = self.encode(Prompt(0, self._clip.stem, "", encode_png(self._pixels[0])))
-            given, x0 = self._condition(alone), self.latents_of(self._pixels)
-            self._noise = invert(self._transformer, self._scheduler, given, x0, steps=self._config.sampler.steps)
+            conditioning = self.encode(Prompt(0, self._clip.stem, "", encode_png(self._pixels[0])))
+            condition, x0 = self._condition(conditioning), self.latents_of(self._pixels)
+            self._noise = invert(self._transformer, self._scheduler, condition, x0, steps=self._config.sampler.steps)
             if not torch.isfinite(self._noise).all():
                 raise SamplingError(f"{self._clip}: non-finite noise under version {self.version}")
         return self._noise
@@ -82,9 +85,12 @@ class InvertedSampler(Sampler):
 def invert(
     transformer: Any, scheduler: Scheduler, condition: Condition, x0: torch.Tensor, *, steps: int
 ) -> torch.Tensor:
-    """x_T [F, C, h, w] of the clean latents `x0` [F, C, h, w], without guidance, in the transformer's dtype.
+    """Invert the clean latents `x0` [F, C, h, w], without guidance.
 
-    The model call pads the frames of CogVideoX 1.5, as in training.
+    For CogVideoX 1.5 the model call pads the frames, as in training.
+
+    Returns:
+        x_T [F, C, h, w] in the transformer's dtype.
     """
     reset_cache(transformer)
     scheduler.set_timesteps(steps, device=x0.device)

@@ -1,4 +1,4 @@
-"""The sampler's loop, whatever makes the candidates: lease a group, make what is missing of it, submit.
+"""The sampler's work loop, common to all samplers: lease a group, sample its missing candidates, submit them.
 
 ```
 lease_group ──> encode (once per prompt) ──> parts: some candidates at a time ──> submit_candidate
@@ -23,15 +23,15 @@ if TYPE_CHECKING:  # a simulated sampler starts without torch
 
 log = logging.getLogger(__name__)
 
-NON_FINITE = "non-finite"  # how the reason begins that tells of NaN or infinity
+NON_FINITE = "non-finite"  # failure reasons about NaN or infinity start with this
 
 
 class SamplingError(RuntimeError):
-    """The model gave something that is no clip (NaN or infinity in the latents)."""
+    """The model produced NaN or infinity in the latents."""
 
 
 class SamplingLoop(ABC):
-    """Samples under `version`, for `worker`. Starts with version 0, the base weights."""
+    """A sampler. It holds the weights of one policy version, `version`: at first 0, the base model."""
 
     def __init__(self, worker: str) -> None:
         self.version, self.worker = 0, worker
@@ -42,23 +42,31 @@ class SamplingLoop(ABC):
 
     @abstractmethod
     def encode(self, prompt: Prompt) -> Conditioning:
-        """What the model is conditioned on. `ConfigError` for a missing or broken image."""
+        """Encode caption and first frame. Raises `ConfigError` for a missing or broken image."""
 
     @abstractmethod
     def empty_prompt_embeds(self) -> SerializedTensor:
-        """The embedding [L, D] of the empty caption, for guidance and for caption dropout."""
+        """The embedding [L, D] of the empty caption, for classifier-free guidance and prompt dropout."""
 
     @abstractmethod
     def parts(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> Iterator[list[Candidate]]:
-        """The candidates `indices` of the group whose seeds are `seeds` (all N of them), some at a time, in rising
-        order. `SamplingError` when there is none to be had."""
+        """Sample the candidates `indices`, in ascending order, one or more at a time.
+
+        `seeds` are the seeds of all N candidates of the group.
+
+        Raises:
+            SamplingError: the latents are not finite.
+        """
 
     def work(self, exchange: Exchange) -> bool:
-        """Lease one group, sample what is not yet done of it, submit. False when there is nothing to do now.
+        """Lease one group, sample its missing candidates and submit them.
 
-        Bad input and non-finite latents give the lease back with the reason; a lost lease ends the group quietly.
+        Bad input and non-finite latents return the lease with a reason. If the lease is lost, the rest is skipped.
+
+        Returns:
+            False if there is no group to sample now.
         """
         lease = exchange.lease_group(self.worker, self.version)
         if lease is None:
@@ -68,7 +76,7 @@ class SamplingLoop(ABC):
         try:
             self._sample_lease(exchange, lease)
         except (ConfigError, SamplingError) as error:
-            log.warning("group %d given back: %s", lease.prompt.ordinal, error)
+            log.warning("group %d failed: %s", lease.prompt.ordinal, error)
             exchange.fail_group(lease, str(error))
         return True
 
@@ -84,5 +92,5 @@ class SamplingLoop(ABC):
 
 
 def _lost(answer: Submitted) -> bool:
-    """Whether the lease is gone; a duplicate is as good as accepted."""
+    """Whether the lease is lost. A duplicate counts as accepted."""
     return not answer.accepted and "duplicate" not in answer.reason

@@ -1,12 +1,12 @@
-"""A sampler whose training candidates were made before the run: it encodes them instead of denoising.
+"""A sampler for recorded pairs: training candidates are encoded from existing clips instead of being denoised.
 
 ```
 RecordedPairs(ordinal) ──> chosen, rejected ──> frames at the model's rate and size ──> VAE ──> candidates 0 and 1
                            captions, first frames ─────────────────────> T5, VAE ──> conditioning of each
 ```
 
-Exchange and learner see groups like all others. Held-out prompts are sampled as ever. What a group says of its policy
-version is when it was encoded: no policy of the run made it.
+For exchange and learner these are ordinary groups. Held-out prompts are sampled as usual. A recorded group's policy
+version only says when it was encoded; no policy of the run made its clips.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from actors.prompts.source import PromptSource, fitted
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
-from common.data.offline_pairs import End, RecordedPairs, frame_places
+from common.data.offline_pairs import PairClip, RecordedPairs, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.errors import ConfigError
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
@@ -31,12 +31,12 @@ from common.models.cogvideox import ModelFolder
 from common.toon.prompts import encode_png
 from common.weights.tensors import from_array, to_array
 
-CACHED_CLIPS = 256  # encoded clips kept: few clips make many pairs
+CACHED_CLIPS = 256  # cached encoded clips; each clip occurs in many pairs
 
 
 @dataclass(frozen=True)
 class RecordedPrompts:
-    """A `PromptSource` whose training prompts are those of recorded pairs; held-out ones are `others`'."""
+    """A `PromptSource` with the recorded pairs' training prompts and the held-out prompts of `others`."""
 
     recorded: RecordedPairs
     others: PromptSource
@@ -65,13 +65,13 @@ class RecordedSampler(Sampler):
         """Of a training prompt the condition of each candidate: [N, L, D] and [N, 1, C, h, w]."""
         if prompt.purpose is not Purpose.TRAIN:
             return super().encode(prompt)
-        ends = self._recorded(prompt.ordinal).ends
-        made = [super(RecordedSampler, self).encode(self._prompt(end)) for end in ends]
-        images = [one.image_latent for one in made if one.image_latent is not None]
-        return Conditioning(_stacked([one.prompt_embeds for one in made]), _stacked(images) if images else None)
+        clips = self._recorded(prompt.ordinal).clips
+        encoded = [super(RecordedSampler, self).encode(self._prompt(clip)) for clip in clips]
+        images = [one.image_latent for one in encoded if one.image_latent is not None]
+        return Conditioning(_stacked([one.prompt_embeds for one in encoded]), _stacked(images) if images else None)
 
-    def _prompt(self, end: End) -> Prompt:
-        return Prompt(0, end.clip.stem, end.text, first_frame_of(end, self._config.model))
+    def _prompt(self, clip: PairClip) -> Prompt:
+        return Prompt(0, clip.clip.stem, clip.text, first_frame_of(clip, self._config.model))
 
     def parts(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
@@ -80,8 +80,8 @@ class RecordedSampler(Sampler):
         if prompt.purpose is not Purpose.TRAIN:
             yield from super().parts(prompt, conditioning, seeds, indices)
             return
-        ends = self._recorded(prompt.ordinal).ends
-        yield [self._recorded_candidate(prompt, index, seeds[index], ends[index].clip) for index in sorted(indices)]
+        clips = self._recorded(prompt.ordinal).clips
+        yield [self._recorded_candidate(prompt, index, seeds[index], clips[index].clip) for index in sorted(indices)]
 
     def _recorded_candidate(self, prompt: Prompt, index: int, seed: int, clip: Path) -> Candidate:
         size = self._config.model
@@ -91,7 +91,7 @@ class RecordedSampler(Sampler):
         return Candidate(name, *numbers, latents, data, size.fps, size.height, size.width)
 
     def _encode_clip(self, clip: Path) -> tuple[SerializedTensor, bytes]:
-        """x0 latents [F, C, h, w] of a clip, and what of it the model sees, as mp4. `ConfigError` when it is broken."""
+        """x0 latents [F, C, h, w] of a clip, and the encoded frames as mp4. Raises `ConfigError` if it is broken."""
         size = self._config.model
         pixels = frames_of(clip, size)
         latents = self.latents_of(pixels)
@@ -105,10 +105,13 @@ def _stacked(arrays: Sequence[SerializedTensor]) -> SerializedTensor:
 
 
 def frames_of(clip: Path, size: ModelConfig, count: int | None = None) -> np.ndarray:
-    """The first `count` (default: all the model takes) frames, uint8 [count, H, W, 3], at the model's rate and size.
+    """The first `count` frames of a clip, uint8 [count, H, W, 3], at the model's rate and size.
 
-    Scaled until they just cover the frame and cut evenly at both sides, as first frames are. `ConfigError` when the
-    clip is broken or too short.
+    The default `count` is the model's number of frames. Frames are scaled to cover the model's size and center-cropped,
+    like first frames.
+
+    Raises:
+        ConfigError: the clip is broken or too short.
     """
     try:
         data = clip.read_bytes()
@@ -119,11 +122,11 @@ def frames_of(clip: Path, size: ModelConfig, count: int | None = None) -> np.nda
     return np.stack([fitted(Image.fromarray(frame), size.height, size.width) for frame in frames])
 
 
-def first_frame_of(end: End, size: ModelConfig) -> bytes:
-    """The image file of an end's first frame; without one, the clip's own first frame as PNG."""
-    if end.first_frame is None:
-        return encode_png(frames_of(end.clip, size, 1)[0])
+def first_frame_of(clip: PairClip, size: ModelConfig) -> bytes:
+    """The bytes of a clip's first-frame image file, or, without one, the clip's own first frame as PNG."""
+    if clip.first_frame is None:
+        return encode_png(frames_of(clip.clip, size, 1)[0])
     try:
-        return end.first_frame.read_bytes()
+        return clip.first_frame.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{end.first_frame}: cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{clip.first_frame}: cannot be read: {error.strerror}") from None

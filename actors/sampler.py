@@ -1,12 +1,12 @@
-"""The sampler: makes the N candidates of a prompt under one policy version, with a CogVideoX model.
+"""The sampler: generates the N candidates of a prompt under one policy version, with a CogVideoX model.
 
 ```
 encode (T5, VAE: once per prompt) ──> denoise micro-batches ──> VAE decode ──> mp4
 ```
 
-A candidate is a function of (weights, seed). Micro-batches are cut by index over the whole group and always run
-whole: a group that is finished by another worker after a crash puts every candidate into the same row of a batch of
-the same size, which makes it equal to the last bit, not merely within rounding.
+A candidate is a function of (weights, seed), bit for bit. To ensure that, micro-batches are fixed slices of the group
+and always run complete: if another worker finishes a group after a crash, every candidate is in the same row of a batch
+of the same size as before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actors.acceleration import Module, apply_acceleration, resident
+from actors.acceleration import Module, apply_acceleration, on_device
 from actors.denoise import Condition, denoise
 from actors.loop import NON_FINITE, SamplingError, SamplingLoop
 from actors.prompts.source import first_frame
@@ -42,12 +42,12 @@ from common.models.lora import adapter_state, inject_lora, load_adapter_state
 from common.weights.store import check_fits
 from common.weights.tensors import from_array, policy_digest, to_array
 
-ADAPTER = "policy"  # the name under which the learner trains its adapter
-CACHED_PROMPTS = 256  # encoded prompts kept: evaluation asks for the same ones under several versions
+ADAPTER = "policy"  # name of the learner's adapter
+CACHED_PROMPTS = 256  # LRU cache of encoded prompts: evaluation uses the same ones under several versions
 
 
 class Sampler(SamplingLoop):
-    """Holds one policy version of `model` and samples with it."""
+    """A sampler with a CogVideoX model."""
 
     def __init__(self, model: ModelFolder, config: RunConfig, worker: str = "sampler-0") -> None:
         super().__init__(worker)
@@ -62,7 +62,7 @@ class Sampler(SamplingLoop):
         self._text_encoder = model.load_text_encoder(size.dtype, idle)
         self._tokenizer = model.load_tokenizer()
         self._scheduler = model.make_scheduler(config.sampler.scheduler)
-        self._full_version = 0  # the version of the weights under the adapter
+        self._full_version = 0  # version of the full weights, below the adapter
         self._adapted = False
         self._encoded: OrderedDict[str, Conditioning] = OrderedDict()
         self._empty: SerializedTensor | None = None
@@ -74,11 +74,13 @@ class Sampler(SamplingLoop):
         return apply_acceleration(self._model.load_transformer(size.dtype, size.device), self._config.sampler)
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
-        """Swap in a published version: all weights (`full`) or the adapter over the base that is held (`adapter`).
+        """Swap in a published version: all weights (kind `full`), or an adapter for the loaded base (`adapter`).
 
-        Names, shapes and dtypes are checked before anything changes; digests are not: who has the tensors from a
-        `WeightStore` has verified ones. `ConfigError` when the version belongs to another architecture, to another base
-        model, be it of the same shapes, or to another base version.
+        Names, shapes and dtypes are checked before anything changes. Digests are not checked here: `WeightStore` has
+        verified them.
+
+        Raises:
+            ConfigError: the version belongs to another architecture, base model or base version.
         """
         what = f"weight version {version.version}"
         check_same_model(what, version.model, self._model.parts, self._config.model.path)
@@ -89,7 +91,7 @@ class Sampler(SamplingLoop):
         self.version = version.version
 
     def _load_full(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
-        if self._adapted:  # adapters rename the layers that they wrap: start from bare ones
+        if self._adapted:  # adapters rename the layers they wrap, so start from a model without one
             self._transformer = self._open_transformer()
             self._adapted = False
         own = self._transformer.state_dict()
@@ -115,7 +117,7 @@ class Sampler(SamplingLoop):
         load_adapter_state(self._transformer, dict(state), ADAPTER)
 
     def policy_digest(self) -> str:
-        """Digest of the weights that are sampled with, hex: of their `WeightVersion`, and the learner's."""
+        """Hex digest of the current weights. Equals the digest of their `WeightVersion`, and the learner's."""
         return policy_digest(
             adapter_state(self._transformer, ADAPTER) if self._adapted else self._transformer.state_dict()
         )
@@ -123,9 +125,10 @@ class Sampler(SamplingLoop):
     # Conditioning.
 
     def encode(self, prompt: Prompt) -> Conditioning:
-        """Encode caption and first frame, once: the same (text, image) again comes from the cache.
+        """Encode caption and first frame, with a cache. The image latent is the mode of the VAE's posterior.
 
-        The image latent is the mode of the VAE's posterior. `ConfigError` for a missing or broken image.
+        Raises:
+            ConfigError: the image is missing or broken.
         """
         key = blake2b(prompt.text.encode() + b"\0" + (prompt.image or b""), digest_size=16).hexdigest()
         if key not in self._encoded:
@@ -142,7 +145,7 @@ class Sampler(SamplingLoop):
             size = self._config.model
             pixels = torch.from_numpy(first_frame(prompt, size.height, size.width))
             unit = to_unit(pixels)[None].to(size.device)
-            with self._resident(self._vae) as vae:
+            with self._on_device(self._vae) as vae:
                 image = to_array(encode_image(vae, unit)[0])
         return Conditioning(self._embed(prompt.text), image)
 
@@ -154,25 +157,25 @@ class Sampler(SamplingLoop):
 
     @torch.inference_mode()
     def _embed(self, text: str) -> SerializedTensor:
-        with self._resident(self._text_encoder) as encoder:
+        with self._on_device(self._text_encoder) as encoder:
             embeds = encode_text(self._tokenizer, encoder, [text], self._model.max_text_length)
             return to_array(embeds[0])
 
-    def _resident(self, module: Module) -> AbstractContextManager[Module]:
-        return resident(module, self._config.model.device, self._config.sampler.offload)
+    def _on_device(self, module: Module) -> AbstractContextManager[Module]:
+        return on_device(module, self._config.model.device, self._config.sampler.offload)
 
     # Candidates.
 
     def sample(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> list[Candidate]:
-        """The candidates `indices` of the group whose seeds are `seeds` (all N of them), in rising order."""
+        """Like `parts`, as one list."""
         return [candidate for part in self.parts(prompt, conditioning, seeds, indices) for candidate in part]
 
     def parts(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> Iterator[list[Candidate]]:
-        """See `SamplingLoop.parts`; a part is a micro-batch."""
+        """See `SamplingLoop.parts`. Each part comes from one micro-batch."""
         wanted, size = set(indices), self._config.sampler.micro_batch
         if not wanted <= set(range(len(seeds))):
             raise ValueError(f"indices {sorted(wanted)} of a group of {len(seeds)}")
@@ -189,37 +192,37 @@ class Sampler(SamplingLoop):
             ]
 
     def denoise(self, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
-        """x0 latents [B, F, C, h, w] of one micro-batch. `SamplingError` when they are not finite."""
-        how = self._config.sampler
+        """x0 latents [B, F, C, h, w] of one micro-batch. Raises `SamplingError` if they are not finite."""
+        settings = self._config.sampler
         latents = denoise(
             self._transformer,
             self._scheduler,
             self._condition(conditioning),
             seeds,
             self._shape,
-            steps=how.steps,
-            guidance=how.guidance,
-            interval=how.guidance_interval,
-            start=self.start(),
+            steps=settings.steps,
+            guidance=settings.guidance,
+            interval=settings.guidance_interval,
+            noise=self.fixed_noise(),
         )
         if not torch.isfinite(latents).all():
             raise SamplingError(f"{NON_FINITE} latents under version {self.version}, seeds {list(seeds)}")
         return latents
 
-    def start(self) -> torch.Tensor | None:
-        """Noise [F, C, h, w] that all candidates begin from; None: each begins from its seed's."""
+    def fixed_noise(self) -> torch.Tensor | None:
+        """Initial noise [F, C, h, w] for all candidates; None: each candidate's noise is drawn from its seed."""
         return None
 
     @torch.inference_mode()
     def latents_of(self, pixels: np.ndarray) -> torch.Tensor:
         """x0 latents [F, C, h, w] of a clip, uint8 [frames, H, W, 3]: the posterior's mode."""
-        with self._resident(self._vae) as vae:
+        with self._on_device(self._vae) as vae:
             return encode_video(vae, to_unit(torch.from_numpy(pixels))[None].to(self._config.model.device))[0]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels uint8 [B, frames, H, W, 3] of latents, on the CPU."""
-        with self._resident(self._vae) as vae:
+        """Decode latents [B, F, C, h, w] to uint8 pixels [B, frames, H, W, 3] on the CPU."""
+        with self._on_device(self._vae) as vae:
             return to_pixels(decode_latents(vae, latents)).cpu()
 
     def _condition(self, conditioning: Conditioning) -> Condition:

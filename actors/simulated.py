@@ -1,4 +1,4 @@
-"""A sampler without a model: candidates are data of the right size, after a pause (`common/simulation.py`)."""
+"""A simulated sampler without a model: it sleeps, then returns random data of the right size (`simulate = true`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.simulation import Simulation, data
 
 
 class SimulatedSampler(SamplingLoop):
-    """What a candidate holds is a function of (prompt, seed, version), as with a model."""
+    """A sampler whose candidates are functions of (prompt, seed, version), as with a real model."""
 
     def __init__(self, config: RunConfig, worker: str = "sampler-0") -> None:
         super().__init__(worker)
@@ -24,7 +24,7 @@ class SimulatedSampler(SamplingLoop):
         self.version = version.version
 
     def encode(self, prompt: Prompt) -> Conditioning:
-        """See `SamplingLoop.encode`. Nothing is awaited: a real sampler has most prompts in its cache."""
+        """See `SamplingLoop.encode`. It does not sleep: a real sampler has most prompts in its cache."""
         return Conditioning(data(self._config.simulation.embeds_bytes, "text", prompt.id), None)
 
     def empty_prompt_embeds(self) -> SerializedTensor:
@@ -34,7 +34,7 @@ class SimulatedSampler(SamplingLoop):
     def parts(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> Iterator[list[Candidate]]:
-        """See `SamplingLoop.parts`. Which groups fail differs from worker to worker and from time to time."""
+        """See `SamplingLoop.parts`. Failures depend on the worker and on its count of groups, so a retry can pass."""
         self._groups += 1
         if self._simulation.fails("group", prompt.ordinal, self.worker, self._groups):
             raise SamplingError(f"simulated failure in {self.worker}")

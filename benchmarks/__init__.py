@@ -1,0 +1,4 @@
+"""Benchmarks of each part against another implementation and against the machine's limit (`harness.py` has the format).
+
+`results/` holds kept results, from which docs/results.md is generated. Row names in code are keys of these results.
+"""

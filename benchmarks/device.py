@@ -1,9 +1,9 @@
-"""What is read off a device: seconds and memory of the ways that are compared, and the operations it could do.
+"""Measures time and memory of implementations on a device, and how well they use it (MFU).
 
 ```
-Way("ours")  ── round, round, round ──> seconds, the first left out; on a GPU: the most bytes that it alone held
-Way("other") ── between them ─────────┘
-operations of a clip, of an optimizer step (deploy/planning/plan.py) / seconds / the peak of the device ──> MFU
+Variant("ours")  ── round, round, round ──> seconds without the first; on a GPU: peak bytes held by it alone
+Variant("other") ── alternating rounds ───┘
+operations of a clip or an optimizer step (deploy/planning/plan.py) / seconds / peak of the device ──> MFU
 ```
 """
 
@@ -27,17 +27,17 @@ from deploy.planning.plan import draft
 
 GB = 1e9
 PEAK_SECONDS = 1.0
-PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # sides of the matrices whose product is timed
+PEAK_SIZE = {"cpu": 2048, "cuda": 8192}  # side of the square matrices that are multiplied
 
-Thing = TypeVar("Thing")
+Subject = TypeVar("Subject")
 
 
 def check_device(device: str) -> None:
-    """`ConfigError` where torch has no such device."""
+    """Raise `ConfigError` if torch has no such device."""
     count = torch.cuda.device_count()
     allowed = ["cpu", *(f"cuda:{index}" for index in range(count))]
     if device not in allowed:
-        raise ConfigError(f"--device {device}: here are {', '.join(allowed)}")
+        raise ConfigError(f"--device {device}: this machine has {', '.join(allowed)}")
 
 
 def is_cuda(device: str) -> bool:
@@ -46,42 +46,42 @@ def is_cuda(device: str) -> bool:
 
 
 def wait(device: str) -> None:
-    """Until the device has done what was asked of it."""
+    """Wait until the device has finished all work."""
     if is_cuda(device):
         torch.cuda.synchronize(device)
 
 
-class Way(Generic[Thing]):
-    """One of the ways that are compared. They share the device: what the others hold is not counted.
+class Variant(Generic[Subject]):
+    """One of the implementations that are compared. They share the device; each one's own memory is counted.
 
-    `make` builds it; `held` and `peak` are bytes on the GPU, now and at most; 0 on a CPU.
+    `make` builds the subject. `held` and `peak` are its bytes on the GPU, at present and at most; 0 on a CPU.
     """
 
-    def __init__(self, device: str, make: Callable[[], Thing]) -> None:
+    def __init__(self, device: str, make: Callable[[], Subject]) -> None:
         self.device, self.held, self.peak = device, 0, 0
         self._seconds: list[float] = []
-        with self._counted():
-            self.thing = make()
+        with self._measuring_memory():
+            self.subject = make()
 
-    def round(self, what: Callable[[Thing], object]) -> None:
-        """Do it once; work on the device is waited for."""
-        with self._counted():
+    def round(self, what: Callable[[Subject], object]) -> None:
+        """Run `what` once and measure it, including the device's work."""
+        with self._measuring_memory():
             wait(self.device)
             began = time.perf_counter()
-            what(self.thing)
+            what(self.subject)
             wait(self.device)
             self._seconds.append(time.perf_counter() - began)
 
     def rates(self, amount: float) -> list[float]:
-        """`amount` per second of every round but the first, which warms up."""
+        """`amount` per second, for each round except the first, which is the warm-up."""
         return [amount / taken for taken in self._seconds[1:]]
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _measuring_memory(self) -> Iterator[None]:
         if not is_cuda(self.device):
             yield
             return
-        gc.collect()  # what falls later would be taken for this way's
+        gc.collect()  # otherwise garbage of another variant could be freed inside and count as this one's
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
         yield
@@ -89,8 +89,8 @@ class Way(Generic[Thing]):
         self.held += torch.cuda.memory_allocated(self.device) - before
 
 
-def memory_rows(ours: Way[Any], other: Way[Any]) -> list[Row]:
-    """Peak memory of both on a GPU; nothing on a CPU."""
+def memory_rows(ours: Variant[Any], other: Variant[Any]) -> list[Row]:
+    """Peak memory of both variants on a GPU; no rows on a CPU."""
     if not is_cuda(ours.device):
         return []
     whole = torch.cuda.get_device_properties(ours.device).total_memory / GB
@@ -102,10 +102,10 @@ def memory_rows(ours: Way[Any], other: Way[Any]) -> list[Row]:
 
 
 def operations(sizes: ModelSizes, config: RunConfig) -> tuple[float, float]:
-    """Floating-point operations that the model needs: (of one sampled clip, of one optimizer step).
+    """Floating-point operations that the model needs. Returns (per sampled clip, per optimizer step).
 
-    As `douga plan` counts them: what a device that does one a second would take. What is computed twice to save memory
-    is not needed.
+    They come from `douga plan`, as the seconds on a device with one operation per second. Recomputation of activations
+    does not count.
     """
     unit = Gpu("one operation a second", 1, 1e-12)
     default = LearnerConfig().gradient_checkpointing
@@ -117,7 +117,7 @@ def operations(sizes: ModelSizes, config: RunConfig) -> tuple[float, float]:
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product."""
+    """Measured operations per second of a large matrix product."""
     size = PEAK_SIZE[torch.device(device).type]
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     torch.mm(left, right)
@@ -131,7 +131,7 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
 
 
 def stated_peak(device: str) -> Gpu | None:
-    """The GPU by its data sheet; None for a CPU, or one that `deploy.planning.memory` does not know."""
+    """The GPU's data sheet; None for a CPU, or for a GPU that `deploy.planning.memory` does not list."""
     if not is_cuda(device):
         return None
     name = torch.cuda.get_device_name(device).replace(" ", "")
@@ -139,8 +139,11 @@ def stated_peak(device: str) -> Gpu | None:
 
 
 def mfu_row(device: str, measured: float, needed: float, ours: Sequence[float], other: Sequence[float]) -> Row:
-    """The share of the device's peak (`measured` operations a second where no data sheet is known) that the model's
-    operations make use of, `needed` for each unit of the rates `ours` and `other`. The ratio is the MFU."""
+    """Model FLOPs utilization (MFU): the fraction of the device's peak that the model's operations achieve.
+
+    `needed` is the number of operations per unit of the rates `ours` and `other`. The peak is the data sheet's, or
+    `measured` if there is none. The row's ratio is the MFU.
+    """
     gpu = stated_peak(device)
     peak = measured / 1e12 if gpu is None else gpu.teraflops
     words = "a large matrix product" if gpu is None else f"{gpu.name}, data sheet"
@@ -150,7 +153,7 @@ def mfu_row(device: str, measured: float, needed: float, ours: Sequence[float], 
 
 
 def mfu_aims(device: str, row: Row) -> list[Aim]:
-    """On a GPU: how well it is used."""
+    """On a GPU, the target for the MFU; none on a CPU."""
     if not is_cuda(device) or row.ratio is None:
         return []
     return [Aim("MFU", row.ratio.median, ">= 0.45", row.ratio.median >= 0.45)]

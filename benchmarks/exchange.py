@@ -1,15 +1,15 @@
-"""How fast the exchange is over the network: ``python -m benchmarks.exchange [--json OUT]``.
+"""Throughput and latency of the exchange over the network: ``python -m benchmarks.exchange [--json OUT]``.
 
-Ours: samplers, rewarders and a learner call an exchange in a process of its own by way of `RemoteExchange`. A candidate
-counts when its submit is answered, and it is answered when it is on disk: its blobs synced, its transaction committed
-with ``synchronous = FULL``.
+Ours: samplers, rewarders and a learner call an exchange in another process through `RemoteExchange`. A candidate counts
+when its submit is answered, which means that it is durable: blobs fsynced, transaction committed with
+``synchronous = FULL``.
 
-Other: `ray.util.queue.Queue`, what a Ray program would take; as many clients put and get candidates of the same size,
-as numpy arrays, which Ray does not pickle. It keeps them in memory alone: nothing of it is durable.
+Other: `ray.util.queue.Queue`, the usual choice in a Ray program. The same number of clients put and get candidates of
+the same size, as numpy arrays, which Ray does not pickle. The queue is in memory only; nothing is durable.
 
-Limit: the least of three, each measured alone in the same round on the same machine: the same frames through bare
-ZeroMQ sockets, hashing the same bytes, and writing and syncing files of that size in the same folder. Ours does all
-three, and reads and frees what it wrote, on the same cores.
+Limit: the lowest of three rates, each measured alone in the same round on the same machine: the same frames through
+bare ZeroMQ sockets, hashing the same bytes, and writing and fsyncing files of that size in the same folder. Ours does
+all three on the same cores, and also reads and deletes what it wrote.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from common.digests import digest
 from common.exchange.remote import THREADS
 
 CLIENTS, ROUNDS = (1, 8, 64), 3
-PROCESSES = 2  # that the clients are threads of
+PROCESSES = 2  # the clients are threads of these processes
 WARMUP, SECONDS, LIMIT_SECONDS = 2.0, 6.0, 2.0
 QUEUE_ITEMS = 64  # that Ray's queue holds at most
 LEASES = ("lease_group", "lease_candidates", "lease_batch")
@@ -49,7 +49,7 @@ LEASES = ("lease_group", "lease_candidates", "lease_batch")
 
 @dataclass(frozen=True)
 class Window:
-    """How long to measure."""
+    """Measuring times."""
 
     warmup: float = WARMUP  # seconds, not counted
     seconds: float = SECONDS
@@ -57,8 +57,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What clients saw within the window, and the processor time that it took."""
+class Measurements:
+    """The clients' measurements within the window, and the CPU time used."""
 
     seconds: float
     values: dict[str, list[float]]
@@ -71,7 +71,11 @@ class Seen:
 
 
 def duties(clients: int) -> dict[str, str]:
-    """Who does what: one in eight scores, one learns, the rest sample; of few, one scores and learns; one does all."""
+    """The duties of each client: letters of s (sampler), r (rewarder), l (learner).
+
+    One client learns, one in eight scores, and the rest sample. Below 8 clients one does both learning and scoring; a
+    single client does everything.
+    """
     kinds = ["srl"] if clients == 1 else ["rl"] if clients < 8 else ["l", *"r" * (clients // 8)]
     kinds += "s" * (clients - len(kinds))
     return {f"worker-{place}": kind for place, kind in enumerate(kinds)}
@@ -95,7 +99,7 @@ def _line(process: subprocess.Popen[str]) -> str:
 
 @contextmanager
 def service(folder: Path | None, samplers: int, sizes: Sizes) -> Iterator[tuple[str, int]]:
-    """An exchange in a process of its own: its address and process id. It is audited at the end."""
+    """Run an exchange in another process and yield its address and process id. It is audited at the end."""
     process = _start("serve", folder=folder and str(folder), samplers=samplers, sizes=asdict(sizes))
     try:
         yield _line(process), process.pid
@@ -107,8 +111,8 @@ def service(folder: Path | None, samplers: int, sizes: Sizes) -> Iterator[tuple[
         process.wait()
 
 
-def drive(address: str, who: dict[str, str], sizes: Sizes, window: Window, pid: int, raw: bool = False) -> Seen:
-    """Run the clients against the service at `address`, process `pid`, and give what they saw within the window."""
+def drive(address: str, who: dict[str, str], sizes: Sizes, window: Window, pid: int, raw: bool = False) -> Measurements:
+    """Run the clients against the service at `address`, process `pid`. Returns the measurements within the window."""
     names = list(who)
     parts = [names[place::PROCESSES] for place in range(min(PROCESSES, len(names)))]
     each = [
@@ -132,7 +136,7 @@ def drive(address: str, who: dict[str, str], sizes: Sizes, window: Window, pid: 
         for process in each:
             for kind, values in json.loads(_line(process)).items():
                 seen.setdefault(kind, []).extend(value for when, value in values if began <= when <= until)
-        return Seen(window.seconds, seen, *(cores / window.seconds for cores in used))
+        return Measurements(window.seconds, seen, *(cores / window.seconds for cores in used))
     finally:
         for process in each:
             process.kill()
@@ -144,15 +148,15 @@ def _cpu(pid: int) -> float:
     return times.user + times.system
 
 
-def ours(clients: int, sizes: Sizes, window: Window, root: Path) -> Seen:
-    """The exchange under the load of `clients`."""
+def ours(clients: int, sizes: Sizes, window: Window, root: Path) -> Measurements:
+    """Measure the exchange under the load of `clients`."""
     who = duties(clients)
     with TemporaryDirectory(dir=root) as folder, service(Path(folder), clients, sizes) as (address, pid):
         return drive(address, who, sizes, window, pid)
 
 
-def generator(clients: int, sizes: Sizes, window: Window) -> Seen:
-    """The same clients, all samplers, against a service that keeps nothing."""
+def generator(clients: int, sizes: Sizes, window: Window) -> Measurements:
+    """Measure the clients alone: all are samplers, and the service stores nothing."""
     with service(None, clients, sizes) as (address, pid):
         return drive(address, {f"worker-{i}": "s" for i in range(clients)}, sizes, window, pid)
 
@@ -161,12 +165,12 @@ def generator(clients: int, sizes: Sizes, window: Window) -> Seen:
 
 
 def ray_queue(clients: int, sizes: Sizes, window: Window) -> float:
-    """Candidates per second through `ray.util.queue.Queue`: half of the clients put, half get (one does both)."""
+    """Candidates per second through `ray.util.queue.Queue`: half of the clients put, half get; one does both."""
     import ray  # noqa: PLC0415  (seconds to import)
     from ray.util.queue import Queue  # noqa: PLC0415
 
     options = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 2 << 30}
-    ray.init("local", num_cpus=PROCESSES + 1, **options)  # a Ray that happens to run here is somebody else's
+    ray.init("local", num_cpus=PROCESSES + 1, **options)  # never connect to a Ray that is already running
     try:
         queue = Queue(QUEUE_ITEMS)
         workers = min(PROCESSES, clients)
@@ -178,7 +182,7 @@ def ray_queue(clients: int, sizes: Sizes, window: Window) -> float:
 
 
 def _ray_clients(ray: Any) -> Any:
-    """The actor class of Ray's clients: threads that put or get, counting what they got."""
+    """The Ray actor class of the clients: threads that put or get, and count what they got."""
 
     @ray.remote(num_cpus=0)
     class Clients:
@@ -225,7 +229,7 @@ def _ray_clients(ray: Any) -> Any:
 
 
 def limits(clients: int, sizes: Sizes, window: Window, root: Path) -> dict[str, float]:
-    """What each of the three parts does alone, at the same number of clients."""
+    """Bytes per second of each of the three parts alone, with the same number of clients."""
     threads = min(clients, THREADS)
     parts = (sizes.latents, sizes.candidate - sizes.latents)
     data = [os.urandom(size) for size in parts]
@@ -238,7 +242,7 @@ def limits(clients: int, sizes: Sizes, window: Window, root: Path) -> dict[str, 
 
 
 def _loopback(clients: int, sizes: Sizes, window: Window) -> float:
-    """The frames of candidates, received and answered by a bare loop on a thread."""
+    """Bytes per second of candidates' frames that a bare loop on a thread receives and answers."""
     stop = Event()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
@@ -262,7 +266,7 @@ def _loopback(clients: int, sizes: Sizes, window: Window) -> float:
 
 
 def _parallel(threads: int, seconds: float, work: Callable[[], int]) -> float:
-    """Bytes per second of `work`, called again and again by each of some threads."""
+    """Bytes per second of `work`, called in a loop on each of `threads` threads."""
     began = time.monotonic()
 
     def loop(_: int) -> int:
@@ -283,7 +287,7 @@ def _hash(data: Sequence[bytes]) -> int:
 
 
 def _write(folder: Path, data: Sequence[bytes]) -> int:
-    """New files, each written and synced as the exchange does it."""
+    """Write and fsync new files like the exchange."""
     for part in data:
         with (folder / token_hex(8)).open("xb", buffering=0) as file:
             os.posix_fallocate(file.fileno(), 0, len(part))
@@ -296,8 +300,8 @@ def _write(folder: Path, data: Sequence[bytes]) -> int:
 
 
 def measure_case(clients: int, rounds: int, sizes: Sizes, window: Window, root: Path) -> tuple[list[Row], list[Aim]]:
-    """All rows of one number of clients, and the aims where they stand on it."""
-    mine: list[Seen] = []
+    """The rows and targets for one number of clients."""
+    mine: list[Measurements] = []
     theirs: list[float] = []
     most: list[dict[str, float]] = []
     for _ in range(rounds):
@@ -327,13 +331,13 @@ def measure_case(clients: int, rounds: int, sizes: Sizes, window: Window, root: 
     ]
 
 
-def _quantile(seen: Sequence[Seen], kind: str, percent: int) -> float:
+def _quantile(seen: Sequence[Measurements], kind: str, percent: int) -> float:
     values = [value for one in seen for value in one.values.get(kind, ())]
     return quantiles(values, n=100)[percent - 1] if len(values) > 1 else float("nan")
 
 
 def measure(given: argparse.Namespace, sizes: Sizes | None = None, window: Window | None = None) -> Report:
-    """All numbers of clients, in rounds of ours, Ray's and the limits."""
+    """Measure every number of clients, in rounds of ours, Ray's queue and the limits."""
     sizes, window = sizes or Sizes(), window or Window()
     given.root.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
@@ -348,7 +352,7 @@ def measure(given: argparse.Namespace, sizes: Sizes | None = None, window: Windo
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--clients", {"type": int, "nargs": "+", "default": list(CLIENTS), "help": "numbers of clients"}),
-    ("--rounds", {"type": int, "default": ROUNDS, "help": "of ours, Ray's queue, limits"}),
+    ("--rounds", {"type": int, "default": ROUNDS, "help": "rounds of ours, Ray's queue, limits"}),
     ("--root", {"type": Path, "default": Path("runs"), "help": "folder on the disk to measure (default: runs)"}),
 )
 

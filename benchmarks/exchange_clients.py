@@ -1,12 +1,12 @@
-"""Clients that keep an exchange busy, and the exchange: processes of their own for `benchmarks.exchange`.
+"""The processes of `benchmarks.exchange`: an exchange, and clients that load it.
 
 ```
 python -m benchmarks.exchange_clients serve   JSON   ──> its address;  <── end of input: it is audited and ends
-... exchange_clients clients JSON   ──> "ready";  <── the time to stop at;  ──> {kind: [[when, value], ...]}
+python -m benchmarks.exchange_clients clients JSON   ──> "ready";  <── time to stop;  ──> {kind: [[when, value], ...]}
 ```
 
-A client is a thread with a `RemoteExchange` of its own that does the duties of a sampler, a rewarder or the learner in
-turn, as the workers do them, without the models: no time passes between a lease and its results.
+A client is a thread with its own `RemoteExchange`. It makes the same calls as a sampler, a rewarder or the learner, but
+without models: results are submitted right after the lease.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from common.exchange.remote import RemoteExchange, exchange_service
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, Score, SerializedTensor, candidate_id
 from common.rpc.server import serving
 
-GROUP, PAIRS, CLIPS = 4, 8, 8  # candidates of a group, pairs of a step, clips of one lease
-LATENTS = 0.56  # share of a candidate's bytes: 13 x 16 x 60 x 90 in bfloat16 of 4 MB
-IDLE_SECONDS = 0.02  # of a client that finds nothing to do
+GROUP, PAIRS, CLIPS = 4, 8, 8  # candidates per group, pairs per step, clips per lease
+LATENTS = 0.56  # fraction of a candidate's bytes: 13 x 16 x 60 x 90 in bfloat16 of 4 MB
+IDLE_SECONDS = 0.02  # pause of a client without work
 MAX_BYTES = 4_000_000_000  # blobs on disk
 FOREVER = 1 << 30
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of what a sampler submits. The defaults are CogVideoX-5B's at 49 frames of 480 x 720."""
+    """Bytes that a sampler submits. The defaults are for CogVideoX-5B at 49 frames of 480 x 720."""
 
     candidate: int = 4_000_000  # latents and clip
     conditioning: int = 2_024_448  # per group: 226 x 4096 and 16 x 60 x 90 in bfloat16
@@ -51,17 +51,17 @@ class Sizes:
 
     @property
     def group(self) -> int:
-        """What a group's candidates and conditioning put on the disk."""
+        """Bytes on disk of a group's candidates and conditioning."""
         return GROUP * self.candidate + self.conditioning
 
     @property
     def latents(self) -> int:
-        """Of one candidate; the rest is its clip."""
+        """Bytes of a candidate's latents; the rest is its clip."""
         return int(LATENTS * self.candidate)
 
 
 class Noise:
-    """Bytes that differ each time, at the price of one copy: windows of one random buffer."""
+    """Random bytes, different each time, for the cost of one copy: windows of a random buffer."""
 
     def __init__(self, largest: int) -> None:
         self._buffer, self._largest, self._next = memoryview(os.urandom(2 * largest + (1 << 20))), largest, count()
@@ -71,11 +71,11 @@ class Noise:
         return bytes(self._buffer[start : start + size])
 
 
-# What is measured: in its own process, so that it shares no interpreter with the clients.
+# The exchange, in a process without clients, so that they do not share the GIL.
 
 
 def settings(samplers: int) -> RunConfig:
-    """A run without end in which nothing waits for anything but the disk's bound and its own workers."""
+    """An endless run in which only the disk limit and the workers themselves slow anything down."""
     flags = {
         "sampler.candidates": GROUP, "steps": FOREVER,
         "learner.pairs_per_step": PAIRS, "learner.steps_per_push": 1, "learner.checkpoint_every": 1,
@@ -85,30 +85,30 @@ def settings(samplers: int) -> RunConfig:
     return load_config(flags=flags)
 
 
-class Nothing:
-    """An exchange that takes everything and keeps nothing: what the clients can do at most."""
+class NullExchange:
+    """An exchange that accepts everything and stores nothing, to measure the clients alone."""
 
     def lease_group(self, worker: str, version: int) -> GroupLease:
         """Always the same group."""
         return GroupLease(Prompt(0, "0", "a cat"), worker, 1, version, tuple(range(GROUP)))
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
-        """Taken."""
+        """Accept it."""
         return Submitted(True)
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """Taken."""
+        """Accept it."""
         return Submitted(True)
 
 
 def serve(folder: str | None, samplers: int, sizes: dict[str, int]) -> None:
-    """Serve an exchange in `folder` (None: one that keeps nothing) until standard input ends; then audit it."""
+    """Serve an exchange in `folder` until standard input ends, then audit it. None serves a `NullExchange`."""
     noise, size = Noise(sizes["image"]), sizes["image"]
 
     def source(ordinal: int) -> Prompt:
         return Prompt(ordinal, f"{ordinal}", "a cat", noise(size))
 
-    exchange: Any = Nothing() if folder is None else LocalExchange(Path(folder), settings(samplers), source)
+    exchange: Any = NullExchange() if folder is None else LocalExchange(Path(folder), settings(samplers), source)
     with serving(exchange_service(exchange)) as service:
         print(service.address, flush=True)
         sys.stdin.read()
@@ -117,14 +117,14 @@ def serve(folder: str | None, samplers: int, sizes: dict[str, int]) -> None:
         exchange.close()
 
 
-# Who measures.
+# Clients.
 
 
 class Client:
-    """One worker's thread: its connection, its duties and what it saw."""
+    """One worker's thread: its connection, its duties and its measurements."""
 
     def __init__(self, address: str, name: str, duties: str, sizes: Sizes) -> None:
-        """`duties`: letters of s (sampler), r (rewarder), l (learner), done in turn."""
+        """`duties`: letters of s (sampler), r (rewarder), l (learner), one after the other."""
         self.name, self.seen, self.step = name, defaultdict(list), 0
         self._noise, self._sizes = Noise(max(asdict(sizes).values())), sizes
         self._exchange = RemoteExchange.at(address, name)
@@ -133,39 +133,39 @@ class Client:
         ]
 
     def run(self, stop: Event) -> None:
-        """All duties in turn until told to stop."""
+        """Repeat all duties until told to stop."""
         with self._exchange:
             while not stop.is_set():
                 if not any([duty() for duty in self._duties]):
                     stop.wait(IDLE_SECONDS)
 
-    def saw(self, kind: str, value: float) -> None:
-        """Note a measurement with its time."""
+    def record(self, kind: str, value: float) -> None:
+        """Record a measurement with its time."""
         self.seen[kind].append((time.monotonic(), value))
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Note how long a call took, in seconds."""
+        """Record the duration of a call in seconds."""
         began = time.monotonic()
         yield
-        self.saw(kind, time.monotonic() - began)
+        self.record(kind, time.monotonic() - began)
 
     def sample(self) -> bool:
-        """One group: lease, conditioning, candidates."""
+        """Lease a group, submit its conditioning and candidates."""
         with self.timed("lease_group"):
             lease = self._exchange.lease_group(self.name, 0)
         if lease is None:
             return False
         conditioning = Conditioning(self._array(self._sizes.conditioning), None)
-        self._taken(self._exchange.submit_conditioning(lease, conditioning))
-        self.saw("bytes", self._sizes.conditioning)
+        self._check_accepted(self._exchange.submit_conditioning(lease, conditioning))
+        self.record("bytes", self._sizes.conditioning)
         for index in range(len(lease.seeds)):
-            self._taken(self._exchange.submit_candidate(lease, self._candidate(lease, index)))
-            self.saw("bytes", self._sizes.candidate)
-        self.saw("group", 1)
+            self._check_accepted(self._exchange.submit_candidate(lease, self._candidate(lease, index)))
+            self.record("bytes", self._sizes.candidate)
+        self.record("group", 1)
         return True
 
-    def _taken(self, answer: Submitted) -> None:
+    def _check_accepted(self, answer: Submitted) -> None:
         if not answer.accepted:
             raise RuntimeError(f"{self.name}: not accepted: {answer.reason}")
 
@@ -180,7 +180,7 @@ class Client:
         )
 
     def score(self) -> bool:
-        """Some clips; the scores of a group differ, so that each makes a pair."""
+        """Score some clips. Scores differ within a group, so that each group gives a pair."""
         with self.timed("lease_candidates"):
             tasks = self._exchange.lease_candidates(self.name, CLIPS)
         scores = [Score(task.candidate_id, "1", dict.fromkeys(DIMENSIONS, 10.0 + task.clip[0] % 80)) for task in tasks]
@@ -201,7 +201,7 @@ class Client:
 
 
 class RawClient:
-    """Sends a candidate's frames over a bare socket and waits for an empty answer: what ZeroMQ does at most."""
+    """Sends a candidate's frames over a bare socket and waits for an empty answer, to measure ZeroMQ alone."""
 
     def __init__(self, address: str, name: str, duties: str, sizes: Sizes) -> None:
         self.seen = defaultdict(list)
@@ -209,7 +209,7 @@ class RawClient:
         self._address = address
 
     def run(self, stop: Event) -> None:
-        """One message after the other until told to stop."""
+        """Send one message after the other until told to stop."""
         with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
             socket.setsockopt(zmq.LINGER, 0)
             socket.connect(self._address)
@@ -223,7 +223,7 @@ class RawClient:
 
 
 def clients(address: str, duties: dict[str, str], sizes: dict[str, int], raw: bool) -> None:
-    """Run one client per entry of `duties` until the time (`time.monotonic`) that standard input gives."""
+    """Run one client per entry of `duties` until the time (`time.monotonic`) read from standard input."""
     kind = RawClient if raw else Client
     each = [kind(address, name, what, Sizes(**sizes)) for name, what in duties.items()]
     stop = Event()
@@ -234,7 +234,7 @@ def clients(address: str, duties: dict[str, str], sizes: dict[str, int], raw: bo
         wait(running, max(0.0, until - time.monotonic()), FIRST_EXCEPTION)
         stop.set()
     for one in running:
-        one.result()  # a client that failed ends the measurement
+        one.result()  # raises the error of a failed client
     seen: dict[str, list[Any]] = defaultdict(list)
     for client in each:
         for what, values in client.seen.items():

@@ -1,4 +1,4 @@
-"""What every benchmark prints and keeps: rows of ours beside another way, ratios, and aims met or missed.
+"""The common format and command line of benchmarks: rows that compare ours to another way, and targets met or missed.
 
 ```
 {"name", "command", "machine": {...}, "versions": {...},
@@ -6,10 +6,10 @@
  "aims": [{"aim", "value", "target", "met"}]}
 ```
 
-Pairs of measurements alternate (ours, other, ours, other ...), so that a machine that slows down slows both; `ratio` is
-the median, least and greatest of the pairs' ratios. `limit` is what to expect at most (of speed: from the machine; of
-the heads: from their training's ratings), measured in the same run. `python -m benchmarks.NAME --json
-benchmarks/results/NAME-DEVICE.json` keeps a result.
+Measurements alternate (ours, other, ours, other ...), so that a slower machine slows both; `ratio` is the median,
+minimum and maximum of the pairs' ratios. `limit` is the best possible value (for speed: on this machine; for reward
+heads: with perfect training), measured in the same run. `python -m benchmarks.NAME --json
+benchmarks/results/NAME-DEVICE.json` saves a result.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from common.errors import BAD_INPUT, ConfigError
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of paired measurements."""
+    """Median, minimum and maximum of the ratios of paired measurements."""
 
     median: float
     min: float
@@ -47,19 +47,19 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One case: medians of ours, of the other way (None: there is none) and of the limit, in `unit`."""
+    """One case: medians of ours, of the other way (None if there is none) and of the limit, in `unit`."""
 
     case: str
     unit: str
     ours: float
     other: float | None = None
     limit: float | None = None
-    ratio: Ratio | None = None  # ours to other, pair by pair; where `unit` is a time, other to ours: above 1 is better
+    ratio: Ratio | None = None  # ours to other, or other to ours if `unit` is a time: above 1 is better
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A promise: `value` is measured; `target` says in words what was promised."""
+    """A performance target: `value` is measured; `target` is the condition in words."""
 
     aim: str
     value: float
@@ -69,24 +69,24 @@ class Aim:
 
 @dataclass(frozen=True)
 class Report:
-    """All that one run of a benchmark has to say."""
+    """The result of one run of a benchmark."""
 
     name: str
     rows: Sequence[Row]
     aims: Sequence[Aim]
-    packages: Sequence[str]  # whose versions matter, where they are installed
-    device: str = "cpu"  # a GPU's name is kept with the result
-    package: str = "benchmarks"  # where its module lies
+    packages: Sequence[str]  # installed packages whose versions are recorded
+    device: str = "cpu"  # a GPU's name is recorded too
+    package: str = "benchmarks"  # Python package of the benchmark's module
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio:
-    """Of `ours` to `other`, pair by pair."""
+    """The ratio of `ours` to `other`, pair by pair."""
     each = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
     return Ratio(median(each), min(each), max(each))
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """The shape that all kept results have."""
+    """The JSON format of saved results."""
     return {
         "name": report.name,
         "command": shlex.join(["python", "-m", f"{report.package}.{report.name}", *sys.argv[1:]]),
@@ -115,7 +115,7 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def show(report: Report) -> None:
-    """Print the rows and the aims."""
+    """Print the rows and targets."""
     console = Console(soft_wrap=True)
     table = Table("case", "unit", "ours", "other", "limit", "ratio (min .. max)")
     for row in report.rows:
@@ -136,14 +136,14 @@ def _number(value: float | None) -> str:
 def main(
     doc: str | None, measure: Callable[[argparse.Namespace], Report], *options: tuple[str, dict[str, Any]]
 ) -> Report:
-    """The command line of a benchmark: `measure`, print, and keep the result where ``--json`` says.
+    """The command line of a benchmark: measure, print, and save the result if ``--json`` is given.
 
-    Bad input is one line and exit code 2.
+    Bad input exits with one line and code 2.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, how in options:
         parser.add_argument(name, **how)
-    parser.add_argument("--json", type=Path, metavar="OUT", help="file to keep the result in")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="file to save the result in")
     given = parser.parse_args()
     try:
         _check_place(given.json)
@@ -157,6 +157,6 @@ def main(
 
 
 def _check_place(file: Path | None) -> None:
-    """Before anything is measured, not after it."""
+    """Check that the result can be saved before anything is measured."""
     if file is not None and not file.parent.is_dir():
         raise ConfigError(f"--json {file}: no folder {file.parent}")

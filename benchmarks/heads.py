@@ -1,20 +1,21 @@
 """How well the reward heads rank clips: ``python -m benchmarks.heads [--json FILE]``.
 
-Spearman's rank correlation (SRCC); ours is the head, other the best of the plain signals of the pixels
-(`rewarders/training/pixel_baselines.py`), each with the better sign, as a user without trained heads would take them:
+It measures Spearman's rank correlation (SRCC). Ours is the head. Other is the best plain pixel signal
+(`rewarders/training/pixel_baselines.py`) with the better sign, as a user without trained heads could choose it. Clips:
 
-- on rendered clips of characters that no head was trained on, against the renderer's own truth;
-- on clips *sampled by the policy* for held-out prompts, in 2, 4, 5 and 10 steps, as a rating set has clips of several
-  generators. Nobody rendered those, so the truth here is the oracle's nearest answer, which judges something a little
-  different: a correlation, not an accuracy. In motion it gives three of four 99 points or more, and ranks the others;
-- on the same together with clips of a policy *that does not listen*: half as many again, sampled under the caption of
-  another action, and judged by the one that was asked for. Here motion and text tell clips apart.
+- rendered clips of characters that no head was trained on, against the renderer's ground truth;
+- clips *sampled by the policy* for held-out prompts in 2, 4, 5 and 10 steps, like the several generators of a rating
+  set. They have no ground truth, so the reference is the closest score of the oracle. It measures something slightly
+  different, so this is a correlation, not an accuracy. In motion three of four clips get 99 points or more,
+  so only the others are ranked;
+- the same plus half as many clips of a policy *that ignores the prompt*: sampled under the caption of another action,
+  and judged by the original prompt. Here clips differ in motion and text.
 
-A policy's clip can also be rated as the heads' training clips are: by how it differs from the clean one of the same
-shot (`rewarders/toon_heads/training/degradation.py`), and in text by whether the policy heard the prompt. No head sees
-that clip, so the SRCC of this rating with the oracle, the limit, is what a head reaches that learned it perfectly.
-There is none where the rating is the same for all clips (text, where all heard), or unknown for some (motion, where
-some did not).
+A policy's clip can also be rated like the heads' training clips: by its difference from the clean clip of the same shot
+(`rewarders/toon_heads/training/degradation.py`), and in text by whether the policy got the right prompt. The limit is
+the SRCC of this rating with the oracle: what a head reaches that has learned the rating perfectly (heads do not see the
+clean clip). It is undefined if the rating is the same for all clips (text, if all prompts were right) or unknown for
+some (motion, if some prompts were wrong).
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from rewarders.training.pixel_baselines import measure as signals_of
 from rewarders.training.ranking_metrics import srcc
 
 RENDERED, SAMPLED = 1024, 256
-STEPS = (2, 4, 5, 10)  # of the sampler, prompt by prompt in turn
-UNSEEN, POLICY, DEAF = "unseen characters", "policy samples", "policy samples, a third under another caption"
-AIMS = {UNSEEN: 0.8, POLICY: 0.6, DEAF: 0.6}
-# What the oracle can say about a dimension: a warped or foreign figure fits no true sprite.
+STEPS = (2, 4, 5, 10)  # denoising steps, alternating from prompt to prompt
+UNSEEN, POLICY, WRONG_CAPTION = "unseen characters", "policy samples", "policy samples, a third under another caption"
+AIMS = {UNSEEN: 0.8, POLICY: 0.6, WRONG_CAPTION: 0.6}
+# The oracle's closest score for each dimension: a warped or foreign figure matches no true sprite.
 NEAREST = {
     "smoothness": "smoothness",
     "motion": "motion",
@@ -68,21 +69,21 @@ def on_rendered(count: int, seed: int = 1) -> tuple[Found, Found]:
 
 @dataclass(frozen=True)
 class Judged:
-    """K clips of one sampler, and what is said of them."""
+    """K sampled clips with their reference values and scores."""
 
-    truths: Mapping[str, np.ndarray]  # dimension -> the oracle's nearest answer, [K]
-    ratings: Mapping[str, np.ndarray]  # dimension -> how a training clip like it would be rated, [K]; NaN: unknown
-    scores: Mapping[str, np.ndarray]  # dimension -> the head's, [K]
-    plain: Sequence[Mapping[str, float]]  # K clips' signals
+    truths: Mapping[str, np.ndarray]  # dimension -> the oracle's closest score, [K]
+    ratings: Mapping[str, np.ndarray]  # dimension -> rating by the rule for training clips, [K]; NaN: unknown
+    scores: Mapping[str, np.ndarray]  # dimension -> the head's score, [K]
+    plain: Sequence[Mapping[str, float]]  # plain signals of the K clips
 
     def found(self) -> tuple[Found, Found]:
-        """SRCC with the truths of heads and of the best plain signals."""
+        """SRCC with the truths: of the heads, and of the best plain signals."""
         heads = {name: srcc(self.scores[name], self.truths[name]) for name in DIMENSIONS}
         return heads, {name: best_signal(self.plain, self.truths[name]) for name in DIMENSIONS}
 
     def limits(self) -> dict[str, float | None]:
-        """SRCC with the truths of the training clips' rating, where it is known and not the same for all."""
-        varied = {name: bool(np.ptp(self.ratings[name]) > 0) for name in DIMENSIONS}  # not so where one is NaN
+        """SRCC of the ratings with the truths; None if ratings are unknown or all equal."""
+        varied = {name: bool(np.ptp(self.ratings[name]) > 0) for name in DIMENSIONS}  # False if any is NaN
         return {name: srcc(self.ratings[name], self.truths[name]) if varied[name] else None for name in DIMENSIONS}
 
     def __add__(self, other: Judged) -> Judged:
@@ -94,54 +95,54 @@ class Judged:
         return Judged(truths, ratings, scores, [*self.plain, *other.plain])
 
 
-def sampled(count: int, deaf: bool = False, seed: int = 1) -> Judged:
-    """One clip of the base model for each of `count` held-out prompts; `deaf`: under another action's caption."""
-    prompts = ToonPrompts(seed).heldout(count, seed + deaf)
-    clips = _sample(prompts, deaf, seed)
+def sampled(count: int, wrong_caption: bool = False, seed: int = 1) -> Judged:
+    """One clip of the base model per held-out prompt; with `wrong_caption`, under the caption of another action."""
+    prompts = ToonPrompts(seed).heldout(count, seed + wrong_caption)
+    clips = _sample(prompts, wrong_caption, seed)
     verdicts = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
     return Judged(
         {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
-        _rated(clips, [_drawn(prompt, deaf) for prompt in prompts], deaf),
+        _rated(clips, [_captioned_shot(prompt, wrong_caption) for prompt in prompts], wrong_caption),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
         [signals_of(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
     )
 
 
-def _sample(prompts: Sequence[Prompt], deaf: bool, seed: int) -> list[np.ndarray]:
+def _sample(prompts: Sequence[Prompt], wrong_caption: bool, seed: int) -> list[np.ndarray]:
     configs = [load_config(layout.TOON, {"sampler.steps": str(steps)}) for steps in STEPS]
     samplers = [Sampler(open_model(config.model.path), config) for config in configs]
 
     def clip_of(place: int, prompt: Prompt) -> np.ndarray:
         sampler = samplers[place % len(samplers)]
-        heard = replace(prompt, text=caption(_drawn(prompt, deaf)))
-        seeds = [rules.seed(seed, "heads", place, int(deaf))]
-        return decode_clip(sampler.sample(heard, sampler.encode(heard), seeds, [0])[0].clip)
+        given_prompt = replace(prompt, text=caption(_captioned_shot(prompt, wrong_caption)))
+        seeds = [rules.seed(seed, "heads", place, int(wrong_caption))]
+        return decode_clip(sampler.sample(given_prompt, sampler.encode(given_prompt), seeds, [0])[0].clip)
 
     return [clip_of(place, prompt) for place, prompt in enumerate(prompts)]
 
 
-def _drawn(prompt: Prompt, deaf: bool) -> Shot:
-    """What the policy is told to draw: what was asked for, or the next action in its place."""
+def _captioned_shot(prompt: Prompt, wrong_caption: bool) -> Shot:
+    """The shot in the policy's caption: the prompt's own, or, if `wrong_caption`, with the next action."""
     shot, actions = shot_of(prompt), list(ACTIONS)
-    return replace(shot, action=actions[(actions.index(shot.action) + deaf) % len(actions)])
+    return replace(shot, action=actions[(actions.index(shot.action) + wrong_caption) % len(actions)])
 
 
-def _rated(clips: Sequence[np.ndarray], shots: Sequence[Shot], deaf: bool) -> dict[str, np.ndarray]:
-    """The rating of clips that were to show `shots`, 0 .. 100, ``[K]`` by dimension, as the heads' training has it."""
+def _rated(clips: Sequence[np.ndarray], shots: Sequence[Shot], wrong_caption: bool) -> dict[str, np.ndarray]:
+    """Ratings 0 .. 100 of clips that should show `shots`, ``[K]`` per dimension, by the rule for training clips."""
     bad = badness(np.stack(clips), np.stack([render(shot) for shot in shots]), shots)
     rated = {name: 100 * (1 - value.mean(1)) for name, value in bad.items()}
-    rated["text"] = np.full(len(clips), 0.0 if deaf else 100.0)
-    if deaf:
+    rated["text"] = np.full(len(clips), 0.0 if wrong_caption else 100.0)
+    if wrong_caption:
         rated["motion"] = np.full(len(clips), np.nan)
     return rated
 
 
 def measure(given: argparse.Namespace) -> Report:
-    """All correlations of every dimension; an aim is about the least of them."""
+    """All correlations by dimension. Each target is about the lowest one."""
     plain = sampled(given.sampled)
-    both = plain + sampled(given.sampled // 2, deaf=True)
-    found = {UNSEEN: on_rendered(given.rendered), POLICY: plain.found(), DEAF: both.found()}
-    limits = {UNSEEN: {}, POLICY: plain.limits(), DEAF: both.limits()}
+    both = plain + sampled(given.sampled // 2, wrong_caption=True)
+    found = {UNSEEN: on_rendered(given.rendered), POLICY: plain.found(), WRONG_CAPTION: both.found()}
+    limits = {UNSEEN: {}, POLICY: plain.limits(), WRONG_CAPTION: both.limits()}
     rows, aims = [], []
     for where, (heads, signals) in found.items():
         for name in DIMENSIONS:

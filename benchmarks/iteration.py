@@ -1,17 +1,17 @@
-"""One iteration of the alignment loop, phase by phase: ``python -m benchmarks.iteration``.
+"""Time and memory of one iteration of the alignment loop, by phase: ``python -m benchmarks.iteration``.
 
 ```
 encode ─> denoise N candidates ─> decode ─> mp4 ─> score ─> best and worst ─> GAPO step ─> publish ─> load
 sampler ────────────────────────────────────────── rewarder ─ exchange ────── learner ─────────────── sampler
 ```
 
-The roles' own loops in one process, in the order of `deploy/runtime/serial.py`, over a ledger on disk. A phase's
-seconds are its own: what it calls has a line of its own. On a GPU its peak memory stands below, of all roles together.
-It is the process's first iteration: what libraries do once is in it.
+It runs the roles' own loops in one process, in the order of `deploy/runtime/serial.py`, with a ledger on disk. The time
+of nested phases does not count for the outer phase. On a GPU, peak memory is listed below, of all roles together. This
+is the process's first iteration, so it includes one-time initialization of libraries.
 
-``--model 5b-i2v --device cuda:0`` runs a published family at its full size, with random weights: phases take what they
-take with the published ones, but the clips show nothing, and no reward means anything. The reward heads are the
-embedded toon ones for every model; clips of other sizes are scaled down to theirs.
+``--model 5b-i2v --device cuda:0`` runs a published family at full size with random weights. Times are the same as with
+the published weights, but clips and rewards are meaningless. All models use the embedded toon reward heads; larger
+clips are scaled down for them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ PHASES = {
 
 
 def settings(given: argparse.Namespace) -> RunConfig:
-    """One pair a step, one step a push."""
+    """The run's configuration: one pair per step, one step per published version."""
     toon = given.model == TOON
     sampler = {
         "candidates": N,
@@ -84,7 +84,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
 
 
 class Timeline:
-    """Seconds of every phase, and on a GPU its peak memory. A phase within another stops the other's clock."""
+    """Seconds and, on a GPU, peak memory of each phase. A nested phase pauses the outer one's clock."""
 
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = {}
@@ -93,17 +93,17 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """``with timeline.phase("score"):`` one of PHASES."""
-        self._turn()
+        """``with timeline.phase("score"):`` times its body as one of PHASES."""
+        self._record()
         self._open.append(name)
         try:
             yield
         finally:
-            self._turn()
+            self._record()
             self._open.pop()
 
-    def _turn(self) -> None:
-        """What passed since the last turn was the innermost phase's."""
+    def _record(self) -> None:
+        """Add the time since the last call to the innermost open phase."""
         wait(self._device)
         now = time.perf_counter()
         if self._open:
@@ -116,7 +116,7 @@ class Timeline:
         self._since = time.perf_counter()
 
     def rows(self) -> list[Row]:
-        """A row for each phase in the order of PHASES, the sum of the iteration's, and on a GPU the peaks."""
+        """One row per phase in the order of PHASES, the iteration's total, and, on a GPU, the memory peaks."""
         times = [Row(words, "s", self.seconds[name]) for name, words in PHASES.items() if name in self.seconds]
         whole = sum(seconds for name, seconds in self.seconds.items() if name not in OPENING)
         peaks = [
@@ -127,7 +127,7 @@ class Timeline:
         return [*times, Row("the iteration, from encoding to loading", "s", whole), *peaks]
 
 
-# The roles, with their phases on the timeline.
+# The roles, with their phases recorded.
 
 
 class TimedSampler(Sampler):
@@ -160,7 +160,7 @@ class TimedRewarder(Rewarder):
     def __init__(self, timeline: Timeline, config: RunConfig) -> None:
         self._timeline = timeline
         with timeline.phase("open rewarder"):
-            super().__init__([Scaled(head) for head in load_heads("toon", config.model.device)], config.reward)
+            super().__init__([ScalingHead(head) for head in load_heads("toon", config.model.device)], config.reward)
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `Rewarder.score`."""
@@ -187,8 +187,8 @@ class TimedLearner(Learner):
             return super().publish(exchange)
 
 
-class Scaled:
-    """A toon head, for clips of any size."""
+class ScalingHead:
+    """A toon head that accepts clips of any size."""
 
     def __init__(self, head: Reward) -> None:
         self._head = head
@@ -200,7 +200,7 @@ class Scaled:
 
 
 def scaled(clip: np.ndarray) -> np.ndarray:
-    """A clip uint8 [F, H, W, 3] as the heads take it: frames at even distances, each scaled down."""
+    """Scale a clip uint8 [F, H, W, 3] to the heads' size: evenly spaced frames, each scaled down."""
     count, height, width, _ = SHAPE
     if clip.shape == SHAPE:
         return clip
@@ -212,9 +212,10 @@ def scaled(clip: np.ndarray) -> np.ndarray:
 
 
 def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timeline: Timeline) -> bool:
-    """Everything once; whether the sampler ends with the version that the learner published.
+    """Run one iteration. Returns whether the sampler ends with the version that the learner published.
 
-    `ConfigError` where no pair came of the candidates.
+    Raises:
+        ConfigError: the candidates gave no pair.
     """
     config = settings(given)
     with ExitStack() as stack:
@@ -243,7 +244,7 @@ def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timelin
 
 
 def measure(given: argparse.Namespace) -> Report:
-    """The timeline of one iteration."""
+    """Measure one iteration."""
     model, timeline = open_given(given), Timeline(given.device)
     with tempfile.TemporaryDirectory() as folder:
         held = iterate(given, model, Path(folder), timeline)
@@ -258,7 +259,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--steps", {"type": int, "help": f"denoising steps (default: toon {STEPS}, others {FAMILY_STEPS})"}),
     ("--micro-batch", {"type": int, "help": f"candidates denoised together (default: toon {N}, others 1)"}),
     ("--vae-tiling", {"action": "store_true", "help": "the VAE works in tiles: less memory at large sizes"}),
-    ("--seed", {"type": int, "default": 0, "help": "of the candidates and the step (default: 0)"}),
+    ("--seed", {"type": int, "default": 0, "help": "seed of the candidates and the step (default: 0)"}),
 )
 
 if __name__ == "__main__":

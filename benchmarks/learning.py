@@ -1,19 +1,18 @@
-"""How fast pairs are learned from, and what memory a step keeps: ``python -m benchmarks.learning``.
+"""Speed and memory of an optimizer step: ``python -m benchmarks.learning``.
 
 ```
    ours    Learner: latents and embeddings come from the ledger; chosen and rejected in one forward
    other   a Diffusion-DPO step as one writes it: T5 and VAE encode in the step, four passes, a copied reference
 ```
 
-Both take full optimizer steps (forward, backward, AdamW) on batches of the same pairs, in alternating rounds, in the
-same micro-batches, with the same adapters (``--train lora``) and the same recomputed activations. Speed and memory do
-not depend on what a clip shows or a weight says: clips are noise, and ``--model 5b-i2v`` is a published family at its
-full size with random weights.
+Both take full optimizer steps (forward, backward, AdamW) on the same pairs in alternating rounds, with the same
+micro-batches, adapters (``--train lora``) and activation checkpointing. Speed and memory do not depend on the content
+of clips or weights, so clips are noise, and ``--model 5b-i2v`` is a published family at full size with random weights.
 
-The last rows, for the toon model, show what OnlineVPO (Zhang et al. 2024, section 1) says against reward gradients
-(ReFL, Xu et al. 2023): bytes that autograd keeps for the backward pass of one clip, of the preference loss and of a
-reward's gradient through the decoded clip, over frames and resolution. Counted, not estimated: every tensor that is
-saved, once.
+The last rows, for the toon model, show OnlineVPO's argument (Zhang et al. 2024, section 1) against reward gradients
+(ReFL, Xu et al. 2023): the bytes that autograd saves for the backward pass of one clip, for the preference loss and for
+a reward's gradient through the decoded clip, by frames and resolution. They are counted, not estimated: each saved
+tensor once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from peft import LoraConfig as PeftLoraConfig
 from torch.nn.functional import logsigmoid
 
 from benchmarks import options
-from benchmarks.device import Way, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
+from benchmarks.device import Variant, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
 from benchmarks.harness import Aim, Report, Row, main, ratio
 from benchmarks.options import model_flags, open_given
 from benchmarks.random_models import TOON, sizes_of
@@ -52,13 +51,13 @@ from learner.batch import Batch
 from learner.learner import Learner
 
 ROUNDS = 5
-PAIRS, FAMILY_PAIRS = 8, 2  # in a step, of the toon model and of others
+PAIRS, FAMILY_PAIRS = 8, 2  # pairs per step, for the toon model and for others
 SIZES = ((9, 48, 64), (9, 96, 128), (17, 96, 128))  # frames, height, width
 MIB = 1 << 20
 
 
 def settings(given: argparse.Namespace) -> RunConfig:
-    """What is not asked for: the toon run's for the toon model, what fits one GPU for others."""
+    """The run's configuration. Defaults: the toon run's for the toon model; otherwise what fits on one GPU."""
     toon = given.model == TOON
     pairs = given.pairs or (PAIRS if toon else FAMILY_PAIRS)
     flags = model_flags(given) | options.checkpointing_flag(given) | {"learner.lr": 1e-6}
@@ -69,7 +68,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
 
 @dataclass(frozen=True)
 class Clips:
-    """A batch of pairs as a data loader gives them: float pixels in [-1, 1], on the CPU."""
+    """A batch of pairs as from a data loader: float pixels in [-1, 1] on the CPU."""
 
     chosen: torch.Tensor  # [n, frames, 3, H, W]
     rejected: torch.Tensor
@@ -77,13 +76,13 @@ class Clips:
     texts: list[str]
 
     def parts(self, size: int) -> list[Clips]:
-        """At most `size` pairs each."""
+        """Split into parts of at most `size` pairs."""
         cuts = [slice(start, start + size) for start in range(0, len(self.texts), size)]
         return [Clips(self.chosen[cut], self.rejected[cut], self.image[cut], self.texts[cut]) for cut in cuts]
 
 
 def clips(config: RunConfig, count: int) -> Clips:
-    """Noise of the right shape: how fast a step is does not depend on what it shows."""
+    """Noise of the right shape."""
     size, generator = config.model, torch.Generator().manual_seed(0)
     shape = (count, size.frames, 3, size.height, size.width)
     chosen, rejected = (torch.rand(shape, generator=generator) * 2 - 1 for _ in range(2))
@@ -91,7 +90,7 @@ def clips(config: RunConfig, count: int) -> Clips:
 
 
 class Encoders:
-    """T5 and VAE, on the device."""
+    """T5 and VAE on the device."""
 
     def __init__(self, model: ModelFolder, config: RunConfig) -> None:
         size = config.model
@@ -117,8 +116,8 @@ class Encoders:
         )
 
 
-class Plain:
-    """One step of Diffusion-DPO, all in it."""
+class PlainDPO:
+    """A plain implementation of Diffusion-DPO, which encodes clips within the step."""
 
     def __init__(self, model: ModelFolder, config: RunConfig) -> None:
         self.config, self.encoders = config, Encoders(model, config)
@@ -134,7 +133,7 @@ class Plain:
         self.optimizer = torch.optim.AdamW(self._trained, lr=config.learner.lr, weight_decay=0.0)
 
     def step(self, batch: Clips) -> float:
-        """The loss of a step that is taken."""
+        """Take one optimizer step. Returns the loss."""
         rules, total = self.config.learner, 0.0
         self.optimizer.zero_grad()
         for part in batch.parts(rules.micro_batch):
@@ -170,21 +169,21 @@ def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Batch:
 
 
 def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:
-    """Pairs per second of both, how well they use the device, and on a GPU their memory."""
+    """Pairs per second and MFU of both, and, on a GPU, their memory."""
     config = settings(given)
     count = config.learner.pairs_per_step
     batch = clips(config, count)
     pairs = encoded(model, config, batch)
     peak = matmul_peak(given.device, getattr(torch, config.model.dtype))
     with tempfile.TemporaryDirectory() as folder:
-        ours = Way(given.device, lambda: Learner(model, config, Path(folder)))
+        ours = Variant(given.device, lambda: Learner(model, config, Path(folder)))
         try:
-            plain = Way(given.device, lambda: Plain(model, config))
+            plain = Variant(given.device, lambda: PlainDPO(model, config))
             for _ in range(given.rounds + 1):
                 ours.round(lambda learner: learner.optimize(pairs))
                 plain.round(lambda one: one.step(batch))
         finally:
-            ours.thing.close()
+            ours.subject.close()
     mine, theirs = ours.rates(count), plain.rates(count)
     gain, (_, needed) = ratio(mine, theirs), operations(sizes_of(model), config)
     words = f"steps of {count} pairs, {config.learner.train}; other: all in the step"
@@ -194,24 +193,24 @@ def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], lis
     return [speed, use, *memory_rows(ours, plain)], [aim, *memory_aims(ours, plain), *mfu_aims(given.device, use)]
 
 
-def memory_aims(ours: Way[Any], plain: Way[Any]) -> list[Aim]:
-    """On a GPU: how much less it takes."""
+def memory_aims(ours: Variant[Any], plain: Variant[Any]) -> list[Aim]:
+    """On a GPU, the target for the peak memory; none on a CPU."""
     if not is_cuda(ours.device):
         return []
     share = ours.peak / plain.peak
     return [Aim("peak memory against a plain Diffusion-DPO step", share, "<= 0.6", share <= 0.6)]
 
 
-# What a backward pass keeps.
+# Memory for the backward pass.
 
 
-def kept(forward: Callable[[], torch.Tensor]) -> int:
-    """Bytes that autograd saves for the backward pass of `forward`: every storage once, parameters left out."""
+def saved_bytes(forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes that autograd saves for the backward pass of `forward`: each storage once, without parameters."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def save(tensor: torch.Tensor) -> torch.Tensor:
         if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()  # kept, so that no address is used twice
+            storage = tensor.untyped_storage()  # kept alive, so that no address is reused
             storages[storage._cdata] = storage
         return tensor
 
@@ -221,9 +220,9 @@ def kept(forward: Callable[[], torch.Tensor]) -> int:
 
 
 def memory(model: ModelFolder, frames: int, height: int, width: int) -> Row:
-    """One pair's preference loss, and ReFL's reward of one decoded prediction, under random weights.
+    """Saved bytes of one pair's preference loss, and of ReFL's reward of one decoded prediction, with random weights.
 
-    Learned positions, which fix the size, are left out. Float32, attention that keeps no matrix of scores.
+    Without learned positions, which would fix the size. In float32, with attention that does not save its scores.
     """
     config = model.transformer_config | {"use_learned_positional_embeddings": False}
     shape = replace(model, transformer_config=config).latent_shape(frames, height, width)
@@ -242,15 +241,15 @@ def memory(model: ModelFolder, frames: int, height: int, width: int) -> Row:
 
     def reward_gradient() -> torch.Tensor:
         predicted = 0.5 * x_t - 0.5 * v(1)
-        return decode_latents(vae, predicted).mean()  # what a reward model keeps comes on top of it
+        return decode_latents(vae, predicted).mean()  # the reward model would save more on top
 
-    ours, other = kept(preference) / MIB, kept(reward_gradient) / MIB
+    ours, other = saved_bytes(preference) / MIB, saved_bytes(reward_gradient) / MIB
     words = f"{frames} frames of {height} x {width}: kept for a pair; other: for one clip of ReFL"
     return Row(words, "MiB", ours, other, None, ratio([other], [ours]))
 
 
 def measure(given: argparse.Namespace, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Report:
-    """Speed, then memory; `sizes` are those of the toon model's kept bytes."""
+    """Measure speed, then saved bytes for the clip `sizes` (toon model only)."""
     model = open_given(given)
     rows, aims = steps(given, model)
     rows += [memory(model, *size) for size in sizes if given.model == TOON]
@@ -261,8 +260,8 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     *options.OPTIONS,
     options.CHECKPOINTING,
     ("--train", {"choices": ["lora", "full"], "help": "adapters, or all weights (default: toon full, others lora)"}),
-    ("--rounds", {"type": int, "default": ROUNDS, "help": f"after one that is not counted (default: {ROUNDS})"}),
-    ("--pairs", {"type": int, "help": f"in an optimizer step (default: toon {PAIRS}, others {FAMILY_PAIRS})"}),
+    ("--rounds", {"type": int, "default": ROUNDS, "help": f"rounds after the warm-up (default: {ROUNDS})"}),
+    ("--pairs", {"type": int, "help": f"pairs per optimizer step (default: toon {PAIRS}, others {FAMILY_PAIRS})"}),
     ("--micro-batch", {"type": int, "help": "pairs in one forward (default: toon all, others 1)"}),
 )
 

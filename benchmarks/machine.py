@@ -1,4 +1,4 @@
-"""On what a result was measured."""
+"""The machine that a result was measured on."""
 
 from __future__ import annotations
 

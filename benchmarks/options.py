@@ -1,4 +1,4 @@
-"""Which model, on which device, at which size: the options that the benchmarks of models share, and what follows."""
+"""Options that the model benchmarks share (model, device, clip size), and what they open."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
         },
     ),
     ("--device", {"default": "cpu", "help": "cpu, cuda:0 (default: cpu)"}),
-    ("--frames", {"type": int, "help": "of a clip (default: what the model was trained for)"}),
-    ("--height", {"type": int, "help": "pixels; likewise"}),
-    ("--width", {"type": int, "help": "pixels; likewise"}),
+    ("--frames", {"type": int, "help": "frames per clip (default: what the model was trained for)"}),
+    ("--height", {"type": int, "help": "pixels (default: what the model was trained for)"}),
+    ("--width", {"type": int, "help": "pixels (default: what the model was trained for)"}),
 )
 
 CHECKPOINTING: tuple[str, dict[str, Any]] = (
@@ -43,23 +43,23 @@ CHECKPOINTING: tuple[str, dict[str, Any]] = (
 
 
 def checkpointing_flag(given: argparse.Namespace) -> dict[str, Any]:
-    """Which activations are recomputed, as a dotted key."""
+    """The setting of activation checkpointing, as a dotted key."""
     return {"learner.gradient_checkpointing": given.checkpointing or ("off" if given.model == TOON else "selective")}
 
 
 def checkpointed(config: RunConfig) -> bool:
-    """Whether any are."""
+    """Whether activation checkpointing is on."""
     return config.learner.gradient_checkpointing != "off"
 
 
 def open_given(given: argparse.Namespace) -> ModelFolder:
-    """The model of ``--model``, when there is such a device. `ConfigError` where not."""
+    """Open the model of ``--model``. Raises `ConfigError` for an unknown model or device."""
     check_device(given.device)
     return open_named(given.model)
 
 
 def model_flags(given: argparse.Namespace) -> dict[str, Any]:
-    """The section ``model`` as dotted keys: what the model was trained for, and over it what was asked for."""
+    """The section ``model`` as dotted keys: the sizes the model was trained for, overridden by the given options."""
     flags: dict[str, Any] = {"model.path": given.model, "model.device": given.device}
     if given.model != TOON:
         clip = family_config(given.model if given.model in families() else DEFAULT, "clip")
@@ -69,12 +69,12 @@ def model_flags(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def prompts_for(given: argparse.Namespace, model: ModelFolder) -> PromptSource:
-    """The toon world's for the toon model; for others pictures that need no sprites, since only sizes matter."""
-    return open_prompts(TOON, 0) if given.model == TOON else Pictures(model.image_conditioned)
+    """Toon prompts for the toon model, otherwise prompts with random images: only sizes matter there."""
+    return open_prompts(TOON, 0) if given.model == TOON else RandomImagePrompts(model.image_conditioned)
 
 
-class Pictures:
-    """Prompts in the toon world's words. Their first frames are a few random colours, which the sampler scales up."""
+class RandomImagePrompts:
+    """Prompts with the toon world's captions and first frames of a few random colours, which the sampler scales up."""
 
     def __init__(self, with_image: bool) -> None:
         self._with_image = with_image
@@ -84,7 +84,7 @@ class Pictures:
         return self._draw("train", ordinal, Purpose.TRAIN)
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
-        """See `PromptSource`; there is nothing to hold out from whom nobody trains."""
+        """See `PromptSource`."""
         del seed
         return [self._draw("heldout", ordinal, Purpose.EVAL) for ordinal in range(count)]
 

@@ -1,11 +1,11 @@
-"""The models that benchmarks run: the embedded one, a folder, or a published family with random weights.
+"""The models that benchmarks use: the embedded one, a pipeline folder, or a published family with random weights.
 
 ```
 families.json ──> configs, with the classes' defaults ──> parts on the device, in the dtype ──> ModelFolder
 ```
 
-No weights need to be fetched: how long a kernel takes depends on shapes and dtypes, not on what the weights say. What
-does depend on them says so where it is measured: how much a cache skips, what a reward is.
+No weights are downloaded: the time of a kernel depends on shapes and dtypes, not on values. Benchmarks say so where
+values matter: how much a block cache skips, and rewards.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from deploy.planning.model_sizes import (
 )
 
 TOON = "toon"
-SEED = 0  # of the random weights: loaded twice they are the same
+SEED = 0  # of the random weights
 
 Part = TypeVar("Part", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
 class RandomModel(ModelFolder):
-    """A `ModelFolder` without a folder: every `load_*` makes the part anew, with the same random weights.
+    """A `ModelFolder` without a folder: each `load_*` creates the part, always with the same random weights.
 
-    Weights are as the classes initialise them: small, finite, and nowhere zero where a kernel could be spared.
+    Weights have the classes' own initialization: small, finite, and not zero, so that no kernel gets cheaper.
     """
 
     text_encoder_config: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def parts(self) -> dict[str, str]:
-        """See `ModelFolder.parts`: there are no files."""
+        """See `ModelFolder.parts`. Empty, because there are no files."""
         return {}
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
@@ -73,18 +73,18 @@ class RandomModel(ModelFolder):
         return _make(lambda: T5EncoderModel(config), dtype, device).requires_grad_(False)
 
     def load_tokenizer(self) -> T5Tokenizer:
-        """Knows a few words; how long a caption is padded does not depend on them."""
+        """A tokenizer with a small vocabulary; captions are padded to the same length anyway."""
         words = {word for name in CHARACTERS for word in name.split("_")}
         return build_tokenizer(sorted(words), self.max_text_length)
 
 
 def _make(make: Callable[[], Part], dtype: torch.dtype | str, device: torch.device | str) -> Part:
-    """A part that is born on the device and in the dtype: it is never anywhere else, nor larger."""
+    """Create a part directly on the device and in the dtype, so that it never takes more memory."""
     device, dtype = torch.device(device), torch_dtype(dtype)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), _default_dtype(dtype), device:
         torch.manual_seed(SEED)
         part = make()
-        torch.nn.Module.to(part, dtype)  # a table of positions is computed in float64
+        torch.nn.Module.to(part, dtype)  # position tables are created in float64
         return part.eval()
 
 
@@ -99,8 +99,10 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def random_model(family: str, changes: Mapping[str, Mapping[str, Any]] | None = None) -> RandomModel:
-    """A published family with random weights. `changes` are keys of its parts' configs: ``transformer``, ``vae``,
-    ``text_encoder``."""
+    """A published family with random weights.
+
+    `changes` overrides config keys of the parts ``transformer``, ``vae`` and ``text_encoder``.
+    """
 
     def config(part: str) -> dict[str, Any]:
         return dict(family_config(family, part)) | dict((changes or {}).get(part, {}))
@@ -115,7 +117,7 @@ def random_model(family: str, changes: Mapping[str, Mapping[str, Any]] | None = 
 
 
 def open_named(name: str) -> ModelFolder:
-    """What ``--model`` names. `ConfigError` says what is allowed."""
+    """Open the model that ``--model`` names. Raises `ConfigError` for an unknown name."""
     if name in families():
         return random_model(name)
     if name != TOON and not Path(name).is_dir():
@@ -125,7 +127,7 @@ def open_named(name: str) -> ModelFolder:
 
 
 def sizes_of(model: ModelFolder) -> ModelSizes:
-    """What `deploy.planning.model_sizes` knows of it."""
+    """The model's sizes as in `deploy.planning.model_sizes`."""
     if isinstance(model, RandomModel):
         return ModelSizes(model.path.name, model.transformer_config, model.vae_config, model.text_encoder_config)
     return folder_sizes(model.path)

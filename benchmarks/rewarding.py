@@ -1,15 +1,15 @@
-"""How fast clips are scored: batched as a rewarder does it, against one clip at a time.
+"""Throughput of scoring: batched like a rewarder, against one clip at a time.
 
 ```
 clips (mp4)  ──> Rewarder, batches of `--batch`, six toon heads ──> scores        ours
-             ──> the same rewarder, a lease of one clip each time ──> scores      other
+             ──> the same rewarder, leases of one clip each     ──> scores        other
 ```
 
-`python -m benchmarks.rewarding --json benchmarks/results/rewarding-DEVICE.json` keeps the result.
+`python -m benchmarks.rewarding --json benchmarks/results/rewarding-DEVICE.json` saves the result.
 
-Clips come from an exchange in memory: no time is spent on disks. The heads compute chunks of a fixed size, so that a
-score does not hang on who shares the batch; one clip alone pays for a whole chunk. A row says what is left of the gain
-against heads that would score one clip without padding: then scores would change with the batch in their last digits.
+Clips come from an exchange in memory, so disks do not matter. The heads compute chunks of a fixed size, so that a score
+does not depend on the rest of the batch; a single clip is padded to a whole chunk. Another row compares with heads that
+score single clips without padding, although their scores would depend on the batch in the last digits.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ AIM = 3.0
 FPS = 8
 
 
-class Waiting:
-    """An exchange in memory that hands out clips, and takes scores."""
+class MemoryExchange:
+    """An exchange in memory that hands out clips and accepts scores."""
 
     def __init__(self, tasks: Sequence[ScoreTask]) -> None:
         self.tasks, self.scores = list(tasks), list[Score]()
 
     def lease_candidates(self, worker: str, limit: int) -> list[ScoreTask]:
-        """The next clips."""
+        """Lease the next clips."""
         leased, self.tasks = self.tasks[:limit], self.tasks[limit:]
         return leased
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> list[Submitted]:
-        """Keep them."""
+        """Store the scores."""
         self.scores += scores
         return [Submitted(True) for _ in scores]
 
@@ -61,13 +61,13 @@ def clips(count: int) -> list[ScoreTask]:
 
 
 def rewarder(batch: int, device: str) -> Rewarder:
-    """Of the toon heads."""
+    """A rewarder with the toon heads."""
     return Rewarder(load_heads("toon", device), load_config(None, {"reward.batch": batch}).reward)
 
 
 def rate(loop: Rewarder, tasks: Sequence[ScoreTask]) -> tuple[float, list[Score]]:
     """Clips per second, and the scores."""
-    exchange = Waiting(tasks)
+    exchange = MemoryExchange(tasks)
     began = time.perf_counter()
     while loop.work(cast(Exchange, exchange)):
         pass
@@ -84,7 +84,7 @@ def unpadded(loop: Rewarder, tasks: Sequence[ScoreTask]) -> float:
 
 
 def parts(loop: Rewarder, tasks: Sequence[ScoreTask]) -> list[Row]:
-    """What the time goes into: decoding alone, the heads alone."""
+    """The parts of the time: decoding alone, the heads alone."""
     began = time.perf_counter()
     read = [read_clip(task.clip) for task in tasks]
     decoded = time.perf_counter()
@@ -98,7 +98,7 @@ def parts(loop: Rewarder, tasks: Sequence[ScoreTask]) -> list[Row]:
 
 
 def measure(given: argparse.Namespace) -> Report:
-    """Rounds that alternate; the first one is not counted."""
+    """Alternating rounds; the first one is the warm-up."""
     torch.set_num_threads(given.threads)
     tasks = clips(given.clips)
     many, single = rewarder(given.batch, given.device), rewarder(1, given.device)
@@ -130,11 +130,11 @@ def measure(given: argparse.Namespace) -> Report:
 
 
 OPTIONS = (
-    ("--clips", {"type": int, "default": 96, "help": "clips of a round (default: 96)"}),
-    ("--batch", {"type": int, "default": 16, "help": "clips of a batch (default: 16)"}),
-    ("--rounds", {"type": int, "default": 5, "help": "after one that is not counted (default: 5)"}),
+    ("--clips", {"type": int, "default": 96, "help": "clips per round (default: 96)"}),
+    ("--batch", {"type": int, "default": 16, "help": "clips per batch (default: 16)"}),
+    ("--rounds", {"type": int, "default": 5, "help": "rounds after the warm-up (default: 5)"}),
     ("--device", {"default": "cpu", "help": "torch device (default: cpu)"}),
-    ("--threads", {"type": int, "default": 1, "help": "of torch (default: 1)"}),
+    ("--threads", {"type": int, "default": 1, "help": "torch threads (default: 1)"}),
 )
 
 if __name__ == "__main__":

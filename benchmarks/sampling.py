@@ -1,19 +1,20 @@
-"""How fast candidates are sampled, and what each shortcut gives and costs: ``python -m benchmarks.sampling``.
+"""Throughput of sampling, and the gain and cost of each shortcut: ``python -m benchmarks.sampling``.
 
 ```
    ours    Sampler: caption and first frame encoded once, N candidates in one batch, both captions in one call
-   other   diffusers' pipeline as its documentation has it, called N times
-   limit   the operations that the model needs, at the rate that a large matrix product reaches in the same run
+   other   diffusers' pipeline as in its documentation, called N times
+   limit   the operations that the model needs, at the rate of a large matrix product in the same run
 ```
 
-All three end in mp4 bytes of the same N clips. Every round has a prompt of its own, so nothing is cached from the round
-before. A shortcut (`actors/acceleration.py`) stands beside ours without it.
+Ours and other both end with the mp4 bytes of the same N clips. Every round has another prompt, so nothing is cached
+between rounds. Shortcuts (`actors/acceleration.py`) are compared with ours without them.
 
-On the toon world every shortcut's cost is measured too: the same prompts and seeds with and without it, scored by the
-reward heads and by the oracle; the change with its 95 % interval stands in the case's words, its mean in `ours`.
+In the toon world the cost in quality of each shortcut is measured too: the same prompts and seeds with and without it,
+scored by the reward heads and the oracle. The change with its 95 % interval is part of the case's name; `ours` is the
+mean.
 
-``--model 5b-i2v --device cuda:0`` measures a published family at its full size, with random weights (nothing is
-fetched). How much a cache skips does depend on weights: those rows are left out of the aims there, and say why.
+``--model 5b-i2v --device cuda:0`` measures a published family at full size with random weights (no download). How much
+a block cache skips depends on the weights, so these rows do not count for the targets there, and say why.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from PIL import Image
 
 from actors.sampler import Sampler
 from benchmarks import options
-from benchmarks.device import Way, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
+from benchmarks.device import Variant, is_cuda, matmul_peak, memory_rows, mfu_aims, mfu_row, operations
 from benchmarks.harness import Aim, Report, Row, main, ratio
 from benchmarks.options import model_flags, open_given, prompts_for
 from benchmarks.random_models import TOON, RandomModel, sizes_of
@@ -44,7 +45,7 @@ from common.messages import Prompt
 from common.models.cogvideox import ModelFolder
 
 N, ROUNDS, QUALITY_PROMPTS = 4, 5, 60
-GUIDANCE = 3.0  # on the toon world; the large models' own is 6
+GUIDANCE = 3.0  # for the toon world; the large models use 6
 INTERVAL = {"sampler.guidance_interval": "0.2,0.8"}
 COMPILED = {"sampler.compile": True}
 HALF = "half the steps"
@@ -59,29 +60,29 @@ SHORTCUTS: dict[str, dict[str, Any]] = {
 
 
 def settings(given: argparse.Namespace, **more: Any) -> RunConfig:
-    """The toon run's sizes for the toon model, the family's own for others; `more` are dotted keys."""
+    """The run's configuration: the model's own sizes, the given options, and `more` dotted keys."""
     flags = model_flags(given) | {"sampler.candidates": N}
     flags |= {f"sampler.{name}": getattr(given, name) for name in ("micro_batch", "steps", "guidance", "vae_tiling")}
     return load_config(flags=flags | more)
 
 
 def shortened(given: argparse.Namespace, words: str) -> RunConfig:
-    """`settings` with a shortcut."""
+    """`settings` with the shortcut that `words` names."""
     steps = {"sampler.steps": given.steps // 2} if HALF in words else {}
     return settings(given, **SHORTCUTS[words], **steps)
 
 
-# The two ways.
+# The two implementations.
 
 
 def ours(sampler: Sampler, prompt: Prompt, seeds: Sequence[int]) -> list[bytes]:
-    """N clips, mp4."""
+    """One mp4 clip per seed, by our sampler."""
     made = sampler.sample(prompt, sampler.encode(prompt), seeds, range(len(seeds)))
     return [candidate.clip for candidate in made]
 
 
 def plain(pipe: Any, config: RunConfig, prompt: Prompt, seeds: Sequence[int]) -> list[bytes]:
-    """The same with the pipeline alone."""
+    """One mp4 clip per seed, by the diffusers pipeline."""
     size, clips = config.model, []
     image = {} if prompt.image is None else {"image": Image.open(BytesIO(prompt.image)).convert("RGB")}
     for seed in seeds:
@@ -96,7 +97,7 @@ def plain(pipe: Any, config: RunConfig, prompt: Prompt, seeds: Sequence[int]) ->
 
 
 def open_pipeline(model: ModelFolder, config: RunConfig) -> Any:
-    """The family's pipeline from the model's parts, quiet, on the device."""
+    """The diffusers pipeline with the model's parts on the device, without progress bars."""
     where = (config.model.dtype, config.model.device)
     kind: Any = CogVideoXImageToVideoPipeline if model.image_conditioned else CogVideoXPipeline
     pipe = kind(
@@ -115,13 +116,13 @@ def open_pipeline(model: ModelFolder, config: RunConfig) -> Any:
 Clips = Callable[[Prompt, Sequence[int]], list[bytes]]
 
 
-def sampling(model: ModelFolder, config: RunConfig) -> Way[Clips]:
-    """Ours, on the device."""
-    return Way(config.model.device, lambda: partial(ours, Sampler(model, config)))
+def sampling(model: ModelFolder, config: RunConfig) -> Variant[Clips]:
+    """Our sampler as a variant to measure."""
+    return Variant(config.model.device, lambda: partial(ours, Sampler(model, config)))
 
 
-def alternate(given: argparse.Namespace, model: ModelFolder, *ways: Way[Clips]) -> None:
-    """Rounds of N candidates, by one way after the other."""
+def alternate(given: argparse.Namespace, model: ModelFolder, *ways: Variant[Clips]) -> None:
+    """Rounds of N candidates, each round with all variants in turn."""
     for number, prompt in enumerate(prompts_for(given, model).heldout(given.rounds + 1, 0)):
         seeds = range(N * number, N * (number + 1))
         for way in ways:
@@ -129,10 +130,10 @@ def alternate(given: argparse.Namespace, model: ModelFolder, *ways: Way[Clips]) 
 
 
 def against_plain(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:
-    """Ours beside the pipeline, in alternating rounds."""
+    """Compare ours with the pipeline, in alternating rounds."""
     config = settings(given)
     mine = sampling(model, config)
-    theirs: Way[Clips] = Way(given.device, lambda: partial(plain, open_pipeline(model, config), config))
+    theirs: Variant[Clips] = Variant(given.device, lambda: partial(plain, open_pipeline(model, config), config))
     peak = matmul_peak(given.device, getattr(torch, config.model.dtype))
     alternate(given, model, mine, theirs)
     rates, others = mine.rates(N), theirs.rates(N)
@@ -145,33 +146,33 @@ def against_plain(given: argparse.Namespace, model: ModelFolder) -> tuple[list[R
     return [speed, use, *memory_rows(mine, theirs)], [aim, *mfu_aims(given.device, use)]
 
 
-Verdicts = dict[str, list[float]]  # reward and oracle's figures, of each prompt's clip
+Verdicts = dict[str, list[float]]  # reward and oracle scores, one per prompt
 
 
 def shortcut(given: argparse.Namespace, model: ModelFolder, words: str, before: Verdicts) -> list[Row]:
-    """A shortcut beside ours without it: its speed, and where exact clips were judged `before` its cost."""
+    """Compare a shortcut with exact sampling: its speed, and its cost if the scores of exact clips, `before`, exist."""
     quick, exact = sampling(model, shortened(given, words)), sampling(model, settings(given))
     alternate(given, model, quick, exact)
     mine, theirs = quick.rates(N), exact.rates(N)
-    case = f"{words}; other: exact{'' if telling(model, words) else '; random weights skip as they please'}"
+    case = f"{words}; other: exact{'' if is_representative(model, words) else '; random weights skip as they please'}"
     rows = [Row(case, "videos/s", median(mine), median(theirs), None, ratio(mine, theirs))]
-    return rows + (cost(before, judged(given, model, quick.thing), words) if before else [])
+    return rows + (cost(before, judged(given, model, quick.subject), words) if before else [])
 
 
-def telling(model: ModelFolder, words: str) -> bool:
-    """Whether a shortcut is as fast with the real weights."""
+def is_representative(model: ModelFolder, words: str) -> bool:
+    """Whether a shortcut's speed is the same with real weights."""
     return not (isinstance(model, RandomModel) and "cache" in words)
 
 
 def shortcut_aim(exact: Aim, gains: Mapping[str, float]) -> Aim:
-    """The fastest shortcut against the pipeline: the product of its gain and that of exact sampling."""
+    """The target for the fastest shortcut against the pipeline: its gain times that of exact sampling."""
     words = max(gains, key=lambda one: gains[one])
     value = exact.value * gains[words]
     return Aim(f"sampling against the pipeline, {words}", value, ">= 2", value >= 2)
 
 
 def cost(before: Verdicts, after: Verdicts, words: str) -> list[Row]:
-    """The change of the mean reward and of the oracle's figures, with 95 % intervals."""
+    """The change of the mean reward and of the oracle's scores, with 95 % intervals."""
     rows = []
     for name in before:
         change = paired_bootstrap(before[name], after[name])
@@ -182,8 +183,8 @@ def cost(before: Verdicts, after: Verdicts, words: str) -> list[Row]:
 
 
 def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdicts:
-    """Reward and oracle of one clip for each held-out prompt; the same seeds whoever samples."""
-    from common.toon.oracle import judge  # noqa: PLC0415 - of the toon world alone
+    """Reward and oracle scores of one clip per held-out prompt, always with the same seeds."""
+    from common.toon.oracle import judge  # noqa: PLC0415 - only for the toon world
     from common.toon.prompts import shot_of  # noqa: PLC0415
     from rewarders.toon_heads import load_heads  # noqa: PLC0415
 
@@ -198,17 +199,17 @@ def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdic
 
 
 def measure(given: argparse.Namespace) -> Report:
-    """Exact against the pipeline, then every shortcut."""
+    """Measure exact sampling against the pipeline, then every shortcut."""
     model = open_given(given)
     rows, aims = against_plain(given, model)
     gains: dict[str, float] = {}
     before: Verdicts = {}
     if given.model == TOON and given.quality and given.shortcuts:
-        before = judged(given, model, sampling(model, settings(given)).thing)
+        before = judged(given, model, sampling(model, settings(given)).subject)
     for words in given.shortcuts:
         speed, *costs = shortcut(given, model, words, before)
         rows += [speed, *costs]
-        if speed.ratio is not None and telling(model, words):
+        if speed.ratio is not None and is_representative(model, words):
             gains[words] = speed.ratio.median
     if gains and is_cuda(given.device):
         aims.append(shortcut_aim(aims[0], gains))
@@ -217,11 +218,11 @@ def measure(given: argparse.Namespace) -> Report:
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     *options.OPTIONS,
-    ("--rounds", {"type": int, "default": ROUNDS, "help": f"after one that is not counted (default: {ROUNDS})"}),
+    ("--rounds", {"type": int, "default": ROUNDS, "help": f"rounds after the warm-up (default: {ROUNDS})"}),
     ("--steps", {"type": int, "default": 10, "help": "denoising steps (default: 10)"}),
     ("--guidance", {"type": float, "default": GUIDANCE, "help": f"classifier-free guidance (default: {GUIDANCE})"}),
     ("--micro-batch", {"type": int, "default": N, "help": f"candidates denoised together (default: {N})"}),
-    ("--vae-tiling", {"action": "store_true", "help": "both VAEs work in tiles: less memory at large sizes"}),
+    ("--vae-tiling", {"action": "store_true", "help": "VAE tiling in both: less memory at large sizes"}),
     ("--shortcuts", {"nargs": "*", "default": list(SHORTCUTS), "choices": list(SHORTCUTS), "help": "which to measure"}),
     ("--quality", {"type": int, "default": QUALITY_PROMPTS, "help": "held-out prompts for the cost; 0: only speed"}),
 )

@@ -1,17 +1,17 @@
-"""How long weights take to the samplers, and how long a sampler stands still: ``python -m benchmarks.weight_push``
+"""Duration of weight sync, and of the sampler's pause for it: ``python -m benchmarks.weight_push``
 
 ```
-   ours    WeightStore ──ROUTER──> 1 or 4 processes: pulled, every digest compared, thrown away
+   ours    WeightStore ──ROUTER──> 1 or 4 processes: pulled, every digest verified, discarded
    other   ray.put of the same tensors ──plasma──> ray.get in 1 or 4 actors; views of shared memory, not read
-   limit   one chunk, sent again and again over ROUTER/DEALER ──> 1 or 4 processes: thrown away
+   limit   one chunk, sent repeatedly over ROUTER/DEALER ──> 1 or 4 processes: discarded
 ```
 
-Seconds count until the last has everything, per GB (10⁹ bytes) of one copy. All on this machine's loopback, where the
-publisher's and the samplers' processors are the same ones.
+Times are until the last process has everything, per GB (10⁹ bytes) of one copy. Everything runs over this machine's
+loopback, so publisher and samplers share its processors.
 
-The pause is what `WeightPuller.load` and copying into the live weights take; beside it (other) loading with all digests
-compared again, and as its limit the copying alone, from memory to memory. The time of the transfer that it is a part
-of is that of a pull to the disk.
+The pause is the time of `WeightPuller.load` and of copying into the live weights. Other is loading with all digests
+verified again; limit is the copy alone, from memory to memory. The pause is given as a fraction of the time of a pull
+to disk.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ from common.weights.sync import (
 from common.weights.tensor_file import TensorStream
 
 GB = 10**9
-TENSOR = 50 * 10**6  # bytes of one tensor, about a projection of CogVideoX-5B
+TENSOR = 50 * 10**6  # bytes per tensor, about a projection of CogVideoX-5B
 SAMPLERS = (1, 4)
 WAIT = 60.0  # seconds
-STORE_BYTES = 5 * GB  # of Ray's plasma
+STORE_BYTES = 5 * GB  # size of Ray's object store
 
 
 @dataclass(frozen=True)
 class Case:
-    """So many bytes, so many times."""
+    """A size to transfer, and the number of rounds."""
 
     words: str
     bytes: int
@@ -68,17 +68,17 @@ CASES = (ADAPTER, Case("1 GB", GB, 5), Case("4 GB", 4 * GB, 5))
 
 
 def weights(case: Case) -> dict[str, torch.Tensor]:
-    """bfloat16 tensors of `case.bytes` in all."""
+    """bfloat16 tensors of `case.bytes` in total."""
     count = max(1, case.bytes // TENSOR)
     size = case.bytes // count // 2
     return {f"block.{place}": torch.full((size,), place + 1.0, dtype=torch.bfloat16) for place in range(count)}
 
 
-# The samplers' side, in processes of their own.
+# The samplers' side, in other processes.
 
 
-class Discarding(WeightStore):
-    """Takes a version in, compares every digest, and keeps nothing."""
+class DiscardingStore(WeightStore):
+    """A store that verifies every digest of a received version, but keeps nothing."""
 
     def receive(self, manifest: WeightVersion, chunks: Iterable[bytes | memoryview]) -> None:
         """See `WeightStore.receive`."""
@@ -89,17 +89,17 @@ class Discarding(WeightStore):
 
 
 def ready() -> None:
-    """Answers when the process has started."""
+    """Do nothing; the reply shows that the process has started."""
 
 
-def take_in(address: str, version: int) -> None:
-    """Pull a version and throw it away."""
+def pull_and_discard(address: str, version: int) -> None:
+    """Pull a version and discard it."""
     with TemporaryDirectory() as folder, RemoteWeights.at(address, "sampler") as source:
-        pull(source, version, Discarding(Path(folder)))
+        pull(source, version, DiscardingStore(Path(folder)))
 
 
-def take_raw(address: str, size: int) -> None:
-    """Receive `size` bytes and throw them away."""
+def receive_raw(address: str, size: int) -> None:
+    """Receive `size` bytes and discard them."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.RCVHWM, AHEAD)
         socket.connect(address)
@@ -114,7 +114,7 @@ def _sampler(pipe: Any) -> None:
 
 
 class Samplers:
-    """`count` processes that do the same at the same time. ``with Samplers(4) as samplers:``"""
+    """`count` processes that run the same function at the same time: ``with Samplers(4) as samplers:``"""
 
     def __init__(self, count: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -123,12 +123,12 @@ class Samplers:
         self._processes = [context.Process(target=_sampler, args=(theirs,), daemon=True) for _, theirs in ends]
 
     def start(self, what: Callable[..., None], *arguments: Any) -> None:
-        """Tell all to do it."""
+        """Start `what` in all processes."""
         for pipe in self.pipes:
             pipe.send((what, arguments))
 
     def wait(self) -> None:
-        """Until all have done it. A process that died is an `EOFError`."""
+        """Wait until all have finished. Raises `EOFError` if a process died."""
         for pipe in self.pipes:
             pipe.recv()
 
@@ -141,32 +141,32 @@ class Samplers:
 
     def __exit__(self, *exception: object) -> None:
         for pipe in self.pipes:
-            with suppress(BrokenPipeError):  # it died, which `wait` has told
+            with suppress(BrokenPipeError):  # it died, and `wait` has raised
                 pipe.send(None)
         for process in self._processes:
             process.join(WAIT)
 
 
-# Three ways, in seconds.
+# The three transfers, in seconds.
 
 
 def ours(samplers: Samplers, address: str, version: int) -> float:
     """Pull from the service at `address`."""
     began = time.perf_counter()
-    samplers.start(take_in, address, version)
+    samplers.start(pull_and_discard, address, version)
     samplers.wait()
     return time.perf_counter() - began
 
 
 def raw(samplers: Samplers, size: int) -> float:
-    """What ZeroMQ can do."""
+    """Send the same bytes over bare ZeroMQ sockets."""
     chunk = bytes(CHUNK)
     began = time.perf_counter()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.setsockopt(zmq.SNDHWM, AHEAD)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # waits where it would drop
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # block instead of dropping messages
         socket.bind(LOOPBACK)
-        samplers.start(take_raw, socket.getsockopt_string(zmq.LAST_ENDPOINT), size)
+        samplers.start(receive_raw, socket.getsockopt_string(zmq.LAST_ENDPOINT), size)
         peers = [socket.recv_multipart()[0] for _ in samplers.pipes]
         for start in range(0, size, CHUNK):
             part = memoryview(chunk)[: size - start]
@@ -177,7 +177,7 @@ def raw(samplers: Samplers, size: int) -> float:
 
 
 class ThroughRay:
-    """`put` and `get` of the same tensors, as NumPy arrays: those are read where they lie."""
+    """`put` and `get` of the same tensors, as NumPy arrays: Ray reads these without a copy."""
 
     def __init__(self, count: int) -> None:
         import ray  # noqa: PLC0415 - starts threads
@@ -190,10 +190,10 @@ class ThroughRay:
 
         self._ray = ray
         self._readers: list[Any] = [Reader.remote() for _ in range(count)]
-        self({"a": torch.zeros(1)})  # they have started
+        self({"a": torch.zeros(1)})  # wait until they have started
 
     def __call__(self, state: Mapping[str, torch.Tensor]) -> float:
-        """Seconds until the last reader has them."""
+        """Seconds until the last reader has the tensors."""
         arrays = {name: tensor.view(torch.int16).numpy() for name, tensor in state.items()}
         began = time.perf_counter()
         ref = self._ray.put(arrays)
@@ -201,14 +201,14 @@ class ThroughRay:
         return time.perf_counter() - began
 
     def close(self) -> None:
-        """End the readers."""
+        """Kill the readers."""
         for reader in self._readers:
             self._ray.kill(reader)
 
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """A Ray of this machine alone."""
+    """A local Ray cluster."""
     import ray  # noqa: PLC0415
 
     ray.init("local", num_cpus=2, object_store_memory=STORE_BYTES, include_dashboard=False, log_to_driver=False)
@@ -223,16 +223,16 @@ def ray_cluster() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Seconds of every round of one case."""
+    """Seconds of each round of one case."""
 
     case: Case
     samplers: int
     ours: list[float]
     limit: list[float]
-    ray: list[float]  # empty: without it
+    ray: list[float]  # empty without Ray
 
     def row(self) -> Row:
-        """Per GB of one copy."""
+        """Seconds per GB of one copy."""
         words = f"{self.case.words} to {self.samplers} sampler{'s' * (self.samplers > 1)}; other: Ray's plasma"
         scale = GB / self.case.bytes
         return Row(
@@ -245,14 +245,14 @@ class Transfer:
         )
 
     def aim(self) -> Aim:
-        """At most half as long again as the raw socket."""
+        """The target: at most 1.5 times as long as the raw socket."""
         value = ratio(self.ours, self.limit).median
         words = f"{self.case.words} to {self.samplers}: time against raw loopback"
         return Aim(words, value, "<= 1.5", value <= 1.5)
 
 
 def transfer(case: Case, version: int, address: str, samplers: Samplers, through_ray: ThroughRay | None) -> Transfer:
-    """Rounds of the three ways in turn."""
+    """Rounds of the three transfers in turn."""
     state = weights(case) if through_ray else {}
     seconds: list[tuple[float, float, float]] = []
     for _ in range(case.rounds):
@@ -263,10 +263,10 @@ def transfer(case: Case, version: int, address: str, samplers: Samplers, through
 
 
 def pause(case: Case, version: int, published: WeightStore, folder: Path) -> tuple[Row, Aim]:
-    """How long loading takes that a sampler has to wait for, and its share of the transfer to the disk."""
+    """The time a sampler pauses to load a version, and its fraction of the transfer to disk."""
     live, staged = weights(case), WeightStore(folder / f"staged-{case.bytes}")
     pulled = _pull_to_disk(version, published, staged)
-    _forget(published.file(version))
+    _drop_from_page_cache(published.file(version))
     times: list[tuple[float, ...]] = []
     for _ in range(case.rounds):
         again = {name: tensor.clone() for name, tensor in live.items()}
@@ -285,19 +285,19 @@ def pause(case: Case, version: int, published: WeightStore, folder: Path) -> tup
 
 
 def _pull_to_disk(version: int, published: WeightStore, staged: WeightStore) -> float:
-    """Seconds. The service is gone afterwards, and what it had mapped."""
+    """Pull a version to disk. Returns the seconds. Closes the service at the end, and with it its memory map."""
     with serving(weight_service(published)) as service, RemoteWeights.at(service.address, "sampler") as source:
         return _seconds(lambda: pull(source, version, staged))
 
 
-def _forget(file: Path) -> None:
-    """Out of the page cache: a publisher elsewhere takes none of a sampler's memory."""
+def _drop_from_page_cache(file: Path) -> None:
+    """Drop the published file from the page cache: a publisher elsewhere would not use the sampler's memory."""
     with file.open("rb") as opened:
         os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def load(live: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> None:
-    """What a sampler does with a staged version."""
+    """Copy a staged version into the live weights, like a sampler."""
     for name, tensor in state.items():
         live[name].copy_(tensor)
 
@@ -308,8 +308,8 @@ def _seconds(what: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def visible(folder: Path, rounds: int) -> tuple[Row, Aim]:
-    """From the end of `publish` to staged, of an adapter, over the note."""
+def staging_delay(folder: Path, rounds: int) -> tuple[Row, Aim]:
+    """The time from the end of `publish` to staged, for an adapter that is announced by a notification."""
     store, seconds, state = WeightStore(folder / "published"), [], weights(ADAPTER)
     _publish(store, state, 0)
     with (
@@ -335,27 +335,27 @@ def _publish(store: WeightStore, state: Mapping[str, torch.Tensor], version: int
 
 
 def measure(cases: Iterable[Case] = CASES, counts: Iterable[int] = SAMPLERS, with_ray: bool = True) -> Report:
-    """Every case with every number of samplers; pauses; an adapter's way."""
+    """Measure every case with every number of samplers, the pauses, and the staging delay of an adapter."""
     rows: list[Row] = []
     aims: list[Aim] = []
     with ray_cluster() if with_ray else nullcontext():
         for case in cases:
-            with TemporaryDirectory() as folder:  # each its own: what is deleted takes no memory from the next
+            with TemporaryDirectory() as folder:  # one per case: deleted files leave the page cache
                 _measure(case, counts, with_ray, Path(folder), rows, aims)
     with TemporaryDirectory() as folder:
-        row, aim = visible(Path(folder), ADAPTER.rounds)
+        row, aim = staging_delay(Path(folder), ADAPTER.rounds)
     return Report("weight_push", [*rows, row], [*aims, aim], ["torch", "pyzmq", "ray", "safetensors"])
 
 
 def _measure(case: Case, counts: Iterable[int], with_ray: bool, folder: Path, rows: list[Row], aims: list[Aim]) -> None:
-    """Add the case's rows and aims."""
+    """Add the case's rows and targets."""
     store = WeightStore(folder / "published")
     _publish(store, weights(case), 0)
     with serving(weight_service(store)) as service:
         for count in counts:
             found = _transfer(case, 0, service.address, count, with_ray)
             rows.append(found.row())
-            aims += [found.aim()] if case.bytes >= GB else []  # below it, the start of the connection counts
+            aims += [found.aim()] if case.bytes >= GB else []  # for smaller sizes connecting dominates
     row, aim = pause(case, 0, store, folder)
     rows.append(row)
     aims.append(aim)
@@ -372,7 +372,7 @@ def _transfer(case: Case, version: int, address: str, count: int, with_ray: bool
 
 
 def main() -> None:
-    """See `report.main`."""
+    """See `benchmarks.harness.main`."""
 
     def run(given: Namespace) -> Report:
         del given

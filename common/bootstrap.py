@@ -1,4 +1,4 @@
-"""Means with intervals: the paired bootstrap over prompts. Deterministic: the resampling has a fixed seed."""
+"""Bootstrap confidence intervals of a mean, plain and paired by prompt. Deterministic: resampling has a fixed seed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-_BLOCK = 1000  # resamples drawn at once: bounds the memory at _BLOCK x n indices
+_BLOCK = 1000  # resamples drawn at a time: bounds the memory to _BLOCK x n indices
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its bootstrap interval (percentile method), low <= mean <= high up to resampling noise."""
+    """A mean and its percentile bootstrap interval; low <= mean <= high up to resampling noise."""
 
     mean: float
     low: float
@@ -24,9 +24,12 @@ class Interval:
 def bootstrap_mean(
     values: Sequence[float] | np.ndarray, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """Mean of n >= 2 values and the interval in which `level` of the means of resamples (with replacement) lie.
+    """Mean of n >= 2 values and its percentile bootstrap interval at confidence `level`.
 
-    All values equal give an interval of no width. `ValueError` for fewer than 2 values or a non-finite one.
+    If all values are equal, the interval has zero width.
+
+    Raises:
+        ValueError: fewer than 2 values, or a NaN or infinite one.
     """
     data = np.asarray(values, np.float64)
     if data.ndim != 1 or len(data) < 2 or not np.isfinite(data).all():
@@ -45,11 +48,11 @@ def paired_bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """The mean change after - before and its interval; both are by prompt, in the same order.
+    """Mean and interval of the change ``after - before``. Both hold one value per prompt, in the same order.
 
-    Resampling prompts, not values, keeps what the two measurements of a prompt have in common out of the interval.
+    Prompts are resampled rather than values, so variance that both measurements of a prompt share cancels out.
     """
     first, second = np.asarray(before, np.float64), np.asarray(after, np.float64)
     if first.shape != second.shape:
-        raise ValueError(f"before and after must pair up: {len(first)} and {len(second)} values")
+        raise ValueError(f"before and after must have the same length: {len(first)} and {len(second)} values")
     return bootstrap_mean(second - first, resamples, level, seed)

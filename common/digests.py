@@ -1,20 +1,20 @@
-"""What tells content apart, and damaged content from sound: XXH3 with 128 bits, over blobs and published tensors.
+"""Content digests of blobs and published tensors: XXH3 with 128 bits.
 
-It guards against accidents: a flipped bit, a torn write, a wrong file. Against people it guards nothing, and need not:
-who may write a run's messages or files can give them the right digest as well (`docs/security.md`). A cryptographic
-hash would take ten times the time, for every byte that passes.
+They detect accidents: a flipped bit, a torn write, a wrong file. They do not detect tampering, and need not: anyone who
+can write a run's messages or files can also write matching digests (`docs/security.md`). A cryptographic hash would be
+ten times slower, on every byte that is sent or stored.
 """
 
 from __future__ import annotations
 
 from xxhash import xxh3_128
 
-Digest = xxh3_128  # `.update(bytes-like)`, `.hexdigest()`; large data is hashed without the interpreter's lock
-DIGITS = 32  # hex digits of one
+Digest = xxh3_128  # `.update(bytes-like)`, `.hexdigest()`; releases the GIL for large data
+DIGITS = 32  # length of a hex digest
 
 
 def digest(*parts: bytes | memoryview) -> str:
-    """Hex, of all parts as if they were one."""
+    """The hex digest of the concatenated parts."""
     whole = Digest()
     for part in parts:
         whole.update(part)

@@ -1,13 +1,13 @@
-"""What the roles say to each other: every message of the loop, with shapes, units and ranges.
+"""The messages between roles: every field with shape, unit and range.
 
 ```
 prompts -> SAMPLERS -> Candidate -> REWARDERS -> Score -> Selection -> LEARNER -> WeightVersion -> SAMPLERS
                                                                                      StepStats, Span -> journal
 ```
 
-Symbols of the shapes: L text tokens, D text width, F latent frames, C latent channels, h x w latent size.
-This module imports no torch: tensors travel as `SerializedTensor` (dtype, shape, bytes); `common/weights/tensors.py`
-converts.
+Shape symbols: L text tokens, D text width, F latent frames, C latent channels, h x w latent size.
+This module imports no torch: tensors are sent as `SerializedTensor` (dtype, shape, bytes), which
+`common/weights/tensors.py` converts. Field names are part of the wire format and of the ledger.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "int32": 4,
 
 @dataclass(frozen=True, slots=True)
 class SerializedTensor:
-    """A tensor without its library. `data` is C-contiguous, little-endian; its length is checked."""
+    """A tensor independent of any library. `data` is C-contiguous and little-endian; its length is checked."""
 
     dtype: str  # a key of ITEM_BYTES
     shape: tuple[int, ...]
@@ -32,7 +32,7 @@ class SerializedTensor:
         if self.dtype not in ITEM_BYTES:
             raise ValueError(f"dtype {self.dtype!r}: allowed are {', '.join(ITEM_BYTES)}")
         if any(size < 0 for size in self.shape):
-            raise ValueError(f"{self.dtype}{list(self.shape)}: no size is negative")
+            raise ValueError(f"{self.dtype}{list(self.shape)}: sizes must not be negative")
         expected = prod(self.shape) * ITEM_BYTES[self.dtype]
         if len(self.data) != expected:
             raise ValueError(f"{self.dtype}{list(self.shape)} needs {expected} bytes, got {len(self.data)}")
@@ -48,9 +48,9 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One (first frame, text) to animate. Source -> exchange -> sampler."""
+    """A first frame and a text to animate. Source -> exchange -> sampler."""
 
-    ordinal: int  # >= 0, monotonic: the place in the run's order of prompts
+    ordinal: int  # >= 0: position in the run's sequence of prompts
     id: str  # stable across runs, e.g. "toon-train-17"
     text: str  # non-empty
     image: bytes | None = field(default=None, repr=False)  # first frame, PNG; None for text-to-video models
@@ -61,7 +61,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
-    """What the model is conditioned on, encoded once per prompt and shared by its candidates. Sampler -> learner.
+    """The encoded conditions of one prompt, shared by its candidates. Sampler -> learner.
 
     Pairs that people made (`common/data/offline_pairs.py`) have a condition per candidate: one dimension more, [N,
     ...].
@@ -77,12 +77,12 @@ class Conditioning:
 class Candidate:
     """One sampled clip. Sampler -> exchange -> rewarder (clip) and learner (latents)."""
 
-    id: str  # `candidate_id` of it
+    id: str  # see `candidate_id`
     ordinal: int
     index: int  # 0 .. N-1
-    seed: int  # with the policy version it reproduces the latents
+    seed: int  # together with the policy version it reproduces the latents
     policy_version: int
-    latents: SerializedTensor  # [F, C, h, w], x0 as the sampler's scheduler left it, VAE-scaled
+    latents: SerializedTensor  # [F, C, h, w], the scheduler's final x0, VAE-scaled
     clip: bytes = field(repr=False)  # mp4, H.264
     fps: int = 8
     height: int = 0  # pixels
@@ -96,7 +96,7 @@ def candidate_id(ordinal: int, index: int, version: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Raw values of one candidate, as the reward models give them. Rewarder -> exchange."""
+    """The reward models' raw values for one candidate. Rewarder -> exchange."""
 
     candidate_id: str
     reward_version: str  # digest of the reward models' weights
@@ -120,13 +120,13 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class GroupLease:
-    """Leave to sample one group. Exchange -> sampler."""
+    """A lease to sample one group. Exchange -> sampler."""
 
     prompt: Prompt
     worker: str
     attempt: int  # 1, 2, ...
-    version: int  # the policy version all candidates of the group must have
-    seeds: tuple[int, ...]  # one per candidate, a function of (run seed, ordinal, index) alone
+    version: int  # the policy version that all candidates of the group must have
+    seeds: tuple[int, ...]  # one per candidate, a function of (run seed, ordinal, index)
     done: tuple[int, ...] = ()  # indices already submitted under this version
 
 
@@ -167,19 +167,19 @@ class TensorEntry:
 class WeightVersion:
     """The manifest of one published set of weights. Learner -> samplers."""
 
-    version: int  # never used twice; 0 is the base model
+    version: int  # never reused; 0 is the base model
     step: int  # optimizer steps taken
     pushes: int  # step // steps_per_push, of the current lineage
     kind: str  # "full" or "adapter"
     base: int  # the version an adapter applies to; for "full" the version itself
     tensors: tuple[TensorEntry, ...]
-    digest: str  # of the whole: over the entries in name order, hex
-    model: dict[str, str] = field(default_factory=dict)  # part of the base model -> fingerprint; empty: simulated
+    digest: str  # over all entries in name order, hex
+    model: dict[str, str] = field(default_factory=dict)  # part of the base model -> fingerprint; empty if simulated
 
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """One optimizer step in numbers; means are over the global batch. Learner -> journal."""
+    """Statistics of one optimizer step. Means are over the global batch. Learner -> journal."""
 
     step: int  # 1, 2, ...
     loss: float
@@ -195,16 +195,16 @@ class StepStats:
 
 @dataclass(frozen=True, slots=True)
 class TrainingFinished:
-    """Training is at its end. Learner -> journal."""
+    """Training has finished. Learner -> journal."""
 
     step: int  # optimizer steps taken
-    version: int  # the last one published
-    weights_digest: str  # of the policy: that of its WeightVersion
+    version: int  # the last published version
+    weights_digest: str  # of the policy; equals its WeightVersion's digest
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One unit of work on the time axis. Every worker -> journal."""
+    """The time of one unit of work. Every worker -> journal."""
 
     worker: str
     kind: str  # "sampling", "scoring", "learning", "loading"
@@ -215,7 +215,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class WorkerKey:
-    """What lets a worker in: whom it wants to reach, and its own pair. All keys are Z85 text of 40 characters."""
+    """A worker's CURVE keys: the server's public key and its own pair. All are Z85 text of 40 characters."""
 
     server: str  # public key of the services
     public: str

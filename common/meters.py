@@ -1,6 +1,6 @@
-"""Where work tells what it counts and times, by the names of `deploy/observability/definitions.py`, whoever listens.
+"""Interface to report metrics. Metric names and labels are defined in `deploy/observability/definitions.py`.
 
-`deploy/observability/exporter.py` exports it to Prometheus. Imports nothing but the standard library.
+`deploy/observability/exporter.py` implements it for Prometheus. This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ Item = TypeVar("Item")
 
 
 class Meters(Protocol):
-    """What is told. `name` is a metric's, `labels` are its own."""
+    """Receives measurements. `name` and `labels` must be those of a defined metric."""
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        """A counter rises by `amount`, >= 0."""
+        """Increase a counter by `amount` >= 0."""
         ...
 
     def observe(self, name: str, value: float, **labels: str) -> None:
-        """A histogram takes in a value."""
+        """Add a value to a histogram."""
         ...
 
 
 class NullMeters:
-    """`Meters` that nobody reads."""
+    """`Meters` that discard everything."""
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
         """See `Meters`."""
@@ -38,7 +38,7 @@ NULL_METERS = NullMeters()
 
 
 class TimedIterator(Iterator[Item]):
-    """Goes through `items`; `seconds` is the time that it has waited for them."""
+    """Iterates over `items` and measures how long it waited for them (`seconds`)."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._items, self.seconds = iter(items), 0.0

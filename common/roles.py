@@ -1,4 +1,4 @@
-"""The processes of a run and the phases it goes through, by the names that configs, metrics and logs use."""
+"""Names of the roles, processes and phases of a run, as used in configs, metrics and logs."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ PHASES = EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = "evaluating base", "tra
 
 
 def role_of(worker: str) -> str:
-    """``sampler-3`` -> ``sampler``; empty for what is no worker's name."""
+    """``sampler-3`` -> ``sampler``; empty if `worker` is not the name of a worker."""
     return worker.rpartition("-")[0]

@@ -1,6 +1,6 @@
-"""Simulated work: how long it takes, whether it fails, and data in the place of what it would have made.
+"""Simulated work: random durations, random failures, and random data of the right size.
 
-All is a function of (seed, what), so a simulated run that is killed and resumed does again what it did.
+Every draw is a function of (seed, what), so a simulated run that is killed and resumed repeats the same draws.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from common.messages import SerializedTensor
 
 
 class Simulation:
-    """The draws of one run. `what` names a unit of work: any values that tell it from others."""
+    """The random draws of one run. `what` identifies a unit of work: any values that make it unique."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._seed, self._how = config.seed, config.simulation
+        self._seed, self._config = config.seed, config.simulation
 
     def seconds(self, mean: float, *what: object) -> float:
-        """Log-normal with this mean and the configured tail."""
-        tail = self._how.tail
+        """A log-normal duration with this mean and the configured tail."""
+        tail = self._config.tail
         return mean * math.exp(tail * self._random("time", *what).gauss(0.0, 1.0) - tail**2 / 2)
 
     def work(self, mean: float, *what: object) -> None:
-        """Take that long."""
+        """Sleep for such a duration."""
         time.sleep(self.seconds(mean, *what))
 
     def fails(self, *what: object) -> bool:
         """Whether this unit of work fails."""
-        return self._random("failure", *what).random() < self._how.failure_rate
+        return self._random("failure", *what).random() < self._config.failure_rate
 
     def value(self, *what: object) -> float:
         """A raw score, uniform in 0..100."""
@@ -42,6 +42,6 @@ class Simulation:
 
 
 def data(size: int, *what: object) -> SerializedTensor:
-    """`size` bytes that differ for every `what`."""
+    """A uint8 tensor of `size` bytes that depend on `what`."""
     pattern = blake2b(repr(what).encode()).digest()
     return SerializedTensor("uint8", (size,), (pattern * (size // len(pattern) + 1))[:size])

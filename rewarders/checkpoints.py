@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import common.toon
 from common.errors import ConfigError
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 from rewarders.interface import Reward
 from rewarders.toon_heads.appeal import Appeal
 from rewarders.toon_heads.character import CharacterConsistency
@@ -124,7 +124,7 @@ def _weights(dimension: str, network: torch.nn.Module, folder: Path) -> dict[str
     except FileNotFoundError:
         raise ConfigError(f"{folder}: {dimension}.json and {file.name} must both be there") from None
     except (ValueError, SafetensorError, RuntimeError) as error:
-        pass_on(error)
+        reraise_oom(error)
         raise ConfigError(f"{file}: no weights of the {dimension} head: {_line(error)}") from None
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != wanted:

@@ -28,5 +28,5 @@ class OpinionRewarder(ScoringLoop):
 
     def _opinion(self, task: ScoreTask) -> Score:
         _, index, _ = task.candidate_id.split("-")
-        value = self._recorded(task.prompt.ordinal).ends[int(index)].score
+        value = self._recorded(task.prompt.ordinal).clips[int(index)].score
         return Score(task.candidate_id, self._version, dict.fromkeys(self._dimensions, value))

@@ -1,7 +1,7 @@
-"""Captions by Qwen2-VL, from a local folder or a hub id.
+"""Captions by Qwen2-VL, loaded from a local folder or hub id.
 
-The images go in as separate pictures of one turn. The model's own processor class is not used: its video half insists
-on torchvision, which a CPU machine may not have.
+Frames are passed as separate images of one chat turn. The model's own processor class is not used: its video part
+requires torchvision, which may be missing on CPU machines.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_TOKENS = 96
 
 
 class Qwen2VLCaptioner:
-    """A `Captioner`. `path` is a folder or hub id of a Qwen2-VL model; `ConfigError` when it cannot be opened."""
+    """A `Captioner`. `path` is the folder or hub id of a Qwen2-VL model. `ConfigError` if it cannot be loaded."""
 
     def __init__(self, path: str, dtype: str = "float32", device: str = "cpu") -> None:
         try:
@@ -32,29 +32,29 @@ class Qwen2VLCaptioner:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
             model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=torch_dtype(dtype))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"captioner {path}: no Qwen2-VL model: {str(error).splitlines()[0]}") from None
+            raise ConfigError(f"captioner {path}: not a Qwen2-VL model: {str(error).splitlines()[0]}") from None
         self._model: Any = model.to(device).eval()  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def __call__(self, frames: np.ndarray) -> str:
-        """The caption of uint8 `frames` [F, H, W, 3]; greedy, so the same frames give the same caption."""
+        """The caption of uint8 `frames` [F, H, W, 3]. Greedy decoding: the same frames give the same caption."""
         pictures = [Image.fromarray(frame) for frame in frames]
-        seen = self._images(images=pictures, return_tensors="pt").to(self._model.device)
-        tokens = self._tokenizer(self._turn(seen["image_grid_thw"]), return_tensors="pt").to(self._model.device)
+        inputs = self._images(images=pictures, return_tensors="pt").to(self._model.device)
+        tokens = self._tokenizer(self._chat_turn(inputs["image_grid_thw"]), return_tensors="pt").to(self._model.device)
         answer = self._model.generate(
             input_ids=tokens["input_ids"],
             attention_mask=tokens["attention_mask"],
-            pixel_values=seen["pixel_values"].to(self._model.dtype),
-            image_grid_thw=seen["image_grid_thw"],
+            pixel_values=inputs["pixel_values"].to(self._model.dtype),
+            image_grid_thw=inputs["image_grid_thw"],
             mm_token_type_ids=(tokens["input_ids"] == self._model.config.image_token_id).long(),
             max_new_tokens=MAX_TOKENS,
             do_sample=False,
         )
-        written = answer[0, tokens["input_ids"].shape[1] :]
-        return " ".join(self._tokenizer.decode(written, skip_special_tokens=True).split())
+        generated = answer[0, tokens["input_ids"].shape[1] :]
+        return " ".join(self._tokenizer.decode(generated, skip_special_tokens=True).split())
 
-    def _turn(self, grids: torch.Tensor) -> str:
-        """The chat turn, with one image token per merged patch of every picture; `grids` [F, 3] is (t, h, w)."""
+    def _chat_turn(self, grids: torch.Tensor) -> str:
+        """The chat turn, with one image token per merged patch of each image. `grids` [F, 3] holds (t, h, w)."""
         merged = self._images.merge_size**2
         pads = ["<|image_pad|>" * int(grid.prod() // merged) for grid in grids]
         pictures = "".join(f"<|vision_start|>{pad}<|vision_end|>" for pad in pads)

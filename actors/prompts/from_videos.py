@@ -1,7 +1,7 @@
-"""Prompts from a folder of videos: the third frame of each as the image, a caption as the text.
+"""Builds a prompt file from a folder of videos: each video's third frame is the image, its caption the text.
 
-The third frame rather than the first, because first frames are often black or a fade. Captions come from a captions
-file, from a ``.txt`` beside the video, or from a captioner: any callable that looks at frames.
+The third frame is used because first frames are often black or part of a fade. Captions come from a captions file, a
+``.txt`` file next to the video, or a captioner (any callable that takes frames).
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from common.errors import ConfigError
 from common.toon.prompts import encode_png
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-THIRD = 2  # its index
-SHOWN = 8  # frames that a captioner gets to see, spread over the video
+THIRD = 2  # index of the third frame
+CAPTIONER_FRAMES = 8  # frames passed to a captioner, evenly spread over the video
 
 
 class Captioner(Protocol):
-    """Anything that puts a clip into words."""
+    """Describes clips in words."""
 
     def __call__(self, frames: np.ndarray) -> str:
-        """One caption for uint8 frames [F, H, W, 3] in their order, 1 <= F <= 8."""
+        """One caption for consecutive uint8 frames [F, H, W, 3], 1 <= F <= 8."""
         ...
 
 
 def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner: Captioner | None = None) -> Path:
-    """Write `out`/prompts.jsonl and a PNG per video of `folder` (in name order); returns the JSONL file.
+    """Write `out`/prompts.jsonl and one PNG per video in `folder`, in order of file names.
 
-    The caption of VIDEO is taken from `captions` (JSONL or CSV with columns video, prompt, and perhaps character and
-    category), else from VIDEO's ``.txt``, else from `captioner`. `ConfigError` names the video that is broken, too
-    short or without caption.
+    A video's caption comes from `captions` (JSONL or CSV with the columns video, prompt, and optionally character and
+    category), otherwise from its ``.txt`` file, otherwise from `captioner`.
+
+    Returns:
+        The path of the JSONL file.
+
+    Raises:
+        ConfigError: names the first video that is broken, too short or without a caption.
     """
     videos = sorted(path for path in _listed(folder) if path.suffix.lower() in SUFFIXES)
     if not videos:
@@ -46,13 +51,15 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     for video in videos:
         data = video.read_bytes()
         first = _third_frame(video, data)
-        told = given.get(video.name, {})
-        text = told.get("prompt") or _beside(video) or (captioner(_spread(data)).strip() if captioner else "")
+        columns = given.get(video.name, {})
+        text = columns.get("prompt") or _caption_file(video)
+        if not text and captioner:
+            text = captioner(_captioner_frames(data)).strip()
         if not text:
             raise ConfigError(f"{video}: no caption; give a captions file, a {video.stem}.txt, or a captioner")
         image = f"{video.name}.png"
         (out / image).write_bytes(encode_png(first))
-        row = {"image": image, "id": video.name} | told | {"prompt": text}
+        row = {"image": image, "id": video.name} | columns | {"prompt": text}
         lines.append(json.dumps(row, ensure_ascii=False))
     file = out / "prompts.jsonl"
     file.write_text("\n".join(lines) + "\n")
@@ -72,23 +79,23 @@ def _third_frame(video: Path, data: bytes) -> np.ndarray:
         raise ConfigError(f"{video}: no third frame: {error}") from None
 
 
-def _spread(data: bytes) -> np.ndarray:
+def _captioner_frames(data: bytes) -> np.ndarray:
     count, _ = clip_length(data)
-    return decode_frames(data, sorted({int(i) for i in np.linspace(0, count - 1, SHOWN)}))
+    return decode_frames(data, sorted({int(i) for i in np.linspace(0, count - 1, CAPTIONER_FRAMES)}))
 
 
 def _captions(file: Path) -> dict[str, dict[str, str]]:
-    """Video name -> prompt, and character and category where they are given."""
+    """Video name -> prompt, and character and category if given."""
     captions = {}
     for line, data in read_table(file, "captions file"):
         for column in ("video", "prompt"):
             if not str(data.get(column) or "").strip():
                 raise ConfigError(f"{file}:{line}: no '{column}'")
-        told = {name: str(data.get(name) or "").strip() for name in ("prompt", "character", "category")}
-        captions[Path(str(data["video"])).name] = {name: text for name, text in told.items() if text}
+        columns = {name: str(data.get(name) or "").strip() for name in ("prompt", "character", "category")}
+        captions[Path(str(data["video"])).name] = {name: text for name, text in columns.items() if text}
     return captions
 
 
-def _beside(video: Path) -> str:
+def _caption_file(video: Path) -> str:
     text = video.with_suffix(".txt")
     return text.read_text().strip() if text.is_file() else ""

@@ -1,16 +1,16 @@
-"""Where prompts come from: the toon world, or a JSONL/CSV file of (first frame, text).
+"""Prompt sources: the toon world, or a JSONL/CSV file of (first frame, text).
 
-A source is a function of the ordinal alone, so that the exchange can admit, re-lease and resume by number:
-`source(ordinal)` for training (endless: a file is gone through again and again, shuffled anew in every epoch) and
-`heldout(count, seed)` for evaluation.
+A source is a function of the ordinal alone, so that the exchange can admit, lease again and resume prompts by number:
+`source(ordinal)` gives training prompts without end (files are repeated, reshuffled every epoch), and
+`heldout(count, seed)` gives prompts for evaluation.
 
-A prompt file has one prompt a line, with these columns (CSV: the first line names them):
+A prompt file has one prompt per line, with these columns (the first line of a CSV file names them):
 
-- `prompt`: the caption. Needed.
-- `image`: the first frame, a path relative to the file. Needed by image-to-video models.
-- `id`, `character`, `category`: optional. An id defaults to FILE-LINE.
-- `split`: `train` or `heldout`, optional. Where no line has one, every 10th prompt of a file of 20 or more is held
-  out; of fewer, none is, and evaluation has to bring prompts of its own.
+- `prompt`: the caption. Required.
+- `image`: the first frame, a path relative to the file. Required for image-to-video models.
+- `id`, `character`, `category`: optional. The default id is FILE-LINE.
+- `split`: `train` or `heldout`, optional. If no line has it, every 10th prompt is held out, in files of 20 or more
+  prompts. In smaller files none is, so evaluation needs its own prompts.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from common.errors import ConfigError
 from common.messages import Prompt, Purpose
 from common.toon.prompts import ToonPrompts
 
-HELD_OUT_EVERY = 10  # where a file names no split
-SMALLEST_SPLIT = 20  # prompts below which nothing is held out
+HELD_OUT_EVERY = 10  # for files without a split column
+SMALLEST_SPLIT = 20  # files with fewer prompts have no held-out ones
 
 
 class PromptSource(Protocol):
-    """What the exchange and the evaluation need of a source of prompts."""
+    """A source of prompts, for the exchange and for evaluation."""
 
     def __call__(self, ordinal: int) -> Prompt:
-        """The training prompt of an ordinal >= 0."""
+        """The training prompt with this ordinal, >= 0."""
         ...
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
-        """`count` prompts for evaluation, ordinals 0 .. count-1, that training never shows."""
+        """`count` evaluation prompts, with ordinals 0 .. count-1, that never occur in training."""
         ...
 
 
 def open_prompts(prompts: str, seed: int, needs_image: bool = True) -> PromptSource:
-    """``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` (file:line, what is wrong) for a bad one."""
+    """Open ``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` names file, line and fault of a bad file."""
     return ToonPrompts(seed) if prompts == "toon" else FilePrompts(Path(prompts), seed, needs_image)
 
 
@@ -65,7 +65,7 @@ class Row:
 
 
 class FilePrompts:
-    """Prompts of a JSONL or CSV file. All lines are checked at once, so that a run never stops at the 900th prompt."""
+    """Prompts of a JSONL or CSV file. All lines are checked at the start, so that a run never stops at prompt 900."""
 
     def __init__(self, file: Path, seed: int, needs_image: bool = True) -> None:
         self._file, self._seed = file, seed
@@ -73,7 +73,7 @@ class FilePrompts:
         for line, data in read_table(file, "prompt file"):
             row = _row(file, line, data, needs_image)
             if row.id in rows:
-                raise ConfigError(f"{file}:{line}: another prompt has the id {row.id!r} already")
+                raise ConfigError(f"{file}:{line}: another prompt already has the id {row.id!r}")
             rows[row.id] = row
         if not rows:
             raise ConfigError(f"{file}: no prompts in it")
@@ -86,7 +86,7 @@ class FilePrompts:
         return _prompt(self._train[_order(self._seed, epoch, len(self._train))[place]], ordinal, Purpose.TRAIN)
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
-        """Held-out prompts in a shuffled order, repeated when the file has fewer than `count`."""
+        """Held-out prompts in shuffled order, repeated if the file has fewer than `count`."""
         if not self._heldout:
             raise ConfigError(
                 f"{self._file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
@@ -103,7 +103,7 @@ def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
 
 
 def _split(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """(train, heldout), by the split column or by position."""
+    """Returns (train, heldout), by the split column or by position."""
     if all(row.split is None for row in rows) and len(rows) >= SMALLEST_SPLIT:
         rows = [
             replace(row, split="heldout" if place % HELD_OUT_EVERY == 0 else "train")
@@ -116,7 +116,7 @@ def _row(file: Path, line: int, data: dict[str, Any], needs_image: bool) -> Row:
     where = f"{file}:{line}"
     for column in ("prompt", "image") if needs_image else ("prompt",):
         if column not in data:
-            raise ConfigError(f"{where}: no column '{column}'; it has {', '.join(map(str, data)) or 'none'}")
+            raise ConfigError(f"{where}: no column '{column}'; the columns are {', '.join(map(str, data)) or 'none'}")
     text = str(data["prompt"] or "").strip()
     if not text:
         raise ConfigError(f"{where}: the prompt is empty")
@@ -158,7 +158,7 @@ def _prompt(row: Row, ordinal: int, purpose: Purpose) -> Prompt:
 
 
 def _png(path: Path) -> bytes:
-    """The PNG bytes of an image file of any format; a PNG file passes as it is."""
+    """Read an image file and convert it to PNG bytes. PNG files are returned unchanged."""
     data = path.read_bytes()
     if data.startswith(b"\x89PNG"):
         return data
@@ -170,8 +170,10 @@ def _png(path: Path) -> bytes:
 def first_frame(prompt: Prompt, height: int, width: int) -> np.ndarray:
     """The prompt's image, uint8 [height, width, 3].
 
-    An image of another size is scaled (Lanczos, aspect ratio kept) until it just covers the frame, and what stands
-    over is cut off evenly at both sides. `ConfigError` names the prompt when the image is missing or broken.
+    Images of another size are scaled to cover the frame (Lanczos, aspect ratio kept) and center-cropped.
+
+    Raises:
+        ConfigError: names the prompt whose image is missing or broken.
     """
     if prompt.image is None:
         raise ConfigError(f"prompt {prompt.id!r}: no first frame; an image-to-video model needs one")
@@ -179,7 +181,7 @@ def first_frame(prompt: Prompt, height: int, width: int) -> np.ndarray:
 
 
 def fitted(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """An RGB image as uint8 [height, width, 3]; `first_frame` says how it is brought to that size."""
+    """Scale and center-crop an RGB image to uint8 [height, width, 3], as in `first_frame`."""
     if image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     return np.asarray(image, np.uint8).copy()
@@ -194,7 +196,7 @@ def _rgb(data: bytes, where: str) -> Image.Image:
 
 
 def read_table(file: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, columns) of every line of a ``.jsonl`` or ``.csv`` file. `what` names it in errors."""
+    """Yield (line number, columns) for each line of a ``.jsonl`` or ``.csv`` file. `what` names the file in errors."""
     readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
     if file.suffix not in readers:
         raise ConfigError(f"{what} {file}: allowed are {' and '.join(readers)}")
@@ -225,7 +227,7 @@ def _read_csv(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         for data in reader:
             if None in data or None in data.values():
-                raise ConfigError(f"{file}:{reader.line_num}: not {len(reader.fieldnames or ())} columns")
+                raise ConfigError(f"{file}:{reader.line_num}: expected {len(reader.fieldnames or ())} columns")
             yield reader.line_num, data
     except csv.Error as error:
         raise ConfigError(f"{file}:{reader.line_num}: not valid CSV: {error}") from None

@@ -1,18 +1,19 @@
-"""Kill a run again and again and prove that nothing is lost: ``python -m benchmarks.stress.chaos --kills 25 [--real]``.
+"""Kill processes of a run and check that nothing is lost: ``python -m benchmarks.stress.chaos --kills 25 [--real]``.
 
 ```
    this program ── starts ──> driver (`douga run`) ── Ray ──> exchange, learner, samplers, rewarder
         └───────── SIGKILL ──────┴──────────────────────────────┴── one of them, at a random moment
 ```
 
-After every kill the run must take another optimizer step. In the end it is stopped, resumed and finished, and then:
+After every kill the run must take another optimizer step. At the end it is stopped, resumed and finished. Then these
+invariants must hold:
 
 * every prompt ever admitted is in exactly one state, and none has failed (`LocalExchange.check`);
-* every use of a pair acted on the weights exactly once. Simulated weights count their uses (`learner/simulated.py`);
-  the real ones, at max_lag 0, must equal those of a run in one process that nobody disturbed, bit for bit;
-* no pair was trained that was staler than max_lag.
+* every use of a pair changed the weights exactly once. Simulated weights count their uses (`learner/simulated.py`);
+  real ones, at max_lag 0, must be bit-identical to those of an undisturbed run in one process;
+* no pair was trained with a lag above max_lag.
 
-One line of figures is printed; the exit code is 1 if any of this does not hold.
+It prints one line of statistics. The exit code is 1 if an invariant is violated.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from common.weights.store import WeightStore
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import METRICS, read_json_lines
 
-ROLES = {"sampler": 4, "rewarder": 3, "learner": 3, "exchange": 1, "driver": 1}  # how often one is chosen
-RECOVERY_SECONDS, END_SECONDS = 180.0, 300.0  # after a kill, to the next step; for the run to stop or to finish
-ORPHAN_SECONDS = 30.0  # for workers to notice that their driver is dead
-LONGEST_PAUSE = 2.0  # seconds of peace before a kill
+ROLES = {"sampler": 4, "rewarder": 3, "learner": 3, "exchange": 1, "driver": 1}  # weights of the random choice
+RECOVERY_SECONDS, END_SECONDS = 180.0, 300.0  # timeouts: from a kill to the next step; for the run to stop or finish
+ORPHAN_SECONDS = 30.0  # timeout for workers to notice that their driver is dead
+LONGEST_PAUSE = 2.0  # seconds before a kill, at most
 PLACE = re.compile(r"^(?P<name>[\w-]+): node \w+ \(.*\), process (?P<process>\d+)", re.MULTILINE)
 FINAL = (State.TRAINED, State.TIED, State.EXPIRED, State.FAILED, State.DONE)
 
@@ -56,7 +57,7 @@ SIMULATED = {
     "simulate": True,
     "sampler.candidates": 2,
     "exchange.max_lag": 2,
-    "exchange.keep_groups": 20,  # so that groups are forgotten between kills
+    "exchange.keep_groups": 20,  # so that groups are pruned between kills
     "cluster.samplers": 3,
     "simulation.sample_seconds": 0.05,
     "simulation.step_seconds": 0.1,
@@ -72,12 +73,12 @@ REAL = {
 }
 
 
-class Broken(AssertionError):
-    """A promise was not kept."""
+class InvariantViolated(AssertionError):
+    """The run broke one of its guarantees."""
 
 
 def configuration(root: Path, kills: int, real: bool, steps: int) -> RunConfig:
-    """Small steps with a checkpoint after every third; nobody gives up because of as many deaths as there will be."""
+    """Small steps, a checkpoint after every third one, and restart limits above the number of kills."""
     flags: dict[str, Any] = {
         "root": root,
         "name": "chaos",
@@ -95,16 +96,16 @@ def configuration(root: Path, kills: int, real: bool, steps: int) -> RunConfig:
 
 @dataclass
 class Run:
-    """A run in a process of its own, as a user starts it; what it says is kept in `log`."""
+    """A run in another process, started like by a user. Its output goes to `log`."""
 
     config: RunConfig
     log: Path
-    environment: dict[str, str] = field(default_factory=dict)  # besides this process' own
+    environment: dict[str, str] = field(default_factory=dict)  # in addition to this process's own
     driver: subprocess.Popen[bytes] | None = None
-    starts: list[int] = field(default_factory=list)  # where in the log every start begins
+    starts: list[int] = field(default_factory=list)  # offset in the log of each start
 
     def start(self) -> None:
-        """Start or resume it."""
+        """Start or resume the run."""
         file = self.log.with_suffix(".toml")
         file.write_text(to_toml(self.config), "utf-8")
         with self.log.open("ab") as log:
@@ -115,7 +116,7 @@ class Run:
             )
 
     def process(self, role: str) -> psutil.Process | None:
-        """A live process of a role, as the driver has named it; the last of several that had a name."""
+        """A live process of a role, from the driver's output."""
         if self.driver is None:
             return None
         if role == "driver":
@@ -125,12 +126,12 @@ class Run:
         return next((process for process in alive if process is not None), None)
 
     def places(self) -> dict[str, int]:
-        """The processes that the driver has named since it was started last; the last of several that had a name."""
+        """Worker name -> process id, from the driver's output since its last start. The latest one per name."""
         said = self.log.read_bytes()[self.starts[-1] :].decode(errors="replace")
         return {found["name"]: int(found["process"]) for found in PLACE.finditer(said)}
 
     def steps(self) -> int:
-        """Optimizer steps on record, repeated ones included."""
+        """The number of recorded optimizer steps, including repeated ones."""
         return len(read_json_lines(self.config.folder / METRICS))
 
     def ended(self) -> int | None:
@@ -138,13 +139,13 @@ class Run:
         return None if self.driver is None else self.driver.poll()
 
     def interrupt(self) -> int:
-        """Stop it as a user does; the exit code."""
+        """Stop the run like a user. Returns the exit code."""
         assert self.driver is not None
         self.driver.send_signal(signal.SIGINT)
         return self.driver.wait(END_SECONDS)
 
     def orphan(self) -> None:
-        """Kill the driver alone. Its workers must end by themselves, or they would hold the folder."""
+        """Kill only the driver. Its workers must end by themselves; otherwise they would keep the folder locked."""
         assert self.driver is not None
         family = psutil.Process(self.driver.pid).children(recursive=True)
         workers = [process for process in family if process.name() == "ray::Process"]
@@ -152,11 +153,13 @@ class Run:
         self.driver.wait(END_SECONDS)
         _, left = psutil.wait_procs(workers, ORPHAN_SECONDS)
         if left or not workers:
-            raise Broken(f"of {len(workers)} workers {len(left)} outlive their driver by {ORPHAN_SECONDS:g} s")
+            raise InvariantViolated(
+                f"{len(left)} of {len(workers)} workers still run {ORPHAN_SECONDS:g} s after their driver died"
+            )
         _end(family)
 
     def end(self) -> None:
-        """End the driver and all that it started."""
+        """Kill the driver and all processes that it started."""
         if self.driver is not None and self.driver.poll() is None:
             family = psutil.Process(self.driver.pid).children(recursive=True)
             self.driver.kill()
@@ -173,7 +176,7 @@ def _alive(number: int) -> psutil.Process | None:
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:
-    """Kill what is still there. Ray's own agents outlive their driver by a while."""
+    """Kill processes that are still running. Ray's own agents outlive their driver by a while."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
@@ -181,47 +184,51 @@ def _end(processes: Sequence[psutil.Process]) -> None:
 
 
 def wait_for(what: str, holds: Callable[[], object], run: Run, seconds: float) -> float:
-    """Wait until something holds, at most `seconds`; the seconds it took. `Broken` when the run ends before."""
+    """Wait until `holds` is true. Returns the seconds it took.
+
+    Raises:
+        InvariantViolated: it took more than `seconds`, or the run ended.
+    """
     began, pause = time.monotonic(), Event()
     while not holds():
         code = run.ended()
         if code is not None:
-            raise Broken(f"the run ended with {code} while waiting for {what}; its last words: {tail(run.log)}")
+            raise InvariantViolated(f"the run ended with {code} while waiting for {what}; last output: {tail(run.log)}")
         if time.monotonic() - began > seconds:
-            raise Broken(f"{what} did not happen within {seconds:g} s; last words: {tail(run.log)}")
+            raise InvariantViolated(f"{what} did not happen within {seconds:g} s; last output: {tail(run.log)}")
         pause.wait(0.05)
     return time.monotonic() - began
 
 
 def tail(log: Path) -> str:
-    """The last lines that a run said."""
+    """The last lines of a run's output."""
     return " | ".join(log.read_text(errors="replace").splitlines()[-6:])
 
 
 @dataclass
-class Toll:
-    """What was done to the run."""
+class KillStats:
+    """Kills by role, and the slowest recovery."""
 
     kills: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0  # seconds from a kill to the next step
     slowest_role: str = ""
 
     def recovered(self, role: str, seconds: float) -> None:
-        """A step was taken so long after a kill."""
+        """Record that the next step came `seconds` after a kill."""
         self.kills[role] += 1
         if seconds > self.slowest:
             self.slowest, self.slowest_role = seconds, role
 
 
-def torment(run: Run, kills: int, draw: random.Random, say: Callable[[str], None]) -> Toll:
+def kill_repeatedly(run: Run, kills: int, draw: random.Random, say: Callable[[str], None]) -> KillStats:
     """Kill, wait for the next step, kill again."""
-    toll, pause = Toll(), Event()
+    stats, pause = KillStats(), Event()
     for number in range(kills):
         role = draw.choices(list(ROLES), list(ROLES.values()))[0]
         wait_for(f"a {role}", lambda: run.process(role), run, RECOVERY_SECONDS)  # noqa: B023 - called at once
         pause.wait(draw.uniform(0.0, LONGEST_PAUSE))
         victim = run.process(role)
-        if victim is None:  # it was just dying of an earlier kill
+        if victim is None:  # it died of an earlier kill just now
             continue
         if role == "driver":
             run.orphan()
@@ -231,46 +238,46 @@ def torment(run: Run, kills: int, draw: random.Random, say: Callable[[str], None
             _end([victim])
             before = run.steps()
         seconds = wait_for(f"a step after killing the {role}", lambda: run.steps() > before, run, RECOVERY_SECONDS)  # noqa: B023
-        toll.recovered(role, seconds)
+        stats.recovered(role, seconds)
         say(f"{number + 1}/{kills}: {role} (process {victim.pid}); the next step came after {seconds:.1f} s")
-    return toll
+    return stats
 
 
 def finish(run: Run, kills: int, real: bool) -> None:
-    """Stop the run as a user does, then let it go on for a few steps more, to its end."""
+    """Stop the run like a user, then resume it for a few more steps until it finishes."""
     code = run.interrupt()
     if code != 130:
-        raise Broken(f"interrupted, the run ended with {code}: {tail(run.log)}")
+        raise InvariantViolated(f"after an interrupt the run ended with {code}: {tail(run.log)}")
     last = max((record["step"] for record in read_json_lines(run.config.folder / METRICS)), default=0)
     run.config = configuration(run.config.root, kills, real, last + 3)
     run.start()
     assert run.driver is not None
     code = run.driver.wait(END_SECONDS)
     if code != 0:
-        raise Broken(f"the run could not be finished, exit code {code}: {tail(run.log)}")
+        raise InvariantViolated(f"the run did not finish, exit code {code}: {tail(run.log)}")
 
 
-def prove(run: Run, real: bool) -> dict[str, Any]:
-    """Raises `Broken` unless every promise was kept; figures."""
+def verify(run: Run, real: bool) -> dict[str, Any]:
+    """Check all invariants. Returns statistics; raises `InvariantViolated`."""
     config = run.config
     records = read_json_lines(config.folder / METRICS)
     stalest = max(record["lag_max"] for record in records)
     if stalest > config.exchange.max_lag:
-        raise Broken(f"a pair was trained {stalest} pushes late; max_lag is {config.exchange.max_lag}")
+        raise InvariantViolated(f"a pair was trained with lag {stalest}; max_lag is {config.exchange.max_lag}")
     exchange = LocalExchange(config.folder, config, open_prompts(config.prompts, config.seed))
     try:
         exchange.check()
         counts = exchange.counts()
         if counts[State.FAILED]:
-            raise Broken(f"prompts were lost: {exchange.failures()}")
+            raise InvariantViolated(f"prompts were lost: {exchange.failures()}")
         uses = {row["ordinal"]: row["uses"] for row in exchange._ledger.all("SELECT ordinal, uses FROM groups")}
-        gone = retention.count(exchange._ledger, retention.USES)  # of groups that the ledger does not know one by one
+        gone = retention.count(exchange._ledger, retention.USES)  # uses of pruned groups
         wasted = sum(exchange.wasted().values())
     finally:
         exchange.close()
     used = sum(uses.values()) + gone
     if used != config.steps * config.learner.pairs_per_step:
-        raise Broken(f"{config.steps} steps used {used} pairs")
+        raise InvariantViolated(f"{config.steps} steps used {used} pairs")
     (_check_undisturbed if real else _check_uses)(config, uses, gone)
     repeated = len(records) - len({record["step"] for record in records})
     return {
@@ -280,7 +287,7 @@ def prove(run: Run, real: bool) -> dict[str, Any]:
 
 
 def _check_uses(config: RunConfig, uses: dict[int, int], gone: int) -> None:
-    """The weights' own count against the ledger's."""
+    """Compare the uses counted by the weights with the ledger's."""
     from learner.simulated import USES  # noqa: PLC0415
 
     result = layout.read_result(config.folder)
@@ -289,15 +296,15 @@ def _check_uses(config: RunConfig, uses: dict[int, int], gone: int) -> None:
     wrong = {o: (counted[o], used) for o, used in uses.items() if o < len(counted) and counted[o] != used}
     twice = [o for o, count in enumerate(counted) if count > config.exchange.max_times_trained]
     if wrong or twice or sum(counted) != sum(uses.values()) + gone:
-        raise Broken(f"ordinal: (uses in the weights, in the ledger): {wrong}")
+        raise InvariantViolated(f"ordinal: (uses in the weights, in the ledger): {wrong}")
 
 
 def _check_undisturbed(config: RunConfig, uses: dict[int, int], gone: int) -> None:
-    """The same run in one process, undisturbed, ends in the same weights."""
+    """Check that an undisturbed run in one process ends in the same weights."""
     del uses, gone
     flags = ["--mode", "serial", "--name", "undisturbed"]
     file = config.folder / layout.CONFIG
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # as the workers: the threads decide the order of sums
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # like the workers: the thread count decides the order of sums
     subprocess.run(
         [sys.executable, "-m", "deploy.cli", "run", str(file), *flags],
         check=True, timeout=END_SECONDS, env=environment, capture_output=True,
@@ -305,27 +312,27 @@ def _check_undisturbed(config: RunConfig, uses: dict[int, int], gone: int) -> No
     results = [layout.read_result(config.root / name) for name in (config.name, "undisturbed")]
     digests = [result["weights_digest"] if result else None for result in results]
     if digests[0] is None or digests[0] != digests[1]:
-        raise Broken(f"weights {digests[0]} after the kills, {digests[1]} undisturbed")
+        raise InvariantViolated(f"weights {digests[0]} after the kills, {digests[1]} undisturbed")
 
 
-def ordeal(root: Path, kills: int, real: bool, seed: int, say: Callable[[str], None]) -> str:
-    """The whole; the line of figures. Raises `Broken`."""
+def run_chaos(root: Path, kills: int, real: bool, seed: int, say: Callable[[str], None]) -> str:
+    """The whole test. Returns the line of statistics; raises `InvariantViolated`."""
     began = time.monotonic()
     run = Run(configuration(root, kills, real, 100_000), root / "chaos.log")
     run.start()
     try:
-        toll = torment(run, kills, random.Random(seed), say)
+        stats = kill_repeatedly(run, kills, random.Random(seed), say)
         finish(run, kills, real)
     finally:
         run.end()
-    found = prove(run, real)
-    killed = ", ".join(f"{count} {role}" for role, count in sorted(toll.kills.items()))
+    found = verify(run, real)
+    killed = ", ".join(f"{count} {role}" for role, count in sorted(stats.kills.items()))
     proof = "weights as undisturbed, bit for bit" if real else f"each of {found['uses']} uses acted once"
     return (
-        f"{sum(toll.kills.values())} kills ({killed}) in {time.monotonic() - began:.0f} s: {found['steps']} steps, "
+        f"{sum(stats.kills.values())} kills ({killed}) in {time.monotonic() - began:.0f} s: {found['steps']} steps, "
         f"{found['groups']} prompts, none lost; {proof}; lag at most {found['lag']} of {run.config.exchange.max_lag}; "
         f"{found['repeated']} steps repeated, {found['wasted']} candidates wasted; slowest recovery "
-        f"{toll.slowest:.1f} s ({toll.slowest_role})"
+        f"{stats.slowest:.1f} s ({stats.slowest_role})"
     )
 
 
@@ -334,12 +341,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25, help="processes to kill (default: 25)")
     parser.add_argument("--real", action="store_true", help="the embedded model instead of simulated work")
-    parser.add_argument("--seed", type=int, default=0, help="of who is killed when (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kills (default: 0)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="douga-chaos-") as folder:
         try:
-            print(ordeal(Path(folder), given.kills, given.real, given.seed, lambda line: print(line, flush=True)))
-        except Broken as error:
+            print(run_chaos(Path(folder), given.kills, given.real, given.seed, lambda line: print(line, flush=True)))
+        except InvariantViolated as error:
             print(f"chaos: {error}", file=sys.stderr)
             return 1
     return 0

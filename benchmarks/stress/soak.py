@@ -1,29 +1,29 @@
-"""Run for long and prove that nothing grows: ``python -m benchmarks.stress.soak --minutes 30 [--real] [--json OUT]``.
+"""Run for a long time and look for leaks: ``python -m benchmarks.stress.soak --minutes 30 [--real] [--json OUT]``.
 
 ```
    this program ── starts ──> driver (`douga run`) ── Ray ──> hub, learner, samplers, rewarder
-        └── looks, every few seconds ──> their memory, open files and threads; the disk of the run folder, by kind
+        └── samples, every few seconds ──> their memory, open files and threads; disk usage of the run folder, by kind
 ```
 
-Work is simulated and its pauses are short, so minutes here are days elsewhere: a run of CogVideoX-5B samples a group
-every three seconds (`douga plan`), this one some fifteen a second.
+Work is simulated with short pauses, so minutes here are days elsewhere: a run of CogVideoX-5B samples a group every
+three seconds (`douga plan`), this one about fifteen per second.
 
-The first half of the time is warm-up: allocators, caches and everything with a bound fill up. Over the second half a
-Theil-Sen line (the median of the slopes between all pairs of looks) is laid through every series. Single peaks and the
-teeth of a saw do not move it, a leak does, however slow. What grew is the lower end of its 95 % interval times the
-length of the half: growth that is certain. It must stay below
+The first half is warm-up: allocators, caches and bounded buffers fill up. Through each series of the second half a
+Theil-Sen line is fitted (the median of the slopes between all pairs of samples). It is robust against single peaks and
+sawtooth patterns, but shows any steady leak. Growth is the lower end of the slope's 95 % interval times the length of
+the half, so it is certain. It must stay below these limits:
 
 | of        | limit              | because                                                                            |
 |-----------|--------------------|------------------------------------------------------------------------------------|
-| memory    | 4 MB               | an allocator that fragments moves that much; at 30 minutes a leak of 300 bytes a   |
-|           |                    | group shows, which were 60 MB in a week of CogVideoX-5B                            |
+| memory    | 4 MB               | allocator fragmentation varies by that much; 30 minutes show a leak of 300 bytes   |
+|           |                    | per group, which would be 60 MB in a week of CogVideoX-5B                          |
 | files     | 1                  | they are few, and opened and closed at fixed places                                |
 | threads   | 1                  | the same                                                                           |
-| disk      | 5 %, or 100 kB     | what is deleted together comes and goes in steps. And 40 bytes a step: simulated   |
-|           |                    | checkpoints count the uses of every group in four                                  |
+| disk      | 5 %, or 100 kB     | files are deleted in batches. Plus 40 bytes per step: simulated checkpoints count  |
+|           |                    | the uses of each group in four bytes                                               |
 
-`metrics.jsonl` and `events.jsonl` grow by design; how fast is shown. At the end the run is stopped as a user stops it,
-and its ledger must conserve. The exit code is 1 if any of this does not hold.
+`metrics.jsonl` and `events.jsonl` grow by design; their growth is reported. At the end the run is stopped like by a
+user, and its ledger is checked (`LocalExchange.check`). The exit code is 1 if any limit or check fails.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ from scipy.stats import theilslopes
 
 from actors.prompts.source import open_prompts
 from benchmarks import harness
-from benchmarks.stress.chaos import Broken, Run, tail, wait_for
+from benchmarks.stress.chaos import InvariantViolated, Run, tail, wait_for
 from common.config import RunConfig, load_config
 from common.exchange.local import LocalExchange
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import EVENTS, METRICS
 
-LOOKS = 200  # at a run, over its whole time
-WARM_UP = 0.5  # share of the time that does not count
-START_SECONDS, TOLD_SECONDS = 180.0, 30.0  # to the first step; between two lines of progress
+SAMPLES = 200  # of each series, over the whole run
+WARM_UP = 0.5  # fraction of the time that does not count
+START_SECONDS, PROGRESS_SECONDS = 180.0, 30.0  # timeout for the first step; interval of progress lines
 MEGABYTE = 1e6
 LIMITS = {"memory": 4 * MEGABYTE, "files": 1.0, "threads": 1.0, "disk": 0.1 * MEGABYTE}
 DISK_SHARE, STEP_BYTES = 0.05, 40
@@ -90,7 +90,7 @@ REAL = {"sampler.steps": 2, "evaluation.prompts": 2, "guard.prompts": 2, "guard.
 
 @dataclass
 class Series:
-    """One thing that is watched: when, in seconds, and how much of it there was."""
+    """Samples of one quantity: times in seconds, and values."""
 
     seconds: list[float] = field(default_factory=list)
     values: list[float] = field(default_factory=list)
@@ -98,24 +98,24 @@ class Series:
 
 @dataclass(frozen=True)
 class Growth:
-    """Of one series, over the part after the warm-up."""
+    """Growth of one series after the warm-up."""
 
-    level: float  # its median
-    slope: float  # a second
-    grown: float  # over that part, at least; 0 where that is not certain
+    level: float  # median
+    slope: float  # per second
+    grown: float  # lower bound of the growth; 0 if it is not certain
     limit: float
-    counts: bool = True  # else it grows by design
+    counts: bool = True  # False: it grows by design
 
     @property
     def is_leak(self) -> bool:
-        """Whether it grew by more than it may."""
+        """Whether it grew by more than the limit."""
         return self.counts and self.grown > self.limit
 
 
 def growth(what: str, series: Series, steps: float = 0) -> Growth:
-    """`what` is its name: ``"memory hub"``, ``"disk blobs"``; `steps` were taken after the warm-up.
+    """Fit a series. `what` is its name, such as ``"memory hub"``; `steps` is the number of steps after the warm-up.
 
-    A series that begins late has a warm-up of its own.
+    The warm-up of a series that starts late starts late too.
     """
     first, last = series.seconds[0], series.seconds[-1]
     begin = next(i for i, second in enumerate(series.seconds) if second >= first + WARM_UP * (last - first))
@@ -126,22 +126,22 @@ def growth(what: str, series: Series, steps: float = 0) -> Growth:
     if kind == "disk":
         limit = max(limit, DISK_SHARE * level) + STEP_BYTES * steps
     if len(values) < 3:
-        raise Broken(f"{what}: {len(series.values)} looks are too few")
+        raise InvariantViolated(f"{what}: {len(series.values)} samples are too few")
     slope, _, low, _ = map(float, theilslopes(values, seconds))
     return Growth(level, slope, max(0.0, low) * (last - seconds[0]), limit, name not in BY_DESIGN)
 
 
-# Looking.
+# Sampling.
 
 
-def look(run: Run, scratch: Path) -> dict[str, float]:
-    """All that is watched, now. `Broken` when a process of the run is not there any more."""
+def sample(run: Run, scratch: Path) -> dict[str, float]:
+    """The present value of every series. Raises `InvariantViolated` if a process of the run has died."""
     found: dict[str, float] = {}
     try:
         for name, process in processes(run).items():
             found |= {f"{kind} {name}": value for kind, value in state(process).items()}
     except psutil.NoSuchProcess as error:
-        raise Broken(f"process {error.pid} died; the run's last words: {tail(run.log)}") from None
+        raise InvariantViolated(f"process {error.pid} died; the run's last output: {tail(run.log)}") from None
     folder = run.config.folder
     disk = {kind_of(place): 0.0 for place in folder.iterdir()}
     for place in folder.iterdir():
@@ -151,13 +151,13 @@ def look(run: Run, scratch: Path) -> dict[str, float]:
 
 
 def state(process: psutil.Process) -> dict[str, float]:
-    """Memory is what the process has for itself, bytes; pages of files are the system's cache."""
+    """Memory (private bytes, without mapped files), open files and threads of a process."""
     memory = process.memory_info()
     return {"memory": memory.rss - memory.shared, "files": process.num_fds(), "threads": process.num_threads()}
 
 
 def processes(run: Run) -> dict[str, psutil.Process]:
-    """The driver, all that it has named, and Ray's own."""
+    """The driver, the workers in its output, and Ray's own processes."""
     assert run.driver is not None
     driver = psutil.Process(run.driver.pid)
     found = {"driver": driver} | {name: psutil.Process(number) for name, number in run.places().items()}
@@ -165,23 +165,23 @@ def processes(run: Run) -> dict[str, psutil.Process]:
 
 
 def ray_session(run: Run) -> Path:
-    """The folder of the Ray that the driver has started."""
+    """The session folder of the driver's Ray cluster."""
     words = " ".join(processes(run)["raylet"].cmdline())
     found = SESSION.search(words)
     if found is None:
-        raise Broken(f"the raylet does not say where its session is: {words}")
+        raise InvariantViolated(f"the raylet's command line has no session folder: {words}")
     return Path(found[1])
 
 
 def kind_of(place: Path) -> str:
-    """`ledger.sqlite-wal` and `ledger.sqlite` are one kind, and so are a file and its older part."""
+    """The kind of a file: `ledger.sqlite-wal` belongs to the ledger, a rotated timeline to the timeline."""
     return re.sub(r"^(ledger|timeline).*", r"\1", place.name)
 
 
 def size(place: Path) -> float:
-    """Bytes of a file, or of all files under a folder; what goes meanwhile counts nothing."""
+    """Bytes of a file, or of all files under a folder. Files that vanish meanwhile do not count."""
     found = 0.0
-    within = [Path(folder, name) for folder, _, names in os.walk(place) for name in names]  # passes over what went
+    within = [Path(folder, name) for folder, _, names in os.walk(place) for name in names]  # skips vanished folders
     for file in within if place.is_dir() else [place]:
         with suppress(FileNotFoundError):
             found += file.lstat().st_size
@@ -189,7 +189,7 @@ def size(place: Path) -> float:
 
 
 def last_step(run: Run) -> int:
-    """The last optimizer step on record; 0 before the first."""
+    """The last recorded optimizer step; 0 before the first."""
     path = run.config.folder / METRICS
     if not path.exists():
         return 0
@@ -203,8 +203,8 @@ def last_step(run: Run) -> int:
 
 
 @dataclass
-class Watched:
-    """What was seen of a run."""
+class SoakResult:
+    """All samples of a run."""
 
     config: RunConfig
     seconds: float
@@ -212,20 +212,20 @@ class Watched:
     series: dict[str, Series]
 
     def found(self) -> dict[str, Growth]:
-        """By name; what leaks comes first."""
+        """Growth by series name, leaks first."""
         steps = (1 - WARM_UP) * self.steps
         found = {what: growth(what, series, steps) for what, series in sorted(self.series.items())}
         return dict(sorted(found.items(), key=lambda one: not one[1].is_leak))
 
 
 def configuration(root: Path, real: bool, **more: Any) -> RunConfig:
-    """Many small groups, and bounds that are reached within a minute."""
+    """Many small groups, and limits that are reached within a minute."""
     flags = {"root": root, "name": "soak"} | SMALL | (REAL if real else SIMULATED) | more
     return load_config(layout.TOON, flags)
 
 
-def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> Watched:
-    """Start a run, look at it for `seconds` from its first step on, and stop it. Raises `Broken`."""
+def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> SoakResult:
+    """Start a run, sample it for `seconds` from its first step on, and stop it. Raises `InvariantViolated`."""
     root = config.root
     scratch = root / "scratch"
     scratch.mkdir()
@@ -233,35 +233,35 @@ def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> Watc
     run.start()
     try:
         wait_for("a step", lambda: last_step(run), run, START_SECONDS)
-        series, first = look_again_and_again(run, scratch, seconds, say), last_step(run)
+        series, steps = collect_series(run, scratch, seconds, say), last_step(run)
         code = run.interrupt()
         if code != 130:
-            raise Broken(f"interrupted, the run ended with {code}")
+            raise InvariantViolated(f"after an interrupt the run ended with {code}")
     finally:
         run.end()
     check_ledger(config)
-    return Watched(config, seconds, first, series)
+    return SoakResult(config, seconds, steps, series)
 
 
-def look_again_and_again(run: Run, scratch: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Series]:
-    """All series over `seconds`."""
+def collect_series(run: Run, scratch: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Series]:
+    """Sample all series for `seconds`."""
     series: dict[str, Series] = {}
-    pause, began, told = Event(), time.monotonic(), 0.0
+    pause, began, next_line = Event(), time.monotonic(), 0.0
     while (now := time.monotonic() - began) < seconds:
         if run.ended() is not None:
-            raise Broken(f"the run ended with {run.ended()}")
-        for what, value in look(run, scratch).items():
+            raise InvariantViolated(f"the run ended with {run.ended()}")
+        for what, value in sample(run, scratch).items():
             one = series.setdefault(what, Series())
             one.seconds.append(now)
             one.values.append(value)
-        if now >= told:
-            told = now + TOLD_SECONDS
-            say(words(now, seconds, last_step(run), series))
-        pause.wait(seconds / LOOKS)
+        if now >= next_line:
+            next_line = now + PROGRESS_SECONDS
+            say(progress_line(now, seconds, last_step(run), series))
+        pause.wait(seconds / SAMPLES)
     return series
 
 
-def words(now: float, seconds: float, steps: int, series: Mapping[str, Series]) -> str:
+def progress_line(now: float, seconds: float, steps: int, series: Mapping[str, Series]) -> str:
     """A line of progress."""
     memory = [f"{what.split()[1]} {one.values[-1] / MEGABYTE:.1f}" for what, one in series.items() if "memory" in what]
     disk = sum(one.values[-1] for what, one in series.items() if what.startswith("disk"))
@@ -269,7 +269,7 @@ def words(now: float, seconds: float, steps: int, series: Mapping[str, Series]) 
 
 
 def check_ledger(config: RunConfig) -> None:
-    """Nothing was lost on the way."""
+    """Check that no group or blob was lost."""
     exchange = LocalExchange(config.folder, config, open_prompts(config.prompts, config.seed))
     try:
         exchange.check()
@@ -277,8 +277,8 @@ def check_ledger(config: RunConfig) -> None:
         exchange.close()
 
 
-def as_report(watched: Watched) -> harness.Report:
-    """In the shape of the benchmarks: `ours` is what grew in an hour, `limit` what may."""
+def as_report(watched: SoakResult) -> harness.Report:
+    """A report in the benchmarks' format: `ours` is the growth per hour, `limit` the allowed growth."""
     rows, found = list[harness.Row](), watched.found()
     half = watched.seconds * (1 - WARM_UP)
     for what, one in found.items():
@@ -287,13 +287,13 @@ def as_report(watched: Watched) -> harness.Report:
         words = f"{unit}/h, at {one.level / size:.3g} {unit}"
         rows.append(harness.Row(what, words, hourly, limit=limit if one.counts else None))
     leaks = [what for what, one in found.items() if one.is_leak]
-    said = f"none of {sum(one.counts for one in found.values())} series in {watched.steps} steps"
-    aims = [harness.Aim(f"series that grow: {', '.join(leaks) or 'none'}", len(leaks), said, not leaks)]
-    return harness.Report("soak", rows, aims, ("ray", "pyzmq", "torch"), package="tests")
+    target = f"none of {sum(one.counts for one in found.values())} series in {watched.steps} steps"
+    aims = [harness.Aim(f"series that grow: {', '.join(leaks) or 'none'}", len(leaks), target, not leaks)]
+    return harness.Report("soak", rows, aims, ("ray", "pyzmq", "torch"), package="benchmarks.stress")
 
 
 def measure(given: argparse.Namespace) -> harness.Report:
-    """One run."""
+    """Measure one run."""
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         config = configuration(Path(folder), given.real)
         return as_report(watch(config, 60 * given.minutes, lambda line: print(line, flush=True)))
@@ -301,11 +301,11 @@ def measure(given: argparse.Namespace) -> harness.Report:
 
 def main() -> int:
     """The command line."""
-    minutes = {"type": float, "default": 30.0, "help": "from the first step on (default: 30)"}
+    minutes = {"type": float, "default": 30.0, "help": "minutes after the first step (default: 30)"}
     real = {"action": "store_true", "help": "the embedded model instead of simulated work"}
     try:
         done = harness.main(__doc__, measure, ("--minutes", minutes), ("--real", real))
-    except Broken as error:
+    except InvariantViolated as error:
         print(f"soak: {error}", file=sys.stderr)
         return 1
     return 0 if all(aim.met for aim in done.aims) else 1

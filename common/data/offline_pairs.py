@@ -1,4 +1,4 @@
-"""Pairs that people made before the run: HuViDPO's way, and fine-tuning on a few real clips. Imports no torch.
+"""Human preference pairs recorded before the run (HuViDPO), and real clips for fine-tuning. Imports no torch.
 
 ```
 pairs.jsonl      a pair a row                       reward 100 and 0, or the ratings that the row has
@@ -6,8 +6,8 @@ ratings.jsonl    8 to 16 rated clips a category ──> every two of a category 
 a folder         clips with captions, real ones ──> each clip alone, for ``algorithm.name = "sft"``
 ```
 
-`RecordedPairs(ordinal)` gives the pair of every ordinal: all of them in random order, shuffled anew in every epoch. The
-file must stay as it is while the run goes on.
+`RecordedPairs` is called with an ordinal and returns that pair. Pairs come in random order, reshuffled every epoch. The
+file must not change during the run.
 
 What is learned from the pairs is the algorithm's: `learner/algorithms/human_pairs.py` is HuViDPO's.
 """
@@ -30,12 +30,12 @@ from common.data.video import clip_length
 from common.digests import digest
 from common.errors import ConfigError
 
-WON, LOST = 100.0, 0.0  # scores of a pair that has no ratings
+WINNER_SCORE, LOSER_SCORE = 100.0, 0.0  # for pairs without ratings
 
 
 @dataclass(frozen=True)
-class End:
-    """One clip of a pair and what it was made for."""
+class PairClip:
+    """One clip of a pair, with the prompt it was made for."""
 
     clip: Path
     text: str
@@ -47,36 +47,39 @@ class End:
 class RecordedPair:
     """What people preferred to what; a clip of a folder stands alone."""
 
-    chosen: End
-    rejected: End | None
+    chosen: PairClip
+    rejected: PairClip | None
     category: str | None
 
     @property
-    def ends(self) -> tuple[End, ...]:
+    def clips(self) -> tuple[PairClip, ...]:
         """The candidates of the group that the pair becomes, the chosen one first."""
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
 
 class RecordedPairs:
-    """The pairs of a file or a folder that fit the model. `ConfigError` when none does."""
+    """The usable pairs of a file or folder. Raises `ConfigError` if there is none.
+
+    `faults` says, for each clip that is too short or unreadable, what is wrong with it.
+    """
 
     def __init__(self, place: Path, model: ModelConfig, seed: int) -> None:
         self.place, self._seed = place, seed
-        found, self.faults = _fitting(_pairs(place), model)
+        found, self.faults = _usable(_pairs(place), model)
         if not found:
-            why = f": {next(iter(self.faults.values()))}" if self.faults else ", and no two opinions differ"
+            why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
             raise ConfigError(f"{place}: no pair to train on{why}")
         self.pairs = tuple(found)
 
     def __call__(self, ordinal: int) -> RecordedPair:
-        """The pair of an ordinal >= 0."""
+        """The pair with this ordinal, >= 0."""
         epoch, place = divmod(ordinal, len(self.pairs))
         return self.pairs[_order(self._seed, epoch, len(self.pairs))[place]]
 
     @property
     def digest(self) -> str:
-        """Of all opinions, hex: those of another file do not compare."""
-        return digest("|".join(f"{end.clip.name}:{end.score}" for pair in self.pairs for end in pair.ends).encode())
+        """Hex digest of all clips and scores. It serves as the reward version: scores of other files differ in it."""
+        return digest("|".join(f"{one.clip.name}:{one.score}" for pair in self.pairs for one in pair.clips).encode())
 
 
 @lru_cache(maxsize=8)
@@ -93,7 +96,7 @@ def _pairs(place: Path) -> list[RecordedPair]:
 
 
 def _has_winners(file: Path) -> bool:
-    """Whether the first row is that of a pair."""
+    """Whether the file holds pairs rather than ratings, by its first row."""
     try:
         with file.open(encoding="utf-8-sig") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "{}"))
@@ -106,24 +109,25 @@ def _from_pairs(table: Pairs) -> Iterator[RecordedPair]:
     for row in table.rows:
         image = None if row.first_frame is None else table.place(row.first_frame)
         rated = row.winner_rating is not None and row.loser_rating is not None
-        best = to_score(row.winner_rating) if rated and row.winner_rating else WON
-        worst = to_score(row.loser_rating) if rated and row.loser_rating else LOST
-        winner = End(table.place(row.winner), row.prompt, image, best)
-        loser = End(table.place(row.loser), row.prompt, image, worst)
+        best = to_score(row.winner_rating) if rated and row.winner_rating else WINNER_SCORE
+        worst = to_score(row.loser_rating) if rated and row.loser_rating else LOSER_SCORE
+        winner = PairClip(table.place(row.winner), row.prompt, image, best)
+        loser = PairClip(table.place(row.loser), row.prompt, image, worst)
         yield RecordedPair(winner, loser, row.category)
 
 
 def _from_ratings(table: Ratings) -> Iterator[RecordedPair]:
-    by_category: dict[str | None, list[End]] = defaultdict(list)
+    by_category: dict[str | None, list[PairClip]] = defaultdict(list)
     for row in table.rows:
         opinion = overall(row.ratings)
         if opinion is not None:
             image = None if row.first_frame is None else table.place(row.first_frame)
-            by_category[row.category].append(End(table.place(row.clip), row.prompt, image, to_score(opinion)))
-    for category, ends in by_category.items():
-        for one, other in combinations(ends, 2):
+            clip = PairClip(table.place(row.clip), row.prompt, image, to_score(opinion))
+            by_category[row.category].append(clip)
+    for category, clips in by_category.items():
+        for one, other in combinations(clips, 2):
             if one.score != other.score:
-                better = max(one, other, key=lambda end: end.score)
+                better = max(one, other, key=lambda clip: clip.score)
                 yield RecordedPair(better, other if better is one else one, category)
 
 
@@ -136,14 +140,14 @@ def _from_folder(folder: Path) -> Iterator[RecordedPair]:
         text = caption.read_text("utf-8").strip() if caption.is_file() else ""
         if not text:
             raise ConfigError(f"{clip}: no caption; write it into {caption.name} beside it")
-        yield RecordedPair(End(clip, text, None, WON), None, None)
+        yield RecordedPair(PairClip(clip, text, None, WINNER_SCORE), None, None)
 
 
-def _fitting(pairs: Sequence[RecordedPair], model: ModelConfig) -> tuple[list[RecordedPair], dict[Path, str]]:
-    """The pairs of clips that are long enough, and what is wrong with the other clips."""
-    clips = {end.clip for pair in pairs for end in pair.ends}
-    found = {clip: fault for clip in sorted(clips) if (fault := _fault(clip, model)) is not None}
-    return [pair for pair in pairs if not any(end.clip in found for end in pair.ends)], found
+def _usable(pairs: Sequence[RecordedPair], model: ModelConfig) -> tuple[list[RecordedPair], dict[Path, str]]:
+    """Returns the pairs whose clips are readable and long enough, and what is wrong with each other clip."""
+    clips = {one.clip for pair in pairs for one in pair.clips}
+    faults = {clip: fault for clip in sorted(clips) if (fault := _fault(clip, model)) is not None}
+    return [pair for pair in pairs if not any(one.clip in faults for one in pair.clips)], faults
 
 
 def _fault(clip: Path, model: ModelConfig) -> str | None:
@@ -155,7 +159,11 @@ def _fault(clip: Path, model: ModelConfig) -> str | None:
 
 
 def frame_places(count: int, clip_fps: float, frames: int, fps: int) -> list[int]:
-    """Which of a clip's `count` frames are the first `frames` at `fps`. `ValueError` when the clip is too short."""
+    """The indices of a clip's `count` frames that resample its start to `frames` frames at `fps`.
+
+    Raises:
+        ValueError: the clip is too short.
+    """
     places = [round(place * clip_fps / fps) for place in range(frames)]
     if places[-1] >= count:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Rated clips on disk, and pairs of them: what people's page writes and what reward training reads. Imports no torch.
+"""Files of rated clips and pairs. `douga annotate` writes them; reward training reads them. Imports no torch.
 
 ```
 ratings.jsonl   {"clip": "clips/0001.mp4", "first_frame": "frames/0001.png", "prompt": "a robot walks right",
@@ -9,12 +9,11 @@ pairs.jsonl     {"prompt": "a robot walks right", "first_frame": "frames/0001.pn
                  "annotators": 2}
 ```
 
-One row a clip, or a pair; paths are relative to the file. `source` is the generator that made the clip, `REAL` for a
-source video. A rating is a number 1 (worst) .. 5 (best); who did not rate a dimension leaves it out, and a clip that
-nobody rated yet has none. Names of dimensions are free.
+One row per clip or pair; paths are relative to the file. `source` is the generator that made the clip, or `REAL` for a
+real video. A rating is a number from 1 (worst) to 5 (best); annotators may leave out dimensions, and a clip without
+ratings has an empty map. Dimension names are arbitrary.
 
-A bad row is named with its file and line, counted and skipped (`Table.bad`); a file without any good row is a
-`ConfigError`.
+Bad rows are skipped and listed with file and line (`Table.bad`). A file without any good row is a `ConfigError`.
 """
 
 from __future__ import annotations
@@ -36,64 +35,64 @@ from common.errors import ConfigError
 from common.errors.disk import write_whole
 
 LOWEST, HIGHEST = 1.0, 5.0
-REAL = "real"  # the source of a clip that no model made
-POINTS = 25.0  # of a score's 100, for each point of a rating
+REAL = "real"  # `source` of a clip that was not generated
+SCORE_PER_POINT = 25.0  # a score is 0..100, a rating 1..5
 
 Rating = Annotated[float, Field(strict=True, ge=LOWEST, le=HIGHEST, allow_inf_nan=False)]
-Word = Annotated[str, Field(min_length=1)]
+NonEmpty = Annotated[str, Field(min_length=1)]
 
 
 class Row(BaseModel, ABC):
-    """A line of one of the files: unknown columns are errors, values do not change."""
+    """One line of a file, immutable. Unknown columns are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @abstractmethod
     def files(self) -> tuple[Sequence[str], str | None]:
-        """Names of the clips and of the first frame that must be there."""
+        """The clips and the first frame that the row refers to. These files must exist."""
 
 
 class RatedClip(Row):
-    """One clip, what it was made for, and annotator -> dimension -> rating."""
+    """One clip, the prompt it was made for, and its ratings: annotator -> dimension -> rating."""
 
-    clip: Word
-    first_frame: Word | None = None
-    prompt: Word
-    character: Word | None = None
-    category: Word | None = None
-    source: Word
-    ratings: dict[Word, dict[Word, Rating]] = {}
+    clip: NonEmpty
+    first_frame: NonEmpty | None = None
+    prompt: NonEmpty
+    character: NonEmpty | None = None
+    category: NonEmpty | None = None
+    source: NonEmpty
+    ratings: dict[NonEmpty, dict[NonEmpty, Rating]] = {}
 
     def files(self) -> tuple[Sequence[str], str | None]:
         """See `Row.files`."""
         return [self.clip], self.first_frame
 
     def opinions(self, dimension: str) -> list[float]:
-        """All ratings of a dimension, 1..5, in the annotators' order; empty where nobody rated it."""
+        """All ratings of a dimension, 1..5, in the annotators' order; empty if nobody rated it."""
         return [given[dimension] for given in self.ratings.values() if dimension in given]
 
     def mean_opinion(self, dimension: str) -> float | None:
-        """The mean of the annotators' ratings, 1..5; None where nobody rated it."""
+        """The mean of the annotators' ratings, 1..5; None if nobody rated it."""
         opinions = self.opinions(dimension)
         return fmean(opinions) if opinions else None
 
 
 class RatedPair(Row):
-    """Two clips of one prompt, of which people preferred `winner`. Ratings (1..5) where the pair comes from ratings."""
+    """Two clips of one prompt, of which people preferred `winner`; with ratings (1..5) if they were made from these."""
 
-    prompt: Word
-    first_frame: Word | None = None
-    winner: Word
-    loser: Word
+    prompt: NonEmpty
+    first_frame: NonEmpty | None = None
+    winner: NonEmpty
+    loser: NonEmpty
     winner_rating: Rating | None = None
     loser_rating: Rating | None = None
-    category: Word | None = None
+    category: NonEmpty | None = None
     annotators: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
-    def _two(self) -> RatedPair:
+    def _check_order(self) -> RatedPair:
         if os.path.normpath(self.winner) == os.path.normpath(self.loser):
-            raise ValueError(f"winner and loser are one clip, {self.winner}")
+            raise ValueError(f"winner and loser are the same clip, {self.winner}")
         best, worst = self.winner_rating, self.loser_rating
         if best is not None and worst is not None and best <= worst:
             raise ValueError(f"winner_rating {best:g} is not above loser_rating {worst:g}")
@@ -105,18 +104,18 @@ class RatedPair(Row):
 
 
 def to_score(rating: float) -> float:
-    """A rating 1..5 as a score 0..100."""
-    return (rating - LOWEST) * POINTS
+    """Convert a rating 1..5 to a score 0..100."""
+    return (rating - LOWEST) * SCORE_PER_POINT
 
 
 def to_rating(score: float) -> float:
-    """A score 0..100 as a rating 1..5."""
-    return score / POINTS + LOWEST
+    """Convert a score 0..100 to a rating 1..5."""
+    return score / SCORE_PER_POINT + LOWEST
 
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is left out, and why."""
+    """A skipped row, and the reason."""
 
     file: Path
     line: int
@@ -131,7 +130,7 @@ Kind = TypeVar("Kind", bound=Row)
 
 @dataclass(frozen=True)
 class Table(Generic[Kind]):
-    """The good rows of a file in its order, each with its line, and the bad ones."""
+    """The good rows of a file in file order, their line numbers, and the bad rows."""
 
     file: Path
     rows: tuple[Kind, ...]
@@ -139,16 +138,16 @@ class Table(Generic[Kind]):
     bad: tuple[BadRow, ...]
 
     def place(self, name: str) -> Path:
-        """Where a file that a row names lies."""
+        """The path of a file that a row refers to."""
         return self.file.parent / name
 
     def summary(self) -> str:
-        """How many rows are good, how many are left out, and the first few of these."""
+        """The number of good and of skipped rows, and the first few skipped ones."""
         if not self.bad:
             return f"{self.file}: {len(self.rows)} rows"
         shown = "".join(f"\n  {row}" for row in self.bad[:SHOWN])
         more = f"\n  and {len(self.bad) - SHOWN} more" if len(self.bad) > SHOWN else ""
-        return f"{self.file}: {len(self.rows)} rows, {len(self.bad)} bad ones left out:{shown}{more}"
+        return f"{self.file}: {len(self.rows)} rows, {len(self.bad)} bad rows skipped:{shown}{more}"
 
 
 SHOWN = 10
@@ -157,33 +156,33 @@ Pairs = Table[RatedPair]
 
 
 def read_ratings(file: Path) -> Ratings:
-    """A ratings file; every clip is opened once. A second row of a clip is a bad one."""
+    """Read a ratings file. Every clip is opened to check it. A second row for the same clip is a bad row."""
     return _read(file, RatedClip, lambda row: os.path.normpath(row.clip))
 
 
 def read_pairs(file: Path) -> Pairs:
-    """A pairs file; every clip is opened once. The same pair a second time, either way round, is a bad row."""
+    """Read a pairs file. Every clip is opened to check it. A repeated pair, in either order, is a bad row."""
     return _read(file, RatedPair, lambda row: " and ".join(sorted(map(os.path.normpath, (row.winner, row.loser)))))
 
 
 def write_ratings(file: Path, rows: Iterable[RatedClip]) -> None:
-    """Write a ratings file: a reader sees the old one or the new. Raises `StorageError`."""
+    """Write a ratings file atomically. Raises `StorageError`."""
     _write(file, rows)
 
 
 def write_pairs(file: Path, rows: Iterable[RatedPair]) -> None:
-    """Write a pairs file: a reader sees the old one or the new. Raises `StorageError`."""
+    """Write a pairs file atomically. Raises `StorageError`."""
     _write(file, rows)
 
 
 def overall(ratings: Mapping[str, Mapping[str, float]]) -> float | None:
-    """The mean over annotators of their means over dimensions, 1..5; None for a clip that nobody rated."""
+    """The mean over annotators of each one's mean over dimensions, 1..5; None if nobody rated the clip."""
     given = [fmean(mine.values()) for mine in ratings.values() if mine]
     return fmean(given) if given else None
 
 
 def dimensions(rows: Iterable[RatedClip]) -> list[str]:
-    """All dimensions that anybody rated, in the order in which they first come."""
+    """All rated dimensions, in order of first appearance."""
     return list(dict.fromkeys(name for row in rows for given in row.ratings.values() for name in given))
 
 
@@ -203,12 +202,12 @@ def _read(file: Path, kind: type[Kind], key: Callable[[Kind], str]) -> Table[Kin
             _check_files(row, file.parent, opened)
             name = key(row)
             if name in good:
-                raise ValueError(f"{name}: line {good[name][0]} has it already")
+                raise ValueError(f"{name}: already in line {good[name][0]}")
             good[name] = line, row
         except ValueError as error:
             bad.append(BadRow(file, line, str(error)))
     if not good:
-        raise ConfigError(f"{bad[0]}; no good row of {len(bad)}" if bad else f"{file}: no rows in it")
+        raise ConfigError(f"{bad[0]}; all {len(bad)} rows are bad" if bad else f"{file}: no rows in it")
     lines, rows = zip(*good.values(), strict=True)
     return Table(file, rows, lines, tuple(bad))
 
@@ -223,7 +222,7 @@ def _text(file: Path) -> str:
 
 
 def _row(text: str, kind: type[Kind]) -> Kind:
-    """`ValueError` in one line."""
+    """Parse a row. Raises `ValueError` with a one-line message."""
     try:
         data: Any = json.loads(text)
     except json.JSONDecodeError as error:
@@ -238,7 +237,7 @@ def _row(text: str, kind: type[Kind]) -> Kind:
 
 
 def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None:
-    """`ValueError` for what is not there or cannot be opened; `opened` remembers files' faults, None for none."""
+    """Raise `ValueError` for a missing or unreadable file. `opened` caches the result per file, None if it is good."""
     clips, first_frame = row.files()
     for name, fault_of in [*((clip, _clip_fault) for clip in clips), (first_frame, _image_fault)]:
         if name is None:
@@ -251,17 +250,17 @@ def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None
 
 
 def _clip_fault(path: Path) -> str | None:
-    """Why a clip is of no use; its first and last frame are decoded."""
+    """What is wrong with a clip, or None. Decodes its first and last frame."""
     try:
         data = path.read_bytes()
         count, _ = clip_length(data)
         if not count:
-            return "a clip of zero frames"
+            return "a clip without frames"
         decode_frames(data, sorted({0, count - 1}))
     except OSError as error:
-        return f"no readable clip: {error.strerror}"
+        return f"not a readable clip: {error.strerror}"
     except ValueError as error:
-        return f"no readable clip: {error}"
+        return f"not a readable clip: {error}"
     return None
 
 
@@ -270,7 +269,7 @@ def _image_fault(path: Path) -> str | None:
         with Image.open(path) as image:
             image.verify()
     except UnidentifiedImageError:
-        return "no readable image"
+        return "not a readable image"
     except (OSError, SyntaxError, ValueError) as error:
-        return f"no readable image: {getattr(error, 'strerror', None) or error}"
+        return f"not a readable image: {getattr(error, 'strerror', None) or error}"
     return None

@@ -1,9 +1,9 @@
-"""Clips as mp4 bytes: H.264, yuv444p, constant rate factor 10. Written with PyAV, read with decord.
+"""Encoding and decoding of clips as mp4: H.264, yuv444p, constant rate factor 10. PyAV writes, decord reads.
 
-4:4:4 because a sprite a few pixels wide loses its colour to chroma subsampling, and the reward models would see it.
-The same frames give the same bytes: one thread, no encoder signature, no timestamps of the day, and none of libx264's
-AVX-512 code, whose macroblock trees depend on what lay in memory before. Where decord has no wheel (it is built for
-x86-64 only), PyAV reads too: both give the same pixels.
+Chroma is not subsampled (4:4:4): sprites a few pixels wide would lose their colour, and reward models would see that.
+Encoding is deterministic: one thread, no encoder signature, no creation time, and not libx264's AVX-512 code, whose
+macroblock trees depend on uninitialized memory. On platforms without decord wheels (it has them for x86-64 only), PyAV
+reads as well; both give the same pixels.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import numpy as np
 from av.codec.context import Flags
 from PIL import Image
 
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 
 decord: Any = import_module("decord") if find_spec("decord") else None
 CPU = Path("/proc/cpuinfo")
-STEADY = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
+NO_AVX512 = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
 CRF = 10
-SHEET_FRAMES, SHEET_WIDTH = 9, 128  # a contact sheet's frames per clip, and pixels across one of them
-BROWSER_CRF, BROWSER_WIDTH = 20, 256  # what is made for people: quality, and pixels that small clips are enlarged to
-SIDE_WIDTH = 480  # pixels that large clips are shrunk to where two are shown at once
+SHEET_FRAMES, SHEET_WIDTH = 9, 128  # contact sheet: frames per clip, and width of a frame in pixels
+BROWSER_CRF, BROWSER_WIDTH = 20, 256  # videos for people: quality, and the width small clips are enlarged to
+SIDE_WIDTH = 480  # width in pixels that large clips are shrunk to when two are shown side by side
 
 
 def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
-    """The mp4 file of uint8 `frames` [F, H, W, 3] at `fps` frames per second. `ValueError` for another shape."""
+    """Encode uint8 `frames` [F, H, W, 3] at `fps` frames per second. Raises `ValueError` for another dtype or shape."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"a clip is uint8 [F, H, W, 3] with F, H, W >= 1; got {frames.dtype} {list(frames.shape)}")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options=STEADY | {"crf": str(CRF), "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options=NO_AVX512 | {"crf": str(CRF), "threads": "1"})
         stream.codec_context.flags |= Flags.bitexact
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv444p"
@@ -50,9 +50,9 @@ def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
 
 
 def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
-    """An mp4 file of uint8 `frames` [F, H, W, 3] that every browser plays: H.264, yuv420p.
+    """Encode uint8 `frames` [F, H, W, 3] as an mp4 that every browser plays: H.264, yuv420p.
 
-    yuv420p halves the colour's resolution, so small clips are enlarged first, by a whole factor (nearest neighbour).
+    yuv420p halves the chroma resolution, so small clips are first enlarged by an integer factor (nearest neighbour).
     """
     scale = max(1, BROWSER_WIDTH // frames.shape[2])
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -87,7 +87,7 @@ def side_by_side(clips: Sequence[np.ndarray], fps: float) -> bytes:
 
 
 def plays_everywhere(data: bytes) -> bool:
-    """Whether a video file is what every browser plays: H.264, yuv420p, in mp4. Broken files are not."""
+    """Whether every browser can play this video file: H.264, yuv420p, in mp4. False for broken files."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
             codec = container.streams.video[0].codec_context
@@ -97,20 +97,20 @@ def plays_everywhere(data: bytes) -> bool:
 
 
 def decode_clip(data: bytes) -> np.ndarray:
-    """All frames, uint8 [F, H, W, 3], of a video file's bytes. `ValueError` when it cannot be read."""
+    """All frames, uint8 [F, H, W, 3], of a video file's bytes. Raises `ValueError` if it is unreadable."""
     return decode_video(data)[0]
 
 
 def decode_video(data: bytes) -> tuple[np.ndarray, float]:
-    """All frames, uint8 [F, H, W, 3], and how many there are per second. `ValueError` when it cannot be read."""
+    """All frames, uint8 [F, H, W, 3], and the frames per second. Raises `ValueError` if it is unreadable."""
     count, fps = clip_length(data)
     if not count:
-        raise ValueError(f"{len(data)} bytes of a video without frames")
+        raise ValueError(f"a video of {len(data)} bytes without frames")
     return _frames(data, range(count)), fps
 
 
 def decode_frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
-    """Some frames, uint8 [len(indices), H, W, 3]. `ValueError` when the file is broken or has not as many."""
+    """Some frames, uint8 [len(indices), H, W, 3]. Raises `ValueError` if the file is broken or has fewer frames."""
     count, _ = clip_length(data)
     if not all(0 <= index < count for index in indices):
         raise ValueError(f"frames {list(indices)} of a video of {count} frames")
@@ -123,15 +123,15 @@ def _frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
     try:
         return _reader(data).get_batch(list(indices)).asnumpy()
     except (decord.DECORDError, RuntimeError) as error:
-        pass_on(error)
+        reraise_oom(error)
         # decord 0.6 cannot copy the padded rows of frames that are 8, 16, 24, 48 or 72 pixels wide.
         if "size must exactly match" in str(error):
             return _by_pyav(data, indices)
-        raise ValueError(f"a video that stops being readable: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"a video with unreadable frames: {str(error).splitlines()[0]}") from None
 
 
 def clip_length(data: bytes) -> tuple[int, float]:
-    """(frames, frames per second) of a video file's bytes. `ValueError` when it cannot be read."""
+    """(frames, frames per second) of a video file's bytes. Raises `ValueError` if it is unreadable."""
     if decord is not None:
         reader = _reader(data)
         return len(reader), float(reader.get_avg_fps())
@@ -147,7 +147,7 @@ def _reader(data: bytes) -> Any:
     try:
         return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
     except (decord.DECORDError, RuntimeError) as error:
-        pass_on(error)
+        reraise_oom(error)
         raise _unreadable(data, error) from None
 
 
@@ -160,18 +160,18 @@ def _by_pyav(data: bytes, indices: Sequence[int]) -> np.ndarray:
 
 
 def _unreadable(data: bytes, error: Exception) -> ValueError:
-    return ValueError(f"{len(data)} bytes that are no readable video: {str(error).splitlines()[0]}")
+    return ValueError(f"{len(data)} bytes that are not a readable video: {str(error).splitlines()[0]}")
 
 
 def contact_sheet(clips: Sequence[np.ndarray]) -> Image.Image:
-    """One row per uint8 [F, H, W, 3] clip (all of one size): up to `SHEET_FRAMES` frames of it, first to last."""
+    """A contact sheet with one row per clip, uint8 [F, H, W, 3] of equal size: up to `SHEET_FRAMES` frames of each."""
     frames, height, width = clips[0].shape[:3]
     chosen = np.unique(np.linspace(0, frames - 1, min(frames, SHEET_FRAMES)).round().astype(int))
-    tall = max(1, round(height * SHEET_WIDTH / width))
-    sheet = Image.new("RGB", (len(chosen) * SHEET_WIDTH, len(clips) * tall))
-    how = Image.Resampling.NEAREST if width < SHEET_WIDTH else Image.Resampling.LANCZOS
+    row_height = max(1, round(height * SHEET_WIDTH / width))
+    sheet = Image.new("RGB", (len(chosen) * SHEET_WIDTH, len(clips) * row_height))
+    filter_ = Image.Resampling.NEAREST if width < SHEET_WIDTH else Image.Resampling.LANCZOS
     for row, clip in enumerate(clips):
         for column, index in enumerate(chosen):
-            picture = Image.fromarray(clip[index]).resize((SHEET_WIDTH, tall), how)
-            sheet.paste(picture, (column * SHEET_WIDTH, row * tall))
+            picture = Image.fromarray(clip[index]).resize((SHEET_WIDTH, row_height), filter_)
+            sheet.paste(picture, (column * SHEET_WIDTH, row * row_height))
     return sheet

@@ -5,8 +5,9 @@ ConfigError, NotFoundError, CorruptDataError   exit code 2: the user can fix the
 StorageError, RunFailed                        exit code 3: the run stopped; nothing is lost
 ```
 
-`disk.py` and `oom.py` recognise a full disk and missing memory in other libraries' errors. Every message is one line
-that says what, where, and what is allowed. Nothing here imports torch.
+`disk.py` and `oom.py` recognise disk errors and out of memory in other libraries' exceptions. Every message is one line
+that says what is wrong, where, and what is allowed or what to do. Add a class only if callers handle it differently.
+Nothing here imports torch at import time.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ class ConfigError(ValueError):
 
 
 class NotFoundError(LookupError):
-    """Something that was asked for by name does not exist (any more): a ledger, a weight version. Exit code 2."""
+    """Something requested by name does not exist (any more): a ledger, a weight version. Exit code 2."""
 
 
 class CorruptDataError(RuntimeError):
-    """Bytes on a disk or from a wire are not the bytes that were written. Exit code 2."""
+    """Bytes read from disk or network differ from those that were written. Exit code 2."""
 
 
 BAD_INPUT = (ConfigError, NotFoundError, CorruptDataError)  # retrying without a change cannot help
 
 
 class StorageError(RuntimeError):
-    """The disk refuses what the run needs: the message says where, why, and the way out. Exit code 3."""
+    """The disk is full, read-only or broken: the message says where, why, and what to do. Exit code 3."""
 
 
 class RunFailed(RuntimeError):
-    """The run cannot continue; the message says why. What was done so far is kept. Exit code 3."""
+    """The run cannot continue; the message says why. All finished work is kept. Exit code 3."""

@@ -1,11 +1,11 @@
-"""When the disk refuses: full, read-only, broken. One kind of error for all that write into a run's folder.
+"""Disk full, read-only or broken: one error class for everything that writes to the run folder.
 
 ```
 ledger, blobs, weights, checkpoints, journal ──"No space left on device"──> StorageError ──> the run ends, exit code 3
 ```
 
-Everything in a run's folder appears whole or not at all, so what was there before such an error is there after it, and
-the same command goes on once the disk takes bytes again. This module imports no torch.
+All files in the run folder are written atomically, so such an error destroys nothing: once the disk can be written
+again, the same command resumes the run. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ from pathlib import Path
 
 from common.errors import StorageError
 
-ROOM, RIGHT, DISK = "free some space", "make it writable", "see to the disk"
 ADVICE = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), RIGHT),
-    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), DISK),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), "check the disk"),
 }
-# Primary result codes of SQLite, and what they are to the system; the other codes are faults of the program.
+# SQLite's primary result codes for disk errors, as errno values. All other codes are bugs.
 SQLITE_ERRNO = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
@@ -39,21 +38,21 @@ SQLITE_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 @contextmanager
 def writing(path: Path | str) -> Iterator[None]:
-    """``with writing(path):`` where the disk refuses what is done inside, that is a `StorageError` naming `path`.
+    """``with writing(path):`` turns disk errors in its body into a `StorageError` that names `path`.
 
-    An error that names its own file keeps it. All other errors pass as they are.
+    If the error names a file itself, that file is named instead. Other errors pass through unchanged.
     """
     try:
         yield
     except Exception as error:
-        words = refusal(error)
-        if words is None:
+        reason = refusal(error)
+        if reason is None:
             raise
-        raise StorageError(f"{getattr(error, 'filename', None) or path}: {words}") from error
+        raise StorageError(f"{getattr(error, 'filename', None) or path}: {reason}") from error
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part. Raises `StorageError`."""
+    """Write a file atomically: a reader sees the old content or the new, never a part. Raises `StorageError`."""
     scratch = path.with_name(f".{path.name}.part")
     with writing(path):
         scratch.write_text(text, "utf-8")
@@ -61,17 +60,17 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def refusal(error: Exception) -> str | None:
-    """What an error says about the disk, and the way out; None when it says nothing about it."""
+    """What is wrong with the disk, and what to do. None if `error` is not a disk error."""
     if isinstance(error, sqlite3.Error) and is_damage(error):
-        return f"damaged: {error}; start the same command again, it names the way out"
+        return f"damaged: {error}; rerun the same command, it says how to recover"
     number = _errno(error)
     if number not in ADVICE:
         return None
-    return f"cannot be written: {os.strerror(number)}; {ADVICE[number]}, then the same command goes on"
+    return f"cannot be written: {os.strerror(number)}; {ADVICE[number]}, then rerun the same command to resume"
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Whether SQLite found its file damaged."""
+    """Whether SQLite reports a corrupt file."""
     return _primary(error) in SQLITE_DAMAGED
 
 
@@ -80,17 +79,17 @@ def _primary(error: sqlite3.Error) -> int:
 
 
 def _errno(error: Exception) -> int:
-    """The system's error number; libraries written in Rust (safetensors) tell it in words."""
+    """The errno of an error, 0 if unknown. Rust libraries (safetensors) put it in the message."""
     if isinstance(error, OSError):
         return error.errno or 0
     if isinstance(error, sqlite3.Error):
         return SQLITE_ERRNO.get(_primary(error), 0)
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    return int(told[1]) if told else 0
+    match = re.search(r"\(os error (\d+)\)", str(error))
+    return int(match[1]) if match else 0
 
 
 def sync(path: Path | str) -> None:
-    """Bring a file's (or a folder's) content to the disk before what follows. Raises `StorageError`."""
+    """fsync a file or folder. Raises `StorageError`."""
     with writing(path):
         handle = os.open(path, os.O_RDONLY)
         try:

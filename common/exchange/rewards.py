@@ -81,7 +81,7 @@ def _single(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
 
 
 def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dict[str, float]:
-    """The judge's weight, split among its outputs."""
+    """A judge's weight, split among its outputs."""
     mine = [one for one in scored if one == name or one.startswith(f"{name}.")]
     parts: Mapping[str, float] = {f"{name}.{output}": part for output, part in judge.outputs.items()}
     missing = [one for one in parts if one not in mine]
@@ -94,4 +94,4 @@ def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dic
 
 
 def _listed(scored: Collection[str]) -> str:
-    return f"scored are {', '.join(sorted(scored)) or 'none'}"
+    return f"available scores: {', '.join(sorted(scored)) or 'none'}"

@@ -1,15 +1,15 @@
-"""A CogVideoX pipeline folder: its parts, its shapes, and the one place that builds the model call.
+"""CogVideoX pipeline folders: loading their parts, their shapes, and the only place that calls the transformer.
 
-Three families share this file; what differs is read from the configs, never from a name:
+Three model families share this code. Differences are read from the configs, never from the model's name:
 
 | family | image latent | positions | extras |
 |---|---|---|---|
-| 5B-I2V (1.0) | concatenated on channels | rotary, and learned where the config asks | 4k+1 frames |
+| 5B-I2V (1.0) | concatenated on channels | rotary, plus learned ones if the config says so | 4k+1 frames |
 | 1.5-5B-I2V | concatenated; scaled by 1/factor | rotary, grid_type "slice" | `patch_size_t`, `ofs` |
 | 2B (text-to-video) | none | sincos | – |
 
-Symbols of the shapes: B batch, F latent frames, C latent channels, h x w latent size, H x W pixels, L text tokens,
-D text width.
+Shape symbols: B batch, F latent frames, C latent channels, h x w latent size, H x W pixels, L text tokens, D text
+width.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 from common.models.fingerprint import TOON_PIPELINE, model_parts
 from common.models.shapes import front_padding, latent_shape
 
@@ -50,7 +50,7 @@ Scheduler = CogVideoXDPMScheduler | CogVideoXDDIMScheduler
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A pipeline folder whose configs have been read and whose weights have not. Made by `open_model`."""
+    """A pipeline folder: its configs are read, its weights are not loaded yet. Create it with `open_model`."""
 
     path: Path
     transformer_config: dict[str, Any] = field(repr=False)  # with the class's defaults filled in
@@ -59,29 +59,29 @@ class ModelFolder:
 
     @cached_property
     def parts(self) -> dict[str, str]:
-        """Fingerprints of the parts: which model this is, wherever it lies."""
+        """Fingerprints of the parts. They identify the model independently of its path."""
         return model_parts(self.path)
 
     @property
     def image_conditioned(self) -> bool:
-        """Whether the transformer takes the first frame's latent beside the noisy latents."""
+        """Whether the model is image-to-video: the first frame's latent is concatenated with the noisy latents."""
         return self.transformer_config["in_channels"] == 2 * self.vae_config["latent_channels"]
 
     @property
     def max_text_length(self) -> int:
-        """L: every caption is padded or cut to this many tokens."""
+        """L: every caption is padded or truncated to this many tokens."""
         return int(self.transformer_config["max_text_seq_length"])
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(F, C, h, w) of a clip, without the padding of CogVideoX 1.5. `ConfigError` when the size does not fit."""
+        """(F, C, h, w) of a clip, without CogVideoX 1.5's padding. Raises `ConfigError` if the size does not fit."""
         return latent_shape(self.path.name, self.transformer_config, self.vae_config, frames, height, width)
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
-        """The denoiser, in evaluation mode."""
+        """The denoiser, in eval mode."""
         return self._load(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype)).to(device).eval()
 
     def empty_transformer(self, dtype: torch.dtype | str) -> CogVideoXTransformer3DModel:
-        """The denoiser's layers without weights (on the meta device): names, shapes and dtypes, and nothing is read."""
+        """The denoiser on the meta device: names, shapes and dtypes without weights. No file is read."""
         with torch.device("meta"):
             model: Any = CogVideoXTransformer3DModel.from_config(self.transformer_config)
         return model.to(torch_dtype(dtype))
@@ -100,17 +100,17 @@ class ModelFolder:
         """The caption tokenizer."""
         return self._load(T5Tokenizer, "tokenizer")
 
-    def _load(self, kind: Any, part: str, **how: Any) -> Any:
-        """One part from its folder. `ConfigError` when its weights are missing, broken or of another architecture."""
+    def _load(self, kind: Any, part: str, **options: Any) -> Any:
+        """Load one part. Raises `ConfigError` if its weights are missing, broken or of another architecture."""
         folder = self.path / part
         try:
-            return kind.from_pretrained(str(folder), local_files_only=True, **how)
+            return kind.from_pretrained(str(folder), local_files_only=True, **options)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            pass_on(error)
+            reraise_oom(error)
             raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:
-        """A scheduler of either kind over the checkpoint's own noise schedule."""
+        """A DPM or DDIM scheduler with the checkpoint's noise schedule."""
         own = {name: value for name, value in self.scheduler_config.items() if not name.startswith("_")}
         known = inspect.signature(SCHEDULERS[kind].__init__).parameters
         return SCHEDULERS[kind](**{name: value for name, value in own.items() if name in known})
@@ -122,21 +122,22 @@ def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def open_model(path: str | Path) -> ModelFolder:
-    """Read the configs of a CogVideoX pipeline folder; ``"toon"`` is the embedded one.
+    """Read the configs of a CogVideoX pipeline folder. ``"toon"`` is the embedded toon model.
 
-    Raises `ConfigError` (one line) when the folder is missing, broken, or holds another kind of model.
+    Raises:
+        ConfigError: the folder is missing or broken, or holds another kind of model.
     """
     for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()  # loading bars would break the progress lines
+        library.disable_progress_bar()  # loading bars would break our progress lines
     folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
     if str(path) == "toon" and not (folder / "model_index.json").exists():
-        raise ConfigError(f"model.path = 'toon': no whole pipeline in {folder}; make it with: douga toon build")
+        raise ConfigError(f"model.path = 'toon': no complete pipeline in {folder}; build it with: douga toon build")
     if not folder.is_dir():
         raise ConfigError(f"model.path = {str(path)!r}: no folder {folder}; allowed: 'toon' or a pipeline folder")
     index = _read_json(folder / "model_index.json")
     if index.get("_class_name") not in PIPELINES:
         raise ConfigError(
-            f"{folder / 'model_index.json'}: a {index.get('_class_name')}, not one of {', '.join(PIPELINES)}"
+            f"{folder / 'model_index.json'}: is a {index.get('_class_name')}, must be one of {', '.join(PIPELINES)}"
         )
     model = ModelFolder(
         folder,
@@ -152,11 +153,11 @@ def open_model(path: str | Path) -> ModelFolder:
 
 
 def _check_channels(model: ModelFolder) -> None:
-    channels, taken = model.vae_config["latent_channels"], model.transformer_config["in_channels"]
-    if taken not in (channels, 2 * channels):
+    channels, in_channels = model.vae_config["latent_channels"], model.transformer_config["in_channels"]
+    if in_channels not in (channels, 2 * channels):
         raise ConfigError(
-            f"{model.path}: the transformer takes {taken} channels, the VAE makes {channels}; "
-            f"{channels} (text-to-video) or {2 * channels} (image-to-video) are needed"
+            f"{model.path}: the transformer has {in_channels} input channels, the VAE {channels} latent channels; "
+            f"the transformer needs {channels} (text-to-video) or {2 * channels} (image-to-video)"
         )
     prediction = model.scheduler_config["prediction_type"]
     if prediction != "v_prediction":
@@ -176,22 +177,22 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _filled(kind: type, file: Path, check_class: bool = True) -> dict[str, Any]:
-    """A part's config from its file, filled: old checkpoints leave newer keys out."""
+    """Read a part's config and fill in defaults: old checkpoints lack newer keys."""
     data = _read_json(file)
     if check_class and data.get("_class_name") != kind.__name__:
-        raise ConfigError(f"{file}: a {data.get('_class_name')}, not a {kind.__name__}")
+        raise ConfigError(f"{file}: is a {data.get('_class_name')}, must be a {kind.__name__}")
     return with_defaults(kind, data)
 
 
 def with_defaults(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
-    """A part's `own` config with the defaults of its class under it."""
+    """The config `own`, with missing keys filled in from the defaults of its class."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(own)
 
 
 def compile_blocks(transformer: Any) -> None:
-    """`torch.compile` for the transformer's blocks, in place: at their first call, once for each shape."""
-    for block in transformer.transformer_blocks:  # all alike: what is compiled for one serves all
+    """`torch.compile` the transformer's blocks in place. Compilation happens at the first call with each shape."""
+    for block in transformer.transformer_blocks:  # identical blocks share the compiled code
         block.compile(dynamic=False)
 
 
@@ -205,15 +206,22 @@ def predict_v(
     timesteps: torch.Tensor,
     prompt_embeds: torch.Tensor,
 ) -> torch.Tensor:
-    """v [B, F, C, h, w] of noisy `latents` [B, F, C, h, w] at `timesteps` [B] (int64), differentiable.
+    """Predict v, differentiably.
 
-    `image_latent` [B, 1, C, h, w] is the VAE-scaled first frame (None for text-to-video models); it is laid beside the
-    first latent frame, zeros beside the others. `prompt_embeds` is [B, L, D]. `transformer` may be wrapped (an object
-    with `.module`, such as a DeepSpeed engine).
+    CogVideoX 1.5 needs a multiple of `patch_size_t` latent frames. If F is not a multiple, copies of the first latent
+    frame are prepended for the call and removed from the result. To get the prediction for the padding too, pass
+    latents that are already padded.
 
-    CogVideoX 1.5 wants a multiple of `patch_size_t` latent frames: where F is none, copies of the first latent frame
-    are put in front for the call and their prediction is cut off again. Pass latents that are already padded to
-    predict for the padding too.
+    Args:
+        transformer: the denoiser, or a wrapper with `.module` such as a DeepSpeed engine.
+        latents: noisy latents [B, F, C, h, w].
+        image_latent: VAE-scaled first frame [B, 1, C, h, w]; None for text-to-video models. It is concatenated with the
+            first latent frame on the channel dimension; the other frames get zeros.
+        timesteps: int64 [B].
+        prompt_embeds: [B, L, D].
+
+    Returns:
+        v [B, F, C, h, w].
     """
     config: Any = getattr(transformer, "module", transformer).config
     count = latents.shape[1]
@@ -237,9 +245,9 @@ def predict_v(
 def rotary_table(
     config: Mapping[str, Any], shape: tuple[int, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Cosines and sines [tokens, head width] of latents (F, C, h, w); None for models with sincos positions.
+    """Rotary cosines and sines, each [tokens, head width], for latents of `shape` (F, C, h, w), F including padding.
 
-    Tables are cached; F counts the padding of CogVideoX 1.5.
+    Returns None for models with sincos positions. Tables are cached.
     """
     if not config["use_rotary_positional_embeddings"]:
         return None
@@ -254,23 +262,23 @@ def rotary_table(
 def _rotary(
     head: int, frames: int, patch_t: int | None, grid: tuple[int, int], base: tuple[int, int], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # The cache outlives the caller: a table born in inference mode could never be used in a training step.
+    # The cache outlives the caller, and a tensor created in inference mode could not be used in a training step.
     with torch.inference_mode(False), torch.no_grad():
         if patch_t is None:
-            crop, how, most = get_resize_crop_region_for_grid(grid, base[1], base[0]), "linspace", None
+            crop, kind, most = get_resize_crop_region_for_grid(grid, base[1], base[0]), "linspace", None
         else:
-            crop, how, most, frames = None, "slice", base, (frames + patch_t - 1) // patch_t
-        table = get_3d_rotary_pos_embed(head, crop, grid, frames, grid_type=how, max_size=most, device=device)  # type: ignore[arg-type]
+            crop, kind, most, frames = None, "slice", base, (frames + patch_t - 1) // patch_t
+        table = get_3d_rotary_pos_embed(head, crop, grid, frames, grid_type=kind, max_size=most, device=device)  # type: ignore[arg-type]
         return table[0], table[1]
 
 
-# Between captions, pixels and latents.
+# Captions, pixels and latents.
 
 
 def encode_text(
     tokenizer: T5Tokenizer, text_encoder: T5EncoderModel, texts: Sequence[str], max_length: int
 ) -> torch.Tensor:
-    """Prompt embeddings [B, max_length, D] of captions, padded and cut to `max_length` tokens, without a mask."""
+    """Prompt embeddings [B, max_length, D]. Captions are padded or truncated to `max_length`; there is no mask."""
     tokens = tokenizer(
         list(texts), padding="max_length", max_length=max_length, truncation=True, return_tensors="pt"
     ).input_ids
@@ -290,7 +298,7 @@ def to_pixels(values: torch.Tensor) -> torch.Tensor:
 def encode_image(vae: AutoencoderKLCogVideoX, images: torch.Tensor) -> torch.Tensor:
     """VAE-scaled latents [B, 1, C, h, w] of first frames [B, 3, H, W] in [-1, 1]: the posterior's mode."""
     mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
-    # CogVideoX 1.5 was trained with the image latent divided by the factor that the video latent is multiplied with.
+    # CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
     factor = vae.config["scaling_factor"]
     return mode.transpose(1, 2) * (1 / factor if vae.config["invert_scale_latents"] else factor)
 
@@ -308,7 +316,7 @@ def decode_latents(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.
 
 
 def build_tokenizer(words: Sequence[str], max_length: int) -> T5Tokenizer:
-    """A T5 tokenizer that knows whole words only: <pad> 0, </s> 1, <unk> 2, then `words` in their order."""
+    """A T5 tokenizer with a vocabulary of whole words: <pad> 0, </s> 1, <unk> 2, then `words` in order."""
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     vocabulary = special + [(f"\u2581{word}", -1.0) for word in words]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=max_length)

@@ -1,7 +1,7 @@
-"""Whether it is the same model, on two machines or at two times, told without reading gigabytes.
+"""Fingerprints of model folders: detect a different base model without reading gigabytes.
 
-Adapters, versions and checkpoints of a run say which base model they stand on, part by part (`model_parts`): an adapter
-fits every model of the same shapes, and is of use on its own alone.
+A run's adapters, versions and checkpoints record the fingerprint of each part of their base model (`model_parts`). An
+adapter can be loaded into any model of the same shapes, but is only useful on the one it was trained on.
 """
 
 from __future__ import annotations
@@ -12,27 +12,21 @@ from pathlib import Path
 
 from common.errors import ConfigError
 
-SAMPLE = 1 << 20  # bytes read at either end of a file
+SAMPLE = 1 << 20  # bytes read at each end of a file
 TOON_PIPELINE = Path(__file__).parents[1] / "toon" / "weights" / "pipeline"
-PARTS = (
-    "transformer",
-    "vae",
-    "text_encoder",
-    "tokenizer",
-    "scheduler",
-)  # of a pipeline folder, as diffusers names them
-KINDS = {".json", ".safetensors", ".model", ".txt"}  # what models are made of; notes and caches beside them are not
+PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of a diffusers pipeline
+MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}  # other files, such as READMEs and caches, are ignored
 
 
 def fingerprint(folder: Path) -> str:
-    """blake2b-128, hex, over the names, sizes, first and last MiB of a folder's model files.
+    """blake2b-128 in hex over names, sizes, first and last MiB of a folder's model files.
 
-    Not proof against somebody who builds two models with the same ends; proof enough against a mistaken path.
+    It detects a wrong path. It does not detect models that were built on purpose to differ only in the middle.
     """
     whole = blake2b(digest_size=16)
-    files = sorted(file for file in folder.rglob("*") if file.suffix in KINDS)
+    files = sorted(file for file in folder.rglob("*") if file.suffix in MODEL_SUFFIXES)
     if not files:
-        raise ConfigError(f"{folder}: no model files here")
+        raise ConfigError(f"{folder}: no model files in it")
     for file in files:
         size = file.stat().st_size
         whole.update(f"{file.relative_to(folder)}|{size}\n".encode())
@@ -44,19 +38,22 @@ def fingerprint(folder: Path) -> str:
 
 
 def model_parts(path: str | Path) -> dict[str, str]:
-    """The fingerprint of every part of the pipeline folder at `path` ('toon': the embedded one)."""
+    """The fingerprint of every part of a pipeline folder. `path` 'toon' is the embedded one."""
     folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
     return {part: fingerprint(folder / part) for part in PARTS}
 
 
 def check_same_model(what: str, made_on: Mapping[str, str], here: Mapping[str, str], path: str | Path) -> None:
-    """`ConfigError` when `what` was made on other parts than those `here`, which lie at `path`, and says which differ.
+    """Check that `what`, made on the parts `made_on`, belongs to the model at `path` with the parts `here`.
 
-    What was made without a model (`simulate`) says nothing of one, and stands on any.
+    Results of simulated runs record no parts and match any model.
+
+    Raises:
+        ConfigError: names the parts that differ.
     """
     other = [part for part, digest in made_on.items() if here.get(part) != digest]
     if other:
         raise ConfigError(
             f"{what}: made on another base model than model.path = {str(path)!r}, whose files differ in "
-            f"{', '.join(other)}; give the model that the run was started with, it may lie anywhere"
+            f"{', '.join(other)}; set model.path to the model that the run was started with, in any folder"
         )

@@ -1,8 +1,8 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) on the transformer, by peft: injected, switched, saved and loaded.
+"""Low-rank adapters (LoRA, Hu et al. 2021) on the transformer, with peft: inject, switch, save and load.
 
-An adapter adds (alpha / rank) B A x to a linear layer's output. A is random, B starts at zero, so a fresh adapter is
-the base model itself. Several named adapters may sit side by side; one of them is active. An adapter's state has the
-layers' own names, without the adapter's: ``transformer_blocks.0.attn1.to_q.lora_A.weight``.
+An adapter adds (alpha / rank) B A x to a linear layer's output. A is random and B starts at zero, so a new adapter
+does not change the model. A model can hold several named adapters, one of which is active. Keys of an adapter's state
+dict do not contain the adapter's name: ``transformer_blocks.0.attn1.to_q.lora_A.weight``.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from common.errors import ConfigError
 
 
 def inject_lora(transformer: torch.nn.Module, config: LoraConfig, seed: int, name: str = "policy") -> None:
-    """Add a fresh adapter `name` to `transformer`, in place, active and trainable; everything else is frozen.
+    """Add a new adapter to `transformer` in place. It is active and trainable; everything else is frozen.
 
-    A is uniform as torch's linear layers are, a function of (seed, layer) alone; B is 0. `ConfigError` when no layer
-    matches `config.targets`.
+    A has the uniform initialization of torch's linear layers, as a function of (seed, layer); B is 0.
+
+    Raises:
+        ConfigError: no layer matches `config.targets`.
     """
     peft_config = PeftLoraConfig(**peft_settings(config))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is meant
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # a second adapter is intended
             inject_adapter_in_model(peft_config, transformer, adapter_name=name)
     except ValueError as error:
         raise ConfigError(f"learner.lora.targets = {list(config.targets)}: {str(error).splitlines()[0]}") from None
     with torch.no_grad():
         for key, parameter in adapter_parameters(transformer, name).items():
-            parameter.copy_(_fresh(key, parameter, seed))
+            parameter.copy_(_initial_value(key, parameter, seed))
     activate(transformer, name, trainable=name)
 
 
 def peft_settings(config: LoraConfig) -> dict[str, Any]:
-    """What an adapter's tensors do not say themselves, in peft's words."""
+    """The settings that peft needs in addition to an adapter's tensors."""
     settings: dict[str, Any] = {"r": config.rank, "lora_alpha": config.alpha, "lora_dropout": 0.0, "bias": "none"}
     return settings | {"target_modules": list(config.targets)}
 
 
 def adapter_parameters(transformer: torch.nn.Module, name: str) -> dict[str, torch.nn.Parameter]:
-    """The adapter's own parameters by their public names (without the adapter's name)."""
+    """The adapter's parameters, by their keys without the adapter's name."""
     marker = f".{name}."
     found = {
         key.replace(marker, "."): parameter
@@ -67,7 +69,7 @@ def adapter_state(transformer: torch.nn.Module, name: str = "policy") -> dict[st
 
 
 def load_adapter_state(transformer: torch.nn.Module, state: Mapping[str, torch.Tensor], name: str = "policy") -> None:
-    """Copy `state` into the adapter. `ConfigError` names the first tensor that is missing, foreign or misshapen."""
+    """Copy `state` into the adapter. `ConfigError` names the first missing, unexpected or wrongly shaped tensor."""
     own = adapter_parameters(transformer, name)
     for key in sorted(own.keys() ^ state.keys()):
         what = "missing" if key in own else "not a tensor of this adapter"
@@ -83,7 +85,7 @@ def load_adapter_state(transformer: torch.nn.Module, state: Mapping[str, torch.T
 
 
 def activate(transformer: torch.nn.Module, name: str, trainable: str) -> None:
-    """Let adapter `name` act in forward passes; only adapter `trainable` asks for gradients."""
+    """Use adapter `name` in forward passes. Only adapter `trainable` requires gradients."""
     for module in transformer.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter(name, inference_mode=True)
@@ -93,7 +95,7 @@ def activate(transformer: torch.nn.Module, name: str, trainable: str) -> None:
 
 @contextmanager
 def using_adapter(transformer: torch.nn.Module, name: str, trainable: str = "policy") -> Iterator[None]:
-    """Within the block adapter `name` acts, afterwards `trainable` again."""
+    """Context in which adapter `name` is active; afterwards `trainable` is active again."""
     activate(transformer, name, trainable)
     try:
         yield
@@ -101,8 +103,8 @@ def using_adapter(transformer: torch.nn.Module, name: str, trainable: str = "pol
         activate(transformer, trainable, trainable)
 
 
-def _fresh(key: str, like: torch.Tensor, seed: int) -> torch.Tensor:
-    """A new adapter tensor: zero for B; for A uniform within 1/sqrt(inputs), on every device alike."""
+def _initial_value(key: str, like: torch.Tensor, seed: int) -> torch.Tensor:
+    """Initial adapter tensor: zeros for B; for A uniform in +-1/sqrt(inputs), identical on every device."""
     if ".lora_B." in key:
         return torch.zeros_like(like)
     number = int.from_bytes(blake2b(f"{seed}|{key}".encode(), digest_size=7).digest(), "big")

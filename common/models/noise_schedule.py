@@ -1,16 +1,16 @@
-"""The forward process of CogVideoX and what it predicts, with the noise schedule the checkpoint's scheduler declares.
+"""The forward diffusion process and the prediction target of CogVideoX, with the checkpoint's own noise schedule.
 
 | symbol | here | meaning |
 |---|---|---|
 | T | `steps` | training timesteps, 1000 |
 | t | `timesteps` [B] | 0 .. T-1, int64 |
-| a_t (alpha bar) | `alphas_cumprod` [T] | share of the signal's variance left at t |
+| a_t (alpha bar) | `alphas_cumprod` [T] | fraction of the signal's variance left at t |
 | x0, eps | [B, ...] | clean latents, standard normal noise |
 | x_t | `add_noise` | sqrt(a_t) x0 + sqrt(1 - a_t) eps |
 | v* | `v_target` | sqrt(a_t) eps - sqrt(1 - a_t) x0 (Salimans & Ho 2022, "Progressive Distillation", appendix D) |
 
-With v, (x0_hat - x0)^2 / (1 - a_t) equals (v_hat - v*)^2: the v error needs no division, so it holds at every t, in any
-precision, also at t = T - 1 where a_t = 0 (zero terminal SNR, Lin et al. 2023, algorithm 1).
+With v, (x0_hat - x0)^2 / (1 - a_t) equals (v_hat - v*)^2. The v error needs no division, so it is defined at every t in
+any precision, including t = T - 1 where a_t = 0 (zero terminal SNR, Lin et al. 2023, algorithm 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 
 from common.errors import ConfigError
 
-# The class defaults of CogVideoX's schedulers: what a config that leaves a key out means.
+# Defaults of CogVideoX's scheduler classes, for keys that a config leaves out.
 DEFAULTS: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -39,13 +39,17 @@ DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Signal and noise shares per timestep. Made by `from_config`."""
+    """Signal and noise scale per timestep. Create it with `from_config`."""
 
-    alphas_cumprod: torch.Tensor  # float64 [T], falling, in [0, 1)
+    alphas_cumprod: torch.Tensor  # float64 [T], decreasing, in [0, 1)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
-        """Build the schedule of a scheduler config. `ConfigError` when it is no v-prediction or an unknown schedule."""
+        """Build the schedule of a scheduler config.
+
+        Raises:
+            ConfigError: the model does not predict v, or the beta schedule is unknown.
+        """
         values = DEFAULTS | {name: config[name] for name in DEFAULTS if name in config}
         if values["prediction_type"] != "v_prediction":
             found = values["prediction_type"]
@@ -77,7 +81,7 @@ class NoiseSchedule:
 
 
 def _betas(values: Mapping[str, Any]) -> torch.Tensor:
-    """The variance added per step, float64 [T]."""
+    """The variance added at each step, float64 [T]."""
     kind, steps = values["beta_schedule"], int(values["num_train_timesteps"])
     start, end = float(values["beta_start"]), float(values["beta_end"])
     if values["trained_betas"] is not None:
@@ -94,6 +98,6 @@ def _betas(values: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _zero_terminal(alphas: torch.Tensor) -> torch.Tensor:
-    """Shift and scale sqrt(a_t) so that it ends at 0 and starts where it did."""
+    """Shift and scale sqrt(a_t) so that it ends at 0 and keeps its start value."""
     roots = alphas.sqrt()
     return ((roots - roots[-1]) * roots[0] / (roots[0] - roots[-1])) ** 2

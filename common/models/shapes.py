@@ -1,4 +1,4 @@
-"""The shapes of a CogVideoX model from its published configs. No torch: `douga plan` answers at once."""
+"""Shapes of a CogVideoX model, computed from its configs. Imports no torch, so that `douga plan` answers at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Config = Mapping[str, Any]  # a part's config.json, with the class's defaults fi
 
 
 def spatial_ratio(vae: Config) -> int:
-    """Pixels per latent, on a side."""
+    """Pixels per latent along one side."""
     return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
@@ -20,13 +20,14 @@ def latent_shape(
 ) -> tuple[int, int, int, int]:
     """(F, C, h, w) of a clip, without the padding of CogVideoX 1.5.
 
-    `ConfigError` when the size does not fit the model, which it calls `name`.
+    Raises:
+        ConfigError: the size does not fit the model. The message calls the model `name`.
     """
     temporal, ratio = int(vae["temporal_compression_ratio"]), spatial_ratio(vae)
     unit = ratio * transformer["patch_size"]
-    spare = (frames - 1) % temporal
-    if spare:
-        _refuse(name, "frames", frames, f"{temporal}k+1 frames", frames - spare, temporal)
+    excess = (frames - 1) % temporal
+    if excess:
+        _refuse(name, "frames", frames, f"{temporal}k+1 frames", frames - excess, temporal)
     for side, value in (("height", height), ("width", width)):
         if value % unit:
             _refuse(name, side, value, f"a multiple of {unit} pixels", value - value % unit, unit)
@@ -40,8 +41,11 @@ def _refuse(name: str, key: str, value: int, rule: str, below: int, unit: int) -
 
 
 def _check_positions(name: str, transformer: Config, ratio: int, frames: int, height: int, width: int) -> None:
-    """Learned positions hold for one clip size alone (diffusers takes sincos ones for other frame counts); the rotary
-    table of 1.5 is cut out of that of the sample size."""
+    """Check the clip size against the position embeddings.
+
+    Learned positions exist for one clip size only; diffusers silently falls back to sincos positions for other frame
+    counts. The rotary table of CogVideoX 1.5 is sliced from the table of the sample size, so it cannot be larger.
+    """
     most = (transformer["sample_height"] * ratio, transformer["sample_width"] * ratio)
     only = (transformer["sample_frames"], *most)
     if transformer["use_learned_positional_embeddings"] and (frames, height, width) != only:
@@ -52,12 +56,12 @@ def _check_positions(name: str, transformer: Config, ratio: int, frames: int, he
     sliced = transformer["use_rotary_positional_embeddings"] and transformer["patch_size_t"]
     if sliced and (height > most[0] or width > most[1]):
         raise ConfigError(
-            f"model.height x model.width = {height}x{width}: the rotary positions of {name} reach to "
+            f"model.height x model.width = {height}x{width}: the rotary positions of {name} go up to "
             f"{most[0]}x{most[1]}"
         )
 
 
 def front_padding(transformer: Config, frames: int) -> int:
-    """Latent frames that the model call puts in front of `frames`: 0 unless the config has a `patch_size_t`."""
+    """Number of latent frames that the model call prepends to `frames`: 0 unless the config has a `patch_size_t`."""
     unit = transformer["patch_size_t"]
     return -frames % unit if unit else 0

@@ -1,4 +1,4 @@
-"""Calls over ZeroMQ: a `Protocol` class is the interface, its annotations are the schema.
+"""The client side of remote calls over ZeroMQ. A `Protocol` class is the interface; its annotations are the schema.
 
 ```
 DEALER  {"client": "3f..", "id": 17, "call": "lease_group"}  ["sampler-0", 3]   ──>  ROUTER
@@ -6,11 +6,11 @@ DEALER  {"client": "3f..", "id": 17, "call": "lease_group"}  ["sampler-0", 3]   
         {"id": 17, "error": "ValueError", "message": "..."}                     <──
 ```
 
-A `Service` (`common/rpc/server.py`) answers for an object that has the interface's methods; a `Client` subclass made
-with `calling(interface)` has them too.
+A `Service` (`common/rpc/server.py`) serves an object that implements the interface. A `Client` subclass decorated with
+`calling(interface)` has the same methods and forwards them.
 
-A client that got no answer sends the same request again over a fresh connection, under the same id, and gets the same
-answer: see there.
+A request that times out is sent again over a new connection with the same id. The server recognises the retry and does
+not run the call twice (see there).
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from common.messages import WorkerKey
 from common.rpc.codec import LIMITS, Frames, Limits, WireError, pack, unpack
 from common.rpc.curve import check_reaching, connect
 
-TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # of a client that waits; a hub that starts again is found within one
+TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # seconds per attempt; a restarted hub is reached within one attempt
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Unreachable(ConnectionError):
-    """No answer after all attempts; says who waited for whom."""
+    """No answer after all attempts. The message names the client, the call and the server's address."""
 
 
 class ServiceFailed(RuntimeError):
-    """The service itself broke on a request: its error's name and words."""
+    """The call raised an unexpected error on the server. The message holds that error's class and message."""
 
 
-# What a caller may expect by name; everything else arrives as a `ServiceFailed`.
+# Server errors that are raised as the same class on the client; all others become `ServiceFailed`.
 ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (*BAD_INPUT, StorageError, ValueError, WireError)
 }
@@ -56,7 +56,7 @@ ERRORS: dict[str, type[Exception]] = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One thing that may be asked: its parameters in order, and the annotations of both directions."""
+    """One method or property of an interface: its parameters in order, and the types of arguments and result."""
 
     name: str
     parameters: tuple[inspect.Parameter, ...]
@@ -80,20 +80,21 @@ def _call(interface: type, name: str) -> Call:
     parameters = tuple(inspect.signature(function).parameters.values())[1:]
     kinds = tuple(hints[one.name] for one in parameters)
     doc = inspect.getdoc(function) or ""
-    is_property, again = isinstance(member, property), hasattr(function, "repeatable")
-    return Call(name, parameters, kinds, hints["return"], is_property, again, doc)
+    is_property, is_repeatable = isinstance(member, property), hasattr(function, "repeatable")
+    return Call(name, parameters, kinds, hints["return"], is_property, is_repeatable, doc)
 
 
 def repeatable(method: Method) -> Method:
-    """Marks a method of an interface that may be called twice for once: its answers, large perhaps, are not kept."""
+    """Mark an interface method that is safe to run again on a retry. The server does not cache its (large) replies."""
     method.repeatable = True  # type: ignore[attr-defined]
     return method
 
 
 class Client:
-    """Asks the service at `address`. Thread-safe: one request is under way at a time.
+    """A connection to the service at `address`. Thread-safe: threads take turns, one request at a time.
 
-    `who` names the asker in errors; with `key` both sides prove who they are. `close` it, or use it in a ``with``.
+    `who` names this client in errors. With `key`, the connection is encrypted and both sides are authenticated. Call
+    `close` at the end, or use it in a ``with``.
     """
 
     def __init__(
@@ -114,19 +115,24 @@ class Client:
 
     @classmethod
     def at(cls, address: str, who: str, key: WorkerKey | None = None, timeout: float = TIMEOUT_SECONDS) -> Self:
-        """A client of the service at `address`; it has the interface's methods, which type checkers do not see."""
+        """Like the constructor, whose signature type checkers do not see in subclasses of a `Protocol`."""
         return cls(address, who, timeout, key=key)
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.MAXMSGSIZE, self._limits.blob)
-        socket.setsockopt(zmq.SNDTIMEO, round(1000 * self._timeout))  # who was turned away has nowhere to send to
+        socket.setsockopt(zmq.SNDTIMEO, round(1000 * self._timeout))  # sending blocks if the handshake was rejected
         connect(socket, self.address, self._key)
         return socket
 
     def ask(self, call: Call, arguments: tuple[Any, ...]) -> Any:
-        """Send one request and wait for its answer; its errors are raised here as what they were."""
+        """Send one request and wait for its answer, with retries.
+
+        Raises:
+            Unreachable: no answer after all attempts.
+            ServiceFailed: the call failed on the server; errors in `ERRORS` are raised as themselves instead.
+        """
         with self._lock:
             number, request = self._request(call, arguments)
             for _ in range(ATTEMPTS):
@@ -146,39 +152,39 @@ class Client:
 
     def _unreachable(self, call: Call) -> Unreachable:
         seconds = ATTEMPTS * self._timeout
-        perhaps = "; is the key that of this run?" if self._key else ""
-        return Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s{perhaps}")
+        hint = "; is the key from this run?" if self._key else ""
+        return Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s{hint}")
 
     def _await(self, number: int) -> Any:
-        """The answer to request `number`; late answers to earlier ones are dropped. None when time is up."""
-        ends = time.monotonic() + self._timeout
-        while (left := ends - time.monotonic()) > 0 and self._socket.poll(round(1000 * left) + 1):
+        """The answer to request `number`, or None on a timeout. Late answers to earlier requests are dropped."""
+        deadline = time.monotonic() + self._timeout
+        while (left := deadline - time.monotonic()) > 0 and self._socket.poll(round(1000 * left) + 1):
             answer = unpack(self._socket.recv_multipart(), self._limits)
             if answer.header.get("id") == number:
                 return answer
         return None
 
-    def stream(self, call: Call, each: Iterable[tuple[Any, ...]], ahead: int) -> Generator[Any, None, None]:
-        """The answers to `call` with each of these arguments, in order; close it when you leave before the end.
+    def stream(self, call: Call, argument_lists: Iterable[tuple[Any, ...]], window: int) -> Generator[Any, None, None]:
+        """Make one call per argument list, pipelined: `window` requests are in flight over a separate connection.
 
-        `ahead` requests are under way at once, over a connection of their own. What has no answer in time is sent
-        again, so the call must be `repeatable`. `bytes` come as views of what was received.
+        Yields the answers in order; `bytes` are views of the received frames. Requests without an answer are sent again
+        after a timeout, so the call must be `repeatable`. Close the generator if you stop early.
         """
-        requests = (self._request(call, arguments) for arguments in each)
+        requests = (self._request(call, arguments) for arguments in argument_lists)
         waiting: deque[tuple[int, list[bytes]]] = deque()
         arrived: dict[int, Frames] = {}
-        socket, attempts, ends = self._connect(), 1, time.monotonic() + self._timeout
+        socket, attempts, deadline = self._connect(), 1, time.monotonic() + self._timeout
         try:
             while True:
-                for number, request in islice(requests, ahead - len(waiting)):
+                for number, request in islice(requests, window - len(waiting)):
                     waiting.append((number, request))
                     _send(socket, request)
                 if not waiting:
                     return
                 if waiting[0][0] in arrived:
                     yield self._read(call, arrived.pop(waiting.popleft()[0]))
-                    attempts, ends = 1, time.monotonic() + self._timeout
-                elif (left := ends - time.monotonic()) > 0:
+                    attempts, deadline = 1, time.monotonic() + self._timeout
+                elif (left := deadline - time.monotonic()) > 0:
                     if socket.poll(round(1000 * left) + 1):
                         frames: Any = [frame.buffer for frame in socket.recv_multipart(copy=False)]
                         answer = unpack(frames, self._limits)
@@ -188,7 +194,7 @@ class Client:
                     raise self._unreachable(call)
                 else:
                     socket.close()
-                    socket, attempts, ends = self._connect(), attempts + 1, time.monotonic() + self._timeout
+                    socket, attempts, deadline = self._connect(), attempts + 1, time.monotonic() + self._timeout
                     for _, request in waiting:
                         _send(socket, request)
         finally:
@@ -198,13 +204,13 @@ class Client:
         name = answer.header.get("error")
         if name is None:
             return answer.read(call.answer, call.name)
-        words = answer.header.get("message")
-        if not isinstance(name, str) or not isinstance(words, str):
-            raise WireError(f"{call.name}: an error without a name or words")
-        raise ERRORS[name](words) if name in ERRORS else ServiceFailed(f"{call.name}: {name}: {words}")
+        message = answer.header.get("message")
+        if not isinstance(name, str) or not isinstance(message, str):
+            raise WireError(f"{call.name}: an error reply without a name or a message")
+        raise ERRORS[name](message) if name in ERRORS else ServiceFailed(f"{call.name}: {name}: {message}")
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         with self._lock:
             self._socket.close()
             self._context.term()
@@ -217,7 +223,7 @@ class Client:
 
 
 def _send(socket: zmq.Socket[bytes], request: Sequence[bytes]) -> None:
-    """Send, unless there is nobody to send to: then there will be no answer either."""
+    """Send if possible. If not, the missing answer leads to a retry."""
     with suppress(zmq.Again):
         socket.send_multipart(request)
 
@@ -226,23 +232,23 @@ ClientClass = TypeVar("ClientClass", bound=type[Client])
 
 
 def calling(interface: type) -> Callable[[ClientClass], ClientClass]:
-    """A class decorator that gives a `Client` the methods of an interface that it does not define itself."""
+    """Class decorator: adds the interface's methods to a `Client`, except those that the class defines itself."""
 
-    def dress(client: ClientClass) -> ClientClass:
+    def add_methods(client: ClientClass) -> ClientClass:
         for call in calls(interface).values():
             if call.name not in vars(client):
                 setattr(client, call.name, _method(call))
         return client
 
-    return dress
+    return add_methods
 
 
 def _method(call: Call) -> Any:
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.Signature([own, *call.parameters])
 
-    def method(self: Client, *positional: Any, **named: Any) -> Any:
-        bound = signature.bind(self, *positional, **named)
+    def method(self: Client, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         return self.ask(call, bound.args[1:])
 

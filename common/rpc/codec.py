@@ -1,18 +1,18 @@
-"""Messages as bytes: a msgpack header and raw blob frames. There is no pickle, and nothing is trusted.
+"""The wire format: a msgpack header followed by raw blob frames. There is no pickle; all input is untrusted.
 
 ```
 frame 0    msgpack {"schema": 1, "id": 17, ..., "blobs": [12288, 4051]}
-frame 1    12288 bytes: the first `bytes` of the message, as it is
+frame 1    12288 bytes: the first `bytes` value of the message
 frame 2     4051 bytes: the second
 ```
 
-Dataclasses become maps, tuples and lists become arrays, and `bytes` become the number of a frame, so a clip or a
-tensor is never copied into the header. Reading is led by the annotations of `common/messages.py`: a field that is
-missing, unknown or of another type is a `WireError` that names it. An `SerializedTensor` checks its own length against
-dtype and shape before a tensor is made of it.
+Dataclasses are encoded as maps, tuples and lists as arrays, and `bytes` as the index of a frame, so that a clip or a
+tensor is never copied into the header. Decoding follows the annotations in `common/messages.py`: a field that is
+missing, unknown or of another type is a `WireError` that names it. A `SerializedTensor` checks its length against
+dtype and shape before it becomes a tensor.
 
-Of msgpack, only what our messages need is read: no extension types, keys that are text (numbers are written as such),
-lists and maps of at most `MAX_ITEMS`. So a header costs at most some 250 MiB while it is looked at, whatever it says.
+Only the part of msgpack that the messages need is accepted: no extension types, text keys (integer keys are written as
+text), lists and maps of at most `MAX_ITEMS` items. So decoding any header takes at most about 250 MiB.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ import msgpack
 
 from common.messages import SCHEMA_VERSION
 
-MAX_HEADER = 4 << 20  # bytes; a thousand prompts' worth
+MAX_HEADER = 4 << 20  # bytes; enough for a thousand prompts
 MAX_BLOBS = 4096  # frames after the header
-MAX_ITEMS = 1 << 14  # of one list or map
-SHOWN = Repr()  # repr() of what a stranger nested a thousand deep is a RecursionError
-SHOWN.maxstring = SHOWN.maxother = SHOWN.maxlong = 60
+MAX_ITEMS = 1 << 14  # per list or map
+SAFE_REPR = Repr()  # plain repr() of deeply nested hostile input raises RecursionError
+SAFE_REPR.maxstring = SAFE_REPR.maxother = SAFE_REPR.maxlong = 60
 
 
 class WireError(ValueError):
-    """A message that is none: what is wrong, and where in it."""
+    """Malformed message; says what is wrong and where."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large a message may be before any of it is looked at."""
+    """Maximum message size, checked before anything is decoded."""
 
     blob: int = 1 << 30  # bytes of one frame
     total: int = 4 << 30  # bytes of all frames
@@ -54,7 +54,7 @@ LIMITS = Limits()
 
 
 def pack(header: Mapping[str, Any], body: Any = None) -> list[bytes]:
-    """The frames of a message: `header` (plain values) and `body` (anything `unpack` has a type for)."""
+    """Encode a message as frames. `header` holds plain values; `body` may be any type that `Frames.read` can decode."""
     blobs: list[bytes] = []
     plain = _plain(body, blobs)
     whole = {"schema": SCHEMA_VERSION, **header, "body": plain, "blobs": [len(blob) for blob in blobs]}
@@ -63,7 +63,7 @@ def pack(header: Mapping[str, Any], body: Any = None) -> list[bytes]:
 
 def _plain(value: Any, blobs: list[bytes]) -> Any:
     if isinstance(value, bytes | memoryview):
-        blobs.append(value)  # type: ignore[arg-type]  # of memory as it lies, no copy
+        blobs.append(value)  # type: ignore[arg-type]  # no copy
         return len(blobs) - 1
     if isinstance(value, Enum):
         return value.value
@@ -78,49 +78,49 @@ def _plain(value: Any, blobs: list[bytes]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """A message whose frame is sound; its body has yet to be given a type (`read`)."""
+    """A message with a valid header. Its body is still untyped; `read` decodes it."""
 
     header: dict[str, Any]
     blobs: list[bytes]
 
     def read(self, kind: Any, where: str = "body") -> Any:
-        """The body as a value of `kind`, an annotation. `WireError` names the first place that does not fit."""
+        """Decode the body as a value of `kind`, a type annotation. `WireError` names the first field that differs."""
         return _value(kind, self.header.get("body"), self.blobs, where)
 
     def read_list(self, kinds: Sequence[Any], where: str, names: Sequence[str]) -> list[Any]:
-        """The body as a list of values, each of its own kind; `names` stand in errors."""
+        """Decode the body as a list with one type per item. `names` are the items' names in errors."""
         plain = self.header.get("body")
         if not isinstance(plain, list) or len(plain) != len(kinds):
-            raise WireError(f"{where}: {len(kinds)} arguments are needed ({', '.join(names)}), not {_shown(plain)}")
+            raise WireError(f"{where}: expected {len(kinds)} arguments ({', '.join(names)}), got {_shown(plain)}")
         each = zip(kinds, plain, names, strict=True)
         return [_value(kind, item, self.blobs, f"{where}.{name}") for kind, item, name in each]
 
 
 def unpack(frames: Sequence[bytes], limits: Limits = LIMITS) -> Frames:
-    """Check a message's frame: sizes, schema version, and that header and blobs agree."""
+    """Decode the header. Checks sizes, schema version, and that the header lists the blobs that came."""
     if not frames:
         raise WireError("an empty message")
     header, blobs = frames[0], list(frames[1:])
     if len(header) > MAX_HEADER:
-        raise WireError(f"a header of {len(header)} bytes; allowed are {MAX_HEADER}")
+        raise WireError(f"a header of {len(header)} bytes; at most {MAX_HEADER} are allowed")
     if len(blobs) > MAX_BLOBS or sum(map(len, blobs)) > limits.total or any(len(b) > limits.blob for b in blobs):
         raise WireError(
-            f"{len(blobs)} blobs of {sum(map(len, blobs))} bytes; allowed are {MAX_BLOBS} of {limits.blob} each, "
-            f"{limits.total} in all"
+            f"{len(blobs)} blobs of {sum(map(len, blobs))} bytes in total; at most {MAX_BLOBS} blobs of {limits.blob} "
+            f"bytes each and {limits.total} in total are allowed"
         )
     try:
         found = msgpack.unpackb(
             header, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0, ext_hook=_no_extension
         )
-    except Exception as error:  # msgpack raises many kinds, some of them bare ValueErrors
-        raise WireError(f"a header that is no msgpack: {error}") from None
+    except Exception as error:  # msgpack raises many exception types, some of them bare ValueErrors
+        raise WireError(f"the header is not valid msgpack: {error}") from None
     if not isinstance(found, dict):
-        raise WireError(f"a header that is no map but a {type(found).__name__}")
+        raise WireError(f"the header is a {type(found).__name__}, not a map")
     if found.get("schema") != SCHEMA_VERSION:
-        raise WireError(f"schema {_shown(found.get('schema'))}; this program speaks {SCHEMA_VERSION}")
+        raise WireError(f"schema {_shown(found.get('schema'))}; this program uses schema {SCHEMA_VERSION}")
     if found.get("blobs") != [len(blob) for blob in blobs]:
         sizes = _shown([len(blob) for blob in blobs])
-        raise WireError(f"blobs of {sizes} bytes, the header says {_shown(found.get('blobs'))}")
+        raise WireError(f"blobs of {sizes} bytes, but the header says {_shown(found.get('blobs'))}")
     return Frames(found, blobs)
 
 
@@ -144,13 +144,13 @@ def _value(kind: Any, plain: Any, blobs: list[bytes], where: str) -> Any:
 
 
 def _optional(kinds: tuple[Any, ...], plain: Any, blobs: list[bytes], where: str) -> Any:
-    (kind,) = (one for one in kinds if one is not type(None))  # the messages know no other unions
+    (kind,) = (one for one in kinds if one is not type(None))  # messages use no other unions than `X | None`
     return None if plain is None else _value(kind, plain, blobs, where)
 
 
 def _mapping(inner: tuple[Any, ...], plain: Any, blobs: list[bytes], where: str) -> dict[Any, Any]:
     if not isinstance(plain, dict):
-        raise _unfit(where, "a map", plain)
+        raise _mismatch(where, "a map", plain)
     key_kind, kind = inner
     return {
         _key(key_kind, key, f"{where} key"): _value(kind, item, blobs, f"{where}[{key!r:.60}]")
@@ -166,7 +166,7 @@ def _key(kind: Any, key: str | bytes, where: str) -> Any:
 
 def _sequence(origin: Any, inner: tuple[Any, ...], plain: Any, blobs: list[bytes], where: str) -> Any:
     if not isinstance(plain, list):
-        raise _unfit(where, "a list", plain)
+        raise _mismatch(where, "a list", plain)
     values = [_value(inner[0], item, blobs, f"{where}[{place}]") for place, item in enumerate(plain)]
     return tuple(values) if origin is tuple else values
 
@@ -178,13 +178,13 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 def _dataclass(kind: Any, plain: Any, blobs: list[bytes], where: str) -> Any:
     if not isinstance(plain, dict):
-        raise _unfit(where, kind.__name__, plain)
+        raise _mismatch(where, kind.__name__, plain)
     hints = _hints(kind)
     for name in plain.keys() - hints.keys():
         raise WireError(f"{where}: {kind.__name__} has no field {name!r:.60}")
     for field in fields(kind):
         if field.name not in plain and field.default is MISSING and field.default_factory is MISSING:
-            raise WireError(f"{where}: {kind.__name__} without {field.name}")
+            raise WireError(f"{where}: {kind.__name__} without its field {field.name!r}")
     values = {name: _value(hints[name], item, blobs, f"{where}.{name}") for name, item in plain.items()}
     try:
         return kind(**values)
@@ -194,7 +194,7 @@ def _dataclass(kind: Any, plain: Any, blobs: list[bytes], where: str) -> Any:
 
 def _blob(plain: Any, blobs: list[bytes], where: str) -> bytes:
     if type(plain) is not int or not 0 <= plain < len(blobs):
-        raise _unfit(where, f"the number of one of {len(blobs)} blobs", plain)
+        raise _mismatch(where, f"the index of one of {len(blobs)} blobs", plain)
     return blobs[plain]
 
 
@@ -202,23 +202,23 @@ def _scalar(kind: Any, plain: Any, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         found = next((one for one in kind if type(plain) is str and one.value == plain), None)
         if found is None:
-            raise _unfit(where, f"one of {', '.join(str(one.value) for one in kind)}", plain)
+            raise _mismatch(where, f"one of {', '.join(str(one.value) for one in kind)}", plain)
         return found
     if kind is float and type(plain) is int:
         return float(plain)
     if kind is None or kind is type(None):
         if plain is not None:
-            raise _unfit(where, "nothing", plain)
+            raise _mismatch(where, "nothing", plain)
         return None
     if type(plain) is not kind:
-        raise _unfit(where, f"{kind.__name__}", plain)
+        raise _mismatch(where, f"{kind.__name__}", plain)
     return plain
 
 
-def _unfit(where: str, wanted: str, found: Any) -> WireError:
-    return WireError(f"{where}: {wanted} is needed, not {_shown(found)}")
+def _mismatch(where: str, expected: str, found: Any) -> WireError:
+    return WireError(f"{where}: expected {expected}, got {_shown(found)}")
 
 
 def _shown(value: Any) -> str:
-    """A short picture of anything."""
-    return f"{SHOWN.repr(value):.60}"
+    """A short repr of any value; safe for deeply nested input."""
+    return f"{SAFE_REPR.repr(value):.60}"

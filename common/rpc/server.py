@@ -1,23 +1,23 @@
-"""The answering side of `common/rpc/client.py`: one thread at the socket, others that work.
+"""The server side of `common/rpc/client.py`: one I/O thread that owns the socket, and worker threads that run calls.
 
 ```
-ROUTER ──> front thread: whose request, asked before? ──> a queue, small ones first ──> threads that call the target
-       <── the last answer of every client, kept      <── answers, as they are done ──
+ROUTER ──> I/O thread: new request or retry? ──> priority queue, small requests first ──> worker threads
+       <── reply cache, last reply per client <── replies, in order of completion     <──
 ```
 
-The front thread alone holds the socket. The requests of one client are worked on one after the other, in the order of
-their arrival; those of several clients at once where the service has more than one thread. Small requests (leases,
-heartbeats) do not wait behind those that bring many bytes.
+Order: requests of one client run one at a time, in the order they arrive. With several threads, requests of different
+clients run in parallel. Small requests (leases, heartbeats) overtake those that carry many bytes.
 
-A client that got no answer asks again under the same id, and gets the same answer: the last one of every client is
-kept, a request that is still in work is not taken up again, and an older id is refused. So a call whose answer was lost
-on the way is not made twice. Kept are the answers of the `CLIENTS` that asked last, as far as they fit into
-`KEPT_BYTES`; who repeats a request after that has it made again, which a lease allows: the one nobody works on runs
-out.
+Requests are idempotent per client. If a reply is lost, the client retries with the same id; the server returns the
+cached reply (last one per client, LRU over `CLIENTS` clients, at most `KEPT_BYTES`) instead of running the call twice.
+A retry of a request that is still running waits for its result, and an id older than the client's last one is
+rejected. A retry that arrives after its reply was evicted runs again; that is safe only because an unused lease
+expires.
 
-Nothing that a client sends ends the service: it is refused in one line, of which one a second is logged. What waits is
-bounded: beyond `QUEUED` requests a client is refused, beyond `WAITING` in all or `WAITING_BYTES` the socket is not
-read, so that the rest waits in the connections. Requests wait as they came, and large headers are worked on one by one.
+Malformed requests never stop the server: each gets a one-line error reply, logged at most once a second. Memory is
+bounded: a client with `MAX_QUEUED` open requests gets errors for further ones, and beyond `MAX_PENDING` requests or
+`MAX_PENDING_BYTES` in total the socket is not read, so that ZeroMQ applies backpressure. Requests wait undecoded, and
+requests with a large header run one at a time.
 """
 
 from __future__ import annotations
@@ -43,57 +43,61 @@ from common.rpc.curve import CurveAuthenticator, ServerKeys
 log = logging.getLogger(__name__)
 
 LOOPBACK = "tcp://127.0.0.1:*"
-POLL_SECONDS = 0.02  # how long a stop may go unnoticed
-CLIENTS, KEPT_BYTES = 1024, 256 << 20  # last answers kept, and their size in all; the very last one always is
-QUEUED = 64  # requests of a client under way; messages that wait in one connection, each way
-WAITING, WAITING_BYTES = 1024, 256 << 20  # requests under way in all, and their size, but for the last one
-FRAME = 1024  # bytes that one frame takes besides its own
-SMALL = 1 << 16  # bytes of a request that goes first
-WORDS = 1000  # characters of an error that travel
+POLL_SECONDS = 0.02  # upper bound on the delay until `stop` is noticed
+CLIENTS, KEPT_BYTES = 1024, 256 << 20  # reply cache: clients, and bytes in total; the newest reply is always kept
+MAX_QUEUED = 64  # open requests per client; also the ZeroMQ high-water mark per connection, each way
+MAX_PENDING, MAX_PENDING_BYTES = 1024, 256 << 20  # open requests of all clients; the last one may exceed the bytes
+FRAME_OVERHEAD = 1024  # bytes of memory per frame, besides its content
+SMALL_REQUEST = 1 << 16  # bytes; up to this size a request overtakes larger ones
+MAX_ERROR_CHARS = 1000  # longer error messages are cut
 
 
 @dataclass(slots=True)
 class Request:
-    """One request that is in work, or waits for its client's earlier ones."""
+    """A request that is running, or queued behind its client's earlier ones."""
 
-    peer: bytes  # the connection that the answer goes to: the last one it was asked over
+    peer: bytes  # the connection to reply to: the one of the latest retry
     client: str
     number: int
     call: Call
-    frames: Sequence[bytes]  # a header that was read may take sixty times its room
-    is_made: bool = False  # its arguments were sound
+    frames: Sequence[bytes]  # undecoded: a decoded header can take sixty times the memory
+    has_run: bool = False  # the arguments were valid, so the call was made
 
     @property
     def is_large(self) -> bool:
-        """Whether it waits behind small ones."""
-        return size(self.frames) > SMALL
+        """Whether small requests overtake it."""
+        return size(self.frames) > SMALL_REQUEST
 
     @property
-    def room(self) -> int:
-        """Bytes that it takes while it waits."""
-        return size(self.frames) + FRAME * len(self.frames)
+    def memory(self) -> int:
+        """Bytes of memory that it takes while it waits."""
+        return size(self.frames) + FRAME_OVERHEAD * len(self.frames)
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """An error's name and words, without what it holds on to."""
+class ErrorReply:
+    """An error's name and message. Unlike the exception, it keeps no traceback and no frames alive."""
 
     name: str
-    words: str  # printable, at most `WORDS` characters
+    message: str  # printable, at most `MAX_ERROR_CHARS` characters
 
     @classmethod
     def of(cls, error: Exception) -> Self:
-        """What is told of an error."""
-        words = f"{error!s:.{WORDS}}"
-        return cls(type(error).__name__, "".join(letter if letter.isprintable() else "?" for letter in words))
+        """What the client is told about `error`."""
+        message = f"{error!s:.{MAX_ERROR_CHARS}}"
+        printable = "".join(letter if letter.isprintable() else "?" for letter in message)
+        return cls(type(error).__name__, printable)
 
 
 class Service:
-    """Answers for `target` at `address` until told to stop. Bound at once: `.address` is where clients connect.
+    """Serves the methods of `target` at `address`. The constructor binds the socket; `serve` answers requests.
 
-    With `threads` > 1 the target is called from several threads at once and must be made for that. Off loopback it
-    needs `keys`, or it is a `ConfigError` (`common/rpc/curve.py`). `counts` are requests by call, under ``error`` those
-    that were refused, under ``repeated`` those that were asked again.
+    `.address` is the address that clients connect to. With `threads` > 1 the target must be thread-safe. `.counts`
+    counts requests by call; ``error`` counts error replies and ``repeated`` counts retries.
+
+    Raises:
+        ConfigError: `address` is not loopback and there are no `keys` (`common/rpc/curve.py`).
+        OSError: the address cannot be bound.
     """
 
     def __init__(
@@ -107,22 +111,22 @@ class Service:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._calls, self._target, self._limits, self._threads = calls(interface), target, limits, threads
-        self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()
-        self._kept, self._log = 0, RateLimitedLogger()
-        self._waiting: dict[str, deque[Request]] = {}  # by client; the first of each is in work
-        self._under_way, self._bytes = 0, 0  # requests in `_waiting`, and their size
-        self._work: PriorityQueue[tuple[bool, int, Request | None]] = PriorityQueue()  # large?, turn; None: the end
-        self._turn, self._dear = count(), Lock()
-        self._done: deque[tuple[Request, list[bytes] | Refusal]] = deque()
+        self._answers: OrderedDict[str, tuple[int, list[bytes]]] = OrderedDict()  # reply cache, least recent first
+        self._answers_bytes, self._log = 0, RateLimitedLogger()
+        self._pending: dict[str, deque[Request]] = {}  # by client; the first of each is running
+        self._pending_count, self._pending_bytes = 0, 0
+        self._queue: PriorityQueue[tuple[bool, int, Request | None]] = PriorityQueue()  # large?, sequence; None: stop
+        self._sequence, self._large_header_lock = count(), Lock()
+        self._done: deque[tuple[Request, list[bytes] | ErrorReply]] = deque()
         self._context = zmq.Context()
-        self._door, self._bell = CurveAuthenticator(self._context, keys), WakeupSocket(self._context)
+        self._authenticator, self._wakeup = CurveAuthenticator(self._context, keys), WakeupSocket(self._context)
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # a larger frame closes its connection unread
-        self._socket.setsockopt(zmq.RCVHWM, QUEUED)
-        self._socket.setsockopt(zmq.SNDHWM, QUEUED)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # ZeroMQ closes a connection that sends a larger frame
+        self._socket.setsockopt(zmq.RCVHWM, MAX_QUEUED)
+        self._socket.setsockopt(zmq.SNDHWM, MAX_QUEUED)
         try:
-            self._door.bind(self._socket, address)
+            self._authenticator.bind(self._socket, address)
         except ConfigError:
             self.close()
             raise
@@ -132,53 +136,55 @@ class Service:
         self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
     def serve(self, stop: Event) -> None:
-        """Answer until `stop` is set. What is in work then is finished; what waits is not begun."""
+        """Answer requests until `stop` is set. Running calls are finished; queued requests are dropped."""
         poller = zmq.Poller()
-        poller.register(self._bell.heard, zmq.POLLIN)
-        workers = [Thread(target=self._labour, args=(stop,), name="service", daemon=True) for _ in range(self._threads)]
+        poller.register(self._wakeup.reader, zmq.POLLIN)
+        workers = [
+            Thread(target=self._work_until, args=(stop,), name="service", daemon=True) for _ in range(self._threads)
+        ]
         for worker in workers:
             worker.start()
         try:
             while not stop.is_set():
-                poller.register(self._socket, zmq.POLLIN if self._has_room() else 0)
+                poller.register(self._socket, zmq.POLLIN if self._has_capacity() else 0)
                 ready = dict(poller.poll(round(1000 * POLL_SECONDS)))
-                if self._bell.heard in ready:
-                    self._bell.silence()
-                    self._deliver()
+                if self._wakeup.reader in ready:
+                    self._wakeup.drain()
+                    self._send_replies()
                 if self._socket in ready:
                     self._receive()
         finally:
             for _ in workers:
-                self._work.put((False, -1, None))
+                self._queue.put((False, -1, None))
             for worker in workers:
                 worker.join()
-            self._deliver()
+            self._send_replies()
 
     def close(self) -> None:
-        """Let go of the address. The target stays as it is."""
+        """Unbind the socket. The target stays open."""
         self._socket.close()
-        self._bell.close()
-        self._door.close()
+        self._wakeup.close()
+        self._authenticator.close()
         self._context.term()
 
-    # The front thread.
+    # I/O thread.
 
-    def _has_room(self) -> bool:
-        return self._under_way < WAITING and self._bytes < WAITING_BYTES
+    def _has_capacity(self) -> bool:
+        return self._pending_count < MAX_PENDING and self._pending_bytes < MAX_PENDING_BYTES
 
     def _receive(self) -> None:
-        """Take up a message, or answer it at once: with what was answered before, or with what is wrong with it."""
+        """Read one message. Queue it, or answer at once: from the reply cache, or with an error."""
         peer, *rest = self._socket.recv_multipart(copy=False)
         frames: list[Any] = [frame.buffer for frame in rest]
         number = None
         try:
-            client, number, name = self._look(frames)
-            self._sort(Request(peer.bytes, client, number, self._call(name), frames))
-        except Exception as error:  # a WireError; but whatever nonsense brings about must not end the thread
-            self._send(peer.bytes, self._refuse(number, Refusal.of(error)))
+            client, number, name = self._parse(frames)
+            self._dispatch(Request(peer.bytes, client, number, self._call(name), frames))
+        except Exception as error:  # usually a WireError, but malformed input must never kill this thread
+            self._send(peer.bytes, self._reject(number, ErrorReply.of(error)))
 
-    def _look(self, frames: Sequence[bytes]) -> tuple[str, int, Any]:
-        """Who asks, the request's number, and the name of the call."""
+    def _parse(self, frames: Sequence[bytes]) -> tuple[str, int, Any]:
+        """Returns: client id, request number, and the name of the call (unchecked)."""
         header = unpack(frames, self._limits).header
         client, number = header.get("client"), header.get("id")
         if not isinstance(client, str) or len(client) > 64 or type(number) is not int:
@@ -192,106 +198,108 @@ class Service:
             raise WireError(f"no call {shown}; there are {', '.join(self._calls)}")
         return call
 
-    def _sort(self, request: Request) -> None:
-        """Answer a request that was answered before; take up a new one."""
+    def _dispatch(self, request: Request) -> None:
+        """Tell retries from new requests. Answer or reroute a retry; queue a new request."""
         client, number = request.client, request.number
         last, answer = self._answers.get(client, (None, []))
-        waiting = self._waiting.get(client, deque())
+        pending = self._pending.get(client, deque())
         if number == last:
             self.counts["repeated"] += 1
             self._send(request.peer, answer)
             return
-        for one in waiting:
+        for one in pending:
             if one.number == number:
-                if one.peer == request.peer:  # whoever asks again does so over a fresh connection
-                    raise WireError(f"request {number} is under way already")
+                if one.peer == request.peer:  # a real retry always uses a new connection
+                    raise WireError(f"request {number} is already running")
                 self.counts["repeated"] += 1
                 one.peer = request.peer
                 return
-        newest = max((one.number for one in waiting if not one.call.repeatable), default=last)
+        newest = max((one.number for one in pending if not one.call.repeatable), default=last)
         if newest is not None and number < newest:
             raise WireError(f"request {number} is older than the last one, {newest}")
-        if len(waiting) >= QUEUED:
-            raise WireError(f"{QUEUED} requests of this client are under way; more are not taken")
-        self._take_in(request)
+        if len(pending) >= MAX_QUEUED:
+            raise WireError(f"this client already has {MAX_QUEUED} open requests, the maximum")
+        self._admit(request)
 
-    def _take_in(self, request: Request) -> None:
-        waiting = self._waiting.setdefault(request.client, deque())
-        waiting.append(request)
-        self._under_way += 1
-        self._bytes += request.room
-        if len(waiting) == 1:
-            self._take_up(request)
+    def _admit(self, request: Request) -> None:
+        pending = self._pending.setdefault(request.client, deque())
+        pending.append(request)
+        self._pending_count += 1
+        self._pending_bytes += request.memory
+        if len(pending) == 1:
+            self._schedule(request)
 
-    def _take_up(self, request: Request) -> None:
-        self._work.put((request.is_large, next(self._turn), request))
+    def _schedule(self, request: Request) -> None:
+        self._queue.put((request.is_large, next(self._sequence), request))
 
-    def _deliver(self) -> None:
-        """Send what is done, and take up what waited for it."""
+    def _send_replies(self) -> None:
+        """Send all finished replies, and schedule the next request of each client."""
         while self._done:
             request, reply = self._done.popleft()
-            if isinstance(reply, Refusal):
-                reply = self._refuse(request.number, reply)
-            if request.is_made:  # else the call was not made, and may be asked for again
+            if isinstance(reply, ErrorReply):
+                reply = self._reject(request.number, reply)
+            if request.has_run:  # otherwise the client may retry with valid arguments under the same id
                 self.counts[request.call.name] += 1
                 if not request.call.repeatable:
-                    self._remember(request.client, request.number, reply)
+                    self._cache_reply(request.client, request.number, reply)
             self._send(request.peer, reply)
-            self._let_go(request)
+            self._finish(request)
 
-    def _let_go(self, request: Request) -> None:
-        waiting = self._waiting[request.client]
-        waiting.popleft()
-        self._under_way -= 1
-        self._bytes -= request.room
-        if waiting:
-            self._take_up(waiting[0])
+    def _finish(self, request: Request) -> None:
+        pending = self._pending[request.client]
+        pending.popleft()
+        self._pending_count -= 1
+        self._pending_bytes -= request.memory
+        if pending:
+            self._schedule(pending[0])
         else:
-            del self._waiting[request.client]
+            del self._pending[request.client]
 
     def _send(self, peer: bytes, reply: Sequence[bytes]) -> None:
         self._socket.send_multipart([peer, *reply], copy=False)
 
-    def _refuse(self, number: int | None, why: Refusal) -> list[bytes]:
+    def _reject(self, number: int | None, error: ErrorReply) -> list[bytes]:
         self.counts["error"] += 1
-        self._log.warn(f"request {number} refused: {why.name}: {why.words}")
-        return pack({"id": number, "error": why.name, "message": why.words})
+        self._log.warn(f"request {number} refused: {error.name}: {error.message}")
+        return pack({"id": number, "error": error.name, "message": error.message})
 
-    def _remember(self, client: str, number: int, reply: list[bytes]) -> None:
+    def _cache_reply(self, client: str, number: int, reply: list[bytes]) -> None:
         _, old = self._answers.pop(client, (0, []))
         self._answers[client] = (number, reply)
-        self._kept += size(reply) - size(old)
-        while len(self._answers) > CLIENTS or (self._kept > KEPT_BYTES and len(self._answers) > 1):
+        self._answers_bytes += size(reply) - size(old)
+        while len(self._answers) > CLIENTS or (self._answers_bytes > KEPT_BYTES and len(self._answers) > 1):
             _, (_, old) = self._answers.popitem(last=False)
-            self._kept -= size(old)
+            self._answers_bytes -= size(old)
 
-    # The threads that work.
+    # Worker threads.
 
-    def _labour(self, stop: Event) -> None:
-        """Call after call until told to stop."""
-        while self._make_next(stop):
+    def _work_until(self, stop: Event) -> None:
+        while self._run_next(stop):
             pass
 
-    def _make_next(self, stop: Event) -> bool:
-        """One call, its answer handed to the front thread; nothing of it is held afterwards."""
-        request = self._work.get()[2]
+    def _run_next(self, stop: Event) -> bool:
+        """Run one call and pass its reply to the I/O thread. Returns False when told to stop.
+
+        A method of its own, so that no local variable keeps the request alive while the thread waits for the next one.
+        """
+        request = self._queue.get()[2]
         if request is None or stop.is_set():
             return False
-        self._done.append((request, self._reply(request)))
-        self._bell.ring()
+        self._done.append((request, self._run(request)))
+        self._wakeup.wake()
         return True
 
-    def _reply(self, request: Request) -> list[bytes] | Refusal:
+    def _run(self, request: Request) -> list[bytes] | ErrorReply:
         call, names = request.call, [one.name for one in request.call.parameters]
         try:
-            with self._dear if len(request.frames[0]) > SMALL else nullcontext():
+            with self._large_header_lock if len(request.frames[0]) > SMALL_REQUEST else nullcontext():
                 arguments = unpack(request.frames, self._limits).read_list(call.kinds, call.name, names)
-                request.is_made = True
-                return pack({"id": request.number}, self._ask(call, arguments))
+                request.has_run = True
+                return pack({"id": request.number}, self._invoke(call, arguments))
         except Exception as error:
-            return Refusal.of(error)
+            return ErrorReply.of(error)
 
-    def _ask(self, call: Call, arguments: Sequence[Any]) -> Any:
+    def _invoke(self, call: Call, arguments: Sequence[Any]) -> Any:
         member = getattr(self._target, call.name)
         return member if call.is_property else member(*arguments)
 
@@ -302,48 +310,48 @@ def size(frames: Sequence[bytes]) -> int:
 
 
 class WakeupSocket:
-    """Wakes a thread that polls sockets: any thread may `ring`, the one that polls `heard` answers with `silence`."""
+    """Wakes a thread that polls sockets. Any thread may call `wake`; the polling thread polls `reader`, then drains."""
 
     def __init__(self, context: zmq.Context[Any]) -> None:
-        self.heard, self._rope, self._lock = context.socket(zmq.PULL), context.socket(zmq.PUSH), Lock()
+        self.reader, self._writer, self._lock = context.socket(zmq.PULL), context.socket(zmq.PUSH), Lock()
         address = f"inproc://{id(self)}"
-        self.heard.bind(address)
-        self._rope.connect(address)
+        self.reader.bind(address)
+        self._writer.connect(address)
 
-    def ring(self) -> None:
-        """Make `heard` readable."""
+    def wake(self) -> None:
+        """Make `reader` readable."""
         with self._lock:
-            self._rope.send(b"")
+            self._writer.send(b"")
 
-    def silence(self) -> None:
-        """Take back all rings until now."""
-        while self.heard.poll(0):
-            self.heard.recv()
+    def drain(self) -> None:
+        """Discard all wakeups until now."""
+        while self.reader.poll(0):
+            self.reader.recv()
 
     def close(self) -> None:
-        """Nobody rings any more."""
-        self._rope.close(0)
-        self.heard.close(0)
+        """Close both ends; no thread may call `wake` any more."""
+        self._writer.close(0)
+        self.reader.close(0)
 
 
 class RateLimitedLogger:
-    """Warnings, at most one a second; the next one says how many were left out."""
+    """Logs at most one warning a second; the next one says how many were suppressed."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._next, self._left_out = clock, 0.0, 0
+        self._clock, self._next, self._suppressed = clock, 0.0, 0
 
     def warn(self, line: str) -> None:
-        """Log `line`, or count it."""
+        """Log `line`, or count it as suppressed."""
         if self._clock() < self._next:
-            self._left_out += 1
+            self._suppressed += 1
             return
-        log.warning("%s%s", line, f" (and {self._left_out} more before it)" if self._left_out else "")
-        self._next, self._left_out = self._clock() + 1.0, 0
+        log.warning("%s%s", line, f" (and {self._suppressed} more before it)" if self._suppressed else "")
+        self._next, self._suppressed = self._clock() + 1.0, 0
 
 
 @contextmanager
 def serving(service: Service) -> Iterator[Service]:
-    """``with serving(service):`` it answers on a thread of its own."""
+    """``with serving(service):`` runs the service on a background thread and closes it on exit."""
     stop = Event()
     thread = Thread(target=service.serve, args=(stop,), name="service", daemon=True)
     thread.start()

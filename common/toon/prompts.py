@@ -1,7 +1,7 @@
-"""Toon prompts: a shot's clean first frame and caption, and the shot back from the prompt's id.
+"""Toon prompts: a shot's clean first frame and caption; and the reverse, the shot of a prompt's id.
 
-The id spells the shot, e.g. ``toon-zombie-cave-jump-x12-p3``, so that the oracle can look up what a sampled clip ought
-to show without a side channel.
+The id encodes the shot, e.g. ``toon-zombie-cave-jump-x12-p3``, so that the oracle knows from the prompt alone what a
+clip should show.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from common.toon.world import ACTIONS, AS_DRAWN, CHARACTERS, SCENES, Shot, capti
 _ID = re.compile(
     r"toon-(?P<character>[a-z_+]+)-(?P<scene>[a-z_]+)-(?P<action>[a-z_]+)-x(?P<x>-?\d+)-p(?P<phase>\d+)(-c(?P<look>\d+\.\d+\.\d+))?"
 )
-_TRAIN, _HELDOUT = 1, 2  # streams of the random numbers
+_TRAIN, _HELDOUT = 1, 2  # random streams
 
 
 def prompt_of(shot: Shot, ordinal: int, purpose: Purpose = Purpose.TRAIN) -> Prompt:
-    """The prompt that asks for `shot`: its clean first frame as PNG and its caption."""
+    """The prompt for `shot`: its clean first frame as PNG, and its caption."""
     return Prompt(
         ordinal=ordinal,
         id=shot_id(shot),
@@ -36,13 +36,13 @@ def prompt_of(shot: Shot, ordinal: int, purpose: Purpose = Purpose.TRAIN) -> Pro
 
 
 def shot_id(shot: Shot) -> str:
-    """``toon-CHARACTER-SCENE-ACTION-xX-pPHASE``, and ``-cLOOK`` where the shot is recoloured."""
+    """``toon-CHARACTER-SCENE-ACTION-xX-pPHASE``, plus ``-cLOOK`` if the shot is recoloured."""
     recoloured = "" if shot.look == AS_DRAWN else "-c{}.{}.{}".format(*shot.look)
     return f"toon-{shot.character}-{shot.scene}-{shot.action}-x{shot.x}-p{shot.phase}{recoloured}"
 
 
 def shot_of(prompt: Prompt) -> Shot:
-    """The shot that a toon prompt asks for. `ConfigError` when the prompt is not of the toon world."""
+    """The shot that a toon prompt asks for. Raises `ConfigError` for any other prompt."""
     found = _ID.fullmatch(prompt.id)
     known = found and (
         set(parts := found["character"].split("+")) <= set(CHARACTERS)
@@ -74,7 +74,7 @@ class ToonPrompts:
         return prompt_of(draw_shot(rng, "train"), ordinal)
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
-        """`count` prompts of combinations that no training prompt has, each combination once before any comes twice."""
+        """`count` prompts of held-out combinations. No combination repeats before all have been used."""
         order = np.random.default_rng((seed, _HELDOUT)).permutation(len(combinations("heldout")))
         prompts = []
         for i in range(count):
@@ -85,7 +85,7 @@ class ToonPrompts:
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """The PNG file of uint8 pixels [H, W, 3]."""
+    """Encode uint8 pixels [H, W, 3] as PNG."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()

@@ -1,9 +1,9 @@
-"""The toon world: short clips of real cartoon sprites whose every pixel has a known cause.
+"""The toon world: a renderer of short clips of cartoon sprites, with known ground truth.
 
-A `Shot` says who does what, where; `render` draws it as uint8 ``[9, 48, 64, 3]``; `caption` puts it in
-words. `Defects` are what people dislike in generated video, each with a severity in [0, 1]; they start
-after frame 0, so the first frame of a clip is always the clean picture that conditions the model.
-`truth` turns the severities into the six AnimeReward dimensions (0..100): the renderer's ground truth.
+A `Shot` says who does what, and where. `render` draws it as uint8 ``[9, 48, 64, 3]``; `caption` describes it in words.
+`Defects` are typical faults of generated video, each with a severity in [0, 1]. They start after frame 0, so a clip's
+first frame is always the clean image that conditions the model. `truth` converts severities to the six AnimeReward
+dimensions (0..100).
 
 The sprites in ``common/toon/sprites`` are Kenney's "Toon Characters" and tiles (CC0, ``sprites/LICENSE.txt``).
 """
@@ -21,23 +21,23 @@ from PIL import Image
 SPRITES = Path(__file__).parent / "sprites"
 FRAMES, HEIGHT, WIDTH, FPS = 9, 48, 64, 8
 SPRITE_WIDTH, SPRITE_HEIGHT = 36, 48
-GRID = 4  # figures start at multiples of this many pixels: fewer pictures for a small model to learn
-GROUND = 44  # the row on which feet stand
-FAINT = 12  # by how much of 255 a pixel may differ from the background and still count as it
+GRID = 4  # figures start at multiples of this many pixels: fewer images for a small model to learn
+GROUND = 44  # row of the ground
+BACKGROUND_TOLERANCE = 12  # difference of 255 up to which a pixel counts as background
 
 CHARACTERS = ("female_adventurer", "female_person", "male_adventurer", "male_person", "robot", "zombie")
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
 POSES = ("idle", *(f"walk{i}" for i in range(8)), "jump", "fall", "climb0", "climb1")
-# New casts, which widen the reward heads' training data: "robot+zombie+robot" has the zombie's shirt, and a look of
-# (0, 7, 0) gives that shirt new colours.
-PARTS = ((0, 29), (29, 38), (38, SPRITE_HEIGHT))  # rows of head, shirt and legs: all sprites are built alike
+# New characters, to augment the reward heads' training data: "robot+zombie+robot" wears the zombie's shirt, and the
+# look (0, 7, 0) gives that shirt new colours.
+PARTS = ((0, 29), (29, 38), (38, SPRITE_HEIGHT))  # rows of head, shirt and legs, the same in all sprites
 Look = tuple[int, int, int]
 AS_DRAWN: Look = (0, 0, 0)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A background: sky gradient (top, bottom; RGB), the ground's tile, one prop and where it stands."""
+    """A background: sky gradient (top, bottom; RGB), ground tile, and one prop with its x position."""
 
     phrase: str
     top: tuple[int, int, int]
@@ -61,7 +61,7 @@ SCENES: dict[str, Scene] = {
 
 @dataclass(frozen=True)
 class Action:
-    """A motion: its verb phrase, pixels per frame (x, y), height of the arc, and the poses it cycles."""
+    """A motion: verb phrase, pixels per frame (x, y), height of the arc, and the poses it cycles through."""
 
     phrase: str
     dx: float
@@ -92,10 +92,10 @@ ACTIONS: dict[str, Action] = {
 
 @dataclass(frozen=True)
 class Shot:
-    """Who, where, what. `x` is the sprite's left edge in frame 0 (pixels), `phase` its first pose.
+    """A character, a scene and an action. `x` is the sprite's left edge in frame 0 (pixels), `phase` its first pose.
 
-    `character` is one of `CHARACTERS`, or three of them joined by ``+``: head, shirt, legs. `look` has a number for
-    each of the three as well: 0 is as drawn, any other the seed of new colours.
+    `character` is one of `CHARACTERS`, or three of them joined by ``+`` for head, shirt and legs. `look` has one number
+    for each of these parts: 0 keeps the original colours, any other number is the seed of new colours.
     """
 
     character: str
@@ -108,22 +108,22 @@ class Shot:
 
 @dataclass(frozen=True)
 class Defects:
-    """Severities in [0, 1]; 0 is absent."""
+    """Severities in [0, 1]; 0 means absent."""
 
     flicker: float = 0.0  # the figure's brightness jumps from frame to frame
     jitter: float = 0.0  # the figure's position shakes
     freeze: float = 0.0  # the motion covers only (1 - freeze) of its path
-    warp: float = 0.0  # the figure's rows are bent by a travelling wave
-    wrong: float = 0.0  # another action than the caption's for this share of the frames
-    drift: float = 0.0  # the background fades to another scene by this much
-    swap: float = 0.0  # another character for this share of the frames
+    warp: float = 0.0  # the figure's rows are shifted by a travelling wave
+    wrong: float = 0.0  # fraction of the frames that show another action than the caption's
+    drift: float = 0.0  # how far the background fades to another scene
+    swap: float = 0.0  # fraction of the frames that show another character
 
 
 DEFECTS = tuple(f.name for f in fields(Defects))
 
 
 def truth(defects: Defects) -> dict[str, float]:
-    """The six AnimeReward dimensions of a rendered clip, 0 (worst) .. 100 (clean)."""
+    """The ground truth of a rendered clip: the six AnimeReward dimensions, 0 (worst) to 100 (clean)."""
     worst = {
         "smoothness": max(defects.flicker, defects.jitter),
         "motion": defects.freeze,
@@ -142,20 +142,20 @@ def caption(shot: Shot) -> str:
 
 @lru_cache(maxsize=1024)
 def sprite(character: str, pose: str, left: bool = False, look: Look = AS_DRAWN) -> np.ndarray:
-    """One sprite, float32 ``[SPRITE_HEIGHT, SPRITE_WIDTH, 4]``: colour 0..255 and alpha 0..1 (see `Shot`)."""
+    """A sprite, float32 ``[SPRITE_HEIGHT, SPRITE_WIDTH, 4]``: colour 0..255, alpha 0..1. Arguments as in `Shot`."""
     donors = character.split("+")
     rgba = np.empty((SPRITE_HEIGHT, SPRITE_WIDTH, 4), np.float32)
     for (top, bottom), donor, seed in zip(PARTS, donors if len(donors) > 1 else donors * len(PARTS), look, strict=True):
         part = rgba[top:bottom]
-        part[:] = _drawn(donor, pose)[top:bottom]
+        part[:] = _sprite_file(donor, pose)[top:bottom]
         if seed:
             part[..., :3] = (part[..., :3] @ colour_mix(seed).T).clip(0, 255)
     return np.ascontiguousarray(rgba[:, ::-1]) if left else rgba
 
 
 @cache
-def _drawn(character: str, pose: str) -> np.ndarray:
-    """The sprite as its file has it, in the format of `sprite`."""
+def _sprite_file(character: str, pose: str) -> np.ndarray:
+    """The unmodified sprite, in the format of `sprite`."""
     head, *tail = character.split("_")
     stem = head + "".join(part.capitalize() for part in tail)
     path = SPRITES / "characters" / character / f"{stem}_{pose}.png"
@@ -167,7 +167,7 @@ def _drawn(character: str, pose: str) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def colour_mix(seed: int) -> np.ndarray:
-    """How new red, green and blue are mixed from the old ones, float32 ``[3, 3]``."""
+    """A random matrix, float32 ``[3, 3]``, that mixes the old red, green and blue into new ones."""
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.full(3, 0.3), size=3)  # mostly one channel, sometimes two
     return (shares * rng.uniform(0.4, 1.2, (3, 1))).astype(np.float32)
@@ -175,7 +175,7 @@ def colour_mix(seed: int) -> np.ndarray:
 
 @cache
 def background(scene: str) -> np.ndarray:
-    """A scene without figure, float32 ``[HEIGHT, WIDTH, 3]``, 0..255."""
+    """A scene without a figure, float32 ``[HEIGHT, WIDTH, 3]``, 0..255."""
     spec = SCENES[scene]
     ramp = np.linspace(0, 1, GROUND)[:, None, None]
     sky = np.array(spec.top) * (1 - ramp) + np.array(spec.bottom) * ramp
@@ -190,8 +190,8 @@ def background(scene: str) -> np.ndarray:
 
 
 def figure_mask(clip: np.ndarray, scene: str) -> np.ndarray:
-    """What of a clip ``[..., HEIGHT, WIDTH, 3]`` is not the scene's own background, bool ``[..., HEIGHT, WIDTH]``."""
-    return np.abs(clip - background(scene)).max(-1) > FAINT
+    """The pixels of a clip ``[..., HEIGHT, WIDTH, 3]`` that are not background, bool ``[..., HEIGHT, WIDTH]``."""
+    return np.abs(clip - background(scene)).max(-1) > BACKGROUND_TOLERANCE
 
 
 def _tile(name: str, size: int) -> Image.Image:
@@ -200,9 +200,9 @@ def _tile(name: str, size: int) -> Image.Image:
 
 
 def render(shot: Shot, defects: Defects = Defects(), seed: int = 0) -> np.ndarray:
-    """Draw a shot, uint8 ``[FRAMES, HEIGHT, WIDTH, 3]``. `seed` fixes how the defects fall."""
+    """Draw a shot, uint8 ``[FRAMES, HEIGHT, WIDTH, 3]``. `seed` determines the random part of the defects."""
     rng = np.random.default_rng(seed)
-    other = _others(shot, rng)
+    other = _replacements(shot, rng)
     wrong_from = _onset(defects.wrong)
     swapped = _swapped_frames(defects.swap, rng)
     away = background(other.scene)
@@ -215,19 +215,19 @@ def render(shot: Shot, defects: Defects = Defects(), seed: int = 0) -> np.ndarra
         here = replace(shot, character=cast, action=action)
         figure, x, y = _pose_at(here, t, defects.freeze if t else 0.0)
         if t:
-            figure, x, y = _disturb(figure, x, y, t, defects, rng)
+            figure, x, y = _apply_figure_defects(figure, x, y, t, defects, rng)
         _paste(canvas, figure, x, y)
         clip[t] = canvas.clip(0, 255).round().astype(np.uint8)
     return clip
 
 
-def _others(shot: Shot, rng: np.random.Generator) -> Shot:
-    """What a defect puts in place: another character, scene and action, drawn without repeating the shot's."""
+def _replacements(shot: Shot, rng: np.random.Generator) -> Shot:
+    """The character, scene and action that defects show instead: random, different from the shot's own."""
 
     def other(names: tuple[str, ...], taken: str) -> str:
         return str(rng.choice([name for name in names if name != taken]))
 
-    # A figure seen from behind cannot turn into a walker in one frame: climbing and jumping swap with each other.
+    # A figure seen from behind cannot turn into a walking one in one frame: climb and jump replace each other.
     upright = ("jump", "climb") if shot.action in ("jump", "climb") else tuple(ACTIONS)[:5]
     return replace(
         shot,
@@ -238,7 +238,7 @@ def _others(shot: Shot, rng: np.random.Generator) -> Shot:
 
 
 def _onset(severity: float) -> int:
-    """First frame of a defect that covers `severity` of the frames 1..8; FRAMES when absent."""
+    """First frame of a defect that covers the fraction `severity` of frames 1..8; FRAMES if absent."""
     return FRAMES - round(severity * (FRAMES - 1))
 
 
@@ -251,7 +251,7 @@ def _swapped_frames(severity: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _pose_at(shot: Shot, t: int, freeze: float) -> tuple[np.ndarray, float, float]:
-    """The sprite and its top-left corner at frame `t`; a frozen motion runs slower and covers less."""
+    """The sprite and its top-left corner at frame `t`. With `freeze` the motion is slower and covers less."""
     action = ACTIONS[shot.action]
     step = t * (1 - freeze)
     low = int(step)
@@ -263,7 +263,7 @@ def _pose_at(shot: Shot, t: int, freeze: float) -> tuple[np.ndarray, float, floa
     return figure, shot.x + dx, GROUND - SPRITE_HEIGHT + dy
 
 
-def _disturb(
+def _apply_figure_defects(
     figure: np.ndarray, x: float, y: float, t: int, defects: Defects, rng: np.random.Generator
 ) -> tuple[np.ndarray, float, float]:
     """Apply flicker, warp and jitter to one frame's figure."""
@@ -280,7 +280,7 @@ def _disturb(
 
 
 def _paste(canvas: np.ndarray, figure: np.ndarray, x: float, y: float) -> None:
-    """Blend a sprite onto the canvas in place; what lies outside the frame is cut."""
+    """Blend a sprite onto the canvas in place, clipped to the frame."""
     left, top = round(x), round(y)
     x0, x1 = max(left, 0), min(left + SPRITE_WIDTH, WIDTH)
     y0, y1 = max(top, 0), min(top + SPRITE_HEIGHT, HEIGHT)
@@ -291,8 +291,8 @@ def _paste(canvas: np.ndarray, figure: np.ndarray, x: float, y: float) -> None:
     canvas[y0:y1, x0:x1] = canvas[y0:y1, x0:x1] * (1 - alpha) + part[..., :3] * alpha
 
 
-# Splits. A prompt's combination (character, scene, action) decides where it belongs, so a held-out prompt
-# is one that neither the base model nor the alignment has seen in any position.
+# Splits. A prompt belongs to a split by its combination (character, scene, action). So neither the base model nor the
+# alignment has seen a held-out combination at any position.
 
 
 @cache
@@ -306,9 +306,9 @@ def combinations(split: str) -> tuple[tuple[str, str, str], ...]:
 
 
 def draw_shot(rng: np.random.Generator, split: str, index: int | None = None) -> Shot:
-    """A random shot of a split, from its action's first pose on.
+    """A random shot of a split, starting at its action's first pose.
 
-    `index` picks the combination (modulo their number) instead of the dice.
+    With `index`, the combination is the one at `index` modulo their number; only the position is random.
     """
     pool = combinations(split)
     character, scene, action = pool[int(rng.integers(len(pool))) if index is None else index % len(pool)]
@@ -316,14 +316,14 @@ def draw_shot(rng: np.random.Generator, split: str, index: int | None = None) ->
 
 
 def start_x(action: str, rng: np.random.Generator) -> int:
-    """A left edge on the grid from which the whole path stays in the frame (a sprite's margins may leave it)."""
+    """A random left edge on the grid, such that the figure stays in the frame (its transparent margin may not)."""
     travel = int(ACTIONS[action].path()[-1, 0])
     low, high = -4 - min(travel, 0), WIDTH - SPRITE_WIDTH + 4 - max(travel, 0)
     return GRID * int(rng.integers(low // GRID, high // GRID + 1))
 
 
 def draw_defects(rng: np.random.Generator, clean: float = 0.6) -> Defects:
-    """None with probability `clean`, else one with a severity in [0.25, 1]."""
+    """No defect with probability `clean`, otherwise one with a severity in [0.25, 1]."""
     if rng.random() < clean:
         return Defects()
     return Defects(**{str(rng.choice(DEFECTS)): float(rng.uniform(0.25, 1.0))})

@@ -1,7 +1,7 @@
-"""One resumable training loop for the small models that ship with the project.
+"""A resumable training loop for the small models that ship with the project.
 
-The batch of step k must be a function of k alone, so that a run that was cut goes on where it stopped and ends in
-the same weights as one that was not.
+The batch of step k must depend on k alone. Then an interrupted training resumes and ends in the same weights as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common.training.muon import Muon
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How long and how fast: AdamW (and Muon for the named matrices), linear warm-up, cosine decay to zero."""
+    """Training settings: AdamW, optionally Muon for matrices, with linear warm-up and cosine decay to zero."""
 
     steps: int
     lr: float
@@ -33,12 +33,12 @@ class FitConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
     save_every: int = 100
-    patience: int = 0  # validations without a lower loss after which training stops; 0 never
+    patience: int = 0  # early stopping after this many validations without improvement; 0: off
 
     def rate(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
-        rise = min(1.0, (step + 1) / self.warmup)
-        return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+        warmup = min(1.0, (step + 1) / self.warmup)
+        return self.lr * warmup * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
 
 
 def fit(
@@ -51,20 +51,26 @@ def fit(
     matrices: Sequence[nn.Parameter] = (),
     validate: Callable[[], float] | None = None,
 ) -> None:
-    """Train `model` in place on ``loss_of(step)``; state goes to ``folder/name.safetensors`` every `save_every` steps.
+    """Train `model` in place on ``loss_of(step)``.
 
-    `matrices` are the parameters that Muon takes; AdamW takes the others. With `validate`, the loss on data that is
-    not trained on, the model ends with the weights at which that was least, and after `plan.patience` saves in a row
-    without a lower one training stops. Calling it again with the same folder resumes; a finished training returns at
-    once with the trained weights.
+    The state is saved to ``folder/name.safetensors`` every `plan.save_every` steps. A call with the same folder resumes
+    the training, or returns at once with the trained weights if it is finished.
+
+    Args:
+        matrices: parameters that Muon trains; AdamW trains the others.
+        validate: returns the loss on held-out data. It is called at every save. At the end the model gets the weights
+            with the lowest validation loss, and training stops early after `plan.patience` saves without improvement.
+
+    Raises:
+        ConfigError: the saved state is from another model, or no validation loss was finite.
     """
     optimizers = _optimizers(model, matrices, plan)
     path = folder / f"{name}.safetensors"
     start = _restore(path, model, optimizers)
-    best = _Best(folder / f"{name}-best.safetensors", validate, plan)
+    best = _BestWeights(folder / f"{name}-best.safetensors", validate, plan)
     began, total = time.monotonic(), 0.0
     for step in range(start, plan.steps):
-        if best.long_ago(step):
+        if best.is_patience_over(step):
             break
         loss = loss_of(step)
         model.zero_grad(set_to_none=True)
@@ -77,33 +83,33 @@ def fit(
         total += loss.item()
         done = step + 1
         if done % plan.save_every == 0 or done == plan.steps:
-            judged = best.judge(model, done)  # before the state is stored: a cut in between judges once more, alike
+            validated = best.update(model, done)  # before saving: if killed in between, the resumed run validates again
             _store(path, model, optimizers, done)
             span = (done - 1) % plan.save_every + 1
             pace = (time.monotonic() - began) / (done - start)
-            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}{judged}  {pace:.2f} s/step")
+            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}{validated}  {pace:.2f} s/step")
             total = 0.0
     best.restore(model)
 
 
-class _Best:
-    """The weights with the least validation loss so far, in a file of their own."""
+class _BestWeights:
+    """The weights with the lowest validation loss so far, in a separate file."""
 
     def __init__(self, path: Path, validate: Callable[[], float] | None, plan: FitConfig) -> None:
         self._path, self._validate, self._plan = path, validate, plan
         self._loss, self._step = math.inf, 0
         if validate is not None and path.exists():
             with safe_open(path, "pt") as file:
-                said = file.metadata() or {}
-            self._loss, self._step = float(said["loss"]), int(said["step"])
+                metadata = file.metadata() or {}
+            self._loss, self._step = float(metadata["loss"]), int(metadata["step"])
 
-    def long_ago(self, step: int) -> bool:
-        """Whether patience is at its end after `step` steps."""
+    def is_patience_over(self, step: int) -> bool:
+        """Whether training should stop early after `step` steps."""
         waited = step - self._step
         return self._validate is not None and 0 < self._plan.patience * self._plan.save_every <= waited
 
-    def judge(self, model: nn.Module, done: int) -> str:
-        """Validate, keep the weights if they are the best; returns words for the log."""
+    def update(self, model: nn.Module, done: int) -> str:
+        """Validate, and keep the weights if they are the best. Returns text for the log line."""
         if self._validate is None:
             return ""
         training = model.training
@@ -117,7 +123,7 @@ class _Best:
         return f"  validation {loss:.4f} (least {self._loss:.4f} at step {self._step})"
 
     def restore(self, model: nn.Module) -> None:
-        """Load the best weights; `ConfigError` where no validation loss was a number."""
+        """Load the best weights. Raises `ConfigError` if no validation loss was finite."""
         if self._validate is None:
             return
         if not self._path.exists():
@@ -133,7 +139,7 @@ def _optimizers(model: nn.Module, matrices: Sequence[nn.Parameter], plan: FitCon
 
 
 def _states(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[dict[str, torch.Tensor]]:
-    """Every parameter's optimizer state, in the order of the model's parameters."""
+    """The optimizer state of each parameter, in the order of the model's parameters."""
     owner = {id(p): one for one in optimizers for group in one.param_groups for p in group["params"]}
     return [owner[id(p)].state[p] for p in model.parameters()]
 
@@ -155,9 +161,10 @@ def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, st
 
 
 def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Load a stored state in place; returns the steps already taken (0 when there is none).
+    """Load a saved state in place. Returns the number of finished steps, 0 without a saved state.
 
-    `ConfigError` when the state is of another model.
+    Raises:
+        ConfigError: the state is from another model.
     """
     if not path.exists():
         return 0
@@ -165,7 +172,7 @@ def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opti
     try:
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     except RuntimeError:
-        raise ConfigError(f"{path}: the training state of another model; delete it to start anew") from None
+        raise ConfigError(f"{path}: the training state of another model; delete it to start over") from None
     for index, entry in enumerate(_states(model, optimizers)):
         prefix = f"optimizer.{index}."
         entry.update({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
@@ -173,6 +180,6 @@ def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opti
 
 
 def steps_done(path: Path) -> int:
-    """Steps recorded in a stored state."""
+    """The number of finished steps in a saved state."""
     with safe_open(path, "pt") as file:
         return int((file.metadata() or {})["step"])

@@ -1,16 +1,15 @@
-"""Muon: momentum whose update is orthogonalised, for the weight matrices within a network.
+"""The Muon optimizer: momentum with an orthogonalized update, for the hidden weight matrices of a network.
 
-`torch.optim.Muon` iterates in bfloat16, which a CPU without bfloat16 units can only emulate, slowly; this one keeps the
-gradient's own type.
+`torch.optim.Muon` computes in bfloat16, which is slow on CPUs that emulate it. This one keeps the gradient's dtype.
 
 Symbols (Jordan et al. 2024, "Muon"; scale: Liu et al. 2025, "Muon is scalable for LLM training", section 2.2):
 
 | symbol | here | meaning |
 |---|---|---|
-| G | `parameter.grad` | gradient of a matrix ``[A, B]``, or of a convolution's kernel ``[A, ...]`` as one |
+| G | `parameter.grad` | gradient of a matrix ``[A, B]``, or of a convolution kernel ``[A, ...]`` flattened to one |
 | B_t = mu B_{t-1} + G | `momentum` | momentum |
-| NS(G + mu B_t) | `orthogonal` | its nearest matrix with singular values near 1 |
-| 0.2 sqrt(max(A, B)) | `MATCH` | makes the update's size that of AdamW, so both take the same learning rate |
+| NS(G + mu B_t) | `orthogonal` | nearest matrix with singular values near 1 |
+| 0.2 sqrt(max(A, B)) | `ADAMW_SCALE` | scales the update to AdamW's size, so that both use the same learning rate |
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ import torch
 from torch import nn
 
 MOMENTUM = 0.95
-QUINTIC = (3.4445, -4.7750, 2.0315)  # the iteration's coefficients: steepest at zero, not exact at one
+QUINTIC = (3.4445, -4.7750, 2.0315)  # coefficients of the iteration: steepest at zero, not exact at one
 ITERATIONS = 5
-MATCH = 0.2
+ADAMW_SCALE = 0.2
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Singular values of a ``[A, B]`` matrix brought into about 0.7..1.2 by a Newton-Schulz iteration."""
+    """Orthogonalize a ``[A, B]`` matrix by Newton-Schulz iteration: singular values end in about 0.7..1.2."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / wide.norm().clamp_min(1e-7)
     a, b, c = QUINTIC
@@ -39,17 +38,21 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices and kernels, of two dimensions or more (else `ValueError`); decoupled weight decay as in AdamW."""
+    """Muon for matrices and convolution kernels, with decoupled weight decay as in AdamW.
+
+    Raises:
+        ValueError: a parameter has fewer than two dimensions.
+    """
 
     def __init__(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
         shapes = [list(p.shape) for group in self.param_groups for p in group["params"]]
         if any(len(shape) < 2 for shape in shapes):
-            raise ValueError(f"Muon takes matrices, got shapes {shapes}")
+            raise ValueError(f"Muon takes parameters of two or more dimensions, got shapes {shapes}")
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -62,4 +65,4 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum"].mul_(MOMENTUM).add_(parameter.grad)
         update = orthogonal(parameter.grad.add(momentum, alpha=MOMENTUM).flatten(1))  # type: ignore[union-attr]
         parameter.mul_(1 - lr * decay)
-        parameter.add_(update.view_as(parameter), alpha=-lr * MATCH * math.sqrt(max(update.shape)))
+        parameter.add_(update.view_as(parameter), alpha=-lr * ADAMW_SCALE * math.sqrt(max(update.shape)))

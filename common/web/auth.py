@@ -1,10 +1,10 @@
-"""The door of our web servers: where one listens, who may ask, and how much may be said at once.
+"""Access control of all web servers: listening address, token or cookie, and maximum request size.
 
-| token | listens at | who may ask |
+| token | listens at | accepts |
 |---|---|---|
-| none | loopback alone | whoever is on this machine, under loopback's names alone: a foreign page cannot get in by |
-|      |                | giving its own name the address 127.0.0.1 |
-| one  | one IP address | who has it: as a bearer token, or by the cookie that a login gives a browser for it |
+| none | loopback only | requests whose Host header is loopback, so that DNS rebinding fails: a foreign web page |
+|      |               | cannot get in by pointing its own name at 127.0.0.1 |
+| set  | one IP address | requests with the bearer token, or with the cookie that the login page sets |
 
 The token travels in clear text: on open networks put TLS in front.
 """
@@ -29,9 +29,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from common.errors import ConfigError
 
 LOGIN = "/api/login"
-PAGE_BYTES = 64 * 1024  # the largest body that a page's server takes
-HEARD_OUT = 4  # times the largest body: of a larger one so much is read and dropped
-SAFETY = {
+PAGE_BYTES = 64 * 1024  # maximum request body of a page's server
+DRAIN_FACTOR = 4  # of a body that is too large, up to this many times the maximum is read and dropped
+SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
     "form-action 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -40,7 +40,11 @@ SAFETY = {
 
 
 def listen(host: str, port: int, token: str) -> socket.socket:
-    """A listening socket. `ConfigError` off loopback without a token, or when the address cannot be had."""
+    """Open a listening socket.
+
+    Raises:
+        ConfigError: the address is not loopback and there is no token, or it cannot be bound.
+    """
     try:
         address = ip_address("127.0.0.1" if host == "localhost" else host)
     except ValueError:
@@ -59,95 +63,95 @@ def listen(host: str, port: int, token: str) -> socket.socket:
 
 
 def read_token(file: Path) -> str:
-    """The bearer token in a file. `ConfigError` when there is none, or others may read it."""
+    """Read the bearer token from a file. Raises `ConfigError` if there is none, or if others may read the file."""
     try:
         mode, token = file.stat().st_mode, file.read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: no token can be read: {error}") from None
+        raise ConfigError(f"{file}: cannot read the token: {error}") from None
     if mode & 0o077:
         raise ConfigError(f"{file}: group or others may use it; chmod 600 {file}")
     if not token or not token.isascii() or " " in token:
-        raise ConfigError(f"{file}: a token is one word of ASCII letters")
+        raise ConfigError(f"{file}: a token must be ASCII text without spaces")
     return token
 
 
 class Token:
-    """What lets somebody in. An empty one lets everybody in."""
+    """A bearer token and its cookie. An empty token authorizes everybody."""
 
     def __init__(self, token: str) -> None:
         self._hash = _hashed(token) if token else ""
-        self.cookie = _hashed(f"cookie:{self._hash}")  # stands for the token in a browser: of no use elsewhere
-        self.cookie_name = f"douga_{_hashed(self.cookie)[:8]}"  # servers of one machine share its cookies
+        self.cookie = _hashed(f"cookie:{self._hash}")  # the token cannot be derived from it
+        self.cookie_name = f"douga_{_hashed(self.cookie)[:8]}"  # browsers share cookies between ports of one host
 
-    def knows(self, given: str) -> bool:
-        """Whether this is the token; takes as long for every wrong one."""
+    def matches(self, given: str) -> bool:
+        """Whether `given` is the token. Compares in constant time."""
         return not self._hash or hmac.compare_digest(_hashed(given), self._hash)
 
-    def admits(self, request: Request) -> bool:
-        """Whether the request brings it, or its cookie."""
+    def authorizes(self, request: Request) -> bool:
+        """Whether the request carries the token or its cookie."""
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         cookie = request.cookies.get(self.cookie_name, "").encode()
-        by_header = scheme.lower() == "bearer" and self.knows(given.strip())
+        by_header = scheme.lower() == "bearer" and self.matches(given.strip())
         return not self._hash or by_header or hmac.compare_digest(cookie, self.cookie.encode())
 
 
-def _hashed(words: str) -> str:
-    return sha256(words.encode()).hexdigest()
+def _hashed(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
 
 
 class AuthMiddleware:
-    """Turns away who may not ask before a byte of the body is read, and bodies that are too large as they come."""
+    """Rejects unauthorized requests before their body is read, and bodies above the size limit while they arrive."""
 
-    def __init__(self, app: ASGIApp, token: str, most_bytes: int, open_to_all: Collection[str]) -> None:
-        """Paths in `open_to_all` hold no data."""
+    def __init__(self, app: ASGIApp, token: str, max_bytes: int, public_paths: Collection[str]) -> None:
+        """`public_paths` need no token; they must not serve any data."""
         self._app, self._token, self._loopback = app, Token(token), not token
-        self._most, self._open = most_bytes, frozenset(open_to_all)
+        self._max_bytes, self._public = max_bytes, frozenset(public_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, told = Request(scope), _safely(scope, send)
+        request, send = Request(scope), _with_security_headers(scope, send)
         length = request.headers.get("content-length", "")
         if self._loopback and not _is_loopback(request.headers.get("host", "")):
-            await JSONResponse({"detail": "served under the names of loopback alone"}, 400)(scope, receive, told)
-        elif scope["path"] not in self._open and not self._token.admits(request):
-            await JSONResponse({"detail": "a token is needed"}, 401)(scope, receive, told)
-        elif length.isdecimal() and int(length) > self._most:
-            await self._hear_out(receive)
-            await JSONResponse({"detail": self._too_large}, 413)(scope, receive, told)
+            await JSONResponse({"detail": "only loopback host names are served"}, 400)(scope, receive, send)
+        elif scope["path"] not in self._public and not self._token.authorizes(request):
+            await JSONResponse({"detail": "a token is needed"}, 401)(scope, receive, send)
+        elif length.isdecimal() and int(length) > self._max_bytes:
+            await self._drain(receive)
+            await JSONResponse({"detail": self._too_large}, 413)(scope, receive, send)
         else:
-            await self._app(scope, self._counted(receive), told)
+            await self._app(scope, self._limited(receive), send)
 
-    def _counted(self, receive: Receive) -> Receive:
-        """A body without a stated length is counted as it comes."""
+    def _limited(self, receive: Receive) -> Receive:
+        """Count the body while it arrives: its length may be missing or wrong."""
         seen = 0
 
         async def count() -> Message:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self._most:
+            if seen > self._max_bytes:
                 raise HTTPException(413, self._too_large)
             return message
 
         return count
 
-    async def _hear_out(self, receive: Receive) -> None:
-        """Within reason: who is cut off while it sends does not see why."""
+    async def _drain(self, receive: Receive) -> None:
+        """Read and drop a limited part of the body: a client that is cut off while it sends never sees the reply."""
         seen, more = 0, True
-        while more and seen < HEARD_OUT * self._most:
+        while more and seen < DRAIN_FACTOR * self._max_bytes:
             message = await receive()
             seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
 
     @property
     def _too_large(self) -> str:
-        return f"more than {self._most} bytes; a request has at most so many"
+        return f"the request is too large; at most {self._max_bytes} bytes are allowed"
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a request's Host is loopback's: by name, or by address, which no foreign name can stand for."""
+    """Whether a Host header is ``localhost`` or a loopback address; a rebound foreign name is neither."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ip_address(name).is_loopback
@@ -155,22 +159,22 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _safely(scope: Scope, send: Send) -> Send:
-    """`send`, which says with every answer what a browser may do with it."""
+def _with_security_headers(scope: Scope, send: Send) -> Send:
+    """`send`, with security headers added to every response."""
 
-    async def told(message: Message) -> None:
+    async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(scope=message)
-            headers.update(SAFETY)
+            headers.update(SECURITY_HEADERS)
             if scope["path"].startswith("/api/"):
                 headers["Cache-Control"] = "no-store"
         await send(message)
 
-    return told
+    return send_with_headers
 
 
 class Login(BaseModel):
-    """The token, typed in."""
+    """Body of a login request: the token."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -178,21 +182,21 @@ class Login(BaseModel):
 
 
 def page_app(title: str, page: Path, token: str) -> FastAPI:
-    """An application behind the door: serves the files of the folder `page` to all (index.html as /), and a login."""
+    """An application with `AuthMiddleware` and a login. Files in the folder `page` are public; index.html is ``/``."""
     app = FastAPI(title=title, docs_url=None, redoc_url=None, openapi_url=None)
     paths = {f"/{file.name}".replace("/index.html", "/"): file for file in page.iterdir()}
     for path, file in paths.items():
         app.get(path)(lambda file=file: FileResponse(file))
     _add_login(app, Token(token))
-    app.add_middleware(AuthMiddleware, token=token, most_bytes=PAGE_BYTES, open_to_all=[*paths, LOGIN])
+    app.add_middleware(AuthMiddleware, token=token, max_bytes=PAGE_BYTES, public_paths=[*paths, LOGIN])
     return app
 
 
 def _add_login(app: FastAPI, token: Token) -> None:
     @app.post(LOGIN)
     def login(body: Login) -> Response:
-        if not token.knows(body.token):
-            raise HTTPException(401, "this is not the token")
+        if not token.matches(body.token):
+            raise HTTPException(401, "wrong token")
         response = JSONResponse({})
         response.set_cookie(token.cookie_name, token.cookie, httponly=True, samesite="strict")
         return response

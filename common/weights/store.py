@@ -1,11 +1,11 @@
-"""Published weights on disk: one folder per version, a JSON manifest beside safetensors, every tensor digested.
+"""Published weights on disk: one folder per version, with a safetensors file and a manifest of tensor digests.
 
 ```
 weights/v000003/manifest.json        the WeightVersion
 weights/v000003/weights.safetensors  its tensors
 ```
 
-A version appears whole or not at all: it is written beside its place and renamed into it.
+A version is published atomically: it is written to a draft folder, which is then renamed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANIFEST, TENSORS = "manifest.json", "weights.safetensors"
 
 
 class WeightStore:
-    """The versions under `folder` (made when missing). One writer; any number of readers."""
+    """The versions under `folder`, which is created if missing. One writer; any number of readers."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,9 +48,9 @@ class WeightStore:
         base: int,
         model: Mapping[str, str] | None = None,
     ) -> WeightVersion:
-        """Write `stream`, tensor by tensor, as `version` and return its manifest.
+        """Write `stream` tensor by tensor as `version`, and return its manifest.
 
-        A version that was written but never announced (its writer died between the two) is replaced.
+        An existing version is replaced: its writer crashed before it could announce it.
         """
         with new_folder(self._place(version)) as folder:
             entries = write(folder / TENSORS, stream)
@@ -60,10 +60,12 @@ class WeightStore:
         return manifest
 
     def receive(self, manifest: WeightVersion, chunks: Iterable[bytes | memoryview]) -> None:
-        """Take in a version that was published elsewhere: the bytes of its safetensors file, in order.
+        """Store a version that was published elsewhere, from the bytes of its safetensors file in order.
 
-        They are checked as they pass, and not brought to the disk for good: who loses them asks again.
-        `CorruptDataError` when what arrives is not what the manifest says; then nothing of the version is here.
+        The bytes are checked as they arrive. They are not fsynced: after a power cut the version is downloaded again.
+
+        Raises:
+            CorruptDataError: the bytes differ from the manifest. Nothing of the version is kept.
         """
         check = manifest_checker(manifest)
         with new_folder(self._place(manifest.version), durable=False) as folder:
@@ -75,31 +77,31 @@ class WeightStore:
             _write_manifest(folder, manifest)
 
     def file(self, version: int) -> Path:
-        """The safetensors file of a version that is here."""
+        """The safetensors file of a stored version."""
         return self._place(version) / TENSORS
 
     def manifest(self, version: int) -> WeightVersion:
-        """The manifest alone. `NotFoundError` when the version is not here, `CorruptDataError` when it is broken."""
+        """The manifest alone. Raises `NotFoundError` for an unknown version, `CorruptDataError` for a broken one."""
         file = self._place(version) / MANIFEST
         try:
             data = json.loads(file.read_text())
             entries = tuple(TensorEntry(**(entry | {"shape": tuple(entry["shape"])})) for entry in data["tensors"])
             return WeightVersion(**(data | {"tensors": entries}))
         except FileNotFoundError:
-            raise NotFoundError(f"{self.folder}: no weight version {version}; here are {self.versions()}") from None
+            raise NotFoundError(f"{self.folder}: no weight version {version}; there are {self.versions()}") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{file}: broken manifest: {error!r}") from None
 
     def load(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
-        """Manifest and tensors (on the CPU), every digest verified. `CorruptDataError` names the first wrong tensor."""
+        """Manifest and CPU tensors, with every digest verified. `CorruptDataError` names the first wrong tensor."""
         manifest, state = self.open(version)
         _verify(self._place(version) / TENSORS, state, manifest)
         return manifest, state
 
     def open(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
-        """Like `load` at once: for who has `receive`d the version, which has verified it.
+        """Like `load`, but without verification, so it returns at once. `receive` has already verified the version.
 
-        The tensors are views of the file, mapped into memory; deleting the version does not touch them.
+        The tensors are views of the memory-mapped file. They stay valid when the version is deleted.
         """
         file = self._place(version) / TENSORS
         try:
@@ -108,11 +110,11 @@ class WeightStore:
             raise CorruptDataError(f"{file}: cannot be read: {error}") from None
 
     def versions(self) -> list[int]:
-        """The ids of the complete versions here, rising."""
+        """The ids of all complete versions, in ascending order."""
         return sorted(int(path.parent.name[1:]) for path in self.folder.glob(f"v[0-9]*/{MANIFEST}"))
 
     def prune(self, keep: int, needed: Collection[int] = (0,)) -> None:
-        """Delete all but the `keep` newest versions and those that are `needed`: by default 0, the base model."""
+        """Delete all versions except the `keep` newest and those in `needed` (default: 0, the base model)."""
         for version in self.versions()[:-keep]:
             if version not in needed:
                 shutil.rmtree(self._place(version))
@@ -126,7 +128,7 @@ def _write_manifest(folder: Path, manifest: WeightVersion) -> None:
 
 
 def manifest_checker(manifest: WeightVersion) -> Checker:
-    """What compares a version's file with its manifest. `CorruptDataError` when the manifest contradicts itself."""
+    """A checker for the bytes of a version's file. Raises `CorruptDataError` if the manifest fails its own digest."""
     where = f"weight version {manifest.version}"
     if whole_digest(manifest.tensors) != manifest.digest:
         raise CorruptDataError(f"{where}: the manifest's entries differ from its own digest")
@@ -134,7 +136,7 @@ def manifest_checker(manifest: WeightVersion) -> Checker:
 
 
 def _verify(file: Path, state: Mapping[str, torch.Tensor], manifest: WeightVersion) -> None:
-    """Compare every digest. `CorruptDataError` names the first that differs."""
+    """Verify every digest. `CorruptDataError` names the first tensor that differs."""
     if whole_digest(manifest.tensors) != manifest.digest:
         raise CorruptDataError(f"{file.parent / MANIFEST}: the manifest's entries differ from its own digest")
     listed = {entry.name for entry in manifest.tensors}
@@ -148,12 +150,18 @@ def _verify(file: Path, state: Mapping[str, torch.Tensor], manifest: WeightVersi
 def check_fits(
     version: WeightVersion, state: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], needed: Collection[str]
 ) -> None:
-    """Compare names, dtypes and shapes of a published version with those of the model's `own` tensors, of which it must
-    have all that are `needed`. `ConfigError` names the first that is wrong."""
+    """Check that a version can be loaded into a model.
+
+    Every tensor in `state` must be one of the model's `own` tensors, with the same dtype and shape, and `state` must
+    hold all names in `needed`.
+
+    Raises:
+        ConfigError: names the first tensor that does not fit.
+    """
     for name in sorted(set(needed) - state.keys()):
         raise ConfigError(f"weight version {version.version}: {name} is missing; another architecture?")
     if {entry.name for entry in version.tensors} != state.keys():
-        raise ConfigError(f"weight version {version.version}: its tensors are not those of its manifest")
+        raise ConfigError(f"weight version {version.version}: its tensors are not the ones in its manifest")
     for name, tensor in sorted(state.items()):
         mine = own.get(name)
         if mine is None or (mine.shape, mine.dtype) != (tensor.shape, tensor.dtype):
@@ -166,11 +174,13 @@ def check_fits(
 
 @contextmanager
 def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
-    """``with new_folder(place) as folder``: fill `folder`; it becomes `place` on leaving, whole, or not at all.
+    """Create a folder atomically: ``with new_folder(place) as folder`` fills a draft, which is renamed at the end.
 
-    A leftover of an earlier death is cleared first, a `place` that exists is replaced, and after an error nothing is
-    left; where the disk refused, the error is a `StorageError`. What is not `durable` is not written through to the
-    disk: it may be gone after a power cut, or empty.
+    A draft left by a crash is removed first, and an existing `place` is replaced. After an error nothing is left. If
+    not `durable`, files are not fsynced: after a power cut they may be missing or empty.
+
+    Raises:
+        StorageError: the disk is full, read-only or broken.
     """
     draft = draft_of(place)
     try:
@@ -192,5 +202,5 @@ def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def draft_of(place: Path) -> Path:
-    """Where `new_folder` puts what will become `place`."""
+    """The draft folder of `new_folder(place)`."""
     return place.with_name(f".{place.name}.draft")

@@ -1,4 +1,4 @@
-"""Tensors in a file, written and checked while they pass: nobody holds all of them. The format is safetensors.
+"""Streaming reader and writer of safetensors files: tensors are written and checked one at a time.
 
 ```
 8 bytes   length of the header, little-endian
@@ -6,9 +6,9 @@ header    {"a.weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]
 data      tensor after tensor, in the header's order
 ```
 
-The header says names, dtypes and shapes, which are known before the first tensor is there; the order of the tensors
-follows from them. So equal weights make equal files, the same that `safetensors` itself writes, and a reader who knows
-what is to come needs to believe nothing in the file.
+The header holds names, dtypes and shapes, which are known before the first tensor is computed; they also determine the
+order of the tensors. So equal weights give byte-identical files, the same that the `safetensors` library writes, and a
+reader with the manifest can check every byte without trusting the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from common.errors import ConfigError, CorruptDataError
 from common.messages import TensorEntry
 from common.weights.tensors import dtype_name, tensor_bytes, tensor_entry, whole_digest
 
-# In the order in which safetensors puts them: the coarsest alignment first.
+# In the order of safetensors files: coarsest alignment first.
 CODES = {
     "int64": "I64",
     "float64": "F64",
@@ -40,31 +40,31 @@ CODES = {
     "bool": "BOOL",
 }
 RANKS = {dtype: rank for rank, dtype in enumerate(CODES)}
-NO_DIGEST = "0" * DIGITS  # holds the place of one
+NO_DIGEST = "0" * DIGITS  # placeholder of the same length
 
 
 @dataclass(frozen=True)
 class TensorStream:
-    """A state dict whose tensors come one after the other; `layout` says before what will come."""
+    """A state dict whose tensors are produced one at a time. `layout` describes them in advance."""
 
     layout: Sequence[TensorEntry]  # in file order; digests are empty
-    tensors: Iterable[tuple[str, torch.Tensor]]  # whole, in that order; to be gone through once
+    tensors: Iterable[tuple[str, torch.Tensor]]  # full tensors in that order; can be iterated once
 
     @classmethod
     def of(cls, state: Mapping[str, torch.Tensor]) -> TensorStream:
-        """One that is in memory as a whole."""
+        """A stream of a state dict in memory."""
         layout = file_order(described(name, tensor, tensor.shape) for name, tensor in state.items())
         return cls(layout, ((entry.name, state[entry.name]) for entry in layout))
 
 
 def described(name: str, tensor: torch.Tensor, shape: Iterable[int]) -> TensorEntry:
-    """The entry, without digest, of a tensor whose whole shape is `shape`."""
-    whole = torch.Size(shape)
-    return TensorEntry(name, dtype_name(tensor), tuple(whole), whole.numel() * tensor.element_size(), "")
+    """The manifest entry of a tensor, without digest. `shape` is the full shape (`tensor` may be a ZeRO shard)."""
+    full = torch.Size(shape)
+    return TensorEntry(name, dtype_name(tensor), tuple(full), full.numel() * tensor.element_size(), "")
 
 
 def file_order(layout: Iterable[TensorEntry]) -> list[TensorEntry]:
-    """As the tensors lie in the file. `ConfigError` for a dtype that the format does not know."""
+    """Sort entries in file order. Raises `ConfigError` for a dtype that safetensors cannot store."""
     layout = list(layout)
     for entry in layout:
         if entry.dtype not in CODES:
@@ -73,27 +73,27 @@ def file_order(layout: Iterable[TensorEntry]) -> list[TensorEntry]:
 
 
 def header(layout: Iterable[TensorEntry], digest: str = "") -> bytes:
-    """All that stands before the data. `layout` is in file order; `digest` becomes metadata."""
-    lines: dict[str, object] = {"__metadata__": {"digest": digest}} if digest else {}
+    """The bytes before the data. `layout` is in file order; a `digest` is stored as metadata."""
+    content: dict[str, object] = {"__metadata__": {"digest": digest}} if digest else {}
     end = 0
     for entry in layout:
         start, end = end, end + entry.bytes
-        lines[entry.name] = {"dtype": CODES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
-    text = json.dumps(lines, separators=(",", ":"), ensure_ascii=False).encode()
+        content[entry.name] = {"dtype": CODES[entry.dtype], "shape": entry.shape, "data_offsets": [start, end]}
+    text = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
 def file_size(layout: Iterable[TensorEntry]) -> int:
-    """Bytes of a file without metadata."""
+    """Size in bytes of a file without metadata."""
     layout = file_order(layout)
     return len(header(layout)) + sum(entry.bytes for entry in layout)
 
 
 def write(path: Path, stream: TensorStream, with_digest: bool = False) -> tuple[TensorEntry, ...]:
-    """Write a stream to a new file; its entries with digests, in name order.
+    """Write a stream to a new file. Returns its entries with digests, in name order.
 
-    `with_digest` puts their `whole_digest` into the header's metadata, once it is known.
+    `with_digest` stores the `whole_digest` in the header's metadata after all tensors are written.
     """
     entries: list[TensorEntry] = []
     with path.open("wb") as file:
@@ -101,7 +101,7 @@ def write(path: Path, stream: TensorStream, with_digest: bool = False) -> tuple[
         for expected, (name, tensor) in zip(stream.layout, stream.tensors, strict=True):
             entry = tensor_entry(name, tensor)
             if replace(entry, digest="") != expected:
-                raise ValueError(f"{path}: {entry} came where {expected} was announced")
+                raise ValueError(f"{path}: expected {expected}, got {entry}")
             file.write(tensor_bytes(tensor))
             entries.append(entry)
         if with_digest:
@@ -111,10 +111,10 @@ def write(path: Path, stream: TensorStream, with_digest: bool = False) -> tuple[
 
 
 class Checker:
-    """Compares the bytes of a file without metadata, as they pass, with what `entries` say of them.
+    """Checks the bytes of a file without metadata against `entries`, as they arrive.
 
-    `CorruptDataError` names the first tensor that differs, when its last byte is there. `where` is what errors begin
-    with.
+    `CorruptDataError` names the first tensor that differs, as soon as its last byte has arrived. Messages start with
+    `where`.
     """
 
     def __init__(self, entries: Iterable[TensorEntry], where: str) -> None:
@@ -125,19 +125,19 @@ class Checker:
         self._name, self._left, self._digest = "the header", len(start), digest(start)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """The next bytes of the file, as many as there are."""
+        """Check the next bytes of the file, any number of them."""
         rest = memoryview(data)
         while rest:
             if not self._left:
-                raise CorruptDataError(f"{self._where}: {len(rest)} bytes more than the manifest says")
+                raise CorruptDataError(f"{self._where}: {len(rest)} bytes more than in the manifest")
             part, rest = rest[: self._left], rest[self._left :]
             self._found.update(part)
             self._left -= len(part)
-            while not self._left and self._compare_and_go_on():
+            while not self._left and self._check_part_and_advance():
                 pass
 
-    def _compare_and_go_on(self) -> bool:
-        """Whether another part, which may be empty, follows the one that is complete."""
+    def _check_part_and_advance(self) -> bool:
+        """Check the complete part. Returns whether another one follows, which may be empty."""
         if self._found.hexdigest() != self._digest:
             raise CorruptDataError(f"{self._where}: {self._name} differs from its digest in the manifest")
         if not self._parts:
@@ -147,6 +147,6 @@ class Checker:
         return True
 
     def close(self) -> None:
-        """No more bytes come."""
+        """Check that the file is complete."""
         if self._left:
             raise CorruptDataError(f"{self._where}: ends within {self._name}; {self._left} bytes of it are missing")

@@ -1,4 +1,4 @@
-"""Between torch tensors and the wire's `SerializedTensor`s, and digests of tensors."""
+"""Conversion between torch tensors and `SerializedTensor`, and digests of tensors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from common.messages import SerializedTensor, TensorEntry
 
 
 def to_array(tensor: torch.Tensor) -> SerializedTensor:
-    """Copy a tensor of any device to an `SerializedTensor`; bfloat16 is kept bit for bit."""
+    """Copy a tensor from any device into a `SerializedTensor`; bfloat16 is kept bit for bit."""
     return SerializedTensor(dtype_name(tensor), tuple(tensor.shape), bytes(tensor_bytes(tensor)))
 
 
 def from_array(array: SerializedTensor, device: str | torch.device = "cpu") -> torch.Tensor:
-    """The tensor of an `SerializedTensor`, in its own memory."""
+    """Copy a `SerializedTensor` into a new tensor on `device`."""
     dtype = getattr(torch, array.dtype)
     if not array.data:
         return torch.empty(array.shape, dtype=dtype, device=device)
@@ -26,12 +26,12 @@ def from_array(array: SerializedTensor, device: str | torch.device = "cpu") -> t
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
-    """As in messages: ``bfloat16``."""
+    """The dtype's name in messages: ``bfloat16``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """The raw bytes of a tensor; where it is contiguous and on the CPU, a view of its own memory."""
+    """The raw bytes of a tensor. For a contiguous CPU tensor this is a view, not a copy."""
     raw: Any = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
     return memoryview(raw)
 
@@ -42,13 +42,13 @@ def tensor_digest(tensor: torch.Tensor) -> str:
 
 
 def tensor_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
-    """A manifest's line about one tensor."""
+    """The manifest entry of a tensor."""
     size = tensor.numel() * tensor.element_size()
     return TensorEntry(name, dtype_name(tensor), tuple(tensor.shape), size, tensor_digest(tensor))
 
 
 def whole_digest(entries: Iterable[TensorEntry]) -> str:
-    """`digest` over the entries in name order: what a version, a checkpoint and a policy are known by."""
+    """`digest` over the entries in name order. It identifies a version, a checkpoint and a policy."""
     whole = Digest()
     for entry in sorted(entries, key=lambda entry: entry.name):
         whole.update(f"{entry.name}|{entry.dtype}|{entry.shape}|{entry.digest}\n".encode())
@@ -61,7 +61,7 @@ def policy_digest(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def state_digest(state: Mapping[str, torch.Tensor]) -> str:
-    """blake2b-128 over names, dtypes, shapes and bytes of a state dict, in name order, hex: of reward heads."""
+    """blake2b-128 in hex over names, dtypes, shapes and bytes of a state dict, in name order. Used for reward heads."""
     whole = blake2b(digest_size=16)
     for name in sorted(state):
         tensor = state[name]

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from common.errors import ConfigError
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 from rewarders.anime_reward.video import Pixels
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # what is taken from a hub: no pickles
@@ -40,7 +40,7 @@ def find(role: str, where: str, beside: Path | None = None) -> Path:
     try:
         return Path(snapshot_download(where, allow_patterns=FILES))
     except (OSError, ValueError, RuntimeError) as error:  # no network, no such model, no right to it
-        pass_on(error)
+        reraise_oom(error)
         raise ConfigError(
             f"{role} model {where!r}: no such folder, and not to be had from the hub: {line(error)}"
         ) from None
@@ -54,7 +54,7 @@ def load(role: str, folder: Path, kind: Any = AutoModel, tower: str = "") -> Any
     try:
         model, told = kind.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
     except Exception as error:
-        pass_on(error)
+        reraise_oom(error)
         raise ConfigError(f"{role} model {folder}: not loaded as {kind.__name__}: {line(error)}") from None
     needed = f"{tower}." if hasattr(model, tower or "-") else ""
     lacking = sorted(name for name in told["missing_keys"] if name.startswith(needed) and "pooler" not in name)
@@ -71,7 +71,7 @@ def part(role: str, folder: Path, make: Callable[[Path], Any], what: str) -> Any
     try:
         return make(folder)
     except Exception as error:
-        pass_on(error)
+        reraise_oom(error)
         raise ConfigError(f"{role} model {folder}: no {what}: {line(error)}") from None
 
 

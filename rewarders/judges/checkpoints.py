@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import ConfigError
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 
 QUESTION, CAPTION = "prompt.txt", "{text}"
 
@@ -21,7 +21,7 @@ def opened(kind: Any, path: str, **how: Any) -> Any:
     try:
         return kind.from_pretrained(path, **how)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        pass_on(error)
+        reraise_oom(error)
         raise ConfigError(f"path = {path!r}: no {kind.__name__}: {_line(error)}") from None
 
 
@@ -52,7 +52,7 @@ def linear_layers(file: Path, width: int) -> torch.nn.Sequential:
         for name, layer in zip(names, layers, strict=True):
             layer.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
     except Exception as error:
-        pass_on(error)
+        reraise_oom(error)
         raise ConfigError(f"{file}: no linear layers: {_line(error)}") from None
     if not layers or layers[0].in_features != width or layers[-1].out_features != 1:
         raise ConfigError(f"{file}: layers from {width} to 1 are needed for the model beside it")

@@ -66,7 +66,7 @@ def application(judges: Mapping[str, Judge], token: str, most_bytes: int) -> Fas
         pictures = [one.file.read() for one in images or []]
         return JSONResponse(desk.score(request, [one.file.read() for one in clips], pictures))
 
-    app.add_middleware(AuthMiddleware, token=token, most_bytes=most_bytes, open_to_all=["/health"])
+    app.add_middleware(AuthMiddleware, token=token, max_bytes=most_bytes, public_paths=["/health"])
     return app
 
 

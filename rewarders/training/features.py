@@ -19,7 +19,7 @@ from common.data.ratings import BadRow
 from common.digests import digest
 from common.errors import ConfigError
 from common.errors.disk import writing
-from common.errors.oom import pass_on
+from common.errors.oom import reraise_oom
 from common.messages import Prompt
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.training.dataset import Rated
@@ -68,7 +68,7 @@ def _row(reward: TrainableReward, rated: Rated, i: int, clip: np.ndarray, prompt
     try:
         row = reward.features([clip], [prompt])[0].float().cpu()
     except ValueError as error:
-        pass_on(error)
+        reraise_oom(error)
         return rated.bad(i, str(error))
     return row if torch.isfinite(row).all() else rated.bad(i, "its features are no finite numbers")
 

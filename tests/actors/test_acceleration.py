@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from actors.acceleration import resident
+from actors.acceleration import on_device
 from actors.sampler import Sampler
 from common.errors import ConfigError
 from common.messages import Prompt
@@ -117,9 +117,9 @@ class Moving(torch.nn.Module):
 
 def test_what_is_offloaded_is_on_the_device_while_it_is_used() -> None:
     module = Moving()
-    with resident(module, "cuda:0", offload=False):
+    with on_device(module, "cuda:0", offload=False):
         assert module.places == []
-    with resident(module, "cuda:0", offload=True):
+    with on_device(module, "cuda:0", offload=True):
         assert module.places == ["cuda:0"]
     assert module.places == ["cuda:0", "cpu"]
 

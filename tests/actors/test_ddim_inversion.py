@@ -80,7 +80,7 @@ def test_there_and_back_the_error_goes_with_the_step(tmp_path: Path, family: str
     for steps in (20, 200):
         scheduler = model.make_scheduler("ddim")
         noise = invert(transformer, scheduler, given, x0, steps=steps)
-        back = denoise(transformer, scheduler, given, (1, 2), tuple(x0.shape), steps=steps, start=noise)  # type: ignore[arg-type]
+        back = denoise(transformer, scheduler, given, (1, 2), tuple(x0.shape), steps=steps, noise=noise)  # type: ignore[arg-type]
         assert torch.allclose(back[0], back[1], atol=1e-5)  # whatever the seeds
         errors.append((back[0] - x0).square().mean().sqrt().item())
     assert errors[1] < 0.05 * x0.std()
@@ -108,14 +108,14 @@ def test_under_its_own_condition_the_sampler_gives_the_clip_back(model: ModelFol
 
 def test_other_weights_have_other_noise(model: ModelFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = InvertedSampler(model, sampler_config(model), clip_at(tmp_path / "walk.mp4"))
-    before = sampler.start()
-    assert sampler.start() is before
+    before = sampler.fixed_noise()
+    assert sampler.fixed_noise() is before
     monkeypatch.setattr("actors.sampler.Sampler.load", lambda self, version, state: None)
     with torch.no_grad():
         for weight in sampler._transformer.parameters():
             weight.mul_(1.1)
     sampler.load(None, {})  # type: ignore[arg-type]
-    assert (sampler.start() - before).abs().max() > 0.01
+    assert (sampler.fixed_noise() - before).abs().max() > 0.01
 
 
 def test_what_cannot_be_is_told(model: ModelFolder, tmp_path: Path) -> None:

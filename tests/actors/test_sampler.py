@@ -227,7 +227,7 @@ def test_foreign_or_altered_weights_are_refused_and_nothing_changes(model: Model
         sampler.load(version, state | {name: torch.zeros(2, 2)})
     with pytest.raises(ConfigError, match=f"{name} is torch.bfloat16"):
         sampler.load(version, state | {name: state[name].bfloat16()})
-    with pytest.raises(ConfigError, match="not those of its manifest"):
+    with pytest.raises(ConfigError, match="not the ones in its manifest"):
         sampler.load(version, state | {"extra": torch.zeros(1)})
     assert (sampler.policy_digest(), sampler.version) == (digest, 0)
 

@@ -16,12 +16,12 @@ IMPORTS = "import benchmarks.sampling, benchmarks.learning, benchmarks.iteration
 SAMPLES = """
 from actors.sampler import Sampler
 from benchmarks import sampling
-from benchmarks.options import Pictures
+from benchmarks.options import RandomImagePrompts
 from common.config import load_config
 from tests.support.small_models import small_model
 
 model, config = small_model("5b-i2v"), load_config(flags={"sampler.steps": 1, "sampler.candidates": 2})
-prompt = Pictures(True)(0)
+prompt = RandomImagePrompts(True)(0)
 print(len(sampling.ours(Sampler(model, config), prompt, [1, 2])))
 print(len(sampling.plain(sampling.open_pipeline(model, config), config, prompt, [1, 2])))
 """

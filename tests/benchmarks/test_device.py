@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import device
-from benchmarks.device import Way, operations, stated_peak
+from benchmarks.device import Variant, operations, stated_peak
 from benchmarks.harness import Report, as_json
 from common.config import load_config
 from deploy.planning.model_sizes import family_sizes
@@ -17,7 +17,7 @@ MIB = 1 << 20
 def test_the_first_round_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
-    way = Way("cpu", lambda: now)
+    way = Variant("cpu", lambda: now)
 
     def work(clock: list[float]) -> None:
         clock[0] += 2
@@ -35,7 +35,7 @@ def test_a_way_answers_for_its_own_memory_alone() -> None:
     def tensor(size: int) -> torch.Tensor:
         return torch.empty(size * MIB, dtype=torch.uint8, device="cuda:0")
 
-    first, second = Way("cuda:0", lambda: [tensor(64)]), Way("cuda:0", lambda: [tensor(8)])
+    first, second = Variant("cuda:0", lambda: [tensor(64)]), Variant("cuda:0", lambda: [tensor(8)])
     first.round(lambda kept: kept.append(tensor(32)))
     second.round(lambda kept: tensor(16))
     first.round(lambda kept: tensor(4))

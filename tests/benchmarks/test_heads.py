@@ -19,10 +19,10 @@ def test_rows_and_aims() -> None:
     assert all(-1 <= row.ours <= 1 and row.other is not None and 0 <= row.other <= 1 for row in report.rows)
     # The embedded heads on clips with defects: no luck on 24 clips brings 0.5 on average.
     assert np.mean([row.ours for row in report.rows[:6]]) > 0.5
-    rendered, policy, deaf = report.aims
+    rendered, policy, wrong_caption = report.aims
     assert rendered.value == min(row.ours for row in report.rows[:6])
     assert policy.met == (min(row.ours for row in report.rows[6:12]) >= 0.6)
-    assert deaf.value == min(row.ours for row in report.rows[12:])
+    assert wrong_caption.value == min(row.ours for row in report.rows[12:])
     # What all clips heard says nothing of text; how far a figure went that did another thing is not known.
     limits = {where: [row.limit for row in report.rows[i : i + 6]] for where, i in zip("rpd", (0, 6, 12), strict=True)}
     assert limits["r"] == [None] * 6
@@ -36,12 +36,13 @@ def test_clean_clips_are_rated_well() -> None:
     """Nothing is lost of rendered clips; text and motion are full where the prompt was heard, else none and unknown."""
     prompts = ToonPrompts(1).heldout(3, 1)
     clips = [render(shot_of(prompt)) for prompt in prompts]
-    heard = heads._rated(clips, [heads._drawn(prompt, deaf=False) for prompt in prompts], deaf=False)
+    shots = [heads._captioned_shot(prompt, wrong_caption=False) for prompt in prompts]
+    heard = heads._rated(clips, shots, wrong_caption=False)
     assert sorted(heard) == sorted(DIMENSIONS)
     assert all(value.min() > 95 for value in heard.values())
-    shots = [heads._drawn(prompt, deaf=True) for prompt in prompts]
+    shots = [heads._captioned_shot(prompt, wrong_caption=True) for prompt in prompts]
     assert all(shot.action != shot_of(prompt).action for shot, prompt in zip(shots, prompts, strict=True))
-    unheard = heads._rated([render(shot) for shot in shots], shots, deaf=True)
+    unheard = heads._rated([render(shot) for shot in shots], shots, wrong_caption=True)
     assert unheard["text"].tolist() == [0, 0, 0]
     assert np.isnan(unheard["motion"]).all()
     assert unheard["appeal"].min() > 95

@@ -41,8 +41,8 @@ def test_a_version_that_is_not_loaded_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_tie_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(iteration.Scaled, "score", lambda self, clips, prompts: [50.0] * len(clips))
-    with pytest.raises(ConfigError, match=r"no pair came of 4 candidates \(tied\); another --seed"):
+    monkeypatch.setattr(iteration.ScalingHead, "score", lambda self, clips, prompts: [50.0] * len(clips))
+    with pytest.raises(ConfigError, match=r"4 candidates gave no pair \(tied\); try another --seed"):
         iteration.measure(given())
 
 
@@ -76,7 +76,7 @@ def test_heads_take_clips_of_any_size() -> None:
     assert iteration.scaled(small) is small
     assert not np.array_equal(small[0], small[-1])
     head, prompt = load_heads("toon")[0], ToonPrompts(0)(0)
-    assert iteration.Scaled(head).score([clip], [prompt]) == head.score([small], [prompt])
+    assert iteration.ScalingHead(head).score([clip], [prompt]) == head.score([small], [prompt])
 
 
 @pytest.mark.gpu

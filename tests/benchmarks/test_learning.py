@@ -16,16 +16,16 @@ from tests.support.tiny import tiny_pipeline
 
 def test_saved_tensors_count_once_and_parameters_not_at_all() -> None:
     x, weight = torch.ones(100, requires_grad=True), torch.nn.Parameter(torch.ones(100))
-    assert learning.kept(lambda: x * x) == 400
-    assert learning.kept(lambda: x * weight) == 400
-    assert learning.kept((x * x).exp) == 400
-    assert learning.kept(lambda: x + x) == 0
+    assert learning.saved_bytes(lambda: x * x) == 400
+    assert learning.saved_bytes(lambda: x * weight) == 400
+    assert learning.saved_bytes((x * x).exp) == 400
+    assert learning.saved_bytes(lambda: x + x) == 0
 
 
 def test_a_plain_step_lowers_its_loss(tmp_path: Path) -> None:
     model = open_model(tiny_pipeline(tmp_path))
     config = load_config(flags={"model.path": str(model.path), "learner.lr": 1e-3})
-    plain, batch = learning.Plain(model, config), learning.clips(config, 2)
+    plain, batch = learning.PlainDPO(model, config), learning.clips(config, 2)
     torch.manual_seed(0)
     losses = [plain.step(batch) for _ in range(12)]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # policy = reference: log 2

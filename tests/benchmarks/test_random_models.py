@@ -12,7 +12,7 @@ import torch
 from actors.sampler import Sampler
 from benchmarks import learning, sampling
 from benchmarks.harness import main
-from benchmarks.options import OPTIONS, Pictures, open_given
+from benchmarks.options import OPTIONS, RandomImagePrompts, open_given
 from benchmarks.random_models import RandomModel, open_named, random_model, sizes_of
 from common.config import RunConfig, load_config
 from common.data.video import decode_clip
@@ -68,7 +68,7 @@ def test_loading_leaves_the_random_numbers_alone(model: RandomModel) -> None:
 
 def test_the_sampler_and_the_pipeline_make_clips(model: RandomModel) -> None:
     settings = config()
-    prompt = Pictures(model.image_conditioned)(0)
+    prompt = RandomImagePrompts(model.image_conditioned)(0)
     mine = sampling.ours(Sampler(model, settings), prompt, [1, 2])
     theirs = sampling.plain(sampling.open_pipeline(model, settings), settings, prompt, [1, 2])
     for clip in (*mine, *theirs):
@@ -89,14 +89,14 @@ def test_the_learner_and_the_plain_step_learn(model: RandomModel, train: str, tm
         learner.close()
     assert torch.isfinite(sums).all()
     assert norm > 0
-    plain = learning.Plain(model, settings)
+    plain = learning.PlainDPO(model, settings)
     losses = [plain.step(batch) for _ in range(2)]
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # policy = reference: log 2
     assert losses[1] != losses[0]
 
 
 def test_the_plain_adapter_is_all_that_the_plain_step_trains() -> None:
-    plain = learning.Plain(small_model("5b-i2v"), config(**{"learner.train": "lora"}))
+    plain = learning.PlainDPO(small_model("5b-i2v"), config(**{"learner.train": "lora"}))
     trained = {name for name, parameter in plain.policy.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in plain.policy.named_parameters() if ".lora_" in name} != set()
 
@@ -125,7 +125,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     ("arguments", "words"),
     [
         (("--model", "5b"), "--model 5b: allowed are toon, 2b, 5b-i2v, 1.5-5b-i2v, or a CogVideoX pipeline folder"),
-        (("--device", "cuda:99"), "--device cuda:99: here are cpu"),
+        (("--device", "cuda:99"), "--device cuda:99: this machine has cpu"),
         (("--json", "nowhere/out.json"), "--json nowhere/out.json: no folder nowhere"),
     ],
 )

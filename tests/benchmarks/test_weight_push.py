@@ -9,7 +9,7 @@ import pytest
 from benchmarks import weight_push
 from benchmarks.harness import as_json
 from benchmarks.weight_push import Case, Samplers, Transfer, ours
-from common.errors import ConfigError
+from common.errors import CorruptDataError
 from common.rpc.server import serving
 from common.weights.store import WeightStore
 from common.weights.sync import weight_service
@@ -34,8 +34,8 @@ def test_samplers_that_throw_away_compare_every_digest(tmp_path: Path) -> None:
     whole[-1] ^= 1
     store.file(1).write_bytes(whole)
     with Samplers(1) as samplers, serving(weight_service(store)) as service:
-        with pytest.raises(ConfigError, match="differs from its digest"):
-            weight_push.take_in(service.address, 1)
+        with pytest.raises(CorruptDataError, match="differs from its digest"):
+            weight_push.pull_and_discard(service.address, 1)
         with pytest.raises(EOFError):
             ours(samplers, service.address, 1)
 

@@ -1,4 +1,4 @@
-"""Has the form of the published AnimeReward script: loads at the top, scores one clip that it names, writes JSON."""
+"""A stand-in with the structure of the published AnimeReward script: loads models, scores one clip, writes JSON."""
 
 import json
 import os

@@ -8,13 +8,13 @@ from typing import Any
 
 
 class Without:
-    """A finder of modules that does not know `missing`, whatever is installed."""
+    """A module finder that pretends the packages `missing` are not installed."""
 
     def __init__(self, finder: Any, missing: Collection[str]) -> None:
         self._finder, self._missing = finder, missing
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """As the finder's own."""
+        """See `importlib.abc.MetaPathFinder.find_spec`."""
         return None if name.partition(".")[0] in self._missing else self._finder.find_spec(name, path, target)
 
     def __getattr__(self, name: str) -> Any:
@@ -22,7 +22,7 @@ class Without:
 
 
 def hide(missing: Collection[str]) -> None:
-    """From now on nobody in this process finds `missing`, which must not be imported yet."""
+    """Hide the packages `missing` from this process. They must not be imported yet."""
     found = sorted(set(missing) & {name.partition(".")[0] for name in sys.modules})
     if found:
         sys.exit(f"imported already: {', '.join(found)}")

@@ -1,4 +1,4 @@
-"""A real browser for the tests of web pages. Where there is no Chromium, they say so and are skipped."""
+"""A real browser for tests of web pages. Without Chromium these tests are skipped with a message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKS = [
 
 @contextmanager
 def launched() -> Iterator[Any]:
-    """A browser, for as long as the block."""
+    """A context manager for a running browser."""
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -1,6 +1,6 @@
-"""A run's services in a process of their own, so that a test can attack them and see what becomes of the process.
+"""A run's services in another process, so that a test can attack them and observe the process.
 
-``with hosted(folder) as run:`` they serve a real exchange, journal and weight store in `folder`.
+``with hosted(folder) as run:`` serves a real exchange, journal and weight store in `folder`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ MIB = 1 << 20
 
 
 class Hosted:
-    """The services' addresses, and their process: `counts`, `check` and `announce` are asked of it by way of a pipe,
-    past the sockets."""
+    """The services' addresses and their process. `counts`, `check` and `announce` use a pipe instead of the sockets."""
 
     def __init__(self, pipe: Connection, pid: int, folder: Path) -> None:
         self.folder = folder
@@ -44,21 +43,21 @@ class Hosted:
         return self._ask("counts")
 
     def check(self) -> None:
-        """`AssertionError` unless every group and blob is accounted for."""
+        """Raise `AssertionError` unless every group and blob is accounted for."""
         assert self._ask("check") == ""
 
     def announce(self, version: int) -> None:
-        """Tell whoever listens."""
+        """Announce a version to all pullers."""
         self._ask("announce", version)
 
     @property
     def memory(self) -> float:
-        """MiB that the process holds."""
+        """Resident memory of the process in MiB."""
         return self.process.memory_info().rss / MIB
 
     @property
     def peak(self) -> float:
-        """MiB that it has held at most, also for a moment (Linux)."""
+        """Peak resident memory in MiB (Linux only)."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) / 1024
@@ -72,7 +71,7 @@ class Hosted:
         return self._pipe.recv()
 
     def stop(self) -> None:
-        """End the process well."""
+        """Stop the process in an orderly way."""
         self._pipe.send(("stop",))
 
 

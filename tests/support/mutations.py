@@ -1,4 +1,4 @@
-"""Messages that somebody has tampered with, drawn from a seed: `mutated(frames, random)`."""
+"""Tampered messages for fuzzing, drawn from a seed: `mutated(frames, random)`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ODD: list[Any] = [
 
 
 def mutated(frames: Sequence[bytes], random: Random) -> Frames:
-    """A message that is like `frames`, but for one to three things."""
+    """A copy of the message `frames` with one to three random mutations."""
     found = list(frames)
     for _ in range(random.choice((1, 1, 1, 2, 3))):
         found = random.choice(KINDS)(found, random)
@@ -36,11 +36,11 @@ def _replaced(frames: Frames, place: int, data: bytes) -> Frames:
     return [*frames[:place], data, *frames[place + 1 :]]
 
 
-# Of bytes and frames.
+# Mutations of bytes and frames.
 
 
 def flip(frames: Frames, random: Random) -> Frames:
-    """Some bits are the other way round."""
+    """Flip some bits."""
     place = _frame(frames, random)
     data = bytearray(frames[place])
     for _ in range(random.choice((1, 1, 2, 8)) if data else 0):
@@ -49,7 +49,7 @@ def flip(frames: Frames, random: Random) -> Frames:
 
 
 def cut(frames: Frames, random: Random) -> Frames:
-    """A frame ends early, or late."""
+    """Truncate or extend a frame."""
     place = _frame(frames, random)
     data = frames[place]
     longer = data + random.randbytes(random.randrange(1, 40))
@@ -57,25 +57,25 @@ def cut(frames: Frames, random: Random) -> Frames:
 
 
 def shuffle(frames: Frames, random: Random) -> Frames:
-    """Frames are swapped, lost, doubled, or many."""
+    """Swap, drop, duplicate or multiply frames."""
     more = [b""] * random.choice((1, 3, 50))
     return random.choice((frames[::-1], frames[:-1] or [b""], [*frames, frames[-1]], [*frames, *more], [b"", *frames]))
 
 
 def noise(frames: Frames, random: Random) -> Frames:
-    """The header is none."""
+    """Replace the header with noise."""
     return [random.randbytes(random.randrange(200)), *frames[1:]]
 
 
 def declare(frames: Frames, random: Random) -> Frames:
-    """Somewhere in the header a size is declared that is not there."""
+    """Declare a size in the header that is not there."""
     sizes = [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
     sizes += [b"\xdc\x3f\xff", b"\xde\x3f\xff", b"\xc9\xff\xff\xff\xff\x01"]
     data, place = frames[0], random.randrange(len(frames[0]) + 1)
     return [data[:place] + random.choice(sizes) * random.choice((1, 1, 40)) + data[place:], *frames[1:]]
 
 
-# Of what the header says.
+# Mutations of the header's content.
 
 
 def _header(change: Callable[[dict[Any, Any], Random], None]) -> Callable[[Frames, Random], Frames]:
@@ -105,7 +105,7 @@ def nested(depth: int) -> Any:
 
 
 def deepen(frames: Frames, random: Random) -> Frames:
-    """Some value becomes lists or maps in each other, nearly as many as msgpack reads."""
+    """Replace a value with nested lists or maps, nearly as deep as msgpack accepts."""
     (header, *blobs), depth = _marked(frames, random), random.randrange(900, 1023)
     level = random.choice((b"\x91", b"\x81\xa1a"))
     return [header.replace(msgpack.packb(MARK), level * depth + b"\xc0"), *blobs]
@@ -118,7 +118,7 @@ def _marked(header: dict[Any, Any], random: Random) -> None:
 
 
 def _place(header: dict[Any, Any], random: Random) -> tuple[Any, Any]:
-    """Some container in a message, and a key of it."""
+    """A random container in a message, and one of its keys."""
     holder: Any = header
     while True:
         keys = list(holder) if isinstance(holder, dict) else range(len(holder))
@@ -130,7 +130,7 @@ def _place(header: dict[Any, Any], random: Random) -> tuple[Any, Any]:
 
 @_header
 def any_value(header: dict[Any, Any], random: Random) -> None:
-    """Some value, however deep, becomes another."""
+    """Replace a value at any depth."""
     holder, key = _place(header, random)
     match random.randrange(6):
         case 0:
@@ -145,7 +145,7 @@ def any_value(header: dict[Any, Any], random: Random) -> None:
 
 @_header
 def envelope(header: dict[Any, Any], random: Random) -> None:
-    """Schema, client, id, call or sizes are odd."""
+    """Change schema, client, id, call or sizes."""
     key = random.choice(("schema", "client", "id", "call", "blobs", "body", "error", "message"))
     if random.random() < 0.3:
         header.pop(key, None)
@@ -155,20 +155,20 @@ def envelope(header: dict[Any, Any], random: Random) -> None:
 
 @_header
 def replay(header: dict[Any, Any], random: Random) -> None:
-    """An id that was there before, or will be."""
+    """Use an earlier or a later id."""
     header["client"], header["id"] = f"replayed-{random.randrange(3)}", random.randrange(5)
 
 
 @_header
 def miscount(header: dict[Any, Any], random: Random) -> None:
-    """Sizes of blobs are a little wrong."""
+    """Make the blob sizes slightly wrong."""
     sizes = header["blobs"]
     sizes[random.randrange(len(sizes))] += random.choice((-1, 1, 2**40))
 
 
 @_header
 def other_call(header: dict[Any, Any], random: Random) -> None:
-    """Arguments of one call for another."""
+    """Send one call's arguments to another call."""
     header["call"] = random.choice(("lease_group", "announce", "submit_scores", "chunk", "span", "close", "_target"))
 
 
@@ -190,7 +190,7 @@ KINDS = (
 
 
 def bombs() -> list[Frames]:
-    """Small messages that ask for much: each is sent a few times only."""
+    """Small messages that are expensive to decode; send each only a few times."""
     half = 1 << 14
     full = b"\xdc" + struct.pack(">H", half - 1)
     tail = b"\xa4body"

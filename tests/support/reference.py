@@ -1,4 +1,4 @@
-"""diffusers' own pipelines: what our sampler, our training call and our exports are compared with."""
+"""diffusers' pipelines, the reference for our sampler, our training call and our exports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.tiny import FRAMES, HEIGHT, TEXT_LENGTH, WIDTH
 
 
 def open_pipeline(folder: Path) -> Any:
-    """The pipeline of a folder, of the class that its index names."""
+    """Open a folder with the pipeline class that its index names."""
     pipe: Any = DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -32,7 +32,7 @@ def pipeline_latents(
     steps: int = 4,
     guidance: float = 1.0,
 ) -> torch.Tensor:
-    """The pipeline's latents [N, F, C, h, w], a clip from each seed, without the front padding of 1.5.
+    """The pipeline's latents [N, F, C, h, w], one clip per seed, without the front padding of CogVideoX 1.5.
 
     `image` is the first frame, uint8 [HEIGHT, WIDTH, 3]; None for text-to-video.
     """

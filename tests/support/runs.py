@@ -1,4 +1,4 @@
-"""Runs as `deploy/inspect/snapshot.py` sees them, with numbers that can be added up by hand."""
+"""Run snapshots (`deploy/inspect/snapshot.py`) with numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def seen(
     result: dict[str, Any] | None = None,
     **flags: Any,
 ) -> RunSnapshot:
-    """Of the cluster run `CLUSTER`, with `flags` on top."""
+    """A snapshot of the cluster run `CLUSTER`, with `flags` on top."""
     config = load_config(flags=CLUSTER | {name.replace("__", "."): value for name, value in flags.items()})
     spans = sorted(spans, key=lambda one: one["time"])
     return RunSnapshot(Path("runs/mine"), config, now, lock_owner, steps, events, spans, [], result, ledger)

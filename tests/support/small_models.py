@@ -9,7 +9,7 @@ from benchmarks.random_models import RandomModel, random_model
 FRAMES, HEIGHT, WIDTH = 9, 48, 64
 SIZE = {"frames": FRAMES, "height": HEIGHT, "width": WIDTH}
 
-# What is published decides what is computed; these keys only decide how much of it.
+# The published configs determine the computation; these keys only shrink it.
 SMALL: dict[str, dict[str, Any]] = {
     "transformer": {
         "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "time_embed_dim": 16, "text_embed_dim": 32,

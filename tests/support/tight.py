@@ -1,7 +1,7 @@
-"""The toy run in too little memory, as a program: ``python -m tests.support.tight ROOT ROOM [KEY=VALUE ...]``
+"""The toy run with a memory limit, as a program: ``python -m tests.support.tight ROOT ROOM [KEY=VALUE ...]``
 
-Once the base model is evaluated the process may take ROOM MiB more than it has then (RLIMIT_AS), and no more. The exit
-code is that of ``douga run``.
+After the base model's evaluation the process may allocate at most ROOM MiB more (RLIMIT_AS). The exit code is that of
+``douga run``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support import toy
 
 
 def narrowing(config: RunConfig, room: int) -> Callable[[], bool]:
-    """A stop predicate that never says yes, and bounds this process at its time."""
+    """A stop predicate that never stops the run, but sets the memory limit after the evaluation."""
     bounded: list[int] = []
 
     def look() -> bool:
@@ -37,7 +37,7 @@ def narrowing(config: RunConfig, room: int) -> Callable[[], bool]:
 
 
 def main(root: Path, room: int, flags: dict[str, str]) -> int:
-    """``douga run`` with the toy's rewards."""
+    """``douga run`` with the toy rewards."""
     torch.set_num_threads(1)
     config = toy.config(root, **flags)
 

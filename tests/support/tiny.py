@@ -26,13 +26,13 @@ FRAMES, HEIGHT, WIDTH = 9, 48, 64
 WORDS = ("a", "the", "robot", "zombie", "walks", "runs", "jumps", "right", "left", "in", "on", "meadow", "snow", "cave")
 TEXT_LENGTH, TEXT_WIDTH, CHANNELS = 12, 32, 4
 
-# What the families' transformers differ in; pass one as **overrides of `tiny_pipeline`.
+# The differences between the families' transformers; pass one as **overrides to `tiny_pipeline`.
 LEARNED: dict[str, Any] = {"use_learned_positional_embeddings": True}
 V1_5: dict[str, Any] = {"patch_size_t": 2, "ofs_embed_dim": 16}
 TEXT_TO_VIDEO: dict[str, Any] = {"in_channels": CHANNELS, "use_rotary_positional_embeddings": False}
 
-# The whole families: **arguments of `tiny_pipeline`. Kept are the keys of the published configs that decide what is
-# computed; sizes are shrunk, in the same relations:
+# The families as **arguments of `tiny_pipeline`. Keys of the published configs that determine the computation are kept;
+# sizes are shrunk in proportion:
 #
 # | config key | 2B | 5B-I2V | 1.5-5B-I2V | tiny |
 # |---|---|---|---|---|
@@ -70,8 +70,8 @@ def tiny_pipeline(
     """Save a random pipeline under `folder` and return the folder.
 
     `overrides` change the transformer's config, `vae` and `scheduler` theirs. With the default `posterior_logvar` the
-    VAE's posterior is so narrow that a sample of it is its mode; None leaves the random one. `perturb` is the size of
-    the noise on what a fresh transformer holds at 0, 1 or in a pattern: biases, norms, learned positions.
+    VAE's posterior is so narrow that a sample equals the mode; None keeps the random one. `perturb` is the size of the
+    noise added to weights that are initialized to 0, 1 or a pattern: biases, norms, learned positions.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

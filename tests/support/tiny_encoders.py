@@ -64,7 +64,7 @@ def tiny_siglip(folder: Path, seed: int = 0, hidden_size: int = 16) -> str:
 
 
 def tiny_idefics2(folder: Path, seed: int = 0) -> str:
-    """A whole vision-language model; its vision tower has no pooler, 16 features, and takes pictures of any size."""
+    """A complete vision-language model. Its vision tower has no pooler, 16 features, and accepts images of any size."""
     size = {name: READER[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
     config = Idefics2Config(
         vision_config=TOWER | {"image_size": 224, "patch_size": 56},
@@ -87,7 +87,7 @@ def tiny_idefics2_tower(folder: Path, seed: int = 0) -> str:
 
 
 def tiny_clip(folder: Path, seed: int = 0) -> str:
-    """Both towers, 16 features in common."""
+    """Both towers, with 16 shared features."""
     config = CLIPConfig(vision_config=TOWER, text_config=READER | ENDS, projection_dim=16)
     _seeded(seed, lambda: CLIPModel(config)).save_pretrained(folder)
     CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
@@ -96,7 +96,7 @@ def tiny_clip(folder: Path, seed: int = 0) -> str:
 
 
 def tiny_blip(folder: Path, seed: int = 0) -> str:
-    """BLIP with both its towers."""
+    """BLIP with both towers."""
     config = BlipConfig(
         vision_config=TOWER,
         text_config=READER | ENDS | {"encoder_hidden_size": 16},
@@ -115,7 +115,7 @@ def tiny_bert(folder: Path, seed: int = 0) -> str:
 
 
 def tiny_detector(folder: Path, seed: int = 0) -> str:
-    """GroundingDINO; two decoder layers are the fewest that it can be saved with, its box heads are tied."""
+    """GroundingDINO. It has tied box heads, so it cannot be saved with fewer than two decoder layers."""
     config = GroundingDinoConfig(
         backbone_config=SwinConfig(
             image_size=SIZE,
@@ -144,10 +144,10 @@ def tiny_detector(folder: Path, seed: int = 0) -> str:
 
 
 def tiny_tracker(folder: Path, seed: int = 0, sees_all: bool = False, sees_none: bool = False) -> str:
-    """SAM 2's video model for pictures of 64 pixels.
+    """SAM 2's video model for images of 64 pixels.
 
-    With `sees_all` every pixel of every frame belongs to what is tracked, with `sees_none` no frame shows it: the mask
-    decoder's last layers are set so. Else the masks are whatever random weights make of them.
+    With `sees_all` the mask covers every pixel of every frame, with `sees_none` none, because the mask decoder's last
+    layers are set accordingly. Otherwise masks come from random weights.
     """
     config = Sam2VideoConfig(
         image_size=64,
@@ -197,7 +197,7 @@ def tiny_tracker(folder: Path, seed: int = 0, sees_all: bool = False, sees_none:
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Whole words; what it does not know is [UNK]."""
+    """A tokenizer of whole words; unknown words are [UNK]."""
     ids = {word: i for i, word in enumerate(WORDS)}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -219,8 +219,6 @@ def _seeded(seed: int, make):
         torch.manual_seed(seed)
         model = make()
         for weights in model.parameters():
-            if (
-                weights.ndim > 1
-            ):  # as wide as trained ones: what is drawn by default tells one picture hardly from another
+            if weights.ndim > 1:  # like trained weights: by default all images give almost the same features
                 torch.nn.init.normal_(weights, std=weights[0].numel() ** -0.5)
         return model

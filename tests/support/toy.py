@@ -1,8 +1,8 @@
 """A run that takes seconds: a tiny random model, and rewards that are a hash of the clip.
 
-The hash makes every bit of every clip count: two runs agree in their pairs, and so in their weights, only if all
-their clips agree to the last bit. `python -m tests.support.toy ROOT CALLS` runs it and kills itself (SIGKILL) when the
-run asks for the CALLS-th time whether to stop; with a third word it runs the embedded model in small instead.
+Because of the hash every bit of every clip matters: two runs have the same pairs and weights only if all their clips
+are bit-identical. `python -m tests.support.toy ROOT CALLS` runs it and kills itself (SIGKILL) at the CALLS-th check of
+the stop predicate; with a third argument it runs a small version of the embedded model instead.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class HashReward:
 
 
 class ConstantReward(HashReward):
-    """Likes everything equally: no pair can be made."""
+    """Scores everything equally, so that no pair can be made."""
 
     def _value(self, clip: np.ndarray) -> float:
         return 50.0
 
 
 class Said:
-    """A `Progress` that keeps the lines."""
+    """A `Progress` that records the lines."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -62,7 +62,7 @@ class Said:
 
 
 class SlowReward(HashReward):
-    """Takes its time over the clips of the first training prompt: until `step` optimizer steps are in `metrics`."""
+    """Delays the scores of the first training prompt until `step` optimizer steps are in `metrics`."""
 
     def __init__(self, dimension: str, metrics: Path, step: int) -> None:
         super().__init__(dimension)
@@ -75,7 +75,7 @@ class SlowReward(HashReward):
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Look every 50 ms whether something holds; `TimeoutError` when it does not come to it."""
+    """Check every 50 ms whether something holds. Raises `TimeoutError` if it never does."""
     pause, ends = Event(), time.monotonic() + seconds
     while not holds():
         if time.monotonic() > ends:
@@ -88,7 +88,7 @@ def rewards(kind: type[HashReward] = HashReward) -> list[HashReward]:
 
 
 def config(root: Path, **flags: Any) -> RunConfig:
-    """Four steps of two pairs, without guardrails; the model is `root`/model."""
+    """Four steps of two pairs, without guardrails. The model is `root`/model."""
     values = {
         "root": root / "runs",
         "name": "toy",
@@ -124,7 +124,7 @@ def embedded(root: Path) -> RunConfig:
 
 
 def after(calls: int, what: Callable[[], bool]) -> Callable[[], bool]:
-    """A stop predicate that says no `calls` - 1 times and then does `what`."""
+    """A stop predicate that returns False `calls` - 1 times and then calls `what`."""
     asked = iter(range(1, sys.maxsize))
     return lambda: what() if next(asked) >= calls else False
 

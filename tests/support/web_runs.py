@@ -1,4 +1,4 @@
-"""Runs on disk whose pairs have clips that can be played, and a page of them in a thread."""
+"""Runs on disk whose pairs have playable clips, and a thread that serves their page."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONFIG = {"exchange__max_lag": 20, "exchange__pipeline_depth": 20, "steps": 20, 
 
 
 def playable(lease: Any, index: int, weights: object = 0) -> Candidate:
-    """As the fakes' candidates, with a clip of 16 frames, 2 seconds."""
+    """A fake candidate with a real clip of 16 frames, 2 seconds."""
     made = fakes_candidate(lease, index, weights)
     object.__setattr__(made, "clip", encode_mp4(frames(lease.prompt.ordinal % 7 + index), 8))
     return made
@@ -40,7 +40,7 @@ fakes_candidate = fakes.candidate
 
 
 def begun(root: Path, **flags: Any) -> tuple[Path, RunConfig]:
-    """A run folder with nothing but its configuration."""
+    """A run folder that holds only its configuration."""
     config = small(**CONFIG | {"root": str(root), "name": "mine"} | flags)
     folder = root / "mine"
     folder.mkdir()
@@ -55,7 +55,7 @@ def write(folder: Path, file: str, *records: dict[str, Any]) -> None:
 
 
 def history(folder: Path, start: float) -> None:
-    """Two steps, a refresh, a resume and an alarm, from second `start` on."""
+    """Two steps, a refresh, a resume and an alarm, beginning at second `start`."""
     write(folder, EVENTS, event(start, "started"), event(start + 40, "resumed", step=1),
           event(start + 55, "alarm", step=2, rule="motion", action="warn", words="71 % of <b>motion</b>"))  # fmt: skip
     write(folder, METRICS, step(1, start + 30), step(2, start + 50, refreshed=True))
@@ -76,7 +76,7 @@ def killed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @contextmanager
 def serving(folder: Path, token: str = "") -> Iterator[str]:
-    """The address of the page of a run, for as long as the block."""
+    """Serve the page of a run inside the context; yields its address."""
     with listen("127.0.0.1", 0, token) as listening, closing(VideoCache(folder / "blobs")) as screening:
         app = make_app(DashboardState(RunReader(folder)), screening, token)
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))

@@ -65,12 +65,12 @@ def test_it_describes_what_it_sees(tmp_path: Path) -> None:
     assert caption == captioner(frames)
     assert caption != captioner(np.zeros_like(frames))
     seen = captioner._images(images=list(frames), return_tensors="pt")["image_grid_thw"]
-    turn = captioner._turn(seen)
+    turn = captioner._chat_turn(seen)
     assert turn.count("<|image_pad|>") == int(seen.prod(1).sum()) // 4
     assert turn.count("<|vision_start|>") == 3
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no Qwen2-VL model") as error:
+    with pytest.raises(ConfigError, match="not a Qwen2-VL model") as error:
         Qwen2VLCaptioner(str(tmp_path))
     assert "\n" not in str(error.value)

@@ -76,7 +76,7 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
         from_videos(folder, tmp_path / "out", captions)
 
 
-@pytest.mark.parametrize(("frames", "message"), [(2, "of a video of 2 frames"), (0, "no readable video")])
+@pytest.mark.parametrize(("frames", "message"), [(2, "of a video of 2 frames"), (0, "not a readable video")])
 def test_short_and_broken_videos_are_named(folder: Path, tmp_path: Path, frames: int, message: str) -> None:
     if frames:
         video(folder / "a.mp4", frames)

@@ -96,12 +96,12 @@ BROKEN = {
     r"prompts.jsonl:2: broken image .*half\.png": {"image": "half.png", "prompt": "x"},
     r"prompts.jsonl:2: the prompt is empty": {"image": "a.png", "prompt": "  "},
     r"prompts.jsonl:2: the image is empty": {"image": "", "prompt": "x"},
-    r"prompts.jsonl:2: no column 'prompt'; it has image": {"image": "a.png"},
-    r"prompts.jsonl:2: no column 'image'; it has prompt": {"prompt": "x"},
+    r"prompts.jsonl:2: no column 'prompt'; the columns are image": {"image": "a.png"},
+    r"prompts.jsonl:2: no column 'image'; the columns are prompt": {"prompt": "x"},
     r"prompts.jsonl:2: split = 'test'; allowed: train, heldout": {"image": "a.png", "prompt": "x", "split": "test"},
     r"prompts.jsonl:2: not valid JSON": "{",
     r"prompts.jsonl:2: expected an object": "[1]",
-    r"prompts.jsonl:2: another prompt has the id 'one' already": {"image": "a.png", "prompt": "x", "id": "one"},
+    r"prompts.jsonl:2: another prompt already has the id 'one'": {"image": "a.png", "prompt": "x", "id": "one"},
 }
 
 
@@ -127,7 +127,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"prompts\.jsonl: no prompts in it"):
             FilePrompts(jsonl(tmp_path, empty), seed=0)
     (tmp_path / "short.csv").write_text("image,prompt\na.png\n")
-    with pytest.raises(ConfigError, match=r"short\.csv:2: not 2 columns"):
+    with pytest.raises(ConfigError, match=r"short\.csv:2: expected 2 columns"):
         open_prompts(str(tmp_path / "short.csv"), seed=0)
     with pytest.raises(ConfigError, match="every prompt is held out"):
         FilePrompts(numbered(tmp_path, 2, split="heldout"), seed=0)

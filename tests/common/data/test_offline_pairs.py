@@ -81,18 +81,18 @@ def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
 
 def test_equal_opinions_alone_are_no_pairs(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 3), "b.mp4": ("walk", 3)})
-    with pytest.raises(ConfigError, match="no pair to train on, and no two opinions differ"):
+    with pytest.raises(ConfigError, match="no pair to train on, because all opinions are equal"):
         RecordedPairs(file, MODEL, 0)
 
 
 def test_a_folder_gives_each_clip_alone(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4"])
     (tmp_path / "a.txt").write_text("a square walks\n")
-    with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it into b.txt beside it"):
+    with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it to b.txt in the same folder"):
         RecordedPairs(tmp_path, MODEL, 0)
     (tmp_path / "b.txt").write_text("it too")
     pairs = RecordedPairs(tmp_path, MODEL, 0).pairs
-    assert [(pair.chosen.clip.name, pair.chosen.text, len(pair.ends)) for pair in pairs] == [
+    assert [(pair.chosen.clip.name, pair.chosen.text, len(pair.clips)) for pair in pairs] == [
         ("a.mp4", "a square walks", 1),
         ("b.mp4", "it too", 1),
     ]

@@ -79,12 +79,12 @@ def test_mean_opinion() -> None:
 BAD = [
     ("{", "not valid JSON"),
     ([1], "Input should be a valid dictionary"),
-    (row("clips/none.mp4"), "clips/none.mp4: no readable clip: No such file or directory"),
-    (row("clips/cut.mp4"), "clips/cut.mp4: no readable clip"),
-    (row("clips/empty.mp4"), "clips/empty.mp4: no readable clip"),
-    (row("./clips/b.mp4"), "clips/b.mp4: line 1 has it already"),
-    (row(first_frame="none.png"), "none.png: no readable image: No such file or directory"),
-    (row(first_frame="broken.png"), "broken.png: no readable image"),
+    (row("clips/none.mp4"), "clips/none.mp4: not a readable clip: No such file or directory"),
+    (row("clips/cut.mp4"), "clips/cut.mp4: not a readable clip"),
+    (row("clips/empty.mp4"), "clips/empty.mp4: not a readable clip"),
+    (row("./clips/b.mp4"), "clips/b.mp4: already in line 1"),
+    (row(first_frame="none.png"), "none.png: not a readable image: No such file or directory"),
+    (row(first_frame="broken.png"), "broken.png: not a readable image"),
     (row(prompt=""), 'prompt = "": '),
     ({"clip": "clips/c.mp4", "source": "toon"}, "prompt: Field required"),
     (row(rating={}), "rating: Extra inputs are not permitted"),
@@ -106,14 +106,14 @@ def test_bad_rows_are_named_counted_and_left_out(folder: Path) -> None:
         assert str(bad).startswith(f"{file}:{line}: {why}")
         assert "\n" not in str(bad)
     summary = read.summary().splitlines()
-    assert summary[0] == f"{file}: 2 rows, {len(BAD)} bad ones left out:"
+    assert summary[0] == f"{file}: 2 rows, {len(BAD)} bad rows skipped:"
     assert summary[1] == f"  {read.bad[0]}"
     assert summary[-1] == f"  and {len(BAD) - 10} more"
 
 
 def test_a_clip_of_zero_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ratings, "clip_length", lambda data: (0, 8.0))
-    with pytest.raises(ConfigError, match=r"r.jsonl:1: clips/a.mp4: a clip of zero frames; no good row of 1$"):
+    with pytest.raises(ConfigError, match=r"r.jsonl:1: clips/a.mp4: a clip without frames; all 1 rows are bad$"):
         read_ratings(lines(folder / "r.jsonl", row()))
 
 
@@ -122,7 +122,7 @@ def test_files_without_a_good_row(folder: Path) -> None:
         read_ratings(folder / "none.jsonl")
     with pytest.raises(ConfigError, match=r"r.jsonl: no rows in it$"):
         read_ratings(lines(folder / "r.jsonl", ""))
-    with pytest.raises(ConfigError, match=r"r.jsonl:1: not valid JSON: .*; no good row of 2$"):
+    with pytest.raises(ConfigError, match=r"r.jsonl:1: not valid JSON: .*; all 2 rows are bad$"):
         read_ratings(lines(folder / "r.jsonl", "{", "["))
     (folder / "latin.jsonl").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match=r"latin.jsonl: cannot be read"):
@@ -138,10 +138,10 @@ def test_pairs(folder: Path) -> None:
     assert list(read_pairs(folder / "p.jsonl").rows) == rows
     pair = {"prompt": "x", "winner": "clips/a.mp4", "loser": "clips/b.mp4"}
     bad = [
-        (pair | {"winner": "clips/b.mp4", "loser": "clips/a.mp4"}, "clips/a.mp4 and clips/b.mp4: line 1 has it"),
-        (pair | {"winner": "clips/../clips/b.mp4"}, "winner and loser are one clip, clips/../clips/b.mp4"),
+        (pair | {"winner": "clips/b.mp4", "loser": "clips/a.mp4"}, "clips/a.mp4 and clips/b.mp4: already in line 1"),
+        (pair | {"winner": "clips/../clips/b.mp4"}, "winner and loser are the same clip, clips/../clips/b.mp4"),
         (pair | {"winner_rating": 2, "loser_rating": 2}, "winner_rating 2 is not above loser_rating 2"),
-        (pair | {"winner": "clips/cut.mp4"}, "clips/cut.mp4: no readable clip"),
+        (pair | {"winner": "clips/cut.mp4"}, "clips/cut.mp4: not a readable clip"),
         (pair | {"annotators": 0}, "annotators = 0: "),
     ]
     read = read_pairs(lines(folder / "q.jsonl", pair, *(one for one, _ in bad)))

@@ -46,10 +46,10 @@ def files_of_at_most(size: int) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space, then the same command goes on"),
+        (OSError(errno.ENOSPC, "x"), "No space left on device; free some space, then rerun the same command to resume"),
         (OSError(errno.EDQUOT, "x"), "Disk quota exceeded; free some space"),
         (OSError(errno.EROFS, "x"), "Read-only file system; make it writable"),
-        (OSError(errno.EIO, "x"), "Input/output error; see to the disk"),
+        (OSError(errno.EIO, "x"), "Input/output error; check the disk"),
         (RuntimeError("Error while serializing: I/O error: full (os error 28)"), "No space left on device; free"),
     ],
 )
@@ -127,7 +127,7 @@ def test_a_ledger_damaged_amid_a_run_is_said(tmp_path: Path) -> None:
     exchange._ledger.run("PRAGMA shrink_memory")
     file = tmp_path / "ledger.sqlite"
     file.write_bytes(file.read_bytes()[:4096] + bytes(range(256)) * ((file.stat().st_size - 4096) // 256))
-    with pytest.raises(StorageError, match=r"ledger\.sqlite: damaged: database disk image is malformed; start the"):
+    with pytest.raises(StorageError, match=r"ledger\.sqlite: damaged: database disk image is malformed; rerun the"):
         sample(exchange)
 
 

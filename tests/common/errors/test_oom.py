@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from common.errors.oom import is_shortage, pass_on, shortage
+from common.errors.oom import is_shortage, reraise_oom, shortage
 
 MUCH = 10**15  # bytes that no machine has
 GPU = (
@@ -78,10 +78,10 @@ def test_what_a_gpu_does_not_tell_is_left_out(words: str) -> None:
 def test_other_errors_are_left_alone(error: Exception) -> None:
     assert not is_shortage(error)
     assert shortage(error) is None
-    pass_on(error)
+    reraise_oom(error)
 
 
 def test_a_shortage_is_passed_on() -> None:
     for error in (OSError(errno.ENOMEM, "Cannot allocate memory"), torch.OutOfMemoryError(GPU)):
         with pytest.raises(type(error)):
-            pass_on(error)
+            reraise_oom(error)

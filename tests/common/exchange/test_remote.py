@@ -162,18 +162,18 @@ def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("frames", "words"),
     [
-        ([b""], "a header that is no msgpack"),
-        ([b"\xc1"], "a header that is no msgpack"),
-        ([msgpack.packb([1, 2])], "a header that is no map but a list"),
-        ([msgpack.packb({"schema": 99})], "schema 99; this program speaks 1"),
-        ([msgpack.packb({"schema": 1, "blobs": [3]})], "blobs of [] bytes, the header says [3]"),
+        ([b""], "the header is not valid msgpack"),
+        ([b"\xc1"], "the header is not valid msgpack"),
+        ([msgpack.packb([1, 2])], "the header is a list, not a map"),
+        ([msgpack.packb({"schema": 99})], "schema 99; this program uses schema 1"),
+        ([msgpack.packb({"schema": 1, "blobs": [3]})], "blobs of [] bytes, but the header says [3]"),
         (pack({"id": 1}), "a request needs a client and an id"),
         (request("close"), "no call 'close'; there are announce, ask_refresh, bytes_on_disk"),
         (request("__class__"), "no call '__class__'"),
-        (request("lease_group", "a"), "lease_group: 2 arguments are needed (worker, version)"),
-        (request("lease_group", "a", "b"), "lease_group.version: int is needed, not 'b'"),
-        (request("lease_group", "a", True), "lease_group.version: int is needed, not True"),
-        (request("counts", "everything"), "counts.purpose: one of train, probe, eval is needed, not 'everything'"),
+        (request("lease_group", "a"), "lease_group: expected 2 arguments (worker, version)"),
+        (request("lease_group", "a", "b"), "lease_group.version: expected int, got 'b'"),
+        (request("lease_group", "a", True), "lease_group.version: expected int, got True"),
+        (request("counts", "everything"), "counts.purpose: expected one of train, probe, eval, got 'everything'"),
     ],
 )
 def test_nonsense_is_refused_in_words(ask: Ask, local: LocalExchange, frames: list[bytes], words: str) -> None:

@@ -59,7 +59,7 @@ def test_feedback_of_one_dimension_or_of_all_alike(feedback, weights):
 @pytest.mark.parametrize(
     ("flags", "scored", "line"),
     [
-        ({}, ("motion",), r"reward\.weights\.appeal = 1\.0: no reward head scores appeal; scored are motion"),
+        ({}, ("motion",), r"reward\.weights\.appeal = 1\.0: no reward head scores appeal; available scores: motion"),
         ({"path": ""}, ("vs.visual",), r"reward\.judges\.aesthetic\.weight = 1: the judge gives no such score"),
         ({"judges.vs.outputs.colour": "1"}, SCORED, r"reward\.judges\.vs\.outputs\.colour: the judge gives no such"),
         ({"feedback": "vs.colour"}, SCORED, r"reward\.feedback = 'vs\.colour': nothing scores it"),

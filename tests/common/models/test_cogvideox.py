@@ -90,7 +90,7 @@ def test_learned_positions_allow_one_size(tmp_path: Path, size: tuple[int, int, 
 def test_sliced_rotary_positions_reach_to_the_sample_size(tmp_path: Path) -> None:
     model = open_model(tiny_pipeline(tmp_path, **FAMILIES["1.5-5B-I2V"]))
     assert model.latent_shape(81, 96, 96) == (21, CHANNELS, 24, 24)
-    with pytest.raises(ConfigError, match=r"= 48x104: the rotary positions of .* reach to 96x96$"):
+    with pytest.raises(ConfigError, match=r"= 48x104: the rotary positions of .* go up to 96x96$"):
         model.latent_shape(9, 48, 104)
 
 
@@ -112,7 +112,7 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not valid JSON"):
         open_model(tmp_path)
     index.write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(ConfigError, match="a WanPipeline, not one of CogVideoXImageToVideoPipeline"):
+    with pytest.raises(ConfigError, match="is a WanPipeline, must be one of CogVideoXImageToVideoPipeline"):
         open_model(tmp_path)
     index.write_text((folder / "model_index.json").read_text())
     with pytest.raises(ConfigError, match=r"transformer.config.json: missing"):
@@ -157,7 +157,7 @@ def test_toon_names_the_embedded_folder(folder: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(cogvideox, "TOON_PIPELINE", folder)
     assert open_model("toon").path == folder
     monkeypatch.setattr(cogvideox, "TOON_PIPELINE", tmp_path / "unbuilt")
-    with pytest.raises(ConfigError, match="make it with: douga toon build"):
+    with pytest.raises(ConfigError, match="build it with: douga toon build"):
         open_model("toon")
 
 

@@ -88,7 +88,7 @@ def test_kept_answers_are_bounded_in_bytes(service: Service, desk: Counting, mon
     assert ask(service, "take", 100_000, client="e")[1][:1] == bytes([6])
     ask(service, "take", 1, client="f")
     assert list(service._answers) == ["f"]
-    assert service._kept == sum(len(frame) for _, frames in service._answers.values() for frame in frames)
+    assert service._answers_bytes == sum(len(frame) for _, frames in service._answers.values() for frame in frames)
     assert desk.taken == 7
 
 
@@ -106,7 +106,7 @@ def test_an_older_request_is_not_made_again(service: Service, desk: Counting) ->
     [
         ("one\ntwo\x1b[2J", "one?two?[2J"),
         ("file SURROGATE", "file ?"),
-        ("LONG", "x" * serving_side.WORDS),
+        ("LONG", "x" * serving_side.MAX_ERROR_CHARS),
         ("動画", "動画"),
     ],
 )
@@ -162,7 +162,7 @@ def test_a_service_logs_seldom(service: Service, caplog: pytest.LogCaptureFixtur
             answer(service, [b"nonsense" * 1000])
     assert service.counts["error"] == 300
     assert 1 <= len(caplog.messages) < 10
-    assert max(map(len, caplog.messages)) < 2 * serving_side.WORDS
+    assert max(map(len, caplog.messages)) < 2 * serving_side.MAX_ERROR_CHARS
 
 
 @pytest.mark.parametrize(
@@ -177,5 +177,5 @@ def test_a_service_logs_seldom(service: Service, caplog: pytest.LogCaptureFixtur
 )
 def test_an_error_that_is_none_is_named(answer: dict[str, Any]) -> None:
     frames = [msgpack.packb({"schema": 1, "id": 1, "blobs": []} | answer)]
-    with pytest.raises(WireError, match="take: an error without a name or words"):
+    with pytest.raises(WireError, match="take: an error reply without a name or a message"):
         RemoteDesk.__new__(RemoteDesk)._read(calls(Desk)["take"], unpack(frames))

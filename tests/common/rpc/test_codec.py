@@ -102,25 +102,33 @@ def body(plain: Any, blobs: tuple[bytes, ...] = ()) -> list[bytes]:
     ("kind", "plain", "words"),
     [
         (Submitted, {"accepted": True, "price": 3}, "body: Submitted has no field 'price'"),
-        (Submitted, {}, "body: Submitted without accepted"),
-        (Submitted, [True], r"body: Submitted is needed, not \[True\]"),
-        (Submitted, {"accepted": 1}, "body.accepted: bool is needed, not 1"),
-        (Prompt, {"ordinal": 0, "id": "p", "text": "x", "purpose": "fun"}, "body.purpose: one of train, probe, eval"),
+        (Submitted, {}, "body: Submitted without its field 'accepted'"),
+        (Submitted, [True], r"body: expected Submitted, got \[True\]"),
+        (Submitted, {"accepted": 1}, "body.accepted: expected bool, got 1"),
+        (
+            Prompt,
+            {"ordinal": 0, "id": "p", "text": "x", "purpose": "fun"},
+            "body.purpose: expected one of train, probe, eval",
+        ),
         (
             Prompt,
             {"ordinal": 0, "id": "p", "text": "x", "image": 1},
-            "body.image: the number of one of 1 blobs.* not 1",
+            "body.image: expected the index of one of 1 blobs, got 1",
         ),
-        (Prompt, {"ordinal": 0, "id": "p", "text": "x", "image": -1}, "body.image: the number of one of 1 blobs"),
-        (Sequence[int], {"0": 1}, "body: a list is needed"),
-        (Sequence[int], [1, "2"], r"body\[1\]: int is needed, not '2'"),
-        (dict[str, float], {"motion": "high"}, r"body\['motion'\]: float is needed, not 'high'"),
+        (
+            Prompt,
+            {"ordinal": 0, "id": "p", "text": "x", "image": -1},
+            "body.image: expected the index of one of 1 blobs",
+        ),
+        (Sequence[int], {"0": 1}, "body: expected a list"),
+        (Sequence[int], [1, "2"], r"body\[1\]: expected int, got '2'"),
+        (dict[str, float], {"motion": "high"}, r"body\['motion'\]: expected float, got 'high'"),
         (SerializedTensor, {"dtype": "float64", "shape": [1], "data": 0}, "body: dtype 'float64': allowed are float32"),
         (SerializedTensor, {"dtype": "uint8", "shape": [4], "data": 0}, r"body: uint8\[4\] needs 4 bytes, got 3"),
         (
             SerializedTensor,
             {"dtype": "uint8", "shape": [-1, -3], "data": 0},
-            r"body: uint8\[-1, -3\]: no size is negative",
+            r"body: uint8\[-1, -3\]: sizes must not be negative",
         ),
     ],
 )
@@ -156,7 +164,7 @@ def test_what_is_nested_deeply_is_named_shortly(kind: Any, levels: int) -> None:
         (msgpack.packb({"body": [None] * (MAX_ITEMS + 1)}), "16385 exceeds max_array_len"),
         (msgpack.packb({str(place): None for place in range(MAX_ITEMS + 1)}), "16385 exceeds max_map_len"),
         (b"\x81\xa1a\xdd\xff\xff\xff\xff", "4294967295 exceeds max_array_len"),
-        (b"\x91" * 100_000, "no msgpack"),
+        (b"\x91" * 100_000, "not valid msgpack"),
         (b"\x81\xa1a\xa2\xff\xff", "can't decode byte 0xff"),
         (msgpack.packb({"schema": "z" * 100_000}), "schema 'zzz"),
         (msgpack.packb({"schema": 1, "blobs": [1] * 10_000}), r"the header says \[1, 1, 1"),
@@ -171,16 +179,16 @@ def test_headers_that_ask_for_too_much_are_refused(header: bytes, words: str) ->
 def test_numbers_as_keys_travel_as_text() -> None:
     assert unpack(pack({}, {7: "seven", -1: "less"})).read(dict[int, str]) == {7: "seven", -1: "less"}
     for key in ("seven", "", "1e3", "٧", "9" * 30):
-        with pytest.raises(WireError, match="body key: int is needed"):
+        with pytest.raises(WireError, match="body key: expected int"):
             unpack(body({key: "x"})).read(dict[int, str])
 
 
 def test_sizes_are_checked_before_anything_is_read() -> None:
     with pytest.raises(WireError, match="a header of"):
         unpack([b"\0" * (MAX_HEADER + 1)])
-    with pytest.raises(WireError, match="allowed are 4096 of 10 each"):
+    with pytest.raises(WireError, match="at most 4096 blobs of 10 bytes each"):
         unpack(body(None, (b"x" * 11,)), Limits(blob=10))
-    with pytest.raises(WireError, match="20 in all"):
+    with pytest.raises(WireError, match="20 in total are allowed"):
         unpack(body(None, (b"x" * 9,) * 3), Limits(blob=10, total=20))
     with pytest.raises(WireError, match="an empty message"):
         unpack([])

@@ -106,17 +106,20 @@ def worker_file(folder: Path) -> Path:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda text: "", "the key file of a worker is needed, not of None"),
+        (lambda text: "", "not a worker key file: its kind is None"),
         (lambda text: text[:-9], "not valid TOML"),
         (lambda text: "\udcff" + text, "not valid TOML"),
-        (lambda text: text.replace('"worker"', '"server"'), "the key file of a worker is needed, not of 'server'"),
+        (lambda text: text.replace('"worker"', '"server"'), "not a worker key file: its kind is 'server'"),
         (
             lambda text: text.replace('"worker"', '["worker"]'),
-            r"key file of a worker is needed, not of \['worker'\]",
+            r"not a worker key file: its kind is \['worker'\]",
         ),
-        (lambda text: text + "more = 1\n", "broken: server, public, secret of 40 characters each"),
-        (lambda text: text.replace('server = "', 'server = "x'), "broken: server, public, secret of 40 characters"),
-        (lambda text: text[:-42] + '%%%%%"\n', "broken: server, public, secret of 40 characters"),
+        (lambda text: text + "more = 1\n", "broken: it must hold server, public, secret of 40 characters each"),
+        (
+            lambda text: text.replace('server = "', 'server = "x'),
+            "broken: it must hold server, public, secret of 40 characters",
+        ),
+        (lambda text: text[:-42] + '%%%%%"\n', "broken: it must hold server, public, secret of 40 characters"),
         (lambda text: text[:-42] + zmq.curve_keypair()[1].decode() + '"\n', "public and secret do not belong together"),
     ],
 )
@@ -142,7 +145,7 @@ def test_what_is_no_file_or_of_another_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"worker\.key is for another server than server\.key; delete .*/keys for"):
         make_or_read(tmp_path / KEYS)
     file.unlink()
-    with pytest.raises(ConfigError, match=r"worker\.key: no key file: No such file"):
+    with pytest.raises(ConfigError, match=r"worker\.key: cannot read the key file: No such file"):
         make_or_read(tmp_path / KEYS)
     with pytest.raises(ConfigError, match="keys cannot be written: No such file"):
         make_or_read(tmp_path / "missing" / KEYS)
@@ -166,7 +169,9 @@ def test_off_loopback_there_are_keys(host: str) -> None:
     check_reaching(f"tcp://{host}:5555", True)
     with pytest.raises(ConfigError, match=r"tcp://.*:5555: off loopback a service needs keys"):
         check_listening(f"tcp://{host}:5555", False)
-    with pytest.raises(ConfigError, match=r"tcp://.*:5555: off loopback a key is needed \(RUN/keys/worker\.key"):
+    with pytest.raises(
+        ConfigError, match=r"tcp://.*:5555: off loopback a key is needed \(the run's RUN/keys/worker\.key"
+    ):
         check_reaching(f"tcp://{host}:5555", False)
 
 

@@ -141,7 +141,7 @@ def test_a_request_repeated_while_in_work_is_made_once_and_answered_where_it_was
         assert desk.begin("long").wait(SECONDS)
         ask(second, 7, "hold", "long")
         ask(second, 7, "hold", "long")  # no client does so: every message has its answer all the same
-        assert answer(second) == (7, "request 7 is under way already")
+        assert answer(second) == (7, "request 7 is already running")
         ask(second, 1, "note", "d", 1, client="d")  # answered after the repeat was seen
         assert answer(second) == (1, 1)
         assert service.counts["repeated"] == 1
@@ -176,7 +176,7 @@ def test_small_requests_go_first(desk: Held) -> None:
         assert desk.begin("busy").wait(SECONDS)
         for name in ("large", "larger"):
             desk.release(name).set()
-            ask(socket, 1, "keep", name, bytes(serving_side.SMALL + 1), client=name)
+            ask(socket, 1, "keep", name, bytes(serving_side.SMALL_REQUEST + 1), client=name)
         desk.release("small").set()
         ask(socket, 1, "keep", "small", b"", client="b")
         ask(socket, 2, "hold", "busy", client="a")  # waits for its own first
@@ -248,14 +248,14 @@ def test_many_clients_at_once(desk: Held) -> None:
 
 
 def test_a_client_may_have_so_many_requests_under_way(desk: Held, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving_side, "QUEUED", 4)
+    monkeypatch.setattr(serving_side, "MAX_QUEUED", 4)
     with served(desk, 2) as service, line(service) as socket, line(service) as other:
         ask(socket, 1, "hold", "first")
         assert desk.begin("first").wait(SECONDS)
         for number in range(2, 8):
             ask(socket, number, "note", "c", number)
         for number in range(5, 8):
-            assert answer(socket) == (number, "4 requests of this client are under way; more are not taken")
+            assert answer(socket) == (number, "this client already has 4 open requests, the maximum")
         ask(other, 1, "note", "d", 1, client="d")
         assert answer(other) == (1, 1)
         desk.release("first").set()
@@ -264,7 +264,7 @@ def test_a_client_may_have_so_many_requests_under_way(desk: Held, monkeypatch: p
         assert answer(socket) == (8, 8)
 
 
-@pytest.mark.parametrize(("name", "bound", "most"), [("WAITING", 5, 5), ("WAITING_BYTES", 50_000, 6)])
+@pytest.mark.parametrize(("name", "bound", "most"), [("MAX_PENDING", 5, 5), ("MAX_PENDING_BYTES", 50_000, 6)])
 def test_beyond_a_bound_nothing_more_is_read(
     desk: Held, monkeypatch: pytest.MonkeyPatch, name: str, bound: int, most: int
 ) -> None:
@@ -272,10 +272,10 @@ def test_beyond_a_bound_nothing_more_is_read(
     monkeypatch.setattr(serving_side, name, bound)
     seen: list[int] = []
     with served(desk, 1) as service, line(service) as socket:
-        take_in = service._take_in
-        monkeypatch.setattr(service, "_take_in", lambda one: (take_in(one), seen.append(service._under_way)))
+        admit = service._admit
+        monkeypatch.setattr(service, "_admit", lambda one: (admit(one), seen.append(service._pending_count)))
         for number in range(1, 31):
-            ask(socket, number, "keep", "same", bytes(10_000 * (name == "WAITING_BYTES")), client=f"c{number}")
+            ask(socket, number, "keep", "same", bytes(10_000 * (name == "MAX_PENDING_BYTES")), client=f"c{number}")
         assert desk.begin("same").wait(SECONDS)
         for _ in range(10_000):
             if len(seen) >= most - 1:
@@ -285,7 +285,7 @@ def test_beyond_a_bound_nothing_more_is_read(
         assert sorted(answer(socket)[0] for _ in range(30)) == list(range(1, 31))
         assert len(seen) == 30
         assert max(seen) <= most
-    assert (service._under_way, service._bytes, service._waiting) == (0, 0, {})
+    assert (service._pending_count, service._pending_bytes, service._pending) == (0, 0, {})
 
 
 def test_a_request_older_than_one_in_work_is_refused(desk: Held, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +321,7 @@ def test_nonsense_ends_no_thread(desk: Held) -> None:
     with served(desk, 2) as service, line(service) as socket:
         for number in range(50):
             ask(socket, number, "note", number, "no number", client=f"c{number}")
-            assert "note.who: str is needed" in answer(socket)[1]
+            assert "note.who: expected str, got" in answer(socket)[1]
             ask(socket, number, "nonsense", client=f"c{number}")
             assert answer(socket) == (number, "no call 'nonsense'; there are hold, keep, look, note")
         assert service.counts == {"error": 100}

@@ -46,5 +46,5 @@ def test_a_kernel_counts_as_a_matrix() -> None:
 
 
 def test_only_matrices() -> None:
-    with pytest.raises(ValueError, match=r"takes matrices, got shapes \[\[3\]\]"):
+    with pytest.raises(ValueError, match=r"takes parameters of two or more dimensions, got shapes \[\[3\]\]"):
         Muon([torch.nn.Parameter(torch.zeros(3))], lr=0.1, weight_decay=0.0)

@@ -118,5 +118,5 @@ def test_token_files_that_are_refused(tmp_path):
     file.chmod(0o640)
     with pytest.raises(ConfigError, match="group or others may use it; chmod 600"):
         read_token(file)
-    with pytest.raises(ConfigError, match="no token can be read"):
+    with pytest.raises(ConfigError, match="cannot read the token"):
         read_token(tmp_path / "nowhere")

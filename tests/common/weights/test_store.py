@@ -68,7 +68,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     manifest.write_text("{")
     with pytest.raises(CorruptDataError, match="broken manifest"):
         store.load(3)
-    with pytest.raises(NotFoundError, match=r"no weight version 9; here are \[3\]"):
+    with pytest.raises(NotFoundError, match=r"no weight version 9; there are \[3\]"):
         store.load(9)
 
 

@@ -65,9 +65,9 @@ def service(store: WeightStore) -> Iterator[Service]:
 
 @pytest.fixture
 def notes() -> Iterator[VersionPublisher]:
-    announcer = VersionPublisher()
-    yield announcer
-    announcer.close()
+    publisher = VersionPublisher()
+    yield publisher
+    publisher.close()
 
 
 def test_chunks_make_up_the_file(store: WeightStore, service: Service, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_another_versions_manifest_is_refused(store: WeightStore, tmp_path: Path
     with (
         serving(Service(WeightSource, Confused(store))) as service,
         RemoteWeights(service.address, "sampler-0") as source,
-        pytest.raises(CorruptDataError, match="weight version 1: the manifest of version 2 came for it"),
+        pytest.raises(CorruptDataError, match="weight version 1: received the manifest of version 2 instead"),
     ):
         pull(source, 1, mine)
     assert mine.versions() == debris(mine.folder) == []
@@ -139,7 +139,7 @@ def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path
         publish(store, version, kind="adapter", base=base)
     mine = WeightStore(tmp_path / "mine")
     with RemoteWeights(service.address, "sampler-0") as source:
-        with pytest.raises(CorruptDataError, match="weight version 3: its base 2 has a base itself, 1"):
+        with pytest.raises(CorruptDataError, match="weight version 3: its base 2 is itself based on 1"):
             pull(source, 3, mine)
         assert mine.versions() == []
         pull(source, 2, mine)
@@ -183,7 +183,7 @@ def test_a_manifest_that_contradicts_itself_is_refused(store: WeightStore, tmp_p
 def test_a_version_that_is_gone_is_named(service: Service, tmp_path: Path) -> None:
     with (
         RemoteWeights(service.address, "sampler-0") as source,
-        pytest.raises(NotFoundError, match=r"no weight version 9; here are \[\]"),
+        pytest.raises(NotFoundError, match=r"no weight version 9; there are \[\]"),
     ):
         pull(source, 9, WeightStore(tmp_path / "mine"))
 
@@ -192,7 +192,7 @@ def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service:
     with (
         RemoteWeights(service.address, "sampler-0") as source,
         closing(source.chunks(9, 1)) as chunks,
-        pytest.raises(NotFoundError, match="weight version 9 is not there any more"),
+        pytest.raises(NotFoundError, match="weight version 9 does not exist any more"),
     ):
         next(chunks)
 

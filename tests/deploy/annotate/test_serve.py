@@ -106,7 +106,7 @@ def test_clips_that_cannot_be_played_are_named_counted_and_left_out(tmp_path: Pa
     assert [clip.name for clip in find_clips(tmp_path)[1]] == ["good.mp4"]
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 6
-    assert re.match(r"douga: bad0.mp4: .*no readable video.*; left out", told[0])
+    assert re.match(r"douga: bad0.mp4: .*not a readable video.*; left out", told[0])
     assert told[-1] == "douga: 8 clips are left out in all"
 
 

@@ -46,7 +46,7 @@ def test_a_process_serves_the_embedded_heads_until_it_is_told_to_stop(tmp_path: 
         (["--host", "192.0.2.1", "--token-file", "{token}"], "--host 192.0.2.1 --port 8100: "),
         (["--reward.path", "nowhere", "--port", "0"], "no folder of reward heads at nowhere"),
         (["--reward.judges.heads.kind", "x:Y", "--port", "0"], "reward.judges.heads: the heads of reward.path"),
-        (["--token-file", "nowhere"], "nowhere: no token can be read"),
+        (["--token-file", "nowhere"], "nowhere: cannot read the token"),
         (["--colour", "red"], "--colour: unknown key"),
     ],
 )

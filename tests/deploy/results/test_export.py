@@ -194,7 +194,7 @@ def test_no_such_run(tmp_path: Path, capsys: Any) -> None:
 
 
 def test_no_such_version_names_those_that_are_there(full: Run, tmp_path: Path, capsys: Any) -> None:
-    assert "no weight version 7; here are [0, 1, 2]" in refused(full, tmp_path / "out", capsys, "--version", "7")
+    assert "no weight version 7; there are [0, 1, 2]" in refused(full, tmp_path / "out", capsys, "--version", "7")
 
 
 def test_a_folder_with_something_in_it_is_left_alone(full: Run, tmp_path: Path, capsys: Any) -> None:

@@ -21,7 +21,7 @@ from deploy.runtime.hub import Hub
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
-REFUSED = r"made on another base model than model\.path = '{}', whose files differ in {}; give the model that"
+REFUSED = r"made on another base model than model\.path = '{}', whose files differ in {}; set model\.path to the"
 
 
 @dataclass(frozen=True)

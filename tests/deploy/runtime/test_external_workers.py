@@ -106,7 +106,7 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
     for change in (lambda data: data[:-1] + b"x", lambda data: b"x" + data[1:], lambda data: data + b"\0"):
         file.write_bytes(change(bytes(5 << 20)))
         assert fingerprint(tmp_path) != before
-    with pytest.raises(ConfigError, match="no model files here"):
+    with pytest.raises(ConfigError, match="no model files in it"):
         fingerprint(tmp_path / "nowhere")
 
 

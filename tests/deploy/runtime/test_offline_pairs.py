@@ -81,7 +81,7 @@ def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(part
         assert one.selection.candidates == (0, 1)
         texts = from_array(one.conditioning.prompt_embeds)
         images = from_array(one.conditioning.image_latent)
-        for place, end in enumerate(pair.ends):
+        for place, end in enumerate(pair.clips):
             assert torch.equal(texts[place], from_array(plain._embed(end.text)))
             pixels = frames_of(end.clip, how.model)
             first = plain._encode(Prompt(0, "alone", end.text, encode_png(pixels[0]))).image_latent

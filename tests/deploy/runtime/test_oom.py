@@ -23,7 +23,7 @@ from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parents[3]
-BOUND = r"asked for \d\.\d\d GB, \d\.\d\d of \d\.\d\d GB are free of what this process may take \(ulimit -v\)"
+BOUND = r"asked for \d\.\d\d GB, \d\.\d\d of \d\.\d\d GB are free of this process's memory limit \(ulimit -v\)"
 GPU = (
     "CUDA out of memory. Tried to allocate 17.80 GiB. "
     "GPU 0 has a total capacity of 23.64 GiB of which 2.15 GiB is free."

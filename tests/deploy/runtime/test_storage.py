@@ -200,7 +200,7 @@ def test_a_bound_on_the_size_of_files(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     bounds = {
         150_000: "weights/v000000: cannot be written: File too large; free some space",
-        250_000: "ledger.sqlite: cannot be written: Input/output error; see to the disk",
+        250_000: "ledger.sqlite: cannot be written: Input/output error; check the disk",
     }
     for size, words in bounds.items():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -208,7 +208,7 @@ def test_a_bound_on_the_size_of_files(
             assert run(config, monkeypatch) == 3
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert told(capsys).startswith(f"{config.folder}/{words}, then the same command goes on")
+        assert told(capsys).startswith(f"{config.folder}/{words}, then rerun the same command to resume")
         is_whole(config)
     assert run(config, monkeypatch) == 0
     finished(config, unbroken)
@@ -226,7 +226,8 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
     said = toy.Said()
     with mounted(config.folder / part, "200k") as disk:
         words = (
-            rf"^{disk}/.*: cannot be written: No space left on device; free some space, then the same command goes on$"
+            rf"^{disk}/.*: cannot be written: No space left on device; "
+            r"free some space, then rerun the same command to resume$"
         )
         with pytest.raises(StorageError, match=words):
             driver.run(config, toy.rewards(), progress=said)

@@ -220,7 +220,7 @@ def test_a_token_is_asked_for(browser: Browser, serve: Callable[..., Served], as
     page.goto(serve(asked, "correct horse battery").url)
     page.get_by_label("Token").fill("wrong")
     page.get_by_role("button", name="Enter").click()
-    expect(page.get_by_role("alert")).to_have_text("this is not the token")
+    expect(page.get_by_role("alert")).to_have_text("wrong token")
     page.get_by_label("Token").fill("correct horse battery")
     page.get_by_role("button", name="Enter").click()
     expect(page.get_by_label("Your name")).to_be_visible()

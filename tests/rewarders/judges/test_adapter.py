@@ -189,7 +189,7 @@ def test_reasons_are_kept_with_the_score_and_the_others_go_on():
     dark, light, broken = rewarder_for(judges, config).score(tasks)
     assert (math.isnan(dark.values["one"]), dark.problems) == (True, {"one": "too dark"})
     assert (light.values, light.problems) == ({"one": 50.0}, {})
-    assert "no readable video" in broken.problems["one"]
+    assert "not a readable video" in broken.problems["one"]
 
 
 def test_a_judge_without_answer_is_not_asked_again_clip_by_clip():

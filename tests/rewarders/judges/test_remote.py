@@ -69,7 +69,7 @@ def test_scores_come_back_with_reasons_for_those_that_are_missing():
         health = httpx.get(f"{url}/health").json()
     assert found[0] == {"mean": pytest.approx(80, abs=2), "image": 4.0}
     assert found[1:3] == ["mean: no finite score", "too dark"]
-    assert "no readable video" in str(found[3])
+    assert "not a readable video" in str(found[3])
     assert health == {"status": "ok", "scored": 1, "refused": 3}
     assert {one.character for one in grey.asked} == {"robot"}
 
@@ -190,7 +190,7 @@ def test_a_judge_that_has_changed_is_not_believed():
         ({"url": "http://127.0.0.1:9"}, "no answer in 1 tries"),
         ({"path": "red"}, r"path = 'red': .* serves blue, grey"),
         ({}, "serves blue, grey; which one"),
-        ({"token_file": "/nowhere"}, "no token can be read"),
+        ({"token_file": "/nowhere"}, "cannot read the token"),
     ],
 )
 def test_wrong_addresses_get_one_line(changes, line):

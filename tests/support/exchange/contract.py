@@ -1,6 +1,6 @@
-"""What every exchange must do, whatever carries the calls: subclass `ExchangeContract` and give it the two fixtures.
+"""Tests that every exchange must pass, local or remote: subclass `ExchangeContract` and provide its two fixtures.
 
-`open_exchange(config)` opens (or opens again, after `close`) the exchange of one run; `clock` is the time it sees.
+`open_exchange(config)` opens the exchange of one run, or reopens it after `close`; `clock` is its clock.
 """
 
 from __future__ import annotations
@@ -422,7 +422,7 @@ class ExchangeContract:
         exchange.check()
 
     def test_a_rollback_brings_pairs_back_that_waited_too_long(self, open_exchange: Factory, clock: Clock) -> None:
-        """They wait anew: the time without a learner is not theirs, and repeated steps need their batches."""
+        """Their waiting time restarts: time without a learner does not count, and repeated steps need their batches."""
         exchange = open_exchange(small(exchange__ttl_seconds=100))
         make_pairs(exchange, 4)
         assert train(exchange, 1) == [0, 1]
@@ -464,7 +464,7 @@ class ExchangeContract:
             exchange.commit_step(2, [2, 3])  # of a learner that does not know that it is dead
 
     def test_uses_are_counted_per_step_and_never_beyond_the_bound(self, open_exchange: Factory) -> None:
-        """Also where steps are repeated after a rollback."""
+        """Also if steps are repeated after a rollback."""
         exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=9))
         make_pairs(exchange, 2)
         assert [train(exchange, step) for step in (1, 2, 3)] == [[0, 1], [0, 1], []]

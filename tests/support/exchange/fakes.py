@@ -1,4 +1,4 @@
-"""A small world around the exchange without any model: prompts, candidates and scores made of hashes."""
+"""Fake prompts, candidates and scores made of hashes, to test the exchange without a model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.messages import (
 
 
 class Clock:
-    """Seconds that pass only when told to."""
+    """A clock that only advances when told to."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -34,19 +34,19 @@ class Clock:
 
 
 def small(**flags: Any) -> RunConfig:
-    """N = 2, two pairs a step, a push every step, max_lag 1; `flags` as `exchange__max_lag=0`."""
+    """N = 2, two pairs per step, a version every step, max_lag 1; `flags` as in `exchange__max_lag=0`."""
     base = {"sampler.candidates": 2, "learner.pairs_per_step": 2, "learner.steps_per_push": 1}
     base |= {"learner.keep_checkpoints": 1}
     return load_config(flags=base | {name.replace("__", "."): value for name, value in flags.items()})
 
 
 def source(ordinal: int) -> Prompt:
-    """Training prompts without end; three first frames in turn."""
+    """Endless training prompts, with three alternating first frames."""
     return Prompt(ordinal, f"train-{ordinal % 3}", f"cat {ordinal % 3} walks", image=b"png" * (1 + ordinal % 3))
 
 
 def heldout(count: int, purpose: Purpose = Purpose.EVAL) -> list[Prompt]:
-    """Held-out prompts, ordinals from 0 as a caller would number them."""
+    """Held-out prompts, numbered from 0."""
     return [Prompt(place, f"held-{place}", "dog jumps", image=b"dog", purpose=purpose) for place in range(count)]
 
 
@@ -68,7 +68,7 @@ def conditioning(prompt: Prompt) -> Conditioning:
 
 
 def candidate(lease: GroupLease, index: int, weights: object = 0) -> Candidate:
-    """What a sampler with `weights` makes of a seed."""
+    """The candidate that a sampler with `weights` makes from a seed."""
     data = digest(weights, lease.prompt.id, lease.seeds[index])
     name = f"{lease.prompt.ordinal}-{index}-v{lease.version}"
     return Candidate(
@@ -91,7 +91,7 @@ def weight_version(version: int, step: int, pushes: int) -> WeightVersion:
 
 
 def sample(exchange: Exchange, version: int = 0, worker: str = "sampler-0") -> GroupLease | None:
-    """Sample one whole group, if there is leave to."""
+    """Sample one complete group, if admission allows one."""
     lease = exchange.lease_group(worker, version)
     if lease is not None:
         exchange.submit_conditioning(lease, conditioning(lease.prompt))
@@ -102,7 +102,7 @@ def sample(exchange: Exchange, version: int = 0, worker: str = "sampler-0") -> G
 
 
 def score_all(exchange: Exchange, raw: Mapping[str, float] | None = None) -> list[Submitted]:
-    """Score all that waits, by `raw` of the candidate's id where given."""
+    """Score all waiting candidates, with `raw` of the candidate's id if given."""
     answers: list[Submitted] = []
     while tasks := exchange.lease_candidates("rewarder-0", 16):
         answers += exchange.submit_scores(
@@ -112,7 +112,7 @@ def score_all(exchange: Exchange, raw: Mapping[str, float] | None = None) -> lis
 
 
 def make_pairs(exchange: Exchange, count: int, version: int = 0) -> list[int]:
-    """`count` pairs whose first candidate wins 80 to 30; their ordinals."""
+    """Make `count` pairs whose first candidate wins 80 to 30. Returns their ordinals."""
     leases = [sample(exchange, version) for _ in range(count)]
     ordinals = [lease.prompt.ordinal for lease in leases if lease is not None]
     assert len(ordinals) == count
@@ -132,5 +132,5 @@ def train(exchange: Exchange, step: int, count: int = 2) -> list[int]:
 
 
 def total(counts: Mapping[Any, int], states: Sequence[Any] = ()) -> int:
-    """Sum of a count, or of some of its states."""
+    """The sum of the counts, or of some states' counts."""
     return sum(number for state, number in counts.items() if not states or state in states)

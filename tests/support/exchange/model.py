@@ -1,8 +1,8 @@
-"""The ledger in plain dicts: what the state table and the rules of docs/architecture.md say, and nothing of SQLite.
+"""A reference model of the ledger in plain dicts: the state table and rules of docs/architecture.md, without SQLite.
 
-Every method is a call of `RunExchange` and answers what that call must answer; a refused call raises the same kind of
-error and changes nothing. `view` is all that must agree with the real ledger after every call. It has no idempotency
-cache, no transactions, no files: a blob is its bytes, kept under the name the group knows it by.
+Every method is a call of `RunExchange` and returns what that call must return; a refused call raises the same kind of
+error and changes nothing. `view` is everything that must equal the real ledger after every call. There is no reply
+cache, no transaction and no file: a blob is its bytes, stored under the name that the group uses.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Model:
     # What can be compared.
 
     def view(self) -> dict[str, Any]:
-        """Everything that the real ledger must agree with."""
+        """Everything that must equal the real ledger."""
         return {
             "groups": {
                 ordinal: (
@@ -174,7 +174,7 @@ class Model:
         return not used or used + self.largest * (sampling + 1) <= self.rules.max_bytes
 
     def admitted(self, *purposes: Purpose) -> int:
-        """Groups ever admitted."""
+        """The number of groups ever admitted."""
         here = sum(one.prompt.purpose in purposes for one in self.groups.values())
         return here + sum(count for (purpose, _), count in self.gone.items() if purpose in purposes)
 
@@ -207,7 +207,7 @@ class Model:
         group.keep(*kept)
 
     def _holder(self, lease: GroupLease) -> Group | None:
-        """The group, if this is its present lease."""
+        """The group, if this is its current lease."""
         group = self.groups.get(lease.prompt.ordinal)
         if group is None:
             return None
@@ -283,7 +283,7 @@ class Model:
         self._forget([ordinal for ordinal, one in self.groups.items() if id(one) in over])
 
     def _forget(self, ordinals: list[int]) -> None:
-        """Of these groups there are sums alone from now on."""
+        """Reduce these groups to totals."""
         for step, batch in list(self.batches.items()):
             left = [ordinal for ordinal in batch if ordinal not in ordinals]
             self.gone_uses[step] += (len(batch) - len(left)) * (step in self.committed)
@@ -491,7 +491,7 @@ class Model:
         self._prune()
 
     def _prune(self) -> None:
-        """What no resume can need, and is old enough, is forgotten."""
+        """Reduce old groups that no resume can need to totals."""
         oldest = self.admitted(Purpose.TRAIN) - self.rules.keep_groups
         self._forget(
             [
@@ -549,7 +549,7 @@ class Model:
             one.until = -inf
 
     def reopen(self) -> None:
-        """The process is gone, and all leases with it."""
+        """Restart the exchange's process, which drops all leases."""
         for group in self.groups.values():
             for clip in group.clips.values():
                 clip.holder = None
@@ -561,5 +561,5 @@ class Model:
 
 
 def packed(data: bytes) -> bytes:
-    """The blob of plain bytes."""
+    """The blob that holds these bytes."""
     return pack([blobs.raw(data)])

@@ -20,7 +20,7 @@ LATENT = (3, CHANNELS, 12, 16)  # F, C, h, w of 9 frames of 48 x 64 pixels
 
 
 def tiny_model(folder: Path, **overrides: Any) -> ModelFolder:
-    """One block of two heads; the folder is made once."""
+    """A model with one block of two heads. The folder is created once."""
     if not folder.exists():
         tiny_pipeline(folder, **({"num_layers": 1} | overrides))
     return open_model(folder)
@@ -68,24 +68,24 @@ class MemoryExchange:
         return [make_group(ordinal, self.gap, kept=self.kept) for ordinal in ordinals]
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("commit", step, tuple(ordinals)))
 
     def announce(self, version: WeightVersion) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("announce", version.version))
         self.versions.append(version)
 
     def next_version(self) -> int:
-        """One more than the newest."""
+        """The newest version + 1."""
         return self.versions[-1].version + 1 if self.versions else 0
 
     def mark(self, step: int) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("mark", step))
 
     def rollback(self, step: int) -> None:
-        """Note it."""
+        """Record the call."""
         self.log.append(("rollback", step))
 
 

@@ -1,6 +1,6 @@
-"""GAPO written a second time, the slow way: diffusers' scheduler, one clip per forward pass, torch's AdamW.
+"""A slow reference implementation of GAPO: diffusers' scheduler, one clip per forward pass, torch's AdamW.
 
-What the learner computes with shared forward passes, micro-batches, ranks and ZeRO is compared with this.
+The learner's results with shared forward passes, micro-batches, ranks and ZeRO are compared with it.
 """
 
 from __future__ import annotations

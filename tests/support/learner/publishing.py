@@ -1,7 +1,6 @@
 """One rank that publishes, as a program: ``python -m tests.support.learner.publishing RANK WORLD FOLDER CASE...``
 
-A case is ``memory-3`` or ``failure-3`` (what is tried, ZeRO stage). Every rank leaves what it found in
-FOLDER/CASE-RANK.json.
+A case is ``memory-3`` or ``failure-3`` (test, ZeRO stage). Every rank writes its results to FOLDER/CASE-RANK.json.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ BUCKET = 8 << 20
 
 
 def big_module() -> torch.nn.Module:
-    """Weights that a seed gives."""
+    """A module with random weights of a fixed seed."""
     torch.manual_seed(3)
     return torch.nn.Sequential(*(torch.nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
 
 
 def publish(store: WeightStore, stream: TensorStream, version: int) -> str:
-    """Publish it; the digest."""
+    """Publish the engine's weights. Returns the digest."""
     return store.publish(stream, version=version, step=0, pushes=0, kind="full", base=version).digest
 
 
 def memory(folder: Path, stage: int) -> dict[str, Any]:
-    """Peaks of this process above its start, in bytes: publishing by the bucket, and all at once."""
+    """Peak memory of this process above its start, in bytes: published in buckets, and all at once."""
     base.BUCKET_BYTES = BUCKET
     engine = ZeroEngine(big_module(), tiny_config(zero_stage=stage).learner)
     tensors, store = dict(engine.module.named_parameters()), WeightStore(folder / f"weights-{stage}")
@@ -55,14 +54,14 @@ def memory(folder: Path, stage: int) -> dict[str, Any]:
         if whole is not None:
             publish(store, TensorStream.of(whole), 2)
 
-    by_bucket()  # what is allocated once and for all
+    by_bucket()  # warm up: one-time allocations
     peaks = {"by_bucket": peak(by_bucket), "at_once": peak(at_once)}
     engine.close()
     return peaks
 
 
 def peak(what: Callable[[], None]) -> int:
-    """How far `what` takes this process's memory above where it stands, in bytes."""
+    """The peak memory of `what` above this process's present memory, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from VmRSS
     before = _kilobytes("VmRSS")
     what()
@@ -76,7 +75,7 @@ def _kilobytes(line: str) -> int:
 
 
 def failure(folder: Path, stage: int) -> dict[str, Any]:
-    """What each rank says when rank 0 cannot write a version, or rank 1 its part of a checkpoint; then both can."""
+    """Each rank's error when rank 0 cannot write a version, or rank 1 its part of a checkpoint; then both succeed."""
     base.BUCKET_BYTES = 4096
     config = tiny_config(zero_stage=stage)
     mine: Any = MemoryExchange() if distributed.get_rank() == 0 else None
@@ -93,7 +92,7 @@ def failure(folder: Path, stage: int) -> dict[str, Any]:
 
 
 def _failing(what: Callable[[], Any], limited: bool) -> str:
-    """The error of `what`, where files of this process may not grow beyond 20000 bytes."""
+    """The error of `what` while files of this process are limited to 20000 bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if limited:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))

@@ -1,7 +1,7 @@
 """One rank of a learner, as a program: ``python -m tests.support.learner.ranks RANK WORLD FOLDER CASE...``
 
-A case is ``full-2``, ``lora-3`` or ``offload-2`` (one of KINDS, ZeRO stage). Rank 0 leaves the policy after STEPS steps
-in FOLDER/CASE.safetensors and, after another start from the last checkpoint, whether that gave the same weights.
+A case is ``full-2``, ``lora-3`` or ``offload-2`` (one of KINDS, ZeRO stage). Rank 0 writes the policy after STEPS steps
+to FOLDER/CASE.safetensors and, after a resume from the last checkpoint, whether that gave the same weights.
 """
 
 from __future__ import annotations

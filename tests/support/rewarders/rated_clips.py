@@ -18,9 +18,9 @@ from rewarders.training.dataset import Rated
 
 
 def grey_clips(folder: Path, prompts: int, candidates: int = 3, real: bool = False) -> Path:
-    """Clips of one grey level each: its opinion of `light` is the level, that of `dark` the opposite.
+    """Clips of one grey level each. The rating of `light` is the level, that of `dark` the opposite.
 
-    Every prompt has a first frame of its own.
+    Every prompt has its own first frame.
     """
     rng = np.random.default_rng(prompts)
     (folder / "clips").mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ SECONDS = 20.0
 
 @contextmanager
 def serving(judges: Mapping[str, Judge], token: str = "", most_bytes: int = 1 << 20) -> Iterator[str]:
-    """The address of a server that lives as long as the block."""
+    """Run a server inside the context; yields its address."""
     with listen("127.0.0.1", 0, token) as listening:
         server = uvicorn.Server(uvicorn.Config(application(judges, token, most_bytes), log_level="error"))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})

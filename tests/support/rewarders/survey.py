@@ -18,7 +18,7 @@ FPS = 8
 
 
 def frames(colour: int, count: int = 16, height: int = 48, width: int = 64) -> np.ndarray:
-    """A square of a colour of its own that walks to the right."""
+    """A square of a given colour that moves to the right."""
     clip = np.full((count, height, width, 3), 235, np.uint8)
     for at in range(count):
         left = 4 + at * 2
@@ -27,7 +27,7 @@ def frames(colour: int, count: int = 16, height: int = 48, width: int = 64) -> n
 
 
 def write_clips(folder: Path, names: Sequence[str], count: int = 16) -> list[Path]:
-    """mp4 files, every second one as the sampler writes it (4:4:4)."""
+    """Write mp4 files, every second one in the sampler's format (4:4:4)."""
     paths = []
     for number, name in enumerate(names):
         path = folder / name
