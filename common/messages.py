@@ -214,6 +214,16 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One log record of a process. Every worker -> hub."""
+
+    created: float  # seconds since 1970
+    level: int  # of `logging`: 20 is INFO, 30 WARNING
+    logger: str
+    message: str  # with the traceback, if there is one
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerKey:
     """What lets a worker in: whom it wants to reach, and its own pair. All keys are Z85 text of 40 characters."""
 

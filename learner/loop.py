@@ -14,6 +14,7 @@ It waits for pairs only. Rank 0 alone talks to the exchange; the others pass Non
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from common.meters import NULL_METERS, Meters, TimedIterator
 from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner import checkpoint
+
+log = logging.getLogger(__name__)
 
 # Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
 FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch", "reference"}
@@ -110,6 +113,7 @@ class LearningLoop(ABC):
         saved = checkpoint.steps(self._checkpoints)
         if saved:
             self.load(checkpoint.place(self._checkpoints, saved[-1]))
+            log.info("resumed from the checkpoint of step %d; later uses of pairs are rolled back", self.step)
         if exchange is not None:
             exchange.rollback(self.step)
         self.publish(exchange)
@@ -127,13 +131,13 @@ class LearningLoop(ABC):
             exchange.commit_step(self.step, taken.ordinals)
         refreshed = due(self.step, self._rules.refresh_every)
         if refreshed:
-            self.refresh()
+            self._refresh("learner.refresh_every")
         heeded = self._heeded == self.step - 1  # also where that was earlier, and pairs were still to come
         pushed = due(self.step, self._rules.steps_per_push)
         if pushed:
             self.publish(exchange)
         if due(self.step, self._rules.checkpoint_every):
-            self.save(exchange)
+            self._save(exchange)
         numbers = {field.name: getattr(taken, field.name) for field in fields(taken) if field.name != "ordinals"}
         seconds = time.perf_counter() - started
         return StepStats(step=self.step, seconds=seconds, refreshed=heeded or refreshed, pushed=pushed, **numbers)
@@ -143,21 +147,30 @@ class LearningLoop(ABC):
         if self.config.guard.action != "refresh" or self._heeded == self.step:
             return
         if self.any(exchange is not None and exchange.refresh_due(self.step)):
-            self.refresh()
+            self._refresh("the guardrails")
             self._heeded = self.step
+
+    def _refresh(self, reason: str) -> None:
+        self.refresh()
+        log.info("step %d: the reference is now the policy (%s)", self.step, reason)
+
+    def _save(self, exchange: RunExchange | None) -> None:
+        began = time.perf_counter()
+        self.save(exchange)
+        log.info("step %d: checkpoint saved in %.1f s", self.step, time.perf_counter() - began)
 
     def finish(self, exchange: RunExchange | None) -> TrainingFinished:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
         if not due(self.step, self._rules.steps_per_push):
             self.publish(exchange)
         if not due(self.step, self._rules.checkpoint_every):
-            self.save(exchange)
+            self._save(exchange)
         return TrainingFinished(self.step, self.version, self.policy_digest())
 
     def pause(self, exchange: RunExchange | None) -> None:
         """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
         if self.step and due(self.step, self._rules.steps_per_push):
-            self.save(exchange)
+            self._save(exchange)
 
     def put_out(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
         """Write the policy's tensors as a new version and announce it. Older ones are deleted, except version 0.
@@ -177,6 +190,7 @@ class LearningLoop(ABC):
         )
         self._count_push(version, tensors.seconds, time.perf_counter() - began)
         exchange.announce(version)
+        log.info("step %d: version %d published", self.step, version.version)
         self.store.prune(keep=self.config.exchange.max_lag + 2)
         return version
 

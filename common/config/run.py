@@ -230,6 +230,16 @@ class MetricsConfig(Section):
     )
 
 
+class LogsConfig(Section):
+    """The log files in RUN/logs/, one per process."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="lowest level that is logged; of other libraries only warnings and errors are"
+    )
+    max_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which a log file is rotated")
+    backups: int = Field(default=3, ge=1, description="rotated files kept per process")
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -257,6 +267,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     metrics: MetricsConfig = MetricsConfig()
+    logs: LogsConfig = LogsConfig()
 
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:

@@ -35,8 +35,8 @@ examples:
   douga run --pairs rated/ratings.jsonl       train on pairs that people made: docs/annotate.md
 
   A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
-  When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.*, metrics.* may change; model.path to another
-  copy of the model; and what makes a run fit into less memory:
+  When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.* may change; model.path to
+  another copy of the model; and what makes a run fit into less memory:
   {", ".join(MEMORY[:3])},
   {", ".join(MEMORY[3:])}.
 """

@@ -149,6 +149,22 @@ def test_the_run_folder_is_that_of_a_serial_run(asynchronous: Run) -> None:
     exchange.close()
 
 
+def test_every_process_has_a_log(asynchronous: Run) -> None:
+    made, lines, _ = asynchronous
+    logged = {path.stem: path.read_text() for path in (made.folder / "logs").iterdir()}
+    ranks = {"learner-0", "learner-1"}
+    assert logged.keys() == ranks | {"driver", "hub", "rewarder-0", "sampler-0", "sampler-1"}
+    for name, text in logged.items():
+        assert f"INFO {name} deploy.logs.process: started: {name}, host " in text.splitlines()[0]
+        assert name == "driver" or f", pid {lines.place(name)['process']}, " in text
+        assert name == "driver" or text.endswith(f"{name} ended\n")
+    assert "step 12: checkpoint saved" in logged["learner-0"]
+    assert "step 3: the reference is now the policy (learner.refresh_every)" in logged["learner-1"]
+    assert "loaded in place of" in logged["sampler-0"]
+    assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
+    assert "hub: node " in logged["driver"]
+
+
 def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:
     made, _, result = asynchronous
     assert Hub(made).open() == Outcome(12, result)
@@ -471,3 +487,6 @@ def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, 
     assert result["step"] == 30
     words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the others go on without it"
     assert sum(re.match(words, line) is not None for line in lines.said) == 1
+    logs = made.folder / "logs"
+    assert re.search(r"ERROR driver deploy.runtime.driver: sampler-0 died 1 times", (logs / "driver.log").read_text())
+    assert "WARNING hub deploy.runtime.hub: sampler-0 crashed" in (logs / "hub.log").read_text()
