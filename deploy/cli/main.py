@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 try:
     from common.config import keys, leaves, load_config
     from common.errors import BAD_INPUT, ConfigError
-    from deploy.cli import annotate, inspect, monitor, rewards, serve_rewards
+    from deploy.cli import annotate, inspect, logs, monitor, rewards, serve_rewards
     from deploy.run_dir.layout import MEMORY, TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -111,6 +111,7 @@ OWN = {
     "worker": frozenset({"connect", "key", "patience"}),
     "annotate": annotate.OWN,
     **inspect.OWN,
+    **logs.OWN,
     "monitor": monitor.OWN,
     "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
@@ -166,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     rewards.add_reward(reward, Parser, _add)
     annotate.add(commands, _add)
     inspect.add(commands, _add)
+    logs.add(commands, _add)
     monitor.add(commands, _add)
     return parser
 
