@@ -97,7 +97,8 @@ List every run that is to be watched: Prometheus takes a `*` in a file's name al
 
 `metrics.enabled = false` switches the exporters off, `metrics.port` is the first port that a process tries, and
 `metrics.tensorboard = true` writes steps and readings of the guardrails to `RUN/tensorboard/` too, by the same names
-(`pip install 'douga[tensorboard]'`). All three may change when a run is resumed. Who can reach a port can read it:
+(`pip install 'douga[tensorboard]'`), and `metrics.wandb = "PROJECT"` to Weights & Biases (`pip install
+'douga[wandb]'`). All four may change when a run is resumed. Who can reach a port can read it:
 `docs/security.md`. Ray also lists its exporters itself, at `/api/prometheus/sd` of its dashboard and, with
 `ray start --head`, in `/tmp/ray/prom_metrics_service_discovery.json` on the head node.
 

@@ -219,7 +219,7 @@ class ClusterConfig(Section):
 
 
 class MetricsConfig(Section):
-    """What watches a run from outside: an exporter for Prometheus in every process, and TensorBoard's files."""
+    """What watches a run from outside: an exporter for Prometheus in every process; TensorBoard; Weights & Biases."""
 
     enabled: bool = Field(default=True, description="all processes serve metrics over HTTP; RUN/prometheus lists them")
     port: int = Field(
@@ -227,6 +227,9 @@ class MetricsConfig(Section):
     )
     tensorboard: bool = Field(
         default=False, description="steps and readings of the guardrails also go to RUN/tensorboard/"
+    )
+    wandb: str = Field(
+        default="", description="Weights & Biases project that they also go to; empty: none. WANDB_MODE sets the mode"
     )
 
 

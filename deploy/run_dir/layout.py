@@ -10,7 +10,7 @@ RUN/weights/         published versions              RUN/result.json    the held
 RUN/model.json       which base model it stands on      RUN/guard.jsonl    one record per reading of the guardrails
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
 RUN/prometheus/      whom Prometheus is to scrape    RUN/tensorboard/   with metrics.tensorboard
-RUN/logs/            one log file per process
+RUN/logs/            one log file per process        RUN/wandb/         with metrics.wandb
 ```
 """
 
