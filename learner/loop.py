@@ -127,6 +127,9 @@ class LearningLoop(ABC):
         if taken is None:
             return None
         self.step += 1
+        log.debug(
+            "step %d: loss %.4g, %d pairs, lag up to %d", self.step, taken.loss, len(taken.ordinals), taken.lag_max
+        )
         if exchange is not None:
             exchange.commit_step(self.step, taken.ordinals)
         refreshed = due(self.step, self._rules.refresh_every)

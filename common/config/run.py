@@ -237,7 +237,7 @@ class LogsConfig(Section):
     """The log files in RUN/logs/, one per process."""
 
     level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="lowest level that is logged; of other libraries only warnings and errors are"
+        default="info", description="lowest level that is logged; debug adds every group, batch and step"
     )
     max_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which a log file is rotated")
     backups: int = Field(default=3, ge=1, description="rotated files kept per process")

@@ -34,12 +34,15 @@ from common.rpc.codec import WireError
 from common.rpc.curve import KEYS, WORKER, read_worker_key
 from common.weights.store import WeightStore
 from deploy.guardrails.rules import read_readings
-from deploy.run_dir import timeline
+from deploy.logs.forward import ForwardingHandler
+from deploy.logs.process import logging_to
+from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import driver, serial
 from deploy.runtime.external_workers import RemoteRegistry
 from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Outcome
+from deploy.runtime.restart_policy import GivenUp
 from learner import checkpoint
 from tests.deploy.guardrails.test_monitor import Kinder
 from tests.deploy.runtime.test_offline_pairs import rate_clips
@@ -163,6 +166,20 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
     assert "loaded in place of" in logged["sampler-0"]
     assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
     assert "hub: node " in logged["driver"]
+
+
+def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, tmp_path: Path) -> None:
+    made, logs = config(tmp_path, model), ForwardingHandler()
+    file = made.folder / "logs" / "driver.log"
+    with layout.claim(made), logging_to(logs, made, "driver"), pytest.raises(GivenUp):
+        _give_up(logs, made)
+    assert "ERROR driver deploy.runtime.driver: hub died 6 times\n" in file.read_text()
+    assert logs.take() != []  # what came afterwards has no place
+
+
+def _give_up(logs: ForwardingHandler, made: RunConfig) -> None:
+    with driver._written_by_hand(logs, made):
+        raise GivenUp("hub died 6 times")
 
 
 def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:
