@@ -27,15 +27,17 @@ SHOWN = ("torch", "ray", "deepspeed", "diffusers")  # packages whose versions ar
 def logging_to(handler: logging.Handler, config: RunConfig, process: str) -> Iterator[None]:
     """``with logging_to(...)``: records, warnings, and errors that end a thread or the block go to `handler`.
 
-    Of other libraries only warnings and errors do. Terminals keep the warnings that they showed without a handler.
+    Of other libraries only warnings and errors do. A terminal shows warnings as it did without a handler; an error that
+    leaves the block is left to whoever catches it.
     """
     root = logging.getLogger()
     level = config.logs.level.upper()
     own = {name: logging.getLogger(name) for name in OWN}
     before = {name: one.level for name, one in own.items()}
-    added = [handler] if root.handlers else [handler, logging.lastResort or logging.NullHandler()]
-    handler.addFilter(_is_wanted)
-    for one in added:
+    terminal = logging.lastResort if not root.handlers else None
+    filters = {handler: _is_wanted} | ({terminal: _is_for_terminals} if terminal else {})
+    for one, which in filters.items():
+        one.addFilter(which)
         root.addHandler(one)
     for one in own.values():
         one.setLevel(level)
@@ -52,9 +54,9 @@ def logging_to(handler: logging.Handler, config: RunConfig, process: str) -> Ite
         logging.captureWarnings(False)
         for name, one in own.items():
             one.setLevel(before[name])
-        for one in added:
+        for one, which in filters.items():
             root.removeHandler(one)
-        handler.removeFilter(_is_wanted)
+            one.removeFilter(which)
 
 
 @contextmanager
@@ -85,6 +87,11 @@ def _version(package: str) -> str:
 
 def _is_wanted(record: logging.LogRecord) -> bool:
     return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OWN
+
+
+def _is_for_terminals(record: logging.LogRecord) -> bool:
+    """All but what this module logs: there the errors show anyway, in one line or with a traceback of Python's."""
+    return record.name != __name__
 
 
 def _thread_ended(hook: Callable[[Any], object], ended: Any) -> None:

@@ -91,12 +91,18 @@ def test_a_terminal_still_shows_warnings_and_nothing_less(tmp_path: Path) -> Non
         from deploy.logs.files import LogFile
         from deploy.logs.process import logging_to
         config = load_config()
-        with logging_to(LogFile(Path(sys.argv[1]), config), config, "serial"):
-            logging.getLogger("deploy").info("quiet")
-            logging.getLogger("deploy").warning("loud")
+        try:
+            with logging_to(LogFile(Path(sys.argv[1]), config), config, "serial"):
+                logging.getLogger("deploy").info("quiet")
+                logging.getLogger("deploy").warning("loud")
+                raise ValueError("told by somebody else, in one line")
+        except ValueError:
+            pass
         assert "torch" not in sys.modules
     """
     command = [sys.executable, "-c", code, str(tmp_path / "serial.log")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert done.stderr == "loud\n"
-    assert "quiet" in (tmp_path / "serial.log").read_text()
+    text = (tmp_path / "serial.log").read_text()
+    assert "quiet" in text
+    assert "    ValueError: told by somebody else, in one line\n" in text
