@@ -89,6 +89,7 @@ class SamplingLoop(ABC):
             if any(_lost(exchange.submit_candidate(lease, candidate)) for candidate in part):
                 return
             exchange.renew(self.worker)
+        log.debug("group %d sampled under version %d", lease.prompt.ordinal, lease.version)
 
 
 def _lost(answer: Submitted) -> bool:

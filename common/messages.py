@@ -214,6 +214,16 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One log record of a process. Every worker -> hub."""
+
+    created: float  # seconds since 1970
+    level: int  # of `logging`: 20 is INFO, 30 WARNING
+    logger: str
+    message: str  # with the traceback, if there is one
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerKey:
     """A worker's CURVE keys: the server's public key and its own pair. All are Z85 text of 40 characters."""
 

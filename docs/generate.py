@@ -123,7 +123,8 @@ List the file of every run: Prometheus allows `*` in a file name, but not in a f
 
 `metrics.enabled = false` turns the exporters off. `metrics.port` is the first port that a process tries.
 `metrics.tensorboard = true` also writes training steps and probe readings to `RUN/tensorboard/`, under the same metric
-names (`pip install 'douga[tensorboard]'`). All three may change when a run is resumed. Anyone who can reach a port can
+names (`pip install 'douga[tensorboard]'`), and `metrics.wandb = "PROJECT"` sends them to Weights & Biases
+(`pip install 'douga[wandb]'`). All four may change when a run is resumed. Anyone who can reach a port can
 read the metrics: see [Security](security.md).
 
 ## Labels

@@ -14,6 +14,7 @@ The learner waits for batches only. Rank 0 alone talks to the exchange; the othe
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner import checkpoint
 from learner.algorithms.base import Algorithm
+
+log = logging.getLogger(__name__)
 
 # Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
 FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch", "reference"}
@@ -110,6 +113,7 @@ class LearningLoop(ABC):
         saved = checkpoint.steps(self._checkpoints)
         if saved:
             self.load(checkpoint.place(self._checkpoints, saved[-1]))
+            log.info("resumed from the checkpoint of step %d; later uses of pairs are rolled back", self.step)
         if exchange is not None:
             exchange.rollback(self.step)
         self.publish(exchange)
@@ -123,17 +127,20 @@ class LearningLoop(ABC):
         if taken is None:
             return None
         self.step += 1
+        log.debug(
+            "step %d: loss %.4g, %d groups, lag up to %d", self.step, taken.loss, len(taken.ordinals), taken.lag_max
+        )
         if exchange is not None:
             exchange.commit_step(self.step, taken.ordinals)
         share = self.algorithm.reference_update(self.step)
         if share:
-            self.refresh(share)
+            self._refresh("algorithm", share)
         requested = self._refreshed_at == self.step - 1  # or earlier, while it waited for a batch
         pushed = due(self.step, self._rules.steps_per_push)
         if pushed:
             self.publish(exchange)
         if due(self.step, self._rules.checkpoint_every):
-            self.save(exchange)
+            self._save(exchange)
         return StepStats(
             step=self.step,
             loss=taken.loss,
@@ -152,21 +159,30 @@ class LearningLoop(ABC):
         if self.config.guard.action != "refresh" or self._refreshed_at == self.step:
             return
         if self.any(exchange is not None and exchange.refresh_due(self.step)):
-            self.refresh()
+            self._refresh("guardrails")
             self._refreshed_at = self.step
+
+    def _refresh(self, reason: str, share: float = 1.0) -> None:
+        self.refresh(share)
+        log.info("step %d: reference refreshed with share %g of the policy (%s)", self.step, share, reason)
+
+    def _save(self, exchange: RunExchange | None) -> None:
+        began = time.perf_counter()
+        self.save(exchange)
+        log.info("step %d: checkpoint saved in %.1f s", self.step, time.perf_counter() - began)
 
     def finish(self, exchange: RunExchange | None) -> TrainingFinished:
         """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
         if not due(self.step, self._rules.steps_per_push):
             self.publish(exchange)
         if not due(self.step, self._rules.checkpoint_every):
-            self.save(exchange)
+            self._save(exchange)
         return TrainingFinished(self.step, self.version, self.policy_digest())
 
     def pause(self, exchange: RunExchange | None) -> None:
         """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
         if self.step and due(self.step, self._rules.steps_per_push):
-            self.save(exchange)
+            self._save(exchange)
 
     def publish_and_announce(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
         """Write the policy's tensors as a new version and announce it. Older ones are deleted, except version 0.
@@ -186,6 +202,7 @@ class LearningLoop(ABC):
         )
         self._count_push(version, tensors.seconds, time.perf_counter() - began)
         exchange.announce(version)
+        log.info("step %d: version %d published", self.step, version.version)
         self.store.prune(keep=self.config.exchange.max_lag + 2)
         return version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from threading import Event
 
 from common.exchange.api import Exchange
 from common.messages import Score, ScoreTask
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.02  # between two looks whether there are more clips for a batch
 
@@ -50,4 +53,5 @@ class ScoringLoop(ABC):
         """Score what was gathered; how many clips that were."""
         if tasks:
             exchange.submit_scores(self.worker, self.score(tasks))
+            log.debug("%d clips scored", len(tasks))
         return len(tasks)

@@ -70,6 +70,8 @@ SMALL = {
     "exchange.max_lag": 2,
     "exchange.keep_groups": 200,
     "timeline_bytes": 100_000,
+    "logs.max_bytes": 10_000,
+    "logs.backups": 1,
     "learner.pairs_per_step": 2,
     "learner.checkpoint_every": 5,
 }

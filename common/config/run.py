@@ -295,7 +295,7 @@ class ClusterConfig(Section):
 
 
 class MetricsConfig(Section):
-    """Monitoring: a Prometheus exporter in every process, and TensorBoard files."""
+    """Monitoring: a Prometheus exporter in every process, TensorBoard files, Weights & Biases."""
 
     enabled: bool = Field(
         default=True, description="serve metrics over HTTP from every process; RUN/prometheus lists the targets"
@@ -306,6 +306,19 @@ class MetricsConfig(Section):
     tensorboard: bool = Field(
         default=False, description="also write training steps and probe readings to RUN/tensorboard/"
     )
+    wandb: str = Field(
+        default="", description="Weights & Biases project for the same figures; empty = off. WANDB_MODE sets the mode"
+    )
+
+
+class LogsConfig(Section):
+    """The log files in RUN/logs/, one per process."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="lowest level that is logged; debug adds every group, batch and step"
+    )
+    max_bytes: int = Field(default=10_000_000, ge=10_000, description="size at which a log file is rotated")
+    backups: int = Field(default=3, ge=1, description="rotated files kept per process")
 
 
 class RunConfig(Section):
@@ -346,6 +359,7 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     metrics: MetricsConfig = MetricsConfig()
+    logs: LogsConfig = LogsConfig()
 
     @field_validator("algorithm", mode="before")
     @classmethod

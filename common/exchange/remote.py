@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Event, Thread
@@ -13,6 +14,8 @@ from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls
 from common.rpc.codec import LIMITS, Limits, WireError
 from common.rpc.curve import ServerKeys
 from common.rpc.server import LOOPBACK, Service
+
+log = logging.getLogger(__name__)
 
 CALLS = calls(RunExchange)
 THREADS = 16  # calls that write and read blobs at once: most of each is waiting for the disk
@@ -61,8 +64,9 @@ class Heartbeat:
             while not self._stop.wait(self._seconds):
                 try:
                     exchange.renew(self._worker)
-                except (Unreachable, ServiceFailed, StorageError, WireError):
+                except (Unreachable, ServiceFailed, StorageError, WireError) as error:
                     self.failed += 1
+                    log.warning("leases not renewed: %s", error)
 
     def __enter__(self) -> Heartbeat:
         self._thread.start()

@@ -16,7 +16,7 @@ try:
     from common.config import keys, leaves, load_config
     from common.errors import BAD_INPUT, ConfigError
     from common.version import VERSION
-    from deploy.cli import annotate, inspect, monitor, rewards, serve_rewards
+    from deploy.cli import annotate, inspect, logs, monitor, rewards, serve_rewards
     from deploy.run_dir.layout import MEMORY, TOON
 except ModuleNotFoundError as missing:
     # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
@@ -36,8 +36,8 @@ examples:
   douga run --pairs rated/ratings.jsonl       train on pairs that people made: docs/annotate.md
 
   A run is a folder (runs/NAME). The same command again resumes it; a finished run prints its result.
-  When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.*, metrics.* may change; model.path to another
-  copy of the model; and what makes a run fit into less memory:
+  When a run is resumed, steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.* may change; model.path to
+  another copy of the model; and what makes a run fit into less memory:
   {", ".join(MEMORY[:3])},
   {", ".join(MEMORY[3:])}.
 """
@@ -113,6 +113,7 @@ OWN = {
     "worker": frozenset({"connect", "key", "patience"}),
     "annotate": annotate.OWN,
     **inspect.OWN,
+    **logs.OWN,
     "monitor": monitor.OWN,
     "plan": frozenset({"family", "gpu", "sampler-gpu", "learner-gpu", "mfu"}),
 }
@@ -169,6 +170,7 @@ def build_parser() -> argparse.ArgumentParser:
     rewards.add_reward(reward, Parser, _add)
     annotate.add(commands, _add)
     inspect.add(commands, _add)
+    logs.add(commands, _add)
     monitor.add(commands, _add)
     return parser
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
 
@@ -20,6 +20,7 @@ from common.messages import WorkerKey
 from common.rpc.client import ServiceFailed, Unreachable
 from common.rpc.curve import read_worker_key
 from deploy.cli.run import stop_on_signals
+from deploy.logs.forward import ForwardingHandler
 from deploy.runtime.external_workers import (
     BEAT_SECONDS,
     MembershipState,
@@ -74,6 +75,7 @@ class Visit:
     flags: Mapping[str, Any]
     stop: Callable[[], bool]
     _last: MembershipState = MembershipState.WELCOME  # at the run, when it was last asked
+    _logs: ForwardingHandler = field(default_factory=ForwardingHandler)  # what a lost hub did not take goes to the next
 
     def make(self) -> bool:
         """Join, work, leave. True when the run is over or the worker was stopped; False when the hub was lost."""
@@ -91,6 +93,7 @@ class Visit:
         return True
 
     def _work(self, worker: Worker, addresses: Addresses, reception: RemoteRegistry) -> None:
+        worker.logs = self._logs
         beat = Thread(target=self._beat, args=(reception, worker), name="stay", daemon=True)
         beat.start()
         try:

@@ -14,6 +14,7 @@ composes the run calls `look` between two units of its own work; it never waits.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,8 @@ from deploy.run_dir import layout
 from deploy.run_dir.jsonl import GUARD, JsonLines
 from rewarders.interface import JudgeFailed
 from rewarders.rewarder import Rewarder
+
+log = logging.getLogger(__name__)
 
 BASE = 0  # the version of the base model
 Look = tuple[dict[str, float], float]  # what the held-out judge answers about a clip, and its motion
@@ -166,7 +169,7 @@ class GuardrailMonitor:
         if len(places) < 2:
             why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason was given")
             self.events.write(event="not probed", step=under.step, version=under.version, reason=why)
-            self.say(f"guard, step {under.step}: no reading, fewer than 2 probes were left; one because of: {why}")
+            self._warn(f"guard, step {under.step}: no reading, fewer than 2 probes were left; one because of: {why}")
             self._end()
             return
         policy, base = ({place: side[place] for place in places} for side in (policy, base))
@@ -223,14 +226,19 @@ class GuardrailMonitor:
             file.write(**to_record(reading))
         self.readings = in_order([*self.readings, reading])
         self._told(self.readings)
+        log.info("guard, step %d: version %d read, %d alarms", reading.step, reading.version, len(reading.alarms))
         for rule in reading.alarms:
             words = f"{rule}: {reading.shown[rule]} ({self._row()})"
             self.events.write(event="alarm", step=reading.step, version=reading.version, rule=rule, action=action,
                               words=words)  # fmt: skip
-            self.say(f"guard, step {reading.step}: {words}{SAID[action]}")
+            self._warn(f"guard, step {reading.step}: {words}{SAID[action]}")
         self._end()
         if action == "pause":
             raise Paused(self._farewell(reading))
+
+    def _warn(self, line: str) -> None:
+        log.warning("%s", line)
+        self.say(line)
 
     def _row(self) -> str:
         patience = self.config.guard.patience

@@ -1,11 +1,11 @@
-"""TensorBoard's files of a run: the gauges of every step and of every reading of the guardrails, by their names.
+"""TensorBoard as a sink of a run's curves.
 
 ``tensorboard --logdir RUN/tensorboard`` shows them. It is an extra: ``pip install 'douga[tensorboard]'``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.errors.disk import writing
-from deploy.observability.exporter import Value
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 FOLDER = "tensorboard"
 
 
-def check_board(config: RunConfig) -> None:
+def check_tensorboard(config: RunConfig) -> None:
     """`ConfigError` when it is asked for and cannot be had."""
     if config.metrics.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError("metrics.tensorboard: needs the package tensorboard: pip install 'douga[tensorboard]'")
@@ -34,15 +33,15 @@ class TensorBoardWriter:
         self._folder = folder / FOLDER
         self._writer: SummaryWriter | None = None
 
-    def write(self, values: Iterable[Value], step: int) -> None:
-        """The values after optimizer step `step`, >= 1. Raises `StorageError` where the disk refuses."""
+    def write(self, points: Mapping[str, float], step: int) -> None:
+        """See `Sink`. Raises `StorageError` where the disk refuses."""
         with writing(self._folder):
             if self._writer is None:
                 from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
 
                 self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=10)
-            for value in values:
-                self._writer.add_scalar("/".join([value.name, *value.labels.values()]), value.value, step)
+            for name, value in points.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """All is on the disk."""

@@ -6,18 +6,20 @@ any worker  Span      ──> timeline.jsonl      one record per unit of work: t
 LEARNER     Trained   ──> whoever waits for the end of training
 any worker  address   ──> where its metrics are to be had (`deploy/observability/exporter.py`)
 any worker  not finite ──> counted
+any worker  LogEntry  ──> logs/sampler-3.log  (`deploy/logs/`)
 ```
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from common.messages import Span, StepStats, TrainingFinished
+from common.messages import LogEntry, Span, StepStats, TrainingFinished
+from common.roles import ROLES, role_of
 from deploy.run_dir.jsonl import METRICS, TIMELINE, JsonLines
 
 Done = TypeVar("Done")
@@ -47,9 +49,18 @@ class Journal(Protocol):
         ...
 
 
+class WorkerJournal(Journal, Protocol):
+    """What workers on any node may ask of a run's journal."""
+
+    def log(self, worker: str, entries: Sequence[LogEntry]) -> None:
+        """Write records into the log file of `worker`. `ValueError` for a name that no worker has."""
+        ...
+
+
 class RunJournal:
     """The journal of a run folder. `queue` says how many groups wait where, for the records of steps. Of units of work
-    the newest stay, `timeline_bytes` of them (None: all). What is written down is handed on to the `listeners`.
+    the newest stay, `timeline_bytes` of them (None: all). What is written down is handed on to the `listeners`. Log
+    records of workers go to `logs`.
     """
 
     def __init__(
@@ -58,10 +69,11 @@ class RunJournal:
         queue: Callable[[], Mapping[str, int]],
         *listeners: Journal,
         timeline_bytes: int | None = None,
+        logs: Callable[[str, Sequence[LogEntry]], None] = lambda worker, entries: None,
     ) -> None:
         self.last: StepStats | None = None
         self.end: TrainingFinished | None = None
-        self._queue, self._listeners = queue, listeners
+        self._queue, self._listeners, self._logs = queue, listeners, logs
         self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE, timeline_bytes)
 
     def step(self, stats: StepStats) -> None:
@@ -92,6 +104,12 @@ class RunJournal:
         """See `Journal`; not written down."""
         for listener in self._listeners:
             listener.not_finite(worker)
+
+    def log(self, worker: str, entries: Sequence[LogEntry]) -> None:
+        """See `WorkerJournal`."""
+        if role_of(worker) not in ROLES:
+            raise ValueError(f"{worker!r:.60}: no worker's name")
+        self._logs(worker, entries)
 
     def __enter__(self) -> RunJournal:
         return self

@@ -10,6 +10,7 @@ RUN/weights/         published versions              RUN/result.json    the held
 RUN/model.json       which base model it stands on      RUN/guard.jsonl    one record per reading of the guardrails
 RUN/keys/            who is let in, in a cluster     RUN/report.html    the report, and a picture of it: report.png
 RUN/prometheus/      whom Prometheus is to scrape    RUN/tensorboard/   with metrics.tensorboard
+RUN/logs/            one log file per process        RUN/wandb/         with metrics.wandb
 ```
 """
 
@@ -31,9 +32,10 @@ from common.models.fingerprint import check_same_model, model_parts
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
 LOCK = ".lock"
+LOGS = "logs"
 # What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
 FREE = (
-    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "metrics.", "model.path",
+    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "metrics.", "logs.", "model.path",
     "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
 )  # fmt: skip
 SERVERS = ("url", "token_file", "timeout", "retries")  # of reward.judges.NAME: where it answers, not what
@@ -114,8 +116,8 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
         said = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {said}; choose another --name or the same values "
-            "(steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, exchange.keep_groups, timeline_bytes, the "
-            f"place of the model and {', '.join(MEMORY)} may change)"
+            "(steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.*, exchange.keep_groups, "
+            f"timeline_bytes, the place of the model and {', '.join(MEMORY)} may change)"
         )
 
 

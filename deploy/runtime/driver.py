@@ -16,9 +16,11 @@ Only this file and `deploy/runtime/ray_backend.py` import Ray.
 
 from __future__ import annotations
 
+import logging
+import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +33,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import RunConfig
 from common.errors import BAD_INPUT, ConfigError, StorageError
+from common.messages import LogEntry
+from deploy.logs.files import DRIVER, LogFiles
+from deploy.logs.forward import ForwardingHandler, Send
+from deploy.logs.process import logging_to
+from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability import targets
+from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
 from deploy.runtime.messages import MEETING, HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
@@ -41,10 +49,13 @@ from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor
 if TYPE_CHECKING:  # the driver imports no torch: it starts at once and stays small
     from rewarders.interface import Reward
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.2  # between two looks at the workers
 OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
 TOGETHER_SECONDS = 2.0  # in which the other ranks of a learner end when one does
 STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
+LOG_SECONDS = 2.0  # for the hub to take log records
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
 
 
@@ -75,16 +86,33 @@ def run(
     or has not what is asked for. `StorageError` when a disk refuses, whoever meets it.
     """
     _check_root(config)
+    progress = progress or NullProgress()
     supervisor = Supervisor(config.cluster.restarts, config.cluster.restart_seconds)
-    with connected(config.cluster) as own, targets.swept(config.folder):
+    logs = ForwardingHandler(Redactor(secrets_of(config, os.environ)))
+    with connected(config.cluster) as own, targets.swept(config.folder), logging_to(logs, config, DRIVER):
         host = LOOPBACK if own else ""
         while True:
             try:
                 with placed(config) as group:
-                    return Driver(config, rewards, stop, progress or NullProgress(), supervisor, group, host).run()
+                    return Driver(config, rewards, stop, progress, supervisor, group, logs, host).run()
             except HubLost as error:
-                (progress or NullProgress()).say(f"{error}; all workers start again from the run folder")
-                time.sleep(max(0.0, supervisor.died("hub", str(error), time.monotonic()) - time.monotonic()))
+                log.warning("%s; all workers start again from the run folder", error)
+                progress.say(f"{error}; all workers start again from the run folder")
+                with _written_by_hand(logs, config):
+                    starts_at = supervisor.died("hub", str(error), time.monotonic())
+                time.sleep(max(0.0, starts_at - time.monotonic()))
+
+
+@contextmanager
+def _written_by_hand(logs: ForwardingHandler, config: RunConfig) -> Iterator[None]:
+    """When the hub is given up nobody else writes into the folder: where it is on this node, the driver does."""
+    try:
+        yield
+    except GivenUp as error:
+        log.error("%s", error)
+        if (config.folder / CONFIG).is_file():
+            LogFiles(config.folder, config).write(DRIVER, logs.take())
+        raise
 
 
 def _check_root(config: RunConfig) -> None:
@@ -133,11 +161,12 @@ class Driver:
         progress: Progress,
         supervisor: Supervisor,
         group: PlacementGroup,
+        logs: ForwardingHandler,
         host: str = "",
     ) -> None:
         """The hub listens at `host`; empty: at its node's address."""
         self.config, self.stop, self.progress = config, stop, progress
-        self.supervisor, self.group, self.host = supervisor, group, host
+        self.supervisor, self.group, self.logs, self.host = supervisor, group, logs, host
         self.hub = launch("deploy.runtime.hub:Hub", [config], **self._bundle(0))
         self.units = self._units(rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
@@ -151,16 +180,28 @@ class Driver:
                 unit.processes = unit.make()  # they import while the hub does
             host = self.host or self._ask(self.hub.host.remote(), OPEN_SECONDS)
             opened = self._ask(self.hub.call.remote("open", host), OPEN_SECONDS)
-            outcome = opened if isinstance(opened, Outcome) else self._watch(opened)
+            if isinstance(opened, Outcome):
+                return opened
+            self.logs.start(self._log_at_hub)
+            outcome = self._watch(opened)
+            log.info("the run ends after step %d", outcome.step)
             self._close()
             return outcome
         except (HubLost, KeyboardInterrupt):
             raise  # without a hub nobody could end well; and who interrupts twice does not want to wait
-        except BaseException:
+        except BaseException as error:
+            log.error("the run ends: %s: %s", type(error).__name__, error)
             self._close()
             raise
         finally:
             self._kill()
+
+    @contextmanager
+    def _log_at_hub(self) -> Iterator[Send]:
+        def send(entries: Sequence[LogEntry]) -> None:
+            ray.get(self.hub.call.remote("log_driver", entries), timeout=LOG_SECONDS)
+
+        yield send
 
     # Who there is.
 
@@ -220,6 +261,7 @@ class Driver:
             self._check_samplers()
             if self.stop():
                 stopping = True
+                log.info("asked to stop")
                 self._stop_workers()
                 self.hub.call.remote("stop")
 
@@ -266,11 +308,14 @@ class Driver:
         try:
             unit.starts_at = self.supervisor.died(unit.name, reason, now)
         except GivenUp as given_up:
+            log.error("%s", given_up)
             if not unit.is_sampler:
                 raise
             self.progress.say(f"{given_up}; the others go on without it")
             return
-        self.progress.say(f"{unit.name} died ({reason}); it starts again in {unit.starts_at - now:.1f} s")
+        words = f"{unit.name} died ({reason}); it starts again in {unit.starts_at - now:.1f} s"
+        log.warning("%s", words)
+        self.progress.say(words)
 
     def _check_samplers(self) -> None:
         samplers = [unit for unit in self.units if unit.is_sampler]
@@ -294,7 +339,9 @@ class Driver:
         for answer in known:
             asked = self.places.pop(answer)
             with suppress(RayError):  # it died before it could answer: its unit's turn will come
-                self.progress.say(f"{asked.name}: {ray.get(answer)}")
+                place = f"{asked.name}: {ray.get(answer)}"
+                log.info("%s", place)
+                self.progress.say(place)
                 self.hub.call.remote("found_ray", ray_exporters())
                 if asked.unit is not None and asked.unit.running:
                     asked.unit.up = True
@@ -305,7 +352,9 @@ class Driver:
                 free = {
                     kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
                 }
-                self.progress.say(f"{asked.name} waits for room; the others go on. Free in Ray: {free}")
+                words = f"{asked.name} waits for room; the others go on. Free in Ray: {free}"
+                log.warning("%s", words)
+                self.progress.say(words)
 
     def _show_news(self) -> None:
         news: HubStatus = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
@@ -348,10 +397,12 @@ class Driver:
         """Let all end their unit of work, then let the hub go of the folder."""
         with suppress(RayError):
             self._stop_workers()
+            self.logs.stop()
             ray.get(self.hub.call.remote("close"), timeout=STOP_SECONDS)
 
     def _kill(self) -> None:
         """Nothing of this attempt stays."""
+        self.logs.stop()
         for unit in self.units:
             self._end_unit(unit)
         ray.kill(self.hub)

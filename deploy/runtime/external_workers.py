@@ -14,6 +14,7 @@ they run out, and counts as gone after `GONE_SECONDS`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from common.rpc.curve import ServerKeys
 from common.rpc.server import LOOPBACK, Service
 from deploy.runtime.messages import Addresses
 from deploy.runtime.offline_pairs import open_pairs
+
+log = logging.getLogger(__name__)
 
 ROLES = ("sampler", "rewarder")
 BEAT_SECONDS, GONE_SECONDS = 2.0, 20.0
@@ -95,6 +98,7 @@ class ExternalWorkers:
     ) -> None:
         self._config, self._addresses, self._release, self._clock = config, addresses, release, clock
         self._seen: dict[str, float] = {}
+        self._silent: set[str] = set()  # those that were logged as gone
         self._next = {"sampler": config.cluster.samplers, "rewarder": config.cluster.rewarders}
         self._over = False
         self._changed = Condition()
@@ -116,6 +120,7 @@ class ExternalWorkers:
             name = f"{role}-{self._next[role]}"
             self._next[role] += 1
             self._seen[name] = self._clock()
+        log.info("%s joined from outside the cluster", name)
         at = self._addresses
         ports = (urlsplit(address).port or 0 for address in (at.exchange, at.journal, at.weights, at.notes))
         return Registration(name, *ports)
@@ -134,6 +139,8 @@ class ExternalWorkers:
         """See `Registry`."""
         with self._changed:
             if self._seen.pop(name, None) is not None:
+                self._silent.discard(name)
+                log.info("%s left", name)
                 self._release(name)
             self._changed.notify_all()
 
@@ -148,7 +155,13 @@ class ExternalWorkers:
     def absent(self) -> set[str]:
         """Guests that have vanished without a word, or are about to come back."""
         with self._changed:
-            return self._seen.keys() - set(self._present())
+            absent = self._seen.keys() - set(self._present())
+            for name in sorted(absent - self._silent):
+                log.warning("%s was not heard of for %g s: it counts as gone", name, GONE_SECONDS)
+            for name in sorted(self._silent - absent):
+                log.info("%s is back", name)
+            self._silent = absent
+            return absent
 
     def dismiss(self) -> None:
         """The run is over: guests are told so when they next ask, and waited for a while."""

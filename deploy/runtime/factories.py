@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from actors.prompts.source import PromptSource, open_prompts
 from common.config import RunConfig
-from deploy.observability.tensorboard import check_board
+from deploy.observability.scalars import check_sinks
 from deploy.runtime.offline_pairs import name_faults, on_stderr, open_pairs
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def open_inputs(config: RunConfig, say: Callable[[str], None] = on_stderr) -> Pr
     Recorded clips that do not fit the model are left out, and named by `say`. `ConfigError` for what is missing or
     broken.
     """
-    check_board(config)
+    check_sinks(config)
     pairs = open_pairs(config) if config.pairs else None
     needs_image = True
     if not config.simulate:

@@ -12,20 +12,28 @@ The learner's ranks live on the same node and write weights and checkpoints into
 
 from __future__ import annotations
 
+import logging
+import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
 from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
 from common.exchange.remote import exchange_service
-from common.messages import Prompt, Purpose, TrainingFinished, WeightVersion
+from common.messages import LogEntry, Prompt, Purpose, TrainingFinished, WeightVersion
+from common.roles import HUB
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
 from common.weights.sync import VersionPublisher, weight_service
-from deploy.guardrails.monitor import GuardrailMonitor, open_probes
+from deploy.guardrails.monitor import GuardrailMonitor, Probes, open_probes
+from deploy.logs.files import DRIVER, LogFiles
+from deploy.logs.process import errors_logged, logging_to
+from deploy.logs.redaction import Redactor, secrets_of
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
@@ -38,9 +46,12 @@ from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, heldout_found, queu
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
 from learner import checkpoint
 
+log = logging.getLogger(__name__)
+
 POLL_SECONDS = 0.1  # between two looks at how things stand
 PATIENCE = 50  # steps' worth of ties, failures and expiries without a step after which a run is stuck
 FULL_SECONDS = 30.0  # for which nobody can work before a disk's bound counts as too small
+REFUSED_SECONDS = 60.0  # without a new group after which refused admission is logged
 SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
 BUSY = (State.SAMPLING, State.SAMPLED, State.SCORING, State.TRAINING)
 
@@ -68,24 +79,41 @@ class Hub:
             raise
 
     def _open(self, stack: ExitStack, host: str) -> HubReady:
-        config, prompts = self.config, open_inputs(self.config, self._bulletin.say)
+        config, left_out = self.config, []
+        prompts = open_inputs(config, left_out.append)
         probes = open_probes(config, prompts)
         folder = stack.enter_context(layout.claim(config)).resolve()
-        saved = max(checkpoint.steps(folder / "checkpoints"), default=0)
+        self._open_logs(stack, folder)
+        for line in left_out:
+            log.warning("%s", line)
+            self._bulletin.say(line)
+        with errors_logged(HUB):
+            return self._serve(stack, host, folder, prompts, probes)
+
+    def _open_logs(self, stack: ExitStack, folder: Path) -> None:
+        self._redact = Redactor(secrets_of(self.config, os.environ))
+        self._logs = LogFiles(folder, self.config, self._redact)
+        own = self._logs.of(HUB)
+        stack.callback(own.close)
+        stack.enter_context(logging_to(own, self.config, HUB))
+
+    def _serve(
+        self, stack: ExitStack, host: str, folder: Path, prompts: PromptSource, probes: Probes | None
+    ) -> HubReady:
+        config, saved = self.config, max(checkpoint.steps(folder / "checkpoints"), default=0)
         layout.check_steps(config, saved)
         _sweep(folder)
         stack.callback(_sweep, folder)
-        keyed = config.cluster.keys == "always" or not is_loopback(host)
-        keys = make_or_read(folder / KEYS) if keyed else None
+        keys = self._keys(host, folder)
         announcer = VersionPublisher(self._at(host, 1), keys)
         stack.callback(announcer.close)
         self._meter = meter = RunMeter(config, folder)
         self._exchange = AnnouncingExchange(folder, config, prompts, meter, announcer)
         stack.callback(self._exchange.close)
         self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
-        journal = stack.enter_context(
-            RunJournal(folder, lambda: queue(self._exchange), meter, timeline_bytes=config.timeline_bytes)
-        )
+        if saved:
+            log.info("resumed from the checkpoint of step %d; later uses of pairs are rolled back", saved)
+        journal = self._journal(stack, folder)
         events = stack.enter_context(JsonLines(folder / EVENTS))
         heldout = prompts.heldout(config.evaluation.prompts, config.seed)
         guard = GuardrailMonitor(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
@@ -106,13 +134,28 @@ class Hub:
         meter.export(stack, host)
         return HubReady(addresses, self._course.trained() is None)
 
+    def _keys(self, host: str, folder: Path) -> ServerKeys | None:
+        """None where only this machine can connect."""
+        if self.config.cluster.keys != "always" and is_loopback(host):
+            return None
+        keys = make_or_read(folder / KEYS)
+        for secret in (keys.secret, keys.worker.secret):
+            self._redact.hide(secret)
+        return keys
+
+    def _journal(self, stack: ExitStack, folder: Path) -> RunJournal:
+        waiting, kept = (lambda: queue(self._exchange)), self.config.timeline_bytes
+        return stack.enter_context(RunJournal(folder, waiting, self._meter, timeline_bytes=kept, logs=self._logs.write))
+
     def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
         self._guests = ExternalWorkers(self.config, addresses, self._gone)
         reception = stack.enter_context(serving(reception_service(self._guests, self._at(host, 0), keys)))
         self._services["reception"] = reception
         stack.callback(self._guests.dismiss)  # while all services still answer
         shown = f" --key {addresses.folder / KEYS / WORKER}" if keys else ""
-        self._bulletin.say(f"others may join: douga worker sampler --connect {reception.address}{shown}")
+        invitation = f"others may join: douga worker sampler --connect {reception.address}{shown}"
+        log.info("%s", invitation)
+        self._bulletin.say(invitation)
 
     def _refused(self) -> dict[str, int]:
         return {name: service.counts["error"] for name, service in self._services.items()}
@@ -124,7 +167,8 @@ class Hub:
 
     def run(self) -> Outcome:
         """The course, from where the folder stands to its end or to `stop`."""
-        return self._course.run()
+        with errors_logged(HUB):
+            return self._course.run()
 
     def news(self) -> HubStatus:
         """How things stand, and what was said since the last call."""
@@ -133,12 +177,17 @@ class Hub:
 
     def release(self, worker: str) -> None:
         """`worker` is dead: others may take over its work."""
+        log.warning("%s crashed: its leases are free", worker)
         self._meter.died(worker)
         self._gone(worker)
 
     def _gone(self, worker: str) -> None:
         self._exchange.release(worker)
         self._meter.targets.remove([worker])
+
+    def log_driver(self, entries: Sequence[LogEntry]) -> None:
+        """Write down what the driver logs; it need not see the run folder."""
+        self._logs.write(DRIVER, entries)
 
     def found_ray(self, exporters: list[str]) -> None:
         """Where Ray's own metrics are."""
@@ -198,6 +247,21 @@ class Bulletin:
         return taken
 
 
+class RefusalWatch:
+    """Logs that no group was admitted for `REFUSED_SECONDS`, and again each time that has doubled."""
+
+    def __init__(self) -> None:
+        self._admitted, self._since, self._next = -1, 0.0, REFUSED_SECONDS
+
+    def look(self, refusal: str, admitted: int, now: float) -> None:
+        """At second `now`: groups admitted so far, and why the last request was refused (empty: it was not)."""
+        if not refusal or admitted != self._admitted:
+            self._admitted, self._since, self._next = admitted, now, REFUSED_SECONDS
+        elif now - self._since >= self._next:
+            log.warning("no group was admitted for %.0f s: %s", now - self._since, refusal)
+            self._next *= 2
+
+
 class ClusterRunLoop(RunLoop):
     """A course whose work is done elsewhere: it queues the held-out prompts, looks on, and says how things stand."""
 
@@ -218,6 +282,7 @@ class ClusterRunLoop(RunLoop):
         self.journal, self.heldout, self.progress = journal, heldout, progress
         self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
         self._full_since: float | None = None
+        self._refusals = RefusalWatch()
 
     @property
     def step(self) -> int:
@@ -261,6 +326,7 @@ class ClusterRunLoop(RunLoop):
             self.progress.update(pace.status(self.step, self.exchange.current_version()))
             self._check_stuck(self._ended() - ended)
             self._check_full()
+            self._refusals.look(self.exchange.refusal, sum(self.exchange.counts().values()), time.monotonic())
             self._pause()
         return end
 

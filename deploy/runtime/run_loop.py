@@ -10,6 +10,7 @@ Every result is kept as it is reached, so a run that is cut goes on where it was
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +30,8 @@ from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
 from deploy.runtime.messages import Outcome
+
+log = logging.getLogger(__name__)
 
 BASE = 0  # the version of the base model
 
@@ -85,6 +88,7 @@ class RunLoop(ABC):
             return Outcome(trained["step"], result)
         except Stopped:
             self.events.write(event="interrupted", step=self.step)
+            log.info("interrupted after step %d of %d", self.step, self.config.steps)
             return Outcome(self.step, None)
 
     def trained(self) -> dict[str, Any] | None:
@@ -97,6 +101,7 @@ class RunLoop(ABC):
     def _train(self) -> dict[str, Any]:
         trained = asdict(self.train())
         self.events.write(event="trained", step=trained["step"], version=trained["version"])
+        log.info("trained: step %d, version %d", trained["step"], trained["version"])
         layout.write_result(self.folder, trained)
         return trained
 
@@ -130,7 +135,9 @@ class RunLoop(ABC):
     def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
         """Write down that an evaluation is complete."""
         rewards = [mean_score(self.config.reward, one.values) for one in found]
-        self.events.write(event="evaluated", version=version, reward=sum(rewards) / len(rewards))
+        reward = sum(rewards) / len(rewards)
+        self.events.write(event="evaluated", version=version, reward=reward)
+        log.info("version %d evaluated on %d held-out prompts: mean reward %.2f", version, len(found), reward)
 
     def _keep_clips(
         self, records: list[dict[str, Any]], base: list[ScoredCandidate], aligned: list[ScoredCandidate]

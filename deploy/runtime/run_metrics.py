@@ -3,7 +3,7 @@
 ```
 workers ── step, span, ... ──> RunJournal ──┐                          ┌─ GET /metrics: readings at scrape time
            submit, announce ─> Metered ─────┼──> RunMeter ─────────────┤
-                     Guard ── reading ──────┘                          └─ tensorboard/, with metrics.tensorboard
+                     Guard ── reading ──────┘                          └─ curves: `deploy/observability/scalars.py`
 ```
 
 A scrape asks the ledger for counts, which indices answer, and for the size of its blobs; it reads no row of a group.
@@ -32,8 +32,8 @@ from common.roles import HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL,
 from deploy.guardrails.rules import MOTION, SCORER, Measured, Reading, judge_rule, motion_share
 from deploy.observability.definitions import DROPPED, WASTED, exported_name
 from deploy.observability.exporter import Instruments, Value, exporting
+from deploy.observability.scalars import Scalars
 from deploy.observability.targets import Targets
-from deploy.observability.tensorboard import TensorBoardWriter
 from deploy.runtime.run_loop import RunLoop
 
 DIMENSIONS = 64  # exported at most: their names are the rewarders' words
@@ -96,7 +96,7 @@ class RunMeter:
         self.config, self.folder, self.process = config, folder, process
         self.instruments = Instruments(process, algorithm_class(config.algorithm.name).metrics)
         self.targets = Targets(folder, config.name)
-        self._board = TensorBoardWriter(folder) if config.metrics.tensorboard else None
+        self._scalars = Scalars(config, folder)
         self._last: StepStats | None = None
         self._pushed: float | None = None  # when, seconds since 1970
         self._ends: deque[float] = deque(maxlen=RECENT)  # of steps
@@ -113,8 +113,7 @@ class RunMeter:
 
     def _close(self) -> None:
         self.targets.clear()
-        if self._board is not None:
-            self._board.close()
+        self._scalars.close()
 
     # What is told: the calls of `Journal`.
 
@@ -125,8 +124,7 @@ class RunMeter:
         self.instruments.observe("douga_step_seconds", stats.seconds)
         self._ends.append(time.monotonic())
         self._last = stats
-        if self._board is not None:
-            self._board.write(of_step(stats), stats.step)
+        self._scalars.write(of_step(stats), stats.step)
 
     def span(self, span: Span) -> None:
         """See `Journal`."""
@@ -175,8 +173,8 @@ class RunMeter:
         """The guardrails have taken the last of these."""
         for rule in readings[-1].alarms:
             self.instruments.add("douga_guard_alarms_total", rule=rule)
-        if self._board is not None and readings[-1].step:  # the base's own reading is in all that follow
-            self._board.write(of_readings(readings), readings[-1].step)
+        if readings[-1].step:  # the base's own reading is in all that follow
+            self._scalars.write(of_readings(readings), readings[-1].step)
 
     # How things stand, whenever Prometheus asks.
 

@@ -18,6 +18,8 @@ point goes on when it is started again, and ends in the same weights, bit for bi
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +32,9 @@ from common.exchange.api import ScoredCandidate
 from common.messages import SerializedTensor, StepStats, TrainingFinished
 from common.roles import SAMPLER, SERIAL
 from deploy.guardrails.monitor import GuardrailMonitor, Paused, Probes, open_probes
+from deploy.logs.files import LogFiles
+from deploy.logs.process import logging_to
+from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability.exporter import Value
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal, measured
@@ -38,12 +43,15 @@ from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.runtime.evaluation import HeldOut
 from deploy.runtime.factories import learner_of, open_inputs, rewarder_of, sampler_of
 from deploy.runtime.messages import Outcome
+from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
 from rewarders.loop import ScoringLoop
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"  # where its metrics are served
 PATIENCE = 50  # rounds of sampling without a step after which a run of ties and failures is an error
@@ -59,9 +67,9 @@ class Roles:
     probes: Probes | None
 
 
-def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
-    """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
-    prompts = open_inputs(config)
+def gather(config: RunConfig, rewards: Sequence[Reward] | None = None, say: Callable[[str], None] = on_stderr) -> Roles:
+    """Open prompts, model and reward heads. `ConfigError` for what is missing or broken; `say` names clips left out."""
+    prompts = open_inputs(config, say)
     probes = open_probes(config, prompts)
     with needed_by("sampler-0", config):
         sampler = sampler_of(config)("sampler-0")
@@ -82,9 +90,15 @@ def run(
     done = layout.finished_result(config)
     if done is not None:
         return Outcome(done["step"], done)
-    roles = gather(config, rewards)
+    left_out: list[str] = []
+    roles = gather(config, rewards, left_out.append)
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
+        file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
+        stack.callback(file.close)
+        stack.enter_context(logging_to(file, config, SERIAL))
+        for line in left_out:
+            log.warning("%s", line)
         meter = RunMeter(config, folder, SERIAL)
         exchange = MeteredExchange(folder, config, roles.prompts, meter)
         stack.callback(exchange.close)

@@ -14,19 +14,29 @@ Authorization: Bearer TOKEN     where the server wants one; 401 otherwise
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import httpx
-from tenacity import RetryError, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    RetryCallState,
+    RetryError,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.web.auth import read_token
 from rewarders.interface import Clip, JudgeFailed, JudgeUnavailable, Opinion
+
+log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries; the pause doubles
 PATIENCE = 3  # batches in a row without an answer after which the judge counts as lost
@@ -102,6 +112,7 @@ class Remote:
             stop=stop_after_attempt(self._tries),
             wait=wait_exponential_jitter(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE, jitter=FIRST_PAUSE),
             retry=retry_if_exception(_passing),
+            before_sleep=self._note_retry,
         )
         try:
             answer = tries(self._once, method, path, **body)
@@ -113,6 +124,11 @@ class Remote:
             raise _refused(error.response) from None
         self._lost = 0
         return answer
+
+    def _note_retry(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("judge at %s: try %d of %d failed: %r", ", ".join(self._servers), state.attempt_number, self._tries,
+                    error)  # fmt: skip
 
     def _once(self, method: str, path: str, **body: Any) -> httpx.Response:
         return self._client.request(method, f"{next(self._turn)}{path}", **body).raise_for_status()

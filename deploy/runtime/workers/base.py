@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from threading import Event
 
 from common.config import RunConfig
 from common.exchange.remote import Heartbeat, RemoteExchange
 from common.roles import role_of
+from deploy.logs.forward import ForwardingHandler, Send
+from deploy.logs.process import logging_to
+from deploy.logs.redaction import secrets_of
 from deploy.observability.exporter import Instruments, exporting, own_address
 from deploy.runtime.messages import Addresses
 from deploy.runtime.oom import OutOfMemory, needed_by
@@ -18,6 +24,7 @@ from deploy.runtime.remote_journal import RemoteJournal
 IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles
 IDLE = "douga_idle_seconds_total"
 BEATS = 4  # heartbeats within the life of a lease
+LOG_SECONDS = 1.0  # in which the hub must take log records, each time it is asked
 
 
 class Worker(ABC):
@@ -28,6 +35,7 @@ class Worker(ABC):
         self.instruments = Instruments(self.role)
         self.instruments.add(IDLE, 0.0, role=self.role)
         self.stopping = Event()
+        self.logs = ForwardingHandler()
         self._idle, self._worked = IDLE_SECONDS, False
 
     def stop(self) -> None:
@@ -46,12 +54,33 @@ class Worker(ABC):
 
     def run(self, addresses: Addresses) -> None:
         """Connect, work, disconnect. `OutOfMemory` says whether the worker had done a unit of its work before."""
+        with self._logged(addresses):
+            try:
+                with needed_by(self.name, self.config):
+                    self._run(addresses)
+            except OutOfMemory as error:
+                error.worked = self._worked
+                raise
+
+    @contextmanager
+    def _logged(self, addresses: Addresses) -> Iterator[None]:
+        """What this process logs goes to the hub. The connection is its own: others wait for longer answers."""
+        for secret in secrets_of(self.config, os.environ):
+            self.logs.redact.hide(secret)
+        if addresses.key is not None:
+            self.logs.redact.hide(addresses.key.secret)
+
+        @contextmanager
+        def connect() -> Iterator[Send]:
+            with RemoteJournal.at(addresses.journal, self.name, addresses.key, LOG_SECONDS) as journal:
+                yield partial(journal.log, self.name)
+
+        self.logs.start(connect)
         try:
-            with needed_by(self.name, self.config):
-                self._run(addresses)
-        except OutOfMemory as error:
-            error.worked = self._worked
-            raise
+            with logging_to(self.logs, self.config, self.name):
+                yield
+        finally:
+            self.logs.stop()
 
     def _run(self, addresses: Addresses) -> None:
         if not self.config.simulate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from functools import partial
 
@@ -17,6 +18,8 @@ from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
 from deploy.runtime.scratch import scratch
 from deploy.runtime.workers.base import Worker
+
+log = logging.getLogger(__name__)
 
 
 class SamplerWorker(Worker):
@@ -43,5 +46,7 @@ class SamplerWorker(Worker):
 
 
 def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:
+    before = sampler.version
     sampler.load(*puller.load(version))
+    log.info("version %d loaded in place of %d", version, before)
     return True

@@ -18,13 +18,13 @@ import zmq
 
 from common.exchange.api import RunExchange, State
 from common.exchange.remote import RemoteExchange
-from common.messages import Purpose, Score, Span, StepStats, TrainingFinished
+from common.messages import LogEntry, Purpose, Score, Span, StepStats, TrainingFinished
 from common.rpc import client as rpc
 from common.rpc.client import Client, Unreachable, calls
 from common.rpc.codec import Frames, WireError, pack, unpack
 from common.weights.sync import RemoteWeights, WeightSource
 from common.weights.tensor_file import file_size
-from deploy.run_dir.journal import Journal
+from deploy.run_dir.journal import WorkerJournal
 from deploy.runtime.remote_journal import RemoteJournal
 from tests.support.exchange.fakes import (
     array,
@@ -53,7 +53,7 @@ BY_TARGET = {
     "OSError",
 }  # sound requests for what is not
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
-INTERFACES = {"exchange": RunExchange, "journal": Journal, "weights": WeightSource}
+INTERFACES = {"exchange": RunExchange, "journal": WorkerJournal, "weights": WeightSource}
 
 
 # Real messages.
@@ -120,12 +120,13 @@ def work(exchange: RunExchange) -> None:
     assert isinstance(exchange.refusal, str)
 
 
-def report(journal: Journal) -> None:
+def report(journal: WorkerJournal) -> None:
     journal.step(StepStats(1, 0.5, 0.5, 0.0, 1, 0.5, 1.0, False, True, {"gap": 0.5}))
     journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
     journal.trained(TrainingFinished(1, 1, "0" * 32))
     journal.exporting("sampler-0", "127.0.0.1:9000")
     journal.not_finite("learner-0")
+    journal.log("sampler-0", [LogEntry(1.0, 30, "actors.loop", "group 17 given back")])
 
 
 def fetch(weights: WeightSource) -> None:

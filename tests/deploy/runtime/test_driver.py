@@ -34,12 +34,15 @@ from common.rpc.codec import WireError
 from common.rpc.curve import KEYS, WORKER, read_worker_key
 from common.weights.store import WeightStore
 from deploy.guardrails.rules import read_readings
-from deploy.run_dir import timeline
+from deploy.logs.forward import ForwardingHandler
+from deploy.logs.process import logging_to
+from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import driver, serial
 from deploy.runtime.external_workers import RemoteRegistry
 from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Outcome
+from deploy.runtime.restart_policy import GivenUp
 from learner import checkpoint
 from tests.deploy.guardrails.test_monitor import Kinder
 from tests.deploy.runtime.test_offline_pairs import rate_clips
@@ -147,6 +150,36 @@ def test_the_run_folder_is_that_of_a_serial_run(asynchronous: Run) -> None:
     assert sum(counts.values()) == 24 + counts[State.EXPIRED]  # nothing is sampled that no step takes
     assert exchange.counts(Purpose.EVAL)[State.DONE] == 4
     exchange.close()
+
+
+def test_every_process_has_a_log(asynchronous: Run) -> None:
+    made, lines, _ = asynchronous
+    logged = {path.stem: path.read_text() for path in (made.folder / "logs").iterdir()}
+    ranks = {"learner-0", "learner-1"}
+    assert logged.keys() == ranks | {"driver", "hub", "rewarder-0", "sampler-0", "sampler-1"}
+    for name, text in logged.items():
+        assert f"INFO {name} deploy.logs.process: started: {name}, host " in text.splitlines()[0]
+        assert name == "driver" or f", pid {lines.place(name)['process']}, " in text
+        assert name == "driver" or text.endswith(f"{name} ended\n")
+    assert "step 12: checkpoint saved" in logged["learner-0"]
+    assert "step 3: the reference is now the policy (learner.refresh_every)" in logged["learner-1"]
+    assert "loaded in place of" in logged["sampler-0"]
+    assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
+    assert "hub: node " in logged["driver"]
+
+
+def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, tmp_path: Path) -> None:
+    made, logs = config(tmp_path, model), ForwardingHandler()
+    file = made.folder / "logs" / "driver.log"
+    with layout.claim(made), logging_to(logs, made, "driver"), pytest.raises(GivenUp):
+        _give_up(logs, made)
+    assert "ERROR driver deploy.runtime.driver: hub died 6 times\n" in file.read_text()
+    assert logs.take() != []  # what came afterwards has no place
+
+
+def _give_up(logs: ForwardingHandler, made: RunConfig) -> None:
+    with driver._written_by_hand(logs, made):
+        raise GivenUp("hub died 6 times")
 
 
 def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:
@@ -471,3 +504,6 @@ def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, 
     assert result["step"] == 30
     words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the others go on without it"
     assert sum(re.match(words, line) is not None for line in lines.said) == 1
+    logs = made.folder / "logs"
+    assert re.search(r"ERROR driver deploy.runtime.driver: sampler-0 died 1 times", (logs / "driver.log").read_text())
+    assert "WARNING hub deploy.runtime.hub: sampler-0 crashed" in (logs / "hub.log").read_text()

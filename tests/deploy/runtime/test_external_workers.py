@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.external_workers import GONE_SECONDS, ExternalWorkers, MembershipState, Registration, fingerprint_of
 from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Addresses, HubReady, Outcome
+from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
 from tests.deploy.runtime.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
 from tests.support.tiny import tiny_pipeline
@@ -193,6 +195,13 @@ def test_guests_come_to_a_live_run_work_and_leave(tmp_path: Path, keys: str) -> 
                 assert "sampler-4: the run is over" in third.communicate(timeout=60)[1]
                 assert third.returncode == 0
         assert "rewarder-1: the run is over" in rewarder.communicate(timeout=60)[1]
+    logged = {path.name: path.read_text() for path in (made.folder / "logs").iterdir()}
+    assert logged.keys() >= {"hub.log", "sampler-2.log", "sampler-4.log", "rewarder-1.log"}
+    assert "sampler-2 joined from outside the cluster" in logged["hub.log"]
+    assert "sampler-2 left" in logged["hub.log"]
+    assert "sampler-2 ended" in logged["sampler-2.log"]
+    assert "started: sampler-4, host " in logged["sampler-4.log"]
+    assert "secret" not in "".join(logged.values())
     exchange = ledger(made)
     exchange.check()
     assert exchange.counts()[State.FAILED] == 0
@@ -213,6 +222,26 @@ def free_ports(count: int) -> int:
     raise OSError(f"no {count} free ports in a row")
 
 
+def test_what_a_guest_warns_of_and_dies_of_is_in_the_log_of_the_run(tmp_path: Path) -> None:
+    made = config(tmp_path, steps=400, **{"simulation.sample_seconds": 0.02, "simulation.failure_rate": 0.3})
+    with served(made) as run, guest(run.invitation, "sampler"):
+        file = made.folder / "logs" / "sampler-2.log"
+        wait_until(lambda: file.exists() and "WARNING sampler-2 actors.loop: group " in file.read_text())
+        assert " given back: " in file.read_text()
+        with pytest.raises(ZeroDivisionError):
+            Broken(made, "rewarder-7").run(run.opened.addresses)
+        broken = (made.folder / "logs" / "rewarder-7.log").read_text()
+        assert "ERROR rewarder-7 deploy.logs.process: rewarder-7 ended with an error\n    Traceback" in broken
+        assert "    ZeroDivisionError: division by zero\n" in broken
+
+
+class Broken(Worker):
+    """Fails at once."""
+
+    def work(self, addresses: Addresses, exchange: Any, journal: Any, stack: ExitStack) -> None:
+        1 / 0  # noqa: B018
+
+
 @pytest.mark.slow  # a request that got no answer is repeated after 30 s
 def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ExternalWorkers, "dismiss", lambda self: None)  # as if the hub was killed: nobody is told
@@ -223,10 +252,11 @@ def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest
             stack.enter_context(guest(run.invitation, "rewarder"))
             wait_until(works(made, "sampler-2"))
             wait_until(works(made, "rewarder-1"))
-        before = len(read_json_lines(made.folder / "metrics.jsonl"))
+        before, log = len(read_json_lines(made.folder / "metrics.jsonl")), made.folder / "logs" / "sampler-2.log"
         with served(made):
             wait_until(lambda: len(read_json_lines(made.folder / "metrics.jsonl")) > before + 5, 200)
             assert sampler.poll() is None
+            wait_until(lambda: log.read_text().count("started: sampler-2") == 2)
 
 
 def test_a_guest_needs_a_key_away_from_this_machine(capsys: pytest.CaptureFixture[str]) -> None:

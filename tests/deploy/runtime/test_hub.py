@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.runtime import hub
-from deploy.runtime.hub import Hub
+from deploy.runtime.hub import Hub, RefusalWatch
 from deploy.runtime.messages import MEETING, HubReady
 from deploy.runtime.run_loop import Stuck
 from deploy.runtime.workers.base import Worker
@@ -63,3 +63,17 @@ def test_where_ranks_have_met_nothing_stays(tmp_path: Path) -> None:
     finally:
         middle.close()
     assert not list(made.folder.glob(f"{MEETING}*"))
+
+
+def test_refused_admission_is_logged_when_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+    watch = RefusalWatch()
+    refused = "exchange.max_lag = 1"
+    with caplog.at_level("WARNING"):
+        for now, refusal, admitted in (
+            (0, refused, 4), (59, refused, 4), (60, refused, 4), (100, refused, 4), (121, refused, 4),
+            (200, "", 4), (259, refused, 4), (300, refused, 5), (359, refused, 5), (360, refused, 5),
+        ):  # fmt: skip
+            watch.look(refusal, admitted, float(now))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"no group was admitted for {seconds} s: {refused}" for seconds in (60, 121, 60)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,32 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path, calls: int) -> N
     assert first is not None
     assert second is not None
     assert first["weights_digest"] == second["weights_digest"]
+
+
+def test_every_start_is_in_the_log(tmp_path: Path) -> None:
+    made = config(tmp_path, **{"learner.refresh_every": 5, "simulation.failure_rate": 0.3, "logs.level": "debug"})
+    assert serial.run(made, stop=toy.after(45, lambda: True)).result is None
+    assert serial.run(config(tmp_path, **{"learner.refresh_every": 5, "simulation.failure_rate": 0.3})).finished
+    (file,) = (made.folder / "logs").iterdir()
+    first, second = file.read_text().split("serial ended\n")[:2]
+    assert "DEBUG serial rewarders.loop: 4 clips scored\n" in first
+    assert re.search(r"DEBUG serial actors.loop: group \d+ sampled under version 0\n", first)
+    assert "DEBUG" not in second
+    step = re.search(r"INFO serial deploy.runtime.run_loop: interrupted after step (\d+) of 6\n", first)
+    assert step is not None
+    assert "INFO serial deploy.logs.process: started: serial, host " in second.splitlines()[0]
+    assert f"resumed from the checkpoint of step {step[1]}; later uses of pairs are rolled back\n" in second
+    assert "step 5: the reference is now the policy (learner.refresh_every)\n" in second
+    assert re.search(r"step 6: version \d published\n", second)
+    assert "deploy.runtime.run_loop: trained: step 6, version " in second
+    assert re.search(r"WARNING serial actors.loop: group \d+ given back: ", first + second)
+
+
+def test_logs_that_cannot_be_written_do_not_end_a_run(tmp_path: Path) -> None:
+    made = config(tmp_path)
+    made.folder.mkdir(parents=True)
+    (made.folder / "logs").write_text("no folder")
+    assert serial.run(made).finished
 
 
 def test_failures_are_dealt_with_as_real_ones(tmp_path: Path) -> None:
