@@ -36,8 +36,8 @@ from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import ACTIONS, Shot, caption, render
 from deploy.run_dir import layout
-from rewarders.toon_heads import load_heads
-from rewarders.toon_heads.head import first_frame
+from rewarders.checkpoints import load_heads
+from rewarders.toon_heads.heads import first_frame
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.degradation import badness
 from rewarders.toon_heads.training.evaluate import best_signal, evaluate_heads, evaluate_signals

@@ -185,7 +185,7 @@ def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdic
     """Reward and oracle of one clip for each held-out prompt; the same seeds whoever samples."""
     from common.toon.oracle import judge  # noqa: PLC0415 - of the toon world alone
     from common.toon.prompts import shot_of  # noqa: PLC0415
-    from rewarders.toon_heads import load_heads  # noqa: PLC0415
+    from rewarders.checkpoints import load_heads  # noqa: PLC0415
 
     asked = prompts_for(given, model).heldout(given.quality, 0)
     clips = [decode_clip(make(prompt, [seed])[0]) for seed, prompt in enumerate(asked)]

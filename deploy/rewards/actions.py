@@ -18,7 +18,8 @@ from deploy.cli.commands import generator_of
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.toon_heads import HEADS, load_heads, save_heads
+from rewarders.checkpoints import load_heads, save_heads
+from rewarders.toon_heads.heads import HEADS
 from rewarders.training import train
 from rewarders.training.dataset import Rated
 from rewarders.training.ranking_metrics import METRICS

@@ -40,11 +40,11 @@ from rewarders.anime_reward.appeal import KeyFrameAppeal
 from rewarders.anime_reward.character import TrackedCharacter
 from rewarders.anime_reward.image import VideoImageConsistency
 from rewarders.anime_reward.motion import PromptedMotion
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.smoothness import VideoSmoothness
 from rewarders.anime_reward.text import VideoTextConsistency
 
-CLASSES: dict[str, type[FullReward]] = {
+CLASSES: dict[str, type[EncoderReward]] = {
     kind.__name__: kind
     for kind in (
         VideoSmoothness,
@@ -58,7 +58,7 @@ CLASSES: dict[str, type[FullReward]] = {
 
 __all__ = [
     "CLASSES",
-    "FullReward",
+    "EncoderReward",
     "KeyFrameAppeal",
     "PromptedMotion",
     "TrackedCharacter",

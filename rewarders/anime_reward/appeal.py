@@ -12,7 +12,7 @@ from torch import nn
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.shots import key_frames
 
 KEYS = 8  # key frames of a clip, at most
@@ -35,7 +35,7 @@ class AppealHead(FrameHead):
         return 100 * mean_of(self.judge(self.scale(frames, seen))[:, :, 0], seen)
 
 
-class KeyFrameAppeal(FullReward):
+class KeyFrameAppeal(EncoderReward):
     """Key frames to a value: is it good to look at?"""
 
     dimension = "appeal"

@@ -30,10 +30,10 @@ from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision, here
 from rewarders.anime_reward.heads import EMPTY, SEEN, FrameHead, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.tracking import Detector, Tracker, cut_out
 from rewarders.anime_reward.video import FRAMES, sample
-from rewarders.toon_heads.head import first_frame
+from rewarders.toon_heads.heads import first_frame
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class CharacterHead(FrameHead):
         return 100 * self.likeness(rows).clamp(0, 1)
 
 
-class TrackedCharacter(FullReward):
+class TrackedCharacter(EncoderReward):
     """Frames and the stored character to a value: is it the same figure all through?
 
     The option `gallery` is a folder of pictures NAME.png (or .jpg), NAME as in `Prompt.character`; what is transparent

@@ -12,9 +12,9 @@ from torch import nn
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.video import FRAMES, sample
-from rewarders.toon_heads.head import first_frame
+from rewarders.toon_heads.heads import first_frame
 
 HIDDEN = 64
 
@@ -39,7 +39,7 @@ class ImageHead(FrameHead):
         return 100 * mean_of((-away).exp(), seen[:, 1:])
 
 
-class VideoImageConsistency(FullReward):
+class VideoImageConsistency(EncoderReward):
     """Video and first frame to a value: is it still the picture that was given?"""
 
     dimension = "image"

@@ -22,7 +22,7 @@ from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Words, load, pixels
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.video import sample
 
 LEVELS = (  # T_m, from score 0 to score 100 in equal steps
@@ -69,7 +69,7 @@ class MotionHead(FrameHead):
         return 100 * (logits[:, -1] - logits[:, 0]).sigmoid()
 
 
-class PromptedMotion(FullReward):
+class PromptedMotion(EncoderReward):
     """Frames to the share of much motion against none; `clip` is a CLIP or SigLIP model with both its towers."""
 
     dimension = "motion"

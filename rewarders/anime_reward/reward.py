@@ -23,7 +23,7 @@ from rewarders.anime_reward.heads import opinion_loss
 DIGITS = 3  # decimals of a score
 
 
-class FullReward(ABC):
+class EncoderReward(ABC):
     """One dimension of AnimeReward over pretrained models, as a `rewarders.anime_reward.trainable.TrainableReward`.
 
     Subclasses say which models (`ROLES`) and options (`OPTIONS`, with defaults) they take, load them in `build`, and

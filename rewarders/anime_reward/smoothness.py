@@ -12,7 +12,7 @@ from torch import nn
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.video import FRAMES, sample
 
 HIDDEN = 64
@@ -42,7 +42,7 @@ class SmoothnessHead(FrameHead):
         return 100 * self.regress(torch.cat(parts, 1))[:, 0].sigmoid()
 
 
-class VideoSmoothness(FullReward):
+class VideoSmoothness(EncoderReward):
     """Frames to a value: does anything flicker, tear or shake?"""
 
     dimension = "smoothness"

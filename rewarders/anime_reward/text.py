@@ -13,7 +13,7 @@ from torch.nn import functional
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Text, Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.video import FRAMES, sample
 
 HIDDEN = 64
@@ -41,7 +41,7 @@ class TextHead(FrameHead):
         return 100 * self.regress(torch.cat([shown, told, shown * told], 1))[:, 0].sigmoid()
 
 
-class VideoTextConsistency(FullReward):
+class VideoTextConsistency(EncoderReward):
     """Video and caption to a value: does it show what was asked for?"""
 
     dimension = "text"

@@ -11,9 +11,9 @@ from importlib import import_module
 
 from common.config import JudgeConfig, RewardConfig
 from common.errors import ConfigError
+from rewarders.checkpoints import load_heads
 from rewarders.interface import Judge, Reward, as_judge
 from rewarders.judges.adapter import AdaptedJudge, Named
-from rewarders.toon_heads import load_heads
 
 REWARD_JUDGES = "reward.judges"
 KINDS = {

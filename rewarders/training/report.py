@@ -25,7 +25,7 @@ from common.errors import ConfigError
 from common.messages import ScoreTask
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
-from rewarders.toon_heads.head import first_frame
+from rewarders.toon_heads.heads import first_frame
 from rewarders.training import pixel_baselines
 from rewarders.training.dataset import Rated, unseen
 from rewarders.training.ranking_metrics import RESAMPLES, Judged, agreement, calibration

@@ -32,8 +32,7 @@ from common.errors import ConfigError
 from common.errors.disk import write_whole
 from common.training.fit import FitConfig, fit
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.checkpoints import HEADS
-from rewarders.toon_heads.head import SHAPE, AnimeHead, first_frame
+from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead, first_frame
 from rewarders.toon_heads.training.train import head_loss
 from rewarders.training.dataset import Rated, Split, hashed, split
 from rewarders.training.features import features
@@ -89,7 +88,7 @@ class OnFeatures:
 class OnClips:
     """A toon head and whole clips. People rate clips, not frames: the mean badness of the frames is learned."""
 
-    def __init__(self, head: AnimeHead, rated: Rated, rows: np.ndarray, clips: np.ndarray, scores: np.ndarray) -> None:
+    def __init__(self, head: ToonHead, rated: Rated, rows: np.ndarray, clips: np.ndarray, scores: np.ndarray) -> None:
         prompts = rated.prompts()
         self.module, self.rows, self.clips = head, rows, clips
         self.firsts = np.stack([first_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
@@ -105,14 +104,14 @@ class OnClips:
         return head_loss(self.module, self, chosen, rng)
 
 
-def train_toon_head(rated: Rated, dimension: str, out: Path, plan: Plan, log: Log) -> AnimeHead:
+def train_toon_head(rated: Rated, dimension: str, out: Path, plan: Plan, log: Log) -> ToonHead:
     """A fresh toon head trained on the ratings of one dimension. `ConfigError` when they do not suffice."""
     parts = _begin(rated, dimension, out, plan, {"head": "toon"})
     scores = rated.scores(dimension)
     rows, clips, bad = _toon_clips(rated, np.flatnonzero(~np.isnan(scores)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((plan.seed << 32) + crc32(dimension.encode()))
-        head = HEADS[dimension]()
+        head = ToonHead(dimension)
     _learn(OnClips(head, rated, rows, clips, scores[rows]), dimension, parts, bad, out, plan, log)
     return head.eval().requires_grad_(False)
 
@@ -203,14 +202,14 @@ def _learn(lesson: Lesson, dimension: str, parts: Split, bad: list[BadRow], out:
 
 
 def _toon_clips(rated: Rated, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadRow]]:
-    """(indices, uint8 ``[m, *SHAPE]``, those that are of another shape or cannot be decoded)."""
+    """(indices, uint8 ``[m, *CLIP_SHAPE]``, those that are of another shape or cannot be decoded)."""
     good: dict[int, np.ndarray] = {}
     bad: list[BadRow] = []
     for i, clip in rated.clips(rows):
         if isinstance(clip, BadRow):
             bad.append(clip)
-        elif clip.shape != SHAPE:
-            bad.append(rated.bad(i, f"{list(clip.shape)}; the toon heads take {list(SHAPE)}"))
+        elif clip.shape != CLIP_SHAPE:
+            bad.append(rated.bad(i, f"{list(clip.shape)}; the toon heads take {list(CLIP_SHAPE)}"))
         else:
             good[i] = clip
     if not good:

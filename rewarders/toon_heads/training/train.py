@@ -22,10 +22,9 @@ from torch import nn
 from torch.nn import functional
 
 from common.training.fit import FitConfig, fit
-from rewarders.checkpoints import HEADS
-from rewarders.toon_heads.head import AnimeHead, to_pixels
+from rewarders.toon_heads.heads import HEADS, ToonHead, to_pixels
+from rewarders.toon_heads.network import bag_of_words
 from rewarders.toon_heads.training.dataset import Degrade, Redraw, Samples, draw_samples, mirrored
-from rewarders.toon_heads.trunk import bag_of_words
 
 Log = Callable[[str], None]
 CLIPS = 22528
@@ -42,7 +41,7 @@ def train_heads(
     plan: FitConfig = PLAN,
     clips: int = CLIPS,
     batch: int = BATCH,
-) -> list[AnimeHead]:
+) -> list[ToonHead]:
     """Train all six heads; `folder` keeps their training states, and calling again resumes or returns at once.
 
     `degrade` and `redraw` stand for what the policy loses and draws (see `draw_samples`).
@@ -63,12 +62,12 @@ def train_head(
     plan: FitConfig = PLAN,
     log: Log = print,
     batch: int = BATCH,
-) -> AnimeHead:
+) -> ToonHead:
     """Train one head on `data()`, which is only called when steps are left to take."""
     stream = crc32(dimension.encode())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((seed << 32) + stream)
-        head = HEADS[dimension]()
+        head = ToonHead(dimension)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, stream, step])
@@ -79,7 +78,7 @@ def train_head(
     return head.eval().requires_grad_(False)
 
 
-def kernels(head: AnimeHead) -> list[nn.Parameter]:
+def kernels(head: ToonHead) -> list[nn.Parameter]:
     """What Muon takes: kernels and matrices, but those that put out a single number, and no table of places."""
     named = head.named_parameters()
     return [one for name, one in named if one.ndim > 1 and len(one) > 1 and name != "places"]
@@ -108,7 +107,7 @@ class Lessons(Protocol):
         ...
 
 
-def head_loss(head: AnimeHead, data: Lessons, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
+def head_loss(head: ToonHead, data: Lessons, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
     """Cross-entropy between predicted and true badness of the `chosen` clips' frames, or of the clips.
 
     With `rng`, half are mirrored and all are recoloured: four characters are few, and no head may know them by their

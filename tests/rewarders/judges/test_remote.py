@@ -16,12 +16,12 @@ from common.config import JudgeConfig, load_config
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
+from rewarders.checkpoints import load_heads
 from rewarders.interface import Clip, JudgeFailed, JudgeUnavailable, Opinion
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.judges.remote import Remote
 from rewarders.judges.server import Panel
 from rewarders.rewarder import rewarder_for
-from rewarders.toon_heads import load_heads
 from tests.support.rewarders.serving import serving
 
 

@@ -13,7 +13,7 @@ from common.data.ratings import read_ratings, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.weights.tensors import state_digest
-from rewarders.toon_heads.head import SHAPE
+from rewarders.toon_heads.heads import CLIP_SHAPE
 from rewarders.training import features as cache
 from rewarders.training.dataset import Rated, unseen
 from rewarders.training.pixel_baselines import srcc
@@ -118,7 +118,7 @@ def toon(tmp_path_factory: pytest.TempPathFactory) -> Rated:
     rng = np.random.default_rng(0)
     rows = []
     for i, row in enumerate(read_ratings(file).rows):
-        clip = np.full(SHAPE if i else (9, 16, 16, 3), 120, np.uint8)
+        clip = np.full(CLIP_SHAPE if i else (9, 16, 16, 3), 120, np.uint8)
         if i % 2:
             clip[1::2, clip.shape[1] // 2 :] = rng.integers(160, 250)
         (folder / row.clip).write_bytes(encode_mp4(clip, 8))
