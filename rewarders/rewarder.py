@@ -54,7 +54,7 @@ class Rewarder(ScoringLoop):
         readable = [i for i, clip in enumerate(clips) if isinstance(clip, Clip)]
         kept = [clip for clip in clips if isinstance(clip, Clip)]
         prompts = [tasks[i].prompt for i in readable]
-        scores = [Score(task.candidate_id, self._version, {}) for task in tasks]
+        scores = [Score(task.candidate_id, self._version, {}, purpose=task.purpose) for task in tasks]
         for judge in self.judges:
             found: list[Opinion] = [clip if isinstance(clip, str) else "" for clip in clips]
             for i, opinion in zip(readable, opinions(judge, kept, prompts), strict=True):
