@@ -119,7 +119,7 @@ def test_the_version_is_of_all_rewards_in_any_order() -> None:
 def test_rewards_must_be_there_and_differ() -> None:
     with pytest.raises(ConfigError, match="at least one is needed"):
         Rewarder([], RewardConfig())
-    with pytest.raises(ConfigError, match="no dimension twice"):
+    with pytest.raises(ConfigError, match="dimensions must be unique"):
         Rewarder([Length(), Length()], RewardConfig())
 
 
