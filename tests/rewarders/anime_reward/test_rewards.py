@@ -132,7 +132,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the hub's cache holds is found without a network, and is named by its id in what is saved."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(ConfigError, match="vision model 'me/tiny': no such folder, and not to be had from the hub"):
+    with pytest.raises(ConfigError, match="vision model 'me/tiny': no such folder, and not on the hub"):
         VideoSmoothness.create({"vision": "me/tiny"})
     kept = tmp_path / "hub" / "models--me--tiny"
     (kept / "refs").mkdir(parents=True)
@@ -165,22 +165,22 @@ def test_weights_that_are_not_finite_give_nan(models: Models) -> None:
 def test_models_that_will_not_do(models: Models, tmp_path: Path) -> None:
     siglip, bert = models["VideoSmoothness"]["vision"], models["VideoTextConsistency"]["text"]
     tracker = models["TrackedCharacter"]["tracker"]
-    with pytest.raises(ConfigError, match="VideoTextConsistency: its models are vision, text, not vision"):
+    with pytest.raises(ConfigError, match="VideoTextConsistency: needs the models vision, text, got vision"):
         VideoTextConsistency.create({"vision": siglip})
-    with pytest.raises(ConfigError, match=r"vision model '/no/where': there is no such folder"):
+    with pytest.raises(ConfigError, match=r"vision model '/no/where': no such folder, and not a hub id"):
         VideoSmoothness.create({"vision": "/no/where"})
     with pytest.raises(ConfigError, match=r"vision model .*: BertModel has no vision tower"):
         VideoSmoothness.create({"vision": bert})
-    with pytest.raises(ConfigError, match=r"clip model .*: SiglipVisionModel has no common space"):
+    with pytest.raises(ConfigError, match=r"clip model .*: SiglipVisionModel has no joint embedding space"):
         CLASSES["PromptedMotion"].create({"clip": siglip})
     with pytest.raises(ConfigError, match=r"detector model .*: not .*GroundingDinoForObjectDetection"):
         CLASSES["TrackedCharacter"].create(models["TrackedCharacter"] | {"detector": tracker})
-    with pytest.raises(ConfigError, match=r"VideoSmoothness: option frames = 0; it takes frames \(such as 24\)"):
+    with pytest.raises(ConfigError, match=r"VideoSmoothness: option frames = 0; allowed: frames \(such as 24\)"):
         VideoSmoothness.create({"vision": siglip}, options={"frames": 0})
     torn = tmp_path / "torn"
     shutil.copytree(siglip, torn)
     (torn / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ConfigError, match=r"vision model .*torn: not loaded as AutoModel") as caught:
+    with pytest.raises(ConfigError, match=r"vision model .*torn: cannot be loaded as AutoModel") as caught:
         VideoSmoothness.create({"vision": str(torn)})
     assert "\n" not in str(caught.value)
 
@@ -201,7 +201,7 @@ def test_files_that_will_not_do(models: Models, tmp_path: Path) -> None:
         **{"class": "Nobody"},
     )
     refused("class 'KeyFrameAppeal'; allowed for smoothness in format 1", **{"class": "KeyFrameAppeal"})
-    refused(r"smoothness\.json: vision model '\./gone': there is no such folder", models={"vision": "./gone"})
+    refused(r"smoothness\.json: vision model '\./gone': no such folder, and not a hub id", models={"vision": "./gone"})
     refused(r"option frames = 9.5", options={"frames": 9.5})
     refused(r"its digest does not match", options={"frames": 12})
     wide = tiny_siglip(tmp_path / "wide", hidden_size=32)
