@@ -41,7 +41,7 @@ from rewarders.toon_heads.heads import first_frame
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.degradation import badness
 from rewarders.toon_heads.training.evaluate import best_signal, evaluate_heads, evaluate_signals
-from rewarders.training.pixel_baselines import measure as signals_of
+from rewarders.training.pixel_baselines import measure_signals
 from rewarders.training.ranking_metrics import srcc
 
 RENDERED, SAMPLED = 1024, 256
@@ -103,7 +103,7 @@ def sampled(count: int, deaf: bool = False, seed: int = 1) -> Judged:
         {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
         _rated(clips, [_drawn(prompt, deaf) for prompt in prompts], deaf),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
-        [signals_of(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
+        [measure_signals(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
     )
 
 

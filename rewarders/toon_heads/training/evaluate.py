@@ -14,7 +14,7 @@ from common.toon.prompts import encode_png, shot_id
 from common.toon.world import DIMENSIONS
 from rewarders.interface import Reward
 from rewarders.toon_heads.training.dataset import Samples
-from rewarders.training.pixel_baselines import SIGNALS, measure
+from rewarders.training.pixel_baselines import SIGNALS, measure_signals
 from rewarders.training.ranking_metrics import srcc
 
 
@@ -37,7 +37,7 @@ def evaluate_heads(heads: Sequence[Reward], samples: Samples) -> dict[str, float
 
 def evaluate_signals(samples: Samples) -> dict[str, float]:
     """The baseline: per dimension the SRCC of that plain signal of the pixels which tells it best."""
-    values = [measure(clip, first) for clip, first in zip(samples.clips, samples.firsts, strict=True)]
+    values = [measure_signals(clip, first) for clip, first in zip(samples.clips, samples.firsts, strict=True)]
     return {name: best_signal(values, samples.truth_of(name)) for name in DIMENSIONS}
 
 
