@@ -15,7 +15,7 @@ from rewarders.toon_heads.training.dataset import Samples, draw_samples
 from rewarders.toon_heads.training.evaluate import evaluate_heads, evaluate_signals, prompts_of
 from rewarders.toon_heads.training.train import (
     head_loss,
-    kernels,
+    muon_parameters,
     recolouring,
     train_head,
     train_heads,
@@ -68,7 +68,7 @@ def test_all_heads_and_again_without_work(tmp_path: Path) -> None:
 
 def test_muon_takes_what_is_a_matrix() -> None:
     head = ToonHead("text")
-    taken = {id(one) for one in kernels(head)}
+    taken = {id(one) for one in muon_parameters(head)}
     names = {name for name, one in head.named_parameters() if id(one) in taken}
     assert {"look.weight", "frame.weight", "map.weight", "time.0.weight", "time.2.weight"} <= names
     assert not names & {"places", "time.4.weight"}
