@@ -183,7 +183,10 @@ class Client:
         """Score some clips. Scores differ within a group, so that each group gives a pair."""
         with self.timed("lease_candidates"):
             tasks = self._exchange.lease_candidates(self.name, CLIPS)
-        scores = [Score(task.candidate_id, "1", dict.fromkeys(DIMENSIONS, 10.0 + task.clip[0] % 80)) for task in tasks]
+        scores = [
+            Score(task.candidate_id, "1", dict.fromkeys(DIMENSIONS, 10.0 + task.clip[0] % 80), purpose=task.purpose)
+            for task in tasks
+        ]
         if scores:
             self._exchange.submit_scores(self.name, scores)
         return bool(scores)

@@ -37,12 +37,12 @@ from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import ACTIONS, Shot, caption, render
 from deploy.run_dir import layout
-from rewarders.toon_heads import load_heads
-from rewarders.toon_heads.head import first_frame
+from rewarders.checkpoints import load_heads
+from rewarders.toon_heads.heads import first_frame
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.degradation import badness
 from rewarders.toon_heads.training.evaluate import best_signal, evaluate_heads, evaluate_signals
-from rewarders.training.pixel_baselines import measure as signals_of
+from rewarders.training.pixel_baselines import measure_signals
 from rewarders.training.ranking_metrics import srcc
 
 RENDERED, SAMPLED = 1024, 256
@@ -104,7 +104,7 @@ def sampled(count: int, wrong_caption: bool = False, seed: int = 1) -> Judged:
         {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
         _rated(clips, [_captioned_shot(prompt, wrong_caption) for prompt in prompts], wrong_caption),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
-        [signals_of(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
+        [measure_signals(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
     )
 
 

@@ -42,10 +42,10 @@ from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersio
 from common.models.cogvideox import ModelFolder
 from learner.batch import Batch
 from learner.learner import Learner
+from rewarders.checkpoints import load_heads
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
-from rewarders.toon_heads import load_heads
-from rewarders.toon_heads.head import SHAPE
+from rewarders.toon_heads.heads import CLIP_SHAPE
 
 N = 4
 STEPS, FAMILY_STEPS = 10, 50
@@ -200,9 +200,9 @@ class ScalingHead:
 
 
 def scaled(clip: np.ndarray) -> np.ndarray:
-    """Scale a clip uint8 [F, H, W, 3] to the heads' size: evenly spaced frames, each scaled down."""
-    count, height, width, _ = SHAPE
-    if clip.shape == SHAPE:
+    """A clip uint8 [F, H, W, 3] as the heads take it: frames at even distances, each scaled down."""
+    count, height, width, _ = CLIP_SHAPE
+    if clip.shape == CLIP_SHAPE:
         return clip
     chosen = np.linspace(0, len(clip) - 1, count).round().astype(int)
     return np.stack([np.asarray(Image.fromarray(clip[index]).resize((width, height))) for index in chosen])

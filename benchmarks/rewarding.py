@@ -29,9 +29,9 @@ from common.exchange.api import Exchange, Submitted
 from common.messages import Score, ScoreTask
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import render
+from rewarders.checkpoints import load_heads
 from rewarders.rewarder import Rewarder, read_clip
-from rewarders.toon_heads import head as heads
-from rewarders.toon_heads import load_heads
+from rewarders.toon_heads import heads
 
 AIM = 3.0
 FPS = 8

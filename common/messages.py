@@ -102,6 +102,7 @@ class Score:
     reward_version: str  # digest of the reward models' weights
     values: dict[str, float]  # dimension -> raw value (AnimeReward: 0..100)
     problems: dict[str, str] = field(default_factory=dict)  # dimension -> why its value is NaN, where that is known
+    purpose: Purpose = Purpose.TRAIN  # that of the `ScoreTask`
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +133,21 @@ class GroupLease:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """One clip to score. Exchange -> rewarder."""
+    """One clip to score. Exchange -> rewarder.
+
+    Do not parse `candidate_id`: what it is made of is in `ordinal` and `index`.
+    """
 
     candidate_id: str
     prompt: Prompt
     clip: bytes = field(repr=False)
+    ordinal: int = 0  # of its group in the exchange; `prompt.ordinal` counts probes and evaluations separately
+    index: int = 0  # 0 .. N-1, which candidate of its group
+
+    @property
+    def purpose(self) -> Purpose:
+        """Why the clip was sampled."""
+        return self.prompt.purpose
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,16 @@
-"""Heads on disk: per dimension one safetensors file and one JSON file that says what it is.
+"""Reward heads on disk: per dimension a safetensors file with the weights and a JSON file that describes them.
 
 ```
 FOLDER/smoothness.json        {"class": "VideoSmoothness", "models": {"vision": "siglip"}, "options": {"frames": 24}...}
 FOLDER/smoothness.safetensors the head
-FOLDER/siglip/                a model of transformers; or a folder elsewhere, or a hub id
+FOLDER/siglip/                a transformers model; it may also be a folder elsewhere or a hub id
 ```
 
-A file without a class is one of the toon world's heads: small whole networks, all six of which lie in one folder.
+There are two formats:
+
+- `EncoderFormat`: the description names a class of `rewarders.anime_reward`; the weights are a small head over frozen
+  pretrained encoders. A folder may have any of the six dimensions.
+- `ToonFormat`: the description names no class; the weights are a whole toon network. A folder has all six.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,129 +28,157 @@ import common.toon
 from common.errors import ConfigError
 from common.errors.oom import reraise_oom
 from rewarders.interface import Reward
-from rewarders.toon_heads.appeal import Appeal
-from rewarders.toon_heads.character import CharacterConsistency
-from rewarders.toon_heads.head import SHAPE, AnimeHead
-from rewarders.toon_heads.image import ImageConsistency
-from rewarders.toon_heads.motion import Motion
-from rewarders.toon_heads.smoothness import Smoothness
-from rewarders.toon_heads.text import TextConsistency
-from rewarders.toon_heads.trunk import vocabulary
+from rewarders.toon_heads.heads import CLIP_SHAPE, HEADS, ToonHead
+from rewarders.toon_heads.network import vocabulary
 
 if TYPE_CHECKING:
-    from rewarders.anime_reward import FullReward
+    from rewarders.anime_reward import EncoderReward
 
 FORMAT = 1
-HEADS: dict[str, type[AnimeHead]] = {
-    head.dimension: head
-    for head in (Smoothness, Motion, Appeal, TextConsistency, ImageConsistency, CharacterConsistency)
-}
+LONGEST_ERROR = 300  # characters of a library's error that we repeat
 
 
-def save_heads(heads: Sequence[AnimeHead | FullReward], folder: Path) -> None:
-    """Write ``DIMENSION.safetensors`` and ``DIMENSION.json`` for each head; pretrained models stay where they are."""
+def save_heads(heads: Sequence[ToonHead | EncoderReward], folder: Path) -> None:
+    """Writes ``DIMENSION.safetensors`` and ``DIMENSION.json`` for each head. Pretrained models are not copied."""
     folder.mkdir(parents=True, exist_ok=True)
     for head in heads:
-        network = head if isinstance(head, AnimeHead) else head.head
+        if isinstance(head, ToonHead):
+            network, description = head, ToonFormat.describe(head)
+        else:
+            network, description = head.head, EncoderFormat.describe(head, folder)
         state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in network.state_dict().items()}
         save_file(state, folder / f"{head.dimension}.safetensors")
-        about = _description(head) if isinstance(head, AnimeHead) else {"format": FORMAT, **head.description(folder)}
-        (folder / f"{head.dimension}.json").write_text(json.dumps(about, indent=2) + "\n")
+        (folder / f"{head.dimension}.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
 def load_heads(path: str, device: str = "cpu") -> list[Reward]:
-    """The heads of a folder (``toon``: the embedded ones), ready to score on `device`.
+    """Returns the heads of a folder (``toon``: the embedded ones), ready to score on `device`.
 
-    A folder of full-size heads may have any of the six dimensions; one of toon heads has all. `ConfigError` names the
-    file that is missing, broken, or of another format, and what of a head does not fit its models.
+    Raises `ConfigError` if a file is missing, damaged or of another format, or if a head does not fit its models. The
+    message names the file.
     """
     folder = Path(common.toon.__path__[0]) / "weights" / "heads" if path == "toon" else Path(path)
     if not folder.is_dir():
         raise ConfigError(f"reward.path = {path!r}: no folder of reward heads at {folder}")
-    said = {name: _read(folder / f"{name}.json") for name in HEADS if (folder / f"{name}.json").is_file()}
-    full = {name for name, about in said.items() if isinstance(about, dict) and "class" in about}
+    found = {name: _read(folder / f"{name}.json") for name in HEADS if (folder / f"{name}.json").is_file()}
+    if not any(map(is_encoder_description, found.values())):
+        return [ToonFormat.load(name, _needed(name, found, folder), folder, device) for name in HEADS]
     return [
-        _load_full(name, said[name], folder, device) if name in full else _load_toon(HEADS[name](), folder, device)
-        for name in (said if full else HEADS)
+        EncoderFormat.load(name, description, folder, device)
+        if is_encoder_description(description)
+        else ToonFormat.load(name, description, folder, device)
+        for name, description in found.items()
     ]
+
+
+def is_encoder_description(description: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON file describes an `EncoderReward`; every other one describes a `ToonHead`."""
+    return isinstance(description, dict) and "class" in description
+
+
+class EncoderFormat:
+    """A trained head over pretrained encoders: class, models and options are in the description."""
+
+    @staticmethod
+    def describe(reward: EncoderReward, folder: Path) -> dict[str, object]:
+        """Returns the content of the JSON file in `folder`."""
+        return {"format": FORMAT, **reward.description(folder)}
+
+    @staticmethod
+    def load(dimension: str, description: dict[str, Any], folder: Path, device: str) -> Reward:
+        """Opens the models, loads the head and checks the digest over both."""
+        file = folder / f"{dimension}.json"
+        kind = EncoderFormat._class(dimension, description, file)
+        try:
+            reward = kind(dict(description.get("models", {})), dict(description.get("options", {})), device, folder)
+        except (TypeError, ValueError) as error:  # ConfigError is a ValueError
+            raise ConfigError(f"{file}: {_line(error)}") from None
+        reward.head.load_state_dict(_weights(dimension, reward.head, folder))
+        reward.head.requires_grad_(False)
+        if reward.digest != description.get("digest"):
+            raise ConfigError(f"{file}: its digest does not match {dimension}.safetensors, its options and its models")
+        return reward
+
+    @staticmethod
+    def _class(dimension: str, description: dict[str, Any], file: Path) -> type[EncoderReward]:
+        from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - transformers takes seconds; toon heads do not need it
+
+        kind = CLASSES.get(description["class"])
+        if description.get("format") != FORMAT or kind is None or kind.dimension != dimension:
+            allowed = ", ".join(name for name, one in CLASSES.items() if one.dimension == dimension)
+            raise ConfigError(
+                f"{file}: format {description.get('format')!r}, class {description['class']!r}; "
+                f"allowed for {dimension} in format {FORMAT}: {allowed}"
+            )
+        return kind
+
+
+class ToonFormat:
+    """A whole toon network: the description repeats its row of `HEADS`, so that a changed row is detected."""
+
+    @staticmethod
+    def describe(head: ToonHead) -> dict[str, object]:
+        """Returns the content of the JSON file."""
+        spec = HEADS[head.dimension]
+        return {
+            "format": FORMAT,
+            "dimension": head.dimension,
+            "clip": list(CLIP_SHAPE),
+            "views": list(spec.views),
+            "words": list(vocabulary()) if spec.caption else [],
+            "parameters": sum(parameter.numel() for parameter in head.parameters()),
+            "digest": head.digest,
+        }
+
+    @staticmethod
+    def load(dimension: str, description: object, folder: Path, device: str) -> Reward:
+        """Loads the network and checks it against its description."""
+        head = ToonHead(dimension)
+        head.load_state_dict(_weights(dimension, head, folder))
+        expected = ToonFormat.describe(head)
+        if description != expected:
+            found = description if isinstance(description, dict) else {}
+            wrong = [key for key, value in expected.items() if key not in found or found[key] != value]
+            raise ConfigError(
+                f"{folder / f'{dimension}.json'}: differs from {dimension}.safetensors and this program "
+                f"in {', '.join(wrong) or 'extra keys'}"
+            )
+        return head.to(device).eval().requires_grad_(False)
+
+
+def _needed(dimension: str, found: dict[str, Any], folder: Path) -> Any:
+    if dimension not in found:
+        raise ConfigError(f"{folder}: {dimension}.json and {dimension}.safetensors are both required")
+    return found[dimension]
 
 
 def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ConfigError(f"{file}: no JSON: {_line(error)}") from None
-
-
-def _load_full(dimension: str, said: dict[str, Any], folder: Path, device: str) -> Reward:
-    """A head over pretrained models, as its file says."""
-    from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - transformers takes seconds, and toon heads need none of it
-
-    about = folder / f"{dimension}.json"
-    kind = CLASSES.get(said["class"])
-    if said.get("format") != FORMAT or kind is None or kind.dimension != dimension:
-        known = ", ".join(name for name, one in CLASSES.items() if one.dimension == dimension)
-        raise ConfigError(
-            f"{about}: format {said.get('format')!r}, class {said['class']!r}; "
-            f"{dimension} of format {FORMAT} is scored by {known}"
-        )
-    try:
-        reward = kind(dict(said.get("models", {})), dict(said.get("options", {})), device, folder)
-    except (TypeError, ValueError) as error:  # ConfigError is a ValueError
-        raise ConfigError(f"{about}: {_line(error)}") from None
-    reward.head.load_state_dict(_weights(dimension, reward.head, folder))
-    reward.head.requires_grad_(False)
-    if reward.digest != said.get("digest"):
-        raise ConfigError(f"{about}: its digest does not fit {dimension}.safetensors, its options and its models")
-    return reward
-
-
-def _load_toon(head: AnimeHead, folder: Path, device: str) -> AnimeHead:
-    about, weights = folder / f"{head.dimension}.json", folder / f"{head.dimension}.safetensors"
-    if not about.is_file():
-        raise ConfigError(f"{folder}: {about.name} and {weights.name} must both be there")
-    said = _read(about)
-    head.load_state_dict(_weights(head.dimension, head, folder))
-    if said != _description(head):
-        wrong = [
-            key for key, value in _description(head).items() if not isinstance(said, dict) or said.get(key) != value
-        ]
-        raise ConfigError(f"{about}: {', '.join(wrong) or 'extra keys'} do not fit {weights.name} and this program")
-    return head.to(device).eval().requires_grad_(False)
+        raise ConfigError(f"{file}: not valid JSON: {_line(error)}") from None
 
 
 def _weights(dimension: str, network: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a dimension's file; `ConfigError` unless they are those of `network`, by name and shape."""
+    """Returns the tensors of a file. Raises `ConfigError` unless their names and shapes are those of `network`."""
     file = folder / f"{dimension}.safetensors"
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     try:
         state = cast(dict[str, torch.Tensor], load_file(file))
     except FileNotFoundError:
-        raise ConfigError(f"{folder}: {dimension}.json and {file.name} must both be there") from None
+        raise ConfigError(f"{folder}: {dimension}.json and {file.name} are both required") from None
     except (ValueError, SafetensorError, RuntimeError) as error:
         reraise_oom(error)
-        raise ConfigError(f"{file}: no weights of the {dimension} head: {_line(error)}") from None
+        raise ConfigError(f"{file}: not the weights of the {dimension} head: {_line(error)}") from None
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != wanted:
-        name = min(name for name in found.keys() | wanted if found.get(name) != wanted.get(name))
+    if found != expected:
+        name = min(name for name in found.keys() | expected if found.get(name) != expected.get(name))
         raise ConfigError(
-            f"{file}: no weights of the {dimension} head: {name} is {found.get(name, 'missing')}, "
-            f"not {wanted.get(name, 'known')}"
+            f"{file}: not the weights of the {dimension} head: {name} is {found.get(name, 'missing')}, "
+            f"expected {expected.get(name, 'no such tensor')}"
         )
     return state
 
 
-def _description(head: AnimeHead) -> dict[str, object]:
-    return {
-        "format": FORMAT,
-        "dimension": head.dimension,
-        "clip": list(SHAPE),
-        "views": list(head.VIEWS),
-        "words": list(vocabulary()) if head.CAPTION else [],
-        "parameters": sum(parameter.numel() for parameter in head.parameters()),
-        "digest": head.digest,
-    }
-
-
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return " ".join(str(error).split())[:LONGEST_ERROR]

@@ -1,4 +1,4 @@
-"""What a reward model is to the rest of the project: a `Reward`, or where pixels do not suffice a `Judge`."""
+"""The two interfaces of reward models: `Reward` (pixels to one score) and `Judge` (clip files to several scores)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from common.messages import Prompt
 
 
 class Reward(Protocol):
-    """Scores clips in one dimension. A score depends on the clip and its prompt alone, never on the batch it is in."""
+    """Scores clips in one dimension. A score depends only on the clip and its prompt, not on the rest of the batch."""
 
     @property
     def dimension(self) -> str:
-        """What is scored, e.g. ``smoothness``; unique among the rewards of a run."""
+        """The name of the score, e.g. ``smoothness``; unique among the rewards of a run."""
         ...
 
     @property
@@ -27,27 +27,27 @@ class Reward(Protocol):
         ...
 
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
-        """One raw value per clip, higher is better (AnimeReward: 0..100).
+        """Returns one raw value per clip; higher is better (AnimeReward: 0..100).
 
-        `clips` are uint8 ``[F, H, W, 3]``, `prompts` what each was sampled for. `ValueError` for a clip that the
-        reward cannot take (shape, type), or for another number of prompts than clips.
+        `clips` are uint8 ``[F, H, W, 3]`` and `prompts` are what each clip was sampled for. Raises `ValueError` for a
+        clip of an unsupported shape or dtype, and for unequal numbers of clips and prompts.
         """
         ...
 
 
-Opinion: TypeAlias = dict[str, float] | str  # a clip's raw values by output, or why there are none
+JudgeResult: TypeAlias = dict[str, float] | str  # raw value by output, or the reason why the clip has none
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded clip, with what its pixels do not say."""
+    """A decoded clip with its frame rate and, if it was not resampled, its file."""
 
     frames: np.ndarray  # uint8 [F, H, W, 3]
     fps: float  # frames per second
-    file: bytes | None = field(default=None, repr=False)  # the video that the frames were read from; None: resampled
+    file: bytes | None = field(default=None, repr=False)  # the video file the frames come from; None if resampled
 
     def mp4(self) -> bytes:
-        """The clip as a file: the one it was read from, or else encoded now."""
+        """Returns the clip as a video file: the original one, or a new encoding of the frames."""
         if self.file is not None:
             return self.file
         return encode_mp4(self.frames, Fraction(self.fps).limit_denominator(1000))
@@ -55,37 +55,38 @@ class Clip:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores clips in several dimensions at once, or needs their frame rate or file. Else what holds for `Reward`."""
+    """Scores clips in several dimensions at once, or needs their frame rate or file. Otherwise like `Reward`."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the scores, at least one."""
+        """Names of the scores; at least one."""
         ...
 
     @property
     def digest(self) -> str:
-        """As `Reward.digest`."""
+        """See `Reward.digest`."""
         ...
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
-        """Per clip one raw value of each output, or in words why there is none. `ValueError` as in `Reward.score`.
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
+        """Returns per clip one raw value for each output, or a string that says why it has none.
 
-        `JudgeUnavailable` when none of the clips could be judged now and trying them one by one would not help.
+        Raises `ValueError` as `Reward.score` does, and `JudgeUnavailable` if no clip of the batch can be judged now and
+        retrying them one by one would not help.
         """
         ...
 
 
 class JudgeUnavailable(Exception):
-    """A judge that is late or out of reach: these clips stay without its scores, the others go on."""
+    """A judge timed out or cannot be reached: this batch gets no scores from it, and scoring continues."""
 
 
 class JudgeFailed(Exception):
-    """A judge that does not answer any more, or is another one than at the start: scoring cannot go on."""
+    """A judge is gone for good, or its digest has changed since the start: scoring cannot continue."""
 
 
 @dataclass(frozen=True)
-class Single:
-    """A `Reward` as a `Judge` of one output."""
+class RewardAsJudge:
+    """Adapts a `Reward` to the `Judge` interface, with one output."""
 
     reward: Reward
 
@@ -96,15 +97,15 @@ class Single:
 
     @property
     def digest(self) -> str:
-        """The reward's."""
+        """The reward's digest."""
         return self.reward.digest
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`."""
         values = self.reward.score([clip.frames for clip in clips], prompts)
         return [{self.reward.dimension: value} for value in values]
 
 
 def as_judge(scorer: Reward | Judge) -> Judge:
-    """`scorer` itself, or a `Judge` that asks it."""
-    return scorer if isinstance(scorer, Judge) else Single(scorer)
+    """Returns `scorer` itself if it is a `Judge`, else wraps it in `RewardAsJudge`."""
+    return scorer if isinstance(scorer, Judge) else RewardAsJudge(scorer)

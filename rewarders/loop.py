@@ -1,4 +1,4 @@
-"""The rewarder's loop, whatever gives the scores: lease clips of any prompts, score them as one batch, submit."""
+"""The rewarder's loop: lease clips of any prompts, score them as one batch, submit the scores."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from common.messages import Score, ScoreTask
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.02  # between two looks whether there are more clips for a batch
+POLL_SECONDS = 0.02  # between two polls for more clips of a batch
 
 
 class ScoringLoop(ABC):
-    """A stateless worker: whoever has the same rewards gives the same scores. Up to `batch` clips at a time."""
+    """A stateless worker that scores up to `batch` clips at a time. Equal rewards give equal scores on any worker."""
 
     def __init__(self, worker: str, batch: int) -> None:
         self.worker, self._batch = worker, batch
 
     @abstractmethod
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
-        """One `Score` per task, in order, with a value for every dimension (NaN: unreadable or not scorable)."""
+        """Returns one `Score` per task, in order, with a value for every dimension (NaN if it could not be scored)."""
 
     def work(self, exchange: Exchange) -> int:
-        """Score what waits; how many clips, 0 when there are none now."""
+        """Scores the clips that are waiting. Returns their number, 0 if there were none."""
         return self.finish(exchange, self.gather(exchange))
 
     def gather(
@@ -37,20 +37,22 @@ class ScoringLoop(ABC):
         wait: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> list[ScoreTask]:
-        """Clips for one batch: at once when it is full, else when `patience` seconds have passed since the first.
+        """Leases clips for one batch. Returns at once if the batch is full, else `patience` seconds after the first
+        clip.
 
-        `wait` is called with the seconds to wait between two looks; when it answers true nothing more is gathered.
+        `wait` sleeps for the given seconds between two polls; if it returns true (a stop request), gathering ends
+        early.
         """
         tasks = list(exchange.lease_candidates(self.worker, self._batch))
-        wait, ends = wait or Event().wait, clock() + patience
-        while tasks and len(tasks) < self._batch and (left := ends - clock()) > 0:
-            if wait(min(left, LOOK_SECONDS)):
+        wait, deadline = wait or Event().wait, clock() + patience
+        while tasks and len(tasks) < self._batch and (left := deadline - clock()) > 0:
+            if wait(min(left, POLL_SECONDS)):
                 break
             tasks += exchange.lease_candidates(self.worker, self._batch - len(tasks))
         return tasks
 
     def finish(self, exchange: Exchange, tasks: Sequence[ScoreTask]) -> int:
-        """Score what was gathered; how many clips that were."""
+        """Scores the gathered clips and submits the scores. Returns the number of clips."""
         if tasks:
             exchange.submit_scores(self.worker, self.score(tasks))
             log.debug("%d clips scored", len(tasks))

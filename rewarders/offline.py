@@ -1,4 +1,4 @@
-"""A rewarder that knows what people said: their opinions score recorded pairs, the usual rewards score all else."""
+"""A rewarder for offline training pairs: their scores are the human ratings, all other clips are scored as usual."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from common.messages import Purpose, Score, ScoreTask
 from rewarders.loop import ScoringLoop
 
 
-class OpinionRewarder(ScoringLoop):
-    """The mean opinion of a recorded clip, 0..100, stands in every dimension, whatever the dimensions' weights."""
+class OfflineRewarder(ScoringLoop):
+    """Gives a recorded clip its mean opinion score, 0..100, in every dimension, so dimension weights do not matter.
 
-    def __init__(self, others: ScoringLoop, recorded: RecordedPairs, config: RewardConfig) -> None:
-        super().__init__(others.worker, config.batch)
-        self._others, self._recorded = others, recorded
+    Probe and evaluation clips go to `online`, the rewarder of the run's reward models.
+    """
+
+    def __init__(self, online: ScoringLoop, recorded: RecordedPairs, config: RewardConfig) -> None:
+        super().__init__(online.worker, config.batch)
+        self._online, self._recorded = online, recorded
         self._dimensions = expected_scores(config)
         self._version = f"people-{recorded.digest}"
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `ScoringLoop.score`."""
-        scored = self._others.score([task for task in tasks if task.prompt.purpose is not Purpose.TRAIN])
-        usual = {score.candidate_id: score for score in scored}
-        return [usual.get(task.candidate_id) or self._opinion(task) for task in tasks]
+        online = iter(self._online.score([task for task in tasks if task.purpose is not Purpose.TRAIN]))
+        return [self._recorded_score(task) if task.purpose is Purpose.TRAIN else next(online) for task in tasks]
 
-    def _opinion(self, task: ScoreTask) -> Score:
-        _, index, _ = task.candidate_id.split("-")
-        value = self._recorded(task.prompt.ordinal).clips[int(index)].score
-        return Score(task.candidate_id, self._version, dict.fromkeys(self._dimensions, value))
+    def _recorded_score(self, task: ScoreTask) -> Score:
+        value = self._recorded(task.ordinal).clips[task.index].score
+        return Score(task.candidate_id, self._version, dict.fromkeys(self._dimensions, value), purpose=task.purpose)

@@ -1,11 +1,11 @@
-"""The rewarder: decodes clips and scores them in every dimension.
+"""Decodes clips and scores them with every reward model of the run.
 
 ```
 ScoreTask (mp4) --> decode (decord) --> every judge, one batch --> Score
 ```
 
-A clip that cannot be read or scored gets NaN in place of the value, with the reason, and the others go on; the
-exchange then fails that clip's group and counts it.
+A clip that cannot be decoded or scored gets NaN and a reason; the rest of the batch is scored normally. The exchange
+fails the group of such a clip and counts it.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from common.data.video import decode_video
 from common.errors import ConfigError
 from common.exchange.rewards import reward_weights
 from common.messages import Prompt, Score, ScoreTask
-from rewarders.interface import Clip, Judge, JudgeUnavailable, Opinion, Reward, as_judge
+from rewarders.interface import Clip, Judge, JudgeResult, JudgeUnavailable, Reward, as_judge
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
 
 
 class Rewarder(ScoringLoop):
-    """Scores decoded clips with all of `rewards`."""
+    """Scores clips with all of `rewards`."""
 
     def __init__(self, rewards: Sequence[Reward | Judge], config: RewardConfig, worker: str = "rewarder-0") -> None:
-        """`ConfigError` when there is no reward, or two of one dimension."""
+        """Raises `ConfigError` if there is no reward, or if two share a dimension."""
         self.judges = tuple(as_judge(reward) for reward in rewards)
         names = self.dimensions
         if not names or len(set(names)) < len(names):
-            raise ConfigError(f"rewards {names}: at least one is needed, and no dimension twice")
+            raise ConfigError(f"rewards {names}: at least one is needed, and dimensions must be unique")
         super().__init__(worker, config.batch)
         self._version = _version(self.judges)
 
     @property
     def dimensions(self) -> list[str]:
-        """What is scored."""
+        """Names of all scores."""
         return [output for judge in self.judges for output in judge.outputs]
 
     @property
     def reward_version(self) -> str:
-        """Digest over all rewards, blake2b-128 hex: scores of different versions do not compare."""
+        """blake2b-128 hex over all rewards. Scores with different versions cannot be compared."""
         return self._version
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
@@ -54,18 +54,18 @@ class Rewarder(ScoringLoop):
         readable = [i for i, clip in enumerate(clips) if isinstance(clip, Clip)]
         kept = [clip for clip in clips if isinstance(clip, Clip)]
         prompts = [tasks[i].prompt for i in readable]
-        scores = [Score(task.candidate_id, self._version, {}) for task in tasks]
+        scores = [Score(task.candidate_id, self._version, {}, purpose=task.purpose) for task in tasks]
         for judge in self.judges:
-            found: list[Opinion] = [clip if isinstance(clip, str) else "" for clip in clips]
-            for i, opinion in zip(readable, opinions(judge, kept, prompts), strict=True):
-                found[i] = opinion
-            for score, opinion in zip(scores, found, strict=True):
-                _write_down(score, judge, opinion)
+            results: list[JudgeResult] = [clip if isinstance(clip, str) else "" for clip in clips]
+            for i, result in zip(readable, judge_clips(judge, kept, prompts), strict=True):
+                results[i] = result
+            for score, result in zip(scores, results, strict=True):
+                _add_result(score, judge, result)
         return scores
 
 
 def rewarder_for(rewards: Sequence[Reward | Judge], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:
-    """A run's rewarder. `ConfigError` also when something that counts is scored by none of `rewards`."""
+    """Returns a run's rewarder. Raises `ConfigError` if a counted dimension is scored by none of `rewards`."""
     rewarder = Rewarder(rewards, config, worker)
     reward_weights(config, rewarder.dimensions)
     return rewarder
@@ -87,19 +87,20 @@ def _decode(task: ScoreTask) -> Clip | str:
 
 
 def read_clip(file: bytes) -> Clip:
-    """A video file, decoded. `ValueError` when it cannot be read."""
+    """Decodes a video file. Raises `ValueError` if that fails."""
     return Clip(*decode_video(file), file)
 
 
-def _write_down(score: Score, judge: Judge, opinion: Opinion) -> None:
+def _add_result(score: Score, judge: Judge, result: JudgeResult) -> None:
     for output in judge.outputs:
-        score.values[output] = math.nan if isinstance(opinion, str) else opinion.get(output, math.nan)
-        if isinstance(opinion, str):
-            score.problems[output] = opinion
+        score.values[output] = math.nan if isinstance(result, str) else result.get(output, math.nan)
+        if isinstance(result, str):
+            score.problems[output] = result
 
 
-def opinions(judge: Judge, clips: list[Clip], prompts: list[Prompt]) -> list[Opinion]:
-    """The judge's values; a clip that it refuses is without, and does not take the batch down with it."""
+def judge_clips(judge: Judge, clips: list[Clip], prompts: list[Prompt]) -> list[JudgeResult]:
+    """Returns the judge's results. If it refuses the batch, its clips are retried one by one, so a bad clip fails
+    alone."""
     if not clips:
         return []
     name = ", ".join(judge.outputs)
@@ -112,4 +113,4 @@ def opinions(judge: Judge, clips: list[Clip], prompts: list[Prompt]) -> list[Opi
         if len(clips) == 1:
             log.warning("%s of a clip for prompt %s: %s", name, prompts[0].id, error)
             return [str(error)]
-    return [opinions(judge, [clip], [prompt])[0] for clip, prompt in zip(clips, prompts, strict=True)]
+    return [judge_clips(judge, [clip], [prompt])[0] for clip, prompt in zip(clips, prompts, strict=True)]

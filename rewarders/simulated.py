@@ -1,4 +1,4 @@
-"""A rewarder without a model: scores are drawn, after a pause (`common/simulation.py`)."""
+"""A rewarder without a model: it waits, then draws scores at random (`common/simulation.py`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rewarders.loop import ScoringLoop
 
 
 class SimulatedRewarder(ScoringLoop):
-    """A clip's scores are a function of its candidate's id; NaN in all dimensions where scoring it fails."""
+    """Scores are a function of the candidate's id. A simulated failure gives NaN in all dimensions."""
 
     def __init__(self, config: RunConfig, worker: str = "rewarder-0") -> None:
         super().__init__(worker, config.reward.batch)
@@ -22,10 +22,11 @@ class SimulatedRewarder(ScoringLoop):
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `ScoringLoop.score`."""
-        return [self._score(task.candidate_id) for task in tasks]
+        return [self._score(task) for task in tasks]
 
-    def _score(self, candidate: str) -> Score:
+    def _score(self, task: ScoreTask) -> Score:
+        candidate = task.candidate_id
         self._simulation.work(self._seconds, "score", candidate)
         failed = self._simulation.fails("score", candidate)
         values = {name: math.nan if failed else self._simulation.value(name, candidate) for name in self._dimensions}
-        return Score(candidate, "simulated", values)
+        return Score(candidate, "simulated", values, purpose=task.purpose)

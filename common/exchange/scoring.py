@@ -75,8 +75,9 @@ class ScoringQueue:
                 self.ledger.move(ordinal, State.SCORING)
         expires = self.clock() + self.config.exchange.lease_seconds
         self.ledger.run("UPDATE candidates SET worker = ?, expires = ? WHERE id = ?", worker, expires, name)
-        prompt, clip = prompts[ordinal], self.ledger.open(ordinal, clip_name(row["place"]))
-        return lambda: ScoreTask(name, prompt(), clip.read_one().data)
+        prompt, index = prompts[ordinal], row["place"]
+        clip = self.ledger.open(ordinal, clip_name(index))
+        return lambda: ScoreTask(name, prompt(), clip.read_one().data, ordinal, index)
 
     def _reap(self) -> None:
         """Take back the leases that ran out; a clip that loses max_attempts of them fails its group."""

@@ -57,13 +57,13 @@ def _serve(config: RunConfig, options: argparse.Namespace) -> int:
 
 def app_of(config: RunConfig, token: str, most_bytes: int) -> Any:
     """The web application with the configuration's judges, loaded. `ConfigError` for what is missing."""
+    from rewarders.checkpoints import load_heads  # noqa: PLC0415
     from rewarders.judges import open_judge  # noqa: PLC0415
-    from rewarders.judges.server import Panel, application  # noqa: PLC0415
-    from rewarders.toon_heads import load_heads  # noqa: PLC0415
+    from rewarders.judges.server import RewardsAsJudge, create_app  # noqa: PLC0415
 
     reward, device = config.reward, config.model.device
-    judges: dict[str, Any] = {HEADS: Panel(load_heads(reward.path, device))} if reward.path else {}
+    judges: dict[str, Any] = {HEADS: RewardsAsJudge(load_heads(reward.path, device))} if reward.path else {}
     if HEADS in reward.judges and judges:
         raise ConfigError(f"reward.judges.{HEADS}: the heads of reward.path are served under this name")
     judges |= {name: open_judge(name, judge, device) for name, judge in reward.judges.items()}
-    return application(judges, token, most_bytes)
+    return create_app(judges, token, most_bytes)

@@ -18,9 +18,10 @@ from deploy.cli.commands import generator_of
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.toon_heads import HEADS, load_heads, save_heads
+from rewarders.checkpoints import load_heads, save_heads
+from rewarders.toon_heads.heads import HEADS
 from rewarders.training import train
-from rewarders.training.dataset import Rated
+from rewarders.training.dataset import RatedDataset
 from rewarders.training.ranking_metrics import METRICS
 from rewarders.training.report import REWARD, report
 
@@ -62,7 +63,7 @@ def train_command(options: Options, flags: Flags) -> int:
     plan = _plan(options)
     table = read_ratings(options.ratings)
     print(table.summary())
-    rated = Rated(table)
+    rated = RatedDataset(table)
     if options.head == "toon":
         names = _chosen(options, dimensions(rated.rows))
         heads: list[Any] = [train.train_toon_head(rated, name, options.out, plan, print) for name in names]
@@ -75,14 +76,14 @@ def train_command(options: Options, flags: Flags) -> int:
     return 0
 
 
-def _plan(options: Options) -> train.Plan:
+def _plan(options: Options) -> train.HeadTraining:
     for name in ("epochs", "batch", "patience"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
-    rate = options.lr or (TOON_RATE if options.head == "toon" else train.Plan.lr)
+    rate = options.lr or (TOON_RATE if options.head == "toon" else train.HeadTraining.lr)
     if not 0 < rate < 1:
         raise ConfigError(f"--lr {rate:g}: must be above 0 and below 1")
-    return train.Plan(options.epochs, options.batch, rate, patience=options.patience, seed=options.seed)
+    return train.HeadTraining(options.epochs, options.batch, rate, patience=options.patience, seed=options.seed)
 
 
 def _chosen(options: Options, rated: list[str]) -> list[str]:
@@ -105,7 +106,7 @@ def _rest(out: Path, trained: Collection[str]) -> list[Any]:
     return [head for head in load_heads("toon") if head.dimension in missing]
 
 
-def _train_class(rated: Rated, options: Options, plan: train.Plan) -> TrainableReward:
+def _train_class(rated: RatedDataset, options: Options, plan: train.HeadTraining) -> TrainableReward:
     """One of `rewarders.anime_reward`."""
     from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - transformers takes seconds, and only this needs it
 
@@ -148,7 +149,7 @@ def eval_command(options: Options, flags: Flags) -> int:
     seen = {} if folder is None else {h.dimension: train.seen_in_training(folder, h.dimension) for h in heads}
     if not any(seen.values()):
         notes.print(f"{options.heads}: does not say what it was trained on; every rated clip counts", markup=False)
-    found = report(heads, Rated(table), seen, lambda line: notes.print(line, markup=False), options.resamples)
+    found = report(heads, RatedDataset(table), seen, lambda line: notes.print(line, markup=False), options.resamples)
     found = {"heads": options.heads, **found}
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.models.cogvideox import open_model
 from learner import toon_pretrain
-from rewarders.toon_heads import save_heads
+from rewarders.checkpoints import save_heads
 from rewarders.toon_heads.training.regenerate import SDEditAugmenter
 from rewarders.toon_heads.training.train import train_heads
 
@@ -46,6 +46,6 @@ def build_pipeline(work: Path, out: Path, seed: int, log: Callable[[str], None])
 def build_heads(work: Path, out: Path, seed: int, log: Callable[[str], None]) -> None:
     """The six reward heads, trained on clips that look like a policy's, some of them drawn by it."""
     model = SDEditAugmenter(open_model(out / "pipeline"))
-    heads = train_heads(work, seed, model.reconstruct, model.redraw, log)
+    heads = train_heads(work, seed, model.reconstruct, model.regenerate, log)
     shutil.rmtree(out / "heads", ignore_errors=True)
     save_heads(heads, out / "heads")

@@ -74,13 +74,13 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
 
         return partial(SimulatedRewarder, config)
     from rewarders.judges import open_rewards
-    from rewarders.offline import OpinionRewarder
+    from rewarders.offline import OfflineRewarder
     from rewarders.rewarder import rewarder_for
 
     def make(worker: str) -> ScoringLoop:
         scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
         usual = rewarder_for(scorers, config.reward, worker)
-        return OpinionRewarder(usual, open_pairs(config), config.reward) if config.pairs else usual
+        return OfflineRewarder(usual, open_pairs(config), config.reward) if config.pairs else usual
 
     return make
 

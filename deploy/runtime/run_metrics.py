@@ -26,8 +26,17 @@ from actors.loop import NON_FINITE
 from common.config import RunConfig, algorithm_class
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
-from common.exchange.storage.ledger import FIRST_EVALUATION
-from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, TrainingFinished, WeightVersion
+from common.messages import (
+    Candidate,
+    GroupLease,
+    Prompt,
+    Purpose,
+    Score,
+    Span,
+    StepStats,
+    TrainingFinished,
+    WeightVersion,
+)
 from common.roles import HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL, role_of
 from deploy.guardrails.rules import MOTION, SCORER, Measured, Reading, judge_rule, motion_share
 from deploy.observability.definitions import DROPPED, WASTED, exported_name
@@ -275,7 +284,7 @@ class MeteredExchange(LocalExchange):
         for score in (score for score, answer in zip(scores, answers, strict=True) if answer.accepted):
             if not all(map(isfinite, score.values.values())):
                 instruments.add("douga_nan_total", role=REWARDER)
-            elif int(score.candidate_id.partition("-")[0]) < FIRST_EVALUATION:
+            elif score.purpose is Purpose.TRAIN:
                 self.meter.scored(score.values)
         return answers
 

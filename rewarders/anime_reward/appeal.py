@@ -12,14 +12,14 @@ from torch import nn
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
+from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.shots import key_frames
 
-KEYS = 8  # key frames of a clip, at most
+KEY_FRAMES = 8  # maximum number of key frames of a clip
 
 
 class AppealHead(FrameHead):
-    """Aes: every key frame is judged alone; the clip's score is their mean."""
+    """Aes: scores every key frame on its own; the clip's score is their mean."""
 
     def __init__(self, width: int, slots: int) -> None:
         super().__init__(width, slots)
@@ -29,23 +29,23 @@ class AppealHead(FrameHead):
         )
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``[n, D]`` -> scores ``[n]``, 0..100."""
+        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100."""
         state, frames, _ = self.unpack(rows)
         seen = state == SEEN
         return 100 * mean_of(self.judge(self.scale(frames, seen))[:, :, 0], seen)
 
 
-class KeyFrameAppeal(FullReward):
-    """Key frames to a value: is it good to look at?"""
+class KeyFrameAppeal(EncoderReward):
+    """How good the key frames look."""
 
     dimension = "appeal"
     ROLES = ("vision",)
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"key_frames": KEYS}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"key_frames": KEY_FRAMES}
 
     def build(self) -> None:
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = AppealHead(self.vision.width, self.options["key_frames"])
 
-    def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        most = self.options["key_frames"]
-        return pack(self.vision(clip[key_frames(clip, most)]), most)
+    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+        limit = self.options["key_frames"]
+        return pack(self.vision(clip[key_frames(clip, limit)]), limit)

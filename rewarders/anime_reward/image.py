@@ -1,4 +1,4 @@
-"""Image-video consistency: S_image = Reg(E_v(V), E_v(I_p)), between the video and the image that it animates."""
+"""Image-video consistency: S_image = Reg(E_v(V), E_v(I_p)), between the video and its first frame."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import nn
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
-from rewarders.anime_reward.video import FRAMES, sample
-from rewarders.toon_heads.head import first_frame
+from rewarders.anime_reward.reward import EncoderReward
+from rewarders.anime_reward.video import FRAMES, sample_frames
+from rewarders.toon_heads.heads import first_frame
 
 HIDDEN = 64
 
 
 class ImageHead(FrameHead):
-    """Reg: exp(-d), d the mean squared difference of a frame and the image in a learned space; slot 0 is the image.
+    """Reg: exp(-d), where d is a frame's mean squared distance from the image in a learned space; slot 0 is the image.
 
-    A clip in which nothing changes scores 100 by construction, whatever was learned.
+    A clip in which nothing changes scores 100 by construction, whatever the weights.
     """
 
     def __init__(self, width: int, slots: int) -> None:
@@ -31,16 +31,16 @@ class ImageHead(FrameHead):
         self.project = nn.Linear(width, HIDDEN, bias=False)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``[n, D]`` -> scores ``[n]``, 0..100."""
+        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100."""
         state, frames, _ = self.unpack(rows)
         seen = state == SEEN
         z = self.project(self.scale(frames, seen))
-        away = (z[:, 1:] - z[:, :1]).square().mean(2)
-        return 100 * mean_of((-away).exp(), seen[:, 1:])
+        distance = (z[:, 1:] - z[:, :1]).square().mean(2)
+        return 100 * mean_of((-distance).exp(), seen[:, 1:])
 
 
-class VideoImageConsistency(FullReward):
-    """Video and first frame to a value: is it still the picture that was given?"""
+class VideoImageConsistency(EncoderReward):
+    """Whether the video still shows the given first frame's picture."""
 
     dimension = "image"
     ROLES = ("vision",)
@@ -50,6 +50,6 @@ class VideoImageConsistency(FullReward):
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = ImageHead(self.vision.width, 1 + self.options["frames"])
 
-    def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        frames = np.concatenate([first_frame(clip, prompt)[None], sample(clip, self.options["frames"])])
+    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+        frames = np.concatenate([first_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
         return pack(self.vision(frames), 1 + self.options["frames"])

@@ -1,10 +1,10 @@
-"""Visual motion (Eq. 6): S_motion = Cos(M_CLIP(V), M_CLIP(T_m)), as ActionCLIP does it.
+"""Visual motion (Eq. 6): S_motion = Cos(M_CLIP(V), M_CLIP(T_m)), as in ActionCLIP.
 
 ```
-8 frames ── CLIP's image tower ──> [8, D] ── adapter (trained): transformer over time, added, mean ──> video [D]
+8 frames ── CLIP's image tower ──> [8, D] ── adapter (trained): temporal transformer, residual, mean ──> video [D]
                                                                                                          │ cosine
 LEVELS, six sentences ── CLIP's text tower ──────────────────────────────────────────────────────> [6, D]
-    training: cross-entropy over all six levels        scoring: softmax over the two ends, much against none
+    training: cross-entropy over all six levels        scoring: softmax over the two ends, most motion against none
 ```
 """
 
@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from common.errors import ConfigError
 from common.messages import Prompt
-from rewarders.anime_reward.encoders import Words, load, pixels
+from rewarders.anime_reward.encoders import CaptionTokenizer, load, pixels
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
-from rewarders.anime_reward.video import sample
+from rewarders.anime_reward.reward import EncoderReward
+from rewarders.anime_reward.video import sample_frames
 
 LEVELS = (  # T_m, from score 0 to score 100 in equal steps
     "The protagonist stays still from the first to the last frame.",
@@ -39,7 +39,7 @@ SEGMENTS = 8  # frames
 class MotionHead(FrameHead):
     """ActionCLIP's adapter over frames.
 
-    `levels` ``[6, D]`` are the sentences' embeddings, of length 1; `temperature` is CLIP's own factor of cosines (100).
+    `levels` ``[6, D]`` are the sentences' embeddings, of length 1; `temperature` is CLIP's logit scale (100).
     """
 
     levels: torch.Tensor
@@ -56,7 +56,7 @@ class MotionHead(FrameHead):
         self.adapter = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
-        """The video's cosines with the levels, times the temperature, ``[n, 6]``."""
+        """Returns the video's cosine similarity with each level, times the temperature, ``[n, 6]``."""
         state, frames, _ = self.unpack(rows)
         seen = state == SEEN
         adapted = self.adapter(frames + self.places, src_key_padding_mask=~seen)
@@ -64,13 +64,13 @@ class MotionHead(FrameHead):
         return self.temperature * video @ self.levels.T
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``[n, D]`` -> scores ``[n]``, 0..100: how much rather the highest level than the lowest."""
+        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100: the probability of the highest level against the lowest."""
         logits = self.logits(rows)
         return 100 * (logits[:, -1] - logits[:, 0]).sigmoid()
 
 
-class PromptedMotion(FullReward):
-    """Frames to the share of much motion against none; `clip` is a CLIP or SigLIP model with both its towers."""
+class PromptedMotion(EncoderReward):
+    """How much moves. `clip` is a CLIP or SigLIP model with both towers."""
 
     dimension = "motion"
     ROLES = ("clip",)
@@ -80,22 +80,24 @@ class PromptedMotion(FullReward):
         folder = self.folders["clip"]
         self.clip = load("clip", folder).to(self.device)
         if not hasattr(self.clip, "get_text_features"):
-            raise ConfigError(f"clip model {folder}: {type(self.clip).__name__} has no common space of text and images")
+            raise ConfigError(
+                f"clip model {folder}: {type(self.clip).__name__} has no joint embedding space of text and images"
+            )
         self.pixels = pixels("clip", folder, self.clip.config.vision_config)
-        words = Words("clip", folder, self.clip.config.text_config)
+        tokenize = CaptionTokenizer("clip", folder, self.clip.config.text_config)
         with torch.no_grad():
-            told = [self.clip.get_text_features(**words(level, self.device)).pooler_output for level in LEVELS]
-        levels = functional.normalize(torch.cat(told), dim=1)
+            embeddings = [self.clip.get_text_features(**tokenize(level, self.device)).pooler_output for level in LEVELS]
+        levels = functional.normalize(torch.cat(embeddings), dim=1)
         temperature = float(self.clip.logit_scale.exp())
         self.head = MotionHead(levels, temperature, self.options["frames"], self.options["layers"])
 
-    def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        images = self.pixels(sample(clip, self.options["frames"])).to(self.device)
+    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+        images = self.pixels(sample_frames(clip, self.options["frames"])).to(self.device)
         return pack(self.clip.get_image_features(pixel_values=images).pooler_output, self.options["frames"])
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the six levels; a score between two levels is shared by both."""
-        place = scores / 100 * (len(LEVELS) - 1)
-        near = torch.arange(len(LEVELS), device=scores.device)
-        wanted = (1 - (place[:, None] - near).abs()).clamp(min=0)
-        return functional.cross_entropy(self.head.logits(features), wanted)  # type: ignore[operator]
+        """Cross-entropy over the six levels; the target of a score between two levels is split between them."""
+        position = scores / 100 * (len(LEVELS) - 1)
+        levels = torch.arange(len(LEVELS), device=scores.device)
+        target = (1 - (position[:, None] - levels).abs()).clamp(min=0)
+        return functional.cross_entropy(self.head.logits(features), target)  # type: ignore[operator]

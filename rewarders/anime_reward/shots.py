@@ -1,4 +1,4 @@
-"""Key frames: one of each shot, found by the jumps of its colours' histogram."""
+"""Key frames: the middle frame of each shot. A jump of the colour histogram starts a new shot."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from itertools import pairwise
 import numpy as np
 
 BINS = 8  # per colour channel
-CUT = 0.5  # share of the pixels whose colour is gone: above it, a new shot begins
+CUT = 0.5  # a new shot starts if this share of the pixels changes colour
 
 
-def key_frames(clip: np.ndarray, most: int) -> list[int]:
-    """Indices of a clip's key frames: of its `most` longest shots, each shot's middle. uint8 ``[F, H, W, 3]``."""
+def key_frames(clip: np.ndarray, limit: int) -> list[int]:
+    """Returns the indices of a clip's key frames, uint8 ``[F, H, W, 3]``: the middle frames of its `limit` longest
+    shots."""
     starts = [0, *cuts(clip), len(clip)]
-    shots = sorted(pairwise(starts), key=lambda shot: shot[0] - shot[1])[:most]
+    shots = sorted(pairwise(starts), key=lambda shot: shot[0] - shot[1])[:limit]
     return sorted((begin + end - 1) // 2 for begin, end in shots)
 
 
 def cuts(clip: np.ndarray) -> list[int]:
-    """The frames with which a new shot begins, besides frame 0."""
-    seen = np.stack([_histogram(frame) for frame in clip])
-    gone = np.abs(np.diff(seen, axis=0)).sum(1) / 2
-    return [int(i) + 1 for i in np.flatnonzero(gone > CUT)]
+    """Returns the first frame of every shot but the first."""
+    histograms = np.stack([_histogram(frame) for frame in clip])
+    change = np.abs(np.diff(histograms, axis=0)).sum(1) / 2
+    return [int(i) + 1 for i in np.flatnonzero(change > CUT)]
 
 
 def _histogram(frame: np.ndarray) -> np.ndarray:
-    """The share of a frame's pixels per coarse colour, ``[BINS ** 3]``."""
+    """Returns the share of a frame's pixels in each colour bin, ``[BINS ** 3]``."""
     red, green, blue = (frame.reshape(-1, 3).T.astype(np.int64) * BINS) >> 8
     return np.bincount((red * BINS + green) * BINS + blue, minlength=BINS**3) / red.size

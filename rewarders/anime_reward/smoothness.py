@@ -12,17 +12,17 @@ from torch import nn
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
-from rewarders.anime_reward.video import FRAMES, sample
+from rewarders.anime_reward.reward import EncoderReward
+from rewarders.anime_reward.video import FRAMES, sample_frames
 
 HIDDEN = 64
 
 
 class SmoothnessHead(FrameHead):
-    """Reg: how far the frames' embeddings z_t are from the ones before, and from the middle of their neighbours.
+    """Reg: the size of the first and second differences in time of the frames' embeddings z_t.
 
-    What moves steadily has small second differences; flicker and warping have large ones. What is shown is none of its
-    business, and would be what it learns by heart.
+    Steady motion has small second differences; flicker and warping have large ones. The head does not see the content,
+    which it would memorise.
     """
 
     def __init__(self, width: int, slots: int) -> None:
@@ -32,18 +32,18 @@ class SmoothnessHead(FrameHead):
         self.regress = nn.Sequential(nn.Linear(2 * HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``[n, D]`` -> scores ``[n]``, 0..100."""
+        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100."""
         state, frames, _ = self.unpack(rows)
         seen = state == SEEN
         z = self.narrow(self.scale(frames, seen))
         step = (z[:, 1:] - z[:, :-1]).abs()
-        bend = (z[:, 2:] - 2 * z[:, 1:-1] + z[:, :-2]).abs()
-        parts = [mean_of(step, seen[:, 1:]), mean_of(bend, seen[:, 2:])]
+        second_difference = (z[:, 2:] - 2 * z[:, 1:-1] + z[:, :-2]).abs()
+        parts = [mean_of(step, seen[:, 1:]), mean_of(second_difference, seen[:, 2:])]
         return 100 * self.regress(torch.cat(parts, 1))[:, 0].sigmoid()
 
 
-class VideoSmoothness(FullReward):
-    """Frames to a value: does anything flicker, tear or shake?"""
+class VideoSmoothness(EncoderReward):
+    """Whether anything flickers, tears or shakes."""
 
     dimension = "smoothness"
     ROLES = ("vision",)
@@ -53,5 +53,5 @@ class VideoSmoothness(FullReward):
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = SmoothnessHead(self.vision.width, self.options["frames"])
 
-    def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        return pack(self.vision(sample(clip, self.options["frames"])), self.options["frames"])
+    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+        return pack(self.vision(sample_frames(clip, self.options["frames"])), self.options["frames"])

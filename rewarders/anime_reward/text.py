@@ -13,14 +13,14 @@ from torch.nn import functional
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Text, Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
-from rewarders.anime_reward.reward import FullReward
-from rewarders.anime_reward.video import FRAMES, sample
+from rewarders.anime_reward.reward import EncoderReward
+from rewarders.anime_reward.video import FRAMES, sample_frames
 
 HIDDEN = 64
 
 
 class TextHead(FrameHead):
-    """Reg: the frames' mean and mean change, the caption, and their product in a learned space."""
+    """Reg: over the frames' mean and mean change, the caption, and their product in a learned space."""
 
     def __init__(self, width: int, slots: int, words: int) -> None:
         super().__init__(width, slots)
@@ -31,7 +31,7 @@ class TextHead(FrameHead):
         self.regress = nn.Sequential(nn.Linear(3 * HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, 1))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows ``[n, D]`` -> scores ``[n]``, 0..100."""
+        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100."""
         state, frames, caption = self.unpack(rows)
         seen = state == SEEN
         scaled = self.scale(frames, seen)
@@ -41,8 +41,8 @@ class TextHead(FrameHead):
         return 100 * self.regress(torch.cat([shown, told, shown * told], 1))[:, 0].sigmoid()
 
 
-class VideoTextConsistency(FullReward):
-    """Video and caption to a value: does it show what was asked for?"""
+class VideoTextConsistency(EncoderReward):
+    """Whether the video shows what the caption says."""
 
     dimension = "text"
     ROLES = ("vision", "text")
@@ -53,6 +53,6 @@ class VideoTextConsistency(FullReward):
         self.text = Text(self.folders["text"], self.device)
         self.head = TextHead(self.vision.width, self.options["frames"], self.text.width)
 
-    def look(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        frames = self.vision(sample(clip, self.options["frames"]))
+    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+        frames = self.vision(sample_frames(clip, self.options["frames"]))
         return pack(frames, self.options["frames"], self.text(prompt.text))

@@ -1,4 +1,4 @@
-"""Where the character is: GroundingDINO finds it in one picture, SAM 2 follows it through the others."""
+"""Locates the character: GroundingDINO detects it in one picture, SAM 2 tracks it through the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 from rewarders.anime_reward.encoders import image_processor, load, tokenizer
 from rewarders.anime_reward.video import Pixels
 
-# SAM 2's own (ImageNet's) numbers; transformers' Sam2ImageProcessor needs torchvision to say them.
+# SAM 2 uses ImageNet's statistics; transformers' Sam2ImageProcessor has them, but needs torchvision.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CORNERS = (2, 3)  # SAM 2's labels of a box's first and last corner
 
 
 class Detector:
-    """GroundingDINO, asked for one `phrase`, such as ``character.``."""
+    """GroundingDINO with one text query, such as ``character.``."""
 
     def __init__(self, folder: Path, phrase: str, device: str) -> None:
         self.model = load("detector", folder, GroundingDinoForObjectDetection).to(device)
@@ -31,7 +31,8 @@ class Detector:
 
     @torch.no_grad()
     def __call__(self, picture: np.ndarray, threshold: float) -> np.ndarray | None:
-        """The surest box in uint8 ``[H, W, 3]``: left, top, right, bottom in pixels; None below `threshold`."""
+        """Returns the most confident box in uint8 ``[H, W, 3]`` as left, top, right, bottom in pixels; None if its
+        confidence is not above `threshold`."""
         pixels = self.images(images=Image.fromarray(picture), return_tensors="pt").to(self.device)
         seen = self.model(**pixels, **self.words)
         sure, which = seen.logits[0].sigmoid().amax(1).max(0)
@@ -54,7 +55,8 @@ class Tracker:
 
     @torch.no_grad()
     def __call__(self, frames: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """bool masks ``[n, H, W]`` of uint8 `frames` ``[n, H, W, 3]``: what `box` holds in the first, all through."""
+        """Returns bool masks ``[n, H, W]`` for uint8 `frames` ``[n, H, W, 3]``: the object that is in `box` in the
+        first frame."""
         height, width = frames.shape[1:3]
         session = Sam2VideoInferenceSession(self.pixels(frames), height, width, self.device, dtype=torch.float32)
         session.add_point_inputs(session.obj_id_to_idx(1), 0, self._corners(box, height, width))
@@ -65,7 +67,7 @@ class Tracker:
         return (large[:, 0] > 0).cpu().numpy()
 
     def _corners(self, box: np.ndarray, height: int, width: int) -> dict[str, torch.Tensor]:
-        """A box as SAM 2 takes it: two points, on the scale of its square input, ``[1, 1, 2, 2]``."""
+        """Returns a box as SAM 2 expects it: two points in the coordinates of its square input, ``[1, 1, 2, 2]``."""
         points = torch.from_numpy(box).reshape(1, 1, 2, 2) * self.pixels.size / torch.tensor([width, height])
         return {
             "point_coords": points.float(),
@@ -74,7 +76,7 @@ class Tracker:
 
 
 def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What `mask` ``[H, W]`` holds of uint8 ``[H, W, 3]``, on black, padded to a square about its middle."""
+    """Returns the masked part, `mask` ``[H, W]``, of uint8 ``[H, W, 3]``, on black and padded to a centred square."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     figure = picture[window] * mask[window][..., None]

@@ -1,7 +1,7 @@
-"""What `douga reward train` needs of a reward: frozen encoders, and a small head over them that learns.
+"""The interface that `douga reward train` needs: frozen encoders with a small trainable head.
 
 ```
-clips, prompts ── features (frozen encoders, once per clip, kept) ──> [n, D] ── head (trained) ──> score [n], 0..100
+clips, prompts ── features (frozen encoders, once per clip, cached) ──> [n, D] ── head (trained) ──> score [n], 0..100
 ```
 """
 
@@ -24,25 +24,26 @@ class TrainableReward(Reward, Protocol):
 
     @property
     def head(self) -> nn.Module:
-        """Maps features float32 ``[n, D]`` to scores float32 ``[n]`` in 0..100. The only part that is trained."""
+        """Maps features float32 ``[n, D]`` to scores float32 ``[n]`` in 0..100. The only trained part."""
         ...
 
     def features(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> torch.Tensor:
-        """What the frozen encoders see in the clips: float32 ``[n, D]`` on the head's device, without gradient.
+        """Returns the frozen encoders' features, float32 ``[n, D]`` on the head's device, without gradient.
 
-        A row depends on its clip and prompt alone, so it may be kept and used again. `clips` and `ValueError` as in
-        `Reward.score`.
+        A row depends only on its clip and prompt, so it can be cached. For `clips` and errors see `Reward.score`.
         """
         ...
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """The training loss, a scalar: `features` ``[n, D]`` against people's mean `scores` ``[n]`` in 0..100."""
+        """Returns the scalar training loss of `features` ``[n, D]`` against the mean human `scores` ``[n]`` in
+        0..100."""
         ...
 
     @classmethod
     def create(cls, models: Mapping[str, str], device: str = "cpu", seed: int = 0) -> Self:
-        """A fresh head over pretrained models: role -> folder or hub id; the class says which roles it needs.
+        """Creates a new head over pretrained models: role -> folder or hub id. The class defines the roles.
 
-        `seed` draws the head. `ConfigError` for a role that is missing or unknown, or a model that cannot be loaded.
+        `seed` initialises the head. Raises `ConfigError` for a missing or unknown role and for a model that cannot be
+        loaded.
         """
         ...

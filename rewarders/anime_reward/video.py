@@ -1,4 +1,4 @@
-"""From clips to what encoders take: frames picked, resized and normalised."""
+"""Preprocessing of clips for encoders: frame sampling, resizing, normalisation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 import torch
 from PIL import Image
 
-FRAMES = 24  # at most so many of a clip are looked at, as the published AnimeReward does
+FRAMES = 24  # maximum number of frames used of a clip, as in the published AnimeReward
 
 
-def picked(count: int, most: int = FRAMES) -> list[int]:
-    """Which of `count` frames are looked at: all, or `most` of them, spread evenly from the first on."""
-    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
+def frame_indices(count: int, limit: int = FRAMES) -> list[int]:
+    """Returns which of `count` frames to use: all, or `limit` of them, evenly spaced from the first."""
+    return list(range(count)) if count <= limit else [i * count // limit for i in range(limit)]
 
 
-def sample(clip: np.ndarray, most: int = FRAMES) -> np.ndarray:
-    """At most `most` frames of a clip uint8 ``[F, H, W, 3]``."""
-    return clip[picked(len(clip), most)]
+def sample_frames(clip: np.ndarray, limit: int = FRAMES) -> np.ndarray:
+    """Returns at most `limit` frames of a clip uint8 ``[F, H, W, 3]``."""
+    return clip[frame_indices(len(clip), limit)]
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Makes a model's input of frames, by the numbers of the model's own image processor.
+    """Converts frames to a model's input, with the size and statistics of the model's image processor.
 
-    Frames are squeezed to a square and not cropped, as the published AnimeReward does: what happens at the edge counts.
+    Frames are resized to a square and not cropped, as in the published AnimeReward: defects at the edge count.
     """
 
     size: int  # pixels
@@ -35,7 +35,7 @@ class Pixels:
     resample: Image.Resampling = Image.Resampling.BICUBIC
 
     def __call__(self, frames: np.ndarray) -> torch.Tensor:
-        """uint8 ``[n, H, W, 3]`` -> float32 ``[n, 3, size, size]``, normalised."""
+        """Maps uint8 ``[n, H, W, 3]`` to normalised float32 ``[n, 3, size, size]``."""
         square = np.stack([self._resized(frame) for frame in frames]).astype(np.float32) / 255
         normal = (square - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(normal).permute(0, 3, 1, 2).contiguous()

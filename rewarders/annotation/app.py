@@ -1,16 +1,16 @@
 """The local web page: FastAPI over a `Survey`.
 
-| request | what |
+| request | response |
 |---|---|
-| GET /, /annotate.js, /annotate.css | the page; holds no data |
-| POST /api/login {token} | a cookie, where a token is set |
-| GET /api/survey | rubric, what there is |
-| GET /api/next?annotator&kind | the task of this person now, and their progress |
-| POST /api/rate, /api/choose, /api/undo | an answer, and back |
-| GET /api/results | `agreement.results` |
+| GET /, /annotate.js, /annotate.css | the page; contains no data |
+| POST /api/login {token} | a cookie, if a token is set |
+| GET /api/survey | rubric, numbers of clips, pairs and annotators |
+| GET /api/next?annotator&kind | this annotator's current task, and their progress |
+| POST /api/rate, /api/choose, /api/undo | stores an answer or takes the last one back; then as /api/next |
+| GET /api/results | `inter_annotator.results` |
 | GET /clips/KEY, /frames/KEY | a video with Range support, a first frame |
 
-Who may ask: `common/web/auth.py`. A KEY is looked up among the survey's, and never used as a path.
+Authentication: `common/web/auth.py`. A KEY is looked up in the survey and never used as a path.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from pydantic import BaseModel, ConfigDict
 from common.web.auth import page_app
 from rewarders.annotation import inter_annotator
 from rewarders.annotation.playback import PlaybackCheck
-from rewarders.annotation.survey import Kind, Side, Survey, Unknown
+from rewarders.annotation.survey import Kind, Side, Survey, UnknownItem
 
 PAGE = Path(__file__).parent / "page"
 
 
-class Body(BaseModel):
-    """What is posted: nothing but the fields asked for."""
+class RequestBody(BaseModel):
+    """Base class of request bodies: unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Rating(Body):
+class RateRequest(RequestBody):
     """Ratings of one clip."""
 
     annotator: str
@@ -44,7 +44,7 @@ class Rating(Body):
     ratings: dict[str, int]
 
 
-class Choosing(Body):
+class ChooseRequest(RequestBody):
     """The better side of one pair."""
 
     annotator: str
@@ -52,32 +52,32 @@ class Choosing(Body):
     side: Side
 
 
-class Undoing(Body):
-    """One step back."""
+class UndoRequest(RequestBody):
+    """Takes back the annotator's last answer."""
 
     annotator: str
     kind: Kind
 
 
-def make_app(survey: Survey, screening: PlaybackCheck, token: str = "") -> FastAPI:
-    """The application; without a `token`, for loopback alone."""
+def make_app(survey: Survey, playback: PlaybackCheck, token: str = "") -> FastAPI:
+    """Returns the application. An empty `token` is for loopback only."""
     app = page_app("douga annotate", PAGE, token)
-    app.add_exception_handler(Unknown, lambda _, error: JSONResponse({"detail": str(error)}, 404))
+    app.add_exception_handler(UnknownItem, lambda _, error: JSONResponse({"detail": str(error)}, 404))
     app.add_exception_handler(ValueError, lambda _, error: JSONResponse({"detail": str(error)}, 422))
-    _add_asking(app, survey)
-    _add_answering(app, survey)
-    _add_media(app, survey, screening)
+    _add_read_routes(app, survey)
+    _add_answer_routes(app, survey)
+    _add_media_routes(app, survey, playback)
     return app
 
 
-def _add_asking(app: FastAPI, survey: Survey) -> None:
+def _add_read_routes(app: FastAPI, survey: Survey) -> None:
     @app.get("/api/survey")
-    def about() -> dict:
+    def describe_survey() -> dict:
         sizes = {"clips": len(survey.clips), "pairs": len(survey.pairs), "annotators": survey.annotators}
         return {"rubric": survey.rubric.model_dump(), **sizes}
 
     @app.get("/api/next")
-    def following(annotator: Annotated[str, Query(max_length=200)], kind: Kind) -> dict:
+    def next_task(annotator: Annotated[str, Query(max_length=200)], kind: Kind) -> dict:
         return survey.next(annotator, kind)
 
     @app.get("/api/results")
@@ -85,28 +85,28 @@ def _add_asking(app: FastAPI, survey: Survey) -> None:
         return inter_annotator.results(survey)
 
 
-def _add_answering(app: FastAPI, survey: Survey) -> None:
+def _add_answer_routes(app: FastAPI, survey: Survey) -> None:
     @app.post("/api/rate")
-    def rate(body: Rating) -> dict:
+    def rate(body: RateRequest) -> dict:
         survey.rate(body.annotator, body.item, body.ratings)
         return survey.next(body.annotator, "rate")
 
     @app.post("/api/choose")
-    def choose(body: Choosing) -> dict:
+    def choose(body: ChooseRequest) -> dict:
         survey.choose(body.annotator, body.item, body.side)
         return survey.next(body.annotator, "compare")
 
     @app.post("/api/undo")
-    def undo(body: Undoing) -> dict:
+    def undo(body: UndoRequest) -> dict:
         undone = survey.undo(body.annotator, body.kind)
         return survey.next(body.annotator, body.kind) | {"undone": undone}
 
 
-def _add_media(app: FastAPI, survey: Survey, screening: PlaybackCheck) -> None:
+def _add_media_routes(app: FastAPI, survey: Survey, playback: PlaybackCheck) -> None:
     @app.get("/clips/{key}")
     def clip(key: str) -> Response:
-        return FileResponse(screening.video(survey.clip(key)), media_type="video/mp4")
+        return FileResponse(playback.video(survey.clip(key)), media_type="video/mp4")
 
     @app.get("/frames/{key}")
     def frame(key: str) -> Response:
-        return Response(screening.first_frame(survey.clip(key)), media_type="image/png")
+        return Response(playback.first_frame(survey.clip(key)), media_type="image/png")

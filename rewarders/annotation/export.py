@@ -1,9 +1,9 @@
-"""Answers as data to train on: a ratings file and a pairs file (`common/data/ratings.py`), with the clips they name.
+"""Exports answers as training data: a ratings file and a pairs file (`common/data/ratings.py`), with their clips.
 
 ```
 OUT/ratings.jsonl   one row per rated clip, with every annotator's ratings under every rubric used
-OUT/pairs.jsonl     one row per pair that a majority decided; ties are left out
-OUT/clips/          clips that lie in a run's blobs; files stay where they are
+OUT/pairs.jsonl     one row per pair with a majority; ties are left out
+OUT/clips/          clips from a run's blobs; other clips stay where they are
 OUT/frames/         their first frames
 ```
 """
@@ -28,13 +28,14 @@ Ratings = Mapping[str, Mapping[str, int]]  # annotator -> dimension -> 1..5
 
 
 def export(survey: Survey, out: Path) -> str:
-    """Write the files; what was written, in words. `ConfigError` without answers, or where OUT has such files."""
+    """Writes the files and returns a summary. Raises `ConfigError` if there are no answers, or if OUT already has
+    such files."""
     ratings, decided = all_ratings(survey), inter_annotator.decisions(survey, survey.given("compare"))
     if not ratings and not decided:
         raise ConfigError(f"{survey.store.path}: no answers yet")
     taken = [out / name for name in (RATINGS, PAIRS) if (out / name).exists()]
     if taken:
-        raise ConfigError(f"{taken[0]}: is there already; choose another folder")
+        raise ConfigError(f"{taken[0]}: exists already; choose another folder")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
         writer = Writer(out, ratings)
@@ -45,11 +46,11 @@ def export(survey: Survey, out: Path) -> str:
         write_ratings(out / RATINGS, rows)
     if pairs:
         write_pairs(out / PAIRS, pairs)
-    return f"{out}: {len(rows)} rated clips, {len(pairs)} pairs; {len(found) - len(pairs)} ties are left out"
+    return f"{out}: {len(rows)} rated clips, {len(pairs)} pairs; {len(found) - len(pairs)} ties left out"
 
 
 def all_ratings(survey: Survey) -> dict[str, Ratings]:
-    """clip key -> annotator -> ratings, of every rubric that was used here."""
+    """Returns clip key -> annotator -> ratings, over all rubrics used."""
     found: dict[str, dict[str, dict[str, int]]] = defaultdict(lambda: defaultdict(dict))
     known = {clip.key for clip in survey.clips}
     for kind in survey.store.kinds():
@@ -61,13 +62,13 @@ def all_ratings(survey: Survey) -> dict[str, Ratings]:
 
 @dataclass(frozen=True)
 class Writer:
-    """Makes rows for a folder, and puts there what they name."""
+    """Builds the rows of an export folder and writes the files that they name."""
 
     out: Path
     ratings: Mapping[str, Ratings]
 
     def rated(self, clip: Clip) -> RatedClip:
-        """The row of one rated clip."""
+        """Returns the row of one rated clip."""
         return RatedClip(
             clip=self._clip(clip),
             first_frame=self._first_frame(clip),
@@ -79,13 +80,13 @@ class Writer:
         )
 
     def preferred(self, pair: Pair, choices: Sequence[inter_annotator.Choice]) -> RatedPair | None:
-        """The row of a pair that more than half of its annotators decided alike; None for a tie."""
+        """Returns the row of a pair with a majority, or None for a tie."""
         chosen = inter_annotator.majority(choices)
         if chosen == "tie":
             return None
         winner, loser = (pair.first, pair.second) if chosen == "first" else (pair.second, pair.first)
         best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (winner, loser))
-        # Where the same people's ratings say otherwise, the direct comparison counts.
+        # If the ratings contradict the direct comparison, the comparison counts.
         agree = best is not None and worst is not None and best > worst
         return RatedPair(
             prompt=_prompt(winner),
@@ -120,5 +121,5 @@ class Writer:
 
 
 def _prompt(clip: Clip) -> str:
-    """The caption; of a bare file that has none, its name."""
+    """Returns the caption, or the file's name if it has none."""
     return clip.prompt or Path(clip.name).stem

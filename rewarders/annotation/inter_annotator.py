@@ -1,14 +1,14 @@
-"""What the answers come to: mean opinions, win rates with intervals, and how far the annotators agree.
+"""Statistics of the answers: mean opinion scores, win rates with intervals, and inter-annotator agreement.
 
-| figure | here | how |
+| figure | here | definition |
 |---|---|---|
-| mean opinion | `Opinion` | mean over clips of the mean over annotators; 95 % bootstrap interval over clips |
-| majority | `majority` | what more than half of a pair's annotators chose; where nothing has more than half, a tie |
-| win rate | `WinRate` | wins / (wins + losses) over pairs by majority, ties apart; 95 % Wilson interval |
-| Krippendorff's alpha | `alpha` | 1: they agree, 0: as by chance; ordinal for ratings, nominal for choices |
+| mean opinion | `MeanOpinion` | mean over clips of the mean over annotators; 95 % bootstrap interval over clips |
+| majority | `majority` | the choice of more than half of a pair's annotators; without one, a tie |
+| win rate | `WinRate` | wins / (wins + losses) over pairs by majority, ties excluded; 95 % Wilson interval |
+| Krippendorff's alpha | `alpha` | 1: full agreement, 0: as by chance; ordinal for ratings, nominal for choices |
 
 Krippendorff, "Content Analysis" (2018), chapter 12: alpha = 1 - observed / expected disagreement, for any number of
-annotators and missing answers; above 0.8 is reliable, below 0.667 is not. Here it is the package `krippendorff`.
+annotators and missing answers; above 0.8 is reliable, below 0.667 is not. Computed by the package `krippendorff`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CODES = {"first": 0.0, "second": 1.0, "tie": 2.0}
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
-    """One dimension of one source's clips, 1..5."""
+class MeanOpinion:
+    """The mean opinion score of one source's clips in one dimension, 1..5."""
 
     source: str
     dimension: str
@@ -45,7 +45,7 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often clips of `source` were preferred to clips of `against`, of the same prompts."""
+    """How often clips of `source` were preferred to clips of `against` for the same prompts."""
 
     source: str
     against: str
@@ -58,13 +58,14 @@ class WinRate:
 
 
 def majority(choices: Sequence[Choice]) -> Choice:
-    """What more than half chose, else a tie."""
+    """Returns the choice of more than half, else a tie."""
     choice, count = Counter(choices).most_common(1)[0]
     return choice if 2 * count > len(choices) else "tie"
 
 
 def alpha(answers: Sequence[tuple[str, str, float]], level: Literal["ordinal", "nominal"]) -> float | None:
-    """Krippendorff's alpha of (annotator, item, value); None where no item has two answers or nothing varies."""
+    """Returns Krippendorff's alpha of (annotator, item, value), or None if no item has two answers or all values are
+    equal."""
     who = {name: row for row, name in enumerate(sorted({name for name, _, _ in answers}))}
     items = {item: column for column, item in enumerate(sorted({item for _, item, _ in answers}))}
     table = np.full((len(who), len(items)), np.nan)
@@ -77,7 +78,7 @@ def alpha(answers: Sequence[tuple[str, str, float]], level: Literal["ordinal", "
 
 
 def win_rate(source: str, against: str, outcomes: Sequence[Choice]) -> WinRate:
-    """`outcomes`: one per pair, "first" where `source` won."""
+    """Returns the win rate of `outcomes`, one per pair, "first" where `source` won."""
     counts = Counter(outcomes)
     wins, losses = counts["first"], counts["second"]
     rate = low = high = None
@@ -88,14 +89,15 @@ def win_rate(source: str, against: str, outcomes: Sequence[Choice]) -> WinRate:
 
 
 def results(survey: Survey) -> dict[str, Any]:
-    """All figures of a survey, ready for JSON: ``annotators``, ``ratings``, ``opinions``, ``pairs``, ``win_rates``."""
+    """Returns all statistics of a survey for JSON: ``annotators``, ``ratings``, ``opinions``, ``pairs``,
+    ``win_rates``."""
     rated, compared = survey.given("rate"), survey.given("compare")
     return {
         "rubric": survey.rubric.name,
         "annotators": _annotators(rated, compared),
         "clips": {"all": len(survey.clips), "rated": len({answer.item for answer in rated})},
         "ratings": [_agreement(name, rated) for name in survey.rubric.names],
-        "opinions": [asdict(one) for one in _opinions(survey, rated)],
+        "opinions": [asdict(one) for one in _mean_opinions(survey, rated)],
         "pairs": _pairs(survey, compared),
         "win_rates": [asdict(one) for one in _win_rates(survey, compared)],
     }
@@ -111,25 +113,25 @@ def _agreement(dimension: str, rated: Sequence[Answer]) -> dict[str, Any]:
     return {"dimension": dimension, "answers": len(triples), "alpha": alpha(triples, "ordinal")}
 
 
-def _opinions(survey: Survey, rated: Sequence[Answer]) -> list[Opinion]:
+def _mean_opinions(survey: Survey, rated: Sequence[Answer]) -> list[MeanOpinion]:
     found = []
-    by_clip = by_item(rated)
+    by_clip = group_by_item(rated)
     for source in sorted({clip.source for clip in survey.clips}):
         mine = [by_clip[clip.key] for clip in survey.clips if clip.source == source and clip.key in by_clip]
         for dimension in survey.rubric.names if mine else ():
-            found.append(_opinion(source, dimension, [mean_rating(answers, dimension) for answers in mine]))
+            found.append(_mean_opinion(source, dimension, [mean_rating(answers, dimension) for answers in mine]))
     return found
 
 
-def _opinion(source: str, dimension: str, means: Sequence[float]) -> Opinion:
+def _mean_opinion(source: str, dimension: str, means: Sequence[float]) -> MeanOpinion:
     if len(means) < 2:
-        return Opinion(source, dimension, len(means), means[0], None, None)
+        return MeanOpinion(source, dimension, len(means), means[0], None, None)
     interval = bootstrap_mean(means)
-    return Opinion(source, dimension, len(means), interval.mean, interval.low, interval.high)
+    return MeanOpinion(source, dimension, len(means), interval.mean, interval.low, interval.high)
 
 
-def by_item(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    """Answers by what they are about."""
+def group_by_item(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
+    """Groups answers by clip or pair."""
     found: dict[str, list[Answer]] = defaultdict(list)
     for answer in answers:
         found[answer.item].append(answer)
@@ -137,13 +139,13 @@ def by_item(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
 
 
 def mean_rating(answers: Sequence[Answer], dimension: str) -> float:
-    """The mean over annotators, 1..5."""
+    """Returns the mean over annotators, 1..5."""
     return float(np.mean([answer.value[dimension] for answer in answers]))
 
 
 def decisions(survey: Survey, compared: Sequence[Answer]) -> list[tuple[Pair, list[Choice]]]:
-    """The pairs that have answers, with these."""
-    found = by_item(compared)
+    """Returns the pairs that have answers, each with its choices."""
+    found = group_by_item(compared)
     return [(pair, [one.value["choice"] for one in found[pair.key]]) for pair in survey.pairs if pair.key in found]
 
 
@@ -161,17 +163,17 @@ def _pairs(survey: Survey, compared: Sequence[Answer]) -> dict[str, Any]:
 
 def _win_rates(survey: Survey, compared: Sequence[Answer]) -> list[WinRate]:
     outcomes: Mapping[tuple[str, str], list[Choice]] = defaultdict(list)
+    swapped: dict[Choice, Choice] = {"first": "second", "second": "first", "tie": "tie"}
     for pair, choices in decisions(survey, compared):
-        chosen = majority(choices)
-        ends = _ordered(pair)
-        if ends is not None:
-            turned = {"first": "second", "second": "first", "tie": "tie"}
-            outcomes[ends[0].source, ends[1].source].append(chosen if ends[0] is pair.first else turned[chosen])  # type: ignore[arg-type]
+        chosen, ordered = majority(choices), _ordered(pair)
+        if ordered is not None:
+            outcome = chosen if ordered[0] is pair.first else swapped[chosen]
+            outcomes[ordered[0].source, ordered[1].source].append(outcome)
     return [win_rate(*sources, found) for sources, found in sorted(outcomes.items())]
 
 
 def _ordered(pair: Pair) -> tuple[Clip, Clip] | None:
-    """A pair of two sources in the order of their names, the base model last; None for one source."""
+    """Returns a pair's clips by source name, the base model last; None if both have the same source."""
     if pair.first.source == pair.second.source:
         return None
     one, other = sorted((pair.first, pair.second), key=lambda clip: (clip.source == "base", clip.source))

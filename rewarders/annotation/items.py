@@ -1,7 +1,7 @@
-"""What is shown: clips, and pairs of clips that show the same thing.
+"""The items of a survey: clips to rate, and pairs of comparable clips.
 
-Two clips are compared when they are of one prompt and, where the prompt has clips of several sources (base and aligned
-model, two generators), of different ones. Clips whose prompt is theirs alone are compared within their category.
+Two clips are compared if they have the same prompt and, where the prompt has clips of several sources (base and aligned
+model, two generators), different sources. Clips that are alone in their prompt are compared within their category.
 """
 
 from __future__ import annotations
@@ -17,44 +17,44 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip of a run or a folder. `name` is unique there and stays the same from one start to the next."""
+    """One clip of a run or folder. `name` is unique there and does not change between starts."""
 
     name: str
     prompt: str
     source: str  # what made it; never shown to annotators
     character: str | None = None
     category: str | None = None
-    file: Path | None = None  # where it lies as an mp4 file; None: in a run's blobs
+    file: Path | None = None  # the mp4 file; None: the clip is in a run's blobs
     first_frame_file: Path | None = None
     read: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
     first_frame: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)  # PNG or another image
 
     @property
     def key(self) -> str:
-        """What the page calls it: says nothing about where it comes from."""
+        """The clip's name on the page; it does not reveal the source."""
         return digest("clip", self.name)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two clips to compare. Which one is `first` means nothing: sides are drawn for each annotator."""
+    """Two clips to compare. Their order has no meaning: the sides are drawn for each annotator."""
 
     first: Clip
     second: Clip
 
     @property
     def key(self) -> str:
-        """What the page calls it."""
+        """The pair's name on the page."""
         return digest("pair", self.first.name, self.second.name)
 
 
 def digest(*parts: object) -> str:
-    """A short name for `parts`, hex; equal parts, equal names."""
+    """Returns a short hex name for `parts`; equal parts give equal names."""
     return blake2b("\0".join(map(str, parts)).encode(), digest_size=12).hexdigest()
 
 
 def make_pairs(clips: Sequence[Clip], most: int, seed: int) -> list[Pair]:
-    """Every pair there is to compare, or `most` of them, drawn by `seed`."""
+    """Returns all comparable pairs, or a sample of `most` of them, drawn with `seed`."""
     pairs = [Pair(*two) for group in _groups(clips) for two in _comparable(group)]
     if len(pairs) <= most:
         return pairs

@@ -1,6 +1,6 @@
-"""Clips as browsers play them. What a browser cannot play is encoded anew, once, into a scratch folder.
+"""Serves clips in a format that browsers can play. Other clips are transcoded once, into a scratch folder.
 
-Our own clips are H.264 in 4:4:4 (`common/data/video.py`), which Chromium plays, and phones do not.
+Our own clips are H.264 in 4:4:4 (`common/data/video.py`), which Chromium plays and phones do not.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from PIL import Image
 
 from common.data.video import clip_length, decode_clip, encode_for_browsers, plays_everywhere
 from rewarders.annotation.items import Clip
-from rewarders.annotation.survey import Unknown
+from rewarders.annotation.survey import UnknownItem
 
 
 class PlaybackCheck:
-    """Holds a scratch folder until it is closed. Thread-safe."""
+    """Owns the scratch folder until it is closed. Thread-safe."""
 
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="douga-annotate-")
 
     def video(self, clip: Clip) -> Path:
-        """An mp4 file of the clip that every browser plays. `Unknown` when the clip can no longer be read."""
+        """Returns an mp4 file of the clip that every browser plays. Raises `UnknownItem` if the clip can no longer
+        be read."""
         made = Path(self._scratch.name) / f"{clip.key}.mp4"
         if made.exists():
             return made
@@ -35,27 +36,27 @@ class PlaybackCheck:
                 return clip.file
             self._write(made, data if playable else encode_for_browsers(decode_clip(data), clip_length(data)[1]))
         except (OSError, ValueError, RuntimeError) as error:
-            raise Unknown(f"the clip cannot be read: {error}") from None
+            raise UnknownItem(f"the clip cannot be read: {error}") from None
         return made
 
     def _write(self, path: Path, data: bytes) -> None:
-        """Whole or not at all: two requests may make the same file."""
+        """Writes atomically, because two requests may create the same file."""
         handle, part = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(part).replace(path)
 
     def first_frame(self, clip: Clip) -> bytes:
-        """The first frame as PNG. `Unknown` where the clip has none, or it can no longer be read."""
+        """Returns the first frame as PNG. Raises `UnknownItem` if the clip has none, or if it can no longer be read."""
         if clip.first_frame is None:
-            raise Unknown("this clip has no first frame of its own")
+            raise UnknownItem("this clip has no first frame of its own")
         try:
             file = io.BytesIO()
             with Image.open(io.BytesIO(clip.first_frame())) as image:
                 image.convert("RGB").save(file, "PNG")
             return file.getvalue()
         except (OSError, ValueError, RuntimeError) as error:
-            raise Unknown(f"the first frame cannot be read: {error}") from None
+            raise UnknownItem(f"the first frame cannot be read: {error}") from None
 
     def close(self) -> None:
         """Remove the scratch folder."""

@@ -37,7 +37,7 @@ class Dimension(BaseModel):
 
 
 class Rubric(BaseModel):
-    """All questions of a survey, in the order in which they are asked."""
+    """All questions of a survey, in order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -49,25 +49,25 @@ class Rubric(BaseModel):
         names = self.names
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"the dimension {twice!r} is there twice")
+            raise ValueError(f"the dimension {twice!r} occurs twice")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The dimensions' names."""
+        """The names of the dimensions."""
         return tuple(one.name for one in self.dimensions)
 
     def check(self, ratings: dict[str, int]) -> None:
-        """`ValueError` unless every dimension has a whole number from 1 to 5, and nothing else is there."""
+        """Raises `ValueError` unless `ratings` has a value from 1 to 5 for every dimension, and no other keys."""
         if set(ratings) != set(self.names):
-            raise ValueError(f"ratings of {', '.join(sorted(ratings)) or 'nothing'}; asked are {', '.join(self.names)}")
+            raise ValueError(f"ratings of {', '.join(sorted(ratings)) or 'nothing'}; expected {', '.join(self.names)}")
         for name, value in ratings.items():
             if not LOWEST <= value <= HIGHEST:
                 raise ValueError(f"{name} = {value}: a rating is {LOWEST} to {HIGHEST}")
 
 
 def open_rubric(rubric: str) -> Rubric:
-    """``"anime"``, ``"huvidpo"`` or a TOML file. `ConfigError` names file and key."""
+    """Opens ``"anime"``, ``"huvidpo"`` or a TOML file. Raises `ConfigError` with file and key."""
     path = RUBRICS / f"{rubric}.toml" if rubric in BUILT_IN else Path(rubric)
     try:
         return Rubric.model_validate(tomllib.loads(path.read_text("utf-8")))

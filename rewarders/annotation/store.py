@@ -1,11 +1,11 @@
-"""Answers in SQLite (WAL): each is on the disk before its annotator sees the next clip, and none is ever deleted.
+"""Answers in SQLite (WAL). Each is on disk before its annotator sees the next clip, and none is ever deleted.
 
 | table    | one row per                        | notes                                                           |
 |----------|------------------------------------|-----------------------------------------------------------------|
-| answers  | answer given                       | `live` 0: undone, or replaced by a later one of the same person |
-| showing  | annotator and kind                 | what they have before them, so that not too many get the same   |
+| answers  | answer                             | `live` 0: undone, or replaced by the same annotator's later one |
+| showing  | annotator and kind                 | the item on their screen, so that not too many get the same one |
 
-A process killed at any point leaves every answer that was acknowledged. Several threads and processes may use one file.
+A crash at any point loses no acknowledged answer. Several threads and processes may share one file.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CREATE TABLE showing (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one annotator said about one item."""
+    """One annotator's answer about one item."""
 
     annotator: str
     item: str  # key of a clip or a pair
@@ -49,7 +49,8 @@ class Answer:
 
 
 class Store:
-    """The answers of one run or folder. `ConfigError` when the file is no such store, `StorageError` by the disk."""
+    """The answers of one run or folder. Raises `ConfigError` if the file is not such a store, `StorageError` if the
+    disk fails."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path, self._clock, self._lock = path, clock, RLock()
@@ -57,8 +58,8 @@ class Store:
             self._db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             self._open()
         except sqlite3.Error as error:
-            words = f"damaged or no store of answers ({error})" if is_damage(error) else str(error)
-            raise ConfigError(f"{path}: {words}") from None
+            problem = f"damaged, or not an annotation store ({error})" if is_damage(error) else str(error)
+            raise ConfigError(f"{path}: {problem}") from None
 
     def _open(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")
@@ -70,11 +71,11 @@ class Store:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {STORE_VERSION}")
             elif found != STORE_VERSION:
-                raise ConfigError(f"{self.path}: answers of schema {found}; this program reads {STORE_VERSION}")
+                raise ConfigError(f"{self.path}: store of schema {found}; this program reads {STORE_VERSION}")
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All within is done as a whole or not at all, and nobody else changes anything meanwhile. May be nested."""
+        """Runs the block atomically and isolated from other writers. Can be nested."""
         with self._lock:
             if self._db.in_transaction:
                 yield
@@ -90,61 +91,61 @@ class Store:
                     raise
 
     def answer(self, annotator: str, kind: str, item: str, value: dict[str, Any]) -> None:
-        """Keep an answer; an earlier one of the same person about the same item no longer counts."""
+        """Stores an answer. The annotator's earlier answer about the item no longer counts."""
         with self.transaction():
-            self._retire(annotator, kind, item)
+            self._supersede(annotator, kind, item)
             self._db.execute(
                 "INSERT INTO answers (annotator, kind, item, value, time) VALUES (?, ?, ?, ?, ?)",
                 (annotator, kind, item, json.dumps(value, sort_keys=True), self._clock()),
             )
             self._db.execute("DELETE FROM showing WHERE annotator = ? AND kind = ?", (annotator, kind))
 
-    def _retire(self, annotator: str, kind: str, item: str) -> None:
+    def _supersede(self, annotator: str, kind: str, item: str) -> None:
         sql = "UPDATE answers SET live = 0 WHERE annotator = ? AND kind = ? AND item = ? AND live"
         self._db.execute(sql, (annotator, kind, item))
 
     def undo(self, annotator: str, kind: str) -> str | None:
-        """Take back the last answer that counts; its item, or None when there is none."""
+        """Takes back the last answer that counts. Returns its item, or None if there is none."""
         with self.transaction():
             sql = "SELECT item FROM answers WHERE annotator = ? AND kind = ? AND live ORDER BY id DESC LIMIT 1"
             row = self._db.execute(sql, (annotator, kind)).fetchone()
             if row is not None:
-                self._retire(annotator, kind, row[0])
+                self._supersede(annotator, kind, row[0])
             return None if row is None else row[0]
 
-    def last_said(self, annotator: str, kind: str, item: str) -> dict[str, Any] | None:
-        """The newest answer of a person about an item, also one that was taken back."""
+    def latest_answer(self, annotator: str, kind: str, item: str) -> dict[str, Any] | None:
+        """Returns an annotator's newest answer about an item, even if it was undone."""
         sql = "SELECT value FROM answers WHERE annotator = ? AND kind = ? AND item = ? ORDER BY id DESC LIMIT 1"
         with self._lock:
             row = self._db.execute(sql, (annotator, kind, item)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def answers(self, kind: str) -> list[Answer]:
-        """All answers of a kind that count, in the order in which they were given."""
+        """Returns all answers of a kind that count, oldest first."""
         sql = "SELECT annotator, item, value FROM answers WHERE kind = ? AND live ORDER BY id"
         with self._lock:
             rows = self._db.execute(sql, (kind,)).fetchall()
         return [Answer(annotator, item, json.loads(value)) for annotator, item, value in rows]
 
     def kinds(self) -> list[str]:
-        """The kinds of which there are answers."""
+        """Returns the kinds that have answers."""
         with self._lock:
             return [row[0] for row in self._db.execute("SELECT DISTINCT kind FROM answers WHERE live ORDER BY kind")]
 
     def show(self, annotator: str, kind: str, item: str, seconds: float) -> None:
-        """Note that a person has an item before them for the next `seconds`."""
+        """Records that an item is on the annotator's screen for the next `seconds`."""
         with self.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO showing VALUES (?, ?, ?, ?)", (annotator, kind, item, self._clock() + seconds)
             )
 
     def shown(self, kind: str) -> dict[str, str]:
-        """annotator -> the item before them."""
+        """Returns annotator -> the item on their screen."""
         sql = "SELECT annotator, item FROM showing WHERE kind = ? AND until > ?"
         with self._lock:
             return dict(self._db.execute(sql, (kind, self._clock())).fetchall())
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         with self._lock:
             self._db.close()

@@ -1,8 +1,8 @@
-"""Who is shown what, and what they say. The page asks this, and nothing else.
+"""Assigns items to annotators and takes their answers. The page calls only this module.
 
-An item is shown to at most `annotators` people: answers given and items on somebody's screen both count. Who is asked
-next gets what they have before them already (a reload changes nothing), else an item that others have begun, so that
-answers come together in threes, else any; in an order of their own, so that fatigue does not fall on the same clips.
+At most `annotators` people see an item; answers and items on somebody's screen both count. An annotator's next task is
+the item already on their screen (so a reload changes nothing), else one that others have started (so items are
+completed), else any. Each annotator has a different random order, so that fatigue does not affect the same clips.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from rewarders.annotation.store import Answer, Store
 
 Kind = Literal["rate", "compare"]
 Side = Literal["left", "right", "tie"]
-SHOWN_SECONDS = 600.0  # an item nobody answers for so long is shown to somebody else
+SHOWN_SECONDS = 600.0  # an item that is not answered in this time is given to somebody else
 NAME_LENGTH = 40
 
 
-class Unknown(LookupError):
+class UnknownItem(LookupError):
     """There is no such clip or pair."""
 
 
@@ -46,10 +46,10 @@ class Survey:
     def _pairs(self) -> dict[str, Pair]:
         return {pair.key: pair for pair in self.pairs}
 
-    # Asking.
+    # Tasks.
 
     def next(self, annotator: str, kind: Kind) -> dict[str, Any]:
-        """The task for this person now, with their progress; ``task`` is None when all is done."""
+        """Returns the annotator's current task and progress; ``task`` is None if nothing is left."""
         annotator = checked_name(annotator)
         with self.store.transaction():
             answers = self.store.answers(self._kind(kind))
@@ -60,7 +60,7 @@ class Survey:
             return {"task": task, "progress": self._progress(annotator, kind, answers)}
 
     def _kind(self, kind: Kind) -> str:
-        """Answers to another rubric are of another kind."""
+        """Ratings under different rubrics are different kinds of answers."""
         return f"rate:{self.rubric.name}" if kind == "rate" else "compare"
 
     def _items(self, kind: Kind) -> list[str]:
@@ -68,39 +68,39 @@ class Survey:
 
     def _choose(self, annotator: str, kind: Kind, answers: Sequence[Answer]) -> str | None:
         shown = self.store.shown(self._kind(kind))
-        free = self._open(annotator, kind, answers, shown)
+        free = self._available(annotator, kind, answers, shown)
         if shown.get(annotator) in free:
             return shown[annotator]
         counts = Counter(answer.item for answer in answers)
         return min(free, key=lambda item: (-counts[item], digest(self.seed, annotator, item)), default=None)
 
-    def _open(self, annotator: str, kind: Kind, answers: Sequence[Answer], shown: dict[str, str]) -> set[str]:
-        """What this person may still be asked."""
-        mine = {answer.item for answer in answers if answer.annotator == annotator}
+    def _available(self, annotator: str, kind: Kind, answers: Sequence[Answer], shown: dict[str, str]) -> set[str]:
+        """Returns the items that this annotator may still get."""
+        own = {answer.item for answer in answers if answer.annotator == annotator}
         taken = {(answer.annotator, answer.item) for answer in answers} | set(shown.items())
         others = Counter(item for who, item in taken if who != annotator)
-        return {item for item in self._items(kind) if item not in mine and others[item] < self.annotators}
+        return {item for item in self._items(kind) if item not in own and others[item] < self.annotators}
 
     def _progress(self, annotator: str, kind: Kind, answers: Sequence[Answer]) -> dict[str, int]:
         known = set(self._items(kind))
-        mine = sum(answer.annotator == annotator and answer.item in known for answer in answers)
-        left = len(self._open(annotator, kind, answers, self.store.shown(self._kind(kind))))
+        own = sum(answer.annotator == annotator and answer.item in known for answer in answers)
+        left = len(self._available(annotator, kind, answers, self.store.shown(self._kind(kind))))
         counts = Counter(answer.item for answer in answers if answer.item in known)
         complete = sum(count >= self.annotators for count in counts.values())
-        return {"mine": mine, "left": left, "complete": complete, "items": len(known)}
+        return {"mine": own, "left": left, "complete": complete, "items": len(known)}
 
     def _task(self, annotator: str, kind: Kind, item: str) -> dict[str, Any]:
-        said = self.store.last_said(annotator, self._kind(kind), item)
+        previous = self.store.latest_answer(annotator, self._kind(kind), item)
         if kind == "rate":
             clip = self.clip(item)
-            return _described(item, clip) | {"clips": [item], "said": said}
+            return _task_header(item, clip) | {"clips": [item], "said": previous}
         pair = self.pair(item)
         clips = [clip.key for clip in self._sides(annotator, pair)]
-        side = None if said is None else self._side(annotator, pair, said["choice"])
-        return _described(item, pair.first) | {"clips": clips, "said": side}
+        side = None if previous is None else self._side(annotator, pair, previous["choice"])
+        return _task_header(item, pair.first) | {"clips": clips, "said": side}
 
     def _sides(self, annotator: str, pair: Pair) -> tuple[Clip, Clip]:
-        """(left, right): drawn for each annotator and pair, the same at every look."""
+        """Returns (left, right): random for each annotator and pair, and stable."""
         swapped = int(digest(self.seed, "sides", annotator, pair.key), 16) % 2
         return (pair.second, pair.first) if swapped else (pair.first, pair.second)
 
@@ -110,17 +110,18 @@ class Survey:
         left, _ = self._sides(annotator, pair)
         return "left" if (left is pair.first) == (choice == "first") else "right"
 
-    # Answering.
+    # Answers.
 
     def rate(self, annotator: str, clip: str, ratings: dict[str, int]) -> None:
-        """Keep 1..5 in every dimension. `Unknown` for another clip, `ValueError` for other ratings."""
+        """Stores 1..5 in every dimension. Raises `UnknownItem` for an unknown clip, `ValueError` for invalid
+        ratings."""
         annotator = checked_name(annotator)
         self.clip(clip)
         self.rubric.check(ratings)
         self.store.answer(annotator, self._kind("rate"), clip, dict(ratings))
 
     def choose(self, annotator: str, pair: str, side: Side) -> None:
-        """Keep which side is better, as this annotator saw them. `Unknown` for another pair."""
+        """Stores which side is better, as this annotator saw them. Raises `UnknownItem` for an unknown pair."""
         annotator = checked_name(annotator)
         chosen = self.pair(pair)
         left, _ = self._sides(annotator, chosen)
@@ -129,7 +130,7 @@ class Survey:
         self.store.answer(annotator, "compare", pair, {"choice": choice})
 
     def undo(self, annotator: str, kind: Kind) -> bool:
-        """Take back this person's last answer: its item is their next one again. False when there is none."""
+        """Takes back the annotator's last answer; its item becomes their next task. Returns False if there is none."""
         annotator = checked_name(annotator)
         with self.store.transaction():
             item = self.store.undo(annotator, self._kind(kind))
@@ -137,36 +138,36 @@ class Survey:
                 self.store.show(annotator, self._kind(kind), str(item), SHOWN_SECONDS)
             return item is not None
 
-    # Looking up.
+    # Lookup.
 
     def given(self, kind: Kind) -> list[Answer]:
-        """The answers that count, about items that are there."""
+        """Returns the answers that count, about items that still exist."""
         known = set(self._items(kind))
         return [answer for answer in self.store.answers(self._kind(kind)) if answer.item in known]
 
     def clip(self, key: str) -> Clip:
-        """The clip that the page calls `key`."""
-        return _found(self._clips, key, "clip")
+        """Returns the clip with this key."""
+        return _lookup(self._clips, key, "clip")
 
     def pair(self, key: str) -> Pair:
-        """The pair that the page calls `key`."""
-        return _found(self._pairs, key, "pair")
+        """Returns the pair with this key."""
+        return _lookup(self._pairs, key, "pair")
 
 
 def checked_name(annotator: str) -> str:
-    """A person's name without blanks around it. `ValueError` for none, a long one, or one that cannot be printed."""
+    """Returns the name with whitespace normalised. Raises `ValueError` if it is empty, too long or not printable."""
     name = " ".join(annotator.split())
     if not name or len(name) > NAME_LENGTH or not name.isprintable():
-        raise ValueError(f"a name has 1 to {NAME_LENGTH} printable characters")
+        raise ValueError(f"a name must have 1 to {NAME_LENGTH} printable characters")
     return name
 
 
-def _described(item: str, clip: Clip) -> dict[str, Any]:
+def _task_header(item: str, clip: Clip) -> dict[str, Any]:
     frame = clip.key if clip.first_frame is not None else None
     return {"item": item, "prompt": clip.prompt, "first_frame": frame}
 
 
-def _found(items: dict[str, Any], key: str, what: str) -> Any:
+def _lookup(items: dict[str, Any], key: str, what: str) -> Any:
     if key not in items:
-        raise Unknown(f"no such {what}")
+        raise UnknownItem(f"no such {what}")
     return items[key]

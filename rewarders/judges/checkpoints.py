@@ -1,4 +1,4 @@
-"""What lies in a judge's model folder, opened or refused in one line: model, processors, linear layers, question."""
+"""Loads a judge's model folder: model, processors, linear layers, prompt template. Errors fit on one line."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from safetensors.torch import load_file
 from common.errors import ConfigError
 from common.errors.oom import reraise_oom
 
-QUESTION, CAPTION = "prompt.txt", "{text}"
+PROMPT_FILE, CAPTION = "prompt.txt", "{text}"
 
 
-def opened(kind: Any, path: str, **how: Any) -> Any:
-    """``kind.from_pretrained(path, **how)``. `ConfigError` when there is nothing at `path`, or something else."""
+def from_pretrained(kind: Any, path: str, **kwargs: Any) -> Any:
+    """Returns ``kind.from_pretrained(path, **kwargs)``. Raises `ConfigError` if `path` is missing or holds something
+    else."""
     if not path:
-        raise ConfigError("path: a model folder or hub id is needed")
+        raise ConfigError("path: must be a model folder or hub id")
     try:
-        return kind.from_pretrained(path, **how)
+        return kind.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reraise_oom(error)
-        raise ConfigError(f"path = {path!r}: no {kind.__name__}: {_line(error)}") from None
+        raise ConfigError(f"path = {path!r}: cannot be loaded as {kind.__name__}: {_line(error)}") from None
 
 
-def whole(kind: Any, path: str, **how: Any) -> Any:
-    """A frozen model from safetensors, in the type it was saved in.
+def load_frozen(kind: Any, path: str, **kwargs: Any) -> Any:
+    """Loads a frozen model from safetensors, in its saved dtype.
 
-    `ConfigError` also for weights that are pickled, or lack, where `transformers` would draw them anew.
+    Raises `ConfigError` also for pickled and for missing weights, which `transformers` would initialise at random.
     """
-    model, told = opened(kind, path, dtype="auto", use_safetensors=True, output_loading_info=True, **how)
-    missing = sorted(told["missing_keys"])
+    model, loading = from_pretrained(kind, path, dtype="auto", use_safetensors=True, output_loading_info=True, **kwargs)
+    missing = sorted(loading["missing_keys"])
     if missing:
-        raise ConfigError(f"path = {path!r}: no {missing[0]} in it; a {kind.__name__} has one")
+        raise ConfigError(f"path = {path!r}: not a complete {kind.__name__}: {missing[0]} is missing")
     return model.eval().requires_grad_(False)
 
 
 def linear_layers(file: Path, width: int) -> torch.nn.Sequential:
-    """The linear layers in a file, by the numbers in their names: ``[N, width]`` -> ``[N, 1]``, with nothing between.
+    """Loads the linear layers of a file, in the order of the numbers in their names: ``[N, width]`` -> ``[N, 1]``.
 
-    Dropout, which stood between them in training, does nothing here. `ConfigError` for anything else.
+    Nothing comes between them: the dropout of training is inactive here. Raises `ConfigError` for any other content.
     """
     if not file.is_file():
-        raise ConfigError(f"path = {str(file.parent)!r}: no {file.name} there; see docs/published-rewards.md")
+        raise ConfigError(f"path = {str(file.parent)!r}: {file.name} is missing (docs/rewards.md says how to make it)")
     try:
         state = load_file(file)
         names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: int(name.rpartition(".")[2]))
@@ -53,23 +54,24 @@ def linear_layers(file: Path, width: int) -> torch.nn.Sequential:
             layer.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
     except Exception as error:
         reraise_oom(error)
-        raise ConfigError(f"{file}: no linear layers: {_line(error)}") from None
+        raise ConfigError(f"{file}: cannot be read as linear layers: {_line(error)}") from None
     if not layers or layers[0].in_features != width or layers[-1].out_features != 1:
-        raise ConfigError(f"{file}: layers from {width} to 1 are needed for the model beside it")
+        raise ConfigError(f"{file}: must lead from {width} features to 1 for the model in this folder")
     return torch.nn.Sequential(*layers).eval().requires_grad_(False)
 
 
-def question(path: str, *marks: str) -> str:
-    """What the model was trained to answer, from `QUESTION`: `CAPTION` and each of `marks` stand in it once."""
-    file = Path(path) / QUESTION
+def prompt_template(path: str, *placeholders: str) -> str:
+    """Returns the text of `PROMPT_FILE`, the prompt that the model was trained on. `CAPTION` and each of `placeholders`
+    must occur exactly once."""
+    file = Path(path) / PROMPT_FILE
     try:
-        asked = file.read_text("utf-8")
+        text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: the question that the model was trained on is needed there: {error}") from None
-    for mark in (CAPTION, *marks):
-        if asked.count(mark) != 1:
-            raise ConfigError(f"{file}: {mark} must stand in it once, not {asked.count(mark)} times")
-    return asked
+        raise ConfigError(f"{file}: must hold the prompt that the model was trained on: {error}") from None
+    for placeholder in (CAPTION, *placeholders):
+        if text.count(placeholder) != 1:
+            raise ConfigError(f"{file}: must contain {placeholder} once, not {text.count(placeholder)} times")
+    return text
 
 
 def _line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""From the configuration to judges that are ready to score.
+"""Opens the judges of a configuration.
 
-A kind is a class that is made as ``Class(judge: JudgeConfig, device: str)``, a `rewarders.interface.Reward` or `Judge`.
-An optional attribute ``needs`` (`InputSpec`) says what it must be shown.
+A kind is a class constructed as ``Class(judge: JudgeConfig, device: str)`` that implements `rewarders.interface.Reward`
+or `Judge`. It may declare the clips that it needs in an attribute ``needs`` (`InputSpec`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from importlib import import_module
 
 from common.config import JudgeConfig, RewardConfig
 from common.errors import ConfigError
+from rewarders.checkpoints import load_heads
 from rewarders.interface import Judge, Reward, as_judge
-from rewarders.judges.adapter import AdaptedJudge, Named
-from rewarders.toon_heads import load_heads
+from rewarders.judges.adapter import AdaptedJudge, NamedJudge
 
 REWARD_JUDGES = "reward.judges"
 KINDS = {
-    "remote": "rewarders.judges.remote:Remote",
+    "remote": "rewarders.judges.remote:RemoteJudge",
     "clip_score": "rewarders.judges.image_rewards:ClipScore",
     "hps": "rewarders.judges.image_rewards:Hps",
     "aesthetic": "rewarders.judges.image_rewards:Aesthetic",
@@ -28,22 +28,24 @@ KINDS = {
 
 
 def open_rewards(config: RewardConfig, device: str = "cpu") -> list[Reward | Judge]:
-    """The heads of ``reward.path`` and all of ``reward.judges``. `ConfigError` names what is missing or broken."""
+    """Returns the heads of ``reward.path`` and all of ``reward.judges``. Raises `ConfigError` for missing or damaged
+    ones."""
     heads = load_heads(config.path, device) if config.path else []
     return [*heads, *open_judges(config.judges, device)]
 
 
 def open_judges(configs: Mapping[str, JudgeConfig], device: str = "cpu", table: str = REWARD_JUDGES) -> list[Judge]:
-    """The judges of a configuration's `table`, each under its name."""
-    return [Named(name, open_judge(name, judge, device, table)) for name, judge in configs.items()]
+    """Returns the judges of a configuration's `table`, each under its name."""
+    return [NamedJudge(name, open_judge(name, judge, device, table)) for name, judge in configs.items()]
 
 
 def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str = REWARD_JUDGES) -> Judge:
-    """The judge that errors call `table`.`name`, with its own outputs: shown what it needs, its values on 0..100."""
+    """Opens one judge, wrapped so that its input is adapted and its values are 0..100. Its outputs have no prefix.
+    Errors begin with `table`.`name`."""
     try:
         made = _class(config.kind)(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
-            raise ConfigError(f"kind = {config.kind!r}: neither a Reward nor a Judge (rewarders/interface.py)")
+            raise ConfigError(f"kind = {config.kind!r}: must be a Reward or a Judge (rewarders/interface.py)")
         return AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))
     except ConfigError as error:
         raise ConfigError(f"{table}.{name}: {error}") from None
@@ -52,11 +54,11 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
 def _class(kind: str) -> type:
     module, colon, attribute = KINDS.get(kind, kind).partition(":")
     if not (module and colon and attribute):
-        raise ConfigError(f"kind = {kind!r}: allowed are {', '.join(KINDS)}, or a class as package.module:Class")
+        raise ConfigError(f"kind = {kind!r}: must be {', '.join(KINDS)} or a class as package.module:Class")
     try:
         found = getattr(import_module(module), attribute, None)
     except ImportError as error:
         raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}") from None
     if not isinstance(found, type):
-        raise ConfigError(f"kind = {kind!r}: there is no class {attribute} in {module}")
+        raise ConfigError(f"kind = {kind!r}: {module} has no class {attribute}")
     return found

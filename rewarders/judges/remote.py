@@ -1,4 +1,5 @@
-"""A judge elsewhere, over HTTP: clips and prompts go out, scores come back (`rewarders/judges/server.py` answers).
+"""A judge on another machine, over HTTP: sends clips and prompts, receives scores. `rewarders/judges/server.py`
+answers.
 
 ```
 GET  /judges                    --> {"NAME": {"outputs": [...], "digest": "..."}, ...}
@@ -7,7 +8,7 @@ POST /score  multipart/form-data:
      clips    an mp4 file per prompt
      images   a first frame (PNG) for each prompt with "image": true
                                 --> {"digest": "...", "scores": [{OUTPUT: value} | null], "problems": [null | "why"]}
-Authorization: Bearer TOKEN     where the server wants one; 401 otherwise
+Authorization: Bearer TOKEN     if the server has a token; else it answers 401
 ```
 """
 
@@ -34,37 +35,39 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.web.auth import read_token
-from rewarders.interface import Clip, JudgeFailed, JudgeUnavailable, Opinion
+from rewarders.interface import Clip, JudgeFailed, JudgeResult, JudgeUnavailable
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two tries; the pause doubles
-PATIENCE = 3  # batches in a row without an answer after which the judge counts as lost
-BUSY = (429, 502, 503, 504)  # worth another try, perhaps at another server
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two attempts; the pause doubles
+MAX_UNANSWERED = 3  # consecutive batches without an answer before the judge counts as failed
+RETRY_STATUS = (429, 502, 503, 504)  # HTTP statuses worth another attempt, perhaps at another server
 
 
-class Remote:
-    """A `rewarders.interface.Judge` that asks the servers in ``url``, each in its turn."""
+class RemoteJudge:
+    """A `rewarders.interface.Judge` that queries the servers in ``url``, round-robin."""
 
     def __init__(self, judge: JudgeConfig, device: str = "") -> None:
-        """`ConfigError` when no server answers, or none has the judge `judge.path` (empty: the only one)."""
+        """Raises `ConfigError` if no server answers, or if none has the judge `judge.path` (empty: the only one)."""
         self._servers = judge.servers
         for url in self._servers:
             if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"url = {url!r}: http://HOST:PORT or https://HOST:PORT is needed")
+                raise ConfigError(f"url = {url!r}: must be http://HOST:PORT or https://HOST:PORT")
         if not self._servers:
-            raise ConfigError("url: an address is needed, http(s)://HOST:PORT")
-        self._turn = cycle(self._servers)
+            raise ConfigError("url: must be at least one http(s)://HOST:PORT")
+        self._next_server = cycle(self._servers)
         token = read_token(Path(judge.token_file)) if judge.token_file else ""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._client = httpx.Client(timeout=judge.timeout, headers=headers)
-        self._tries, self._lost = judge.retries + 1, 0
-        self.name, self.outputs, self.digest = self._introduced(judge.path)
+        self._attempts, self._unanswered = judge.retries + 1, 0
+        self.name, self.outputs, self.digest = self._discover(judge.path)
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`.
 
-        `ValueError` when the server refuses the request; `JudgeFailed` when it has changed, or was silent too often.
+        Raises `ValueError` if the server refuses the request, `JudgeUnavailable` if all attempts fail, and
+        `JudgeFailed` if it denies access (401, 403, 404), its digest has changed, or `MAX_UNANSWERED` batches in a row
+        failed.
         """
         asked = json.dumps({"judge": self.name, "prompts": [_prompt(prompt) for prompt in prompts]})
         files = [("clips", (f"{i}.mp4", bytes(clip.mp4()), "video/mp4")) for i, clip in enumerate(clips)]
@@ -73,79 +76,80 @@ class Remote:
             for i, prompt in enumerate(prompts)
             if prompt.image
         ]
-        answer = self._ask("POST", "/score", data={"request": asked}, files=files)
+        answer = self._request_with_retries("POST", "/score", data={"request": asked}, files=files)
         try:
-            said = answer.json()
-            if said["digest"] != self.digest:
-                raise JudgeFailed(f"{answer.url}: judge {self.name} is another one now (digest {said['digest']})")
-            if len(said["scores"]) != len(clips):
-                raise ValueError(f"{len(said['scores'])} answers to {len(clips)} clips")
-            return [self._opinion(*one) for one in zip(said["scores"], said["problems"], strict=True)]
+            reply = answer.json()
+            if reply["digest"] != self.digest:
+                raise JudgeFailed(f"{answer.url}: judge {self.name} has changed: its digest is now {reply['digest']}")
+            if len(reply["scores"]) != len(clips):
+                raise ValueError(f"got {len(reply['scores'])} results for {len(clips)} clips")
+            return [self._result(*one) for one in zip(reply["scores"], reply["problems"], strict=True)]
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{answer.url}: an answer of another form: {error!r}") from None
+            raise ValueError(f"{answer.url}: malformed answer: {error!r}") from None
 
-    def _opinion(self, values: dict[str, Any] | None, problem: str | None) -> Opinion:
+    def _result(self, values: dict[str, Any] | None, problem: str | None) -> JudgeResult:
         if values is None:
             return str(problem or "no score")
         return {output: float(values[output]) for output in self.outputs}
 
-    def _introduced(self, path: str) -> tuple[str, tuple[str, ...], str]:
+    def _discover(self, path: str) -> tuple[str, tuple[str, ...], str]:
         try:
-            said = self._ask("GET", "/judges").json()
-            names = sorted(said)
+            reply = self._request_with_retries("GET", "/judges").json()
+            names = sorted(reply)
             if not path and len(names) != 1:
-                raise ConfigError(f"{self._servers[0]}: serves {', '.join(names)}; which one? say so in path")
-            if path and path not in said:
+                raise ConfigError(f"{self._servers[0]}: serves {', '.join(names)}; set path to one of them")
+            if path and path not in reply:
                 raise ConfigError(f"path = {path!r}: {self._servers[0]} serves {', '.join(names) or 'nothing'}")
             name = path or names[0]
-            return name, tuple(said[name]["outputs"]), str(said[name]["digest"])
+            return name, tuple(reply[name]["outputs"]), str(reply[name]["digest"])
         except (JudgeUnavailable, JudgeFailed) as error:
             raise ConfigError(str(error)) from None
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
                 raise
-            raise ConfigError(f"{self._servers[0]}: no server of judges: {error}") from None
+            raise ConfigError(f"{self._servers[0]}: is not a judge server: {error}") from None
 
-    def _ask(self, method: str, path: str, **body: Any) -> httpx.Response:
-        """The answer of the first server that gives one."""
-        tries = Retrying(
-            stop=stop_after_attempt(self._tries),
+    def _request_with_retries(self, method: str, path: str, **body: Any) -> httpx.Response:
+        """Returns the first successful response."""
+        retrying = Retrying(
+            stop=stop_after_attempt(self._attempts),
             wait=wait_exponential_jitter(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE, jitter=FIRST_PAUSE),
-            retry=retry_if_exception(_passing),
-            before_sleep=self._note_retry,
+            retry=retry_if_exception(_is_retryable),
+            before_sleep=self._log_retry,
         )
         try:
-            answer = tries(self._once, method, path, **body)
+            answer = retrying(self._request, method, path, **body)
         except RetryError as error:
-            self._lost += 1
-            words = f"{', '.join(self._servers)}: no answer in {self._tries} tries: {error.last_attempt.exception()!r}"
-            raise (JudgeFailed if self._lost >= PATIENCE else JudgeUnavailable)(words) from None
+            self._unanswered += 1
+            cause = error.last_attempt.exception()
+            message = f"{', '.join(self._servers)}: no answer in {self._attempts} attempts: {cause!r}"
+            raise (JudgeFailed if self._unanswered >= MAX_UNANSWERED else JudgeUnavailable)(message) from None
         except httpx.HTTPStatusError as error:
-            raise _refused(error.response) from None
-        self._lost = 0
+            raise _refusal(error.response) from None
+        self._unanswered = 0
         return answer
 
-    def _note_retry(self, state: RetryCallState) -> None:
+    def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        log.warning("judge at %s: try %d of %d failed: %r", ", ".join(self._servers), state.attempt_number, self._tries,
-                    error)  # fmt: skip
+        servers = ", ".join(self._servers)
+        log.warning("judge at %s: attempt %d of %d failed: %r", servers, state.attempt_number, self._attempts, error)
 
-    def _once(self, method: str, path: str, **body: Any) -> httpx.Response:
-        return self._client.request(method, f"{next(self._turn)}{path}", **body).raise_for_status()
+    def _request(self, method: str, path: str, **body: Any) -> httpx.Response:
+        return self._client.request(method, f"{next(self._next_server)}{path}", **body).raise_for_status()
 
 
-def _passing(error: BaseException) -> bool:
-    """Whether another try may help."""
+def _is_retryable(error: BaseException) -> bool:
+    """Whether another attempt may succeed."""
     if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in BUSY
+        return error.response.status_code in RETRY_STATUS
     return isinstance(error, httpx.TransportError)
 
 
-def _refused(answer: httpx.Response) -> Exception:
-    words = f"{answer.url}: {answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"
+def _refusal(answer: httpx.Response) -> Exception:
+    message = f"{answer.url}: {answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"
     if answer.status_code in (401, 403, 404):
-        return JudgeFailed(words)
-    return ValueError(words)
+        return JudgeFailed(message)
+    return ValueError(message)
 
 
 def _prompt(prompt: Prompt) -> dict[str, Any]:

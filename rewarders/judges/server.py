@@ -1,7 +1,7 @@
-"""Judges served over HTTP: the other side of `rewarders/judges/remote.py`, which says what is asked and answered.
+"""Serves judges over HTTP; `rewarders/judges/remote.py` documents the protocol and is the client.
 
-One request is scored at a time; the others wait. A clip that cannot be read or judged gets ``null`` and the reason in
-``problems``; a request that is not understood 422. Who may ask, and how much: `common/web/auth.py`.
+Requests are scored one at a time; the others wait. A clip that cannot be decoded or judged gets ``null`` and a reason
+in ``problems``; a malformed request gets 422. Authentication and size limits: `common/web/auth.py`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from starlette.responses import JSONResponse
 
 from common.messages import Prompt
 from common.web.auth import AuthMiddleware
-from rewarders.interface import Clip, Judge, Opinion, Reward
-from rewarders.rewarder import opinions, read_clip
+from rewarders.interface import Clip, Judge, JudgeResult, Reward
+from rewarders.rewarder import judge_clips, read_clip
 
-Answer = dict[str, Any]
+Json = dict[str, Any]
 
 
-class AskedPrompt(BaseModel):
-    """What a clip was sampled for."""
+class RequestPrompt(BaseModel):
+    """The prompt that a clip was sampled for."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -32,30 +32,30 @@ class AskedPrompt(BaseModel):
     id: str = ""
     character: str | None = None
     category: str | None = None
-    image: bool = False  # its first frame is among the images
+    image: bool = False  # whether `images` has its first frame
 
 
-class Asked(BaseModel):
-    """The part ``request``."""
+class ScoreRequest(BaseModel):
+    """The form field ``request``."""
 
     model_config = ConfigDict(extra="forbid")
 
     judge: str
-    prompts: list[AskedPrompt] = Field(min_length=1)
+    prompts: list[RequestPrompt] = Field(min_length=1)
 
 
-def application(judges: Mapping[str, Judge], token: str, most_bytes: int) -> FastAPI:
-    """The web application that serves `judges`. An empty `token` lets everybody in."""
+def create_app(judges: Mapping[str, Judge], token: str, most_bytes: int) -> FastAPI:
+    """Returns the web application that serves `judges`. With an empty `token`, requests need no authentication."""
     app = FastAPI(title="douga judges", docs_url=None, redoc_url=None, openapi_url=None)
-    desk = Desk(judges)
+    service = JudgeService(judges)
 
     @app.get("/health")
-    def health() -> Answer:
-        return {"status": "ok", "scored": desk.scored, "refused": desk.refused}
+    def health() -> Json:
+        return {"status": "ok", "scored": service.scored, "refused": service.refused}
 
     @app.get("/judges")
-    def introduce() -> Answer:
-        return desk.introduce()
+    def list_judges() -> Json:
+        return service.list_judges()
 
     @app.post("/score")
     def score(
@@ -63,14 +63,14 @@ def application(judges: Mapping[str, Judge], token: str, most_bytes: int) -> Fas
         clips: Annotated[list[UploadFile], File()],
         images: Annotated[list[UploadFile] | None, File()] = None,
     ) -> JSONResponse:
-        pictures = [one.file.read() for one in images or []]
-        return JSONResponse(desk.score(request, [one.file.read() for one in clips], pictures))
+        first_frames = [one.file.read() for one in images or []]
+        return JSONResponse(service.score(request, [one.file.read() for one in clips], first_frames))
 
     app.add_middleware(AuthMiddleware, token=token, max_bytes=most_bytes, public_paths=["/health"])
     return app
 
 
-class Panel:
+class RewardsAsJudge:
     """Several rewards as one `Judge`: their dimensions are its outputs."""
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
@@ -78,48 +78,48 @@ class Panel:
         self.outputs = tuple(reward.dimension for reward in rewards)
         self.digest = " ".join(reward.digest for reward in rewards)
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`."""
         frames = [clip.frames for clip in clips]
         columns = [reward.score(frames, prompts) for reward in self._rewards]
         return [dict(zip(self.outputs, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-class Desk:
-    """Reads requests and asks the judges, one request at a time."""
+class JudgeService:
+    """Parses requests and runs the judges, one request at a time."""
 
     def __init__(self, judges: Mapping[str, Judge]) -> None:
         self._judges, self._lock = dict(judges), Lock()
         self.scored = self.refused = 0  # clips
 
-    def introduce(self) -> Answer:
-        """What there is to ask."""
+    def list_judges(self) -> Json:
+        """Returns name, outputs and digest of every judge."""
         return {name: {"outputs": judge.outputs, "digest": judge.digest} for name, judge in self._judges.items()}
 
-    def score(self, request: str, files: list[bytes], images: list[bytes]) -> Answer:
-        """The answer to a request. `HTTPException` when it cannot be understood."""
+    def score(self, request: str, files: list[bytes], images: list[bytes]) -> Json:
+        """Returns the response to a score request. Raises `HTTPException` if the request is malformed."""
         try:
-            asked = Asked.model_validate_json(request)
+            asked = ScoreRequest.model_validate_json(request)
         except ValidationError as error:
             raise HTTPException(422, f"request: {error.errors()[0]['msg']}") from None
         if asked.judge not in self._judges:
-            raise HTTPException(404, f"no judge {asked.judge!r:.60}; there are {', '.join(self._judges)}")
+            raise HTTPException(404, f"no judge {asked.judge!r:.60}; available: {', '.join(self._judges)}")
         if len(files) != len(asked.prompts) or len(images) != sum(one.image for one in asked.prompts):
             raise HTTPException(422, f"{len(asked.prompts)} prompts, {len(files)} clips, {len(images)} images")
-        judge, pictures = self._judges[asked.judge], iter(images)
-        prompts = [_prompt(i, one, next(pictures) if one.image else None) for i, one in enumerate(asked.prompts)]
-        found = self._opinions(judge, [_clip(file) for file in files], prompts)
-        problems = [_problem(one) for one in found]
+        judge, first_frames = self._judges[asked.judge], iter(images)
+        prompts = [_prompt(i, one, next(first_frames) if one.image else None) for i, one in enumerate(asked.prompts)]
+        results = self._judge_readable(judge, [_clip(file) for file in files], prompts)
+        problems = [_problem_of(one) for one in results]
         self.refused += sum(problem is not None for problem in problems)
         self.scored += sum(problem is None for problem in problems)
-        scores = [None if problem else one for one, problem in zip(found, problems, strict=True)]
+        scores = [None if problem else one for one, problem in zip(results, problems, strict=True)]
         return {"digest": judge.digest, "scores": scores, "problems": problems}
 
-    def _opinions(self, judge: Judge, clips: list[Clip | str], prompts: list[Prompt]) -> list[Opinion]:
+    def _judge_readable(self, judge: Judge, clips: list[Clip | str], prompts: list[Prompt]) -> list[JudgeResult]:
         good = [(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True) if isinstance(clip, Clip)]
         with self._lock:
-            found = iter(opinions(judge, [clip for clip, _ in good], [prompt for _, prompt in good]))
-        return [clip if isinstance(clip, str) else next(found) for clip in clips]
+            results = iter(judge_clips(judge, [clip for clip, _ in good], [prompt for _, prompt in good]))
+        return [clip if isinstance(clip, str) else next(results) for clip in clips]
 
 
 def _clip(file: bytes) -> Clip | str:
@@ -129,12 +129,12 @@ def _clip(file: bytes) -> Clip | str:
         return str(error)
 
 
-def _prompt(ordinal: int, asked: AskedPrompt, image: bytes | None) -> Prompt:
+def _prompt(ordinal: int, asked: RequestPrompt, image: bytes | None) -> Prompt:
     return Prompt(ordinal, asked.id, asked.text, image, character=asked.character, category=asked.category)
 
 
-def _problem(opinion: Opinion) -> str | None:
-    if isinstance(opinion, str):
-        return opinion or "no score"
-    broken = [output for output, value in opinion.items() if not math.isfinite(value)]
+def _problem_of(result: JudgeResult) -> str | None:
+    if isinstance(result, str):
+        return result or "no score"
+    broken = [output for output, value in result.items() if not math.isfinite(value)]
     return f"{', '.join(broken)}: no finite score" if broken else None

@@ -1,13 +1,13 @@
-"""VideoScore: an Idefics2 that reads a caption and frames, and gives five values from 1 to 4 by a linear layer.
+"""VideoScore: an Idefics2 that reads a caption and frames, with a linear layer for five values from 1 to 4.
 
 | checkpoint | frames | range |
 |---|---|---|
 | TIGER-Lab/VideoScore | 16 (the default here) | 1..4, so 100 (s - 1) / 3 |
 | TIGER-Lab/VideoScore-v1.1 | ``frames = 48`` | the same |
 
-The class of the published checkpoints is Mantis' and not in transformers: it is Idefics2 with a layer ``score`` on
-the last token, which is what stands here. The question that they were trained to answer is part of the model: it must
-lie in the model folder as ``prompt.txt``, word for word as on the model card, with ``{text}`` where the caption goes.
+The published checkpoints use a class of Mantis that transformers lacks: Idefics2 with a layer ``score`` on the last
+token. This module implements it. The prompt that they were trained on is part of the model: the model folder must hold
+it as ``prompt.txt``, word for word as on the model card, with ``{text}`` for the caption.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.weights.tensors import state_digest
-from rewarders.interface import Clip, Opinion
+from rewarders.interface import Clip, JudgeResult
 from rewarders.judges.adapter import InputSpec
-from rewarders.judges.checkpoints import CAPTION, opened, question, whole
+from rewarders.judges.checkpoints import CAPTION, from_pretrained, load_frozen, prompt_template
 
 
 class Idefics2Regression(Idefics2PreTrainedModel):
-    """Idefics2 with ``num_labels`` values read off the last token."""
+    """Idefics2 with ``num_labels`` values, computed from the last token."""
 
     config_class = Idefics2Config
 
@@ -42,33 +42,35 @@ class Idefics2Regression(Idefics2PreTrainedModel):
         self.post_init()
 
     def forward(self, **inputs: Any) -> torch.Tensor:
-        """``[B, num_labels]``, for inputs without padding behind them."""
+        """Returns ``[B, num_labels]``, for inputs without padding at the end."""
         return self.score(self.model(**inputs).last_hidden_state[:, -1])
 
 
 class VideoScore:
-    """A `rewarders.interface.Judge` of five outputs."""
+    """A `rewarders.interface.Judge` with five outputs."""
 
     outputs = ("visual", "temporal", "dynamic", "text", "factual")  # in the order of the published layer
     needs = InputSpec(frames=16, low=1.0, high=4.0)
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
-        """`ConfigError` when ``path`` is no such model, or has no processor or no ``prompt.txt``."""
-        self._model: Any = whole(Idefics2Regression, judge.path).to(device)
+        """Raises `ConfigError` if ``path`` lacks such a model, its processor or ``prompt.txt``."""
+        self._model: Any = load_frozen(Idefics2Regression, judge.path).to(device)
         if self._model.config.num_labels != len(self.outputs):
-            raise ConfigError(f"path = {judge.path!r}: {self._model.config.num_labels} outputs in it; VideoScore has 5")
-        self._processor: Any = opened(AutoProcessor, judge.path)
-        self._prompt, self._device = question(judge.path), device
+            raise ConfigError(
+                f"path = {judge.path!r}: the model has {self._model.config.num_labels} outputs; VideoScore has 5"
+            )
+        self._processor: Any = from_pretrained(AutoProcessor, judge.path)
+        self._prompt, self._device = prompt_template(judge.path), device
         self.digest = f"{state_digest(self._model.state_dict())} {self._prompt}"
 
     @torch.inference_mode()
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
-        """See `Judge.judge`. A clip is read alone, so that its values do not hang on the batch."""
-        return [self._read(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
+        """See `Judge.judge`. Clips are judged one by one, so that values do not depend on the batch."""
+        return [self._result(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
 
-    def _read(self, clip: Clip, prompt: Prompt) -> dict[str, float]:
+    def _result(self, clip: Clip, prompt: Prompt) -> dict[str, float]:
         frames = [Image.fromarray(frame) for frame in clip.frames]
-        asked = self._prompt.replace(CAPTION, prompt.text) + "<image> " * len(frames)
-        inputs = self._processor(text=asked, images=frames, return_tensors="pt").to(self._device)
+        text = self._prompt.replace(CAPTION, prompt.text) + "<image> " * len(frames)
+        inputs = self._processor(text=text, images=frames, return_tensors="pt").to(self._device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
         return dict(zip(self.outputs, self._model(**inputs)[0].float().tolist(), strict=True))

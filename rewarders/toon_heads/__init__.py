@@ -1,6 +1,5 @@
-"""AnimeReward: six dimensions, six separate models. Importing this package loads no weights."""
+"""The toon world's six reward heads: small networks over 9-frame 48x64 clips, whose weights ship with the repository.
 
-from rewarders.checkpoints import HEADS, load_heads, save_heads
-from rewarders.toon_heads.head import AnimeHead
-
-__all__ = ["HEADS", "AnimeHead", "load_heads", "save_heads"]
+`heads.HEADS` is the table of heads; add or change one there. A change to `network.py` or to a row changes scores and
+digests, so the saved weights must then be trained again (`douga toon build`).
+"""

@@ -1,8 +1,7 @@
-"""A ratings file as what rewards learn from: clips, their prompts and mean opinions, and a split that shares nothing.
+"""A ratings file as training data: clips, their prompts and mean ratings, and a split without leaks.
 
-Rows that share a first frame, a prompt or a character, directly or through others, are one group, and a group is never
-split. Who has seen a clip in training has then seen nothing of the test: neither the picture it starts from, nor the
-words, nor whom it shows.
+Rows that share a first frame, a prompt or a character, directly or through other rows, form one group, and a group is
+never split. So a head trained on one part has seen no first frame, caption or character of another.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ SHARES = (0.7, 0.15, 0.15)  # training, validation, test
 
 @dataclass(frozen=True)
 class Split:
-    """Indices of rows; no group has rows in two parts."""
+    """Row indices of the three parts; no group has rows in two of them."""
 
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
 
 
-class Rated:
+class RatedDataset:
     """The rated rows of a ratings file."""
 
     def __init__(self, table: Ratings) -> None:
-        """`ConfigError` when nobody rated any clip."""
+        """Raises `ConfigError` if no clip is rated."""
         self.table = table
         self.rows = [row for row in table.rows if any(row.ratings.values())]
         if not self.rows:
-            raise ConfigError(f"{table.file}: none of its {len(table.rows)} clips is rated")
+            raise ConfigError(f"{table.file}: none of its {len(table.rows)} clips has a rating")
         self._lines = {row.clip: line for row, line in zip(table.rows, table.lines, strict=True)}
 
     def scores(self, dimension: str) -> np.ndarray:
-        """Mean opinions as scores 0..100, ``[n]``; NaN where nobody rated the dimension."""
+        """Returns mean ratings as scores 0..100, ``[n]``; NaN where the dimension is not rated."""
         opinions = [row.mean_opinion(dimension) for row in self.rows]
         return np.array([np.nan if one is None else to_score(one) for one in opinions])
 
     def candidates(self) -> np.ndarray:
-        """Which clips a model made, bool ``[n]``."""
+        """Returns which clips a model generated, bool ``[n]``."""
         return np.array([row.source != REAL for row in self.rows])
 
     def prompts(self) -> list[Prompt]:
-        """What each clip was made for; the first frame in its file's own format."""
+        """Returns the prompt of each clip; the first frame keeps its file's format."""
         return [
             Prompt(
                 ordinal=i,
@@ -68,11 +67,11 @@ class Rated:
         ]
 
     def clip_bytes(self, i: int) -> bytes:
-        """The file of clip `i`."""
+        """Returns the file of clip `i`."""
         return self.table.place(self.rows[i].clip).read_bytes()
 
     def clips(self, rows: Iterable[int]) -> Iterator[tuple[int, np.ndarray | BadRow]]:
-        """(index, uint8 ``[F, H, W, 3]``) one after the other, or why a clip cannot be decoded to its end."""
+        """Yields (index, uint8 ``[F, H, W, 3]``), or the bad row if a clip cannot be decoded completely."""
         for i in rows:
             try:
                 yield i, decode_clip(self.clip_bytes(i))
@@ -80,21 +79,23 @@ class Rated:
                 yield i, self.bad(i, str(error))
 
     def bad(self, i: int, why: str) -> BadRow:
-        """Row `i` as one that is left out."""
+        """Returns row `i` as a bad row, to be left out."""
         return BadRow(self.table.file, self._lines[self.rows[i].clip], f"{self.rows[i].clip}: {why}")
 
     def groups(self) -> np.ndarray:
-        """Which clips were made for the same prompt and first frame: equal numbers, int ``[n]``."""
-        keys = [tuple(sorted(one for one in marks if not one.startswith("character"))) for marks in self.marks()]
+        """Returns int ``[n]``: clips of the same prompt and first frame have equal numbers."""
+        keys = [
+            tuple(sorted(one for one in leak_keys if not one.startswith("character"))) for leak_keys in self.leak_keys()
+        ]
         numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys])
 
-    def marks(self) -> list[frozenset[str]]:
-        """What each row must not share with another part of the split: its prompt, first frame and character."""
+    def leak_keys(self) -> list[frozenset[str]]:
+        """Returns what each row must not share with another part of the split: prompt, first frame and character."""
         pictures: dict[Path, str] = {}
-        return [frozenset(self._marks(row, pictures)) for row in self.rows]
+        return [frozenset(self._leak_keys(row, pictures)) for row in self.rows]
 
-    def _marks(self, row: RatedClip, pictures: dict[Path, str]) -> Iterator[str]:
+    def _leak_keys(self, row: RatedClip, pictures: dict[Path, str]) -> Iterator[str]:
         yield f"prompt {' '.join(row.prompt.lower().split())}"
         if row.character is not None:
             yield f"character {row.character.lower()}"
@@ -104,51 +105,51 @@ class Rated:
             yield f"first frame {pictures[path]}"
 
 
-def split(marks: Sequence[frozenset[str]], seed: int, where: str) -> Split:
-    """Groups, the largest first, each to the part that lacks most of its share of `SHARES`.
+def split(leak_keys: Sequence[frozenset[str]], seed: int, where: str) -> Split:
+    """Assigns the groups, largest first, to the part that is furthest below its share in `SHARES`.
 
-    `ConfigError`, which begins with `where`, when the rows form fewer than three groups.
+    Raises `ConfigError`, beginning with `where`, if the rows form fewer than three groups.
     """
-    group = _linked(marks)
+    group = _group_numbers(leak_keys)
     sizes = np.bincount(group)
     if len(sizes) < len(SHARES):
         raise ConfigError(
-            f"{where}: {len(marks)} rated clips form {len(sizes)} groups that share no first frame, prompt or "
-            f"character; training, validation and test need {len(SHARES)}{_hint(marks)}"
+            f"{where}: {len(leak_keys)} rated clips form {len(sizes)} groups that share no first frame, prompt or "
+            f"character; training, validation and test need {len(SHARES)}{_largest_group_hint(leak_keys)}"
         )
     order = np.lexsort((np.random.default_rng(seed).random(len(sizes)), -sizes))
     parts: list[list[int]] = [[] for _ in SHARES]
     for one in order:
-        held = [sizes[part].sum() / (share * len(marks)) for part, share in zip(parts, SHARES, strict=True)]
+        held = [sizes[part].sum() / (share * len(leak_keys)) for part, share in zip(parts, SHARES, strict=True)]
         parts[int(np.argmin(held))].append(int(one))
     return Split(*(np.flatnonzero(np.isin(group, part)) for part in parts))
 
 
-def unseen(marks: Sequence[frozenset[str]], seen: Iterable[str]) -> np.ndarray:
-    """Indices of the rows that share nothing with what was `seen`: hashed marks, as `hashed` makes them."""
+def unseen(leak_keys: Sequence[frozenset[str]], seen: Iterable[str]) -> np.ndarray:
+    """Returns the indices of rows that share none of their hashed leak keys with `seen`."""
     known = set(seen)
-    return np.array([i for i, one in enumerate(marks) if known.isdisjoint(hashed(one))], int)
+    return np.array([i for i, one in enumerate(leak_keys) if known.isdisjoint(hash_keys(one))], int)
 
 
-def hashed(marks: Iterable[str]) -> set[str]:
-    """Marks in a form to keep: short, and nobody's words."""
-    return {digest(mark.encode())[:16] for mark in marks}
+def hash_keys(leak_keys: Iterable[str]) -> set[str]:
+    """Hashes leak keys, to store them briefly and without their text."""
+    return {digest(key.encode())[:16] for key in leak_keys}
 
 
-def _linked(marks: Sequence[frozenset[str]]) -> np.ndarray:
-    """Number of the group of each row: rows and marks are the nodes of a graph, groups its components."""
-    names = {mark: i for i, mark in enumerate(dict.fromkeys(mark for one in marks for mark in one))}
-    edges = [(row, len(marks) + names[mark]) for row, one in enumerate(marks) for mark in one]
+def _group_numbers(leak_keys: Sequence[frozenset[str]]) -> np.ndarray:
+    """Returns each row's group number: the connected components of the graph of rows and leak keys."""
+    names = {key: i for i, key in enumerate(dict.fromkeys(key for one in leak_keys for key in one))}
+    edges = [(row, len(leak_keys) + names[key]) for row, one in enumerate(leak_keys) for key in one]
     rows, columns = np.array(edges).T
-    nodes = len(marks) + len(names)
+    nodes = len(leak_keys) + len(names)
     _, component = connected_components(csr_array((np.ones(len(edges)), (rows, columns)), (nodes, nodes)), False)
-    return np.unique(component[: len(marks)], return_inverse=True)[1]
+    return np.unique(component[: len(leak_keys)], return_inverse=True)[1]
 
 
-def _hint(marks: Sequence[frozenset[str]]) -> str:
-    """The mark that links most rows."""
+def _largest_group_hint(leak_keys: Sequence[frozenset[str]]) -> str:
+    """Names the leak key that most rows share."""
     counts: dict[str, int] = {}
-    for mark in (mark for one in marks for mark in one):
-        counts[mark] = counts.get(mark, 0) + 1
-    most = max(counts, key=lambda mark: counts[mark])
+    for key in (key for one in leak_keys for key in one):
+        counts[key] = counts.get(key, 0) + 1
+    most = max(counts, key=lambda key: counts[key])
     return f" ({counts[most]} share the {most[:60]!r})" if counts[most] > 1 else ""

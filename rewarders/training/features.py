@@ -1,8 +1,8 @@
-"""What frozen encoders see in clips, computed once per clip and kept on disk: training then takes minutes, not days.
+"""Computes the frozen encoders' features once per clip and caches them on disk, so that training takes minutes.
 
-``FOLDER/KEY.safetensors`` holds one clip's row; KEY is a digest of the clip's file, its caption and its first frame, so
-a clip that changes is looked at anew, and an interrupted pass goes on where it stopped. Which models made the rows the
-files cannot say: one row that was kept is computed again and compared.
+``FOLDER/KEY.safetensors`` holds one clip's row. KEY is a digest of the clip's file, caption and first frame, so a
+changed clip is computed again, and an interrupted pass resumes. The files do not identify the models: to detect other
+models, one cached row is recomputed and compared.
 """
 
 from __future__ import annotations
@@ -22,68 +22,71 @@ from common.errors.disk import writing
 from common.errors.oom import reraise_oom
 from common.messages import Prompt
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.training.dataset import Rated
+from rewarders.training.dataset import RatedDataset
 
 ROW = "features"
-EVERY = 10.0  # seconds between lines of progress
+EVERY = 10.0  # seconds between progress lines
 
 
 def features(
-    reward: TrainableReward, rated: Rated, folder: Path, log: Callable[[str], None]
+    reward: TrainableReward, rated: RatedDataset, folder: Path, log: Callable[[str], None]
 ) -> tuple[np.ndarray, torch.Tensor, list[BadRow]]:
-    """(indices of the m clips that have features, float32 ``[m, D]`` on the CPU, the rows that have none).
+    """Returns the indices of the m usable clips, their features float32 ``[m, D]`` on the CPU, and the bad rows.
 
-    A clip that cannot be decoded, that the reward refuses, or whose features are no finite numbers, has none.
+    A row is bad if its clip cannot be decoded, the reward refuses it, or its features are not finite. Raises
+    `ConfigError` if all rows are bad.
     """
     folder.mkdir(parents=True, exist_ok=True)
     prompts = rated.prompts()
-    places = [folder / f"{_key(rated, i, prompt)}.safetensors" for i, prompt in enumerate(prompts)]
-    kept = [i for i, place in enumerate(places) if place.exists()]
-    if kept:
-        _check(reward, rated, kept[0], prompts, places[kept[0]])
-    missing = [i for i, place in enumerate(places) if not place.exists()]
+    files = [folder / f"{_key(rated, i, prompt)}.safetensors" for i, prompt in enumerate(prompts)]
+    cached = [i for i, file in enumerate(files) if file.exists()]
+    if cached:
+        _check_cached(reward, rated, cached[0], prompts, files[cached[0]])
+    missing = [i for i, file in enumerate(files) if not file.exists()]
     bad: dict[int, BadRow] = {}
-    said = time.monotonic()
+    last_log = time.monotonic()
     for done, (i, clip) in enumerate(rated.clips(missing)):
-        if time.monotonic() - said > EVERY:
+        if time.monotonic() - last_log > EVERY:
             log(f"{reward.dimension}: features of {done}/{len(missing)} clips")
-            said = time.monotonic()
+            last_log = time.monotonic()
         row = clip if isinstance(clip, BadRow) else _row(reward, rated, i, clip, prompts[i])
         if isinstance(row, BadRow):
             bad[i] = row
         else:
-            _keep(places[i], row)
-    good = [i for i in range(len(places)) if i not in bad]
+            _save_row(files[i], row)
+    good = [i for i in range(len(files)) if i not in bad]
     if not good:
-        raise ConfigError(f"{next(iter(bad.values()))}; no good clip of {len(bad)}")
-    return np.array(good), torch.stack([load_file(places[i])[ROW] for i in good]), list(bad.values())
+        raise ConfigError(f"{next(iter(bad.values()))}; none of {len(bad)} clips can be used")
+    return np.array(good), torch.stack([load_file(files[i])[ROW] for i in good]), list(bad.values())
 
 
-def _key(rated: Rated, i: int, prompt: Prompt) -> str:
+def _key(rated: RatedDataset, i: int, prompt: Prompt) -> str:
     parts = (rated.clip_bytes(i), prompt.text.encode(), prompt.image or b"")
     return digest(*(digest(part).encode() for part in parts))
 
 
-def _row(reward: TrainableReward, rated: Rated, i: int, clip: np.ndarray, prompt: Prompt) -> torch.Tensor | BadRow:
+def _row(
+    reward: TrainableReward, rated: RatedDataset, i: int, clip: np.ndarray, prompt: Prompt
+) -> torch.Tensor | BadRow:
     try:
         row = reward.features([clip], [prompt])[0].float().cpu()
     except ValueError as error:
         reraise_oom(error)
         return rated.bad(i, str(error))
-    return row if torch.isfinite(row).all() else rated.bad(i, "its features are no finite numbers")
+    return row if torch.isfinite(row).all() else rated.bad(i, "its features are not finite")
 
 
-def _keep(place: Path, row: torch.Tensor) -> None:
-    scratch = place.with_suffix(".tmp")
-    with writing(place):
+def _save_row(file: Path, row: torch.Tensor) -> None:
+    scratch = file.with_suffix(".tmp")
+    with writing(file):
         save_file({ROW: row.contiguous()}, scratch)
-        scratch.replace(place)
+        scratch.replace(file)
 
 
-def _check(reward: TrainableReward, rated: Rated, i: int, prompts: Sequence[Prompt], place: Path) -> None:
-    """`ConfigError` unless the kept row `i` is what the reward sees now, but for rounding."""
+def _check_cached(reward: TrainableReward, rated: RatedDataset, i: int, prompts: Sequence[Prompt], file: Path) -> None:
+    """Raises `ConfigError` unless cached row `i` equals the reward's features now, within rounding."""
     ((_, clip),) = rated.clips([i])
     now = _row(reward, rated, i, clip, prompts[i]) if isinstance(clip, np.ndarray) else clip
-    before = load_file(place)[ROW]
+    before = load_file(file)[ROW]
     if isinstance(now, BadRow) or now.shape != before.shape or not torch.allclose(now, before, rtol=1e-3, atol=1e-4):
-        raise ConfigError(f"{place.parent}: these features were made by other models or options; delete the folder")
+        raise ConfigError(f"{file.parent}: these features come from other models or options; delete the folder")

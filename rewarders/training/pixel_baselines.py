@@ -1,7 +1,7 @@
-"""Plain signals of the pixels, to stand beside trained heads: what a user has without training.
+"""Simple pixel statistics as baselines for trained heads: what a user has without training.
 
-Each is one number per clip. None knows what is good, so its sign is chosen in its favour on the very clips it is
-measured on.
+Each is one number per clip. It is unknown whether high or low is good, so the evaluation picks the sign that correlates
+better on the evaluated clips, which favours the baseline.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from rewarders.training.ranking_metrics import srcc
 
-BINS = 8  # of each colour channel in a histogram
+BINS = 8  # histogram bins per colour channel
 
 Signal = Callable[[np.ndarray, np.ndarray], float]
 """uint8 clip ``[F, H, W, 3]``, F >= 2, and first frame ``[H, W, 3]`` of the same size -> a number."""
 
 
 def optical_flow(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean length of the flow from frame to frame, pixels (Kroeger et al. 2016, dense inverse search)."""
+    """Mean length of the optical flow between frames, pixels (Kroeger et al. 2016, dense inverse search)."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
     flows = [dis.calc(before, after, None) for before, after in pairwise(grey)]
@@ -29,7 +29,7 @@ def optical_flow(clip: np.ndarray, first: np.ndarray) -> float:
 
 
 def frame_difference(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute difference between neighbouring frames."""
+    """Mean absolute difference of adjacent frames."""
     return float(np.abs(np.diff(clip.astype(np.float32), axis=0)).mean())
 
 
@@ -39,19 +39,19 @@ def histogram_distance(clip: np.ndarray, first: np.ndarray) -> float:
     return float(np.mean([cv2.compareHist(own, _histogram(frame), cv2.HISTCMP_BHATTACHARYYA) for frame in clip]))
 
 
-def bend(clip: np.ndarray, first: np.ndarray) -> float:
+def second_difference(clip: np.ndarray, first: np.ndarray) -> float:
     """Mean absolute second difference in time."""
     return float(np.abs(np.diff(clip.astype(np.float32), 2, axis=0)).mean()) if len(clip) > 2 else 0.0
 
 
-def edges(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute difference between neighbouring pixels, against the first frame's."""
+def edge_difference(clip: np.ndarray, first: np.ndarray) -> float:
+    """Mean absolute difference of adjacent pixels, minus the first frame's."""
     wide, own = clip.astype(np.float32), first.astype(np.float32)
     return float(np.abs(np.diff(wide, axis=2)).mean() - np.abs(np.diff(own, axis=1)).mean())
 
 
-def away(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean absolute difference between the last and the first frame."""
+def last_frame_distance(clip: np.ndarray, first: np.ndarray) -> float:
+    """Mean absolute difference of the last and the first frame."""
     return float(np.abs(clip[-1].astype(np.float32) - first).mean())
 
 
@@ -59,19 +59,19 @@ SIGNALS: dict[str, Signal] = {
     "optical flow": optical_flow,
     "frame difference": frame_difference,
     "histogram distance": histogram_distance,
-    "second difference": bend,
-    "edges": edges,
-    "first-frame distance": away,
+    "second difference": second_difference,
+    "edges": edge_difference,
+    "first-frame distance": last_frame_distance,
 }
 
 
-def measure(clip: np.ndarray, first: np.ndarray) -> dict[str, float]:
-    """Every signal of one clip; 0 where it has but one frame."""
+def measure_signals(clip: np.ndarray, first: np.ndarray) -> dict[str, float]:
+    """Returns every signal of one clip; 0 if it has a single frame."""
     return {name: signal(clip, first) if len(clip) > 1 else 0.0 for name, signal in SIGNALS.items()}
 
 
-def in_favour(values: Sequence[float] | np.ndarray, opinions: np.ndarray) -> np.ndarray:
-    """The values with the sign that makes their rank correlation with `opinions` positive."""
+def with_positive_srcc(values: Sequence[float] | np.ndarray, opinions: np.ndarray) -> np.ndarray:
+    """Returns the values with the sign that makes their rank correlation with `opinions` positive."""
     signed = np.asarray(values, np.float64)
     return -signed if srcc(signed, opinions) < 0 else signed
 

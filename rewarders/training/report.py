@@ -1,4 +1,4 @@
-"""The report of `douga reward eval`: rewards beside plain signals, on clips that share nothing with training.
+"""The report of `douga reward eval`: rewards beside pixel baselines, on clips that share nothing with training.
 
 ```
 {"ratings": FILE, "clips": n, "left_out": {"seen in training": n, "not scored": n, ...},
@@ -7,7 +7,7 @@
                 ..., "overall": the mean of the dimensions}}
 ```
 
-What the figures mean stands in `rewarders/training/ranking_metrics.py`.
+`rewarders/training/ranking_metrics.py` defines the metrics.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from common.errors import ConfigError
 from common.messages import ScoreTask
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
-from rewarders.toon_heads.head import first_frame
+from rewarders.toon_heads.heads import first_frame
 from rewarders.training import pixel_baselines
-from rewarders.training.dataset import Rated, unseen
-from rewarders.training.ranking_metrics import RESAMPLES, Judged, agreement, calibration
+from rewarders.training.dataset import RatedDataset, unseen
+from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics
 
 REWARD, OVERALL = "reward", "overall"
-BATCH = 16  # clips scored together
-EVERY = 10.0  # seconds between lines of progress
+BATCH = 16  # clips per scoring batch
+EVERY = 10.0  # seconds between progress lines
 
 
 def report(
     rewards: Sequence[Reward],
-    rated: Rated,
+    rated: RatedDataset,
     seen: Mapping[str, set[str]],
     log: Callable[[str], None],
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """How `rewards` agree with the ratings, in the shape above.
+    """Returns how `rewards` agree with the ratings, in the format above.
 
-    `seen` says per dimension what training has seen (`hashed` marks); such clips are left out. `ConfigError` when no
-    dimension has both ratings and a reward, or when no clip is left.
+    `seen` has, per dimension, the hashed leak keys of the training clips; clips that share one are left out. Raises
+    `ConfigError` if no dimension has both ratings and a reward, or if no clip is left.
     """
     by_dimension = {reward.dimension: reward for reward in rewards}
     judged = [name for name in dimensions(rated.rows) if name in by_dimension]
     if not judged:
         raise ConfigError(
-            f"{rated.table.file}: rates {', '.join(dimensions(rated.rows))}; judged are {', '.join(by_dimension)}"
+            f"{rated.table.file}: rates {', '.join(dimensions(rated.rows))}; rewards: {', '.join(by_dimension)}"
         )
-    marks, every = rated.marks(), np.arange(len(rated.rows))
-    fresh = {name: np.isin(every, unseen(marks, seen.get(name, set()))) for name in judged}
+    leak_keys, every = rated.leak_keys(), np.arange(len(rated.rows))
+    fresh = {name: np.isin(every, unseen(leak_keys, seen.get(name, set()))) for name in judged}
     wanted = {name: fresh[name] & ~np.isnan(rated.scores(name)) for name in judged}
     rows = np.flatnonzero(np.any(list(wanted.values()), axis=0))
     if not len(rows):
@@ -84,7 +84,7 @@ Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, opinions, and which 
 
 
 def _overall(parts: Mapping[str, Part]) -> Part:
-    """Means over the dimensions, of the clips that have all of them."""
+    """Returns the means over the dimensions, for the clips that have all of them."""
     scores, opinions, there = (np.array(column) for column in zip(*parts.values(), strict=True))
     return scores.mean(0), opinions.mean(0), np.all(there, axis=0)
 
@@ -94,7 +94,7 @@ def _section(
     scores: np.ndarray,
     opinions: np.ndarray,
     there: np.ndarray,
-    rated: Rated,
+    rated: RatedDataset,
     plain: Mapping[str, np.ndarray],
     resamples: int,
     log: Callable[[str], None],
@@ -103,13 +103,13 @@ def _section(
     if not there.any():
         return {"clips": 0, "prompts": 0, "calibration": [], "judges": {}}
     log(f"{name}: {there.sum()} clips of {len(np.unique(groups))} prompts")
-    favoured = {signal: pixel_baselines.in_favour(values[there], wanted) for signal, values in plain.items()}
+    favoured = {signal: pixel_baselines.with_positive_srcc(values[there], wanted) for signal, values in plain.items()}
     judges = {
-        judge: agreement(Judged(values, wanted, groups, candidates), resamples)
+        judge: ranking_metrics(ScoredClips(values, wanted, groups, candidates), resamples)
         for judge, values in ({REWARD: scores[there]} | favoured).items()
     }
     for signal in favoured:
-        judges[signal].pop("ECE")  # a signal is on no scale that could be calibrated
+        judges[signal].pop("ECE")  # a baseline has no scale to calibrate
     return {
         "clips": int(there.sum()),
         "prompts": len(np.unique(groups)),
@@ -119,9 +119,9 @@ def _section(
 
 
 def _measured(
-    rewards: Sequence[Reward], rated: Rated, rows: np.ndarray, log: Callable[[str], None]
+    rewards: Sequence[Reward], rated: RatedDataset, rows: np.ndarray, log: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Scores by dimension and signals by name, ``[n]`` each; NaN where there is none."""
+    """Returns scores by dimension and baselines by name, ``[n]`` each; NaN where there is none."""
     rewarder, prompts = Rewarder(rewards, RewardConfig()), rated.prompts()
     scores = {reward.dimension: np.full(len(rated.rows), np.nan) for reward in rewards}
     plain = {name: np.full(len(rated.rows), np.nan) for name in pixel_baselines.SIGNALS}
@@ -136,7 +136,7 @@ def _measured(
             if isinstance(clip, BadRow):
                 log(f"left out: {clip}")
                 continue
-            for name, value in pixel_baselines.measure(clip, first_frame(clip, prompts[i])).items():
+            for name, value in pixel_baselines.measure_signals(clip, first_frame(clip, prompts[i])).items():
                 plain[name][i] = value
         if time.monotonic() - said > EVERY:
             log(f"scored {start + len(part)}/{len(rows)} clips")

@@ -16,7 +16,7 @@ from benchmarks.random_models import random_model
 from common.errors import ConfigError
 from common.toon.prompts import ToonPrompts
 from deploy.planning.model_sizes import families
-from rewarders.toon_heads import load_heads
+from rewarders.checkpoints import load_heads
 from tests.support.small_models import SIZE, small_model
 
 

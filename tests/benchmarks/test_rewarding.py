@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from benchmarks import rewarding
-from rewarders.toon_heads import head as heads
+from rewarders.toon_heads import heads
 
 
 def test_rows_and_aim():

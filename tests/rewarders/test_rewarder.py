@@ -13,7 +13,7 @@ from common.config import RewardConfig
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.exchange.api import Exchange, Submitted
-from common.messages import Prompt, Score, ScoreTask
+from common.messages import Prompt, Purpose, Score, ScoreTask
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
 
@@ -64,7 +64,8 @@ class FakeExchange:
 
 def task(index: int, grey: int, text: str = "walks", frames: int = 3, clip: bytes | None = None) -> ScoreTask:
     pixels = np.full((frames, 48, 64, 3), grey, np.uint8)
-    return ScoreTask(f"{index}-0-v0", Prompt(index, f"p{index}", text), encode_mp4(pixels, 8) if clip is None else clip)
+    prompt = Prompt(index, f"p{index}", text, purpose=Purpose.EVAL)
+    return ScoreTask(f"{index}-0-v0", prompt, encode_mp4(pixels, 8) if clip is None else clip, index)
 
 
 def values(score: Score) -> list[float]:
@@ -80,6 +81,7 @@ def test_scores_of_mixed_prompts_in_batches() -> None:
     assert [score.candidate_id for _, score in exchange.scores] == [one.candidate_id for one in tasks]
     assert {worker for worker, _ in exchange.scores} == {"rewarder-7"}
     assert {score.reward_version for _, score in exchange.scores} == {rewarder.reward_version}
+    assert {score.purpose for _, score in exchange.scores} == {Purpose.EVAL}
     for i, (_, score) in enumerate(exchange.scores):
         assert values(score) == pytest.approx([40 * i, i + 1], abs=2)
 
@@ -117,7 +119,7 @@ def test_the_version_is_of_all_rewards_in_any_order() -> None:
 def test_rewards_must_be_there_and_differ() -> None:
     with pytest.raises(ConfigError, match="at least one is needed"):
         Rewarder([], RewardConfig())
-    with pytest.raises(ConfigError, match="no dimension twice"):
+    with pytest.raises(ConfigError, match="dimensions must be unique"):
         Rewarder([Length(), Length()], RewardConfig())
 
 

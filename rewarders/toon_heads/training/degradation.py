@@ -1,11 +1,9 @@
-"""How a redrawn clip differs from the clean one it was drawn after, and how bad that makes it: what of its figure is
-lost, how much the figure's brightness wavers, and how far the figure travels.
+"""Measures how far a regenerated clip deviates from its clean source: figure loss, flicker and missing displacement.
 
-The oracle answers something alike, but what judges a run must not have trained its rewards: nothing here asks it. It
-also knows less, only a shot's sprites; here the clean clip is at hand, and a smear is what differs from it.
+The oracle measures something similar, but it judges runs and must not have trained their rewards, so nothing here uses
+it. It also knows less: the sprites of a shot, while here the clean clip is available.
 
-Clips are uint8 ``[K, F, H, W, 3]``; `figures` says which pixels of the clean ones are the figure's, bool
-``[K, F, H, W]``.
+Clips are uint8 ``[K, F, H, W, 3]``; `figures` masks the figure's pixels in the clean ones, bool ``[K, F, H, W]``.
 """
 
 from __future__ import annotations
@@ -17,53 +15,55 @@ import numpy as np
 
 from common.toon.world import ACTIONS, Shot, figure_mask
 
-SMEARED = ("appeal", "image", "character")  # dimensions in which a clip is rated by what is lost
-CODEC_ERROR = 0.01  # squared error per pixel of the figure (colours in 0..1) that VAE and H.264 make by themselves
-LOST_SCALE = 0.02  # error beyond that at which 1/e of the figure is left
-WAVER_SCALE = 0.05  # relative spread of its brightness at which 1/e of a figure's smoothness is left
-REACH = 8  # pixels around its place within which a figure is looked for
-FIT_SCALE = 0.004  # masked squared error by which a place must be worse to count 1/e of another
+FIGURE_DIMENSIONS = ("appeal", "image", "character")  # dimensions rated by the figure loss
+CODEC_ERROR = 0.01  # squared error per figure pixel (colours in 0..1) that VAE and H.264 cause by themselves
+LOST_SCALE = 0.02  # error beyond that which leaves 1/e of the figure
+FLICKER_SCALE = 0.05  # relative spread of the brightness that leaves 1/e of the smoothness
+REACH = 8  # search radius around the figure's place, pixels
+FIT_SCALE = 0.004  # increase of the masked squared error that reduces an offset's weight to 1/e
 
 
 def badness(clips: np.ndarray, clean: np.ndarray, shots: Sequence[Shot]) -> dict[str, np.ndarray]:
-    """By dimension but text, 0 .. 1: of every frame after the first ``[K, F - 1]``, or of the whole clip ``[K, 1]``.
+    """Returns the badness 0..1 by dimension (all but text), per frame after the first ``[K, F - 1]`` or per clip ``[K,
+    1]``.
 
     `clean` shows the `shots` without defects.
     """
     figures = np.stack([figure_mask(clip, shot.scene) for clip, shot in zip(clean, shots, strict=True)])
     paths = [ACTIONS[shot.action].path() for shot in shots]
-    smeared = lost(clips, clean, figures)[:, 1:]
-    steady = np.exp(-wavering(clips, clean, figures) / WAVER_SCALE)
-    moved = [travelled(*one) for one in zip(clips, clean, figures, paths, strict=True)]
-    bad = {name: smeared for name in SMEARED}
-    return bad | {"smoothness": 1 - (1 - smeared) * steady[:, None], "motion": 1 - np.array(moved)[:, None]}
+    loss = figure_loss(clips, clean, figures)[:, 1:]
+    steady = np.exp(-brightness_flicker(clips, clean, figures) / FLICKER_SCALE)
+    moved = [travelled_share(*one) for one in zip(clips, clean, figures, paths, strict=True)]
+    bad = {name: loss for name in FIGURE_DIMENSIONS}
+    return bad | {"smoothness": 1 - (1 - loss) * steady[:, None], "motion": 1 - np.array(moved)[:, None]}
 
 
-def lost(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
-    """Share of the figure that is lost in every frame, ``[K, F]``: 1 - exp(-(error - CODEC_ERROR) / LOST_SCALE).
+def figure_loss(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """Returns the lost share of the figure in every frame, ``[K, F]``: 1 - exp(-(error - CODEC_ERROR) / LOST_SCALE).
 
-    The error is summed over the whole frame, ghosts beside the figure included, and divided by the number of the
-    figure's pixels.
+    The error is summed over the whole frame, so ghosts beside the figure count, and divided by the figure's pixel
+    count.
     """
     error = np.square((clips.astype(np.float32) - clean) / 255.0).mean(-1).sum((2, 3))
     area = np.maximum(figures.sum((2, 3)), 1)
     return 1 - np.exp(-np.maximum(error / area - CODEC_ERROR, 0) / LOST_SCALE)
 
 
-def wavering(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
-    """Relative spread over the frames of the brightness where the figure should be, against its own, ``[K]``, >= 0."""
+def brightness_flicker(clips: np.ndarray, clean: np.ndarray, figures: np.ndarray) -> np.ndarray:
+    """Returns the relative spread over frames of the figure's brightness, against the clean figure's, ``[K]``, >= 0."""
     drawn, own = ((part * figures[..., None]).sum((2, 3, 4), dtype=np.float64) for part in (clips, clean))
     gain = drawn / np.maximum(own, 1)
     return gain.std(1) / np.maximum(gain.mean(1), 1e-6)
 
 
-def travelled(clip: np.ndarray, clean: np.ndarray, figure: np.ndarray, path: np.ndarray) -> float:
-    """Share of its path that the figure of one clip ``[F, H, W, 3]`` travels, 0 .. 1.
+def travelled_share(clip: np.ndarray, clean: np.ndarray, figure: np.ndarray, path: np.ndarray) -> float:
+    """Returns the share of its path that the figure of one clip ``[F, H, W, 3]`` travels, 0..1.
 
-    `path` is the clean figure's displacement, pixels, ``[F, 2]`` as (x, y). What is measured is the displacement's
-    projection on it, <track, path> / <path, path>. A figure that is further than `REACH` from its place counts as
-    about that far: who stands still keeps two thirds of a run of 32 pixels, a third of a walk of 16, little of a climb.
-    Looking further finds more that a smear resembles, and a policy smears often but seldom stands still.
+    `path` is the clean figure's displacement in pixels, ``[F, 2]`` as (x, y). The share is the displacement's
+    projection on it, <track, path> / <path, path>. A figure further than `REACH` from its place counts as about that
+    far away: one that does not move keeps two thirds of a 32-pixel run, a third of a 16-pixel walk, and little of a
+    climb. A larger search radius finds more spurious matches for distorted figures, and a policy distorts often but
+    rarely stands still.
     """
     track = path.astype(float)
     for t in range(1, len(clip)):
@@ -73,8 +73,8 @@ def travelled(clip: np.ndarray, clean: np.ndarray, figure: np.ndarray, path: np.
 
 
 def _offset(frame: np.ndarray, clean: np.ndarray, figure: np.ndarray) -> tuple[float, float]:
-    """By how much (x, y) the figure stands away from its place: the mean of the offsets up to `REACH`, each counting
-    exp(-error / FIT_SCALE), for a smeared figure fits many about as well."""
+    """Returns how far (x, y) the figure is from its place: the mean of all offsets up to `REACH`, weighted by
+    exp(-error / FIT_SCALE), because a distorted figure fits many offsets about equally well."""
     box = cv2.boundingRect(figure.astype(np.uint8))
     mask = np.repeat(_cut(figure, box)[..., None].astype(np.float32), 3, 2)
     around = cv2.copyMakeBorder(frame, REACH, REACH, REACH, REACH, cv2.BORDER_REPLICATE).astype(np.float32) / 255

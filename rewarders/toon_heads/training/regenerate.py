@@ -1,7 +1,7 @@
-"""The base model as a source of training clips for the heads: what it loses, and what it draws anew.
+"""The base model as a source of training clips for the heads: its reconstruction losses and its own samples.
 
-`reconstruct` is the VAE alone. `redraw` noises a clip's latents up to a random step of the sampling schedule and
-denoises from there (Meng et al. 2022, "SDEdit", algorithm 1): a late start keeps the clip and loses its details, a
+`reconstruct` is the VAE alone. `regenerate` adds noise to a clip's latents up to a random step of the sampling schedule
+and denoises from there (Meng et al. 2022, "SDEdit", algorithm 1): a late start keeps the clip and loses details, a
 start at pure noise is a sample of the policy.
 """
 
@@ -24,13 +24,13 @@ from common.models.cogvideox import (
 )
 from common.models.noise_schedule import NoiseSchedule
 
-STEPS = (2, 4, 5, 10)  # of DDIM, from noise to clip: fewer smear less, and heads must tell
-AFRESH = 0.5  # share that starts at pure noise, as a policy does
-LATEST = 0.8  # share of the steps before which the others start
+STEPS = (2, 4, 5, 10)  # numbers of DDIM steps: they distort differently, which heads must learn to tell
+FROM_NOISE = 0.5  # share that starts at pure noise, as a policy does
+LATEST_START = 0.8  # the others start before this share of the steps
 
 
 class SDEditAugmenter:
-    """Reconstructs and redraws uint8 clips ``[K, F, H, W, 3]`` with one pipeline's parts, in float32."""
+    """Reconstructs and regenerates uint8 clips ``[K, F, H, W, 3]`` with one pipeline, in float32."""
 
     def __init__(self, model: ModelFolder, device: str = "cpu") -> None:
         self._model = model
@@ -43,19 +43,19 @@ class SDEditAugmenter:
 
     @torch.inference_mode()
     def reconstruct(self, clips: np.ndarray) -> np.ndarray:
-        """The clips through the VAE."""
+        """Returns the clips after a VAE round trip."""
         return to_pixels(decode_latents(self._vae, encode_video(self._vae, self._unit(clips)))).cpu().numpy()
 
     @torch.inference_mode()
-    def redraw(self, clips: np.ndarray, captions: Sequence[str], rng: np.random.Generator) -> np.ndarray:
-        """The clips redrawn in a random number of steps from one of them on, under their captions and first frames."""
+    def regenerate(self, clips: np.ndarray, captions: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+        """Regenerates the clips from a random step of a random schedule, with their captions and first frames."""
         unit = self._unit(clips)
         image = encode_image(self._vae, unit[:, 0])
         embeds = encode_text(self._tokenizer, self._text, captions, self._model.max_text_length)
         x0 = encode_video(self._vae, unit)
         steps = int(rng.choice(STEPS))
         self._scheduler.set_timesteps(steps)
-        start = 0 if rng.random() < AFRESH else int(rng.integers(int(LATEST * steps)))
+        start = 0 if rng.random() < FROM_NOISE else int(rng.integers(int(LATEST_START * steps)))
         times = self._scheduler.timesteps[start:]
         eps = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(x0.device)
         latents = self._noise.add_noise(x0, eps, times[:1].expand(len(clips)))

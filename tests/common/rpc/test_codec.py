@@ -53,8 +53,12 @@ MESSAGES: dict[Any, st.SearchStrategy[Any]] = {
     | st.builds(GroupLease, prompts, st.text(), number, number, st.lists(number).map(tuple)),
     Conditioning: conditionings,
     Candidate: candidates,
-    Sequence[ScoreTask]: st.lists(st.builds(ScoreTask, st.text(), prompts, st.binary()), max_size=3),
-    Score: st.builds(Score, st.text(), st.text(), st.dictionaries(st.text(), real, max_size=3)),
+    Sequence[ScoreTask]: st.lists(st.builds(ScoreTask, st.text(), prompts, st.binary(), number, number), max_size=3),
+    Score: st.builds(
+        Score,
+        *(st.text(), st.text(), st.dictionaries(st.text(), real, max_size=3)),
+        purpose=st.sampled_from(Purpose),
+    ),
     Sequence[TrainingGroup]: st.lists(groups, max_size=2),
     Sequence[ScoredCandidate]: st.lists(
         st.builds(ScoredCandidate, prompts, candidates, st.dictionaries(st.text(), real, max_size=2)), max_size=2

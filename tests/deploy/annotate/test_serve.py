@@ -180,5 +180,5 @@ def test_what_was_answered_outlives_a_kill_and_comes_out_as_table_and_files(run:
     assert "version 1 over base" in shown
     assert re.search(r"ann\W+2\W+1\W", shown)
     assert douga(run, "--rubric", "huvidpo", "--export", tmp_path / "out") == 0
-    assert "2 rated clips, 1 pairs; 0 ties are left out" in capsys.readouterr().out
+    assert "2 rated clips, 1 pairs; 0 ties left out" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "clips").glob("*.mp4"))) >= 2

@@ -23,7 +23,8 @@ from deploy.cli import run
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import run_loop, serial
-from rewarders.toon_heads import HEADS, save_heads
+from rewarders.checkpoints import save_heads
+from rewarders.toon_heads.heads import HEADS, ToonHead
 from tests.support.tiny import tiny_pipeline
 
 SMALL = {
@@ -46,7 +47,7 @@ def parts(tmp_path_factory) -> Path:
     tiny_pipeline(folder / "model")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        save_heads([kind() for kind in HEADS.values()], folder / "heads")
+        save_heads([ToonHead(name) for name in HEADS], folder / "heads")
     return folder
 
 

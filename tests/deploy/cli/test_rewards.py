@@ -10,7 +10,8 @@ import pytest
 from common.data.ratings import read_ratings
 from deploy.cli.main import main
 from deploy.rewards.actions import _left_out
-from rewarders.toon_heads import HEADS, load_heads
+from rewarders.checkpoints import load_heads
+from rewarders.toon_heads.heads import HEADS
 from tests.support.rewarders.rated_clips import grey_clips
 from tests.support.tiny_encoders import tiny_siglip
 
@@ -107,7 +108,7 @@ def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.Captur
     assert "none.jsonl: no such file" in bad(capsys, "train", "--ratings", "none.jsonl", "--out", str(tmp_path))
     assert "--head B: there are toon, VideoSmoothness" in bad(capsys, *train, "--head", "B")
     assert "--model x: NAME=VALUE is expected" in bad(capsys, *train, "--head", "VideoSmoothness", "--model", "x")
-    assert "VideoSmoothness: its models are vision" in bad(capsys, *train, "--head", "VideoSmoothness")
+    assert "VideoSmoothness: needs the models vision" in bad(capsys, *train, "--head", "VideoSmoothness")
     assert "nobody rated smoothness" in bad(capsys, *grey, "--head", "VideoSmoothness")
     assert "rates light, dark; the toon heads know smoothness" in bad(capsys, *grey)
     assert "--resamples 1: must be at least 100" in bad(

@@ -13,7 +13,7 @@ from common.errors import RunFailed
 from common.messages import Prompt
 from deploy.run_dir.jsonl import METRICS, read_json_lines
 from deploy.runtime import serial
-from rewarders.interface import Clip, Opinion
+from rewarders.interface import Clip, JudgeResult
 from tests.support import toy
 from tests.support.rewarders.serving import serving
 from tests.support.tiny import tiny_pipeline
@@ -24,7 +24,7 @@ class Hashes:
 
     outputs, digest = ("look", "move"), "hashes-1"
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         rewards = [toy.HashReward(output) for output in self.outputs]
         return [{one.dimension: one.score([clip.frames], [])[0] / 25 for one in rewards} for clip in clips]
 
@@ -45,7 +45,7 @@ def test_a_run_judged_from_elsewhere_ends_in_one_line_when_the_judge_goes_and_re
                 server.close()  # after the first step
             return False
 
-        with pytest.raises(RunFailed, match=r"no answer in 1 tries: ConnectError.*the same command goes on"):
+        with pytest.raises(RunFailed, match=r"no answer in 1 attempts: ConnectError.*the same command goes on"):
             serial.run(asked, stop=stop)
     with serving({"h": Hashes()}) as url:
         result = serial.run(config(tmp_path, url)).result

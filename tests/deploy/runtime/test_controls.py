@@ -20,8 +20,8 @@ from common.config import load_config
 from common.messages import Prompt, Purpose
 from deploy.run_dir import layout
 from deploy.runtime import serial
+from rewarders.checkpoints import load_heads
 from rewarders.interface import Reward
-from rewarders.toon_heads import load_heads
 
 PROMPTS, SEEDS = 72, (0, 1)
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

@@ -25,7 +25,7 @@ from rewarders.anime_reward import (
 from rewarders.anime_reward.motion import LEVELS
 from rewarders.anime_reward.shots import cuts, key_frames
 from rewarders.anime_reward.tracking import cut_out
-from rewarders.anime_reward.video import Pixels, picked
+from rewarders.anime_reward.video import Pixels, frame_indices
 from tests.support.tiny_encoders import tiny_tracker
 
 Models = Mapping[str, dict[str, str]]
@@ -105,9 +105,9 @@ def test_appeal_is_the_mean_over_key_frames(models: Models) -> None:
 
 
 def test_frames_are_spread_evenly() -> None:
-    assert picked(5) == [0, 1, 2, 3, 4]
-    assert picked(49) == [int(i * 49 / 24) for i in range(24)]
-    assert picked(9, 3) == [0, 3, 6]
+    assert frame_indices(5) == [0, 1, 2, 3, 4]
+    assert frame_indices(49) == [int(i * 49 / 24) for i in range(24)]
+    assert frame_indices(9, 3) == [0, 3, 6]
 
 
 def test_pixels_are_what_the_models_processor_makes() -> None:
@@ -154,7 +154,7 @@ def test_no_character_found_is_an_outcome(models: Models, tmp_path: Path) -> Non
     blind = tiny_tracker(tmp_path / "blind", sees_none=True)
     lost = TrackedCharacter.create(models["TrackedCharacter"] | {"tracker": blind}, options={"threshold": 0.0})
     assert lost.score([STILL], [PROMPT]) == [0.0]
-    assert lost.missed == {"lost at once": 1}
+    assert lost.missed == {"lost in every frame": 1}
 
 
 def test_lost_frames_count_as_0(models: Models) -> None:
@@ -165,10 +165,10 @@ def test_lost_frames_count_as_0(models: Models) -> None:
 
 
 def test_galleries_that_will_not_do(models: Models, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gallery '/no/where': no folder with pictures NAME\.png"):
+    with pytest.raises(ConfigError, match=r"gallery '/no/where': not a folder with pictures NAME\.png"):
         character(models, gallery="/no/where")
     (tmp_path / "robot.png").write_bytes(b"no picture")
-    with pytest.raises(ConfigError, match=r"robot\.png: no readable picture"):
+    with pytest.raises(ConfigError, match=r"robot\.png: cannot be decoded as a picture"):
         character(models, gallery=str(tmp_path))
 
 

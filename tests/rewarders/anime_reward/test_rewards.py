@@ -17,9 +17,9 @@ from common.errors import ConfigError
 from common.messages import Prompt
 from common.toon.prompts import encode_png, prompt_of
 from common.toon.world import Defects, Shot, render
-from rewarders.anime_reward import CLASSES, FullReward, VideoSmoothness, VideoTextConsistency
+from rewarders.anime_reward import CLASSES, EncoderReward, VideoSmoothness, VideoTextConsistency
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.toon_heads import load_heads, save_heads
+from rewarders.checkpoints import load_heads, save_heads
 from tests.support.tiny_encoders import tiny_clip, tiny_idefics2, tiny_idefics2_tower, tiny_siglip
 
 Models = Mapping[str, dict[str, str]]
@@ -29,7 +29,7 @@ PROMPTS = [prompt_of(shot, i) for i, shot in enumerate(SHOTS)]
 FOUND = {"TrackedCharacter": {"threshold": 0.0}}  # a random detector is sure of nothing
 
 
-def make(name: str, models: Models, seed: int = 0) -> FullReward:
+def make(name: str, models: Models, seed: int = 0) -> EncoderReward:
     return CLASSES[name].create(models[name], seed=seed, options=FOUND.get(name))
 
 
@@ -103,7 +103,7 @@ def test_a_folder_with_its_models_can_be_moved(tmp_path: Path) -> None:
     (back,) = load_heads(str(there))
     assert back.score(CLIPS, PROMPTS) == reward.score(CLIPS, PROMPTS)
     tiny_siglip(there / "siglip", seed=9)
-    with pytest.raises(ConfigError, match=r"smoothness\.json: its digest does not fit"):
+    with pytest.raises(ConfigError, match=r"smoothness\.json: its digest does not match"):
         load_heads(str(there))
 
 
@@ -132,7 +132,7 @@ def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the hub's cache holds is found without a network, and is named by its id in what is saved."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(ConfigError, match="vision model 'me/tiny': no such folder, and not to be had from the hub"):
+    with pytest.raises(ConfigError, match="vision model 'me/tiny': no such folder, and not on the hub"):
         VideoSmoothness.create({"vision": "me/tiny"})
     kept = tmp_path / "hub" / "models--me--tiny"
     (kept / "refs").mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_refused_clips(models: Models) -> None:
         reward.score([CLIPS[0].astype(np.float32)], PROMPTS[:1])
     with pytest.raises(ValueError, match=r"image: a clip is uint8 \[0, 48, 64, 3\]"):
         reward.score([CLIPS[0][:0]], PROMPTS[:1])
-    with pytest.raises(ValueError, match="prompt x: its first frame is no readable image"):
+    with pytest.raises(ValueError, match="prompt x: cannot decode its first frame"):
         reward.score(CLIPS[:1], [Prompt(0, "x", "x", b"no png")])
 
 
@@ -165,22 +165,22 @@ def test_weights_that_are_not_finite_give_nan(models: Models) -> None:
 def test_models_that_will_not_do(models: Models, tmp_path: Path) -> None:
     siglip, bert = models["VideoSmoothness"]["vision"], models["VideoTextConsistency"]["text"]
     tracker = models["TrackedCharacter"]["tracker"]
-    with pytest.raises(ConfigError, match="VideoTextConsistency: its models are vision, text, not vision"):
+    with pytest.raises(ConfigError, match="VideoTextConsistency: needs the models vision, text, got vision"):
         VideoTextConsistency.create({"vision": siglip})
-    with pytest.raises(ConfigError, match=r"vision model '/no/where': there is no such folder"):
+    with pytest.raises(ConfigError, match=r"vision model '/no/where': no such folder, and not a hub id"):
         VideoSmoothness.create({"vision": "/no/where"})
     with pytest.raises(ConfigError, match=r"vision model .*: BertModel has no vision tower"):
         VideoSmoothness.create({"vision": bert})
-    with pytest.raises(ConfigError, match=r"clip model .*: SiglipVisionModel has no common space"):
+    with pytest.raises(ConfigError, match=r"clip model .*: SiglipVisionModel has no joint embedding space"):
         CLASSES["PromptedMotion"].create({"clip": siglip})
     with pytest.raises(ConfigError, match=r"detector model .*: not .*GroundingDinoForObjectDetection"):
         CLASSES["TrackedCharacter"].create(models["TrackedCharacter"] | {"detector": tracker})
-    with pytest.raises(ConfigError, match=r"VideoSmoothness: option frames = 0; it takes frames \(such as 24\)"):
+    with pytest.raises(ConfigError, match=r"VideoSmoothness: option frames = 0; allowed: frames \(such as 24\)"):
         VideoSmoothness.create({"vision": siglip}, options={"frames": 0})
     torn = tmp_path / "torn"
     shutil.copytree(siglip, torn)
     (torn / "model.safetensors").write_bytes(b"torn")
-    with pytest.raises(ConfigError, match=r"vision model .*torn: not loaded as AutoModel") as caught:
+    with pytest.raises(ConfigError, match=r"vision model .*torn: cannot be loaded as AutoModel") as caught:
         VideoSmoothness.create({"vision": str(torn)})
     assert "\n" not in str(caught.value)
 
@@ -197,24 +197,24 @@ def test_files_that_will_not_do(models: Models, tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
     refused(
-        r"smoothness\.json: format 1, class 'Nobody'; smoothness of format 1 is scored by VideoSmoothness",
+        r"smoothness\.json: format 1, class 'Nobody'; allowed for smoothness in format 1: VideoSmoothness",
         **{"class": "Nobody"},
     )
-    refused("class 'KeyFrameAppeal'; smoothness of format 1", **{"class": "KeyFrameAppeal"})
-    refused(r"smoothness\.json: vision model '\./gone': there is no such folder", models={"vision": "./gone"})
+    refused("class 'KeyFrameAppeal'; allowed for smoothness in format 1", **{"class": "KeyFrameAppeal"})
+    refused(r"smoothness\.json: vision model '\./gone': no such folder, and not a hub id", models={"vision": "./gone"})
     refused(r"option frames = 9.5", options={"frames": 9.5})
-    refused(r"its digest does not fit", options={"frames": 12})
+    refused(r"its digest does not match", options={"frames": 12})
     wide = tiny_siglip(tmp_path / "wide", hidden_size=32)
     refused(
-        r"safetensors: no weights of the smoothness head: narrow\.weight is \(64, 16\), not \(64, 32\)",
+        r"safetensors: not the weights of the smoothness head: narrow\.weight is \(64, 16\), expected \(64, 32\)",
         models={"vision": wide},
     )
     about.write_text("{")
-    with pytest.raises(ConfigError, match=r"smoothness\.json: no JSON"):
+    with pytest.raises(ConfigError, match=r"smoothness\.json: not valid JSON"):
         load_heads(str(tmp_path))
     about.write_text(json.dumps(said))
     (tmp_path / "smoothness.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"smoothness\.json and smoothness\.safetensors must both be there"):
+    with pytest.raises(ConfigError, match=r"smoothness\.json and smoothness\.safetensors are both required"):
         load_heads(str(tmp_path))
 
 

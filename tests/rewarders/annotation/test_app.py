@@ -80,7 +80,7 @@ def test_what_is_off_the_scale_or_unknown_is_refused_in_words(client, asked):
         ({"annotator": "ann", "item": item, "ratings": good | {"text": 2.5}}, 422, ""),
         ({"annotator": "ann", "item": item, "ratings": good | {"text": True}}, 422, ""),
         ({"annotator": "ann", "item": item, "ratings": good, "more": 1}, 422, ""),
-        ({"annotator": " ", "item": item, "ratings": good}, 422, "a name has 1 to 40 printable characters"),
+        ({"annotator": " ", "item": item, "ratings": good}, 422, "a name must have 1 to 40 printable characters"),
         ({"annotator": "ann", "item": "x", "ratings": good}, 404, "no such clip"),
     ]
     for body, status, words in bad:

@@ -32,7 +32,7 @@ def test_ratings_and_pairs_are_read_back(tmp_path):
     vote(asked, 1, {"ann": "aligned", "ben": "base", "cleo": None})
     vote(asked, 2, {"ann": "base"})
     out = tmp_path / "deep" / "out"
-    assert export(asked, out) == f"{out}: 2 rated clips, 2 pairs; 1 ties are left out"
+    assert export(asked, out) == f"{out}: 2 rated clips, 2 pairs; 1 ties left out"
 
     ratings, pairs = read_ratings(out / RATINGS), read_pairs(out / PAIRS)
     assert not ratings.bad
@@ -89,5 +89,5 @@ def test_nothing_is_overwritten_and_nothing_is_nothing(tmp_path):
         export(asked, tmp_path / "out")
     asked.rate("ann", asked.clips[0].key, all_of(asked, 3))
     export(asked, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"ratings.jsonl: is there already; choose another folder"):
+    with pytest.raises(ConfigError, match=r"ratings.jsonl: exists already; choose another folder"):
         export(asked, tmp_path / "out")

@@ -61,7 +61,7 @@ def test_an_own_rubric(tmp_path):
         ("name = ", "not valid TOML"),
         ('name = "mine"', "dimensions: Field required"),
         ('name = "Mine!"\n[[dimensions]]\nname = "fun"\nquestion = "?"', "name: String should match"),
-        ('name = "m"\n' + '[[dimensions]]\nname = "fun"\nquestion = "?"\n' * 2, "the dimension 'fun' is there twice"),
+        ('name = "m"\n' + '[[dimensions]]\nname = "fun"\nquestion = "?"\n' * 2, "the dimension 'fun' occurs twice"),
         ('name = "m"\n[[dimensions]]\nname = "fun"\nquestion = "?"\nscale = 7', "dimensions.0.scale: Extra inputs"),
     ],
 )

@@ -41,7 +41,7 @@ def test_an_undone_answer_is_kept_but_does_not_count(tmp_path):
     store.answer("ann", "rate", "b", {"text": 2})
     assert store.undo("ann", "rate") == "b"
     assert store.answers("rate") == [Answer("ann", "a", {"text": 1})]
-    assert store.last_said("ann", "rate", "b") == {"text": 2}
+    assert store.latest_answer("ann", "rate", "b") == {"text": 2}
     rows = sqlite3.connect(tmp_path / STORE).execute("SELECT item, live FROM answers ORDER BY id").fetchall()
     assert rows == [("a", 1), ("b", 0)]
 
@@ -70,10 +70,10 @@ def test_two_processes_share_one_file(tmp_path):
 def test_another_file_is_refused_in_one_line(tmp_path):
     path = tmp_path / STORE
     path.write_bytes(b"these are no answers at all, but a text" * 40)
-    with pytest.raises(ConfigError, match=r"annotations.sqlite: damaged or no store of answers"):
+    with pytest.raises(ConfigError, match=r"annotations.sqlite: damaged, or not an annotation store"):
         Store(path)
     path.unlink()
     with sqlite3.connect(path) as other:
         other.execute("PRAGMA user_version = 7")
-    with pytest.raises(ConfigError, match="answers of schema 7; this program reads 1"):
+    with pytest.raises(ConfigError, match="store of schema 7; this program reads 1"):
         Store(path)

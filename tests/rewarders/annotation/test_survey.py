@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rewarders.annotation.survey import SHOWN_SECONDS, Survey, Unknown
+from rewarders.annotation.survey import SHOWN_SECONDS, Survey, UnknownItem
 from tests.support.rewarders.survey import all_of, survey
 
 PEOPLE = ("ann", "ben", "cleo", "dan", "eve")
@@ -150,10 +150,10 @@ def test_bad_answers_are_refused(tmp_path):
     clip, good = asked.clips[0].key, all_of(asked, 3)
     with pytest.raises(ValueError, match="text = 6: a rating is 1 to 5"):
         asked.rate("ann", clip, good | {"text": 6})
-    with pytest.raises(ValueError, match="asked are text, smoothness, appeal"):
+    with pytest.raises(ValueError, match="expected text, smoothness, appeal"):
         asked.rate("ann", clip, {"text": 3})
-    with pytest.raises(Unknown, match="no such clip"):
+    with pytest.raises(UnknownItem, match="no such clip"):
         asked.rate("ann", "../secret", good)
-    with pytest.raises(Unknown, match="no such pair"):
+    with pytest.raises(UnknownItem, match="no such pair"):
         asked.choose("ann", clip, "left")
     assert asked.given("rate") == []

@@ -14,8 +14,8 @@ from common.config import JudgeConfig, RewardConfig, RewardJudgeConfig, load_con
 from common.data.video import clip_length, decode_clip, encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.interface import Clip, JudgeUnavailable, Opinion
-from rewarders.judges.adapter import AdaptedJudge, InputSpec, show
+from rewarders.interface import Clip, JudgeResult, JudgeUnavailable
+from rewarders.judges.adapter import AdaptedJudge, InputSpec, adapt_clip
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.rewarder import rewarder_for
 
@@ -31,7 +31,7 @@ class Seen:
     def __init__(self) -> None:
         self.clips: list[Clip] = []
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         self.clips += clips
         return [{"low": float(clip.frames[0, 0, 0, 0]), "high": math.nan} for clip in clips]
 
@@ -64,7 +64,7 @@ def numbers(shown: Clip) -> list[int]:
     ],
 )
 def test_frames_in_time(frames, fps, needs, chosen, rate):
-    shown = show(clip(frames, fps), needs)
+    shown = adapt_clip(clip(frames, fps), needs)
     assert numbers(shown) == list(chosen)
     assert shown.fps == pytest.approx(rate)
 
@@ -80,23 +80,23 @@ def test_frames_in_time(frames, fps, needs, chosen, rate):
 )
 def test_frames_are_never_made_up(needs, line):
     with pytest.raises(ValueError, match=line):
-        show(clip(9, 8.0), needs)
+        adapt_clip(clip(9, 8.0), needs)
 
 
 def test_a_number_of_frames_that_does_not_divide_is_refused():
-    with pytest.raises(ConfigError, match="frames = 5: a multiple of 2 is needed"):
+    with pytest.raises(ConfigError, match="frames = 5: must be a multiple of 2"):
         AdaptedJudge(Seen(), JudgeConfig(kind="x", frames=5), InputSpec(fps=2, multiple=2))
     assert AdaptedJudge(Seen(), JudgeConfig(kind="x", frames=6), InputSpec(fps=2, multiple=2)).needs.frames == 6
 
 
 def test_size_and_the_file_that_belongs_to_it():
     given = clip(9, 8.0)
-    assert show(given, InputSpec(size=(4, 6))) is given
-    small = show(given, InputSpec(size=(2, 3), fps=2))
+    assert adapt_clip(given, InputSpec(size=(4, 6))) is given
+    small = adapt_clip(given, InputSpec(size=(2, 3), fps=2))
     assert small.frames.shape == (3, 2, 3, 3)
     assert numbers(small) == [0, 4, 8]
     assert small.file is None  # the file has other frames
-    assert clip_length(show(clip(9, 8.0, (48, 64)), InputSpec(fps=2)).mp4()) == (3, 2.0)
+    assert clip_length(adapt_clip(clip(9, 8.0, (48, 64)), InputSpec(fps=2)).mp4()) == (3, 2.0)
 
 
 def test_values_are_brought_to_a_hundred_and_not_clamped():
@@ -152,11 +152,11 @@ def test_a_class_of_the_users_beside_the_heads(mine):
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("beauty", r"reward\.judges\.a: kind = 'beauty': allowed are .*, or a class as package\.module:Class"),
+        ("beauty", r"reward\.judges\.a: kind = 'beauty': must be .* or a class as package\.module:Class"),
         ("no_such_module:A", "cannot be imported: No module named 'no_such_module'"),
-        ("{mine}:Beauty", "there is no class Beauty in my_judges"),
-        ("{mine}:number", "there is no class number in my_judges"),
-        ("{mine}:Nothing", "neither a Reward nor a Judge"),
+        ("{mine}:Beauty", "my_judges has no class Beauty"),
+        ("{mine}:number", "my_judges has no class number"),
+        ("{mine}:Nothing", "must be a Reward or a Judge"),
     ],
 )
 def test_a_wrong_kind_gets_one_line(mine, kind, line):
@@ -173,7 +173,7 @@ class Broken(Seen):
         super().__init__()
         self.how = how
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         if self.how == "late":
             self.clips += clips
             raise JudgeUnavailable("no answer in 3 s")

@@ -16,12 +16,12 @@ from common.config import JudgeConfig, load_config
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.interface import Clip, JudgeFailed, JudgeUnavailable, Opinion
+from rewarders.checkpoints import load_heads
+from rewarders.interface import Clip, JudgeFailed, JudgeResult, JudgeUnavailable
 from rewarders.judges.registry import open_judge, open_rewards
-from rewarders.judges.remote import Remote
-from rewarders.judges.server import Panel
+from rewarders.judges.remote import RemoteJudge
+from rewarders.judges.server import RewardsAsJudge
 from rewarders.rewarder import rewarder_for
-from rewarders.toon_heads import load_heads
 from tests.support.rewarders.serving import serving
 
 
@@ -34,7 +34,7 @@ class Grey:
         self.digest, self.asked, self.go = digest, [], Event()
         self.go.set()
 
-    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[Opinion]:
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         assert self.go.wait(20)
         self.asked += prompts
         if any(clip.frames.max() < 10 for clip in clips):
@@ -55,8 +55,8 @@ def prompt(text: str = "walks", image: bytes | None = None) -> Prompt:
     return Prompt(0, "p", text, image, character="robot")
 
 
-def remote(url: str, **changes: Any) -> Remote:
-    return Remote(JudgeConfig(kind="remote", url=url, **({"timeout": 10, "retries": 0} | changes)))
+def remote(url: str, **changes: Any) -> RemoteJudge:
+    return RemoteJudge(JudgeConfig(kind="remote", url=url, **({"timeout": 10, "retries": 0} | changes)))
 
 
 def test_scores_come_back_with_reasons_for_those_that_are_missing():
@@ -80,7 +80,7 @@ def test_the_heads_served_give_the_scores_of_the_heads_here():
     task = ScoreTask("0-0-v0", prompt("a robot walks"), encode_mp4(frames, 8))
     here = load_config().reward
     (wanted,) = rewarder_for(open_rewards(here), here).score([task])
-    with serving({"heads": Panel(heads)}) as url:
+    with serving({"heads": RewardsAsJudge(heads)}) as url:
         away = load_config(
             None, {"reward.path": "", "reward.judges.a.kind": "remote", "reward.judges.a.url": url}
         ).reward
@@ -155,9 +155,9 @@ def test_a_late_judge_costs_its_clips_and_then_the_worker():
         judge = remote(url, timeout=0.3, retries=1)
         grey.go.clear()
         for _ in range(2):
-            with pytest.raises(JudgeUnavailable, match="no answer in 2 tries: ReadTimeout"):
+            with pytest.raises(JudgeUnavailable, match="no answer in 2 attempts: ReadTimeout"):
                 judge.judge([clip(80)], [prompt()])
-        with pytest.raises(JudgeFailed, match="no answer in 2 tries"):
+        with pytest.raises(JudgeFailed, match="no answer in 2 attempts"):
             judge.judge([clip(80)], [prompt()])
         grey.go.set()
 
@@ -168,7 +168,7 @@ def test_another_server_steps_in():
         assert len(judge.judge([clip(80)], [prompt()])) == 1
         two = remote(f"{gone},{url}", retries=1)
     with serving({"grey": Grey()}) as other:
-        two._turn = iter([gone, other, gone, other])
+        two._next_server = iter([gone, other, gone, other])
         for _ in range(2):
             assert len(two.judge([clip(80)], [prompt()])) == 1
 
@@ -178,18 +178,18 @@ def test_a_judge_that_has_changed_is_not_believed():
     with serving({"grey": grey}) as url:
         judge = remote(url)
         grey.digest = "grey-2"
-        with pytest.raises(JudgeFailed, match="another one now"):
+        with pytest.raises(JudgeFailed, match="judge grey has changed"):
             judge.judge([clip(80)], [prompt()])
 
 
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"url": ""}, "url: an address is needed"),
-        ({"url": "ftp://x"}, "http://HOST:PORT or https://HOST:PORT is needed"),
-        ({"url": "http://127.0.0.1:9"}, "no answer in 1 tries"),
+        ({"url": ""}, "url: must be at least one http"),
+        ({"url": "ftp://x"}, "must be http://HOST:PORT or https://HOST:PORT"),
+        ({"url": "http://127.0.0.1:9"}, "no answer in 1 attempts"),
         ({"path": "red"}, r"path = 'red': .* serves blue, grey"),
-        ({}, "serves blue, grey; which one"),
+        ({}, "serves blue, grey; set path to one of them"),
         ({"token_file": "/nowhere"}, "cannot read the token"),
     ],
 )

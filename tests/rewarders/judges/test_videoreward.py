@@ -196,8 +196,8 @@ def test_a_caption_with_the_models_own_marks_is_refused(model: Path):
     judge = VideoReward(JudgeConfig(kind="videoreward", path=str(model)), "cpu")
     odd = [Prompt(0, "p", f"a {mark} robot") for mark in ("<|MQ_reward|>", "<|video_pad|>")]
     assert judge.judge([noise(2)] * 2, odd) == [
-        "the caption holds <|MQ_reward|>, which the question uses",
-        "the caption holds <|video_pad|>, which the question uses",
+        "the caption contains <|MQ_reward|>, a token that the prompt template uses",
+        "the caption contains <|video_pad|>, a token that the prompt template uses",
     ]
 
 
@@ -209,14 +209,14 @@ def test_folders_that_are_none_are_named(tmp_path: Path):
 
     (tmp_path / "empty").mkdir()
     assert line(tmp_path / "empty").startswith("reward.judges.vr: path = ")
-    assert "no Qwen2VLReward" in line(tmp_path / "empty")
-    assert "rm_head of 2 outputs; 1 or 3 are read" in line(tiny(tmp_path / "two", labels=2))
-    assert "<|MQ_reward|> must stand in it once, not 0 times" in line(
+    assert "cannot be loaded as Qwen2VLReward" in line(tmp_path / "empty")
+    assert "rm_head has 2 outputs; must be 1 or 3" in line(tiny(tmp_path / "two", labels=2))
+    assert "must contain <|MQ_reward|> once, not 0 times" in line(
         tiny(tmp_path / "question", question=QUESTION.replace("<|MQ_reward|>", ""))
     )
     assert "its tokenizer has no <|TA_reward|>" in line(tiny(tmp_path / "words", special=SPECIAL[:-1]))
     bare = tiny(tmp_path / "bare")
     Qwen2VLModel(Qwen2VLConfig.from_pretrained(bare)).save_pretrained(bare)
-    assert "no rm_head.weight in it; a Qwen2VLReward has one" in line(bare)
+    assert "not a complete Qwen2VLReward: rm_head.weight is missing" in line(bare)
     (tmp_path / "question" / "prompt.txt").unlink()
-    assert "the question that the model was trained on is needed there" in line(tmp_path / "question")
+    assert "must hold the prompt that the model was trained on" in line(tmp_path / "question")

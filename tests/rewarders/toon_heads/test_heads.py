@@ -15,9 +15,10 @@ from common.errors import ConfigError
 from common.messages import Prompt
 from common.toon.prompts import encode_png, prompt_of
 from common.toon.world import Defects, Shot, caption, render
+from rewarders.checkpoints import load_heads, save_heads
 from rewarders.interface import Reward
-from rewarders.toon_heads import HEADS, AnimeHead, load_heads, save_heads
-from rewarders.toon_heads.trunk import bag_of_words, vocabulary
+from rewarders.toon_heads.heads import HEADS, ToonHead
+from rewarders.toon_heads.network import bag_of_words, vocabulary
 
 SHOTS = [
     Shot("robot", "snow", "walk_right", 2),
@@ -28,10 +29,10 @@ CLIPS = [render(shot, Defects(warp=0.4 * i, flicker=0.3 * i), i) for i, shot in 
 PROMPTS = [prompt_of(shot, i) for i, shot in enumerate(SHOTS)]
 
 
-def new_heads(seed: int = 0) -> list[AnimeHead]:
+def new_heads(seed: int = 0) -> list[ToonHead]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return [kind().eval() for kind in HEADS.values()]
+        return [ToonHead(name).eval() for name in HEADS]
 
 
 def test_six_models_one_per_dimension() -> None:
@@ -43,7 +44,7 @@ def test_six_models_one_per_dimension() -> None:
 
 
 @pytest.mark.parametrize("head", new_heads(), ids=lambda head: head.dimension)
-def test_a_score_is_the_same_in_any_batch(head: AnimeHead) -> None:
+def test_a_score_is_the_same_in_any_batch(head: ToonHead) -> None:
     together = head.score(CLIPS * 3, PROMPTS * 3)
     alone = [head.score([clip], [prompt])[0] for clip, prompt in zip(CLIPS, PROMPTS, strict=True)]
     assert together == alone * 3
@@ -67,24 +68,24 @@ def test_the_prompt_matters_to_those_who_read_it() -> None:
 def test_a_first_frame_of_another_size_is_resized() -> None:
     flat = Prompt(0, "flat", "x", encode_png(np.full((48, 64, 3), 90, np.uint8)))
     large = Prompt(0, "flat", "x", encode_png(np.full((96, 128, 3), 90, np.uint8)))
-    image = HEADS["image"]().eval()
+    image = ToonHead("image").eval()
     assert image.score(CLIPS[:1], [flat]) == image.score(CLIPS[:1], [large])
 
 
 def test_refused_clips() -> None:
-    head = HEADS["motion"]()
+    head = ToonHead("motion")
     with pytest.raises(ValueError, match="motion: 1 clips but 2 prompts"):
         head.score(CLIPS[:1], PROMPTS[:2])
     with pytest.raises(ValueError, match=r"motion: a clip is uint8 \[5, 48, 64, 3\], not uint8 \[9, 48, 64, 3\]"):
         head.score([CLIPS[0][:5]], PROMPTS[:1])
     with pytest.raises(ValueError, match="motion: a clip is float32"):
         head.score([CLIPS[0].astype(np.float32)], PROMPTS[:1])
-    with pytest.raises(ValueError, match="prompt x: its first frame is no readable image"):
+    with pytest.raises(ValueError, match="prompt x: cannot decode its first frame"):
         head.score(CLIPS[:1], [Prompt(0, "x", "x", b"no png")])
 
 
 def test_weights_that_are_not_finite_give_nan() -> None:
-    head = HEADS["appeal"]().eval()
+    head = ToonHead("appeal").eval()
     with torch.no_grad():
         head.places.fill_(math.nan)
     assert all(math.isnan(value) for value in head.score(CLIPS, PROMPTS))
@@ -112,13 +113,13 @@ def test_saved_heads_come_back(tmp_path: Path) -> None:
 def test_broken_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no folder of reward heads at"):
         load_heads(str(tmp_path / "none"))
-    with pytest.raises(ConfigError, match=r"smoothness\.json and smoothness\.safetensors must both be there"):
+    with pytest.raises(ConfigError, match=r"smoothness\.json and smoothness\.safetensors are both required"):
         load_heads(str(tmp_path))
     save_heads(new_heads(), tmp_path)
     (tmp_path / "image.safetensors").write_bytes(b"torn")
-    with pytest.raises(ConfigError, match=r"image\.safetensors: no weights of the image head"):
+    with pytest.raises(ConfigError, match=r"image\.safetensors: not the weights of the image head"):
         load_heads(str(tmp_path))
     save_heads(new_heads(1)[4:5], tmp_path)
     (tmp_path / "text.safetensors").write_bytes((tmp_path / "motion.safetensors").read_bytes())
-    with pytest.raises(ConfigError, match=r"text\.json: digest do not fit text\.safetensors"):
+    with pytest.raises(ConfigError, match=r"text\.json: differs from text\.safetensors and this program in digest"):
         load_heads(str(tmp_path))

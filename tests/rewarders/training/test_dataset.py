@@ -9,11 +9,11 @@ import pytest
 
 from common.data.ratings import BadRow, RatedClip, read_ratings, write_ratings
 from common.errors import ConfigError
-from rewarders.training.dataset import Rated, Split, hashed, split, unseen
+from rewarders.training.dataset import RatedDataset, Split, hash_keys, split, unseen
 from tests.support.rewarders.rated_clips import grey_clips, rated
 
 
-def marks(*rows: str) -> list[frozenset[str]]:
+def leak_keys(*rows: str) -> list[frozenset[str]]:
     return [frozenset(row.split()) for row in rows]
 
 
@@ -29,7 +29,7 @@ def test_no_mark_is_in_two_parts() -> None:
 
 def test_links_reach_through_others() -> None:
     """1 and 3 share nothing, but both share something with 2."""
-    rows = marks("p1 c1", "p2 c1", "p2 c2", "p4", "p5", "p6")
+    rows = leak_keys("p1 c1", "p2 c1", "p2 c2", "p4", "p5", "p6")
     for seed in range(4):
         parts = split(rows, seed, "r")
         assert {0, 1, 2} <= set(parts.train.tolist())  # the largest group, to the largest share
@@ -45,8 +45,8 @@ def test_shares_are_kept_and_the_seed_decides() -> None:
 
 def test_too_few_groups_say_what_links_them() -> None:
     with pytest.raises(ConfigError, match=r"r: 3 rated clips form 1 groups .* need 3 \(3 share the 'character_bob'\)$"):
-        split(marks("p1 character_bob", "p2 character_bob", "p3 character_bob"), 0, "r")
-    assert isinstance(split(marks("a", "b", "c"), 0, "r"), Split)
+        split(leak_keys("p1 character_bob", "p2 character_bob", "p3 character_bob"), 0, "r")
+    assert isinstance(split(leak_keys("a", "b", "c"), 0, "r"), Split)
 
 
 def test_rows_share_prompts_pictures_and_characters(tmp_path: Path) -> None:
@@ -62,10 +62,10 @@ def test_rows_share_prompts_pictures_and_characters(tmp_path: Path) -> None:
     write_ratings(file, rows)
     data = rated(file)
     with pytest.raises(ConfigError, match="4 rated clips form 1 groups"):
-        split(data.marks(), 0, "r")
+        split(data.leak_keys(), 0, "r")
     assert data.groups().tolist() == [0, 1, 2, 3]  # only equal prompts *and* pictures compete
-    known = hashed(data.marks()[3])
-    assert unseen(data.marks(), known).tolist() == [0, 1]
+    known = hash_keys(data.leak_keys()[3])
+    assert unseen(data.leak_keys(), known).tolist() == [0, 1]
 
 
 def test_scores_are_mean_opinions(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_scores_are_mean_opinions(tmp_path: Path) -> None:
     assert data.candidates().tolist() == [False, False]
     assert data.prompts()[1].image == (tmp_path / "1.png").read_bytes()
     write_ratings(file, [row.model_copy(update={"ratings": {}}) for row in rows])
-    with pytest.raises(ConfigError, match="none of its 3 clips is rated"):
+    with pytest.raises(ConfigError, match="none of its 3 clips has a rating"):
         rated(file)
 
 
@@ -95,4 +95,4 @@ def test_a_clip_that_breaks_off_is_named(tmp_path: Path) -> None:
 
 def test_rows_are_of_the_file(tmp_path: Path) -> None:
     table = read_ratings(grey_clips(tmp_path, 1, 1))
-    assert isinstance(Rated(table).rows[0], RatedClip)
+    assert isinstance(RatedDataset(table).rows[0], RatedClip)

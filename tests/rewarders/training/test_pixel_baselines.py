@@ -8,9 +8,9 @@ import pytest
 from rewarders.training.pixel_baselines import (
     SIGNALS,
     histogram_distance,
-    in_favour,
-    measure,
+    measure_signals,
     optical_flow,
+    with_positive_srcc,
 )
 
 
@@ -33,13 +33,13 @@ def test_flow_is_in_pixels() -> None:
 def test_levels_by_hand() -> None:
     clip = np.full((4, 16, 16, 3), 100, np.uint8)
     clip[1], clip[2], clip[3] = 110, 100, 130
-    found = measure(clip, clip[0])
+    found = measure_signals(clip, clip[0])
     assert list(found) == list(SIGNALS)
     assert found["frame difference"] == pytest.approx((10 + 10 + 30) / 3)
     assert found["second difference"] == pytest.approx((20 + 40) / 2)
     assert found["first-frame distance"] == 30
     assert found["edges"] == 0
-    assert set(measure(clip[:1], clip[0]).values()) == {0.0}
+    assert set(measure_signals(clip[:1], clip[0]).values()) == {0.0}
 
 
 def test_histograms_are_equal_or_disjoint() -> None:
@@ -51,5 +51,5 @@ def test_histograms_are_equal_or_disjoint() -> None:
 
 def test_a_signal_gets_the_better_sign() -> None:
     opinions = np.array([0.0, 50.0, 100.0])
-    assert in_favour([3, 2, 1], opinions).tolist() == [-3, -2, -1]
-    assert in_favour([1, 2, 3], opinions).tolist() == [1, 2, 3]
+    assert with_positive_srcc([3, 2, 1], opinions).tolist() == [-3, -2, -1]
+    assert with_positive_srcc([1, 2, 3], opinions).tolist() == [1, 2, 3]

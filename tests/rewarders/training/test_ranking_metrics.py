@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rewarders.training.ranking_metrics import METRICS, Judged, agreement, calibration, plcc, srcc
+from rewarders.training.ranking_metrics import METRICS, ScoredClips, calibration, plcc, ranking_metrics, srcc
 
 
-def judged(*clips: tuple[int, float, float, bool]) -> Judged:
+def judged(*clips: tuple[int, float, float, bool]) -> ScoredClips:
     """Clips as (prompt, score, opinion, made by a model)."""
     prompts, scores, opinions, candidates = zip(*clips, strict=True)
-    return Judged(np.array(scores), np.array(opinions), np.array(prompts), np.array(candidates))
+    return ScoredClips(np.array(scores), np.array(opinions), np.array(prompts), np.array(candidates))
 
 
 SIX = judged(
@@ -21,7 +21,7 @@ SIX = judged(
 
 
 def test_by_hand() -> None:
-    found = agreement(SIX, resamples=200)
+    found = ranking_metrics(SIX, resamples=200)
     values = {name: one.value for name, one in found.items()}
     assert list(values) == list(METRICS)
     assert values == {
@@ -43,34 +43,34 @@ def test_by_hand() -> None:
 
 def test_intervals_are_over_prompts() -> None:
     """Two prompts resample to one twice (2/3 or 1), or to both (3/4)."""
-    found = agreement(SIX, resamples=400)
+    found = ranking_metrics(SIX, resamples=400)
     assert (found["pairwise"].low, found["pairwise"].high) == (pytest.approx(2 / 3), 1.0)
     assert (found["MRR"].low, found["MRR"].high) == (0.5, 1.0)
     assert found["Recall@4"].low is None
-    assert agreement(SIX, resamples=400) == found
-    alone = agreement(judged((0, 1.0, 0.0, True), (0, 2.0, 50.0, True)))
+    assert ranking_metrics(SIX, resamples=400) == found
+    alone = ranking_metrics(judged((0, 1.0, 0.0, True), (0, 2.0, 50.0, True)))
     assert (alone["pairwise"].value, alone["pairwise"].low) == (1.0, None)
 
 
 def test_the_interval_narrows_with_prompts() -> None:
     """100 prompts of one pair each, 80 of them right: standard error sqrt(0.8 * 0.2 / 100) = 0.04."""
     clips = [(p, s, o, True) for p in range(100) for s, o in ((50.0, 0.0), (60.0 if p % 5 else 40.0, 100.0))]
-    found = agreement(judged(*clips), resamples=2000)["pairwise"]
+    found = ranking_metrics(judged(*clips), resamples=2000)["pairwise"]
     assert found.value == 0.8
     assert found.low == pytest.approx(0.8 - 1.96 * 0.04, abs=0.015)
     assert found.high == pytest.approx(0.8 + 1.96 * 0.04, abs=0.015)
 
 
 def test_equal_scores_help_nobody() -> None:
-    found = agreement(judged((0, 5.0, 0.0, True), (0, 5.0, 100.0, True), (0, 5.0, 50.0, True)))
+    found = ranking_metrics(judged((0, 5.0, 0.0, True), (0, 5.0, 100.0, True), (0, 5.0, 50.0, True)))
     assert (found["pairwise"].value, found["MRR"].value, found["Recall@1"].value) == (0.5, pytest.approx(1 / 3), 0.0)
     assert found["SRCC"].value is None
 
 
 def test_equal_opinions_are_no_test() -> None:
-    found = agreement(judged((0, 5.0, 50.0, True), (0, 9.0, 50.0, True)))
+    found = ranking_metrics(judged((0, 5.0, 50.0, True), (0, 9.0, 50.0, True)))
     assert [found[name].value for name in ("SRCC", "pairwise", "MRR", "Recall@1")] == [None] * 4
-    two_best = agreement(judged((0, 5.0, 100.0, True), (0, 9.0, 100.0, True), (0, 7.0, 50.0, True)))
+    two_best = ranking_metrics(judged((0, 5.0, 100.0, True), (0, 9.0, 100.0, True), (0, 7.0, 50.0, True)))
     assert two_best["MRR"].value == 1.0  # one of the best is first
 
 
@@ -90,5 +90,5 @@ def test_ranks() -> None:
 
 
 def test_what_is_no_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="finite scores and opinions"):
+    with pytest.raises(ValueError, match="scores and opinions must be finite"):
         judged((0, float("nan"), 1.0, True))

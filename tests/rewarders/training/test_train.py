@@ -13,14 +13,14 @@ from common.data.ratings import read_ratings, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.weights.tensors import state_digest
-from rewarders.toon_heads.head import SHAPE
+from rewarders.toon_heads.heads import CLIP_SHAPE
 from rewarders.training import features as cache
-from rewarders.training.dataset import Rated, unseen
+from rewarders.training.dataset import RatedDataset, unseen
 from rewarders.training.pixel_baselines import srcc
-from rewarders.training.train import Plan, seen_in_training, train_reward, train_toon_head
+from rewarders.training.train import HeadTraining, seen_in_training, train_reward, train_toon_head
 from tests.support.rewarders.rated_clips import Light, grey_clips, rated
 
-PLAN = Plan(epochs=40, batch=8, lr=0.3, patience=10)
+PLAN = HeadTraining(epochs=40, batch=8, lr=0.3, patience=10)
 
 
 def silent(line: str) -> None:
@@ -40,7 +40,7 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
     kept[0].unlink()
     assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1], seen)
     assert sorted((tmp_path / "f").iterdir()) == kept
-    with pytest.raises(ConfigError, match="made by other models or options; delete the folder"):
+    with pytest.raises(ConfigError, match="come from other models or options; delete the folder"):
         cache.features(Light(gain=2), data, tmp_path / "f", silent)
 
 
@@ -58,7 +58,7 @@ def test_clips_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     assert len(seen) == 1
     assert [row.why for row in bad] == [
         "clips/1-0.mp4: too grey",
-        "clips/2-0.mp4: its features are no finite numbers",
+        "clips/2-0.mp4: its features are not finite",
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_head_learns_and_stops(tmp_path: Path) -> None:
     light = train_reward(data, Light(), {}, tmp_path / "heads", PLAN, lines.append)
     assert 2 < len(lines) <= 1 + PLAN.epochs
     assert "validation" in lines[1]
-    rest = unseen(data.marks(), seen_in_training(tmp_path / "heads", "light"))
+    rest = unseen(data.leak_keys(), seen_in_training(tmp_path / "heads", "light"))
     assert 3 <= len(rest) <= 12
     scores = light.score([clip for _, clip in data.clips(rest)], [data.prompts()[i] for i in rest])
     assert srcc(np.array(scores), data.scores("light")[rest]) > 0.99
@@ -82,7 +82,7 @@ def test_a_cut_training_goes_on_to_the_same_head(tmp_path: Path) -> None:
         if "step 2/" in line:
             raise KeyboardInterrupt
 
-    plan = Plan(epochs=4, batch=8, lr=0.1)
+    plan = HeadTraining(epochs=4, batch=8, lr=0.1)
     with pytest.raises(KeyboardInterrupt):
         train_reward(data, Light(), {}, tmp_path / "cut", plan, cut)
     resumed = Light()
@@ -94,10 +94,10 @@ def test_a_cut_training_goes_on_to_the_same_head(tmp_path: Path) -> None:
 
 def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 6, 3))
-    plan = Plan(epochs=1, batch=8)
+    plan = HeadTraining(epochs=1, batch=8)
     train_reward(data, Light(), {"head": "A"}, tmp_path / "h", plan, silent)
-    with pytest.raises(ConfigError, match="training with other made_of and plan; delete it"):
-        train_reward(data, Light(), {"head": "B"}, tmp_path / "h", Plan(epochs=2, batch=8), silent)
+    with pytest.raises(ConfigError, match="was trained with other made_of and plan; delete it"):
+        train_reward(data, Light(), {"head": "B"}, tmp_path / "h", HeadTraining(epochs=2, batch=8), silent)
     record = json.loads((tmp_path / "h/training/light/seen.json").read_text())
     assert record["clips"] == {"train": 12, "validation": 3, "test": 3}
 
@@ -106,19 +106,19 @@ def test_a_dimension_with_too_few_ratings(tmp_path: Path) -> None:
     file = grey_clips(tmp_path, 6, 1)
     rows = [row.model_copy(update={"ratings": {"a": {"dark": 3}}}) for row in read_ratings(file).rows]
     write_ratings(file, rows)
-    with pytest.raises(ConfigError, match="light: 0 clips to train on and 0 to validate on; 2 each are needed"):
+    with pytest.raises(ConfigError, match="light: 0 clips to train on and 0 to validate on; at least 2 each"):
         train_reward(rated(file), Light(), {}, tmp_path / "h", PLAN, silent)
 
 
 @pytest.fixture(scope="module")
-def toon(tmp_path_factory: pytest.TempPathFactory) -> Rated:
+def toon(tmp_path_factory: pytest.TempPathFactory) -> RatedDataset:
     """Clips of the toon heads' size: of some the lower half flickers, which is rated; one is too small."""
     folder = tmp_path_factory.mktemp("toon")
     file = grey_clips(folder, 12, 2)
     rng = np.random.default_rng(0)
     rows = []
     for i, row in enumerate(read_ratings(file).rows):
-        clip = np.full(SHAPE if i else (9, 16, 16, 3), 120, np.uint8)
+        clip = np.full(CLIP_SHAPE if i else (9, 16, 16, 3), 120, np.uint8)
         if i % 2:
             clip[1::2, clip.shape[1] // 2 :] = rng.integers(160, 250)
         (folder / row.clip).write_bytes(encode_mp4(clip, 8))
@@ -127,13 +127,13 @@ def toon(tmp_path_factory: pytest.TempPathFactory) -> Rated:
     return rated(file)
 
 
-def test_a_toon_head_learns_from_ratings_of_clips(toon: Rated, tmp_path: Path) -> None:
+def test_a_toon_head_learns_from_ratings_of_clips(toon: RatedDataset, tmp_path: Path) -> None:
     lines: list[str] = []
-    plan = Plan(epochs=8, batch=4, lr=4e-3)
+    plan = HeadTraining(epochs=8, batch=4, lr=4e-3)
     head = train_toon_head(toon, "smoothness", tmp_path, plan, lines.append)
     assert "left out" in lines[0]
     assert "[9, 16, 16, 3]; the toon heads take [9, 48, 64, 3]" in lines[0]
-    rest = unseen(toon.marks(), seen_in_training(tmp_path, "smoothness"))
+    rest = unseen(toon.leak_keys(), seen_in_training(tmp_path, "smoothness"))
     rest = rest[rest > 0]
     scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompts()[i] for i in rest]))
     good = toon.scores("smoothness")[rest] == 100

@@ -288,6 +288,7 @@ class ExchangeContract:
         first, second = exchange.lease_candidates("a", 3), exchange.lease_candidates("b", 9)
         assert [task.candidate_id for task in first] == ["0-0-v0", "0-1-v0", "1-0-v0"]
         assert [task.candidate_id for task in second] == ["1-1-v0", "2-0-v0", "2-1-v0"]
+        assert [(task.ordinal, task.index) for task in first] == [(0, 0), (0, 1), (1, 0)]
         assert first[2].prompt.id == "train-1"
 
     def test_a_half_sampled_group_is_not_scored(self, open_exchange: Factory) -> None:

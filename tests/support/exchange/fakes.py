@@ -83,7 +83,8 @@ def values(raw: float) -> dict[str, float]:
 
 def score(task: ScoreTask, raw: float | None = None) -> Score:
     """A raw score, by default a function of the clip: 0, 10, ... 90."""
-    return Score(task.candidate_id, "heads-1", values(10.0 * (task.clip[3] % 10) if raw is None else raw))
+    given = values(10.0 * (task.clip[3] % 10) if raw is None else raw)
+    return Score(task.candidate_id, "heads-1", given, purpose=task.purpose)
 
 
 def weight_version(version: int, step: int, pushes: int) -> WeightVersion:

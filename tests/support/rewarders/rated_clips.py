@@ -14,7 +14,7 @@ from common.data.ratings import RatedClip, read_ratings, to_rating, write_rating
 from common.data.video import encode_mp4
 from common.messages import Prompt
 from common.toon.prompts import encode_png
-from rewarders.training.dataset import Rated
+from rewarders.training.dataset import RatedDataset
 
 
 def grey_clips(folder: Path, prompts: int, candidates: int = 3, real: bool = False) -> Path:
@@ -42,8 +42,8 @@ def grey_clips(folder: Path, prompts: int, candidates: int = 3, real: bool = Fal
     return folder / "ratings.jsonl"
 
 
-def rated(file: Path) -> Rated:
-    return Rated(read_ratings(file))
+def rated(file: Path) -> RatedDataset:
+    return RatedDataset(read_ratings(file))
 
 
 class Light:

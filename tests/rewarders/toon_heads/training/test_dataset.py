@@ -14,9 +14,9 @@ from rewarders.toon_heads.training.dataset import (
     TRAIN_CHARACTERS,
     Samples,
     draw_samples,
-    mirrored,
+    mirror_captions,
 )
-from rewarders.toon_heads.training.degradation import SMEARED
+from rewarders.toon_heads.training.degradation import FIGURE_DIMENSIONS
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,14 @@ def test_redrawn_clips_are_rated_by_what_they_were() -> None:
         gone[:, 5:] = gone[:, :1, :, :1]  # the left edge's colours, as far as they are the sky's
         return gone
 
-    samples = draw_samples(80, 3, redraw=vanish, degraded=0.0)
+    samples = draw_samples(80, 3, regenerate=vanish, degraded=0.0)
     redrawn = np.array([i for i, first in enumerate(samples.firsts) if first.tobytes() in given])
     assert len(redrawn) == len(given)
     assert 16 <= len(redrawn) <= 38  # a third of 80
     assert {samples.shots[i].phase for i in redrawn} == {0}
     known = [samples.shots[i].look == AS_DRAWN and "+" not in samples.shots[i].character for i in redrawn]
     assert 0.25 < np.mean(known) < 0.8
-    for dimension in SMEARED:
+    for dimension in FIGURE_DIMENSIONS:
         bad = samples.badness_of(dimension)[redrawn]
         assert bad[:, :4].max() < 0.1  # H.264 alone
         assert bad[:, 4:].min() > 0.6
@@ -153,7 +153,7 @@ def test_redrawn_clips_are_rated_by_what_they_were() -> None:
 
 
 def test_mirrored_captions() -> None:
-    assert mirrored(["a robot walks left at night", "a robot jumps"]) == [
+    assert mirror_captions(["a robot walks left at night", "a robot jumps"]) == [
         "a robot walks right at night",
         "a robot jumps",
     ]

@@ -7,7 +7,13 @@ import pytest
 
 from common.data.video import decode_clip, encode_mp4
 from common.toon.world import ACTIONS, FPS, Shot, figure_mask, render
-from rewarders.toon_heads.training.degradation import SMEARED, badness, lost, travelled, wavering
+from rewarders.toon_heads.training.degradation import (
+    FIGURE_DIMENSIONS,
+    badness,
+    brightness_flicker,
+    figure_loss,
+    travelled_share,
+)
 
 
 def test_lost_by_hand() -> None:
@@ -17,7 +23,7 @@ def test_lost_by_hand() -> None:
     clips = clean.copy()
     clips[0, 3, 10, 11] = 98
     clips[0, 4, 40, 60] = 102  # a ghost elsewhere counts the same
-    assert lost(clips, clean, clean.any(-1))[0] == pytest.approx([0, 0, 0, 0.9698, 0.9698, 0, 0, 0, 0], abs=1e-4)
+    assert figure_loss(clips, clean, clean.any(-1))[0] == pytest.approx([0, 0, 0, 0.9698, 0.9698, 0, 0, 0, 0], abs=1e-4)
 
 
 def test_wavering_by_hand() -> None:
@@ -29,7 +35,7 @@ def test_wavering_by_hand() -> None:
     clips[1] //= 2
     clips[2] = 0
     clips[:, :, 40, 60] = 255  # what is beside the figure does not count
-    assert wavering(clips, clean, clean.any(-1) & (clean[..., 0] == 200)) == pytest.approx([1 / 3, 0, 0])
+    assert brightness_flicker(clips, clean, clean.any(-1) & (clean[..., 0] == 200)) == pytest.approx([1 / 3, 0, 0])
 
 
 def test_badness_by_hand() -> None:
@@ -43,7 +49,7 @@ def test_badness_by_hand() -> None:
     assert sorted(bad) == ["appeal", "character", "image", "motion", "smoothness"]
     assert bad["motion"].shape == (2, 1)
     assert all(value[0] == pytest.approx(0, abs=0.02) for value in bad.values())
-    for dimension in SMEARED:
+    for dimension in FIGURE_DIMENSIONS:
         assert bad[dimension][1] == pytest.approx([0, 0, 0, 0, 1, 1, 1, 1], abs=1e-3)
     assert bad["smoothness"][1] == pytest.approx([0.99832] * 4 + [1.0] * 4, abs=2e-4)
 
@@ -64,7 +70,7 @@ def test_a_clean_figure_travels_all_its_path_also_through_the_codec(action: str)
     clean, path = render(shot), ACTIONS[action].path()
     figure = figure_mask(clean, shot.scene)
     for clip in (clean, decode_clip(encode_mp4(clean, FPS))):
-        assert travelled(clip, clean, figure, path) > 0.96
+        assert travelled_share(clip, clean, figure, path) > 0.96
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
@@ -78,7 +84,7 @@ def test_a_figure_that_lags_travels_less(share: float) -> None:
     path = np.stack([np.arange(9.0), np.zeros(9)], 1)
     behind = np.array([round(share * t) for t in range(9)])
     expected = (behind * np.arange(9)).sum() / (np.arange(9) ** 2).sum()
-    assert travelled(clip, clean, clean[..., 0] == 250, path) == pytest.approx(expected, abs=0.02)
+    assert travelled_share(clip, clean, clean[..., 0] == 250, path) == pytest.approx(expected, abs=0.02)
 
 
 def test_what_has_left_the_frame_is_taken_to_go_on() -> None:
@@ -86,4 +92,4 @@ def test_what_has_left_the_frame_is_taken_to_go_on() -> None:
     clean, path = render(shot), ACTIONS["run_right"].path()
     figure = figure_mask(clean, shot.scene)
     figure[6:] = False
-    assert travelled(clean, clean, figure, path) > 0.96
+    assert travelled_share(clean, clean, figure, path) > 0.96

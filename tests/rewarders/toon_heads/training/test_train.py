@@ -10,12 +10,12 @@ import torch
 
 from common.messages import Prompt
 from common.training.fit import FitConfig
-from rewarders.toon_heads import HEADS
+from rewarders.toon_heads.heads import HEADS, ToonHead
 from rewarders.toon_heads.training.dataset import Samples, draw_samples
 from rewarders.toon_heads.training.evaluate import evaluate_heads, evaluate_signals, prompts_of
 from rewarders.toon_heads.training.train import (
     head_loss,
-    kernels,
+    muon_parameters,
     recolouring,
     train_head,
     train_heads,
@@ -67,8 +67,8 @@ def test_all_heads_and_again_without_work(tmp_path: Path) -> None:
 
 
 def test_muon_takes_what_is_a_matrix() -> None:
-    head = HEADS["text"]()
-    taken = {id(one) for one in kernels(head)}
+    head = ToonHead("text")
+    taken = {id(one) for one in muon_parameters(head)}
     names = {name for name, one in head.named_parameters() if id(one) in taken}
     assert {"look.weight", "frame.weight", "map.weight", "time.0.weight", "time.2.weight"} <= names
     assert not names & {"places", "time.4.weight"}
@@ -76,11 +76,11 @@ def test_muon_takes_what_is_a_matrix() -> None:
 
 
 def test_the_loss_is_least_at_the_truth(few: Samples) -> None:
-    class Knows(HEADS["appeal"]):
+    class Knows(ToonHead):
         def forward(self, video: torch.Tensor, first: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
             return self.answer
 
-    head, chosen = Knows(), np.arange(4)
+    head, chosen = Knows("appeal"), np.arange(4)
     bad = torch.from_numpy(few.badness_of("appeal")[:4])
     losses = []
     for answer in (bad, (bad + 0.2).clamp(0, 1), torch.full((4, 8), 0.5)):

@@ -1,0 +1,65 @@
+"""Training clips of offline pairs get their human ratings; probes and evaluations go to the reward models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import RewardConfig, RunConfig
+from common.data.offline_pairs import End, RecordedPair
+from common.feedback import expected
+from common.messages import Prompt, Purpose, Score, ScoreTask
+from rewarders.loop import ScoringLoop
+from rewarders.offline import OfflineRewarder
+from rewarders.simulated import SimulatedRewarder
+
+
+@dataclass
+class Recorded:
+    """One pair per ordinal: 90 + ordinal against 10 + ordinal."""
+
+    digest: str = "abc"
+
+    def __call__(self, ordinal: int) -> RecordedPair:
+        ends = (End(Path(f"{ordinal}.mp4"), "walks", None, base + ordinal) for base in (90.0, 10.0))
+        return RecordedPair(*ends, category=None)
+
+
+class Online(ScoringLoop):
+    """Scores 50 in one dimension and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__("rewarder-3", 4)
+        self.asked: list[str] = []
+
+    def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
+        self.asked += [task.candidate_id for task in tasks]
+        return [Score(task.candidate_id, "heads", {"motion": 50.0}, purpose=task.purpose) for task in tasks]
+
+
+def task(name: str, ordinal: int, index: int, purpose: Purpose = Purpose.TRAIN) -> ScoreTask:
+    return ScoreTask(name, Prompt(7, "p", "walks", purpose=purpose), b"", ordinal, index)
+
+
+def test_training_clips_get_their_ratings_and_others_are_scored() -> None:
+    online, recorded, config = Online(), Recorded(), RewardConfig()
+    as_pairs: Any = recorded
+    rewarder = OfflineRewarder(online, as_pairs, config)
+    tasks = [task("any id", 2, 0), task("probe", 1 << 40, 0, Purpose.PROBE), task("another", 3, 1)]
+    winner, probe, loser = rewarder.score(tasks)
+    assert winner.values == dict.fromkeys(expected(config), 92.0)
+    assert loser.values == dict.fromkeys(expected(config), 13.0)
+    assert (winner.reward_version, loser.reward_version, probe.reward_version) == ("people-abc", "people-abc", "heads")
+    assert probe.values == {"motion": 50.0}
+    assert online.asked == ["probe"]
+    assert rewarder.worker == "rewarder-3"
+    assert [one.candidate_id for one in (winner, probe, loser)] == ["any id", "probe", "another"]
+    assert [one.purpose for one in (winner, probe, loser)] == [Purpose.TRAIN, Purpose.PROBE, Purpose.TRAIN]
+
+
+def test_simulated_scores_carry_the_purpose_of_their_task() -> None:
+    tasks = [task("0-0-v0", 0, 0), task("held out", 1 << 40, 0, Purpose.EVAL)]
+    config = RunConfig.model_validate({"name": "s", "simulation": {"score_seconds": 0.0}})
+    assert [one.purpose for one in SimulatedRewarder(config).score(tasks)] == [Purpose.TRAIN, Purpose.EVAL]
