@@ -41,6 +41,8 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
         dotted = name.replace("-", "_")
         _put(data, dotted, _listed(dotted, value))
         where[dotted] = f"--{name}"
+    if where.get("pairs") == "--pairs" and where.get("sampler.candidates") == source:
+        data["sampler"] = _without(data["sampler"], "candidates")  # it is about the prompts that --pairs replaces
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -62,6 +64,10 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"--{dotted}: '{parent}' is a value, not a section")
     data[leaf] = value
+
+
+def _without(section: Any, key: str) -> Any:
+    return {name: value for name, value in section.items() if name != key} if isinstance(section, dict) else section
 
 
 def _listed(dotted: str, value: Any) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -257,6 +258,14 @@ class RunConfig(Section):
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     metrics: MetricsConfig = MetricsConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _two_candidates_of_human_pairs(cls, data: Any) -> Any:
+        sampler = data.get("sampler", {}) if isinstance(data, Mapping) else None
+        if isinstance(sampler, Mapping) and data.get("pairs") and "candidates" not in sampler:
+            return {**data, "sampler": {**sampler, "candidates": 2}}
+        return data
 
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:

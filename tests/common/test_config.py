@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig, differences, keys, leaves, load_config, to_toml
+from common.config import RunConfig, differences, keys, leaves, load_config, parse_config, to_toml
 from common.errors import ConfigError
 
 
@@ -204,3 +204,22 @@ def test_a_wrong_judge_gets_one_line(flags, line):
         load_config(None, flags)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# What follows from another key.
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "candidates"),
+    [
+        ('pairs = "rated.jsonl"', {}, 2),
+        ('pairs = "rated.jsonl"\n[sampler]\nsteps = 20', {}, 2),
+        ("[sampler]\ncandidates = 4", {"pairs": "rated.jsonl"}, 2),  # of the file's other prompts
+        ('pairs = "rated.jsonl"\n[sampler]\ncandidates = 3', {}, 3),  # refused where the pairs are opened
+        ('pairs = "rated.jsonl"', {"sampler.candidates": "3"}, 3),
+        ('pairs = "rated.jsonl"', {"pairs": ""}, 4),
+        ("", {}, 4),
+    ],
+)
+def test_a_group_of_human_pairs_has_two_candidates_unless_another_number_is_given(text, flags, candidates):
+    assert parse_config(text, "my.toml", flags).sampler.candidates == candidates
