@@ -14,9 +14,9 @@ from rich.table import Table
 
 from common.data.ratings import dimensions, read_ratings
 from common.errors import ConfigError
-from deploy.cli.commands import generator_of
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator
+from deploy.run_dir.source import generator_of
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.toon_heads import HEADS, load_heads, save_heads
 from rewarders.training import train

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.exchange.api import RunExchange, ScoredCandidate, State
+from common.exchange.local import LocalExchange
 from common.messages import Purpose
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE
 from common.weights.store import WeightStore
-from deploy.run_dir.journal import Journal, measured
+from deploy.results import comparison
+from deploy.run_dir.journal import Journal, RunJournal, measured
 from deploy.run_dir.progress import Progress, ThroughputTracker
+from deploy.run_dir.source import chosen_version
+from deploy.runtime.factories import open_inputs, open_scorers
 from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import Stuck, heldout_found
+from deploy.runtime.run_loop import BASE, Stuck, heldout_found
+from deploy.runtime.scratch import scratch
 from rewarders.interface import JudgeFailed
 from rewarders.loop import ScoringLoop
 
@@ -124,3 +133,35 @@ class HeldOut:
                 )
         except JudgeFailed as error:
             raise RunFailed(f"{error}; once it answers, the same command goes on") from None
+
+
+def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
+    """Repeats the held-out comparison of a run under `version` (None: the newest). Only reads the run's folder.
+
+    Returns what `comparison.conclude` does. The clips are made in a scratch exchange that is deleted at the end.
+    """
+    store = WeightStore(folder / "weights")
+    chosen = chosen_version(store, config, version)
+    prompts = open_inputs(config)
+    sampler, rewarder = open_scorers(config)
+    manifest = store.manifest(chosen)
+    with ExitStack() as stack:
+        aside = stack.enter_context(scratch("evaluate"))
+        exchange = LocalExchange(aside, config, prompts)
+        stack.callback(exchange.close)
+        heldout = HeldOut(
+            config=config,
+            prompts=prompts,
+            sampler=sampler,
+            rewarder=rewarder,
+            exchange=exchange,
+            store=store,
+            journal=stack.enter_context(RunJournal(aside, dict)),
+            progress=progress,
+            between=lambda: None,
+        )
+        base, _ = heldout.evaluate(BASE, EVALUATING_BASE)
+        if chosen != BASE:
+            exchange.announce(manifest)
+        aligned, _ = heldout.evaluate(chosen, EVALUATING_ALIGNED)
+    return comparison.conclude(comparison.by_prompt(base, aligned, config))

@@ -36,7 +36,7 @@ from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.runtime.evaluation import HeldOut
-from deploy.runtime.factories import learner_of, open_inputs, rewarder_of, sampler_of
+from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, queue
@@ -63,10 +63,8 @@ def gather(config: RunConfig, rewards: Sequence[Reward] | None = None) -> Roles:
     """Open prompts, model and reward heads. `ConfigError` for what is missing or broken."""
     prompts = open_inputs(config)
     probes = open_probes(config, prompts)
-    with needed_by("sampler-0", config):
-        sampler = sampler_of(config)("sampler-0")
-    with needed_by("rewarder-0", config):
-        return Roles(prompts, sampler, rewarder_of(config, rewards)("rewarder-0"), probes)
+    sampler, rewarder = open_scorers(config, rewards)
+    return Roles(prompts, sampler, rewarder, probes)
 
 
 def run(

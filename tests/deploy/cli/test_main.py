@@ -17,10 +17,12 @@ import torch
 from common.config import keys
 from common.data.video import encode_mp4
 from common.errors import ConfigError
+from deploy.cli import flags as cli_flags
 from deploy.cli import main as cli
 from deploy.cli import run
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
+from deploy.run_dir.signals import stop_on_signals
 from deploy.runtime import run_loop, serial
 from rewarders.toon_heads import HEADS, save_heads
 from tests.support.tiny import tiny_pipeline
@@ -77,7 +79,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_the_driver_of_a_cluster_run_imports_no_torch():
     code = (
-        "import sys, deploy.cli.run, deploy.runtime.driver\n"
+        "import sys, deploy.cli.main, deploy.results.comparison, deploy.runtime.driver\n"
         "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -141,7 +143,7 @@ def test_bad_input_ends_the_process_with_2_and_no_traceback():
     ],
 )
 def test_keys_are_told_from_options(given, flags, rest):
-    assert cli.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
+    assert cli_flags.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
 
 
 # With a tiny model.
@@ -293,7 +295,7 @@ def test_prompts_from_videos(capsys, tmp_path, finished):
 
 
 def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "run", lambda *_: 0)
+    monkeypatch.setattr(run, "start", lambda _: 0)
     assert main(["run", "--learner.alpha", "1", "--root", str(tmp_path)]) == 0
     assert "learner.alpha = 1 makes every gap 0: no gradient" in capsys.readouterr().err
 
@@ -304,12 +306,12 @@ def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_to_stop_and_the_handlers_are_put_back(number, capsys):
     before = signal.getsignal(number)
-    with run.stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
         assert signal.getsignal(number) is before
-    assert "once more stops at once" in capsys.readouterr().err
+    assert "press Ctrl-C again to stop now" in capsys.readouterr().err
 
 
 def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, parts, monkeypatch):

@@ -25,7 +25,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from common.config import RunConfig, load_config
-from deploy.cli.main import split_flags
+from deploy.cli.flags import split_flags
 from deploy.launch import manifests
 from deploy.runtime.ray_backend import bundles, pin
 from tests.deploy.launch.test_job import free_ports
