@@ -28,7 +28,15 @@ from common.config.reward import (
     RewardConfig,
     RewardJudgeConfig,
 )
-from common.config.run import ClusterConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig, SamplerConfig
+from common.config.run import (
+    ClusterConfig,
+    LearnerConfig,
+    LoraConfig,
+    ModelConfig,
+    Placement,
+    RunConfig,
+    SamplerConfig,
+)
 from common.config.section import Section
 
 __all__ = [
@@ -41,6 +49,7 @@ __all__ = [
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",
+    "Placement",
     "RewardConfig",
     "RewardJudgeConfig",
     "RunConfig",

@@ -15,6 +15,18 @@ from pydantic import BaseModel, ValidationError
 from common.config.run import RunConfig
 from common.errors import ConfigError
 
+RENAMED = {  # a key or a section -> its name today; the old name is refused with the new one
+    "cluster.samplers": "cluster.sampler.count",
+    "cluster.rewarders": "cluster.rewarder.count",
+    "cluster.learners": "cluster.learner.count",
+    "cluster.sampler_gpus": "cluster.sampler.gpus",
+    "cluster.rewarder_gpus": "cluster.rewarder.gpus",
+    "cluster.learner_gpus": "cluster.learner.gpus",
+    "cluster.sampler_node": "cluster.sampler.node",
+    "cluster.rewarder_node": "cluster.rewarder.node",
+    "cluster.learner_node": "cluster.learner.node",
+}
+
 
 def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> RunConfig:
     """Defaults, then the TOML `file`, then `flags` (dotted names, ``_`` or ``-``). Raises `ConfigError`."""
@@ -41,12 +53,20 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
         dotted = name.replace("-", "_")
         _put(data, dotted, _listed(dotted, value))
         where[dotted] = f"--{name}"
+    for name, place in where.items():
+        _check_renamed(name, place)
     if where.get("pairs") == "--pairs" and where.get("sampler.candidates") == source:
         data["sampler"] = _without(data["sampler"], "candidates")  # it is about the prompts that --pairs replaces
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
         raise ConfigError(_one_line(error, where)) from None
+
+
+def _check_renamed(name: str, place: str) -> None:
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}."):
+            raise ConfigError(f"{place}: {name} was renamed to {new}{name.removeprefix(old)}")
 
 
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

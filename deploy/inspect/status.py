@@ -214,8 +214,7 @@ def _workers(seen: RunSnapshot) -> list[WorkerStatus]:
     config, books = seen.config, seen.books
     counts = {role: 1 for role in ROLES}
     if config.mode == "cluster":
-        cluster = config.cluster
-        counts = {"sampler": cluster.samplers, "rewarder": cluster.rewarders, "learner": cluster.learners}
+        counts = {role: config.cluster.placement_of(role).count for role in ROLES}
     own = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
     recent = {span["worker"] for span in seen.spans if span["began"] > max(seen.now - WINDOW, seen.started or 0.0)}
     guests = (recent | set(books.work if books else ())) - set(own)

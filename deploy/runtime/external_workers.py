@@ -95,7 +95,7 @@ class ExternalWorkers:
     ) -> None:
         self._config, self._addresses, self._release, self._clock = config, addresses, release, clock
         self._seen: dict[str, float] = {}
-        self._next = {"sampler": config.cluster.samplers, "rewarder": config.cluster.rewarders}
+        self._next = {role: config.cluster.placement_of(role).count for role in ROLES}
         self._over = False
         self._changed = Condition()
 

@@ -238,7 +238,7 @@ class RunMeter:
     def _workers(self) -> Iterator[Value]:
         cluster, serial = self.config.cluster, self.process == SERIAL
         for role in ROLES:
-            wanted = 1 if serial else getattr(cluster, f"{role}s")
+            wanted = 1 if serial else cluster.placement_of(role).count
             yield Value("douga_workers_wanted", wanted, {"role": role})
             yield Value("douga_workers_up", 1 if serial else len(self.targets.workers(role)), {"role": role})
 

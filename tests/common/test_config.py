@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.config import RunConfig, differences, keys, leaves, load_config, parse_config, to_toml
+from common.config.loading import RENAMED
 from common.errors import ConfigError
 
 
@@ -223,3 +224,26 @@ def test_a_wrong_judge_gets_one_line(flags, line):
 )
 def test_a_group_of_human_pairs_has_two_candidates_unless_another_number_is_given(text, flags, candidates):
     assert parse_config(text, "my.toml", flags).sampler.candidates == candidates
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_is_refused_with_its_new_name(old):
+    section, key = old.split(".")
+    with pytest.raises(ConfigError, match=f"^my.toml: {old} was renamed to {RENAMED[old]}$"):
+        parse_config(f"[{section}]\n{key} = 1", "my.toml")
+    flag = old.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"^--{flag}: {old} was renamed to {RENAMED[old]}$"):
+        load_config(None, {flag: "1"})
+
+
+def test_every_new_name_of_a_renamed_key_is_a_key():
+    names = [key.name for key in keys()]
+    assert not [new for new in RENAMED.values() if not any(f"{name}.".startswith(f"{new}.") for name in names)]
+    assert not set(RENAMED) & set(names)
+
+
+def test_a_role_has_a_section_of_its_own():
+    config = parse_config("[cluster]\nsampler.count = 3\n[cluster.learner]\nnode = 'A800'", "my.toml")
+    assert (config.cluster.sampler.count, config.cluster.learner.node) == (3, "A800")
+    assert config.cluster.placement_of("rewarder") == config.cluster.rewarder
+    assert load_config(None, {"cluster.rewarder.gpus": "0.5"}).cluster.rewarder.gpus == 0.5

@@ -10,8 +10,8 @@ from common.config import load_config
 from common.exchange.api import State
 from deploy.inspect.snapshot import LedgerSummary, RunSnapshot
 
-CLUSTER = {"name": "mine", "mode": "cluster", "steps": "20", "cluster.samplers": "2", "learner.pairs_per_step": "8",
-           "sampler.candidates": "4"}  # fmt: skip
+CLUSTER = {"name": "mine", "mode": "cluster", "steps": "20", "cluster.sampler.count": "2",
+           "learner.pairs_per_step": "8", "sampler.candidates": "4"}  # fmt: skip
 
 
 def span(worker: str, began: float, seconds: float, units: int = 1, kind: str = "") -> dict[str, Any]:
@@ -42,11 +42,22 @@ def seen(
     spans: Sequence[dict[str, Any]] = (),
     steps: Sequence[dict[str, Any]] = (),
     events: Sequence[dict[str, Any]] = (event(1000.0, "started"),),
-    holder: int | None = 4711,
+    lock_owner: int | None = 4711,
     result: dict[str, Any] | None = None,
     **flags: Any,
 ) -> RunSnapshot:
     """Of the cluster run `CLUSTER`, with `flags` on top."""
     config = load_config(flags=CLUSTER | {name.replace("__", "."): value for name, value in flags.items()})
     spans = sorted(spans, key=lambda one: one["time"])
-    return RunSnapshot(Path("runs/mine"), config, now, holder, steps, events, spans, [], result, ledger)
+    return RunSnapshot(
+        folder=Path("runs/mine"),
+        config=config,
+        now=now,
+        lock_owner=lock_owner,
+        steps=steps,
+        events=events,
+        spans=spans,
+        readings=[],
+        result=result,
+        books=ledger,
+    )

@@ -181,7 +181,7 @@ def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
 
 
 def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
-    made = config(tmp_path, mode="cluster", **{"cluster.samplers": 3})
+    made = config(tmp_path, mode="cluster", **{"cluster.sampler.count": 3})
     meter = RunMeter(made, tmp_path)
     meter.instruments.read(meter._workers)
     for number, worker in enumerate(("learner-0", "learner-1", "sampler-0", "sampler-7")):

@@ -215,7 +215,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
 ) -> None:
     """Whether the learner's own process meets it, or a sampler is told over the network; nobody is started again."""
     threads = torch.get_num_threads()  # as in this process, where the run goes on: they decide the order of sums
-    config = six(tmp_path, model, mode="cluster", **{"cluster.samplers": 1, "cluster.threads": threads})
+    config = six(tmp_path, model, mode="cluster", **{"cluster.sampler.count": 1, "cluster.threads": threads})
     config.folder.mkdir(parents=True)
     said = toy.Said()
     with mounted(config.folder / part, "200k") as disk:
