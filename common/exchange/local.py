@@ -11,14 +11,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
@@ -31,7 +30,7 @@ from common.exchange.scoring import ScoringQueue
 from common.exchange.storage.blobs import DeferredRead, pack, raw, unpack
 from common.exchange.storage.group_commit import CommitQueue
 from common.exchange.storage.ledger import Ledger
-from common.exchange.storage.ledger_reader import LOCK
+from common.exchange.storage.run_lock import hold
 from common.exchange.training import TrainingQueue
 from common.messages import (
     Candidate,
@@ -66,12 +65,17 @@ class LocalExchange:
         config: RunConfig,
         source: Callable[[int], Prompt],
         clock: Callable[[], float] = time.time,
+        held: bool = False,
     ) -> None:
-        """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds."""
+        """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds.
+
+        Holds the folder until it is closed, unless the caller does already (`held`).
+        """
         self._config = config
-        self._guard = guard(folder)
+        self._lock = None if held else hold(folder)
         with ExitStack() as stack:
-            stack.callback(self._guard.close)
+            if self._lock is not None:
+                stack.callback(self._lock.close)
             try:
                 self._ledger = Ledger(folder, ledger_key(config))
                 stack.callback(self._ledger.close)
@@ -266,24 +270,8 @@ class LocalExchange:
         """Close the ledger and let go of the folder. Leases stay as they are until the next opening."""
         with self._turns.lock:
             self._ledger.close()
-            self._guard.close()
-
-
-def guard(folder: Path) -> IO[str]:
-    """Hold the ledger of a folder alone until the file is closed. `ConfigError` when another process holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
-    try:
-        # A POSIX lock belongs to the process and dies with it, however it dies.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        words = f"{folder}: in use by another running process; wait for it, or choose another --name"
-        raise ConfigError(words) from None
-    return file
+            if self._lock is not None:
+                self._lock.close()
 
 
 def ledger_key(config: RunConfig) -> dict[str, int | str]:

@@ -57,7 +57,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.results import comparison
     from deploy.run_dir.progress import showing
     from deploy.run_dir.source import find_run_with_model
-    from deploy.runtime.evaluation import evaluate_again
+    from deploy.runtime.serial import evaluate_again
 
     folder, config = find_run_with_model(options.run)
     if options.prompts is not None:

@@ -22,7 +22,8 @@ from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.queries import Work, work_in_progress
 from common.exchange.sampling import refusal
-from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, lock_owner, open_readonly
+from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, open_readonly
+from common.exchange.storage.run_lock import lock_owner
 from common.messages import Purpose
 from deploy.guardrails.rules import Reading, from_record, in_order
 from deploy.run_dir import layout, timeline

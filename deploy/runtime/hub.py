@@ -13,15 +13,16 @@ The learner's ranks live on the same node and write weights and checkpoints into
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
 from common.config import RunConfig, to_toml
-from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
+from common.exchange.api import RunExchange, State
 from common.exchange.remote import exchange_service
-from common.messages import Prompt, Purpose, TrainingFinished, WeightVersion
+from common.messages import Prompt, TrainingFinished, WeightVersion
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
 from common.weights.sync import VersionPublisher, weight_service
@@ -30,11 +31,12 @@ from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import Status, ThroughputTracker
+from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
 from deploy.runtime.external_workers import ExternalWorkers, reception_service
 from deploy.runtime.factories import open_inputs
 from deploy.runtime.messages import MEETING, Addresses, HubReady, HubStatus, Outcome
 from deploy.runtime.remote_journal import journal_service
-from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, heldout_found, queue
+from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
 from learner import checkpoint
 
@@ -87,10 +89,18 @@ class Hub:
             RunJournal(folder, lambda: queue(self._exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        heldout = prompts.heldout(config.evaluation.prompts, config.seed)
         guard = GuardrailMonitor(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
         self._course = ClusterRunLoop(
-            config, folder, self._exchange, events, guard, journal, heldout, saved, self._bulletin, self._stop
+            config=config,
+            folder=folder,
+            exchange=self._exchange,
+            events=events,
+            guard=guard,
+            journal=journal,
+            heldout=prompts.heldout(config.evaluation.prompts, config.seed),
+            saved=saved,
+            progress=self._bulletin,
+            stop=self._stop,
         )
         services = (
             exchange_service(self._exchange, self._at(host, 2), keys=keys),
@@ -203,6 +213,7 @@ class ClusterRunLoop(RunLoop):
 
     def __init__(
         self,
+        *,
         config: RunConfig,
         folder: Path,
         exchange: RunExchange,
@@ -214,8 +225,13 @@ class ClusterRunLoop(RunLoop):
         progress: Bulletin,
         stop: Event,
     ) -> None:
-        super().__init__(config, folder, exchange, events, guard)
-        self.journal, self.heldout, self.progress = journal, heldout, progress
+        evaluation = HeldOutEvaluation(
+            config=config, prompts=heldout, exchange=exchange, progress=progress, work=self._wait_for_workers
+        )
+        super().__init__(
+            config=config, folder=folder, exchange=exchange, events=events, guard=guard, evaluation=evaluation
+        )
+        self.journal, self.progress = journal, progress
         self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
         self._full_since: float | None = None
 
@@ -224,27 +240,10 @@ class ClusterRunLoop(RunLoop):
         """See `RunLoop.step`."""
         return self.journal.last.step if self.journal.last else self._saved
 
-    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """See `RunLoop.evaluate`."""
-        self.exchange.enqueue(self.heldout, version)
-        total, waiting = len(self.heldout), self._waiting()
-        first, pace = waiting, ThroughputTracker(self.config)
-        while waiting:
-            pace.groups = first - waiting
-            self.progress.update(pace.of_evaluation(phase, total - waiting, total))
-            self._pause()
-            waiting = self._waiting()
-        found = heldout_found(self.exchange, version, total)
-        if len(found) < total:
-            why = next(iter(self.exchange.failures().values()), "no reason was given")
-            raise Stuck(f"{phase}: {total - len(found)} of {total} prompts failed, one because of: {why}")
-        if first:
-            self.evaluated(version, found)
-        return found
-
-    def _waiting(self) -> int:
-        """Held-out groups that are not at their end."""
-        return sum(count for state, count in self.exchange.counts(Purpose.EVAL).items() if state not in OVER)
+    def _wait_for_workers(self, version: int, most: int, show: Callable[[], None]) -> bool:
+        """See `evaluation.Work`: others do it."""
+        self._pause()
+        return True
 
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""

@@ -258,7 +258,7 @@ class MeteredExchange(LocalExchange):
     """The exchange of a run, which lets its `meter` know what workers submit."""
 
     def __init__(self, folder: Path, config: RunConfig, source: Callable[[int], Prompt], meter: RunMeter) -> None:
-        super().__init__(folder, config, source)
+        super().__init__(folder, config, source, held=True)  # the run has claimed its folder
         self.meter = meter
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:

@@ -22,25 +22,31 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
-from common.exchange.api import ScoredCandidate
+from common.exchange.local import LocalExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished
-from common.roles import SAMPLER, SERIAL
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, SAMPLER, SERIAL
+from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor, Paused, Probes, open_probes
 from deploy.observability.exporter import Value
+from deploy.results import comparison
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
-from deploy.runtime.evaluation import HeldOut
+from deploy.run_dir.source import chosen_version
+from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
 from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, queue
+from deploy.runtime.run_loop import BASE, RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
+from deploy.runtime.scratch import scratch
+from deploy.runtime.workers.local import LocalWorkers
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
 from rewarders.loop import ScoringLoop
@@ -90,10 +96,57 @@ def run(
             RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        course = Serial(config, roles, folder, exchange, events, journal, stop, progress or NullProgress())
+        course = Serial(
+            config=config,
+            roles=roles,
+            folder=folder,
+            exchange=exchange,
+            events=events,
+            journal=journal,
+            stop=stop,
+            progress=progress or NullProgress(),
+        )
         meter.watch(course)
         meter.export(stack, LOOPBACK)
         return course.run()
+
+
+def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
+    """Repeats the held-out comparison of a run under `version` (None: the newest). Only reads the run's folder.
+
+    Returns what `comparison.conclude` does. The clips are made in a scratch exchange that is deleted at the end.
+    """
+    store = WeightStore(folder / "weights")
+    chosen = chosen_version(store, config, version)
+    prompts = open_inputs(config)
+    sampler, rewarder = open_scorers(config)
+    manifest = store.manifest(chosen)
+    with ExitStack() as stack:
+        aside = stack.enter_context(scratch("evaluate"))
+        exchange = LocalExchange(aside, config, prompts)
+        stack.callback(exchange.close)
+        workers = LocalWorkers(
+            config=config,
+            sampler=sampler,
+            rewarder=rewarder,
+            exchange=exchange,
+            store=store,
+            journal=stack.enter_context(RunJournal(aside, dict)),
+            progress=progress,
+            between=lambda: None,
+        )
+        evaluation = HeldOutEvaluation(
+            config=config,
+            prompts=prompts.heldout(config.evaluation.prompts, config.seed),
+            exchange=exchange,
+            progress=progress,
+            work=workers.evaluate,
+        )
+        base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
+        if chosen != BASE:
+            exchange.announce(manifest)
+        aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
+    return comparison.conclude(comparison.by_prompt(base, aligned, config))
 
 
 class Serial(RunLoop):
@@ -101,6 +154,7 @@ class Serial(RunLoop):
 
     def __init__(
         self,
+        *,
         config: RunConfig,
         roles: Roles,
         folder: Path,
@@ -110,13 +164,33 @@ class Serial(RunLoop):
         stop: Callable[[], bool],
         progress: Progress,
     ) -> None:
-        guard = GuardrailMonitor(config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading)
-        super().__init__(config, folder, exchange, events, guard)
-        self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
-        self.heldout = HeldOut(
-            *(config, roles.prompts, roles.sampler, roles.rewarder, exchange, self.store, journal, progress),
+        self.workers = LocalWorkers(
+            config=config,
+            sampler=roles.sampler,
+            rewarder=roles.rewarder,
+            exchange=exchange,
+            store=WeightStore(folder / "weights"),
+            journal=journal,
+            progress=progress,
             between=self._check_stop,
         )
+        super().__init__(
+            config=config,
+            folder=folder,
+            exchange=exchange,
+            events=events,
+            guard=GuardrailMonitor(
+                config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading
+            ),
+            evaluation=HeldOutEvaluation(
+                config=config,
+                prompts=roles.prompts.heldout(config.evaluation.prompts, config.seed),
+                exchange=exchange,
+                progress=progress,
+                work=self.workers.evaluate,
+            ),
+        )
+        self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self._pace = ThroughputTracker(config)
         self._step = 0
         self.meter = exchange.meter
@@ -126,13 +200,6 @@ class Serial(RunLoop):
     def step(self) -> int:
         """See `RunLoop.step`."""
         return self._step
-
-    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """See `RunLoop.evaluate`."""
-        found, made = self.heldout.evaluate(version, phase)
-        if made:
-            self.evaluated(version, found)
-        return found
 
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""
@@ -172,7 +239,7 @@ class Serial(RunLoop):
         """Take the reading that is due, if one is."""
         self.guard.look()
         if self.guard.busy:
-            self.heldout.probe()
+            self.workers.probe()
             self.guard.look()
 
     def _turn(self, learner: LearningLoop) -> None:
@@ -202,14 +269,14 @@ class Serial(RunLoop):
         under other weights.
         """
         for _ in range(PATIENCE):
-            if not self._sample() + self.heldout.score():
+            if not self._sample() + self.workers.score():
                 return
             self._check_stop()
         raise Stuck(self._who_waits(learner))
 
     def _sample(self) -> int:
         groups, most = 0, self.config.pairs_per_push * (self.config.exchange.max_lag + 1)
-        while groups < most and self.heldout.sample():
+        while groups < most and self.workers.sample():
             groups += 1
             self._pace.groups += 1
             self._show()
@@ -224,7 +291,7 @@ class Serial(RunLoop):
 
     def _load_newest(self, learner: LearningLoop) -> None:
         if self.roles.sampler.version != learner.version:
-            self.heldout.load(learner.version)
+            self.workers.load(learner.version)
 
     def _who_waits(self, learner: LearningLoop) -> str:
         counts = {state.value: count for state, count in self.exchange.counts().items() if count}

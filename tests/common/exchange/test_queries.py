@@ -16,7 +16,8 @@ from common.exchange.api import State
 from common.exchange.queries import Work, newest_pairs, read_blob, work_in_progress
 from common.exchange.sampling import refusal
 from common.exchange.scoring import SHOWN
-from common.exchange.storage.ledger_reader import NotBegun, lock_owner, open_readonly
+from common.exchange.storage.ledger_reader import NotBegun, open_readonly
+from common.exchange.storage.run_lock import lock_owner
 from common.messages import Purpose
 from tests.support.exchange.fakes import (
     candidate,

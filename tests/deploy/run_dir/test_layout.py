@@ -8,7 +8,8 @@ import os
 import pytest
 
 from common.config import load_config
-from common.errors import ConfigError
+from common.errors import ConfigError, CorruptDataError, NotFoundError
+from common.exchange.storage.run_lock import lock_owner
 from deploy.run_dir import layout
 
 
@@ -21,7 +22,8 @@ def test_claim_makes_the_folder_and_keeps_the_resolved_configuration(tmp_path):
     with layout.claim(wanted) as folder:
         assert folder == tmp_path / "deep" / "r"
         assert load_config(folder / "config.toml") == wanted
-        assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+        assert lock_owner(folder) == os.getpid()
+    assert lock_owner(folder) is None
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
@@ -98,7 +100,7 @@ def test_runs_are_found_by_path_and_by_name(tmp_path):
         pass
     assert layout.find_run(str(folder))[0] == folder
     assert layout.find_run("r", root=tmp_path)[0] == folder
-    with pytest.raises(ConfigError, match="no run folder"):
+    with pytest.raises(NotFoundError, match="no run folder"):
         layout.find_run("other", root=tmp_path)
 
 
@@ -108,5 +110,5 @@ def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
     assert layout.read_result(tmp_path) == {"step": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     (tmp_path / "result.json").write_text(json.dumps({"step": 3})[:-1])
-    with pytest.raises(ConfigError, match=r"result\.json: broken"):
+    with pytest.raises(CorruptDataError, match=r"result\.json: broken"):
         layout.read_result(tmp_path)
