@@ -38,7 +38,7 @@ import torch
 
 from actors.acceleration import reset_cache
 from actors.denoise import Condition, guided_v
-from actors.loop import SamplingError
+from actors.loop import NonFiniteError
 from actors.offline import frames_of
 from actors.sampler import Sampler
 from common.config import RunConfig
@@ -74,7 +74,7 @@ class InvertedSampler(Sampler):
             given, x0 = self._condition(alone), self.latents_of(self._pixels)
             self._noise = invert(self._transformer, self._scheduler, given, x0, steps=self._config.sampler.steps)
             if not torch.isfinite(self._noise).all():
-                raise SamplingError(f"{self._clip}: non-finite noise under version {self.version}")
+                raise NonFiniteError(f"{self._clip}: non-finite noise under version {self.version}")
         return self._noise
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
-from common.exchange.api import Exchange, Submitted
+from common.exchange.api import Exchange, FailureKind, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, SerializedTensor, WeightVersion
 
 if TYPE_CHECKING:  # a simulated sampler starts without torch
@@ -23,11 +23,13 @@ if TYPE_CHECKING:  # a simulated sampler starts without torch
 
 log = logging.getLogger(__name__)
 
-NON_FINITE = "non-finite"  # how the reason begins that tells of NaN or infinity
-
 
 class SamplingError(RuntimeError):
-    """The model gave something that is no clip (NaN or infinity in the latents)."""
+    """No candidate can be made."""
+
+
+class NonFiniteError(SamplingError):
+    """The model gave NaN or infinity."""
 
 
 class SamplingLoop(ABC):
@@ -69,7 +71,8 @@ class SamplingLoop(ABC):
             self._sample_lease(exchange, lease)
         except (ConfigError, SamplingError) as error:
             log.warning("group %d given back: %s", lease.prompt.ordinal, error)
-            exchange.fail_group(lease, str(error))
+            kind = FailureKind.NON_FINITE if isinstance(error, NonFiniteError) else FailureKind.OTHER
+            exchange.fail_group(lease, str(error), kind)
         return True
 
     def _sample_lease(self, exchange: Exchange, lease: GroupLease) -> None:

@@ -22,10 +22,10 @@ from typing import Any, TypeVar
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.exchange import consistency
-from common.exchange.api import ScoredCandidate, State, Submitted
+from common.exchange.api import FailureKind, ScoredCandidate, State, Submitted
 from common.exchange.normaliser import NormaliserState
 from common.exchange.probes import RETIRED, ProbeQueue
-from common.exchange.sampling import SamplingQueue, check_candidate
+from common.exchange.sampling import RefusalReason, SamplingQueue, check_candidate
 from common.exchange.scoring import ScoringQueue
 from common.exchange.storage.blobs import DeferredRead, pack, raw, unpack
 from common.exchange.storage.group_commit import CommitQueue
@@ -131,7 +131,7 @@ class LocalExchange:
         with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
             return self._do(self._sampling.submit_candidate, lease, candidate, latents, clip)
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         """Back to pending, with the candidates it has; `failed` after max_attempts."""
         self._do(self._sampling.fail_group, lease, reason)
 
@@ -228,7 +228,12 @@ class LocalExchange:
     @property
     def refusal(self) -> str:
         """Why the last `lease_group` returned None, naming the knob; empty when it did not."""
-        return self._sampling.refusal
+        return self._sampling.refused.words
+
+    @property
+    def refused_for(self) -> RefusalReason | None:
+        """`refusal` for code: its reason, None when nothing was refused."""
+        return self._sampling.refused.reason
 
     def wasted(self) -> dict[str, int]:
         """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under

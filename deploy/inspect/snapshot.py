@@ -113,9 +113,16 @@ class RunReader:
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from None
         return RunSnapshot(
-            *(self.folder, config, self._clock(), lock_owner(self.folder)),
-            *(latest_by_step(steps), events, spans, in_order([from_record(one) for one in readings])),
-            *(layout.read_result(self.folder), self._books(config)),
+            folder=self.folder,
+            config=config,
+            now=self._clock(),
+            lock_owner=lock_owner(self.folder),
+            steps=latest_by_step(steps),
+            events=events,
+            spans=spans,
+            readings=in_order([from_record(one) for one in readings]),
+            result=layout.read_result(self.folder),
+            books=self._books(config),
         )
 
     def _books(self, config: RunConfig) -> LedgerSummary | None:
@@ -139,6 +146,6 @@ def _balanced(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
         step=ledger.committed_step(),
         version=version,
         pushes=int(ledger.meta("pushes", 0)),
-        refusal=refusal(ledger, config, version),
+        refusal=refusal(ledger, config, version).words,
         wasted=ledger.wasted(),
     )

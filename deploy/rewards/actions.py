@@ -45,7 +45,14 @@ def build_command(options: Options, flags: Flags) -> int:
 
         captioner = Qwen2VLCaptioner(options.captioner)
     file = rating_set.build_from_videos(
-        *(videos, options.out, generators, options.clips, options.seed, print, options.captions, captioner)
+        videos,
+        options.out,
+        generators,
+        clips=options.clips,
+        seed=options.seed,
+        log=print,
+        captions=options.captions,
+        captioner=captioner,
     )
     print(file)
     return 0

@@ -59,8 +59,14 @@ class Registration:
     def addresses(self, connect: str, key: WorkerKey | None) -> Addresses:
         """Where the services are for a guest that reached the hub at `connect`."""
         host = connect.rpartition(":")[0]
-        at = (f"{host}:{port}" for port in (self.exchange, self.journal, self.weights, self.notes))
-        return Addresses(*at, folder=Path(), key=key)
+        return Addresses(
+            exchange=f"{host}:{self.exchange}",
+            journal=f"{host}:{self.journal}",
+            weights=f"{host}:{self.weights}",
+            notes=f"{host}:{self.notes}",
+            folder=Path(),
+            key=key,
+        )
 
 
 class Registry(Protocol):

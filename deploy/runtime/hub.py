@@ -20,8 +20,10 @@ from threading import Event, Lock
 from typing import Any
 
 from common.config import RunConfig, to_toml
-from common.exchange.api import RunExchange, State
+from common.exchange.api import State
+from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
+from common.exchange.sampling import RefusalReason
 from common.messages import Prompt, TrainingFinished, WeightVersion
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
@@ -89,7 +91,15 @@ class Hub:
             RunJournal(folder, lambda: queue(self._exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        guard = GuardrailMonitor(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
+        guard = GuardrailMonitor(
+            config=config,
+            folder=folder,
+            exchange=self._exchange,
+            probes=probes,
+            events=events,
+            say=self._bulletin.say,
+            told=meter.reading,
+        )
         self._course = ClusterRunLoop(
             config=config,
             folder=folder,
@@ -109,8 +119,14 @@ class Hub:
         )
         exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
         self._services |= {"exchange": services[0], "journal": services[1], "weights": services[2]}
-        key = keys.worker if keys else None
-        addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
+        addresses = Addresses(
+            exchange=exchange_at,
+            journal=journal_at,
+            weights=weights_at,
+            notes=announcer.address,
+            folder=folder,
+            key=keys.worker if keys else None,
+        )
         self._receive_guests(stack, host, addresses, keys)
         meter.watch(self._course, self._refused)
         meter.export(stack, host)
@@ -139,7 +155,8 @@ class Hub:
     def news(self) -> HubStatus:
         """How things stand, and what was said since the last call."""
         self._meter.targets.hide(self._guests.absent())
-        return HubStatus(*self._bulletin.take(), self._guests.count("sampler"))
+        status, lines = self._bulletin.take()
+        return HubStatus(status=status, lines=lines, samplers=self._guests.count("sampler"))
 
     def release(self, worker: str) -> None:
         """`worker` is dead: others may take over its work."""
@@ -216,7 +233,7 @@ class ClusterRunLoop(RunLoop):
         *,
         config: RunConfig,
         folder: Path,
-        exchange: RunExchange,
+        exchange: LocalExchange,
         events: JsonLines,
         guard: GuardrailMonitor,
         journal: RunJournal,
@@ -231,6 +248,7 @@ class ClusterRunLoop(RunLoop):
         super().__init__(
             config=config, folder=folder, exchange=exchange, events=events, guard=guard, evaluation=evaluation
         )
+        self.exchange: LocalExchange = exchange
         self.journal, self.progress = journal, progress
         self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
         self._full_since: float | None = None
@@ -287,7 +305,7 @@ class ClusterRunLoop(RunLoop):
         """`Stuck` when blobs fill the disk's bound, and no step will free them: there are no pairs for one."""
         counts, need = self.exchange.counts(), self.config.learner.pairs_per_step
         idle = counts[State.PAIRED] < need and not any(counts[state] for state in BUSY)
-        if not (idle and self.exchange.refusal.startswith("exchange.max_bytes")):
+        if not (idle and self.exchange.refused_for is RefusalReason.DISK_FULL):
             self._full_since = None
             return
         self._full_since = self._full_since or time.monotonic()

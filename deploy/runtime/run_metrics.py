@@ -22,9 +22,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from actors.loop import NON_FINITE
 from common.config import RunConfig
-from common.exchange.api import Submitted
+from common.exchange.api import FailureKind, Submitted
 from common.exchange.local import LocalExchange
 from common.exchange.storage.ledger import FIRST_EVALUATION
 from common.messages import Candidate, GroupLease, Prompt, Score, Span, StepStats, TrainingFinished, WeightVersion
@@ -267,10 +266,10 @@ class MeteredExchange(LocalExchange):
         self.meter.instruments.add("douga_candidates_total", float(answer.accepted), purpose=lease.prompt.purpose)
         return answer
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         """See `Exchange.fail_group`."""
-        super().fail_group(lease, reason)
-        if reason.startswith(NON_FINITE):
+        super().fail_group(lease, reason, kind)
+        if kind is FailureKind.NON_FINITE:
             self.meter.instruments.add("douga_nan_total", role=SAMPLER)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:

@@ -180,7 +180,13 @@ class Serial(RunLoop):
             exchange=exchange,
             events=events,
             guard=GuardrailMonitor(
-                config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading
+                config=config,
+                folder=folder,
+                exchange=exchange,
+                probes=roles.probes,
+                events=events,
+                say=progress.say,
+                told=exchange.meter.reading,
             ),
             evaluation=HeldOutEvaluation(
                 config=config,

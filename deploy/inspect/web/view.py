@@ -84,9 +84,15 @@ def told_pair(pair: RecentPair, simulated: bool) -> dict[str, Any]:
     there = not simulated and pair.winner.file is not None and pair.loser.file is not None
     why = "simulated work has no clips" if simulated else "clip is gone"
     return {
-        **{"ordinal": pair.ordinal, "text": pair.text, "version": pair.version, "state": pair.state},
-        **{"gap": pair.gap, "winner": _side(pair.winner), "loser": _side(pair.loser)},
-        **{"clip": f"pairs/{pair.ordinal}.mp4" if there else None, "why": None if there else why},
+        "ordinal": pair.ordinal,
+        "text": pair.text,
+        "version": pair.version,
+        "state": pair.state,
+        "gap": pair.gap,
+        "winner": _side(pair.winner),
+        "loser": _side(pair.loser),
+        "clip": f"pairs/{pair.ordinal}.mp4" if there else None,
+        "why": None if there else why,
     }
 
 

@@ -23,7 +23,8 @@ from deploy.cli import run
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.run_dir.signals import stop_on_signals
-from deploy.runtime import run_loop, serial
+from deploy.runtime import serial
+from deploy.runtime.evaluation import Stuck
 from rewarders.toon_heads import HEADS, save_heads
 from tests.support.tiny import tiny_pipeline
 
@@ -326,7 +327,7 @@ def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, par
 
 def test_a_run_that_cannot_go_on_ends_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
     def stuck(*_, **__):
-        raise run_loop.Stuck("nobody can work")
+        raise Stuck("nobody can work")
 
     monkeypatch.setattr(serial, "run", stuck)
     assert main(words(tmp_path, parts)) == 3
