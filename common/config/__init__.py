@@ -1,16 +1,19 @@
 """Every knob of a run, as pydantic models: defaults < TOML file < dotted flags.
 
 ```
-section.py   what a section is
-reward.py    [reward], [guard]: heads, judges, weights, guardrails
-run.py       all other sections; `RunConfig`
-loading.py   TOML and flags -> `RunConfig` -> TOML; every key in words; what differs between two
+section.py      what a section is
+SECTION.py      one section each: model, sampler, reward, guardrails, exchange, learner, evaluation, cluster, ...
+run.py          `RunConfig`: the keys outside of sections, and all sections
+loading.py      TOML and flags -> `RunConfig` -> TOML; renamed keys; what differs between two
 ```
 
 Nothing here imports torch, so that ``douga --help`` answers at once. A wrong key or value raises `ConfigError`, which
 names the key, where it stands and what is allowed.
 """
 
+from common.config.cluster import ClusterConfig, Placement
+from common.config.guardrails import GuardConfig
+from common.config.learner import LearnerConfig, LoraConfig
 from common.config.loading import (
     Key,
     differences,
@@ -20,23 +23,10 @@ from common.config.loading import (
     parse_config,
     to_toml,
 )
-from common.config.reward import (
-    DIMENSIONS,
-    PRESETS,
-    GuardConfig,
-    JudgeConfig,
-    RewardConfig,
-    RewardJudgeConfig,
-)
-from common.config.run import (
-    ClusterConfig,
-    LearnerConfig,
-    LoraConfig,
-    ModelConfig,
-    Placement,
-    RunConfig,
-    SamplerConfig,
-)
+from common.config.model import ModelConfig
+from common.config.reward import DIMENSIONS, PRESETS, JudgeConfig, RewardConfig, RewardJudgeConfig
+from common.config.run import RunConfig
+from common.config.sampler import SamplerConfig
 from common.config.section import Section
 
 __all__ = [
