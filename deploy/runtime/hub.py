@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Event, Lock
 from typing import Any
 
+from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
@@ -28,7 +29,7 @@ from common.messages import Prompt, TrainingFinished, WeightVersion
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
 from common.weights.sync import VersionPublisher, weight_service
-from deploy.guardrails.monitor import GuardrailMonitor, open_probes
+from deploy.guardrails.monitor import GuardrailMonitor, Probes, open_probes
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
@@ -91,6 +92,23 @@ class Hub:
             RunJournal(folder, lambda: queue(self._exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
+        self._course = self._make_course(folder, events, journal, prompts, probes, saved)
+        addresses = self._serve(stack, host, folder, journal, announcer.address, keys)
+        self._receive_guests(stack, host, addresses, keys)
+        meter.watch(self._course, self._refused)
+        meter.export(stack, host)
+        return HubReady(addresses, self._course.trained() is None)
+
+    def _make_course(
+        self,
+        folder: Path,
+        events: JsonLines,
+        journal: RunJournal,
+        prompts: PromptSource,
+        probes: Probes | None,
+        saved: int,
+    ) -> ClusterRunLoop:
+        config = self.config
         guard = GuardrailMonitor(
             config=config,
             folder=folder,
@@ -98,9 +116,9 @@ class Hub:
             probes=probes,
             events=events,
             say=self._bulletin.say,
-            told=meter.reading,
+            told=self._meter.reading,
         )
-        self._course = ClusterRunLoop(
+        return ClusterRunLoop(
             config=config,
             folder=folder,
             exchange=self._exchange,
@@ -112,25 +130,22 @@ class Hub:
             progress=self._bulletin,
             stop=self._stop,
         )
-        services = (
-            exchange_service(self._exchange, self._at(host, 2), keys=keys),
-            journal_service(journal, self._at(host, 3), keys),
-            weight_service(self._course.store, self._at(host, 4), keys),
+
+    def _serve(
+        self, stack: ExitStack, host: str, folder: Path, journal: RunJournal, notes: str, keys: ServerKeys | None
+    ) -> Addresses:
+        """Starts the services for workers; `notes` is where versions are announced."""
+        services = {
+            "exchange": exchange_service(self._exchange, self._at(host, 2), keys=keys),
+            "journal": journal_service(journal, self._at(host, 3), keys),
+            "weights": weight_service(self._course.store, self._at(host, 4), keys),
+        }
+        at = {name: stack.enter_context(serving(service)).address for name, service in services.items()}
+        self._services |= services
+        key = keys.worker if keys else None
+        return Addresses(
+            exchange=at["exchange"], journal=at["journal"], weights=at["weights"], notes=notes, folder=folder, key=key
         )
-        exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
-        self._services |= {"exchange": services[0], "journal": services[1], "weights": services[2]}
-        addresses = Addresses(
-            exchange=exchange_at,
-            journal=journal_at,
-            weights=weights_at,
-            notes=announcer.address,
-            folder=folder,
-            key=keys.worker if keys else None,
-        )
-        self._receive_guests(stack, host, addresses, keys)
-        meter.watch(self._course, self._refused)
-        meter.export(stack, host)
-        return HubReady(addresses, self._course.trained() is None)
 
     def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
         self._guests = ExternalWorkers(self.config, addresses, self._gone)

@@ -39,7 +39,7 @@ from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.run_dir.source import chosen_version
-from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
+from deploy.runtime.evaluation import Stuck
 from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.oom import needed_by
@@ -86,7 +86,7 @@ def run(
     done = layout.finished_result(config)
     if done is not None:
         return Outcome(done["step"], done)
-    roles = gather(config, rewards)
+    roles, shown = gather(config, rewards), progress or NullProgress()
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
         meter = RunMeter(config, folder, SERIAL)
@@ -102,13 +102,33 @@ def run(
             folder=folder,
             exchange=exchange,
             events=events,
+            guard=_guard(config, folder, exchange, roles, events, shown.say),
             journal=journal,
             stop=stop,
-            progress=progress or NullProgress(),
+            progress=shown,
         )
         meter.watch(course)
         meter.export(stack, LOOPBACK)
         return course.run()
+
+
+def _guard(
+    config: RunConfig,
+    folder: Path,
+    exchange: MeteredExchange,
+    roles: Roles,
+    events: JsonLines,
+    say: Callable[[str], None],
+) -> GuardrailMonitor:
+    return GuardrailMonitor(
+        config=config,
+        folder=folder,
+        exchange=exchange,
+        probes=roles.probes,
+        events=events,
+        say=say,
+        told=exchange.meter.reading,
+    )
 
 
 def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
@@ -135,13 +155,7 @@ def evaluate_again(folder: Path, config: RunConfig, version: int | None, progres
             progress=progress,
             between=lambda: None,
         )
-        evaluation = HeldOutEvaluation(
-            config=config,
-            prompts=prompts.heldout(config.evaluation.prompts, config.seed),
-            exchange=exchange,
-            progress=progress,
-            work=workers.evaluate,
-        )
+        evaluation = workers.evaluation(prompts)
         base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
         if chosen != BASE:
             exchange.announce(manifest)
@@ -160,6 +174,7 @@ class Serial(RunLoop):
         folder: Path,
         exchange: MeteredExchange,
         events: JsonLines,
+        guard: GuardrailMonitor,
         journal: RunJournal,
         stop: Callable[[], bool],
         progress: Progress,
@@ -179,22 +194,8 @@ class Serial(RunLoop):
             folder=folder,
             exchange=exchange,
             events=events,
-            guard=GuardrailMonitor(
-                config=config,
-                folder=folder,
-                exchange=exchange,
-                probes=roles.probes,
-                events=events,
-                say=progress.say,
-                told=exchange.meter.reading,
-            ),
-            evaluation=HeldOutEvaluation(
-                config=config,
-                prompts=roles.prompts.heldout(config.evaluation.prompts, config.seed),
-                exchange=exchange,
-                progress=progress,
-                work=self.workers.evaluate,
-            ),
+            guard=guard,
+            evaluation=self.workers.evaluation(roles.prompts),
         )
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self._pace = ThroughputTracker(config)

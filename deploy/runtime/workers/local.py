@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from actors.loop import SamplingLoop
+from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.exchange.api import RunExchange, State
@@ -13,7 +14,7 @@ from common.messages import Purpose
 from common.weights.store import WeightStore
 from deploy.run_dir.journal import Journal, measured
 from deploy.run_dir.progress import Progress, ThroughputTracker
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
 from deploy.runtime.oom import needed_by
 from rewarders.interface import JudgeFailed
 from rewarders.loop import ScoringLoop
@@ -34,6 +35,16 @@ class LocalWorkers:
     journal: Journal
     progress: Progress
     between: Callable[[], None]
+
+    def evaluation(self, source: PromptSource) -> HeldOutEvaluation:
+        """Returns the evaluation on the held-out prompts of `source`, with these workers."""
+        return HeldOutEvaluation(
+            config=self.config,
+            prompts=source.heldout(self.config.evaluation.prompts, self.config.seed),
+            exchange=self.exchange,
+            progress=self.progress,
+            work=self.evaluate,
+        )
 
     def evaluate(self, version: int, most: int, show: Callable[[], None]) -> bool:
         """Samples and scores held-out prompts under `version`, at most `most`. False if nothing could be done.

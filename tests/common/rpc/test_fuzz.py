@@ -44,7 +44,8 @@ GROWTH = 400  # MiB that the services' process may grow by: the dearest header (
 WAIT = 20_000  # ms
 FILES = {"ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal", "ledger.lock", "blobs", "snapshots", "weights"}
 FILES |= {"metrics.jsonl", "timeline.jsonl"}
-BY_TARGET = {"ValueError", "ConfigError", "LookupError", "OverflowError", "OSError"}  # sound requests for what is not
+# Answers to sound requests for what does not exist.
+BY_TARGET = {"ValueError", "ConfigError", "NotFoundError", "LookupError", "OverflowError", "OSError"}
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
 INTERFACES = {"exchange": RunExchange, "journal": Journal, "weights": WeightSource}
 
