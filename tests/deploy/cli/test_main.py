@@ -147,6 +147,23 @@ def test_keys_are_told_from_options(given, flags, rest):
     assert cli_flags.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
 
 
+@pytest.mark.parametrize(
+    ("words", "own", "others"),
+    [
+        (["run", "my.toml"], set(), {"steps", "out"}),
+        (["sample", "runs/toon"], {"out", "count", "version", "invert"}, {"prompts"}),
+        (["reward", "serve"], {"most-mb", "host", "port", "token", "token-file"}, {"epochs", "out"}),
+        (["reward", "train"], {"epochs", "lr", "seed"}, {"most-mb"}),
+        (["watch", "toon"], {"host", "port"}, {"json"}),
+        ([], set(), {"out"}),
+    ],
+)
+def test_a_command_knows_its_own_options(words, own, others):
+    found = cli.build_parser().own_options(words)
+    assert found >= own | {"help"}
+    assert not found & others
+
+
 # With a tiny model.
 
 
