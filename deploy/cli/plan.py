@@ -54,10 +54,10 @@ def _sizes(config: RunConfig, family: str | None) -> ModelSizes:
 
 
 def _gpu(options: argparse.Namespace, role: str) -> Gpu:
-    flag = f"{role}_gpu" if getattr(options, f"{role}_gpu", None) else "gpu"
-    name = getattr(options, flag)
+    own = {"sampler": options.sampler_gpu, "learner": options.learner_gpu}.get(role)
+    flag, name = (f"--{role}-gpu", own) if own else ("--gpu", options.gpu)
     if name not in GPUS:
-        raise ConfigError(f"--{flag.replace('_', '-')} {name}: allowed are {', '.join(GPUS)}")
+        raise ConfigError(f"{flag} {name}: allowed are {', '.join(GPUS)}")
     return GPUS[name]
 
 
