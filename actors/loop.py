@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
-from common.exchange.api import Exchange, Submitted
+from common.exchange.api import Exchange, FailureKind, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, SerializedTensor, WeightVersion
 
 if TYPE_CHECKING:  # a simulated sampler starts without torch
@@ -23,10 +23,12 @@ if TYPE_CHECKING:  # a simulated sampler starts without torch
 
 log = logging.getLogger(__name__)
 
-NON_FINITE = "non-finite"  # failure reasons about NaN or infinity start with this
-
 
 class SamplingError(RuntimeError):
+    """The model cannot make a candidate."""
+
+
+class NonFiniteError(SamplingError):
     """The model produced NaN or infinity in the latents."""
 
 
@@ -77,7 +79,8 @@ class SamplingLoop(ABC):
             self._sample_lease(exchange, lease)
         except (ConfigError, SamplingError) as error:
             log.warning("group %d failed: %s", lease.prompt.ordinal, error)
-            exchange.fail_group(lease, str(error))
+            kind = FailureKind.NON_FINITE if isinstance(error, NonFiniteError) else FailureKind.OTHER
+            exchange.fail_group(lease, str(error), kind)
         return True
 
     def _sample_lease(self, exchange: Exchange, lease: GroupLease) -> None:

@@ -175,8 +175,13 @@ class Client:
     def _candidate(self, lease: GroupLease, index: int) -> Candidate:
         ordinal, latents = lease.prompt.ordinal, self._sizes.latents
         return Candidate(
-            *(candidate_id(ordinal, index, lease.version), ordinal, index, lease.seeds[index], lease.version),
-            *(self._array(latents), self._noise(self._sizes.candidate - latents)),
+            id=candidate_id(ordinal, index, lease.version),
+            ordinal=ordinal,
+            index=index,
+            seed=lease.seeds[index],
+            policy_version=lease.version,
+            latents=self._array(latents),
+            clip=self._noise(self._sizes.candidate - latents),
         )
 
     def score(self) -> bool:

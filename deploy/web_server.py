@@ -1,25 +1,15 @@
-"""The options and the serving of every command that opens a web server. Imports nothing heavy by itself."""
+"""What every command with a web server does: token, listening socket, serving. Imports nothing heavy by itself."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
 
-OPTIONS = frozenset({"host", "port", "token", "token-file"})
 MIN_TOKEN = 16  # characters: nobody guesses that over a network
-
-
-def add_options(command: Any, port: int) -> None:
-    """Where to serve, and who is let in."""
-    command.add_argument("--host", default="127.0.0.1", help="IP address to serve at (default: 127.0.0.1)")
-    command.add_argument("--port", type=int, default=port, help=f"port; 0 takes a free one (default: {port})")
-    command.add_argument("--token", help="needed off loopback, 16 characters or more (default: $DOUGA_TOKEN)")
-    command.add_argument("--token-file", type=Path, metavar="FILE", help="file that holds it (chmod 600)")
 
 
 def token_of(options: argparse.Namespace) -> str:

@@ -58,7 +58,7 @@ SIMULATED = {
     "sampler.candidates": 2,
     "exchange.max_lag": 2,
     "exchange.keep_groups": 20,  # so that groups are pruned between kills
-    "cluster.samplers": 3,
+    "cluster.sampler.count": 3,
     "simulation.sample_seconds": 0.05,
     "simulation.step_seconds": 0.1,
     "simulation.tail": 1.0,
@@ -68,7 +68,7 @@ REAL = {
     "sampler.steps": 2,
     "exchange.max_lag": 0,
     "algorithm.refresh_every": 3,
-    "cluster.samplers": 1,
+    "cluster.sampler.count": 1,
     "evaluation.prompts": 2,
 }
 

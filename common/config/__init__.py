@@ -1,11 +1,11 @@
 """The configuration of a run, as pydantic models. Flags override the TOML file, which overrides the defaults.
 
 ```
-section.py   base class of a section
-algorithm.py [algorithm]: its keys are those of the algorithm that it names
-reward.py    [reward], [guard]: heads, judges, weights, guardrails
-run.py       all other sections; `RunConfig`
-loading.py   TOML and flags -> `RunConfig` -> TOML; the list of all keys; diff of two configurations
+section.py      base class of a section
+algorithm.py    [algorithm]: its keys are those of the algorithm that it names
+SECTION.py      one section each: model, sampler, reward, guardrails, exchange, learner, evaluation, cluster, ...
+run.py          `RunConfig`: the keys outside of sections, and all sections
+loading.py      TOML and flags -> `RunConfig` -> TOML; renamed keys; diff of two configurations
 ```
 
 Nothing here imports torch, so ``douga --help`` is fast. A wrong key or value raises `ConfigError`, which names the key,
@@ -13,6 +13,9 @@ the file or flag it came from, and the allowed values.
 """
 
 from common.config.algorithm import AlgorithmConfig, algorithm_class, open_algorithm
+from common.config.cluster import ClusterConfig, Placement
+from common.config.guardrails import GuardConfig
+from common.config.learner import LearnerConfig, LoraConfig
 from common.config.loading import (
     Key,
     differences,
@@ -22,15 +25,10 @@ from common.config.loading import (
     parse_config,
     to_toml,
 )
-from common.config.reward import (
-    DIMENSIONS,
-    PRESETS,
-    GuardConfig,
-    JudgeConfig,
-    RewardConfig,
-    RewardJudgeConfig,
-)
-from common.config.run import ClusterConfig, LearnerConfig, LoraConfig, ModelConfig, RunConfig, SamplerConfig
+from common.config.model import ModelConfig
+from common.config.reward import DIMENSIONS, PRESETS, JudgeConfig, RewardConfig, RewardJudgeConfig
+from common.config.run import RunConfig
+from common.config.sampler import SamplerConfig
 from common.config.section import Section
 
 __all__ = [
@@ -44,6 +42,7 @@ __all__ = [
     "LearnerConfig",
     "LoraConfig",
     "ModelConfig",
+    "Placement",
     "RewardConfig",
     "RewardJudgeConfig",
     "RunConfig",

@@ -18,13 +18,22 @@ from common.config.run import RunConfig
 from common.errors import ConfigError
 
 ALGORITHM = "algorithm"  # the section whose keys depend on the algorithm that it names
-RENAMED = {
+RENAMED = {  # a key or a section -> its name today; the old name is refused with the new one
     "learner.loss": "algorithm.name",
     "learner.alpha": "algorithm.alpha",
     "learner.beta": "algorithm.beta",
     "learner.refresh_every": "algorithm.refresh_every",
     "learner.normalise_gap": "algorithm.normalise_gap",
     "exchange.min_gap": "algorithm.min_gap",
+    "cluster.samplers": "cluster.sampler.count",
+    "cluster.rewarders": "cluster.rewarder.count",
+    "cluster.learners": "cluster.learner.count",
+    "cluster.sampler_gpus": "cluster.sampler.gpus",
+    "cluster.rewarder_gpus": "cluster.rewarder.gpus",
+    "cluster.learner_gpus": "cluster.learner.gpus",
+    "cluster.sampler_node": "cluster.sampler.node",
+    "cluster.rewarder_node": "cluster.rewarder.node",
+    "cluster.learner_node": "cluster.learner.node",
 }
 
 
@@ -57,6 +66,10 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
         dotted = name.replace("-", "_")
         _put(data, dotted, _listed(dotted, value))
         where[dotted] = f"--{name}"
+    for name, place in where.items():
+        _check_renamed(name, place)
+    if where.get("pairs") == "--pairs" and where.get("sampler.candidates") == source:
+        data["sampler"] = _without(data["sampler"], "candidates")  # it is about the prompts that --pairs replaces
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:
@@ -84,6 +97,12 @@ def _chosen(data: Mapping[str, Any]) -> str:
     return name
 
 
+def _check_renamed(name: str, place: str) -> None:
+    for old, new in RENAMED.items():
+        if name == old or name.startswith(f"{old}."):
+            raise ConfigError(f"{place}: {name} was renamed to {new}{name.removeprefix(old)}")
+
+
 def leaves(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested mappings: dotted name -> value."""
     found: dict[str, Any] = {}
@@ -99,6 +118,10 @@ def _put(data: dict[str, Any], dotted: str, value: Any) -> None:
         if not isinstance(data, dict):
             raise ConfigError(f"--{dotted}: '{parent}' is a value, not a section")
     data[leaf] = value
+
+
+def _without(section: Any, key: str) -> Any:
+    return {name: value for name, value in section.items() if name != key} if isinstance(section, dict) else section
 
 
 def _listed(dotted: str, value: Any) -> Any:
@@ -118,8 +141,7 @@ def _one_line(error: ValidationError, where: Mapping[str, str], algorithm: str) 
     place = where.get(name) or next(inside, None)
     label = name if place is None else place if place.startswith("--") else f"{name} in {place}"
     if first["type"] == "extra_forbidden":
-        words = f"renamed to {RENAMED[name]}" if name in RENAMED else f"unknown key; {_hint(parts, algorithm)}"
-        return f"{label}: {words}"
+        return f"{label}: unknown key; {_hint(parts, algorithm)}"
     if first["type"] in ("model_type", "model_attributes_type"):
         allowed = ", ".join(f"{name}.{key}" for key in _allowed(parts, algorithm))
         return f"{label}: a section, not a value; set one of {allowed}"

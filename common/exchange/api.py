@@ -47,6 +47,13 @@ QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIR
 OVER = (State.DONE, State.FAILED)
 
 
+class FailureKind(StrEnum):
+    """Why a sampler gave a group back, as far as code tells cases apart; the reason in words is for people."""
+
+    NON_FINITE = "non-finite"  # NaN or infinity in the latents
+    OTHER = "other"
+
+
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """The answer to a submit: `accepted` is False for a duplicate or a lost lease, `reason` says which."""
@@ -79,7 +86,7 @@ class Exchange(Protocol):
         """Store one candidate; the Nth moves the group to `sampled`. Idempotent on the candidate id."""
         ...
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         """Give a lease back with a reason; after max_attempts the group is `failed`."""
         ...
 

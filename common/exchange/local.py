@@ -11,25 +11,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from common.config import RunConfig, open_algorithm
 from common.errors import ConfigError, StorageError
 from common.exchange import consistency
-from common.exchange.api import ScoredCandidate, State, Submitted
+from common.exchange.api import FailureKind, ScoredCandidate, State, Submitted
 from common.exchange.probes import RETIRED, ProbeQueue
-from common.exchange.sampling import SamplingQueue, check_candidate
+from common.exchange.sampling import RefusalReason, SamplingQueue, check_candidate
 from common.exchange.scoring import ScoringQueue
 from common.exchange.storage.blobs import DeferredRead, pack, raw, unpack
 from common.exchange.storage.group_commit import CommitQueue
 from common.exchange.storage.ledger import Ledger
-from common.exchange.storage.ledger_reader import LOCK
+from common.exchange.storage.run_lock import hold
 from common.exchange.training import TrainingQueue
 from common.messages import (
     Candidate,
@@ -64,12 +63,17 @@ class LocalExchange:
         config: RunConfig,
         source: Callable[[int], Prompt],
         clock: Callable[[], float] = time.time,
+        held: bool = False,
     ) -> None:
-        """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds."""
+        """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds.
+
+        Holds the folder until it is closed, unless the caller does already (`held`).
+        """
         self._config = config
-        self._guard = guard(folder)
+        self._lock = None if held else hold(folder)
         with ExitStack() as stack:
-            stack.callback(self._guard.close)
+            if self._lock is not None:
+                stack.callback(self._lock.close)
             try:
                 self._ledger = Ledger(folder, ledger_key(config))
                 stack.callback(self._ledger.close)
@@ -125,7 +129,7 @@ class LocalExchange:
         with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
             return self._do(self._sampling.submit_candidate, lease, candidate, latents, clip)
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         """Back to pending, with the candidates it has; `failed` after max_attempts."""
         self._do(self._sampling.fail_group, lease, reason)
 
@@ -222,7 +226,12 @@ class LocalExchange:
     @property
     def refusal(self) -> str:
         """Why the last `lease_group` returned None, naming the knob; empty when it did not."""
-        return self._sampling.refusal
+        return self._sampling.refused.words
+
+    @property
+    def refused_for(self) -> RefusalReason | None:
+        """`refusal` for code: its reason, None when nothing was refused."""
+        return self._sampling.refused.reason
 
     def wasted(self) -> dict[str, int]:
         """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
@@ -260,24 +269,8 @@ class LocalExchange:
         """Close the ledger and let go of the folder. Leases stay as they are until the next opening."""
         with self._turns.lock:
             self._ledger.close()
-            self._guard.close()
-
-
-def guard(folder: Path) -> IO[str]:
-    """Hold the ledger of a folder alone until the file is closed. `ConfigError` when another process holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a")
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
-    try:
-        # A POSIX lock belongs to the process and dies with it, however it dies.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        words = f"{folder}: in use by another running process; wait for it, or choose another --name"
-        raise ConfigError(words) from None
-    return file
+            if self._lock is not None:
+                self._lock.close()
 
 
 def ledger_key(config: RunConfig) -> dict[str, int | str]:

@@ -62,8 +62,14 @@ def _clip(blobs: Path, row: sqlite3.Row) -> HeldOutClip:
     prompt = msgpack.unpackb(row["prompt"])
     image = None if row["image"] is None else partial(read_blob, blobs / row["image"])
     return HeldOutClip(
-        *(row["id"], row["version"], prompt["id"], prompt["text"], prompt["character"], prompt["category"]),
-        *(partial(read_blob, blobs / row["clip"]), image),
+        candidate=row["id"],
+        version=row["version"],
+        prompt_id=prompt["id"],
+        text=prompt["text"],
+        character=prompt["character"],
+        category=prompt["category"],
+        read=partial(read_blob, blobs / row["clip"]),
+        read_image=image,
     )
 
 

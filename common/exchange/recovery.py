@@ -27,7 +27,7 @@ from common.errors import ConfigError, StorageError
 from common.errors.disk import sync, writing
 from common.exchange import consistency
 from common.exchange.api import State
-from common.exchange.local import guard, ledger_key
+from common.exchange.local import ledger_key
 from common.exchange.sampling import IMAGE, SamplingQueue
 from common.exchange.scoring import keep_shown
 from common.exchange.storage import snapshots
@@ -62,29 +62,28 @@ def recover(
     before: Callable[[int], object],
     clock: Callable[[], float] = time.time,
 ) -> Recovered:
-    """Put a mended snapshot in the place of a run's damaged ledger.
+    """Put a mended snapshot in the place of a run's damaged ledger. The caller holds the folder (`run_lock.hold`).
 
     `checkpoints` are the steps that the learner can go on from; `newest_version` is the highest id under weights/, -1
     without any: no id up to it is used again. `before` is told the snapshot's step before the ledger is in its place.
     `ConfigError` when the ledger is healthy, when there is no snapshot of any of the checkpoints, and when the folder
     cannot be written. Reads every blob.
     """
-    with guard(folder):
+    try:
+        damage = _damage(folder, config)
+        draft, step = _open_newest(folder, config, checkpoints)
         try:
-            damage = _damage(folder, config)
-            draft, step = _open_newest(folder, config, checkpoints)
-            try:
-                mended = _mend(draft, config, source, step, newest_version, clock)
-                consistency.check(draft, config)
-            finally:
-                draft.close()
-            sync(draft.path)
-            before(step)
-            aside = _set_aside(folder)
-            draft.path.replace(folder / LEDGER)
-            sync(folder)
-        except StorageError as error:
-            raise ConfigError(str(error)) from None
+            mended = _mend(draft, config, source, step, newest_version, clock)
+            consistency.check(draft, config)
+        finally:
+            draft.close()
+        sync(draft.path)
+        before(step)
+        aside = _set_aside(folder)
+        draft.path.replace(folder / LEDGER)
+        sync(folder)
+    except StorageError as error:
+        raise ConfigError(str(error)) from None
     return Recovered(step, damage, aside, *mended)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from functools import cache
 
 import msgpack
@@ -32,6 +33,27 @@ def clip_name(place: int) -> str:
     return f"clip/{place}"
 
 
+class RefusalReason(StrEnum):
+    """Why no training group can be sampled, as far as code tells cases apart."""
+
+    ROLLED_BACK = "rolled back"
+    STALE = "stale"
+    PIPELINE_FULL = "pipeline full"
+    ENOUGH_PAIRS = "enough pairs"
+    DISK_FULL = "disk full"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A reason, and the same in words, with the key to change. False where nothing is refused."""
+
+    reason: RefusalReason | None = None
+    words: str = ""
+
+    def __bool__(self) -> bool:
+        return self.reason is not None
+
+
 @dataclass(slots=True)
 class SamplingQueue:
     """Hands out groups and takes candidates. Every method is one transaction, in the caller's turn.
@@ -43,7 +65,7 @@ class SamplingQueue:
     config: RunConfig
     source: Callable[[int], Prompt]
     clock: Callable[[], float]
-    refusal: str = ""  # why the last lease_group returned None
+    refused: Refusal = Refusal()  # why the last lease_group returned None
 
     # Leasing.
 
@@ -52,11 +74,11 @@ class SamplingQueue:
         self._check_known(version)
         with self.ledger.transaction():
             self._reap()
-            self.refusal = ""
+            self.refused = Refusal()
             ordinal = self._evaluation(version)
             if ordinal is None:
-                self.refusal = refusal(self.ledger, self.config, version)
-                if self.refusal:
+                self.refused = refusal(self.ledger, self.config, version)
+                if self.refused:
                     return DeferredRead(lambda: None, lambda: None)
                 ordinal = self._training()
             return self._lease(ordinal, worker, version)
@@ -243,34 +265,42 @@ class SamplingQueue:
             self.ledger.store(ordinal, IMAGE, raw(prompt.image))
 
 
-def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> str:
-    """Why no training group can be sampled now under `version`; empty when one can."""
+def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
+    """Why no training group can be sampled now under `version`, if none can."""
     exchange = config.exchange
     row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)
     if row is not None and row["lost"]:
-        return f"version {version} was rolled back: load the newest version first"
+        words = f"version {version} was rolled back: load the newest version first"
+        return Refusal(RefusalReason.ROLLED_BACK, words)
     pushes = ledger.meta("pushes", 0)
     if rules.is_stale(rules.lag(pushes, 0 if row is None else row["pushes"]), exchange.max_lag):
-        return f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
+        words = f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
+        return Refusal(RefusalReason.STALE, words)
     load, bounds = ledger.load(exchange.max_times_trained), _bounds(config)
     if load.running >= exchange.pipeline_depth:
-        return f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
+        words = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
+        return Refusal(RefusalReason.PIPELINE_FULL, words)
     if rules.capacity(bounds, load, pushes) < 1:
         last = (exchange.max_lag + pushes + 1) * config.pairs_per_push >= bounds.total
         knob = f"steps = {config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
         what = "the rest of the run" if last else "the coming pushes"
-        return f"{knob}: enough pairs for {what} exist or are under way"
+        return Refusal(RefusalReason.ENOUGH_PAIRS, f"{knob}: enough pairs for {what} exist or are under way")
     sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
     if not rules.disk_has_room(ledger.bytes_on_disk(), ledger.meta("largest_group", 0), sampling, exchange.max_bytes):
-        return f"exchange.max_bytes = {exchange.max_bytes}: blobs fill it until a checkpoint frees some"
-    return ""
+        words = f"exchange.max_bytes = {exchange.max_bytes}: blobs fill it until a checkpoint frees some"
+        return Refusal(RefusalReason.DISK_FULL, words)
+    return Refusal()
 
 
 def _bounds(config: RunConfig) -> rules.Bounds:
     exchange, learner = config.exchange, config.learner
     return rules.Bounds(
-        *(exchange.pipeline_depth, exchange.max_lag, learner.pairs_per_step, config.pairs_per_push),
-        *(exchange.max_times_trained, config.steps * learner.pairs_per_step),
+        pipeline_depth=exchange.pipeline_depth,
+        max_lag=exchange.max_lag,
+        pairs_per_step=learner.pairs_per_step,
+        pairs_per_push=config.pairs_per_push,
+        times_trained=exchange.max_times_trained,
+        total=config.steps * learner.pairs_per_step,
     )
 
 

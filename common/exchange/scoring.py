@@ -184,11 +184,23 @@ class ScoringQueue:
         ordinal, place = row["ordinal"], row["place"]
         prompt, values = open_prompt(self.ledger, group), json.loads(row["scores"])
         latents, clip = (self.ledger.open(ordinal, name) for name in (latents_name(place), clip_name(place)))
-        names = (row["id"], ordinal, place, row["seed"], row["version"])
-        sizes = (row["fps"], row["height"], row["width"])
-        return lambda: ScoredCandidate(
-            prompt(), Candidate(*names, latents.read_one(), clip.read_one().data, *sizes), values
-        )
+
+        def read() -> ScoredCandidate:
+            candidate = Candidate(
+                id=row["id"],
+                ordinal=ordinal,
+                index=place,
+                seed=row["seed"],
+                policy_version=row["version"],
+                latents=latents.read_one(),
+                clip=clip.read_one().data,
+                fps=row["fps"],
+                height=row["height"],
+                width=row["width"],
+            )
+            return ScoredCandidate(prompt(), candidate, values)
+
+        return read
 
 
 def rest(ledger: Ledger, ordinal: int) -> None:

@@ -25,6 +25,7 @@ from functools import cache
 import numpy as np
 import torch
 
+from common.config import RunConfig
 from common.toon.world import (
     ACTIONS,
     FRAMES,
@@ -156,6 +157,12 @@ def _brightness(templates: Templates, image: torch.Tensor, view: torch.Tensor, c
     under = image.movedim(1, -1)[frames, rows, columns]  # [F, K, SPRITE_HEIGHT, SPRITE_WIDTH, 3]
     cross = (under.movedim(-1, 2) * templates.weighted[view]).sum((2, 3, 4))
     return cross / templates.own[view, top, left].clamp_min(1e-3)
+
+
+def oracle_applies(config: RunConfig) -> bool:
+    """Whether the oracle can judge a run's clips: toon prompts, and clips of the toon world's size."""
+    size = config.model
+    return config.prompts == "toon" and (size.frames, size.height, size.width) == (FRAMES, HEIGHT, WIDTH)
 
 
 def judge(clip: np.ndarray, shot: Shot) -> Verdict:

@@ -6,10 +6,11 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
+from deploy.cli.flags import add_command
 
 if TYPE_CHECKING:
     from deploy.inspect.logs import Filter, LogReader
@@ -28,15 +29,14 @@ examples:
 
 The keys logs.level, logs.max_bytes and logs.backups decide what is written and how much is kept.
 """
-OWN = {"logs": frozenset({"follow", "role", "worker", "level", "since", "lines"})}
 LINES = 200
 EVERY = 0.5  # seconds between two looks of --follow
 COLOURS = {"DEBUG": "\x1b[2m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[1;31m"}
 PLAIN = "\x1b[0m"
 
 
-def add(commands: Any, add_command: Callable[..., Any]) -> None:
-    """Add the subcommand to the parser; `add_command` is `cli._add`."""
+def add(commands: Any) -> None:
+    """Adds the command of this file."""
     logs = add_command(commands, "logs", _logs, "what the processes of a run log, merged by time", LOGS)
     logs.add_argument("run", help="run folder, or its name under runs/")
     logs.add_argument("--follow", action="store_true", help="keep showing what comes, until Ctrl-C")
@@ -51,9 +51,9 @@ def add(commands: Any, add_command: Callable[..., Any]) -> None:
     )
 
 
-def _logs(options: argparse.Namespace, flags: dict[str, Any]) -> int:
-    from deploy.inspect.logs import LogReader, filter_of  # noqa: PLC0415 - `--help` answers at once
-    from deploy.run_dir import layout  # noqa: PLC0415
+def _logs(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from deploy.inspect.logs import LogReader, filter_of
+    from deploy.run_dir import layout
 
     if options.lines < 0:
         raise ConfigError(f"--lines {options.lines}: must be 0 or more")

@@ -1,4 +1,4 @@
-"""`douga plan`: reads what is asked for, and says the plan of `deploy/planning/plan.py` in words. No torch."""
+"""``douga plan``: parse what is asked, and print the plan of `deploy/planning/plan.py`. No torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,37 @@ from typing import Any
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError
+from deploy.cli.flags import add_command
 from deploy.planning.memory import GIGA, GPUS, Gpu, Need
 from deploy.planning.model_sizes import EMBEDDED, ModelSizes, family_sizes, folder_sizes
 from deploy.planning.plan import Plan, clips_per_step, plan
 
+PLAN = """\
+Computes the memory of each role term by term, the time of a clip and of a step, how many samplers keep the learner
+busy, and the disk, without loading a model. A run that cannot fit is refused (exit code 2), with the keys that help.
+Times assume a share of the GPU's peak, --mfu: measure yours, then pass it. Model sizes come from the config files in
+model.path; if that folder is on another machine, name the published family.
 
-def command(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    """Print the plan; `ConfigError` for what cannot fit, or is not known."""
+examples:
+  douga plan deploy/launch/configs/a800-online.toml --family 5b-i2v --gpu A800-80GB
+  douga plan my.toml --sampler-gpu RTX4090-24GB --learner-gpu H100-80GB --mfu 0.35
+  douga plan my.toml --gpu H100-80GB --learner.micro-batch 2      any key can be changed, as with run
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the command of this file."""
+    words = "estimate GPU memory, time and disk before renting GPUs"
+    command = add_command(commands, "plan", _plan, words, PLAN, takes_keys=True)
+    command.add_argument("config", type=Path, metavar="CONFIG.toml")
+    command.add_argument("--family", help="2b, 5b-i2v or 1.5-5b-i2v, instead of the files in model.path")
+    command.add_argument("--gpu", default="A800-80GB", help=f"{', '.join(GPUS)} (default: A800-80GB)")
+    command.add_argument("--sampler-gpu", help="GPU of the samplers, if another one")
+    command.add_argument("--learner-gpu", help="GPU of the learner, if another one")
+    command.add_argument("--mfu", type=float, default=0.4, help="assumed share of the GPU's peak (default: 0.4)")
+
+
+def _plan(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     config = load_config(options.config, flags)
     gpus = {role: _gpu(options, role) for role in ("sampler", "rewarder", "learner")}
     print("\n".join(lines(plan(config, _sizes(config, options.family), gpus, options.mfu))))
@@ -30,10 +54,10 @@ def _sizes(config: RunConfig, family: str | None) -> ModelSizes:
 
 
 def _gpu(options: argparse.Namespace, role: str) -> Gpu:
-    flag = f"{role}_gpu" if getattr(options, f"{role}_gpu", None) else "gpu"
-    name = getattr(options, flag)
+    own = {"sampler": options.sampler_gpu, "learner": options.learner_gpu}.get(role)
+    flag, name = (f"--{role}-gpu", own) if own else ("--gpu", options.gpu)
     if name not in GPUS:
-        raise ConfigError(f"--{flag.replace('_', '-')} {name}: allowed are {', '.join(GPUS)}")
+        raise ConfigError(f"{flag} {name}: allowed are {', '.join(GPUS)}")
     return GPUS[name]
 
 

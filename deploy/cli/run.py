@@ -1,64 +1,103 @@
-"""``douga run``: start or resume a run, in the mode that its configuration names. Imports no torch by itself."""
+"""``douga run``, ``finetune`` and ``config``: start or resume a run. Parsing imports no torch, no rich and no Ray."""
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
-from types import FrameType
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from common.config import RunConfig, load_config
+from common.errors import ConfigError
+from deploy.cli.flags import add_command, describe_keys
+from deploy.run_dir import layout
+from deploy.run_dir.layout import MEMORY, TOON
+from deploy.run_dir.signals import stop_on_signals
 
-from common.config import RunConfig
-from common.errors import ConfigError, RunFailed, StorageError
-from deploy.results import comparison
-from deploy.run_dir import layout, throughput
-from deploy.run_dir.progress import showing
-from deploy.runtime.oom import needed_by
+EXAMPLES = f"""\
+examples:
+  douga run                                   align the embedded toon model on this machine
+  douga run --verify                          ... and exit 1 unless held-out reward rose and the oracle held
+  douga run --name mine --learner.lr 1e-5     change any key; names may be written with - or _
+  douga run my.toml --steps 200               a configuration file, with flags on top
+  douga run runs/mine/config.toml             resume an interrupted run
+  douga run --pairs rated/ratings.jsonl       train on pairs that people made: docs/annotate.md
+
+  A run is a folder (runs/NAME). The same command resumes it; a finished run prints its result. On resume these keys
+  may change: steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.*; model.path, to another copy of the
+  same model; and the keys that save memory:
+  {", ".join(MEMORY[:3])},
+  {", ".join(MEMORY[3:])}.
+"""
+FINETUNE = """\
+Trains on clips of your own with the diffusion loss, each under its caption and its clean first frame (the first stage
+of HuViDPO). It is a run like any other (algorithm.name = sft): it resumes, is compared with the base model, exports.
+
+examples:
+  douga finetune clips --steps 200 --learner.lr 1e-4              8 to 16 clips, each NAME.mp4 with a NAME.txt
+  douga export finetune --out tuned                               a whole pipeline
+  douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --algorithm.name human_pairs
+"""
 
 
-def run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    """0, 1 (`verify` failed), 3 (the run cannot go on), 130 (interrupted)."""
-    config: RunConfig = options.resolved
+def add(commands: Any) -> None:
+    """Adds the commands of this file."""
+    command = add_command(
+        commands,
+        "run",
+        _run,
+        "start or resume a run: the main command",
+        takes_keys=True,
+        usage="douga run [CONFIG.toml] [--KEY VALUE ...]",
+        late_epilog=lambda: f"{EXAMPLES}\n{describe_keys()}",
+    )
+    finetune = add_command(commands, "finetune", _finetune, "fine-tune on a few real clips", FINETUNE, takes_keys=True)
+    finetune.add_argument("clips", type=Path, metavar="CLIPS", help="folder of mp4 files, each with a NAME.txt")
+    for one in (command, finetune):
+        one.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="default: the embedded toon run")
+    add_command(commands, "config", _config, "list every configuration key with its kind, default and meaning")
+
+
+def _config(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    print(describe_keys())
+    return 0
+
+
+def _finetune(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    own = {"name": "finetune", "algorithm.name": "sft", "sampler.candidates": "1", "pairs": str(options.clips)}
+    return _run(options, own | dict(flags))
+
+
+def _run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    return start(load_config(options.config or TOON, flags))
+
+
+def start(config: RunConfig) -> int:
+    """Starts or resumes the run. Returns 0, 1 (`verify` failed) or 130 (interrupted)."""
     before = layout.finished_result(config)
     if before is not None:
-        print(f"{config.folder}: already finished; --steps N goes on, --name starts another")
+        print(f"{config.folder}: already finished; raise --steps to train further, or start another with --name")
         return _conclude(config, before)
-    return or_failed(partial(_run, config))
+    from deploy.run_dir.progress import showing
 
-
-def or_failed(act: Callable[[], int]) -> int:
-    """What `act` returns; 3, and one line on stderr, when it cannot be done."""
-    try:
-        with needed_by("this process"):
-            return act()
-    except (RunFailed, StorageError) as error:
-        print(f"douga: {error}", file=sys.stderr)
-        return 3
-
-
-def _run(config: RunConfig) -> int:
     with stop_on_signals() as stop, showing() as progress:
         outcome = _mode(config).run(config, stop=stop, progress=progress)
     if outcome.result is None:
-        print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Go on with:", file=sys.stderr)
+        print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Resume with:", file=sys.stderr)
         print(f"  {layout.resume_command(config.folder)}", file=sys.stderr)
         return 130
     return _conclude(config, outcome.result)
 
 
 def _mode(config: RunConfig) -> Any:
-    """The module that runs it."""
+    """Returns the module that runs it."""
     if config.mode == "serial":
-        from deploy.runtime import serial  # noqa: PLC0415 - torch, in this process
+        from deploy.runtime import serial
 
         return serial
     try:
-        from deploy.runtime import driver  # noqa: PLC0415 - Ray, and torch elsewhere
+        from deploy.runtime import driver
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"mode = 'cluster': needs the package {error.name}, which is not installed; mode = 'serial' does without"
@@ -67,6 +106,11 @@ def _mode(config: RunConfig) -> Any:
 
 
 def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from deploy.results import comparison
+    from deploy.run_dir import throughput
+
     console = Console()
     if config.simulate:
         for line in throughput.words(result["pace"]):
@@ -76,28 +120,3 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
     console.print(result["verdict"]["words"], markup=False, highlight=False)
     console.print(f"report: {config.folder / layout.REPORT}", markup=False, highlight=False, soft_wrap=True)
     return 1 if config.verify and not result["verdict"]["passed"] else 0
-
-
-@contextmanager
-def stop_on_signals(
-    words: str = "stopping after the present unit of work; once more stops at once",
-) -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM makes the yielded function say yes; a second one ends the process at once."""
-    asked: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _: FrameType | None) -> None:
-        asked.append(number)
-        print(words, file=sys.stderr)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        restore()

@@ -14,9 +14,8 @@ import numpy as np
 
 from common.config import RunConfig
 from common.messages import Prompt
-from common.toon.oracle import Verdict, judge
+from common.toon.oracle import Verdict, judge, oracle_applies
 from common.toon.prompts import shot_of
-from deploy.results.comparison import oracle_applies
 from rewarders.judges import open_judges
 from rewarders.rewarder import Rewarder
 

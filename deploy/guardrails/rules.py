@@ -190,8 +190,15 @@ def to_record(reading: Reading) -> dict[str, Any]:
 def from_record(record: Mapping[str, Any]) -> Reading:
     """The reading of a record of ``guard.jsonl``."""
     policy, base = ({int(place): Measured(**one) for place, one in record[side].items()} for side in ("policy", "base"))
-    numbers = (record["step"], record["pushes"], record["version"])
-    return Reading(*numbers, policy, base, record["shown"], tuple(record["alarms"]))
+    return Reading(
+        step=record["step"],
+        pushes=record["pushes"],
+        version=record["version"],
+        policy=policy,
+        base=base,
+        shown=record["shown"],
+        alarms=tuple(record["alarms"]),
+    )
 
 
 def in_order(readings: Sequence[Reading]) -> list[Reading]:

@@ -22,7 +22,8 @@ from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.queries import Work, work_in_progress
 from common.exchange.sampling import refusal
-from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, lock_owner, open_readonly
+from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, open_readonly
+from common.exchange.storage.run_lock import lock_owner
 from common.messages import Purpose
 from deploy.guardrails.rules import Reading, from_record, in_order
 from deploy.run_dir import layout, timeline
@@ -112,9 +113,16 @@ class RunReader:
         except (OSError, ValueError) as error:
             raise ConfigError(str(error)) from None
         return RunSnapshot(
-            *(self.folder, config, self._clock(), lock_owner(self.folder)),
-            *(latest_by_step(steps), events, spans, in_order([from_record(one) for one in readings])),
-            *(layout.read_result(self.folder), self._books(config)),
+            folder=self.folder,
+            config=config,
+            now=self._clock(),
+            lock_owner=lock_owner(self.folder),
+            steps=latest_by_step(steps),
+            events=events,
+            spans=spans,
+            readings=in_order([from_record(one) for one in readings]),
+            result=layout.read_result(self.folder),
+            books=self._books(config),
         )
 
     def _books(self, config: RunConfig) -> LedgerSummary | None:
@@ -138,6 +146,6 @@ def _balanced(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
         step=ledger.committed_step(),
         version=version,
         pushes=int(ledger.meta("pushes", 0)),
-        refusal=refusal(ledger, config, version),
+        refusal=refusal(ledger, config, version).words,
         wasted=ledger.wasted(),
     )

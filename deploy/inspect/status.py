@@ -78,7 +78,6 @@ class RunStatus:
 def run_status(seen: RunSnapshot) -> RunStatus:
     """Where the run stands."""
     config, books, phase = seen.config, seen.books, _phase(seen)
-    step = books.step if books else 0
     live = phase not in (FINISHED, STOPPED)
     workers = _workers(seen) if live and phase != STARTING else []
     window, rates, roles = _flow(seen, workers)
@@ -86,14 +85,24 @@ def run_status(seen: RunSnapshot) -> RunStatus:
     last = seen.steps[-1] if seen.steps else {}
     stuck = {role: sum(one.state == "waits" for one in workers if role_of(one.name) == role) for role in roles}
     return RunStatus(
-        **{"run": config.name, "folder": str(seen.folder), "phase": phase, "words": _words(seen, phase, status, rates)},
-        **{"step": step, "steps": config.steps, "eta": status.eta, "version": books.version if books else 0},
+        run=config.name,
+        folder=str(seen.folder),
+        phase=phase,
+        words=_words(seen, phase, status, rates),
+        step=books.step if books else 0,
+        steps=config.steps,
+        eta=status.eta,
+        version=books.version if books else 0,
         lag={"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": config.exchange.max_lag},
         queue={state.value: count for state, count in (books.groups if books else {}).items() if count},
-        **{"rates": rates, "window": window, "last": _last(seen)},
+        rates=rates,
+        window=window,
+        last=_last(seen),
         roles={role: {**how, "waiting": stuck[role]} for role, how in roles.items()},
         bottleneck=throughput.busiest(roles) if live and any(how["busy"] for how in roles.values()) else None,
-        **{"workers": workers, "process": seen.lock_owner, "since": None if live else seen.last_word},
+        workers=workers,
+        process=seen.lock_owner,
+        since=None if live else seen.last_word,
         go_on=layout.resume_command(seen.folder) if phase == STOPPED else None,
         wasted=books.wasted if books else {},
     )
@@ -214,8 +223,7 @@ def _workers(seen: RunSnapshot) -> list[WorkerStatus]:
     config, books = seen.config, seen.books
     counts = {role: 1 for role in ROLES}
     if config.mode == "cluster":
-        cluster = config.cluster
-        counts = {"sampler": cluster.samplers, "rewarder": cluster.rewarders, "learner": cluster.learners}
+        counts = {role: config.cluster.placement_of(role).count for role in ROLES}
     own = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
     recent = {span["worker"] for span in seen.spans if span["began"] > max(seen.now - WINDOW, seen.started or 0.0)}
     guests = (recent | set(books.work if books else ())) - set(own)

@@ -68,8 +68,13 @@ def _work(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
     for index, span in enumerate(seen.spans):
         pid, tid = _place(span["worker"])
         yield {
-            **{"ph": "X", "name": span["kind"], "cat": role_of(span["worker"]), "pid": pid, "tid": tid},
-            **{"ts": _microseconds(axis.at(span["began"])), "dur": _microseconds(span["seconds"])},
+            "ph": "X",
+            "name": span["kind"],
+            "cat": role_of(span["worker"]),
+            "pid": pid,
+            "tid": tid,
+            "ts": _microseconds(axis.at(span["began"])),
+            "dur": _microseconds(span["seconds"]),
             "args": {"units": span.get("units", 1)} | figures.get(index, {}),
         }
 

@@ -30,8 +30,8 @@ import yaml
 
 from common.errors import ConfigError, RunFailed
 from common.errors.disk import write_whole
-from deploy.cli.run import stop_on_signals
 from deploy.run_dir.layout import find_run
+from deploy.run_dir.signals import AGAIN, stop_on_signals
 
 HERE = Path(__file__).parent
 PROMETHEUS, GRAFANA = HERE / "prometheus", HERE / "grafana"
@@ -56,7 +56,7 @@ def monitor(options: argparse.Namespace) -> int:
         raise ConfigError(f"--port {options.port}: allowed are 0 to 65533")
     folders = [find_run(run)[0].resolve() for run in options.runs]
     programs, receivers = find_programs(), _receivers(options.alertmanager)
-    with stop_on_signals("stopping Prometheus and the others; once more stops at once") as stop, ExitStack() as stack:
+    with stop_on_signals(f"stopping Prometheus and the others; {AGAIN}") as stop, ExitStack() as stack:
         servers = start(stack, programs, folders, receivers, options.port)
         for server in servers:
             print(f"{server.name:13} http://{server.address}", flush=True)

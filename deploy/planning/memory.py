@@ -108,13 +108,13 @@ def _need(
     phases: Mapping[str, int],
     host: int = 0,
 ) -> Need:
-    workers = getattr(config.cluster, f"{role}s") if config.mode == "cluster" else 1
+    workers = config.cluster.placement_of(role).count if config.mode == "cluster" else 1
     return Need(role, workers, gpus[role], share_of(role, config), {**resident, "CUDA": CUDA_BYTES}, phases, host)
 
 
 def share_of(role: str, config: RunConfig) -> float:
     """Of a GPU, that each worker of a role has; above 1 it is so many GPUs."""
-    return getattr(config.cluster, f"{role}_gpus") if config.mode == "cluster" else 1.0
+    return config.cluster.placement_of(role).gpus if config.mode == "cluster" else 1.0
 
 
 def _one_process(roles: tuple[Need, ...]) -> Need:
@@ -126,7 +126,7 @@ def _one_process(roles: tuple[Need, ...]) -> Need:
 
 def ranks_of(config: RunConfig) -> int:
     """N: of the learner."""
-    return config.cluster.learners if config.mode == "cluster" else 1
+    return config.cluster.learner.count if config.mode == "cluster" else 1
 
 
 def number_bytes(config: RunConfig) -> int:

@@ -121,7 +121,7 @@ def _pace(
     again = {"off": 0.0, "selective": matrices, "full": matrices + attention}[rules.gradient_checkpointing]
     backward = (1 if rules.train == "lora" else 2) * matrices + 2 * attention
     step = 2 * rules.pairs_per_step / ranks * (forwards + again + backward) / speed["learner"]
-    samplers = config.cluster.samplers if config.mode == "cluster" else 1
+    samplers = config.cluster.sampler.count if config.mode == "cluster" else 1
     needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
     return Pace(clip, step, samplers, needed)
 
@@ -222,5 +222,5 @@ def _refusal(made: Plan, need: Need, gpus: Mapping[str, Gpu]) -> str:
         if other.total < 0.99 * need.total:
             better.append(f"{name} ({other.total / GIGA:.0f} GB)")
     if need.share < 1:
-        better.append(f"cluster.{need.role}_gpus")
+        better.append(f"cluster.{need.role}.gpus")
     return f"{line}: change {', '.join([*better, 'model.height and width, or the GPU'])}"

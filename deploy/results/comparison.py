@@ -31,27 +31,18 @@ class Verdict:
     words: str
 
 
-def oracle_applies(config: RunConfig) -> bool:
-    """Whether the oracle can judge this run's clips: toon prompts at the toon world's size."""
-    from common.toon.world import FRAMES, HEIGHT, WIDTH  # noqa: PLC0415 - not needed for other prompts
-
-    size = config.model
-    return config.prompts == "toon" and (size.frames, size.height, size.width) == (FRAMES, HEIGHT, WIDTH)
-
-
 def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:
     """One clip in numbers: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
     ordered = {name: scored.values[name] for name in (*DIMENSIONS, *scored.values) if name in scored.values}
     learned = {REWARD: mean_score(config.reward, scored.values)} | ordered
-    oracle = _oracle(scored.candidate.clip, scored.prompt) if oracle_applies(config) else {}
-    return {"learned": learned, "oracle": oracle}
+    return {"learned": learned, "oracle": _oracle(scored.candidate.clip, scored.prompt, config)}
 
 
-def _oracle(clip: bytes, prompt: Prompt) -> dict[str, float]:
-    from common.toon.oracle import judge  # noqa: PLC0415 - torch
+def _oracle(clip: bytes, prompt: Prompt, config: RunConfig) -> dict[str, float]:
+    from common.toon.oracle import judge, oracle_applies  # noqa: PLC0415 - torch
     from common.toon.prompts import shot_of  # noqa: PLC0415
 
-    return asdict(judge(decode_clip(clip), shot_of(prompt)))
+    return asdict(judge(decode_clip(clip), shot_of(prompt))) if oracle_applies(config) else {}
 
 
 def by_prompt(

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from common.data.ratings import dimensions, read_ratings
 from common.errors import ConfigError
-from deploy.cli.commands import generator_of
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator
+from deploy.run_dir.source import generator_of
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.checkpoints import load_heads, save_heads
 from rewarders.toon_heads.heads import HEADS
@@ -46,7 +46,14 @@ def build_command(options: Options, flags: Flags) -> int:
 
         captioner = Qwen2VLCaptioner(options.captioner)
     file = rating_set.build_from_videos(
-        *(videos, options.out, generators, options.clips, options.seed, print, options.captions, captioner)
+        videos,
+        options.out,
+        generators,
+        clips=options.clips,
+        seed=options.seed,
+        log=print,
+        captions=options.captions,
+        captioner=captioner,
     )
     print(file)
     return 0

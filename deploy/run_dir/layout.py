@@ -16,22 +16,20 @@ RUN/logs/            one log file per process        RUN/wandb/         with met
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from common.config import RunConfig, differences, load_config, to_toml
 from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
 from common.errors.disk import write_whole
+from common.exchange.storage.run_lock import hold
 from common.models.fingerprint import check_same_model, model_parts
 
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
-LOCK = ".lock"
 LOGS = "logs"
 # What may change when a run is resumed; where run and model lie is no part of what is computed (`_check_model`).
 FREE = (
@@ -82,25 +80,9 @@ def claim(config: RunConfig) -> Iterator[Path]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder alone. The operating system lets go of it when the process ends, however it ends."""
-    with _opened(folder / LOCK) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = file.read().strip() or "unknown"
-            raise ConfigError(f"{folder}: in use by process {holder}; wait for it or choose another --name") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    """Holds a run folder; `ConfigError` names the process that holds it already."""
+    with hold(folder):
         yield
-
-
-def _opened(path: Path) -> IO[str]:
-    try:
-        path.touch()
-        return path.open("r+")
-    except OSError as error:
-        raise ConfigError(f"{path.parent}: cannot be written: {error.strerror}") from None
 
 
 def check_belongs(folder: Path, config: RunConfig) -> None:

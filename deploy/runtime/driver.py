@@ -207,17 +207,17 @@ class Driver:
 
     def _units(self, rewards: Sequence[Reward] | None) -> list[Unit]:
         cluster = self.config.cluster
-        ranks = [f"learner-{rank}" for rank in range(cluster.learners)]
+        ranks = [f"learner-{rank}" for rank in range(cluster.learner.count)]
         units = [Unit("learner", lambda: self._learners(ranks), ranks)]
-        units += [self._unit("sampler", number) for number in range(cluster.samplers)]
-        units += [self._unit("rewarder", number, rewards) for number in range(cluster.rewarders)]
+        units += [self._unit("sampler", number) for number in range(cluster.sampler.count)]
+        units += [self._unit("rewarder", number, rewards) for number in range(cluster.rewarder.count)]
         return units
 
     def _unit(self, role: str, number: int, *more: Any) -> Unit:
-        name, cluster = f"{role}-{number}", self.config.cluster
+        name, placement = f"{role}-{number}", self.config.cluster.placement_of(role)
         options = {
-            "num_gpus": getattr(cluster, f"{role}_gpus"),
-            "resources": pin(getattr(cluster, f"{role}_node")),
+            "num_gpus": placement.gpus,
+            "resources": pin(placement.node),
             "scheduling_strategy": "SPREAD",
         }
         kind = f"deploy.runtime.workers.{role}:{role.title()}Worker"
@@ -225,11 +225,8 @@ class Driver:
 
     def _learners(self, names: Sequence[str]) -> list[Any]:
         """All ranks; they meet at a file that no earlier group has used."""
-        kind, gpus, meeting = (
-            "deploy.runtime.workers.learner:LearnerWorker",
-            self.config.cluster.learner_gpus,
-            uuid4().hex,
-        )
+        kind, meeting = "deploy.runtime.workers.learner:LearnerWorker", uuid4().hex
+        gpus = self.config.cluster.learner.gpus
         return [
             launch(kind, [self.config, name, rank, f"{MEETING}{meeting}"], num_gpus=gpus, **self._bundle(1 + rank))
             for rank, name in enumerate(names)

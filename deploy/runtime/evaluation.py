@@ -1,126 +1,79 @@
-"""Sampling and scoring held-out prompts and probes, by a sampler and a rewarder in this process."""
+"""The held-out clips of a version: the prompts are queued, and the evaluation is over when all of them are scored.
+
+One class for all modes. What differs is who works meanwhile:
+
+```
+serial, douga evaluate   LocalWorkers.evaluate: samples and scores in this process
+cluster                  ClusterRunLoop waits a moment: the samplers and rewarders are other processes
+```
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from actors.loop import SamplingLoop
-from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
-from common.exchange.api import RunExchange, ScoredCandidate, State
-from common.messages import Purpose
-from common.weights.store import WeightStore
-from deploy.run_dir.journal import Journal, measured
+from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
+from common.messages import Prompt, Purpose
 from deploy.run_dir.progress import Progress, ThroughputTracker
-from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import Stuck, heldout_found
-from rewarders.interface import JudgeFailed
-from rewarders.loop import ScoringLoop
 
-PROBING = "probing"
-OPEN = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING)
+# (version, prompts that are missing at most, called after every sampled group) -> False: no work is left
+Work = Callable[[int, int, Callable[[], None]], bool]
+
+
+class Stuck(RunFailed):
+    """Nobody can work although the end is not reached."""
 
 
 @dataclass
-class HeldOut:
-    """Evaluates versions of `store`. `between` is called before every unit of work and may raise to stop it."""
+class HeldOutEvaluation:
+    """Evaluates versions on the held-out `prompts`. `work` does some of the work, or waits for others to do it."""
 
     config: RunConfig
-    prompts: PromptSource
-    sampler: SamplingLoop
-    rewarder: ScoringLoop
+    prompts: list[Prompt]
     exchange: RunExchange
-    store: WeightStore
-    journal: Journal
     progress: Progress
-    between: Callable[[], None]
+    work: Work
 
     def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
-        """All held-out clips under `version`, by prompt, and how many of them were made now.
+        """Returns all held-out clips under `version`, by prompt, and how many of them were missing before.
 
-        What the ledger already has is not made again, so an evaluation that was cut goes on where it was.
+        Clips that the ledger has are not made again, so an interrupted evaluation resumes. Raises `Stuck` if a prompt
+        failed, or if no work is left.
         """
-        prompts = self.prompts.heldout(self.config.evaluation.prompts, self.config.seed)
-        self.exchange.enqueue(prompts, version)
+        self.exchange.enqueue(self.prompts, version)
         found = self._found(version)
-        missing = len(prompts) - len(found)
-        if missing and self.sampler.version != version:
-            self.load(version)
-        while len(found) < len(prompts):
-            before = self.exchange.counts(Purpose.EVAL)
-            self._round(len(found), len(prompts), phase)
+        missing = len(self.prompts) - len(found)
+        if missing:
+            self._finish(version, phase, missing)
             found = self._found(version)
-            if len(found) < len(prompts) and self.exchange.counts(Purpose.EVAL) == before:
-                counts = {state.value: count for state, count in before.items() if count}
-                raise Stuck(f"{phase}: {len(found)} of {len(prompts)} prompts are done, no work is left: {counts}")
+        if len(found) < len(self.prompts):
+            counts = {state.value: count for state, count in self._counts().items() if count}
+            why = next(iter(self.exchange.failures().values()), "no work is left")
+            left = len(self.prompts) - len(found)
+            raise Stuck(f"{phase}: {left} of {len(self.prompts)} prompts have no scores: {why}; groups: {counts}")
         return found, missing
 
-    def probe(self) -> None:
-        """Sample and score the probes that wait, under whichever version each is for."""
-        total = waiting = self._probes(*OPEN)
-        pace = ThroughputTracker(self.config)
-        while waiting:
-            sampled = bool(self._probes(State.PENDING)) and self._sample_probe()
-            if not self.score() and not sampled:
-                raise Stuck(f"{PROBING}: {waiting} of {total} probes wait, no work is left")
-            waiting = self._probes(*OPEN)
-            pace.groups = total - waiting
-            self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))
+    def _finish(self, version: int, phase: str, missing: int) -> None:
+        pace, total = ThroughputTracker(self.config), len(self.prompts)
 
-    def _probes(self, *states: State) -> int:
-        counts = self.exchange.counts(Purpose.PROBE)
-        return sum(counts[state] for state in states)
+        def show() -> None:
+            counts = self._counts()
+            pace.groups = max(0, missing - counts[State.PENDING] - counts[State.SAMPLING])
+            self.progress.update(pace.of_evaluation(phase, total - missing + pace.groups, total))
 
-    def _sample_probe(self) -> bool:
-        version = self.exchange.wanted_version()
-        if self.sampler.version != version:
-            self.load(version)
-        return self.sample()
+        show()
+        while self._waiting() and self.work(version, missing, show):
+            show()
 
-    def _round(self, have: int, total: int, phase: str) -> None:
-        # Clips sampled before a kill are scored first. At most what is missing is sampled: the sampler would go on to
-        # training prompts when no held-out one is left.
-        self.score()
-        pace = ThroughputTracker(self.config)
-        while have + pace.groups < total and self.sample():
-            pace.groups += 1
-            self.progress.update(pace.of_evaluation(phase, have + pace.groups, total))
-        self.score()
+    def _waiting(self) -> int:
+        return sum(count for state, count in self._counts().items() if state not in OVER)
+
+    def _counts(self) -> dict[State, int]:
+        return self.exchange.counts(Purpose.EVAL)
 
     def _found(self, version: int) -> list[ScoredCandidate]:
-        return heldout_found(self.exchange, version, self.config.evaluation.prompts)
-
-    def load(self, version: int) -> None:
-        """Let the sampler swap in a version of the store."""
-        with needed_by(self.sampler.worker, self.config):
-            measured(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
-
-    def _load(self, version: int) -> bool:
-        self.sampler.load(*self.store.load(version))
-        return True
-
-    def sample(self) -> bool:
-        """Let the sampler make one group, if it has leave."""
-        self.between()
-        with needed_by(self.sampler.worker, self.config):
-            return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
-
-    def score(self) -> int:
-        """Let the rewarder work while there are clips; the number of its batches."""
-        batches = 0
-        self.between()
-        while self._score_batch():
-            batches += 1
-            self.between()
-        return batches
-
-    def _score_batch(self) -> int:
-        try:
-            with needed_by(self.rewarder.worker, self.config):
-                return measured(
-                    self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
-                )
-        except JudgeFailed as error:
-            raise RunFailed(f"{error}; once it answers, the same command goes on") from None
+        found = [one for one in self.exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < len(self.prompts)]
+        return sorted(found, key=lambda one: one.prompt.ordinal)

@@ -62,8 +62,14 @@ class Registration:
     def addresses(self, connect: str, key: WorkerKey | None) -> Addresses:
         """Where the services are for a guest that reached the hub at `connect`."""
         host = connect.rpartition(":")[0]
-        at = (f"{host}:{port}" for port in (self.exchange, self.journal, self.weights, self.notes))
-        return Addresses(*at, folder=Path(), key=key)
+        return Addresses(
+            exchange=f"{host}:{self.exchange}",
+            journal=f"{host}:{self.journal}",
+            weights=f"{host}:{self.weights}",
+            notes=f"{host}:{self.notes}",
+            folder=Path(),
+            key=key,
+        )
 
 
 class Registry(Protocol):
@@ -99,7 +105,7 @@ class ExternalWorkers:
         self._config, self._addresses, self._release, self._clock = config, addresses, release, clock
         self._seen: dict[str, float] = {}
         self._silent: set[str] = set()  # those that were logged as gone
-        self._next = {"sampler": config.cluster.samplers, "rewarder": config.cluster.rewarders}
+        self._next = {role: config.cluster.placement_of(role).count for role in ROLES}
         self._over = False
         self._changed = Condition()
 

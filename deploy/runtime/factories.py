@@ -16,6 +16,7 @@ from actors.prompts.source import PromptSource, open_prompts
 from common.config import RunConfig
 from deploy.observability.scalars import check_sinks
 from deploy.runtime.offline_pairs import name_faults, on_stderr, open_pairs
+from deploy.runtime.oom import needed_by
 
 if TYPE_CHECKING:
     from actors.loop import SamplingLoop
@@ -83,6 +84,16 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
         return OfflineRewarder(usual, open_pairs(config), config.reward) if config.pairs else usual
 
     return make
+
+
+def open_scorers(
+    config: RunConfig, rewards: Sequence[Reward | Judge] | None = None
+) -> tuple[SamplingLoop, ScoringLoop]:
+    """Opens one sampler and one rewarder in this process. Raises `ConfigError` for what is missing or broken."""
+    with needed_by("sampler-0", config):
+        sampler = sampler_of(config)("sampler-0")
+    with needed_by("rewarder-0", config):
+        return sampler, rewarder_of(config, rewards)("rewarder-0")
 
 
 def learner_of(config: RunConfig) -> Callable[[Path, str], LearningLoop]:

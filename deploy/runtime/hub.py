@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock
@@ -23,9 +23,11 @@ from typing import Any
 
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
-from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
+from common.exchange.api import State
+from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
-from common.messages import LogEntry, Prompt, Purpose, TrainingFinished, WeightVersion
+from common.exchange.sampling import RefusalReason
+from common.messages import LogEntry, Prompt, TrainingFinished, WeightVersion
 from common.roles import HUB
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
@@ -38,11 +40,12 @@ from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import Status, ThroughputTracker
+from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
 from deploy.runtime.external_workers import ExternalWorkers, reception_service
 from deploy.runtime.factories import open_inputs
 from deploy.runtime.messages import MEETING, Addresses, HubReady, HubStatus, Outcome
 from deploy.runtime.remote_journal import journal_service
-from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, heldout_found, queue
+from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
 from learner import checkpoint
 
@@ -88,7 +91,7 @@ class Hub:
             log.warning("%s", line)
             self._bulletin.say(line)
         with errors_logged(HUB):
-            return self._serve(stack, host, folder, prompts, probes)
+            return self._start(stack, host, folder, prompts, probes)
 
     def _open_logs(self, stack: ExitStack, folder: Path) -> None:
         self._redact = Redactor(secrets_of(self.config, os.environ))
@@ -97,7 +100,7 @@ class Hub:
         stack.callback(own.close)
         stack.enter_context(logging_to(own, self.config, HUB))
 
-    def _serve(
+    def _start(
         self, stack: ExitStack, host: str, folder: Path, prompts: PromptSource, probes: Probes | None
     ) -> HubReady:
         config, saved = self.config, max(checkpoint.steps(folder / "checkpoints"), default=0)
@@ -115,20 +118,8 @@ class Hub:
             log.info("resumed from the checkpoint of step %d; later uses of pairs are rolled back", saved)
         journal = self._journal(stack, folder)
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        heldout = prompts.heldout(config.evaluation.prompts, config.seed)
-        guard = GuardrailMonitor(config, folder, self._exchange, probes, events, self._bulletin.say, meter.reading)
-        self._course = ClusterRunLoop(
-            config, folder, self._exchange, events, guard, journal, heldout, saved, self._bulletin, self._stop
-        )
-        services = (
-            exchange_service(self._exchange, self._at(host, 2), keys=keys),
-            journal_service(journal, self._at(host, 3), keys),
-            weight_service(self._course.store, self._at(host, 4), keys),
-        )
-        exchange_at, journal_at, weights_at = (stack.enter_context(serving(service)).address for service in services)
-        self._services |= {"exchange": services[0], "journal": services[1], "weights": services[2]}
-        key = keys.worker if keys else None
-        addresses = Addresses(exchange_at, journal_at, weights_at, announcer.address, folder, key)
+        self._course = self._make_course(folder, events, journal, prompts, probes, saved)
+        addresses = self._serve(stack, host, folder, journal, announcer.address, keys)
         self._receive_guests(stack, host, addresses, keys)
         meter.watch(self._course, self._refused)
         meter.export(stack, host)
@@ -146,6 +137,54 @@ class Hub:
     def _journal(self, stack: ExitStack, folder: Path) -> RunJournal:
         waiting, kept = (lambda: queue(self._exchange)), self.config.timeline_bytes
         return stack.enter_context(RunJournal(folder, waiting, self._meter, timeline_bytes=kept, logs=self._logs.write))
+
+    def _make_course(
+        self,
+        folder: Path,
+        events: JsonLines,
+        journal: RunJournal,
+        prompts: PromptSource,
+        probes: Probes | None,
+        saved: int,
+    ) -> ClusterRunLoop:
+        config = self.config
+        guard = GuardrailMonitor(
+            config=config,
+            folder=folder,
+            exchange=self._exchange,
+            probes=probes,
+            events=events,
+            say=self._bulletin.say,
+            told=self._meter.reading,
+        )
+        return ClusterRunLoop(
+            config=config,
+            folder=folder,
+            exchange=self._exchange,
+            events=events,
+            guard=guard,
+            journal=journal,
+            heldout=prompts.heldout(config.evaluation.prompts, config.seed),
+            saved=saved,
+            progress=self._bulletin,
+            stop=self._stop,
+        )
+
+    def _serve(
+        self, stack: ExitStack, host: str, folder: Path, journal: RunJournal, notes: str, keys: ServerKeys | None
+    ) -> Addresses:
+        """Starts the services for workers; `notes` is where versions are announced."""
+        services = {
+            "exchange": exchange_service(self._exchange, self._at(host, 2), keys=keys),
+            "journal": journal_service(journal, self._at(host, 3), keys),
+            "weights": weight_service(self._course.store, self._at(host, 4), keys),
+        }
+        at = {name: stack.enter_context(serving(service)).address for name, service in services.items()}
+        self._services |= services
+        key = keys.worker if keys else None
+        return Addresses(
+            exchange=at["exchange"], journal=at["journal"], weights=at["weights"], notes=notes, folder=folder, key=key
+        )
 
     def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
         self._guests = ExternalWorkers(self.config, addresses, self._gone)
@@ -173,7 +212,8 @@ class Hub:
     def news(self) -> HubStatus:
         """How things stand, and what was said since the last call."""
         self._meter.targets.hide(self._guests.absent())
-        return HubStatus(*self._bulletin.take(), self._guests.count("sampler"))
+        status, lines = self._bulletin.take()
+        return HubStatus(status=status, lines=lines, samplers=self._guests.count("sampler"))
 
     def release(self, worker: str) -> None:
         """`worker` is dead: others may take over its work."""
@@ -267,9 +307,10 @@ class ClusterRunLoop(RunLoop):
 
     def __init__(
         self,
+        *,
         config: RunConfig,
         folder: Path,
-        exchange: RunExchange,
+        exchange: LocalExchange,
         events: JsonLines,
         guard: GuardrailMonitor,
         journal: RunJournal,
@@ -278,8 +319,14 @@ class ClusterRunLoop(RunLoop):
         progress: Bulletin,
         stop: Event,
     ) -> None:
-        super().__init__(config, folder, exchange, events, guard)
-        self.journal, self.heldout, self.progress = journal, heldout, progress
+        evaluation = HeldOutEvaluation(
+            config=config, prompts=heldout, exchange=exchange, progress=progress, work=self._wait_for_workers
+        )
+        super().__init__(
+            config=config, folder=folder, exchange=exchange, events=events, guard=guard, evaluation=evaluation
+        )
+        self.exchange: LocalExchange = exchange
+        self.journal, self.progress = journal, progress
         self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
         self._full_since: float | None = None
         self._refusals = RefusalWatch()
@@ -289,27 +336,10 @@ class ClusterRunLoop(RunLoop):
         """See `RunLoop.step`."""
         return self.journal.last.step if self.journal.last else self._saved
 
-    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """See `RunLoop.evaluate`."""
-        self.exchange.enqueue(self.heldout, version)
-        total, waiting = len(self.heldout), self._waiting()
-        first, pace = waiting, ThroughputTracker(self.config)
-        while waiting:
-            pace.groups = first - waiting
-            self.progress.update(pace.of_evaluation(phase, total - waiting, total))
-            self._pause()
-            waiting = self._waiting()
-        found = heldout_found(self.exchange, version, total)
-        if len(found) < total:
-            why = next(iter(self.exchange.failures().values()), "no reason was given")
-            raise Stuck(f"{phase}: {total - len(found)} of {total} prompts failed, one because of: {why}")
-        if first:
-            self.evaluated(version, found)
-        return found
-
-    def _waiting(self) -> int:
-        """Held-out groups that are not at their end."""
-        return sum(count for state, count in self.exchange.counts(Purpose.EVAL).items() if state not in OVER)
+    def _wait_for_workers(self, version: int, most: int, show: Callable[[], None]) -> bool:
+        """See `evaluation.Work`: others do it."""
+        self._pause()
+        return True
 
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""
@@ -354,7 +384,7 @@ class ClusterRunLoop(RunLoop):
         """`Stuck` when blobs fill the disk's bound, and no step will free them: there are no pairs for one."""
         counts, need = self.exchange.counts(), self.config.learner.pairs_per_step
         idle = counts[State.PAIRED] < need and not any(counts[state] for state in BUSY)
-        if not (idle and self.exchange.refusal.startswith("exchange.max_bytes")):
+        if not (idle and self.exchange.refused_for is RefusalReason.DISK_FULL):
             self._full_since = None
             return
         self._full_since = self._full_since or time.monotonic()

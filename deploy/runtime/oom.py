@@ -81,7 +81,7 @@ def _is_left(name: str, change: Mapping[str, Any], role: str, config: RunConfig)
         "learner.offload_optimizer": on_cpu,
         'learner.reference = "host"': on_cpu or rules.train == "lora",
         'learner.gradient_checkpointing = "selective"': rules.gradient_checkpointing == "full" or rules.zero_stage == 3,
-        "learner.zero_stage = 3": config.mode == "serial" or config.cluster.learners == 1,
+        "learner.zero_stage = 3": config.mode == "serial" or config.cluster.learner.count == 1,
     }
     if section not in SECTIONS[role] or idle.get(name, False):
         return False

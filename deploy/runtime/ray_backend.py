@@ -76,9 +76,9 @@ def placed(config: RunConfig) -> Iterator[PlacementGroup]:
 
 def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
     """What hub and learner ask of one node, in Ray's resources: the hub's share, then one of each rank."""
-    node = pin(cluster.learner_node)
-    rank = {"CPU": 0.001, "GPU": cluster.learner_gpus} | node
-    return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learners)]
+    node = pin(cluster.learner.node)
+    rank = {"CPU": 0.001, "GPU": cluster.learner.gpus} | node
+    return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learner.count)]
 
 
 def pin(resource: str) -> dict[str, float]:

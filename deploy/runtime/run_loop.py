@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig
-from common.errors import RunFailed
 from common.errors.disk import writing
 from common.exchange.api import QUEUE, RunExchange, ScoredCandidate
 from common.exchange.rewards import mean_score
-from common.messages import Purpose, TrainingFinished
+from common.messages import TrainingFinished
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
+from deploy.runtime.evaluation import HeldOutEvaluation
 from deploy.runtime.messages import Outcome
 
 log = logging.getLogger(__name__)
@@ -40,39 +40,33 @@ class Stopped(Exception):
     """Somebody asked the run to stop, and it did between two units of work."""
 
 
-class Stuck(RunFailed):
-    """Nobody can work although the end is not reached."""
-
-
 def queue(exchange: RunExchange) -> dict[str, int]:
     """How many training groups are in each state that is not final; states without any are left out."""
     counts = exchange.counts()
     return {state.value: counts[state] for state in QUEUE if counts[state]}
 
 
-def heldout_found(exchange: RunExchange, version: int, wanted: int) -> list[ScoredCandidate]:
-    """The scored held-out clips of a version, by prompt, at most the first `wanted` prompts'."""
-    found = [one for one in exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < wanted]
-    return sorted(found, key=lambda one: one.prompt.ordinal)
-
-
 class RunLoop(ABC):
     """One start of a run: from where its folder stands to the end, or to a stop. Subclasses do the work."""
 
     def __init__(
-        self, config: RunConfig, folder: Path, exchange: RunExchange, events: JsonLines, guard: GuardrailMonitor
+        self,
+        *,
+        config: RunConfig,
+        folder: Path,
+        exchange: RunExchange,
+        events: JsonLines,
+        guard: GuardrailMonitor,
+        evaluation: HeldOutEvaluation,
     ) -> None:
         self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
+        self.evaluation = evaluation
         self.store = WeightStore(folder / "weights")
         self.phase = TRAINING  # what is done now
 
     @abstractmethod
     def train(self) -> TrainingFinished:
         """Evaluate the base, then take every optimizer step that is left. Raises `Stopped`."""
-
-    @abstractmethod
-    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """All held-out clips under `version`, by prompt. Raises `Stopped`."""
 
     @property
     @abstractmethod
@@ -132,8 +126,14 @@ class RunLoop(ABC):
         self.evaluate(BASE, EVALUATING_BASE)
         self.phase = TRAINING
 
-    def evaluated(self, version: int, found: Sequence[ScoredCandidate]) -> None:
-        """Write down that an evaluation is complete."""
+    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
+        """Returns all held-out clips under `version`, by prompt. Raises `Stopped`."""
+        found, made = self.evaluation.evaluate(version, phase)
+        if made:
+            self._record_evaluation(version, found)
+        return found
+
+    def _record_evaluation(self, version: int, found: Sequence[ScoredCandidate]) -> None:
         rewards = [mean_score(self.config.reward, one.values) for one in found]
         reward = sum(rewards) / len(rewards)
         self.events.write(event="evaluated", version=version, reward=reward)

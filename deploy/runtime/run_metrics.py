@@ -22,9 +22,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from actors.loop import NON_FINITE
 from common.config import RunConfig, algorithm_class
-from common.exchange.api import Submitted
+from common.exchange.api import FailureKind, Submitted
 from common.exchange.local import LocalExchange
 from common.messages import (
     Candidate,
@@ -241,7 +240,7 @@ class RunMeter:
     def _workers(self) -> Iterator[Value]:
         cluster, serial = self.config.cluster, self.process == SERIAL
         for role in ROLES:
-            wanted = 1 if serial else getattr(cluster, f"{role}s")
+            wanted = 1 if serial else cluster.placement_of(role).count
             yield Value("douga_workers_wanted", wanted, {"role": role})
             yield Value("douga_workers_up", 1 if serial else len(self.targets.workers(role)), {"role": role})
 
@@ -261,7 +260,7 @@ class MeteredExchange(LocalExchange):
     """The exchange of a run, which lets its `meter` know what workers submit."""
 
     def __init__(self, folder: Path, config: RunConfig, source: Callable[[int], Prompt], meter: RunMeter) -> None:
-        super().__init__(folder, config, source)
+        super().__init__(folder, config, source, held=True)  # the run has claimed its folder
         self.meter = meter
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
@@ -270,10 +269,10 @@ class MeteredExchange(LocalExchange):
         self.meter.instruments.add("douga_candidates_total", float(answer.accepted), purpose=lease.prompt.purpose)
         return answer
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         """See `Exchange.fail_group`."""
-        super().fail_group(lease, reason)
-        if reason.startswith(NON_FINITE):
+        super().fail_group(lease, reason, kind)
+        if kind is FailureKind.NON_FINITE:
             self.meter.instruments.add("douga_nan_total", role=SAMPLER)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:

@@ -24,29 +24,35 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
-from common.exchange.api import ScoredCandidate
+from common.exchange.local import LocalExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished
-from common.roles import SAMPLER, SERIAL
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, SAMPLER, SERIAL
+from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor, Paused, Probes, open_probes
 from deploy.logs.files import LogFiles
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability.exporter import Value
+from deploy.results import comparison
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
-from deploy.runtime.evaluation import HeldOut
-from deploy.runtime.factories import learner_of, open_inputs, rewarder_of, sampler_of
+from deploy.run_dir.source import chosen_version
+from deploy.runtime.evaluation import Stuck
+from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import RunLoop, Stopped, Stuck, queue
+from deploy.runtime.run_loop import BASE, RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
+from deploy.runtime.scratch import scratch
+from deploy.runtime.workers.local import LocalWorkers
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
 from rewarders.loop import ScoringLoop
@@ -71,10 +77,8 @@ def gather(config: RunConfig, rewards: Sequence[Reward] | None = None, say: Call
     """Open prompts, model and reward heads. `ConfigError` for what is missing or broken; `say` names clips left out."""
     prompts = open_inputs(config, say)
     probes = open_probes(config, prompts)
-    with needed_by("sampler-0", config):
-        sampler = sampler_of(config)("sampler-0")
-    with needed_by("rewarder-0", config):
-        return Roles(prompts, sampler, rewarder_of(config, rewards)("rewarder-0"), probes)
+    sampler, rewarder = open_scorers(config, rewards)
+    return Roles(prompts, sampler, rewarder, probes)
 
 
 def run(
@@ -91,7 +95,7 @@ def run(
     if done is not None:
         return Outcome(done["step"], done)
     left_out: list[str] = []
-    roles = gather(config, rewards, left_out.append)
+    roles, shown = gather(config, rewards, left_out.append), progress or NullProgress()
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
         file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
@@ -106,10 +110,71 @@ def run(
             RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        course = Serial(config, roles, folder, exchange, events, journal, stop, progress or NullProgress())
+        course = Serial(
+            config=config,
+            roles=roles,
+            folder=folder,
+            exchange=exchange,
+            events=events,
+            guard=_guard(config, folder, exchange, roles, events, shown.say),
+            journal=journal,
+            stop=stop,
+            progress=shown,
+        )
         meter.watch(course)
         meter.export(stack, LOOPBACK)
         return course.run()
+
+
+def _guard(
+    config: RunConfig,
+    folder: Path,
+    exchange: MeteredExchange,
+    roles: Roles,
+    events: JsonLines,
+    say: Callable[[str], None],
+) -> GuardrailMonitor:
+    return GuardrailMonitor(
+        config=config,
+        folder=folder,
+        exchange=exchange,
+        probes=roles.probes,
+        events=events,
+        say=say,
+        told=exchange.meter.reading,
+    )
+
+
+def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
+    """Repeats the held-out comparison of a run under `version` (None: the newest). Only reads the run's folder.
+
+    Returns what `comparison.conclude` does. The clips are made in a scratch exchange that is deleted at the end.
+    """
+    store = WeightStore(folder / "weights")
+    chosen = chosen_version(store, config, version)
+    prompts = open_inputs(config)
+    sampler, rewarder = open_scorers(config)
+    manifest = store.manifest(chosen)
+    with ExitStack() as stack:
+        aside = stack.enter_context(scratch("evaluate"))
+        exchange = LocalExchange(aside, config, prompts)
+        stack.callback(exchange.close)
+        workers = LocalWorkers(
+            config=config,
+            sampler=sampler,
+            rewarder=rewarder,
+            exchange=exchange,
+            store=store,
+            journal=stack.enter_context(RunJournal(aside, dict)),
+            progress=progress,
+            between=lambda: None,
+        )
+        evaluation = workers.evaluation(prompts)
+        base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
+        if chosen != BASE:
+            exchange.announce(manifest)
+        aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
+    return comparison.conclude(comparison.by_prompt(base, aligned, config))
 
 
 class Serial(RunLoop):
@@ -117,22 +182,36 @@ class Serial(RunLoop):
 
     def __init__(
         self,
+        *,
         config: RunConfig,
         roles: Roles,
         folder: Path,
         exchange: MeteredExchange,
         events: JsonLines,
+        guard: GuardrailMonitor,
         journal: RunJournal,
         stop: Callable[[], bool],
         progress: Progress,
     ) -> None:
-        guard = GuardrailMonitor(config, folder, exchange, roles.probes, events, progress.say, exchange.meter.reading)
-        super().__init__(config, folder, exchange, events, guard)
-        self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
-        self.heldout = HeldOut(
-            *(config, roles.prompts, roles.sampler, roles.rewarder, exchange, self.store, journal, progress),
+        self.workers = LocalWorkers(
+            config=config,
+            sampler=roles.sampler,
+            rewarder=roles.rewarder,
+            exchange=exchange,
+            store=WeightStore(folder / "weights"),
+            journal=journal,
+            progress=progress,
             between=self._check_stop,
         )
+        super().__init__(
+            config=config,
+            folder=folder,
+            exchange=exchange,
+            events=events,
+            guard=guard,
+            evaluation=self.workers.evaluation(roles.prompts),
+        )
+        self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self._pace = ThroughputTracker(config)
         self._step = 0
         self.meter = exchange.meter
@@ -142,13 +221,6 @@ class Serial(RunLoop):
     def step(self) -> int:
         """See `RunLoop.step`."""
         return self._step
-
-    def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """See `RunLoop.evaluate`."""
-        found, made = self.heldout.evaluate(version, phase)
-        if made:
-            self.evaluated(version, found)
-        return found
 
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""
@@ -188,7 +260,7 @@ class Serial(RunLoop):
         """Take the reading that is due, if one is."""
         self.guard.look()
         if self.guard.busy:
-            self.heldout.probe()
+            self.workers.probe()
             self.guard.look()
 
     def _turn(self, learner: LearningLoop) -> None:
@@ -218,14 +290,14 @@ class Serial(RunLoop):
         under other weights.
         """
         for _ in range(PATIENCE):
-            if not self._sample() + self.heldout.score():
+            if not self._sample() + self.workers.score():
                 return
             self._check_stop()
         raise Stuck(self._who_waits(learner))
 
     def _sample(self) -> int:
         groups, most = 0, self.config.pairs_per_push * (self.config.exchange.max_lag + 1)
-        while groups < most and self.heldout.sample():
+        while groups < most and self.workers.sample():
             groups += 1
             self._pace.groups += 1
             self._show()
@@ -240,7 +312,7 @@ class Serial(RunLoop):
 
     def _load_newest(self, learner: LearningLoop) -> None:
         if self.roles.sampler.version != learner.version:
-            self.heldout.load(learner.version)
+            self.workers.load(learner.version)
 
     def _who_waits(self, learner: LearningLoop) -> str:
         counts = {state.value: count for state, count in self.exchange.counts().items() if count}

@@ -186,8 +186,8 @@ def _import_deepspeed(device: str) -> Any:
         import deepspeed  # noqa: PLC0415 - reads the environment when imported
     except ImportError:
         raise ConfigError(
-            "learner.zero_stage, and cluster.learners above 1, need the package deepspeed, which is not installed: "
-            "pip install 'douga[deepspeed]'"
+            "learner.zero_stage, and cluster.learner.count above 1, need the package deepspeed, which is not "
+            "installed: pip install 'douga[deepspeed]'"
         ) from None
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

@@ -16,7 +16,7 @@ from actors.sampler import Sampler
 from common.config import RunConfig, load_config
 from common.data.video import decode_clip
 from common.errors import ConfigError
-from common.exchange.api import Exchange, Submitted
+from common.exchange.api import Exchange, FailureKind, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.lora import adapter_state, inject_lora
@@ -256,7 +256,7 @@ class Desk:
         self.candidates.append(candidate)
         return Submitted(True) if self.answers is None else next(self.answers)
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         self.failures.append(reason)
 
     def renew(self, worker: str) -> None:

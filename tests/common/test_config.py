@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from common.config import AlgorithmConfig, RunConfig, differences, keys, leaves, load_config, to_toml
+from common.config import AlgorithmConfig, RunConfig, differences, keys, leaves, load_config, parse_config, to_toml
 from common.config.algorithm import BUILT_IN
+from common.config.loading import RENAMED
 from common.errors import ConfigError
 from learner.algorithms.gapo import Gapo
 
@@ -55,8 +56,7 @@ def test_a_list_is_given_with_commas():
             {"algorithm.name": "sft", "algorithm.beta": "2"},
             "--algorithm.beta: unknown key; allowed here: alpha, name, weight",
         ),
-        ({"learner.alpha": "2"}, "--learner.alpha: renamed to algorithm.alpha"),
-        ({"learner.loss": "dpo"}, "--learner.loss: renamed to algorithm.name"),
+        ({"learner.alpha": "2"}, "--learner.alpha: learner.alpha was renamed to algorithm.alpha"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
         ({"learner": "2"}, "--learner: a section, not a value; set one of learner.caption_drop, "),
@@ -152,7 +152,7 @@ def test_every_key_is_listed_and_described():
 
 def test_configuration_and_messages_import_no_torch():
     code = (
-        "import sys, common.config, common.messages, common.exchange.api;"
+        "import sys, common.config, common.messages, common.exchange.api; common.config.load_config();"
         "print([m for m in ('torch', 'diffusers', 'transformers', 'numpy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -263,3 +263,45 @@ def test_a_flag_that_names_another_algorithm_drops_the_files_keys_for_the_old_on
     with pytest.raises(ConfigError, match=r"--algorithm\.alpha: unknown key"):  # a flag is meant
         load_config(file, {"algorithm.name": "dpo", "algorithm.alpha": "2"})
     assert load_config(file, {"algorithm.name": "gapo"}).algorithm.model_dump()["alpha"] == 3.0
+
+
+# What follows from another key.
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "candidates"),
+    [
+        ('pairs = "rated.jsonl"', {}, 2),
+        ('pairs = "rated.jsonl"\n[sampler]\nsteps = 20', {}, 2),
+        ("[sampler]\ncandidates = 4", {"pairs": "rated.jsonl"}, 2),  # of the file's other prompts
+        ('pairs = "rated.jsonl"\n[sampler]\ncandidates = 3', {}, 3),  # refused where the pairs are opened
+        ('pairs = "rated.jsonl"', {"sampler.candidates": "3"}, 3),
+        ('pairs = "rated.jsonl"', {"pairs": ""}, 4),
+        ("", {}, 4),
+    ],
+)
+def test_a_group_of_human_pairs_has_two_candidates_unless_another_number_is_given(text, flags, candidates):
+    assert parse_config(text, "my.toml", flags).sampler.candidates == candidates
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_is_refused_with_its_new_name(old):
+    section, key = old.split(".")
+    with pytest.raises(ConfigError, match=f"^my.toml: {old} was renamed to {RENAMED[old]}$"):
+        parse_config(f"[{section}]\n{key} = 1", "my.toml")
+    flag = old.replace("_", "-")
+    with pytest.raises(ConfigError, match=f"^--{flag}: {old} was renamed to {RENAMED[old]}$"):
+        load_config(None, {flag: "1"})
+
+
+def test_every_new_name_of_a_renamed_key_is_a_key():
+    names = [key.name for key in keys()]
+    assert not [new for new in RENAMED.values() if not any(f"{name}.".startswith(f"{new}.") for name in names)]
+    assert not set(RENAMED) & set(names)
+
+
+def test_a_role_has_a_section_of_its_own():
+    config = parse_config("[cluster]\nsampler.count = 3\n[cluster.learner]\nnode = 'A800'", "my.toml")
+    assert (config.cluster.sampler.count, config.cluster.learner.node) == (3, "A800")
+    assert config.cluster.placement_of("rewarder") == config.cluster.rewarder
+    assert load_config(None, {"cluster.rewarder.gpus": "0.5"}).cluster.rewarder.gpus == 0.5

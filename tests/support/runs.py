@@ -10,8 +10,8 @@ from common.config import load_config
 from common.exchange.api import State
 from deploy.inspect.snapshot import LedgerSummary, RunSnapshot
 
-CLUSTER = {"name": "mine", "mode": "cluster", "steps": "20", "cluster.samplers": "2", "learner.pairs_per_step": "8",
-           "sampler.candidates": "4"}  # fmt: skip
+CLUSTER = {"name": "mine", "mode": "cluster", "steps": "20", "cluster.sampler.count": "2",
+           "learner.pairs_per_step": "8", "sampler.candidates": "4"}  # fmt: skip
 
 
 def span(worker: str, began: float, seconds: float, units: int = 1, kind: str = "") -> dict[str, Any]:

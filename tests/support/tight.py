@@ -6,10 +6,10 @@ After the base model's evaluation the process may allocate at most ROOM MiB more
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from common.config import RunConfig
 from deploy.cli import run as command
+from deploy.cli.main import exit_code
 from deploy.run_dir.jsonl import EVENTS, read_json_lines
 from deploy.runtime import serial
 from tests.support import toy
@@ -48,7 +49,7 @@ def main(root: Path, room: int, flags: dict[str, str]) -> int:
             return serial.run(config, toy.rewards(), stop=narrowing(config, room), progress=progress)
 
     command._mode = lambda _: Mode  # type: ignore[assignment]
-    return command.run(argparse.Namespace(resolved=config), {})
+    return exit_code(partial(command.start, config))
 
 
 if __name__ == "__main__":

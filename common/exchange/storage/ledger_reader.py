@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import sqlite3
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,7 +17,7 @@ from common.exchange.api import State
 from common.messages import Purpose, Selection
 
 LEDGER_VERSION = 3
-LEDGER, LOCK = "ledger.sqlite", "ledger.lock"
+LEDGER = "ledger.sqlite"
 
 
 class NotBegun(NotFoundError):
@@ -147,17 +144,3 @@ def open_readonly(folder: Path) -> Iterator[LedgerReader]:
             yield LedgerReader(path, database)
     except (sqlite3.Error, StorageError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-
-
-def lock_owner(folder: Path) -> int | None:
-    """The process that has a run's ledger open to write; None when nobody has. Not to be asked by that process itself.
-
-    No lock is taken for it, so that no run which starts just now is refused.
-    """
-    asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-    try:
-        with (folder / LOCK).open("rb") as file:
-            kind, *_, process = struct.unpack("hhqqi4x", fcntl.fcntl(file, fcntl.F_GETLK, asked))
-    except OSError:
-        return None
-    return None if kind == fcntl.F_UNLCK else process

@@ -1,1 +1,4 @@
-"""``douga watch``: a run on a local web page. `look.py` says what there is to see, `app.py` serves it."""
+"""`douga watch`: the live page. `view.py` decides what it shows, `videos.py` makes the clips, `page/` draws.
+
+Change here the page. It computes nothing itself: figures come from `deploy/inspect/status.py`.
+"""

@@ -63,10 +63,10 @@ class LearnerWorker(Worker):
             raise
 
     def _meet(self, place: str) -> None:
-        if not self.config.simulate and self.config.cluster.learners > 1:
+        if not self.config.simulate and self.config.cluster.learner.count > 1:
             from learner.engines.zero import join_group  # noqa: PLC0415 - one rank, or simulated work, needs no group
 
-            join_group(self._rank, self.config.cluster.learners, place, self.config.model.device)
+            join_group(self._rank, self.config.cluster.learner.count, place, self.config.model.device)
 
     def _take_empty_prompt(self, learner: LearningLoop, exchange: RemoteExchange) -> bool:
         """Wait until a sampler has encoded the empty caption; False when all are told to stop before."""

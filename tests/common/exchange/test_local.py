@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -316,7 +317,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
         "except ConfigError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "in use by another running process" in done.stdout
+    assert f"in use by process {os.getpid()}; wait for it or choose another --name" in done.stdout
     exchange.check()
 
 

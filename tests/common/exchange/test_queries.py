@@ -16,7 +16,8 @@ from common.exchange.api import State
 from common.exchange.queries import Work, newest_groups, read_blob, work_in_progress
 from common.exchange.sampling import refusal
 from common.exchange.scoring import SHOWN
-from common.exchange.storage.ledger_reader import NotBegun, lock_owner, open_readonly
+from common.exchange.storage.ledger_reader import NotBegun, open_readonly
+from common.exchange.storage.run_lock import lock_owner
 from common.messages import Purpose
 from tests.support.exchange.fakes import (
     candidate,
@@ -97,11 +98,11 @@ def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
     config = small(exchange__max_lag=0)
     exchange = open_exchange(tmp_path, config)
     with open_readonly(tmp_path) as ledger:
-        assert refusal(ledger, config, 0) == ""
+        assert not refusal(ledger, config, 0)
     make_pairs(exchange, 2)
     assert exchange.lease_group("sampler-0", 0) is None
     with open_readonly(tmp_path) as ledger:
-        assert refusal(ledger, config, 0) == exchange.refusal != ""
+        assert refusal(ledger, config, 0).words == exchange.refusal != ""
     exchange.close()
 
 

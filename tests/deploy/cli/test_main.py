@@ -18,11 +18,14 @@ from common.config import keys
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.version import VERSION
+from deploy.cli import flags as cli_flags
 from deploy.cli import main as cli
 from deploy.cli import run
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
-from deploy.runtime import run_loop, serial
+from deploy.run_dir.signals import stop_on_signals
+from deploy.runtime import serial
+from deploy.runtime.evaluation import Stuck
 from rewarders.checkpoints import save_heads
 from rewarders.toon_heads.heads import HEADS, ToonHead
 from tests.support.tiny import tiny_pipeline
@@ -79,7 +82,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_the_driver_of_a_cluster_run_imports_no_torch():
     code = (
-        "import sys, deploy.cli.run, deploy.runtime.driver\n"
+        "import sys, deploy.cli.main, deploy.results.comparison, deploy.runtime.driver\n"
         "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -150,7 +153,24 @@ def test_bad_input_ends_the_process_with_2_and_no_traceback():
     ],
 )
 def test_keys_are_told_from_options(given, flags, rest):
-    assert cli.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
+    assert cli_flags.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
+
+
+@pytest.mark.parametrize(
+    ("words", "own", "others"),
+    [
+        (["run", "my.toml"], set(), {"steps", "out"}),
+        (["sample", "runs/toon"], {"out", "count", "version", "invert"}, {"prompts"}),
+        (["reward", "serve"], {"most-mb", "host", "port", "token", "token-file"}, {"epochs", "out"}),
+        (["reward", "train"], {"epochs", "lr", "seed"}, {"most-mb"}),
+        (["watch", "toon"], {"host", "port"}, {"json"}),
+        ([], set(), {"out"}),
+    ],
+)
+def test_a_command_knows_its_own_options(words, own, others):
+    found = cli.build_parser().own_options(words)
+    assert found >= own | {"help"}
+    assert not found & others
 
 
 # With a tiny model.
@@ -301,24 +321,18 @@ def test_prompts_from_videos(capsys, tmp_path, finished):
     assert (record["prompt"], record["image"]) == ("a robot walks right", "clip.mp4.png")
 
 
-def test_alpha_of_one_is_warned_about(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "run", lambda *_: 0)
-    assert main(["run", "--algorithm.alpha", "1", "--root", str(tmp_path)]) == 0
-    assert "algorithm.alpha = 1 makes every gap 0: no gradient" in capsys.readouterr().err
-
-
 # Stopping.
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_asks_to_stop_and_the_handlers_are_put_back(number, capsys):
     before = signal.getsignal(number)
-    with run.stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
         assert signal.getsignal(number) is before
-    assert "once more stops at once" in capsys.readouterr().err
+    assert "press Ctrl-C again to stop now" in capsys.readouterr().err
 
 
 def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, parts, monkeypatch):
@@ -333,7 +347,7 @@ def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, par
 
 def test_a_run_that_cannot_go_on_ends_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
     def stuck(*_, **__):
-        raise run_loop.Stuck("nobody can work")
+        raise Stuck("nobody can work")
 
     monkeypatch.setattr(serial, "run", stuck)
     assert main(words(tmp_path, parts)) == 3

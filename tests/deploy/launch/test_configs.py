@@ -41,8 +41,8 @@ def test_every_configuration_fits_as_it_says(
     loaded = load_config(config)
     assert loaded.name == config.stem.removeprefix("a800-") or loaded.name == config.stem
     cluster = loaded.cluster
-    if loaded.mode == "cluster" and cluster.learners == 1:  # all roles on one GPU
-        shares = [cluster.sampler_gpus * cluster.samplers, cluster.rewarder_gpus, cluster.learner_gpus]
+    if loaded.mode == "cluster" and cluster.learner.count == 1:  # all roles on one GPU
+        shares = [cluster.sampler.gpus * cluster.sampler.count, cluster.rewarder.gpus, cluster.learner.gpus]
         assert sum(shares) <= 1
 
 

@@ -30,7 +30,7 @@ SMALL = {
     "learner.pairs_per_step": 2,
     "evaluation.prompts": 2,
     "evaluation.clips": 1,
-    "cluster.samplers": 1,
+    "cluster.sampler.count": 1,
 }
 
 
@@ -107,7 +107,7 @@ def clean_environment(home: Path) -> dict[str, str]:
 def test_a_stopped_job_saves_and_the_next_one_goes_on(scratch: Path, tmp_path: Path) -> None:
     """As on Kubernetes: code that is installed, nodes by their resources, time to save, and resuming by name."""
     environment = clean_environment(tmp_path) | {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(REPOSITORY)}
-    pinned = [f"--cluster.{role}-node={role}" for role in ("learner", "sampler", "rewarder")]
+    pinned = [f"--cluster.{role}.node={role}" for role in ("learner", "sampler", "rewarder")]
     flags = ["--simulate", "--steps=60", "--learner.pairs-per-step=2", "--simulation.step-seconds=1", *pinned]
     run = [sys.executable, "-m", "deploy.cli", "run", "--mode=cluster", f"--root={tmp_path / 'runs'}", *flags]
     folder = tmp_path / "runs" / "toon"

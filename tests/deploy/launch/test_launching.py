@@ -24,7 +24,7 @@ from dockerfile_parse import DockerfileParser
 
 from common.config import RunConfig, load_config
 from common.version import VERSION
-from deploy.cli.main import split_flags
+from deploy.cli.flags import split_flags
 from deploy.launch import manifests
 from deploy.runtime.ray_backend import bundles, pin
 from tests.deploy.launch.test_job import free_ports
@@ -171,8 +171,8 @@ def unplaced(config: RunConfig, offered: list[dict[str, float]]) -> list[str]:
         packed = {name: packed.get(name, 0) + bundle.get(name, 0) for name in packed | bundle}
     missing = [] if any(take(pod, packed) for pod in offered) else ["learner"]
     for role in ("sampler", "rewarder"):
-        asked = {"GPU": getattr(cluster, f"{role}_gpus")} | pin(getattr(cluster, f"{role}_node"))
-        for number in range(getattr(cluster, f"{role}s")):
+        asked = {"GPU": cluster.placement_of(role).gpus} | pin(cluster.placement_of(role).node)
+        for number in range(cluster.placement_of(role).count):
             missing += [] if any(take(pod, asked) for pod in offered) else [f"{role}-{number}"]
     return missing
 
@@ -189,9 +189,9 @@ def test_everybody_finds_room(config: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "who"),
     [
-        ({"cluster.samplers": "33"}, ["sampler-32"]),
-        ({"cluster.learners": "9"}, ["learner"]),
-        ({"cluster.rewarder_node": "judges"}, ["rewarder-0", "rewarder-1"]),
+        ({"cluster.sampler.count": "33"}, ["sampler-32"]),
+        ({"cluster.learner.count": "9"}, ["learner"]),
+        ({"cluster.rewarder.node": "judges"}, ["rewarder-0", "rewarder-1"]),
     ],
 )
 def test_who_finds_no_room_is_named(flags: dict[str, str], who: list[str]) -> None:

@@ -41,7 +41,7 @@ def listed(made: RunConfig) -> dict[str, str]:
 
 
 def test_the_hub_and_its_workers_export_what_the_table_says_of_them(tmp_path: Path) -> None:
-    made = config(tmp_path, steps=4000, **{"cluster.samplers": 1, "simulation.sample_seconds": 0.01})
+    made = config(tmp_path, steps=4000, **{"cluster.sampler.count": 1, "simulation.sample_seconds": 0.01})
     middle = Hub(made)
     opened = middle.open()
     assert isinstance(opened, HubReady)

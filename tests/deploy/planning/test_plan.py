@@ -57,11 +57,11 @@ FULL = {
     "learner.micro_batch": 1,
     "learner.zero_stage": 2,
     "learner.gradient_checkpointing": "full",
-    "cluster.samplers": 8,
-    "cluster.learners": 8,
-    "cluster.sampler_gpus": 1,
-    "cluster.rewarder_gpus": 1,
-    "cluster.learner_gpus": 1,
+    "cluster.sampler.count": 8,
+    "cluster.learner.count": 8,
+    "cluster.sampler.gpus": 1,
+    "cluster.rewarder.gpus": 1,
+    "cluster.learner.gpus": 1,
 }
 
 
@@ -249,7 +249,7 @@ def test_one_rank_without_zero_adds_gradients_up_in_float32() -> None:
     sizes = family_sizes("2b")
     p = sizes.transformer_parameters
     for half, copies in (("bfloat16", 4 * p), ("float32", 0)):
-        alone = load_config(None, FULL | {"learner.zero_stage": 0, "cluster.learners": 1, "model.dtype": half})
+        alone = load_config(None, FULL | {"learner.zero_stage": 0, "cluster.learner.count": 1, "model.dtype": half})
         held, phases = learner_bytes(alone, sizes, 1000)
         assert (held["gradients"], held["master weights"], held["moments"]) == (4 * p, copies, 8 * p)
         assert (held["exchange buffers"], phases["optimizer step"]) == (0, 0)
@@ -259,7 +259,7 @@ def test_one_rank_without_zero_adds_gradients_up_in_float32() -> None:
 def test_an_offloaded_optimizer_is_in_host_memory(stage: int) -> None:
     sizes, ranks = family_sizes("2b"), 8 if stage else 1
     p = sizes.transformer_parameters
-    flags = FULL | {"learner.zero_stage": stage, "cluster.learners": ranks, "learner.offload_optimizer": True}
+    flags = FULL | {"learner.zero_stage": stage, "cluster.learner.count": ranks, "learner.offload_optimizer": True}
     held, phases = learner_bytes(load_config(None, flags), sizes, 1000)
     assert not {"master weights", "moments"} & held.keys()
     assert held["gradients"] == (2 * p / 8 if stage else 0)
@@ -324,7 +324,7 @@ def test_tiles_and_offloading_take_less() -> None:
 
 
 def test_phases_take_turns_and_serial_mode_holds_all_roles_at_once() -> None:
-    apart, together = made("2b"), made("2b", mode="serial", cluster__learners=1, learner__train="lora")
+    apart, together = made("2b"), made("2b", mode="serial", cluster__learner__count=1, learner__train="lora")
     sampler = apart.needs[0]
     assert sampler.total == sum(sampler.resident.values()) + sampler.phases["VAE decode"]
     (process,) = together.needs
@@ -343,7 +343,7 @@ def test_time_is_operations_over_the_assumed_speed() -> None:
     assert fast.clip == pytest.approx(clip / (312e12 * 0.4))
     assert (slow.clip, slow.step) == pytest.approx((2 * fast.clip, 2 * fast.step))
     assert made(gpu="H100-80GB").pace.clip == pytest.approx(fast.clip * 312 / 989)
-    assert made(cluster__sampler_gpus=0.6).pace.clip == pytest.approx(fast.clip / 0.6)
+    assert made(cluster__sampler__gpus=0.6).pace.clip == pytest.approx(fast.clip / 0.6)
     assert made(learner__gradient_checkpointing="full", learner__train="lora").pace.step < fast.step
     matrices, attention = sizes.forward_flops(17776)
     saved = fast.step - made(learner__gradient_checkpointing="selective").pace.step
@@ -364,7 +364,7 @@ def test_samplers_that_keep_the_learner_busy() -> None:
     assert pace.samplers_needed is not None
     assert pace.samplers_needed - 1 < 32 * pace.clip / pace.step <= pace.samplers_needed
     assert pace.total(10, 32) == pytest.approx(10 * 32 * pace.clip / 8)
-    assert made(cluster__samplers=1000).pace.total(10, 32) == pytest.approx(10 * pace.step)
+    assert made(cluster__sampler__count=1000).pace.total(10, 32) == pytest.approx(10 * pace.step)
 
 
 def test_disk_holds_checkpoints_versions_and_the_blobs_of_groups_and_pairs() -> None:
@@ -387,15 +387,18 @@ def test_disk_holds_checkpoints_versions_and_the_blobs_of_groups_and_pairs() -> 
             {"learner__gradient_checkpointing": "off"},
             ["learner: ", "of 80", 'learner.gradient_checkpointing = "full" (50 GB)'],
         ),
-        ({"cluster__learners": 1}, ["learner: ", 'learner.train = "lora"']),
-        ({"learner__micro_batch": 8, "cluster__learners": 1, "learner__train": "lora"}, ["learner.micro_batch = 1"]),
+        ({"cluster__learner__count": 1}, ["learner: ", 'learner.train = "lora"']),
+        (
+            {"learner__micro_batch": 8, "cluster__learner__count": 1, "learner__train": "lora"},
+            ["learner.micro_batch = 1"],
+        ),
         ({"model__dtype": "float32"}, ["sampler: 82 GB", 'model.dtype = "bfloat16" (41 GB)']),
         (
             {"gpu": "H200-141GB", "model__dtype": "float32", "learner__zero_stage": 0},
             ["learner: ", "of 141", "learner.zero_stage = 3", 'model.dtype = "bfloat16"'],
         ),
         ({"sampler__micro_batch": 4}, ["sampler: ", "of 80", "sampler.micro_batch = 1 (41 GB)"]),
-        ({"cluster__sampler_gpus": 0.4}, ["sampler: 41 GB per GPU of 80 x 0.4", "cluster.sampler_gpus"]),
+        ({"cluster__sampler__gpus": 0.4}, ["sampler: 41 GB per GPU of 80 x 0.4", "cluster.sampler.gpus"]),
         ({"gpu": "RTX4090-24GB"}, ["sampler: 41 GB per GPU of 24 (RTX4090-24GB)"]),
         ({"mode": "serial"}, ["process: ", 'learner.train = "lora"']),
         ({"exchange__max_bytes": 10**9}, ["exchange.max_bytes = 1 GB", "learner.checkpoint_every"]),

@@ -9,6 +9,7 @@ import pytest
 
 from common.config import load_config
 from common.errors import ConfigError, CorruptDataError, NotFoundError
+from common.exchange.storage.run_lock import lock_owner
 from deploy.run_dir import layout
 
 
@@ -21,7 +22,8 @@ def test_claim_makes_the_folder_and_keeps_the_resolved_configuration(tmp_path):
     with layout.claim(wanted) as folder:
         assert folder == tmp_path / "deep" / "r"
         assert load_config(folder / "config.toml") == wanted
-        assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+        assert lock_owner(folder) == os.getpid()
+    assert lock_owner(folder) is None
 
 
 def test_a_second_process_is_told_who_holds_the_folder(tmp_path):

@@ -54,14 +54,14 @@ from tests.support.tiny import TEXT_TO_VIDEO, tiny_pipeline
 pytestmark = pytest.mark.timeout(240)
 Run = tuple[RunConfig, "Lines", dict[str, Any]]
 PLACES = {
-    "cluster.samplers": 2,
-    "cluster.learners": 2,
-    "cluster.sampler_gpus": 1,
-    "cluster.learner_gpus": 1,
-    "cluster.rewarder_gpus": 0.5,
-    "cluster.sampler_node": "H100",
-    "cluster.rewarder_node": "H100",
-    "cluster.learner_node": "A800",
+    "cluster.sampler.count": 2,
+    "cluster.learner.count": 2,
+    "cluster.sampler.gpus": 1,
+    "cluster.learner.gpus": 1,
+    "cluster.rewarder.gpus": 0.5,
+    "cluster.sampler.node": "H100",
+    "cluster.rewarder.node": "H100",
+    "cluster.learner.node": "A800",
 }
 
 
@@ -102,7 +102,7 @@ class Lines:
 
 
 def config(root: Path, model: Path, **flags: Any) -> RunConfig:
-    values = {"mode": "cluster", "cluster.samplers": 1, "model.path": model}
+    values = {"mode": "cluster", "cluster.sampler.count": 1, "model.path": model}
     values |= {"exchange.max_lag": 1, "exchange.lease_seconds": 30}
     return toy.config(root, **(values | flags))
 
@@ -284,7 +284,7 @@ def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster
     finally:
         torch.set_num_threads(threads)
     assert alone is not None
-    made = config(tmp_path / "cluster", model, steps=8, **{"exchange.max_lag": 0, "cluster.samplers": 2})
+    made = config(tmp_path / "cluster", model, steps=8, **{"exchange.max_lag": 0, "cluster.sampler.count": 2})
     asked: list[bool] = []
     stopped = driver.run(made, toy.rewards(), stop=lambda: bool(asked), progress=At({2: lambda: asked.append(True)}))
     assert not stopped.finished
@@ -307,7 +307,7 @@ def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster
 @pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in every run of the tests
 def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     second = nodes.add_node(num_cpus=2, num_gpus=2, resources={"H100": 1})
-    flags = PLACES | {"cluster.samplers": 3, "learner.checkpoint_every": 8}
+    flags = PLACES | {"cluster.sampler.count": 3, "learner.checkpoint_every": 8}
     made = config(tmp_path, model, **flags, steps=16)
     lines = At({})
     lines.what |= {
@@ -335,7 +335,8 @@ def test_recorded_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model:
     found = {}
     for pairs, loss in (("ratings.jsonl", "dpo"), ("", "sft")):
         flags = {"pairs": tmp_path / "clips" / pairs, "algorithm.name": loss, "exchange.max_lag": 0, "learner.lr": 1e-2}
-        flags |= {"learner.train": "lora", "cluster.samplers": 2, "name": loss}
+        flags |= {"learner.train": "lora", "cluster.sampler.count": 2, "name": loss}
+        flags |= {} if pairs else {"sampler.candidates": 1}
         threads, lines = torch.get_num_threads(), Lines()
         torch.set_num_threads(1)  # as in each worker
         try:
@@ -365,7 +366,7 @@ def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Pa
 
 
 def test_pairs_that_come_too_late_expire_and_the_run_ends(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    made = config(tmp_path, model, **{"cluster.rewarders": 2, "reward.batch": 2, "steps": 6})
+    made = config(tmp_path, model, **{"cluster.rewarder.count": 2, "reward.batch": 2, "steps": 6})
     slow = [toy.SlowReward(name, made.folder / "metrics.jsonl", step=3) for name in DIMENSIONS]
     assert driver.run(made, slow).finished
     exchange = reopened(made)
@@ -416,7 +417,7 @@ def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path)
     rows = [{"prompt": f"a robot walks {place}", "split": "train" if place % 2 else "heldout"} for place in range(6)]
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     flags = {"prompts": tmp_path / "prompts.jsonl", "learner.caption_drop": 0.5, "sampler.guidance": 6}
-    crowded = {"cluster.samplers": 2, "cluster.sampler_gpus": 4, "cluster.sampler_node": "H100"}
+    crowded = {"cluster.sampler.count": 2, "cluster.sampler.gpus": 4, "cluster.sampler.node": "H100"}
     made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
     lines = Lines()
     result = driver.run(made, toy.rewards(), progress=lines).result
@@ -462,15 +463,15 @@ def test_a_run_folder_is_held_by_one_hub(model: Path, tmp_path: Path) -> None:
 
 
 def test_what_no_node_has_is_named_in_time(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    flags = {"cluster.learner_node": "B300", "cluster.placement_seconds": 0.5}
+    flags = {"cluster.learner.node": "B300", "cluster.placement_seconds": 0.5}
     words = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
     with pytest.raises(ConfigError, match=words):
         driver.run(config(tmp_path, model, **flags), toy.rewards())
 
 
 def test_a_cuda_model_needs_gpus_for_every_role(model: Path, tmp_path: Path) -> None:
-    flags = {"model.device": "cuda:0", "cluster.sampler_gpus": 1, "cluster.rewarder_gpus": 0.5}
-    with pytest.raises(ConfigError, match=r"cluster\.learner_gpus = 0, but model\.device = 'cuda:0'"):
+    flags = {"model.device": "cuda:0", "cluster.sampler.gpus": 1, "cluster.rewarder.gpus": 0.5}
+    with pytest.raises(ConfigError, match=r"cluster\.learner\.gpus = 0, but model\.device = 'cuda:0'"):
         config(tmp_path, model, **flags)
 
 

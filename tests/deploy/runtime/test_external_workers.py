@@ -41,7 +41,7 @@ class Clock:
 
 
 def guests(root: Path, released: list[str], clock: Clock) -> ExternalWorkers:
-    return ExternalWorkers(config(root, **{"cluster.samplers": 3}), ADDRESSES, released.append, clock)
+    return ExternalWorkers(config(root, **{"cluster.sampler.count": 3}), ADDRESSES, released.append, clock)
 
 
 def test_names_follow_those_of_the_cluster_and_ports_those_of_the_hub(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from deploy.runtime import hub
+from deploy.runtime.evaluation import Stuck
 from deploy.runtime.hub import Hub, RefusalWatch
 from deploy.runtime.messages import MEETING, HubReady
-from deploy.runtime.run_loop import Stuck
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
 from deploy.runtime.workers.rewarder import RewarderWorker

@@ -181,7 +181,7 @@ def test_guests_bring_the_same_pairs(parts, tmp_path):
 
 def test_the_commands(monkeypatch):
     asked = []
-    monkeypatch.setattr("deploy.cli.run.run", lambda options, flags: asked.append(options.resolved) or 0)
+    monkeypatch.setattr("deploy.cli.run.start", lambda config: asked.append(config) or 0)
     assert main(["run", "--pairs", "rated.jsonl", "--mode", "serial"]) == 0
     assert main(["run", "--pairs", "rated.jsonl"]) == 0
     assert main(["finetune", "clips", "--steps", "7"]) == 0

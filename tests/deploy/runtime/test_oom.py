@@ -105,7 +105,9 @@ def test_a_rewarder_in_one_process(tmp_path: Path) -> None:
 def test_a_worker_that_lacks_memory_from_the_start_is_not_started_again(tmp_path: Path) -> None:
     """And one that had enough before is: then the run goes on to its end."""
     tiny_pipeline(tmp_path / "model", num_layers=1)
-    config = toy.config(tmp_path, mode="cluster", **{"cluster.samplers": 1, "cluster.restart_seconds": 0.1, "steps": 2})
+    config = toy.config(
+        tmp_path, mode="cluster", **{"cluster.sampler.count": 1, "cluster.restart_seconds": 0.1, "steps": 2}
+    )
     said = toy.Said()
     with pytest.raises(RunFailed, match=r"^rewarder-0: out of memory: asked for 1000000\.00 GB, .*reward\.batch = 1"):
         driver.run(config, wanting("motion", None), progress=said)
@@ -140,7 +142,7 @@ def test_a_gpu_that_is_too_small() -> None:
 
 
 def test_only_what_is_left_and_helps_is_named() -> None:
-    ranks = {"mode": "cluster", "cluster.learners": 2}
+    ranks = {"mode": "cluster", "cluster.learner.count": 2}
     assert "learner.zero_stage = 3" in line_of("learner-1", **ranks)
     assert "learner.zero_stage" not in line_of("learner-0")
     assert "gradient_checkpointing" not in line_of("learner-0", **{"learner.gradient_checkpointing": "full"})

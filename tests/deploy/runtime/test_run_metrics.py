@@ -17,6 +17,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from common.config import RunConfig
+from common.exchange.api import FailureKind
 from common.messages import Score, Span, StepStats, TrainingFinished
 from deploy.observability.definitions import HISTOGRAM, TABLE, TARGET_LABELS
 from deploy.observability.exporter import Value
@@ -145,10 +146,10 @@ def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
         fakes.sample(exchange)
         (task, _) = exchange.lease_candidates("rewarder-0", 2)
         exchange.submit_scores("rewarder-0", [Score(task.candidate_id, "heads-1", fakes.values(math.nan))])
-        for reason in ("non-finite latents under version 0, seeds [1]", "no such image"):
+        for reason, kind in (("latents are NaN", FailureKind.NON_FINITE), ("no such image", FailureKind.OTHER)):
             lease = exchange.lease_group("sampler-0", 0)
             assert lease is not None
-            exchange.fail_group(lease, reason)
+            exchange.fail_group(lease, reason, kind)
         meter.not_finite("learner-0")
         meter.not_finite("nobody")
         found = now(meter)
@@ -192,7 +193,7 @@ def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
 
 
 def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
-    made = config(tmp_path, mode="cluster", **{"cluster.samplers": 3})
+    made = config(tmp_path, mode="cluster", **{"cluster.sampler.count": 3})
     meter = RunMeter(made, tmp_path)
     meter.instruments.read(meter._workers)
     for number, worker in enumerate(("learner-0", "learner-1", "sampler-0", "sampler-7")):

@@ -24,7 +24,8 @@ from deploy.results import contact_sheet as sheet
 from deploy.results import report
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
-from deploy.runtime import run_loop, serial
+from deploy.runtime import serial
+from deploy.runtime.evaluation import Stuck
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
@@ -198,7 +199,7 @@ def test_no_learning_rate_changes_nothing(model, tmp_path):
 def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
     monkeypatch.setattr(serial, "PATIENCE", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
-    with pytest.raises(run_loop.Stuck, match=r"waits for 2 pairs and has 0, .*'tied': 4"):
+    with pytest.raises(Stuck, match=r"waits for 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import resource
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ import torch
 
 from actors.prompts.source import open_prompts
 from common.config import RunConfig
-from common.errors import ConfigError, StorageError
+from common.errors import StorageError
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.storage import snapshots
 from common.weights.store import WeightStore
 from deploy.cli import run as command
-from deploy.cli.main import main
+from deploy.cli.main import exit_code, main
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.run_dir.layout import read_result
 from deploy.runtime import driver, serial
@@ -74,12 +73,7 @@ def run(config: RunConfig, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], b
             return serial.run(config, toy.rewards(), stop=lambda: stop() or asked(), progress=progress)
 
     monkeypatch.setattr(command, "_mode", lambda _: Mode)
-    options = argparse.Namespace(resolved=config)
-    try:
-        return command.run(options, {})
-    except ConfigError as error:
-        print(f"douga: {error}", file=sys.stderr)
-        return 2
+    return exit_code(partial(command.start, config))
 
 
 # Full and read-only.
@@ -221,7 +215,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
 ) -> None:
     """Whether the learner's own process meets it, or a sampler is told over the network; nobody is started again."""
     threads = torch.get_num_threads()  # as in this process, where the run goes on: they decide the order of sums
-    config = six(tmp_path, model, mode="cluster", **{"cluster.samplers": 1, "cluster.threads": threads})
+    config = six(tmp_path, model, mode="cluster", **{"cluster.sampler.count": 1, "cluster.threads": threads})
     config.folder.mkdir(parents=True)
     said = toy.Said()
     with mounted(config.folder / part, "200k") as disk:
@@ -295,8 +289,8 @@ def test_a_damaged_ledger_is_recovered(
     assert damage is lose_a_blob or blobs == {path.name for path in (config.folder / "blobs").iterdir()}
     assert main(["recover", str(config.folder)]) == 0
     said = capsys.readouterr().out
-    assert "restored the ledger's snapshot of step 4; the run goes on from there" in said
-    assert "steps 5 to 5 are taken again" in said
+    assert "restored the ledger's snapshot of step 4; the run resumes from there" in said
+    assert "steps 5 to 5 are repeated" in said
     assert f"douga run {config.folder / 'config.toml'}" in said
     assert (config.folder / "ledger.sqlite.damaged-1").exists()
     assert main(["recover", str(config.folder)]) == 2

@@ -243,7 +243,7 @@ class Model:
                 self.largest = max(self.largest, sum(map(len, group.blobs.values())))
         return True, ""
 
-    def fail_group(self, lease: GroupLease, reason: str) -> None:
+    def fail_group(self, lease: GroupLease, reason: str, kind: str = "") -> None:
         group = self._holder(lease)
         if group is not None:
             self._lose(group, reason)

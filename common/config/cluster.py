@@ -1,0 +1,86 @@
+"""``[cluster]``: how many processes of each role there are, and where they run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from common.config.section import Section
+from common.roles import LEARNER, REWARDER, SAMPLER
+
+
+class Placement(Section):
+    """How many processes of one role there are, and where they run."""
+
+    count: int = Field(default=1, ge=1, description="processes")
+    gpus: float = Field(default=0, ge=0, description="GPUs of each process; 0 on CPU")
+    node: str = Field(default="", description="custom Ray resource of the nodes that may run them; empty: any node")
+
+
+class SamplerPlacement(Placement):
+    """``[cluster.sampler]``."""
+
+    count: int = Field(default=2, ge=1, description="number of sampler processes")
+    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each sampler; 0 on CPU")
+    node: str = Field(default="", description="Ray custom resource that sampler nodes must have, e.g. H100")
+
+
+class RewarderPlacement(Placement):
+    """``[cluster.rewarder]``."""
+
+    count: int = Field(default=1, ge=1, description="number of rewarder processes")
+    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each rewarder; a fraction shares one GPU")
+    node: str = Field(default="", description="Ray custom resource that rewarder nodes must have")
+
+
+class LearnerPlacement(Placement):
+    """``[cluster.learner]``."""
+
+    count: int = Field(default=1, ge=1, description="learner ranks, all on one node")
+    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each learner rank; 0 on CPU")
+    node: str = Field(default="", description="Ray custom resource of the node for learner and exchange, e.g. A800")
+
+
+class ClusterConfig(Section):
+    """Workers per role, and where they run. Used only in cluster mode."""
+
+    address: str = Field(
+        default="",
+        description="address of a running Ray, or 'auto'; empty: RAY_ADDRESS if set, else start Ray on this machine",
+    )
+    sampler: SamplerPlacement = SamplerPlacement()
+    rewarder: RewarderPlacement = RewarderPlacement()
+    learner: LearnerPlacement = LearnerPlacement()
+    keys: Literal["auto", "always"] = Field(
+        default="auto",
+        description="encrypt and authenticate with CURVE keys: unless on loopback (auto), or always (shared machines)",
+    )
+    port: int = Field(
+        default=0,
+        ge=0,
+        le=65531,
+        description="first of the hub's five consecutive ports; 0 picks free ports at each start",
+    )
+    threads: int = Field(default=1, ge=1, description="CPU threads per worker process")
+    placement_seconds: float = Field(
+        default=120, gt=0, description="seconds to wait for the requested nodes before giving up"
+    )
+    restarts: int = Field(
+        default=5,
+        ge=0,
+        description="restarts allowed per worker per hour; beyond that a sampler is dropped, and any other worker "
+        "stops the run (exit code 3)",
+    )
+    restart_seconds: float = Field(
+        default=1.0,
+        gt=0,
+        description="seconds before a restart; doubles with every crash within the hour, up to 60 s",
+    )
+    min_samplers: int = Field(
+        default=1, ge=0, description="minimum number of samplers; with fewer the run saves and stops (exit code 3)"
+    )
+
+    def placement_of(self, role: str) -> Placement:
+        """Returns the section of a role (`common.roles.ROLES`)."""
+        return {SAMPLER: self.sampler, REWARDER: self.rewarder, LEARNER: self.learner}[role]

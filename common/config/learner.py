@@ -1,0 +1,102 @@
+"""``[learner]``: loss, optimizer, checkpoints, reference model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config.section import Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters on the transformer's attention."""
+
+    rank: int = Field(default=16, ge=1, description="rank of an adapter")
+    alpha: float = Field(default=16.0, gt=0, description="an adapter's output is scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"),
+        description="modules that get an adapter; on the command line as a,b,c",
+    )
+
+
+class LearnerConfig(Section):
+    """Training: optimizer, batches, weight sync, where the reference is kept, memory. What is learned: `algorithm`."""
+
+    train: Literal["full", "lora"] = Field(
+        default="full", description="train the whole transformer, or LoRA adapters only"
+    )
+    lora: LoraConfig = LoraConfig()
+    lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
+    weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    clip_norm: float = Field(default=1.0, gt=0, description="maximum gradient norm")
+    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps of linear learning-rate warmup")
+    pairs_per_step: int = Field(
+        default=8, ge=1, description="pairs per optimizer step, over all ranks (global batch size)"
+    )
+    micro_batch: int = Field(default=8, ge=1, description="pairs per forward pass on one rank")
+    steps_per_push: int = Field(
+        default=1, ge=1, description="optimizer steps between weight syncs (published versions)"
+    )
+    caption_drop: float = Field(
+        default=0.0, ge=0, le=1, description="probability that a pair is trained with the empty caption"
+    )
+    image_drop: float = Field(
+        default=0.0, ge=0, le=1, description="probability that a pair is trained without its first frame"
+    )
+    image_noise: bool = Field(
+        default=False,
+        description="add noise of scale exp(N(-3, 0.5)) to the first-frame latent; CogVideoX was trained with it "
+        "on the pixels",
+    )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw",
+        description="optimizer moments per parameter: 8 bytes (adamw) or 2 bytes (adamw_8bit, needs bitsandbytes)",
+    )
+    offload_optimizer: bool = Field(
+        default=False, description="keep and update float32 master weights and moments in host memory"
+    )
+    zero_stage: int = Field(default=0, ge=0, le=3, description="DeepSpeed ZeRO stage; with 0 and one rank, plain torch")
+    reference: Literal["whole", "sharded", "host"] = Field(
+        default="whole",
+        description="full training: a frozen copy on every rank, sharded over the ranks, or in host memory",
+    )
+    gradient_checkpointing: Literal["off", "selective", "full"] = Field(
+        default="off", description="activations recomputed in the backward pass: none, all but attention's, or all"
+    )
+    compile: bool = Field(
+        default=False, description="compile the transformer blocks with torch.compile; takes minutes at startup"
+    )
+    checkpoint_every: int = Field(
+        default=10, ge=1, description="optimizer steps between checkpoints; a multiple of steps_per_push"
+    )
+    keep_checkpoints: int = Field(default=2, ge=1, description="newest checkpoints to keep; older ones are deleted")
+
+    @model_validator(mode="after")
+    def _checkpoints_at_pushes(self) -> LearnerConfig:
+        # Between weight syncs the samplers hold older weights than the learner: only a synced step can be resumed.
+        if self.checkpoint_every % self.steps_per_push:
+            raise ValueError(
+                f"checkpoint_every = {self.checkpoint_every} must be a multiple of steps_per_push = "
+                f"{self.steps_per_push}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reference_has_a_place(self) -> LearnerConfig:
+        if self.reference != "whole" and self.train == "lora":
+            raise ValueError(
+                f"reference = {self.reference!r}: with train = 'lora' the reference is an adapter; use 'whole'"
+            )
+        if self.reference == "sharded" and not self.zero_stage:
+            raise ValueError("reference = 'sharded': needs zero_stage 1, 2 or 3")
+        return self
+
+    @model_validator(mode="after")
+    def _recomputed_as_it_was(self) -> LearnerConfig:
+        # Stage 3 gathers weights inside a block, and gathers other ones in the backward pass than in the forward pass.
+        if self.gradient_checkpointing == "selective" and self.zero_stage == 3:
+            raise ValueError(
+                "gradient_checkpointing = 'selective': needs zero_stage 0, 1 or 2; 'off' and 'full' work with any"
+            )
+        return self

@@ -1,0 +1,53 @@
+"""One process at a time may write to a run: whoever opens its ledger holds ``ledger.lock`` until it is done.
+
+It is an open file description lock (`fcntl`, F_OFD_SETLK). The kernel releases it when the process ends, however it
+ends. Unlike flock, it can be queried without taking it, so `douga status` never makes a run that is just starting
+fail. Unlike a POSIX lock, it also conflicts within one process, and closing another handle of the file keeps it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import IO
+
+from common.errors import ConfigError
+
+LOCK = "ledger.lock"
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
+
+
+def hold(folder: Path) -> IO[str]:
+    """Holds a run's folder, which is made if it is missing, until the returned file is closed.
+
+    Raises `ConfigError` if another process (or another handle in this one) holds it, or if it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+    try:
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        holder = lock_owner(folder)
+        file.close()
+        who = "another process" if holder is None else f"process {holder}"
+        raise ConfigError(f"{folder}: in use by {who}; wait for it or choose another --name") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def lock_owner(folder: Path) -> int | None:
+    """Returns the id of the process that holds a run's folder, None if nobody does. Takes no lock."""
+    asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with (folder / LOCK).open("r") as file:
+            kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
+            return None if kind == fcntl.F_UNLCK else int(file.read())
+    except (OSError, ValueError):  # no such file; or its holder is about to write its id
+        return None

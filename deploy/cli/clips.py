@@ -1,0 +1,84 @@
+"""``douga sample`` and ``score``: generate clips, score clips. Parsing imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import load_config
+from common.errors import ConfigError
+from deploy.cli.flags import add_command
+
+SAMPLE = """\
+examples:
+  douga sample                      8 held-out toon prompts, the embedded model
+  douga sample runs/toon --count 4  the aligned weights of a run
+  douga sample /models/CogVideoX-5b-I2V --prompts my.jsonl --model.device cuda:0 ...
+  douga sample tuned --prompts my.jsonl --invert walk.mp4 --sampler.steps 50
+
+Any configuration key can be set. From a prompt file, training prompts are taken in shuffled order.
+"""
+SCORE = """\
+examples:
+  douga score samples               the clips of `douga sample`, by the embedded heads
+  douga score a.mp4 --text "a robot walks right in the snow" --json
+  douga score samples --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs
+
+Any configuration key can be set. A clip that cannot be scored is named on stderr and left out. If no clip is left, the
+exit code is 2.
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the commands of this file."""
+    words = "generate clips with a model folder or a run's newest weights"
+    sample = add_command(commands, "sample", _sample, words, SAMPLE, takes_keys=True)
+    sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
+    sample.add_argument("--count", type=int, default=8, help="number of prompts (default: 8)")
+    sample.add_argument("--version", type=int, help="a run's weight version (default: its newest; 0: the base model)")
+    sample.add_argument(
+        "--invert",
+        type=Path,
+        metavar="CLIP.mp4",
+        help="start from this clip's noise (DDIM inversion)",
+    )
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder for clips, samples.json, sheet.png")
+    words = "score clips as a run would: every head and judge, and the weighted mean"
+    score = add_command(commands, "score", _score, words, SCORE, takes_keys=True)
+    score.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="mp4 files, or folders with a samples.json")
+    score.add_argument("--text", help="caption of the mp4 files")
+    score.add_argument("--image", type=Path, help="first frame of the mp4 files (default: each clip's own)")
+    score.add_argument("--config", type=Path, metavar="CONFIG.toml", help="whose rewards to use (default: toon heads)")
+    score.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _sample(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    if options.count < 1:
+        raise ConfigError(f"--count {options.count}: must be at least 1")
+    from deploy.results.clips import make_samples
+    from deploy.run_dir.source import generator_of
+    from deploy.runtime.oom import needed_by
+
+    deterministic = {"sampler.scheduler": "ddim"} if options.invert else {}
+    config, weights, version = generator_of(options.source, deterministic | dict(flags), options.version)
+    if weights is None and options.version is not None:
+        raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
+    with needed_by("sampler", config):
+        make_samples(config, weights, version, options.count, options.out, options.invert)
+    return 0
+
+
+def _score(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from deploy.results.clips import score_clips, score_table
+
+    rows = score_clips(load_config(options.config, flags), options.clips, options.text, options.image)
+    if options.json:
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        Console().print(score_table(rows))
+    return 0

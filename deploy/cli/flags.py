@@ -1,0 +1,124 @@
+"""The parser that all commands share, and the configuration keys as flags (``--learner.lr 1e-5``).
+
+A command declares its own options with argparse, once. All other ``--names`` are configuration keys: `split_flags`
+takes them out before argparse sees the rest. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.config import keys, leaves, load_config
+from common.errors import ConfigError
+from deploy.run_dir.layout import TOON
+
+TRUE_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
+RUN = "run folder, or its name under runs/"  # help of every RUN argument
+
+Action = Callable[[argparse.Namespace, Mapping[str, Any]], int]  # parsed options, configuration flags -> exit code
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors. It knows its own options, and builds a long help text only when it is shown."""
+
+    def __init__(self, *args: Any, late_epilog: Callable[[], str] | None = None, **how: Any) -> None:
+        self._own: set[str] = set()  # long options, without the dashes
+        self._kinds: Mapping[str, Any] = {}  # subcommand -> its parser
+        self._late_epilog = late_epilog
+        how.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **how)
+
+    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+        """See argparse."""
+        action = super().add_argument(*names, **how)
+        self._own |= {name[2:] for name in action.option_strings if name.startswith("--")}
+        return action
+
+    def add_subparsers(self, **how: Any) -> Any:
+        """See argparse. One of the subcommands must be given."""
+        action = super().add_subparsers(required=True, **how)
+        self._kinds = action.choices
+        return action
+
+    def own_options(self, words: Sequence[str]) -> frozenset[str]:
+        """Returns the options of the command that `words` start with; they are not configuration keys."""
+        if words and words[0] in self._kinds:
+            return self._kinds[words[0]].own_options(words[1:])
+        return frozenset(self._own)
+
+    def format_help(self) -> str:
+        """See argparse."""
+        if self._late_epilog is not None:
+            self.epilog = self._late_epilog()
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `ConfigError`, which is printed as one line like all other bad input."""
+        raise ConfigError(f"{message}; see: {self.prog} --help")
+
+
+def add_command(commands: Any, name: str, act: Action, words: str, epilog: str = "", **how: Any) -> Parser:
+    """Adds a command. With ``takes_keys=True`` it accepts configuration keys; `how` also takes `Parser`'s arguments."""
+    takes_keys = how.pop("takes_keys", False)
+    command: Parser = commands.add_parser(name, help=words, description=words, epilog=epilog, **how)
+    command.set_defaults(act=act, takes_keys=takes_keys, prog=command.prog)
+    return command
+
+
+def add_server_options(command: Parser, port: int) -> None:
+    """Adds the options of a command that opens a web server (`deploy/web_server.py`)."""
+    command.add_argument("--host", default="127.0.0.1", help="IP address to listen on (default: 127.0.0.1)")
+    command.add_argument("--port", type=int, default=port, help=f"port; 0 picks a free one (default: {port})")
+    command.add_argument("--token", help="required off loopback, 16 characters or more (default: $DOUGA_TOKEN)")
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token (chmod 600)")
+
+
+def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """Splits `words` into configuration flags and the rest, which argparse parses (with the options in `own`).
+
+    A boolean key may stand without a value. Raises `ConfigError` for any other key without one.
+    """
+    switches = {key.name for key in keys() if isinstance(key.default, bool)}
+    flags: dict[str, Any] = {}
+    rest: list[str] = []
+    queue = list(words)
+    while queue:
+        word = queue.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name in own or not name:
+            rest.append(word)
+        elif equals:
+            flags[name] = value
+        elif name.replace("-", "_") in switches:
+            flags[name] = queue.pop(0) if queue and queue[0].lower() in TRUE_WORDS else "true"
+        elif not queue or queue[0].startswith("--"):
+            raise ConfigError(f"--{name}: a value is missing")
+        else:
+            flags[name] = queue.pop(0)
+    return flags, rest
+
+
+def describe_keys() -> str:
+    """Returns every configuration key with its kind, default and meaning."""
+    toon = leaves(load_config(TOON).model_dump())
+    lines = ["configuration keys (kind; default; and the embedded toon run's value if it differs):", ""]
+    section = ""
+    for key in keys():
+        if "." in key.name and key.name.split(".")[0] != section:
+            section = key.name.split(".")[0]
+            lines.append("")
+        default = _shown(key.default)
+        value = toon.get(key.name, key.default)
+        other = f"; toon {_shown(value)}" if value != key.default else ""
+        lines.append(f"  --{key.name.replace('_', '-')}  ({key.kind}; {default}{other})")
+        lines.append(f"      {key.description}")
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

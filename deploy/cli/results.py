@@ -1,0 +1,149 @@
+"""``douga evaluate``, ``report``, ``export`` and ``recover``: what is done with a run. Parsing imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import load_config
+from deploy.cli.flags import RUN, add_command
+from deploy.run_dir import layout
+
+EXPORT = """\
+learner.train = lora: writes DIR/pytorch_lora_weights.safetensors, for pipe.load_lora_weights(DIR). Its scale,
+alpha / rank, is in the file's metadata.
+learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit it
+in place: its untrained parts are hard links to the base model's files if the disk supports them.
+
+examples:
+  douga export runs/mine --out aligned              the newest version
+  douga export mine --out halfway --version 30      an earlier one that is still in runs/mine/weights
+  douga sample aligned                              an exported pipeline is a model like any other
+"""
+RECOVER = """\
+A run copies its ledger at every checkpoint. If `douga run` reports that the ledger is damaged or missing, or that blobs
+are, this command restores the newest copy that belongs to a checkpoint. It keeps the damaged ledger beside it and
+prints what is lost: steps since that checkpoint are repeated, unfinished groups are sampled again. Then the same
+`douga run` resumes. It refuses (exit code 2) if the ledger is healthy, or if there is no such copy.
+
+example:
+  douga recover runs/toon
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the commands of this file."""
+    words = "repeat a run's held-out comparison from its weights, without changing the run"
+    evaluate = add_command(commands, "evaluate", _evaluate, words)
+    evaluate.add_argument("--prompts", type=int, help="held-out prompts (default: the run's)")
+    evaluate.add_argument("--version", type=int, help="weight version to compare with the base (default: the newest)")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    words = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
+    export = add_command(commands, "export", _export, words, EXPORT)
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    export.add_argument("--version", type=int, help="weight version (default: the newest; 0: the base model)")
+    recover = add_command(commands, "recover", _recover, "restore a damaged ledger from a snapshot", RECOVER)
+    report = add_command(commands, "report", _report, "write a finished run's report.html again")
+    for command in (evaluate, export, recover, report):
+        command.add_argument("run", help=RUN)
+
+
+def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from rich.console import Console
+
+    from deploy.results import comparison
+    from deploy.run_dir.progress import showing
+    from deploy.run_dir.source import find_run_with_model
+    from deploy.runtime.serial import evaluate_again
+
+    folder, config = find_run_with_model(options.run)
+    if options.prompts is not None:
+        config = load_config(folder / layout.CONFIG, {"evaluation.prompts": options.prompts})
+    with showing() as progress:
+        result = evaluate_again(folder, config, options.version, progress)
+    if options.json:
+        print(json.dumps(result, indent=1, ensure_ascii=False))
+    else:
+        Console().print(comparison.table(result, result["prompts"]))
+        Console().print(result["verdict"]["words"], markup=False, highlight=False)
+    return 0
+
+
+def _export(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from common.weights.store import WeightStore
+    from deploy.results import export
+    from deploy.run_dir.source import chosen_version, find_run_with_model
+
+    folder, config = find_run_with_model(options.run)
+    store = WeightStore(folder / "weights")
+    version = chosen_version(store, config, options.version)
+    how = export.export(config, store, version, options.out)
+    print(f"{folder}: version {version} is in {options.out}; with diffusers:\n{how}")
+    return 0
+
+
+def _report(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from deploy.results import report
+    from deploy.run_dir.source import find_run_with_model
+
+    folder, _ = find_run_with_model(options.run)
+    print(report.write(folder))
+    return 0
+
+
+def _recover(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from common.exchange import recovery
+    from common.weights.store import WeightStore
+    from deploy.run_dir.jsonl import EVENTS, JsonLines
+    from deploy.runtime.factories import open_inputs
+    from learner import checkpoint
+
+    folder, config = layout.find_run(options.run)
+    prompts = open_inputs(config)
+    with layout.lock(folder):
+        checkpoints = folder / "checkpoints"
+        done = recovery.recover(
+            folder,
+            config,
+            prompts,
+            checkpoints=checkpoint.steps(checkpoints),
+            newest_version=max(WeightStore(folder / "weights").versions(), default=-1),
+            before=lambda step: _set_newer_aside(checkpoints, step),
+        )
+        with JsonLines(folder / EVENTS) as events:
+            events.write(event="recovered", step=done.step, damage=done.damage)
+    print("\n".join(_recovered_lines(folder, done)))
+    return 0
+
+
+def _recovered_lines(folder: Path, done: Any) -> list[str]:
+    from deploy.run_dir.jsonl import METRICS, read_json_lines
+
+    last = max((record["step"] for record in read_json_lines(folder / METRICS)), default=done.step)
+    repeated = f"steps {done.step + 1} to {last} are repeated, and " if last > done.step else ""
+    aside = [] if done.aside is None else [f"the damaged ledger is kept as {done.aside}"]
+    return [
+        done.damage,
+        f"{folder}: restored the ledger's snapshot of step {done.step}; the run resumes from there",
+        *aside,
+        f"lost: {repeated}everything sampled and scored since is made again",
+        f"lost: {done.again} unfinished groups ({done.dropped} of their clips) are sampled again, "
+        f"{done.given_up} pairs or evaluations whose blobs are gone are given up",
+        f"resume with: {layout.resume_command(folder)}",
+    ]
+
+
+def _set_newer_aside(checkpoints: Path, step: int) -> None:
+    """Renames checkpoints without a snapshot: they are of no use, but not ours to delete."""
+    from common.errors.disk import writing
+    from learner import checkpoint
+
+    for newer in checkpoint.steps(checkpoints):
+        if newer > step:
+            place = checkpoint.place(checkpoints, newer)
+            with writing(place):
+                place.rename(place.with_name(f"unused-{place.name}"))
+            print(f"no sound snapshot belongs to the checkpoint of step {newer}: it is kept as unused-{place.name}")

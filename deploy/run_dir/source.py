@@ -1,0 +1,61 @@
+"""Where a command's weights come from: a run's published versions, a pipeline folder, or the embedded model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig, load_config
+from common.errors import ConfigError, NotFoundError
+from common.models.fingerprint import check_same_model, model_parts
+from common.weights.store import WeightStore
+from deploy.run_dir import layout
+
+
+def generator_of(
+    source: str, flags: Mapping[str, Any], version: int | None = None
+) -> tuple[RunConfig, WeightStore | None, int]:
+    """Returns the configuration, the weights and the version to generate clips with.
+
+    `source` is a run, a pipeline folder, or 'toon'. Only a run has weights; the others return None and version 0.
+    """
+    config, weights = _open(source, flags)
+    return config, weights, 0 if weights is None else chosen_version(weights, config, version)
+
+
+def _open(source: str, flags: Mapping[str, Any]) -> tuple[RunConfig, WeightStore | None]:
+    if source == "toon":
+        return load_config(layout.TOON, flags), None
+    if (Path(source) / "model_index.json").is_file():
+        return load_config(None, {"model.path": source} | dict(flags)), None
+    try:
+        layout.find_run(source)
+    except NotFoundError:
+        raise ConfigError(
+            f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json)"
+        ) from None
+    folder, _ = find_run_with_model(source)
+    return load_config(folder / layout.CONFIG, flags), WeightStore(folder / "weights")
+
+
+def find_run_with_model(run: str) -> tuple[Path, RunConfig]:
+    """`layout.find_run` for commands that need a model's clips or weights. Raises `ConfigError` for a simulated run."""
+    folder, config = layout.find_run(run)
+    if config.simulate:
+        raise ConfigError(f"{folder}: a simulated run has no clips and no model's weights; only `douga run` prints it")
+    return folder, config
+
+
+def chosen_version(store: WeightStore, config: RunConfig, version: int | None) -> int:
+    """Returns `version`, or the newest one for None.
+
+    Raises `NotFoundError` if the store does not have it, `ConfigError` if it was trained from another base model.
+    """
+    versions = store.versions()
+    if not versions:
+        raise ConfigError(f"{store.folder}: no weights published yet")
+    chosen = versions[-1] if version is None else version
+    what = f"{store.folder}: version {chosen}"
+    check_same_model(what, store.manifest(chosen).model, model_parts(config.model.path), config.model.path)
+    return chosen

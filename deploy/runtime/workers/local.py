@@ -1,0 +1,119 @@
+"""The sampler and the rewarder of a process that does all work itself: a serial run, `douga evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from actors.loop import SamplingLoop
+from actors.prompts.source import PromptSource
+from common.config import RunConfig
+from common.errors import RunFailed
+from common.exchange.api import RunExchange, State
+from common.messages import Purpose
+from common.weights.store import WeightStore
+from deploy.run_dir.journal import Journal, measured
+from deploy.run_dir.progress import Progress, ThroughputTracker
+from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
+from deploy.runtime.oom import needed_by
+from rewarders.interface import JudgeFailed
+from rewarders.loop import ScoringLoop
+
+PROBING = "probing"
+OPEN = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING)
+
+
+@dataclass
+class LocalWorkers:
+    """Works with versions of `store`. `between` is called before every unit of work and may raise to stop it."""
+
+    config: RunConfig
+    sampler: SamplingLoop
+    rewarder: ScoringLoop
+    exchange: RunExchange
+    store: WeightStore
+    journal: Journal
+    progress: Progress
+    between: Callable[[], None]
+
+    def evaluation(self, source: PromptSource) -> HeldOutEvaluation:
+        """Returns the evaluation on the held-out prompts of `source`, with these workers."""
+        return HeldOutEvaluation(
+            config=self.config,
+            prompts=source.heldout(self.config.evaluation.prompts, self.config.seed),
+            exchange=self.exchange,
+            progress=self.progress,
+            work=self.evaluate,
+        )
+
+    def evaluate(self, version: int, most: int, show: Callable[[], None]) -> bool:
+        """Samples and scores held-out prompts under `version`, at most `most`. False if nothing could be done.
+
+        Clips that were sampled before a kill are scored first. Only held-out prompts that wait are sampled: after the
+        last one the exchange would lease training prompts.
+        """
+        done = self.score()
+        waiting = min(most, self._counted(Purpose.EVAL, State.PENDING))
+        if waiting and self.sampler.version != version:
+            self.load(version)
+        for _ in range(waiting):
+            if not self.sample():
+                break
+            done += 1
+            show()
+        return bool(done + self.score())
+
+    def probe(self) -> None:
+        """Samples and scores the probes that wait, each under the version it is for."""
+        total = waiting = self._counted(Purpose.PROBE, *OPEN)
+        pace = ThroughputTracker(self.config)
+        while waiting:
+            sampled = bool(self._counted(Purpose.PROBE, State.PENDING)) and self._sample_probe()
+            if not self.score() and not sampled:
+                raise Stuck(f"{PROBING}: {waiting} of {total} probes wait, no work is left")
+            waiting = self._counted(Purpose.PROBE, *OPEN)
+            pace.groups = total - waiting
+            self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))
+
+    def _counted(self, purpose: Purpose, *states: State) -> int:
+        counts = self.exchange.counts(purpose)
+        return sum(counts[state] for state in states)
+
+    def _sample_probe(self) -> bool:
+        version = self.exchange.wanted_version()
+        if self.sampler.version != version:
+            self.load(version)
+        return self.sample()
+
+    def load(self, version: int) -> None:
+        """Lets the sampler load a version of the store."""
+        with needed_by(self.sampler.worker, self.config):
+            measured(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
+
+    def _load(self, version: int) -> bool:
+        self.sampler.load(*self.store.load(version))
+        return True
+
+    def sample(self) -> bool:
+        """Lets the sampler make one group, if the exchange admits it."""
+        self.between()
+        with needed_by(self.sampler.worker, self.config):
+            return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+
+    def score(self) -> int:
+        """Lets the rewarder work while there are clips. Returns the number of its batches."""
+        batches = 0
+        self.between()
+        while self._score_batch():
+            batches += 1
+            self.between()
+        return batches
+
+    def _score_batch(self) -> int:
+        try:
+            with needed_by(self.rewarder.worker, self.config):
+                return measured(
+                    self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
+                )
+        except JudgeFailed as error:
+            raise RunFailed(f"{error}; once it answers, the same command goes on") from None

@@ -1,0 +1,33 @@
+"""The lock of a run: one holder at a time, also within one process, and a question that takes nothing away."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError
+from common.exchange.storage.run_lock import LOCK, hold, lock_owner
+
+
+def test_a_second_handle_is_refused_also_in_the_same_process(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}; wait for it"):
+            hold(tmp_path)
+        assert lock_owner(tmp_path) == os.getpid()
+    hold(tmp_path).close()
+
+
+def test_closing_another_handle_does_not_release_it(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        (tmp_path / LOCK).open("rb").close()
+        assert lock_owner(tmp_path) == os.getpid()
+    assert lock_owner(tmp_path) is None
+
+
+def test_a_folder_without_a_run_has_no_owner(tmp_path: Path) -> None:
+    assert lock_owner(tmp_path / "none") is None
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(ConfigError, match="cannot hold a run"):
+        hold(tmp_path / "file")
