@@ -110,12 +110,12 @@ def test_help_shows_examples_and_every_key(capsys):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["run", "--learner.alhpa", "2"], "--learner.alhpa: unknown key; did you mean algorithm.alpha?"),
+        (["run", "--algorithm.alhpa", "2"], "--algorithm.alhpa: unknown key; did you mean algorithm.alpha?"),
         (
             ["run", "--sampler.candidates", "1"],
-            "--sampler.candidates = '1': Input should be greater than or equal to 2",
+            "douga: sampler.candidates = 1: algorithm gapo needs 2 or more",
         ),
-        (["run", "--algorithm.alpha=0.5"], "--algorithm.alpha = '0.5': Input should be greater than or equal to 1"),
+        (["run", "--algorithm.alpha=0.5"], "--algorithm.alpha = '0.5': Input should be greater than 1"),
         (["run", "--exchange.max-lag", "-1"], "--exchange.max-lag = '-1': Input should be greater than or equal to 0"),
         (["run", "none.toml"], "none.toml: no such configuration file"),
         (["run", "--steps"], "--steps: a value is missing"),

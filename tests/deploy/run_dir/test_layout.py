@@ -74,7 +74,7 @@ def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
     line = str(caught.value)
     assert "learner.lr (5e-06 there, 0.001 now), seed (1 there, 2 now)" in line
     free = (
-        "steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, exchange.keep_groups, timeline_bytes, "
+        "steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.*, exchange.keep_groups, timeline_bytes, "
         "the place of the model"
     )
     assert f"({free} and sampler.micro_batch, " in line
