@@ -121,7 +121,7 @@ def test_rendered_clips_are_rated_by_the_renderer(tmp_path: Path) -> None:
     others = [row.mean_opinion(name) for row in table.rows if row.source != REAL for name in DIMENSIONS]
     assert min(filter(None, others)) < 3
     data = RatedDataset(table)
-    parts = split(data.marks(), 0, "r")
+    parts = split(data.leak_keys(), 0, "r")
     assert {row.character for row in (data.rows[i] for i in parts.train)} == {"mixed"}
     assert {data.rows[i].character for i in np.concatenate([parts.validation, parts.test])} == {
         "female_person",
