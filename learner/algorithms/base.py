@@ -117,5 +117,6 @@ def every(step: int, period: int) -> float:
 
 def over_mean(weights: Tensor) -> Tensor:
     """Weights [n] of the global batch divided by their mean; weights that are all 0 stay 0."""
+    weights = weights.contiguous()  # the order of a sum must not depend on strides
     mean = weights.mean()
     return weights / mean if mean > 0 else weights
