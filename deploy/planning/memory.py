@@ -1,7 +1,8 @@
 """The memory that each role of a run needs, computed from the config. No torch.
 
 P parameters of the denoiser, T of the optimizer (P, or the A of one adapter), b bytes per number (2 or 4), N ranks,
-M = `learner.micro_batch` pairs, S and d and what autograd saves: `deploy/planning/model_sizes.py`. GB are 10⁹ bytes.
+M = `learner.micro_batch` groups of k kept clips (2 of a pair, 1 for supervised fine-tuning); S, d and what autograd
+saves: `deploy/planning/model_sizes.py`. GB are 10⁹ bytes. An algorithm without a reference has no term of it.
 
 | role | term | bytes |
 |---|---|---|
@@ -15,8 +16,8 @@ M = `learner.micro_batch` pairs, S and d and what autograd saves: `deploy/planni
 | | master weights | 4 T, ZeRO: / N (bfloat16 stage 0 of several ranks runs as 1); none in float32 without ZeRO |
 | | moments | 8 T, ZeRO: / N; `adamw_8bit`: `EIGHT_BIT` T |
 | | exchange buffers | ZeRO: reduction bucket b min(T, 5e8); ZeRO 3: b min(P, 1e9) of gathered weights |
-| | reference pass | `FORWARD` S d b of 2 M clips; from host memory b P |
-| | activations | what autograd saves of 2 M clips (one forward), a recomputed block, `BACKWARD` S d b a clip |
+| | reference pass | `FORWARD` S d b of k M clips; from host memory b P |
+| | activations | what autograd saves of k M clips (one forward), a recomputed block, `BACKWARD` S d b a clip |
 | | optimizer step | ZeRO: 4 T / N, the gradients in float32 |
 | rewarder | heads | their files |
 | each process | CUDA | `CUDA_BYTES`: context, library workspaces |
@@ -33,7 +34,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import RewardConfig, RunConfig
+from common.config import RewardConfig, RunConfig, algorithm_class, open_algorithm
 from deploy.planning.model_sizes import EMBEDDED, ModelSizes
 
 CUDA_BYTES = 10**9  # assumed
@@ -129,6 +130,16 @@ def ranks_of(config: RunConfig) -> int:
     return config.cluster.learner.count if config.mode == "cluster" else 1
 
 
+def kept_clips(config: RunConfig) -> int:
+    """k: the clips of a group that the algorithm trains on."""
+    return open_algorithm(config.algorithm).kept(config.sampler.candidates)
+
+
+def has_reference(config: RunConfig) -> bool:
+    """Whether the algorithm compares the policy with a reference."""
+    return algorithm_class(config.algorithm.name).needs_reference
+
+
 def number_bytes(config: RunConfig) -> int:
     """b: bytes per number."""
     return 2 if config.model.dtype == "bfloat16" else 4
@@ -162,9 +173,10 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
     rules, b, ranks, stage = config.learner, number_bytes(config), ranks_of(config), _stage(config)
     whole, lora = sizes.transformer_parameters, rules.lora if rules.train == "lora" else None
     trained = sizes.adapter_parameters(lora) if lora else whole
+    adapters = (1 + has_reference(config)) * trained if lora else 0
     resident = {
-        "weights": b * (_split(whole + (2 * trained if lora else 0), stage >= 3, ranks) + sizes.position_values),
-        "reference": 0 if lora or rules.reference == "host" else _reference(config, sizes),
+        "weights": b * (_split(whole + adapters, stage >= 3, ranks) + sizes.position_values),
+        "reference": 0 if rules.reference == "host" else _reference(config, sizes),
         "gradients": b * _split(trained, stage >= 2, ranks),
         "exchange buffers": (b * min(trained, REDUCE_BUCKET) if stage else 0)
         + (b * min(whole, LIVE_PARAMETERS) if stage == 3 else 0),
@@ -174,14 +186,14 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         resident["gradients"] = 0 if rules.offload_optimizer else FLOAT32 * trained
     elif stage and not rules.offload_optimizer:
         step = FLOAT32 * _split(trained, True, ranks)
-    clips, block = 2 * min(rules.micro_batch, rules.pairs_per_step // ranks), 0
+    clips, block = kept_clips(config) * min(rules.micro_batch, rules.pairs_per_step // ranks), 0
     saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing)
     if rules.gradient_checkpointing != "off":
         block = sizes.block_bytes(clips, tokens, b, lora)
     unit = clips * tokens * sizes.width * b
-    visit = _reference(config, sizes) if rules.reference == "host" and not lora else 0
+    copied = _reference(config, sizes) if rules.reference == "host" else 0
     return resident | ({} if rules.offload_optimizer else own), {
-        "reference pass": FORWARD * unit + visit,
+        "reference pass": FORWARD * unit + copied if has_reference(config) else 0,
         "activations": saved + block + BACKWARD * unit,
         "optimizer step": step,
     }
@@ -189,11 +201,11 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
 
 def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
     """Of one rank of the learner, beside what its process takes anyway."""
-    rules, lora = config.learner, config.learner.train == "lora"
-    trained = sizes.adapter_parameters(rules.lora) if lora else sizes.transformer_parameters
+    rules = config.learner
+    trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else sizes.transformer_parameters
     gradients = FLOAT32 * _split(trained, _stage(config) > 0, ranks_of(config))
     optimizer = gradients + sum(_optimizer_bytes(config, trained).values()) if rules.offload_optimizer else 0
-    return optimizer + (_reference(config, sizes) if rules.reference == "host" and not lora else 0)
+    return optimizer + (_reference(config, sizes) if rules.reference == "host" else 0)
 
 
 def _sharding(config: RunConfig) -> bool:
@@ -208,7 +220,9 @@ def _stage(config: RunConfig) -> int:
 
 
 def _reference(config: RunConfig, sizes: ModelSizes) -> int:
-    """Of the frozen copy of a full training."""
+    """Bytes of the frozen copy of the model; 0 where the reference is an adapter, or the algorithm has none."""
+    if config.learner.train == "lora" or not has_reference(config):
+        return 0
     share = _split(sizes.transformer_parameters, config.learner.reference == "sharded", ranks_of(config))
     return number_bytes(config) * (share + sizes.position_values)
 

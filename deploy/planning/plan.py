@@ -22,6 +22,8 @@ from deploy.planning.memory import (
     GIGA,
     Gpu,
     Need,
+    has_reference,
+    kept_clips,
     needs,
     number_bytes,
     ranks_of,
@@ -117,10 +119,10 @@ def _pace(
     calls = config.sampler.steps + guided_steps(config)
     clip = (calls * (matrices + attention) + sizes.decode_flops(shape)) / speed["sampler"]
     ranks, rules = ranks_of(config), config.learner
-    forwards = 2 * (matrices + attention)  # policy and reference
+    forwards = (1 + has_reference(config)) * (matrices + attention)
     again = {"off": 0.0, "selective": matrices, "full": matrices + attention}[rules.gradient_checkpointing]
     backward = (1 if rules.train == "lora" else 2) * matrices + 2 * attention
-    step = 2 * rules.pairs_per_step / ranks * (forwards + again + backward) / speed["learner"]
+    step = kept_clips(config) * rules.pairs_per_step / ranks * (forwards + again + backward) / speed["learner"]
     samplers = config.cluster.sampler.count if config.mode == "cluster" else 1
     needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
     return Pace(clip, step, samplers, needed)
@@ -148,7 +150,7 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
     whole = sizes.transformer_parameters
     trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else whole
     optimizer = 3 * FLOAT32 * trained if b == 2 or rules.zero_stage else 2 * FLOAT32 * trained
-    checkpoint = 2 * b * trained + optimizer
+    checkpoint = (1 + has_reference(config)) * b * trained + optimizer
     versions = min(config.exchange.max_lag + 2, config.steps // rules.steps_per_push)
     group, pair, clip = _group_bytes(config, sizes, shape)
     all_pairs = config.steps * rules.pairs_per_step
@@ -156,7 +158,9 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
     waiting = (config.exchange.max_lag + 1) * config.pairs_per_push
     running = min(config.exchange.pipeline_depth, all_pairs)
     return Disk(
-        blobs=running * group + min(until_freed + waiting, all_pairs) * pair + min(SHOWN, all_pairs) * 2 * clip,
+        blobs=running * group
+        + min(until_freed + waiting, all_pairs) * pair
+        + min(SHOWN, all_pairs) * kept_clips(config) * clip,
         checkpoints=checkpoint * (rules.keep_checkpoints + 1),  # one more while it is written
         versions=b * whole + versions * b * trained,
         push=b * trained,
@@ -165,14 +169,14 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
 
 
 def _group_bytes(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> tuple[int, int, int]:
-    """Bytes of a group with all its candidates; of a pair, which keeps two latents and the conditioning; of a clip."""
+    """Bytes of a group with all its candidates; of the latents and conditioning of those it keeps; of a clip."""
     b, size = number_bytes(config), config.model
     frames, channels, height, width = shape
     latents = b * frames * channels * height * width
     clip = int(CLIP_BITS_PER_PIXEL * size.frames * size.height * size.width / 8)
     image = b * channels * height * width if sizes.transformer["in_channels"] > channels else 0
     condition = b * sizes.transformer["max_text_seq_length"] * sizes.transformer["text_embed_dim"] + image
-    return config.sampler.candidates * (latents + clip) + condition, 2 * latents + condition, clip
+    return config.sampler.candidates * (latents + clip) + condition, kept_clips(config) * latents + condition, clip
 
 
 # Refusals.

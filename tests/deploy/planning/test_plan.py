@@ -63,6 +63,7 @@ FULL = {
     "cluster.rewarder.gpus": 1,
     "cluster.learner.gpus": 1,
 }
+OFF = {"learner__gradient_checkpointing": "off", "learner__keep_checkpoints": 3}
 
 
 def made(family: str = "5b-i2v", gpu: str = "A800-80GB", mfu: float = 0.4, check: bool = True, **changes: Any) -> Plan:
@@ -284,6 +285,31 @@ def test_the_reference_has_three_places() -> None:
     }
 
 
+def test_supervised_fine_tuning_holds_no_reference_and_one_clip_of_a_group() -> None:
+    sft = {"algorithm.name": "sft", "learner.gradient_checkpointing": "off"}
+    sizes, unit = family_sizes("2b"), 1000 * 1920 * 2
+    for place in ("whole", "host"):
+        config = load_config(None, FULL | sft | {"learner.reference": place})
+        held, phases = learner_bytes(config, sizes, 1000)
+        assert (held["reference"], phases["reference pass"], host_bytes(config, sizes)) == (0, 0, 0)
+        assert phases["activations"] == unit * (30 * 23 + 4 + BACKWARD) + 30 * 1000 * 4 * 5 * 30
+    adapter = 2 * sizes.adapter_parameters(LoraConfig())
+    weights = [
+        learner_bytes(load_config(None, FULL | flags | {"learner.train": "lora"}), sizes, 1000)[0]["weights"]
+        for flags in (sft, {})
+    ]
+    assert weights[1] - weights[0] == adapter
+
+
+def test_supervised_fine_tuning_takes_a_third_of_the_passes_and_keeps_less() -> None:
+    """Matrices 1 forward + 2 backward of one clip; DPO's 2 forward + 2 backward of two: 3 / 8, attention likewise."""
+    gapo, sft = made(check=False, **OFF), made(check=False, algorithm__name="sft", **OFF)
+    assert sft.pace.step / gapo.pace.step == pytest.approx(3 / 8)
+    p = family_sizes("5b-i2v").transformer_parameters
+    assert gapo.disk.checkpoints - sft.disk.checkpoints == 4 * 2 * p
+    assert sft.disk.blobs < gapo.disk.blobs
+
+
 def test_bfloat16_runs_stage_0_of_several_ranks_as_stage_1() -> None:
     sizes = family_sizes("2b")
     at = [learner_bytes(load_config(None, FULL | {"learner.zero_stage": stage}), sizes, 1000) for stage in (0, 1)]
@@ -452,7 +478,7 @@ def test_a_refusal_names_no_change_that_the_rest_forbids() -> None:
         (["--family", "7b"], "--family 7b: allowed are 2b, 5b-i2v, 1.5-5b-i2v"),
         (["--gpu", "T4"], "--gpu T4: allowed are A800-80GB"),
         (["--learner-gpu", "T4"], "--learner-gpu T4: allowed are"),
-        (["--family", "5b-i2v", "--learner.betta", "1"], "did you mean algorithm.beta?"),
+        (["--family", "5b-i2v", "--algorithm.betta", "1"], "did you mean algorithm.beta?"),
         (
             [],
             "/models/CogVideoX-5b-I2V/transformer/config.json: No such file or directory; plan a published model with",
