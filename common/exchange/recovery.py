@@ -187,7 +187,7 @@ def _start_anew(ledger: Ledger, ordinal: int, prompt: Prompt) -> None:
 def _give_up(ledger: Ledger, ordinal: int, step: int) -> None:
     """A pair expires; an evaluation fails, and is queued again by the run."""
     group = ledger.group(ordinal)
-    ledger.waste(DAMAGE, *(row["id"] for row in ledger.candidates(ordinal)))
+    ledger.waste(DAMAGE, ordinal, *(row["id"] for row in ledger.candidates(ordinal)))
     ledger.keep_only(ordinal)
     if group["purpose"] == Purpose.TRAIN:
         state = State.TRAINED if group["uses"] else State.EXPIRED

@@ -58,16 +58,14 @@ def count(ledger: Ledger, kind: str, default: int = 0) -> int:
 def _forget(ledger: Ledger, which: str, *values: Any) -> None:
     """Add up the groups that the query `which` names, and delete them with all that is theirs."""
     sums = (
-        ("SELECT purpose, state, COUNT(*) FROM groups", "ordinal", "GROUP BY purpose, state"),
-        (f"SELECT '{USES}', '', SUM(uses) FROM groups", "ordinal", "HAVING SUM(uses) > 0"),
-        (f"SELECT '{WASTE}', reason, COUNT(*) FROM waste", "CAST(id AS INTEGER)", "GROUP BY reason"),
+        ("SELECT purpose, state, COUNT(*) FROM groups", "GROUP BY purpose, state"),
+        (f"SELECT '{USES}', '', SUM(uses) FROM groups", "HAVING SUM(uses) > 0"),
+        (f"SELECT '{WASTE}', reason, COUNT(*) FROM waste", "GROUP BY reason"),
     )
-    for select, ordinal, grouped in sums:
-        ledger.run(f"INSERT INTO archive {select} WHERE {ordinal} IN ({which}) {grouped} {ADD}", *values)
-    # A candidate's id begins with its ordinal, and a cast takes the number that a text begins with.
-    for table, ordinal in (("waste", "CAST(id AS INTEGER)"), ("candidates", "ordinal"), ("uses", "ordinal")):
-        ledger.run(f"DELETE FROM {table} WHERE {ordinal} IN ({which})", *values)
-    ledger.run(f"DELETE FROM groups WHERE ordinal IN ({which})", *values)
+    for select, grouped in sums:
+        ledger.run(f"INSERT INTO archive {select} WHERE ordinal IN ({which}) {grouped} {ADD}", *values)
+    for table in ("waste", "candidates", "uses", "groups"):
+        ledger.run(f"DELETE FROM {table} WHERE ordinal IN ({which})", *values)
 
 
 def _forget_versions(ledger: Ledger, config: RunConfig, final: int) -> None:

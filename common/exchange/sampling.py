@@ -164,7 +164,7 @@ class SamplingQueue:
 
     def drop_candidates(self, ordinal: int, reason: str, keep: Sequence[str] = ()) -> None:
         """Forget a group's candidates and count them as wasted."""
-        self.ledger.waste(reason, *(row["id"] for row in self.ledger.candidates(ordinal)))
+        self.ledger.waste(reason, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
         self.ledger.run("DELETE FROM candidates WHERE ordinal = ?", ordinal)
         self.ledger.keep_only(ordinal, keep)
 
@@ -205,7 +205,7 @@ class SamplingQueue:
     def _waste_late(self, candidate: Candidate) -> None:
         """Count it, unless its group is forgotten: then nobody knows whether it was counted before."""
         if self.ledger.first("SELECT 1 FROM groups WHERE ordinal = ?", candidate.ordinal) is not None:
-            self.ledger.waste("late", candidate.id)
+            self.ledger.waste("late", candidate.ordinal, candidate.id)
 
     def _store(self, candidate: Candidate) -> None:
         self.ledger.run(

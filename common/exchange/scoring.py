@@ -158,7 +158,7 @@ class ScoringQueue:
         keep_shown(self.ledger, ordinal)
 
     def _fail(self, ordinal: int, reason: str, waste: str) -> None:
-        self.ledger.waste(waste, *(row["id"] for row in self.ledger.candidates(ordinal)))
+        self.ledger.waste(waste, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
         self.ledger.run("UPDATE candidates SET worker = NULL, expires = NULL WHERE ordinal = ?", ordinal)
         self.ledger.keep_only(ordinal)
         self.ledger.move(ordinal, State.FAILED, reason=reason)

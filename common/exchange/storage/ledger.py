@@ -71,7 +71,8 @@ CREATE INDEX uses_by_group ON uses (ordinal);
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE marks (step INTEGER PRIMARY KEY);
-CREATE TABLE waste (id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (id, reason));
+CREATE TABLE waste (
+    ordinal INTEGER NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ordinal, id, reason));
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 """
 # Older ledgers of this version get it when they are opened.
@@ -270,10 +271,10 @@ class Ledger(LedgerReader):
             snapshots.take(self._db, self.folder, step)
         snapshots.keep(self.folder, self.marks()[-kept:])
 
-    def waste(self, reason: str, *candidates: str) -> None:
-        """Count candidates that were sampled for nothing, each once per reason."""
+    def waste(self, reason: str, ordinal: int, *candidates: str) -> None:
+        """Count candidates of a group that were sampled for nothing, each once per reason."""
         for candidate in candidates:
-            self.run("INSERT OR IGNORE INTO waste VALUES (?, ?)", candidate, reason)
+            self.run("INSERT OR IGNORE INTO waste VALUES (?, ?, ?)", ordinal, candidate, reason)
 
     # Blobs of groups.
 

@@ -117,7 +117,7 @@ def toy_prompts(config: RunConfig) -> Any:
     return open_prompts(config.prompts, config.seed)
 
 
-FULL = r"/[a-z]+(\.sqlite|/.*)?: cannot be written: No space left on device; free some space, then the same command"
+FULL = r"/[a-z]+(\.sqlite|/.*)?: cannot be written: No space left on device; free some space, then rerun the same"
 
 
 @pytest.mark.parametrize("share", [0.3, pytest.param(0.55, marks=pytest.mark.slow), 0.8])
@@ -169,7 +169,7 @@ def test_a_disk_that_turns_read_only(
             return False
 
         assert run(config, monkeypatch, turn) == 3
-        words = f"^{blobs}/.*: cannot be written: Read-only file system; make it writable, then the same command goes"
+        words = f"^{blobs}/.*: cannot be written: Read-only file system; make it writable, then rerun the same"
         assert re.search(words, told(capsys))
         subprocess.run(["umount", str(blobs)], check=True)
         remount(disk, "ro")
