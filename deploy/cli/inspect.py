@@ -88,7 +88,7 @@ def _trace(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     seen = _reader(options.run).read()
     out = options.out or seen.folder / TRACE_FILE
     if not seen.spans and not seen.events:
-        raise ConfigError(f"{seen.folder}: nothing was written down yet")
+        raise ConfigError(f"{seen.folder}: no records yet")
     try:
         write_whole(out, json.dumps(trace(seen), ensure_ascii=False))
     except (OSError, StorageError) as error:
