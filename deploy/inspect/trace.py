@@ -103,8 +103,8 @@ def _instants(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
             if happened:
                 yield _instant(axis, record["time"], name, {"step": record["step"]})
     for event in seen.events:
-        told = {key: value for key, value in event.items() if key not in ("time", "event", "config")}
-        yield _instant(axis, event["time"], event["event"], told | {"time": event["time"]})
+        args = {key: value for key, value in event.items() if key not in ("time", "event", "config")}
+        yield _instant(axis, event["time"], event["event"], args | {"time": event["time"]})
 
 
 def _instant(axis: Timeline, time: float, name: str, args: Mapping[str, Any]) -> Event:

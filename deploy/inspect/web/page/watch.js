@@ -34,11 +34,11 @@ function problem(words) {
 async function look() {
   let pause = EVERY;
   try {
-    const told = await ask(`api/run?tag=${encodeURIComponent(state.tag)}`);
+    const data = await ask(`api/run?tag=${encodeURIComponent(state.tag)}`);
     problem("");
     showLogin(false);
-    show(told);
-    if (QUIET.includes(told.standing.phase)) pause = RESTING;
+    show(data);
+    if (QUIET.includes(data.standing.phase)) pause = RESTING;
   } catch (error) {
     if (error.status === 401) return problem("");
     problem(error instanceof TypeError ? "The server cannot be reached; trying again." : error.message);
