@@ -1,7 +1,7 @@
 """Assigns items to annotators and takes their answers. The page calls only this module.
 
-At most `annotators` people see an item; answers and items on an annotator's screen both count. An annotator's next task is
-the item already on their screen (so a reload changes nothing), else one that others have started (so items are
+At most `annotators` people get an item; answers and items on an annotator's screen both count. An annotator's next task
+is the item already on their screen (so a reload changes nothing), else one that others have started (so items are
 completed), else any. Each annotator has a different random order, so that fatigue does not affect the same clips.
 """
 
