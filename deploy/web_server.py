@@ -1,4 +1,4 @@
-"""What every command with a web server does: token, listening socket, serving. Imports nothing heavy by itself."""
+"""Shared by all commands with a web server: token, listening socket, serving. Importing it is cheap."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 from common.errors import ConfigError
 
-MIN_TOKEN = 16  # characters: nobody guesses that over a network
+MIN_TOKEN = 16  # characters; too long to be guessed over a network
 
 
 def token_of(options: argparse.Namespace) -> str:
-    """The token that clients must have; empty: none. `ConfigError` for one that can be guessed."""
+    """Returns the token that clients must send; empty: none. Raises `ConfigError` if it is shorter than `MIN_TOKEN`."""
     from common.web.auth import read_token  # noqa: PLC0415 - FastAPI
 
     if options.token_file is not None:
@@ -26,20 +26,20 @@ def token_of(options: argparse.Namespace) -> str:
 
 
 def opened(options: argparse.Namespace, token: str) -> socket.socket:
-    """The listening socket. `ConfigError` off loopback without a token, or when the address cannot be had."""
+    """Returns the listening socket. Raises `ConfigError` off loopback without a token, or if the address is in use."""
     from common.web.auth import listen  # noqa: PLC0415
 
     return listen(options.host, options.port, token)
 
 
 def address(listening: socket.socket) -> str:
-    """``http://HOST:PORT`` of a listening socket."""
+    """Returns the URL ``http://HOST:PORT`` of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(app: Any, listening: socket.socket, at_once: int | None = None) -> None:
-    """Until SIGINT or SIGTERM. More than `at_once` requests are told to come again (503)."""
+    """Serves `app` until SIGINT or SIGTERM. Requests above `at_once` concurrent ones get HTTP 503."""
     import uvicorn  # noqa: PLC0415
 
     config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=at_once)

@@ -23,7 +23,7 @@ CAPTIONER_FRAMES = 8  # frames passed to a captioner, evenly spread over the vid
 
 
 class Captioner(Protocol):
-    """Describes clips in words."""
+    """A callable that captions clips."""
 
     def __call__(self, frames: np.ndarray) -> str:
         """One caption for consecutive uint8 frames [F, H, W, 3], 1 <= F <= 8."""

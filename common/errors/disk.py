@@ -62,7 +62,7 @@ def write_whole(path: Path, text: str) -> None:
 def refusal(error: Exception) -> str | None:
     """What is wrong with the disk, and what to do. None if `error` is not a disk error."""
     if isinstance(error, sqlite3.Error) and is_damage(error):
-        return f"damaged: {error}; rerun the same command, it says how to recover"
+        return f"damaged: {error}; rerun the same command for recovery instructions"
     number = _errno(error)
     if number not in ADVICE:
         return None

@@ -1,4 +1,4 @@
-"""What ``douga annotate`` does with the clips of a run or a folder: serve the page, print or export the results."""
+"""The actions of ``douga annotate``: serve the page, print the results, or export them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from rewarders.annotation.survey import Survey
 
 
 def annotate(options: argparse.Namespace) -> int:
-    """Serve, print or export. `ConfigError` for a place without clips, a bad rubric, or an open door."""
+    """Serves the page, prints the results or exports them, as the options say. Returns the exit code.
+
+    Raises `ConfigError` for a place without clips, a bad rubric, or a missing or short token off loopback.
+    """
     _check(options)
     if not options.results and options.export is None:
         _serve(options)
@@ -46,7 +49,7 @@ def _check(options: argparse.Namespace) -> None:
 
 @contextmanager
 def opened(options: argparse.Namespace) -> Iterator[Survey]:
-    """The survey of the place, with its answers."""
+    """Yields the survey of `options.place` with its answers; the store is closed at the end."""
     rubric = open_rubric(options.rubric)
     folder, clips = find_clips(options.place)
     pairs = make_pairs(clips, options.pairs, options.seed)
@@ -55,24 +58,27 @@ def opened(options: argparse.Namespace) -> Iterator[Survey]:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    """Until Ctrl-C or SIGTERM."""
+    """Serves the page until Ctrl-C or SIGTERM."""
     token = web_server.token_of(options)
     with (
         web_server.opened(options, token) as listening,
         opened(options) as survey,
-        closing(PlaybackCheck()) as screening,
+        closing(PlaybackCheck()) as playback,
     ):
         clips, pairs = len(survey.clips), len(survey.pairs)
         print(f"{clips} clips to rate, {pairs} pairs to compare; answers in {survey.store.path}")
-        print(f"open {web_server.address(listening)}/ - Ctrl-C ends it, and nothing is lost", flush=True)
-        web_server.serve(make_app(survey, screening, token), listening)
+        print(f"open {web_server.address(listening)}/ - Ctrl-C stops the server; all answers are kept", flush=True)
+        web_server.serve(make_app(survey, playback, token), listening)
 
 
-# The results as tables.
+# Tables of the results.
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """Win rates, mean opinions, agreement and annotators; what nobody answered is left out."""
+    """Returns tables of win rates, mean opinion scores, agreement and annotators; empty ones are left out.
+
+    `results` is the output of `inter_annotator.results`.
+    """
     wins = [
         (f"{one['source']} over {one['against']}", one["wins"], one["losses"], one["ties"], _percent(one["rate"]),
          _range(one, _percent)) for one in results["win_rates"]

@@ -1,10 +1,10 @@
-"""The clips that people are shown: of a run, or of a folder in one of three forms. Imports no torch.
+"""Finds the clips to annotate, in a run or in a folder of one of three formats. Imports no torch.
 
 ```
 run folder   ledger.sqlite, blobs/     held-out clips; source "base" or "version 12"
-folder       ratings.jsonl             the ratings file's rows (`common/data/ratings.py`)
-folder       samples.json              what `douga sample` wrote
-folder       any *.mp4 below it        NAME.txt beside NAME.mp4 is its caption; the subfolder is its source
+folder       ratings.jsonl             the clips of the ratings file (`common/data/ratings.py`)
+folder       samples.json              the clips that `douga sample` wrote
+folder       any *.mp4 below it        NAME.txt next to NAME.mp4 is its caption; the subfolder is its source
 ```
 """
 
@@ -24,18 +24,19 @@ from deploy.run_dir.samples import SAMPLES, read_samples
 from rewarders.annotation.items import Clip
 
 RATINGS = "ratings.jsonl"
-MAX_NAMED = 5  # bad clips that are named one by one
+MAX_NAMED = 5  # maximum number of bad clips that are named on stderr
 
 
 def find_clips(place: Path) -> tuple[Path, list[Clip]]:
-    """(folder of the answers, clips that can be played) of a run or a folder. `ConfigError` when it is neither.
+    """Returns (folder for the answers, playable clips) of a run or a folder.
 
-    Clips that cannot be played are named on stderr, counted, and left out; with none left it is a `ConfigError`.
+    Clips that cannot be decoded are left out, with a message on stderr. Raises `ConfigError` if `place` is neither a
+    run nor a folder, or if no clip is left.
     """
     folder, clips = _find(place)
     good = _playable(clips)
     if not good:
-        raise ConfigError(f"{place}: no clip in it that can be played")
+        raise ConfigError(f"{place}: contains no playable clip")
     return folder, good
 
 
@@ -119,7 +120,7 @@ def _playable(clips: Sequence[Clip]) -> list[Clip]:
     for line in bad[:MAX_NAMED]:
         print(f"douga: {line}; left out", file=sys.stderr)
     if len(bad) > MAX_NAMED:
-        print(f"douga: {len(bad)} clips are left out in all", file=sys.stderr)
+        print(f"douga: {len(bad)} clips left out in total", file=sys.stderr)
     return [clip for clip, fault in faults if fault is None]
 
 

@@ -1,4 +1,5 @@
-"""The `douga` command: one module per group of commands, with its options and its actions. `flags.py` is the parser.
+"""The `douga` command line: one module per group of commands, with its options and actions. `flags.py` is the parser.
 
-Change here what a user types and reads. An action parses, calls another room and prints. Parsing needs no torch.
+Change commands, options and help texts here. An action checks its options, calls another package and prints the
+result. Parsing imports no torch.
 """

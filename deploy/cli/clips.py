@@ -1,4 +1,4 @@
-"""``douga sample`` and ``score``: generate clips, score clips. Parsing imports no torch."""
+"""``douga sample`` and ``score``: generate and score clips outside a run. Parsing imports no torch."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from common.errors import ConfigError
 from deploy.cli.flags import add_command
 
 SAMPLE = """\
+Reads a model, or a run's weights, and the configured prompts. Writes an mp4 per prompt, its first frame, samples.json
+with captions and seeds, and the contact sheet sheet.png to the folder --out.
+
 examples:
   douga sample                      8 held-out toon prompts, the embedded model
-  douga sample runs/toon --count 4  the aligned weights of a run
+  douga sample runs/toon --count 4  the newest weights of a run
   douga sample /models/CogVideoX-5b-I2V --prompts my.jsonl --model.device cuda:0 ...
   douga sample tuned --prompts my.jsonl --invert walk.mp4 --sampler.steps 50
 
-Any configuration key can be set. From a prompt file, training prompts are taken in shuffled order.
+Any configuration key can be set. Prompt files: training prompts are used, in shuffled order.
 """
 SCORE = """\
+Reads mp4 files, or folders written by `douga sample`. Prints each clip's score from every head and judge, and their
+weighted mean, all 0..100. Writes no files.
+
 examples:
-  douga score samples               the clips of `douga sample`, by the embedded heads
+  douga score samples               the clips of `douga sample`, with the embedded heads
   douga score a.mp4 --text "a robot walks right in the snow" --json
   douga score samples --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs
 
-Any configuration key can be set. A clip that cannot be scored is named on stderr and left out. If no clip is left, the
-exit code is 2.
+Any configuration key can be set. A clip that cannot be scored is skipped with a message on stderr. If no clip can be
+scored, the exit code is 2.
 """
 
 
@@ -38,20 +44,24 @@ def add(commands: Any) -> None:
     sample = add_command(commands, "sample", _sample, words, SAMPLE, takes_keys=True)
     sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
     sample.add_argument("--count", type=int, default=8, help="number of prompts (default: 8)")
-    sample.add_argument("--version", type=int, help="a run's weight version (default: its newest; 0: the base model)")
+    sample.add_argument(
+        "--version", type=int, help="weight version of the run (default: the newest; 0: the base model)"
+    )
     sample.add_argument(
         "--invert",
         type=Path,
         metavar="CLIP.mp4",
-        help="start from this clip's noise (DDIM inversion)",
+        help="start from the DDIM-inverted noise of this clip",
     )
-    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder for clips, samples.json, sheet.png")
-    words = "score clips as a run would: every head and judge, and the weighted mean"
+    sample.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
+    words = "score clips as a run does: every head and judge, and the weighted mean"
     score = add_command(commands, "score", _score, words, SCORE, takes_keys=True)
     score.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="mp4 files, or folders with a samples.json")
     score.add_argument("--text", help="caption of the mp4 files")
-    score.add_argument("--image", type=Path, help="first frame of the mp4 files (default: each clip's own)")
-    score.add_argument("--config", type=Path, metavar="CONFIG.toml", help="whose rewards to use (default: toon heads)")
+    score.add_argument("--image", type=Path, help="first-frame image of the mp4 files (default: frame 0 of each)")
+    score.add_argument(
+        "--config", type=Path, metavar="CONFIG.toml", help="use the rewards of this file (default: toon heads)"
+    )
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 

@@ -1,7 +1,7 @@
-"""The parser that all commands share, and the configuration keys as flags (``--learner.lr 1e-5``).
+"""The parser of all commands, and configuration keys as flags (``--learner.lr 1e-5``). Imports no torch.
 
-A command declares its own options with argparse, once. All other ``--names`` are configuration keys: `split_flags`
-takes them out before argparse sees the rest. Imports no torch.
+A command declares its options with argparse. All other ``--NAME`` arguments are configuration keys; `split_flags`
+removes them before argparse parses the rest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Action = Callable[[argparse.Namespace, Mapping[str, Any]], int]  # parsed option
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors. It knows its own options, and builds a long help text only when it is shown."""
+    """An ArgumentParser with one-line errors. It knows its options, and builds `late_epilog` only for ``--help``."""
 
     def __init__(self, *args: Any, late_epilog: Callable[[], str] | None = None, **how: Any) -> None:
         self._own: set[str] = set()  # long options, without the dashes
@@ -38,13 +38,13 @@ class Parser(argparse.ArgumentParser):
         return action
 
     def add_subparsers(self, **how: Any) -> Any:
-        """See argparse. One of the subcommands must be given."""
+        """See argparse. A subcommand is required."""
         action = super().add_subparsers(required=True, **how)
         self._kinds = action.choices
         return action
 
     def own_options(self, words: Sequence[str]) -> frozenset[str]:
-        """Returns the options of the command that `words` start with; they are not configuration keys."""
+        """Returns the option names, without dashes, of the command that `words` begins with."""
         if words and words[0] in self._kinds:
             return self._kinds[words[0]].own_options(words[1:])
         return frozenset(self._own)
@@ -61,7 +61,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_command(commands: Any, name: str, act: Action, words: str, epilog: str = "", **how: Any) -> Parser:
-    """Adds a command. With ``takes_keys=True`` it accepts configuration keys; `how` also takes `Parser`'s arguments."""
+    """Adds the command `name` with the one-line help `words`. `how` is passed to `Parser`.
+
+    With ``takes_keys=True`` the command accepts configuration keys as flags.
+    """
     takes_keys = how.pop("takes_keys", False)
     command: Parser = commands.add_parser(name, help=words, description=words, epilog=epilog, **how)
     command.set_defaults(act=act, takes_keys=takes_keys, prog=command.prog)
@@ -69,17 +72,19 @@ def add_command(commands: Any, name: str, act: Action, words: str, epilog: str =
 
 
 def add_server_options(command: Parser, port: int) -> None:
-    """Adds the options of a command that opens a web server (`deploy/web_server.py`)."""
+    """Adds the options of a command that starts a web server (`deploy/web_server.py`)."""
     command.add_argument("--host", default="127.0.0.1", help="IP address to listen on (default: 127.0.0.1)")
-    command.add_argument("--port", type=int, default=port, help=f"port; 0 picks a free one (default: {port})")
-    command.add_argument("--token", help="required off loopback, 16 characters or more (default: $DOUGA_TOKEN)")
-    command.add_argument("--token-file", type=Path, metavar="FILE", help="file with the token (chmod 600)")
+    command.add_argument("--port", type=int, default=port, help=f"port to listen on; 0: a free one (default: {port})")
+    command.add_argument(
+        "--token", help="token for clients, at least 16 characters; required off loopback (default: $DOUGA_TOKEN)"
+    )
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="read the token from this file (chmod 600)")
 
 
 def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
-    """Splits `words` into configuration flags and the rest, which argparse parses (with the options in `own`).
+    """Splits `words` into configuration flags and the rest for argparse, which includes the options in `own`.
 
-    A boolean key may stand without a value. Raises `ConfigError` for any other key without one.
+    The value of a boolean key may be omitted and is then true. Raises `ConfigError` if another key has no value.
     """
     switches = {key.name for key in keys() if isinstance(key.default, bool)}
     flags: dict[str, Any] = {}
@@ -102,9 +107,9 @@ def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, An
 
 
 def describe_keys() -> str:
-    """Returns every configuration key with its kind, default and meaning."""
+    """Returns a text with every configuration key: its type, default and meaning."""
     toon = leaves(load_config(TOON).model_dump())
-    lines = ["configuration keys (kind; default; and the embedded toon run's value if it differs):", ""]
+    lines = ["configuration keys (type; default; value of the embedded toon run if it differs):", ""]
     section = ""
     for key in keys():
         if "." in key.name and key.name.split(".")[0] != section:

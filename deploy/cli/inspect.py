@@ -1,4 +1,4 @@
-"""``douga status``, ``watch`` and ``trace``: look at a run through its folder. Parsing imports nothing heavy."""
+"""``douga status``, ``watch`` and ``trace``: show a run from its folder. Parsing imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from common.errors.disk import write_whole
 from deploy.cli.flags import RUN, add_command, add_server_options
 
 STATUS = """\
-Only reads the run folder, on any machine that has it. The run is not disturbed and does not have to be running.
+Only reads the run folder, so it works on any machine that has the folder, and whether or not the run is running.
 
 examples:
-  douga status runs/toon              progress, rates, and who waits for whom
-  douga status toon --follow          ... every two seconds, until the run ends or Ctrl-C
-  douga status toon --json            the same for programs
+  douga status runs/toon              progress, rates, and which worker waits for which
+  douga status toon --follow          the same every two seconds, until the run ends or Ctrl-C
+  douga status toon --json            the same as JSON
 """
 WATCH = """\
-Shows the newest pairs, chosen beside rejected, the curves, and the pipeline with its bottleneck. The page refreshes
-itself. It only reads the run folder: the run is not disturbed, and may be starting, running, stopped or finished.
+Shows the newest pairs (chosen beside rejected), the training curves, and the pipeline with its bottleneck. The page
+updates itself. It only reads the run folder; the run may be starting, running, stopped or finished. Ctrl-C closes the
+page, not the run.
 
 examples:
-  douga watch runs/toon                                         open the address that it prints
-  DOUGA_TOKEN=... douga watch toon --host 10.0.0.5              open to others; without a token only to this machine
+  douga watch runs/toon                                         open the printed address in a browser
+  DOUGA_TOKEN=... douga watch toon --host 10.0.0.5              serve other machines; this requires a token
 """
 TRACE = """\
-Every worker is a track with its units of work. Step metrics, the queue, lag, pushes, refreshes and events are included.
-The time between two starts of a run is left out.
+Reads the run folder and writes a trace with one track per worker, which shows its units of work, and with step metrics,
+the queue, lag, weight pushes, reference refreshes and events. The time between a stop and the next start is left out.
 
 examples:
-  douga trace runs/toon                       writes runs/toon/trace.json: open it at https://ui.perfetto.dev
-  douga trace toon --out /tmp/toon.json       or in chrome://tracing
+  douga trace runs/toon                       writes runs/toon/trace.json; open it at https://ui.perfetto.dev
+  douga trace toon --out toon.json            writes toon.json
 """
 TRACE_FILE = "trace.json"
 EVERY = 2.0  # seconds between two readings of --follow
@@ -45,13 +46,13 @@ EVERY = 2.0  # seconds between two readings of --follow
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    status = add_command(commands, "status", _status, "print a run's progress, and who waits for whom", STATUS)
+    status = add_command(commands, "status", _status, "print a run's progress, rates and waiting workers", STATUS)
     status.add_argument("--json", action="store_true", help="print JSON")
     status.add_argument("--follow", action="store_true", help="repeat every two seconds")
     watch = add_command(commands, "watch", _watch, "serve a live web page of a run", WATCH)
     add_server_options(watch, 8720)
     trace = add_command(commands, "trace", _trace, "write a run's timeline for Perfetto or Chrome", TRACE)
-    trace.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/trace.json")
+    trace.add_argument("--out", type=Path, metavar="FILE", help="trace file to write (default: RUN/trace.json)")
     for command in (status, watch, trace):
         command.add_argument("run", help=RUN)
 
@@ -88,7 +89,7 @@ def _trace(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     seen = _reader(options.run).read()
     out = options.out or seen.folder / TRACE_FILE
     if not seen.spans and not seen.events:
-        raise ConfigError(f"{seen.folder}: nothing was written down yet")
+        raise ConfigError(f"{seen.folder}: no records yet")
     try:
         write_whole(out, json.dumps(trace(seen), ensure_ascii=False))
     except (OSError, StorageError) as error:

@@ -1,7 +1,7 @@
-"""The command line. Parsing and ``--help`` need no torch, so they answer at once.
+"""The entry point of `douga`. Parsing and ``--help`` import no torch, so they are fast.
 
-One module per group of commands declares the options and holds the action: it imports what it needs when it runs.
-Exit codes: 0 done, 1 `--verify` failed, 2 bad input, 3 the run stopped with an error, 130 interrupted.
+Each module in `GROUPS` declares the options of its commands and their actions; an action imports what it needs when it
+runs. Exit codes: 0 success, 1 `--verify` failed, 2 bad input, 3 the run stopped with an error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ try:
     from deploy.cli.flags import Parser, split_flags
     from deploy.runtime.oom import needed_by
 except ModuleNotFoundError as missing:
-    # In a job of Ray a bare `python` is the one on the PATH that Ray was started with.
-    words = f"{sys.executable} has no {missing.name}; name the project's own interpreter, .venv/bin/python, in full"
-    print(f"douga: {words}", file=sys.stderr)
+    # In a Ray job, `python` is the one on the PATH of the process that started Ray.
+    print(f"douga: {sys.executable} has no {missing.name}; use the full path of .venv/bin/python", file=sys.stderr)
     sys.exit(2)
 
-GROUPS = (run, worker, plan, clips, results, data, rewards, annotate, inspect, logs, monitor)  # as --help lists them
+GROUPS = (run, worker, plan, clips, results, data, rewards, annotate, inspect, logs, monitor)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command `douga`; returns the exit code."""
+    """Runs a `douga` command, by default that of the process. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     return exit_code(partial(_dispatch, words))
 
 
 def exit_code(act: Callable[[], int]) -> int:
-    """Returns the exit code of `act`. An error that a user can act on is printed as one line on stderr."""
+    """Runs `act` and returns its exit code. An error that a user can act on is printed as one line on stderr."""
     try:
         with needed_by("this process"):
             return act()
@@ -43,7 +42,7 @@ def exit_code(act: Callable[[], int]) -> int:
         print(f"douga: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("douga: interrupted; rerun the same command to resume from the last checkpoint", file=sys.stderr)
+        print("douga: interrupted; the same command resumes the run from its last checkpoint", file=sys.stderr)
         return 130
 
 
@@ -61,7 +60,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="douga",
         description="Post-train image-to-video diffusion models with online preference optimization.",
-        epilog=run.EXAMPLES + "\nall keys: douga config",
+        epilog=run.EXAMPLES + "\nhelp on a command: douga COMMAND --help\nall configuration keys: douga config",
     )
     parser.add_argument("--version", action="version", version=f"douga {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")

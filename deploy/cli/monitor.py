@@ -10,14 +10,15 @@ from typing import Any
 from deploy.cli.flags import RUN, add_command
 
 MONITOR = """\
-Starts Prometheus, Alertmanager, and Grafana if grafana-server is installed, all on loopback. Ctrl-C stops them. They
-come with the project's alerts and dashboards, and find the run's processes through RUN/prometheus/targets.json, also
-processes that start later. Data and logs go to RUN/prometheus/ of the first run. See docs/monitoring.md.
+Starts Prometheus, Alertmanager, and Grafana if grafana-server is installed, all on loopback, with the project's alerts
+and dashboards. Ctrl-C stops them. Prometheus reads the addresses of the run's processes from
+RUN/prometheus/targets.json, and follows its changes. Data and logs are written to RUN/prometheus/ of the first run.
+See docs/monitoring.md.
 
 examples:
-  douga monitor runs/toon                             in a second terminal, while `douga run` works in the first
-  douga monitor runs/a runs/b --port 9190             two runs side by side; Prometheus at 9190, the others above it
-  douga monitor toon --alertmanager team.yml          with your own receivers for the alerts
+  douga monitor runs/toon                             in a second terminal, beside `douga run`
+  douga monitor runs/a runs/b --port 9190             two runs; Prometheus on port 9190, the others on the next ports
+  douga monitor toon --alertmanager team.yml          send alerts to your own receivers
 """
 
 
@@ -30,7 +31,7 @@ def add(commands: Any) -> None:
         "--port",
         type=int,
         default=9090,
-        help="port of Prometheus; the others use the next ones; 0 picks free ones (default: 9090)",
+        help="port of Prometheus; the others use the next ports; 0: free ports (default: 9090)",
     )
     command.add_argument("--alertmanager", type=Path, metavar="FILE", help="Alertmanager configuration with receivers")
 

@@ -1,4 +1,4 @@
-"""``douga plan``: parse what is asked, and print the plan of `deploy/planning/plan.py`. No torch."""
+"""``douga plan``: prints the plan that `deploy/planning/plan.py` computes. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from deploy.planning.model_sizes import EMBEDDED, ModelSizes, family_sizes, fold
 from deploy.planning.plan import Plan, clips_per_step, plan
 
 PLAN = """\
-Computes the memory of each role term by term, the time of a clip and of a step, how many samplers keep the learner
-busy, and the disk, without loading a model. A run that cannot fit is refused (exit code 2), with the keys that help.
-Times assume a share of the GPU's peak, --mfu: measure yours, then pass it. Model sizes come from the config files in
-model.path; if that folder is on another machine, name the published family.
+Reads a configuration and the config files in its model.path, and loads no model. Prints the memory of each role term by
+term, the time of a clip and of a step, how many samplers keep the learner busy, and the disk usage. If a role does not
+fit into its GPU, the exit code is 2 and the error names keys that save enough memory. Times assume that the GPU reaches
+the share --mfu of its peak; measure it on your GPUs and pass it. If the model folder is on another machine, give the
+published model with --family.
 
 examples:
   douga plan deploy/launch/configs/a800-online.toml --family 5b-i2v --gpu A800-80GB
   douga plan my.toml --sampler-gpu RTX4090-24GB --learner-gpu H100-80GB --mfu 0.35
-  douga plan my.toml --gpu H100-80GB --learner.micro-batch 2      any key can be changed, as with run
+  douga plan my.toml --gpu H100-80GB --learner.micro-batch 2      with a configuration key changed, as in `douga run`
 """
 
 
@@ -31,12 +32,12 @@ def add(commands: Any) -> None:
     """Adds the command of this file."""
     words = "estimate GPU memory, time and disk before renting GPUs"
     command = add_command(commands, "plan", _plan, words, PLAN, takes_keys=True)
-    command.add_argument("config", type=Path, metavar="CONFIG.toml")
+    command.add_argument("config", type=Path, metavar="CONFIG.toml", help="configuration of the run")
     command.add_argument("--family", help="2b, 5b-i2v or 1.5-5b-i2v, instead of the files in model.path")
     command.add_argument("--gpu", default="A800-80GB", help=f"{', '.join(GPUS)} (default: A800-80GB)")
-    command.add_argument("--sampler-gpu", help="GPU of the samplers, if another one")
-    command.add_argument("--learner-gpu", help="GPU of the learner, if another one")
-    command.add_argument("--mfu", type=float, default=0.4, help="assumed share of the GPU's peak (default: 0.4)")
+    command.add_argument("--sampler-gpu", help="GPU of the samplers (default: --gpu)")
+    command.add_argument("--learner-gpu", help="GPU of the learner (default: --gpu)")
+    command.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation, 0..1 (default: 0.4)")
 
 
 def _plan(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
@@ -62,14 +63,14 @@ def _gpu(options: argparse.Namespace, role: str) -> Gpu:
 
 
 def lines(made: Plan) -> list[str]:
-    """The plan as text."""
+    """Returns the plan as lines of text."""
     sizes, size = made.sizes, made.config.model
     head = [
         f"{sizes.name}: transformer {sizes.transformer_parameters / GIGA:.2f}e9 parameters, T5 "
         f"{sizes.text_parameters / GIGA:.2f}e9, VAE {sizes.vae_parameters / GIGA:.2f}e9; {size.dtype}",
         f"a clip: {size.frames} frames of {size.height}x{size.width}, latents {list(made.shape)}, {made.tokens} tokens",
         "",
-        "memory, GB (10^9 bytes); phases come one at a time, the largest counts",
+        "memory, GB (10^9 bytes); phases do not overlap, so only the largest counts",
     ]
     for need in made.needs:
         head += _need_lines(need)
@@ -87,14 +88,14 @@ def _need_lines(need: Need) -> list[str]:
         for name, held in need.phases.items()
     ]
     if need.host:
-        shown.append(f"    {need.host / GIGA:6.2f}  of host memory beside it")
+        shown.append(f"    {need.host / GIGA:6.2f}  host memory")
     return shown
 
 
 def _pace_lines(made: Plan) -> list[str]:
     config, pace = made.config, made.pace
     clips = clips_per_step(config)
-    slow = "" if config.model.dtype == "bfloat16" else "; at the peak of bfloat16, float32 takes far longer"
+    slow = "" if config.model.dtype == "bfloat16" else "; at bfloat16's peak; float32 takes far longer"
     shown = [
         f"time, assuming MFU = {made.mfu:g} (--mfu; not measured), without scoring, pushes and loading{slow}",
         f"  {pace.clip:8.1f} s  a clip on a sampler",
@@ -113,6 +114,6 @@ def _disk_lines(made: Plan) -> list[str]:
         "the hub (no GPU): disk of its node, GB",
         f"  {disk.blobs / GIGA:8.1f}  blobs at most (exchange.max_bytes = {config.exchange.max_bytes / GIGA:.0f} GB)",
         f"  {disk.checkpoints / GIGA:8.1f}  checkpoints ({config.learner.keep_checkpoints} kept, one being written)",
-        f"  {disk.versions / GIGA:8.1f}  weight versions, the base among them",
-        f"and through it: {disk.group / GIGA:.3f} GB a group, {disk.push / GIGA:.3f} GB a push to each sampler",
+        f"  {disk.versions / GIGA:8.1f}  weight versions, including the base",
+        f"hub traffic: {disk.group / GIGA:.3f} GB per group, {disk.push / GIGA:.3f} GB per push and sampler",
     ]

@@ -1,4 +1,4 @@
-"""``douga evaluate``, ``report``, ``export`` and ``recover``: what is done with a run. Parsing imports no torch."""
+"""``douga evaluate``, ``report``, ``export`` and ``recover``. Parsing imports no torch."""
 
 from __future__ import annotations
 
@@ -12,22 +12,40 @@ from common.config import load_config
 from deploy.cli.flags import RUN, add_command
 from deploy.run_dir import layout
 
+EVALUATE = """\
+Reads the weights and config.toml of the run. Samples the held-out prompts with the base model and with the chosen
+version, scores all clips and prints the comparison and its verdict. Writes nothing into the run folder.
+
+examples:
+  douga evaluate runs/mine                          the newest version, on the run's held-out prompts
+  douga evaluate mine --prompts 200                 more prompts, for narrower intervals
+  douga evaluate mine --version 30 --json           an earlier version that is still in runs/mine/weights
+"""
+REPORT = """\
+Reads the run folder only (metrics, events, result, held-out clips) and writes RUN/report.html and RUN/report.png. No
+model is loaded. `douga run` writes them when a run finishes; use this after an update of douga.
+
+example:
+  douga report runs/toon
+"""
 EXPORT = """\
-learner.train = lora: writes DIR/pytorch_lora_weights.safetensors, for pipe.load_lora_weights(DIR). Its scale,
-alpha / rank, is in the file's metadata.
-learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit it
-in place: its untrained parts are hard links to the base model's files if the disk supports them.
+Reads a weight version of the run and its base model.
+learner.train = lora: writes DIR/pytorch_lora_weights.safetensors, for pipe.load_lora_weights(DIR). The scale
+alpha / rank is in the file's metadata.
+learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit its
+files: the untrained parts are hard links to the base model's files if the file system supports them.
 
 examples:
   douga export runs/mine --out aligned              the newest version
   douga export mine --out halfway --version 30      an earlier one that is still in runs/mine/weights
-  douga sample aligned                              an exported pipeline is a model like any other
+  douga sample aligned                              sample from an exported pipeline
 """
 RECOVER = """\
-A run copies its ledger at every checkpoint. If `douga run` reports that the ledger is damaged or missing, or that blobs
-are, this command restores the newest copy that belongs to a checkpoint. It keeps the damaged ledger beside it and
-prints what is lost: steps since that checkpoint are repeated, unfinished groups are sampled again. Then the same
-`douga run` resumes. It refuses (exit code 2) if the ledger is healthy, or if there is no such copy.
+A run takes a snapshot of its ledger at every checkpoint. If `douga run` reports that the ledger or blobs are damaged or
+missing, this command restores the newest snapshot that belongs to a checkpoint. It keeps the damaged ledger under
+another name and prints what is lost: steps after that checkpoint are repeated, and unfinished groups are sampled again.
+Afterwards the same `douga run` command resumes the run. If the ledger is healthy or there is no such snapshot, the
+command changes nothing and exits with code 2.
 
 example:
   douga recover runs/toon
@@ -37,8 +55,8 @@ example:
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
     words = "repeat a run's held-out comparison from its weights, without changing the run"
-    evaluate = add_command(commands, "evaluate", _evaluate, words)
-    evaluate.add_argument("--prompts", type=int, help="held-out prompts (default: the run's)")
+    evaluate = add_command(commands, "evaluate", _evaluate, words, EVALUATE)
+    evaluate.add_argument("--prompts", type=int, help="number of held-out prompts (default: the run's)")
     evaluate.add_argument("--version", type=int, help="weight version to compare with the base (default: the newest)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
     words = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
@@ -46,7 +64,7 @@ def add(commands: Any) -> None:
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--version", type=int, help="weight version (default: the newest; 0: the base model)")
     recover = add_command(commands, "recover", _recover, "restore a damaged ledger from a snapshot", RECOVER)
-    report = add_command(commands, "report", _report, "write a finished run's report.html again")
+    report = add_command(commands, "report", _report, "write a finished run's report.html again", REPORT)
     for command in (evaluate, export, recover, report):
         command.add_argument("run", help=RUN)
 
@@ -80,8 +98,8 @@ def _export(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     folder, config = find_run_with_model(options.run)
     store = WeightStore(folder / "weights")
     version = chosen_version(store, config, options.version)
-    how = export.export(config, store, version, options.out)
-    print(f"{folder}: version {version} is in {options.out}; with diffusers:\n{how}")
+    code = export.export(config, store, version, options.out)
+    print(f"{folder}: exported version {version} to {options.out}; load it with diffusers:\n{code}")
     return 0
 
 
@@ -137,7 +155,7 @@ def _recovered_lines(folder: Path, done: Any) -> list[str]:
 
 
 def _set_newer_aside(checkpoints: Path, step: int) -> None:
-    """Renames checkpoints without a snapshot: they are of no use, but not ours to delete."""
+    """Renames checkpoints newer than `step`: they have no snapshot, so a run cannot resume from them."""
     from common.errors.disk import writing
     from learner import checkpoint
 

@@ -1,4 +1,4 @@
-"""``douga run``, ``finetune`` and ``config``: start or resume a run. Parsing imports no torch, no rich and no Ray."""
+"""``douga run``, ``finetune`` and ``config``. Parsing imports no torch, no rich and no Ray."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from deploy.run_dir.signals import stop_on_signals
 EXAMPLES = f"""\
 examples:
   douga run                                   align the embedded toon model on this machine
-  douga run --verify                          ... and exit 1 unless held-out reward rose and the oracle held
-  douga run --name mine --learner.lr 1e-5     change any key; names may be written with - or _
-  douga run my.toml --steps 200               a configuration file, with flags on top
+  douga run --verify                          the same; exit code 1 if the verdict on held-out prompts is negative
+  douga run --name mine --learner.lr 1e-5     set any key; in flags - and _ are interchangeable
+  douga run my.toml --steps 200               read a configuration file; flags override it
   douga run runs/mine/config.toml             resume an interrupted run
-  douga run --pairs rated/ratings.jsonl       train on pairs that people made: docs/annotate.md
+  douga run --pairs rated/ratings.jsonl       train on human preference pairs (docs/annotate.md)
 
-  A run is a folder (runs/NAME). The same command resumes it; a finished run prints its result. On resume these keys
-  may change: steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.*; model.path, to another copy of the
-  same model; and the keys that save memory:
+  All files of a run are written to its folder, runs/NAME. The same command resumes the run; for a finished run it
+  prints the result. These keys may change on resume: steps, verify, evaluation.*, guard.*, cluster.*, metrics.*,
+  logs.*; model.path, to another copy of the same model; and the keys that save memory:
   {", ".join(MEMORY[:3])},
   {", ".join(MEMORY[3:])}.
 """
 FINETUNE = """\
-Trains on clips of your own with the diffusion loss, each under its caption and its clean first frame (the first stage
-of HuViDPO). It is a run like any other (algorithm.name = sft): it resumes, is compared with the base model, exports.
+Reads your own clips and trains on them with the diffusion loss, conditioned on caption and clean first frame (the first
+stage of HuViDPO). This is a run with algorithm.name = sft: it writes to runs/finetune, the same command resumes it, and
+evaluate, report and export work on it.
 
 examples:
   douga finetune clips --steps 200 --learner.lr 1e-4              8 to 16 clips, each NAME.mp4 with a NAME.txt
-  douga export finetune --out tuned                               a whole pipeline
+  douga export finetune --out tuned                               export a pipeline folder
   douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --algorithm.name human_pairs
 """
 
@@ -47,16 +48,20 @@ def add(commands: Any) -> None:
         commands,
         "run",
         _run,
-        "start or resume a run: the main command",
+        "start or resume a run (the main command)",
         takes_keys=True,
         usage="douga run [CONFIG.toml] [--KEY VALUE ...]",
         late_epilog=lambda: f"{EXAMPLES}\n{describe_keys()}",
     )
-    finetune = add_command(commands, "finetune", _finetune, "fine-tune on a few real clips", FINETUNE, takes_keys=True)
+    finetune = add_command(
+        commands, "finetune", _finetune, "fine-tune on a few clips with the diffusion loss", FINETUNE, takes_keys=True
+    )
     finetune.add_argument("clips", type=Path, metavar="CLIPS", help="folder of mp4 files, each with a NAME.txt")
     for one in (command, finetune):
-        one.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="default: the embedded toon run")
-    add_command(commands, "config", _config, "list every configuration key with its kind, default and meaning")
+        one.add_argument(
+            "config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file (default: the toon run)"
+        )
+    add_command(commands, "config", _config, "list every configuration key with its type, default and meaning")
 
 
 def _config(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
@@ -74,10 +79,10 @@ def _run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def start(config: RunConfig) -> int:
-    """Starts or resumes the run. Returns 0, 1 (`verify` failed) or 130 (interrupted)."""
+    """Starts or resumes the run. Returns the exit code: 0 finished, 1 `verify` failed, 130 interrupted."""
     before = layout.finished_result(config)
     if before is not None:
-        print(f"{config.folder}: already finished; raise --steps to train further, or start another with --name")
+        print(f"{config.folder}: already finished; raise --steps to train further, or start another run with --name")
         return _conclude(config, before)
     from deploy.run_dir.progress import showing
 
@@ -91,7 +96,7 @@ def start(config: RunConfig) -> int:
 
 
 def _mode(config: RunConfig) -> Any:
-    """Returns the module that runs it."""
+    """Returns the module that executes runs of this mode. Raises `ConfigError` if Ray is not installed."""
     if config.mode == "serial":
         from deploy.runtime import serial
 
@@ -100,7 +105,7 @@ def _mode(config: RunConfig) -> Any:
         from deploy.runtime import driver
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"mode = 'cluster': needs the package {error.name}, which is not installed; mode = 'serial' does without"
+            f"mode = 'cluster': requires the package {error.name}, which is not installed; mode = 'serial' does not"
         ) from None
     return driver
 

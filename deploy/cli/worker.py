@@ -1,4 +1,4 @@
-"""``douga worker``: join a live run from any machine. Parsing imports no ZeroMQ."""
+"""``douga worker``: joins a live run from any machine. Parsing imports no ZeroMQ."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any
 from deploy.cli.flags import add_command
 
 WORKER = """\
-A run prints the address that others can join at. The worker takes the run's configuration and works until the run ends
-or you press Ctrl-C; other workers then take over its unfinished work. It needs the same model files as the run. Only
-these keys may be set, because they differ between machines:
+Connects to the hub of a running cluster run, at the address that the run prints. The worker uses the run's
+configuration and works until the run ends or you press Ctrl-C; other workers then redo its unfinished work. It reads
+the same model files as the run and sends its clips or scores to the hub. Only these keys may be set, because they
+differ between machines:
   --model.path --model.device --reward.path --pairs --cluster.threads
 
 examples:
-  douga worker sampler --connect tcp://127.0.0.1:41873              on the machine of the run
+  douga worker sampler --connect tcp://127.0.0.1:41873              on the same machine as the run
   douga worker sampler --connect tcp://10.0.0.5:7000 --key worker.key --model.device cuda:0
-      worker.key is a copy of RUN/keys/worker.key (chmod 600). With cluster.port = 7000 the run keeps its address when
-      it restarts, so that the worker can reconnect.
+      worker.key is a copy of RUN/keys/worker.key (chmod 600). With a fixed port (cluster.port = 7000) the run keeps
+      its address after a restart, so that the worker can reconnect.
 """
 
 
@@ -31,7 +32,11 @@ def add(commands: Any) -> None:
     worker.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="the address that the run printed")
     worker.add_argument("--key", type=Path, metavar="FILE", help="copy of RUN/keys/worker.key; not needed on loopback")
     worker.add_argument(
-        "--patience", type=float, default=300.0, metavar="SECONDS", help="exit if the hub is gone longer (default: 300)"
+        "--patience",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="exit if the hub does not answer for this long (default: 300)",
     )
 
 

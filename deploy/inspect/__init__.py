@@ -1,4 +1,4 @@
-"""`douga status`, `watch` and `trace`: a run as its folder shows it.
+"""Reads and displays a run from the files in its folder: `douga status`, `watch`, `trace` and `logs`.
 
-Change here what people see of a run. Nothing here writes to a run folder or takes its lock.
+Change what these commands show here. Nothing in this package writes to a run folder or takes its lock.
 """

@@ -1,7 +1,7 @@
-"""The log files of a run, merged: what `douga logs` shows. Reads ``RUN/logs/`` and disturbs nobody.
+"""Merges the log files of a run by time, for `douga logs`. Only reads ``RUN/logs/``.
 
-A file that was rotated keeps its inode under its new name, so places in files are remembered by inode: nothing is
-shown twice, and nothing is missed between two looks.
+A rotated file keeps its inode under its new name. Read positions are therefore kept by inode, so that no record is
+shown twice or missed between two reads.
 """
 
 from __future__ import annotations
@@ -25,33 +25,36 @@ UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 @dataclass(frozen=True)
 class Filter:
-    """What is shown. Empty fields let everything pass."""
+    """Selects log records. An empty field accepts everything."""
 
     role: str = ""
     worker: str = ""
-    level: str = LEVELS[0]  # the lowest
-    since: str = ""  # as `records.written_at` gives it
+    level: str = LEVELS[0]  # the lowest accepted level
+    since: str = ""  # the earliest accepted time, in the format of `records.written_at`
 
     def has(self, process: str) -> bool:
-        """Whether this process's file is read at all."""
+        """Whether the files of this process are read."""
         return self.worker in ("", process) and self.role in ("", process, role_of(process))
 
     def passes(self, line: Line) -> bool:
-        """Whether a record is shown."""
+        """Whether a record's level and time are accepted."""
         return LEVELS.index(line.level) >= LEVELS.index(self.level) and line.time >= self.since
 
 
 def filter_of(role: str, worker: str, level: str, since: str, now: datetime | None = None) -> Filter:
-    """From the words of the command line. `ConfigError` names what is wrong and what is allowed."""
+    """Builds a filter from command-line options; `since` is relative to `now`, by default the present.
+
+    Raises `ConfigError` for an unknown role or level and for an invalid time.
+    """
     if role and role not in ROLES:
-        raise ConfigError(f"--role {role}: no role; there are {', '.join(ROLES)}")
+        raise ConfigError(f"--role {role}: unknown role; allowed: {', '.join(ROLES)}")
     if level.upper() not in LEVELS:
-        raise ConfigError(f"--level {level}: no level; there are {', '.join(LEVELS).lower()}")
+        raise ConfigError(f"--level {level}: unknown level; allowed: {', '.join(LEVELS).lower()}")
     return Filter(role, worker, level.upper(), _moment(since, now or datetime.now(UTC)) if since else "")
 
 
 def _moment(since: str, now: datetime) -> str:
-    """``10m`` ago, or an ISO time (UTC where it names no zone)."""
+    """Parses ``10m`` (ago) or an ISO time (UTC if it has no zone)."""
     ago = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", since)
     try:
         if ago:
@@ -59,30 +62,30 @@ def _moment(since: str, now: datetime) -> str:
         moment = datetime.fromisoformat(since)
         return written_at((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError):
-        raise ConfigError(f"--since {since}: 30s, 10m, 2h, 1d or a time like 2026-01-31T08:15 is needed") from None
+        raise ConfigError(f"--since {since}: must be like 30s, 10m, 2h, 1d or 2026-01-31T08:15") from None
 
 
 @dataclass
 class LogReader:
-    """Reads the log files of a run folder again and again; each `read` returns what is new, by time."""
+    """Reads the log files of a run folder repeatedly; each `read` returns the new records, ordered by time."""
 
     folder: Path
     wanted: Filter = field(default_factory=Filter)
-    _read: dict[int, int] = field(default_factory=dict)  # inode -> bytes of it that were read
-    _last: dict[str, Line] = field(default_factory=dict)  # process -> its record that was read last
+    _read: dict[int, int] = field(default_factory=dict)  # inode -> number of bytes read
+    _last: dict[str, Line] = field(default_factory=dict)  # process -> the last record read
 
     def processes(self) -> list[str]:
-        """Who has a log file."""
+        """Returns the names of the processes that have a log file, sorted."""
         return sorted({path.name.partition(".log")[0] for path in (self.folder / LOGS).glob("*.log*")})
 
     def read(self, lines: int = 0) -> list[Line]:
-        """New records that pass, the last `lines` of them (0: all)."""
+        """Returns the new records that pass the filter, at most the last `lines` (0: all)."""
         found = [line for one in self.processes() if self.wanted.has(one) for line in self._of(one, lines)]
         found.sort(key=lambda line: line.time)
         return found[-lines:]
 
     def _of(self, process: str, lines: int) -> list[Line]:
-        """One process's new records, from its newest file back to where enough of them pass."""
+        """Returns one process's new records, going back through its files until at least `lines` pass."""
         found: list[Line] = []
         for path in _files(self.folder / LOGS, process):
             enough = 0 < lines <= len(found)
@@ -90,25 +93,25 @@ class LogReader:
         return found
 
     def _new(self, path: Path, process: str, skip: bool) -> list[Line]:
-        """What is new in one file; with `skip`, or if all of it is too old, nothing: it counts as read."""
+        """Returns the new records of one file. With `skip`, or if the file is too old, marks it as read instead."""
         try:
             with path.open("rb") as file:
                 found = os.fstat(file.fileno())
                 begin = self._read.get(found.st_ino, 0)
-                if begin > found.st_size:  # another file has got the inode of a deleted one
+                if begin > found.st_size:  # a new file reuses the inode of a deleted one
                     begin = 0
                 if skip or written_at(found.st_mtime) < self.wanted.since:
                     begin = found.st_size
                 file.seek(begin)
                 whole = file.read()
-        except FileNotFoundError:  # rotated since it was listed: the next look finds it
+        except FileNotFoundError:  # rotated since it was listed; the next read finds it
             return []
         whole = whole[: whole.rfind(b"\n") + 1]
         self._read[found.st_ino] = begin + len(whole)
         return [line for line in self._records(whole.decode("utf-8", "replace"), process) if self.wanted.passes(line)]
 
     def _records(self, text: str, process: str) -> Iterator[Line]:
-        """Records with their further lines. Those at the beginning belong to the record that was read last."""
+        """Yields records with their continuation lines. Leading ones belong to the record that was read last."""
         current: Line | None = None
         for row in text.split("\n")[:-1]:
             head = parsed(row)
@@ -125,6 +128,6 @@ class LogReader:
 
 
 def _files(folder: Path, process: str) -> list[Path]:
-    """A process's files, the newest first."""
+    """Returns a process's log files, newest first."""
     rotated = [path for path in folder.glob(f"{process}.log.*") if path.suffix[1:].isdigit()]
     return [folder / f"{process}.log", *sorted(rotated, key=lambda path: int(path.suffix[1:]))]

@@ -1,8 +1,8 @@
-"""All that a run folder says about its run, read without taking part in it: for `douga status`, `trace` and `watch`.
+"""Reads a run folder into a snapshot, without disturbing the run: for `douga status`, `trace` and `watch`.
 
 ```
 metrics, events, timeline, guard .jsonl ──┐
-config.toml, result.json ─────────────────┼──> Seen: the run as it is at one moment
+config.toml, result.json ─────────────────┼──> RunSnapshot: the run at one moment
 ledger.sqlite (read-only), ledger.lock ───┘
 ```
 """
@@ -35,16 +35,16 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LedgerSummary:
-    """What the ledger says."""
+    """What the ledger holds."""
 
     groups: dict[State, int] = field(default_factory=dict)  # training groups by state
-    held_out: dict[State, int] = field(default_factory=dict)  # evaluation groups of the version evaluated last
+    held_out: dict[State, int] = field(default_factory=dict)  # evaluation groups of the last evaluated version
     held_out_version: int = 0
-    work: dict[str, Work] = field(default_factory=dict)  # worker -> what it holds a lease for
-    step: int = 0  # committed
+    work: dict[str, Work] = field(default_factory=dict)  # worker -> the work it has leased
+    step: int = 0  # last committed step
     version: int = 0
     pushes: int = 0
-    refusal: str = ""  # why a sampler that holds the newest version gets no training group; empty where it gets one
+    refusal: str = ""  # why a sampler with the newest version gets no training group; empty if it gets one
     wasted: dict[str, int] = field(default_factory=dict)  # candidates by reason
 
 
@@ -55,37 +55,37 @@ class RunSnapshot:
     folder: Path
     config: RunConfig
     now: float
-    lock_owner: int | None  # the process that holds the ledger; None: nobody runs it
-    steps: Sequence[Record]  # one per step, rising
+    lock_owner: int | None  # pid of the process that holds the ledger; None: the run is not running
+    steps: Sequence[Record]  # metrics, one record per step, ascending
     events: Sequence[Record]
-    spans: Sequence[Record]
+    spans: Sequence[Record]  # units of work, by end time
     readings: Sequence[Reading]  # of the guardrails
     result: Record | None
     books: LedgerSummary | None  # None: there is no ledger yet
 
     @property
     def started(self) -> float | None:
-        """When the run was last started or resumed."""
+        """When the run was last started or resumed, seconds since 1970; None if never."""
         return next((one["time"] for one in reversed(self.events) if one["event"] in STARTS), None)
 
     @property
     def last_word(self) -> float | None:
-        """When the run last wrote something down."""
+        """When the run last wrote a record, seconds since 1970; None if never."""
         return max((records[-1]["time"] for records in (self.events, self.spans, self.steps) if records), default=None)
 
     @property
     def finished(self) -> bool:
-        """Whether all is done that was asked for."""
+        """Whether the result covers all configured steps."""
         done = self.result or {}
         return done.get("step") == self.config.steps and ("verdict" in done or "pace" in done)
 
     def ended_since(self, time: float) -> Sequence[Record]:
-        """The units of work that ended after `time`."""
+        """Returns the units of work that ended at or after `time`, seconds since 1970."""
         return self.spans[bisect_left(self.spans, time, key=lambda span: span["time"]) :]
 
     @cached_property
     def units(self) -> dict[str, list[Record]]:
-        """Worker -> its units of work since the last start, as they ended."""
+        """Worker -> its units of work since the last start, by end time."""
         found: dict[str, list[Record]] = {}
         for span in self.spans:
             if span["began"] >= (self.started or 0.0):
@@ -94,19 +94,19 @@ class RunSnapshot:
 
     @cached_property
     def timeline(self) -> Timeline:
-        """Who worked when."""
+        """The units of work as bars on the run's time axis."""
         return timeline.read(self.spans, self.events)
 
 
 class RunReader:
-    """Looks at one run again and again; what was read before is not read anew. Thread-safe where one thread asks."""
+    """Reads one run repeatedly; each read parses only new lines. Not thread-safe."""
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
         self.folder, self._clock = folder, clock
         self._files = {name: Tail(folder / name) for name in (METRICS, EVENTS, TIMELINE, GUARD)}
 
     def read(self) -> RunSnapshot:
-        """The run now. `ConfigError` when the folder holds no run, or what cannot be read."""
+        """Returns the run as it is now. Raises `ConfigError` if the folder holds no run or an unreadable file."""
         config = load_config(self.folder / layout.CONFIG)
         try:
             steps, events, spans, readings = (list(file.read()) for file in self._files.values())
@@ -128,12 +128,12 @@ class RunReader:
     def _books(self, config: RunConfig) -> LedgerSummary | None:
         try:
             with open_readonly(self.folder) as ledger:
-                return _balanced(ledger, config)
+                return _summary(ledger, config)
         except NotBegun:
             return None
 
 
-def _balanced(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
+def _summary(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
     wanted = ledger.first("SELECT MAX(wanted) FROM groups WHERE purpose = ?", Purpose.EVAL)
     held_out = 0 if wanted is None or wanted[0] is None else int(wanted[0])
     by_state = "SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? AND wanted = ? GROUP BY state"

@@ -1,13 +1,14 @@
-"""Where a run stands, and who waits for whom: computed from what `deploy/inspect/snapshot.py` has seen of its folder.
+"""Computes a run's progress, its rates, and which worker waits for which, from a `RunSnapshot`.
 
-| worker | works while it | else it waits for | which comes from |
+| worker | works while it | otherwise it waits for | which comes from |
 |---|---|---|---|
-| sampler | holds a group | leave to sample (the exchange's own refusal), or the weights of a new version | learner |
+| sampler | holds a group | admission (the exchange gives the reason), or the weights of a new version | learner |
 | rewarder | holds clips | clips | sampler |
-| learner | holds pairs, or publishes and saves | pairs | rewarder, where enough clips are there; sampler |
+| learner | holds pairs, or publishes and saves | pairs | rewarder if enough clips are sampled, else sampler |
 
-A worker waits since its last unit of work, as timeline.jsonl has it. Rates and shares are those of the last minutes:
-`WINDOW`, or three times the longest unit of work where that is longer. The role that was busiest sets the pace.
+A worker's waiting time counts from the end of its last unit of work in timeline.jsonl. Rates and busy shares cover the
+last `WINDOW` seconds, or `LONGEST_UNITS` times the longest recent unit of work if that is longer. The role with the
+highest busy share is the bottleneck.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from deploy.run_dir.progress import Status, ThroughputTracker, minutes
 from deploy.run_dir.timeline import STARTS, Bar
 
 WINDOW = 120.0  # seconds
-LONGEST_UNITS = 3  # the window holds so many of the longest unit of work
-UNITS = 5  # of a worker's last units of work: how long one usually takes
+LONGEST_UNITS = 3  # the window is at least this many times the longest unit of work
+UNITS = 5  # number of a worker's last units of work that tell how long one usually takes
 STARTING, FINISHED, STOPPED = "starting", "finished", "not running"
 
 
@@ -38,45 +39,45 @@ class WorkerStatus:
 
     name: str
     state: str  # "works", "waits", "has not begun", "is lost"
-    words: str  # what it does, or for what it waits
-    on: str = ""  # the role that it waits for
-    seconds: float | None = None  # since its last unit of work
+    words: str  # what it does or waits for
+    on: str = ""  # the role that it waits for; empty if it does not wait
+    seconds: float | None = None  # since the end of its last unit of work
 
     @property
     def line(self) -> str:
-        """As a person reads it."""
+        """The status as one line of text."""
         since = "" if self.seconds is None or self.state != "waits" else f" since {self.seconds:.0f} s"
         return f"{self.name} {self.state}{self.words and ' ' + self.words}{since}"
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Where a run stands. Rates are per second or minute as their names say."""
+    """A run's progress. Each rate's unit is in its name; shares are 0..1."""
 
     run: str
     folder: str
     phase: str
-    words: str  # one line
+    words: str  # the progress in one line
     step: int
     steps: int
-    eta: float | None  # seconds to the end of the phase
+    eta: float | None  # seconds to the end of the phase; None if unknown
     version: int
-    lag: Mapping[str, float]  # mean and max of the last batch, and the bound
-    queue: Mapping[str, int]  # training groups by state; final ones too
+    lag: Mapping[str, float]  # mean and max of the last batch, and the bound (exchange.max_lag), in pushes
+    queue: Mapping[str, int]  # training groups by state, including final states
     rates: Mapping[str, float]
-    window: float  # seconds that the rates are of
-    last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, start: step, seconds ago, and more
-    roles: Mapping[str, Mapping[str, float]]  # role -> workers, busy, waiting
-    bottleneck: str | None  # the role that sets the pace
+    window: float  # seconds over which the rates are measured
+    last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, start -> seconds ago, step, details
+    roles: Mapping[str, Mapping[str, float]]  # role -> number of workers, busy share, number of waiting workers
+    bottleneck: str | None  # the role with the highest busy share; None if the run is stopped
     workers: Sequence[WorkerStatus] = field(default_factory=list)
-    process: int | None = None
-    since: float | None = None  # when it was last heard of, seconds since 1970; of a run that does not run
-    go_on: str | None = None  # the command that continues it
-    wasted: Mapping[str, int] = field(default_factory=dict)
+    process: int | None = None  # pid of the process that holds the ledger
+    since: float | None = None  # for a run that is not running: time of its last record, seconds since 1970
+    go_on: str | None = None  # for a stopped run: the command that resumes it
+    wasted: Mapping[str, int] = field(default_factory=dict)  # clips sampled in vain, by reason
 
 
 def run_status(seen: RunSnapshot) -> RunStatus:
-    """Where the run stands."""
+    """Returns the status of the run in the snapshot."""
     config, books, phase = seen.config, seen.books, _phase(seen)
     live = phase not in (FINISHED, STOPPED)
     workers = _workers(seen) if live and phase != STARTING else []
@@ -122,7 +123,7 @@ def _phase(seen: RunSnapshot) -> str:
 
 
 def _status(seen: RunSnapshot, phase: str, rates: Mapping[str, float]) -> Status:
-    """As the run itself shows it (`deploy/run_dir/progress.py`)."""
+    """Returns the status that the run's own progress line shows (`deploy/run_dir/progress.py`)."""
     if phase in (EVALUATING_BASE, EVALUATING_ALIGNED) and seen.books:
         held_out = seen.books.held_out
         done, total = sum(held_out.get(state, 0) for state in OVER), sum(held_out.values())
@@ -141,7 +142,7 @@ def _status(seen: RunSnapshot, phase: str, rates: Mapping[str, float]) -> Status
 
 
 def _training_since(seen: RunSnapshot) -> float:
-    """When the last start began to train: after the base model was evaluated, where it was."""
+    """Returns when training began: at the last start, or after the base model's evaluation if that was later."""
     started = seen.started or 0.0
     evaluated = [one["time"] for one in seen.events if one["event"] == "evaluated" and one["version"] == 0]
     return max([started, *evaluated])
@@ -151,7 +152,7 @@ def _words(seen: RunSnapshot, phase: str, status: Status, rates: Mapping[str, fl
     if phase == FINISHED:
         return (seen.result or {}).get("verdict", {}).get("words", "finished")
     if phase == STARTING:
-        return "starting: nothing was written down yet"
+        return "starting: no records yet"
     if phase != STOPPED:
         return replace(status, groups_per_second=rates["groups_per_second"]).words()
     last = seen.events[-1] if seen.events else {}
@@ -159,16 +160,16 @@ def _words(seen: RunSnapshot, phase: str, status: Status, rates: Mapping[str, fl
         return f"interrupted after step {last['step']}"
     if last.get("event") == "alarm" and last.get("action") == "pause":
         return f"paused by the guardrails after step {last['step']}: {last['words']}"
-    return "it ended without a word" if seen.events else "it has not begun"
+    return "stopped without a recorded reason; see the logs" if seen.events else "not started yet"
 
 
-# The last minutes.
+# Rates and shares of the last minutes.
 
 
 def _flow(
     seen: RunSnapshot, workers: Sequence[WorkerStatus]
 ) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
-    """(seconds looked at, rates, role -> share of work) of the last minutes."""
+    """Returns (length of the window in seconds, rates, role -> number of workers and busy share)."""
     end = seen.now if workers else seen.last_word or seen.now
     units = [span["seconds"] for span in seen.spans[-100:]]
     begin = max(end - max([WINDOW, *(LONGEST_UNITS * one for one in units)]), seen.started or 0.0)
@@ -193,7 +194,10 @@ def _flow(
 
 
 def _open_bar(seen: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | None:
-    """The unit of work that a worker is at, which no span tells of yet: as long as its units usually take, at most."""
+    """Returns the worker's current unit of work, which has no span yet.
+
+    Its start is unknown: it is at most as long as the worker's longest recent unit.
+    """
     if worker.state != "works":
         return None
     usual = max((span["seconds"] for span in seen.units.get(worker.name, [])[-UNITS:]), default=float("inf"))
@@ -201,7 +205,7 @@ def _open_bar(seen: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | None
 
 
 def _last(seen: RunSnapshot) -> dict[str, dict[str, Any]]:
-    """What happened last, by kind."""
+    """Returns the last push, refresh, alarm and start, if there was one."""
     pushed = [one for one in seen.steps if one["pushed"]]
     refreshed = [one for one in seen.steps if one["refreshed"]]
     alarms = [one for one in seen.events if one["event"] == "alarm"]
@@ -211,23 +215,23 @@ def _last(seen: RunSnapshot) -> dict[str, dict[str, Any]]:
 
 
 def _ago(seen: RunSnapshot, record: Record) -> dict[str, Any]:
-    told = {key: record[key] for key in ("step", "event", "rule", "words", "action") if key in record}
-    return {"seconds": round(seen.now - record["time"], 1)} | told
+    details = {key: record[key] for key in ("step", "event", "rule", "words", "action") if key in record}
+    return {"seconds": round(seen.now - record["time"], 1)} | details
 
 
-# Who waits for whom.
+# Workers.
 
 
 def _workers(seen: RunSnapshot) -> list[WorkerStatus]:
-    """All that should be there, and guests."""
+    """Returns the configured workers and those that joined with `douga worker`."""
     config, books = seen.config, seen.books
     counts = {role: 1 for role in ROLES}
     if config.mode == "cluster":
         counts = {role: config.cluster.placement_of(role).count for role in ROLES}
-    own = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
+    configured = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
     recent = {span["worker"] for span in seen.spans if span["began"] > max(seen.now - WINDOW, seen.started or 0.0)}
-    guests = (recent | set(books.work if books else ())) - set(own)
-    names = sorted([*own, *guests], key=lambda name: (ROLES.index(role_of(name)), int(name.rpartition("-")[2])))
+    joined = (recent | set(books.work if books else ())) - set(configured)
+    names = sorted([*configured, *joined], key=lambda name: (ROLES.index(role_of(name)), int(name.rpartition("-")[2])))
     return [_worker(seen, name) for name in names]
 
 
@@ -239,19 +243,19 @@ def _worker(seen: RunSnapshot, name: str) -> WorkerStatus:
     role = role_of(name)
     work = books.work.get("learner-0" if role == "learner" else name)
     if work is not None and work.lost:
-        return WorkerStatus(name, "is lost", "(others do again what it held)", seconds=seconds)
+        return WorkerStatus(name, "is lost", "(other workers redo its work)", seconds=seconds)
     if work is not None:
         return WorkerStatus(name, "works", _doing(work), seconds=seconds)
     words, on = {"sampler": _sampler_waits, "rewarder": _rewarder_waits, "learner": _learner_waits}[role](seen, units)
     if not on and seen.config.mode == "serial" and books.work:
-        words, on = "for its turn", role_of(next(iter(books.work)))  # all are one process
+        words, on = "for its turn", role_of(next(iter(books.work)))  # the roles share one process
     return WorkerStatus(name, "waits" if on else "works" if words else "has not begun", words, on, seconds)
 
 
 def _doing(work: Work) -> str:
     if work.kind == "sampling":
-        what = "for training" if work.purpose == "train" else "held out" if work.purpose == "eval" else "a probe"
-        return f"on a group {what}, {work.done} of {work.of} clips"
+        kind = {"train": "training", "eval": "held-out"}.get(work.purpose, "probe")
+        return f"on a {kind} group, {work.done} of {work.of} clips"
     return f"on {work.of} clips" if work.kind == "scoring" else f"on step {work.what}"
 
 
@@ -259,7 +263,7 @@ def _sampler_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str
     books = seen.books
     assert books is not None
     if books.refusal:
-        return f"for leave to sample ({books.refusal})", "learner"
+        return f"for admission ({books.refusal})", "learner"
     if not units:
         return "", ""
     pushed = [one["time"] for one in seen.steps if one["pushed"]]
@@ -281,9 +285,9 @@ def _learner_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str
     books, need = seen.books, seen.config.learner.pairs_per_step
     assert books is not None
     if books.step > (seen.steps[-1]["step"] if seen.steps else 0):
-        return f"on step {books.step}: it publishes or saves", ""
+        return f"on step {books.step}: publishing or saving", ""
     if books.step >= seen.config.steps:
-        return "no more: all steps are taken", ""
+        return "no more: all steps are done", ""
     have = books.groups[State.PAIRED]
     if have >= need:
         return ("between two steps" if units else ""), ""
@@ -292,30 +296,30 @@ def _learner_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str
 
 
 def lines(found: RunStatus) -> list[str]:
-    """As a person reads it in a terminal."""
-    told = [f"{found.run}: {found.phase}" + (f", process {found.process}" if found.process else ""), found.words]
+    """Returns the status as lines of text for a terminal."""
+    text = [f"{found.run}: {found.phase}" + (f", process {found.process}" if found.process else ""), found.words]
     if found.go_on is not None:
         when = "" if found.since is None else f" since {datetime.fromtimestamp(found.since):%Y-%m-%d %H:%M:%S}"
-        told.append(f"not running{when}; go on with: {found.go_on}")
-    told.append("")
-    lag = f"lag {found.lag['mean']:.1f} (most {found.lag['max']:g}, allowed {found.lag['bound']:g}) pushes"
-    told.append(f"step {found.step} of {found.steps}   version {found.version}   {lag}")
-    told.append("groups   " + (", ".join(f"{count} {state}" for state, count in found.queue.items()) or "none yet"))
+        text.append(f"not running{when}; resume with: {found.go_on}")
+    text.append("")
+    lag = f"lag {found.lag['mean']:.1f} pushes (max {found.lag['max']:g}, bound {found.lag['bound']:g})"
+    text.append(f"step {found.step} of {found.steps}   version {found.version}   {lag}")
+    text.append("groups   " + (", ".join(f"{count} {state}" for state, count in found.queue.items()) or "none yet"))
     if found.wasted:
-        told.append("wasted   " + ", ".join(f"{count} clips by {reason}" for reason, count in found.wasted.items()))
+        text.append("wasted   " + ", ".join(f"{count} clips by {reason}" for reason, count in found.wasted.items()))
     rates = found.rates
-    told.append(
+    text.append(
         f"rates    {rates['groups_per_second']:.2f} groups/s, {rates['clips_per_second']:.2f} clips/s, "
         f"{rates['steps_per_minute']:.1f} steps/min, {rates['pushes_per_minute']:.1f} pushes/min "
-        f"(of {minutes(found.window)})"
+        f"(last {minutes(found.window)})"
     )
-    told += [f"last     {_told(name, record)}" for name, record in found.last.items()]
+    text += [f"last     {_happened(name, record)}" for name, record in found.last.items()]
     busy = ", ".join(f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found.roles.items())
-    told.append(f"busy     {busy}" + (f"; the {found.bottleneck} sets the pace" if found.bottleneck else ""))
-    return [*told, *(["", *(f"  {one.line}" for one in found.workers)] if found.workers else [])]
+    text.append(f"busy     {busy}" + (f"; the {found.bottleneck} sets the pace" if found.bottleneck else ""))
+    return [*text, *(["", *(f"  {one.line}" for one in found.workers)] if found.workers else [])]
 
 
-def _told(name: str, record: Mapping[str, Any]) -> str:
+def _happened(name: str, record: Mapping[str, Any]) -> str:
     name = record.get("event", name)
     what = f": {record['words']}" if "words" in record else ""
     return f"{name} after step {record['step']}, {minutes(record['seconds'])} ago{what}"

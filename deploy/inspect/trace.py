@@ -1,15 +1,15 @@
-"""A run as a trace that https://ui.perfetto.dev and chrome://tracing open: who did what when, and how things stood.
+"""Converts a run's timeline to a trace file for https://ui.perfetto.dev or chrome://tracing.
 
-The file is the trace event format's JSON object. `ph` is the kind of an event, `ts` its microsecond on the run's axis
-(`deploy/run_dir/timeline.py`: a run's starts follow each other, without the hours between them), `dur` how long it
-lasts.
+The file is a JSON object in the Trace Event Format. `ph` is the type of an event, `ts` its start and `dur` its length,
+both in microseconds. Times are on the run's own axis (`deploy/run_dir/timeline.py`), which leaves out the time between
+a stop and the next start.
 
-| ph | what |
+| ph | content |
 |---|---|
 | M | names: a process per role, a thread per worker |
-| X | a unit of work; a step's figures are its args |
-| i | a push, a refresh, and every event of the run |
-| C | counters: groups in the queue by state, lag, reward, the algorithm's figures |
+| X | a unit of work; the args of a learner step are its metrics |
+| i | a weight push, a reference refresh, or an event of the run |
+| C | counters: groups in the queue by state, lag, reward, the algorithm's metrics |
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from deploy.inspect.snapshot import RunSnapshot
 from deploy.run_dir.timeline import Timeline
 
 Event = dict[str, Any]
-RUN = 1  # the process of what is nobody's work; the roles' come after it
+RUN = 1  # pid of events and counters that belong to no worker; the roles' pids follow
 FIGURES = ("step", "loss", "reward", "lag", "lag_max", "grad_norm", "refreshed", "pushed")
-SLACK = 1.0  # seconds by which a step's record may come after its span
+SLACK = 1.0  # maximum seconds between the end of a step's span and its metrics record
 
 
 def trace(seen: RunSnapshot) -> dict[str, Any]:
-    """The whole file, as JSON's values."""
+    """Returns the trace as a JSON-serialisable dict."""
     axis = seen.timeline
     events = [*_names(axis), *_work(seen, axis), *_instants(seen, axis), *_counters(seen, axis)]
     return {
@@ -40,7 +40,7 @@ def trace(seen: RunSnapshot) -> dict[str, Any]:
 
 
 def _place(worker: str) -> tuple[int, int]:
-    """(pid, tid) of a worker."""
+    """Returns the (pid, tid) of a worker."""
     role, _, number = worker.rpartition("-")
     return RUN + 1 + (ROLES.index(role) if role in ROLES else len(ROLES)), int(number) if number.isdigit() else 0
 
@@ -80,7 +80,7 @@ def _work(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
 
 
 def _figures(seen: RunSnapshot) -> dict[int, dict[str, Any]]:
-    """Place of a learner's span -> the figures of its step: those of the first record written when it had ended."""
+    """Returns index of a learner span -> metrics of its step: the first record written within `SLACK` of its end."""
     learning = [
         (span["began"] + span["seconds"], index)
         for index, span in enumerate(seen.spans)
@@ -103,8 +103,8 @@ def _instants(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
             if happened:
                 yield _instant(axis, record["time"], name, {"step": record["step"]})
     for event in seen.events:
-        told = {key: value for key, value in event.items() if key not in ("time", "event", "config")}
-        yield _instant(axis, event["time"], event["event"], told | {"time": event["time"]})
+        args = {key: value for key, value in event.items() if key not in ("time", "event", "config")}
+        yield _instant(axis, event["time"], event["event"], args | {"time": event["time"]})
 
 
 def _instant(axis: Timeline, time: float, name: str, args: Mapping[str, Any]) -> Event:

@@ -1,4 +1,4 @@
-"""What starts a run elsewhere: example configurations, the Docker image, Kubernetes manifests.
+"""Example configurations, the Docker image and the Kubernetes manifests.
 
-Change here examples and packaging. `manifests.py` generates what would otherwise be written twice.
+Change examples and packaging here. `manifests.py` generates the manifests that follow from other files.
 """

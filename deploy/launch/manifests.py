@@ -1,8 +1,8 @@
-"""Kubernetes objects that follow from other files, so that nothing is written twice.
+"""Prints Kubernetes objects that are generated from other files of the repository.
 
 ```
-python -m deploy.launch.manifests raycluster > deploy/launch/kuberay/raycluster.yaml    rayjob.yaml without its job
-python -m deploy.launch.manifests rules | kubectl apply -f -    alerts, from deploy/observability/prometheus
+python -m deploy.launch.manifests raycluster > deploy/launch/kuberay/raycluster.yaml    rayjob.yaml without the job
+python -m deploy.launch.manifests rules | kubectl apply -f -    alerts of deploy/observability/prometheus
 ```
 """
 
@@ -21,26 +21,26 @@ from deploy.observability import stack
 HERE = Path(__file__).parent
 RAYJOB = HERE / "kuberay" / "rayjob.yaml"
 CLUSTER_HEADER = """\
-# A RayCluster that stays, for `ray job submit`: docs/deploy.md. Made from rayjob.yaml, change that and make it anew:
+# A long-lived RayCluster for `ray job submit` (docs/deploy.md). Generated from rayjob.yaml; after a change there run:
 # python -m deploy.launch.manifests raycluster > deploy/launch/kuberay/raycluster.yaml
 """
 
 
 def raycluster(job: Path = RAYJOB) -> str:
-    """The cluster that a RayJob describes, as a RayCluster of its name: YAML."""
+    """Returns the cluster of a RayJob as a RayCluster with the same name, as YAML."""
     found = yaml.safe_load(job.read_text("utf-8"))
     kind = {"apiVersion": found["apiVersion"], "kind": "RayCluster", "metadata": found["metadata"]}
     return CLUSTER_HEADER + _yaml(kind | {"spec": found["spec"]["rayClusterSpec"]})
 
 
 def rules() -> str:
-    """A PrometheusRule with the rules of deploy/observability/prometheus: YAML."""
+    """Returns a PrometheusRule with the rules of deploy/observability/prometheus, as YAML."""
     kind = {"apiVersion": "monitoring.coreos.com/v1", "kind": "PrometheusRule", "metadata": {"name": "douga"}}
     return _yaml(kind | {"spec": stack.rules()})
 
 
 class _Plain(yaml.SafeDumper):
-    """Writes what is there twice twice: references need not be followed by readers."""
+    """Writes repeated values in full instead of as YAML aliases, which are hard to read."""
 
     def ignore_aliases(self, data: Any) -> bool:
         """See `yaml.SafeDumper`."""
@@ -55,13 +55,13 @@ MADE: dict[str, Callable[[], str]] = {"raycluster": raycluster, "rules": rules}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print one object."""
+    """Prints one object. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m deploy.launch.manifests",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", choices=sorted(MADE))
+    parser.add_argument("kind", choices=sorted(MADE), help="the object to print to stdout")
     sys.stdout.write(MADE[parser.parse_args(argv).kind]())
     return 0
 

@@ -1,4 +1,4 @@
-"""What comes out of a run: the held-out comparison, report, export; and clips made or scored by hand.
+"""Results of a run: the held-out comparison, the report and the export; also `douga sample` and `douga score`.
 
-Change here how results are judged and shown. Which clips are compared is decided in `deploy/runtime`.
+Change here how results are judged and shown. `deploy/runtime` decides which clips are compared.
 """

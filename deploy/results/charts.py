@@ -1,4 +1,4 @@
-"""The report's drawings: small inline SVGs that take their colours from the page (light and dark alike)."""
+"""Charts as inline SVG, for the report and the live page. The page's CSS sets the colours."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from html import escape
 
 from deploy.run_dir.timeline import Bar, Timeline
 
-WIDTH, WIDE = 400, 1000  # of a drawing's own coordinates, in a column and over the page; the page scales them
-TICKS = 4
+WIDTH, WIDE = 400, 1000  # width in SVG units of a chart in a column, and of one across the page
+TICKS = 4  # approximate number of intervals between axis ticks
 
 Row = tuple[str, Mapping[str, float], Mapping[str, float]]  # label, base interval, aligned interval
 
-Series = tuple[str, str, Sequence[float]]  # name, class of its colour, values
-Mark = tuple[float, str, str]  # where it stands, its class, what it says
-POINTS = 300  # of a line; of more, neighbours are drawn as their mean
+Series = tuple[str, str, Sequence[float]]  # name, CSS class, values
+Mark = tuple[float, str, str]  # position on the x axis, CSS class, tooltip
+POINTS = 300  # maximum number of points of a line; longer series are averaged
 
 
 def dots(rows: Sequence[Row]) -> str:
-    """Base and aligned means with their 95 % intervals, one line per row, on one common scale."""
+    """Returns a chart of base and aligned means with their 95 % intervals: one line per row, on a common scale."""
     left, right, line = 92.0, WIDTH - 14.0, 30.0
     height = line * len(rows) + 34
     ends = [interval[end] for _, *pair in rows for interval in pair for end in ("low", "high")]
@@ -43,7 +43,7 @@ def dots(rows: Sequence[Row]) -> str:
 
 
 def _whisker(title: str, kind: str, row: Mapping[str, float], x: Callable[[float], float], y: float) -> str:
-    """An interval as a line, its mean as a dot on it."""
+    """Returns an interval as a line with a dot at its mean."""
     return (
         f'<line class="{kind}" x1="{x(row["low"]):.1f}" x2="{x(row["high"]):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<circle class="{kind}" cx="{x(row["mean"]):.1f}" cy="{y:.1f}" r="3.6">'
@@ -52,7 +52,7 @@ def _whisker(title: str, kind: str, row: Mapping[str, float], x: Callable[[float
 
 
 def curve(title: str, steps: Sequence[int], values: Sequence[float], marks: Sequence[int] = ()) -> str:
-    """One quantity over optimizer steps; `marks` are steps with a dashed line (reference refreshes)."""
+    """Returns a chart of one quantity over optimizer steps; `marks` are steps with a dashed line."""
     return series(title, steps, [(title, "aligned", values)], [(step, "mark", "") for step in marks], "step")
 
 
@@ -64,9 +64,9 @@ def series(
     unit: str = "push",
     until: float | None = None,
 ) -> str:
-    """Several quantities on one scale over the same points; `marks` are points with a line.
+    """Returns a chart of several quantities on one scale. `at` are the x positions of all rows, ascending.
 
-    With `until` the axis goes from 0 to there, and says so in `unit`.
+    Each of `marks` is a vertical line. With `until` the x axis spans at least 0..`until`; `unit` labels it.
     """
     left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
     at, rows = _thinned(at, rows)
@@ -85,7 +85,7 @@ def series(
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
     for place, kind, words in marks:
-        begin = bottom - 5 if kind == "push" else top  # there are many
+        begin = bottom - 5 if kind == "push" else top  # short lines for pushes, because there are many
         line = f'<line class="{kind}" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{begin}" y2="{bottom}"'
         parts.append(f"{line}><title>{escape(words)}</title></line>" if words else f"{line}/>")
     for name, kind, row in rows:
@@ -98,7 +98,7 @@ def series(
 
 
 def _thinned(at: Sequence[float], rows: Sequence[Series]) -> tuple[Sequence[float], Sequence[Series]]:
-    """At most `POINTS` points: of more, as many neighbours as needed become one, their mean; the last one stays."""
+    """Returns about `POINTS` points at most: neighbours are replaced by their mean. The last point is kept."""
     size = -(-len(at) // POINTS)
     if size <= 1:
         return at, rows
@@ -111,10 +111,10 @@ def _thinned(at: Sequence[float], rows: Sequence[Series]) -> tuple[Sequence[floa
 
 
 def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
-    """One line per worker with a block for every stretch of work, coloured by kind, over minutes.
+    """Returns a chart with a row per worker and a bar per unit of work, coloured by kind, over minutes.
 
-    Blocks of one kind that lie closer than a thousandth of the axis are drawn as one. Time of which the work is not
-    known is not drawn.
+    Bars of one kind are merged if the gap is below a thousandth of the axis. The axis begins at `timeline.first`,
+    because earlier work is not recorded.
     """
     left, right, line, first = 92.0, WIDE - 30.0, 26.0, timeline.first
     length = max(timeline.seconds - first, 1.0)
@@ -139,7 +139,7 @@ def lanes(timeline: Timeline, kinds: Sequence[str]) -> str:
                 f'width="{max(x(bar.end) - x(bar.start), 0.4):.2f}" height="{line - 8:.1f}">'
                 f"<title>{escape(worker)}: {escape(bar.kind)}, {bar.end - bar.start:.1f} s</title></rect>"
             )
-    return _svg(height, parts, "who worked when", WIDE)
+    return _svg(height, parts, "units of work by worker", WIDE)
 
 
 def _joined(bars: Sequence[Bar], gap: float) -> list[Bar]:
@@ -154,7 +154,7 @@ def _joined(bars: Sequence[Bar], gap: float) -> list[Bar]:
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
-    """About `TICKS` round numbers that enclose [low, high]; always at least two."""
+    """Returns about `TICKS` round numbers that enclose [low, high]; always at least two."""
     if high - low < 1e-9 * max(abs(high), abs(low), 1e-9):
         pad = max(abs(high) * 0.1, 1e-6)
         low, high = low - pad, high + pad

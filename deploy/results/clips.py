@@ -1,4 +1,4 @@
-"""Clips generated and scored outside a run, as a run would do it (`douga sample`, `douga score`)."""
+"""Generates and scores clips outside a run, in the same way as a run (`douga sample`, `douga score`)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ SHEET = "sheet.png"
 def make_samples(
     config: RunConfig, weights: WeightStore | None, version: int, count: int, out: Path, invert: Path | None = None
 ) -> None:
-    """Writes an mp4 file per prompt, samples.json, and all clips side by side in sheet.png."""
+    """Samples one clip for each of `count` prompts; writes clips, first frames, samples.json and sheet.png to `out`.
+
+    With `weights` and a `version` above 0, samples with that version, else with the base model. With `invert`, all
+    clips start from the DDIM-inverted noise of that clip.
+    """
     model = open_model(config.model.path)
     prompts = _prompts(config, model.image_conditioned, count)
     sampler = InvertedSampler(model, config, invert) if invert else Sampler(model, config)
@@ -77,12 +81,13 @@ def score_clips(
 ) -> list[dict[str, Any]]:
     """Returns a row per clip: the scores of all configured rewards, 0..100, and their weighted mean.
 
-    `places` are mp4 files with the caption `text` and the first frame `image`, or folders with a samples.json. A clip
-    without a finite score is named on stderr and left out. Raises `ConfigError` if none is left.
+    `places` are mp4 files with the caption `text` and the first frame `image` (default: the clip's frame 0), or folders
+    with a samples.json. A clip without a finite score is skipped with a message on stderr. Raises `ConfigError` if no
+    clip has scores, or if a file is missing or unreadable.
     """
     tasks = [task for place in places for task in _score_tasks(place, text, image)]
     rewarder = rewarder_for(open_rewards(config.reward, config.model.device), config.reward)
-    reward_weights(config.reward, rewarder.dimensions)  # names what counts and is scored by nothing, before scoring
+    reward_weights(config.reward, rewarder.dimensions)  # raises before scoring if a weighted dimension has no reward
     rows = []
     for task, one in zip(tasks, rewarder.score(tasks), strict=True):
         broken = next((name for name, value in one.values.items() if not math.isfinite(value)), None)
@@ -102,7 +107,7 @@ def _score_tasks(place: Path, text: str | None, image: Path | None) -> list[Scor
         return [_sample_task(place, record) for record in read_samples(place)]
     clip = _bytes(place)
     if not text:
-        raise ConfigError(f"{place}: which caption? give --text, or a folder with a {SAMPLES}")
+        raise ConfigError(f"{place}: no caption; give --text, or a folder with a {SAMPLES}")
     first = _bytes(image) if image else encode_png(_frames(place, clip)[0])
     return [ScoreTask(str(place), Prompt(0, place.stem, text, first), clip)]
 
@@ -130,7 +135,7 @@ def _frames(path: Path, clip: bytes) -> np.ndarray:
 
 
 def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Returns the rows of `score_clips` as a table, with their mean."""
+    """Returns the rows of `score_clips` as a table; several rows get a mean row."""
     grid = Table(title="scores, 0..100")
     names = [name for name in rows[0] if name != "clip"]
     grid.add_column("clip")

@@ -1,9 +1,9 @@
-"""The held-out comparison: base against aligned, same prompts, same seeds, and what may be concluded from it.
+"""Compares the base and the aligned model on held-out prompts with the same seeds, and derives the verdict.
 
-Two kinds of figures, kept apart everywhere: the *learned* reward (what the run optimised, so it may be fooled) and the
-*oracle* (measured against the renderer's truth, never trained on; toon prompts only). The verdict needs both: the
-reward's interval above 0, and each of the oracle's intervals ending above -1 point. A policy that freezes to please
-the reward loses the oracle's motion and fails.
+There are two kinds of figures. The *learned* reward is what the run optimised, so the policy may have exploited it. The
+*oracle* compares clips with the renderer's ground truth and is never trained on; it exists for toon prompts only. The
+verdict is positive if the 95 % interval of the reward's change lies above 0 and the interval of each oracle change lies
+above -`ORACLE_TOLERANCE`. So a policy that stops moving to please the reward fails, because the oracle's motion drops.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from common.exchange.rewards import mean_score
 from common.messages import Prompt
 from deploy.guardrails.rules import REWARD
 
-ORACLE_TOLERANCE = 1.0  # points of 100 by which the oracle's interval may reach below 0
+ORACLE_TOLERANCE = 1.0  # points of 100 by which an oracle interval may extend below 0
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the alignment holds, in one sentence."""
+    """Whether the comparison is positive, and the reason in one or two sentences."""
 
     passed: bool
     words: str
 
 
 def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:
-    """One clip in numbers: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
+    """Returns one clip's figures, 0..100: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
     ordered = {name: scored.values[name] for name in (*DIMENSIONS, *scored.values) if name in scored.values}
     learned = {REWARD: mean_score(config.reward, scored.values)} | ordered
     return {"learned": learned, "oracle": _oracle(scored.candidate.clip, scored.prompt, config)}
@@ -48,7 +48,10 @@ def _oracle(clip: bytes, prompt: Prompt, config: RunConfig) -> dict[str, float]:
 def by_prompt(
     base: Sequence[ScoredCandidate], aligned: Sequence[ScoredCandidate], config: RunConfig
 ) -> list[dict[str, Any]]:
-    """One record per held-out prompt: ``{"id", "text", "seed", "base": measures, "aligned": measures}``."""
+    """Returns a record per held-out prompt: ``{"id", "text", "seed", "base": figures, "aligned": figures}``.
+
+    Figures are those of `measure`. Raises `ValueError` if `base` and `aligned` differ in prompts or seeds.
+    """
     records = []
     for before, after in zip(base, aligned, strict=True):
         if (before.prompt.id, before.candidate.seed) != (after.prompt.id, after.candidate.seed):
@@ -66,7 +69,10 @@ def by_prompt(
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """kind (learned, oracle) -> name -> ``base``, ``aligned``, ``change`` -> mean, low, high over the prompts."""
+    """Returns kind (learned, oracle) -> name -> ``base``, ``aligned``, ``change`` -> mean, low, high over prompts.
+
+    ``low`` and ``high`` are 95 % bootstrap intervals, paired by prompt for ``change``.
+    """
     summary: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for kind in ("learned", "oracle"):
         names = list(records[0]["base"][kind])
@@ -87,7 +93,7 @@ def _change(before: list[float], after: list[float]) -> dict[str, dict[str, floa
 
 
 def decide(reward: Interval, oracle: Mapping[str, Interval]) -> Verdict:
-    """The verdict from the changes (aligned - base) of the mean reward and of each of the oracle's answers."""
+    """Returns the verdict on the changes (aligned - base, points) of the mean reward and of each oracle figure."""
     gain = f"mean AnimeReward {reward.mean:+.2f} [{reward.low:+.2f}, {reward.high:+.2f}]"
     problems = [] if reward.low > 0 else [f"{gain}: the 95 % interval is not above 0"]
     problems += [
@@ -103,20 +109,20 @@ def decide(reward: Interval, oracle: Mapping[str, Interval]) -> Verdict:
 
 
 def conclude(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The comparison as it is kept: ``prompts``, ``verdict``, ``learned``, ``oracle``, ``by_prompt``."""
+    """Returns the comparison for result.json: ``prompts``, ``verdict``, ``learned``, ``oracle``, ``by_prompt``."""
     summary = summarise(records)
     verdict = asdict(judge_summary(summary))
     return {"prompts": len(records), "verdict": verdict, **summary, "by_prompt": list(records)}
 
 
 def judge_summary(summary: Mapping[str, Any]) -> Verdict:
-    """`decide` on what `summarise` gave."""
+    """Applies `decide` to the output of `summarise`."""
     changes = {kind: {name: Interval(**row["change"]) for name, row in summary[kind].items()} for kind in summary}
     return decide(changes["learned"][REWARD], changes["oracle"])
 
 
 def table(summary: Mapping[str, Any], prompts: int) -> Any:
-    """A rich table of the comparison."""
+    """Returns the comparison of `prompts` prompts as a `rich.table.Table`."""
     from rich.table import Table  # noqa: PLC0415 - keeps `--help` fast
 
     grid = Table(title=f"{prompts} held-out prompts, same seeds: mean, change with 95 % paired bootstrap interval")

@@ -1,7 +1,7 @@
-"""``report.png``: the report's first pairs as one picture, for a README, a slide or a message.
+"""Makes ``report.png``: a few pairs of the report as one image, for a README or a slide.
 
-Every pair is two rows of frames, base above aligned, under the prompt and its change of the mean reward. Gains and
-losses are shown alike.
+Each pair has the prompt with its change of the mean reward, and below it two rows of frames: base, then aligned. Losses
+are shown as well as gains.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from PIL import Image, ImageDraw, ImageFont
 from common.data.video import contact_sheet, decode_clip
 from deploy.results.comparison import SIDES
 
-LINE, MARGIN, SIZE = 26, 10, 17  # pixels: height of a line of text, its margin, its letters
+LINE, MARGIN, SIZE = 26, 10, 17  # pixels: line height, margin and font size of the text
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
 def preview_image(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], float]]) -> Image.Image:
-    """The picture of some records of a run folder, each with its change in points."""
+    """Returns the image for `pairs`, each a record of `by_prompt` and its change in points. `folder` is the run's."""
     blocks = [_words(title)]
     for record, change in pairs:
         base, aligned = (_row(folder / "clips" / record[side]["clip"]) for side in SIDES)

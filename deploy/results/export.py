@@ -1,13 +1,13 @@
-"""`douga export`: a run's weights as diffusers takes them, for use without douga.
+"""Exports a run's weights in the formats of diffusers, for use without douga (`douga export`).
 
 ```
 LoRA run   DIR/pytorch_lora_weights.safetensors    pipe.load_lora_weights(DIR)
 full run   DIR/model_index.json, transformer/ ...  pipe = CogVideoXImageToVideoPipeline.from_pretrained(DIR)
 ```
 
-The tensors are the version's own, bit for bit. What an adapter's tensors do not say, its scale alpha / rank, stands in
-the file's metadata, from where diffusers reads it. The parts of a pipeline that a run does not train are hard links to
-the base model's files where the disk allows it, else copies. DIR appears whole or not at all.
+The tensors are bit for bit those of the version. An adapter's scale, alpha / rank, is in the file's metadata, where
+diffusers reads it. The untrained parts of a pipeline are hard links to the base model's files if the file system
+supports them, else copies. DIR is created atomically.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ INDEX, TRANSFORMER = "model_index.json", "transformer"
 
 
 def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> str:
-    """Write a published version of the run to the new folder `out`; returns the Python lines that load it.
+    """Writes a published version of the run to the new or empty folder `out`. Returns the Python code that loads it.
 
-    `ConfigError` when there is no such version, it does not fit the base model, or `out` cannot be made.
+    Raises `ConfigError` if the version does not fit the base model, or if `out` is not empty or cannot be written, and
+    `NotFoundError` if there is no such version.
     """
     _check_free(out)
     model = open_model(config.model.path)
@@ -49,7 +50,7 @@ def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> st
     except StorageError as error:
         raise ConfigError(str(error)) from None
     except OSError as error:
-        raise ConfigError(f"{error.filename or out}: {error.strerror}; {out} is not made") from None
+        raise ConfigError(f"{error.filename or out}: {error.strerror}; {out} was not created") from None
     load = f"pipe = {_index(model)['_class_name']}.from_pretrained"
     if manifest.kind == "adapter":
         return f'{load}("{model.path}")\npipe.load_lora_weights("{out}")'
@@ -58,7 +59,7 @@ def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> st
 
 def _check_free(out: Path) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"--out {out}: exists and is not an empty folder; name a new one")
+        raise ConfigError(f"--out {out}: exists and is not an empty folder; choose another")
 
 
 def _write_adapter(
@@ -86,7 +87,7 @@ def _write_pipeline(
     (folder / TRANSFORMER).mkdir()
     for file in (INDEX, f"{TRANSFORMER}/config.json"):
         shutil.copyfile(model.path / file, folder / file)
-    # The marker that diffusers itself writes, for tools that look for it.
+    # diffusers writes this metadata too, and some tools require it.
     save_file(dict(state), folder / TRANSFORMER / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
@@ -95,7 +96,7 @@ def _index(model: ModelFolder) -> dict[str, object]:
 
 
 def _take_over(source: Path, target: Path) -> None:
-    """Hard links to the files of a folder (what symbolic links, such as the hub's cache holds, lead to), or copies."""
+    """Hard-links or copies all files of a folder. Symbolic links, as in the Hugging Face cache, are resolved first."""
     for file in source.rglob("*"):
         if file.is_dir():
             continue
@@ -103,5 +104,5 @@ def _take_over(source: Path, target: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link(file.resolve(), place)
-        except OSError:  # another disk, or one without hard links
+        except OSError:  # another file system, or one without hard links
             shutil.copyfile(file, place)

@@ -1,6 +1,6 @@
-"""``report.html``: one self-contained page, and ``report.png``: a few of its clips as a picture.
+"""Writes ``report.html``, one self-contained page, and ``report.png``, a few of its clips as an image.
 
-Both are made from the files of a run folder alone; no model is loaded.
+Both are made from the files in the run folder; no model is loaded.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from deploy.run_dir.jsonl import EVENTS, METRICS, latest_by_step, read_json_line
 from deploy.run_dir.progress import minutes
 from learner.algorithms.base import MetricSpec
 
-STILL_PAIRS = 3  # the two largest gains and the smallest in the picture
+STILL_PAIRS = 3  # pairs in report.png: the two largest gains and the smallest
 KINDS = ("sampling", "scoring", "learning", "loading")
-Curve = tuple[str, str, Callable[[Mapping[str, Any]], float]]  # title, what it tells, value of a metrics record
+Curve = tuple[
+    str, str, Callable[[Mapping[str, Any]], float]
+]  # title, note, function from a metrics record to the value
 CURVES: tuple[Curve, ...] = (
     ("Batch mean reward", "of the candidates trained on, 0..100", lambda r: 100 * r["reward"]),
     ("Loss", "mean over the batch", lambda r: r["loss"]),
@@ -37,7 +39,7 @@ CURVES: tuple[Curve, ...] = (
 
 
 def curves_of(config: RunConfig) -> list[Curve]:
-    """The curves of a run: those of every run, then the figures that its algorithm declares."""
+    """Returns the curves of a run: `CURVES`, then the metrics that its algorithm declares."""
     return [*CURVES, *(_curve(metric) for metric in algorithm_class(config.algorithm.name).metrics)]
 
 
@@ -48,17 +50,20 @@ def _curve(metric: MetricSpec) -> Curve:
 
 @dataclass(frozen=True)
 class ClipPair:
-    """One held-out prompt as the page shows it."""
+    """One held-out prompt on the page. Changes are aligned - base, in points of 100."""
 
     text: str
-    change: float  # of the mean reward, points
-    video: str  # data URI: base left, aligned right, in one picture and therefore in step
+    change: float  # of the mean reward
+    video: str  # data URI of one video with base left and aligned right, so that both play in sync
     dimensions: list[tuple[str, float]]
     oracle: list[tuple[str, float]]
 
 
 def write(folder: Path) -> Path:
-    """Write RUN's report and picture and return the report's path. `ConfigError` when the run has no result yet."""
+    """Writes report.html and report.png to a run folder and returns the path of report.html.
+
+    Raises `ConfigError` if the run has no result yet.
+    """
     config, result = load_config(folder / layout.CONFIG), layout.read_result(folder)
     if result is None or "verdict" not in result:
         raise ConfigError(f"{folder}: no result yet; finish the run first: {layout.resume_command(folder)}")
@@ -71,7 +76,7 @@ def write(folder: Path) -> Path:
 
 
 def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
-    """The page."""
+    """Returns the HTML of the report."""
     steps = latest_by_step(read_json_lines(folder / METRICS))
     work = timeline.of(folder)
     gains, least = extremes(result["by_prompt"], config.evaluation.clips)
@@ -103,19 +108,19 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
 
 
 def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:
-    """(largest gains, smallest gains or losses) in mean reward, together at most `count`, no prompt twice."""
+    """Returns (largest gains, smallest gains or losses) of the mean reward: at most `count` distinct records in all."""
     ordered = sorted(records, key=change_of, reverse=True)
     count = min(count, len(ordered))
     return ordered[: count - count // 2], ordered[::-1][: count // 2]
 
 
 def change_of(record: Mapping[str, Any], kind: str = "learned", name: str = REWARD) -> float:
-    """aligned - base of one prompt, points."""
+    """Returns aligned - base of one prompt, in points of 100."""
     return record["aligned"][kind][name] - record["base"][kind][name]
 
 
 def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
-    """What the page shows of one prompt."""
+    """Returns one prompt's pair of clips; `folder` is the run folder."""
     clips = [decode_clip((folder / "clips" / record[side]["clip"]).read_bytes()) for side in SIDES]
     changes = {
         kind: [(name, change_of(record, kind, name)) for name in record["base"][kind] if name != REWARD]
@@ -127,7 +132,7 @@ def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
 
 
 def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The learned reward's and the oracle's figures, apart: rows and a drawing each."""
+    """Returns rows and a chart for the learned reward, and for the oracle if it has figures."""
     groups = []
     for kind in ("learned", "oracle"):
         rows = result[kind]
@@ -149,7 +154,7 @@ def _curves(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[dict[
 
 
 def _watched(readings: Sequence[Reading]) -> list[dict[str, Any]]:
-    """What the guardrails saw, over pushes."""
+    """Returns charts of the guardrails' readings over pushes; alarms are marked."""
     pushes, marks = [one.pushes for one in readings], [(one.pushes, "mark", "") for one in readings if one.alarms]
     return [
         {"title": title, "chart": Markup(charts.series(title, pushes, rows, marks))}
@@ -158,7 +163,10 @@ def _watched(readings: Sequence[Reading]) -> list[dict[str, Any]]:
 
 
 def guard_rows(readings: Sequence[Reading]) -> list[tuple[str, list[charts.Series]]]:
-    """Title and lines of each drawing: the trained reward beside each answer of the held-out judge, and the motion."""
+    """Returns title and series of each guardrail chart: one per output of the held-out judge, then the motion.
+
+    The judge's charts also show the trained reward. Empty if there are fewer than two readings.
+    """
     if len(readings) < 2:
         return []
     reward = ("trained reward", "base", [mean_change(one) for one in readings])

@@ -1,4 +1,4 @@
-"""`douga reward` and `douga toon build`: rating sets, and the training of reward heads and of the toon model.
+"""The steps of `douga reward` and `douga toon build`: building rating sets, training reward heads and the toon model.
 
-Change here the steps of these commands. Networks and training loops belong to `rewarders/` and `learner/`.
+Networks and training loops belong in `rewarders/` and `learner/`.
 """

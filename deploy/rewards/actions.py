@@ -1,4 +1,4 @@
-"""What ``douga reward build``, ``train`` and ``eval`` do. Each takes the parsed options and the flags."""
+"""The actions of ``douga reward build``, ``train`` and ``eval``. Each returns the exit code."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from rewarders.training.report import REWARD, report
 
 Options = argparse.Namespace
 Flags = Mapping[str, Any]
-TOON_RATE = 4e-3  # the toon heads learn all of their weights, from scratch
+TOON_RATE = 4e-3  # learning rate of the toon heads, whose weights are all trained from scratch
 
 
 def build_command(options: Options, flags: Flags) -> int:
-    """``douga reward build``."""
+    """Runs ``douga reward build`` with the parsed options and the configuration flags. Raises `ConfigError`."""
     if options.source == "toon":
         if flags:
-            raise ConfigError(f"--{next(iter(flags))}: rendered clips take no configuration keys")
+            raise ConfigError(f"--{next(iter(flags))}: 'toon' takes no configuration keys")
         print(rating_set.build_toon(options.out, options.count, options.candidates, options.seed, print))
         return 0
     if options.clips < 1:
@@ -42,7 +42,7 @@ def build_command(options: Options, flags: Flags) -> int:
     generators = [_generator(name.strip(), flags) for name in options.generators.split(",") if name.strip()]
     videos, captioner = Path(options.source), None
     if options.captioner:
-        from actors.prompts.captioner import Qwen2VLCaptioner  # noqa: PLC0415 - heavy, and only for this
+        from actors.prompts.captioner import Qwen2VLCaptioner  # noqa: PLC0415 - slow import, needed only here
 
         captioner = Qwen2VLCaptioner(options.captioner)
     file = rating_set.build_from_videos(
@@ -60,13 +60,13 @@ def build_command(options: Options, flags: Flags) -> int:
 
 
 def _generator(source: str, flags: Flags) -> Generator:
-    """A model folder, a run's newest weights, or the embedded model."""
+    """Opens a generator: a model folder, a run's newest weights, or the embedded model."""
     config, weights, version = generator_of(source, flags)
     return Generator(Path(source).resolve().name, config, weights, version)
 
 
 def train_command(options: Options, flags: Flags) -> int:
-    """``douga reward train``."""
+    """Runs ``douga reward train``. Raises `ConfigError` for bad options or too few ratings."""
     plan = _plan(options)
     table = read_ratings(options.ratings)
     print(table.summary())
@@ -78,7 +78,7 @@ def train_command(options: Options, flags: Flags) -> int:
     else:
         heads = [_train_class(rated, options, plan)]
     save_heads(heads, options.out)
-    print(f"{options.out}: trained; how good its heads are says:")
+    print(f"{options.out}: trained; evaluate the heads with:")
     print(f"  douga reward eval {options.out} --ratings {options.ratings}")
     return 0
 
@@ -94,34 +94,36 @@ def _plan(options: Options) -> train.HeadTraining:
 
 
 def _chosen(options: Options, rated: list[str]) -> list[str]:
-    """The dimensions that the toon heads can learn from these ratings."""
+    """Returns the dimensions to train toon heads for: those of --dimensions, else all that are rated."""
     asked = [name.strip() for name in (options.dimensions or "").split(",") if name.strip()]
     for name in asked:
         if name not in HEADS or name not in rated:
-            raise ConfigError(f"--dimensions {name}: rated are {', '.join(rated)}; the heads know {', '.join(HEADS)}")
+            raise ConfigError(
+                f"--dimensions {name}: rated: {', '.join(rated)}; toon heads exist for {', '.join(HEADS)}"
+            )
     names = asked or [name for name in HEADS if name in rated]
     if not names:
-        raise ConfigError(f"{options.ratings}: rates {', '.join(rated)}; the toon heads know {', '.join(HEADS)}")
+        raise ConfigError(f"{options.ratings}: rates {', '.join(rated)}; toon heads exist for {', '.join(HEADS)}")
     return names
 
 
 def _rest(out: Path, trained: Collection[str]) -> list[Any]:
-    """The embedded heads of dimensions that nobody rated: a folder of toon heads has all six."""
+    """Returns the embedded heads of untrained dimensions, because a folder of toon heads must have all six."""
     missing = [name for name in HEADS if name not in trained and not (out / f"{name}.json").exists()]
     if missing:
-        print(f"{out}: {', '.join(missing)} are the embedded heads, since they were not trained")
+        print(f"{out}: {', '.join(missing)} were not trained; these are copies of the embedded heads")
     return [head for head in load_heads("toon") if head.dimension in missing]
 
 
 def _train_class(rated: RatedDataset, options: Options, plan: train.HeadTraining) -> TrainableReward:
-    """One of `rewarders.anime_reward`."""
-    from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - transformers takes seconds, and only this needs it
+    """Trains a class of `rewarders.anime_reward`."""
+    from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - importing transformers takes seconds
 
     kind = CLASSES.get(options.head)
     if kind is None:
-        raise ConfigError(f"--head {options.head}: there are toon, {', '.join(CLASSES)}")
+        raise ConfigError(f"--head {options.head}: allowed are toon, {', '.join(CLASSES)}")
     if kind.dimension not in dimensions(rated.rows):
-        raise ConfigError(f"{options.ratings}: nobody rated {kind.dimension}, which {options.head} judges")
+        raise ConfigError(f"{options.ratings}: has no ratings of {kind.dimension}, which {options.head} scores")
     models = dict(_named("model", word) for word in options.model)
     how = {name: _value(text) for name, text in (_named("option", word) for word in options.option)}
     reward: Any = kind.create(models, options.device, plan.seed, how)
@@ -137,7 +139,7 @@ def _named(option: str, word: str) -> tuple[str, str]:
 
 
 def _value(text: str) -> Any:
-    """A number or a truth value as JSON has it, else the text itself."""
+    """Parses a JSON value, such as a number or a boolean; other text is returned as it is."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -145,7 +147,7 @@ def _value(text: str) -> Any:
 
 
 def eval_command(options: Options, flags: Flags) -> int:
-    """``douga reward eval``."""
+    """Runs ``douga reward eval``. Raises `ConfigError` if no rated clip is left."""
     if options.resamples < 100:
         raise ConfigError(f"--resamples {options.resamples}: must be at least 100")
     heads = load_heads(options.heads, options.device)
@@ -155,7 +157,7 @@ def eval_command(options: Options, flags: Flags) -> int:
     folder = None if options.heads == "toon" else Path(options.heads)
     seen = {} if folder is None else {h.dimension: train.seen_in_training(folder, h.dimension) for h in heads}
     if not any(seen.values()):
-        notes.print(f"{options.heads}: does not say what it was trained on; every rated clip counts", markup=False)
+        notes.print(f"{options.heads}: has no record of its training clips; all rated clips are used", markup=False)
     found = report(heads, RatedDataset(table), seen, lambda line: notes.print(line, markup=False), options.resamples)
     found = {"heads": options.heads, **found}
     if options.json:
@@ -199,6 +201,6 @@ def _calibration_table(section: Mapping[str, Any]) -> Table:
 
 
 def _left_out(left: Mapping[str, Any]) -> str:
-    """The clips that do not count, and why; a range where dimensions differ."""
+    """Returns the numbers of excluded clips by reason, as a range if the dimensions differ; empty if there are none."""
     counts = {why: sorted(set(n.values())) if isinstance(n, dict) else [n] for why, n in left.items()}
     return ", ".join(f"{'..'.join(map(str, sorted({n[0], n[-1]})))} {why}" for why, n in counts.items() if n[-1])

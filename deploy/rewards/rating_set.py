@@ -1,14 +1,14 @@
-"""Makes clips for people to rate: what generators draw for a video's third frame and caption, and the video itself.
+"""Builds rating sets: clips that generators make from each video's third frame and caption, and the videos themselves.
 
 ```
 folder of videos ── third frame, caption ──> OUT/prompts/ ──> every generator ─┐
         └────────── from the third frame on, at the generators' size ──────────┴─> OUT/clips/, OUT/ratings.jsonl
-rendered clips with known defects ── the renderer's truth, as one annotator ─────> the same
+rendered clips with known defects ── rated by the renderer, as one annotator ────> the same
 ```
 
-A source video is one more rated source (`common.data.ratings.REAL`): it says what people give to a clip that nobody
-made. Files are named so that nothing tells who made a clip. What is there already is not made again, so the same
-command goes on after an interruption.
+The source videos are rated too (source `common.data.ratings.REAL`): their ratings show what real clips get. File names
+do not reveal the source of a clip. Existing files are not made again, so the same command resumes after an
+interruption.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ from rewarders.toon_heads.training.dataset import TEST_CHARACTERS, Samples, draw
 
 RATINGS, SETTINGS = "ratings.jsonl", "build.json"
 RENDERER = "renderer"  # source and annotator of rendered clips
-MIXED = "mixed"  # the character of figures put together from parts of several: all share parts
-TEST_SHARE = 0.3
-LEAST = 5  # prompts
+MIXED = "mixed"  # `character` of all figures composed from several characters' parts, because they share parts
+TEST_SHARE = 0.3  # approximate share of the prompts that show `TEST_CHARACTERS`
+LEAST = 5  # minimum number of prompts
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A model that makes clips, under the name that ratings know it by."""
+    """A model that makes clips. `name` is its `source` in the ratings file."""
 
     name: str
     config: RunConfig
@@ -57,7 +57,7 @@ class Generator:
     version: int = 0
 
     def sampler(self) -> Sampler:
-        """Ready to sample, with the chosen version's weights."""
+        """Returns a sampler with the weights of `version`."""
         sampler = Sampler(open_model(self.config.model.path), self.config)
         if self.weights is not None and self.version:
             sampler.load(*self.weights.load(self.version))
@@ -74,19 +74,23 @@ def build_from_videos(
     captions: Path | None = None,
     captioner: Captioner | None = None,
 ) -> Path:
-    """`clips` clips of each generator and the source's own for every video; returns the ratings file.
+    """Makes `clips` clips per generator and one source clip for every video. Returns the path of the ratings file.
 
-    A video that is too short for a clip of the first generator's length has no source clip: it is named and counted.
-    `ConfigError` as `from_videos` raises it, and when `out` holds another set.
+    A video that is too short for a clip of the first generator's length gets no source clip; this is logged. Raises
+    `ConfigError` if `from_videos` does, if generators share a name, or if `out` holds a set with other settings.
     """
     names = [generator.name for generator in generators]
     if not names or len(set(names)) < len(names) or REAL in names:
-        raise ConfigError(f"generators {', '.join(names) or 'none'}: one is needed, no name twice, none is {REAL!r}")
+        raise ConfigError(
+            f"generators {', '.join(names) or 'none'}: at least one is needed, with unique names other than {REAL!r}"
+        )
     made = [
         {"name": one.name, **one.config.model_dump(mode="json", include={"model", "sampler"})} for one in generators
     ]
-    told = sorted(path.name for path in videos.iterdir() if path.suffix.lower() in SUFFIXES) if videos.is_dir() else []
-    if _is_done(out, {"videos": told, "generators": made, "clips": clips, "seed": seed}):
+    names_of_videos = (
+        sorted(path.name for path in videos.iterdir() if path.suffix.lower() in SUFFIXES) if videos.is_dir() else []
+    )
+    if _is_done(out, {"videos": names_of_videos, "generators": made, "clips": clips, "seed": seed}):
         return out / RATINGS
     table = out / "prompts" / "prompts.jsonl"
     if not table.is_file():
@@ -101,17 +105,20 @@ def build_from_videos(
 
 
 def build_toon(out: Path, prompts: int, candidates: int, seed: int, log: Log) -> Path:
-    """Rendered clips with known defects, rated by the renderer's truth; returns the ratings file.
+    """Renders clips with known defects, rated by the renderer's ground truth. Returns the path of the ratings file.
 
-    For every prompt `candidates` clips with defects, and one without as the real one. Seven in ten prompts show figures
-    put together from the parts of four characters, the others two characters of which these have no part.
+    Every prompt gets `candidates` clips with defects, and one without as the real clip. About 70 % of the prompts show
+    figures composed from the parts of the training characters; the others show the two test characters, which share no
+    part with them. Raises `ConfigError` for too few prompts or candidates, or if `out` holds a set with other settings.
     """
     if prompts < LEAST or candidates < 1:
-        raise ConfigError(f"{prompts} prompts of {candidates} clips: at least {LEAST} of 1 are needed")
+        raise ConfigError(
+            f"{prompts} prompts with {candidates} clips each: at least {LEAST} prompts with 1 clip are needed"
+        )
     if _is_done(out, {"toon": prompts, "candidates": candidates, "seed": seed}):
         return out / RATINGS
     rows: list[RatedClip] = []
-    test = max(1, round(TEST_SHARE * prompts / len(TEST_CHARACTERS)))  # of each
+    test = max(1, round(TEST_SHARE * prompts / len(TEST_CHARACTERS)))  # prompts per test character
     parts = [("train", prompts - test * len(TEST_CHARACTERS)), *((name, test) for name in TEST_CHARACTERS)]
     for part, count in parts:
         samples = draw_samples(count * candidates, seed, part, log=log, candidates=candidates)
@@ -122,11 +129,14 @@ def build_toon(out: Path, prompts: int, candidates: int, seed: int, log: Log) ->
 
 
 def _is_done(out: Path, settings: dict[str, Any]) -> bool:
-    """Make the folder, or see whether it is of these settings and finished."""
+    """Creates the folder and records its settings. Returns whether it is finished already.
+
+    Raises `ConfigError` if the folder was built with other settings.
+    """
     record = out / SETTINGS
     if record.is_file() and json.loads(record.read_text()) != settings:
         raise ConfigError(
-            f"{out}: holds clips that were made of something else, or with other options; give another --out"
+            f"{out}: holds clips that were made from other inputs or with other options; choose another --out"
         )
     for name in ("clips", "frames"):
         (out / name).mkdir(parents=True, exist_ok=True)
@@ -135,7 +145,7 @@ def _is_done(out: Path, settings: dict[str, Any]) -> bool:
 
 
 def _prompts(table: Path) -> list[Prompt]:
-    """Every row of a prompts file, in its order."""
+    """Returns the prompts of a file in order."""
     return [
         Prompt(
             ordinal=i,
@@ -162,7 +172,7 @@ def _name(seed: int, *what: object) -> str:
 
 
 def _keep(path: Path, data: bytes) -> None:
-    """Whole or not at all: what is there counts as made."""
+    """Writes atomically, because an existing file is taken as complete."""
     scratch = path.with_name(f".{path.name}.part")
     with writing(path):
         scratch.write_bytes(data)
@@ -187,15 +197,16 @@ def _source_clips(
 
 
 def source_clip(data: bytes, size: ModelConfig) -> np.ndarray:
-    """A video from its third frame on, as a model would make it: uint8 ``[frames, height, width, 3]`` at `size.fps`.
+    """Returns a video from its third frame on in a model's format: uint8 ``[frames, height, width, 3]`` at `size.fps`.
 
-    Frames are taken at the clip's times, scaled to cover the size and cut evenly. `ValueError` when it ends too early.
+    Takes the nearest frames in time, scales them to cover the size and center-crops them. Raises `ValueError` if the
+    video is too short.
     """
     count, fps = clip_length(data)
     chosen = [THIRD + round(i * fps / size.fps) for i in range(size.frames)]
     if chosen[-1] >= count:
         seconds = (size.frames - 1) / size.fps
-        raise ValueError(f"{count} frames at {fps:g} a second end before {seconds:g} s after the third")
+        raise ValueError(f"too short: {count} frames at {fps:g} fps; {seconds:g} s after the third frame are needed")
     return np.stack([fitted(Image.fromarray(one), size.height, size.width) for one in decode_frames(data, chosen)])
 
 

@@ -36,7 +36,7 @@ class AppealHead(FrameHead):
 
 
 class KeyFrameAppeal(EncoderReward):
-    """How good the key frames look."""
+    """Scores how good the key frames look, 0..100."""
 
     dimension = "appeal"
     ROLES = ("vision",)

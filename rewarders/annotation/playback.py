@@ -49,7 +49,7 @@ class PlaybackCheck:
     def first_frame(self, clip: Clip) -> bytes:
         """Returns the first frame as PNG. Raises `UnknownItem` if the clip has none, or if it can no longer be read."""
         if clip.first_frame is None:
-            raise UnknownItem("this clip has no first frame of its own")
+            raise UnknownItem("this clip has no first-frame image")
         try:
             file = io.BytesIO()
             with Image.open(io.BytesIO(clip.first_frame())) as image:
@@ -59,5 +59,5 @@ class PlaybackCheck:
             raise UnknownItem(f"the first frame cannot be read: {error}") from None
 
     def close(self) -> None:
-        """Remove the scratch folder."""
+        """Removes the scratch folder."""
         self._scratch.cleanup()

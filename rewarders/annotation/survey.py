@@ -1,7 +1,7 @@
 """Assigns items to annotators and takes their answers. The page calls only this module.
 
-At most `annotators` people see an item; answers and items on somebody's screen both count. An annotator's next task is
-the item already on their screen (so a reload changes nothing), else one that others have started (so items are
+At most `annotators` people get an item; answers and items on an annotator's screen both count. An annotator's next task
+is the item already on their screen (so a reload changes nothing), else one that others have started (so items are
 completed), else any. Each annotator has a different random order, so that fatigue does not affect the same clips.
 """
 
@@ -19,7 +19,7 @@ from rewarders.annotation.store import Answer, Store
 
 Kind = Literal["rate", "compare"]
 Side = Literal["left", "right", "tie"]
-SHOWN_SECONDS = 600.0  # an item that is not answered in this time is given to somebody else
+SHOWN_SECONDS = 600.0  # an item that is not answered in this time is assigned to another annotator
 NAME_LENGTH = 40
 
 

@@ -1,4 +1,4 @@
-"""`douga watch`: the live page. `view.py` decides what it shows, `videos.py` makes the clips, `page/` draws.
+"""The live web page of `douga watch`: `view.py` selects the data, `videos.py` makes the videos, `page/` displays them.
 
-Change here the page. It computes nothing itself: figures come from `deploy/inspect/status.py`.
+Change the page's content and layout here. Figures are computed in `deploy/inspect/status.py`.
 """

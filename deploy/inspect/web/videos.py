@@ -1,4 +1,4 @@
-"""The kept candidates of a group as one video for browsers, made on request and cached."""
+"""Makes one video of a group's kept candidates, side by side, on request, and caches it."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from common.data.video import decode_video, side_by_side
 from common.errors import StorageError
 from common.exchange.queries import read_blob
 
-KEPT = 64  # videos: those made last
+KEPT = 64  # maximum number of cached videos
+GONE = "the clip no longer exists"
 
 
 class Gone(LookupError):
-    """There is nothing to show any more."""
+    """The clip was deleted or cannot be shown."""
 
 
 class VideoCache:
-    """Holds a scratch folder until it is closed. Thread-safe: one video is made at a time, others wait for it."""
+    """An LRU cache of videos in a scratch folder, until it is closed. Thread-safe: videos are made one at a time."""
 
     def __init__(self, blobs: Path) -> None:
-        """`blobs` is the run's folder of blobs; it is only read."""
+        """`blobs` is the run's blob folder; it is only read."""
         self._blobs, self._lock, self._made = blobs, Lock(), dict[str, Path]()
         self._scratch = tempfile.TemporaryDirectory(prefix="douga-watch-")
 
     def video(self, files: Sequence[str | None]) -> Path:
-        """An mp4 of the clips in these blobs, side by side. Raises `Gone` when one is not there any more."""
+        """Returns an mp4 file of the clips in these blobs, side by side. Raises `Gone` if one is missing or broken."""
         with self._lock:
             name = "-".join(map(str, files))
             if name not in self._made:
@@ -40,18 +41,18 @@ class VideoCache:
     def _make(self, files: Sequence[str | None]) -> Path:
         present = [file for file in files if file is not None]
         if len(present) < len(files):
-            raise Gone("clip is gone")
+            raise Gone(GONE)
         try:
             decoded = [decode_video(read_blob(self._blobs / file)) for file in present]
             made = side_by_side([frames for frames, _ in decoded], decoded[0][1])
         except StorageError:
-            raise Gone("clip is gone") from None
+            raise Gone(GONE) from None
         except (ValueError, RuntimeError) as error:
-            raise Gone(f"clip cannot be shown: {error}") from None
+            raise Gone(f"the clip cannot be shown: {error}") from None
         path = Path(self._scratch.name) / f"{'-'.join(present)}.mp4"
         path.write_bytes(made)
         return path
 
     def close(self) -> None:
-        """Remove the scratch folder."""
+        """Removes the scratch folder."""
         self._scratch.cleanup()

@@ -1,14 +1,15 @@
-"""What the page shows of a run, as JSON's values.
+"""Selects the data of the page, as a JSON-serialisable dict.
 
 ```
-{"standing": {...}      `deploy/inspect/status.py`, as `douga status --json`
- "lines":    [...]      one per worker, as `douga status` prints it
- "pairs":    [{"ordinal", "text", "version", "state", "gap", "winner": {"reward", "scores"}, "loser", "clip"}, ...]
- "lanes":    svg | null   who worked when, in the last minutes
+{"standing": {...}        the status, as `douga status --json` prints it (`deploy/inspect/status.py`)
+ "lines":    [...]        one line per worker, as `douga status` prints it
+ "groups":   [{"ordinal", "text", "version", "state", "clip", "why",
+               "kept": [{"name", "reward", "weight", "scores"}, ...]}, ...]
+ "lanes":    svg | null   the workers' units of work in the last minutes
  "curves":   {"tag", "drawn": [{"title", "note", "now", "svg"}, ...]} | null}
 ```
 
-Curves are sent when they have changed since the tag that was seen.
+Rewards are 0..100. Curves are sent only if they have changed since the tag in the request.
 """
 
 from __future__ import annotations
@@ -25,20 +26,21 @@ from common.exchange.queries import KeptCandidate, RecentGroup, newest_groups
 from common.exchange.storage.ledger_reader import open_readonly
 from deploy.inspect.snapshot import RunReader, RunSnapshot
 from deploy.inspect.status import run_status
+from deploy.inspect.web.videos import GONE
 from deploy.results import charts
 from deploy.results.report import KINDS, curves_of, guard_rows
 from deploy.run_dir import timeline
 from deploy.run_dir.timeline import Timeline
 
-GROUPS = 6  # shown at once
-FRESH = 0.5  # seconds for which one look serves all who ask
-LANES = 180.0  # seconds of work that are drawn
+GROUPS = 6  # number of groups shown
+FRESH = 0.5  # seconds for which the data of one read answers all requests
+LANES = 180.0  # seconds of work in the drawing of the workers
 NOTES = {"Motion": "% of the base clips' motion"}
-JUDGE_NOTE = "points over the base clips; grey: the trained reward"
+JUDGE_NOTE = "points above the base model's clips; grey: the trained reward"
 
 
 class DashboardState:
-    """Looks at a run for whoever asks. Thread-safe."""
+    """The page's data, refreshed at most every `FRESH` seconds. Thread-safe."""
 
     def __init__(self, reader: RunReader) -> None:
         self._reader, self._lock = reader, Lock()
@@ -46,44 +48,47 @@ class DashboardState:
         self._curves: dict[str, Any] = {"tag": ""}
 
     def look(self, tag: str) -> dict[str, Any]:
-        """The page's data; curves only where they are others than those of `tag`. `ConfigError`: no run to read."""
+        """Returns the page's data; ``curves`` is None if they are still those of `tag`.
+
+        Raises `ConfigError` if the run folder cannot be read.
+        """
         with self._lock:
             if time.monotonic() - self._seen[0] > FRESH:
-                self._renew()
+                self._refresh()
             return self._seen[1] | {"curves": None if tag == self._curves["tag"] else self._curves}
 
     def group(self, ordinal: int) -> RecentGroup | None:
-        """One of the groups that were shown last."""
+        """Returns a group of the last refresh, or None if it is not among them."""
         with self._lock:
             return self._seen[2].get(ordinal)
 
-    def _renew(self) -> None:
+    def _refresh(self) -> None:
         seen = self._reader.read()
         found = run_status(seen)
         groups = [] if seen.books is None else self._groups()
         tag = f"{len(seen.steps)}-{len(seen.events)}-{len(seen.readings)}"
         if tag != self._curves["tag"]:
             self._curves = {"tag": tag, "drawn": curves(seen)}
-        told = {
+        shown = {
             "standing": asdict(found),
             "lines": [one.line for one in found.workers],
-            "groups": [told_group(one, seen.config) for one in groups],
+            "groups": [group_data(one, seen.config) for one in groups],
             "lanes": lanes(seen),
         }
-        self._seen = time.monotonic(), told, {one.ordinal: one for one in groups}
+        self._seen = time.monotonic(), shown, {one.ordinal: one for one in groups}
 
     def _groups(self) -> list[RecentGroup]:
         try:
             with open_readonly(self._reader.folder) as ledger:
                 return newest_groups(ledger, GROUPS)
-        except BAD_INPUT:  # a ledger that is just being made
+        except BAD_INPUT:  # the ledger is just being created
             return []
 
 
-def told_group(group: RecentGroup, config: RunConfig) -> dict[str, Any]:
-    """A group as the page gets it; ``clip`` is where its video is, ``why`` says why there is none."""
+def group_data(group: RecentGroup, config: RunConfig) -> dict[str, Any]:
+    """Returns a group as the page receives it: ``clip`` is the URL of its video, or ``why`` says why it has none."""
     there = not config.simulate and all(one.file is not None for one in group.kept)
-    why = "simulated work has no clips" if config.simulate else "clip is gone"
+    why = "simulated work has no clips" if config.simulate else GONE
     names = algorithm_class(config.algorithm.name).candidate_names
     return {
         "ordinal": group.ordinal,
@@ -109,7 +114,7 @@ def _kept(candidate: KeptCandidate, name: Sequence[str]) -> dict[str, Any]:
 
 
 def curves(seen: RunSnapshot) -> list[dict[str, str]]:
-    """All of them, over the run's minutes."""
+    """Returns all curves as SVG, over the run's minutes."""
     axis = seen.timeline
     return [*_learned(seen, axis), *_watched(seen, axis)]
 
@@ -125,7 +130,7 @@ def _learned(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
 
 
 def _watched(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
-    """The guardrails' readings at the time of the step that they are of."""
+    """Returns the curves of the guardrails' readings, each placed at the time of its step."""
     times = {one["step"]: axis.at(one["time"]) / 60 for one in seen.steps}
     at, marks = [times.get(one.step, 0.0) for one in seen.readings], _marks(seen, axis)
     return [
@@ -146,7 +151,7 @@ def _drawn(
 
 
 def _marks(seen: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
-    """Pushes, refreshes, alarms and resumes, in minutes."""
+    """Returns the marks of pushes, refreshes, alarms and resumes; positions in minutes."""
     happened = [
         (one["time"], kind, f"{kind} after step {one['step']}")
         for one in seen.steps
@@ -163,6 +168,6 @@ def _marks(seen: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
 
 
 def lanes(seen: RunSnapshot) -> str | None:
-    """Who worked when, in the last minutes of the last start."""
+    """Returns an SVG of the work in the last `LANES` seconds, since the last start; None if there is none."""
     recent = seen.ended_since(max((seen.last_word or seen.now) - LANES, seen.started or 0.0))
     return charts.lanes(timeline.read(recent, []), KINDS) if recent else None

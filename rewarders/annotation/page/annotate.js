@@ -1,9 +1,9 @@
-// The page of `douga annotate`. All it knows comes from /api; what it keeps itself is the annotator's name and the view.
+// The page of `douga annotate`. Its data comes from /api; the browser stores only the annotator's name and the view.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
 const SLOW = 0.5;
-const APART = 0.1; // seconds by which two videos may drift before one is set to the other's time
+const APART = 0.1; // maximum drift of two videos, in seconds, before one is set to the other's time
 const KEYS = {
   rate: "<kbd>1</kbd>–<kbd>5</kbd> rate · <kbd>↑</kbd> <kbd>↓</kbd> question · <kbd>Enter</kbd> submit · <kbd>U</kbd> undo · <kbd>Space</kbd> pause",
   compare: "<kbd>←</kbd> left · <kbd>→</kbd> right · <kbd>↓</kbd> tie · <kbd>U</kbd> undo · <kbd>Space</kbd> pause",
@@ -11,18 +11,18 @@ const KEYS = {
 
 const state = { survey: null, name: localStorage.getItem("name") || "", view: "rate", task: null, marks: {}, now: 0, busy: false };
 
-// Asking the server.
+// Requests.
 
 async function ask(path, body) {
   const how = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const answer = await fetch(path, how);
   const data = await answer.json().catch(() => ({}));
   if (answer.status === 401 && path !== "api/login") showOnly("login");
-  if (!answer.ok) throw new Error(typeof data.detail === "string" ? data.detail : `the server said ${answer.status}`);
+  if (!answer.ok) throw new Error(typeof data.detail === "string" ? data.detail : `the server answered with HTTP status ${answer.status}`);
   return data;
 }
 
-// One request at a time: a key held down answers one clip, not ten.
+// One request at a time, so that a key held down answers only one clip.
 async function once(work) {
   if (state.busy) return;
   state.busy = true;
@@ -30,7 +30,7 @@ async function once(work) {
     await work();
     problem("");
   } catch (error) {
-    problem(error instanceof TypeError ? "The server cannot be reached. Your last answer may not be kept; try again." : error.message);
+    problem(error instanceof TypeError ? "The server cannot be reached. Your last answer may be lost; try again." : error.message);
   } finally {
     state.busy = false;
   }
@@ -100,7 +100,7 @@ function show({ task, progress }) {
   if (state.view === "rate") askRatings(task); else askChoice(task);
 }
 
-// Videos: all of them in step, for ever.
+// Videos: all play in sync, in a loop.
 
 function screen(keys) {
   clear($("stage"));
@@ -108,7 +108,7 @@ function screen(keys) {
   const videos = keys.map((key) => make("video", { src: `clips/${key}`, muted: true, playsInline: true, preload: "auto" }));
   $("stage").append(...videos);
   for (const video of videos) {
-    video.onerror = () => { if (video.isConnected) problem("This clip cannot be played; leave it out, or tell whoever runs the survey."); };
+    video.onerror = () => { if (video.isConnected) problem("This clip cannot be played. Please tell the person who runs the survey."); };
     video.onended = () => { if (videos.every((one) => one.ended)) play(videos, 0); };
   }
   $("play").dataset.paused = "";
@@ -250,13 +250,13 @@ function showResults(found) {
   );
 }
 
-// Hands.
+// Keyboard.
 
 const COMPARE_KEYS = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie" };
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input")) return;
-  if (event.target.matches("button") && (event.key === " " || event.key === "Enter")) return; // its own doing
+  if (event.target.matches("button") && (event.key === " " || event.key === "Enter")) return; // the button handles the key itself
   if ($("work").hidden) {
     if (!$("done").hidden && event.key.toLowerCase() === "u") undo();
     return;
@@ -276,7 +276,7 @@ function press(key, repeated) {
   return key === "Enter" && (submitRatings(), true);
 }
 
-// After a click the keys are the survey's again, not the button's.
+// Remove the focus from a clicked button, so that keys answer the survey again.
 document.addEventListener("click", (event) => { if (event.detail) event.target.closest("button")?.blur(); });
 
 $("play").onclick = togglePlay;

@@ -107,7 +107,7 @@ def test_clips_that_cannot_be_played_are_named_counted_and_left_out(tmp_path: Pa
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 6
     assert re.match(r"douga: bad0.mp4: .*not a readable video.*; left out", told[0])
-    assert told[-1] == "douga: 8 clips are left out in all"
+    assert told[-1] == "douga: 8 clips left out in total"
 
 
 def douga(*words: Any) -> int:
@@ -118,7 +118,7 @@ def douga(*words: Any) -> int:
     ("words", "said"),
     [
         (["nowhere"], "nowhere: neither a run nor a folder"),
-        (["."], "no clip in it that can be played"),
+        (["."], "contains no playable clip"),
         ([".", "--host", "0.0.0.0"], "others could reach it; set DOUGA_TOKEN or --token"),
         ([".", "--host", "example.org"], "--host example.org: an IP address is needed"),
         ([".", "--token", "short"], "5 characters are too few; 16 or more"),

@@ -31,8 +31,8 @@ def run(tmp_path: Path) -> Path:
 def test_a_run_that_was_killed(run: Path, capsys) -> None:
     assert main(["status", str(run)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("mine: not running\nit ended without a word\n")
-    assert f"; go on with: douga run {run / 'config.toml'}\n" in said
+    assert said.startswith("mine: not running\nstopped without a recorded reason; see the logs\n")
+    assert f"; resume with: douga run {run / 'config.toml'}\n" in said
     assert "groups   3 paired\n" in said
     assert main(["status", str(run), "--json", "--follow"]) == 0  # there is nothing to follow
     told = json.loads(capsys.readouterr().out)
@@ -73,9 +73,9 @@ def test_bad_input_is_one_line(run: Path, monkeypatch, capsys, words, said) -> N
 def test_a_run_that_has_written_nothing_has_no_trace(tmp_path: Path, capsys) -> None:
     folder, _ = begun(tmp_path)
     assert main(["trace", str(folder)]) == 2
-    assert "nothing was written down yet" in capsys.readouterr().err
+    assert "no records yet" in capsys.readouterr().err
     assert main(["status", str(folder)]) == 0
-    assert "it has not begun" in capsys.readouterr().out
+    assert "not started yet" in capsys.readouterr().out
 
 
 def test_a_broken_record_is_named(run: Path, capsys) -> None:

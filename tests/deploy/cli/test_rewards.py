@@ -50,7 +50,7 @@ def test_embedded_heads_do_not_say_what_they_saw(toon: Path, capsys: pytest.Capt
     assert main(["reward", "eval", "toon", "--ratings", str(toon), "--resamples", "100", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["clips"] == 16
-    assert "toon: does not say what it was trained on; every rated clip counts" in err
+    assert "toon: has no record of its training clips; all rated clips are used" in err
 
 
 def test_bad_rows_are_said_and_left_out(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -86,7 +86,7 @@ def test_dimensions_that_are_not_trained_keep_the_embedded_head(
 ) -> None:
     words = ("--out", str(tmp_path / "h"), "--epochs", "1", "--batch", "4", "--dimensions", "motion")
     assert main(["reward", "train", "--ratings", str(toon), *words]) == 0
-    assert "smoothness, appeal, text, image, character are the embedded heads" in capsys.readouterr().out
+    assert "smoothness, appeal, text, image, character were not trained" in capsys.readouterr().out
     made = {head.dimension: head.digest for head in load_heads(str(tmp_path / "h"))}
     embedded = {head.dimension: head.digest for head in load_heads("toon")}
     assert [name for name in HEADS if made[name] != embedded[name]] == ["motion"]
@@ -102,15 +102,15 @@ def bad(capsys: pytest.CaptureFixture, *words: str) -> str:
 def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train = ("train", "--ratings", str(toon), "--out", str(tmp_path / "h"))
     grey = ("train", "--ratings", str(grey_clips(tmp_path / "grey", 3, 1)), "--out", str(tmp_path / "h"))
-    assert "--dimensions taste: rated are smoothness" in bad(capsys, *train, "--dimensions", "taste")
+    assert "--dimensions taste: rated: smoothness" in bad(capsys, *train, "--dimensions", "taste")
     assert "--epochs 0: must be at least 1" in bad(capsys, *train, "--epochs", "0")
     assert "--lr -1: must be above 0" in bad(capsys, *train, "--lr", "-1")
     assert "none.jsonl: no such file" in bad(capsys, "train", "--ratings", "none.jsonl", "--out", str(tmp_path))
-    assert "--head B: there are toon, VideoSmoothness" in bad(capsys, *train, "--head", "B")
+    assert "--head B: allowed are toon, VideoSmoothness" in bad(capsys, *train, "--head", "B")
     assert "--model x: NAME=VALUE is expected" in bad(capsys, *train, "--head", "VideoSmoothness", "--model", "x")
     assert "VideoSmoothness: needs the models vision" in bad(capsys, *train, "--head", "VideoSmoothness")
-    assert "nobody rated smoothness" in bad(capsys, *grey, "--head", "VideoSmoothness")
-    assert "rates light, dark; the toon heads know smoothness" in bad(capsys, *grey)
+    assert "has no ratings of smoothness" in bad(capsys, *grey, "--head", "VideoSmoothness")
+    assert "rates light, dark; toon heads exist for smoothness" in bad(capsys, *grey)
     assert "--resamples 1: must be at least 100" in bad(
         capsys, "eval", "toon", "--ratings", str(toon), "--resamples", "1"
     )
@@ -118,9 +118,7 @@ def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.Captur
     assert "none: no such folder of videos" in bad(capsys, *build)
     assert "--clips 0: must be at least 1" in bad(capsys, *build, "--clips", "0")
     assert "nomodel: neither a run nor a pipeline folder" in bad(capsys, *build, "--generators", "nomodel")
-    assert "rendered clips take no configuration keys" in bad(
-        capsys, "build", "toon", "--out", "o", "--sampler.steps", "2"
-    )
+    assert "'toon' takes no configuration keys" in bad(capsys, "build", "toon", "--out", "o", "--sampler.steps", "2")
     assert "--sampler.steps: unknown option" in bad(capsys, *train, "--sampler.steps", "2")
 
 

@@ -110,10 +110,10 @@ def test_a_line_that_is_being_written_waits_for_its_end(run: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("learners", "", "info", ""), "--role learners: no role; there are driver, hub, learner, sampler"),
-        (("", "", "loud", ""), "--level loud: no level; there are debug, info, warning, error, critical"),
-        (("", "", "info", "yesterday"), "--since yesterday: 30s, 10m, 2h, 1d or a time like"),
-        (("", "", "info", "99999999999d"), "--since 99999999999d: 30s, "),
+        (("learners", "", "info", ""), "--role learners: unknown role; allowed: driver, hub, learner, sampler"),
+        (("", "", "loud", ""), "--level loud: unknown level; allowed: debug, info, warning, error, critical"),
+        (("", "", "info", "yesterday"), "--since yesterday: must be like 30s, 10m, 2h, 1d"),
+        (("", "", "info", "99999999999d"), "--since 99999999999d: must be like 30s, "),
     ],
 )
 def test_words_that_mean_nothing_are_named(words: tuple[str, str, str, str], error: str) -> None:

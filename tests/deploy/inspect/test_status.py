@@ -29,8 +29,8 @@ def test_a_learner_waits_for_samplers_which_set_the_pace() -> None:
     ledger = books(work, {"sampling": 2, "paired": 3, "trained": 8}, step=1, version=1)
     found = run_status(seen(1100.0, ledger, spans, [step(1, 1060.0)]))
     assert workers(found) == [
-        "sampler-0 works on a group for training, 2 of 4 clips",
-        "sampler-1 works on a group for training, 0 of 4 clips",
+        "sampler-0 works on a training group, 2 of 4 clips",
+        "sampler-1 works on a training group, 0 of 4 clips",
         "rewarder-0 waits for clips since 6 s",
         "learner-0 waits for pairs (3 of 8) since 41 s",
     ]
@@ -54,8 +54,8 @@ def test_samplers_wait_for_leave_while_the_learner_works() -> None:
     ledger = books({"learner-0": Work("learning", 4, "train", 0, 8)}, {"training": 8, "paired": 9}, step=3, refusal=LAG)
     found = run_status(seen(1102.0, ledger, spans, [step(n, 1000.0 + 30 * n) for n in (1, 2, 3)]))
     assert workers(found) == [
-        f"sampler-0 waits for leave to sample ({LAG}) since 92 s",
-        f"sampler-1 waits for leave to sample ({LAG}) since 92 s",
+        f"sampler-0 waits for admission ({LAG}) since 92 s",
+        f"sampler-1 waits for admission ({LAG}) since 92 s",
         "rewarder-0 waits for clips since 102 s",
         "learner-0 works on step 4",
     ]
@@ -97,10 +97,10 @@ def test_what_else_workers_may_be_at() -> None:
     assert workers(found) == [
         "sampler-0 waits for the weights of version 2 since 68 s",
         "sampler-1 works between two groups",
-        "sampler-2 works on a group held out, 0 of 1 clips",  # a guest: the run has two of its own
-        "sampler-3 is lost (others do again what it held)",
+        "sampler-2 works on a held-out group, 0 of 1 clips",  # joined; two are configured
+        "sampler-3 is lost (other workers redo its work)",
         "rewarder-0 has not begun",
-        "learner-0 works on step 2: it publishes or saves",
+        "learner-0 works on step 2: publishing or saving",
     ]
 
 
@@ -109,7 +109,7 @@ def test_in_one_process_roles_wait_for_their_turn() -> None:
     spans = [span("rewarder-0", 1000.0, 1.0), span("learner-0", 1001.0, 1.0)]
     found = run_status(seen(1010.0, ledger, spans, mode="serial"))
     assert workers(found) == [
-        "sampler-0 works on a group for training, 0 of 4 clips",
+        "sampler-0 works on a training group, 0 of 4 clips",
         "rewarder-0 waits for its turn since 9 s",
         "learner-0 waits for its turn since 8 s",
     ]
@@ -137,7 +137,7 @@ def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> Non
     ledger, steps = books({"learner-0": Work("learning", 3, "train", 0, 8)}, step=2), [step(2, 1100.0)]
     started = event(1000.0, "started")
     ends = {
-        "it ended without a word": [started],
+        "stopped without a recorded reason; see the logs": [started],
         "interrupted after step 2": [started, event(1101.0, "interrupted", step=2)],
         "paused by the guardrails after step 2: frozen": [
             started, event(1101.0, "alarm", step=2, action="pause", rule="motion", words="frozen")
@@ -148,7 +148,7 @@ def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> Non
         assert (found.phase, found.words, found.workers, found.bottleneck) == ("not running", words, [], None)
         assert found.since == max(1100.0, events[-1]["time"])
         assert found.go_on == "douga run runs/mine/config.toml"
-        assert any(line.endswith("; go on with: douga run runs/mine/config.toml") for line in lines(found))
+        assert any(line.endswith("; resume with: douga run runs/mine/config.toml") for line in lines(found))
 
 
 def test_a_finished_run_gives_its_verdict() -> None:
@@ -172,18 +172,18 @@ def test_the_lines_of_a_terminal() -> None:
         "mine: training, process 4711",
         "training 3/20  pairs 24  version 2  lag 0.5  reward 75.00  loss 0.5000  0.01 groups/s  8:30 left",
         "",
-        "step 3 of 20   version 2   lag 0.5 (most 1, allowed 1) pushes",
+        "step 3 of 20   version 2   lag 0.5 pushes (max 1, bound 1)",
         "groups   1 pending, 3 paired, 24 trained",
         "wasted   4 clips by death",
-        "rates    0.01 groups/s, 0.04 clips/s, 1.8 steps/min, 1.2 pushes/min (of 1:40)",
+        "rates    0.01 groups/s, 0.04 clips/s, 1.8 steps/min, 1.2 pushes/min (last 1:40)",
         "last     push after step 2, 0:40 ago",
         "last     refresh after step 2, 0:40 ago",
         "last     alarm after step 2, 0:20 ago: frozen",
         "last     started after step 0, 1:40 ago",
         "busy     sampler 25% of 2, rewarder 10% of 1, learner 30% of 1; the learner sets the pace",
         "",
-        f"  sampler-0 waits for leave to sample ({LAG}) since 50 s",
-        f"  sampler-1 waits for leave to sample ({LAG}) since 100 s",
+        f"  sampler-0 waits for admission ({LAG}) since 50 s",
+        f"  sampler-1 waits for admission ({LAG}) since 100 s",
         "  rewarder-0 waits for clips since 40 s",
         "  learner-0 waits for pairs (3 of 8) since 10 s",
     ]

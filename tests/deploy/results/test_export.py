@@ -199,14 +199,14 @@ def test_no_such_version_names_those_that_are_there(full: Run, tmp_path: Path, c
 
 def test_a_folder_with_something_in_it_is_left_alone(full: Run, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    assert "exists and is not an empty folder; name a new one" in refused(full, tmp_path, capsys)
+    assert "exists and is not an empty folder; choose another" in refused(full, tmp_path, capsys)
     assert "exists and is not an empty folder" in refused(full, tmp_path / "mine.txt", capsys)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_a_place_below_a_file_cannot_be_made(full: Run, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("")
-    assert "is not made" in refused(full, tmp_path / "file" / "out", capsys)
+    assert "was not created" in refused(full, tmp_path / "file" / "out", capsys)
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_a_source_clip_is_the_videos_own_time_at_the_models_size() -> None:
     assert clip.shape == (9, 48, 64, 3)
     # 16 frames a second seen at 8: every second one, from the third on
     assert clip.mean((1, 2, 3)) == pytest.approx(5.0 * np.arange(2, 20, 2), abs=2)
-    with pytest.raises(ValueError, match="18 frames at 16 a second end before 1 s after the third"):
+    with pytest.raises(ValueError, match="too short: 18 frames at 16 fps; 1 s after the third frame are needed"):
         source_clip(video(18), ModelConfig())
 
 
@@ -101,14 +101,14 @@ def test_an_interrupted_build_goes_on(
     content = file.read_text()
     assert build_from_videos(*parts, print).read_text() == content  # finished: nothing is made or rated anew
     assert sampled == [0, 1]
-    with pytest.raises(ConfigError, match="made of something else, or with other options; give another --out"):
+    with pytest.raises(ConfigError, match="made from other inputs or with other options; choose another --out"):
         build_from_videos(*parts[:3], 3, 0, print)
 
 
 @pytest.mark.parametrize("names", [[], ["a", "a"], ["real"]])
 def test_generators_need_names_of_their_own(names: list[str], generator: Generator, videos: Path) -> None:
     generators = [Generator(name, generator.config) for name in names]
-    with pytest.raises(ConfigError, match="one is needed, no name twice, none is 'real'"):
+    with pytest.raises(ConfigError, match="at least one is needed, with unique names other than 'real'"):
         build_from_videos(videos, videos / "out", generators, 1, 0, print)
 
 
@@ -127,5 +127,5 @@ def test_rendered_clips_are_rated_by_the_renderer(tmp_path: Path) -> None:
         "female_person",
         "male_adventurer",
     }
-    with pytest.raises(ConfigError, match="4 prompts of 1 clips: at least 5 of 1 are needed"):
+    with pytest.raises(ConfigError, match="4 prompts with 1 clips each: at least 5 prompts with 1 clip are needed"):
         build_toon(tmp_path / "few", 4, 1, 0, print)

@@ -193,7 +193,7 @@ def test_sampling_and_learning_overlap(asynchronous: Run) -> None:
     assert set(work.workers) >= {"sampler-0", "rewarder-0", "learner-0", "learner-1"}
     assert work.overlap("sampling", "learning") > 0
     report = (folder / "report.html").read_text()
-    assert "Who worked when" in report
+    assert "<h2>Timeline</h2>" in report
     assert "learner-1: learning" in report
 
 

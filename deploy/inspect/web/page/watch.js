@@ -1,23 +1,23 @@
-// The page of `douga watch`. All it knows comes from /api/run, asked again and again while somebody looks.
+// The page of `douga watch`. It polls /api/run, the only source of its data.
 "use strict";
 
 const $ = (id) => document.getElementById(id);
-const EVERY = 1000; // milliseconds between two questions
-const RESTING = 5000; // of a run that does not run
-const CALM = 5000; // milliseconds for which the pairs stay as they are
+const EVERY = 1000; // milliseconds between two requests
+const RESTING = 5000; // the same, if the run is not running
+const CALM = 5000; // milliseconds for which the groups shown do not change
 const QUIET = ["finished", "not running"];
 const WAITING = ["pending", "sampling", "sampled", "scoring", "paired", "training"];
 
 const state = { tag: "", pairs: 0, shown: new Map() };
 
-// Asking the server.
+// Requests.
 
 async function ask(path, body) {
   const how = body === undefined ? {} : { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
   const answer = await fetch(path, how);
   const data = await answer.json().catch(() => ({}));
   if (answer.status === 401 && body === undefined) showLogin(true);
-  if (!answer.ok) throw Object.assign(new Error(typeof data.detail === "string" ? data.detail : `the server said ${answer.status}`), { status: answer.status });
+  if (!answer.ok) throw Object.assign(new Error(typeof data.detail === "string" ? data.detail : `the server answered with HTTP status ${answer.status}`), { status: answer.status });
   return data;
 }
 
@@ -34,11 +34,11 @@ function problem(words) {
 async function look() {
   let pause = EVERY;
   try {
-    const told = await ask(`api/run?tag=${encodeURIComponent(state.tag)}`);
+    const data = await ask(`api/run?tag=${encodeURIComponent(state.tag)}`);
     problem("");
     showLogin(false);
-    show(told);
-    if (QUIET.includes(told.standing.phase)) pause = RESTING;
+    show(data);
+    if (QUIET.includes(data.standing.phase)) pause = RESTING;
   } catch (error) {
     if (error.status === 401) return problem("");
     problem(error instanceof TypeError ? "The server cannot be reached; trying again." : error.message);
@@ -56,7 +56,7 @@ $("login").addEventListener("submit", async (event) => {
   }
 });
 
-// Showing.
+// Display.
 
 function make(tag, properties = {}, ...children) {
   const node = Object.assign(document.createElement(tag), properties);
@@ -95,20 +95,20 @@ function showWhere(standing) {
     ["step", standing.step, `of ${standing.steps}`],
     ["left", standing.eta && !QUIET.includes(standing.phase) ? time(standing.eta) : "–", standing.eta && standing.phase !== "training" ? "of this phase" : ""],
     ["version", standing.version, standing.last.push ? `pushed ${time(standing.last.push.seconds)} ago` : ""],
-    ["lag", number(standing.lag.mean), `at most ${standing.lag.bound}`],
+    ["lag", number(standing.lag.mean), `bound ${standing.lag.bound}`],
     ["trained", standing.queue.trained || 0, "groups"],
   ];
   $("facts").replaceChildren(...rows.map(([name, value, more]) =>
     make("div", {}, make("dt", { textContent: name }), make("dd", {}, `${value} `, make("small", { textContent: more })))));
   const parts = [standing.words];
-  if (standing.go_on) parts.push(`go on with: ${standing.go_on}`);
+  if (standing.go_on) parts.push(`resume with: ${standing.go_on}`);
   if (waiting) parts.push(`groups: ${waiting}`);
   if (standing.last.refresh) parts.push(`reference refreshed after step ${standing.last.refresh.step}`);
   if (standing.last.alarm) parts.push(`last alarm after step ${standing.last.alarm.step}: ${standing.last.alarm.words}`);
   $("words").textContent = parts.join(" · ");
 }
 
-// The pipeline: what flows per stage, who waits, and who sets the pace.
+// The pipeline: throughput, busy share and waiting workers of each stage, and the bottleneck.
 
 function showPipeline(standing) {
   const { rates, queue, roles, bottleneck } = standing;
@@ -133,17 +133,17 @@ function showPipeline(standing) {
     if (role) {
       const share = make("i");
       share.style.width = percent(Math.min(1, roles[role].busy)).replace(" ", "");
-      item.append(make("div", { className: "share", title: "share of the last minutes in which it worked" }, share));
+      item.append(make("div", { className: "share", title: "busy share in the last minutes" }, share));
       item.append(make("p", { textContent: `busy ${percent(roles[role].busy)}` }));
     }
     if (words) item.append(make("p", { textContent: words }));
     if (slowest) item.append(make("span", { className: "tag", textContent: "sets the pace" }));
     return item;
   }));
-  $("back").textContent = `samplers take each new version between two groups; rates of the last ${time(standing.window)}`;
+  $("back").textContent = `samplers load new weights between two groups; rates over the last ${time(standing.window)}`;
 }
 
-// Groups: a card stays as long as its group is shown, so that its video keeps playing.
+// Groups. A card is kept while its group is shown, so that its video keeps playing.
 
 function showGroups(groups) {
   if (!groups.length) return;
@@ -184,7 +184,7 @@ function screen(pair) {
   video.setAttribute("aria-label", `${pair.text}: ${pair.kept.map((one) => one.name).join(", ")}, from left to right`);
   const node = make("div", { className: "screen" }, video);
   video.onloadedmetadata = () => { node.style.aspectRatio = `${video.videoWidth} / ${video.videoHeight}`; };
-  video.onerror = () => { node.replaceChildren("clip is gone"); node.className = "screen none"; };
+  video.onerror = () => { node.replaceChildren("the clip no longer exists"); node.className = "screen none"; };
   return node;
 }
 
@@ -199,7 +199,7 @@ function dimension(name, scores) {
   return make("div", { className: "dimension" }, make("span", { textContent: name, title: name }), make("span", { className: "bars" }, ...bars), values);
 }
 
-// Curves and lanes are drawn by the server.
+// Curves and the workers' bars come from the server as SVG.
 
 function showCurves({ tag, drawn }) {
   state.tag = tag;

@@ -1,11 +1,11 @@
-"""Serves the published AnimeReward script to douga, from an environment of its own. See README.md beside this file.
+"""Serves the published AnimeReward script to douga, from a separate Python environment. See README.md in this folder.
 
-The script (``reward/reward_infer.py`` of Index-anisora) is a program: it loads seven models, scores one clip whose
-paths stand in it, and ends. Here it is cut in two where it first says which clip: the first half runs once, the second
-half once per clip with other paths. Nothing of the script is changed on disk or copied here.
+The script (``reward/reward_infer.py`` of Index-anisora) loads seven models, scores one clip whose paths are hard-coded,
+and exits. This server splits it at the first assignment to ``video_prompt``: the part before runs once, the part after
+it once per clip, with that clip's paths. The script is neither changed on disk nor copied.
 
 ```
-POST /score (mp4, PNG, text) --> files in a scratch folder --> second half --> results_dict --> 100 x each value
+POST /score (mp4, PNG, text) --> files in a scratch folder --> second part --> results_dict --> 100 x each value
 ```
 """
 
@@ -32,7 +32,7 @@ from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from starlette.responses import JSONResponse
 
 NAME = "animereward"
-OUTPUTS = {  # the script's names -> AnimeReward's dimensions as douga calls them
+OUTPUTS = {  # the script's names -> douga's names of AnimeReward's dimensions
     "visual_smooth": "smoothness",
     "visual_motion": "motion",
     "visual_quality": "appeal",
@@ -40,13 +40,13 @@ OUTPUTS = {  # the script's names -> AnimeReward's dimensions as douga calls the
     "img-video_consist": "image",
     "character_consist": "character",
 }
-CASE = ("video_prompt", "img_path", "video_path", "output_path")  # what the script says of its clip
-SAVED = "character_save"  # where the script leaves the masks of a clip, by the clip's name
+CASE = ("video_prompt", "img_path", "video_path", "output_path")  # the variables that describe the clip
+SAVED = "character_save"  # the script writes the masks of a clip to SAVED/NAME
 MEBIBYTE = 1 << 20
 
 
 class Script:
-    """The published script, loaded. It works in its own folder, as it expects."""
+    """The published script with its models loaded. Changes the process's working directory to the script's folder."""
 
     def __init__(self, file: Path) -> None:
         body = ast.parse(file.read_text("utf-8"), str(file)).body
@@ -62,7 +62,10 @@ class Script:
         exec(self._compiled(body[:cut]), self._names)
 
     def score(self, text: str, image: bytes | None, clip: bytes) -> dict[str, float]:
-        """The six values of one clip, 0..100 for the script's 0..1. Whatever the script raises comes through."""
+        """Returns the six scores of one clip: the script's values times 100.
+
+        Raises `ValueError` without an image, and whatever the script raises.
+        """
         if image is None:
             raise ValueError("AnimeReward needs the first frame")
         with _scratch() as folder:
@@ -80,7 +83,7 @@ class Script:
         return {ours: 100.0 * float(found[theirs]) for theirs, ours in OUTPUTS.items()}
 
     def _without_gradients(self) -> Any:
-        """The script leaves them on in places, and they would pile up from clip to clip."""
+        """The script leaves gradients enabled in places, so memory would grow with every clip."""
         return self._names["torch"].no_grad() if "torch" in self._names else contextlib.nullcontext()
 
     def _compiled(self, statements: list[ast.stmt]) -> Any:
@@ -88,14 +91,14 @@ class Script:
 
 
 def _assigned(statement: ast.stmt) -> str:
-    """The name that a statement sets, if it is a plain assignment to one name."""
+    """Returns the name that a statement assigns to, if it is an assignment to a single name, else an empty string."""
     targets = statement.targets if isinstance(statement, ast.Assign) else []
     return targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else ""
 
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
-    # The script takes a clip's name up to its first dot for the folder of its masks: a name without dots, never twice.
+    # The script names its mask folder after the clip, up to the first dot: the name must be unique and have no dots.
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / f"clip-{secrets.token_hex(8)}"
         folder.mkdir()
@@ -103,7 +106,7 @@ def _scratch() -> Iterator[Path]:
 
 
 def _digest(script: Path) -> str:
-    """Over the script, and the names and sizes of the checkpoints beside it."""
+    """Returns a digest of the script, and of the names and sizes of the checkpoints in its folder."""
     whole = blake2b(script.read_bytes(), digest_size=16)
     for file in sorted(script.parent.rglob("*")):
         if file.suffix in (".pth", ".safetensors", ".bin", ".pt"):
@@ -112,7 +115,10 @@ def _digest(script: Path) -> str:
 
 
 def application(script: Script, token: str, most_bytes: int) -> FastAPI:
-    """The web application: what `rewarders/judges/remote.py` of douga asks."""
+    """Returns the web application, with the protocol of douga's `rewarders/judges/remote.py`.
+
+    With an empty `token` requests need no authentication. Requests above `most_bytes` get 413.
+    """
     app, lock = FastAPI(docs_url=None, redoc_url=None, openapi_url=None), Lock()
 
     @app.middleware("http")
@@ -156,7 +162,7 @@ def application(script: Script, token: str, most_bytes: int) -> FastAPI:
 
 
 def _opinion(script: Script, text: str, image: bytes | None, clip: bytes) -> tuple[dict[str, float] | None, str | None]:
-    """The script's scores, or why there are none: a clip that it cannot take does not end the server."""
+    """Returns (scores, None), or (None, the reason). A clip on which the script fails must not stop the server."""
     try:
         scores = script.score(text, image, clip)
     except Exception as error:
@@ -166,13 +172,13 @@ def _opinion(script: Script, text: str, image: bytes | None, clip: bytes) -> tup
 
 
 def main() -> None:
-    """Load the script, then serve until interrupted."""
+    """Loads the script, then serves until interrupted."""
     parser = argparse.ArgumentParser(description="Serve the published AnimeReward script to douga.")
     parser.add_argument("script", type=Path, help="reward/reward_infer.py of Index-anisora")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8100)
-    parser.add_argument("--token-file", type=Path, help="needed off loopback")
-    parser.add_argument("--most-mb", type=int, default=256, help="largest request, MiB")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8100, help="port to listen on (default: 8100)")
+    parser.add_argument("--token-file", type=Path, help="file with the clients' token; required off loopback")
+    parser.add_argument("--most-mb", type=int, default=256, help="maximum size of a request, MiB (default: 256)")
     given = parser.parse_args()
     token = given.token_file.read_text().strip() if given.token_file else ""
     if not token and not given.host.startswith("127."):

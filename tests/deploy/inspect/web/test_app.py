@@ -75,7 +75,7 @@ def test_a_clip_that_is_gone_is_said_to_be_and_what_was_seen_before_still_plays(
         blob.unlink()
     assert client.get(f"/{first['clip']}").status_code == 200
     gone = client.get(f"/{second['clip']}")
-    assert (gone.status_code, gone.json()) == (404, {"detail": "clip is gone"})
+    assert (gone.status_code, gone.json()) == (404, {"detail": "the clip no longer exists"})
     assert len(ask(client)["groups"]) == 3
     for name in ("groups/99.mp4", "groups/..%2f..%2fledger.sqlite.mp4", "groups/-1.mp4"):
         assert client.get(f"/{name}").status_code in (404, 422)
@@ -129,7 +129,7 @@ def test_a_run_that_is_just_beginning_and_one_that_is_gone(tmp_path: Path, monke
         make_app(DashboardState(RunReader(folder)), VideoCache(folder / "blobs")), base_url="http://localhost"
     )
     told = ask(client)
-    assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "it has not begun")
+    assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "not started yet")
     assert (told["groups"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
     (folder / "ledger.sqlite").touch()
     assert ask(client)["groups"] == []

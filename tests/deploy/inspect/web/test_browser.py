@@ -127,7 +127,7 @@ def test_kept_candidates_play_in_step_and_again_and_again(visit: Visit, serve: S
 def test_a_run_that_stopped_says_how_it_goes_on_and_marks_what_happened(visit: Visit, serve: Serve, stopped: Path):
     page = visit(serve(stopped))
     expect(page.locator("#phase")).to_have_text("not running")
-    expect(page.locator("#words")).to_contain_text(f"go on with: douga run {stopped / 'config.toml'}")
+    expect(page.locator("#words")).to_contain_text(f"resume with: douga run {stopped / 'config.toml'}")
     expect(page.locator("#words")).to_contain_text("71 % of <b>motion</b>")  # words, no markup
     curve = page.locator("#curves svg").first
     for kind, count in (("push", 2), ("refresh", 1), ("alarm", 1), ("resume", 1)):
@@ -138,7 +138,7 @@ def test_clips_that_are_gone_are_said_to_be(visit: Visit, serve: Serve, stopped:
     for blob in (stopped / "blobs").iterdir():
         blob.unlink()
     page = visit(serve(stopped))
-    expect(page.locator(".screen.none")).to_have_text(["clip is gone"] * 3)
+    expect(page.locator(".screen.none")).to_have_text(["the clip no longer exists"] * 3)
     expect(page.locator(".pair").first).to_contain_text("chosen 80.0")
 
 
