@@ -31,8 +31,8 @@ from common.models.cogvideox import ModelFolder, decode_latents, open_model, pre
 from common.models.noise_schedule import NoiseSchedule
 from common.models.shapes import front_padding
 from common.weights.tensors import from_array
-from learner.algorithms import Draw, v_errors
-from learner.batch import PairBatch
+from learner.algorithms.v_prediction import Draw, v_errors
+from learner.batch import Batch
 from learner.learner import without_dropout
 from tests.support.reference import open_pipeline, pipeline_latents
 from tests.support.tiny import CHANNELS, FAMILIES, HEIGHT, WIDTH, tiny_pipeline
@@ -142,35 +142,37 @@ def check_sampling(sampler: Sampler, family: Family, kind: str = "dpm") -> None:
     torch.testing.assert_close(sampled(sampler, family), family.latents(kind), atol=TOLERANCE, rtol=0)
 
 
-def pairs_of(sampler: Sampler, family: Family) -> PairBatch:
+def pairs_of(sampler: Sampler, family: Family) -> Batch:
     """A pair for every call of the pipeline: random clips, conditioned as the sampler does it."""
     _, conditioning = condition(sampler, family)
     count, image = len(family.calls), conditioning.image_latent
     shape = family.latents("dpm").shape[1:]
-    winner, loser = torch.randn(2, count, *shape, generator=torch.Generator().manual_seed(1))
+    latents = torch.randn(2, count, *shape, generator=torch.Generator().manual_seed(1)).transpose(0, 1)
+    ones = torch.ones(count, 2)
     text = from_array(conditioning.prompt_embeds).expand(count, -1, -1)
     first = None if image is None else from_array(image).expand(count, -1, -1, -1, -1)
-    return PairBatch(tuple(range(count)), winner, loser, text, first, torch.zeros(count), *[torch.zeros(count)] * 2)
+    return Batch(tuple(range(count)), latents, text, first, ones, ones, torch.zeros(count))
 
 
 def check_training(sampler: Sampler, family: Family) -> None:
     """e(w) of our training call equals that of the pipeline's own v, by diffusers' own schedule.
 
-    The noise is chosen so that the winner's x_t is what the pipeline's transformer was given.
+    The noise is chosen so that the chosen clip's x_t is what the pipeline's transformer was given.
     """
     pairs, padding = pairs_of(sampler, family), front_padding(family.model.transformer_config, 3)
     timesteps = torch.cat([call.timestep for call in family.calls])
     x_t, theirs = (torch.cat([getattr(call, name) for call in family.calls])[:, padding:] for name in ("x_t", "v"))
     scheduler = family.pipe.scheduler
     alphas = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1, 1)
-    noise = ((x_t - alphas.sqrt() * pairs.winner) / (1 - alphas).sqrt()).float()
+    chosen = pairs.latents[:, 0]
+    noise = ((x_t - alphas.sqrt() * chosen) / (1 - alphas).sqrt()).float()
     no = torch.zeros(len(timesteps), dtype=torch.bool)
     drawn = Draw(timesteps, noise, no, no, torch.zeros(len(no), 1, *x_t.shape[2:]))
     transformer = without_dropout(family.model.load_transformer("float32", "cpu"))
     schedule = NoiseSchedule.from_config(sampler._model.scheduler_config)
-    winner, _ = v_errors(partial(predict_v, transformer), schedule, pairs, drawn, None)
-    expected = (theirs - scheduler.get_velocity(pairs.winner, noise, timesteps)).square().mean((1, 2, 3, 4))
-    torch.testing.assert_close(winner, expected, atol=TOLERANCE, rtol=TOLERANCE)
+    errors = v_errors(partial(predict_v, transformer), schedule, pairs, drawn, None)
+    expected = (theirs - scheduler.get_velocity(chosen, noise, timesteps)).square().mean((1, 2, 3, 4))
+    torch.testing.assert_close(errors[:, 0], expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 # Parity.

@@ -139,7 +139,7 @@ def _from_folder(folder: Path) -> Iterator[RecordedPair]:
         caption = clip.with_suffix(".txt")
         text = caption.read_text("utf-8").strip() if caption.is_file() else ""
         if not text:
-            raise ConfigError(f"{clip}: no caption; write it into {caption.name} beside it")
+            raise ConfigError(f"{clip}: no caption; write it to {caption.name} in the same folder")
         yield RecordedPair(PairClip(clip, text, None, WINNER_SCORE), None, None)
 
 

@@ -42,7 +42,7 @@ def test_a_version_that_is_not_loaded_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 def test_a_tie_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iteration.ScalingHead, "score", lambda self, clips, prompts: [50.0] * len(clips))
-    with pytest.raises(ConfigError, match=r"4 candidates gave no pair \(tied\); try another --seed"):
+    with pytest.raises(ConfigError, match=r"all 4 candidates tied \(tied\); another --seed makes others"):
         iteration.measure(given())
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RewardConfig, RunConfig
-from common.data.offline_pairs import End, RecordedPair
+from common.data.offline_pairs import PairClip, RecordedPair
 from common.feedback import expected
 from common.messages import Prompt, Purpose, Score, ScoreTask
 from rewarders.loop import ScoringLoop
@@ -23,8 +23,8 @@ class Recorded:
     digest: str = "abc"
 
     def __call__(self, ordinal: int) -> RecordedPair:
-        ends = (End(Path(f"{ordinal}.mp4"), "walks", None, base + ordinal) for base in (90.0, 10.0))
-        return RecordedPair(*ends, category=None)
+        chosen, rejected = (PairClip(Path(f"{ordinal}.mp4"), "walks", None, base + ordinal) for base in (90.0, 10.0))
+        return RecordedPair(chosen, rejected, category=None)
 
 
 class Online(ScoringLoop):
@@ -48,15 +48,15 @@ def test_training_clips_get_their_ratings_and_others_are_scored() -> None:
     as_pairs: Any = recorded
     rewarder = OfflineRewarder(online, as_pairs, config)
     tasks = [task("any id", 2, 0), task("probe", 1 << 40, 0, Purpose.PROBE), task("another", 3, 1)]
-    winner, probe, loser = rewarder.score(tasks)
-    assert winner.values == dict.fromkeys(expected(config), 92.0)
-    assert loser.values == dict.fromkeys(expected(config), 13.0)
-    assert (winner.reward_version, loser.reward_version, probe.reward_version) == ("people-abc", "people-abc", "heads")
+    chosen, probe, rejected = rewarder.score(tasks)
+    assert chosen.values == dict.fromkeys(expected(config), 92.0)
+    assert rejected.values == dict.fromkeys(expected(config), 13.0)
+    assert (chosen.reward_version, rejected.reward_version, probe.reward_version) == ("people-abc", "people-abc", "heads")
     assert probe.values == {"motion": 50.0}
     assert online.asked == ["probe"]
     assert rewarder.worker == "rewarder-3"
-    assert [one.candidate_id for one in (winner, probe, loser)] == ["any id", "probe", "another"]
-    assert [one.purpose for one in (winner, probe, loser)] == [Purpose.TRAIN, Purpose.PROBE, Purpose.TRAIN]
+    assert [one.candidate_id for one in (chosen, probe, rejected)] == ["any id", "probe", "another"]
+    assert [one.purpose for one in (chosen, probe, rejected)] == [Purpose.TRAIN, Purpose.PROBE, Purpose.TRAIN]
 
 
 def test_simulated_scores_carry_the_purpose_of_their_task() -> None:

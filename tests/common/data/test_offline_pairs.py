@@ -88,7 +88,7 @@ def test_equal_opinions_alone_are_no_pairs(tmp_path):
 def test_a_folder_gives_each_clip_alone(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4"])
     (tmp_path / "a.txt").write_text("a square walks\n")
-    with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it to b.txt in the same folder"):
+    with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it to b\.txt in the same folder"):
         RecordedPairs(tmp_path, MODEL, 0)
     (tmp_path / "b.txt").write_text("it too")
     pairs = RecordedPairs(tmp_path, MODEL, 0).pairs

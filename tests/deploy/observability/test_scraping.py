@@ -77,7 +77,7 @@ def test_guests_are_listed_while_they_are_there(tmp_path: Path) -> None:
     with served(made) as run, guest(run.invitation, "sampler") as first:
         wait_until(lambda: "sampler-2" in listed(made))
         assert scrape(listed(made)["hub"])["douga_workers_up", "sampler"] == 1
-        assert ("douga_policy_version", "sampler") in scrape(listed(made)["sampler-2"])
+        wait_until(lambda: ("douga_policy_version", "sampler") in scrape(listed(made)["sampler-2"]))
         with guest(run.invitation, "sampler", "--metrics.enabled", "false"):
             wait_until(lambda: run.hub.news().samplers == 2)
             assert listed(made).keys() == {"hub", "learner-0", "sampler-2"}

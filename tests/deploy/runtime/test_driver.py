@@ -162,7 +162,7 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
         assert name == "driver" or f", pid {lines.place(name)['process']}, " in text
         assert name == "driver" or text.endswith(f"{name} ended\n")
     assert "step 12: checkpoint saved" in logged["learner-0"]
-    assert "step 3: the reference is now the policy (learner.refresh_every)" in logged["learner-1"]
+    assert "step 3: reference refreshed with share 1 of the policy (algorithm)" in logged["learner-1"]
     assert "loaded in place of" in logged["sampler-0"]
     assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
     assert "hub: node " in logged["driver"]

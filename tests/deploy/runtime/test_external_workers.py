@@ -227,7 +227,7 @@ def test_what_a_guest_warns_of_and_dies_of_is_in_the_log_of_the_run(tmp_path: Pa
     with served(made) as run, guest(run.invitation, "sampler"):
         file = made.folder / "logs" / "sampler-2.log"
         wait_until(lambda: file.exists() and "WARNING sampler-2 actors.loop: group " in file.read_text())
-        assert " given back: " in file.read_text()
+        assert " failed: " in file.read_text()
         with pytest.raises(ZeroDivisionError):
             Broken(made, "rewarder-7").run(run.opened.addresses)
         broken = (made.folder / "logs" / "rewarder-7.log").read_text()

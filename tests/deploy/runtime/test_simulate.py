@@ -69,9 +69,9 @@ def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path, calls: int) -> N
 
 
 def test_every_start_is_in_the_log(tmp_path: Path) -> None:
-    made = config(tmp_path, **{"learner.refresh_every": 5, "simulation.failure_rate": 0.3, "logs.level": "debug"})
+    made = config(tmp_path, **{"algorithm.refresh_every": 5, "simulation.failure_rate": 0.3, "logs.level": "debug"})
     assert serial.run(made, stop=toy.after(45, lambda: True)).result is None
-    assert serial.run(config(tmp_path, **{"learner.refresh_every": 5, "simulation.failure_rate": 0.3})).finished
+    assert serial.run(config(tmp_path, **{"algorithm.refresh_every": 5, "simulation.failure_rate": 0.3})).finished
     (file,) = (made.folder / "logs").iterdir()
     first, second = file.read_text().split("serial ended\n")[:2]
     assert "DEBUG serial rewarders.loop: 4 clips scored\n" in first
@@ -81,10 +81,10 @@ def test_every_start_is_in_the_log(tmp_path: Path) -> None:
     assert step is not None
     assert "INFO serial deploy.logs.process: started: serial, host " in second.splitlines()[0]
     assert f"resumed from the checkpoint of step {step[1]}; later uses of pairs are rolled back\n" in second
-    assert "step 5: the reference is now the policy (learner.refresh_every)\n" in second
+    assert "step 5: reference refreshed with share 1 of the policy (algorithm)\n" in second
     assert re.search(r"step 6: version \d published\n", second)
     assert "deploy.runtime.run_loop: trained: step 6, version " in second
-    assert re.search(r"WARNING serial actors.loop: group \d+ given back: ", first + second)
+    assert re.search(r"WARNING serial actors.loop: group \d+ failed: ", first + second)
 
 
 def test_logs_that_cannot_be_written_do_not_end_a_run(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_blobs_and_weights_have_the_sizes_that_are_asked_for(tmp_path: Path) -> 
     assert rewarder.work(exchange)
     assert sampler.work(exchange)
     assert rewarder.work(exchange)
-    pairs = exchange.lease_batch("learner-0", 1, 2)
-    assert {len(one.winner_latents.data) for one in pairs} == {4000}
+    batch = exchange.lease_batch("learner-0", 1, 2)
+    assert {len(latents.data) for group in batch for latents in group.latents} == {4000}
     exchange.close()
 
 

@@ -133,7 +133,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     with mounted(tmp_path / "disk", str(int(share * unbroken["bytes"]))) as disk:
         config = six(disk, model)
         assert run(config, monkeypatch) == 3
-        assert re.search(f"^{disk}.*{FULL} goes on$", told(capsys))
+        assert re.search(f"^{disk}.*{FULL} command to resume$", told(capsys))
         remount(disk, "size=32m")
         is_whole(config)
         assert run(config, monkeypatch) == 0
