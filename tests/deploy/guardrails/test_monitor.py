@@ -147,9 +147,7 @@ def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
 
 def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
     config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", **BRIGHTNESS})
-    words = (
-        r"^paused by guard\.action after step 1: scorer: the same base clips .*; saved; go on with: douga run .*toml"
-    )
+    words = r"^paused by guard\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
     ever_kinder = toy.rewards(Kinder)
     with pytest.raises(Paused, match=words):
         serial.run(config, ever_kinder)

@@ -222,7 +222,7 @@ def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Pa
     watched = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1, "guard.action": "pause"}
     made = config(tmp_path, model, steps=30, **watched)
     with pytest.raises(
-        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; saved; go on with: douga"
+        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; checkpoint saved; resume with: douga"
     ):
         driver.run(made, toy.rewards(Kinder))
     (alarm,) = [one for one in read_json_lines(made.folder / "events.jsonl") if one["event"] == "alarm"]
