@@ -150,7 +150,7 @@ class RunMeter:
     def exporting(self, worker: str, address: str) -> None:
         """See `Journal`."""
         if role_of(worker) not in ROLES:
-            raise ValueError(f"{worker!r:.60}: no worker's name")
+            raise ValueError(f"{worker!r:.60}: not the name of a worker")
         self.targets.put(worker, address)
 
     def not_finite(self, worker: str) -> None:

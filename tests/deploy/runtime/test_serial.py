@@ -185,7 +185,7 @@ def test_more_steps_go_on_from_a_finished_run(unbroken, tmp_path):
     assert longer.result["step"] == 5
     assert longer.result["prompts"] == 3
     assert longer.result["weights_digest"] != unbroken[1]["weights_digest"]
-    with pytest.raises(ConfigError, match="5 steps are done; steps = 2 is less"):
+    with pytest.raises(ConfigError, match="5 steps are done, more than steps = 2"):
         serial.run(load_config(tmp_path / "toy" / "config.toml", {"steps": "2"}), toy.rewards())
 
 
