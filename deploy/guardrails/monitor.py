@@ -92,12 +92,12 @@ class GuardrailMonitor:
         exchange: RunExchange,
         probes: Probes | None,
         events: JsonLines,
-        say: Callable[[str], None],
-        told: Callable[[Sequence[Reading]], None] = lambda readings: None,
+        notify: Callable[[str], None],
+        on_reading: Callable[[Sequence[Reading]], None] = lambda readings: None,
     ) -> None:
-        """`say` receives lines for the user; `told` receives all valid readings after each new one."""
-        self.config, self.folder, self.exchange, self.events, self.say = config, folder, exchange, events, say
-        self._told = told
+        """`notify` receives lines for the user; `on_reading` receives all valid readings after each new one."""
+        self.config, self.folder, self.exchange, self.events, self.notify = config, folder, exchange, events, notify
+        self._on_reading = on_reading
         self.probes = probes or Probes([], None)
         self.readings = [one for one in read_readings(folder) if not exchange.rolled_back(one.version)]
         self._store = WeightStore(folder / "weights")
@@ -228,7 +228,7 @@ class GuardrailMonitor:
         with JsonLines(self.folder / GUARD) as file:
             file.write(**to_record(reading))
         self.readings = in_order([*self.readings, reading])
-        self._told(self.readings)
+        self._on_reading(self.readings)
         log.info("guard, step %d: reading of version %d, %d alarms", reading.step, reading.version, len(reading.alarms))
         for rule in reading.alarms:
             words = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
@@ -241,7 +241,7 @@ class GuardrailMonitor:
 
     def _warn(self, line: str) -> None:
         log.warning("%s", line)
-        self.say(line)
+        self.notify(line)
 
     def _streak_text(self) -> str:
         patience = self.config.guard.patience

@@ -232,7 +232,7 @@ def _split(count: int, sharded: bool, ranks: int) -> int:
 def _heads_bytes(reward: RewardConfig) -> int:
     """Bytes of the heads and the local judges.
 
-    If the heads' folder is not on this machine, the embedded heads, which have the same layers, stand in for it.
+    If the heads' folder is not on this machine, the size of the embedded heads is used: they have the same layers.
     """
     heads = _weights_bytes(Path(reward.path)) or _weights_bytes(EMBEDDED / "heads") if reward.path else 0
     return heads + sum(_weights_bytes(Path(judge.path)) for judge in reward.judges.values() if judge.path)

@@ -96,7 +96,7 @@ class Progress(Protocol):
         """Shows a new status."""
         ...
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """Prints a line."""
         ...
 
@@ -107,7 +107,7 @@ class NullProgress:
     def update(self, status: Status) -> None:
         """See `Progress`."""
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
 
 
@@ -124,9 +124,9 @@ class Plain:
         if status.phase == self._phase and status.done < status.total and now - self._last < INTERVAL:
             return
         self._phase, self._last = status.phase, now
-        self.say(status.words())
+        self.message(status.words())
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
         print(line, file=self._stream, flush=True)
 
@@ -144,7 +144,7 @@ class Panel:
         figures = status.words().removeprefix(f"{status.phase} {status.done}/{status.total}").strip()
         self._bar.update(self._tasks[status.phase], completed=status.done, total=status.total, figures=figures)
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
         self._live.console.print(line, highlight=False, markup=False)
 

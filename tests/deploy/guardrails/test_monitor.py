@@ -108,7 +108,7 @@ def test_the_report_draws_what_was_watched(quiet):
 
 def test_the_ledger_keeps_the_base_clips_alone(quiet):
     config, _ = quiet
-    exchange = LocalExchange(config.folder, config, serial.gather(config, toy.rewards()).prompts)
+    exchange = LocalExchange(config.folder, config, serial.open_roles(config, toy.rewards()).prompts)
     try:
         exchange.check()
         counts = exchange.counts(Purpose.PROBE)

@@ -92,7 +92,7 @@ class Lines:
         if status.phase not in self.phases:
             self.phases.append(status.phase)
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self.said.append(line)
 
     def place(self, worker: str) -> re.Match[str]:
@@ -163,7 +163,7 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
         assert name == "driver" or text.endswith(f"{name} ended\n")
     assert "step 12: checkpoint saved" in logged["learner-0"]
     assert "step 3: the reference is now the policy (learner.refresh_every)" in logged["learner-1"]
-    assert "loaded in place of" in logged["sampler-0"]
+    assert "loaded, replacing version" in logged["sampler-0"]
     assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
     assert "hub: node " in logged["driver"]
 
@@ -358,7 +358,7 @@ def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Pa
     lines = At({})
     lines.what[3] = lambda: lines.kill("hub")
     assert driver.run(made, toy.rewards(), progress=lines).finished
-    assert any("all workers start again" in line for line in lines.said)
+    assert any("all workers restart" in line for line in lines.said)
     exchange = reopened(made)
     exchange.check()
     assert exchange.counts()[State.TRAINED] == 16
@@ -421,7 +421,7 @@ def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path)
     made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
     lines = Lines()
     result = driver.run(made, toy.rewards(), progress=lines).result
-    assert sum(" waits for room; the others go on" in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
+    assert sum(" is waiting for resources; " in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
     assert result is not None
     assert result["oracle"] == {}
     assert [record["text"][:13] for record in result["by_prompt"]] == ["a robot walks"] * 2
@@ -503,7 +503,7 @@ def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, 
     result = driver.run(made, stop=killing_a_sampler(made, lines), progress=lines).result
     assert result is not None
     assert result["step"] == 30
-    words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the others go on without it"
+    words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the run continues without it"
     assert sum(re.match(words, line) is not None for line in lines.said) == 1
     logs = made.folder / "logs"
     assert re.search(r"ERROR driver deploy.runtime.driver: sampler-0 died 1 times", (logs / "driver.log").read_text())

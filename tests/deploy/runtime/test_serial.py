@@ -199,7 +199,7 @@ def test_no_learning_rate_changes_nothing(model, tmp_path):
 def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
     monkeypatch.setattr(serial, "PATIENCE", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
-    with pytest.raises(Stuck, match=r"waits for 2 pairs and has 0, .*'tied': 4"):
+    with pytest.raises(Stuck, match=r"needs 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 
