@@ -168,14 +168,14 @@ class GuardrailMonitor:
 
     def _conclude(self, pending: Pending) -> None:
         base, policy = self._measured(BASE), self._measured(pending.version)
-        places = sorted(base.keys() & policy.keys())
-        if len(places) < 2:
+        ordinals = sorted(base.keys() & policy.keys())
+        if len(ordinals) < 2:
             why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason given")
             self.events.write(event="not probed", step=pending.step, version=pending.version, reason=why)
             self._warn(f"guard, step {pending.step}: no reading: fewer than 2 usable probes; last reason: {why}")
             self._end()
             return
-        policy, base = ({place: side[place] for place in places} for side in (policy, base))
+        policy, base = ({ordinal: side[ordinal] for ordinal in ordinals} for side in (policy, base))
         reading = Reading(pending.step, pending.pushes, pending.version, policy, base)
         earlier = [one for one in self.readings if one.step < pending.step]
         self._act(concluded(earlier, reading, self.config.guard))

@@ -106,9 +106,9 @@ def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) 
 
 
 def _frozen(now: Reading, floor: float) -> str:
-    places = sorted(now.policy)
-    base, policy = ([side[place].motion for place in places] for side in (now.base, now.policy))
-    if len(places) < 2 or paired_bootstrap([floor * value for value in base], policy).high >= 0:
+    ordinals = sorted(now.policy)
+    base, policy = ([side[ordinal].motion for ordinal in ordinals] for side in (now.base, now.policy))
+    if len(ordinals) < 2 or paired_bootstrap([floor * value for value in base], policy).high >= 0:
         return ""
     return f"{100 * sum(policy) / sum(base):.0f} % of the base clips' motion, the floor is {100 * floor:g} %"
 
@@ -128,31 +128,33 @@ def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
 
 def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
     """Change over the prompts that both readings contain; None with fewer than two."""
-    places = _common(before, after)
-    if len(places) < 2:
+    ordinals = _common(before, after)
+    if len(ordinals) < 2:
         return None
-    return paired_bootstrap([value(before, place) for place in places], [value(after, place) for place in places])
+    return paired_bootstrap(
+        [value(before, ordinal) for ordinal in ordinals], [value(after, ordinal) for ordinal in ordinals]
+    )
 
 
 def _mean_change(before: Reading, after: Reading, value: Value) -> float:
-    places = _common(before, after)
-    return sum(value(after, place) - value(before, place) for place in places) / len(places)
+    ordinals = _common(before, after)
+    return sum(value(after, ordinal) - value(before, ordinal) for ordinal in ordinals) / len(ordinals)
 
 
 def _common(before: Reading, after: Reading) -> list[int]:
-    return [place for place in sorted(after.policy) if place in before.policy]
+    return [ordinal for ordinal in sorted(after.policy) if ordinal in before.policy]
 
 
 def _judged(answer: str) -> Value:
-    return lambda reading, place: reading.policy[place].judged[answer]
+    return lambda reading, ordinal: reading.policy[ordinal].judged[answer]
 
 
-def _gain(reading: Reading, place: int) -> float:
-    return reading.policy[place].trained[REWARD] - reading.base[place].trained[REWARD]
+def _gain(reading: Reading, ordinal: int) -> float:
+    return reading.policy[ordinal].trained[REWARD] - reading.base[ordinal].trained[REWARD]
 
 
 def _base_score(name: str) -> Value:
-    return lambda reading, place: reading.base[place].trained[name]
+    return lambda reading, ordinal: reading.base[ordinal].trained[name]
 
 
 def _words(change: Interval) -> str:
@@ -165,17 +167,17 @@ def _words(change: Interval) -> str:
 def mean_change(reading: Reading, answer: str | None = None) -> float:
     """Policy minus base in points, mean over the prompts: the trained reward, or one score of the judge."""
     gains = [
-        _gain(reading, place)
+        _gain(reading, ordinal)
         if answer is None
-        else reading.policy[place].judged[answer] - reading.base[place].judged[answer]
-        for place in reading.policy
+        else reading.policy[ordinal].judged[answer] - reading.base[ordinal].judged[answer]
+        for ordinal in reading.policy
     ]
     return sum(gains) / len(gains)
 
 
 def motion_share(reading: Reading) -> float:
     """Motion of the policy's clips divided by that of the base model's, >= 0; 1 if the base clips do not move."""
-    base = sum(reading.base[place].motion for place in reading.policy)
+    base = sum(reading.base[ordinal].motion for ordinal in reading.policy)
     return sum(one.motion for one in reading.policy.values()) / base if base else 1.0
 
 
@@ -189,7 +191,9 @@ def to_record(reading: Reading) -> dict[str, Any]:
 
 def from_record(record: Mapping[str, Any]) -> Reading:
     """Returns the reading of one record of ``guard.jsonl``."""
-    policy, base = ({int(place): Measured(**one) for place, one in record[side].items()} for side in ("policy", "base"))
+    policy, base = (
+        {int(ordinal): Measured(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
+    )
     return Reading(
         step=record["step"],
         pushes=record["pushes"],

@@ -164,7 +164,7 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
     assert "step 12: checkpoint saved" in logged["learner-0"]
     assert "step 3: the reference is now the policy (learner.refresh_every)" in logged["learner-1"]
     assert "loaded, replacing version" in logged["sampler-0"]
-    assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
+    assert "guard, step 0: reading of version 0, 0 alarms" in logged["hub"]
     assert "hub: node " in logged["driver"]
 
 

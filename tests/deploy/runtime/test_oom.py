@@ -155,7 +155,7 @@ def test_only_what_is_left_and_helps_is_named() -> None:
     assert "reference" not in line_of("learner-0", **{"model.device": "cuda:0", "learner.train": "lora"})
     assert "offload" not in line_of("sampler-0")  # there is one memory: the host's
     cached = line_of("sampler-0", **{"sampler.cache_threshold": 0.1})
-    assert "under another --name with sampler.micro_batch = 1" in cached
+    assert "in a new run (another --name) use sampler.micro_batch = 1" in cached
 
 
 def test_who_works_within_is_named_once_and_other_errors_pass() -> None:
