@@ -115,17 +115,17 @@ def start(
     place = folders[0] / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     ports = [port + after if port else 0 for after in range(3)]
-    words = alertmanager_words(programs["alertmanager"], place, receivers, ports[1])
-    alertmanager = stack.enter_context(running("alertmanager", words, place, "/-/ready"))
+    command = alertmanager_command(programs["alertmanager"], place, receivers, ports[1])
+    alertmanager = stack.enter_context(running("alertmanager", command, place, "/-/ready"))
     config = place / "prometheus.yml"
     write_whole(config, yaml.safe_dump(prometheus_config(folders, alertmanager.address), sort_keys=False))
-    words = prometheus_words(programs["prometheus"], place, config, ports[0])
-    prometheus = stack.enter_context(running("prometheus", words, place, "/-/ready"))
+    command = prometheus_command(programs["prometheus"], place, config, ports[0])
+    prometheus = stack.enter_context(running("prometheus", command, place, "/-/ready"))
     servers = [prometheus, alertmanager]
     if programs["grafana"]:
         environment = grafana_environment(place, prometheus.address, ports[2])
-        words = [programs["grafana"], "--homepath", os.environ.get("GF_PATHS_HOME", "/usr/share/grafana")]
-        servers.append(stack.enter_context(running("grafana", words, place, "/api/health", environment)))
+        command = [programs["grafana"], "--homepath", os.environ.get("GF_PATHS_HOME", "/usr/share/grafana")]
+        servers.append(stack.enter_context(running("grafana", command, place, "/api/health", environment)))
     return servers
 
 
@@ -140,13 +140,13 @@ def prometheus_config(folders: Sequence[Path], alertmanager: str) -> dict[str, A
     return config
 
 
-def prometheus_words(program: str, place: Path, config: Path, port: int) -> list[str]:
+def prometheus_command(program: str, place: Path, config: Path, port: int) -> list[str]:
     """The command line of Prometheus."""
     listen = f"--web.listen-address={HOST}:{port}"
     return [program, f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}", listen]
 
 
-def alertmanager_words(program: str, place: Path, config: Path, port: int) -> list[str]:
+def alertmanager_command(program: str, place: Path, config: Path, port: int) -> list[str]:
     """The command line of Alertmanager. An empty cluster address disables clustering and its port."""
     listen = (f"--web.listen-address={HOST}:{port}", "--cluster.listen-address=")
     return [program, f"--config.file={config}", f"--storage.path={place / 'alertmanager'}", *listen]
@@ -173,7 +173,7 @@ def grafana_environment(place: Path, prometheus: str, port: int) -> dict[str, st
 
 @contextmanager
 def running(
-    name: str, words: Sequence[str], place: Path, ready: str, environment: Mapping[str, str] | None = None
+    name: str, command: Sequence[str], place: Path, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
     """Starts a server and yields it once GET `ready` returns 200. Terminates it at the end of the block.
 
@@ -182,7 +182,7 @@ def running(
     log = place / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            list(words),
+            list(command),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,

@@ -98,13 +98,13 @@ def run(
             except HubLost as error:
                 log.warning("%s; all workers restart from the run folder", error)
                 progress.message(f"{error}; all workers restart from the run folder")
-                with _written_by_hand(logs, config):
+                with _keeping_driver_log(logs, config):
                     starts_at = supervisor.died("hub", str(error), time.monotonic())
                 time.sleep(max(0.0, starts_at - time.monotonic()))
 
 
 @contextmanager
-def _written_by_hand(logs: ForwardingHandler, config: RunConfig) -> Iterator[None]:
+def _keeping_driver_log(logs: ForwardingHandler, config: RunConfig) -> Iterator[None]:
     """Writes the driver's log itself when the hub is given up, if the run folder is on this node."""
     try:
         yield
@@ -310,9 +310,9 @@ class Driver:
                 raise
             self.progress.message(f"{given_up}; the run continues without it")
             return
-        words = f"{unit.name} died ({reason}); restarting in {unit.starts_at - now:.1f} s"
-        log.warning("%s", words)
-        self.progress.message(words)
+        line = f"{unit.name} died ({reason}); restarting in {unit.starts_at - now:.1f} s"
+        log.warning("%s", line)
+        self.progress.message(line)
 
     def _check_samplers(self) -> None:
         samplers = [unit for unit in self.units if unit.is_sampler]
@@ -349,9 +349,9 @@ class Driver:
                 free = {
                     kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
                 }
-                words = f"{asked.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
-                log.warning("%s", words)
-                self.progress.message(words)
+                line = f"{asked.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
+                log.warning("%s", line)
+                self.progress.message(line)
 
     def _show_news(self) -> None:
         news: HubStatus = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)

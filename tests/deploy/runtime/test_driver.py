@@ -178,7 +178,7 @@ def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, 
 
 
 def _give_up(logs: ForwardingHandler, made: RunConfig) -> None:
-    with driver._written_by_hand(logs, made):
+    with driver._keeping_driver_log(logs, made):
         raise GivenUp("hub died 6 times")
 
 
