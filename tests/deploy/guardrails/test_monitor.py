@@ -210,7 +210,7 @@ def test_a_judge_of_the_users_own(model, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("brightness", "allowed are remote, .*, or a class as package.module:Class"),
+        ("brightness", "must be remote, .* or a class as package.module:Class"),
         ("tests.deploy.none:Brightness", "cannot be imported: No module named 'tests.deploy.none'"),
         (
             "tests.deploy.guardrails.test_monitor:Nothing",

@@ -110,5 +110,5 @@ def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
     assert layout.read_result(tmp_path) == {"step": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     (tmp_path / "result.json").write_text(json.dumps({"step": 3})[:-1])
-    with pytest.raises(CorruptDataError, match=r"result\.json: broken"):
+    with pytest.raises(CorruptDataError, match=r"result\.json: not valid JSON"):
         layout.read_result(tmp_path)
