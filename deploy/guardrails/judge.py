@@ -1,8 +1,8 @@
-"""Who judges the probes without ever being trained on: the judges in ``guard.judges``, else the toon world's oracle.
+"""The held-out judge, which scores probe clips but is never trained on: ``guard.judges``, else the toon world's oracle.
 
-They are a rewarder of their own (`rewarders/rewarder.py`): the same kinds and the same protocol as the judges that make
-the reward, and a clip that they cannot take is left out. They work where the run's course does, on the CPU of the hub's
-node in a cluster: a large one belongs behind ``kind = "remote"``.
+The judges run in a separate `Rewarder` (`rewarders/rewarder.py`), with the same kinds and the same protocol as the
+judges of the reward. A clip that they cannot score is left out. They run in the process of the run loop: in a cluster
+that is the hub, on the CPU. Serve a large judge behind ``kind = "remote"``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ANSWERS = ("identity", "motion", "smoothness")
 
 
 def held_out_judge(config: RunConfig) -> Rewarder | None:
-    """The judges of ``guard.judges``, else the oracle; None where that one cannot judge (`oracle_applies`).
+    """Returns the judges of ``guard.judges``, else the oracle, or None if the oracle does not apply (`oracle_applies`).
 
-    `ConfigError` for a judge that is none, or cannot be opened.
+    Raises `ConfigError` for an invalid judge or one that cannot be opened.
     """
     device = "cpu" if config.mode == "cluster" else config.model.device
     judges = open_judges(config.guard.judges, device, "guard.judges")
@@ -35,7 +35,7 @@ def held_out_judge(config: RunConfig) -> Rewarder | None:
 
 
 class OracleAnswer:
-    """One of the oracle's answers as a `Reward`, 0..100."""
+    """One score of the oracle as a `Reward`, 0 to 100. Clips are uint8 arrays (frames, height, width, 3)."""
 
     def __init__(self, answer: str) -> None:
         self.dimension, self.digest = answer, f"oracle-{answer}"
@@ -50,5 +50,5 @@ class OracleAnswer:
 
 @lru_cache(maxsize=64)
 def _verdict(data: bytes, shape: tuple[int, ...], prompt: Prompt) -> Verdict:
-    """All three answers come from one look."""
+    """Cached: three `OracleAnswer` objects score the same clip."""
     return judge(np.frombuffer(data, np.uint8).reshape(shape).copy(), shot_of(prompt))

@@ -1,4 +1,4 @@
-"""The guardrails of a run: probe prompts sampled now and then, read, kept, and acted upon.
+"""The guardrails of a run: samples probe prompts periodically, evaluates the rules on them, stores the readings, acts.
 
 ```
                retire, enqueue (base once, policy), rescore (base)
@@ -7,9 +7,9 @@
     └── act: warn | refresh | pause <── rules (`deploy/guardrails/rules.py`) <── judge, motion
 ```
 
-A reading is due every `guard.every` pushes. Its clips are sampled and scored by the run's own workers, under the
-purpose "probe": they are never paired, do not count in admission, and one clip a prompt is all that they cost. Who
-composes the run calls `look` between two units of its own work; it never waits.
+A reading is due every `guard.every` pushes. The run's own workers sample and score its clips with the purpose "probe":
+probes are never paired, do not count in admission control, and cost one clip per prompt. The run loop calls `look`
+between two units of its own work; `look` never blocks on workers.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from rewarders.rewarder import Rewarder
 log = logging.getLogger(__name__)
 
 BASE = 0  # the version of the base model
-Look = tuple[dict[str, float], float]  # what the held-out judge answers about a clip, and its motion
-OTHER_SEED = 1  # added to the run's: other held-out prompts than those of the comparison
+Look = tuple[dict[str, float], float]  # the held-out judge's scores of a clip, and its motion
+OTHER_SEED = 1  # added to the run's seed, so that probes use other held-out prompts than the comparison
 
 
 class Paused(RunFailed):
@@ -59,14 +59,14 @@ class Paused(RunFailed):
 
 @dataclass(frozen=True)
 class Probes:
-    """What is sampled, and who judges it. Made before a run folder is, so that bad input is found first."""
+    """Probe prompts and their judge. Opened before the run folder is created: bad input leaves no folder behind."""
 
     prompts: list[Prompt]
     judge: Rewarder | None
 
 
 def open_probes(config: RunConfig, source: PromptSource) -> Probes | None:
-    """None where there are no guardrails: switched off, or simulated work. `ConfigError` for a judge that is none."""
+    """Returns None without guardrails: disabled, or a simulated run. Raises `ConfigError` for an invalid judge."""
     if config.simulate or not config.guard.prompts:
         return None
     prompts = source.heldout(config.guard.prompts, config.seed + OTHER_SEED)
@@ -74,8 +74,8 @@ def open_probes(config: RunConfig, source: PromptSource) -> Probes | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Under:
-    """The reading that is under way."""
+class Pending:
+    """The reading in progress."""
 
     version: int
     step: int
@@ -83,7 +83,7 @@ class Under:
 
 
 class GuardrailMonitor:
-    """Watches one start of a run. Without `probes` there is nothing to do."""
+    """Takes the readings of one start of a run. Does nothing without `probes`."""
 
     def __init__(
         self,
@@ -92,93 +92,96 @@ class GuardrailMonitor:
         exchange: RunExchange,
         probes: Probes | None,
         events: JsonLines,
-        say: Callable[[str], None],
-        told: Callable[[Sequence[Reading]], None] = lambda readings: None,
+        notify: Callable[[str], None],
+        on_reading: Callable[[Sequence[Reading]], None] = lambda readings: None,
     ) -> None:
-        """`told` is called with the readings that count after each that is taken."""
-        self.config, self.folder, self.exchange, self.events, self.say = config, folder, exchange, events, say
-        self._told = told
+        """`notify` receives lines for the user; `on_reading` receives all valid readings after each new one."""
+        self.config, self.folder, self.exchange, self.events, self.notify = config, folder, exchange, events, notify
+        self._on_reading = on_reading
         self.probes = probes or Probes([], None)
         self.readings = [one for one in read_readings(folder) if not exchange.rolled_back(one.version)]
         self._store = WeightStore(folder / "weights")
-        self._unjudged = ""  # why a clip was left out of a reading, the last time
-        self._under: Under | None = None
-        self._tried = -1  # the version last read, or tried to be
-        self._looks: dict[str, Look | str] = {}  # of base clips, by candidate
+        self._unjudged = ""  # why the last clip that was left out of a reading was
+        self._pending: Pending | None = None
+        self._tried = -1  # version of the last reading, completed or not
+        self._looks: dict[str, Look | str] = {}  # of base clips, by candidate id
 
     @property
     def busy(self) -> bool:
-        """Whether a reading is under way."""
-        return self._under is not None
+        """Whether a reading is in progress."""
+        return self._pending is not None
 
     def look(self) -> None:
-        """Begin the reading that is due, or conclude the one whose clips are there. `Paused` where an alarm says so."""
+        """Starts a reading if one is due, or concludes the current one once its clips are scored.
+
+        Raises `Paused` after an alarm if `guard.action` is "pause".
+        """
         if not self.probes.prompts:
             return
-        if self._under is None:
-            self._under = self._due()
-            if self._under is not None:
-                self._begin(self._under)
-        elif self._outrun(self._under):
-            self.events.write(event="probing given up", step=self._under.step, version=self._under.version)
+        if self._pending is None:
+            self._pending = self._due()
+            if self._pending is not None:
+                self._begin(self._pending)
+        elif self._is_outdated(self._pending):
+            self.events.write(event="probing given up", step=self._pending.step, version=self._pending.version)
             self._end()
         elif not self.waiting():
-            self._conclude(self._under)
+            self._conclude(self._pending)
 
     def waiting(self) -> int:
-        """Probe groups that are not at their end."""
+        """Number of probe groups that are not in a final state."""
         return sum(count for state, count in self.exchange.counts(Purpose.PROBE).items() if state not in OVER)
 
-    # When.
+    # Scheduling.
 
-    def _due(self) -> Under | None:
+    def _due(self) -> Pending | None:
         if not self.readings or self.readings[0].step:
-            return Under(BASE, 0, 0) if self._tried != BASE else None
+            return Pending(BASE, 0, 0) if self._tried != BASE else None
         newest = self.exchange.current_version()
         if newest in (BASE, self._tried) or newest not in self._store.versions():
-            return None  # a version that was rolled back to may be gone: the learner is about to publish it anew
+            return None  # after a rollback the files may be missing until the learner publishes the version again
         manifest, every = self._store.manifest(newest), self.config.guard.every
-        while self.exchange.rolled_back(self.readings[-1].version):  # it takes the last ones; the base is never lost
+        while self.exchange.rolled_back(self.readings[-1].version):  # never true for the base model, the first reading
             self.readings.pop()
         last = [one for one in self.readings if one.step <= manifest.step][-1]
         if manifest.step == last.step or manifest.pushes // every == last.pushes // every:
             return None
-        return Under(newest, manifest.step, manifest.pushes)
+        return Pending(newest, manifest.step, manifest.pushes)
 
-    def _outrun(self, under: Under) -> bool:
-        """Whether no sampler can have the version any more: it was rolled back, or so many came after it."""
+    def _is_outdated(self, pending: Pending) -> bool:
+        """Whether no sampler can serve the version any more: it was rolled back, or is too many pushes old."""
         newest = self.exchange.current_version()
-        if BASE in (under.version, newest) or newest not in self._store.versions():
+        if BASE in (pending.version, newest) or newest not in self._store.versions():
             return False
-        lag = self._store.manifest(newest).pushes - under.pushes
+        lag = self._store.manifest(newest).pushes - pending.pushes
         return not 0 <= lag <= self.config.exchange.max_lag + 1
 
-    def _begin(self, under: Under) -> None:
-        self._tried = under.version
-        self.exchange.retire_probes()  # of a start that was cut, or of a reading that was given up
-        if under.version != BASE:
+    def _begin(self, pending: Pending) -> None:
+        self._tried = pending.version
+        self.exchange.retire_probes()  # left by an interrupted start or an abandoned reading
+        if pending.version != BASE:
             self.exchange.rescore_probes(BASE)
-            self.exchange.enqueue(self.probes.prompts, under.version)
-        self.exchange.enqueue(self.probes.prompts, BASE)  # those that are missing
+            self.exchange.enqueue(self.probes.prompts, pending.version)
+        self.exchange.enqueue(self.probes.prompts, BASE)  # adds only the missing ones
 
-    # What.
+    # Measuring.
 
-    def _conclude(self, under: Under) -> None:
-        base, policy = self._measured(BASE), self._measured(under.version)
-        places = sorted(base.keys() & policy.keys())
-        if len(places) < 2:
-            why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason was given")
-            self.events.write(event="not probed", step=under.step, version=under.version, reason=why)
-            self._warn(f"guard, step {under.step}: no reading, fewer than 2 probes were left; one because of: {why}")
+    def _conclude(self, pending: Pending) -> None:
+        base, policy = self._measured(BASE), self._measured(pending.version)
+        ordinals = sorted(base.keys() & policy.keys())
+        if len(ordinals) < 2:
+            why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason given")
+            self.events.write(event="not probed", step=pending.step, version=pending.version, reason=why)
+            self._warn(f"guard, step {pending.step}: no reading: fewer than 2 usable probes; last reason: {why}")
             self._end()
             return
-        policy, base = ({place: side[place] for place in places} for side in (policy, base))
-        reading = Reading(under.step, under.pushes, under.version, policy, base)
-        earlier = [one for one in self.readings if one.step < under.step]
+        policy, base = ({ordinal: side[ordinal] for ordinal in ordinals} for side in (policy, base))
+        reading = Reading(pending.step, pending.pushes, pending.version, policy, base)
+        earlier = [one for one in self.readings if one.step < pending.step]
         self._act(concluded(earlier, reading, self.config.guard))
 
     def _measured(self, version: int) -> dict[int, Measured]:
-        """Place of the prompt -> its clip in numbers. Clips that the judge cannot take are left out."""
+        """Returns prompt ordinal -> measurements of its clip. Clips that the judge cannot score are left out."""
         measured: dict[int, Measured] = {}
         for one in self.exchange.results(Purpose.PROBE, version):
             look = self._look_of(one, keep=version == BASE)
@@ -194,7 +197,7 @@ class GuardrailMonitor:
         return {name: round(value, 4) for name, value in ({REWARD: reward} | dict(values)).items()}
 
     def _look_of(self, one: ScoredCandidate, keep: bool) -> Look | str:
-        """Base clips stay the same, and so does what they look like: these are kept once they are judged."""
+        """Cached with `keep`: base clips do not change between readings, so they are judged once."""
         name = one.candidate.id
         look = self._looks.get(name) or self._judge(one)
         if keep and not isinstance(look, str):
@@ -202,22 +205,22 @@ class GuardrailMonitor:
         return look
 
     def _judge(self, one: ScoredCandidate) -> Look | str:
-        """What the judge answers and how much moves, or why there is no answer."""
+        """Returns the judge's scores and the motion of a clip, or the reason why it could not be scored."""
         answers: dict[str, float] = {}
         if self.probes.judge is not None:
             try:
                 score = self.probes.judge.score([ScoreTask(one.candidate.id, one.prompt, one.candidate.clip)])[0]
             except JudgeFailed as lost:
-                return str(lost)  # it may come back, and the run does not hang on it
+                return str(lost)  # the judge may recover, and the run does not depend on it
             answers = score.values
             if broken := [name for name, value in answers.items() if not math.isfinite(value)]:
                 return f"{broken[0]}: {score.problems.get(broken[0]) or 'no finite score'}"
         return {name: round(value, 4) for name, value in answers.items()}, round(motion_of(one.candidate.clip), 4)
 
-    # And then.
+    # Alarms.
 
     def _act(self, reading: Reading) -> None:
-        """Ask before keeping: a run that is killed between the two takes the reading again, and asks again."""
+        """Requests the refresh before the reading is stored: a run killed in between repeats both."""
         acts = [rule for rule in reading.alarms if rule != SCORER or self.config.guard.action == "pause"]
         action = self.config.guard.action if acts and reading.step < self.config.steps else "warn"
         if action == "refresh":
@@ -225,42 +228,46 @@ class GuardrailMonitor:
         with JsonLines(self.folder / GUARD) as file:
             file.write(**to_record(reading))
         self.readings = in_order([*self.readings, reading])
-        self._told(self.readings)
-        log.info("guard, step %d: version %d read, %d alarms", reading.step, reading.version, len(reading.alarms))
+        self._on_reading(self.readings)
+        log.info("guard, step %d: reading of version %d, %d alarms", reading.step, reading.version, len(reading.alarms))
         for rule in reading.alarms:
-            words = f"{rule}: {reading.shown[rule]} ({self._row()})"
+            words = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
             self.events.write(event="alarm", step=reading.step, version=reading.version, rule=rule, action=action,
                               words=words)  # fmt: skip
-            self._warn(f"guard, step {reading.step}: {words}{SAID[action]}")
+            self._warn(f"guard, step {reading.step}: {words}{CONSEQUENCE[action]}")
         self._end()
         if action == "pause":
-            raise Paused(self._farewell(reading))
+            raise Paused(self._pause_message(reading))
 
     def _warn(self, line: str) -> None:
         log.warning("%s", line)
-        self.say(line)
+        self.notify(line)
 
-    def _row(self) -> str:
+    def _streak_text(self) -> str:
         patience = self.config.guard.patience
-        return f"{patience} readings in a row" if patience > 1 else "in one reading"
+        return f"{patience} readings in a row" if patience > 1 else "1 reading"
 
-    def _farewell(self, reading: Reading) -> str:
+    def _pause_message(self, reading: Reading) -> str:
         seen = "; ".join(f"{rule}: {reading.shown[rule]}" for rule in reading.alarms)
-        go_on = layout.resume_command(self.folder)
+        resume = layout.resume_command(self.folder)
         return (
-            f"paused by guard.action after step {reading.step}: {seen}; saved; go on with: {go_on} "
-            "(--guard.action warn: without a pause), or change reward.weights or learner.lr under another --name"
+            f"paused by guard.action after step {reading.step}: {seen}; checkpoint saved; resume with: {resume} "
+            "(add --guard.action warn to run without pauses), or change reward.weights or learner.lr and start a run "
+            "with another --name"
         )
 
     def _end(self) -> None:
-        self._under = None
+        self._pending = None
         self.exchange.retire_probes()
 
 
-SAID = {"warn": "", "refresh": "; the reference becomes the policy", "pause": "; the run pauses"}
+CONSEQUENCE = {"warn": "", "refresh": "; the reference is refreshed from the policy", "pause": "; the run pauses"}
 
 
 def motion_of(clip: bytes) -> float:
-    """Mean absolute difference of neighbouring frames, 0..255. Flicker counts too: the judge is there to tell."""
+    """Mean absolute difference of consecutive frames, 0 to 255; 0 for a single frame.
+
+    Flicker counts as motion: telling them apart is left to the judge.
+    """
     frames = decode_clip(clip).astype(np.int16)
     return float(np.abs(np.diff(frames, axis=0)).mean()) if len(frames) > 1 else 0.0

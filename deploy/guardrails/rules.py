@@ -1,22 +1,22 @@
-"""When a run hacks its reward: the guardrails' rules, as pure functions of the readings taken so far.
+"""The rules that detect reward hacking, as pure functions of the readings taken so far.
 
-A **reading** is the same few prompts and seeds under one version of the policy, in numbers: the trained reward, a
-held-out judge that is never trained on, and how much moves; and the trained reward of the base model's clips, scored
-anew. Beside it stands the base model's own reading, step 0.
+A **reading** measures one version of the policy on a fixed set of prompts and seeds: the trained reward, the scores of
+a held-out judge that is never trained on, and the motion of the clips. It also contains the trained reward of the base
+model's clips, rescored at the same time. The reading of step 0 is the base model itself.
 
-| rule | what shows |
+| rule | triggers when |
 |---|---|
-| judge ANSWER | since the reading best in it, it fell by more than `fall` points while the trained reward rose |
-| motion | less than `motion_floor` of what moves in the base model's clips |
-| scorer | the base model's clips get other scores than at the start: the scorer changed, not the policy |
+| judge ANSWER | the score fell by more than `fall` points since its best reading, while the trained reward rose |
+| motion | the clips have less than `motion_floor` of the motion of the base model's clips |
+| scorer | the base model's clips score differently than at the start: the scorer changed, not the policy |
 
-What is compared is compared clip by clip, prompt and seed being the same, and counts only where the 95 % paired
-bootstrap interval over the prompts excludes "no change" (`common/bootstrap.py`): the noise of few prompts does not
-show. Because the best of many readings looks better than it was, and many readings are looked at, an **alarm** needs
-the same rule to show in `patience` readings in a row; while it goes on to show it comes again after as many.
+Comparisons are paired by prompt and seed. A rule triggers only if the 95 % paired bootstrap interval over the prompts
+excludes "no change" (`common/bootstrap.py`), so the noise of few prompts does not trigger it. Many readings are
+compared, and the best of many is biased upwards, so an **alarm** needs `patience` consecutive readings that trigger the
+same rule. If the rule keeps triggering, the alarm repeats every `patience` readings.
 
-The trained reward of the policy is taken less that of the base model in the same reading, so that a change of the
-scorer is none of the policy's.
+The policy's trained reward is measured relative to the base model's in the same reading, so that drift of the scorer is
+not attributed to the policy.
 """
 
 from __future__ import annotations
@@ -30,49 +30,49 @@ from common.bootstrap import Interval, paired_bootstrap
 from common.config import GuardConfig
 from deploy.run_dir.jsonl import GUARD, read_json_lines
 
-REWARD = "reward"  # of a clip's trained scores: the weighted mean, 0..100
+REWARD = "reward"  # key of the weighted mean of a clip's trained scores, 0 to 100
 MOTION, SCORER = "motion", "scorer"
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One clip in numbers."""
+    """Measurements of one clip."""
 
-    trained: dict[str, float]  # `REWARD` and the dimensions, 0..100
-    judged: dict[str, float]  # the held-out judge's answers; empty where none judges
-    motion: float  # mean absolute difference of neighbouring frames, 0..255
+    trained: dict[str, float]  # `REWARD` and the dimensions, 0 to 100
+    judged: dict[str, float]  # scores of the held-out judge; empty without a judge
+    motion: float  # mean absolute difference of consecutive frames, 0 to 255
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """All probe clips under one version, and the base model's; by the prompt's place, which both have."""
+    """Measurements of all probe clips of one version and of the base model, each by prompt ordinal."""
 
     step: int  # optimizer steps taken; 0: the base model itself
     pushes: int
     version: int
     policy: dict[int, Measured]
     base: dict[int, Measured]
-    shown: dict[str, str] = field(default_factory=dict)  # rule -> what shows
-    alarms: tuple[str, ...] = ()  # the rules of `shown` that alarm
+    shown: dict[str, str] = field(default_factory=dict)  # rule -> finding, as text
+    alarms: tuple[str, ...] = ()  # rules of `shown` that raise an alarm
 
 
-Value = Callable[[Reading, int], float]  # of a reading's prompt
+Value = Callable[[Reading, int], float]  # (reading, prompt ordinal) -> value
 
 
 def judge_rule(answer: str) -> str:
-    """The name of the rule about one answer of the held-out judge."""
+    """Name of the rule for one score of the held-out judge."""
     return f"judge {answer}"
 
 
 def concluded(history: Sequence[Reading], reading: Reading, rules: GuardConfig) -> Reading:
-    """`reading` with what it shows and its alarms, after the readings of `history`: rising steps, the base's first."""
+    """Returns `reading` with its findings and alarms. `history` is sorted by step and starts with the base model."""
     shown = findings(history, reading, rules)
     alarms = tuple(rule for rule in shown if (1 + _streak(history, rule)) % rules.patience == 0)
     return replace(reading, shown=shown, alarms=alarms)
 
 
 def _streak(history: Sequence[Reading], rule: str) -> int:
-    """In how many of the last readings in a row the rule showed."""
+    """Number of consecutive readings up to the last one that triggered the rule."""
     count = 0
     for one in reversed(history):
         if rule not in one.shown:
@@ -82,7 +82,7 @@ def _streak(history: Sequence[Reading], rule: str) -> int:
 
 
 def findings(history: Sequence[Reading], reading: Reading, rules: GuardConfig) -> dict[str, str]:
-    """Rule -> what shows in `reading`, in words; rules that show nothing are left out."""
+    """Returns rule -> finding, as text. Rules that do not trigger are left out."""
     answers = sorted({name for one in reading.policy.values() for name in one.judged})
     found = {judge_rule(name): _fallen(history, reading, name, rules.fall) for name in answers}
     found |= {MOTION: _frozen(reading, rules.motion_floor), SCORER: _drifted(history, reading, rules.drift)}
@@ -90,12 +90,12 @@ def findings(history: Sequence[Reading], reading: Reading, rules: GuardConfig) -
 
 
 def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) -> str:
-    """Compared with the earlier reading that was best in this answer."""
+    """Compares with the earlier reading that scored best in `answer`. Returns "" if the rule does not trigger."""
     judged = [one for one in history if all(answer in clip.judged for clip in one.policy.values())]
     falls = [(_mean_change(one, now, _judged(answer)), one) for one in judged if len(_common(one, now)) >= 2]
     if not falls:
         return ""
-    _, best = min(falls, key=lambda pair: pair[0])  # an interval for each of them would take longer with every reading
+    _, best = min(falls, key=lambda pair: pair[0])  # one bootstrap, not one per earlier reading
     fall, rise = _change(best, now, _judged(answer)), _change(best, now, _gain)
     if fall is None or rise is None or fall.mean >= -most or fall.high >= 0 or rise.low <= 0:
         return ""
@@ -106,15 +106,15 @@ def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) 
 
 
 def _frozen(now: Reading, floor: float) -> str:
-    places = sorted(now.policy)
-    base, policy = ([side[place].motion for place in places] for side in (now.base, now.policy))
-    if len(places) < 2 or paired_bootstrap([floor * value for value in base], policy).high >= 0:
+    ordinals = sorted(now.policy)
+    base, policy = ([side[ordinal].motion for ordinal in ordinals] for side in (now.base, now.policy))
+    if len(ordinals) < 2 or paired_bootstrap([floor * value for value in base], policy).high >= 0:
         return ""
     return f"{100 * sum(policy) / sum(base):.0f} % of the base clips' motion, the floor is {100 * floor:g} %"
 
 
 def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
-    """The dimension that changed most, if one did."""
+    """Reports the dimension that changed most. Returns "" if none changed significantly."""
     if not history:
         return ""
     names = sorted(set.intersection(*(set(clip.trained) for one in (history[0], now) for clip in one.base.values())))
@@ -127,55 +127,57 @@ def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
 
 
 def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
-    """Over the prompts that both readings have; None with fewer than two."""
-    places = _common(before, after)
-    if len(places) < 2:
+    """Change over the prompts that both readings contain; None with fewer than two."""
+    ordinals = _common(before, after)
+    if len(ordinals) < 2:
         return None
-    return paired_bootstrap([value(before, place) for place in places], [value(after, place) for place in places])
+    return paired_bootstrap(
+        [value(before, ordinal) for ordinal in ordinals], [value(after, ordinal) for ordinal in ordinals]
+    )
 
 
 def _mean_change(before: Reading, after: Reading, value: Value) -> float:
-    places = _common(before, after)
-    return sum(value(after, place) - value(before, place) for place in places) / len(places)
+    ordinals = _common(before, after)
+    return sum(value(after, ordinal) - value(before, ordinal) for ordinal in ordinals) / len(ordinals)
 
 
 def _common(before: Reading, after: Reading) -> list[int]:
-    return [place for place in sorted(after.policy) if place in before.policy]
+    return [ordinal for ordinal in sorted(after.policy) if ordinal in before.policy]
 
 
 def _judged(answer: str) -> Value:
-    return lambda reading, place: reading.policy[place].judged[answer]
+    return lambda reading, ordinal: reading.policy[ordinal].judged[answer]
 
 
-def _gain(reading: Reading, place: int) -> float:
-    return reading.policy[place].trained[REWARD] - reading.base[place].trained[REWARD]
+def _gain(reading: Reading, ordinal: int) -> float:
+    return reading.policy[ordinal].trained[REWARD] - reading.base[ordinal].trained[REWARD]
 
 
 def _base_score(name: str) -> Value:
-    return lambda reading, place: reading.base[place].trained[name]
+    return lambda reading, ordinal: reading.base[ordinal].trained[name]
 
 
 def _words(change: Interval) -> str:
     return f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
 
 
-# What a report draws.
+# Series for the report.
 
 
 def mean_change(reading: Reading, answer: str | None = None) -> float:
-    """Policy less base, points, mean over the prompts: of the trained reward, or of an answer of the judge."""
+    """Policy minus base in points, mean over the prompts: the trained reward, or one score of the judge."""
     gains = [
-        _gain(reading, place)
+        _gain(reading, ordinal)
         if answer is None
-        else reading.policy[place].judged[answer] - reading.base[place].judged[answer]
-        for place in reading.policy
+        else reading.policy[ordinal].judged[answer] - reading.base[ordinal].judged[answer]
+        for ordinal in reading.policy
     ]
     return sum(gains) / len(gains)
 
 
 def motion_share(reading: Reading) -> float:
-    """The policy's motion as a share of the base model's."""
-    base = sum(reading.base[place].motion for place in reading.policy)
+    """Motion of the policy's clips divided by that of the base model's, >= 0; 1 if the base clips do not move."""
+    base = sum(reading.base[ordinal].motion for ordinal in reading.policy)
     return sum(one.motion for one in reading.policy.values()) / base if base else 1.0
 
 
@@ -183,13 +185,15 @@ def motion_share(reading: Reading) -> float:
 
 
 def to_record(reading: Reading) -> dict[str, Any]:
-    """As a JSON object; `from_record` gives the same reading back."""
+    """Returns a JSON object. The inverse of `from_record`."""
     return asdict(reading) | {"alarms": list(reading.alarms)}
 
 
 def from_record(record: Mapping[str, Any]) -> Reading:
-    """The reading of a record of ``guard.jsonl``."""
-    policy, base = ({int(place): Measured(**one) for place, one in record[side].items()} for side in ("policy", "base"))
+    """Returns the reading of one record of ``guard.jsonl``."""
+    policy, base = (
+        {int(ordinal): Measured(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
+    )
     return Reading(
         step=record["step"],
         pushes=record["pushes"],
@@ -202,9 +206,10 @@ def from_record(record: Mapping[str, Any]) -> Reading:
 
 
 def in_order(readings: Sequence[Reading]) -> list[Reading]:
-    """What counts of the readings as they were written: one of step s ends what came of later steps before it.
+    """Returns the valid readings by step, from readings in the order of writing.
 
-    The base model's, step 0, may come late, where guardrails were switched on on the way.
+    A reading of step s invalidates earlier records of steps >= s: the run was rolled back. A reading of step 0 only
+    replaces step 0, because guardrails may be enabled in the middle of a run.
     """
     kept: list[Reading] = []
     for one in readings:
@@ -213,5 +218,5 @@ def in_order(readings: Sequence[Reading]) -> list[Reading]:
 
 
 def read_readings(folder: Path) -> list[Reading]:
-    """What counts of a run's readings, by rising step."""
+    """Returns the valid readings of a run folder, sorted by step."""
     return in_order([from_record(record) for record in read_json_lines(folder / GUARD)])

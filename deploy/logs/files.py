@@ -1,7 +1,7 @@
-"""The files in ``RUN/logs/``, as the process that holds the run folder writes them.
+"""Writes the files in ``RUN/logs/``, in the process that holds the run folder.
 
-A disk that refuses a record never ends the run: the record is counted, and the next one that can be written is
-preceded by the count. A line that a crash cut off is ended before the next one is appended.
+A full or failing disk never ends the run: lost records are counted, and the count is logged before the next record
+that can be written. A line that a crash truncated is terminated before the next one is appended.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PROCESS = re.compile(rf"{HUB}|{SERIAL}|{DRIVER}|(?:{'|'.join(ROLES)})-\d{{1,9}}"
 
 
 class LogFile(RotatingFileHandler):
-    """A handler that appends to the log file of one process. It never raises. `redact` is applied to every line."""
+    """Handler that appends to the log file of one process. Never raises. `redact` is applied to every line."""
 
     def __init__(self, path: Path, config: RunConfig, redact: Redactor | None = None) -> None:
         super().__init__(path, maxBytes=config.logs.max_bytes, backupCount=config.logs.backups, encoding="utf-8",
                          errors="replace", delay=True)  # fmt: skip
         self.redact = redact or Redactor()
-        self.lost = 0  # records that the disk refused since the last one it took
+        self.lost = 0  # records lost since the last one that was written
         self._why = ""
         self._process = path.stem
 
@@ -44,23 +44,23 @@ class LogFile(RotatingFileHandler):
         return self.redact(as_text(self._process, entry_of(record)))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Append a record, or count it as lost."""
+        """Appends a record, or counts it as lost."""
         lost = self.lost
         if lost:
-            super().emit(_report(f"{lost} log records before this one are lost: {self._why}"))
+            super().emit(_report(f"{lost} log records before this one were lost: {self._why}"))
             if self.lost > lost:
-                return  # refused again; the report's loss stands for this record's
+                return  # failed again; the lost report is counted in place of this record
             self.lost = 0
         super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Called with the error in flight. What the stream still buffers is dropped: it would be written too late."""
+        """Called inside the `except` block. Drops the stream with its buffer, which would be written out of order."""
         self.lost += 1
         self._why = str(sys.exc_info()[1])
         self._drop_stream()
 
-    def rest(self) -> None:
-        """Close the file until the next record."""
+    def suspend(self) -> None:
+        """Closes the file until the next record."""
         self.acquire()
         try:
             self._drop_stream()
@@ -68,8 +68,8 @@ class LogFile(RotatingFileHandler):
             self.release()
 
     def close(self) -> None:
-        """Close the file."""
-        self.rest()
+        """Closes the file."""
+        self.suspend()
         super().close()
 
     def _drop_stream(self) -> None:
@@ -93,7 +93,7 @@ def _report(message: str) -> logging.LogRecord:
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether the last line has no end."""
+    """Whether the last line lacks its newline."""
     if not path.is_file() or not path.stat().st_size:
         return False
     with path.open("rb") as file:
@@ -110,20 +110,20 @@ class LogFiles:
         self._lock = Lock()
 
     def of(self, process: str) -> LogFile:
-        """The handler of a process. `ValueError` for a name that no process of a run has."""
+        """Returns the handler of a process. Raises `ValueError` if a run has no process of that name."""
         if not PROCESS.fullmatch(process):
-            raise ValueError(f"{process!r:.60}: no process of a run")
+            raise ValueError(f"{process!r:.60}: not the name of a process of a run")
         with self._lock:
             if process not in self._files:
                 self._files[process] = LogFile(self._folder / f"{process}.log", self._config, self._redact)
             return self._files[process]
 
     def write(self, process: str, entries: Sequence[LogEntry]) -> None:
-        """Append the records of another process. The file is closed afterwards: workers may be many.
+        """Appends the records of another process, then closes the file, because there may be many workers.
 
-        `ValueError` for a name that no process has, or a time that is none.
+        Raises `ValueError` for an unknown process name or an invalid time.
         """
         file, records = self.of(process), [record_of(entry) for entry in entries]
         for record in records:
             file.handle(record)
-        file.rest()
+        file.suspend()

@@ -1,8 +1,8 @@
-"""Sends the log records of a process to the hub, which writes them down.
+"""Sends the log records of a process to the hub, which writes them to files.
 
 ```
 log.warning ──> emit: a bounded queue ──> thread: batches ──> send ──> hub
-                 full: counted, reported       no answer: kept, tried again every `RETRY_SECONDS`
+                 full: counted, reported       no answer: kept, retried every `RETRY_SECONDS`
 ```
 """
 
@@ -20,20 +20,20 @@ from common.messages import LogEntry
 from deploy.logs.records import entry_of
 from deploy.logs.redaction import Redactor
 
-CAPACITY = 1_000  # records that wait; with more, new ones are dropped
-BATCH = 100  # records in one message
+CAPACITY = 1_000  # records in the queue; further ones are dropped
+BATCH = 100  # records per message
 GATHER_SECONDS = 0.2  # from the first record of a batch until it is sent
 RETRY_SECONDS = 1.0
-CLOSE_SECONDS = 3.0  # for the last records to be sent
+CLOSE_SECONDS = 3.0  # timeout for sending the last records
 SENDER = "logs"  # name of the thread
 
 Send = Callable[[Sequence[LogEntry]], object]
 
 
 class ForwardingHandler(logging.Handler):
-    """Keeps records until `start` says where they go. It never blocks its callers, and never raises.
+    """Queues records, and sends them after `start`. Never blocks its callers and never raises.
 
-    It may be stopped and started again: what was not sent waits for the next hub.
+    It can be stopped and started again: unsent records stay queued for the next hub.
     """
 
     def __init__(self, redact: Redactor | None = None, capacity: int = CAPACITY) -> None:
@@ -46,9 +46,9 @@ class ForwardingHandler(logging.Handler):
         self._thread, self._stop = Thread(), Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue a record, or count it as dropped."""
+        """Queues a record, or counts it as dropped."""
         if current_thread().name == SENDER:
-            return  # a record about sending records would be sent, and so on
+            return  # records about sending would cause further records, without end
         try:
             entry = entry_of(record)
             self._put(LogEntry(entry.created, entry.level, entry.logger, self.redact(entry.message)))
@@ -64,27 +64,27 @@ class ForwardingHandler(logging.Handler):
             self._changed.notify_all()
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A record that cannot be formatted counts as dropped."""
+        """Counts a record that cannot be formatted as dropped."""
         with self._changed:
             self._dropped += 1
 
     def start(self, connect: Callable[[], AbstractContextManager[Send]]) -> None:
-        """Send what waits, and what comes. `connect` is entered and left on the sending thread."""
+        """Starts sending queued and new records. `connect` is entered and left on the sending thread."""
         self._stop = Event()
         self._thread = Thread(target=self._run, args=(connect, self._stop), name=SENDER, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Send what waits, at most for `CLOSE_SECONDS`. Does nothing without a `start`."""
+        """Sends the queued records, for at most `CLOSE_SECONDS`, and stops. Does nothing before `start`."""
         with self._changed:
             self._stop.set()
             self._changed.notify_all()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_SECONDS)
-        self._thread = Thread()  # one that is still waiting for an answer takes nothing off the queue any more
+        self._thread = Thread()  # a thread still waiting for an answer no longer removes records (`_forget`)
 
     def take(self) -> list[LogEntry]:
-        """What was not sent, for somebody who can write it down. After `stop`."""
+        """Removes and returns the unsent records. Call after `stop`."""
         with self._changed:
             left = self._batch(len(self._waiting))
             self._waiting.clear()
@@ -92,7 +92,7 @@ class ForwardingHandler(logging.Handler):
         return left
 
     def _run(self, connect: Callable[[], AbstractContextManager[Send]], stop: Event) -> None:
-        with suppress(Exception), connect() as send:  # without a connection they wait for the next `start`
+        with suppress(Exception), connect() as send:  # without a connection, records stay queued until the next `start`
             while self._await_records(stop):
                 with self._changed:
                     batch, dropped = self._batch(BATCH), self._dropped
@@ -104,7 +104,7 @@ class ForwardingHandler(logging.Handler):
                     stop.wait(RETRY_SECONDS)
 
     def _await_records(self, stop: Event) -> bool:
-        """Wait for a record, and a little for others to go with it. False when none will be sent any more."""
+        """Waits for a record, then briefly for others to fill the batch. False after `stop` with an empty queue."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._dropped or stop.is_set())
             self._changed.wait_for(lambda: len(self._waiting) >= BATCH or stop.is_set(), GATHER_SECONDS)
@@ -113,7 +113,7 @@ class ForwardingHandler(logging.Handler):
     def _batch(self, size: int) -> list[LogEntry]:
         batch = [*islice(self._waiting, size)]
         if self._dropped:
-            message = f"{self._dropped} log records were dropped: more came than the hub took"
+            message = f"{self._dropped} log records were dropped: the queue was full"
             batch.append(LogEntry(time.time(), logging.WARNING, __name__, message))
         return batch
 
@@ -126,11 +126,11 @@ class ForwardingHandler(logging.Handler):
 
 
 def _is_delivered(send: Send, batch: Sequence[LogEntry]) -> bool:
-    """Whether the hub has taken a batch, or refuses it for good (`ValueError`): then there is no use in keeping it."""
+    """Whether a batch needs no retry: the hub stored it, or rejected it permanently (`ValueError`)."""
     try:
         send(batch)
     except ValueError:
         return True
-    except Exception:  # whatever it is, a log must not end the process's work
+    except Exception:  # logging must never end the worker
         return False
     return True

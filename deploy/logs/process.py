@@ -1,4 +1,4 @@
-"""Sends everything that one process logs to one handler: a `LogFile` where the run folder is, else to the hub."""
+"""Routes everything that a process logs to one handler: a `LogFile` if it holds the run folder, else to the hub."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from deploy.run_dir.layout import CONFIG
 
 log = logging.getLogger(__name__)
 
-OWN = ("actors", "benchmarks", "common", "deploy", "learner", "rewarders")  # packages whose level `logs.level` sets
-SHOWN = ("torch", "ray", "deepspeed", "diffusers")  # packages whose versions are logged where they are imported
+OWN = ("actors", "benchmarks", "common", "deploy", "learner", "rewarders")  # packages that `logs.level` applies to
+SHOWN = ("torch", "ray", "deepspeed", "diffusers")  # packages whose versions are logged if they are imported
 
 
 @contextmanager
 def logging_to(handler: logging.Handler, config: RunConfig, process: str) -> Iterator[None]:
-    """``with logging_to(...)``: records, warnings, and errors that end a thread or the block go to `handler`.
+    """Routes log records, Python warnings, and errors that end a thread or the block to `handler`.
 
-    Of other libraries only warnings and errors do. A terminal shows warnings as it did without a handler; an error that
-    leaves the block is left to whoever catches it.
+    Other libraries are logged from level WARNING on. The terminal shows warnings as it would without the handler.
+    An error that leaves the block is logged and raised again.
     """
     root = logging.getLogger()
     level = config.logs.level.upper()
@@ -61,7 +61,7 @@ def logging_to(handler: logging.Handler, config: RunConfig, process: str) -> Ite
 
 @contextmanager
 def errors_logged(process: str) -> Iterator[None]:
-    """Log an error that leaves the block, with its traceback, and let it pass."""
+    """Logs an error that leaves the block, with its traceback, and raises it again."""
     try:
         yield
     except Exception:
@@ -70,7 +70,7 @@ def errors_logged(process: str) -> Iterator[None]:
 
 
 def facts(config: RunConfig, process: str) -> str:
-    """Who logs, where, and with which versions. Imports nothing for it."""
+    """Describes the process: host, pid, versions, model, configuration. Imports no package to find its version."""
     versions = [f"{name} {_version(name)}" for name in ("douga", *SHOWN) if name == "douga" or name in sys.modules]
     return (
         f"{process}, host {socket.gethostname()}, pid {os.getpid()}, python {platform.python_version()}, "
@@ -90,12 +90,12 @@ def _is_wanted(record: logging.LogRecord) -> bool:
 
 
 def _is_for_terminals(record: logging.LogRecord) -> bool:
-    """All but what this module logs: there the errors show anyway, in one line or with a traceback of Python's."""
+    """Excludes this module's own records: the terminal shows those errors anyway, when they are raised."""
     return record.name != __name__
 
 
 def _thread_ended(hook: Callable[[Any], object], ended: Any) -> None:
-    """As `threading.excepthook`; `hook` is the one before."""
+    """Replaces `threading.excepthook`; `hook` is the previous one and is called afterwards."""
     if not issubclass(ended.exc_type, SystemExit):
         name = ended.thread.name if ended.thread else "unknown"
         log.error(

@@ -1,13 +1,13 @@
-"""A log record as a line of text, and back.
+"""Converts log records to lines of text and back.
 
 ```
 2026-01-31T08:15:02.417Z WARNING sampler-3 actors.loop: group 17 given back: no such file
     a further line of the same record, e.g. of a traceback, is indented
 ```
 
-Times are UTC, so that files of several nodes can be merged. Records also come from other machines: they are cut to
-`LONGEST` characters, and control characters become ``?``, so no message can look like another record or drive a
-terminal.
+Times are UTC, so that files of several nodes can be merged. Records also come from other machines: they are truncated
+to `LONGEST` characters, and control characters become ``?``, so that no message can imitate another record or send
+escape sequences to a terminal.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ HEAD = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z) ({'|'.join(LEV
 
 
 def entry_of(record: logging.LogRecord) -> LogEntry:
-    """What is kept of a record of the standard library: its message with the traceback, if it has one."""
+    """Converts a standard library record. The message includes the traceback, if there is one."""
     message = logging.Formatter("%(message)s").format(record)
     return LogEntry(record.created, record.levelno, record.name[:LOGGER], _cut(message.rstrip("\n")))
 
 
 def record_of(entry: LogEntry) -> logging.LogRecord:
-    """A record for a handler of the standard library. `ValueError` when the entry has no sensible time."""
+    """Converts an entry to a standard library record. Raises `ValueError` if its time is invalid."""
     written_at(entry.created)
     level = _name(entry.level)
     fields = {"created": entry.created, "name": entry.logger, "msg": entry.message, "levelname": level}
@@ -41,14 +41,14 @@ def record_of(entry: LogEntry) -> logging.LogRecord:
 
 
 def as_text(process: str, entry: LogEntry) -> str:
-    """The line of an entry, or its lines, without the last line break."""
+    """Formats an entry as one or more lines, without a trailing newline."""
     logger = "".join(letter if letter.isprintable() and letter != " " else "?" for letter in entry.logger[:LOGGER])
     message = _plain(_cut(entry.message)).replace("\n", f"\n{INDENT}")
     return f"{written_at(entry.created)} {_name(entry.level)} {process} {logger or '-'}: {message}"
 
 
 def written_at(seconds: float) -> str:
-    """Seconds since 1970 -> ``2026-01-31T08:15:02.417Z``. `ValueError` for what is no time."""
+    """Formats Unix time as ``2026-01-31T08:15:02.417Z``. Raises `ValueError` for an invalid time."""
     try:
         moment = datetime.fromtimestamp(seconds, UTC)
     except (OverflowError, OSError, ValueError) as error:
@@ -58,7 +58,7 @@ def written_at(seconds: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A record as it was read: `text` is all of it, with its further lines."""
+    """A parsed record. `text` is the whole record, continuation lines included."""
 
     time: str
     level: str
@@ -67,13 +67,13 @@ class Line:
 
 
 def parsed(line: str) -> Line | None:
-    """The record that begins with this line; None for a further line of the record before it."""
+    """Returns the record that starts with this line, or None for a continuation line."""
     found = HEAD.fullmatch(line)
     return Line(found[1], found[2], found[3], line) if found else None
 
 
 def _name(level: int) -> str:
-    """The standard level at or below a number."""
+    """Name of the standard level at or below a number."""
     return LEVELS[min(max(level // 10, 1), len(LEVELS)) - 1]
 
 

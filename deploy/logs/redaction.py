@@ -1,4 +1,4 @@
-"""Keeps secrets out of log files: known values, and whatever looks like a token or a password."""
+"""Keeps secrets out of log files: known values, and text that looks like a token or a password."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from common.config import RunConfig
 
 HIDDEN = "***"
-SHORTEST = 8  # characters of a value that is hidden wherever it occurs; a shorter one could be any word
+SHORTEST = 8  # characters; shorter values are not replaced, as they could be ordinary words
 SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|API_?KEY|ACCESS_?KEY", re.IGNORECASE)  # of an environment variable
 PATTERN = re.compile(
     r"(\bbearer\s+)[\w.~+/=-]+"
@@ -30,7 +30,7 @@ class Redactor:
             self.hide(secret)
 
     def hide(self, secret: str) -> None:
-        """Replace this value from now on. Values shorter than `SHORTEST` are ignored."""
+        """Redacts this value from now on. Values shorter than `SHORTEST` are ignored."""
         if len(secret) >= SHORTEST and secret not in self._secrets:
             self._secrets = (*self._secrets, secret)
 
@@ -41,9 +41,9 @@ class Redactor:
 
 
 def secrets_of(config: RunConfig, environment: Mapping[str, str]) -> list[str]:
-    """Tokens that this process may hold: of the environment, and of the judges' token files."""
+    """Returns the secrets that this process may hold, from `environment` and the judges' token files."""
     found = [value for name, value in environment.items() if SECRET_NAME.search(name)]
     for judge in (*config.reward.judges.values(), *config.guard.judges.values()):
-        with suppress(OSError, UnicodeDecodeError):  # whoever needs the file reports that it cannot be read
+        with suppress(OSError, UnicodeDecodeError):  # the code that uses the file reports that it is unreadable
             found += [Path(judge.token_file).read_text("utf-8").strip()] if judge.token_file else []
     return found

@@ -1,4 +1,4 @@
 """Metrics of running processes: their definitions, exporters, Prometheus rules, Grafana dashboards, TensorBoard.
 
-Change here what is measured: a metric is added to `definitions.py` first, and tests compare rules, dashboards and docs.
+Change metrics here: add a metric to `definitions.py` first; tests compare it with rules, dashboards and docs.
 """

@@ -196,18 +196,18 @@ ROWS = (
 
 
 def exported_name(name: str) -> str:
-    """What Prometheus calls a figure of the algorithm."""
+    """Prometheus name of an algorithm's metric."""
     return f"douga_algorithm_{name}"
 
 
 def algorithm_metric(spec: MetricSpec, whose: str = "") -> Metric:
-    """The row of a figure that an algorithm declares."""
+    """Returns the table row of a metric that an algorithm declares; `whose` is prepended to its help text."""
     text = " ".join(filter(None, (whose, spec.help, spec.unit)))
     return Metric(exported_name(spec.name), GAUGE, HUB_ALONE, text)
 
 
 def built_in_figures() -> dict[MetricSpec, list[str]]:
-    """Every figure that a built-in algorithm declares, and the algorithms that have it."""
+    """Returns every metric that built-in algorithms declare -> the names of these algorithms."""
     found: dict[MetricSpec, list[str]] = {}
     for name in BUILT_IN:
         for spec in algorithm_class(name).metrics:

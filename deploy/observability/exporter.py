@@ -1,8 +1,8 @@
-"""One process's metrics for Prometheus: a private registry and an HTTP server for it, at one address.
+"""Exports the metrics of one process to Prometheus: a private registry and an HTTP server on one address.
 
 ```
 work ── add, observe ──> Instruments <── GET /metrics ── Prometheus
-state <───── readers ────────┘             asked for with every scrape: they read what is known anyway
+state <───── readers ────────┘             called at every scrape; they read existing state
 ```
 """
 
@@ -28,11 +28,11 @@ from common.roles import HUB, SERIAL
 from deploy.observability.definitions import COUNTER, GAUGE, TABLE, Metric, algorithm_metric
 from learner.algorithms.base import MetricSpec
 
-PORTS = 100  # tried from a fixed one on: one node may have many processes of a run
+PORTS = 100  # ports tried, starting at `metrics.port`: a node may run many processes of a run
 
 
 class Value(NamedTuple):
-    """What a gauge shows."""
+    """One sample of a gauge."""
 
     name: str
     value: float
@@ -43,29 +43,29 @@ Reader = Callable[[], Iterable[Value]]
 
 
 def exported_by(process: str) -> list[Metric]:
-    """The metrics of the table that a process of this kind exports."""
+    """Returns the metrics of `TABLE` that a process of this kind exports."""
     return [metric for metric in TABLE.values() if process == SERIAL or process in metric.by]
 
 
 class Instruments(Collector):
-    """The metrics of one process: `Meters` for what happens, `readers` for how things stand. Thread-safe.
+    """The metrics of one process: a `Meters` for events, `readers` for gauges. Thread-safe.
 
-    A name or label that the table does not have, or has not for such a process, is a `KeyError` or `ValueError`.
+    Raises `KeyError` or `ValueError` for a metric or label that `TABLE` does not define for this kind of process.
     """
 
     def __init__(self, process: str, algorithm: Sequence[MetricSpec] = ()) -> None:
-        """`algorithm`: the figures that the run's algorithm declares, which a user's own adds to the table."""
+        """`algorithm`: metrics that the run's algorithm declares; those of custom algorithms are not in `TABLE`."""
         self.process, self.registry = process, prometheus.CollectorRegistry()
         own = [algorithm_metric(spec) for spec in algorithm]
         self._gauges = {metric.name: metric for metric in (*exported_by(process), *own) if metric.kind == GAUGE}
         self._readers: list[Reader] = [gpu_memory]
-        self.registry.register(self)  # before the counters: what a reader adds is seen at once
+        self.registry.register(self)  # before the counters, so that the same scrape shows what a reader adds to them
         prometheus.ProcessCollector(registry=self.registry)
-        prometheus.disable_created_metrics()  # a series more for each; the process's start says the same
+        prometheus.disable_created_metrics()  # one more series per counter, redundant with process_start_time_seconds
         self._made = {metric.name: self._make(metric) for metric in exported_by(process) if metric.kind != GAUGE}
 
     def _make(self, metric: Metric) -> Any:
-        """A counter begins at 0 with every label that is known before, or `increase` would not see its first."""
+        """Creates the metric. Counters start at 0 for all known labels, else `increase` misses the first increment."""
         how: dict[str, Any] = {"labelnames": tuple(metric.labels), "registry": self.registry}
         if metric.kind != COUNTER:
             return prometheus.Histogram(metric.name, metric.help, buckets=metric.buckets, **how)
@@ -77,7 +77,7 @@ class Instruments(Collector):
         return made
 
     def read(self, reader: Reader) -> None:
-        """Ask `reader` with every scrape. It runs in the threads of the server."""
+        """Calls `reader` at every scrape, in a thread of the server."""
         self._readers.append(reader)
 
     def add(self, name: str, amount: float = 1.0, **labels: str) -> None:
@@ -93,7 +93,7 @@ class Instruments(Collector):
         return made.labels(**labels) if labels else made
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges, as the registry asks for them."""
+        """Yields the gauges; called by the registry at every scrape."""
         found: dict[str, GaugeMetricFamily] = {}
         for name, value, labels in (value for reader in self._readers for value in reader()):
             metric = self._gauges[name]
@@ -103,7 +103,7 @@ class Instruments(Collector):
 
 
 def gpu_memory() -> Iterator[Value]:
-    """Of the GPUs that this process uses; it is not what imports torch or wakes a GPU."""
+    """Yields the memory of the GPUs that this process uses, in bytes. Neither imports torch nor initializes CUDA."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is None or not getattr(cuda, "is_initialized", bool)():
         return
@@ -117,12 +117,13 @@ def gpu_memory() -> Iterator[Value]:
 
 @contextmanager
 def exporting(instruments: Instruments, host: str, port: int = 0) -> Iterator[str]:
-    """``HOST:PORT`` where the metrics are served meanwhile, at ``/metrics``: with a `port` the first free one from it.
+    """Serves the metrics at ``/metrics`` inside the block. Yields ``HOST:PORT``.
 
-    `ConfigError` when `host` is not one IP address of this machine, or no port is to be had.
+    Uses the first free port starting at `port`; 0 lets the system choose. Raises `ConfigError` if `host` is not a
+    single IP address of this machine, or no port is free.
     """
     if not _is_one(host):
-        raise ConfigError(f"metrics: {host}: not all interfaces and no name: one IP address of this machine")
+        raise ConfigError(f"metrics: {host}: must be one IP address of this machine, no host name, not 0.0.0.0")
     server, thread = _serve(instruments.registry, host, port)
     try:
         yield f"[{host}]:{server.server_port}" if ":" in host else f"{host}:{server.server_port}"
@@ -133,7 +134,7 @@ def exporting(instruments: Instruments, host: str, port: int = 0) -> Iterator[st
 
 
 def _is_one(host: str) -> bool:
-    """Whether it is an IP address, and none that stands for all."""
+    """Whether `host` is an IP address other than the unspecified one (0.0.0.0, ::)."""
     try:
         return not ip_address(host).is_unspecified
     except ValueError:
@@ -147,11 +148,11 @@ def _serve(registry: prometheus.CollectorRegistry, host: str, first: int) -> tup
         except OSError as error:
             if error.errno != EADDRINUSE:
                 raise ConfigError(f"metrics: cannot listen at {host}: {error.strerror or error}") from None
-    raise ConfigError(f"metrics.port = {first}: this and the {PORTS - 1} ports after it are taken on {host}")
+    raise ConfigError(f"metrics.port = {first}: this and the next {PORTS - 1} ports are in use on {host}")
 
 
 def own_address(service: str) -> str:
-    """This machine's address as seen from a service at ``tcp://HOST:PORT``: at loopback loopback. Nothing is sent."""
+    """Returns the local IP address that routes to the service at ``tcp://HOST:PORT``. Sends no packet."""
     place = urlsplit(service)
     family, kind, protocol, _, target = socket.getaddrinfo(place.hostname, place.port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:

@@ -1,11 +1,11 @@
-"""Curves of a run for people: the gauges of every step and of every reading of the guardrails, by their names.
+"""Curves of a run for TensorBoard and W&B: the gauges of every optimizer step and every guardrail reading.
 
 ```
 RunMeter ── values, step ──> Scalars ──> TensorBoardWriter     RUN/tensorboard/   metrics.tensorboard
                                     └──> WandbWriter           W&B, RUN/wandb/    metrics.wandb
 ```
 
-A value's name is that of its metric, then its labels: ``douga_probe_reward/reward/policy``.
+A curve is named after its metric, followed by its label values: ``douga_probe_reward/reward/policy``.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from deploy.observability.weights_and_biases import WandbWriter, check_wandb
 
 
 class Sink(Protocol):
-    """Where curves are written."""
+    """Destination of curves."""
 
     def write(self, points: Mapping[str, float], step: int) -> None:
-        """Named values after optimizer step `step`, >= 1."""
+        """Writes name -> value after optimizer step `step`, >= 1."""
         ...
 
     def close(self) -> None:
-        """Everything that was written is stored."""
+        """Flushes everything that was written."""
         ...
 
 
 def check_sinks(config: RunConfig) -> None:
-    """`ConfigError` for a sink that is asked for and cannot work here."""
+    """Raises `ConfigError` for a configured sink that cannot be used here."""
     check_tensorboard(config)
     check_wandb(config)
 
 
 class Scalars:
-    """Writes the same values to every sink that the configuration asks for."""
+    """Writes the same values to every configured sink."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._sinks: list[Sink] = []
@@ -49,12 +49,12 @@ class Scalars:
             self._sinks.append(WandbWriter(config, folder))
 
     def write(self, values: Iterable[Value], step: int) -> None:
-        """The values after optimizer step `step`. Raises `StorageError` where the disk refuses."""
+        """Writes the values after optimizer step `step`. Raises `StorageError` if the disk fails."""
         points = {"/".join([value.name, *value.labels.values()]): value.value for value in values}
         for sink in self._sinks:
             sink.write(points, step)
 
     def close(self) -> None:
-        """Close all sinks."""
+        """Closes all sinks."""
         for sink in self._sinks:
             sink.close()

@@ -1,4 +1,4 @@
-"""What watches runs from outside: Prometheus, Alertmanager and Grafana, started on loopback in front of run folders.
+"""`douga monitor`: runs Prometheus, Alertmanager and Grafana on loopback for one or more run folders.
 
 ```
 RUN/prometheus/targets.json ──> PROMETHEUS ── rules.yml ──> ALERTMANAGER ──> receivers
@@ -6,8 +6,8 @@ RUN/prometheus/targets.json ──> PROMETHEUS ── rules.yml ──> ALERTMAN
                                     └── queries <── GRAFANA: deploy/observability/grafana/
 ```
 
-What they are told lies in `deploy/observability/prometheus` and `deploy/observability/grafana`; what they keep, in
-``RUN/prometheus/`` of the first run. Imports no torch.
+Their configuration is in `deploy/observability/prometheus` and `deploy/observability/grafana`; their data and logs are
+in ``RUN/prometheus/`` of the first run. Imports no torch.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from deploy.run_dir.signals import AGAIN, stop_on_signals
 HERE = Path(__file__).parent
 PROMETHEUS, GRAFANA = HERE / "prometheus", HERE / "grafana"
 HOST, FOLDER = "127.0.0.1", "prometheus"
-NAMES = {  # as they are called by Debian and by their makers
+NAMES = {  # executables: Debian's name first, then upstream's
     "prometheus": ("prometheus",),
     "alertmanager": ("prometheus-alertmanager", "alertmanager"),
     "grafana": ("grafana-server",),
@@ -46,12 +46,12 @@ START_SECONDS, END_SECONDS, POLL_SECONDS = 60.0, 20.0, 0.2
 
 
 def rules() -> dict[str, Any]:
-    """The rules file as Prometheus reads it, ``{"groups": [...]}``: also what a PrometheusRule has as its ``spec``."""
+    """Returns the parsed rules file, ``{"groups": [...]}``. It is also valid as the ``spec`` of a PrometheusRule."""
     return yaml.safe_load((PROMETHEUS / "rules.yml").read_text("utf-8"))
 
 
 def monitor(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM. `ConfigError` for what is missing, `RunFailed` when a server ends by itself."""
+    """Serves until SIGINT or SIGTERM. Raises `ConfigError` if a program is missing, `RunFailed` if a server exits."""
     if not 0 <= options.port <= 65533:
         raise ConfigError(f"--port {options.port}: allowed are 0 to 65533")
     folders = [find_run(run)[0].resolve() for run in options.runs]
@@ -68,7 +68,7 @@ def monitor(options: argparse.Namespace) -> int:
 
 
 def find_programs() -> dict[str, str]:
-    """Their paths; empty where Grafana is not installed. `ConfigError` for the others."""
+    """Returns the programs' paths, "" for a missing Grafana. Raises `ConfigError` if another one is missing."""
     return {name: _program(name) for name in NAMES}
 
 
@@ -81,9 +81,7 @@ def _program(name: str) -> str:
 
 def _receivers(given: Path | None) -> Path:
     if given is not None and not given.is_file():
-        raise ConfigError(
-            f"--alertmanager {given}: no such file; {PROMETHEUS / 'alertmanager.yml'} is one to begin from"
-        )
+        raise ConfigError(f"--alertmanager {given}: no such file; {PROMETHEUS / 'alertmanager.yml'} is an example")
     return (given or PROMETHEUS / "alertmanager.yml").resolve()
 
 
@@ -92,7 +90,7 @@ def _receivers(given: Path | None) -> Path:
 
 @dataclass(frozen=True)
 class Server:
-    """A child process that answers at ``HOST:PORT``."""
+    """A child process that serves at ``HOST:PORT``."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -100,38 +98,39 @@ class Server:
     address: str = ""
 
     def failed(self) -> RunFailed:
-        """What to say when it ended by itself."""
+        """Returns the error for a server that exited: exit code and last line of its log."""
         lines = self.log.read_text("utf-8", errors="replace").strip().splitlines()
         last = f": {lines[-1]:.300}" if lines else ""
-        return RunFailed(f"{self.name} ended with exit code {self.process.returncode}{last} (all of it: {self.log})")
+        return RunFailed(f"{self.name} ended with exit code {self.process.returncode}{last} (full log: {self.log})")
 
 
 def start(
     stack: ExitStack, programs: Mapping[str, str], folders: Sequence[Path], receivers: Path, port: int
 ) -> list[Server]:
-    """Prometheus at `port`, Alertmanager and, where there is one, Grafana at the next; with 0 at free ones.
+    """Starts Prometheus on `port`, Alertmanager on the next port and Grafana, if installed, on the one after.
 
-    They end when `stack` closes. Alertmanager is first: Prometheus must know its address, Grafana that of Prometheus.
+    With `port` 0 the system chooses free ports. The servers end when `stack` closes. Alertmanager starts first, because
+    Prometheus needs its address, as Grafana needs that of Prometheus.
     """
     place = folders[0] / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     ports = [port + after if port else 0 for after in range(3)]
-    words = alertmanager_words(programs["alertmanager"], place, receivers, ports[1])
-    alertmanager = stack.enter_context(running("alertmanager", words, place, "/-/ready"))
+    command = alertmanager_command(programs["alertmanager"], place, receivers, ports[1])
+    alertmanager = stack.enter_context(running("alertmanager", command, place, "/-/ready"))
     config = place / "prometheus.yml"
     write_whole(config, yaml.safe_dump(prometheus_config(folders, alertmanager.address), sort_keys=False))
-    words = prometheus_words(programs["prometheus"], place, config, ports[0])
-    prometheus = stack.enter_context(running("prometheus", words, place, "/-/ready"))
+    command = prometheus_command(programs["prometheus"], place, config, ports[0])
+    prometheus = stack.enter_context(running("prometheus", command, place, "/-/ready"))
     servers = [prometheus, alertmanager]
     if programs["grafana"]:
         environment = grafana_environment(place, prometheus.address, ports[2])
-        words = [programs["grafana"], "--homepath", os.environ.get("GF_PATHS_HOME", "/usr/share/grafana")]
-        servers.append(stack.enter_context(running("grafana", words, place, "/api/health", environment)))
+        command = [programs["grafana"], "--homepath", os.environ.get("GF_PATHS_HOME", "/usr/share/grafana")]
+        servers.append(stack.enter_context(running("grafana", command, place, "/api/health", environment)))
     return servers
 
 
 def prometheus_config(folders: Sequence[Path], alertmanager: str) -> dict[str, Any]:
-    """``prometheus.yml`` for these runs, with full paths and Alertmanager's ``HOST:PORT``."""
+    """Returns ``prometheus.yml`` for these runs, with absolute paths and Alertmanager's ``HOST:PORT``."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text("utf-8"))
     config["rule_files"] = [str(PROMETHEUS / file) for file in config["rule_files"]]
     config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
@@ -141,20 +140,20 @@ def prometheus_config(folders: Sequence[Path], alertmanager: str) -> dict[str, A
     return config
 
 
-def prometheus_words(program: str, place: Path, config: Path, port: int) -> list[str]:
+def prometheus_command(program: str, place: Path, config: Path, port: int) -> list[str]:
     """The command line of Prometheus."""
     listen = f"--web.listen-address={HOST}:{port}"
     return [program, f"--config.file={config}", f"--storage.tsdb.path={place / 'data'}", listen]
 
 
-def alertmanager_words(program: str, place: Path, config: Path, port: int) -> list[str]:
-    """The command line of Alertmanager, alone: without a cluster's port."""
+def alertmanager_command(program: str, place: Path, config: Path, port: int) -> list[str]:
+    """The command line of Alertmanager. An empty cluster address disables clustering and its port."""
     listen = (f"--web.listen-address={HOST}:{port}", "--cluster.listen-address=")
     return [program, f"--config.file={config}", f"--storage.path={place / 'alertmanager'}", *listen]
 
 
 def grafana_environment(place: Path, prometheus: str, port: int) -> dict[str, str]:
-    """Grafana's settings: on loopback whoever is on the machine may look, without a password, and change nothing."""
+    """Grafana's settings: anonymous read-only access, on loopback only."""
     own = place / "grafana"
     return {
         "GF_SERVER_HTTP_ADDR": HOST,
@@ -174,18 +173,21 @@ def grafana_environment(place: Path, prometheus: str, port: int) -> dict[str, st
 
 @contextmanager
 def running(
-    name: str, words: Sequence[str], place: Path, ready: str, environment: Mapping[str, str] | None = None
+    name: str, command: Sequence[str], place: Path, ready: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[Server]:
-    """A server, once GET `ready` answers 200; ended with the block. `RunFailed` when it ends or does not come to it."""
+    """Starts a server and yields it once GET `ready` returns 200. Terminates it at the end of the block.
+
+    Raises `RunFailed` if it exits, or is not ready within `START_SECONDS`.
+    """
     log = place / f"{name}.log"
     with log.open("wb") as file:
         process = subprocess.Popen(
-            list(words),
+            list(command),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
             env=os.environ | (environment or {}),
-            start_new_session=True,  # a terminal's Ctrl-C is for us, who end them in order
+            start_new_session=True,  # Ctrl-C must reach only this process, which stops the servers in order
         )
     try:
         yield _ready(Server(name, process, log), ready)
@@ -207,11 +209,11 @@ def _ready(server: Server, path: str) -> Server:
         if address and _answers(f"http://{address}{path}"):
             return Server(server.name, server.process, server.log, address)
         time.sleep(POLL_SECONDS)
-    raise RunFailed(f"{server.name} did not answer within {START_SECONDS:g} s (its log: {server.log})")
+    raise RunFailed(f"{server.name} did not answer within {START_SECONDS:g} s (log: {server.log})")
 
 
 def _listening(process: subprocess.Popen[bytes]) -> str:
-    """The ``HOST:PORT`` at which a process listens, which with port 0 only the system knows; empty before it does."""
+    """Returns the ``HOST:PORT`` at which a process listens, "" if it does not yet. Needed because port 0 is allowed."""
     try:
         connections = psutil.Process(process.pid).net_connections("tcp")
     except psutil.Error:
@@ -233,4 +235,4 @@ def _wait(servers: Sequence[Server], stop: Callable[[], bool]) -> None:
             if server.process.poll() is not None:
                 raise server.failed()
         time.sleep(POLL_SECONDS)
-    print("ended; data and logs are kept", file=sys.stderr)
+    print("stopped; data and logs are kept", file=sys.stderr)

@@ -1,12 +1,12 @@
-"""Whom to scrape: ``RUN/prometheus/targets.json``, in the form of Prometheus' file_sd, whole at every moment.
+"""Prometheus scrape targets of a run: ``RUN/prometheus/targets.json`` in file_sd format, replaced atomically.
 
 ```
 RUN/prometheus/targets.json   the run's own processes, labelled by TARGET_LABELS of `observability/definitions.py`
-RUN/prometheus/ray.json       Ray's exporters, one a node: ray_... series, of the cluster as a whole
+RUN/prometheus/ray.json       Ray's exporters, one per node: ray_... series of the whole cluster
 ```
 
-A process is listed while it works: who dies, leaves or is at its end is taken out, and after the run both lists are
-empty. They stay only where everything was killed at once, until the run is started again.
+A process is listed while it runs: it is removed when it crashes, leaves or finishes, and both lists are empty after the
+run. Entries are left behind only if all processes were killed at once, until the run is resumed.
 """
 
 from __future__ import annotations
@@ -25,62 +25,62 @@ from common.roles import role_of
 from deploy.run_dir import layout
 
 FOLDER, OWN, RAY = "prometheus", "targets.json", "ray.json"
-MOST, NAME = 4096, 64  # targets of a run, characters of a worker's name
+MOST, NAME = 4096, 64  # maximum number of targets of a run, and length of a worker's name
 
 
 class Targets:
-    """The lists of one run. Thread-safe. Raises `StorageError` where the disk refuses."""
+    """The target lists of one run. Thread-safe. Raises `StorageError` if the disk fails."""
 
     def __init__(self, folder: Path, run: str) -> None:
-        """Empty ones, whatever an earlier start has left there."""
+        """Starts with empty lists and overwrites those of an earlier start."""
         self._folder, self._run, self._lock = folder / FOLDER, run, Lock()
         self._at: dict[str, str] = {}  # worker -> HOST:PORT
         self._absent: frozenset[str] = frozenset()
-        self._written: dict[str, str] = {}  # file -> what is there
+        self._written: dict[str, str] = {}  # file -> its content
         self._folder.mkdir(exist_ok=True)
         self.clear()
 
     def put(self, worker: str, address: str) -> None:
-        """`worker` is at ``HOST:PORT``. `ValueError` for an address that is none, and for too many targets.
+        """Adds or updates a worker at ``HOST:PORT``. Raises `ValueError` for a malformed address or too many targets.
 
-        Loopback addresses are not listed beside others: they are those of a guest behind a tunnel, and elsewhere mean
-        another machine.
+        Loopback addresses are left out if there are others: they belong to external workers behind a tunnel, and
+        Prometheus on another machine could not reach them.
         """
         _check(worker, address)
         with self._lock:
             if len(self._at) >= MOST and worker not in self._at:
-                raise ValueError(f"{MOST} targets are there; no more are listed")
+                raise ValueError(f"{MOST} targets are listed already, the maximum")
             self._at[worker] = address
             self._write()
 
     def remove(self, workers: Collection[str]) -> None:
-        """They work no longer."""
+        """Removes workers."""
         with self._lock:
             for worker in workers:
                 self._at.pop(worker, None)
             self._write()
 
     def hide(self, absent: Iterable[str]) -> None:
-        """These, of all, were not heard of for a while."""
+        """Leaves out the workers in `absent` (no recent heartbeat) until the next call."""
         with self._lock:
             now, before = frozenset(absent), self._absent
-            if now != before:  # this is asked several times a second
+            if now != before:  # called several times a second
                 self._absent = now
                 self._write()
 
     def workers(self, role: str) -> list[str]:
-        """Those of a role that are there."""
+        """Returns the names of a role's workers that are listed and not hidden."""
         with self._lock:
             return [worker for worker in self._at if _process(worker) == role and worker not in self._absent]
 
     def ray(self, addresses: Collection[str]) -> None:
-        """Ray's own exporters."""
+        """Sets the addresses of Ray's own exporters."""
         labels = {"run": self._run, "process": "ray"}
         with self._lock:
             self._put(RAY, [{"targets": sorted(addresses), "labels": labels}] if addresses else [])
 
     def clear(self) -> None:
-        """Nobody is there."""
+        """Empties both lists."""
         with self._lock:
             self._at = {}
             self._write()
@@ -112,7 +112,7 @@ class Targets:
 
 @contextmanager
 def swept(folder: Path) -> Iterator[None]:
-    """Afterwards the lists are empty, also when their process was killed, unless somebody else holds the folder."""
+    """Empties the lists after the block, even if the hub was killed, unless another process holds the folder."""
     try:
         yield
     finally:
@@ -130,7 +130,7 @@ def _host(address: str) -> str:
 
 
 def _check(worker: str, address: str) -> None:
-    """What is written down is later asked by Prometheus: an IP address and a port, no path, no name."""
+    """Prometheus will request this address: only an IP address and a port are allowed, no host name and no path."""
     place = urlsplit(f"//{address}")
     ip_address(place.hostname or "")
     if not place.port or address not in (f"{place.hostname}:{place.port}", f"[{place.hostname}]:{place.port}"):

@@ -1,6 +1,6 @@
-"""TensorBoard as a sink of a run's curves.
+"""TensorBoard sink for the curves of a run.
 
-``tensorboard --logdir RUN/tensorboard`` shows them. It is an extra: ``pip install 'douga[tensorboard]'``.
+``tensorboard --logdir RUN/tensorboard`` shows them. Optional dependency: ``pip install 'douga[tensorboard]'``.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ FOLDER = "tensorboard"
 
 
 def check_tensorboard(config: RunConfig) -> None:
-    """`ConfigError` when it is asked for and cannot be had."""
+    """Raises `ConfigError` if `metrics.tensorboard` is set but the package is missing."""
     if config.metrics.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError("metrics.tensorboard: needs the package tensorboard: pip install 'douga[tensorboard]'")
 
 
 class TensorBoardWriter:
-    """Writes into the folder of a run. What an earlier start wrote from this one's first step on is not shown."""
+    """Writes to a run folder. Points of earlier starts from this start's first step on are purged from the curves."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / FOLDER
         self._writer: SummaryWriter | None = None
 
     def write(self, points: Mapping[str, float], step: int) -> None:
-        """See `Sink`. Raises `StorageError` where the disk refuses."""
+        """See `Sink`. Raises `StorageError` if the disk fails."""
         with writing(self._folder):
             if self._writer is None:
-                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - an extra
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - optional dependency
 
                 self._writer = SummaryWriter(str(self._folder), purge_step=step, flush_secs=10)
             for name, value in points.items():
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """All is on the disk."""
+        """See `Sink`."""
         if self._writer is not None:
             self._writer.close()

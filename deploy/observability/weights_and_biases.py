@@ -1,10 +1,10 @@
-"""Weights & Biases as a sink of a run's curves. An extra: ``pip install 'douga[wandb]'``.
+"""Weights & Biases sink for the curves of a run. An optional dependency: ``pip install 'douga[wandb]'``.
 
 ``WANDB_MODE=offline`` keeps everything in ``RUN/wandb/``. The id of the W&B run is in ``RUN/wandb/id``, so that a
-resumed run continues its curves. W&B refuses a step that is not above the last one, and a resumed run repeats steps:
-the step is therefore a value of its own, the curves' x axis, and repeated steps show twice.
+resumed run continues its curves. W&B rejects a step that does not exceed the last one, but a resumed run repeats steps.
+The step is therefore logged as a separate value and used as the x axis; repeated steps appear twice.
 
-Trouble with W&B never ends a run: it goes on without, and logs a warning once.
+Errors of W&B never end a run: it continues without W&B and logs one warning.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 FOLDER, ID = "wandb", "id"
 STEP = "step"
-INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # for W&B to answer at the start, and to take the rest at the end
+INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # timeouts: to answer at the start, to upload the rest at the end
 
 
 def check_wandb(config: RunConfig) -> None:
-    """`ConfigError` when it is asked for, and the package or a login is missing."""
+    """Raises `ConfigError` if `metrics.wandb` is set but the package or the login is missing."""
     if not config.metrics.wandb:
         return
     if find_spec("wandb") is None:
@@ -40,14 +40,14 @@ def check_wandb(config: RunConfig) -> None:
 
 
 class WandbWriter:
-    """Continues the W&B run of a run folder, or starts one. Raises `StorageError` where its id cannot be kept."""
+    """Resumes the W&B run of a run folder, or starts one. Raises `StorageError` if its id cannot be stored."""
 
     def __init__(self, config: RunConfig, folder: Path) -> None:
         self._run: Any = None
         name = _id_in(folder / FOLDER)
         try:
             self._run = _started(config, folder, name)
-        except Exception as error:  # of whatever kind: W&B's own, of the network, of its helper process
+        except Exception as error:  # W&B raises its own errors, network errors and those of its service process
             self._give_up(error)
 
     def write(self, points: Mapping[str, float], step: int) -> None:
@@ -68,7 +68,7 @@ class WandbWriter:
 
     def _give_up(self, error: Exception) -> None:
         self._run = None
-        log.warning("the run goes on without W&B: %s: %s", type(error).__name__, error)
+        log.warning("the run continues without W&B: %s: %s", type(error).__name__, error)
 
 
 def _started(config: RunConfig, folder: Path, name: str) -> Any:
@@ -91,7 +91,7 @@ def _started(config: RunConfig, folder: Path, name: str) -> Any:
 
 
 def _id_in(folder: Path) -> str:
-    """The id that is kept in a folder; a new one is written there first. Raises `StorageError`."""
+    """Returns the W&B run id stored in `folder`; creates one if there is none. Raises `StorageError`."""
     file = folder / ID
     if not file.exists():
         with writing(folder):

@@ -1,4 +1,4 @@
 """`douga plan`: memory, time and disk of a run, computed from its configuration without loading a model.
 
-Change here the estimates. Tests compare them with real models, so a formula follows the code that it estimates.
+Change the estimates here. Tests compare them with real models, so keep each formula in step with the code it estimates.
 """

@@ -1,30 +1,30 @@
 """The memory that each role of a run needs, computed from the config. No torch.
 
-P parameters of the denoiser, T of the optimizer (P, or the A of one adapter), b bytes per number (2 or 4), N ranks,
-M = `learner.micro_batch` groups of k kept clips (2 of a pair, 1 for supervised fine-tuning); S, d and what autograd
-saves: `deploy/planning/model_sizes.py`. GB are 10⁹ bytes. An algorithm without a reference has no term of it.
+P: parameters of the denoiser; T: trained parameters (P, or A of one LoRA adapter); b: bytes per number (2 or 4);
+N: ranks; M: `learner.micro_batch` groups of k kept clips (2 for a pair, 1 for supervised fine-tuning). S, d and saved
+activations: `deploy/planning/model_sizes.py`. GB = 10⁹ bytes. Without a reference its rows are 0.
 
 | role | term | bytes |
 |---|---|---|
-| sampler | weights | b P, and the T5 encoder and the VAE in b; with LoRA b A |
+| sampler | weights | b P, plus T5 encoder and VAE at b each; with LoRA plus b A |
 | | denoising | `FORWARD` S d b for each clip of a micro-batch, twice with guidance |
 | | VAE decode | `DECODE` x 9 frames x H x W x channels x b for each clip; with `vae_tiling` H, W of a tile |
-| | T5, VAE | with `offload` no weights but a phase: T5 alone, the VAE with what it decodes |
-| learner | weights | b P (ZeRO 3: b P / N) and the table of positions; with LoRA both adapters |
-| | reference | b P (sharded: / N; in host memory: 0); with LoRA b A, in the weights' line |
+| | T5, VAE | with `offload` not resident: T5 is a phase, the VAE belongs to the decode phase |
+| learner | weights | b P (ZeRO 3: b P / N) plus the position table; with LoRA plus both adapters |
+| | reference | b P (sharded: / N; in host memory: 0); with LoRA b A, counted under weights |
 | | gradients | b T, ZeRO 2 and 3: / N; one rank without ZeRO: 4 T |
 | | master weights | 4 T, ZeRO: / N (bfloat16 stage 0 of several ranks runs as 1); none in float32 without ZeRO |
 | | moments | 8 T, ZeRO: / N; `adamw_8bit`: `EIGHT_BIT` T |
 | | exchange buffers | ZeRO: reduction bucket b min(T, 5e8); ZeRO 3: b min(P, 1e9) of gathered weights |
 | | reference pass | `FORWARD` S d b of k M clips; from host memory b P |
-| | activations | what autograd saves of k M clips (one forward), a recomputed block, `BACKWARD` S d b a clip |
+| | activations | saved by autograd for k M clips (one forward), a recomputed block, `BACKWARD` S d b per clip |
 | | optimizer step | ZeRO: 4 T / N, the gradients in float32 |
-| rewarder | heads | their files |
+| rewarder | heads | size of their files |
 | each process | CUDA | `CUDA_BYTES`: context, library workspaces |
 
-`learner.offload_optimizer` moves masters, moments and float32 gradients to host memory, which `Need.host` counts.
-Denoising, decoding, the passes and the optimizer's step come one after the other: the largest counts. A worker with a
-share of a GPU has that share of its memory and of its speed. In serial mode one process holds all roles.
+`learner.offload_optimizer` moves master weights, moments and float32 gradients to host memory (`Need.host`). Denoising,
+decoding, the training passes and the optimizer step run one after the other, so only the largest counts. A worker with
+a share of a GPU gets that share of its memory and speed. In serial mode one process holds all roles.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from common.config import RewardConfig, RunConfig, algorithm_class, open_algorit
 from deploy.planning.model_sizes import EMBEDDED, ModelSizes
 
 CUDA_BYTES = 10**9  # assumed
-FORWARD = 12  # S d b: most that a forward pass without gradient holds; counted on torch's allocations, attention fused
-BACKWARD = 2  # S d b beside what is saved; counted likewise
-DECODE = 12  # counted likewise: 10; two more for the convolutions' workspace
+FORWARD = 12  # S d b: peak of a forward pass without gradients; measured from torch's allocations with fused attention
+BACKWARD = 2  # S d b on top of the saved activations; measured likewise
+DECODE = 12  # measured likewise: 10; plus 2 for the convolutions' workspace
 REDUCE_BUCKET, LIVE_PARAMETERS = 5 * 10**8, 10**9  # DeepSpeed's defaults
-LATENTS_AT_ONCE = 2  # that the VAE decodes together; a third one where their number is odd
+LATENTS_AT_ONCE = 2  # latent frames that the VAE decodes together; 3 once if their number is odd
 FLOAT32 = 4
-EIGHT_BIT = 2 + 2 * 4 / 256  # two moments of a byte, a scale for each 256 of them
+EIGHT_BIT = 2 + 2 * 4 / 256  # bytes per parameter: two 1-byte moments, a float32 scale per 256 values of each
 GIGA = 1e9
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU: nominal memory in GB, dense bfloat16 peak in TFLOP/s, both from its data sheet."""
+    """A GPU model: nominal memory in GB and dense bfloat16 peak in TFLOP/s, from its data sheet."""
 
     name: str
     gigabytes: float
@@ -70,7 +70,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that one worker of a role holds: `resident` always, of `phases` one at a time."""
+    """Bytes of GPU memory of one worker of a role: all of `resident`, plus one of `phases` at a time."""
 
     role: str
     workers: int
@@ -78,21 +78,24 @@ class Need:
     share: float  # of the GPU
     resident: Mapping[str, int]
     phases: Mapping[str, int]
-    host: int = 0  # bytes of host memory beside it
+    host: int = 0  # bytes of host memory in addition
 
     @property
     def total(self) -> int:
-        """The most that it holds at once."""
+        """Peak GPU memory in bytes."""
         return sum(self.resident.values()) + max(self.phases.values(), default=0)
 
     @property
     def budget(self) -> float:
-        """Bytes that it may hold."""
+        """GPU memory available to the worker, in bytes."""
         return self.gpu.gigabytes * GIGA * min(1.0, self.share)
 
 
 def needs(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], tokens: int) -> tuple[Need, ...]:
-    """Of a run whose clips have so many tokens, on `gpus` (role -> kind): one per role; in serial mode one for all."""
+    """Returns the needs of a run with `tokens` tokens per clip on `gpus` (role -> kind).
+
+    One per role in the order sampler, rewarder, learner; in serial mode a single one for the process.
+    """
     roles = (
         _need("sampler", config, gpus, *sampler_bytes(config, sizes, tokens)),
         _need("rewarder", config, gpus, {"heads": _heads_bytes(config.reward)}, {}),
@@ -114,19 +117,19 @@ def _need(
 
 
 def share_of(role: str, config: RunConfig) -> float:
-    """Of a GPU, that each worker of a role has; above 1 it is so many GPUs."""
+    """GPUs per worker of a role: a fraction shares a GPU, above 1 it is a number of GPUs."""
     return config.cluster.placement_of(role).gpus if config.mode == "cluster" else 1.0
 
 
 def _one_process(roles: tuple[Need, ...]) -> Need:
-    """Serial mode: everything is resident beside everything, one phase of one role at a time."""
+    """Serial mode: all roles are resident together, and one phase of one role runs at a time."""
     resident = {f"{need.role} {name}": held for need in roles for name, held in need.resident.items() if name != "CUDA"}
     phases = {f"{need.role} {name}": held for need in roles for name, held in need.phases.items()}
     return Need("process", 1, roles[-1].gpu, 1.0, {**resident, "CUDA": CUDA_BYTES}, phases, sum(n.host for n in roles))
 
 
 def ranks_of(config: RunConfig) -> int:
-    """N: of the learner."""
+    """N: ranks of the learner."""
     return config.cluster.learner.count if config.mode == "cluster" else 1
 
 
@@ -146,7 +149,7 @@ def number_bytes(config: RunConfig) -> int:
 
 
 def sampler_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
-    """(resident, phases) of one sampler."""
+    """Returns (resident, phases) of one sampler in bytes, each name -> bytes. `tokens` is per clip."""
     b, batch = number_bytes(config), min(config.sampler.micro_batch, config.sampler.candidates)
     adapter = sizes.adapter_parameters(config.learner.lora) if config.learner.train == "lora" else 0
     calls = batch * (2 if config.sampler.guidance > 1 else 1)
@@ -159,17 +162,17 @@ def sampler_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
 
 
 def _decode_bytes(config: RunConfig, sizes: ModelSizes) -> int:
-    """Of one clip: its widest layer, of the latents that go together, over the picture or over one tile."""
+    """Bytes to decode one clip: its widest layer, for the latent frames decoded together, for one frame or tile."""
     size, vae = config.model, sizes.vae
     frames = min(size.frames, LATENTS_AT_ONCE * int(vae["temporal_compression_ratio"]) + 1)
     height, width = size.height, size.width
-    if config.sampler.vae_tiling:  # diffusers' tiles: half of the size that the VAE was made for
+    if config.sampler.vae_tiling:  # diffusers' default tile: half of the VAE's sample size
         height, width = min(height, vae["sample_height"] // 2), min(width, vae["sample_width"] // 2)
     return DECODE * frames * height * width * max(vae["block_out_channels"][:2]) * number_bytes(config)
 
 
 def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[dict[str, int], dict[str, int]]:
-    """(resident, phases) of one rank of the learner."""
+    """Returns (resident, phases) of one rank of the learner in bytes, each name -> bytes. `tokens` is per clip."""
     rules, b, ranks, stage = config.learner, number_bytes(config), ranks_of(config), _stage(config)
     whole, lora = sizes.transformer_parameters, rules.lora if rules.train == "lora" else None
     trained = sizes.adapter_parameters(lora) if lora else whole
@@ -200,7 +203,7 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
 
 
 def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
-    """Of one rank of the learner, beside what its process takes anyway."""
+    """Host memory of one rank of the learner in bytes, besides that of its process."""
     rules = config.learner
     trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else sizes.transformer_parameters
     gradients = FLOAT32 * _split(trained, _stage(config) > 0, ranks_of(config))
@@ -209,12 +212,12 @@ def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
 
 
 def _sharding(config: RunConfig) -> bool:
-    """Whether DeepSpeed holds the model."""
+    """Whether the learner uses DeepSpeed."""
     return ranks_of(config) > 1 or config.learner.zero_stage > 0
 
 
 def _stage(config: RunConfig) -> int:
-    """The ZeRO stage as it runs."""
+    """The effective ZeRO stage: bfloat16 under DeepSpeed uses at least stage 1."""
     stage = config.learner.zero_stage
     return max(stage, 1) if _sharding(config) and number_bytes(config) == 2 else stage
 
@@ -228,7 +231,7 @@ def _reference(config: RunConfig, sizes: ModelSizes) -> int:
 
 
 def _optimizer_bytes(config: RunConfig, trained: int) -> dict[str, int]:
-    """Masters and moments of one rank."""
+    """Bytes of master weights and moments of one rank."""
     rules, stage = config.learner, _stage(config)
     mine = _split(trained, stage > 0, ranks_of(config))
     copies = stage > 0 or number_bytes(config) == 2 or rules.offload_optimizer
@@ -241,7 +244,10 @@ def _split(count: int, sharded: bool, ranks: int) -> int:
 
 
 def _heads_bytes(reward: RewardConfig) -> int:
-    """Of the heads and the local judges; where there is no folder of heads here, of the embedded ones: same layers."""
+    """Bytes of the heads and the local judges.
+
+    If the heads' folder is not on this machine, the size of the embedded heads is used: they have the same layers.
+    """
     heads = _weights_bytes(Path(reward.path)) or _weights_bytes(EMBEDDED / "heads") if reward.path else 0
     return heads + sum(_weights_bytes(Path(judge.path)) for judge in reward.judges.values() if judge.path)
 

@@ -1,4 +1,4 @@
-"""How large a CogVideoX model is and what a call of it costs, from its config files alone. No torch.
+"""Size of a CogVideoX model and cost of its forward pass, from its config files alone. No torch.
 
 ```
 transformer/ vae/ text_encoder/ config.json ──> ModelSizes ──> parameters, tokens, saved activations, FLOPs
@@ -10,15 +10,16 @@ transformer/ vae/ text_encoder/ config.json ──> ModelSizes ──> parameter
 | d | width of the transformer (heads x head width); its MLP has 4d |
 | b | bytes per number |
 
-What autograd keeps of one block, in units of S d b (`SAVED`): the inputs of two layer norms and of their modulation
-(2 + 2), what the q, k, v projections read (1), q and k before their norms (2), q, k, v and the output as attention
-keeps them (4; fused attention keeps no S x S), what the output projection reads and gives (2), what the MLP reads (1),
-its hidden layer before and after GELU (4 + 4), what it gives (1): 23. Frozen weights need no input of their own:
-adapters on the attention alone leave 14. Statistics of norms and attention are float32, five numbers a head and token.
+Activations that autograd saves per block, in units of S d b (`SAVED`): the inputs of two layer norms and of their
+modulation (2 + 2), the input of the q, k, v projections (1), q and k before their norms (2), q, k, v and the output of
+attention (4; fused attention saves no S x S matrix), input and output of the output projection (2), the input of the
+MLP (1), its hidden layer before and after GELU (4 + 4), its output (1): 23. Layers with frozen weights need not save
+their input: with adapters on attention only, 14 remain. Statistics of norms and attention are float32, five values per
+head and token.
 
-The floating-point operations of a forward pass are 2 per weight and token for the matrices that every token passes
-(12 d² a block), and 4 S² d a block for attention; a backward pass costs twice that, less the weight gradients of what
-is frozen. Embeddings and modulation are left out: they see one vector a clip, or once.
+A forward pass takes 2 FLOPs per weight and token for the matrices that every token passes through (12 d² weights per
+block), and 4 S² d per block for attention. A backward pass takes twice that, minus the weight gradients of frozen
+layers. Embeddings and modulation are neglected: they are computed once or for one vector per clip.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ from common.errors import ConfigError
 from common.models.shapes import Config, front_padding, latent_shape
 
 SAVED = {"full": 23, "lora": 14}  # S d b per block, see above
-SAVED_BY_TARGET = {"ff.net.0.proj": 1, "ff.net.2": 4}  # what an adapter there has to keep, S d b
-SAVED_OUTSIDE = {"full": 4, "lora": 2}  # S d b: the embedding, the last norms, the last projection
+SAVED_BY_TARGET = {"ff.net.0.proj": 1, "ff.net.2": 4}  # S d b that an adapter on this layer saves in addition
+SAVED_OUTSIDE = {"full": 4, "lora": 2}  # S d b outside the blocks: embedding, last norms, last projection
 STATISTICS = 5  # float32 per head and token
 DEFAULT = "2b"  # the family whose configs are the defaults of diffusers' and transformers' classes
 PARTS = ("transformer", "vae", "text_encoder")
-EMBEDDED = Path(__file__).parents[2] / "common" / "toon" / "weights"  # what 'toon' stands for
+EMBEDDED = Path(__file__).parents[2] / "common" / "toon" / "weights"  # the model named 'toon'
 
 
 @dataclass(frozen=True)
 class Linear:
-    """A matrix (or a convolution that acts as one) of the transformer."""
+    """A linear layer (or an equivalent convolution) of the transformer."""
 
     name: str
     inputs: int
@@ -54,13 +55,13 @@ class Linear:
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """Number of weights and biases."""
         return self.inputs * self.outputs + self.bias * self.outputs
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution of the VAE; it runs at `2 ** space` times the latents' sides and `2 ** time` times their frames."""
+    """A VAE convolution. It runs at `2 ** space` times the latents' height and width, `2 ** time` their frames."""
 
     weights: int
     outputs: int
@@ -70,7 +71,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The three parts' configs, with defaults filled in."""
+    """Configs of transformer, VAE and text encoder, with defaults filled in."""
 
     name: str
     transformer: Config
@@ -81,16 +82,16 @@ class ModelSizes:
 
     @property
     def width(self) -> int:
-        """d."""
+        """d: width of the transformer."""
         return self.transformer["num_attention_heads"] * self.transformer["attention_head_dim"]
 
     @property
     def layers(self) -> int:
-        """Transformer blocks."""
+        """Number of transformer blocks."""
         return int(self.transformer["num_layers"])
 
     def linears(self) -> Iterator[Linear]:
-        """Every matrix of the transformer, by its name in diffusers."""
+        """Yields every linear layer of the transformer, with its name in diffusers."""
         c, d, t = self.transformer, self.width, self.transformer["time_embed_dim"]
         patch_t = c["patch_size_t"] or 1
         patch = c["patch_size"] ** 2 * patch_t
@@ -112,14 +113,14 @@ class ModelSizes:
 
     @property
     def transformer_parameters(self) -> int:
-        """P: weights of the denoiser, norms included."""
+        """P: parameters of the denoiser, norms included."""
         heads = 4 * self.transformer["attention_head_dim"]  # norms of q and k: weight and bias each
         norms = 2 * self.width if self.transformer["norm_elementwise_affine"] else 0
         return sum(one.parameters for one in self.linears()) + self.layers * (heads + 2 * norms) + 2 * norms
 
     @property
     def position_values(self) -> int:
-        """Numbers in the table of positions, which is no parameter: 0 where positions are rotary alone."""
+        """Size of the position table, which is a buffer and not a parameter; 0 with rotary embeddings only."""
         c = self.transformer
         if c["use_rotary_positional_embeddings"] and not c["use_learned_positional_embeddings"]:
             return 0
@@ -128,15 +129,15 @@ class ModelSizes:
         return (c["max_text_seq_length"] + patches) * self.width
 
     def adapter_parameters(self, lora: LoraConfig) -> int:
-        """A: weights of one adapter. `ConfigError` when no layer matches `lora.targets`."""
-        hit = [one for one in self.linears() if any(f".{one.name}".endswith(f".{t}") for t in lora.targets)]
-        if not hit:
+        """A: parameters of one LoRA adapter. Raises `ConfigError` if no layer matches `lora.targets`."""
+        matching = [one for one in self.linears() if any(f".{one.name}".endswith(f".{t}") for t in lora.targets)]
+        if not matching:
             raise ConfigError(f"learner.lora.targets = {list(lora.targets)}: no layer of {self.name} has such a name")
-        return sum(lora.rank * (one.inputs + one.outputs) for one in hit)
+        return sum(lora.rank * (one.inputs + one.outputs) for one in matching)
 
     @property
     def text_parameters(self) -> int:
-        """Weights of the T5 encoder."""
+        """Parameters of the T5 encoder."""
         c = self.text_encoder
         attention = 4 * c["d_model"] * c["num_heads"] * c["d_kv"]
         gated = str(c["feed_forward_proj"]).startswith("gated")
@@ -146,26 +147,29 @@ class ModelSizes:
 
     @property
     def vae_parameters(self) -> int:
-        """Weights of the video autoencoder."""
+        """Parameters of the VAE."""
         return sum(one.weights + one.outputs for half in (_encoder, _decoder) for one in half(self.vae))
 
-    # A clip.
+    # Shapes of one clip.
 
     def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(F, C, h, w), as stored. `ConfigError` when the size does not fit the model."""
+        """Returns the latents' shape (F, C, h, w). Raises `ConfigError` if the size does not fit the model."""
         return latent_shape(self.name, self.transformer, self.vae, frames, height, width)
 
     def tokens(self, shape: tuple[int, int, int, int]) -> int:
-        """S of latents (F, C, h, w), the caption's tokens included."""
+        """S: tokens of latents (F, C, h, w), caption tokens included."""
         c, (frames, _, height, width) = self.transformer, shape
         padded = frames + front_padding(c, frames)
         video = padded * height * width // (c["patch_size"] ** 2 * (c["patch_size_t"] or 1))
         return c["max_text_seq_length"] + video
 
-    # Activations and operations of `batch` clips of S tokens.
+    # Activations in bytes and FLOPs; `tokens` is S, `number` is b.
 
     def saved_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, recompute: str) -> int:
-        """What autograd keeps from forward to backward, without what a block recomputes."""
+        """Bytes that autograd saves for `batch` clips between forward and backward.
+
+        `recompute` is `learner.gradient_checkpointing`; the activations of a block being recomputed are not included.
+        """
         unit = batch * tokens * self.width * number
         outside = SAVED_OUTSIDE["lora" if lora else "full"] * unit
         if recompute == "full":
@@ -176,7 +180,7 @@ class ModelSizes:
         return outside + self.layers * self.block_bytes(batch, tokens, number, lora)
 
     def block_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None) -> int:
-        """What autograd keeps of one whole block."""
+        """Bytes that autograd saves for `batch` clips in one block without checkpointing."""
         units = SAVED["lora" if lora else "full"]
         inner = 0
         if lora:
@@ -186,11 +190,11 @@ class ModelSizes:
         return batch * tokens * (number * (units * self.width + inner) + statistics)
 
     def forward_flops(self, tokens: int) -> tuple[float, float]:
-        """Operations of one forward pass over one clip: (of the matrices, of attention)."""
+        """FLOPs of one forward pass over one clip: (matrices, attention)."""
         return self.layers * 24.0 * tokens * self.width**2, self.layers * 4.0 * tokens**2 * self.width
 
     def decode_flops(self, shape: tuple[int, int, int, int]) -> float:
-        """Operations of decoding one clip of latents (F, C, h, w)."""
+        """FLOPs of decoding the latents (F, C, h, w) of one clip."""
         frames, _, height, width = shape
         places = {
             (one.space, one.time): (2**one.time * (frames - 1) + 1) * height * width * 4**one.space
@@ -199,7 +203,7 @@ class ModelSizes:
         return sum(2.0 * one.weights * places[one.space, one.time] for one in _decoder(self.vae))
 
 
-# The VAE, layer by layer. A norm counts as one weight and one bias per channel, without operations worth counting.
+# The VAE, layer by layer. A norm counts as one weight and one bias per channel; its FLOPs are negligible.
 
 
 def _encoder(c: Config) -> Iterator[Convolution]:
@@ -236,7 +240,7 @@ def _decoder(c: Config) -> Iterator[Convolution]:
 def _residuals(
     before: int, after: int, count: int, latent: int, space: int = 0, time: int = 0
 ) -> Iterator[Convolution]:
-    """`count` residual blocks; with `latent` channels their norms are modulated by the latents."""
+    """Yields `count` residual blocks. If `latent` > 0, norms are modulated by latents with that many channels."""
     for _ in range(count):
         yield from (*_norm(before, latent, space, time), Convolution(27 * before * after, after, space, time))
         yield from (*_norm(after, latent, space, time), Convolution(27 * after * after, after, space, time))
@@ -251,7 +255,7 @@ def _norm(channels: int, latent: int, space: int, time: int) -> Iterator[Convolu
         yield Convolution(latent * channels, channels, space, time)
 
 
-# Where the configs come from.
+# Sources of the configs.
 
 
 @cache
@@ -260,29 +264,29 @@ def _published() -> dict[str, Any]:
 
 
 def families() -> tuple[str, ...]:
-    """The names that `family_sizes` takes."""
+    """Names that `family_sizes` accepts."""
     return tuple(_published())
 
 
 def family_sizes(family: str) -> ModelSizes:
-    """A published family by its name. `ConfigError` for another name."""
+    """Returns the sizes of a published model family. Raises `ConfigError` for an unknown name."""
     if family not in _published():
         raise ConfigError(f"--family {family}: allowed are {', '.join(families())}")
     return ModelSizes(_published()[family]["name"], *(family_config(family, part) for part in PARTS))
 
 
 def family_config(family: str, part: str) -> Config:
-    """A published family's config of a part, of its "scheduler", or the "clip" that it was trained for."""
+    """Returns a published family's config of a part or of its "scheduler", or the "clip" size it was trained on."""
     return _filled(part, _published()[family].get(part, {}))
 
 
 def folder_sizes(folder: Path) -> ModelSizes:
-    """A pipeline folder, by its config files. `ConfigError` names the file that is missing or broken."""
+    """Reads the sizes of a pipeline folder. Raises `ConfigError` naming a missing or invalid config file."""
     return ModelSizes(folder.name, *(_filled(part, _read(folder / part / "config.json")) for part in PARTS))
 
 
 def _filled(part: str, own: Mapping[str, Any]) -> Config:
-    """Old checkpoints leave newer keys out."""
+    """Fills in defaults: the configs of old checkpoints lack newer keys."""
     return _published()[DEFAULT][part] | dict(own)
 
 

@@ -1,8 +1,7 @@
-"""What a run needs, before GPUs are rented: memory (`deploy/planning/memory.py`), time, disk; computed from the config.
-No torch.
+"""Estimates memory (`deploy/planning/memory.py`), time and disk of a run from its config. No torch.
 
-Time is operations / (peak of the GPU x MFU). MFU is an assumption (`--mfu`), not a measurement; loading, pushes and
-scoring are left out, and so are what `cache_threshold` skips and the way of offloaded weights to the GPU and back.
+Time is FLOPs / (peak of the GPU x MFU). MFU is an assumption (`--mfu`), not a measurement. Model loading, weight syncs,
+scoring, the savings of `cache_threshold` and the transfers of offloaded weights are not included.
 """
 
 from __future__ import annotations
@@ -31,39 +30,39 @@ from deploy.planning.memory import (
 )
 from deploy.planning.model_sizes import ModelSizes
 
-CLIP_BITS_PER_PIXEL = 0.5  # assumed of H.264
-TIMESTEPS = 1000  # T, of the models' schedulers
+CLIP_BITS_PER_PIXEL = 0.5  # assumed for H.264
+TIMESTEPS = 1000  # T: training timesteps of the models' schedulers
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of work, under the assumed MFU."""
+    """Seconds of work at the assumed MFU."""
 
-    clip: float  # one candidate on one sampler
-    step: float  # one optimizer step
-    samplers: int  # there are
-    samplers_needed: int | None  # so that the learner does not wait; None in serial mode, where roles take turns
+    clip: float  # seconds per candidate on one sampler
+    step: float  # seconds per optimizer step
+    samplers: int  # configured number
+    samplers_needed: int | None  # for the learner not to wait; None in serial mode, where roles take turns
 
     def total(self, steps: int, clips_per_step: int) -> float:
-        """Seconds of `steps` steps: of the slower side, in serial mode of both."""
+        """Seconds for `steps` steps: the slower of sampling and training, or their sum in serial mode."""
         sampling = clips_per_step * self.clip / self.samplers
         return steps * (sampling + self.step if self.samplers_needed is None else max(sampling, self.step))
 
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes in the run's folder, and of what passes through the hub."""
+    """Bytes in the run folder, and bytes sent through the hub."""
 
     blobs: int
     checkpoints: int
     versions: int
-    push: int  # that each sampler pulls of a version
-    group: int  # of a prompt's candidates and conditioning
+    push: int  # that each sampler pulls per version
+    group: int  # all candidates of a prompt and its conditioning
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` computes."""
+    """Result of `plan`."""
 
     config: RunConfig
     sizes: ModelSizes
@@ -76,7 +75,10 @@ class Plan:
 
 
 def plan(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: float) -> Plan:
-    """The needs of a run on `gpus` (role -> kind). `ConfigError` in one line, naming the knobs, for what cannot fit."""
+    """Returns the needs of a run on `gpus` (role -> kind) with `mfu` in (0, 1].
+
+    Raises `ConfigError`, in one line that names the keys to change, if it does not fit into memory or on disk.
+    """
     made = draft(config, sizes, gpus, mfu)
     for need in made.needs:
         if need.total > need.budget:
@@ -86,7 +88,7 @@ def plan(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: flo
 
 
 def draft(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: float) -> Plan:
-    """`plan` without the refusals of what does not fit."""
+    """As `plan`, but also returns plans that do not fit."""
     _check(config, mfu)
     size = config.model
     shape = sizes.latent_shape(size.frames, size.height, size.width)
@@ -100,12 +102,14 @@ def _check(config: RunConfig, mfu: float) -> None:
     if not 0 < mfu <= 1:
         raise ConfigError(f"--mfu {mfu}: above 0 and at most 1")
     if config.model.device == "cpu":
-        raise ConfigError("model.device = 'cpu': `plan` is about GPUs; give model.device = \"cuda:0\"")
+        raise ConfigError("model.device = 'cpu': douga plan computes GPU memory; set model.device = \"cuda:0\"")
     if config.simulate:
         raise ConfigError("simulate = true: there are no models to plan for")
     ranks = ranks_of(config)
     if config.learner.pairs_per_step % ranks:
-        raise ConfigError(f"learner.pairs_per_step = {config.learner.pairs_per_step}: must divide by {ranks} ranks")
+        raise ConfigError(
+            f"learner.pairs_per_step = {config.learner.pairs_per_step}: must be divisible by {ranks} ranks"
+        )
 
 
 # Time.
@@ -129,7 +133,7 @@ def _pace(
 
 
 def guided_steps(config: RunConfig) -> int:
-    """Denoising steps that take two captions: they stand at t + 1 = T / steps, 2 T / steps ... T."""
+    """Denoising steps with guidance (two forward passes each). Steps: t + 1 = T / steps, 2 T / steps ... T."""
     how, t = config.sampler, TIMESTEPS
     if how.guidance == 1:
         return 0
@@ -138,7 +142,7 @@ def guided_steps(config: RunConfig) -> int:
 
 
 def clips_per_step(config: RunConfig) -> int:
-    """Candidates that one optimizer step takes, where no group is tied."""
+    """Candidates per optimizer step if no group is tied."""
     return config.learner.pairs_per_step * config.sampler.candidates
 
 
@@ -179,14 +183,14 @@ def _group_bytes(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, in
     return config.sampler.candidates * (latents + clip) + condition, kept_clips(config) * latents + condition, clip
 
 
-# Refusals.
+# Checks.
 
 
 def _check_disk(made: Plan) -> None:
     bound = made.config.exchange.max_bytes
     if made.disk.blobs > bound:
         raise ConfigError(
-            f"exchange: {made.disk.blobs / GIGA:.0f} GB of blobs, of exchange.max_bytes = {bound / GIGA:.0f} GB: "
+            f"exchange: {made.disk.blobs / GIGA:.0f} GB of blobs exceed exchange.max_bytes = {bound / GIGA:.0f} GB: "
             "raise it, or lower learner.checkpoint_every, learner.keep_checkpoints or exchange.pipeline_depth"
         )
 
@@ -209,7 +213,7 @@ CHANGES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def _refusal(made: Plan, need: Need, gpus: Mapping[str, Gpu]) -> str:
-    """One line: the role, what it needs of what there is, and what each single change makes of it."""
+    """Formats one line: the role, its need, the memory of its GPU, and the need after each single change."""
     share = f" x {need.share:g}" if need.share < 1 else ""
     line = f"{need.role}: {need.total / GIGA:.0f} GB per GPU of {need.gpu.gigabytes:g}{share} ({need.gpu.name})"
     index = made.needs.index(need)
@@ -220,7 +224,7 @@ def _refusal(made: Plan, need: Need, gpus: Mapping[str, Gpu]) -> str:
             continue
         try:
             part = type(before := getattr(made.config, section))(**{**before.model_dump(), **change})
-        except ValidationError:  # it does not go with what else is set
+        except ValidationError:  # the change conflicts with other settings
             continue
         other = draft(made.config.model_copy(update={section: part}), made.sizes, gpus, made.mfu).needs[index]
         if other.total < 0.99 * need.total:

@@ -1,4 +1,4 @@
-"""The run folder: which files there are, who may write, journal, progress, timeline.
+"""The run folder: its files, its lock, and the journal, progress and timeline that are written to it.
 
-Change here the layout of RUN/. Everybody above reads it, so keep old files readable.
+Change the layout of RUN/ here. The rest of `deploy` reads these files, so keep old ones readable.
 """

@@ -1,10 +1,10 @@
-"""What a run writes down while it works: steps, and who did what when. Workers anywhere write into one journal.
+"""The journal of a run: optimizer steps and units of work. Workers on all nodes write to the same journal.
 
 ```
 LEARNER     StepStats ──> metrics.jsonl       one record per optimizer step
 any worker  Span      ──> timeline.jsonl      one record per unit of work: the report's time axis
-LEARNER     Trained   ──> whoever waits for the end of training
-any worker  address   ──> where its metrics are to be had (`deploy/observability/exporter.py`)
+LEARNER     TrainingFinished ──> the run loop, which waits for the end of training
+any worker  address   ──> where its metrics are served (`deploy/observability/exporter.py`)
 any worker  not finite ──> counted
 any worker  LogEntry  ──> logs/sampler-3.log  (`deploy/logs/`)
 ```
@@ -26,41 +26,42 @@ Done = TypeVar("Done")
 
 
 class Journal(Protocol):
-    """What workers report."""
+    """Events that workers report."""
 
     def step(self, stats: StepStats) -> None:
         """An optimizer step was taken."""
         ...
 
     def span(self, span: Span) -> None:
-        """A unit of work is done."""
+        """A unit of work was completed."""
         ...
 
     def trained(self, trained: TrainingFinished) -> None:
-        """Training is at its end."""
+        """Training has finished."""
         ...
 
     def exporting(self, worker: str, address: str) -> None:
-        """The metrics of `worker` are at ``HOST:PORT``. `ValueError` for an address or a worker that is none."""
+        """The metrics of `worker` are served at ``HOST:PORT``. Raises `ValueError` for a malformed address or name."""
         ...
 
     def not_finite(self, worker: str) -> None:
-        """Something that `worker` computed is NaN or infinite."""
+        """`worker` computed a NaN or an infinite value."""
         ...
 
 
 class WorkerJournal(Journal, Protocol):
-    """What workers on any node may ask of a run's journal."""
+    """The journal as workers on any node may call it."""
 
     def log(self, worker: str, entries: Sequence[LogEntry]) -> None:
-        """Write records into the log file of `worker`. `ValueError` for a name that no worker has."""
+        """Writes records to the log file of `worker`. Raises `ValueError` if that is not the name of a worker."""
         ...
 
 
 class RunJournal:
-    """The journal of a run folder. `queue` says how many groups wait where, for the records of steps. Of units of work
-    the newest stay, `timeline_bytes` of them (None: all). What is written down is handed on to the `listeners`. Log
-    records of workers go to `logs`.
+    """The journal of a run folder.
+
+    `queue` returns the number of groups per state, which is stored with every step. The timeline keeps the newest
+    `timeline_bytes` bytes (None: all). Every event is passed on to the `listeners`; log records go to `logs`.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class RunJournal:
         self._metrics, self._timeline = JsonLines(folder / METRICS), JsonLines(folder / TIMELINE, timeline_bytes)
 
     def step(self, stats: StepStats) -> None:
-        """See `Journal`; `last` holds it."""
+        """See `Journal`. The step is also kept in `last`."""
         self._metrics.write(**asdict(stats), queue=dict(self._queue()))
         self.last = stats
         for listener in self._listeners:
@@ -90,25 +91,25 @@ class RunJournal:
             listener.span(span)
 
     def trained(self, trained: TrainingFinished) -> None:
-        """See `Journal`; `end` holds it."""
+        """See `Journal`. Also kept in `end`."""
         self.end = trained
         for listener in self._listeners:
             listener.trained(trained)
 
     def exporting(self, worker: str, address: str) -> None:
-        """See `Journal`; not written down."""
+        """See `Journal`. Only the listeners receive it."""
         for listener in self._listeners:
             listener.exporting(worker, address)
 
     def not_finite(self, worker: str) -> None:
-        """See `Journal`; not written down."""
+        """See `Journal`. Only the listeners receive it."""
         for listener in self._listeners:
             listener.not_finite(worker)
 
     def log(self, worker: str, entries: Sequence[LogEntry]) -> None:
         """See `WorkerJournal`."""
         if role_of(worker) not in ROLES:
-            raise ValueError(f"{worker!r:.60}: no worker's name")
+            raise ValueError(f"{worker!r:.60}: not the name of a worker")
         self._logs(worker, entries)
 
     def __enter__(self) -> RunJournal:
@@ -121,9 +122,10 @@ class RunJournal:
 
 
 def measured(journal: Journal, worker: str, kind: str, work: Callable[[], Done]) -> Done:
-    """Do `work` and write down its time, unless there was nothing to do (its answer is false, None or 0).
+    """Calls `work`, records its duration as a span, and returns its result.
 
-    A number is how many units were done; any other answer stands for one.
+    Nothing is recorded if the result is false (False, None or 0): there was no work. An integer is the number of units
+    done; any other result counts as one.
     """
     began, started = time.time(), time.perf_counter()
     done = work()

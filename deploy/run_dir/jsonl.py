@@ -1,10 +1,10 @@
-"""What a run writes down about itself: append-only JSON lines.
+"""Append-only JSON lines files, in which a run records its metrics, events, timeline and guardrail readings.
 
-A process may be killed in the middle of a line. The next writer cuts the torn line off before it appends, and readers
-pass over it, so a record is there whole or not at all. After a rollback steps repeat: `latest_by_step` keeps the last.
+A process may be killed in the middle of a line. The next writer truncates the torn line before it appends, and readers
+skip it, so a record is either complete or absent. Steps repeat after a rollback: `latest_by_step` keeps the last one.
 
-A file with a bound has two parts, and readers see both as one: when the newer is full (half of the bound) it becomes
-the older, and what was the older is gone.
+A file with a size bound has two parts, which readers see as one. When the newer part reaches half of the bound, it
+replaces the older part.
 
 ```
 timeline.jsonl        the newest records          timeline.older.jsonl        those before them
@@ -22,22 +22,22 @@ from typing import Any
 
 from common.errors.disk import writing
 
-TAIL = 1 << 16  # bytes that are read at once in search of the last line's end
+TAIL = 1 << 16  # bytes per read while searching for the end of the last complete line
 METRICS, EVENTS, TIMELINE, GUARD = "metrics.jsonl", "events.jsonl", "timeline.jsonl", "guard.jsonl"
 
 
 class JsonLines:
-    """Appends records to a file, one JSON object a line, at once. Use as a context manager or call `close`.
+    """Appends records to a file, one JSON object per line, unbuffered. Use as a context manager or call `close`.
 
-    Raises `StorageError` where the disk refuses; then nothing of the record is there. At most about `bound` bytes
-    (None: all) are kept, the newest.
+    Raises `StorageError` if the disk fails; no part of the record is written then. The newest `bound` bytes,
+    approximately, are kept (None: all).
     """
 
     def __init__(self, path: Path, bound: int | None = None, clock: Callable[[], float] = time.time) -> None:
         self._clock, self._path, self._bound = clock, path, bound
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+", buffering=0)  # what a full disk refused must not be written later
+            self._file = path.open("ab+", buffering=0)  # a record that failed on a full disk must not be written later
             self._cut_torn_line()
 
     def _cut_torn_line(self) -> None:
@@ -54,14 +54,14 @@ class JsonLines:
         self._file.seek(0, 2)
 
     def _turn_over(self) -> None:
-        """Begin a new part where the present one is full."""
+        """Starts a new part if the current one is full."""
         if self._bound is not None and self._file.tell() >= self._bound // 2:
             self._path.replace(older(self._path))
             full, self._file = self._file, self._path.open("ab+", buffering=0)
             full.close()
 
     def write(self, **record: Any) -> None:
-        """Append a record; ``time`` (seconds since 1970) is added. Values must be JSON's; NaN is refused."""
+        """Appends a record with ``time`` (Unix time). Raises `ValueError` for NaN, `TypeError` for non-JSON values."""
         line = json.dumps({"time": round(self._clock(), 3)} | record, allow_nan=False, ensure_ascii=False)
         rest = line.encode() + b"\n"
         with writing(self._path):
@@ -76,7 +76,7 @@ class JsonLines:
                 raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         self._file.close()
 
     def __enter__(self) -> JsonLines:
@@ -87,24 +87,24 @@ class JsonLines:
 
 
 def older(path: Path) -> Path:
-    """The part of a bounded file that was there before the newest; there is none before it is needed."""
+    """Path of the older part of a bounded file. It exists once the first part has been full."""
     return path.with_suffix(f".older{path.suffix}")
 
 
 class Tail:
-    """The records of a file that somebody else is writing, with its older part: `read` takes in what is new."""
+    """Follows a file that another process writes, its older part included. `read` parses only what is new."""
 
     def __init__(self, path: Path) -> None:
         self.records: list[dict[str, Any]] = []
         self._path = path
-        self._known, self._end, self._lines = 0, 0, 0  # the file's inode; bytes and lines taken in of it
+        self._known, self._end, self._lines = 0, 0, 0  # inode of the file; bytes and lines already read
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records, in order; none when there is no file. `ValueError` names a broken line."""
+        """Returns all complete records in order, [] without a file. Raises `ValueError` naming an invalid line."""
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
-                if found.st_ino != self._known or found.st_size < self._end:  # another file under the same name
+                if found.st_ino != self._known or found.st_size < self._end:  # the file was replaced
                     self.records = _records(older(self._path)) if older(self._path).exists() else []
                     self._known, self._end, self._lines = found.st_ino, 0, 0
                 file.seek(self._end)
@@ -123,7 +123,7 @@ def _records(path: Path) -> list[dict[str, Any]]:
 
 
 def _parsed(whole: bytes, path: Path, lines: int) -> list[dict[str, Any]]:
-    """The records of whole lines, before which `lines` stand in the file."""
+    """Parses complete lines; `lines` precede them in the file and offset the line number in errors."""
     records = []
     for number, line in enumerate(whole.splitlines(), lines + 1):
         try:
@@ -134,11 +134,13 @@ def _parsed(whole: bytes, path: Path, lines: int) -> list[dict[str, Any]]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole records of a file and its older part, in order; none when there is no file. `ValueError` names a broken
-    line."""
+    """Returns all complete records of a file and its older part in order, [] without a file.
+
+    Raises `ValueError` naming an invalid line.
+    """
     return Tail(path).read()
 
 
 def latest_by_step(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record per step, rising: of a step that was repeated after a rollback, the last one written."""
+    """Returns one record per step, sorted by step. For steps repeated after a rollback, the last one written."""
     return [record for _, record in sorted({record["step"]: record for record in records if "step" in record}.items())]

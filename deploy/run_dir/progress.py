@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live panel in a terminal, else one plain line every ten seconds."""
+"""Progress display of a run: a live panel in a terminal, else one plain line every ten seconds."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from common.messages import StepStats
 from common.roles import TRAINING
 
 INTERVAL = 10.0  # seconds between plain lines
-RECENT = 10  # steps over which a line takes means
+RECENT = 10  # steps over which reward, loss and pace are averaged
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Where a run stands."""
+    """Progress of a run."""
 
     phase: str
     done: int  # optimizer steps, or clips evaluated
     total: int
     version: int = 0
-    pairs: int = 0  # trained so far
-    lag: float = 0.0  # pushes, of the last batch
-    reward: float | None = None  # 0..100, mean of the last batches
+    pairs: int = 0  # trained on so far
+    lag: float = 0.0  # pushes, mean of the last batch
+    reward: float | None = None  # 0 to 100, mean of the last batches
     loss: float | None = None
     groups_per_second: float = 0.0
     eta: float | None = None  # seconds to the end of the phase
 
     def words(self) -> str:
-        """One line."""
+        """Returns the status as one line."""
         parts = [f"{self.phase} {self.done}/{self.total}"]
         if self.phase == TRAINING:
             parts += [f"pairs {self.pairs}", f"version {self.version}", f"lag {self.lag:.1f}"]
@@ -51,7 +51,7 @@ class Status:
 
 
 class ThroughputTracker:
-    """Turns steps and groups into what a person sees: means of the last `RECENT` steps, rates, the time left."""
+    """Turns steps and groups into a `Status`: means over the last `RECENT` steps, rates, time left."""
 
     def __init__(self, config: RunConfig, clock: Callable[[], float] = time.perf_counter) -> None:
         self.groups = 0  # sampled since `start`
@@ -61,17 +61,17 @@ class ThroughputTracker:
         self.start()
 
     def start(self) -> None:
-        """Training begins now."""
+        """Marks the start of training."""
         self._began = self._clock()
         self._ends.append(self._began)
 
     def add(self, stats: StepStats) -> None:
-        """A step is done."""
+        """Adds a completed step."""
         self._steps.append(stats)
         self._ends.append(self._clock())
 
     def status(self, step: int, version: int) -> Status:
-        """Where training stands after `step`; the samplers hold `version`."""
+        """Returns the status of training after `step`; the samplers hold `version`."""
         rate = self.groups / max(self._clock() - self._began, 1e-6)
         pairs = step * self._config.learner.pairs_per_step
         status = Status(TRAINING, step, self._config.steps, version, pairs, groups_per_second=rate)
@@ -84,20 +84,20 @@ class ThroughputTracker:
         return replace(status, lag=last.lag, reward=reward, loss=last.loss, eta=left)
 
     def of_evaluation(self, phase: str, done: int, total: int) -> Status:
-        """Where an evaluation stands; `groups` were made since the start."""
+        """Returns the status of an evaluation with `done` of `total` clips; the rate is that of `groups`."""
         rate = self.groups / max(self._clock() - self._began, 1e-6)
         return Status(phase, done, total, groups_per_second=rate, eta=(total - done) / rate if rate else None)
 
 
 class Progress(Protocol):
-    """Takes the news of a run."""
+    """Displays the progress of a run."""
 
     def update(self, status: Status) -> None:
-        """Something was done."""
+        """Shows a new status."""
         ...
 
-    def say(self, line: str) -> None:
-        """Something worth a line of its own happened."""
+    def message(self, line: str) -> None:
+        """Prints a line."""
         ...
 
 
@@ -107,7 +107,7 @@ class NullProgress:
     def update(self, status: Status) -> None:
         """See `Progress`."""
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
 
 
@@ -124,15 +124,15 @@ class Plain:
         if status.phase == self._phase and status.done < status.total and now - self._last < INTERVAL:
             return
         self._phase, self._last = status.phase, now
-        self.say(status.words())
+        self.message(status.words())
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
         print(line, file=self._stream, flush=True)
 
 
 class Panel:
-    """A bar and a line of figures that stay in place."""
+    """A progress bar and a line of figures, updated in place."""
 
     def __init__(self, live: Any, bar: Any) -> None:
         self._live, self._bar, self._tasks = live, bar, {}
@@ -144,14 +144,14 @@ class Panel:
         figures = status.words().removeprefix(f"{status.phase} {status.done}/{status.total}").strip()
         self._bar.update(self._tasks[status.phase], completed=status.done, total=status.total, figures=figures)
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
         self._live.console.print(line, highlight=False, markup=False)
 
 
 @contextmanager
 def showing(stream: IO[str] | None = None) -> Iterator[Progress]:
-    """``with showing() as progress``: a panel when `stream` (stderr) is a terminal, else plain lines."""
+    """Yields a `Progress`: a panel if `stream` (default: stderr) is a terminal, else plain lines."""
     shown: IO[str] = sys.stderr if stream is None else stream
     if not shown.isatty():
         yield Plain(shown)
@@ -172,7 +172,7 @@ def showing(stream: IO[str] | None = None) -> Iterator[Progress]:
 
 
 def minutes(seconds: float) -> str:
-    """``75`` -> ``1:15``."""
+    """Formats seconds as M:SS or H:MM:SS: ``75`` -> ``1:15``."""
     whole = round(seconds)
     return (
         f"{whole // 60}:{whole % 60:02d}"

@@ -1,4 +1,4 @@
-"""``samples.json``: what `douga sample` says of the clips that it wrote, for whoever takes them from there."""
+"""``samples.json``: the records that `douga sample` writes about its clips, for the commands that read them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAMPLES = "samples.json"
 
 
 def read_samples(folder: Path) -> list[dict[str, Any]]:
-    """A record a clip, with ``clip`` and ``text`` at least. `ConfigError` for a file that is none of ours."""
+    """Returns one record per clip, with at least ``clip`` and ``text``. Raises `ConfigError` for an invalid file."""
     path = folder / SAMPLES
     try:
         records = json.loads(path.read_text("utf-8"))

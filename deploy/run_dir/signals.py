@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a command to stop; a second one ends the process at once."""
+"""Graceful stop on Ctrl-C or SIGTERM; a second signal ends the process immediately."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ AGAIN = "press Ctrl-C again to stop now"
 
 @contextmanager
 def stop_on_signals(words: str = f"finishing the current unit of work; {AGAIN}") -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns True once the process was asked to stop, by SIGINT or SIGTERM.
+    """Yields a function that returns True once the process has received SIGINT or SIGTERM.
 
-    The first signal prints `words` on stderr and puts the former handlers back, so that the second one is not caught.
+    The first signal prints `words` on stderr and restores the previous handlers, so that the second one is not caught.
     """
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

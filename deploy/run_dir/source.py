@@ -1,4 +1,4 @@
-"""Where a command's weights come from: a run's published versions, a pipeline folder, or the embedded model."""
+"""Resolves the weights that a command generates with: a run, a pipeline folder, or the embedded model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ def generator_of(
 ) -> tuple[RunConfig, WeightStore | None, int]:
     """Returns the configuration, the weights and the version to generate clips with.
 
-    `source` is a run, a pipeline folder, or 'toon'. Only a run has weights; the others return None and version 0.
+    `source` is a run, a pipeline folder, or 'toon'. Only a run has published weights; for the others they are None and
+    the version is 0. Raises `ConfigError` if `source` is neither, `NotFoundError` if the run lacks `version`.
     """
     config, weights = _open(source, flags)
     return config, weights, 0 if weights is None else chosen_version(weights, config, version)

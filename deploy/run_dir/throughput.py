@@ -1,13 +1,13 @@
-"""What a simulated run has to tell: how fast the loop turned, and which role the others waited for.
+"""Throughput of a simulated run, and which role is the bottleneck.
 
 | figure   | meaning                                                                                  |
 |----------|------------------------------------------------------------------------------------------|
-| seconds  | from the first unit of work to the last, over all starts, without the pauses between them |
-| steps    | in these seconds; so are groups sampled, again after a failure included                  |
-| busy     | share of that time in which a worker of the role worked, mean over its workers           |
-| lag      | pushes between sampling and training, mean and greatest over all these steps             |
+| seconds  | from the first unit of work to the last, over all starts, without the time between them  |
+| steps    | steps in these seconds; `groups` counts sampled groups, retries included                 |
+| busy     | share of that time in which a worker of the role was busy, mean over its workers         |
+| lag      | pushes between sampling and training, mean and maximum over these steps                  |
 
-Of a long run the newest units of work are known (`timeline_bytes`), and these are what is told of.
+A long run keeps only the newest units of work (`timeline_bytes`); the figures cover these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOST = (State.TIED, State.EXPIRED, State.FAILED)
 
 
 def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
-    """The figures of a run folder, as result.json keeps them."""
+    """Returns the figures of a run folder in the format of result.json."""
     work = timeline.of(folder)
     steps = [one for one in latest_by_step(read_json_lines(folder / METRICS)) if one["time"] >= work.since]
     seconds = max((bar.end for bar in work.bars), default=0.0) - min((bar.start for bar in work.bars), default=0.0)
@@ -43,7 +43,7 @@ def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
 
 
 def shares(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> dict[str, dict[str, float]]:
-    """Role -> how many of `workers` it has, and which share of `seconds` they were busy, in the mean."""
+    """Returns role -> number of its `workers` and the mean share of `seconds` that they were busy, 0 to 1."""
     return {role: _share(work, [one for one in workers if role_of(one) == role], seconds) for role in ROLES}
 
 
@@ -53,12 +53,12 @@ def _share(work: timeline.Timeline, workers: Sequence[str], seconds: float) -> d
 
 
 def busiest(roles: Mapping[str, Mapping[str, float]]) -> str:
-    """The role that sets the pace: the others wait for it."""
+    """The bottleneck: the role with the highest busy share."""
     return max(roles, key=lambda role: roles[role]["busy"])
 
 
 def words(found: Mapping[str, Any]) -> list[str]:
-    """The figures as a person reads them."""
+    """Formats the figures as lines for a terminal."""
     seconds = max(found["seconds"], 1e-9)
     shares = [f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found["roles"].items()]
     lost = [f"{count} {what}" for what, count in found["lost"].items()]
@@ -67,6 +67,6 @@ def words(found: Mapping[str, Any]) -> list[str]:
         f"{found['steps']} steps and {found['groups']} groups in {seconds:.1f} s: "
         f"{found['steps'] / seconds:.2f} steps/s, {found['groups'] / seconds:.2f} groups/s",
         f"busy: {', '.join(shares)}; the {busiest(found['roles'])} sets the pace",
-        f"lag: mean {found['lag_mean']:.2f}, greatest {found['lag_max']} pushes",
+        f"lag: mean {found['lag_mean']:.2f}, maximum {found['lag_max']} pushes",
         f"groups lost: {', '.join(lost) or 'none'}; candidates wasted: {', '.join(wasted) or 'none'}",
     ]

@@ -1,8 +1,8 @@
-"""Who worked when: the run's units of work on one time axis, and figures about it.
+"""The run's units of work on one time axis, and figures derived from it.
 
-A run may have been started many times. Its starts follow each other on the axis without the hours between them: second
-0 is the first start's first record, and a start begins where the one before ended. Of a long run the journal keeps
-the newest units of work (`timeline_bytes`): the axis is the whole run's, the bars lie at its end.
+A run may have been started several times. The axis joins the starts and omits the time between them: second 0 is the
+first record of the first start, and each start begins where the previous one ended. The journal of a long run keeps
+only the newest units of work (`timeline_bytes`). The axis still covers the whole run, with bars only at its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One stretch of work of one worker."""
+    """One unit of work of one worker."""
 
     worker: str
     kind: str
@@ -32,22 +32,22 @@ class Bar:
 
 @dataclass(frozen=True)
 class Timeline:
-    """All work, in order of its start, and the axis' length."""
+    """All units of work, sorted by start, and the length of the axis."""
 
     bars: tuple[Bar, ...]
     marks: tuple[tuple[float, str], ...]  # second, event
     seconds: float
-    since: float = 0.0  # seconds since 1970: earlier work is forgotten; 0: none is
-    at: Callable[[float], float] = field(default=float, compare=False, repr=False)  # a time since 1970 -> its second
+    since: float = 0.0  # Unix time before which units of work were dropped; 0: none were
+    at: Callable[[float], float] = field(default=float, compare=False, repr=False)  # Unix time -> second on the axis
 
     @property
     def first(self) -> float:
-        """The second from which on all work is known."""
+        """The second on the axis from which all units of work are known."""
         return self.bars[0].start if self.since else 0.0
 
     @property
     def workers(self) -> list[str]:
-        """Samplers, rewarders, learners: the order in which data flows; a role's workers by number."""
+        """Worker names by role in the order of the data flow, then by number."""
 
         def place(worker: str) -> tuple[int, int, str]:
             role, _, number = worker.rpartition("-")
@@ -56,7 +56,7 @@ class Timeline:
         return sorted({bar.worker for bar in self.bars}, key=place)
 
     def between(self, first: float, last: float, *more: Bar) -> Timeline:
-        """The same axis with the work, and `more` of it, that lies between two seconds; longer bars are cut."""
+        """Returns the same axis with the bars, and `more` bars, between two seconds. Bars across a limit are cut."""
         cut = [
             replace(bar, start=max(bar.start, first), end=min(bar.end, last))
             for bar in (*self.bars, *more)
@@ -65,13 +65,13 @@ class Timeline:
         return replace(self, bars=tuple(cut), marks=tuple(mark for mark in self.marks if first <= mark[0] <= last))
 
     def busy(self, worker: str | None = None, kind: str | None = None) -> float:
-        """Seconds of work of a worker, or of a kind."""
+        """Busy seconds of a worker, of a kind of work, or of both. None matches all."""
         return sum(
             bar.end - bar.start for bar in self.bars if worker in (None, bar.worker) and kind in (None, bar.kind)
         )
 
     def overlap(self, kind: str, other: str) -> float:
-        """Seconds in which both kinds of work were going on, by whomever."""
+        """Seconds in which both kinds of work ran at the same time, on any workers."""
         one, two = (deque(_union(bar for bar in self.bars if bar.kind == wanted)) for wanted in (kind, other))
         seconds = 0.0
         while one and two:
@@ -82,15 +82,15 @@ class Timeline:
 
 
 def of(folder: Path) -> Timeline:
-    """The axis of a run folder."""
+    """Reads the timeline of a run folder."""
     spans = read_json_lines(folder / TIMELINE)
     work = read(spans, read_json_lines(folder / EVENTS))
-    forgotten = older(folder / TIMELINE).exists()  # perhaps nothing is, yet
+    forgotten = older(folder / TIMELINE).exists()  # conservative: the older part may still be complete
     return replace(work, since=min(span["began"] for span in spans)) if forgotten and spans else work
 
 
 def read(spans: Sequence[Record], events: Sequence[Record]) -> Timeline:
-    """The axis of a run from timeline.jsonl and events.jsonl."""
+    """Builds the timeline from the records of timeline.jsonl and events.jsonl."""
     moments = sorted([(span["began"], span["seconds"]) for span in spans] + [(event["time"], 0.0) for event in events])
     if not moments:
         return Timeline((), (), 0.0)
@@ -108,7 +108,7 @@ def read(spans: Sequence[Record], events: Sequence[Record]) -> Timeline:
 
 
 def _shifts(moments: Sequence[tuple[float, float]], starts: Sequence[float]) -> list[tuple[float, float]]:
-    """(time from which it holds, seconds to take away) per start of the run."""
+    """Returns (Unix time from which it applies, seconds to subtract) per start of the run."""
     begins = sorted({moments[0][0], *(time for time in starts if time > moments[0][0])})
     shifts, axis = [], 0.0
     for index, begin in enumerate(begins):
@@ -119,7 +119,7 @@ def _shifts(moments: Sequence[tuple[float, float]], starts: Sequence[float]) -> 
 
 
 def _union(bars: Iterable[Bar]) -> list[tuple[float, float]]:
-    """The stretches that at least one of `bars` covers, in order, apart from each other."""
+    """Returns the sorted, disjoint intervals that the bars cover."""
     merged: list[tuple[float, float]] = []
     for bar in sorted(bars, key=lambda bar: bar.start):
         if merged and bar.start <= merged[-1][1]:

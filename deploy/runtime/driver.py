@@ -1,16 +1,16 @@
-"""``mode = "cluster"``: every role in processes of its own, placed, started and restarted by Ray. The control plane.
+"""``mode = "cluster"``: each worker is a process, placed, started and restarted by Ray. The control plane.
 
 ```
    driver (here) ──────> hub ─┐ one node, STRICT_PACK
       │ starts, watches,      ├─ learner rank 0, 1, ...      each its own GPU
-      │ restarts with pauses ─┘
+      │ restarts (backoff) ───┘
       ├────────────────────────> sampler-0, sampler-1, ...   each its own GPU, spread over nodes
       └────────────────────────> rewarder-0, ...
 ```
 
-Ray carries orders and a few lines of news; clips, latents and weights go over ZeroMQ between the processes
-(`deploy/runtime/hub.py`, `deploy/runtime/workers/`). A worker that dies is started again
-(`deploy/runtime/restart_policy.py`) and its leases are free at once. If the hub dies, all start again from the folder.
+Ray carries commands and short status messages; clips, latents and weights go over ZeroMQ between the processes
+(`deploy/runtime/hub.py`, `deploy/runtime/workers/`). A crashed worker is restarted (`deploy/runtime/restart_policy.py`)
+and its leases are released at once. If the hub dies, all processes restart from the run folder.
 Only this file and `deploy/runtime/ray_backend.py` import Ray.
 """
 
@@ -46,16 +46,16 @@ from deploy.runtime.oom import OutOfMemory
 from deploy.runtime.ray_backend import connected, launch, pin, placed, ray_exporters
 from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor
 
-if TYPE_CHECKING:  # the driver imports no torch: it starts at once and stays small
+if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
     from rewarders.interface import Reward
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2  # between two looks at the workers
-OPEN_SECONDS = 300.0  # for the hub to open model, prompts and folder
-TOGETHER_SECONDS = 2.0  # in which the other ranks of a learner end when one does
-STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # for the learner to end its step and save; for the others after it
-LOG_SECONDS = 2.0  # for the hub to take log records
+POLL_SECONDS = 0.2  # between two polls of the workers
+OPEN_SECONDS = 300.0  # timeout for the hub to open model, prompts and folder
+TOGETHER_SECONDS = 2.0  # timeout for the other learner ranks to fail after the first one
+STOP_SECONDS, GRACE_SECONDS = 600.0, 10.0  # timeouts: learner to finish its step and save; then the others
+LOG_SECONDS = 2.0  # timeout for the hub to accept log records
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
 
 
@@ -64,9 +64,9 @@ class HubLost(RuntimeError):
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether starting again mends nothing: bad input, a disk that refuses, memory that was too little from the start.
+    """Whether a restart cannot help: bad input, a failing disk, or too little memory for the first unit of work.
 
-    Whom the kernel or Ray killed for the memory of its node died like others: it may have been a neighbour's need.
+    A process that the kernel or Ray killed for lack of host memory is restarted: another process may have used it.
     """
     if isinstance(error, OutOfMemory):
         return not error.worked
@@ -79,11 +79,11 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Start or resume a run on Ray and bring it to its end, or to the point where `stop` says yes.
+    """Starts or resumes a run on Ray; returns when it has finished or `stop` returns True.
 
-    `rewards` replaces the heads of ``config.reward.path``. A finished run's result comes from its folder, which only
-    the hub need see. `ConfigError` for bad input, also where only a worker can see it, and when Ray cannot be reached
-    or has not what is asked for. `StorageError` when a disk refuses, whoever meets it.
+    `rewards` replaces the heads of ``config.reward.path``. The result of a finished run is read from its folder, which
+    only the hub needs to access. Raises `ConfigError` for bad input found by any process, and if Ray cannot be reached
+    or lacks the resources. Raises `StorageError` if the disk fails in any process.
     """
     _check_root(config)
     progress = progress or NullProgress()
@@ -96,16 +96,16 @@ def run(
                 with placed(config) as group:
                     return Driver(config, rewards, stop, progress, supervisor, group, logs, host).run()
             except HubLost as error:
-                log.warning("%s; all workers start again from the run folder", error)
-                progress.say(f"{error}; all workers start again from the run folder")
-                with _written_by_hand(logs, config):
+                log.warning("%s; all workers restart from the run folder", error)
+                progress.message(f"{error}; all workers restart from the run folder")
+                with _keeping_driver_log(logs, config):
                     starts_at = supervisor.died("hub", str(error), time.monotonic())
                 time.sleep(max(0.0, starts_at - time.monotonic()))
 
 
 @contextmanager
-def _written_by_hand(logs: ForwardingHandler, config: RunConfig) -> Iterator[None]:
-    """When the hub is given up nobody else writes into the folder: where it is on this node, the driver does."""
+def _keeping_driver_log(logs: ForwardingHandler, config: RunConfig) -> Iterator[None]:
+    """Writes the driver's log itself when the hub is given up, if the run folder is on this node."""
     try:
         yield
     except GivenUp as error:
@@ -116,37 +116,37 @@ def _written_by_hand(logs: ForwardingHandler, config: RunConfig) -> Iterator[Non
 
 
 def _check_root(config: RunConfig) -> None:
-    """A job of Ray runs in a copy of the working directory, which goes when Ray goes: no place for a run."""
+    """Rejects relative roots in Ray jobs: a job runs in a copy of the working directory, which Ray deletes."""
     if not config.root.is_absolute() and "runtime_resources" in Path.cwd().parts:
         raise ConfigError(
-            f"root = '{config.root}': a job's working directory is a copy that Ray deletes; name a full path"
+            f"root = '{config.root}': a job's working directory is a copy that Ray deletes; use an absolute path"
         )
 
 
 @dataclass
 class Unit:
-    """One worker as the supervisor sees it: a process, or all ranks of the learner, which live and die together."""
+    """What is restarted together: one worker process, or all ranks of the learner."""
 
     name: str
     make: Callable[[], list[Any]]
-    members: list[str]  # names under which they lease
+    members: list[str]  # worker names of the processes
     processes: list[Any] = field(default_factory=list)
-    running: list[Any] = field(default_factory=list)  # the answers of their `run`, while they are to come
-    starts_at: float | None = 0.0  # second at which it is to be started; None: it runs, or is done
-    up: bool = False  # it has said where it is
+    running: list[Any] = field(default_factory=list)  # pending results of their `run`
+    starts_at: float | None = 0.0  # time of the next start; None: running or done
+    up: bool = False  # has reported its node
 
     @property
     def is_sampler(self) -> bool:
-        """Whether the run may go on without it."""
+        """Whether the run can continue without it."""
         return self.name.startswith("sampler")
 
 
 @dataclass
 class Asked:
-    """A process that was asked where it is."""
+    """A process that was asked for its node."""
 
     name: str
-    since: float  # second; inf once it was said that it waits
+    since: float  # time of the request; inf once the wait was reported
     unit: Unit | None
 
 
@@ -164,20 +164,20 @@ class Driver:
         logs: ForwardingHandler,
         host: str = "",
     ) -> None:
-        """The hub listens at `host`; empty: at its node's address."""
+        """`host` is the address that the hub listens on; "" is the address of its node."""
         self.config, self.stop, self.progress = config, stop, progress
         self.supervisor, self.group, self.logs, self.host = supervisor, group, logs, host
         self.hub = launch("deploy.runtime.hub:Hub", [config], **self._bundle(0))
         self.units = self._units(rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
-        self.guests = 0  # samplers from outside
-        self.places: dict[Any, Asked] = {}  # answers to come -> who was asked where it is
+        self.external_samplers = 0
+        self.places: dict[Any, Asked] = {}  # pending answer -> the process that was asked
 
     def run(self) -> Outcome:
-        """Open the hub, start the workers, watch them until the hub's course is over."""
+        """Opens the hub, starts the workers, and supervises them until the hub's run loop ends."""
         try:
             for unit in self.units:
-                unit.processes = unit.make()  # they import while the hub does
+                unit.processes = unit.make()  # they import in parallel with the hub
             host = self.host or self._ask(self.hub.host.remote(), OPEN_SECONDS)
             opened = self._ask(self.hub.call.remote("open", host), OPEN_SECONDS)
             if isinstance(opened, Outcome):
@@ -188,7 +188,7 @@ class Driver:
             self._close()
             return outcome
         except (HubLost, KeyboardInterrupt):
-            raise  # without a hub nobody could end well; and who interrupts twice does not want to wait
+            raise  # no graceful stop without a hub, nor after a second interrupt
         except BaseException as error:
             log.error("the run ends: %s: %s", type(error).__name__, error)
             self._close()
@@ -203,7 +203,7 @@ class Driver:
 
         yield send
 
-    # Who there is.
+    # Creating workers.
 
     def _units(self, rewards: Sequence[Reward] | None) -> list[Unit]:
         cluster = self.config.cluster
@@ -224,7 +224,7 @@ class Driver:
         return Unit(name, lambda: [launch(kind, [self.config, name, *more], **options)], [name])
 
     def _learners(self, names: Sequence[str]) -> list[Any]:
-        """All ranks; they meet at a file that no earlier group has used."""
+        """Launches all ranks. They use a new file for rendezvous, because earlier groups leave theirs behind."""
         kind, meeting = "deploy.runtime.workers.learner:LearnerWorker", uuid4().hex
         gpus = self.config.cluster.learner.gpus
         return [
@@ -235,22 +235,22 @@ class Driver:
     def _bundle(self, index: int) -> dict[str, Any]:
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, index)}
 
-    # Watching.
+    # Supervision.
 
     def _watch(self, opened: HubReady) -> Outcome:
         if not opened.training:
             self._end_unit(self.units.pop(0))
         self._ask_place("hub", self.hub)
-        course = self.hub.call.remote("run")
+        finished = self.hub.call.remote("run")
         stopping = False
         while True:
             self._start_due(opened)
             running = [answer for unit in self.units for answer in unit.running]
-            ready, _ = ray.wait([course, *running], num_returns=1, timeout=POLL_SECONDS)
+            ready, _ = ray.wait([finished, *running], num_returns=1, timeout=POLL_SECONDS)
             self._show_places()
             self._show_news()
-            if course in ready:
-                return self._ask(course, OPEN_SECONDS)
+            if finished in ready:
+                return self._ask(finished, OPEN_SECONDS)
             for unit in self.units:
                 self._look_at(unit, ready)
             if stopping:
@@ -272,16 +272,16 @@ class Driver:
                     self._ask_place(name, process, unit)
 
     def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
-        """Take note of those of a unit's processes that ended: well, or else the whole unit starts again later."""
+        """Handles processes of a unit that have ended. If one failed, the whole unit is restarted later."""
         errors = self._errors(unit, [answer for answer in unit.running if answer in ready])
-        if errors and unit.running:  # ranks fail together, and only one of them knows why
+        if errors and unit.running:  # ranks fail together, and only one of them has the cause
             also, _ = ray.wait(unit.running, num_returns=len(unit.running), timeout=TOGETHER_SECONDS)
             errors += self._errors(unit, also)
         if errors:
             self._died(unit, errors)
 
     def _errors(self, unit: Unit, ended: Sequence[Any]) -> list[Exception]:
-        """What members of a unit ended with, if not well."""
+        """Returns the errors that processes of a unit ended with."""
         found: list[Exception] = []
         for answer in ended:
             unit.running.remove(answer)
@@ -308,15 +308,15 @@ class Driver:
             log.error("%s", given_up)
             if not unit.is_sampler:
                 raise
-            self.progress.say(f"{given_up}; the others go on without it")
+            self.progress.message(f"{given_up}; the run continues without it")
             return
-        words = f"{unit.name} died ({reason}); it starts again in {unit.starts_at - now:.1f} s"
-        log.warning("%s", words)
-        self.progress.say(words)
+        line = f"{unit.name} died ({reason}); restarting in {unit.starts_at - now:.1f} s"
+        log.warning("%s", line)
+        self.progress.message(line)
 
     def _check_samplers(self) -> None:
         samplers = [unit for unit in self.units if unit.is_sampler]
-        up = self.guests + sum(unit.up for unit in samplers)
+        up = self.external_samplers + sum(unit.up for unit in samplers)
         coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in samplers)
         self.quorum.check(up, coming, time.monotonic())
 
@@ -329,16 +329,16 @@ class Driver:
         self.places[process.place.remote()] = Asked(name, time.monotonic(), unit)
 
     def _show_places(self) -> None:
-        """Say of every process that came up where it is, and once of every one that waits for room."""
+        """Reports the node of every process that came up, and once every process that waits for resources."""
         if not self.places:
             return
         known, waiting = ray.wait(list(self.places), num_returns=len(self.places), timeout=0)
         for answer in known:
             asked = self.places.pop(answer)
-            with suppress(RayError):  # it died before it could answer: its unit's turn will come
+            with suppress(RayError):  # it died before answering: `_look_at` handles that
                 place = f"{asked.name}: {ray.get(answer)}"
                 log.info("%s", place)
-                self.progress.say(place)
+                self.progress.message(place)
                 self.hub.call.remote("found_ray", ray_exporters())
                 if asked.unit is not None and asked.unit.running:
                     asked.unit.up = True
@@ -349,20 +349,20 @@ class Driver:
                 free = {
                     kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
                 }
-                words = f"{asked.name} waits for room; the others go on. Free in Ray: {free}"
-                log.warning("%s", words)
-                self.progress.say(words)
+                line = f"{asked.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
+                log.warning("%s", line)
+                self.progress.message(line)
 
     def _show_news(self) -> None:
         news: HubStatus = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
-        self.guests = news.samplers
+        self.external_samplers = news.samplers
         for line in news.lines:
-            self.progress.say(line)
+            self.progress.message(line)
         if news.status is not None:
             self.progress.update(news.status)
 
     def _ask(self, answer: Any, seconds: float) -> Any:
-        """The hub's answer. `HubLost` when there is no hub any more; the hub's own errors as what they were."""
+        """Waits for an answer of the hub. Raises `HubLost` if it died or timed out, else the hub's own error."""
         try:
             return ray.get(answer, timeout=seconds)
         except RayActorError as error:
@@ -372,12 +372,12 @@ class Driver:
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 
-    # Ending.
+    # Shutdown.
 
     def _stop_workers(self) -> None:
-        """Ask all to leave. The learner saves first; who is amid a long unit of work then is not waited for.
+        """Asks all workers to stop. Waits for the learner to save, then only briefly for the others.
 
-        What a sampler has submitted of its group is kept, so little is lost with it.
+        Candidates that a sampler has submitted are kept, so little work is lost.
         """
         for unit in self.units:
             unit.starts_at = None
@@ -391,14 +391,14 @@ class Driver:
             unit.running = []
 
     def _close(self) -> None:
-        """Let all end their unit of work, then let the hub go of the folder."""
+        """Stops the workers, then lets the hub close the run folder."""
         with suppress(RayError):
             self._stop_workers()
             self.logs.stop()
             ray.get(self.hub.call.remote("close"), timeout=STOP_SECONDS)
 
     def _kill(self) -> None:
-        """Nothing of this attempt stays."""
+        """Kills all remaining processes of this attempt."""
         self.logs.stop()
         for unit in self.units:
             self._end_unit(unit)

@@ -1,10 +1,10 @@
-"""The held-out clips of a version: the prompts are queued, and the evaluation is over when all of them are scored.
+"""Held-out evaluation of a weight version: enqueues the prompts and ends when all of them are scored.
 
-One class for all modes. What differs is who works meanwhile:
+All modes share one class. They differ in where the work is done:
 
 ```
 serial, douga evaluate   LocalWorkers.evaluate: samples and scores in this process
-cluster                  ClusterRunLoop waits a moment: the samplers and rewarders are other processes
+cluster                  ClusterRunLoop only waits: samplers and rewarders are other processes
 ```
 """
 
@@ -19,17 +19,17 @@ from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
 from common.messages import Prompt, Purpose
 from deploy.run_dir.progress import Progress, ThroughputTracker
 
-# (version, prompts that are missing at most, called after every sampled group) -> False: no work is left
+# (version, maximum number of missing prompts, callback after every sampled group) -> False if no work is left
 Work = Callable[[int, int, Callable[[], None]], bool]
 
 
 class Stuck(RunFailed):
-    """Nobody can work although the end is not reached."""
+    """The run is not finished, but no role can make progress."""
 
 
 @dataclass
 class HeldOutEvaluation:
-    """Evaluates versions on the held-out `prompts`. `work` does some of the work, or waits for others to do it."""
+    """Evaluates versions on the held-out `prompts`. `work` does part of the work, or waits for other processes."""
 
     config: RunConfig
     prompts: list[Prompt]
@@ -38,10 +38,10 @@ class HeldOutEvaluation:
     work: Work
 
     def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
-        """Returns all held-out clips under `version`, by prompt, and how many of them were missing before.
+        """Returns all held-out clips of `version`, sorted by prompt, and how many of them were new.
 
-        Clips that the ledger has are not made again, so an interrupted evaluation resumes. Raises `Stuck` if a prompt
-        failed, or if no work is left.
+        Clips in the ledger are reused, so an interrupted evaluation resumes. Raises `Stuck` if a prompt failed or no
+        work is left.
         """
         self.exchange.enqueue(self.prompts, version)
         found = self._found(version)

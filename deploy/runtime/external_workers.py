@@ -1,15 +1,15 @@
-"""Workers from outside: they come to a live run, work, and leave when they like. The hub's side.
+"""External workers join a live run from outside its Ray cluster and leave at any time. The hub's side.
 
 ```
 douga worker sampler --connect tcp://HOST:PORT --key worker.key
-   │ configuration() ──> the run's configuration, TOML        the guest opens its own copy of the model
-   │ join(role, fingerprint) ──> Welcome: a name and ports    refused when the copy differs
-   │ stay(name), every BEAT_SECONDS ──> Standing: welcome, stranger, over
-   └ leave(name)                                              its leases are free at once
+   │ configuration() ──> the run's configuration, TOML        the worker opens its own copy of the model
+   │ join(role, fingerprint) ──> Registration: name and ports refused if the copy differs
+   │ stay(name), every BEAT_SECONDS ──> MembershipState: welcome, stranger, over
+   └ leave(name)                                              its leases are released at once
 ```
 
-A guest is a worker like all others: it leases, renews and submits. Who vanishes without a word loses its leases when
-they run out, and counts as gone after `GONE_SECONDS`.
+An external worker leases, renews and submits like any other worker. If it disappears without `leave`, its leases
+expire, and it counts as gone after `GONE_SECONDS` without a heartbeat.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ log = logging.getLogger(__name__)
 
 ROLES = ("sampler", "rewarder")
 BEAT_SECONDS, GONE_SECONDS = 2.0, 20.0
-FAREWELL_SECONDS = 15.0  # for guests to hear that the run is over
+DISMISS_SECONDS = 15.0  # timeout for external workers to learn that the run is over
 
 
 class MembershipState(StrEnum):
-    """How a guest stands with the hub."""
+    """The hub's answer to a heartbeat of an external worker."""
 
     WELCOME = "welcome"
-    STRANGER = "stranger"  # another start of the run than the one it has joined: join again
-    OVER = "over"  # the run is at its end: leave
+    STRANGER = "stranger"  # unknown to this start of the run: join again
+    OVER = "over"  # the run has finished: leave
 
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """Leave to work. Hub -> guest. The services are at the host the guest has connected to."""
+    """Accepts an external worker. Hub -> worker. The services are on the host that the worker connected to."""
 
-    name: str  # under which it leases
+    name: str  # worker name for leases
     exchange: int  # ports
     journal: int
     weights: int
     notes: int
 
     def addresses(self, connect: str, key: WorkerKey | None) -> Addresses:
-        """Where the services are for a guest that reached the hub at `connect`."""
+        """Returns the services' addresses for a worker that reached the hub at `connect`, ``tcp://HOST:PORT``."""
         host = connect.rpartition(":")[0]
         return Addresses(
             exchange=f"{host}:{self.exchange}",
@@ -73,27 +73,27 @@ class Registration:
 
 
 class Registry(Protocol):
-    """What a guest may ask."""
+    """Requests of external workers."""
 
     def configuration(self) -> str:
         """The run's configuration, TOML."""
         ...
 
     def join(self, role: str, fingerprint: str) -> Registration:
-        """Take part as a `role`. `ConfigError` when guests cannot be that, or hold another model than the run's."""
+        """Joins as a `role`. Raises `ConfigError` if the role is not open to external workers, or the model differs."""
         ...
 
     def stay(self, name: str) -> MembershipState:
-        """I am still there."""
+        """Heartbeat."""
         ...
 
     def leave(self, name: str) -> None:
-        """I am going."""
+        """Leaves the run; the worker's leases are released."""
         ...
 
 
 class ExternalWorkers:
-    """A `Registry`. Thread-safe. `release` frees the leases of a worker that has gone."""
+    """A `Registry`. Thread-safe. `release` is called with the name of a worker that left."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class ExternalWorkers:
     ) -> None:
         self._config, self._addresses, self._release, self._clock = config, addresses, release, clock
         self._seen: dict[str, float] = {}
-        self._silent: set[str] = set()  # those that were logged as gone
+        self._silent: set[str] = set()  # workers already logged as gone
         self._next = {role: config.cluster.placement_of(role).count for role in ROLES}
         self._over = False
         self._changed = Condition()
@@ -116,12 +116,12 @@ class ExternalWorkers:
     def join(self, role: str, fingerprint: str) -> Registration:
         """See `Registry`."""
         if role not in ROLES:
-            raise ConfigError(f"a guest can be a {' or a '.join(ROLES)}, not a {role!r:.20}")
+            raise ConfigError(f"an external worker can be a {' or a '.join(ROLES)}, not a {role!r:.20}")
         if fingerprint != fingerprint_of(self._config, role):
             judged = [f"reward.judges.{name}.path" for name in self._config.reward.judges]
             keys = ["model.path"] if role == "sampler" else ["reward.path", *judged]
             keys += ["pairs"] if self._config.pairs else []
-            raise ConfigError(f"{' or '.join(keys)}: not the files that the run has; copy them from there")
+            raise ConfigError(f"{' or '.join(keys)}: not the same files as the run's; copy the run's files")
         with self._changed:
             name = f"{role}-{self._next[role]}"
             self._next[role] += 1
@@ -151,7 +151,7 @@ class ExternalWorkers:
             self._changed.notify_all()
 
     def count(self, role: str) -> int:
-        """Guests of a role that were heard of lately."""
+        """Number of external workers of a role with a recent heartbeat."""
         with self._changed:
             return sum(name.startswith(role) for name in self._present())
 
@@ -159,25 +159,25 @@ class ExternalWorkers:
         return [name for name, seen in self._seen.items() if self._clock() - seen <= GONE_SECONDS]
 
     def absent(self) -> set[str]:
-        """Guests that have vanished without a word, or are about to come back."""
+        """Returns the names of external workers without a recent heartbeat. Logs changes."""
         with self._changed:
             absent = self._seen.keys() - set(self._present())
             for name in sorted(absent - self._silent):
-                log.warning("%s was not heard of for %g s: it counts as gone", name, GONE_SECONDS)
+                log.warning("%s sent no heartbeat for %g s and counts as gone", name, GONE_SECONDS)
             for name in sorted(self._silent - absent):
                 log.info("%s is back", name)
             self._silent = absent
             return absent
 
     def dismiss(self) -> None:
-        """The run is over: guests are told so when they next ask, and waited for a while."""
+        """Answers heartbeats with `OVER` from now on; waits up to `DISMISS_SECONDS` for the workers to leave."""
         with self._changed:
             self._over = True
-            self._changed.wait_for(lambda: not self._present(), FAREWELL_SECONDS)
+            self._changed.wait_for(lambda: not self._present(), DISMISS_SECONDS)
 
 
 def fingerprint_of(config: RunConfig, role: str) -> str:
-    """Of the files that the role's work depends on, besides published weights."""
+    """Returns a fingerprint of the files that the role depends on, besides published weights."""
     if config.simulate:
         return "simulated"
     parts = [open_pairs(config).digest] if config.pairs else []
@@ -193,11 +193,11 @@ def _fingerprint(path: str, embedded: str = "") -> str:
     return fingerprint(TOON_PIPELINE.parent / embedded if embedded and path == "toon" else Path(path))
 
 
-def reception_service(guests: ExternalWorkers, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
-    """A service that answers for `guests`."""
-    return Service(Registry, guests, address, keys=keys)
+def reception_service(workers: ExternalWorkers, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
+    """Creates the service for external workers."""
+    return Service(Registry, workers, address, keys=keys)
 
 
 @calling(Registry)
 class RemoteRegistry(Client, Registry):
-    """The calls of `Registry`, made by way of the service at `address`."""
+    """Client of the `Registry` service."""

@@ -1,7 +1,8 @@
-"""Who does the work of a role: a model, people's recorded pairs, or with `simulate` something that only takes its time.
+"""Factories for samplers, rewarders and learners: real models, recorded human pairs, or simulated work.
 
-Every function imports at once what its role needs, and nothing else: a process imports while others get ready, and a
-simulated one is small and starts fast. What it returns opens models and makes the worker.
+Each function imports what its role needs when it is called, and nothing else, so that a process imports while others
+start up, and simulated processes stay small and start fast. The callable that it returns opens models and creates the
+worker.
 """
 # ruff: noqa: PLC0415
 
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from rewarders.loop import ScoringLoop
 
 
-def open_inputs(config: RunConfig, say: Callable[[str], None] = on_stderr) -> PromptSource:
-    """The run's prompts; they, the model folder and recorded pairs are looked at before a run folder is made.
+def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) -> PromptSource:
+    """Opens the run's prompts, and checks the model folder and the recorded pairs. Call before creating a run folder.
 
-    Recorded clips that do not fit the model are left out, and named by `say`. `ConfigError` for what is missing or
-    broken.
+    Recorded clips that do not fit the model are left out and passed to `notify`. Raises `ConfigError` for missing
+    or invalid input.
     """
     check_sinks(config)
     pairs = open_pairs(config) if config.pairs else None
@@ -44,12 +45,12 @@ def open_inputs(config: RunConfig, say: Callable[[str], None] = on_stderr) -> Pr
         return prompts
     from actors.offline import RecordedPrompts
 
-    name_faults(pairs, say)
+    name_faults(pairs, notify)
     return RecordedPrompts(pairs, prompts, config.model)
 
 
 def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
-    """Makes the sampler of a name, which starts under version 0."""
+    """Returns a function: worker name -> sampler, which starts with weight version 0."""
     if config.simulate:
         from actors.simulated import SimulatedSampler
 
@@ -66,9 +67,9 @@ def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
 
 
 def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = None) -> Callable[[str], ScoringLoop]:
-    """Makes the rewarder of a name. `rewards` takes the place of heads and judges.
+    """Returns a function: worker name -> rewarder. `rewards` replaces the heads and judges of the configuration.
 
-    It raises `ConfigError` when something that counts is scored by none of them.
+    The function raises `ConfigError` if no reward scores a dimension that has a weight.
     """
     if config.simulate:
         from rewarders.simulated import SimulatedRewarder
@@ -89,7 +90,7 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
 def open_scorers(
     config: RunConfig, rewards: Sequence[Reward | Judge] | None = None
 ) -> tuple[SamplingLoop, ScoringLoop]:
-    """Opens one sampler and one rewarder in this process. Raises `ConfigError` for what is missing or broken."""
+    """Opens one sampler and one rewarder in this process. Raises `ConfigError` for missing or invalid input."""
     with needed_by("sampler-0", config):
         sampler = sampler_of(config)("sampler-0")
     with needed_by("rewarder-0", config):
@@ -97,7 +98,7 @@ def open_scorers(
 
 
 def learner_of(config: RunConfig) -> Callable[[Path, str], LearningLoop]:
-    """Makes the learner of a run folder and a name, at step 0: `resume` comes next."""
+    """Returns a function: (run folder, worker name) -> learner at step 0; call `resume` next."""
     if config.simulate:
         from learner.simulated import SimulatedLearner
 

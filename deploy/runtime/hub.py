@@ -1,10 +1,10 @@
-"""The middle of a cluster run, one process: run folder, exchange, weights and journal, and the run's course.
+"""The central process of a cluster run: run folder, exchange, weights, journal and run loop.
 
 ```
    workers ──ZMQ──> exchange, journal, weights (a thread each)          driver ──> news, release, stop
                         │                                                            │
                         ▼                                                            ▼
-                    run folder  <──────────────── Watch: the course, which only waits
+                    run folder  <──────────────── ClusterRunLoop: waits for the workers
 ```
 
 The learner's ranks live on the same node and write weights and checkpoints into the same folder.
@@ -51,27 +51,31 @@ from learner import checkpoint
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.1  # between two looks at how things stand
-PATIENCE = 50  # steps' worth of ties, failures and expiries without a step after which a run is stuck
-FULL_SECONDS = 30.0  # for which nobody can work before a disk's bound counts as too small
-REFUSED_SECONDS = 60.0  # without a new group after which refused admission is logged
+POLL_SECONDS = 0.1  # between two polls of the exchange
+PATIENCE = 50  # the run is stuck after this many steps' worth of lost groups (tied, failed, expired) without a step
+FULL_SECONDS = 30.0  # without any work before exchange.max_bytes counts as too small
+REFUSED_SECONDS = 60.0  # without a new group before refused admission is logged
 SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
 BUSY = (State.SAMPLING, State.SAMPLED, State.SCORING, State.TRAINING)
 
 
 class Hub:
-    """Opens a run folder, serves it, and brings the run to its end with the workers that come.
+    """Opens a run folder, serves it to workers, and drives the run to its end.
 
-    `open`, then `run` in one thread; the other methods may be called from others. `close` ends the services.
+    Call `open`, then `run`, in one thread; the other methods are safe to call from other threads. `close` ends the
+    services.
     """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._stack, self._stop, self._bulletin = ExitStack(), Event(), Bulletin()
+        self._stack, self._stop, self._progress = ExitStack(), Event(), BufferedProgress()
         self._services: dict[str, Service] = {}
 
     def open(self, host: str = "127.0.0.1") -> HubReady | Outcome:
-        """Claim the folder and serve it at `host`. The outcome of a finished run; `ConfigError` for bad input."""
+        """Claims the folder and serves it at `host`. Returns an `Outcome` if the run has finished already.
+
+        Raises `ConfigError` for bad input.
+        """
         done = layout.finished_result(self.config)
         if done is not None:
             return Outcome(done["step"], done)
@@ -89,7 +93,7 @@ class Hub:
         self._open_logs(stack, folder)
         for line in left_out:
             log.warning("%s", line)
-            self._bulletin.say(line)
+            self._progress.message(line)
         with errors_logged(HUB):
             return self._start(stack, host, folder, prompts, probes)
 
@@ -113,20 +117,20 @@ class Hub:
         self._meter = meter = RunMeter(config, folder)
         self._exchange = AnnouncingExchange(folder, config, prompts, meter, announcer)
         stack.callback(self._exchange.close)
-        self._exchange.rollback(saved)  # what came after the checkpoint is taken back before anybody samples
+        self._exchange.rollback(saved)  # before sampling starts, undo what happened after the checkpoint
         if saved:
             log.info("resumed from the checkpoint of step %d; later uses of pairs are rolled back", saved)
         journal = self._journal(stack, folder)
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        self._course = self._make_course(folder, events, journal, prompts, probes, saved)
+        self._run_loop = self._make_run_loop(folder, events, journal, prompts, probes, saved)
         addresses = self._serve(stack, host, folder, journal, announcer.address, keys)
-        self._receive_guests(stack, host, addresses, keys)
-        meter.watch(self._course, self._refused)
+        self._serve_registration(stack, host, addresses, keys)
+        meter.watch(self._run_loop, self._refused)
         meter.export(stack, host)
-        return HubReady(addresses, self._course.trained() is None)
+        return HubReady(addresses, self._run_loop.trained() is None)
 
     def _keys(self, host: str, folder: Path) -> ServerKeys | None:
-        """None where only this machine can connect."""
+        """Returns None on loopback, which only this machine can reach, unless `cluster.keys` is "always"."""
         if self.config.cluster.keys != "always" and is_loopback(host):
             return None
         keys = make_or_read(folder / KEYS)
@@ -138,7 +142,7 @@ class Hub:
         waiting, kept = (lambda: queue(self._exchange)), self.config.timeline_bytes
         return stack.enter_context(RunJournal(folder, waiting, self._meter, timeline_bytes=kept, logs=self._logs.write))
 
-    def _make_course(
+    def _make_run_loop(
         self,
         folder: Path,
         events: JsonLines,
@@ -154,8 +158,8 @@ class Hub:
             exchange=self._exchange,
             probes=probes,
             events=events,
-            say=self._bulletin.say,
-            told=self._meter.reading,
+            notify=self._progress.message,
+            on_reading=self._meter.reading,
         )
         return ClusterRunLoop(
             config=config,
@@ -166,18 +170,18 @@ class Hub:
             journal=journal,
             heldout=prompts.heldout(config.evaluation.prompts, config.seed),
             saved=saved,
-            progress=self._bulletin,
+            progress=self._progress,
             stop=self._stop,
         )
 
     def _serve(
         self, stack: ExitStack, host: str, folder: Path, journal: RunJournal, notes: str, keys: ServerKeys | None
     ) -> Addresses:
-        """Starts the services for workers; `notes` is where versions are announced."""
+        """Starts the services for workers. `notes` is the address at which versions are announced."""
         services = {
             "exchange": exchange_service(self._exchange, self._at(host, 2), keys=keys),
             "journal": journal_service(journal, self._at(host, 3), keys),
-            "weights": weight_service(self._course.store, self._at(host, 4), keys),
+            "weights": weight_service(self._run_loop.store, self._at(host, 4), keys),
         }
         at = {name: stack.enter_context(serving(service)).address for name, service in services.items()}
         self._services |= services
@@ -186,70 +190,70 @@ class Hub:
             exchange=at["exchange"], journal=at["journal"], weights=at["weights"], notes=notes, folder=folder, key=key
         )
 
-    def _receive_guests(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
-        self._guests = ExternalWorkers(self.config, addresses, self._gone)
-        reception = stack.enter_context(serving(reception_service(self._guests, self._at(host, 0), keys)))
+    def _serve_registration(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
+        self._external = ExternalWorkers(self.config, addresses, self._release)
+        reception = stack.enter_context(serving(reception_service(self._external, self._at(host, 0), keys)))
         self._services["reception"] = reception
-        stack.callback(self._guests.dismiss)  # while all services still answer
+        stack.callback(self._external.dismiss)  # runs before the services stop
         shown = f" --key {addresses.folder / KEYS / WORKER}" if keys else ""
-        invitation = f"others may join: douga worker sampler --connect {reception.address}{shown}"
+        invitation = f"to add a worker: douga worker sampler --connect {reception.address}{shown}"
         log.info("%s", invitation)
-        self._bulletin.say(invitation)
+        self._progress.message(invitation)
 
     def _refused(self) -> dict[str, int]:
         return {name: service.counts["error"] for name, service in self._services.items()}
 
     def _at(self, host: str, number: int) -> str:
-        """The address of the hub's service of that number."""
+        """Returns the address to bind service number `number` to. With `cluster.port` 0 the system chooses the port."""
         port = self.config.cluster.port
         return f"tcp://{host}:{port + number if port else '*'}"
 
     def run(self) -> Outcome:
-        """The course, from where the folder stands to its end or to `stop`."""
+        """Runs from the state of the folder to the end of the run, or to `stop`."""
         with errors_logged(HUB):
-            return self._course.run()
+            return self._run_loop.run()
 
     def news(self) -> HubStatus:
-        """How things stand, and what was said since the last call."""
-        self._meter.targets.hide(self._guests.absent())
-        status, lines = self._bulletin.take()
-        return HubStatus(status=status, lines=lines, samplers=self._guests.count("sampler"))
+        """Returns the current status, and the lines since the last call."""
+        self._meter.targets.hide(self._external.absent())
+        status, lines = self._progress.take()
+        return HubStatus(status=status, lines=lines, samplers=self._external.count("sampler"))
 
     def release(self, worker: str) -> None:
-        """`worker` is dead: others may take over its work."""
-        log.warning("%s crashed: its leases are free", worker)
+        """Releases the leases of a crashed worker, so that others take over its work."""
+        log.warning("%s crashed; its leases are released", worker)
         self._meter.died(worker)
-        self._gone(worker)
+        self._release(worker)
 
-    def _gone(self, worker: str) -> None:
+    def _release(self, worker: str) -> None:
         self._exchange.release(worker)
         self._meter.targets.remove([worker])
 
     def log_driver(self, entries: Sequence[LogEntry]) -> None:
-        """Write down what the driver logs; it need not see the run folder."""
+        """Writes the driver's log records; the driver may have no access to the run folder."""
         self._logs.write(DRIVER, entries)
 
     def found_ray(self, exporters: list[str]) -> None:
-        """Where Ray's own metrics are."""
+        """Adds Ray's own exporters to the scrape targets. `exporters` are ``HOST:PORT``."""
         self._meter.targets.ray(exporters)
 
     def stop(self) -> None:
-        """`run` returns soon. Stop the workers before: they still need the services."""
+        """Makes `run` return soon. Stop the workers first: they need the services until they end."""
         self._stop.set()
 
     def close(self) -> None:
-        """End the services and let go of the folder."""
+        """Ends the services and unlocks the run folder."""
         self._stack.close()
 
 
 def _sweep(folder: Path) -> None:
-    """Remove the files that earlier groups of ranks met at."""
-    for place in folder.glob(f"{MEETING}*"):
-        place.unlink(missing_ok=True)
+    """Removes the rendezvous files of earlier groups of ranks."""
+    for file in folder.glob(f"{MEETING}*"):
+        file.unlink(missing_ok=True)
 
 
 class AnnouncingExchange(MeteredExchange):
-    """The exchange of a run, which lets samplers know of every version at once."""
+    """The exchange of a run, which also publishes every new version to the samplers."""
 
     def __init__(
         self, folder: Path, config: RunConfig, source: Any, meter: RunMeter, announcer: VersionPublisher
@@ -263,8 +267,8 @@ class AnnouncingExchange(MeteredExchange):
         self._announcer.announce(version.version)
 
 
-class Bulletin:
-    """A `Progress` that keeps the newest status until somebody reads it."""
+class BufferedProgress:
+    """A `Progress` that buffers lines and the newest status for the driver."""
 
     def __init__(self) -> None:
         self._lock, self._status, self._lines = Lock(), None, []
@@ -274,13 +278,13 @@ class Bulletin:
         with self._lock:
             self._status = status
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
         with self._lock:
             self._lines.append(line)
 
     def take(self) -> tuple[Status | None, list[str]]:
-        """What is new: the latest status, and all lines."""
+        """Returns and clears the latest status (None: unchanged) and all lines."""
         with self._lock:
             taken = self._status, self._lines
             self._status, self._lines = None, []
@@ -288,13 +292,13 @@ class Bulletin:
 
 
 class RefusalWatch:
-    """Logs that no group was admitted for `REFUSED_SECONDS`, and again each time that has doubled."""
+    """Logs when no group was admitted for `REFUSED_SECONDS`, and again each time that this time doubles."""
 
     def __init__(self) -> None:
         self._admitted, self._since, self._next = -1, 0.0, REFUSED_SECONDS
 
     def look(self, refusal: str, admitted: int, now: float) -> None:
-        """At second `now`: groups admitted so far, and why the last request was refused (empty: it was not)."""
+        """Updates at time `now` (seconds). `refusal` is why the last request was refused, "" if it was not."""
         if not refusal or admitted != self._admitted:
             self._admitted, self._since, self._next = admitted, now, REFUSED_SECONDS
         elif now - self._since >= self._next:
@@ -303,7 +307,7 @@ class RefusalWatch:
 
 
 class ClusterRunLoop(RunLoop):
-    """A course whose work is done elsewhere: it queues the held-out prompts, looks on, and says how things stand."""
+    """A run loop whose work is done by other processes: enqueues held-out prompts, waits, reports progress."""
 
     def __init__(
         self,
@@ -316,7 +320,7 @@ class ClusterRunLoop(RunLoop):
         journal: RunJournal,
         heldout: list[Prompt],
         saved: int,
-        progress: Bulletin,
+        progress: BufferedProgress,
         stop: Event,
     ) -> None:
         evaluation = HeldOutEvaluation(
@@ -327,7 +331,7 @@ class ClusterRunLoop(RunLoop):
         )
         self.exchange: LocalExchange = exchange
         self.journal, self.progress = journal, progress
-        self._saved, self._stop = saved, stop  # the step of the checkpoint that this start goes on from
+        self._saved, self._stop = saved, stop  # step of the checkpoint that this start resumes from
         self._full_since: float | None = None
         self._refusals = RefusalWatch()
 
@@ -337,7 +341,7 @@ class ClusterRunLoop(RunLoop):
         return self.journal.last.step if self.journal.last else self._saved
 
     def _wait_for_workers(self, version: int, most: int, show: Callable[[], None]) -> bool:
-        """See `evaluation.Work`: others do it."""
+        """See `evaluation.Work`. Only waits: the workers are other processes."""
         self._pause()
         return True
 
@@ -361,7 +365,7 @@ class ClusterRunLoop(RunLoop):
         return end
 
     def _end(self) -> TrainingFinished | None:
-        """What training ended with, once no reading of the guardrails is due or under way."""
+        """Returns the end of training, once no guardrail reading is due or in progress."""
         self.guard.look()
         return None if self.guard.busy else self.journal.end
 
@@ -374,14 +378,14 @@ class ClusterRunLoop(RunLoop):
         return counts[State.TIED] + counts[State.FAILED] + counts[State.EXPIRED]
 
     def _check_stuck(self, ended: int) -> None:
-        """`Stuck` after so many ties and failures since the last step that no step is to be expected."""
+        """Raises `Stuck` if too many groups were lost since the last step for another step to be likely."""
         if ended > PATIENCE * self.config.learner.pairs_per_step:
             why = next(iter(self.exchange.failures().values()), "none failed")
             ends = f"{ended} groups tied, failed or expired since"
             raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
 
     def _check_full(self) -> None:
-        """`Stuck` when blobs fill the disk's bound, and no step will free them: there are no pairs for one."""
+        """Raises `Stuck` if blobs reach `exchange.max_bytes` with too few pairs for a step, which would free some."""
         counts, need = self.exchange.counts(), self.config.learner.pairs_per_step
         idle = counts[State.PAIRED] < need and not any(counts[state] for state in BUSY)
         if not (idle and self.exchange.refused_for is RefusalReason.DISK_FULL):
@@ -389,8 +393,8 @@ class ClusterRunLoop(RunLoop):
             return
         self._full_since = self._full_since or time.monotonic()
         if time.monotonic() - self._full_since > FULL_SECONDS:
-            have = f"the learner waits for {need} pairs and has {counts[State.PAIRED]}"
-            raise Stuck(f"step {self.step}: {have}, the samplers wait for leave ({self.exchange.refusal})")
+            have = f"the learner needs {need} pairs and has {counts[State.PAIRED]}"
+            raise Stuck(f"step {self.step}: {have}, the samplers wait for admission ({self.exchange.refusal})")
 
     def _pause(self) -> None:
         if self._stop.wait(POLL_SECONDS):

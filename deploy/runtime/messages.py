@@ -1,4 +1,4 @@
-"""What driver, hub and workers of a run say to each other. Imports no torch."""
+"""Messages between driver, hub and workers of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from common.messages import WorkerKey
 from deploy.run_dir.progress import Status
 
-MEETING = ".meeting-"  # how files in the run folder begin that a learner's ranks meet at
+MEETING = ".meeting-"  # prefix of the rendezvous files of the learner's ranks, in the run folder
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the hub's services listen, what lets in there, and where the run's folder is on the hub's node.
+    """Addresses of the hub's services, the key to connect with, and the run folder on the hub's node.
 
     Hub -> driver -> workers.
     """
@@ -29,7 +29,7 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class HubReady:
-    """A run folder is served. Hub -> driver."""
+    """The hub has opened the run folder and serves it. Hub -> driver."""
 
     addresses: Addresses
     training: bool  # False when only the comparison is left
@@ -37,21 +37,21 @@ class HubReady:
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
-    """What is new at the hub. Hub -> driver."""
+    """News of the hub since the last call. Hub -> driver."""
 
     status: Status | None
     lines: list[str]
-    samplers: int  # guests that sample (`deploy/runtime/external_workers.py`)
+    samplers: int  # external samplers with a recent heartbeat (`deploy/runtime/external_workers.py`)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a start of a run ended: `result` is what result.json holds, None after a stop."""
+    """How one start of a run ended. `result` is the content of result.json, None after a stop."""
 
     step: int
     result: dict[str, Any] | None
 
     @property
     def finished(self) -> bool:
-        """Whether the run is at its end and compared."""
+        """Whether the run has finished, comparison included."""
         return self.result is not None

@@ -1,10 +1,10 @@
-"""Too little memory ends a run in one line: who asked for how much, what there was, and what makes it less.
+"""Reports out-of-memory errors in one line: the role, the requested and free memory, and settings that need less.
 
 ```
-sampler-0: out of memory: asked for 19.11 GB, 2.31 of 25.39 GB are free of GPU 0; lower it with ...; douga plan ...
+sampler-0: out of memory: asked for 19.11 GB, 2.31 of 25.39 GB are free of GPU 0; use ...; douga plan ...
 ```
 
-The knobs are those that `douga plan` names. GB are 10⁹ bytes, as there.
+The settings are those that `douga plan` names. As there, GB are 10⁹ bytes.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner":
 
 
 class OutOfMemory(RunFailed):
-    """A role needs more memory than there is. Nothing is lost: the run goes on from its last checkpoint.
+    """A role needs more memory than is available. The same command resumes the run from its last checkpoint.
 
-    A role's units of work are all alike, so a process that could not do its first one will not do it when it is
-    started again: the run ends. One that had `worked` before met something passing (a neighbour on its GPU,
-    fragments), and is started again like one that died.
+    All units of work of a role need the same memory. A process that fails in its first unit would fail again after a
+    restart, so the run ends. If it had `worked` before, the cause is transient (another process on the GPU,
+    fragmentation), and it is restarted like a crashed worker.
     """
 
     worked = False
@@ -36,14 +36,15 @@ class OutOfMemory(RunFailed):
 
 @contextmanager
 def needed_by(who: str, config: RunConfig | None = None) -> Iterator[None]:
-    """``with needed_by("sampler-0", config):`` too little memory inside is `OutOfMemory`, which names the role's knobs.
+    """Turns out-of-memory errors inside the block into `OutOfMemory`, which names settings of the role that need less.
 
-    All other errors pass as they are. Without `config`, or for who is no role, no knobs are named.
+    Other errors are not changed. No settings are named without `config`, or if `who` is not a worker's name:
+    ``with needed_by("sampler-0", config)``.
     """
     try:
         yield
     except OutOfMemory:
-        raise  # said already, of whoever works within
+        raise  # an inner block has named the role already
     except Exception as error:
         found = shortage(error)
         if found is None:
@@ -60,7 +61,7 @@ def _figures(found: Shortage) -> str:
 
 
 def _knobs(role: str, config: RunConfig) -> str:
-    """What is left to change, in the order to try it: in the same run, then in another one."""
+    """Lists the remaining settings in the order to try them: for this run, then for a new run."""
     if role not in SECTIONS:
         return ""
     left = [name for name, change in CHANGES if _is_left(name, change, role, config)]
@@ -68,13 +69,13 @@ def _knobs(role: str, config: RunConfig) -> str:
     other = [name for name in left if name not in same]
     if role != "rewarder":
         other.append("smaller model.frames, height, width")
-    words = [f"lower it with {', '.join(same)}, and a run goes on"] if same else []
-    words += [f"under another --name with {', '.join(other)}"] if other else []
+    words = [f"use {', '.join(same)} and resume the run"] if same else []
+    words += [f"in a new run (another --name) use {', '.join(other)}"] if other else []
     return f"; {'; '.join([*words, _plan(config)])}"
 
 
 def _is_left(name: str, change: Mapping[str, Any], role: str, config: RunConfig) -> bool:
-    """Whether a change is the role's, is not made yet, and does something here."""
+    """Whether a change concerns the role, is not made yet, and has an effect in this configuration."""
     section, rules, on_cpu = name.partition(".")[0], config.learner, config.model.device == "cpu"
     idle = {
         "sampler.offload": on_cpu,
@@ -90,7 +91,7 @@ def _is_left(name: str, change: Mapping[str, Any], role: str, config: RunConfig)
 
 
 def _plan(config: RunConfig) -> str:
-    """The command that computes what the run needs; it is about GPUs."""
+    """Names the command that computes the memory; it plans for GPUs, so a CPU device is replaced."""
     kept = config.folder / CONFIG
     device = " --model.device cuda:0" if config.model.device == "cpu" else ""
-    return f"douga plan {kept if kept.exists() else 'CONFIG'}{device} computes the need"
+    return f"douga plan {kept if kept.exists() else 'CONFIG'}{device} computes the memory needed"

@@ -1,4 +1,4 @@
-"""What a cluster run asks of Ray: to be connected, room on a node, processes. `deploy/runtime/driver.py` runs it."""
+"""Ray calls of a cluster run: connection, placement group, actors. Used by `deploy/runtime/driver.py`."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from common.config import ClusterConfig, RunConfig
 from common.errors import ConfigError
 
-SHARE = 0.001  # of a node's custom resource that a worker takes: the resource is a label, not a quantity
+SHARE = 0.001  # amount of a node's custom resource per worker: the resource is a label, not a quantity
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
-# Nobody looks at the tasks of a run's own Ray: in weeks, records of them would fill its memory, and its logs the disk.
+# For a Ray that the run starts itself. Over weeks, task records would fill its memory, and its logs the disk.
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -33,7 +33,10 @@ QUIET = {
 
 @contextmanager
 def connected(config: ClusterConfig) -> Iterator[bool]:
-    """Connected to the Ray that is asked for. True if it was started for this run: then it ends with it."""
+    """Connects to the configured Ray. Yields True if it was started for this run and ends with it.
+
+    Raises `ConfigError` if Ray cannot be reached.
+    """
     if ray.is_initialized():
         yield False
         return
@@ -47,7 +50,7 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
     try:
         ray.init(**options)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # Ray has put its own in the place of ours
+            signal.signal(signal.SIGTERM, handler)  # Ray has replaced it with its own
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         line = " ".join(str(error).split())
         raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None
@@ -59,7 +62,10 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
 
 @contextmanager
 def placed(config: RunConfig) -> Iterator[PlacementGroup]:
-    """Room for the hub and the learner's ranks on one node. `ConfigError` names what was not to be had in time."""
+    """Reserves resources for the hub and the learner's ranks on one node.
+
+    Raises `ConfigError` if no node has them within `cluster.placement_seconds`.
+    """
     cluster = config.cluster
     asked = bundles(cluster)
     group = placement_group(asked, strategy="STRICT_PACK")
@@ -67,7 +73,7 @@ def placed(config: RunConfig) -> Iterator[PlacementGroup]:
         if not group.wait(cluster.placement_seconds):
             raise ConfigError(
                 f"no node with {asked} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
-                f"Ray has {ray.cluster_resources()}, of which are free {ray.available_resources()}"
+                f"Ray has {ray.cluster_resources()}, of these free: {ray.available_resources()}"
             )
         yield group
     finally:
@@ -75,46 +81,46 @@ def placed(config: RunConfig) -> Iterator[PlacementGroup]:
 
 
 def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
-    """What hub and learner ask of one node, in Ray's resources: the hub's share, then one of each rank."""
+    """Returns the bundles of the placement group: the hub's, then one per learner rank."""
     node = pin(cluster.learner.node)
     rank = {"CPU": 0.001, "GPU": cluster.learner.gpus} | node
     return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learner.count)]
 
 
 def pin(resource: str) -> dict[str, float]:
-    """What to ask for to be on a node that has `resource`, a custom one of Ray's; empty: any node."""
+    """Resources that pin an actor to nodes with the custom Ray resource `resource`; "" allows any node."""
     return {resource: SHARE} if resource else {}
 
 
 def ray_exporters() -> list[str]:
-    """``HOST:PORT`` of every living node's exporter of Ray's own metrics."""
+    """Returns ``HOST:PORT`` of the exporter of Ray's own metrics on every live node."""
     alive = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"] > 0]
     return [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in alive]
 
 
 class Process:
-    """The actor that all processes of a run are: one object, made where Ray placed it. Its imports happen there.
+    """The Ray actor around every process of a run. It creates one object, with its imports, where Ray placed it.
 
-    `run` is called in one thread, the rest in others.
+    One thread runs the object's `run`; other threads handle the remaining calls.
     """
 
     def __init__(self, kind: str, home: str, *arguments: Any) -> None:
-        """`kind` is ``module:Class``; relative paths start at `home`, the driver's working directory."""
+        """`kind` is ``module:Class``. Relative paths are resolved against `home`, the driver's working directory."""
         if Path(home).is_dir():
             os.chdir(home)
         module, name = kind.split(":")
         self._object = getattr(import_module(module), name)(*arguments)
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """A method of the object."""
+        """Calls a method of the object."""
         return getattr(self._object, method)(*arguments)
 
     def host(self) -> str:
-        """The address of this node."""
+        """Returns the IP address of this node."""
         return ray.util.get_node_ip_address()
 
     def place(self) -> str:
-        """Node, process and GPUs, in words."""
+        """Returns node, process id and GPUs as text."""
         context = ray.get_runtime_context()
         gpus = ", ".join(context.get_accelerator_ids().get("GPU", []))
         place = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
@@ -122,6 +128,6 @@ class Process:
 
 
 def launch(kind: str, arguments: Sequence[Any], **options: Any) -> Any:
-    """A `Process` of that kind; it is there when it answers. `options` are Ray's, of the actor."""
+    """Creates a `Process` asynchronously; it is running once it answers. `options` are Ray's actor options."""
     actor: Any = ray.remote(Process)
     return actor.options(num_cpus=0, max_concurrency=4, **options).remote(kind, str(Path.cwd()), *arguments)

@@ -1,4 +1,4 @@
-"""The journal as a worker elsewhere sees it: `WorkerJournal` over the network (`common/rpc/client.py`)."""
+"""`WorkerJournal` over the network (`common/rpc/client.py`)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from deploy.run_dir.journal import WorkerJournal
 
 
 def journal_service(journal: WorkerJournal, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
-    """A service that writes into `journal`."""
+    """Creates a service that writes to `journal`."""
     return Service(WorkerJournal, journal, address, keys=keys)
 
 
 @calling(WorkerJournal)
 class RemoteJournal(Client, WorkerJournal):
-    """The calls of `WorkerJournal`, made by way of the service at `address`."""
+    """Client of the journal service."""

@@ -1,11 +1,11 @@
-"""The course of a run, whoever does the work: train unless that is done, then compare aligned with base.
+"""The phases of a run, common to all modes: train, unless that is done, then compare the aligned with the base model.
 
 ```
-train      by one process in a fixed order (serial.py), or by workers everywhere (cluster.py, hub.py)
-compare    held-out prompts under version 0 and the last version, same seeds: result.json, clips/, report.html
+train      in one process in a fixed order (serial.py), or by distributed workers (driver.py, hub.py)
+compare    held-out prompts with version 0 and the last version, same seeds: result.json, clips/, report.html
 ```
 
-Every result is kept as it is reached, so a run that is cut goes on where it was.
+Every result is stored as soon as it exists: after an interruption the same command resumes the run.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ BASE = 0  # the version of the base model
 
 
 class Stopped(Exception):
-    """Somebody asked the run to stop, and it did between two units of work."""
+    """The run was asked to stop and did so between two units of work."""
 
 
 def queue(exchange: RunExchange) -> dict[str, int]:
-    """How many training groups are in each state that is not final; states without any are left out."""
+    """Returns state -> number of training groups, for the non-final states that have any."""
     counts = exchange.counts()
     return {state.value: counts[state] for state in QUEUE if counts[state]}
 
 
 class RunLoop(ABC):
-    """One start of a run: from where its folder stands to the end, or to a stop. Subclasses do the work."""
+    """One start of a run: from the state of its folder to the end, or to a stop. Subclasses do the training."""
 
     def __init__(
         self,
@@ -62,23 +62,23 @@ class RunLoop(ABC):
         self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
         self.evaluation = evaluation
         self.store = WeightStore(folder / "weights")
-        self.phase = TRAINING  # what is done now
+        self.phase = TRAINING  # current phase
 
     @abstractmethod
     def train(self) -> TrainingFinished:
-        """Evaluate the base, then take every optimizer step that is left. Raises `Stopped`."""
+        """Evaluates the base model, then takes the remaining optimizer steps. Raises `Stopped`."""
 
     @property
     @abstractmethod
     def step(self) -> int:
-        """Optimizer steps taken, as far as is known here."""
+        """Optimizer steps taken, as far as this process knows."""
 
     def run(self) -> Outcome:
-        """Train unless that is done, then compare. Raises `StorageError` where the disk refuses."""
+        """Trains, unless that is done, then compares. Raises `StorageError` if the disk fails."""
         try:
             trained = self.trained() or self._train()
             with writing(self.folder):
-                result = self._paced(trained) if self.config.simulate else self._compare(trained)
+                result = self._finish_simulated(trained) if self.config.simulate else self._compare(trained)
             return Outcome(trained["step"], result)
         except Stopped:
             self.events.write(event="interrupted", step=self.step)
@@ -86,7 +86,7 @@ class RunLoop(ABC):
             return Outcome(self.step, None)
 
     def trained(self) -> dict[str, Any] | None:
-        """What result.json says of a training that reached its end, if that is the end asked for."""
+        """Returns result.json if training has reached `config.steps`, else None."""
         result = layout.read_result(self.folder)
         if result is None or result["step"] != self.config.steps:
             return None
@@ -99,8 +99,8 @@ class RunLoop(ABC):
         layout.write_result(self.folder, trained)
         return trained
 
-    def _paced(self, trained: dict[str, Any]) -> dict[str, Any]:
-        """The end of a simulated run: there is nothing to compare, but its pace."""
+    def _finish_simulated(self, trained: dict[str, Any]) -> dict[str, Any]:
+        """Finishes a simulated run: stores its throughput, as there are no clips to compare."""
         result = trained | {"pace": throughput.figures(self.folder, self.exchange)}
         self.events.write(event="finished", step=trained["step"])
         layout.write_result(self.folder, result)
@@ -119,7 +119,7 @@ class RunLoop(ABC):
         return result
 
     def evaluate_base(self) -> None:
-        """What the comparison will need, as long as nothing is trained. Simulated clips are not compared."""
+        """Evaluates the base model before training. Simulated runs have no comparison."""
         if self.config.simulate:
             return
         self.phase = EVALUATING_BASE
@@ -127,7 +127,7 @@ class RunLoop(ABC):
         self.phase = TRAINING
 
     def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """Returns all held-out clips under `version`, by prompt. Raises `Stopped`."""
+        """Returns all held-out clips of `version`, sorted by prompt. Raises `Stopped`."""
         found, made = self.evaluation.evaluate(version, phase)
         if made:
             self._record_evaluation(version, found)
@@ -142,7 +142,7 @@ class RunLoop(ABC):
     def _keep_clips(
         self, records: list[dict[str, Any]], base: list[ScoredCandidate], aligned: list[ScoredCandidate]
     ) -> None:
-        """The clips as files, and their names in the records."""
+        """Writes the clips to files, and their names into the records."""
         folder = self.folder / "clips"
         folder.mkdir(exist_ok=True)
         for index, (record, *pair) in enumerate(zip(records, base, aligned, strict=True)):

@@ -1,4 +1,4 @@
-"""What a run as a whole exports: what its journal and its exchange are told, and how its ledger and folder stand.
+"""Metrics of the run as a whole: events of its journal and exchange, and the state of its ledger and folder.
 
 ```
 workers ── step, span, ... ──> RunJournal ──┐                          ┌─ GET /metrics: readings at scrape time
@@ -6,7 +6,7 @@ workers ── step, span, ... ──> RunJournal ──┐                     
                      Guard ── reading ──────┘                          └─ curves: `deploy/observability/scalars.py`
 ```
 
-A scrape asks the ledger for counts, which indices answer, and for the size of its blobs; it reads no row of a group.
+A scrape reads the ledger's counts, which are indexed, and the size of its blobs; it reads no rows of groups.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from deploy.observability.scalars import Scalars
 from deploy.observability.targets import Targets
 from deploy.runtime.run_loop import RunLoop
 
-DIMENSIONS = 64  # exported at most: their names are the rewarders' words
-RECENT = 20  # steps from whose pace the next push is expected
+DIMENSIONS = 64  # maximum number of exported dimensions: their names come from rewarders
+RECENT = 20  # steps over which the expected push interval is averaged
 TIMED = {"sampling": "douga_sample_seconds", "scoring": "douga_score_seconds"}  # kind of span -> histogram
 ROLE_OF = {"sampling": SAMPLER, "loading": SAMPLER, "scoring": REWARDER, "learning": LEARNER}
-SHOWN = {  # of StepStats
+SHOWN = {  # field of StepStats -> gauge
     "loss": "douga_loss",
     "grad_norm": "douga_grad_norm",
     "lag": "douga_policy_lag_mean_pushes",
@@ -58,13 +58,13 @@ SHOWN = {  # of StepStats
 
 
 def of_step(stats: StepStats) -> list[Value]:
-    """A step as gauges."""
+    """Returns the statistics of a step as gauges."""
     shown = [Value(name, float(getattr(stats, field))) for field, name in SHOWN.items()]
     return shown + [Value(exported_name(name), value) for name, value in stats.metrics.items()]
 
 
 def of_readings(readings: Sequence[Reading]) -> list[Value]:
-    """The last of the guardrails' readings as gauges; none without one."""
+    """Returns the latest guardrail reading as gauges, [] without a reading."""
     if not readings:
         return []
     start, last = readings[0], readings[-1]
@@ -79,7 +79,7 @@ def of_readings(readings: Sequence[Reading]) -> list[Value]:
             values.append(Value("douga_probe_reward", statistics.fmean(points), labels))
             if len(points) > 1:
                 values.append(Value("douga_probe_reward_sigma", statistics.stdev(points), labels))
-        if model != "start":  # the judge's base clips are judged once
+        if model != "start":  # base clips are judged only once, so there is no separate start
             judged = _by_name(clips, "judged")
             values += [
                 Value("douga_probe_judge", statistics.fmean(points), {"dimension": answer, "model": model})
@@ -89,15 +89,15 @@ def of_readings(readings: Sequence[Reading]) -> list[Value]:
 
 
 def _by_name(clips: Mapping[int, Measured], kind: str) -> list[tuple[str, list[float]]]:
-    """Name -> its value in every clip; names that some clip lacks are left out."""
+    """Returns (name, values over all clips). Names that some clip lacks are left out."""
     rows: list[dict[str, float]] = [getattr(one, kind) for one in clips.values()]
     return [(name, [row[name] for row in rows]) for name in rows[0] if all(name in row for row in rows)]
 
 
 class RunMeter:
-    """Of one start of a run; told by workers as a `Journal` is. Thread-safe.
+    """The metrics of one start of a run. It implements `Journal`. Thread-safe.
 
-    `watch` once there is a course, then `export`.
+    Call `watch` once there is a run loop, then `export`.
     """
 
     def __init__(self, config: RunConfig, folder: Path, process: str = HUB) -> None:
@@ -106,14 +106,14 @@ class RunMeter:
         self.targets = Targets(folder, config.name)
         self._scalars = Scalars(config, folder)
         self._last: StepStats | None = None
-        self._pushed: float | None = None  # when, seconds since 1970
+        self._pushed: float | None = None  # Unix time
         self._ends: deque[float] = deque(maxlen=RECENT)  # of steps
-        self._seen: dict[tuple[str, ...], int] = {}  # what the ledger said at the last scrape
+        self._seen: dict[tuple[str, ...], int] = {}  # the ledger's counts at the last scrape
         self._dimensions: set[str] = set()
         self._lock = Lock()
 
     def export(self, stack: ExitStack, host: str) -> None:
-        """Serve the metrics at `host` until `stack` closes, and let Prometheus know while there is a run."""
+        """Serves the metrics at `host`, and lists the scrape targets, until `stack` closes."""
         if self.config.metrics.enabled:
             address = stack.enter_context(exporting(self.instruments, host, self.config.metrics.port))
             self.targets.put(self.process, address)
@@ -123,7 +123,7 @@ class RunMeter:
         self.targets.clear()
         self._scalars.close()
 
-    # What is told: the calls of `Journal`.
+    # The methods of `Journal`.
 
     def step(self, stats: StepStats) -> None:
         """See `Journal`."""
@@ -144,13 +144,13 @@ class RunMeter:
             self.instruments.add("douga_busy_seconds_total", span.seconds, role=ROLE_OF[span.kind])
 
     def trained(self, trained: TrainingFinished) -> None:
-        """See `Journal`. The learner's ranks are at their end."""
+        """See `Journal`. The learner's ranks exit now, so they are no longer scraped."""
         self.targets.remove(self.targets.workers(LEARNER))
 
     def exporting(self, worker: str, address: str) -> None:
         """See `Journal`."""
         if role_of(worker) not in ROLES:
-            raise ValueError(f"{worker!r:.60}: no worker's name")
+            raise ValueError(f"{worker!r:.60}: not the name of a worker")
         self.targets.put(worker, address)
 
     def not_finite(self, worker: str) -> None:
@@ -159,57 +159,59 @@ class RunMeter:
         if role in ROLES:
             self.instruments.add("douga_nan_total", role=role)
 
-    # What else is told.
+    # Other events.
 
     def died(self, worker: str) -> None:
-        """It is started again, if that was not too often."""
+        """Counts a crash of `worker`."""
         self.instruments.add("douga_restarts_total", role=role_of(worker))
 
     def announced(self) -> None:
-        """A version was published."""
+        """Counts a published version."""
         self.instruments.add("douga_pushes_total")
         self._pushed = time.time()
 
     def scored(self, values: Mapping[str, float]) -> None:
-        """A training candidate was."""
+        """Records the scores of a training candidate, dimension -> points."""
         for dimension, value in values.items():
             if dimension in self._dimensions or len(self._dimensions) < DIMENSIONS:
                 self._dimensions.add(dimension)
                 self.instruments.observe("douga_reward_score", value, dimension=dimension)
 
     def reading(self, readings: Sequence[Reading]) -> None:
-        """The guardrails have taken the last of these."""
+        """Records the last of the guardrail readings."""
         for rule in readings[-1].alarms:
             self.instruments.add("douga_guard_alarms_total", rule=rule)
-        if readings[-1].step:  # the base's own reading is in all that follow
+        if readings[-1].step:  # later readings include that of the base model
             self._scalars.write(of_readings(readings), readings[-1].step)
 
-    # How things stand, whenever Prometheus asks.
+    # State, read at every scrape.
 
-    def watch(self, course: RunLoop, refused: Callable[[], Mapping[str, int]] = dict) -> None:
-        """Read how the run stands from its course; `refused` says how many requests the services have refused."""
+    def watch(self, run_loop: RunLoop, refused: Callable[[], Mapping[str, int]] = dict) -> None:
+        """Exports the state of `run_loop`. `refused` returns service -> number of refused requests."""
         rules = [MOTION, SCORER]
-        rules += [judge_rule(name) for one in course.guard.readings[-1:] for name, _ in _by_name(one.policy, "judged")]
+        rules += [
+            judge_rule(name) for one in run_loop.guard.readings[-1:] for name, _ in _by_name(one.policy, "judged")
+        ]
         for rule in rules:
             self.instruments.add("douga_guard_alarms_total", 0, rule=rule)
 
         def state() -> Iterator[Value]:
-            yield from self._progress(course)
-            yield from self._ledger(course.exchange)
-            yield from of_readings(course.guard.readings)
+            yield from self._progress(run_loop)
+            yield from self._ledger(run_loop.exchange)
+            yield from of_readings(run_loop.guard.readings)
             yield from self._workers()
             for service, count in refused().items():
                 self._rise("douga_requests_refused_total", count, service=service)
 
-        list(state())  # what the ledger counts already is not of this start
+        list(state())  # sets the baseline: counts of earlier starts are not counted again
         self.instruments.read(state)
 
-    def _progress(self, course: RunLoop) -> Iterator[Value]:
-        yield Value("douga_step", course.step)
+    def _progress(self, run_loop: RunLoop) -> Iterator[Value]:
+        yield Value("douga_step", run_loop.step)
         yield Value("douga_steps_wanted", self.config.steps)
         yield Value("douga_policy_lag_bound_pushes", self.config.exchange.max_lag)
         for phase in PHASES:
-            yield Value("douga_phase", float(phase == course.phase), {"phase": phase})
+            yield Value("douga_phase", float(phase == run_loop.phase), {"phase": phase})
         if self._last is not None:
             yield from of_step(self._last)
         yield from self._pace()
@@ -245,9 +247,9 @@ class RunMeter:
             yield Value("douga_workers_up", 1 if serial else len(self.targets.workers(role)), {"role": role})
 
     def _rise(self, name: str, now: int, **labels: str) -> None:
-        """The ledger's count is `now`: what is new of it counts, and what was there when it was first read does not.
+        """Adds the increase of a ledger count to a counter. The first call only sets the baseline.
 
-        A rollback takes back what had happened to groups; a counter never falls.
+        A rollback can decrease the count; the counter then stays constant.
         """
         with self._lock:
             key = (name, *labels.values())
@@ -257,10 +259,10 @@ class RunMeter:
 
 
 class MeteredExchange(LocalExchange):
-    """The exchange of a run, which lets its `meter` know what workers submit."""
+    """The exchange of a run, which reports to `meter` what workers submit."""
 
     def __init__(self, folder: Path, config: RunConfig, source: Callable[[int], Prompt], meter: RunMeter) -> None:
-        super().__init__(folder, config, source, held=True)  # the run has claimed its folder
+        super().__init__(folder, config, source, held=True)  # the run holds the folder's lock
         self.meter = meter
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:

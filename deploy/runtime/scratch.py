@@ -1,11 +1,11 @@
-"""Scratch folders of processes that may be killed: whoever opens one removes those of the dead.
+"""Scratch folders of processes that may be killed: opening one removes those of dead processes.
 
 ```
-$TMPDIR/douga-scratch-sampler-0-k3j2x9/          as long as its process lives, it holds a lock on the folder
+$TMPDIR/douga-scratch-sampler-0-k3j2x9/          its process holds a lock on the folder as long as it lives
 ```
 
-A sampler keeps staged weights in its own. One that is killed cannot remove them, and after weeks of restarts they would
-fill the disk.
+A sampler stages weights in its scratch folder. A killed sampler cannot remove it, and over weeks of restarts such
+folders would fill the disk.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PREFIX = "douga-scratch-"  # nobody else's: what begins so and is not locked is deleted
+PREFIX = "douga-scratch-"  # folders with this prefix that are not locked are deleted
 
 
 @contextmanager
 def scratch(name: str) -> Iterator[Path]:
-    """``with scratch("sampler-0") as folder:`` an empty folder, gone at the end. Those that dead processes of the same
-    user have left beside it are removed first."""
+    """Yields an empty folder and deletes it after the block: ``with scratch("sampler-0") as folder``.
+
+    First removes the scratch folders that dead processes of the same user left behind.
+    """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         _remove_if_dead(left)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-"))
         held = _lock(folder)
-        if held is not None:  # else somebody took it for a dead one's before it was locked
+        if held is not None:  # else another process removed the folder before it was locked
             break
     try:
         yield folder
@@ -47,8 +49,10 @@ def _remove_if_dead(folder: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """An open handle that locks the folder until it is closed, also by the process' death; None where another holds it,
-    or it is not there, or is another user's."""
+    """Returns a file descriptor that locks the folder until it is closed or the process dies.
+
+    None if another process holds the lock, the folder does not exist, or it belongs to another user.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -1,19 +1,19 @@
-"""``mode = "serial"``: all roles in one process, in one fixed order. The whole algorithm as one readable loop.
+"""``mode = "serial"``: all roles in one process, in a fixed order. The whole algorithm as one readable loop.
 
 ```
 evaluate(base)                      held-out prompts, version 0
 until `steps` optimizer steps:
-    sampler works while admission lets it        (waits for: a push)
-    rewarder works while there are clips          (waits for: the sampler)
+    sampler samples while admission allows it     (waits for: a push)
+    rewarder scores while there are clips         (waits for: the sampler)
     learner takes one optimizer step              (waits for: pairs_per_step pairs)
     sampler loads what the learner pushed
-    guard takes a reading, if one is due          (waits for: its probes, sampled and scored here and now)
+    guardrails take a reading, if one is due      (waits for: its probes, sampled and scored in this process)
 evaluate(aligned)                   same prompts, same seeds
 ```
 
-The result is a function of configuration and seed. All state lives in the run folder: a run that is killed at any
-point goes on when it is started again, and ends in the same weights, bit for bit. Between any two units of work
-`stop` is asked; when it says yes the learner saves and the run returns.
+The result is a function of configuration and seed. All state is in the run folder: after a kill at any point the same
+command resumes the run, and the final weights are bit-identical. `stop` is called between any two units of work; when
+it returns True, the learner saves a checkpoint and the run returns.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = "127.0.0.1"  # where its metrics are served
-PATIENCE = 50  # rounds of sampling without a step after which a run of ties and failures is an error
+LOOPBACK = "127.0.0.1"  # address of the metrics server
+PATIENCE = 50  # rounds of sampling and scoring without a step before the run counts as stuck
 
 
 @dataclass(frozen=True)
 class Roles:
-    """Everything that needs no run folder. Made first, so that bad input is found before a folder is made."""
+    """Everything that needs no run folder. Opened first, so that bad input leaves no folder behind."""
 
     prompts: PromptSource
     sampler: SamplingLoop
@@ -73,9 +73,14 @@ class Roles:
     probes: Probes | None
 
 
-def gather(config: RunConfig, rewards: Sequence[Reward] | None = None, say: Callable[[str], None] = on_stderr) -> Roles:
-    """Open prompts, model and reward heads. `ConfigError` for what is missing or broken; `say` names clips left out."""
-    prompts = open_inputs(config, say)
+def open_roles(
+    config: RunConfig, rewards: Sequence[Reward] | None = None, notify: Callable[[str], None] = on_stderr
+) -> Roles:
+    """Opens prompts, model and rewards. Excluded clips are reported through `notify`.
+
+    Raises `ConfigError` for missing or invalid input.
+    """
+    prompts = open_inputs(config, notify)
     probes = open_probes(config, prompts)
     sampler, rewarder = open_scorers(config, rewards)
     return Roles(prompts, sampler, rewarder, probes)
@@ -87,15 +92,16 @@ def run(
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Outcome:
-    """Start or resume a run and bring it to its end, or to the point where `stop` says yes.
+    """Starts or resumes a run; returns when it has finished or `stop` returns True.
 
-    `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once.
+    `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once. Raises
+    `ConfigError` for bad input, `StorageError` if the disk fails, `Stuck` if no role can make progress.
     """
     done = layout.finished_result(config)
     if done is not None:
         return Outcome(done["step"], done)
     left_out: list[str] = []
-    roles, shown = gather(config, rewards, left_out.append), progress or NullProgress()
+    roles, shown = open_roles(config, rewards, left_out.append), progress or NullProgress()
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
         file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
@@ -110,20 +116,20 @@ def run(
             RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
-        course = Serial(
+        loop = Serial(
             config=config,
             roles=roles,
             folder=folder,
             exchange=exchange,
             events=events,
-            guard=_guard(config, folder, exchange, roles, events, shown.say),
+            guard=_guard(config, folder, exchange, roles, events, shown.message),
             journal=journal,
             stop=stop,
             progress=shown,
         )
-        meter.watch(course)
+        meter.watch(loop)
         meter.export(stack, LOOPBACK)
-        return course.run()
+        return loop.run()
 
 
 def _guard(
@@ -132,7 +138,7 @@ def _guard(
     exchange: MeteredExchange,
     roles: Roles,
     events: JsonLines,
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> GuardrailMonitor:
     return GuardrailMonitor(
         config=config,
@@ -140,15 +146,15 @@ def _guard(
         exchange=exchange,
         probes=roles.probes,
         events=events,
-        say=say,
-        told=exchange.meter.reading,
+        notify=notify,
+        on_reading=exchange.meter.reading,
     )
 
 
 def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
-    """Repeats the held-out comparison of a run under `version` (None: the newest). Only reads the run's folder.
+    """Repeats the held-out comparison of a run with `version` (None: the newest). Only reads the run folder.
 
-    Returns what `comparison.conclude` does. The clips are made in a scratch exchange that is deleted at the end.
+    Returns the result of `comparison.conclude`. The clips are stored in a scratch exchange that is deleted at the end.
     """
     store = WeightStore(folder / "weights")
     chosen = chosen_version(store, config, version)
@@ -156,8 +162,8 @@ def evaluate_again(folder: Path, config: RunConfig, version: int | None, progres
     sampler, rewarder = open_scorers(config)
     manifest = store.manifest(chosen)
     with ExitStack() as stack:
-        aside = stack.enter_context(scratch("evaluate"))
-        exchange = LocalExchange(aside, config, prompts)
+        scratch_folder = stack.enter_context(scratch("evaluate"))
+        exchange = LocalExchange(scratch_folder, config, prompts)
         stack.callback(exchange.close)
         workers = LocalWorkers(
             config=config,
@@ -165,7 +171,7 @@ def evaluate_again(folder: Path, config: RunConfig, version: int | None, progres
             rewarder=rewarder,
             exchange=exchange,
             store=store,
-            journal=stack.enter_context(RunJournal(aside, dict)),
+            journal=stack.enter_context(RunJournal(scratch_folder, dict)),
             progress=progress,
             between=lambda: None,
         )
@@ -178,7 +184,7 @@ def evaluate_again(folder: Path, config: RunConfig, version: int | None, progres
 
 
 class Serial(RunLoop):
-    """All roles in this process."""
+    """The run loop with all roles in this process."""
 
     def __init__(
         self,
@@ -226,7 +232,7 @@ class Serial(RunLoop):
         """See `RunLoop.train`."""
         with needed_by(self.roles.sampler.worker, self.config):
             empty_embeds = self.roles.sampler.empty_prompt_embeds()
-        with needed_by("learner-0", self.config):  # what the other roles lack within is said to be theirs
+        with needed_by("learner-0", self.config):  # out-of-memory errors of the other roles inside name those roles
             return self._train_with(empty_embeds)
 
     def _train_with(self, empty_embeds: SerializedTensor) -> TrainingFinished:
@@ -237,43 +243,43 @@ class Serial(RunLoop):
             self._step = learner.step
             self.events.write(event="resumed" if resumed else "started", step=self.step, config=to_toml(self.config))
             layout.check_steps(self.config, learner.step)
-            return self._learn_on(learner)
+            return self._train_to_end(learner)
         finally:
             learner.close()
 
-    def _learn_on(self, learner: LearningLoop) -> TrainingFinished:
+    def _train_to_end(self, learner: LearningLoop) -> TrainingFinished:
         try:
-            self._watch()
+            self._read_guardrails()
             self.evaluate_base()
             self._load_newest(learner)
-            self._watch()
+            self._read_guardrails()
             self._load_newest(learner)
             self._pace.start()
             while learner.step < self.config.steps:
-                self._turn(learner)
+                self._iterate(learner)
         except (Stopped, Paused):
             learner.pause(self.exchange)
             raise
         return learner.finish(self.exchange)
 
-    def _watch(self) -> None:
-        """Take the reading that is due, if one is."""
+    def _read_guardrails(self) -> None:
+        """Takes a guardrail reading, if one is due."""
         self.guard.look()
         if self.guard.busy:
             self.workers.probe()
             self.guard.look()
 
-    def _turn(self, learner: LearningLoop) -> None:
-        """Sample what admission allows, score it, take one step."""
-        # Pairs that expire when they are asked for leave room for others, which are sampled before the second try.
+    def _iterate(self, learner: LearningLoop) -> None:
+        """Samples what admission allows, scores it, takes one optimizer step."""
+        # Pairs may expire when the learner requests them. That frees admission, so sample again and retry once.
         stats = self._learn(learner) or self._learn(learner)
         if stats is None:
-            raise Stuck(self._who_waits(learner))
+            raise Stuck(self._stuck_message(learner))
         self._step = learner.step
         self.journal.step(stats)
         if stats.pushed:
             self._load_newest(learner)
-            self._watch()
+            self._read_guardrails()
             self._load_newest(learner)
         self._pace.add(stats)
         self._show()
@@ -284,16 +290,16 @@ class Serial(RunLoop):
         return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.exchange))
 
     def _drain(self, learner: LearningLoop) -> None:
-        """Sample and score until admission says wait.
+        """Samples and scores until admission refuses.
 
-        A tie gives its place back at once; were it filled only after the step, a resumed run would fill it before,
-        under other weights.
+        A tie frees its place at once. It must be refilled before the step, because a resumed run refills it before the
+        step too; refilled after the step, the group would have other weights.
         """
         for _ in range(PATIENCE):
             if not self._sample() + self.workers.score():
                 return
             self._check_stop()
-        raise Stuck(self._who_waits(learner))
+        raise Stuck(self._stuck_message(learner))
 
     def _sample(self) -> int:
         groups, most = 0, self.config.pairs_per_push * (self.config.exchange.max_lag + 1)
@@ -314,14 +320,14 @@ class Serial(RunLoop):
         if self.roles.sampler.version != learner.version:
             self.workers.load(learner.version)
 
-    def _who_waits(self, learner: LearningLoop) -> str:
+    def _stuck_message(self, learner: LearningLoop) -> str:
         counts = {state.value: count for state, count in self.exchange.counts().items() if count}
-        need, refusal = self.config.learner.pairs_per_step, self.exchange.refusal or "none was asked"
+        need, refusal = self.config.learner.pairs_per_step, self.exchange.refusal or "not requested"
         failed = "".join(
             f"; group {ordinal} failed: {why}" for ordinal, why in list(self.exchange.failures().items())[:1]
         )
         return (
-            f"no progress at step {learner.step}: the learner waits for {need} pairs and has "
-            f"{counts.get('paired', 0)}, the rewarder waits for clips, the sampler waits for leave ({refusal}); "
+            f"no progress at step {learner.step}: the learner needs {need} pairs and has "
+            f"{counts.get('paired', 0)}, the rewarder waits for clips, the sampler waits for admission ({refusal}); "
             f"groups: {counts}{failed}"
         )

@@ -56,7 +56,7 @@ class Said:
     def update(self, status: Any) -> None:
         """See `Progress`."""
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         """See `Progress`."""
         self.lines.append(line)
 

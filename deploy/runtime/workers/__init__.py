@@ -1,11 +1,11 @@
-"""The processes of a cluster run: each connects to the hub, does one role's work until it is told to stop, and leaves.
+"""The worker processes of a cluster run: each connects to the hub and does the work of one role until it is stopped.
 
 ```
              lease, submit                       spans, steps                    pull
   sampler ────────────────> exchange   worker ────────────────> journal   sampler <──── weights
 ```
 
-A worker keeps nothing that cannot be had again: who dies loses a lease, which its heartbeat no longer renews. Nothing
-here knows who places and restarts the processes. Each role has a file of its own, so that a process imports no more
-than it needs.
+Workers hold no state that cannot be recreated: a crashed worker only loses its lease, because its heartbeat stops.
+Placement and restarts are handled elsewhere (`deploy/runtime/driver.py`). Each role has a separate file, so that a
+process imports no more than it needs.
 """

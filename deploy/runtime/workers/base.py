@@ -1,4 +1,4 @@
-"""What all workers have in common: connections, the heartbeat, the end."""
+"""Base class of all workers: connections, heartbeat, shutdown."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from deploy.runtime.messages import Addresses
 from deploy.runtime.oom import OutOfMemory, needed_by
 from deploy.runtime.remote_journal import RemoteJournal
 
-IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # between two questions of a worker that has nothing to do; it doubles
+IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # poll interval of an idle worker; doubles up to the second value
 IDLE = "douga_idle_seconds_total"
-BEATS = 4  # heartbeats within the life of a lease
-LOG_SECONDS = 1.0  # in which the hub must take log records, each time it is asked
+BEATS = 4  # heartbeats per lease_seconds
+LOG_SECONDS = 1.0  # timeout per request that sends log records to the hub
 
 
 class Worker(ABC):
-    """One process. `run` works until `stop` is called from another thread, or until the role's work is done."""
+    """One worker process. `run` returns when the role's work is done, or after `stop`, called from another thread."""
 
     def __init__(self, config: RunConfig, name: str) -> None:
         self.config, self.name, self.role = config, name, role_of(name)
@@ -39,11 +39,11 @@ class Worker(ABC):
         self._idle, self._worked = IDLE_SECONDS, False
 
     def stop(self) -> None:
-        """Leave after the present unit of work."""
+        """Stops after the current unit of work."""
         self.stopping.set()
 
     def rest(self, done: object) -> None:
-        """Wait a little when nothing was `done`, longer every time, so that idle workers do not besiege the hub."""
+        """Backs off if nothing was `done`: the wait doubles each time, so that idle workers do not flood the hub."""
         if done:
             self._idle, self._worked = IDLE_SECONDS, True
             return
@@ -53,7 +53,7 @@ class Worker(ABC):
         self._idle = min(2 * self._idle, LONGEST_IDLE)
 
     def run(self, addresses: Addresses) -> None:
-        """Connect, work, disconnect. `OutOfMemory` says whether the worker had done a unit of its work before."""
+        """Connects, works, disconnects. Sets `OutOfMemory.worked` if a unit of work had succeeded before."""
         with self._logged(addresses):
             try:
                 with needed_by(self.name, self.config):
@@ -64,7 +64,7 @@ class Worker(ABC):
 
     @contextmanager
     def _logged(self, addresses: Addresses) -> Iterator[None]:
-        """What this process logs goes to the hub. The connection is its own: others wait for longer answers."""
+        """Sends the log records of this process to the hub, over a separate connection with a short timeout."""
         for secret in secrets_of(self.config, os.environ):
             self.logs.redact.hide(secret)
         if addresses.key is not None:
@@ -84,7 +84,7 @@ class Worker(ABC):
 
     def _run(self, addresses: Addresses) -> None:
         if not self.config.simulate:
-            import torch  # noqa: PLC0415 - simulated work needs none
+            import torch  # noqa: PLC0415 - simulated work does not need torch
 
             torch.set_num_threads(self.config.cluster.threads)
         beat = self.config.exchange.lease_seconds / BEATS
@@ -104,4 +104,4 @@ class Worker(ABC):
 
     @abstractmethod
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """The role's loop. What must be closed at its end goes on `stack`."""
+        """The role's loop. Register resources to close at its end on `stack`."""

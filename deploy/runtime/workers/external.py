@@ -1,7 +1,7 @@
-"""An external worker: joins a live run from outside its Ray cluster, works, and leaves. The worker's side.
+"""`douga worker`: joins a live run from outside its Ray cluster, works, and leaves. The worker's side.
 
-It needs the run's address and key, and copies of the models that it uses. `deploy/runtime/external_workers.py` is the
-hub's side.
+It needs the run's address and key, and copies of the models that it uses. The hub's side is in
+`deploy/runtime/external_workers.py`.
 """
 
 from __future__ import annotations
@@ -32,65 +32,68 @@ from deploy.runtime.external_workers import (
 from deploy.runtime.messages import Addresses
 from deploy.runtime.workers.base import Worker
 
-# What may differ from machine to machine.
+# Keys that may differ between machines.
 OWN_KEYS = ("model.path", "model.device", "reward.path", "pairs", "cluster.threads", "metrics.enabled")
-OF_JUDGES = ("path", "url", "token_file")  # of reward.judges.NAME, likewise
-ASK_SECONDS = 5.0  # a try; there are several
-AGAIN_SECONDS = 2.0  # between two tries to join
-LOOK_SECONDS = 0.2  # between two looks whether to stop
+OF_JUDGES = ("path", "url", "token_file")  # keys of reward.judges.NAME that may differ as well
+ASK_SECONDS = 5.0  # timeout per attempt of a request
+RETRY_SECONDS = 2.0  # between two attempts to join
+POLL_SECONDS = 0.2  # between two checks whether to stop
 
 
 def work(role: str, connect: str, key_file: Path | None, patience: float, flags: Mapping[str, Any]) -> int:
-    """Returns 0 when the run is over or the worker was stopped, 3 when the run was unreachable for `patience` seconds.
+    """Works for the run at `connect` as a `role`. `flags` are configuration keys of this machine (`OWN_KEYS`).
 
-    Raises `OutOfMemory` if this machine is too small for the role; the run continues without it.
+    Returns 0 if the run is over or the worker was stopped, 3 if the run was unreachable for `patience` seconds. Raises
+    `ConfigError` for bad flags, and `OutOfMemory` if this machine has too little memory; the run continues without it.
     """
     for name in flags:
         if not _is_own(name.replace("-", "_")):
             own = ", ".join((*OWN_KEYS, *(f"reward.judges.NAME.{key}" for key in OF_JUDGES)))
-            raise ConfigError(f"--{name}: a guest takes the run's configuration; its own are {own}")
+            raise ConfigError(f"--{name}: an external worker uses the run's configuration; it can only set {own}")
     key = read_worker_key(key_file) if key_file else None
     with stop_on_signals() as stop:
-        visit = Visit(role=role, connect=connect, key=key, flags=flags, stop=stop)
-        heard = time.monotonic()
+        membership = _Membership(role=role, connect=connect, key=key, flags=flags, stop=stop)
+        reached = time.monotonic()
         while not stop():
             try:
-                if visit.make():
+                if membership.run():
                     return 0
-                heard = time.monotonic()
+                reached = time.monotonic()
             except (Unreachable, ServiceFailed) as error:
-                if time.monotonic() - heard > patience:
-                    _say(f"douga: {error}; given up after {patience:g} s (--patience)")
+                if time.monotonic() - reached > patience:
+                    _print(f"douga: {error}; gave up after {patience:g} s (--patience)")
                     return 3
-            time.sleep(AGAIN_SECONDS)
+            time.sleep(RETRY_SECONDS)
     return 0
 
 
 @dataclass
-class Visit:
-    """One stay at a run, and another one when its hub has come back."""
+class _Membership:
+    """Membership of a run. `run` can be called again after the hub was lost."""
 
     role: str
     connect: str
     key: WorkerKey | None
     flags: Mapping[str, Any]
     stop: Callable[[], bool]
-    _last: MembershipState = MembershipState.WELCOME  # at the run, when it was last asked
-    _logs: ForwardingHandler = field(default_factory=ForwardingHandler)  # what a lost hub did not take goes to the next
+    _last: MembershipState = MembershipState.WELCOME  # the hub's latest answer
+    _logs: ForwardingHandler = field(default_factory=ForwardingHandler)  # unsent records go to the next hub
 
-    def make(self) -> bool:
-        """Join, work, leave. True when the run is over or the worker was stopped; False when the hub was lost."""
+    def run(self) -> bool:
+        """Joins, works, leaves. Returns True if the run is over or the worker stopped, False if the hub was lost."""
         with RemoteRegistry.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as reception:
             config = parse_config(reception.configuration(), f"the run at {self.connect}", self.flags)
             worker_class = _worker_class(self.role)
-            welcome: Registration = reception.join(self.role, fingerprint_of(config, self.role))
+            registration: Registration = reception.join(self.role, fingerprint_of(config, self.role))
             self._last = MembershipState.WELCOME
-            _say(f"{welcome.name}: at work for run {config.name} at {self.connect}; Ctrl-C leaves")
-            self._work(worker_class(config, welcome.name), welcome.addresses(self.connect, self.key), reception)
+            _print(f"{registration.name}: working for run {config.name} at {self.connect}; Ctrl-C leaves the run")
+            self._work(
+                worker_class(config, registration.name), registration.addresses(self.connect, self.key), reception
+            )
         if self._last is MembershipState.STRANGER:
-            _say(f"{welcome.name}: the run's hub at {self.connect} is gone; trying to join again")
+            _print(f"{registration.name}: the run's hub at {self.connect} is unreachable; trying to join again")
             return False
-        _say(f"{welcome.name}: {'left' if self._last is MembershipState.WELCOME else 'the run is over'}")
+        _print(f"{registration.name}: {'left' if self._last is MembershipState.WELCOME else 'the run is over'}")
         return True
 
     def _work(self, worker: Worker, addresses: Addresses, reception: RemoteRegistry) -> None:
@@ -100,28 +103,28 @@ class Visit:
         try:
             worker.run(addresses)
         except (Unreachable, ServiceFailed) as error:
-            if self._last is MembershipState.WELCOME:  # the hub was lost amid a call
-                _say(f"{worker.name}: {error}")
+            if self._last is MembershipState.WELCOME:  # the hub was lost during a call
+                _print(f"{worker.name}: {error}")
                 self._last = MembershipState.STRANGER
         finally:
             worker.stop()
             beat.join()
-            if self._last is not MembershipState.STRANGER:  # who fails leaves as well: its leases are free at once
+            if self._last is not MembershipState.STRANGER:  # also after an error: releases the leases at once
                 with suppress(Unreachable, ServiceFailed):
                     reception.leave(worker.name)
 
     def _beat(self, reception: RemoteRegistry, worker: Worker) -> None:
-        """Say that the worker is there, and tell it when to stop: asked to, at the end of the run, without a hub."""
+        """Sends heartbeats. Stops the worker on request, at the end of the run, or if the hub is lost."""
         asked = 0.0
-        while not worker.stopping.wait(LOOK_SECONDS):
+        while not worker.stopping.wait(POLL_SECONDS):
             if self.stop():
                 worker.stop()
             elif time.monotonic() - asked >= BEAT_SECONDS:
                 asked = time.monotonic()
-                if self._standing(reception, worker.name) is not MembershipState.WELCOME:
+                if self._heartbeat(reception, worker.name) is not MembershipState.WELCOME:
                     worker.stop()
 
-    def _standing(self, reception: RemoteRegistry, name: str) -> MembershipState:
+    def _heartbeat(self, reception: RemoteRegistry, name: str) -> MembershipState:
         try:
             self._last = reception.stay(name)
         except (Unreachable, ServiceFailed):
@@ -134,7 +137,7 @@ def _is_own(key: str) -> bool:
     return key in OWN_KEYS or of_judge
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A process that is one rank of the learner."""
+"""The process of one learner rank."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from learner.loop import LearningLoop
 
 
 class LearnerWorker(Worker):
-    """One rank. Rank 0 talks to the exchange; all ranks take every step together, and decide together to stop.
+    """One rank. Rank 0 talks to the exchange; all ranks take every step together, and agree when to stop.
 
-    The ranks meet at a file called `meeting` in the run folder, on the disk they share.
+    `meeting` is the name of the rendezvous file in the run folder, which all ranks share.
     """
 
     def __init__(self, config: RunConfig, name: str, rank: int, meeting: str) -> None:
@@ -29,12 +29,12 @@ class LearnerWorker(Worker):
         self._rank, self._meeting = rank, meeting
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """See `WorkerStatus.work`."""
+        """See `Worker.work`."""
         config, own = self.config, exchange if self._rank == 0 else None
         if config.simulate and own is None:
-            self.stopping.wait()  # a simulated learner has one rank; the others are only there
+            self.stopping.wait()  # a simulated learner works in rank 0; the others only hold their place
             return
-        self._meet(f"file://{addresses.folder}/{self._meeting}")
+        self._join_group(f"file://{addresses.folder}/{self._meeting}")
         learner = self._make(addresses.folder, self.name)
         stack.callback(learner.close)
         learner.meters = self.instruments
@@ -62,14 +62,14 @@ class LearnerWorker(Worker):
                 journal.not_finite(self.name)
             raise
 
-    def _meet(self, place: str) -> None:
+    def _join_group(self, rendezvous: str) -> None:
         if not self.config.simulate and self.config.cluster.learner.count > 1:
-            from learner.engines.zero import join_group  # noqa: PLC0415 - one rank, or simulated work, needs no group
+            from learner.engines.zero import join_group  # noqa: PLC0415 - only several real ranks need a process group
 
-            join_group(self._rank, self.config.cluster.learner.count, place, self.config.model.device)
+            join_group(self._rank, self.config.cluster.learner.count, rendezvous, self.config.model.device)
 
     def _take_empty_prompt(self, learner: LearningLoop, exchange: RemoteExchange) -> bool:
-        """Wait until a sampler has encoded the empty caption; False when all are told to stop before."""
+        """Waits until a sampler has encoded the empty caption. Returns False if the run is stopped before."""
         while True:
             learner.empty_embeds = exchange.empty_prompt()
             if learner.any(self.stopping.is_set()):

@@ -1,4 +1,4 @@
-"""The sampler and the rewarder of a process that does all work itself: a serial run, `douga evaluate`."""
+"""Sampler and rewarder in the calling process, for serial runs and `douga evaluate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ OPEN = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING)
 
 @dataclass
 class LocalWorkers:
-    """Works with versions of `store`. `between` is called before every unit of work and may raise to stop it."""
+    """A sampler and a rewarder that load versions from `store`.
+
+    `between` is called before every unit of work and may raise to stop.
+    """
 
     config: RunConfig
     sampler: SamplingLoop
@@ -47,10 +50,10 @@ class LocalWorkers:
         )
 
     def evaluate(self, version: int, most: int, show: Callable[[], None]) -> bool:
-        """Samples and scores held-out prompts under `version`, at most `most`. False if nothing could be done.
+        """Samples and scores at most `most` held-out prompts with `version`. Returns False if there was no work.
 
-        Clips that were sampled before a kill are scored first. Only held-out prompts that wait are sampled: after the
-        last one the exchange would lease training prompts.
+        Scores clips left over from an interrupted start first. Samples no more groups than there are pending held-out
+        prompts, because the exchange would lease training prompts after the last one.
         """
         done = self.score()
         waiting = min(most, self._counted(Purpose.EVAL, State.PENDING))
@@ -64,13 +67,13 @@ class LocalWorkers:
         return bool(done + self.score())
 
     def probe(self) -> None:
-        """Samples and scores the probes that wait, each under the version it is for."""
+        """Samples and scores the pending probes, each with the version that it is for."""
         total = waiting = self._counted(Purpose.PROBE, *OPEN)
         pace = ThroughputTracker(self.config)
         while waiting:
             sampled = bool(self._counted(Purpose.PROBE, State.PENDING)) and self._sample_probe()
             if not self.score() and not sampled:
-                raise Stuck(f"{PROBING}: {waiting} of {total} probes wait, no work is left")
+                raise Stuck(f"{PROBING}: {waiting} of {total} probes are pending, but no work is left")
             waiting = self._counted(Purpose.PROBE, *OPEN)
             pace.groups = total - waiting
             self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))
@@ -86,7 +89,7 @@ class LocalWorkers:
         return self.sample()
 
     def load(self, version: int) -> None:
-        """Lets the sampler load a version of the store."""
+        """Loads a version of the store into the sampler."""
         with needed_by(self.sampler.worker, self.config):
             measured(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
 
@@ -95,13 +98,13 @@ class LocalWorkers:
         return True
 
     def sample(self) -> bool:
-        """Lets the sampler make one group, if the exchange admits it."""
+        """Samples one group, if the exchange admits it. Returns whether it did."""
         self.between()
         with needed_by(self.sampler.worker, self.config):
             return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
 
     def score(self) -> int:
-        """Lets the rewarder work while there are clips. Returns the number of its batches."""
+        """Scores until there are no clips left. Returns the number of batches."""
         batches = 0
         self.between()
         while self._score_batch():
@@ -116,4 +119,4 @@ class LocalWorkers:
                     self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
                 )
         except JudgeFailed as error:
-            raise RunFailed(f"{error}; once it answers, the same command goes on") from None
+            raise RunFailed(f"{error}; once it answers, the same command resumes the run") from None

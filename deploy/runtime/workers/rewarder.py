@@ -1,4 +1,4 @@
-"""A process that scores."""
+"""The process of one rewarder."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rewarders.interface import Judge, Reward
 
 
 class RewarderWorker(Worker):
-    """Scores whatever clips there are. `rewards` replaces heads and judges of ``config.reward``."""
+    """Scores clips as they become available. `rewards` replaces the heads and judges of ``config.reward``."""
 
     def __init__(self, config: RunConfig, name: str, rewards: Sequence[Reward | Judge] | None = None) -> None:
         super().__init__(config, name)
         self._make = rewarder_of(config, rewards)
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """See `WorkerStatus.work`."""
+        """See `Worker.work`."""
         rewarder, patience = self._make(self.name), self.config.reward.batch_seconds
         while not self.stopping.is_set():
             tasks = rewarder.gather(exchange, patience, self.stopping.wait)

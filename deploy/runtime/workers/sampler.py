@@ -1,4 +1,4 @@
-"""A process that samples."""
+"""The process of one sampler."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ log = logging.getLogger(__name__)
 
 
 class SamplerWorker(Worker):
-    """Samples with the version that the exchange wants, as soon as it is staged; until then with the one it holds."""
+    """Samples with the version that the exchange wants once it is staged, and with the current one until then."""
 
     def __init__(self, config: RunConfig, name: str) -> None:
         super().__init__(config, name)
         self._make = sampler_of(config)
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
-        """See `WorkerStatus.work`."""
+        """See `Worker.work`."""
         sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         folder = stack.enter_context(scratch(self.name))
@@ -48,5 +48,5 @@ class SamplerWorker(Worker):
 def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:
     before = sampler.version
     sampler.load(*puller.load(version))
-    log.info("version %d loaded in place of %d", version, before)
+    log.info("version %d loaded, replacing version %d", version, before)
     return True

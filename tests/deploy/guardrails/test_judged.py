@@ -45,7 +45,7 @@ def test_a_run_judged_from_elsewhere_ends_in_one_line_when_the_judge_goes_and_re
                 server.close()  # after the first step
             return False
 
-        with pytest.raises(RunFailed, match=r"no answer in 1 attempts: ConnectError.*the same command goes on"):
+        with pytest.raises(RunFailed, match=r"no answer in 1 attempts: ConnectError.*the same command resumes the run"):
             serial.run(asked, stop=stop)
     with serving({"h": Hashes()}) as url:
         result = serial.run(config(tmp_path, url)).result

@@ -108,7 +108,7 @@ def test_the_report_draws_what_was_watched(quiet):
 
 def test_the_ledger_keeps_the_base_clips_alone(quiet):
     config, _ = quiet
-    exchange = LocalExchange(config.folder, config, serial.gather(config, toy.rewards()).prompts)
+    exchange = LocalExchange(config.folder, config, serial.open_roles(config, toy.rewards()).prompts)
     try:
         exchange.check()
         counts = exchange.counts(Purpose.PROBE)
@@ -147,9 +147,7 @@ def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
 
 def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
     config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", **BRIGHTNESS})
-    words = (
-        r"^paused by guard\.action after step 1: scorer: the same base clips .*; saved; go on with: douga run .*toml"
-    )
+    words = r"^paused by guard\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
     ever_kinder = toy.rewards(Kinder)
     with pytest.raises(Paused, match=words):
         serial.run(config, ever_kinder)
@@ -212,7 +210,7 @@ def test_a_judge_of_the_users_own(model, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("brightness", "allowed are remote, .*, or a class as package.module:Class"),
+        ("brightness", "must be remote, .* or a class as package.module:Class"),
         ("tests.deploy.none:Brightness", "cannot be imported: No module named 'tests.deploy.none'"),
         (
             "tests.deploy.guardrails.test_monitor:Nothing",

@@ -63,7 +63,7 @@ def test_only_processes_of_a_run_have_files(tmp_path: Path) -> None:
     files.write("sampler-12", [LogEntry(1e9, logging.INFO, "x", "three")])
     assert messages(tmp_path / "logs" / "sampler-12.log") == ["one", "two", "three"]
     for name in ("../../etc/passwd", "sampler-", "sampler-1/..", "sampler-1\n", "stranger-1", ""):
-        with pytest.raises(ValueError, match="no process of a run"):
+        with pytest.raises(ValueError, match="not the name of a process of a run"):
             files.write(name, [LogEntry(1e9, logging.INFO, "x", "y")])
     with pytest.raises(ValueError, match="not a time"):
         files.write("hub", [LogEntry(float("nan"), logging.INFO, "x", "y")])
@@ -93,7 +93,7 @@ def test_a_full_disk_is_counted_and_reported_once_there_is_room(tmp_path: Path) 
     file.handle(record("after"))
     file.close()
     assert file.lost == 0
-    report = f"3 log records before this one are lost: [Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}"
+    report = f"3 log records before this one were lost: [Errno {errno.EFBIG}] {os.strerror(errno.EFBIG)}"
     assert messages(path) == ["before", report, "after"]
 
 

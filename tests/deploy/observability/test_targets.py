@@ -79,7 +79,7 @@ def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     targets = Targets(tmp_path, "mine")
     for number in range(2):
         targets.put(f"sampler-{number}", "127.0.0.1:9000")
-    with pytest.raises(ValueError, match="2 targets are there"):
+    with pytest.raises(ValueError, match="2 targets are listed already"):
         targets.put("sampler-2", "127.0.0.1:9000")
     targets.put("sampler-1", "127.0.0.1:9001")
     assert MOST == 4096

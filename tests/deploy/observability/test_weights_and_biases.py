@@ -133,7 +133,7 @@ def test_a_server_that_cannot_be_reached_does_not_end_the_run(
     meter = RunMeter(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
     meter.step(STATS)
     meter._close()
-    assert [one.getMessage() for one in caplog.records if "the run goes on without W&B" in one.getMessage()]
+    assert [one.getMessage() for one in caplog.records if "the run continues without W&B" in one.getMessage()]
 
 
 def test_where_it_is_not_asked_for_it_is_not_imported() -> None:

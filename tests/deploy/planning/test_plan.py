@@ -428,7 +428,7 @@ def test_disk_holds_checkpoints_versions_and_the_blobs_of_groups_and_pairs() -> 
         ({"gpu": "RTX4090-24GB"}, ["sampler: 41 GB per GPU of 24 (RTX4090-24GB)"]),
         ({"mode": "serial"}, ["process: ", 'learner.train = "lora"']),
         ({"exchange__max_bytes": 10**9}, ["exchange.max_bytes = 1 GB", "learner.checkpoint_every"]),
-        ({"learner__pairs_per_step": 12}, ["learner.pairs_per_step = 12: must divide by 8 ranks"]),
+        ({"learner__pairs_per_step": 12}, ["learner.pairs_per_step = 12: must be divisible by 8 ranks"]),
         ({"model__device": "cpu"}, ["model.device = 'cpu'", "cuda:0"]),
         ({"simulate": True}, ["simulate"]),
         ({"mfu": 0.0}, ["--mfu 0.0"]),

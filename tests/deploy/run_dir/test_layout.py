@@ -75,7 +75,7 @@ def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
     assert "learner.lr (5e-06 there, 0.001 now), seed (1 there, 2 now)" in line
     free = (
         "steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.*, exchange.keep_groups, timeline_bytes, "
-        "the place of the model"
+        "model.path"
     )
     assert f"({free} and sampler.micro_batch, " in line
     assert load_config(tmp_path / "r" / "config.toml").seed == 1
@@ -91,7 +91,7 @@ def test_a_moved_run_is_the_same_run(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot be made"), layout.claim(config(tmp_path / "file")):
+    with pytest.raises(ConfigError, match="cannot be created"), layout.claim(config(tmp_path / "file")):
         pass
 
 
@@ -110,5 +110,5 @@ def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
     assert layout.read_result(tmp_path) == {"step": 3}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
     (tmp_path / "result.json").write_text(json.dumps({"step": 3})[:-1])
-    with pytest.raises(CorruptDataError, match=r"result\.json: broken"):
+    with pytest.raises(CorruptDataError, match=r"result\.json: not valid JSON"):
         layout.read_result(tmp_path)

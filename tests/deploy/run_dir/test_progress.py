@@ -55,7 +55,7 @@ def test_what_is_no_terminal_gets_plain_lines():
     stream = io.StringIO()
     with showing(stream) as progress:
         progress.update(Status("training", 1, 2))
-        progress.say("hello")
+        progress.message("hello")
     assert stream.getvalue().startswith("training 1/2")
     assert stream.getvalue().endswith("hello\n")
 

@@ -92,7 +92,7 @@ class Lines:
         if status.phase not in self.phases:
             self.phases.append(status.phase)
 
-    def say(self, line: str) -> None:
+    def message(self, line: str) -> None:
         self.said.append(line)
 
     def place(self, worker: str) -> re.Match[str]:
@@ -163,8 +163,8 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
         assert name == "driver" or text.endswith(f"{name} ended\n")
     assert "step 12: checkpoint saved" in logged["learner-0"]
     assert "step 3: reference refreshed with share 1 of the policy (algorithm)" in logged["learner-1"]
-    assert "loaded in place of" in logged["sampler-0"]
-    assert "guard, step 0: version 0 read, 0 alarms" in logged["hub"]
+    assert "loaded, replacing version" in logged["sampler-0"]
+    assert "guard, step 0: reading of version 0, 0 alarms" in logged["hub"]
     assert "hub: node " in logged["driver"]
 
 
@@ -178,7 +178,7 @@ def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, 
 
 
 def _give_up(logs: ForwardingHandler, made: RunConfig) -> None:
-    with driver._written_by_hand(logs, made):
+    with driver._keeping_driver_log(logs, made):
         raise GivenUp("hub died 6 times")
 
 
@@ -222,7 +222,7 @@ def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Pa
     watched = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1, "guard.action": "pause"}
     made = config(tmp_path, model, steps=30, **watched)
     with pytest.raises(
-        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; saved; go on with: douga"
+        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; checkpoint saved; resume with: douga"
     ):
         driver.run(made, toy.rewards(Kinder))
     (alarm,) = [one for one in read_json_lines(made.folder / "events.jsonl") if one["event"] == "alarm"]
@@ -358,7 +358,7 @@ def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Pa
     lines = At({})
     lines.what[3] = lambda: lines.kill("hub")
     assert driver.run(made, toy.rewards(), progress=lines).finished
-    assert any("all workers start again" in line for line in lines.said)
+    assert any("all workers restart" in line for line in lines.said)
     exchange = reopened(made)
     exchange.check()
     assert exchange.counts()[State.TRAINED] == 16
@@ -421,7 +421,7 @@ def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path)
     made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
     lines = Lines()
     result = driver.run(made, toy.rewards(), progress=lines).result
-    assert sum(" waits for room; the others go on" in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
+    assert sum(" is waiting for resources; " in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
     assert result is not None
     assert result["oracle"] == {}
     assert [record["text"][:13] for record in result["by_prompt"]] == ["a robot walks"] * 2
@@ -503,7 +503,7 @@ def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, 
     result = driver.run(made, stop=killing_a_sampler(made, lines), progress=lines).result
     assert result is not None
     assert result["step"] == 30
-    words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the others go on without it"
+    words = r"sampler-0 died 1 times within an hour \(cluster\.restarts = 0\).*; the run continues without it"
     assert sum(re.match(words, line) is not None for line in lines.said) == 1
     logs = made.folder / "logs"
     assert re.search(r"ERROR driver deploy.runtime.driver: sampler-0 died 1 times", (logs / "driver.log").read_text())

@@ -52,7 +52,7 @@ def test_names_follow_those_of_the_cluster_and_ports_those_of_the_hub(tmp_path: 
     assert welcome.name == "rewarder-1"
     tunnel = welcome.addresses("tcp://localhost:7000", None)  # the services are where the hub was reached
     assert (tunnel.exchange, tunnel.notes) == ("tcp://localhost:1", "tcp://localhost:4")
-    with pytest.raises(ConfigError, match="a guest can be a sampler or a rewarder, not a 'learner'"):
+    with pytest.raises(ConfigError, match="an external worker can be a sampler or a rewarder, not a 'learner'"):
         reception.join("learner", "simulated")
 
 
@@ -77,7 +77,7 @@ def test_a_guest_with_another_model_is_refused(tmp_path: Path) -> None:
     made = config(tmp_path, simulate=False, **{"model.path": model})
     reception = ExternalWorkers(made, ADDRESSES, lambda _: None)
     assert reception.join("sampler", fingerprint(model)).name == "sampler-2"
-    with pytest.raises(ConfigError, match=r"model.path: not the files that the run has"):
+    with pytest.raises(ConfigError, match=r"model.path: not the same files as the run's"):
         reception.join("sampler", fingerprint(other))
     assert parse_config(reception.configuration(), "the run", {"model.path": str(other)}).model.path == str(other)
 
@@ -95,7 +95,7 @@ def test_a_guest_with_another_judge_is_refused(tmp_path: Path) -> None:
         return reception.join("rewarder", fingerprint_of(guest, "rewarder")).name
 
     assert come("same") == "rewarder-1"
-    with pytest.raises(ConfigError, match=r"^reward\.path or reward\.judges\.vs\.path: not the files that the run has"):
+    with pytest.raises(ConfigError, match=r"^reward\.path or reward\.judges\.vs\.path: not the same files as"):
         come("other")
 
 
@@ -265,8 +265,8 @@ def test_a_guest_needs_a_key_away_from_this_machine(capsys: pytest.CaptureFixtur
     assert main(["worker", "sampler", "--connect", "10.9.9.9"]) == 2
     assert "tcp://HOST:PORT is needed" in capsys.readouterr().err
     assert main(["worker", "sampler", "--connect", "tcp://127.0.0.1:7000", "--steps", "3"]) == 2
-    assert "--steps: a guest takes the run's configuration" in capsys.readouterr().err
+    assert "--steps: an external worker uses the run's configuration" in capsys.readouterr().err
     assert main(["worker", "rewarder", "--connect", "tcp://127.0.0.1:7000", "--reward.judges.vs.weight", "3"]) == 2
     said = capsys.readouterr().err
-    assert "--reward.judges.vs.weight: a guest takes the run's configuration; its own are model.path, " in said
+    assert "--reward.judges.vs.weight: an external worker uses the run's configuration; it can only set model." in said
     assert "reward.judges.NAME.token_file" in said

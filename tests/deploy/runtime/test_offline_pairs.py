@@ -63,7 +63,7 @@ def config(parts: Path, root: Path, **flags):
 def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(parts, tmp_path):
     how = config(parts, tmp_path)
     recorded = RecordedPairs(Path(how.pairs), how.model, how.seed)
-    roles = serial.gather(how, toy.rewards())
+    roles = serial.open_roles(how, toy.rewards())
     exchange = LocalExchange(tmp_path / "ledger", how, roles.prompts)
     try:
         while roles.sampler.work(exchange):
@@ -155,13 +155,13 @@ def test_another_rate_and_size_are_brought_to_the_models(tmp_path):
     [
         ({"sampler.candidates": 4}, "a group is a pair; sampler.candidates = 4 must be 2"),
         ({"pairs": "nowhere.jsonl"}, "pairs = 'nowhere.jsonl': cannot be read"),
-        ({"pairs": "CLIPS"}, "a folder of clips says nothing about which is better"),
+        ({"pairs": "CLIPS"}, "a folder of clips has no preferences"),
     ],
 )
 def test_what_cannot_be_is_told(parts, tmp_path, flags, said):
     flags = {name: parts / "clips" if value == "CLIPS" else value for name, value in flags.items()}
     with pytest.raises(ConfigError, match=said):
-        serial.gather(config(parts, tmp_path, **flags), toy.rewards())
+        serial.open_roles(config(parts, tmp_path, **flags), toy.rewards())
 
 
 def test_guests_bring_the_same_pairs(parts, tmp_path):
@@ -175,7 +175,7 @@ def test_guests_bring_the_same_pairs(parts, tmp_path):
     rows = ratings.read_text().splitlines()
     ratings.write_text("\n".join(rows[:-1]))
     for role, key in (("sampler", "model.path"), ("rewarder", "reward.path")):
-        with pytest.raises(ConfigError, match=f"{key} or pairs: not the files that the run has"):
+        with pytest.raises(ConfigError, match=f"{key} or pairs: not the same files as the run's"):
             reception.join(role, fingerprint_of(theirs, role))
 
 

@@ -66,18 +66,19 @@ def test_a_run_goes_on_in_less_memory(tmp_path: Path) -> None:
     code, line = tight(tmp_path, 300, **{"sampler.micro_batch": 8})
     assert code == 3
     assert re.match(
-        rf"douga: sampler-0: out of memory: {BOUND}; lower it with sampler\.micro_batch = 1, and a run goes on; "
-        r"under another --name with sampler\.vae_tiling, model\.dtype = \"bfloat16\", smaller model\.frames, height, "
-        rf"width; douga plan {place}/config\.toml --model\.device cuda:0 computes the need$",
+        rf"douga: sampler-0: out of memory: {BOUND}; use sampler\.micro_batch = 1 and resume the run; "
+        r"in a new run \(another --name\) use sampler\.vae_tiling, model\.dtype = \"bfloat16\", smaller model\.frames, "
+        rf"height, width; douga plan {place}/config\.toml --model\.device cuda:0 computes the memory needed$",
         line,
     )
     less = {"sampler.micro_batch": 1, "sampler.offload": True}
     code, line = tight(tmp_path, 350, **less)
     assert code == 3
     assert re.match(
-        rf"douga: learner-0: out of memory: {BOUND}; lower it with "
+        rf"douga: learner-0: out of memory: {BOUND}; use "
         r"learner\.gradient_checkpointing = \"selective\", learner\.gradient_checkpointing = \"full\", "
-        r"learner\.micro_batch = 1, and a run goes on; under another --name with learner\.optimizer = \"adamw_8bit\", "
+        r"learner\.micro_batch = 1 and resume the run; in a new run \(another --name\) use "
+        r"learner\.optimizer = \"adamw_8bit\", "
         r"learner\.train = \"lora\", ",
         line,
     )
@@ -94,7 +95,7 @@ def test_a_rewarder_in_one_process(tmp_path: Path) -> None:
     words = (
         r"^rewarder-0: out of memory: asked for 1000000\.00 GB, \d+\.\d\d of \d+\.\d\d GB are free of the host's memory"
     )
-    more = r"; lower it with reward\.batch = 1, and a run goes on; douga plan "
+    more = r"; use reward\.batch = 1 and resume the run; douga plan "
     with pytest.raises(OutOfMemory, match=words + more):
         serial.run(config, [Greedy("motion"), *toy.rewards()[:1], *toy.rewards()[2:]])
     outcome = serial.run(toy.config(tmp_path, **{"reward.batch": 1}), toy.rewards())
@@ -135,9 +136,9 @@ def line_of(who: str, **flags: Any) -> str:
 def test_a_gpu_that_is_too_small() -> None:
     line = line_of("sampler-3", **{"model.device": "cuda:0", "model.dtype": "bfloat16", "sampler.micro_batch": 4})
     assert line == (
-        "sampler-3: out of memory: asked for 19.11 GB, 2.31 of 25.38 GB are free of GPU 0; lower it with "
-        "sampler.micro_batch = 1, sampler.offload, and a run goes on; under another --name with sampler.vae_tiling, "
-        "smaller model.frames, height, width; douga plan CONFIG computes the need"
+        "sampler-3: out of memory: asked for 19.11 GB, 2.31 of 25.38 GB are free of GPU 0; use "
+        "sampler.micro_batch = 1, sampler.offload and resume the run; in a new run (another --name) use "
+        "sampler.vae_tiling, smaller model.frames, height, width; douga plan CONFIG computes the memory needed"
     )
 
 
@@ -154,7 +155,7 @@ def test_only_what_is_left_and_helps_is_named() -> None:
     assert "reference" not in line_of("learner-0", **{"model.device": "cuda:0", "learner.train": "lora"})
     assert "offload" not in line_of("sampler-0")  # there is one memory: the host's
     cached = line_of("sampler-0", **{"sampler.cache_threshold": 0.1})
-    assert "under another --name with sampler.micro_batch = 1" in cached
+    assert "in a new run (another --name) use sampler.micro_batch = 1" in cached
 
 
 def test_who_works_within_is_named_once_and_other_errors_pass() -> None:

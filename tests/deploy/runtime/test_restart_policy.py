@@ -15,7 +15,7 @@ def test_workers_are_counted_apart() -> None:
     supervisor = Supervisor(allowed=1)
     assert supervisor.died("sampler-0", "x", 0.0) == 1.0
     assert supervisor.died("sampler-1", "x", 0.0) == 1.0
-    with pytest.raises(GivenUp, match=r"sampler-0 died 2 times within an hour \(cluster.restarts = 1\), at last of: y"):
+    with pytest.raises(GivenUp, match=r"sampler-0 died 2 times within an hour \(cluster.restarts = 1\); last error: y"):
         supervisor.died("sampler-0", "y", 10.0)
 
 
@@ -43,7 +43,7 @@ def test_samplers_to_come_are_waited_for() -> None:
     quorum.check(up=2, coming=0, now=70.0)
     quorum.check(up=1, coming=1, now=100.0)  # one died; its time counts from here
     quorum.check(up=1, coming=1, now=160.0)
-    with pytest.raises(TooFew, match=r"1 samplers have come up within cluster.placement_seconds = 60 s; cluster.min_s"):
+    with pytest.raises(TooFew, match=r"1 samplers have started within cluster.placement_seconds = 60 s; cluster.min_s"):
         quorum.check(up=1, coming=1, now=160.1)
 
 

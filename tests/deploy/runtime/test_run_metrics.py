@@ -203,7 +203,7 @@ def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
     assert (found["douga_workers_up", "rewarder"], found["douga_workers_wanted", "rewarder"]) == (0, 1)
     meter.trained(TrainingFinished(6, 6, "0" * 32))
     assert now(meter)["douga_workers_up", "learner"] == 0
-    with pytest.raises(ValueError, match="'hub': no worker's name"):
+    with pytest.raises(ValueError, match="'hub': not the name of a worker"):
         meter.exporting("hub", "127.0.0.1:9999")
 
 

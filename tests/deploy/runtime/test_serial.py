@@ -185,7 +185,7 @@ def test_more_steps_go_on_from_a_finished_run(unbroken, tmp_path):
     assert longer.result["step"] == 5
     assert longer.result["prompts"] == 3
     assert longer.result["weights_digest"] != unbroken[1]["weights_digest"]
-    with pytest.raises(ConfigError, match="5 steps are done; steps = 2 is less"):
+    with pytest.raises(ConfigError, match="5 steps are done, more than steps = 2"):
         serial.run(load_config(tmp_path / "toy" / "config.toml", {"steps": "2"}), toy.rewards())
 
 
@@ -199,7 +199,7 @@ def test_no_learning_rate_changes_nothing(model, tmp_path):
 def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
     monkeypatch.setattr(serial, "PATIENCE", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
-    with pytest.raises(Stuck, match=r"waits for 2 pairs and has 0, .*'tied': 4"):
+    with pytest.raises(Stuck, match=r"needs 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 
