@@ -51,7 +51,8 @@ def test_training_clips_get_their_ratings_and_others_are_scored() -> None:
     chosen, probe, rejected = rewarder.score(tasks)
     assert chosen.values == dict.fromkeys(expected(config), 92.0)
     assert rejected.values == dict.fromkeys(expected(config), 13.0)
-    assert (chosen.reward_version, rejected.reward_version, probe.reward_version) == ("people-abc", "people-abc", "heads")
+    versions = [one.reward_version for one in (chosen, rejected, probe)]
+    assert versions == ["people-abc", "people-abc", "heads"]
     assert probe.values == {"motion": 50.0}
     assert online.asked == ["probe"]
     assert rewarder.worker == "rewarder-3"

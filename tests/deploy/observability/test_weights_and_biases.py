@@ -94,7 +94,8 @@ def test_a_resumed_run_continues_the_same_run_with_the_gauges_of_every_step(tmp_
     assert len(kept) == 2
     steps, rows = read_json_lines(folder / "metrics.jsonl"), [row for start in kept for row in history(start)]
     assert [row["step"] for row in rows] == [record["step"] for record in steps]
-    assert [row["douga_algorithm_reward_margin"] for row in rows] == pytest.approx([record["metrics"]["reward_margin"] for record in steps])
+    margins = [record["metrics"]["reward_margin"] for record in steps]
+    assert [row["douga_algorithm_reward_margin"] for row in rows] == pytest.approx(margins)
     assert rows[0].keys() == {"step"} | {value.name for value in of_step(STATS)}
 
 
