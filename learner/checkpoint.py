@@ -102,7 +102,7 @@ def check_agrees(folder: Path, saved: Progress, now: Progress, model: str) -> No
     `model` is the ``model.path`` of that run.
     """
     if saved.architecture != now.architecture:
-        raise ConfigError(f"{folder}: a checkpoint of another architecture (other model, or other learner.lora)")
+        raise ConfigError(f"{folder}: a checkpoint of another architecture (different model or learner.lora)")
     check_same_model(str(folder), saved.model, now.model, model)
     for name, value in sorted(now.settings.items()):
         if saved.settings.get(name) != value:

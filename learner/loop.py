@@ -184,7 +184,10 @@ class LearningLoop(ABC):
         return TrainingFinished(self.step, self.version, self.policy_digest())
 
     def pause(self, exchange: RunExchange | None) -> None:
-        """Save a checkpoint if the last step pushed weights; between two pushes a run cannot be resumed. Collective."""
+        """Save a checkpoint if the last step pushed weights. Collective.
+
+        Between two pushes the samplers use older weights than the policy, so that state is not resumed from.
+        """
         if self.step and due(self.step, self._rules.steps_per_push):
             self._save(exchange)
 

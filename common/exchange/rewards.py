@@ -82,13 +82,13 @@ def _single(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
 
 def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dict[str, float]:
     """Split a judge's weight among its outputs."""
-    mine = [one for one in scored if one == name or one.startswith(f"{name}.")]
+    found = [one for one in scored if one == name or one.startswith(f"{name}.")]
     parts: Mapping[str, float] = {f"{name}.{output}": part for output, part in judge.outputs.items()}
-    missing = [one for one in parts if one not in mine]
-    if missing or not mine:
+    missing = [one for one in parts if one not in found]
+    if missing or not found:
         what = f"outputs.{missing[0].partition('.')[2]}" if missing else f"weight = {judge.weight:g}"
         raise ConfigError(f"reward.judges.{name}.{what}: the judge gives no such score; {_listed(scored)}")
-    parts = parts or dict.fromkeys(mine, 1.0)
+    parts = parts or dict.fromkeys(found, 1.0)
     weight = judge.weight or 1.0
     return {one: weight * part / sum(parts.values()) for one, part in parts.items() if part > 0}
 

@@ -114,7 +114,7 @@ class SamplingQueue:
         ordinal = self.ledger.admitted(Purpose.TRAIN)
         prompt = self.source(ordinal)
         if prompt.ordinal != ordinal or prompt.purpose is not Purpose.TRAIN:
-            raise ValueError(f"source({ordinal}) gave ordinal {prompt.ordinal}, purpose {prompt.purpose}")
+            raise ValueError(f"source({ordinal}) returned ordinal {prompt.ordinal}, purpose {prompt.purpose}")
         self._admit(ordinal, prompt, ordinal, None)
         return ordinal
 
@@ -329,5 +329,5 @@ def check_candidate(lease: GroupLease, candidate: Candidate) -> None:
     if (candidate.seed, candidate.policy_version) != (lease.seeds[index], lease.version):
         raise ValueError(
             f"candidate {candidate.id}: sampled with seed {candidate.seed}, version {candidate.policy_version}; "
-            f"leased were seed {lease.seeds[index]}, version {lease.version}"
+            f"the lease has seed {lease.seeds[index]}, version {lease.version}"
         )

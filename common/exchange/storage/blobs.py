@@ -72,7 +72,7 @@ def unpack(data: bytes) -> list[SerializedTensor | None]:
         start, end = end, end + prod(shape) * ITEM_BYTES[entry["dtype"]]
         arrays.append(SerializedTensor(entry["dtype"], shape, cast("bytes", view[start:end])))
     if end != len(data):
-        raise BlobError(f"blob of {len(data)} bytes: its header accounts for {end}")
+        raise BlobError(f"blob of {len(data)} bytes: its header describes {end}")
     return arrays
 
 
@@ -106,7 +106,7 @@ class BlobHandle:
         if not _is_of(os.path.basename(self._path), data):  # noqa: PTH119
             run = Path(self._path).parent.parent
             raise StorageError(
-                f"{self._path}: damaged: content differs from its name; mend the run with: douga recover {run}"
+                f"{self._path}: damaged: content differs from its name; repair the run with: douga recover {run}"
             )
         return unpack(data)
 

@@ -105,7 +105,7 @@ class Ledger(LedgerReader):
             database = sqlite3.connect(folder / name, isolation_level=None, check_same_thread=False)
             super().__init__(folder / name, database)
         except (OSError, StorageError, sqlite3.Error) as error:
-            raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+            raise ConfigError(f"{folder}: cannot be a run folder ({error}); choose another --root or --name") from None
         try:
             self._open(identity)
         except BaseException as error:

@@ -29,7 +29,7 @@ def hold(folder: Path) -> IO[str]:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+        raise ConfigError(f"{folder}: cannot be a run folder ({error}); choose another --root or --name") from None
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError:
