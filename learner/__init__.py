@@ -1,10 +1,11 @@
 """The learner: leases batches, takes optimizer steps, publishes weights.
 
-`loop.py` is its life, `learner.py` a step, `algorithms/` what is learned, `engines/` how a step is distributed.
+`loop.py` has the training loop, `learner.py` one optimizer step, `algorithms/` the losses, `engines/` the distributed
+optimizers.
 """
 
 import os
 from pathlib import Path
 
-if not Path("/dev/nvidiactl").exists():  # no NVIDIA driver: DeepSpeed, which diffusers imports, need not look for one
+if not Path("/dev/nvidiactl").exists():  # no NVIDIA driver: keeps DeepSpeed, which diffusers imports, from probing
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,15 +1,15 @@
-"""Activations that are computed again in the backward pass instead of kept: less memory for more work.
+"""Activation checkpointing: recomputes activations in the backward pass instead of storing them, to save memory.
 
-What a block of the transformer keeps, and what is done twice (S tokens, width d, b bytes per number):
+Bytes stored per transformer block, and what is recomputed (S tokens, width d, b bytes per element):
 
-| `learner.gradient_checkpointing` | kept of a block | done again |
+| `learner.gradient_checkpointing` | stored per block | recomputed |
 |---|---|---|
-| off | 23 S d b, 14 S d b with adapters on the attention | nothing |
-| selective | its input and what attention gave: 2 S d b | all but attention |
-| full | its input: S d b | all |
+| off | 23 S d b; 14 S d b with LoRA on the attention layers | nothing |
+| selective | the block's input and the attention output: 2 S d b | all but attention |
+| full | the block's input: S d b | all |
 
-Attention is 4 S^2 d of a block's 4 S^2 d + 24 S d^2 operations, about half at 49 frames of 480 x 720 in CogVideoX-5B:
-`selective` does without that half for one S d b more.
+Attention takes 4 S^2 d of a block's 4 S^2 d + 24 S d^2 operations, about half for CogVideoX-5B at 49 frames of
+480 x 720. For S d b more bytes than `full`, `selective` avoids recomputing it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 Recompute = Literal["off", "selective", "full"]
 
 aten = torch.ops.aten
-ATTENTION = [  # what scaled_dot_product_attention becomes, on whichever device
+ATTENTION = [  # the kernels behind scaled_dot_product_attention on all devices
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
     aten._scaled_dot_product_efficient_attention.default,
@@ -32,7 +32,7 @@ ATTENTION = [  # what scaled_dot_product_attention becomes, on whichever device
 
 
 def recompute_in(transformer: Any, how: Recompute) -> None:
-    """Let every block of a diffusers `transformer` keep only what `how` says."""
+    """Enable activation checkpointing mode `how` on every block of a diffusers `transformer`."""
     if how == "off":
         return
     contexts = partial(create_selective_checkpoint_contexts, ATTENTION) if how == "selective" else None

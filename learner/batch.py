@@ -1,6 +1,6 @@
-"""The learner's batch: selected groups stacked to tensors, cut into parts, and shared with the other ranks.
+"""The learner's batch: selected groups stacked into tensors, sliced, and broadcast to all ranks.
 
-Symbols of the shapes: n groups, k kept candidates, F latent frames, C channels, h x w latent size, L text tokens, D
+Shapes: n groups, k selected candidates, F latent frames, C channels, h x w latent size, L text tokens, D
 text width.
 """
 
@@ -20,11 +20,11 @@ from learner.engines.base import Engine
 
 @dataclass(frozen=True)
 class Batch:
-    """n groups, by rising ordinal. Made by `collate`."""
+    """n groups, sorted by ordinal. Built by `collate`."""
 
     ordinals: tuple[int, ...]
-    latents: torch.Tensor  # [n, k, F, C, h, w], x0, VAE-scaled, the sampler's dtype
-    prompt_embeds: torch.Tensor  # [n, L, D]; where candidates have captions of their own, [n, k, L, D]
+    latents: torch.Tensor  # x0 [n, k, F, C, h, w], VAE-scaled, in the sampler's dtype
+    prompt_embeds: torch.Tensor  # [n, L, D], or [n, k, L, D] with one caption per candidate
     image_latent: torch.Tensor | None  # [n, 1, C, h, w], or [n, k, 1, C, h, w]; None for text-to-video models
     weights: torch.Tensor  # float32 [n, k], `Selection.weights`
     rewards: torch.Tensor  # float32 [n, k], R~ in [0, 1]
@@ -34,29 +34,29 @@ class Batch:
         return len(self.ordinals)
 
     def part(self, start: int, stop: int) -> Batch:
-        """Groups start .. stop-1."""
+        """The slice of groups start .. stop-1."""
         cut = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
         return replace(self, ordinals=self.ordinals[start:stop], **cut)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device."""
+        """A copy on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors by field name; the image latent only where there is one."""
+        """The tensors by field name, without the image latent if it is None."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
 
 def collate(groups: Sequence[TrainingGroup]) -> Batch:
-    """Stack leased groups, sorted by ordinal: the batch is a set, whatever order the exchange gave it in.
+    """Stack leased groups into a batch, sorted by ordinal so that the exchange's order does not matter.
 
-    Raises `ValueError` when selections keep different numbers of candidates.
+    Raises `ValueError` if the groups have different numbers of selected candidates.
     """
     ordered = sorted(groups, key=lambda one: one.ordinal)
     kept = {len(one.latents) for one in ordered}
     if len(kept) > 1:
-        raise ValueError(f"the groups of one batch keep {sorted(kept)} candidates; all must keep as many")
+        raise ValueError(f"the groups of one batch keep {sorted(kept)} candidates; all must keep the same number")
     images = [_of_kept(one.conditioning.image_latent, 5, one) for one in ordered if one.conditioning.image_latent]
     return Batch(
         ordinals=tuple(one.ordinal for one in ordered),
@@ -70,13 +70,13 @@ def collate(groups: Sequence[TrainingGroup]) -> Batch:
 
 
 def _of_kept(condition: SerializedTensor, dimensions: int, group: TrainingGroup) -> torch.Tensor:
-    """A condition with one entry per candidate (`dimensions` of them) is reduced to the kept ones, in their order."""
+    """The condition as a tensor; with one entry per candidate (`dimensions` dimensions), only the selected ones."""
     tensor = from_array(condition)
     return tensor[list(group.selection.candidates)] if tensor.ndim == dimensions else tensor
 
 
 def share(batch: Batch | None, engine: Engine) -> Batch | None:
-    """Rank 0's batch on every rank (None when it has none): a JSON header, then the tensors. All ranks call it."""
+    """Broadcast rank 0's batch to all ranks, as a JSON header and tensors. None if rank 0 has none. Collective."""
     if engine.world == 1:
         return batch
     device = engine.device
@@ -96,7 +96,7 @@ def share(batch: Batch | None, engine: Engine) -> Batch | None:
 
 
 def _share_header(batch: Batch | None, device: torch.device | str) -> dict | None:
-    """Ordinals, dtypes and shapes from rank 0; None when it has no batch."""
+    """Broadcast ordinals, dtypes and shapes of rank 0's batch; None if it has no batch. Collective."""
     data = b""
     if batch is not None:
         layout = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in batch.tensors().items()}

@@ -1,14 +1,14 @@
-"""Checkpoints of the learner: safetensors and JSON in one folder per step, whole or absent.
+"""Checkpoints of the learner: one folder per step with safetensors and JSON, written atomically.
 
 ```
 checkpoints/step-000040/state.json                  step, version, pushes, seed, world, architecture, settings, model
 checkpoints/step-000040/policy.safetensors          the trainable weights
 checkpoints/step-000040/reference.safetensors       the frozen reference
-checkpoints/step-000040/optimizer-0.safetensors     AdamW's state and master weights, one file per rank
+checkpoints/step-000040/optimizer-0.safetensors     AdamW state and master weights, one file per rank
 ```
 
-Randomness needs no saving: every draw is a function of (seed, step, ordinal). The folder is written beside its place
-and renamed into it, so a learner that dies while saving leaves the checkpoint before.
+There is no RNG state to save: every draw is a function of (seed, step, ordinal). The folder is written under a draft
+name and then renamed, so a learner that dies while saving leaves the previous checkpoint intact.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """What a checkpoint says besides tensors, and what must agree when it is loaded."""
+    """The content of state.json: the progress of training, and settings that must match when it is loaded."""
 
     step: int  # optimizer steps taken
     version: int  # newest published version
-    pushes: int
+    pushes: int  # weight pushes so far: step // learner.steps_per_push
     seed: int
     world: int  # ranks
-    architecture: str  # digest of the trainable tensors' names and shapes and the frozen ones'
-    settings: dict[str, Any]  # the learner's section, less what may change between starts
-    model: dict[str, str] = field(default_factory=dict)  # part of the base model -> fingerprint; empty: simulated
+    architecture: str  # digest of the names and shapes of all tensors, before adapters
+    settings: dict[str, Any]  # config values that must not change between starts, by key
+    model: dict[str, str] = field(default_factory=dict)  # fingerprint by part of the base model; empty: simulated
 
 
 def place(folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lives."""
+    """Path of the checkpoint of `step`."""
     return folder / f"step-{step:06d}"
 
 
 def steps(folder: Path) -> list[int]:
-    """Steps with a complete checkpoint under `folder`, rising."""
+    """Steps of the complete checkpoints under `folder`, ascending."""
     return sorted(int(file.parent.name.removeprefix("step-")) for file in folder.glob(f"step-[0-9]*/{STATE}"))
 
 
@@ -62,14 +62,14 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def write_tensors(folder: Path, name: str, stream: TensorStream) -> None:
-    """`name`.safetensors with its digest. `StorageError` where the disk refuses."""
+    """Write `name`.safetensors with a digest. Raises `StorageError` if a disk operation fails."""
     path = folder / f"{name}.safetensors"
     with writing(path):
         write(path, stream, with_digest=True)
 
 
 def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    """What `write_tensors` wrote. `CorruptDataError` when it is missing, cut short or altered."""
+    """Read the file of `write_tensors`. Raises `CorruptDataError` if it is missing, truncated or altered."""
     file = folder / f"{name}.safetensors"
     try:
         with safe_open(file, "pt") as opened:
@@ -83,12 +83,12 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 
 def write_progress(folder: Path, progress: Progress) -> None:
-    """state.json: written last, it makes the folder a checkpoint."""
+    """Write state.json. It must be written last: it marks the checkpoint as complete."""
     (folder / STATE).write_text(json.dumps(asdict(progress), indent=1))
 
 
 def read_progress(folder: Path) -> Progress:
-    """What `write_progress` wrote. `CorruptDataError` when it is broken."""
+    """Read state.json. Raises `CorruptDataError` if it is missing or invalid."""
     file = folder / STATE
     try:
         return Progress(**json.loads(file.read_text()))
@@ -97,12 +97,12 @@ def read_progress(folder: Path) -> Progress:
 
 
 def check_agrees(folder: Path, saved: Progress, now: Progress, model: str) -> None:
-    """`ConfigError` naming the first thing in which the checkpoint and the run that loads it differ.
+    """Raises `ConfigError` with the first difference between the checkpoint and the run that loads it.
 
-    `model` is that run's ``model.path``.
+    `model` is the ``model.path`` of that run.
     """
     if saved.architecture != now.architecture:
-        raise ConfigError(f"{folder}: a checkpoint of another architecture (other model, or other learner.lora)")
+        raise ConfigError(f"{folder}: a checkpoint of another architecture (different model or learner.lora)")
     check_same_model(str(folder), saved.model, now.model, model)
     for name, value in sorted(now.settings.items()):
         if saved.settings.get(name) != value:

@@ -1,7 +1,8 @@
-"""The learner: policy and reference in an engine's hands, and one optimizer step of the algorithm.
+"""The learner: holds policy, reference and engine, and takes the optimizer steps of the algorithm.
 
-The loss is in `learner/algorithms`. A step is a function of the weights, the batch and (seed, step): ranks,
-micro-batches and restarts do not change what is drawn. `learner/loop.py` says when it is taken and what follows it.
+`learner/algorithms` has the losses; `learner/loop.py` decides when a step is taken and what follows. A step depends on
+the weights, the batch, the seed and the step number. The number of ranks, the micro-batch size and restarts do not
+change the random draws.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ from learner.reference_model import make_reference
 
 
 class Learner(LearningLoop):
-    """Policy, reference, optimizer and their files under `folder` (weights/, checkpoints/).
+    """Trains a CogVideoX model. It writes weights/ and checkpoints/ under `folder`.
 
-    `empty_embeds` is the empty caption's embedding [L, D]; needed when `learner.caption_drop` > 0, and may be set
-    later. Of several ranks each calls `learner.engines.zero.join_group` before.
+    If `learner.caption_drop` > 0, set the attribute `empty_embeds` before the first step. With several ranks, call
+    `learner.engines.zero.join_group` on each rank first.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Learner(LearningLoop):
         self.engine = make_engine(module, self._rules, config.model.device)
         self.reference.place(self.engine)
 
-    # A step.
+    # One optimizer step.
 
     def take(self, exchange: RunExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
@@ -96,7 +97,11 @@ class Learner(LearningLoop):
         return batch
 
     def optimize(self, batch: Batch) -> tuple[dict[str, float], float]:
-        """Update from the global batch: its means of the loss and each metric, and the gradient norm. Collective."""
+        """Take an optimizer step on the global batch.
+
+        Returns the mean of the loss and of each metric over the batch, by name, and the gradient norm before clipping.
+        Raises `NonFinite` with the ordinals of the batch. Collective.
+        """
         step = self.step + 1
         names = ("loss", *(metric.name for metric in self.algorithm.metrics))
         sums = torch.zeros(len(names), device=self.engine.device)
@@ -110,40 +115,40 @@ class Learner(LearningLoop):
                 policy, reference = self.errors(batch.part(start, stop), batch.ordinals, step)
                 parts = (weights[start:stop], batch.rewards[start:stop])
                 inputs = LossInputs(policy, reference, *(part.to(sums.device) for part in parts))
-                made = self._checked(self.algorithm.loss(inputs), stop - start)
-                figures = (made.loss, *(made.metrics[name] for name in names[1:]))
-                sums.add_(torch.stack([figure.detach().sum() for figure in figures]))
-                return made.loss.sum() / len(batch)
+                output = self._validated(self.algorithm.loss(inputs), stop - start)
+                values = (output.loss, *(output.metrics[name] for name in names[1:]))
+                sums.add_(torch.stack([value.detach().sum() for value in values]))
+                return output.loss.sum() / len(batch)
 
             return loss
 
         try:
             norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
         except NonFinite as error:
-            raise NonFinite(f"optimizer step {step}: {error}; its groups have the ordinals {batch.ordinals}") from error
+            raise NonFinite(f"optimizer step {step}: {error}; group ordinals {batch.ordinals}") from error
         means = self.engine.sum_over_ranks(sums) / len(batch)
         return dict(zip(names, means.tolist(), strict=True)), norm
 
-    def _checked(self, made: LossOutput, count: int) -> LossOutput:
-        """A user's algorithm may return wrong shapes or forget a metric."""
+    def _validated(self, output: LossOutput, count: int) -> LossOutput:
+        """Raises `ValueError` if the loss of a user's algorithm has wrong shapes or other metrics than declared."""
         declared = {metric.name for metric in self.algorithm.metrics}
-        if set(made.metrics) != declared:
-            raise ValueError(f"algorithm: loss returned metrics {sorted(made.metrics)}, declared: {sorted(declared)}")
-        for name, values in {"loss": made.loss, **made.metrics}.items():
+        if set(output.metrics) != declared:
+            raise ValueError(f"algorithm: loss returned metrics {sorted(output.metrics)}, declared: {sorted(declared)}")
+        for name, values in {"loss": output.loss, **output.metrics}.items():
             if tuple(values.shape) != (count,):
                 raise ValueError(f"algorithm: {name} has shape {list(values.shape)}, expected [{count}], one per group")
-        return made
+        return output
 
     def _learning_rate(self, step: int) -> float:
-        """Linear warm-up to the configured rate, then constant."""
+        """The learning rate at `step`: linear warm-up over `warmup_steps`, then constant."""
         return self._rules.lr * min(1.0, step / max(1, self._rules.warmup_steps))
 
     # Errors.
 
     def errors(self, batch: Batch, ordinals: Sequence[int], step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """e [n, k] of policy (with gradient) and reference on `batch`, a part of the global batch `ordinals` of `step`.
+        """The v errors [n, k] of policy (with gradient) and reference (None if the algorithm does not need it).
 
-        There is no reference where the algorithm needs none.
+        `batch` is a part of the global batch with the groups `ordinals` of optimizer step `step`.
         """
         drawn = draw(self.config.seed, step, ordinals, self._rules, batch, self._schedule.steps).to(self.engine.device)
         batch, reference = batch.to(self.engine.device), None
@@ -172,7 +177,7 @@ class Learner(LearningLoop):
         self.reference.refresh(self.engine, share)
 
     def policy_digest(self) -> str:
-        """The digest of the policy if it were published now, hex, on rank 0. Collective."""
+        """The digest (hex) that a version of the current policy would have; empty except on rank 0. Collective."""
 
         def digest(stream: TensorStream) -> str:
             return whole_digest(tensor_entry(name, tensor) for name, tensor in stream.tensors)
@@ -188,7 +193,7 @@ class Learner(LearningLoop):
 
     def _publish(self, exchange: RunExchange | None, stream: TensorStream) -> WeightVersion:
         if exchange is None:
-            raise RuntimeError("rank 0 publishes: it needs the exchange")
+            raise RuntimeError("rank 0 needs the exchange to publish weights")
         return self.publish_and_announce(exchange, stream, self.reference.kind)
 
     # Checkpoints.
@@ -210,7 +215,7 @@ class Learner(LearningLoop):
             with engine.agreed():
                 if first:
                     checkpoint.write_progress(draft, self._progress())
-                    stack.close()  # the draft becomes the checkpoint
+                    stack.close()  # renames the draft to the final folder
                     checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
                 if exchange is not None:
                     exchange.mark(self.step)
@@ -241,16 +246,16 @@ class Learner(LearningLoop):
 
 
 def make_engine(module: torch.nn.Module, rules: LearnerConfig, device: str) -> Engine:
-    """The one that ranks and stage ask for. Collective."""
+    """`SingleEngine` for one rank at ZeRO stage 0, else `ZeroEngine`. Collective."""
     if rules.zero_stage == 0 and not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return SingleEngine(module, rules, device)
-    from learner.engines.zero import ZeroEngine  # noqa: PLC0415 - DeepSpeed takes seconds, and need not be there otherwise
+    from learner.engines.zero import ZeroEngine  # noqa: PLC0415 - DeepSpeed is optional and slow to import
 
     return ZeroEngine(module, rules, device)
 
 
 def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
-    """`module` in training mode with every dropout at 0: policy and reference are one function for all candidates."""
+    """Put `module` in training mode with all dropout disabled, so that policy and reference are deterministic."""
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
@@ -258,6 +263,6 @@ def without_dropout(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _architecture(module: torch.nn.Module) -> str:
-    """A digest of the module's tensor names and shapes, before adapters."""
+    """A digest of the module's tensor names and shapes. Call it before adapters are added."""
     layout = sorted((name, tuple(tensor.shape)) for name, tensor in module.state_dict().items())
     return blake2b(repr(layout).encode(), digest_size=16).hexdigest()

@@ -1,4 +1,4 @@
-"""The learner's loop: lease a batch, take one optimizer step, commit it; then do what is due after the step.
+"""The training loop: lease a batch, take one optimizer step, commit it, then refresh, publish or save if due.
 
 ```
   refresh_due(step)  lease_batch(step)            commit_step(step)
@@ -7,9 +7,10 @@
                                                                    every checkpoint_every: save, mark(step)
 ```
 
-`refresh_due` is asked only where the guardrails may ask for a refresh (``guard.action = "refresh"``).
+P is `learner.steps_per_push`. The loop calls `refresh_due` only with ``guard.action = "refresh"``, where the guardrails
+may request a refresh of the reference.
 
-The learner waits for batches only. Rank 0 alone talks to the exchange; the other ranks pass None.
+The learner blocks only on batches. Only rank 0 talks to the exchange; the other ranks pass None as `exchange`.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from learner.algorithms.base import Algorithm
 
 log = logging.getLogger(__name__)
 
-# Settings that may change between two starts of a run without changing what it computes, but for the rounding of sums.
+# Settings that may change when a run is resumed. They affect its results by rounding only.
 FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch", "reference"}
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """One optimizer step in numbers, as in `StepStats`, and the groups it used."""
+    """Result of one optimizer step: the ordinals of its groups, and the values of `StepStats`."""
 
     ordinals: Sequence[int]
     loss: float
@@ -52,19 +53,19 @@ class StepResult:
 
 
 class LearningLoop(ABC):
-    """`step` optimizer steps are taken; `version` is the newest published one, -1 before the first.
+    """Base class of the learners. It writes weights/ and checkpoints/ under `folder`.
 
-    Its files lie under `folder`: weights/, checkpoints/.
+    `step` is the number of optimizer steps taken, `version` the newest published version (-1 before the first).
     """
 
     def __init__(self, config: RunConfig, folder: Path, worker: str, model: Mapping[str, str] | None = None) -> None:
-        """`model` are the fingerprints of the base model's parts; none when there is no model."""
+        """`model` maps the parts of the base model to their fingerprints; None for a simulated learner."""
         self.config, self.worker = config, worker
         self._model = dict(model or {})
         self.step, self.version = 0, -1
-        self._refreshed_at = -1  # the step after which the last refresh that the guardrails asked for was done
+        self._refreshed_at = -1  # step after which the guardrails' last request was applied
         self.empty_embeds: SerializedTensor | None = (
-            None  # of the empty caption, [L, D]; needed when learner.caption_drop > 0
+            None  # embedding [L, D] of the empty caption; required if learner.caption_drop > 0
         )
         self.meters: Meters = NULL_METERS
         self.store = WeightStore(folder / "weights")
@@ -74,23 +75,26 @@ class LearningLoop(ABC):
 
     @abstractmethod
     def take(self, exchange: RunExchange | None) -> StepResult | None:
-        """Lease the next step's batch and update the weights; None when there is no full batch. Collective."""
+        """Lease the next step's batch and update the weights. None if there is no full batch. Collective."""
 
     @abstractmethod
     def refresh(self, share: float = 1.0) -> None:
-        """Move the reference towards the policy: reference <- (1 - share) reference + share policy. Collective."""
+        """Update the reference: reference <- (1 - share) reference + share policy. Collective."""
 
     @abstractmethod
     def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
-        """Write the policy as a new version and announce it (rank 0). Collective."""
+        """Write the policy as a new version and announce it on rank 0; other ranks return None. Collective."""
 
     @abstractmethod
     def save(self, exchange: RunExchange | None) -> None:
-        """Write a checkpoint of this step, delete the oldest, and make its uses final. Collective."""
+        """Write a checkpoint of this step, delete the oldest ones, and mark it in the exchange. Collective."""
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Go on from the checkpoint in `folder`. `ConfigError` when it is of other settings or broken. Collective."""
+        """Load the checkpoint in `folder`. Collective.
+
+        Raises `ConfigError` if its settings or model differ from this run, and `CorruptDataError` if it is damaged.
+        """
 
     @abstractmethod
     def any(self, mine: bool) -> bool:
@@ -98,17 +102,17 @@ class LearningLoop(ABC):
 
     @abstractmethod
     def policy_digest(self) -> str:
-        """Digest of the policy's weights, hex. Collective."""
+        """Digest (hex) of the policy's weights. Collective."""
 
     @abstractmethod
     def close(self) -> None:
-        """Release what the learner holds."""
+        """Release the learner's resources."""
 
     def resume(self, exchange: RunExchange | None) -> bool:
-        """Start: from the newest checkpoint if there is one, else from the base model; publish what it starts from.
+        """Load the newest checkpoint, if there is one, and publish the initial weights. Collective.
 
-        Uses committed after the checkpoint are taken back. A new run's first version is 0, the base model. False when
-        there was no checkpoint. `ConfigError` as from `load`. Collective.
+        Rolls the exchange back to the checkpoint, which undoes the uses of later steps. Without a checkpoint it starts
+        from the base model, published as version 0. Returns whether there was a checkpoint. Raises like `load`.
         """
         saved = checkpoint.steps(self._checkpoints)
         if saved:
@@ -120,22 +124,22 @@ class LearningLoop(ABC):
         return bool(saved)
 
     def work(self, exchange: RunExchange | None) -> StepStats | None:
-        """One optimizer step and what is due after it; None when the exchange has no full batch now. Collective."""
+        """Take one optimizer step, then publish and save if due. None if the exchange has no full batch. Collective."""
         started = time.perf_counter()
         self._apply_requested_refresh(exchange)
-        taken = self.take(exchange)
-        if taken is None:
+        result = self.take(exchange)
+        if result is None:
             return None
         self.step += 1
         log.debug(
-            "step %d: loss %.4g, %d groups, lag up to %d", self.step, taken.loss, len(taken.ordinals), taken.lag_max
+            "step %d: loss %.4g, %d groups, lag up to %d", self.step, result.loss, len(result.ordinals), result.lag_max
         )
         if exchange is not None:
-            exchange.commit_step(self.step, taken.ordinals)
+            exchange.commit_step(self.step, result.ordinals)
         share = self.algorithm.reference_update(self.step)
         if share:
             self._refresh("algorithm", share)
-        requested = self._refreshed_at == self.step - 1  # or earlier, while it waited for a batch
+        requested = self._refreshed_at == self.step - 1  # possibly in an earlier call that got no batch
         pushed = due(self.step, self._rules.steps_per_push)
         if pushed:
             self.publish(exchange)
@@ -143,19 +147,19 @@ class LearningLoop(ABC):
             self._save(exchange)
         return StepStats(
             step=self.step,
-            loss=taken.loss,
-            grad_norm=taken.grad_norm,
-            lag=taken.lag,
-            lag_max=taken.lag_max,
-            reward=taken.reward,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lag=result.lag,
+            lag_max=result.lag_max,
+            reward=result.reward,
             seconds=time.perf_counter() - started,
             refreshed=requested or share > 0,
             pushed=pushed,
-            metrics=dict(taken.metrics),
+            metrics=dict(result.metrics),
         )
 
     def _apply_requested_refresh(self, exchange: RunExchange | None) -> None:
-        """Refresh the reference where the guardrails asked for it, once between two steps. Collective."""
+        """Refresh the reference if the guardrails requested it, at most once between two steps. Collective."""
         if self.config.guard.action != "refresh" or self._refreshed_at == self.step:
             return
         if self.any(exchange is not None and exchange.refresh_due(self.step)):
@@ -172,7 +176,7 @@ class LearningLoop(ABC):
         log.info("step %d: checkpoint saved in %.1f s", self.step, time.perf_counter() - began)
 
     def finish(self, exchange: RunExchange | None) -> TrainingFinished:
-        """The end: the last weights become a version even if no push is due, and a checkpoint. Collective."""
+        """End training: publish and save the final weights, unless the last step did. Collective."""
         if not due(self.step, self._rules.steps_per_push):
             self.publish(exchange)
         if not due(self.step, self._rules.checkpoint_every):
@@ -180,14 +184,18 @@ class LearningLoop(ABC):
         return TrainingFinished(self.step, self.version, self.policy_digest())
 
     def pause(self, exchange: RunExchange | None) -> None:
-        """Save where that can be resumed: between two pushes the samplers hold older weights. Collective."""
+        """Save a checkpoint if the last step pushed weights. Collective.
+
+        Between two pushes the samplers use older weights than the policy, so that state is not resumed from.
+        """
         if self.step and due(self.step, self._rules.steps_per_push):
             self._save(exchange)
 
     def publish_and_announce(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
-        """Write the policy's tensors as a new version and announce it. Older ones are deleted, except version 0.
+        """Write the policy's tensors as a new version, announce it, and delete old versions except 0.
 
-        An adapter stands on version 0's weights, the base model; which one that is, every version says.
+        `kind` is "adapter" or "full". An adapter applies to the weights of version 0, the base model, whose fingerprint
+        is stored with every version.
         """
         number, began = exchange.next_version(), time.perf_counter()
         tensors = TimedIterator(stream.tensors)
@@ -212,7 +220,7 @@ class LearningLoop(ABC):
         self.meters.add("douga_weight_push_bytes_total", sum(one.bytes for one in version.tensors), phase="write")
 
     def progress(self, world: int, architecture: str) -> checkpoint.Progress:
-        """What a checkpoint of this step says besides tensors."""
+        """The content of state.json for a checkpoint of this step."""
         return checkpoint.Progress(
             step=self.step,
             version=self.version,
@@ -225,7 +233,7 @@ class LearningLoop(ABC):
         )
 
     def _settings(self) -> dict[str, Any]:
-        """What a resumed run must share with the one that was killed, by configuration key."""
+        """The settings that must not change when the run is resumed, by config key."""
         sections = {
             "learner": self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
             "algorithm": self.config.algorithm.model_dump(mode="json"),
@@ -234,5 +242,5 @@ class LearningLoop(ABC):
 
 
 def due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` steps (0: never) happens after `step`."""
+    """Whether an action with period `every` (0: never) is due after `step`."""
     return every > 0 and step % every == 0

@@ -1,11 +1,11 @@
-"""AdamW, in two sizes, and its state as plain tensors.
+"""AdamW with float32 or 8-bit moments, and saving and restoring its state.
 
-| `learner.optimizer` | moments | from |
+| `learner.optimizer` | moments | implementation |
 |---|---|---|
-| adamw | 8 bytes a parameter, float32 | torch, its fused kernel |
-| adamw_8bit | 2 bytes and a scale for each 256 (Dettmers et al. 2022); small tensors float32 | bitsandbytes |
+| adamw | 8 bytes per parameter, float32 | torch, fused kernel |
+| adamw_8bit | 2 bytes per parameter and a scale per 256 (Dettmers et al. 2022); small tensors float32 | bitsandbytes |
 
-Under either the weights that are updated are float32.
+Both update float32 weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common.errors import ConfigError
 
 
 def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> torch.optim.Optimizer:
-    """The configured AdamW over float32 `parameters`. `ConfigError` when its package is not installed."""
+    """Create the configured AdamW for float32 `parameters`. Raises `ConfigError` if its package is not installed."""
     settings: dict[str, Any] = {"lr": rules.lr, "weight_decay": rules.weight_decay}
     if rules.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters), fused=True, **settings)
@@ -30,7 +30,7 @@ def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> 
             "learner.optimizer = 'adamw_8bit': needs the package bitsandbytes, which is not installed: "
             "pip install 'douga[bitsandbytes]', or set 'adamw'"
         )
-    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - five seconds, for those who ask for it
+    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - takes five seconds to import
 
     return AdamW8bit(list(parameters), **settings)
 
@@ -38,7 +38,10 @@ def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> 
 def saved_state(
     optimizer: torch.optim.Optimizer, masters: Sequence[torch.Tensor], with_masters: bool
 ) -> dict[str, torch.Tensor]:
-    """Copies, in host memory, of what `optimizer` holds for each of `masters`, and of these: ``0.exp_avg`` ..."""
+    """Copy the optimizer state of each of `masters` to host memory, under names like ``0.exp_avg``.
+
+    Includes the masters themselves as ``0.master`` if `with_masters`.
+    """
     state: dict[str, torch.Tensor] = {}
     for index, master in enumerate(masters):
         state |= {f"{index}.{name}": torch.as_tensor(value) for name, value in optimizer.state.get(master, {}).items()}
@@ -53,7 +56,7 @@ def restore(
     with_masters: bool,
     state: Mapping[str, torch.Tensor],
 ) -> None:
-    """Take back what `saved_state` gave of as many masters of the same sizes."""
+    """Restore the result of `saved_state`. The masters must have the same number and sizes."""
     parts: list[dict[str, Any]] = [{} for _ in masters]
     for key, value in state.items():
         index, name = key.split(".")

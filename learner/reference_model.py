@@ -1,17 +1,17 @@
-"""The frozen reference policy of DPO, and its curriculum (Zhang et al. 2024, "OnlineVPO").
+"""The frozen reference policy of DPO, refreshed as a curriculum (Zhang et al. 2024, "OnlineVPO").
 
-Every K optimizer steps the reference becomes the policy, so that the next steps are measured from where the policy
-stands. For LoRA the reference is a second, frozen adapter; its B starts at zero, so the first reference is the base
-model, as with adapters off. For full fine-tuning it is a frozen copy:
+Every K optimizer steps the policy is copied to the reference, so that later steps are measured against the current
+policy. For LoRA the reference is a second, frozen adapter. Its matrix B starts at zero, so the first reference equals
+the base model. For full fine-tuning the reference is a frozen copy:
 
-| `learner.reference` | where the copy lies | bytes on each of N GPUs |
+| `learner.reference` | placement of the copy | bytes on each of N GPUs |
 |---|---|---|
 | whole | on every rank's device | P b |
-| sharded | shares on all ranks, gathered layer by layer for a pass (ZeRO 3) | P b / N |
-| host | in host memory; on the device for as long as its pass takes | 0, P b in the pass |
+| sharded | sharded over the ranks, gathered layer by layer in a forward pass (ZeRO 3) | P b / N |
+| host | in host memory; on the device only during its forward pass | 0; P b during the pass |
 
-P parameters of b bytes. While the reference works the policy's activations are not there yet, so what a copy from host
-memory takes for its pass is below what the policy's pass takes after it.
+P parameters of b bytes. The reference's forward pass runs before the policy's activations exist, so with `host` the
+temporary copy does not raise the memory peak of the step.
 """
 
 from __future__ import annotations
@@ -34,36 +34,38 @@ Placement = Literal["whole", "sharded", "host"]
 
 
 class Reference(ABC):
-    """A frozen policy, and the live tensors of both. Built before the engine, which may shard the module."""
+    """The frozen reference, and the live tensors of policy and reference.
+
+    It must be built before the engine, which may shard the module.
+    """
 
     kind: Literal["adapter", "full"]  # of published versions
     policy: Mapping[str, torch.Tensor]  # the trainable policy's live tensors, by public name
-    parameters: Mapping[str, torch.Tensor]  # the reference's, by the same names
+    parameters: Mapping[str, torch.Tensor]  # the reference's live tensors, by the same names
 
     @abstractmethod
     def forward_context(self, engine: Engine) -> AbstractContextManager[torch.nn.Module]:
-        """``with reference.forward_context(engine) as model``: what to call for the reference's prediction, no
-        gradients."""
+        """``with reference.forward_context(engine) as model``: `model` predicts as the reference, without gradients."""
 
     @abstractmethod
     def refresh(self, engine: Engine, share: float = 1.0) -> None:
-        """Reference <- (1 - share) reference + share policy; at 1 a copy, bit for bit. Collective."""
+        """Reference <- (1 - share) reference + share policy. With share 1 it is an exact copy. Collective."""
 
     def place(self, engine: Engine) -> None:
-        """Take the place that it will have beside the finished `engine`. Collective."""
+        """Shard the reference if configured, once `engine` exists. Collective."""
         del engine
 
     @abstractmethod
     def compile(self) -> None:
-        """Compile the blocks that are not the policy's own module's."""
+        """Compile the reference's blocks, unless they belong to the policy's module."""
 
     def load(self, engine: Engine, state: Mapping[str, torch.Tensor]) -> None:
-        """Take a saved reference. Collective."""
+        """Load saved reference tensors. Collective."""
         engine.assign(self.parameters, state)
 
 
 class AdapterReference(Reference):
-    """The reference as an adapter beside the policy's, for LoRA. Injects both."""
+    """For LoRA: the reference is a second adapter. Injects both adapters into the module."""
 
     kind = "adapter"
 
@@ -87,11 +89,11 @@ class AdapterReference(Reference):
         both = [*self.policy.values(), *self.parameters.values()]
         with engine.whole(both, change=True), torch.no_grad():
             for name, parameter in self.policy.items():
-                self.parameters[name].copy_(_moved(self.parameters[name], parameter, share))
+                self.parameters[name].copy_(_blend(self.parameters[name], parameter, share))
 
 
 class CopyReference(Reference):
-    """The reference as a frozen copy of the whole module, for full fine-tuning."""
+    """For full fine-tuning: the reference is a frozen copy of the module."""
 
     kind = "full"
 
@@ -99,7 +101,7 @@ class CopyReference(Reference):
         module.requires_grad_(True)
         self._copy = copy.deepcopy(module).requires_grad_(False)
         self._placement = placement
-        self._model = self._copy  # what is called
+        self._model = self._copy  # the module to call
         if placement == "host":
             _move(self._copy, "cpu")
         self.policy = module_tensors(module)
@@ -123,16 +125,16 @@ class CopyReference(Reference):
 
     def refresh(self, engine: Engine, share: float = 1.0) -> None:
         for name, tensor in self.policy.items():
-            with engine.whole([tensor]):  # one after the other: DeepSpeed's gathering does not nest
+            with engine.whole([tensor]):  # one at a time: DeepSpeed cannot nest gathers
                 value = tensor.detach().clone()
             if share < 1:
                 with engine.whole([self.parameters[name]]):
-                    value = _moved(self.parameters[name].detach(), value, share)
+                    value = _blend(self.parameters[name].detach(), value, share)
             engine.assign({name: self.parameters[name]}, {name: value})
 
 
 class NoReference(Reference):
-    """A policy alone, for algorithms that compare with nothing: adapters with `lora`, else the whole module."""
+    """A policy without reference: LoRA adapters if `lora` is given, else the full module."""
 
     def __init__(self, module: torch.nn.Module, lora: LoraConfig | None, seed: int) -> None:
         self.kind = "full" if lora is None else "adapter"
@@ -152,18 +154,18 @@ class NoReference(Reference):
         raise RuntimeError("this algorithm has no reference")
 
     def refresh(self, engine: Engine, share: float = 1.0) -> None:
-        """Nothing follows the policy."""
+        """See `Reference.refresh`. There is no reference."""
 
 
 def make_reference(module: torch.nn.Module, rules: LearnerConfig, seed: int, needed: bool) -> Reference:
-    """The reference that the learner's settings ask for; `NoReference` when it is not `needed`."""
+    """Create the reference that the settings require; `NoReference` if it is not `needed`."""
     lora = rules.lora if rules.train == "lora" else None
     if not needed:
         return NoReference(module, lora, seed)
     return CopyReference(module, rules.reference) if lora is None else AdapterReference(module, lora, seed)
 
 
-def _moved(reference: torch.Tensor, policy: torch.Tensor, share: float) -> torch.Tensor:
+def _blend(reference: torch.Tensor, policy: torch.Tensor, share: float) -> torch.Tensor:
     """(1 - share) reference + share policy, computed in float32."""
     if share == 1:
         return policy
@@ -178,7 +180,7 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
 
 
 def _move(module: torch.nn.Module, device: str) -> None:
-    """Parameters and buffers to `device`, the same objects; in host memory pinned where there is a GPU to copy to."""
+    """Move parameters and buffers to `device` in place; tensors moved from a GPU get pinned memory."""
     for tensor in _tensors(module):
         moved = tensor.data.to(device)
         tensor.data = moved.pin_memory() if tensor.is_cuda else moved
@@ -186,19 +188,19 @@ def _move(module: torch.nn.Module, device: str) -> None:
 
 @contextmanager
 def _on_device(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Within the block copies of `module`'s tensors are on `device`; nobody may change them."""
-    home = [(tensor, tensor.data) for tensor in _tensors(module)]
-    for tensor, data in home:
+    """Replace the tensors of `module` by copies on `device` for the block. Changes to the copies are lost."""
+    originals = [(tensor, tensor.data) for tensor in _tensors(module)]
+    for tensor, data in originals:
         tensor.data = data.to(device, non_blocking=True, copy=True)
     try:
         yield
     finally:
-        for tensor, data in home:
+        for tensor, data in originals:
             tensor.data = data
 
 
 def module_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a full version holds: every parameter and persistent buffer, live, under its state_dict name."""
+    """The live tensors of a full version: all parameters and persistent buffers, by state_dict name."""
     saved = module.state_dict().keys()
     live = dict(module.named_parameters()) | dict(module.named_buffers())
     return {name: tensor for name, tensor in live.items() if name in saved}

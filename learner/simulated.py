@@ -1,8 +1,8 @@
-"""A learner without a model (`common/simulation.py`), whose weights tell what was done to them.
+"""A learner without a model (`common/simulation.py`), whose weights record the groups it trained on.
 
-The weights are one counter per prompt group: a step adds 1 to the counters of its groups. So published versions and
-checkpoints show how often every group acted on them, which must be what the ledger says. A second tensor brings
-them to the size of real weights.
+The weights are one counter per prompt group, and a step adds 1 to the counters of its groups. Published versions and
+checkpoints thus show how often each group was used, which tests compare with the ledger. A second tensor pads the
+weights to a realistic size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ USES, BALLAST, POLICY = "uses", "ballast", "policy"
 
 
 class SimulatedLearner(LearningLoop):
-    """One rank. Its files under `folder` are those of a real learner, in kind."""
+    """A simulated learner with one rank. It writes the same kinds of files under `folder` as a real one."""
 
     def __init__(self, config: RunConfig, folder: Path, worker: str = "learner-0") -> None:
         super().__init__(config, folder, worker)
@@ -36,7 +36,7 @@ class SimulatedLearner(LearningLoop):
     def take(self, exchange: RunExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
         if exchange is None:
-            raise ValueError("a simulated learner has one rank, which needs the exchange")
+            raise ValueError("the simulated learner needs the exchange")
         groups = exchange.lease_batch(self.worker, self.step + 1, self._rules.pairs_per_step)
         if not groups:
             return None

@@ -1,8 +1,8 @@
 """Trains the toon world's base model: a tiny but real CogVideoX image-to-video pipeline.
 
-First the VAE on rendered clips, then text encoder and transformer together on its latents (v-prediction). The clips are
-of mixed quality, as the videos of the web are: two in five carry a defect. So the base model draws flicker, warped
-limbs and changing characters now and then, and alignment has something to remove.
+It trains the VAE on rendered clips, then text encoder and transformer together on the latents (v-prediction). Like web
+videos, the clips vary in quality: two in five have a defect. The base model therefore sometimes generates flicker,
+warped limbs and changing characters, which alignment can reduce.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from common.toon.world import (
 from common.training.fit import FitConfig, fit
 
 Log = Callable[[str], None]
-FIGURE_WEIGHT = 4.0  # the figure's pixels count this much more than the background's
+FIGURE_WEIGHT = 4.0  # extra loss weight of the figure's pixels; the background has weight 1
 CROP = 32
 TEXT_TOKENS = 12  # the longest caption has 9 words
 CAPTION_DROP = 0.1
@@ -51,8 +51,8 @@ BASE_PLAN = FitConfig(steps=2000, lr=4e-3, weight_decay=0.01)
 BASE_BATCH = 16
 VAE_PLAN = FitConfig(steps=2400, lr=3e-3)
 CUT_PLAN = FitConfig(steps=300, lr=1.5e-3)
-WIDE, CHANNELS = 8, 4  # latent channels while the VAE learns, and of the finished one
-VAE_BATCHES = ((1600, 4, CROP), (2200, 8, CROP), (2400, 4, 0))  # until step, clips, side of the crop (0: whole)
+WIDE, CHANNELS = 8, 4  # latent channels during VAE training, and of the final VAE
+VAE_BATCHES = ((1600, 4, CROP), (2200, 8, CROP), (2400, 4, 0))  # until step, batch size, crop in pixels (0: none)
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,12 @@ class ClipSet:
     """Rendered clips with captions: the training data of the base model."""
 
     clips: torch.Tensor  # uint8 [K, FRAMES, HEIGHT, WIDTH, 3]
-    figure: torch.Tensor  # bool [K, FRAMES, HEIGHT, WIDTH]: what is not the scene's own background
+    figure: torch.Tensor  # bool [K, FRAMES, HEIGHT, WIDTH]: pixels that differ from the scene's background
     captions: list[str]
 
 
 def draw_clips(count: int, seed: int) -> ClipSet:
-    """Render `count` clips of the train split, two in five with a defect; a function of `seed`."""
+    """Render `count` clips of the train split, two in five with a defect. Deterministic in `seed`."""
     rng = np.random.default_rng([seed, 1])
     clips = np.empty((count, FRAMES, HEIGHT, WIDTH, 3), np.uint8)
     figure = np.empty((count, FRAMES, HEIGHT, WIDTH), bool)
@@ -79,7 +79,7 @@ def draw_clips(count: int, seed: int) -> ClipSet:
 
 
 def new_vae(channels: int = CHANNELS) -> AutoencoderKLCogVideoX:
-    """Two levels: every 2 x 2 pixels and (after the first) 2 frames become one latent of `channels` values."""
+    """A VAE with two levels. It compresses 2 x 2 pixels, and 2 frames after the first, to `channels` values."""
     return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * 2,  # type: ignore[arg-type]
         up_block_types=("CogVideoXUpBlock3D",) * 2,  # type: ignore[arg-type]
@@ -97,10 +97,10 @@ def new_vae(channels: int = CHANNELS) -> AutoencoderKLCogVideoX:
 def train_vae(
     data: ClipSet, folder: Path, seed: int, plan: FitConfig = VAE_PLAN, cut_plan: FitConfig = CUT_PLAN, log: Log = print
 ) -> AutoencoderKLCogVideoX:
-    """Train the VAE with `WIDE` channels, cut it to its `CHANNELS` principal ones, and train on.
+    """Train a VAE with `WIDE` latent channels, project it to `CHANNELS` principal axes, and fine-tune it.
 
-    The wide one learns fast, but a small transformer learns the narrow one's latents faster: half the noise to carry.
-    Crops around the figure come first, then whole frames (the norms' statistics differ).
+    The wide VAE trains faster, but a small transformer learns narrow latents faster. Training uses crops around the
+    figure first, then full frames, because the normalisation statistics differ between the two.
     """
     torch.manual_seed(seed)
     wide = new_vae(WIDE)
@@ -123,10 +123,10 @@ def train_vae(
 
 @torch.no_grad()
 def cut_channels(wide: AutoencoderKLCogVideoX, data: ClipSet) -> AutoencoderKLCogVideoX:
-    """The same VAE on the `CHANNELS` principal axes of its latents: z = U y + m, y = U^T (z - m).
+    """Project the VAE's latents z to their `CHANNELS` principal axes: z = U y + m, y = U^T (z - m).
 
-    Encoder and decoder meet the latents in linear layers only, so the axes U ``[WIDE, CHANNELS]`` and the mean m go
-    into those. Nothing changes but what the dropped axes held (and, at the frame's edge, padding).
+    Only linear layers produce or read the latents, so the axes U ``[WIDE, CHANNELS]`` and the mean m are folded into
+    them. The result differs only by the dropped axes and by padding at the frame's edge.
     """
     z = posterior_means(wide, data).movedim(1, -1).flatten(0, -2)
     mean = z.mean(0)
@@ -136,7 +136,7 @@ def cut_channels(wide: AutoencoderKLCogVideoX, data: ClipSet) -> AutoencoderKLCo
         if isinstance(layer, nn.Conv3d) and layer.bias is not None and layer.in_channels == WIDE:  # reads latents
             state[f"{name}.weight"] = torch.einsum("ok...,kc->oc...", layer.weight, axes)
             state[f"{name}.bias"] = layer.bias + torch.einsum("ok...,k->o", layer.weight, mean)
-    out = "encoder.conv_out.conv"  # makes their means and log variances
+    out = "encoder.conv_out.conv"  # outputs the means and log variances of the latents
     whole = torch.block_diag(axes.T, axes.T.square())
     state[f"{out}.weight"] = torch.einsum("co,o...->c...", whole, state[f"{out}.weight"])
     state[f"{out}.bias"] = whole @ (state[f"{out}.bias"] - torch.cat([mean, torch.zeros(WIDE)]))
@@ -146,7 +146,7 @@ def cut_channels(wide: AutoencoderKLCogVideoX, data: ClipSet) -> AutoencoderKLCo
 
 
 def vae_loss(vae: AutoencoderKLCogVideoX, video: torch.Tensor, figure: torch.Tensor) -> torch.Tensor:
-    """Weighted absolute + squared error, absolute error of the gradients (edges), and a breath of KL."""
+    """Weighted absolute + squared error, absolute error of the image gradients (edges), and a small KL term."""
     posterior = _posterior(vae, video)
     error = _decoded(vae, posterior.mode()) - video
     weight = 1 + FIGURE_WEIGHT * figure
@@ -157,7 +157,7 @@ def vae_loss(vae: AutoencoderKLCogVideoX, video: torch.Tensor, figure: torch.Ten
 
 
 def _crops(data: ClipSet, rng: np.random.Generator, batch: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A batch of clips, cut to `side` x `side` near the figure (0: whole), and figure masks ``[B, 1, F, h, w]``."""
+    """A batch of clips ``[B, 3, F, h, w]``, cropped to `side` x `side` near the figure (0: full), and figure masks."""
     chosen = rng.integers(len(data.captions), size=batch)
     clips, masks = [], []
     for i in chosen:
@@ -187,13 +187,13 @@ def _decoded(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor
 
 @torch.inference_mode()
 def posterior_means(vae: AutoencoderKLCogVideoX, data: ClipSet, count: int = 128) -> torch.Tensor:
-    """Means of the posterior of some clips, ``[count, C, f, h, w]``."""
+    """Posterior means of the first `count` clips, ``[count, C, f, h, w]``."""
     return torch.cat([_posterior(vae, part).mode() for part in _to_video(data.clips[:count]).split(16)])
 
 
 @torch.inference_mode()
 def figure_psnr(vae: AutoencoderKLCogVideoX, data: ClipSet) -> tuple[float, float]:
-    """Peak signal-to-noise ratio of reconstructions in dB: of all pixels, and of the figure's alone."""
+    """PSNR of the reconstructions in dB, over all pixels and over the figure's pixels only."""
     video = _to_video(data.clips)
     parts = [_decoded(vae, _posterior(vae, part).mode()) for part in video.split(16)]
     error = ((torch.cat(parts).clamp(-1, 1) - video) / 2).square().mean(1)
@@ -204,22 +204,22 @@ def figure_psnr(vae: AutoencoderKLCogVideoX, data: ClipSet) -> tuple[float, floa
 
 
 def new_tokenizer() -> T5Tokenizer:
-    """Whole words: every word that a caption of the toon world can hold."""
+    """A whole-word tokenizer with all words of the toon world's captions."""
     captions = [caption(Shot(c, s, a, 0)) for c in CHARACTERS for s in SCENES for a in ACTIONS]
     return build_tokenizer(sorted({word for text in captions for word in text.split()}), TEXT_TOKENS)
 
 
 def new_text_encoder(vocabulary: int) -> T5EncoderModel:
-    """Two T5 layers of width 48."""
+    """A T5 encoder with two layers of width 48."""
     return T5EncoderModel(
         T5Config(vocab_size=vocabulary, d_model=48, d_kv=16, num_heads=3, d_ff=96, num_layers=2, dropout_rate=0.0)
     )
 
 
 def new_transformer() -> CogVideoXTransformer3DModel:
-    """Four blocks of width 256 on patches of 4 x 4 latents: 240 tokens a clip.
+    """A transformer with four blocks of width 256 on patches of 4 x 4 latents: 240 tokens per clip.
 
-    A token holds 64 noisy values and 64 of the first frame; a much narrower model could not carry them through.
+    A token has 64 noisy values and 64 values of the first frame, so a much narrower model would lose information.
     """
     return CogVideoXTransformer3DModel(
         num_attention_heads=4,
@@ -241,7 +241,7 @@ def new_transformer() -> CogVideoXTransformer3DModel:
 
 
 def new_scheduler() -> CogVideoXDPMScheduler:
-    """The 5B-I2V checkpoint's own noise schedule."""
+    """The noise schedule of the CogVideoX-5B-I2V checkpoint."""
     return CogVideoXDPMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -256,23 +256,23 @@ def new_scheduler() -> CogVideoXDPMScheduler:
 
 
 def new_schedule() -> NoiseSchedule:
-    """The same, for training."""
+    """The schedule of `new_scheduler` for training."""
     return NoiseSchedule.from_config(dict(new_scheduler().config))
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """The clips as the transformer sees them."""
+    """The encoded clips: the transformer's training data."""
 
     videos: torch.Tensor  # [K, F, C, h, w], VAE-scaled
-    images: torch.Tensor  # [K, 1, C, h, w], the first frames alone
+    images: torch.Tensor  # [K, 1, C, h, w], only the first frames
     tokens: torch.Tensor  # int64 [K, L]
     empty: torch.Tensor  # int64 [L], the empty caption
 
 
 @torch.inference_mode()
 def encode_clips(vae: AutoencoderKLCogVideoX, data: ClipSet, folder: Path) -> LatentSet:
-    """Encode every clip and first frame once; kept in `folder` for a resumed build."""
+    """Encode all clips and first frames. Caches the latents in `folder` for a resumed build."""
     path = folder / "latents.safetensors"
     if not path.exists():
         videos, images = [], []
@@ -291,20 +291,20 @@ def encode_clips(vae: AutoencoderKLCogVideoX, data: ClipSet, folder: Path) -> La
 def train_base(
     latents: LatentSet, folder: Path, seed: int, plan: FitConfig = BASE_PLAN, log: Log = print
 ) -> tuple[T5EncoderModel, CogVideoXTransformer3DModel]:
-    """Train text encoder and transformer together: mean squared error of v, t uniform, some captions dropped."""
+    """Train text encoder and transformer together on the v error, with uniform t and caption dropout."""
     torch.manual_seed(seed)
     text = new_text_encoder(len(new_tokenizer()))
     both = nn.ModuleDict({"text": text, "transformer": new_transformer()})
     schedule = new_schedule()
 
     def loss_of(step: int) -> torch.Tensor:
-        dice = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        chosen = torch.randint(len(latents.tokens), (BASE_BATCH,), generator=dice)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        chosen = torch.randint(len(latents.tokens), (BASE_BATCH,), generator=generator)
         tokens = latents.tokens[chosen].clone()
-        tokens[torch.rand(BASE_BATCH, generator=dice) < CAPTION_DROP] = latents.empty
+        tokens[torch.rand(BASE_BATCH, generator=generator) < CAPTION_DROP] = latents.empty
         x0 = latents.videos[chosen]
-        eps = torch.randn(x0.shape, generator=dice)
-        t = torch.randint(schedule.steps, (BASE_BATCH,), generator=dice)
+        eps = torch.randn(x0.shape, generator=generator)
+        t = torch.randint(schedule.steps, (BASE_BATCH,), generator=generator)
         embeds = both["text"](tokens)[0]
         v = predict_v(both["transformer"], schedule.add_noise(x0, eps, t), latents.images[chosen], t, embeds)
         return (v - schedule.v_target(x0, eps, t)).square().mean()
@@ -314,7 +314,7 @@ def train_base(
 
 
 def block_matrices(transformer: nn.Module) -> list[nn.Parameter]:
-    """Attention's and feed-forward's matrices; not the modulation's, whose outputs scale and shift."""
+    """The weight matrices of attention and feed-forward layers, without those of the modulation layers."""
     named = transformer.named_parameters()
     return [p for name, p in named if p.ndim == 2 and "transformer_blocks" in name and ".linear." not in name]
 
@@ -322,7 +322,7 @@ def block_matrices(transformer: nn.Module) -> list[nn.Parameter]:
 def save_pipeline(
     folder: Path, vae: AutoencoderKLCogVideoX, text: T5EncoderModel, transformer: CogVideoXTransformer3DModel
 ) -> None:
-    """Write an ordinary `CogVideoXImageToVideoPipeline` folder; transformer and VAE in float16 to halve its size."""
+    """Save a standard `CogVideoXImageToVideoPipeline` folder, in float16 to halve its size."""
     pipeline = CogVideoXImageToVideoPipeline(new_tokenizer(), text, vae, transformer, new_scheduler())  # type: ignore[arg-type]
     pipeline.to(dtype=torch.float16)
     pipeline.save_pretrained(folder)

@@ -1,5 +1,5 @@
 """The durable queue between the roles: leases, candidates, scores, pairs, steps, recovery.
 
-`api.py` is what workers may ask, `rules.py` decides (pure functions), `local.py` implements. Change a rule together
-with its model in `tests/support/exchange/model.py`.
+`api.py` defines the calls, `rules.py` holds the policy as pure functions, `local.py` implements the calls. A change to
+a rule needs the same change in its model, `tests/support/exchange/model.py`.
 """

@@ -1,8 +1,8 @@
-"""What every worker may ask of the exchange: lease work, submit results, commit steps.
+"""The exchange's interface: lease work, submit results, commit steps.
 
-One interface, two transports: `LocalExchange` implements it over the ledger, in this process; `RemoteExchange` asks the
-service of one elsewhere. Every call is idempotent where a retry can happen, and returns None when there is nothing
-to do now. Workers see `Exchange`; who composes a run sees `RunExchange`.
+There are two implementations: `LocalExchange` runs in this process, on the ledger; `RemoteExchange` calls the service
+of another process. Calls that may be retried are idempotent. A lease call returns None or an empty sequence when there
+is no work now. Workers use `Exchange`; code that sets up and controls a run uses `RunExchange`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from common.messages import (
 
 
 class State(StrEnum):
-    """Where a prompt group is; every admitted ordinal is in exactly one state."""
+    """State of a prompt group. Every admitted ordinal is in exactly one state."""
 
     PENDING = "pending"
     SAMPLING = "sampling"
@@ -42,13 +42,13 @@ class State(StrEnum):
     DONE = "done"
 
 
-# Where a training group waits or is worked on, in the order of the states; and how a probe or evaluation ends.
+# QUEUE: states of a training group that is not finished, in order. OVER: final states of a probe or evaluation.
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
 OVER = (State.DONE, State.FAILED)
 
 
 class FailureKind(StrEnum):
-    """Why a sampler gave a group back, as far as code tells cases apart; the reason in words is for people."""
+    """Why a sampler failed a group: the cases that code handles differently. The text reason is for people."""
 
     NON_FINITE = "non-finite"  # NaN or infinity in the latents
     OTHER = "other"
@@ -56,7 +56,7 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The answer to a submit: `accepted` is False for a duplicate or a lost lease, `reason` says which."""
+    """The result of a submit. If `accepted` is False, `reason` gives the cause, e.g. a duplicate or a lost lease."""
 
     accepted: bool
     reason: str = ""
@@ -72,133 +72,133 @@ class ScoredCandidate:
 
 
 class Exchange(Protocol):
-    """The durable middle. All policy (order, staleness, reuse, back-pressure) lives behind these calls."""
+    """The durable queue between the roles. It implements all policy: order, staleness, reuse and back-pressure."""
 
     def lease_group(self, worker: str, version: int) -> GroupLease | None:
-        """Admit or re-lease the next group for a sampler that holds `version`; None when admission says wait."""
+        """Lease the next group to a sampler that has loaded `version`. None if admission control refuses it now."""
         ...
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
-        """Store what the group's prompt was encoded to (once per group)."""
+        """Store the encoded prompt of the group, once per group."""
         ...
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """Store one candidate; the Nth moves the group to `sampled`. Idempotent on the candidate id."""
+        """Store one candidate. The Nth one moves the group to `sampled`. Idempotent per candidate id."""
         ...
 
     def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """Give a lease back with a reason; after max_attempts the group is `failed`."""
+        """Return a lease unfinished, with a reason. After max_attempts failures the group becomes `failed`."""
         ...
 
     def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
-        """Up to `limit` unscored clips, oldest ordinal first, mixed over prompts; empty when there are none."""
+        """Lease up to `limit` unscored clips, lowest ordinal first, across prompts. Empty if there are none."""
         ...
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
-        """Store scores; the Nth of a group pairs, ties or finishes it. A NaN score fails the candidate's group."""
+        """Store scores. A group's Nth score makes it `paired`, `tied` or `done`; a non-finite score fails the group."""
         ...
 
     def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
-        """Exactly `count` selected groups for optimizer step `step`, else none. Stale groups expire when taken."""
+        """Lease exactly `count` selected groups for optimizer step `step`, or none. Expires stale groups first."""
         ...
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """The step has been applied to the weights: each pair's use is counted once."""
+        """Record that `step` was applied to the weights, and count one use of each of its groups."""
         ...
 
     def announce(self, version: WeightVersion) -> None:
-        """A version was published: its pushes count from now on. Ids must rise."""
+        """Record a published version; lag is measured against its push count from now on. Ids must increase."""
         ...
 
     def renew(self, worker: str) -> None:
-        """Heartbeat: all leases of `worker` live another lease_seconds."""
+        """Heartbeat: extend all leases of `worker` to lease_seconds from now."""
         ...
 
     def next_version(self) -> int:
-        """The lowest version id never announced."""
+        """One more than the highest version id announced so far; 0 if there is none."""
         ...
 
     def wanted_version(self) -> int:
-        """The version a sampler should hold now: the one a waiting evaluation asks for, else the newest."""
+        """The version that a sampler should load now: the one a pending evaluation needs, else the newest."""
         ...
 
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
-        """Groups per state; they sum to the ordinals ever admitted with this purpose."""
+        """Number of groups per state; the sum is the number of groups ever admitted with this purpose."""
         ...
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
-        """Scored candidates of `done` groups sampled under `version`, by ordinal and index."""
+        """Scored candidates of the `done` groups that were sampled with `version`, by ordinal and index."""
         ...
 
 
 class RunExchange(Exchange, Protocol):
-    """What a run needs around the workers' calls: held-out prompts, checkpoints, and how things stand."""
+    """`Exchange` plus the calls that control a run: held-out prompts, checkpoints, rollback, statistics."""
 
     @property
     def refusal(self) -> str:
-        """Why the last `lease_group` returned None, naming the knob; empty when it did not."""
+        """Why the last `lease_group` returned None, with the config key that limits it. Empty if it did not."""
         ...
 
     def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
-        """Add probe or eval groups of one candidate each; with `version`, for samplers that hold it alone."""
+        """Add probe or eval groups of one candidate each. With `version`, only samplers that loaded it get them."""
         ...
 
     def rescore_probes(self, version: int) -> None:
-        """The done probes of `version` are to be scored once more."""
+        """Discard the scores of the done probes of `version`, so that they are scored again."""
         ...
 
     def retire_probes(self) -> None:
-        """Only version 0's probes are needed from now on: the others' clips go, and who waits to be sampled fails."""
+        """Keep only the probes of version 0: delete the clips of the others, and fail those still pending."""
         ...
 
     def rolled_back(self, version: int) -> bool:
-        """Whether training went back to before `version`: what was seen of it is of no run's past."""
+        """Whether a rollback discarded `version`, so that measurements of it no longer describe this run."""
         ...
 
     def ask_refresh(self, version: int) -> None:
-        """The reference is to become the policy at the first step boundary from `version`'s step on."""
+        """Request a reference refresh at the first step boundary at or after the step of `version`."""
         ...
 
     def refresh_due(self, step: int) -> bool:
-        """Whether that boundary is now, with `step` steps taken. The same answer whenever it is asked at one step."""
+        """Whether a requested refresh is due after `step` optimizer steps. Repeated calls give the same answer."""
         ...
 
     def mark(self, step: int) -> None:
-        """The checkpoint of `step` is safely on disk."""
+        """Record that the checkpoint of `step` is durable on disk."""
         ...
 
     def rollback(self, step: int) -> None:
-        """Training goes on from the checkpoint of `step` (0: from the start)."""
+        """Reset the queue to the checkpoint of `step`, from which training resumes (0: from the start)."""
         ...
 
     def current_version(self) -> int:
-        """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
+        """The newest announced version that was not rolled back. Samplers use it. 0 is the base model."""
         ...
 
     def wasted(self) -> dict[str, int]:
-        """Candidates sampled for nothing, by reason."""
+        """Number of wasted candidates (sampled but never used), by reason."""
         ...
 
     def failures(self) -> dict[int, str]:
-        """Failed groups: ledger ordinal -> reason."""
+        """Reason of each failed group, by ledger ordinal."""
         ...
 
     def bytes_on_disk(self) -> int:
-        """Size of all blobs."""
+        """Total size of all blobs in bytes."""
         ...
 
     def release(self, worker: str) -> None:
-        """`worker` is known to be dead: its leases run out now, as if their time were up."""
+        """Expire all leases of `worker` now, because it is known to be dead."""
         ...
 
     def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
-        """Store the embedding [L, D] of the empty caption: samplers have the text encoder, the learner has not."""
+        """Store the embedding [L, D] of the empty caption. Samplers compute it; the learner has no text encoder."""
         ...
 
     def empty_prompt(self) -> SerializedTensor | None:
-        """What `keep_empty_prompt` stored; None while no sampler has."""
+        """The embedding [L, D] from `keep_empty_prompt`; None until a sampler has stored it."""
         ...
 
     def check(self) -> None:
-        """Raise unless every admitted ordinal, use and blob is accounted for."""
+        """Check the ledger's invariants; raises if an admitted ordinal, use or blob is unaccounted for."""
         ...

@@ -1,4 +1,4 @@
-"""Does the ledger conserve? Every admitted ordinal in exactly one state, every blob accounted for, every use real."""
+"""Invariants of the ledger: each admitted ordinal is in exactly one state; blobs and use counts match their records."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ FULL = (
 
 
 class ConservationError(RuntimeError):
-    """The ledger's sums do not add up; the message says which."""
+    """An invariant of the ledger is violated; the message names it."""
 
 
 def check(ledger: Ledger, config: RunConfig) -> None:
-    """Raise `ConservationError` at the first sum that does not hold."""
+    """Raises `ConservationError` at the first violated invariant."""
     _check_states(ledger)
     _check_uses(ledger, config)
     _check_blobs(ledger)
@@ -54,7 +54,7 @@ def _check_states(ledger: Ledger) -> None:
     sql = "SELECT COUNT(*), COALESCE(MAX(ordinal) + 1, 0) FROM groups WHERE ordinal < ? AND purpose = ?"
     here, frontier = ledger.one(sql, FIRST_EVALUATION, Purpose.TRAIN)
     count = here + ledger.one("SELECT COALESCE(SUM(count), 0) FROM archive WHERE kind = ?", Purpose.TRAIN)[0]
-    _demand(count == frontier, f"train: ordinals reach {frontier}, but only {count} of them are there")
+    _demand(count == frontier, f"train: ordinals end at {frontier}, but only {count} of them exist")
 
 
 def _check_uses(ledger: Ledger, config: RunConfig) -> None:
@@ -69,10 +69,10 @@ def _check_uses(ledger: Ledger, config: RunConfig) -> None:
         _demand((row["state"] == State.TRAINED) <= (row["uses"] > 0), f"{name}: no step used it")
     for table in ("uses", "candidates", "refs"):
         stray = ledger.first(f"SELECT ordinal FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM groups)")
-        _demand(stray is None, f"group {stray and stray['ordinal']}: gone, but not its {table}")
+        _demand(stray is None, f"group {stray and stray['ordinal']}: deleted, but its {table} remain")
     sql = "SELECT step FROM uses GROUP BY step HAVING MIN(committed) != MAX(committed)"
     half = ledger.first(sql)
-    _demand(half is None, f"step {half and half['step']}: committed in part")
+    _demand(half is None, f"step {half and half['step']}: only partly committed")
 
 
 def _check_blobs(ledger: Ledger) -> None:
@@ -90,4 +90,4 @@ def _check_selected(ledger: Ledger, group: sqlite3.Row) -> None:
     _demand(places >= set(kept), f"group {ordinal}: selected {kept}, which are not its candidates")
     needed = {CONDITIONING, *map(latents_name, kept)}
     lost = needed.difference(ledger.names(ordinal))
-    _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are gone, but it may be trained on")
+    _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are missing, but it may still be trained on")

@@ -1,4 +1,4 @@
-"""The exchange in this process: the `Exchange` calls over the ledger in a run folder.
+"""The in-process exchange: implements the `Exchange` calls on the ledger in a run folder.
 
 ```
             lease_group                 lease_candidates              lease_batch
@@ -47,14 +47,14 @@ Answer = TypeVar("Answer")
 
 
 class LocalExchange:
-    """Implements `Exchange` (see there for the calls) and what a run needs around it. Thread-safe.
+    """Implements `RunExchange`, where the calls are documented. Thread-safe.
 
-    Opening an existing ledger takes back all leases: their holders lived in the process that is gone. A resumed run
-    then calls `rollback(step of its checkpoint)`, also with 0 when there is none.
+    Opening an existing ledger releases all leases, because the process that granted them has ended. A resumed run then
+    calls `rollback` with the step of its checkpoint, or with 0 if it has none.
 
-    Raises `ConfigError` when `folder` is in use by another process, damaged, not to be written, or of a run with
-    another seed, other prompts or other sizes of groups and steps. Every call raises `StorageError` where the disk
-    refuses; the call is then undone.
+    The constructor raises `ConfigError` if `folder` is in use by another process, damaged or not writable, or belongs
+    to a run with a different seed, prompts, group size or step size. Every call raises `StorageError` if a disk
+    operation fails; the call is then rolled back.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class LocalExchange:
         clock: Callable[[], float] = time.time,
         held: bool = False,
     ) -> None:
-        """`source(ordinal)` gives the training prompt of every ordinal >= 0; `clock` gives seconds.
+        """`source(ordinal)` returns the training prompt of an ordinal >= 0; `clock` returns seconds.
 
-        Holds the folder until it is closed, unless the caller does already (`held`).
+        Locks the folder until `close`. Pass `held` if the caller already holds the lock.
         """
         self._config = config
         self._lock = None if held else hold(folder)
@@ -81,175 +81,186 @@ class LocalExchange:
                 self._sampling = SamplingQueue(self._ledger, config, source, clock)
                 self._scoring = ScoringQueue(self._ledger, config, clock, open_algorithm(config.algorithm).select)
                 self._training = TrainingQueue(self._ledger, config, clock)
-                self._guarding = ProbeQueue(self._ledger)
-                self._turns = CommitQueue(self._ledger)
+                self._probes = ProbeQueue(self._ledger)
+                self._commits = CommitQueue(self._ledger)
                 self._do(self._training.release_all)
             except StorageError as error:
                 raise ConfigError(str(error)) from None
             stack.pop_all()
 
     def _do(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
-        """A call in its turn; durable when it returns."""
-        return self._turns.take(partial(call, *arguments))
+        """Run a call through the commit queue; it is durable when this returns."""
+        return self._commits.take(partial(call, *arguments))
 
     def _do_and_read(self, call: Callable[..., DeferredRead[Answer]], *arguments: Any) -> Answer:
-        """A call whose answer is read when its turn is over. Where it cannot be, what it leased is put back."""
+        """Run a leasing call, then read the blobs after its commit. If that fails, its leases are released."""
         unread = self._do(call, *arguments)
         try:
             return unread.read()
         except Exception:
-            with suppress(StorageError):  # the first error is the one to tell
+            with suppress(StorageError):  # report the first error
                 self._do(unread.put_back)
             raise
 
     def _do_and_copy(self, call: Callable[[int], None], step: int) -> None:
-        """A call that ends with a copy of the ledger as it is after it."""
+        """Run a call, then take a snapshot of the ledger before the next commit."""
         kept = self._config.learner.keep_checkpoints
-        self._turns.take(partial(call, step), then=partial(self._ledger.snapshot, step, kept))
+        self._commits.take(partial(call, step), then=partial(self._ledger.snapshot, step, kept))
 
-    # The interface.
+    # Exchange.
 
     def lease_group(self, worker: str, version: int) -> GroupLease | None:
-        """Probe and eval groups first; then training, as admission allows; `refusal` says why None came back.
+        """Probe and eval groups come first, then training groups if admission allows. See `refusal` if it is None.
 
-        Training groups are only for a version of the current lineage that is at most max_lag pushes old. An unknown
-        version is a `ValueError`; version 0, the base model, is always known.
+        Training groups are leased only to versions that were not rolled back and are at most max_lag pushes old. Raises
+        `ValueError` for a version that was never announced; version 0, the base model, is always known.
         """
         return self._do_and_read(self._sampling.lease_group, worker, version)
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
-        """Not accepted: "duplicate" or "lost lease"."""
+        """Rejected with reason "duplicate" or "lost lease"."""
         arrays = (conditioning.prompt_embeds, conditioning.image_latent)
         with self._ledger.blobs.staging(arrays) as (staged,):
             return self._do(self._sampling.submit_conditioning, lease, staged)
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """Not accepted: "duplicate" or "lost lease". One that the lease did not ask for is a `ValueError`."""
+        """Rejected with reason "duplicate" or "lost lease". `ValueError` if it is not part of the lease."""
         check_candidate(lease, candidate)
         with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
             return self._do(self._sampling.submit_candidate, lease, candidate, latents, clip)
 
     def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """Back to pending, with the candidates it has; `failed` after max_attempts."""
+        """The group returns to `pending` and keeps its candidates; after max_attempts failures it is `failed`."""
         self._do(self._sampling.fail_group, lease, reason)
 
     def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
-        """Clips of complete groups only: probes and evaluations first, then training by ordinal and index."""
+        """Only clips of fully sampled groups: probes and evaluations first, then training by ordinal and index."""
         return self._do_and_read(self._scoring.lease_candidates, worker, limit)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
-        """Not accepted: "unknown candidate", "duplicate", or "group is STATE". A dimension that has a weight but no
-        score is a `ConfigError`, and nothing of the call is stored."""
+        """Rejected with reason "unknown candidate", "duplicate" or "group is STATE". Raises `ConfigError` if a weighted
+        dimension has no score; then nothing of the call is stored."""
         return self._do(self._scoring.submit_scores, worker, scores)
 
     def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
-        """Steps count from 1. A step that is repeated after a rollback gets the groups it had before."""
+        """Steps start at 1. A step repeated after a rollback gets the same groups again, if they are still available.
+
+        Raises `ValueError` unless `step` follows the last committed step.
+        """
         return self._do_and_read(self._training.lease_batch, worker, step, count)
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """Exactly the pairs that were leased for `step`, or a `ValueError`; a second time changes nothing."""
+        """Raises `ValueError` unless `ordinals` are those leased for `step`. Committing twice has no effect."""
         self._do(self._training.commit_step, step, ordinals)
 
     def announce(self, version: WeightVersion) -> None:
-        """A retry changes nothing; an id used before is a `ValueError`."""
+        """A retry has no effect. Raises `ValueError` for an id that was used before."""
         self._do(self._training.announce, version)
 
     def renew(self, worker: str) -> None:
-        """All leases of `worker`, of any kind, last lease_seconds from now."""
+        """Applies to leases of every kind."""
         self._do(self._training.renew, worker)
 
     def next_version(self) -> int:
-        """0 in a new run: the first version is the base model."""
+        """0 in a new run, where the first version is the base model."""
         return self._do(self._training.next_version)
 
     def wanted_version(self) -> int:
         """See `Exchange.wanted_version`."""
-        asked = self._do(self._sampling.asked_version)
-        return self.current_version() if asked is None else asked
+        requested = self._do(self._sampling.requested_version)
+        return self.current_version() if requested is None else requested
 
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
-        """Every state is there, with 0 where no group is."""
+        """Has an entry for every state, 0 if no group is in it."""
         return self._do(self._ledger.counts, purpose)
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
-        """In the order of `enqueue`, one per prompt; `.prompt` is the one that was enqueued."""
+        """One result per prompt, in the order of `enqueue`. Raises `ValueError` for `Purpose.TRAIN`."""
         found = self._do(self._scoring.finished, purpose, version)
         return [self._do(self._scoring.open_finished, *one)() for one in found]
 
-    # Around it.
+    # RunExchange.
 
     def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
-        """Add probe or eval groups, one candidate each, seeded by (run seed, purpose, place in `prompts`, 0).
+        """Add probe or eval groups of one candidate each, seeded by (run seed, purpose, place in `prompts`, 0).
 
-        With `version`, only a sampler that holds it is served, and what waits, is under way or done for it is not
-        added again: a resumed evaluation goes on where it was. Without, the sampler that comes first decides, and
-        only prompts still waiting are not added again.
+        With `version`, only samplers that loaded it get the groups. Prompts already pending, running or done for that
+        version are skipped, so a resumed evaluation continues. Without it, any sampler may take the groups, and only
+        prompts that are still pending are skipped. Raises `ValueError` for a training prompt.
         """
         self._do(self._sampling.enqueue, prompts, version)
 
     def rescore_probes(self, version: int) -> None:
-        """Their scores are forgotten; until they have new ones they are not among the `results`."""
-        self._do(self._guarding.rescore_probes, version)
+        """The probes are missing from `results` until they have new scores."""
+        self._do(self._probes.rescore_probes, version)
 
     def retire_probes(self) -> None:
-        """Those under way end as they would; the next call retires them."""
-        self._do(self._guarding.retire_probes)
+        """Probes being sampled or scored finish first; the next call retires them."""
+        self._do(self._probes.retire_probes)
 
     def rolled_back(self, version: int) -> bool:
         """See `RunExchange.rolled_back`."""
-        return self._do(self._guarding.rolled_back, version)
+        return self._do(self._probes.rolled_back, version)
 
     def ask_refresh(self, version: int) -> None:
-        """A version that was rolled back asks for nothing; a second time changes nothing."""
-        self._do(self._guarding.ask_refresh, version)
+        """Ignored for a version that was rolled back. A repeated request has no effect."""
+        self._do(self._probes.ask_refresh, version)
 
     def refresh_due(self, step: int) -> bool:
-        """A rollback to before the boundary makes the refresh due again, one to before it was asked for forgets it."""
-        return self._do(self._guarding.refresh_due, step)
+        """A rollback to before the refresh makes it due again; a rollback to before the request cancels it."""
+        return self._do(self._probes.refresh_due, step)
 
     def mark(self, step: int) -> None:
-        """The checkpoint of `step` is safely on disk. Frees the blobs of pairs that ended by the step of the oldest
-        of the `learner.keep_checkpoints` checkpoints: before it there is no way back. Keeps a copy of the ledger."""
+        """Record that the checkpoint of `step` is on disk, and take a snapshot of the ledger.
+
+        Deletes the blobs of pairs that ended at or before the oldest of the `learner.keep_checkpoints` checkpoints,
+        since no rollback goes further back. Raises `ValueError` if `step` is not committed.
+        """
         self._do_and_copy(self._training.mark, step)
 
     def rollback(self, step: int) -> None:
-        """Training goes on from the checkpoint of `step` (0: from the start): what later steps did to pairs is taken
-        back, later versions are lost, current pushes are step // P. `ConfigError` when the ledger has no pairs for
-        that. If `current_version()` is of a step before (step // P) * P, the learner publishes before all else.
-        The copies of the ledger follow: there is one of this checkpoint, and none of later ones."""
+        """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
+
+        Undoes the uses and expiries of later steps, marks later versions as lost, and sets the push count to
+        step // `learner.steps_per_push`. Takes a snapshot for `step` and deletes those of later steps. If
+        `current_version()` is older than that push, the learner must publish before it leases a batch. Raises
+        `ConfigError` if the ledger no longer has the pairs to resume from `step`.
+        """
         self._do_and_copy(self._training.rollback, step)
 
     def current_version(self) -> int:
-        """The newest announced version of the current lineage: the one to sample with. 0 is the base model."""
+        """See `RunExchange.current_version`."""
         return self._do(self._ledger.current_version)
 
     @property
     def refusal(self) -> str:
-        """Why the last `lease_group` returned None, naming the knob; empty when it did not."""
+        """See `RunExchange.refusal`."""
         return self._sampling.refused.words
 
     @property
     def refused_for(self) -> RefusalReason | None:
-        """`refusal` for code: its reason, None when nothing was refused."""
+        """The reason behind `refusal` as an enum; None if the last `lease_group` was not refused."""
         return self._sampling.refused.reason
 
     def wasted(self) -> dict[str, int]:
-        """Candidates sampled for nothing, by reason: death (their sampler was lost and the group sampled again under
-        another version), late (submitted after the lease was lost), failed (group out of attempts), nan (score), damage
-        (blobs lost on the disk)."""
+        """Number of wasted candidates by reason.
+
+        death (the sampler died and the group was sampled again with another version), late (submitted after the lease
+        was lost), failed (the group ran out of attempts), nan (non-finite score), damage (blobs lost on disk).
+        """
         return self._do(self._ledger.wasted)
 
     def failures(self) -> dict[int, str]:
-        """Failed groups that are not forgotten: ledger ordinal -> reason. Probes that were retired have not failed."""
+        """Reason of each failed group that is not pruned yet, by ledger ordinal. Retired probes are not included."""
         failed = self._do(self._ledger.in_state, State.FAILED)
         return {int(row["ordinal"]): row["reason"] for row in failed if row["reason"] != RETIRED}
 
     def bytes_on_disk(self) -> int:
-        """Size of all blobs."""
+        """Total size of all blobs in bytes."""
         return self._do(self._ledger.bytes_on_disk)
 
     def release(self, worker: str) -> None:
-        """Attempts count: a group whose samplers die every time ends in `failed`."""
+        """Counts as a failed attempt, so a group whose samplers always die becomes `failed`."""
         self._do(self._training.release, worker)
 
     def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
@@ -262,19 +273,19 @@ class LocalExchange:
         return None if stored is None else unpack(stored)[0]
 
     def check(self) -> None:
-        """Raise `audit.ConservationError` unless every admitted ordinal, use and blob is accounted for."""
+        """Raises `consistency.ConservationError` if an invariant of the ledger is violated."""
         self._do(consistency.check, self._ledger, self._config)
 
     def close(self) -> None:
-        """Close the ledger and let go of the folder. Leases stay as they are until the next opening."""
-        with self._turns.lock:
+        """Close the ledger and unlock the folder. Leases stay until the ledger is opened again."""
+        with self._commits.lock:
             self._ledger.close()
             if self._lock is not None:
                 self._lock.close()
 
 
 def ledger_key(config: RunConfig) -> dict[str, int | str]:
-    """What a ledger's contents are a function of, but for the model (`RUN/model.json`): fixed when a run is resumed."""
+    """Settings that must not change when a run is resumed. The model is checked separately (`RUN/model.json`)."""
     return {
         "seed": config.seed,
         "prompts": config.prompts,

@@ -1,7 +1,7 @@
-"""The guardrails' side of the exchange: probes scored anew, probes retired, refreshes of the reference asked for.
+"""The guardrails' side of the exchange: rescore and retire probes, request refreshes of the reference.
 
-A refresh that was asked for is done between two steps, and a run that is killed and resumed does it between the same
-two: the ledger remembers after which step it was asked for and after which it was taken.
+The ledger stores after which step each refresh was requested and after which step it was applied, so a resumed run
+applies it between the same two steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RETIRED = "retired before it was sampled"
 
 @dataclass(slots=True)
 class ProbeQueue:
-    """Every method is one transaction, in the caller's turn."""
+    """Every method is one transaction; the caller runs it inside a batch of the commit queue."""
 
     ledger: Ledger
 
@@ -75,7 +75,7 @@ class ProbeQueue:
 
 
 def take_back(ledger: Ledger, step: int) -> None:
-    """Training goes on from `step`: what was asked for after it is forgotten, what was taken after it waits again."""
+    """Roll back to `step`: drop refreshes requested after it, and make those applied after it pending again."""
     before = _asked(ledger)
     after = {at: None if taken is not None and taken > step else taken for at, taken in before.items() if at <= step}
     if after != before:
@@ -83,7 +83,7 @@ def take_back(ledger: Ledger, step: int) -> None:
 
 
 def _asked(ledger: Ledger) -> dict[int, int | None]:
-    """Step after which a refresh was asked for -> step after which it was taken, None while it was not."""
+    """Maps the step at which a refresh was requested to the step at which it was applied (None: pending)."""
     return {int(at): taken for at, taken in json.loads(ledger.meta("refreshes", "{}")).items()}
 
 

@@ -1,7 +1,7 @@
-"""Read-only questions to a run's ledger: held-out clips, the newest selected groups, who works on what.
+"""Read-only queries on a run's ledger: held-out clips, the newest selected groups, active leases.
 
-Of training groups, the clips of the newest selected ones are kept (`scoring.SHOWN`) as long as their latents are; clips
-of finished probes and evaluations stay.
+The exchange keeps clips of finished probes and evaluations. Of training groups it keeps only the clips of the newest
+`scoring.SHOWN` selected ones, and no longer than their latents.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ WHERE g.purpose != ? AND g.state = ? ORDER BY c.ordinal, c.place
 LEASES = "SELECT worker, MIN(expires) AS expires, COUNT(*) AS n"
 SCORING = f"{LEASES}, 0 AS what FROM candidates WHERE worker IS NOT NULL GROUP BY worker"
 LEARNING = f"{LEASES}, step AS what FROM groups WHERE state = 'training' GROUP BY worker, step"
-LOST = float("-inf")  # what `release` makes of a lease's end
+LOST = float("-inf")  # expiry that `release` sets
 
 
 @dataclass(frozen=True)
 class HeldOutClip:
-    """One clip of a finished probe or evaluation; `read` gives the mp4, `read_image` the first frame's PNG."""
+    """One clip of a finished probe or evaluation. `read` returns the mp4, `read_image` the first frame as PNG."""
 
     candidate: str
-    version: int  # of the policy that made it; 0 is the base model
+    version: int  # of the policy that sampled it; 0 is the base model
     prompt_id: str
     text: str
     character: str | None
@@ -52,7 +52,7 @@ class HeldOutClip:
 
 
 def heldout_clips(folder: Path) -> list[HeldOutClip]:
-    """All there are now. `ConfigError` when the folder has no ledger that can be read."""
+    """All clips of finished probes and evaluations. Raises `NotBegun` or `ConfigError` like `open_readonly`."""
     with open_readonly(folder) as ledger:
         rows = ledger.all(CLIPS, IMAGE, Purpose.TRAIN, State.DONE)
     return [_clip(folder / "blobs", row) for row in rows]
@@ -74,35 +74,35 @@ def _clip(blobs: Path, row: sqlite3.Row) -> HeldOutClip:
 
 
 def read_blob(path: Path) -> bytes:
-    """The bytes of a blob that is one file. `StorageError` when it is gone or damaged."""
+    """The content of a blob that holds one file. Raises `StorageError` if it is missing or damaged."""
     return bytes(BlobHandle(str(path)).read_one().data)
 
 
 @dataclass(frozen=True)
 class KeptCandidate:
-    """One of the candidates that the algorithm kept."""
+    """A candidate that the algorithm selected for training."""
 
     id: str
     index: int
     reward: float  # R~, 0..1
     weight: float  # `Selection.weights`
     scores: Mapping[str, float]  # raw, per dimension
-    file: str | None  # of its clip in blobs/; None when that is gone
+    file: str | None  # name of its clip in blobs/; None if the clip was deleted
 
 
 @dataclass(frozen=True)
 class RecentGroup:
-    """A selected group and what became of it."""
+    """A selected group and its current state."""
 
     ordinal: int
     text: str
-    version: int  # of the policy that made its clips
+    version: int  # of the policy that sampled its clips
     state: str
     kept: tuple[KeptCandidate, ...]  # in the order of the selection
 
 
 def newest_groups(ledger: LedgerReader, count: int) -> list[RecentGroup]:
-    """The `count` newest groups that were selected, newest first."""
+    """The `count` newest training groups that have a selection, newest first."""
     rows = ledger.all(
         "SELECT * FROM groups NOT INDEXED WHERE ordinal < ? AND selection IS NOT NULL ORDER BY ordinal DESC LIMIT ?",
         *(FIRST_EVALUATION, count),
@@ -140,18 +140,18 @@ def _kept(ledger: LedgerReader, candidate: sqlite3.Row, reward: float, weight: f
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What somebody holds a lease for."""
+    """The work that a worker holds a lease on."""
 
     kind: str  # "sampling", "scoring", "learning"
-    what: int  # the group's ordinal, 0, or the step
-    purpose: str  # of the group; "train" for the others
+    what: int  # sampling: the group's ordinal; scoring: 0; learning: the step
+    purpose: str  # of the sampled group; "train" for scoring and learning
     done: int  # candidates submitted already
-    of: int  # candidates, clips, or pairs
-    lost: bool = False  # its holder is dead: whoever leases next takes it back
+    of: int  # sampling: candidates; scoring: clips; learning: pairs
+    lost: bool = False  # the worker is dead; the next lease call releases its lease
 
 
 def work_in_progress(ledger: LedgerReader, candidates: int) -> dict[str, Work]:
-    """Worker -> its work; training groups have `candidates` candidates. Leases of the dead stay until taken."""
+    """Work by worker name. `candidates` is the size of a training group. Includes leases of dead workers."""
     found: dict[str, Work] = {}
     for row in ledger.in_state(State.SAMPLING):
         of = candidates if row["purpose"] == Purpose.TRAIN else 1

@@ -1,17 +1,17 @@
-"""A damaged ledger's way back: its newest snapshot that belongs to a checkpoint, mended, in its place.
+"""Recovery of a damaged ledger: replaces it with its newest snapshot that matches a checkpoint, repaired.
 
 ```
 snapshots/step-000040.sqlite ──copy──> recovered.sqlite ──mend, check──> ledger.sqlite
                                        ledger.sqlite, -wal, -shm ──────> ledger.sqlite.damaged-1, -wal, -shm
 ```
 
-The ledger is put in place last, in one rename, and until then `ledger.sqlite` is damaged or missing: whoever dies on
-the way recovers again. Mending is no work of a run, so it does not follow the table of transitions:
+The last step renames the repaired ledger into place. Until then `ledger.sqlite` is damaged or missing, so a recovery
+that is killed can be started again. The repair does not follow the transition table of `rules.py`:
 
-* what happened to pairs since the snapshot's step is taken back, as after any death of the learner; blobs of pairs that
-  are trained or expired since are still there, for a kept checkpoint lies before the step that ended them;
-* a group that was not paired yet, and of which blobs are gone, is sampled again: its seeds are the same;
-* a pair or a finished evaluation of which blobs are gone was hurt by more than the ledger's damage, and is given up.
+* It rolls the pairs back to the snapshot's step, as after any restart of the learner. Pairs that were trained or
+  expired since then still have their blobs, because a kept checkpoint precedes the step that ended them.
+* A training group that was not paired yet and lost blobs is sampled again, with the same seeds.
+* A pair or a finished evaluation that lost blobs cannot be restored. The pair expires and the evaluation fails.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from common.exchange.training import TrainingQueue
 from common.messages import Prompt, Purpose
 
 DRAFT = "recovered.sqlite"
-DAMAGE = "damage"  # the reason of what is lost
-UNPAIRED = (State.PENDING, State.SAMPLED)  # once all leases are taken back
+DAMAGE = "damage"  # reason of wasted candidates and expired pairs
+UNPAIRED = (State.PENDING, State.SAMPLED)  # the possible states after all leases are released
 
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What was done."""
+    """The result of a recovery."""
 
-    step: int  # of the snapshot, and of the checkpoint that the run goes on from
-    damage: str  # what was wrong
-    aside: Path | None  # where the damaged ledger is now; None where there was none
-    again: int  # groups that are sampled again
-    dropped: int  # candidates of theirs
-    given_up: int  # pairs and evaluations whose blobs are gone
+    step: int  # of the snapshot, and of the checkpoint that the run resumes from
+    damage: str  # description of the damage
+    aside: Path | None  # new path of the damaged ledger; None if there was no file
+    again: int  # groups to be sampled again
+    dropped: int  # candidates of those groups, now discarded
+    given_up: int  # pairs and evaluations that lost blobs
 
 
 def recover(
@@ -62,12 +62,13 @@ def recover(
     before: Callable[[int], object],
     clock: Callable[[], float] = time.time,
 ) -> Recovered:
-    """Put a mended snapshot in the place of a run's damaged ledger. The caller holds the folder (`run_lock.hold`).
+    """Replace a run's damaged ledger with a repaired snapshot. Reads every blob.
 
-    `checkpoints` are the steps that the learner can go on from; `newest_version` is the highest id under weights/, -1
-    without any: no id up to it is used again. `before` is told the snapshot's step before the ledger is in its place.
-    `ConfigError` when the ledger is healthy, when there is no snapshot of any of the checkpoints, and when the folder
-    cannot be written. Reads every blob.
+    The caller must hold the run's lock (`run_lock.hold`). `checkpoints` are the steps that the learner can resume from.
+    `newest_version` is the highest id under weights/, or -1 if there is none; ids up to it are not used again. `before`
+    is called with the snapshot's step just before the ledger is replaced.
+
+    Raises `ConfigError` if the ledger is healthy, no snapshot matches a checkpoint, or the folder is not writable.
     """
     try:
         damage = _damage(folder, config)
@@ -88,7 +89,7 @@ def recover(
 
 
 def _damage(folder: Path, config: RunConfig) -> str:
-    """What is wrong with the ledger or its blobs. `ConfigError` when nothing is, or when it is another run's."""
+    """Describe the damage. Raises `ConfigError` if there is none, or if the ledger belongs to another run."""
     if not (folder / LEDGER).exists():
         return f"{folder / LEDGER}: missing"
     try:
@@ -105,15 +106,15 @@ def _damage(folder: Path, config: RunConfig) -> str:
 
 
 def _unsound(ledger: Ledger) -> set[str]:
-    """The files of blobs that are gone. Those whose content is not what their name says are deleted here."""
+    """Files of missing or damaged blobs. Deletes the damaged ones, whose content does not match their hash."""
     gone = {file for file in ledger.files() if not ledger.blobs.is_sound(file)}
     for file in gone:
         ledger.blobs.delete(file)
     return gone
 
 
-def _find_again(ledger: Ledger) -> None:
-    """What went since the snapshot, and then came once more, has another file: its blob is that one now."""
+def _relink_blobs(ledger: Ledger) -> None:
+    """Point lost blobs to files with the same content that were written after the snapshot under another name."""
     gone = {digest_of(file): file for file in _unsound(ledger)}
     for name in ledger.blobs.names():
         if digest_of(name) in gone and ledger.blobs.is_sound(name):
@@ -121,11 +122,11 @@ def _find_again(ledger: Ledger) -> None:
 
 
 def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) -> tuple[Ledger, int]:
-    """A copy of the newest readable snapshot of a checkpoint, opened, and its step."""
+    """Copy and open the newest readable snapshot that matches a checkpoint. Returns the ledger and its step."""
     for step in sorted(set(snapshots.steps(folder)).intersection(checkpoints), reverse=True):
         draft = folder / DRAFT
         with writing(draft):
-            for suffix in ("-wal", "-shm"):  # of a recovery that died: it would be played into the copy
+            for suffix in ("-wal", "-shm"):  # left by a killed recovery: SQLite would replay them into the copy
                 (folder / f"{DRAFT}{suffix}").unlink(missing_ok=True)
             shutil.copyfile(snapshots.place(folder, step), draft)
         try:
@@ -133,7 +134,7 @@ def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) 
         except LedgerDamaged:
             continue
     have, need = snapshots.steps(folder), sorted(checkpoints)
-    raise ConfigError(f"{folder}: nothing to go back to: no sound snapshot of the ledger belongs to a checkpoint "
+    raise ConfigError(f"{folder}: cannot recover: no sound snapshot of the ledger matches a checkpoint "
                       f"(snapshots of steps {have}, checkpoints of steps {need}); choose another --name")  # fmt: skip
 
 
@@ -145,18 +146,21 @@ def _mend(
     newest_version: int,
     clock: Callable[[], float],
 ) -> tuple[int, int, int]:
-    """Make a snapshot of `step` true to the folder as it is: groups again, candidates dropped, groups given up."""
+    """Make the snapshot of `step` match the blobs on disk.
+
+    Returns the number of groups to sample again, of their discarded candidates, and of groups given up.
+    """
     training = TrainingQueue(ledger, config, clock)
     sampling = SamplingQueue(ledger, config, source, clock)
     with ledger.batch():
         training.release_all()
-        ledger.set_meta("final", step)  # the blobs of what ended before may be gone
+        ledger.set_meta("final", step)  # blobs of groups that ended before may have been deleted
         if newest_version >= training.next_version():
             values = (newest_version, step, step // config.learner.steps_per_push)
             ledger.run("INSERT INTO versions (version, step, pushes, lost) VALUES (?, ?, ?, 1)", *values)
         training.rollback(step)
-        keep_shown(ledger, most=0)  # nobody trains on clips: those that went since then hurt no pair
-        _find_again(ledger)
+        keep_shown(ledger, most=0)  # training needs no clips, so a missing clip must not cost a pair
+        _relink_blobs(ledger)
         hurt = [ledger.group(ordinal) for ordinal in sorted(_hurt(ledger))]
         again = [one["ordinal"] for one in hurt if one["state"] in UNPAIRED and one["purpose"] == Purpose.TRAIN]
         dropped = sum(len(ledger.candidates(ordinal)) for ordinal in again)
@@ -165,27 +169,27 @@ def _mend(
                 sampling.drop_candidates(group["ordinal"], DAMAGE)
             else:
                 _give_up(ledger, group["ordinal"], step)
-        for ordinal in again:  # now that nobody names what is gone: who brings it anew makes a file of it
-            _start_anew(ledger, ordinal, source(ordinal))
+        for ordinal in again:  # after all references to lost blobs are removed, so that storing them writes a new file
+            _readmit(ledger, ordinal, source(ordinal))
     ledger.clear()
     return len(again), dropped, len(hurt) - len(again)
 
 
 def _hurt(ledger: Ledger) -> set[int]:
-    """The groups of which blobs are gone."""
+    """Ordinals of the groups that lost blobs."""
     missing = _unsound(ledger)
     rows = ledger.all("SELECT ordinal, file FROM refs JOIN blobs USING (digest)")
     return {row["ordinal"] for row in rows if row["file"] in missing}
 
 
-def _start_anew(ledger: Ledger, ordinal: int, prompt: Prompt) -> None:
+def _readmit(ledger: Ledger, ordinal: int, prompt: Prompt) -> None:
     ledger.update(ordinal, state=State.PENDING, version=None, pushes=None)
     if prompt.image is not None:
         ledger.store(ordinal, IMAGE, raw(prompt.image))
 
 
 def _give_up(ledger: Ledger, ordinal: int, step: int) -> None:
-    """A pair expires; an evaluation fails, and is queued again by the run."""
+    """Expire a pair; fail an evaluation, which the run then queues again."""
     group = ledger.group(ordinal)
     ledger.waste(DAMAGE, ordinal, *(row["id"] for row in ledger.candidates(ordinal)))
     ledger.keep_only(ordinal)
@@ -193,11 +197,11 @@ def _give_up(ledger: Ledger, ordinal: int, step: int) -> None:
         state = State.TRAINED if group["uses"] else State.EXPIRED
         ledger.update(ordinal, state=state, closed=step, reason=DAMAGE)
     else:
-        ledger.update(ordinal, state=State.FAILED, reason="its blobs are gone")
+        ledger.update(ordinal, state=State.FAILED, reason="its blobs are lost")
 
 
 def _set_aside(folder: Path) -> Path | None:
-    """Move the damaged ledger out of the way, with its write-ahead log, which would be played into the new one."""
+    """Rename the damaged ledger and its write-ahead log, which SQLite would otherwise replay into the new one."""
     taken = {path.name.removesuffix("-wal").removesuffix("-shm") for path in folder.glob(f"{LEDGER}.damaged-*")}
     number = next(number for number in range(1, len(taken) + 2) if f"{LEDGER}.damaged-{number}" not in taken)
     aside = folder / f"{LEDGER}.damaged-{number}"

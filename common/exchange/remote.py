@@ -1,4 +1,4 @@
-"""The exchange as a worker elsewhere sees it: `RunExchange` over the network (`common/rpc/client.py`)."""
+"""`RunExchange` over the network, for workers in other processes (see `common/rpc/client.py`)."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from common.rpc.server import LOOPBACK, Service
 log = logging.getLogger(__name__)
 
 CALLS = calls(RunExchange)
-THREADS = 16  # calls that write and read blobs at once: most of each is waiting for the disk
+THREADS = 16  # concurrent calls; they mostly wait for the disk
 
 
 def exchange_service(
     exchange: RunExchange, address: str = LOOPBACK, limits: Limits = LIMITS, keys: ServerKeys | None = None
 ) -> Service:
-    """A service that answers for `exchange`."""
+    """Create a service at `address` that serves the calls of `exchange`."""
     return Service(RunExchange, exchange, address, limits, keys, THREADS)
 
 
 @calling(RunExchange)
 class RemoteExchange(Client, RunExchange):
-    """The calls of `RunExchange`, made by way of the service at `address`."""
+    """Implements `RunExchange` by calling the service at `address`."""
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
         """See `Exchange.submit_conditioning`."""
@@ -42,15 +42,15 @@ class RemoteExchange(Client, RunExchange):
 
 
 def _without_image(lease: GroupLease) -> GroupLease:
-    """The exchange has the first frame: it need not travel back with every candidate."""
+    """Drop the first frame before sending: the exchange already has it."""
     return replace(lease, prompt=replace(lease.prompt, image=None))
 
 
 class Heartbeat:
     """``with Heartbeat(connect, worker, seconds):`` renews all leases of `worker` every `seconds` on a thread.
 
-    It has a connection of its own: the worker's may be busy with a long request. A beat that fails is not the end:
-    the next one may arrive, and a lease that ran out all the same is refused at its submit.
+    It uses a separate connection, because the worker's may be busy with a long request. A failed heartbeat is logged
+    and counted in `failed`; the next one may succeed. If a lease expires anyway, the exchange rejects its submit.
     """
 
     def __init__(self, connect: Callable[[], RemoteExchange], worker: str, seconds: float) -> None:

@@ -1,15 +1,16 @@
-"""What the ledger forgets, so that its size is bounded however long a run is: all that ended, but for its sums.
+"""Pruning of the ledger, which bounds its size in long runs: finished rows are deleted and only counts are kept.
 
-| goes                         | when                                                    | stays in `archive`       |
+| deleted                      | when                                                    | kept in `archive`        |
 |------------------------------|---------------------------------------------------------|--------------------------|
-| ended training groups, with  | `exchange.keep_groups` later ones were admitted, and no | groups by state, uses,   |
-| candidates, uses and waste   | kept checkpoint lies before the step that ended them    | waste by reason          |
-| probes that were read        | at once                                                 | groups by state, waste   |
-| versions                     | no checkpoint is near enough to sample with them again  | the highest id forgotten |
-| marks of checkpoints         | they are not kept any more                              |                          |
+| ended training groups, their | `exchange.keep_groups` newer ones were admitted, and no | groups by state, uses,   |
+| candidates, uses and waste   | kept checkpoint precedes the step that ended them       | waste by reason          |
+| retired probes               | at once                                                 | groups by state, waste   |
+| versions                     | too old to sample with after a resume from any kept     | the highest deleted id   |
+|                              | checkpoint                                              |                          |
+| marks of checkpoints         | the checkpoint is no longer kept                        |                          |
 
-So a resume from any kept checkpoint finds all that it takes back, and every ordinal is still in exactly one state: of
-those that are gone the archive knows how many are in which.
+A resume from any kept checkpoint therefore finds all rows that it has to roll back. Every ordinal still counts in
+exactly one state, because the archive holds the number of deleted groups per state.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.exchange.api import State
 from common.exchange.storage.ledger import Ledger
 from common.messages import Purpose
 
-USES, WASTE, FORGOTTEN = "uses", "waste", "version"  # kinds of rows, beside the purposes of groups
+USES, WASTE, FORGOTTEN = "uses", "waste", "version"  # values of `kind`, besides the purposes of groups
 ADD = "ON CONFLICT (kind, name) DO UPDATE SET count = count + excluded.count"
 SETTLED = """
 SELECT ordinal FROM groups
@@ -31,7 +32,7 @@ READ = "SELECT ordinal FROM groups WHERE purpose = ? AND (state = ? OR (state = 
 
 
 def prune(ledger: Ledger, config: RunConfig, final: int) -> None:
-    """Forget what ended by step `final`, behind which no resume goes, and is old enough."""
+    """Delete old rows that ended at or before step `final`, the earliest step that a run can resume from."""
     oldest = ledger.admitted(Purpose.TRAIN) - config.exchange.keep_groups
     ended = (State.TIED, State.FAILED, State.TRAINED, State.EXPIRED)
     _forget(ledger, SETTLED, Purpose.TRAIN, oldest, *ended, final)
@@ -40,23 +41,23 @@ def prune(ledger: Ledger, config: RunConfig, final: int) -> None:
 
 
 def forget_probes(ledger: Ledger, base: int) -> None:
-    """Forget the probes that failed or are done, but for those of version `base`. Their blobs are gone already."""
+    """Delete failed probes, and done probes of versions other than `base`. Their blobs are already deleted."""
     _forget(ledger, READ, Purpose.PROBE, State.FAILED, State.DONE, base)
 
 
 def forgotten_version(ledger: Ledger) -> int:
-    """The highest version that was forgotten; -1 when none was."""
+    """The highest deleted version id; -1 if there is none."""
     return count(ledger, FORGOTTEN, -1)
 
 
 def count(ledger: Ledger, kind: str, default: int = 0) -> int:
-    """What the archive says of a kind that has one row."""
+    """The archived count of a kind that has at most one row; `default` if it has none."""
     row = ledger.first("SELECT count FROM archive WHERE kind = ?", kind)
     return default if row is None else int(row["count"])
 
 
 def _forget(ledger: Ledger, which: str, *values: Any) -> None:
-    """Add up the groups that the query `which` names, and delete them with all that is theirs."""
+    """Archive the counts of the groups that the query `which` selects, then delete them and their rows."""
     sums = (
         ("SELECT purpose, state, COUNT(*) FROM groups", "GROUP BY purpose, state"),
         (f"SELECT '{USES}', '', SUM(uses) FROM groups", "HAVING SUM(uses) > 0"),
@@ -69,9 +70,9 @@ def _forget(ledger: Ledger, which: str, *values: Any) -> None:
 
 
 def _forget_versions(ledger: Ledger, config: RunConfig, final: int) -> None:
-    """Forget versions that no sampler may use again wherever training goes on from, and that no reading is about.
+    """Delete versions that are too old to sample with, even after a resume from the oldest kept checkpoint.
 
-    Those of lost lineages stay, for `rolled_back`. The current one is never that old: admission stops before.
+    Versions that were rolled back stay, because `rolled_back` needs them. The current version is never that old.
     """
     stale = final // config.learner.steps_per_push - config.exchange.max_lag - 1
     highest = ledger.one("SELECT MAX(version) FROM versions WHERE lost = 0 AND pushes < ?", stale)[0]

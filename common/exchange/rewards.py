@@ -1,20 +1,20 @@
-"""From a clip's raw scores to its one reward: the only place where the two are put together. Pure.
+"""The scalar reward of a clip, computed from its raw scores. Pure functions; no other module combines scores.
 
-    R~ = sum of w_d min(1, max(0, x_d / 100)) / sum of w_d            over the scores d that count
+    R~ = sum of w_d min(1, max(0, x_d / 100)) / sum of w_d            over the dimensions d with a weight
 
 | symbol | here | range |
 |---|---|---|
-| x_d | raw score of a dimension or a judge's output | nominally 0 .. 100 |
+| x_d | raw score of a reward dimension or of a judge's output | nominally 0 .. 100 |
 | w_d | `reward_weights` | > 0 |
-| R~ | `clip_reward` | [0, 1]; times 100 the mean reward that reports show |
+| R~ | `clip_reward` | [0, 1]; reports show 100 R~ |
 
 ```
 reward.weights | preset  ->  smoothness 1, motion 1, ...      one weight per AnimeReward dimension
 reward.judges.vs.weight  ->  vs.visual, vs.dynamic, ...       one weight, shared by the judge's outputs
-reward.feedback          ->  all of these | every score alike (global) | one of them
+reward.feedback          ->  all of these | all scores with equal weight (global) | one of them
 ```
 
-A judge with one output is scored under its own name, ``vs``; one with several under ``vs.OUTPUT``.
+The score of a judge with one output has the judge's name, ``vs``; with several outputs they are named ``vs.OUTPUT``.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ RANGE = 100.0  # raw scores are nominally 0 .. RANGE
 
 
 def clip_reward(config: RewardConfig, scores: Mapping[str, float]) -> float:
-    """R~ of one clip in [0, 1], from its raw scores. Raises `ConfigError` when a score that counts is missing."""
+    """R~ of one clip in [0, 1], from its raw scores. Raises `ConfigError` if a weighted score is missing."""
     clamped = {name: min(1.0, max(0.0, value / RANGE)) for name, value in scores.items()}
     return weighted_mean(clamped, reward_weights(config, scores))
 
 
 def mean_score(config: RewardConfig, scores: Mapping[str, float]) -> float:
-    """The mean of the raw scores that count, in points: R~ times 100 while all lie in 0 .. 100, never clamped."""
+    """The weighted mean of the raw scores, without clamping; equals 100 R~ if all of them are in 0 .. 100."""
     return weighted_mean(scores, reward_weights(config, scores))
 
 
 def weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """The mean of `values` under `weights`, which name some of them."""
+    """The mean of `values` weighted by `weights`, whose keys are a subset of the keys of `values`."""
     return sum(weight * values[name] for name, weight in weights.items()) / sum(weights.values())
 
 
 def reward_weights(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
-    """Weight, above 0, of each of the names in `scored` that counts in the reward.
+    """The weight (> 0) of each name in `scored` that contributes to the reward.
 
-    Raises `ConfigError` when something that counts is scored by nothing.
+    Raises `ConfigError` if a dimension or judge with a weight has no score in `scored`.
     """
     if config.feedback == GLOBAL:
         return dict.fromkeys(scored, 1.0)
@@ -64,7 +64,7 @@ def reward_weights(config: RewardConfig, scored: Collection[str]) -> dict[str, f
 
 
 def expected_scores(config: RewardConfig) -> list[str]:
-    """Names that are scored, as far as the configuration alone can tell."""
+    """Names of the scores that the configuration implies, before any clip is scored."""
     names = [name for name, weight in config.head_weights.items() if weight > 0 or name == config.feedback]
     for name, judge in config.judges.items():
         names += [f"{name}.{output}" for output in judge.outputs] or [name]
@@ -81,14 +81,14 @@ def _single(config: RewardConfig, scored: Collection[str]) -> dict[str, float]:
 
 
 def _shares(name: str, judge: RewardJudgeConfig, scored: Collection[str]) -> dict[str, float]:
-    """A judge's weight, split among its outputs."""
-    mine = [one for one in scored if one == name or one.startswith(f"{name}.")]
+    """Split a judge's weight among its outputs."""
+    found = [one for one in scored if one == name or one.startswith(f"{name}.")]
     parts: Mapping[str, float] = {f"{name}.{output}": part for output, part in judge.outputs.items()}
-    missing = [one for one in parts if one not in mine]
-    if missing or not mine:
+    missing = [one for one in parts if one not in found]
+    if missing or not found:
         what = f"outputs.{missing[0].partition('.')[2]}" if missing else f"weight = {judge.weight:g}"
         raise ConfigError(f"reward.judges.{name}.{what}: the judge gives no such score; {_listed(scored)}")
-    parts = parts or dict.fromkeys(mine, 1.0)
+    parts = parts or dict.fromkeys(found, 1.0)
     weight = judge.weight or 1.0
     return {one: weight * part / sum(parts.values()) for one, part in parts.items() if part > 0}
 

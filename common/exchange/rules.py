@@ -1,7 +1,7 @@
 """The rules of the exchange, as pure functions: admission, staleness, order, transitions, seeds.
 
-No input or output, no clock, no database: what is decided here follows from the arguments alone, which is why a run
-that was killed and resumed decides the same things as one that was not.
+They use no I/O, clock or database. Decisions depend on the arguments alone, so a resumed run decides the same as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from math import inf
 from common.exchange.api import State
 
 # From -> to. Backward edges: a lost lease (sampling, scoring, training), a rollback (trained, expired).
-# `paired -> trained` is a commit whose lease ran out during the step, or a pair too stale to be used once more;
-# `expired -> trained` is a commit whose pairs even expired during the step. `done -> sampled`: a probe is scored anew;
-# `pending -> failed`: a probe is retired before it was sampled.
+# `paired -> trained`: the lease expired during the step that was then committed, or a used pair became stale.
+# `expired -> trained`: the pair itself expired during the step that was then committed.
+# `done -> sampled`: a probe is rescored. `pending -> failed`: a probe is retired before it is sampled.
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.SAMPLING, State.FAILED}),
     State.SAMPLING: frozenset({State.SAMPLED, State.PENDING, State.FAILED}),
@@ -35,39 +35,39 @@ LIVE = frozenset({State.PAIRED, State.TRAINING})
 
 
 def allowed(old: State, new: State) -> bool:
-    """Whether a group may go from `old` to `new`."""
+    """Whether a group may move from state `old` to `new`."""
     return new in TRANSITIONS[old]
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The configured side of admission."""
+    """The configured limits of admission."""
 
-    pipeline_depth: int  # groups that may be running at once
+    pipeline_depth: int  # maximum number of running groups
     max_lag: int  # pushes
     pairs_per_step: int
     pairs_per_push: int  # B
-    times_trained: int = 1  # m, uses of one pair
-    total: float = inf  # uses the whole run has room for: beyond its last step nothing is sampled
+    times_trained: int = 1  # m, maximum uses of one pair
+    total: float = inf  # uses in the whole run
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The training groups in the ledger now."""
+    """Counts of the training groups in the ledger now."""
 
     running: int  # sampling + sampled + scoring
     live: int  # paired + training
-    left: int  # uses the live pairs have left: m each, less those committed
-    spent: int  # uses committed, in the current lineage
+    left: int  # remaining uses of the live pairs: m each, minus those committed
+    spent: int  # committed uses that were not rolled back
 
 
 def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
-    """How many groups may start sampling now, >= 0; none beyond what the run's last step takes.
+    """How many groups may start sampling now, >= 0. Never more than the run's remaining steps can use.
 
     With m = 1 this is min(depth - running, (max_lag + pushes + 1) B - (accepted + running)), accepted = paired +
-    training + trained. With m > 1 a pair stands for m uses, and the bound counts uses; but as the pairs of one step
-    are distinct, there is always leave for as many as one step takes, or both sides would wait for ever.
-    Ties, failures and expired pairs are in none of the sums, so they give their place back by themselves.
+    training + trained. With m > 1 each pair has m uses, and the bound counts uses. The pairs of one step must be
+    distinct, so enough pairs for one step are always admitted; otherwise sampler and learner would deadlock. Tied,
+    failed and expired groups are in none of the sums, so they free their place.
     """
     unspent = min((bounds.max_lag + pushes + 1) * bounds.pairs_per_push, bounds.total) - load.spent
     room = -(-(unspent - load.left - bounds.times_trained * load.running) // bounds.times_trained)
@@ -77,28 +77,28 @@ def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
 
 
 def lag(pushes_now: int, pushes_then: int) -> int:
-    """Pushes since a group was sampled; 0 when a rollback made it negative."""
+    """Pushes since a group was sampled, >= 0: a rollback can make the difference negative."""
     return max(0, pushes_now - pushes_then)
 
 
 def is_stale(pair_lag: int, max_lag: int) -> bool:
-    """Whether a pair is too old to be trained."""
+    """Whether a pair is too off-policy to train on; lags are in pushes."""
     return pair_lag > max_lag
 
 
 def waited_out(waited: float, ttl: float) -> bool:
-    """Whether a pair has waited in the queue for longer than `ttl` seconds; never when `ttl` is 0."""
+    """Whether a pair has waited in the queue for more than `ttl` seconds. Always False if `ttl` is 0."""
     return 0 < ttl < waited
 
 
 def freshness(pair_lag: int) -> float:
-    """1 for a pair of the current push, falling as 1 / (1 + lag)."""
+    """1 / (1 + lag): 1 for a pair of the current push."""
     return 1.0 / (1.0 + pair_lag)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A selected group in the queue, as `select` sees it."""
+    """The properties of a queued group that `select` needs."""
 
     ordinal: int
     uses: int
@@ -107,7 +107,7 @@ class Waiting:
 
 
 def select(queue: Sequence[Waiting], count: int, order: str) -> list[int]:
-    """The ordinals of the next `count` groups, or none when there are fewer.
+    """The ordinals of the next `count` groups; empty if fewer are queued.
 
     `fifo`: least used first, then oldest. `priority`: largest weight x freshness first, then least used, then oldest.
     """
@@ -121,17 +121,17 @@ def select(queue: Sequence[Waiting], count: int, order: str) -> list[int]:
 
 
 def final_step(marks: Sequence[int], kept: int) -> int:
-    """The step no resume can go behind: that of the oldest checkpoint kept; 0 while fewer were written."""
+    """The step of the oldest of the `kept` newest checkpoints, the earliest to resume from; 0 if there are fewer."""
     ordered = sorted(marks)
     return ordered[-kept] if len(ordered) >= kept else 0
 
 
 def disk_has_room(used: int, largest_group: int, sampling: int, bound: int) -> bool:
-    """Whether one more group fits beside what is stored and what the groups being sampled may still write (bytes)."""
+    """Whether one more group fits on disk, given the blobs stored and the groups being sampled. Sizes in bytes."""
     return used == 0 or used + largest_group * (sampling + 1) <= bound
 
 
 def seed(run_seed: int, purpose: str, ordinal: int, index: int) -> int:
-    """The seed of one candidate, 0 .. 2^63 - 1: a function of its place in the run alone."""
+    """The seed of one candidate, 0 .. 2^63 - 1. It depends on the arguments only."""
     text = f"{run_seed}|{purpose}|{ordinal}|{index}".encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1

@@ -24,17 +24,17 @@ LOST_LEASE = Submitted(False, "lost lease")
 
 
 def latents_name(place: int) -> str:
-    """The blob of candidate `place`'s latents."""
+    """Name of the blob with the latents of candidate `place`."""
     return f"latents/{place}"
 
 
 def clip_name(place: int) -> str:
-    """The blob of candidate `place`'s clip."""
+    """Name of the blob with the clip of candidate `place`."""
     return f"clip/{place}"
 
 
 class RefusalReason(StrEnum):
-    """Why no training group can be sampled, as far as code tells cases apart."""
+    """Why no training group can be sampled."""
 
     ROLLED_BACK = "rolled back"
     STALE = "stale"
@@ -45,7 +45,7 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A reason, and the same in words, with the key to change. False where nothing is refused."""
+    """Why admission refused a lease. `words` explains it and names the config key to change. Falsy if not refused."""
 
     reason: RefusalReason | None = None
     words: str = ""
@@ -56,9 +56,9 @@ class Refusal:
 
 @dataclass(slots=True)
 class SamplingQueue:
-    """Hands out groups and takes candidates. Every method is one transaction, in the caller's turn.
+    """Leases groups and stores candidates. Every method is one transaction in a batch of the commit queue.
 
-    What a method hands out with blobs, it hands out unread.
+    Methods that return blobs only open them; the caller reads them after the commit (`DeferredRead`).
     """
 
     ledger: Ledger
@@ -89,15 +89,15 @@ class SamplingQueue:
             raise ValueError(f"version {version} was never announced")
 
     def _evaluation(self, version: int) -> int | None:
-        """The oldest probe or eval group that this version may sample."""
+        """The lowest ordinal of the pending probe and eval groups that this version may sample."""
         row = self.ledger.first(
             "SELECT ordinal FROM groups WHERE state = ? AND purpose != ? AND COALESCE(wanted, ?) = ? ORDER BY ordinal",
             *(State.PENDING, Purpose.TRAIN, version, version),
         )
         return None if row is None else int(row["ordinal"])
 
-    def asked_version(self) -> int | None:
-        """The version that the oldest waiting evaluation is for; None when none waits for one."""
+    def requested_version(self) -> int | None:
+        """The version needed by the oldest pending probe or eval group that names one; None if there is none."""
         row = self.ledger.first(
             "SELECT wanted FROM groups WHERE state = ? AND purpose != ? AND wanted IS NOT NULL ORDER BY ordinal",
             *(State.PENDING, Purpose.TRAIN),
@@ -105,7 +105,7 @@ class SamplingQueue:
         return None if row is None else int(row["wanted"])
 
     def _training(self) -> int:
-        """The lowest pending training ordinal; the next of the source when there is none."""
+        """The lowest pending training ordinal. If none is pending, admits the next prompt of the source."""
         row = self.ledger.first(
             "SELECT ordinal FROM groups WHERE state = ? AND purpose = ? ORDER BY ordinal", State.PENDING, Purpose.TRAIN
         )
@@ -114,7 +114,7 @@ class SamplingQueue:
         ordinal = self.ledger.admitted(Purpose.TRAIN)
         prompt = self.source(ordinal)
         if prompt.ordinal != ordinal or prompt.purpose is not Purpose.TRAIN:
-            raise ValueError(f"source({ordinal}) gave ordinal {prompt.ordinal}, purpose {prompt.purpose}")
+            raise ValueError(f"source({ordinal}) returned ordinal {prompt.ordinal}, purpose {prompt.purpose}")
         self._admit(ordinal, prompt, ordinal, None)
         return ordinal
 
@@ -138,7 +138,7 @@ class SamplingQueue:
         )
 
     def _put_back(self, ordinal: int, attempt: int) -> None:
-        """The exchange could not read what it leased: no failure of the group's."""
+        """Release a lease whose blobs the exchange could not read. It does not count as a failed attempt."""
         with self.ledger.transaction():
             group = self.ledger.group(ordinal)
             if (group["state"], group["attempt"]) == (State.SAMPLING, attempt):
@@ -149,10 +149,10 @@ class SamplingQueue:
         return tuple(rules.seed(self.config.seed, group["purpose"], group["place"], index) for index in range(count))
 
     def _reap(self) -> None:
-        """Take back the leases that ran out; each counts as a failed attempt."""
+        """Release the leases that expired; each counts as a failed attempt."""
         for group in self.ledger.in_state(State.SAMPLING):
             if group["expires"] < self.clock():
-                self._give_back(group, f"lease of {group['worker']} ran out")
+                self._give_back(group, f"lease of {group['worker']} expired")
 
     def _give_back(self, group: sqlite3.Row, reason: str) -> None:
         failures = group["failures"] + 1
@@ -163,7 +163,7 @@ class SamplingQueue:
         self.ledger.move(group["ordinal"], State.FAILED, worker=None, expires=None, failures=failures, reason=reason)
 
     def drop_candidates(self, ordinal: int, reason: str, keep: Sequence[str] = ()) -> None:
-        """Forget a group's candidates and count them as wasted."""
+        """Delete a group's candidates and its blobs except `keep`, and count the candidates as wasted."""
         self.ledger.waste(reason, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
         self.ledger.run("DELETE FROM candidates WHERE ordinal = ?", ordinal)
         self.ledger.keep_only(ordinal, keep)
@@ -171,7 +171,7 @@ class SamplingQueue:
     # Results.
 
     def submit_conditioning(self, lease: GroupLease, staged: StagedBlob) -> Submitted:
-        """See `Exchange.submit_conditioning`. Probe and eval groups need none; theirs is not stored."""
+        """See `Exchange.submit_conditioning`. It is not stored for probe and eval groups, which are not trained on."""
         with self.ledger.transaction():
             group = self._held(lease)
             if group is None:
@@ -186,7 +186,7 @@ class SamplingQueue:
     def submit_candidate(
         self, lease: GroupLease, candidate: Candidate, latents: StagedBlob, clip: StagedBlob
     ) -> Submitted:
-        """See `Exchange.submit_candidate`; `candidate` has passed `check_candidate`."""
+        """See `Exchange.submit_candidate`. The caller has validated `candidate` with `check_candidate`."""
         ledger, ordinal = self.ledger, candidate.ordinal
         with ledger.transaction():
             group = self._held(lease)
@@ -203,7 +203,7 @@ class SamplingQueue:
             return Submitted(True)
 
     def _waste_late(self, candidate: Candidate) -> None:
-        """Count it, unless its group is forgotten: then nobody knows whether it was counted before."""
+        """Count a late candidate as wasted. If its group was pruned, it may already be counted, so skip it."""
         if self.ledger.first("SELECT 1 FROM groups WHERE ordinal = ?", candidate.ordinal) is not None:
             self.ledger.waste("late", candidate.ordinal, candidate.id)
 
@@ -225,14 +225,14 @@ class SamplingQueue:
         self.ledger.move(ordinal, State.SAMPLED, worker=None, expires=None)
 
     def fail_group(self, lease: GroupLease, reason: str) -> None:
-        """See `Exchange.fail_group`. A lease that is lost already is left alone."""
+        """See `Exchange.fail_group`. No effect if the lease is already lost."""
         with self.ledger.transaction():
             group = self._held(lease)
             if group is not None:
                 self._give_back(group, reason)
 
     def _held(self, lease: GroupLease) -> sqlite3.Row | None:
-        """The group, if this is its present lease."""
+        """The row of the leased group; None if the lease is no longer current."""
         sql = "SELECT * FROM groups WHERE ordinal = ? AND state = ? AND worker = ? AND attempt = ? AND version = ?"
         return self.ledger.first(sql, lease.prompt.ordinal, State.SAMPLING, lease.worker, lease.attempt, lease.version)
 
@@ -249,7 +249,7 @@ class SamplingQueue:
                     self._admit(ordinal, prompt, place, version)
 
     def _is_queued(self, prompt: Prompt, place: int, version: int | None) -> bool:
-        """Whether the same prompt waits (or, for a named version, is waiting, under way or done) at the same place."""
+        """Whether this prompt is queued at this place: pending or, with `version`, in any state but failed."""
         states = [State.PENDING] if version is None else [state for state in State if state is not State.FAILED]
         rows = self.ledger.all(
             f"SELECT prompt FROM groups WHERE purpose = ? AND place = ? AND wanted IS ? "
@@ -266,7 +266,7 @@ class SamplingQueue:
 
 
 def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
-    """Why no training group can be sampled now under `version`, if none can."""
+    """Why a sampler with `version` cannot be given a training group now; a falsy `Refusal` if it can."""
     exchange = config.exchange
     row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)
     if row is not None and row["lost"]:
@@ -278,16 +278,16 @@ def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
         return Refusal(RefusalReason.STALE, words)
     load, bounds = ledger.load(exchange.max_times_trained), _bounds(config)
     if load.running >= exchange.pipeline_depth:
-        words = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are under way"
+        words = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are in progress"
         return Refusal(RefusalReason.PIPELINE_FULL, words)
     if rules.capacity(bounds, load, pushes) < 1:
         last = (exchange.max_lag + pushes + 1) * config.pairs_per_push >= bounds.total
         knob = f"steps = {config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
-        what = "the rest of the run" if last else "the coming pushes"
-        return Refusal(RefusalReason.ENOUGH_PAIRS, f"{knob}: enough pairs for {what} exist or are under way")
+        what = "the rest of the run" if last else "the next pushes"
+        return Refusal(RefusalReason.ENOUGH_PAIRS, f"{knob}: enough pairs for {what} exist or are in progress")
     sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
     if not rules.disk_has_room(ledger.bytes_on_disk(), ledger.meta("largest_group", 0), sampling, exchange.max_bytes):
-        words = f"exchange.max_bytes = {exchange.max_bytes}: blobs fill it until a checkpoint frees some"
+        words = f"exchange.max_bytes = {exchange.max_bytes}: the blobs use all of it until a checkpoint frees some"
         return Refusal(RefusalReason.DISK_FULL, words)
     return Refusal()
 
@@ -305,7 +305,7 @@ def _bounds(config: RunConfig) -> rules.Bounds:
 
 
 def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:
-    """A group's prompt as it was admitted (a probe's or eval's own ordinal is its caller's); its image is read once."""
+    """Return a function that reads a group's prompt as it was enqueued. It caches the prompt and its image."""
     fields, purpose = msgpack.unpackb(group["prompt"]), Purpose(group["purpose"])
     image = ledger.open(group["ordinal"], IMAGE) if ledger.has(group["ordinal"], IMAGE) else None
 
@@ -317,17 +317,17 @@ def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:
 
 
 def candidates_of(group: sqlite3.Row, config: RunConfig) -> int:
-    """How many candidates the group needs: N for training, one for probes and evaluations."""
+    """Number of candidates of a complete group: N for training, 1 for probes and evaluations."""
     return config.sampler.candidates if group["purpose"] == Purpose.TRAIN else 1
 
 
 def check_candidate(lease: GroupLease, candidate: Candidate) -> None:
-    """A candidate that its lease did not ask for is an error of the sampler."""
+    """Raises `ValueError` if the candidate's ordinal, index, seed or version does not match its lease."""
     index = candidate.index
     if candidate.ordinal != lease.prompt.ordinal or not 0 <= index < len(lease.seeds):
         raise ValueError(f"candidate {candidate.id}: not one of group {lease.prompt.ordinal} x {len(lease.seeds)}")
     if (candidate.seed, candidate.policy_version) != (lease.seeds[index], lease.version):
         raise ValueError(
             f"candidate {candidate.id}: sampled with seed {candidate.seed}, version {candidate.policy_version}; "
-            f"leased were seed {lease.seeds[index]}, version {lease.version}"
+            f"the lease has seed {lease.seeds[index]}, version {lease.version}"
         )

@@ -1,4 +1,4 @@
-"""The rewarder's side of the exchange: clips to score, scores, and what becomes of a scored group."""
+"""The rewarder's side of the exchange: leases clips, stores scores, selects candidates of scored groups."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from common.exchange.storage.ledger import Ledger
 from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask, Selection
 
 OPEN = (State.SAMPLED, State.SCORING)
-LONGEST_REASON = 200  # characters of what a judge says why it has no score
-SHOWN = 16  # newest selected groups whose clips stay as long as their latents do, for people to look at (`douga watch`)
+LONGEST_REASON = 200  # characters kept of a judge's explanation for a missing score
+SHOWN = 16  # newest selected groups whose clips are kept with their latents, for `douga watch`
 
 
 @dataclass(slots=True)
 class ScoringQueue:
-    """Hands out clips and takes scores. Every method is one transaction, in the caller's turn.
+    """Leases clips and stores scores. Every method is one transaction in a batch of the commit queue.
 
-    What a method hands out with blobs, it hands out unread.
+    Methods that return blobs only open them; the caller reads them after the commit (`DeferredRead`).
     """
 
     ledger: Ledger
     config: RunConfig
     clock: Callable[[], float]
-    select: Callable[[Sequence[float]], Selection | None]  # of the run's algorithm
+    select: Callable[[Sequence[float]], Selection | None]  # `Algorithm.select` of the run
 
     def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
         """See `Exchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
@@ -57,12 +57,12 @@ class ScoringQueue:
             return DeferredRead(lambda: [read() for read in tasks], lambda: self._put_back(worker, rows))
 
     def _put_back(self, worker: str, rows: Sequence[sqlite3.Row]) -> None:
-        """The exchange could not read what it leased: no failure of the clips'."""
+        """Release leases whose clips the exchange could not read. It does not count as a failed attempt."""
         with self.ledger.transaction():
             for row in rows:
                 sql = "UPDATE candidates SET worker = NULL, expires = NULL WHERE id = ? AND worker = ?"
                 if self.ledger.run(sql, row["id"], worker):
-                    rest(self.ledger, row["ordinal"])
+                    return_to_sampled(self.ledger, row["ordinal"])
 
     def _lease(
         self, row: sqlite3.Row, worker: str, prompts: dict[int, Callable[[], Prompt]]
@@ -80,7 +80,7 @@ class ScoringQueue:
         return lambda: ScoreTask(name, prompt(), clip.read_one().data, ordinal, index)
 
     def _reap(self) -> None:
-        """Take back the leases that ran out; a clip that loses max_attempts of them fails its group."""
+        """Release the leases that expired. A clip whose lease expired max_attempts times fails its group."""
         for row in self.ledger.all("SELECT * FROM candidates WHERE expires < ? ORDER BY id", self.clock()):
             self.ledger.run(
                 "UPDATE candidates SET worker = NULL, expires = NULL, failures = failures + 1 WHERE id = ?", row["id"]
@@ -88,12 +88,12 @@ class ScoringQueue:
             if self.ledger.group(row["ordinal"])["state"] not in OPEN:
                 continue
             if row["failures"] + 1 >= self.config.exchange.max_attempts:
-                self._fail(row["ordinal"], f"scoring lease of {row['worker']} ran out", "failed")
+                self._fail(row["ordinal"], f"scoring lease of {row['worker']} expired", "failed")
             else:
-                rest(self.ledger, row["ordinal"])
+                return_to_sampled(self.ledger, row["ordinal"])
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> list[Submitted]:
-        """See `Exchange.submit_scores`. Scores are taken from whoever has them: the first counts."""
+        """See `Exchange.submit_scores`. Accepts scores from any worker, even without a lease; the first ones count."""
         with self.ledger.transaction():
             return [self._submit(score) for score in scores]
 
@@ -124,7 +124,7 @@ class ScoringQueue:
             "UPDATE candidates SET scores = ?, reward_version = ?, worker = NULL, expires = NULL WHERE id = ?",
             *(json.dumps(score.values, sort_keys=True), score.reward_version, score.candidate_id),
         )
-        # Scores of two reward models cannot be compared: the newest model scores the whole group.
+        # Scores of different reward models are not comparable, so the newest model must score the whole group.
         self.ledger.run(
             "UPDATE candidates SET scores = NULL, reward_version = NULL WHERE ordinal = ? AND reward_version != ?",
             *(ordinal, score.reward_version),
@@ -134,7 +134,7 @@ class ScoringQueue:
             self._finish(group, rows)
 
     def _finish(self, group: sqlite3.Row, rows: Sequence[sqlite3.Row]) -> None:
-        """The Nth score: select, tie or finish the group, and release the blobs that nobody needs now."""
+        """Select candidates of a fully scored group, or mark it tied or done. Deletes blobs no longer needed."""
         ordinal = group["ordinal"]
         if group["purpose"] != Purpose.TRAIN:
             self.ledger.move(ordinal, State.DONE)
@@ -164,10 +164,13 @@ class ScoringQueue:
         self.ledger.move(ordinal, State.FAILED, reason=reason)
 
     def finished(self, purpose: Purpose, version: int) -> list[tuple[sqlite3.Row, sqlite3.Row]]:
-        """Groups of `Exchange.results`, each with its candidate. Where a prompt was sampled twice under `version`, the
-        later one counts."""
+        """Rows of the groups of `Exchange.results`, each with its candidate's row.
+
+        If a prompt was sampled twice with `version`, only the later group is included. Raises `ValueError` for
+        `Purpose.TRAIN`.
+        """
         if purpose is Purpose.TRAIN:
-            raise ValueError("results are those of probe and eval groups; training groups become pairs")
+            raise ValueError("only probe and eval groups have results; training groups become pairs")
         groups = self.ledger.all(
             "SELECT * FROM groups WHERE purpose = ? AND state = ? AND version = ? ORDER BY ordinal",
             *(purpose, State.DONE, version),
@@ -180,7 +183,7 @@ class ScoringQueue:
         return list(found.values())
 
     def open_finished(self, group: sqlite3.Row, row: sqlite3.Row) -> Callable[[], ScoredCandidate]:
-        """One of `finished`: whoever reads many opens the files of one at a time."""
+        """Open the blobs of one entry of `finished`; the returned function reads them. Open one entry at a time."""
         ordinal, place = row["ordinal"], row["place"]
         prompt, values = open_prompt(self.ledger, group), json.loads(row["scores"])
         latents, clip = (self.ledger.open(ordinal, name) for name in (latents_name(place), clip_name(place)))
@@ -203,15 +206,15 @@ class ScoringQueue:
         return read
 
 
-def rest(ledger: Ledger, ordinal: int) -> None:
-    """A scoring group of which no clip is leased goes back to `sampled`; its scores stay."""
+def return_to_sampled(ledger: Ledger, ordinal: int) -> None:
+    """Move a scoring group without leased clips back to `sampled`; it keeps its scores."""
     leased = ledger.first("SELECT 1 FROM candidates WHERE ordinal = ? AND worker IS NOT NULL", ordinal)
     if leased is None and ledger.group(ordinal)["state"] == State.SCORING:
         ledger.move(ordinal, State.SAMPLED)
 
 
 def keep_shown(ledger: Ledger, *newest: int, most: int = SHOWN) -> None:
-    """Forget the clips of all selected groups but the `most` newest; `newest` were selected just now."""
+    """Add `newest`, the groups just selected, and delete the clips of all but the `most` newest selected groups."""
     shown = [*json.loads(ledger.meta("shown", "[]")), *newest]
     gone, shown = shown[: max(0, len(shown) - most)], shown[max(0, len(shown) - most) :]
     for ordinal in gone:

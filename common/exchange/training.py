@@ -1,13 +1,14 @@
-"""The learner's side of the exchange: batches of selected groups, commits, versions, checkpoints and going back to one.
+"""The learner's side of the exchange: leases batches, commits steps, records versions and checkpoints, rolls back.
 
-What makes a resumed run equal to one that was never killed:
+A resumed run trains like an uninterrupted one, because:
 
-* A step that is repeated trains on the batch it trained on the first time (`uses` keeps it through a rollback).
-* A rollback to step S takes back all that happened to pairs after S: their uses, and their expiry. All pairs wait
-  anew from then (`ttl_seconds`): a time without a learner is not theirs to answer for.
-* Current pushes become S // P, so admission waits until they have caught up with what is sampled already. Groups that
-  a later push of the lost lineage sampled stay: sampling is a function of weights and seeds, both repeat themselves.
-* Blobs are kept until no kept checkpoint lies before the step that ended their pair.
+* A repeated step trains on the same batch as the first time (the table `uses` keeps it through a rollback).
+* A rollback to step S undoes the uses and expiries of pairs after S. It also restarts the `ttl_seconds` timer of all
+  pairs, because time without a learner must not expire them.
+* The push count becomes S // P, with P = `learner.steps_per_push`. Admission waits until training catches up with the
+  groups already sampled. Groups sampled with versions that were rolled back stay valid: sampling depends on weights and
+  seeds only, and the resumed run reproduces both.
+* Blobs are kept until every kept checkpoint is at or after the step that ended their pair.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from common.errors import ConfigError
 from common.exchange import probes, retention, rules
 from common.exchange.api import State
 from common.exchange.sampling import CONDITIONING, latents_name
-from common.exchange.scoring import rest
+from common.exchange.scoring import return_to_sampled
 from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.ledger import Ledger
 from common.exchange.storage.ledger_reader import stored_selection
@@ -32,9 +33,9 @@ ENDED = (State.TRAINED, State.EXPIRED)
 
 @dataclass(slots=True)
 class TrainingQueue:
-    """Hands out selected groups and counts their uses. Every method is one transaction, in the caller's turn.
+    """Leases selected groups and counts their uses. Every method is one transaction in a batch of the commit queue.
 
-    Groups are handed out unread.
+    Leased groups only have open blobs; the caller reads them after the commit (`DeferredRead`).
     """
 
     ledger: Ledger
@@ -44,7 +45,7 @@ class TrainingQueue:
     # Batches.
 
     def lease_batch(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingGroup]]:
-        """See `Exchange.lease_batch`. Asked again by the same worker, a step gets the same groups."""
+        """See `Exchange.lease_batch`. A repeated call of the same worker for a step returns the same groups."""
         with self.ledger.transaction():
             self._check_next(step)
             self._reap()
@@ -65,15 +66,15 @@ class TrainingQueue:
                     self._release(group["ordinal"])
 
     def _check_next(self, step: int) -> None:
-        """Steps are leased and committed one after the other."""
+        """Raises `ValueError` unless `step` directly follows the last committed step."""
         committed = self.ledger.committed_step()
         if step <= committed:
-            raise ValueError(f"step {step} asked for, but step {committed} is committed: roll back first")
+            raise ValueError(f"step {step} requested, but step {committed} is already committed: roll back first")
         if step > committed + 1:
-            raise ValueError(f"step {step} asked for, but step {committed + 1} is not committed yet")
+            raise ValueError(f"step {step} requested, but step {committed + 1} is not committed yet")
 
     def _batch(self, worker: str, step: int, count: int) -> list[int]:
-        """The ordinals of a step's groups: those it had before if they are available, else the next in order."""
+        """The ordinals of a step's groups: its earlier batch if that is available, else the next ones in order."""
         rows = self.ledger.all("SELECT g.* FROM uses JOIN groups g USING (ordinal) WHERE uses.step = ? "
                                "ORDER BY uses.place", step)  # fmt: skip
         before = [int(row["ordinal"]) for row in rows]
@@ -105,9 +106,9 @@ class TrainingQueue:
         self.ledger.move(ordinal, State.PAIRED, worker=None, expires=None, step=None)
 
     def _expire(self, step: int) -> None:
-        """Pairs too stale, or too long in the queue, leave it; one trained at least once counts as trained."""
+        """Expire pairs that are too stale or waited too long. Those already trained on become `trained`."""
         exchange, now = self.config.exchange, self.clock()
-        # Where the clock was set back, what was paired "in the future" waits from now: no pair stays for ever.
+        # If the clock was set back, pairs dated in the future start waiting now; otherwise they would not expire.
         self.ledger.run("UPDATE groups SET paired = ? WHERE state = ? AND paired > ?", now, State.PAIRED, now)
         for group in self.ledger.in_state(State.PAIRED):
             stale = rules.is_stale(self._lag(group), exchange.max_lag)
@@ -144,7 +145,7 @@ class TrainingQueue:
             rows = self.ledger.all("SELECT * FROM uses WHERE step = ?", step)
             known, asked = {row["ordinal"] for row in rows}, set(ordinals)
             if step <= self.ledger.meta("final", 0) and known < asked:
-                return  # of a step that is final the archive may have the rest
+                return  # a retry of a final step, some of whose groups may be pruned
             if not ordinals or known != asked:
                 raise ValueError(f"step {step}: committed with pairs {sorted(ordinals)}, which it did not lease")
             if rows[0]["committed"]:
@@ -155,7 +156,7 @@ class TrainingQueue:
                 self._use(ordinal, step)
 
     def _use(self, ordinal: int, step: int) -> None:
-        """Count one use. A lease that ran out during the step makes no difference: the weights have the pair."""
+        """Count one use, even if the lease expired during the step: the weights already include the pair."""
         group = self.ledger.group(ordinal)
         uses = group["uses"] + 1
         ended = group["state"] in ENDED or uses >= self.config.exchange.max_times_trained
@@ -174,7 +175,7 @@ class TrainingQueue:
             if row is not None and (row["step"], row["pushes"]) == (version.step, version.pushes):
                 return
             if version.version < self.next_version():
-                raise ValueError(f"version {version.version} was used before; the next is {self.next_version()}")
+                raise ValueError(f"version {version.version} was used before; the next id is {self.next_version()}")
             values = (version.version, version.step, version.pushes)
             self.ledger.run("INSERT INTO versions (version, step, pushes) VALUES (?, ?, ?)", *values)
             self.ledger.set_meta("pushes", version.pushes)
@@ -194,13 +195,13 @@ class TrainingQueue:
             self._mark(step)
 
     def _mark(self, step: int) -> None:
-        """Note a checkpoint, and let go of what ended before the oldest one kept: blobs at once, rows in time."""
+        """Record a checkpoint. Deletes blobs of pairs that ended by the oldest kept one, and prunes old rows."""
         self.ledger.run("INSERT OR IGNORE INTO marks VALUES (?)", step)
         kept = rules.final_step(self.ledger.marks(), self.config.learner.keep_checkpoints)
         final = max(kept, self.ledger.meta("final", 0))
         self.ledger.set_meta("final", final)
         rows = self.ledger.all(
-            # From refs on: blobs are few, groups that ended are all the run's.
+            # CROSS JOIN makes SQLite start from refs: blobs are few, but ended groups accumulate over the run.
             "SELECT DISTINCT ordinal FROM refs CROSS JOIN groups USING (ordinal) WHERE state IN (?, ?) AND closed <= ?",
             *(*ENDED, final),
         )
@@ -214,8 +215,8 @@ class TrainingQueue:
             last, final = self.ledger.committed_step(), self.ledger.meta("final", 0)
             if not final <= step <= last:
                 raise ConfigError(
-                    f"{self.ledger.path}: cannot resume from step {step}; this ledger has the pairs to go on "
-                    f"from steps {final} to {last}; restore such a checkpoint, or choose another --name"
+                    f"{self.ledger.path}: cannot resume from step {step}; this ledger has the pairs to "
+                    f"resume from steps {final} to {last}; restore such a checkpoint, or choose another --name"
                 )
             for group in self.ledger.in_state(State.TRAINING):
                 self._release(group["ordinal"])
@@ -248,13 +249,13 @@ class TrainingQueue:
                 self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", expires, worker)
 
     def release(self, worker: str) -> None:
-        """See `RunExchange.release`: leases that ended before all time are taken back by whoever leases next."""
+        """See `RunExchange.release`. The next lease call of any worker reclaims the expired leases."""
         with self.ledger.transaction():
             for table in ("groups", "candidates"):
                 self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", float("-inf"), worker)
 
     def release_all(self) -> None:
-        """The process that held the leases is gone: take all back. No attempt counts as failed for it."""
+        """Release all leases after a restart of the exchange. They do not count as failed attempts."""
         with self.ledger.transaction():
             for group in self.ledger.in_state(State.SAMPLING):
                 self.ledger.move(group["ordinal"], State.PENDING, worker=None, expires=None)
@@ -262,4 +263,4 @@ class TrainingQueue:
                 self._release(group["ordinal"])
             self.ledger.run("UPDATE candidates SET worker = NULL, expires = NULL WHERE worker IS NOT NULL")
             for group in self.ledger.in_state(State.SCORING):
-                rest(self.ledger, group["ordinal"])
+                return_to_sampled(self.ledger, group["ordinal"])

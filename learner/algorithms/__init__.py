@@ -1,5 +1,5 @@
-"""The algorithms: one module each, from the choice of candidates to the loss.
+"""The algorithms, one module each: candidate selection, weights, loss and reference updates.
 
-`base.py` is the contract, `v_prediction.py` the errors that losses are made of. Add an algorithm by adding a module;
-its name enters `common/config/algorithm.py`. Nothing else in the project may name an algorithm or one of its figures.
+`base.py` defines the interface, `v_prediction.py` computes the v errors that the losses use. To add an algorithm, add a
+module here and its name to `common/config/algorithm.py`. No other code may depend on a specific algorithm or metric.
 """

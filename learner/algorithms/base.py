@@ -1,23 +1,23 @@
-"""What an algorithm is: which candidates it keeps, how it weighs them, its loss, and when the reference follows.
+"""The interface of an algorithm: candidate selection, weights, loss, and updates of the reference.
 
 ```
  N candidates, scored ── select() ──> kept candidates, a weight each ──> replay ──> weights(), loss() ──> optimizer step
       (exchange)                                                        (learner)   reference_update() ──> reference
 ```
 
-One module of this folder is one algorithm: read it top to bottom and you have read the algorithm. To add one, write a
-subclass of `Algorithm` in a file of your own and name it ``[algorithm] name = "package.module:Class"``
-(docs/extending.md). `select` runs in the exchange and uses no torch; the rest runs in the learner.
+Each algorithm is one self-contained module of this folder. To add your own, write a subclass of `Algorithm` in any
+module and set ``[algorithm] name = "package.module:Class"`` (docs/extending.md). `select` runs in the exchange and must
+not use torch; all other methods run in the learner.
 
 | symbol | here | meaning |
 |---|---|---|
 | N | `sampler.candidates` | candidates of a group |
-| k | `Algorithm.kept(N)` | candidates that a selection keeps, the same for every group |
+| k | `Algorithm.kept(N)` | selected candidates of a group, the same for every group |
 | n | | groups in a micro-batch or in the global batch |
 | R~ | `rewards` | reward of a candidate in [0, 1] |
 | e_theta, e_ref | `LossInputs.policy`, `.reference` | mean squared v error of policy and reference |
 
-Modules of algorithms import torch only where they compute, so that ``douga --help`` can list their keys without it.
+Algorithm modules import torch inside functions, so that ``douga --help`` can list their config keys without it.
 """
 
 from __future__ import annotations
@@ -36,87 +36,90 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class MetricSpec:
-    """A figure of an algorithm, averaged over the global batch of a step.
+    """Declares a metric of an algorithm. It is averaged over the global batch of a step.
 
-    It appears under ``metrics.NAME`` in metrics.jsonl, as ``douga_algorithm_NAME`` for Prometheus, and as a curve in
-    the report, on the live page and on the dashboards.
+    It appears as ``metrics.NAME`` in metrics.jsonl, as ``douga_algorithm_NAME`` in Prometheus, and as a curve in the
+    report, on the live page and in the dashboards.
     """
 
-    name: str  # letters, digits and _
-    help: str  # one sentence: what it tells
-    unit: str = ""  # empty: a plain number
+    name: str  # letters, digits and _ only
+    help: str  # one sentence that says what it measures
+    unit: str = ""  # empty: dimensionless
 
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss is computed from, for n groups of k kept candidates. Candidates are in the order of `select`."""
+    """Inputs of a loss for n groups of k selected candidates each, in the order that `select` returned."""
 
-    policy: Tensor  # float32 [n, k], e_theta, with gradient
+    policy: Tensor  # float32 [n, k], e_theta, requires grad
     reference: Tensor | None  # float32 [n, k], e_ref; None where `Algorithm.needs_reference` is False
-    weights: Tensor  # float32 [n, ...], this part of what `Algorithm.weights` returned
+    weights: Tensor  # float32 [n, ...], the rows of `Algorithm.weights` for these groups
     rewards: Tensor  # float32 [n, k], R~
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """A loss and the figures that were declared, one value per group."""
+    """The loss and all declared metrics, one value per group."""
 
     loss: Tensor  # float32 [n]; the step's loss is the mean over the global batch
-    metrics: Mapping[str, Tensor]  # name of each of `Algorithm.metrics` -> float32 [n]
+    metrics: Mapping[str, Tensor]  # float32 [n] for each name in `Algorithm.metrics`
 
 
 class Algorithm(ABC):
-    """Made from its section of the configuration. Holds no state: a resumed run decides what the killed one did."""
+    """Built from the `[algorithm]` section of the configuration. Must be stateless, so that a run can be resumed."""
 
     Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     metrics: ClassVar[tuple[MetricSpec, ...]] = ()
-    needs_reference: ClassVar[bool] = True  # whether the learner keeps a reference and runs its forward pass
-    candidate_names: ClassVar[tuple[str, ...]] = ()  # what people call the kept candidates, e.g. chosen, rejected
-    min_candidates: ClassVar[int] = 1  # smallest `sampler.candidates`
+    needs_reference: ClassVar[bool] = True  # whether the loss needs a reference and its forward pass
+    candidate_names: ClassVar[tuple[str, ...]] = ()  # display names of the selected candidates, e.g. chosen, rejected
+    min_candidates: ClassVar[int] = 1  # minimum value of `sampler.candidates`
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     def kept(self, candidates: int) -> int:
-        """k of a group of `candidates`: every selection has this many. All of them, unless a subclass says less."""
+        """k, the number of candidates that `select` keeps of N = `candidates`. By default all of them."""
         return candidates
 
     @abstractmethod
     def select(self, rewards: Sequence[float]) -> Selection | None:
-        """Which candidates of a group are trained on, from their R~ in index order. None: a tie, nothing to learn."""
+        """Select the candidates of a group to train on.
+
+        `rewards` are the N values R~ in [0, 1], by candidate index. None marks a tie: the group is not trained on.
+        """
 
     def weights(self, selected: Tensor) -> Tensor:
-        """Weights [n, ...] of the global batch, from the weights [n, k] that `select` gave. By default these."""
+        """Loss weights [n, ...] of the global batch, from the weights [n, k] of `select`. By default unchanged."""
         return selected
 
     @abstractmethod
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """The loss of each group of a micro-batch."""
+        """Loss and metrics of each group of a micro-batch."""
 
     def reference_update(self, step: int) -> float:
-        """Share of the policy that enters the reference after optimizer step `step` (1, 2, ...).
+        """The share r in [0, 1] for updating the reference after optimizer step `step` (1, 2, ...).
 
-        0 keeps the reference, 1 copies the policy, a share r between them is an exponential moving average:
-        reference <- (1 - r) reference + r policy.
+        The update is reference <- (1 - r) reference + r policy: 0 keeps the reference, 1 copies the policy, and values
+        between make it an exponential moving average of the policy.
         """
         del step
         return 0.0
 
 
 def best_and_worst(rewards: Sequence[float]) -> tuple[int, int] | None:
-    """Indices of the highest and the lowest reward, the lowest index first among equals; None when all are equal."""
+    """Indices of the highest and the lowest reward; ties go to the lowest index. None if all rewards are equal."""
     if max(rewards) == min(rewards):
         return None
     return rewards.index(max(rewards)), rewards.index(min(rewards))
 
 
 def every(step: int, period: int) -> float:
-    """`reference_update` of a reference that is copied every `period` steps; 0: never."""
+    """A `reference_update` that copies the policy every `period` steps (0: never). Returns 0 or 1."""
     return float(period > 0 and step % period == 0)
 
 
 def over_mean(weights: Tensor) -> Tensor:
-    """Weights [n] of the global batch divided by their mean; weights that are all 0 stay 0."""
-    weights = weights.contiguous()  # the order of a sum must not depend on strides
+    """Divide the weights [n] of the global batch by their mean. Returns them unchanged if the mean is 0."""
+    weights = weights.contiguous()  # the summation order must not depend on strides
     mean = weights.mean()
     return weights / mean if mean > 0 else weights

@@ -1,11 +1,11 @@
 """Diffusion-DPO on the v error (Wallace et al. 2024, "Diffusion Model Alignment Using Direct Preference Optimization"),
-on the best and the worst of N candidates of the current policy, with a reference that is refreshed every K steps
+applied to the best and the worst of N samples of the current policy, with a reference that is refreshed every K steps
 (Zhang et al. 2024, "OnlineVPO").
 
-Deviations, first:
-1. The paper's equation 14 has the noise error and a factor T omega(lambda_t). Here the error is in v, unweighted,
-   without T, as the GAPO authors' code has it: (x0_hat - x0)^2 / (1 - a_t) = (v_hat - v*)^2.
-2. The temperature is halved (logit = -beta/2 ...) and errors are means, not sums: the convention behind beta = 5000.
+Deviations from the paper:
+1. The paper's equation 14 uses the noise error and a factor T omega(lambda_t). This module uses the unweighted v error
+   without T, like the GAPO authors' code: (x0_hat - x0)^2 / (1 - a_t) = (v_hat - v*)^2.
+2. The temperature is halved (logit = -beta/2 ...), and errors are means instead of sums. beta = 5000 assumes both.
 
 | symbol | here | meaning |
 |---|---|---|
@@ -16,7 +16,7 @@ Deviations, first:
 | L_DPO | `dpo_loss` | -log sigma(logit) |
 | K | `algorithm.refresh_every` | optimizer steps between refreshes of the reference |
 
-At the start policy = reference: every logit is 0 and the loss is log 2.
+At the start the policy equals the reference, so every logit is 0 and the loss is log 2.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ PREFERENCE_METRICS = (
 
 
 class Dpo(Algorithm):
-    """Plain DPO: every pair counts the same."""
+    """Plain DPO: all pairs have weight 1."""
 
     class Config(AlgorithmConfig):
         """``[algorithm] name = "dpo"``."""
@@ -57,50 +57,50 @@ class Dpo(Algorithm):
     min_candidates = 2
 
     def kept(self, candidates: int) -> int:
-        """The chosen and the rejected one."""
+        """2: the chosen and the rejected candidate."""
         return 2
 
     def select(self, rewards: Sequence[float]) -> Selection | None:
-        """Best and worst; a group whose rewards are all equal is a tie."""
+        """The best and the worst candidate; a tie if all rewards are equal."""
         ends = best_and_worst(rewards)
         return None if ends is None else Selection(ends, (1.0, 1.0))
 
     def weights(self, selected: Tensor) -> Tensor:
-        """One weight per pair, [n]."""
+        """One weight per pair, [n], from `selected` [n, 2]."""
         return selected[:, 0]
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """weight L_DPO, [n]."""
+        """weight * L_DPO, [n]."""
         logits = dpo_logits(inputs, self.config.beta)
         return LossOutput(inputs.weights * dpo_loss(logits), preference_metrics(inputs, logits))
 
     def reference_update(self, step: int) -> float:
-        """A copy every K steps."""
+        """Copies the policy every K steps."""
         return every(step, self.config.refresh_every)
 
 
 def gains(inputs: LossInputs) -> Tensor:
-    """e_theta - e_ref [n, 2]: below 0 where the policy fits the clip better than the reference does."""
+    """e_theta - e_ref, [n, 2]; negative if the policy fits the clip better. `ValueError` without a reference."""
     if inputs.reference is None:
-        raise ValueError("DPO compares with a reference")
+        raise ValueError("DPO needs the errors of a reference")
     return inputs.policy - inputs.reference
 
 
 def dpo_logits(inputs: LossInputs, beta: float) -> Tensor:
-    """The argument of the sigmoid [n]: above 0 where the policy prefers the chosen clip more than the reference."""
+    """The argument of the sigmoid, [n]; positive if the policy prefers the chosen clip more than the reference does."""
     gain = gains(inputs)
     return -0.5 * beta * (gain[:, 0] - gain[:, 1])
 
 
 def dpo_loss(logits: Tensor) -> Tensor:
-    """-log sigma(logits), [n]; softplus form, finite for every finite logit."""
+    """-log sigma(logits), [n], computed as softplus(-logits), which does not overflow."""
     from torch.nn.functional import softplus  # noqa: PLC0415 - see base.py
 
     return softplus(-logits)
 
 
 def preference_metrics(inputs: LossInputs, logits: Tensor) -> dict[str, Tensor]:
-    """`PREFERENCE_METRICS`, [n] each."""
+    """The values of `PREFERENCE_METRICS`, [n] each."""
     gain = gains(inputs)
     return {
         "dpo_logits": logits,

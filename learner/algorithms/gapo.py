@@ -1,13 +1,13 @@
 """Gap-Aware Preference Optimization, GAPO ("Aligning Anime Video Generation with Human Feedback", arXiv:2504.10044).
 
-DPO on the best and the worst of N candidates, each pair weighted by how far their rewards are apart:
+DPO on the best and the worst of N candidates. Each pair is weighted by the gap between its rewards:
 
     gap = alpha^R~w - alpha^R~l            L_GAPO = gap L_DPO
 
-Deviations, first:
-1. Optional, off by default: gaps divided by their batch mean (`normalise_gap`). Small gaps shrink the step 6 to 100
-   times; dividing gives the step back and keeps the order of the pairs.
-2. The base loss is `dpo_loss` with its own deviations (`learner/algorithms/dpo.py`).
+Deviations from the paper:
+1. `normalise_gap` (off by default) divides the gaps by their batch mean. Small gaps shrink gradients 6 to 100 times;
+   the division restores their scale and keeps the relative weights of the pairs.
+2. The base loss is `dpo_loss`, with the deviations listed in `learner/algorithms/dpo.py`.
 
 | symbol | here | range | meaning |
 |---|---|---|---|
@@ -15,8 +15,8 @@ Deviations, first:
 | alpha | `algorithm.alpha` | > 1 | base of the gap; at 1 every gap would be 0 |
 | gap | `gap`, `Selection.weights` | [0, alpha - 1] | the pair's weight |
 
-R~ is the paper's R / 100 and R the mean of the six AnimeReward dimensions, when their weights are equal. The gap
-multiplies the loss, so it scales the gradient; it is no margin inside the sigmoid.
+With equal weights of the six AnimeReward dimensions, R~ is the paper's R / 100, where R is their mean. The gap scales
+the loss and so the gradient; it is not a margin inside the sigmoid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Gapo(Dpo):
-    """DPO weighted by the gap."""
+    """DPO with each pair weighted by its gap."""
 
     class Config(Dpo.Config):
         """``[algorithm] name = "gapo"``."""
@@ -50,7 +50,7 @@ class Gapo(Dpo):
     )
 
     def select(self, rewards: Sequence[float]) -> Selection | None:
-        """Best and worst, weighted by their gap. A tie: all rewards are equal, or the gap is below `min_gap`."""
+        """Best and worst, weighted by their gap; a tie if all rewards are equal or the gap is below `min_gap`."""
         ends = best_and_worst(rewards)
         if ends is None:
             return None
@@ -58,18 +58,18 @@ class Gapo(Dpo):
         return Selection(ends, (weight, weight)) if weight >= self.config.min_gap else None
 
     def weights(self, selected: Tensor) -> Tensor:
-        """The gap of every pair, [n]."""
+        """The gap of each pair, [n], from `selected` [n, 2]; mean 1 with `normalise_gap`."""
         gaps = selected[:, 0]
         return over_mean(gaps) if self.config.normalise_gap else gaps
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """gap L_DPO, [n]."""
+        """gap * L_DPO, [n]."""
         logits = dpo_logits(inputs, self.config.beta)
         best, worst = inputs.rewards[:, 0], inputs.rewards[:, 1]
-        figures = preference_metrics(inputs, logits) | {"gap": self.config.alpha**best - self.config.alpha**worst}
-        return LossOutput(inputs.weights * dpo_loss(logits), figures)
+        metrics = preference_metrics(inputs, logits) | {"gap": self.config.alpha**best - self.config.alpha**worst}
+        return LossOutput(inputs.weights * dpo_loss(logits), metrics)
 
 
 def gap(alpha: float, chosen: float, rejected: float) -> float:
-    """alpha^R~w - alpha^R~l, >= 0."""
+    """alpha^R~w - alpha^R~l, in [0, alpha - 1] for chosen >= rejected, both in [0, 1]."""
     return alpha**chosen - alpha**rejected

@@ -1,13 +1,14 @@
-"""Supervised fine-tuning on the best candidate: the diffusion loss of the clip that the rewards prefer.
+"""Supervised fine-tuning on the best candidate: the diffusion loss of the clip with the highest reward.
 
     L_SFT = weight e_theta(w)
 
-A control for the preference losses: one forward pass, no reference. With `weight_by_gap` it is reward-weighted
-regression (Peters & Schaal 2007) with GAPO's gap as the weight, divided by its batch mean.
+This is a baseline for the preference losses. It needs one forward pass and no reference. With `weight_by_gap` it is
+reward-weighted regression (Peters & Schaal 2007), with GAPO's gap divided by its batch mean as the weight.
 
-``douga finetune`` is this on real clips, HuViDPO's first stage: eps is drawn, as in its public code, and not inverted
-(`actors/ddim_inversion.py`). Deviation: there the first frame stands clean in x_t and is left out of the error; here
-it is the condition, and the error is over all frames (`learner/algorithms/human_pairs.py`).
+``douga finetune`` applies it to real clips, which is HuViDPO's first stage. As in the paper's public code, eps is
+sampled, not obtained by DDIM inversion (`actors/ddim_inversion.py`). Deviation: the public code inserts the clean first
+frame into x_t and excludes it from the error; here the frame is the condition, and the error covers all frames
+(`learner/algorithms/human_pairs.py`).
 
 | symbol | here | meaning |
 |---|---|---|
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Sft(Algorithm):
-    """Fits the best candidate of every group."""
+    """Supervised fine-tuning on the best candidate of every group."""
 
     class Config(AlgorithmConfig):
         """``[algorithm] name = "sft"``."""
@@ -45,11 +46,11 @@ class Sft(Algorithm):
     candidate_names = ("chosen",)
 
     def kept(self, candidates: int) -> int:
-        """The best one."""
+        """1: the best candidate."""
         return 1
 
     def select(self, rewards: Sequence[float]) -> Selection | None:
-        """The best candidate, the lowest index among equals. With `weight_by_gap` equal rewards are a tie."""
+        """The best candidate, with the lowest index among equals. With `weight_by_gap`, equal rewards are a tie."""
         best = max(rewards)
         if not self.config.weight_by_gap:
             return Selection((rewards.index(best),), (1.0,))
@@ -57,9 +58,9 @@ class Sft(Algorithm):
         return Selection((rewards.index(best),), (weight,)) if weight > 0 else None
 
     def weights(self, selected: Tensor) -> Tensor:
-        """Weights of mean 1, [n]."""
+        """Weights [n] with mean 1, from `selected` [n, 1]."""
         return over_mean(selected[:, 0])
 
     def loss(self, inputs: LossInputs) -> LossOutput:
-        """weight e_theta(w), [n]."""
+        """weight * e_theta(w), [n]."""
         return LossOutput(inputs.weights * inputs.policy[:, 0], {})

@@ -1,8 +1,8 @@
-"""The v errors that losses are made of, and the random draws that all candidates of a group, policy and reference
-share.
+"""The v errors that the losses use, and their random draws. All candidates of a group share one draw, and so do policy
+and reference.
 
-Deviation from the papers: none in the error. Optional and off by default: noise on the first frame's *latent* (the
-models' trainers add it to the pixels; the learner holds no VAE).
+The error has no deviation from the papers. `image_noise` (off by default) adds noise to the *latent* of the first
+frame, because the learner has no VAE; the models' trainers add it to the pixels.
 
 | symbol | here | meaning |
 |---|---|---|
@@ -13,8 +13,8 @@ models' trainers add it to the pixels; the learner holds no VAE).
 | v* | `NoiseSchedule.v_target` | sqrt(a_t) eps - sqrt(1 - a_t) x0 |
 | e_theta(x0) | `v_errors` [n, k] | mean over all non-batch dimensions of (v_theta(x_t, t, c) - v*)^2, float32 |
 
-Everything random is a function of (run seed, step, group's ordinal) and the group's place in the global batch. It does
-not depend on ranks or micro-batches, and a step that is taken again after a resume repeats bit for bit.
+All draws are functions of the run seed, the step, the group's ordinal and the ordinals of the global batch. They do not
+depend on ranks or micro-batches, so a step that is repeated after a resume uses the same draws, bit for bit.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.config import LearnerConfig
 from common.models.noise_schedule import NoiseSchedule
 from learner.batch import Batch
 
-IMAGE_NOISE_LOG_MEAN, IMAGE_NOISE_LOG_STD = -3.0, 0.5  # sigma = exp(N(-3, 0.5)), as CogVideoX I2V was trained
+IMAGE_NOISE_LOG_MEAN, IMAGE_NOISE_LOG_STD = -3.0, 0.5  # sigma = exp(N(-3, 0.5)), as in the training of CogVideoX I2V
 
 # (x_t [B, F, C, h, w], image latent [B, 1, C, h, w] or None, t [B], prompt embeddings [B, L, D]) -> v [B, F, C, h, w]
 Predict = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -47,7 +47,7 @@ class Draw:
     image_noise: torch.Tensor  # float32 [n, 1, C, h, w], added to the image latent; zero when the option is off
 
     def to(self, device: torch.device | str) -> Draw:
-        """The same on another device."""
+        """A copy on another device."""
         return Draw(
             self.timesteps.to(device),
             self.noise.to(device),
@@ -58,9 +58,10 @@ class Draw:
 
 
 def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, batch: Batch, steps: int) -> Draw:
-    """The draws of `batch`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
+    """The draws for `batch`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
 
-    t is stratified: the n groups of the global batch take one t each from n equal parts of 0 .. T-1, in random order.
+    Timesteps are stratified: 0 .. T-1 is split into one interval per group of the global batch, and the groups draw one
+    t from each, in random order.
     """
     strata = stratified_timesteps(seed, step, ordinals, steps)
     rows = [_draw_one(seed, step, ordinal, rules, batch) for ordinal in batch.ordinals]
@@ -71,7 +72,7 @@ def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, ba
 
 
 def stratified_timesteps(seed: int, step: int, ordinals: Sequence[int], steps: int) -> dict[int, int]:
-    """One t in 0 .. steps-1 per ordinal: floor(steps (stratum + u) / n) with a random stratum each, u in [0, 1)."""
+    """One t in 0 .. steps-1 per ordinal: floor(steps (stratum + u) / n), with random stratum and u in [0, 1)."""
     count = len(ordinals)
     order = torch.randperm(count, generator=_generator(seed, step, "strata")).tolist()
     jitter = [torch.rand((), generator=_generator(seed, step, "t", o), dtype=torch.float64).item() for o in ordinals]
@@ -94,7 +95,7 @@ def _draw_one(
 
 
 def _generator(*parts: int | str) -> torch.Generator:
-    """A generator whose seed is a digest of `parts`; always on the CPU, so that every device gets the same numbers."""
+    """A generator seeded with a digest of `parts`. It is on the CPU, so that the draws do not depend on the device."""
     digest = blake2b("|".join(map(str, parts)).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
@@ -102,12 +103,13 @@ def _generator(*parts: int | str) -> torch.Generator:
 def v_errors(
     predict: Predict, schedule: NoiseSchedule, batch: Batch, draw: Draw, empty_embeds: torch.Tensor | None
 ) -> torch.Tensor:
-    """e of every kept candidate, float32 [n, k], from one forward pass over all of them with the same `draw`.
+    """The v errors of all selected candidates, float32 [n, k], from one forward pass with a shared `draw`.
 
-    `empty_embeds` [L, D] is the empty caption's embedding; needed where the draw drops captions.
+    `empty_embeds` [L, D] is the embedding of the empty caption. Raises `ValueError` if it is None although the draw
+    drops captions.
     """
     kept = batch.latents.shape[1]
-    x0 = torch.cat(list(batch.latents.unbind(1)))  # candidate by candidate: [k n, F, C, h, w]
+    x0 = torch.cat(list(batch.latents.unbind(1)))  # all first candidates, then all second ones: [k n, F, C, h, w]
     noise, timesteps = torch.cat([draw.noise] * kept), torch.cat([draw.timesteps] * kept)
     text, image = _condition(batch, draw, empty_embeds)
     x_t = schedule.add_noise(x0, noise, timesteps)
@@ -117,11 +119,11 @@ def v_errors(
 
 
 def _condition(batch: Batch, draw: Draw, empty_embeds: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Caption and image after dropout and the optional noise."""
+    """Prompt embeddings and image latent after condition dropout and the optional noise."""
     text, image = batch.prompt_embeds, batch.image_latent
     if draw.drop_caption.any():
         if empty_embeds is None:
-            raise ValueError("captions are dropped, but the learner was not given the empty caption's embedding")
+            raise ValueError("the draw drops captions, but the learner has no embedding of the empty caption")
         text = torch.where(_over(draw.drop_caption, text), empty_embeds.to(text), text)
     if image is not None:
         noise = draw.image_noise if image.ndim == 5 else draw.image_noise[:, None]
@@ -130,10 +132,10 @@ def _condition(batch: Batch, draw: Draw, empty_embeds: torch.Tensor | None) -> t
 
 
 def _over(flags: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """One flag per group [n], to be broadcast over `values` [n, ...]."""
+    """Reshape flags [n] so that they broadcast over `values` [n, ...]."""
     return flags.view(-1, *[1] * (values.ndim - 1))
 
 
 def _each(condition: torch.Tensor, shared: int, kept: int) -> torch.Tensor:
-    """Candidate by candidate: a condition that they share (`shared` dimensions), or the one of each [n, k, ...]."""
+    """Expand a condition to [k n, ...]: per group (it has `shared` dimensions) or per candidate [n, k, ...]."""
     return torch.cat([condition] * kept if condition.ndim == shared else list(condition.unbind(1)))

@@ -1,12 +1,12 @@
-"""The optimizer's side of a model, behind a small interface: one optimizer step, and weights whole or by the bucket.
+"""The interface of a training engine: optimizer steps, gathering and assigning sharded weights, optimizer state.
 
 | engine | file | for |
 |---|---|---|
 | `SingleEngine` | `learner/engines/single.py` | one rank, ZeRO stage 0: torch alone |
 | `ZeroEngine` | `learner/engines/zero.py` | several ranks, or ZeRO 1-3: DeepSpeed |
 
-Both train float32 masters with the optimizer of `learner/optimizer.py`. Every method marked *collective* is called by
-all ranks, in the same order.
+Both update float32 master weights with the optimizer of `learner/optimizer.py`. All ranks must call the methods marked
+*collective*, in the same order.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from common.errors import ConfigError
 from common.weights.tensor_file import TensorStream, described, file_order
 from learner.optimizer import restore, saved_state
 
-BUCKET_BYTES = 256 * 2**20  # of parameters gathered together
+BUCKET_BYTES = 256 * 2**20  # size of the parameters gathered at once
 
-Taken = TypeVar("Taken")
+Result = TypeVar("Result")
 
 
 class NonFinite(RuntimeError):
-    """A loss or gradient is NaN or infinite: nothing good can follow."""
+    """A loss or gradient is NaN or infinite; training cannot continue."""
 
 
 class RankFailed(RuntimeError):
-    """Another rank gave up; it says why."""
+    """Another rank failed; its own error has the reason."""
 
 
 class Engine(ABC):
-    """`module`'s trainable parameters under an optimizer, on rank `rank` of `world`. Collective to build.
+    """Trains the trainable parameters of `module` on rank `rank` of `world`. The constructor is collective.
 
-    A rank trains `per_rank` pairs per step, in micro-batches of at most `config.micro_batch`.
+    Each rank trains `per_rank` pairs per step, in micro-batches of at most `config.micro_batch` pairs. Raises
+    `ConfigError` if `learner.pairs_per_step` is not divisible by the number of ranks.
     """
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str, rank: int, world: int) -> None:
@@ -52,53 +53,54 @@ class Engine(ABC):
 
     @property
     def per_rank(self) -> int:
-        """Pairs that this rank trains per optimizer step."""
+        """Pairs per rank and optimizer step."""
         return self._config.pairs_per_step // self.world
 
     @property
     def micro_batches(self) -> int:
-        """Forward and backward passes of this rank per optimizer step."""
+        """Micro-batches per rank and optimizer step."""
         return math.ceil(self.per_rank / self._config.micro_batch)
 
     @property
     @abstractmethod
     def model(self) -> torch.nn.Module:
-        """What to call for a forward pass: the module, with ZeRO around it where there is ZeRO."""
+        """The module to call for a forward pass; with ZeRO, the DeepSpeed wrapper."""
 
     # One optimizer step.
 
     @abstractmethod
     def step(self, losses: Sequence[Callable[[], torch.Tensor]], lr: float) -> float:
-        """One update at learning rate `lr` from this rank's micro-batches; the gradient's norm before clipping.
+        """Take one optimizer step at learning rate `lr`. Returns the gradient norm before clipping. Collective.
 
-        Each of `losses` (`micro_batches` of them) runs a forward pass and returns its share of the global batch's mean
-        loss; all ranks' shares sum up to that mean. Raises `NonFinite`. Collective.
+        `losses` has one function per micro-batch of this rank. Each runs a forward pass and returns its contribution to
+        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises `NonFinite` if a loss
+        or the gradient norm is not finite.
         """
 
     @abstractmethod
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
-        """The elementwise sum of every rank's `values`. Collective."""
+        """Elementwise sum of `values` over all ranks, on the engine's device. Collective."""
 
     def any(self, mine: bool) -> bool:
-        """Whether `mine` is true on at least one rank: what makes all ranks decide alike. Collective."""
+        """Whether `mine` is true on at least one rank, so that all ranks take the same branch. Collective."""
         return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
 
     def _refuse_non_finite(self, loss: torch.Tensor) -> None:
-        """All ranks stop together, before the loss reaches any weight."""
+        """Raises `NonFinite` on all ranks if a loss is not finite on any, before the backward pass. Collective."""
         bad = int(self.sum_over_ranks((~torch.isfinite(loss)).float()).item())
         if bad:
             raise NonFinite(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
-        """What fails within the block on one rank fails on all: nobody waits for one who has given up. Collective.
+        """If the block raises on one rank, make all ranks raise, so that none waits for a failed one. Collective.
 
-        Ranks that have not failed themselves raise `RankFailed`. None leaves before all are through.
+        Ranks whose own block succeeded raise `RankFailed`. No rank leaves the block before all have finished it.
         """
         try:
             yield
         except RankFailed:
-            raise  # all know of it
+            raise  # all ranks already know
         except Exception:
             self.any(True)
             raise
@@ -106,30 +108,30 @@ class Engine(ABC):
 
     def _check_others(self) -> None:
         if self.any(False):
-            raise RankFailed(f"rank {self.rank}: stops, since another rank failed; it says why")
+            raise RankFailed(f"rank {self.rank}: stopping because another rank failed; see the error of that rank")
 
     # Weights.
 
-    def collect(self, tensors: Mapping[str, torch.Tensor], take: Callable[[TensorStream], Taken]) -> Taken | None:
-        """What `take` makes, on rank 0, of whole copies of the module's own `tensors`, which come one after the other.
+    def collect(self, tensors: Mapping[str, torch.Tensor], take: Callable[[TensorStream], Result]) -> Result | None:
+        """Pass full copies of the module's own `tensors` as a stream to `take` on rank 0, and return its result.
 
-        They are gathered and brought to host memory by the bucket; no rank ever holds more. Other ranks get None. When
-        `take` fails, all ranks do. Collective.
+        Tensors are gathered and copied to host memory bucket by bucket, so no rank ever holds more than one bucket. The
+        other ranks return None. If `take` raises, all ranks raise. Collective.
         """
         layout = file_order(
             described(name, tensor, getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()
         )
         with self.agreed():
             parts = self._gathered({entry.name: tensors[entry.name] for entry in layout})
-            taken = take(TensorStream(layout, parts)) if self.rank == 0 else None
-            for _ in parts:  # what the other ranks have to do: take part
+            result = take(TensorStream(layout, parts)) if self.rank == 0 else None
+            for _ in parts:  # other ranks must iterate too, to join the gathers
                 pass
-        return taken
+        return result
 
     def _gathered(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """On rank 0 the whole copies; other ranks only go along."""
+        """Yield full copies on rank 0; the other ranks only join the collective operations."""
         for bucket in _buckets(tensors):
-            self._check_others()  # whether rank 0 could take the bucket before
+            self._check_others()  # whether rank 0 failed on the previous bucket
             whole: dict[str, torch.Tensor] = {}
             with self.whole(bucket.values()):
                 if self.rank == 0:
@@ -138,7 +140,7 @@ class Engine(ABC):
                 yield name, whole.pop(name)
 
     def assign(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-        """Copy `values` (whole, the same on every rank) into the module's own tensors of these names. Collective."""
+        """Copy `values`, full and equal on all ranks, into the module's `tensors` of the same names. Collective."""
         for bucket in _buckets(tensors):
             with self.whole(bucket.values(), change=True), torch.no_grad():
                 for name, tensor in bucket.items():
@@ -146,18 +148,18 @@ class Engine(ABC):
 
     @abstractmethod
     def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> AbstractContextManager[None]:
-        """Within the block these tensors are whole on every rank; changes made on all ranks alike stay. Collective."""
+        """Gather sharded tensors for the block. With `change`, identical writes on all ranks are kept. Collective."""
 
     @abstractmethod
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
-        """What to call for a forward pass of frozen `module`, whose parameters become shares. Collective."""
+        """Shard the parameters of a frozen `module` over the ranks. Returns the module to call. Collective."""
 
     # The optimizer's state.
 
     @property
     @abstractmethod
     def optimizer(self) -> torch.optim.Optimizer:
-        """torch's optimizer, whatever stands around it."""
+        """The torch optimizer, without DeepSpeed's wrapper."""
 
     @abstractmethod
     def _masters(self) -> Sequence[torch.Tensor]:
@@ -166,14 +168,14 @@ class Engine(ABC):
     @property
     @abstractmethod
     def _own_masters(self) -> bool:
-        """Whether masters are other tensors than the module's parameters."""
+        """Whether the master weights are separate tensors, not the module's parameters."""
 
     def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """The optimizer's moments and step counts, and the master weights, of this rank's shard."""
+        """This rank's shard of the optimizer state (moments, step counts) and the master weights, in host memory."""
         return saved_state(self.optimizer, self._masters(), self._own_masters)
 
     def load_optimizer_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `optimizer_state` gave on the same rank of as many ranks; after `assign` of the weights."""
+        """Restore `optimizer_state` of the same rank and number of ranks. Call `assign` for the weights first."""
         restore(self.optimizer, self._masters(), self._own_masters, state)
 
     @abstractmethod
@@ -182,7 +184,7 @@ class Engine(ABC):
 
 
 def _buckets(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
-    """`tensors` in their order, cut where a bucket's whole size passes BUCKET_BYTES."""
+    """Split `tensors`, in order, into buckets that end once their full size reaches BUCKET_BYTES."""
     bucket: dict[str, torch.Tensor] = {}
     size = 0
     for name, tensor in tensors.items():

@@ -1,16 +1,16 @@
-"""One rank that trains a whole model on torch alone: no process group, no DeepSpeed.
+"""The engine for one rank: plain torch, without process group or DeepSpeed.
 
-Master weights are float32. A float32 model's are its own parameters; a bfloat16 model's, and those of
-`learner.offload_optimizer`, are copies:
+Master weights are float32. For a float32 model they are its parameters. For a bfloat16 model, and with
+`learner.offload_optimizer`, they are copies:
 
 ```
- parameter (bfloat16, device) ──> forward, backward ──> gradient ──> added to the master's, float32; then freed
+ parameter (bfloat16, device) ──> forward, backward ──> gradient ──> added to master.grad (float32), then freed
         ▲                                                                  │  AdamW
         └───────────────────────── rounded ─────────────────── master, moments (device, or host memory)
 ```
 
-A gradient moves to its master as soon as it is there, so the model's own never stand side by side; and micro-batches
-are added up in float32.
+Each gradient moves to its master as soon as it is computed, so the model's gradients never exist all at once, and
+micro-batches accumulate in float32.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from learner.optimizer import make_optimizer
 
 
 class SingleEngine(Engine):
-    """See the module."""
+    """Single-rank engine; see the module docstring."""
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str = "cpu") -> None:
         super().__init__(module, config, device, rank=0, world=1)
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._copies = [self._copied(one) for one in self._trained] if self._own_masters else self._trained
+        self._copies = [self._master_copy(one) for one in self._trained] if self._own_masters else self._trained
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(_moves_gradient_to(master))
             for parameter, master in zip(self._trained, self._copies, strict=True)
@@ -50,7 +50,7 @@ class SingleEngine(Engine):
         half = any(parameter.dtype != torch.float32 for parameter in self._trained)
         return half or self._config.offload_optimizer
 
-    def _copied(self, parameter: torch.Tensor) -> torch.Tensor:
+    def _master_copy(self, parameter: torch.Tensor) -> torch.Tensor:
         offload = self._config.offload_optimizer
         master = parameter.detach().to("cpu" if offload else parameter.device, torch.float32, copy=True)
         return master.pin_memory() if offload and parameter.is_cuda else master
@@ -68,11 +68,11 @@ class SingleEngine(Engine):
             self._optimizer.step()
         finally:
             self._optimizer.zero_grad()
-        self._round()
+        self._copy_masters_to_model()
         return norm
 
     def _clip(self) -> float:
-        """Scale the gradient down to the configured norm; its norm before."""
+        """Clip the gradient to `learner.clip_norm`. Returns the norm before; raises `NonFinite`."""
         gradients = [master.grad for master in self._copies if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
@@ -80,8 +80,8 @@ class SingleEngine(Engine):
         torch.nn.utils.clip_grads_with_norm_(self._copies, self._config.clip_norm, norm)
         return norm.item()
 
-    def _round(self) -> None:
-        """The model's parameters become what the masters are."""
+    def _copy_masters_to_model(self) -> None:
+        """Copy the masters to the model's parameters, rounded to their dtype."""
         with torch.no_grad():
             for parameter, master in zip(self._trained, self._copies, strict=True):
                 if parameter is not master:
@@ -93,12 +93,12 @@ class SingleEngine(Engine):
 
     @contextmanager
     def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
-        """See `Engine.whole`: they are."""
+        """See `Engine.whole`. One rank has no shards to gather."""
         del tensors, change
         yield
 
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
-        """See `Engine.shard`: the only share is the whole."""
+        """See `Engine.shard`. With one rank the module stays whole."""
         return module
 
     @property

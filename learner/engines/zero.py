@@ -1,4 +1,4 @@
-"""Several ranks, or one that shards: DeepSpeed ZeRO 0-3. Only this file knows DeepSpeed.
+"""The engine for several ranks, or for one with ZeRO 1-3: DeepSpeed. No other module uses DeepSpeed.
 
 What each rank holds (Psi parameters, N ranks):
 
@@ -9,9 +9,10 @@ What each rank holds (Psi parameters, N ranks):
 | 2 | all | 1/N | 1/N |
 | 3 | 1/N | 1/N | 1/N |
 
-The optimizer is `learner/optimizer.py`'s, so nothing is compiled at start; with `learner.offload_optimizer` its state
-lies in host memory and it works there. bfloat16 models keep float32 master weights; DeepSpeed's stage-0 optimizer for
-bfloat16 starts with an update of zero gradients, which ages AdamW's moments, so bfloat16 runs stage 0 as stage 1.
+The optimizer comes from `learner/optimizer.py`, so DeepSpeed compiles nothing at startup. With
+`learner.offload_optimizer`, its state is in host memory and the update runs on the CPU. bfloat16 models keep float32
+master weights and run stage 0 as stage 1, because DeepSpeed's stage-0 optimizer for bfloat16 starts with an update of
+zero gradients, which decays AdamW's moments.
 """
 
 from __future__ import annotations
@@ -34,14 +35,15 @@ from common.errors import ConfigError
 from learner.engines.base import Engine, NonFinite
 from learner.optimizer import make_optimizer
 
-REDUCE_BUCKET = 5 * 10**8  # gradients that are reduced together, elements
-WHOLE_BELOW = 1000  # elements: smaller parameters (norms, biases) stay whole on every rank at stage 3
+REDUCE_BUCKET = 5 * 10**8  # elements; gradients reduced at once
+WHOLE_BELOW = 1000  # elements; stage 3 does not shard smaller parameters (norms, biases)
 
 
 def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, device: str = "cpu") -> None:
-    """Make this process rank `rank` of `world` learner ranks; nothing when it already is in a group.
+    """Join the process group as rank `rank` of `world`; no effect if the process is already in a group.
 
-    Several ranks meet at `init_method` (``file:///shared/path``, ``tcp://host:port``); one alone opens no port.
+    Several ranks need an `init_method` (``file:///shared/path``, ``tcp://host:port``), else it raises `ConfigError`. A
+    single rank opens no port.
     """
     if distributed.is_initialized():
         return
@@ -55,7 +57,7 @@ def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, de
 
 
 class ZeroEngine(Engine):
-    """See the module. Of several ranks each calls `join_group` before; one alone is joined here."""
+    """DeepSpeed engine; see the module docstring. With several ranks, call `join_group` on each of them first."""
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str = "cpu") -> None:
         join_group(device=device)
@@ -64,7 +66,7 @@ class ZeroEngine(Engine):
         self._half = next(module.parameters()).dtype == torch.bfloat16
         self.stage = max(config.zero_stage, 1) if self._half else config.zero_stage
         if config.offload_optimizer and not self.stage:
-            raise ConfigError("learner.offload_optimizer: with several ranks it needs learner.zero_stage 1, 2 or 3")
+            raise ConfigError("learner.offload_optimizer: several ranks need learner.zero_stage 1, 2 or 3")
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = self._deepspeed.initialize(
             model=module, optimizer=make_optimizer(trainable, config), config=self._settings()
@@ -82,7 +84,7 @@ class ZeroEngine(Engine):
         zero = {
             "stage": self.stage,
             "stage3_param_persistence_threshold": WHOLE_BELOW,
-            "reduce_bucket_size": min(REDUCE_BUCKET, trained),  # DeepSpeed allocates it whole
+            "reduce_bucket_size": min(REDUCE_BUCKET, trained),  # DeepSpeed allocates the full bucket
         }
         return {
             "train_micro_batch_size_per_gpu": self._config.micro_batch,
@@ -102,7 +104,7 @@ class ZeroEngine(Engine):
         for loss_of in losses:
             loss = loss_of()
             self._refuse_non_finite(loss.detach())
-            # DeepSpeed averages gradients over ranks; the shares are to be summed.
+            # DeepSpeed averages gradients over ranks, but the contributions must be summed.
             self._engine.backward(loss * self.world, scale_wrt_gas=False)
             norm = self._local_norm() if loss_of is losses[-1] else math.nan
             self._engine.step()
@@ -113,7 +115,7 @@ class ZeroEngine(Engine):
         return norm
 
     def _local_norm(self) -> float:
-        """The norm of stage 0's whole gradient, reduced over ranks by now; refuses it before it is applied."""
+        """The norm of the reduced gradient at stage 0; NaN at other stages. Raises `NonFinite` before the update."""
         if self.stage > 0:
             return math.nan
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
@@ -139,7 +141,7 @@ class ZeroEngine(Engine):
             yield
 
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
-        """See `Engine.shard`: ZeRO 3 without an optimizer."""
+        """See `Engine.shard`. Uses ZeRO 3 without an optimizer."""
         zero = {"stage": 3, "stage3_param_persistence_threshold": WHOLE_BELOW}
         settings = {
             "train_micro_batch_size_per_gpu": self._config.micro_batch,
@@ -153,7 +155,7 @@ class ZeroEngine(Engine):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """See `Engine.optimizer` (stage 0 has no wrapper)."""
+        """See `Engine.optimizer`. Stage 0 has no wrapper."""
         return getattr(self._engine.optimizer, "optimizer", self._engine.optimizer)
 
     @property
@@ -161,7 +163,7 @@ class ZeroEngine(Engine):
         return self.stage > 0
 
     def _masters(self) -> Sequence[torch.Tensor]:
-        """Flat float32 shards, at stage 0 the parameters themselves."""
+        """Flat float32 shards; at stage 0 the parameters."""
         if self.stage == 0:
             return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         wrapper: Any = self._engine.optimizer
@@ -170,14 +172,14 @@ class ZeroEngine(Engine):
         )
 
     def close(self) -> None:
-        """See `Engine.close`. The process group stays: DeepSpeed keeps one per process."""
+        """See `Engine.close`. The process group stays open, because DeepSpeed keeps one per process."""
         for engine in (*self._sharded, self._engine):
             engine.destroy()
         gc.collect()
 
 
 def _import_deepspeed(device: str) -> Any:
-    """DeepSpeed, quiet, and told what it would otherwise detect: the accelerator and this host's ranks."""
+    """Import DeepSpeed with its logs silenced and its detection of accelerator and local ranks overridden."""
     os.environ.setdefault("LOCAL_RANK", "0")
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -193,17 +195,17 @@ def _import_deepspeed(device: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)
     if device == "cpu":
-        _keep_to_cpu(deepspeed)
+        _force_cpu(deepspeed)
     return deepspeed
 
 
-def _keep_to_cpu(deepspeed: Any) -> None:
-    """The model is on the CPU: so is DeepSpeed, even where it was imported before and has found a GPU."""
+def _force_cpu(deepspeed: Any) -> None:
+    """Make DeepSpeed use the CPU, even if an earlier import has selected a GPU."""
     from deepspeed.accelerator import get_accelerator, set_accelerator  # noqa: PLC0415
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator  # noqa: PLC0415
 
     found: Any = get_accelerator()
     if found.device_name() != "cpu":
         set_accelerator(CPU_Accelerator())
-    # No operator counts as available: DeepSpeed would compile its shared-memory collectives, half a minute of C++.
+    # Without this, DeepSpeed would compile its shared-memory collectives (C++), which takes half a minute.
     deepspeed.ops.__compatible_ops__ = {}

@@ -61,7 +61,7 @@ def test_any_number_of_candidates_may_be_kept(kept: int) -> None:
 
 
 def test_all_groups_of_a_batch_keep_as_many() -> None:
-    with pytest.raises(ValueError, match=r"keep \[1, 2\] candidates; all must keep as many"):
+    with pytest.raises(ValueError, match=r"keep \[1, 2\] candidates; all must keep the same number"):
         collate([make_group(0), make_group(1, kept=1)])
 
 

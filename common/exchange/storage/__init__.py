@@ -1,4 +1,4 @@
-"""How the exchange keeps its state: SQLite ledger, blob files, group commit, snapshots, the run's lock.
+"""Persistent state of the exchange: SQLite ledger, blob files, group commit, snapshots, the run's lock.
 
-Change here how bytes reach the disk. It decides nothing: no admission, no order, no staleness.
+These modules only store data. The policy (admission, order, staleness) is in `common/exchange/rules.py`.
 """

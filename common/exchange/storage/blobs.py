@@ -1,14 +1,14 @@
-"""Blobs on disk: one file per content, named by its hash. No pickle: a msgpack header, then raw bytes.
+"""Blob files: content-hashed arrays on disk, as a msgpack header and raw bytes (no pickle).
 
-A file is named ``HASH-TOKEN``: whoever writes makes a file of its own, also where two write the same content at once.
-The ledger says which file it keeps; a file that was deleted never comes back under its name, so no lock is needed.
-Files are named by strings here: `pathlib` interns the parts of every path, and the interpreter's table of those, some
-megabytes, is made anew in another thread's memory each few ten thousand names.
+A file is named ``HASH-TOKEN``. The random token gives every write its own file, even if two threads write the same
+content at once. The ledger records which file it keeps. A deleted file name is never reused, so no lock is needed.
+Paths are strings here because `pathlib` interns the parts of every path. After every few ten thousand names the
+interpreter would rebuild its intern table, several megabytes, in the memory arena of some thread.
 
 ```
 4 bytes   length of the header, little-endian
 header    msgpack {"schema": 1, "arrays": [{"dtype", "shape"} | nil, ...]}
-rest      the arrays' bytes, one after the other
+rest      the bytes of the arrays, concatenated
 ```
 """
 
@@ -39,23 +39,23 @@ Answer = TypeVar("Answer")
 
 
 class BlobError(RuntimeError):
-    """A blob is missing or is not what its name says; the message names the file."""
+    """A blob has an invalid header, size or schema, or has no array where one is required."""
 
 
 def pack(arrays: Sequence[SerializedTensor | None]) -> bytes:
-    """Arrays (or gaps) to the bytes of one blob; equal arrays give equal bytes."""
+    """Serialize arrays (None: a gap) to one blob. Equal arrays give equal bytes."""
     return b"".join(pieces(arrays))
 
 
 def pieces(arrays: Sequence[SerializedTensor | None]) -> list[bytes]:
-    """The bytes of `pack` before they are joined, which would copy them."""
+    """The parts of `pack` without joining them, which would copy the arrays."""
     entries = [None if array is None else {"dtype": array.dtype, "shape": list(array.shape)} for array in arrays]
     header = bytes(msgpack.packb({"schema": SCHEMA_VERSION, "arrays": entries}) or b"")
     return [len(header).to_bytes(PREFIX, "little"), header, *(array.data for array in arrays if array)]
 
 
 def unpack(data: bytes) -> list[SerializedTensor | None]:
-    """The arrays of `pack`, views of `data`. Sizes, dtypes and shapes are checked; `BlobError` says what is wrong."""
+    """The arrays that `pack` serialized, as views of `data`. Raises `BlobError` if sizes or schema do not match."""
     end = PREFIX + int.from_bytes(data[:PREFIX], "little")
     if not PREFIX < end <= min(len(data), MAX_HEADER):
         raise BlobError(f"blob of {len(data)} bytes: its header would end at byte {end}")
@@ -72,7 +72,7 @@ def unpack(data: bytes) -> list[SerializedTensor | None]:
         start, end = end, end + prod(shape) * ITEM_BYTES[entry["dtype"]]
         arrays.append(SerializedTensor(entry["dtype"], shape, cast("bytes", view[start:end])))
     if end != len(data):
-        raise BlobError(f"blob of {len(data)} bytes: its header accounts for {end}")
+        raise BlobError(f"blob of {len(data)} bytes: its header describes {end}")
     return arrays
 
 
@@ -83,16 +83,16 @@ def raw(data: bytes) -> SerializedTensor:
 
 @dataclass(slots=True)
 class StagedBlob:
-    """A blob on disk that the ledger may take. Until then nobody finds it, and the next opening sweeps it."""
+    """A blob file that the ledger does not reference yet. If it never does, `sweep` deletes the file."""
 
     digest: str
     size: int  # bytes
     file: str
-    taken: bool = False
+    taken: bool = False  # whether the ledger references the file
 
 
 class BlobHandle:
-    """A blob that was opened while it had its name: it can be read, once, also after it was deleted."""
+    """An open blob file. It can be read once, even if the file was deleted after opening."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -100,18 +100,18 @@ class BlobHandle:
             self._file: BufferedReader = open(path, "rb")  # noqa: PTH123, SIM115
 
     def read(self) -> list[SerializedTensor | None]:
-        """The arrays, checked against the name. Raises `StorageError`."""
+        """The arrays. Raises `StorageError` if the file is unreadable or does not match its hash."""
         with _reading(self._path), self._file as file:
             data = file.read()
         if not _is_of(os.path.basename(self._path), data):  # noqa: PTH119
             run = Path(self._path).parent.parent
             raise StorageError(
-                f"{self._path}: damaged: content differs from its name; mend the run with: douga recover {run}"
+                f"{self._path}: damaged: content differs from its name; repair the run with: douga recover {run}"
             )
         return unpack(data)
 
     def read_one(self) -> SerializedTensor:
-        """The only array of a blob that has one."""
+        """The array of a blob that holds exactly one. Raises like `read`, and `BlobError` if it is a gap."""
         (array,) = self.read()
         if array is None:
             raise BlobError(f"{self._path}: blob is empty")
@@ -120,9 +120,9 @@ class BlobHandle:
 
 @dataclass(frozen=True, slots=True)
 class DeferredRead(Generic[Answer]):
-    """What a turn handed out, but for its blobs, which are open: `read` it, once, when the turn is over.
+    """The result of a lease whose blobs are open but not read yet. Call `read` once, after the commit.
 
-    Who cannot read it calls `put_back` in another turn: then it is as if it had not been handed out.
+    If `read` fails, call `put_back` through the commit queue: it releases the lease.
     """
 
     read: Callable[[], Answer]
@@ -130,9 +130,9 @@ class DeferredRead(Generic[Answer]):
 
 
 class BlobStore:
-    """A folder of content-hashed files. Thread-safe: hashing and the disk let other threads work.
+    """A folder of content-hashed files. Thread-safe: hashing and disk I/O release the GIL.
 
-    Where the disk refuses, all of it raises `StorageError`.
+    All methods raise `StorageError` if a disk operation fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +143,10 @@ class BlobStore:
 
     @contextmanager
     def staging(self, *blobs: Sequence[SerializedTensor | None]) -> Iterator[list[StagedBlob]]:
-        """``with staging([latents], [clip]) as staged:`` both are durable; what is not taken within is removed."""
+        """Write blobs durably: ``with staging([latents], [clip]) as staged:``.
+
+        On exit it deletes the files that the ledger did not take.
+        """
         staged: list[StagedBlob] = []
         try:
             for arrays in blobs:
@@ -156,14 +159,14 @@ class BlobStore:
                     self.discard(one.file)
 
     def write(self, arrays: Sequence[SerializedTensor | None]) -> StagedBlob:
-        """A new file, not yet durable. Where it does not fit, nothing of it stays."""
+        """Write a new file, not yet durable. Removes it again if the write fails."""
         parts = pieces(arrays)
         name = digest(*parts)
         staged = StagedBlob(name, sum(map(len, parts)), f"{name}-{token_hex(4)}")
         path = self._at(staged.file)
         try:
             with writing(path), open(path, "xb") as file:  # noqa: PTH123
-                os.posix_fallocate(file.fileno(), 0, staged.size)  # found at once, the space costs half the time
+                os.posix_fallocate(file.fileno(), 0, staged.size)  # one allocation takes half the time
                 file.writelines(parts)
         except BaseException:
             self.discard(staged.file)
@@ -171,41 +174,41 @@ class BlobStore:
         return staged
 
     def sync(self, files: Sequence[str]) -> None:
-        """Make files durable: their content, and that they are there, which is content of the folder."""
+        """Make files durable: fsync them and the folder, which holds their names."""
         for file in files:
             sync(self._at(file))
         sync(self.folder)
 
     def open(self, file: str) -> BlobHandle:
-        """A blob to read."""
+        """Open a blob for reading."""
         return BlobHandle(self._at(file))
 
     def _at(self, file: str) -> str:
         return f"{self.folder}/{file}"
 
     def is_sound(self, file: str) -> bool:
-        """Whether the file is there and holds what its name says."""
+        """Whether the file exists and its content matches the hash in its name."""
         path = self.folder / file
         with writing(path):
             return path.exists() and _is_of(file, path.read_bytes())
 
     def delete(self, file: str) -> None:
-        """Remove a blob; nothing happens when it is gone already."""
+        """Delete a blob file, if it exists."""
         path = self._at(file)
         with writing(path), suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108
 
     def discard(self, file: str) -> None:
-        """Remove what nobody needs. Where the disk refuses, the next opening sweeps it."""
+        """Delete an unneeded file. Ignores disk errors, since `sweep` retries when the ledger is next opened."""
         with suppress(StorageError):
             self.delete(file)
 
     def names(self) -> set[str]:
-        """All files that are there."""
+        """The names of all files in the folder."""
         return {path.name for path in self.folder.iterdir()}
 
     def sweep(self, known: Collection[str]) -> None:
-        """Delete every file that is not in `known`: left by a dead process, or where the disk refused."""
+        """Delete every file not in `known`: leftovers of a killed process or of a failed deletion."""
         for name in self.names().difference(known):
             self.delete(name)
 

@@ -1,13 +1,13 @@
-"""Whose turn it is: calls of many threads become one order, and those that wait for each other share one commit.
+"""Group commit: serializes the calls of many threads, and commits the calls that wait together in one transaction.
 
 ```
-thread A  ──call──┐                       ┌─ lock ── A's turn, B's turn, C's turn ── commit (one fsync) ─┐
-thread B  ──call──┼──> queue, in order ───┤                                                              ├──> answers
-thread C  ──call──┘                       └─ the first that gets the lock takes the turns of all ────────┘
+thread A  ──call──┐                       ┌─ lock ── run A, run B, run C ─────────── commit (one fsync) ─┐
+thread B  ──call──┼──> queue, in order ───┤                                                              ├──> results
+thread C  ──call──┘                       └─ the thread that gets the lock runs all queued calls ────────┘
 ```
 
-A call returns when it is durable, and not before. Alone, a call is one turn and one commit. Where a shared commit
-fails, nothing of it happened; then each call is made once more with a commit of its own, and knows how that one went.
+A call returns only when it is durable. If a shared commit fails, the whole batch is rolled back, and each call runs
+again in its own commit, so that an error reaches only the caller that caused it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CommitRequest:
-    """A call that waits: `then` follows its commit, before the next commit and before the answer."""
+    """A queued call. `then` runs after its commit, before the next commit and before the caller gets the result."""
 
     call: Callable[[], Any]
     then: Callable[[], object]
@@ -34,7 +34,7 @@ class CommitRequest:
 
 
 class CommitQueue:
-    """Makes calls on a ledger one after the other. `lock` is held meanwhile."""
+    """Runs calls on a ledger one at a time, holding `lock`."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.lock = Lock()
@@ -42,47 +42,47 @@ class CommitQueue:
         self._queue: deque[CommitRequest] = deque()
 
     def take(self, call: Callable[[], Answer], then: Callable[[], object] = lambda: None) -> Answer:
-        """What `call` returns or raises, once it is durable and `then` was called. It must not take a turn itself."""
-        mine = CommitRequest(call, then)
-        self._queue.append(mine)
+        """Run `call`, commit, run `then`; return or raise what `call` did. `call` must not use the queue itself."""
+        request = CommitRequest(call, then)
+        self._queue.append(request)
         with self.lock:
-            if not mine.answer.done():  # else it was taken along by who had the lock before
-                self._take_all(mine)
+            if not request.answer.done():  # otherwise the previous lock holder already ran it
+                self._run_queued(request)
         self._ledger.clear()
-        return mine.answer.result()
+        return request.answer.result()
 
-    def _take_all(self, mine: CommitRequest) -> None:
-        """All that wait. An interrupt of this thread is none of the others'."""
-        turns = [self._queue.popleft() for _ in range(len(self._queue))]
+    def _run_queued(self, own: CommitRequest) -> None:
+        """Run all queued calls. If this thread is interrupted, the calls of the others return to the queue."""
+        requests = [self._queue.popleft() for _ in range(len(self._queue))]
         try:
-            self._make(turns)
+            self._run(requests)
         finally:
-            self._queue.extendleft(turn for turn in reversed(turns) if turn is not mine and not turn.answer.done())
+            self._queue.extendleft(one for one in reversed(requests) if one is not own and not one.answer.done())
 
-    def _make(self, turns: Sequence[CommitRequest]) -> None:
+    def _run(self, requests: Sequence[CommitRequest]) -> None:
         try:
-            made = self._commit(turns)
+            done = self._commit(requests)
         except Exception as error:
-            if len(turns) == 1:
-                turns[0].answer.set_exception(error)
+            if len(requests) == 1:
+                requests[0].answer.set_exception(error)
             else:
-                for turn in turns:
-                    self._make([turn])
+                for request in requests:
+                    self._run([request])
             return
-        for turn, value, error in made:
-            failed = error or _outcome(turn.then)[1]
-            turn.answer.set_exception(failed) if failed else turn.answer.set_result(value)
+        for request, value, error in done:
+            failed = error or _outcome(request.then)[1]
+            request.answer.set_exception(failed) if failed else request.answer.set_result(value)
 
-    def _commit(self, turns: Sequence[CommitRequest]) -> list[tuple[CommitRequest, Any, Exception | None]]:
-        """One batch of turns, each with its value or its error."""
-        made: list[tuple[CommitRequest, Any, Exception | None]] = []
+    def _commit(self, requests: Sequence[CommitRequest]) -> list[tuple[CommitRequest, Any, Exception | None]]:
+        """Run the calls in one commit. Returns each request with its result or its error."""
+        done: list[tuple[CommitRequest, Any, Exception | None]] = []
         with self._ledger.batch():
-            for turn in turns:
-                value, error = _outcome(turn.call)
+            for request in requests:
+                value, error = _outcome(request.call)
                 if error is not None and not self._ledger.in_batch:
-                    raise error  # with it went all before it
-                made.append((turn, value, error))
-        return made
+                    raise error  # SQLite rolled back the whole batch
+                done.append((request, value, error))
+        return done
 
 
 def _outcome(call: Callable[[], Any]) -> tuple[Any, Exception | None]:

@@ -1,25 +1,24 @@
-"""The ledger: the state of every prompt group in SQLite (WAL), and the blobs that its state still needs.
+"""The ledger: the state of all prompt groups in SQLite (WAL), and the blobs that they still need.
 
-One operation is done as a whole or not at all: a process killed at any point leaves the ledger as it was before or
-after it, never between. Operations that wait for each other share one commit (`turns.py`). Blobs are on disk before the
-commit that takes them and deleted after the one that forgets them, so the worst that a crash or a power cut leaves
-behind is a file that no commit knows, which the next opening removes. Where the disk refuses, the operation is undone
-and raises `StorageError`.
+Operations are atomic, even if the process is killed. Operations that wait for each other share one commit
+(`group_commit.py`). Blobs are written before the commit that references them and deleted after the commit that drops
+the reference, so a crash or power cut leaves at most unreferenced files, which the next opening deletes. If a disk
+operation fails, the ledger operation is rolled back and raises `StorageError`.
 
 | table      | one row per                                | notes                                                     |
 |------------|--------------------------------------------|-----------------------------------------------------------|
-| groups     | prompt group                               | `state` is the design's; `closed`: step that ended it;    |
-|            |                                            | `paired`: second since when it waits for the learner;     |
+| groups     | prompt group                               | `state`: `api.State`; `closed`: step that ended it;       |
+|            |                                            | `paired`: time in seconds since it waits for the learner; |
 |            |                                            | `selection`: JSON of the kept candidates                  |
-| candidates | candidate stored                           | its scoring lease and its raw scores                      |
+| candidates | stored candidate                           | its scoring lease and its raw scores                      |
 | refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
 | blobs      | distinct content                           | its size in bytes, its file                               |
-| uses       | place in the batch of an optimizer step    | kept after a rollback: a repeated step repeats its batch  |
-| versions   | announced weights                          | `lost`: of a lineage that was rolled back                 |
+| uses       | place in the batch of an optimizer step    | kept after a rollback, so a step repeats its batch        |
+| versions   | announced weights                          | `lost`: discarded by a rollback                           |
 | marks      | checkpoint                                 |                                                           |
-| waste      | candidate that was sampled for nothing     | with the reason                                           |
-| meta       | counter or small state                     | admitted ordinals, pushes, identity           |
-| archive    | kind and name of what was forgotten        | how many (`archive.py`)                                   |
+| waste      | wasted candidate                           | with the reason                                           |
+| meta       | counter or small value                     | admitted ordinals, pushes, identity                       |
+| archive    | kind and name of pruned rows               | their count (`common/exchange/retention.py`)              |
 """
 
 from __future__ import annotations
@@ -75,13 +74,13 @@ CREATE TABLE waste (
     ordinal INTEGER NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ordinal, id, reason));
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 """
-# Older ledgers of this version get it when they are opened.
+# Created on opening, because older ledgers of this schema version lack it.
 ARCHIVE = "CREATE TABLE IF NOT EXISTS archive (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name))"
-LARGEST_LOG = 1 << 24  # bytes that the write-ahead log keeps when it is empty; a large rollback needs more for a while
+LARGEST_LOG = 1 << 24  # bytes; SQLite truncates the write-ahead log to this size after a checkpoint
 
 
 class LedgerDamaged(CorruptDataError):
-    """The ledger cannot be read, or files that it names are gone: `what`, and the way out."""
+    """The ledger is unreadable, or blob files it references are missing. The message gives `what` and a remedy."""
 
     def __init__(self, folder: Path, what: str) -> None:
         self.what = what
@@ -90,24 +89,24 @@ class LedgerDamaged(CorruptDataError):
 
 
 class Ledger(LedgerReader):
-    """The tables and blobs of one run folder. Not thread-safe by itself: its owner holds a lock.
+    """The tables and blobs of one run folder. Not thread-safe; the owner must serialize access.
 
-    Raises `ConfigError` when the folder holds something else than a ledger of a run with the same `identity`, and
-    `LedgerDamaged` when it holds what was one. `name` is the file's.
+    `identity` holds the settings that all runs on this ledger must share; `name` is the file name. Raises `ConfigError`
+    if the folder is not usable or the stored identity or schema differs, and `LedgerDamaged` if the file is damaged.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
         self.folder = folder
-        self._written: list[str] = []  # files that the running batch wrote, to be synced before it commits
-        self._staged: list[StagedBlob] = []  # blobs that it took
-        self._touched: list[tuple[str, str]] = []  # digest and file of blobs that it wrote or forgot
-        self._garbage: deque[str] = deque()  # files that no commit needs any more
+        self._written: list[str] = []  # files written by the current batch, to sync before its commit
+        self._staged: list[StagedBlob] = []  # staged blobs taken by the current batch
+        self._touched: list[tuple[str, str]] = []  # digest and file of blobs that the batch wrote or dropped
+        self._garbage: deque[str] = deque()  # files that no commit references any more
         try:
             self.blobs = BlobStore(folder / "blobs")
             database = sqlite3.connect(folder / name, isolation_level=None, check_same_thread=False)
             super().__init__(folder / name, database)
         except (OSError, StorageError, sqlite3.Error) as error:
-            raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+            raise ConfigError(f"{folder}: cannot be a run folder ({error}); choose another --root or --name") from None
         try:
             self._open(identity)
         except BaseException as error:
@@ -123,7 +122,7 @@ class Ledger(LedgerReader):
 
     def _open(self, identity: Mapping[str, Any]) -> None:
         if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            if snapshots.steps(self.folder):  # an empty ledger would have all blobs swept away
+            if snapshots.steps(self.folder):  # opening an empty ledger would delete all blobs
                 raise LedgerDamaged(self.folder, f"{self.path}: missing or empty, though the run has snapshots of it")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
@@ -142,7 +141,7 @@ class Ledger(LedgerReader):
         self._check_identity(identity)
 
     def settle_blobs(self) -> None:
-        """Delete the files that nothing names. `LedgerDamaged` when files that something names are gone."""
+        """Delete unreferenced files. Raises `LedgerDamaged` if referenced files are missing."""
         missing = sorted(self.files() - self.blobs.names())
         if missing:
             lost = f"{self.blobs.folder / missing[0]}: blob is missing ({len(missing)} in all)"
@@ -150,11 +149,11 @@ class Ledger(LedgerReader):
         self.blobs.sweep(self.files())
 
     def files(self) -> set[str]:
-        """The files of all blobs."""
+        """The file names of all blobs."""
         return {row["file"] for row in self.all("SELECT file FROM blobs")}
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
-        """What must not change between the runs that share a ledger."""
+        """Raises `ConfigError` if a setting in `identity` differs from the stored one."""
         text = self.meta("identity", None)
         if text is None:
             self.set_meta("identity", json.dumps(dict(identity)))
@@ -167,11 +166,11 @@ class Ledger(LedgerReader):
                     "use the same value, or another --name"
                 )
 
-    # Plumbing.
+    # Transactions.
 
     @contextmanager
     def batch(self) -> Iterator[None]:
-        """One commit for all operations within: when it ends they are durable, all or none."""
+        """Run the operations in the block in one commit: on exit all of them are durable, or none."""
         self._written, self._staged, self._touched = [], [], []
         self.run("BEGIN IMMEDIATE")
         try:
@@ -180,33 +179,33 @@ class Ledger(LedgerReader):
                 self.blobs.sync(self._written)
             self.run("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):  # the first error is the one to tell
+            with suppress(sqlite3.Error):  # report the first error
                 if self.in_batch:
                     self._db.execute("ROLLBACK")
             raise
         finally:
-            with suppress(sqlite3.Error, StorageError):  # who cannot tell leaves the files to the next opening
+            with suppress(sqlite3.Error, StorageError):  # on failure the next opening deletes the files
                 self._settle()
 
     @property
     def in_batch(self) -> bool:
-        """Whether a batch is open; some errors make SQLite roll it back by itself."""
+        """Whether a batch is open. Some errors make SQLite roll it back by itself."""
         return self._db.in_transaction
 
     def _settle(self) -> None:
-        """Say which files of the batch that ended are needed."""
+        """After a batch, find out which of its files are referenced and which are garbage."""
         for staged in self._staged:
-            staged.taken = self._is_file(staged.digest, staged.file)
-        self._garbage.extend(file for digest, file in self._touched if not self._is_file(digest, file))
+            staged.taken = self._is_referenced(staged.digest, staged.file)
+        self._garbage.extend(file for digest, file in self._touched if not self._is_referenced(digest, file))
 
-    def _is_file(self, digest: str, file: str) -> bool:
+    def _is_referenced(self, digest: str, file: str) -> bool:
         return self.first("SELECT 1 FROM blobs WHERE digest = ? AND file = ?", digest, file) is not None
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """One operation of a batch: all or nothing, whatever becomes of the others."""
+        """One atomic operation of a batch. If it raises, only this operation is rolled back."""
         if not self.in_batch:
-            raise RuntimeError(f"{self.path}: an operation outside of a batch")
+            raise RuntimeError(f"{self.path}: an operation needs an open batch")
         self.run("SAVEPOINT operation")
         try:
             yield
@@ -220,33 +219,33 @@ class Ledger(LedgerReader):
         try:
             self.run("ROLLBACK TO operation")
             self.run("RELEASE operation")
-        except BaseException:  # half an operation must not be committed with the others
+        except BaseException:  # never commit half an operation with the others
             self._db.execute("ROLLBACK")
             raise
 
     def clear(self) -> None:
-        """Delete the garbage of past batches. Needs no lock, and nobody to wait for it."""
+        """Delete garbage files of past batches. Needs no lock."""
         while self._garbage:
             with suppress(IndexError):  # another thread took the last one
                 self.blobs.discard(self._garbage.popleft())
 
     def run(self, sql: str, *values: Any) -> int:
-        """Execute a statement; the number of rows it changed."""
+        """Execute a statement. Returns the number of changed rows."""
         with writing(self.path):
             return self._db.execute(sql, values).rowcount
 
     def set_meta(self, key: str, value: Any) -> None:
-        """Store a small value."""
+        """Store a small value under `key`."""
         self.run("INSERT INTO meta VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value", key, value)
 
     def close(self) -> None:
-        """Close the database; the ledger can be opened again."""
+        """Close the database."""
         self._db.close()
 
     # Groups.
 
     def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, place: int, wanted: int | None) -> None:
-        """A new group, pending."""
+        """Insert a new pending group. `wanted` is the version it must be sampled with; None: any."""
         self.run(
             "INSERT INTO groups (ordinal, purpose, state, prompt, place, wanted) VALUES (?, ?, ?, ?, ?, ?)",
             *(ordinal, purpose, State.PENDING, prompt, place, wanted),
@@ -254,19 +253,19 @@ class Ledger(LedgerReader):
         self.set_meta(f"admitted:{purpose}", self.admitted(purpose) + 1)
 
     def move(self, ordinal: int, to: State, **columns: Any) -> None:
-        """Change a group's state along the transition table, and other columns with it."""
+        """Change a group's state and other columns. Raises `RuntimeError` if `rules.TRANSITIONS` forbids it."""
         old = State(self.group(ordinal)["state"])
         if not rules.allowed(old, to):
-            raise RuntimeError(f"group {ordinal}: {old} does not lead to {to}")
+            raise RuntimeError(f"group {ordinal}: {old} may not become {to}")
         self.update(ordinal, state=to, **columns)
 
     def update(self, ordinal: int, **columns: Any) -> None:
-        """Change columns of a group."""
+        """Set columns of a group, without checking the transition."""
         names = ", ".join(f"{name} = ?" for name in columns)
         self.run(f"UPDATE groups SET {names} WHERE ordinal = ?", *columns.values(), ordinal)
 
     def snapshot(self, step: int, kept: int) -> None:
-        """Keep a copy for the checkpoint of `step` (0: there is none), and no copies but those of the newest `kept`."""
+        """Take a snapshot for the checkpoint of `step` (0: none); delete all but those of the `kept` newest marks."""
         if step:
             snapshots.take(self._db, self.folder, step)
         snapshots.keep(self.folder, self.marks()[-kept:])
@@ -279,7 +278,7 @@ class Ledger(LedgerReader):
     # Blobs of groups.
 
     def attach(self, ordinal: int, name: str, staged: StagedBlob) -> bool:
-        """Make what is staged the blob `name` of a group. False where the same content is there: then that is it."""
+        """Reference a staged blob as `name` of a group. False if the content is already stored; then that is reused."""
         values = (staged.digest, staged.size, staged.file)
         staged.taken = self.run("INSERT OR IGNORE INTO blobs (digest, size, file) VALUES (?, ?, ?)", *values) > 0
         if staged.taken:
@@ -288,23 +287,23 @@ class Ledger(LedgerReader):
         return staged.taken
 
     def store(self, ordinal: int, name: str, array: SerializedTensor) -> None:
-        """Write an array as the blob `name` of a group, within the batch."""
+        """Write an array as blob `name` of a group, within the current batch."""
         staged = self.blobs.write([array])
         self._touched.append((staged.digest, staged.file))
         if self.attach(ordinal, name, staged):
             self._written.append(staged.file)
 
     def has(self, ordinal: int, name: str) -> bool:
-        """Whether the group has such a blob."""
+        """Whether the group has a blob `name`."""
         return self.first("SELECT 1 FROM refs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
 
     def open(self, ordinal: int, name: str) -> BlobHandle:
-        """A group's blob, to be read when the turn is over: others need not wait for the disk."""
+        """Open a group's blob. Read it after the commit, so that other calls need not wait for the disk."""
         sql = "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?"
         return self.blobs.open(self.one(sql, ordinal, name)["file"])
 
     def keep_only(self, ordinal: int, names: Sequence[str] = ()) -> None:
-        """Forget all blobs of a group but `names`; files that no group names become garbage."""
+        """Drop all blobs of a group except `names`. Files without references become garbage."""
         for row in self.all("SELECT name, digest, file FROM refs JOIN blobs USING (digest) WHERE ordinal = ?", ordinal):
             if row["name"] in names:
                 continue
@@ -318,6 +317,6 @@ class Ledger(LedgerReader):
         return [row["name"] for row in self.all("SELECT name FROM refs WHERE ordinal = ? ORDER BY name", ordinal)]
 
     def group_bytes(self, ordinal: int) -> int:
-        """Size of a group's blobs."""
+        """Total size of a group's blobs in bytes."""
         sql = "SELECT COALESCE(SUM(size), 0) FROM refs JOIN blobs USING (digest) WHERE ordinal = ?"
         return int(self.one(sql, ordinal)[0])

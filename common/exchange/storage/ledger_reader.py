@@ -1,4 +1,4 @@
-"""What can be asked of a ledger without changing it: by the exchange that owns it, and by who only looks on."""
+"""Read-only queries on a ledger, used by the exchange that owns it and by tools that inspect a run."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ class NotBegun(NotFoundError):
 
 
 class LedgerReader:
-    """The questions. `path` is the database's; its owner says who may ask at the same time."""
+    """Queries on the database at `path`. Not thread-safe; the owner serializes access.
+
+    All methods raise `StorageError` if the database cannot be read.
+    """
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._db = path, database
         self._db.row_factory = sqlite3.Row
 
     def all(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        """All rows of a query."""
+        """All rows of a query; `values` fill its placeholders."""
         with writing(self.path):
             return self._db.execute(sql, values).fetchall()
 
@@ -42,21 +45,21 @@ class LedgerReader:
             return self._db.execute(sql, values).fetchone()
 
     def one(self, sql: str, *values: Any) -> sqlite3.Row:
-        """The first row of a query that always has one."""
+        """The first row of a query. Raises `LookupError` if there is none."""
         row = self.first(sql, *values)
         if row is None:
             raise LookupError(f"{self.path}: no row for {sql} {values}")
         return row
 
     def meta(self, key: str, default: Any) -> Any:
-        """A small stored value."""
+        """The stored value of `key`, or `default`."""
         row = self.first("SELECT value FROM meta WHERE key = ?", key)
         return default if row is None else row["value"]
 
     # Groups.
 
     def group(self, ordinal: int) -> sqlite3.Row:
-        """The row of one group that is not forgotten."""
+        """The row of a group. Raises `LookupError` if it does not exist or was pruned."""
         return self.one("SELECT * FROM groups WHERE ordinal = ?", ordinal)
 
     def candidates(self, ordinal: int) -> list[sqlite3.Row]:
@@ -64,7 +67,7 @@ class LedgerReader:
         return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY place", ordinal)
 
     def admitted(self, purpose: Purpose) -> int:
-        """Groups ever admitted with this purpose; for training this is the frontier of ordinals."""
+        """Number of groups ever admitted with this purpose. For training it is also the next ordinal."""
         return int(self.meta(f"admitted:{purpose}", 0))
 
     def in_state(self, *states: State) -> list[sqlite3.Row]:
@@ -73,7 +76,7 @@ class LedgerReader:
         return self.all(f"SELECT * FROM groups WHERE state IN ({marks}) ORDER BY ordinal", *states)
 
     def counts(self, purpose: Purpose) -> dict[State, int]:
-        """Groups per state, zeros and those that are forgotten included."""
+        """Number of groups per state, including pruned groups. Every state has an entry."""
         found = Counter[str]()
         for row in self.all("SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? GROUP BY state UNION ALL "
                             "SELECT name, count FROM archive WHERE kind = ?", purpose, purpose):  # fmt: skip
@@ -81,7 +84,7 @@ class LedgerReader:
         return {state: found[state] for state in State}
 
     def load(self, times_trained: int) -> rules.Load:
-        """What admission asks about the training groups."""
+        """Counts of training groups for admission; each pair may be used `times_trained` times."""
         counts = self.counts(Purpose.TRAIN)
         live = counts[State.PAIRED] + counts[State.TRAINING]
         used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
@@ -91,16 +94,17 @@ class LedgerReader:
         return rules.Load(running, live, times_trained * live - used, spent)
 
     def committed_step(self) -> int:
-        """The last step committed in the current lineage; 0 before the first."""
+        """The last committed step that was not rolled back; 0 before the first."""
         row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
-        return max(self.meta("final", 0), 0 if row is None else int(row["step"]))  # final uses may be forgotten
+        # Uses up to the final step may be pruned.
+        return max(self.meta("final", 0), 0 if row is None else int(row["step"]))
 
     def current_version(self) -> int:
-        """The newest announced version of the current lineage; 0, the base model, when there is none."""
+        """The newest announced version that was not rolled back; 0, the base model, if there is none."""
         return int(self.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE lost = 0")[0])
 
     def wasted(self) -> dict[str, int]:
-        """Candidates sampled for nothing, by reason, those that are forgotten included."""
+        """Number of wasted candidates by reason, including pruned ones."""
         sql = (
             "SELECT reason, SUM(n) AS n FROM (SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason "
             "UNION ALL SELECT name, count FROM archive WHERE kind = 'waste') GROUP BY reason ORDER BY reason"
@@ -108,16 +112,16 @@ class LedgerReader:
         return {row["reason"]: int(row["n"]) for row in self.all(sql)}
 
     def marks(self) -> list[int]:
-        """Steps of the checkpoints of the current lineage, ascending."""
+        """Steps of the recorded checkpoints, ascending."""
         return [int(row["step"]) for row in self.all("SELECT step FROM marks ORDER BY step")]
 
     def bytes_on_disk(self) -> int:
-        """Size of all blobs."""
+        """Total size of all blobs in bytes."""
         return int(self.one("SELECT COALESCE(SUM(size), 0) FROM blobs")[0])
 
 
 def stored_selection(group: sqlite3.Row) -> tuple[Selection, tuple[float, ...]]:
-    """What the algorithm kept of a selected group, and R~ of each kept candidate."""
+    """The selection of a group, and the reward R~ in [0, 1] of each kept candidate."""
     stored = json.loads(group["selection"])
     selection = Selection(tuple(stored["candidates"]), tuple(stored["weights"]))
     return selection, tuple(stored["rewards"])
@@ -125,9 +129,9 @@ def stored_selection(group: sqlite3.Row) -> tuple[Selection, tuple[float, ...]]:
 
 @contextmanager
 def open_readonly(folder: Path) -> Iterator[LedgerReader]:
-    """A run's ledger as it is at one moment, without taking part in the run: read-only, also while the run goes on.
+    """Open a run's ledger read-only, in one consistent snapshot. The run may continue meanwhile.
 
-    `NotBegun` when there is none yet, `ConfigError` when it cannot be read.
+    Raises `NotBegun` if the run has no ledger yet, and `ConfigError` if it cannot be read.
     """
     path = folder / LEDGER
     if not path.is_file():

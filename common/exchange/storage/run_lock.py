@@ -1,8 +1,8 @@
-"""One process at a time may write to a run: whoever opens its ledger holds ``ledger.lock`` until it is done.
+"""The run's lock: only one process at a time may write to a run. It holds ``ledger.lock`` while the ledger is open.
 
-It is an open file description lock (`fcntl`, F_OFD_SETLK). The kernel releases it when the process ends, however it
-ends. Unlike flock, it can be queried without taking it, so `douga status` never makes a run that is just starting
-fail. Unlike a POSIX lock, it also conflicts within one process, and closing another handle of the file keeps it.
+It is an open file description lock (`fcntl`, F_OFD_SETLK). The kernel releases it when the process ends, even if
+it is killed. Unlike flock, it can be queried without taking it, so `douga status` cannot make a run fail that is just
+starting. Unlike a POSIX lock, it also conflicts within one process, and closing another handle of the file keeps it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
 def hold(folder: Path) -> IO[str]:
-    """Holds a run's folder, which is made if it is missing, until the returned file is closed.
+    """Lock a run's folder until the returned file is closed. Creates the folder if it is missing.
 
-    Raises `ConfigError` if another process (or another handle in this one) holds it, or if it cannot be written.
+    Raises `ConfigError` if another process, or another handle in this one, holds the lock, or if the folder is not
+    writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / LOCK).open("a+")
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot hold a run ({error}); choose another --root or --name") from None
+        raise ConfigError(f"{folder}: cannot be a run folder ({error}); choose another --root or --name") from None
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError:
@@ -43,11 +44,11 @@ def hold(folder: Path) -> IO[str]:
 
 
 def lock_owner(folder: Path) -> int | None:
-    """Returns the id of the process that holds a run's folder, None if nobody does. Takes no lock."""
+    """The id of the process that holds the lock of a run's folder; None if it is free. Takes no lock."""
     asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
         with (folder / LOCK).open("r") as file:
             kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
             return None if kind == fcntl.F_UNLCK else int(file.read())
-    except (OSError, ValueError):  # no such file; or its holder is about to write its id
+    except (OSError, ValueError):  # no lock file, or the holder has not written its id yet
         return None

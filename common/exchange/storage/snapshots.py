@@ -1,7 +1,7 @@
-"""Copies of the ledger, one for every checkpoint that is kept: what `douga recover` goes back to.
+"""Snapshots of the ledger, one per kept checkpoint. `douga recover` restores them.
 
 ```
-RUN/snapshots/step-000040.sqlite        the ledger when the checkpoint of step 40 was on disk
+RUN/snapshots/step-000040.sqlite        the ledger as of the checkpoint of step 40
 ```
 """
 
@@ -18,17 +18,17 @@ FOLDER = "snapshots"
 
 
 def place(folder: Path, step: int) -> Path:
-    """Where the copy of `step` lives in a run's folder."""
+    """Path of the snapshot of `step` in a run's folder."""
     return folder / FOLDER / f"step-{step:06d}.sqlite"
 
 
 def steps(folder: Path) -> list[int]:
-    """The steps of the copies in a run's folder, rising."""
+    """Steps of the snapshots in a run's folder, ascending."""
     return sorted(int(file.stem.removeprefix("step-")) for file in (folder / FOLDER).glob("step-[0-9]*.sqlite"))
 
 
 def take(database: sqlite3.Connection, folder: Path, step: int) -> None:
-    """Copy a database, whole or not at all: written beside its place, brought to the disk, renamed into it."""
+    """Copy a database atomically: write a draft, sync it, rename it. Raises `StorageError` on a disk error."""
     target = place(folder, step)
     draft = target.with_suffix(".part")
     try:
@@ -45,7 +45,7 @@ def take(database: sqlite3.Connection, folder: Path, step: int) -> None:
 
 
 def keep(folder: Path, kept: Collection[int]) -> None:
-    """Delete all copies but those of some steps."""
+    """Delete all snapshots except those of the steps in `kept`."""
     for step in steps(folder):
         if step not in kept:
             with writing(place(folder, step)):

@@ -304,7 +304,7 @@ def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="made with seed = 0, this run has 5"):
         fakes.open_exchange(tmp_path / "run", small(seed=5))
     (tmp_path / "file").write_text("here")
-    with pytest.raises(ConfigError, match="cannot hold a run"):
+    with pytest.raises(ConfigError, match="cannot be a run folder"):
         fakes.open_exchange(tmp_path / "file", small())
 
 

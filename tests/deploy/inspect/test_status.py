@@ -9,7 +9,7 @@ from common.exchange.queries import Work
 from deploy.inspect.status import RunStatus, lines, run_status
 from tests.support.runs import books, event, seen, span, step
 
-LAG = "exchange.max_lag = 1: enough pairs for the coming pushes exist or are under way"
+LAG = "exchange.max_lag = 1: enough pairs for the next pushes exist or are in progress"
 
 
 def workers(found: RunStatus) -> list[str]:

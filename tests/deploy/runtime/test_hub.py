@@ -43,7 +43,7 @@ def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, m
     middle = Hub(made)
     opened = middle.open()
     assert isinstance(opened, HubReady)
-    words = r"^step 0: the learner needs 2 pairs and has 1, .* admission \(exchange\.max_bytes = 1000000: blobs fill it"
+    words = r"^step 0: the learner needs 2 pairs and has 1, .* admission \(exchange\.max_bytes = 1000000: the blobs use"
     try:
         with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(Stuck, match=words):
             middle.run()

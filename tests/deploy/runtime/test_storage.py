@@ -310,7 +310,7 @@ def test_without_a_snapshot_there_is_nothing_to_go_back_to(
     assert run(config, monkeypatch) == 2
     assert "choose another --name" in told(capsys)
     assert main(["recover", str(config.folder)]) == 2
-    assert "nothing to go back to: no sound snapshot of the ledger belongs to a checkpoint" in told(capsys)
+    assert "cannot recover: no sound snapshot of the ledger matches a checkpoint" in told(capsys)
 
 
 def test_a_checkpoint_without_a_sound_snapshot_is_kept_aside(

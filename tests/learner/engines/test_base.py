@@ -99,8 +99,8 @@ def check_failure(folder: Path, stage: int) -> None:
     """Who cannot write says so; the other rank stops with it, nothing stays behind, and both can go on."""
     first, second = found(folder, f"failure-{stage}")
     assert re.match(r"StorageError: .*v000001.* cannot be written: File too large", first["publish"])
-    assert second["publish"] == "RankFailed: rank 1: stops, since another rank failed; it says why"
-    assert first["save"] == "RankFailed: rank 0: stops, since another rank failed; it says why"
+    assert second["publish"] == "RankFailed: rank 1: stopping because another rank failed; see the error of that rank"
+    assert first["save"] == "RankFailed: rank 0: stopping because another rank failed; see the error of that rank"
     assert re.match(r"StorageError: .*optimizer-1.* cannot be written: File too large", second["save"])
     assert first["left"] == ["v000000"]
     assert first["versions"] == [0, 1]

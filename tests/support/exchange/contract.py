@@ -154,7 +154,7 @@ class ExchangeContract:
         exchange = open_exchange(small(steps=2, exchange__max_lag=9))
         count = 2 * small().learner.pairs_per_step
         assert [sample(exchange) is not None for _ in range(count + 1)] == [True] * count + [False]
-        assert exchange.refusal == "steps = 2: enough pairs for the rest of the run exist or are under way"
+        assert exchange.refusal == "steps = 2: enough pairs for the rest of the run exist or are in progress"
 
     def test_pipeline_depth_bounds_groups_under_way(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=2))
@@ -257,7 +257,7 @@ class ExchangeContract:
         assert [task.candidate_id for task in again] == ["0-1-v0"]
         clock.now += 61
         assert exchange.lease_candidates("alive", 2) == []
-        assert exchange.failures() == {0: "scoring lease of alive ran out"}
+        assert exchange.failures() == {0: "scoring lease of alive expired"}
         exchange.check()
 
     def test_the_leases_of_a_worker_known_to_be_dead_are_free_at_once(self, open_exchange: Factory) -> None:
@@ -270,7 +270,7 @@ class ExchangeContract:
         after = exchange.lease_group("alive", 0)
         assert after is not None
         assert after.prompt.ordinal == 1  # a prompt that kills its sampler twice is given up
-        assert exchange.failures() == {0: "lease of dying ran out"}
+        assert exchange.failures() == {0: "lease of dying expired"}
 
     def test_releasing_one_worker_leaves_the_others_alone(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
@@ -456,12 +456,12 @@ class ExchangeContract:
     def test_no_step_is_leased_or_committed_before_the_one_before_it(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 4)
-        with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
+        with pytest.raises(ValueError, match="step 2 requested, but step 1 is not committed yet"):
             exchange.lease_batch("learner-0", 2, 2)
         train(exchange, 1)
         train(exchange, 2)
         exchange.rollback(0)
-        with pytest.raises(ValueError, match="step 2 asked for, but step 1 is not committed yet"):
+        with pytest.raises(ValueError, match="step 2 requested, but step 1 is not committed yet"):
             exchange.commit_step(2, [2, 3])  # of a learner that does not know that it is dead
 
     def test_uses_are_counted_per_step_and_never_beyond_the_bound(self, open_exchange: Factory) -> None:
@@ -499,7 +499,7 @@ class ExchangeContract:
         exchange.submit_scores("rewarder-2", [score(tasks[0], nan)])
         assert exchange.failures() == {
             0: "image is broken",
-            1: "scoring lease of rewarder-1 ran out",
+            1: "scoring lease of rewarder-1 expired",
             2: "nan score: appeal",
         }
         assert exchange.wasted() == {"failed": 2, "nan": 2}

@@ -136,7 +136,7 @@ class Model:
             raise ValueError
         for group in self.groups.values():
             if group.state == "sampling" and group.until < self.clock.now:
-                self._lose(group, f"lease of {group.holder} ran out")
+                self._lose(group, f"lease of {group.holder} expired")
         waiting = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "pending"}
         for ordinal, one in waiting.items():
             if not one.trains and one.wanted in (None, version):
@@ -320,7 +320,7 @@ class Model:
             holder, clip.holder = clip.holder, None
             clip.losses += 1
             if clip.losses >= self.rules.max_attempts:
-                self._fail(group, f"scoring lease of {holder} ran out", "failed")
+                self._fail(group, f"scoring lease of {holder} expired", "failed")
             self._rest(group)
         free = [
             (one.trains, ordinal, place)

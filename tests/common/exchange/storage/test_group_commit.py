@@ -63,7 +63,7 @@ class Commits:
 
 def queued(exchange: LocalExchange, pool: ThreadPoolExecutor, number: int, call: Any, *arguments: Any) -> Future[Any]:
     """Start a call on a thread of its own and wait until it is the `number`th in the queue."""
-    asked, queue = pool.submit(call, *arguments), exchange._turns._queue
+    asked, queue = pool.submit(call, *arguments), exchange._commits._queue
     for _ in range(10_000):
         if len(queue) == number:
             return asked
@@ -235,7 +235,7 @@ def test_an_interrupt_of_one_thread_is_none_of_the_others(
         with suppress(Interrupt):
             assert good.result(SECONDS) is not None
     assert sum(exchange.counts().values()) <= 1
-    assert not exchange._turns._queue
+    assert not exchange._commits._queue
 
 
 @pytest.mark.parametrize("side", ["group", "clips", "pairs"])

@@ -29,5 +29,5 @@ def test_closing_another_handle_does_not_release_it(tmp_path: Path) -> None:
 def test_a_folder_without_a_run_has_no_owner(tmp_path: Path) -> None:
     assert lock_owner(tmp_path / "none") is None
     (tmp_path / "file").write_text("here")
-    with pytest.raises(ConfigError, match="cannot hold a run"):
+    with pytest.raises(ConfigError, match="cannot be a run folder"):
         hold(tmp_path / "file")
