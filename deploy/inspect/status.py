@@ -315,7 +315,7 @@ def lines(found: RunStatus) -> list[str]:
     )
     text += [f"last     {_happened(name, record)}" for name, record in found.last.items()]
     busy = ", ".join(f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found.roles.items())
-    text.append(f"busy     {busy}" + (f"; the {found.bottleneck} sets the pace" if found.bottleneck else ""))
+    text.append(f"busy     {busy}" + (f"; the {found.bottleneck} is the bottleneck" if found.bottleneck else ""))
     return [*text, *(["", *(f"  {one.line}" for one in found.workers)] if found.workers else [])]
 
 

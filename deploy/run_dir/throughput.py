@@ -66,7 +66,7 @@ def words(found: Mapping[str, Any]) -> list[str]:
     return [
         f"{found['steps']} steps and {found['groups']} groups in {seconds:.1f} s: "
         f"{found['steps'] / seconds:.2f} steps/s, {found['groups'] / seconds:.2f} groups/s",
-        f"busy: {', '.join(shares)}; the {busiest(found['roles'])} sets the pace",
+        f"busy: {', '.join(shares)}; the {busiest(found['roles'])} is the bottleneck",
         f"lag: mean {found['lag_mean']:.2f}, maximum {found['lag_max']} pushes",
         f"groups lost: {', '.join(lost) or 'none'}; candidates wasted: {', '.join(wasted) or 'none'}",
     ]

@@ -1,4 +1,4 @@
-"""Who waits for whom, who sets the pace, and what is left: in literal values."""
+"""Who waits for whom, which role is the bottleneck, and what is left: in literal values."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_the_lines_of_a_terminal() -> None:
         "last     refresh after step 2, 0:40 ago",
         "last     alarm after step 2, 0:20 ago: frozen",
         "last     started after step 0, 1:40 ago",
-        "busy     sampler 25% of 2, rewarder 10% of 1, learner 30% of 1; the learner sets the pace",
+        "busy     sampler 25% of 2, rewarder 10% of 1, learner 30% of 1; the learner is the bottleneck",
         "",
         f"  sampler-0 waits for admission ({LAG}) since 50 s",
         f"  sampler-1 waits for admission ({LAG}) since 100 s",

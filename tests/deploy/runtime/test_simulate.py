@@ -141,7 +141,7 @@ def test_the_pace_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["run", *words]) == 0
     first = capsys.readouterr().out
     assert "6 steps and 12 groups in" in first
-    assert "the sampler sets the pace" in first
+    assert "the sampler is the bottleneck" in first
     assert "lag: mean 0.83, maximum 1 pushes" in first  # the first step's pairs are of version 0, at lag 0
     assert main(["run", *words]) == 0  # a finished run prints its result
     assert "already finished" in (again := capsys.readouterr().out)
@@ -196,7 +196,7 @@ def test_busy_shares_by_hand() -> None:
     }
     assert throughput.words(pace) == [
         "5 steps and 20 groups in 10.0 s: 0.50 steps/s, 2.00 groups/s",
-        "busy: sampler 25% of 2, rewarder 5% of 1, learner 90% of 1; the learner sets the pace",
+        "busy: sampler 25% of 2, rewarder 5% of 1, learner 90% of 1; the learner is the bottleneck",
         "lag: mean 0.50, maximum 1 pushes",
         "groups lost: 1 tied; candidates wasted: 3 by death",
     ]

@@ -137,7 +137,7 @@ function showPipeline(standing) {
       item.append(make("p", { textContent: `busy ${percent(roles[role].busy)}` }));
     }
     if (words) item.append(make("p", { textContent: words }));
-    if (slowest) item.append(make("span", { className: "tag", textContent: "sets the pace" }));
+    if (slowest) item.append(make("span", { className: "tag", textContent: "bottleneck" }));
     return item;
   }));
   $("back").textContent = `samplers load new weights between two groups; rates over the last ${time(standing.window)}`;
