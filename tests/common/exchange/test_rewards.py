@@ -89,6 +89,6 @@ def test_a_clips_reward_is_the_clamped_mean_of_what_counts() -> None:
     assert clip_reward(config, {"motion": -4.0, "appeal": 120.0}) == pytest.approx(0.25)  # 0 and 1
     assert mean_score(config, {"motion": -4.0, "appeal": 120.0}) == pytest.approx(27.0)  # (-12 + 120) / 4
     with pytest.raises(
-        ConfigError, match=r"reward\.weights\.appeal = 1\.0: no reward head scores appeal; scored are motion"
+        ConfigError, match=r"reward\.weights\.appeal = 1\.0: no reward head scores appeal; available scores: motion"
     ):
         clip_reward(config, {"motion": 20.0})
