@@ -46,7 +46,7 @@ class Engine(ABC):
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str, rank: int, world: int) -> None:
         if config.pairs_per_step % world:
-            raise ConfigError(f"learner.pairs_per_step = {config.pairs_per_step}: must divide by {world} ranks")
+            raise ConfigError(f"learner.pairs_per_step = {config.pairs_per_step}: must be divisible by {world} ranks")
         self.module, self.rank, self.world = module, rank, world
         self.device = torch.device(device)
         self._config = config

@@ -308,7 +308,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_batch_must_divide_by_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     join_group()
     monkeypatch.setattr("learner.engines.zero.distributed.get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="pairs_per_step = 3: must divide by 2 ranks"):
+    with pytest.raises(ConfigError, match="pairs_per_step = 3: must be divisible by 2 ranks"):
         ZeroEngine(Line(), tiny_config(pairs_per_step=3).learner)
 
 
