@@ -9,7 +9,7 @@ from typing import Any
 
 from common.config import RewardConfig, RunConfig
 from common.data.offline_pairs import PairClip, RecordedPair
-from common.feedback import expected
+from common.exchange.rewards import expected_scores
 from common.messages import Prompt, Purpose, Score, ScoreTask
 from rewarders.loop import ScoringLoop
 from rewarders.offline import OfflineRewarder
@@ -49,8 +49,8 @@ def test_training_clips_get_their_ratings_and_others_are_scored() -> None:
     rewarder = OfflineRewarder(online, as_pairs, config)
     tasks = [task("any id", 2, 0), task("probe", 1 << 40, 0, Purpose.PROBE), task("another", 3, 1)]
     chosen, probe, rejected = rewarder.score(tasks)
-    assert chosen.values == dict.fromkeys(expected(config), 92.0)
-    assert rejected.values == dict.fromkeys(expected(config), 13.0)
+    assert chosen.values == dict.fromkeys(expected_scores(config), 92.0)
+    assert rejected.values == dict.fromkeys(expected_scores(config), 13.0)
     versions = [one.reward_version for one in (chosen, rejected, probe)]
     assert versions == ["people-abc", "people-abc", "heads"]
     assert probe.values == {"motion": 50.0}
