@@ -106,7 +106,7 @@ class RunReader:
         self._files = {name: Tail(folder / name) for name in (METRICS, EVENTS, TIMELINE, GUARD)}
 
     def read(self) -> RunSnapshot:
-        """Returns the run as it is now. Raises `ConfigError` if the folder holds no run or an unreadable file."""
+        """The run at this moment. Raises `ConfigError` if the folder holds no run or an unreadable file."""
         config = load_config(self.folder / layout.CONFIG)
         try:
             steps, events, spans, readings = (list(file.read()) for file in self._files.values())

@@ -39,8 +39,8 @@ from deploy.planning.model_sizes import EMBEDDED, ModelSizes
 
 CUDA_BYTES = 10**9  # assumed
 FORWARD = 12  # S d b: peak of a forward pass without gradients; measured from torch's allocations with fused attention
-BACKWARD = 2  # S d b on top of the saved activations; measured likewise
-DECODE = 12  # measured likewise: 10; plus 2 for the convolutions' workspace
+BACKWARD = 2  # S d b on top of the saved activations; measured in the same way
+DECODE = 12  # measured in the same way: 10; plus 2 for the convolutions' workspace
 REDUCE_BUCKET, LIVE_PARAMETERS = 5 * 10**8, 10**9  # DeepSpeed's defaults
 LATENTS_AT_ONCE = 2  # latent frames that the VAE decodes together; 3 once if their number is odd
 FLOAT32 = 4

@@ -139,7 +139,7 @@ def _named(option: str, word: str) -> tuple[str, str]:
 
 
 def _value(text: str) -> Any:
-    """Parses a JSON value, such as a number or a boolean; other text is returned as it is."""
+    """Parses a JSON value, such as a number or a boolean; other text is returned unchanged."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

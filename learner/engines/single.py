@@ -9,7 +9,7 @@ Master weights are float32. For a float32 model they are its parameters. For a b
         └───────────────────────── rounded ─────────────────── master, moments (device, or host memory)
 ```
 
-Each gradient moves to its master as soon as it is computed, so the model's gradients never exist all at once, and
+Each gradient moves to its master as soon as it is computed, so a full set of the model's gradients is never held, and
 micro-batches accumulate in float32.
 """
 

@@ -63,7 +63,7 @@ def travelled_share(clip: np.ndarray, clean: np.ndarray, figure: np.ndarray, pat
     projection on it, <track, path> / <path, path>. A figure further than `REACH` from its place counts as about that
     far away: one that does not move keeps two thirds of a 32-pixel run, a third of a 16-pixel walk, and little of a
     climb. A larger search radius finds more spurious matches for distorted figures, and a policy distorts often but
-    rarely stands still.
+    rarely freezes.
     """
     track = path.astype(float)
     for t in range(1, len(clip)):

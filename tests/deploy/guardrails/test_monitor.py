@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -160,18 +161,20 @@ def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
 REFRESHED = {"guard.action": "refresh", **BRIGHTNESS, "algorithm.refresh_every": 0}
 
 
-@pytest.fixture(scope="module")
+@contextmanager
 def frozen() -> Iterator[None]:
-    """Whatever the policy is after its first step, it counts as frozen: what follows from an alarm is looked at."""
+    """Within the block every policy but the base model counts as frozen; other tests use the real rule."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deploy.guardrails.rules._frozen", lambda now, floor: "it stands still" if now.step else "")
+        patch.setattr("deploy.guardrails.rules._frozen", lambda now, floor: "frozen" if now.step else "")
         yield
 
 
 @pytest.fixture(scope="module")
-def refreshed(frozen, model, tmp_path_factory) -> tuple[RunConfig, dict]:
+def refreshed(model, tmp_path_factory) -> tuple[RunConfig, dict]:
+    """A run whose policy counts as frozen after every step, so that each reading raises an alarm."""
     config = watched(fresh(tmp_path_factory.mktemp("refreshed"), model), **REFRESHED)
-    result = serial.run(config, toy.rewards()).result
+    with frozen():
+        result = serial.run(config, toy.rewards()).result
     assert result is not None
     return config, result
 
@@ -194,9 +197,10 @@ def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, 
     def read() -> bool:
         return len(read_json_lines(config.folder / "guard.jsonl")) == count and die()
 
-    with pytest.raises(Death):
-        serial.run(config, toy.rewards(), stop=read)
-    resumed = serial.run(config, toy.rewards()).result
+    with frozen():
+        with pytest.raises(Death):
+            serial.run(config, toy.rewards(), stop=read)
+        resumed = serial.run(config, toy.rewards()).result
     assert resumed is not None
     assert what_counts(resumed) == what_counts(refreshed[1])
 
@@ -214,7 +218,7 @@ def test_a_judge_of_the_users_own(model, tmp_path):
         ("tests.deploy.none:Brightness", "cannot be imported: No module named 'tests.deploy.none'"),
         (
             "tests.deploy.guardrails.test_monitor:Nothing",
-            "there is no class Nothing in tests.deploy.guardrails.test_monitor",
+            "tests.deploy.guardrails.test_monitor has no class Nothing",
         ),
     ],
 )

@@ -71,7 +71,7 @@ def test_generators_and_the_source_are_rated_alike(generator: Generator, videos:
     assert all(row.ratings == {} and "tiny" not in row.clip and REAL not in row.clip for row in table.rows)
     shapes = {decode_clip(table.place(row.clip).read_bytes()).shape for row in table.rows}
     assert shapes == {(9, 48, 64, 3)}
-    assert any("short.mp4: no source clip: 10 frames" in line for line in lines)
+    assert any("short.mp4: no source clip: too short: 10 frames" in line for line in lines)
     assert "1 source clips; 1 videos have none" in lines
 
 
