@@ -105,7 +105,7 @@ def _mode(config: RunConfig) -> Any:
         from deploy.runtime import driver
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"mode = 'cluster': requires the package {error.name}, which is not installed; mode = 'serial' does not"
+            f"mode = 'cluster': needs the package {error.name}, which is not installed; mode = 'serial' does not"
         ) from None
     return driver
 

@@ -188,7 +188,7 @@ def test_every_process_of_both_runs_is_scraped(watched: Watched) -> None:
 def test_a_scorer_that_changes_is_told_to_alertmanager(watched: Watched) -> None:
     assert {one["labels"]["run"] for one in watched.told} == {KINDER}
     for one in watched.told:
-        words = "the same clips of the base model score [+][0-9.]+ points in \\w+ against the start[.]"
+        words = "the \\w+ score of the same base model clips changed by [+][0-9.]+ points since the start[.]"
         assert re.fullmatch(f"kinder: {words}", one["annotations"]["summary"])
         assert "docs/alerts.md#dougascorerdrift" in one["annotations"]["runbook"]
 
@@ -204,7 +204,7 @@ def test_a_role_that_is_killed_is_told_to_alertmanager(watched: Watched) -> None
     assert told["labels"]["run"] == SIMULATED
     assert told["labels"]["role"] == "rewarder"
     assert told["labels"]["severity"] == "critical"
-    assert told["annotations"]["summary"] == "simulated: not one rewarder is there."
+    assert told["annotations"]["summary"] == "simulated: no rewarder is running."
     assert watched.ask('increase(douga_restarts_total{run="simulated", role="rewarder"}[5m]) > 0')
 
 
