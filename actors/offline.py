@@ -1,7 +1,7 @@
 """A sampler for recorded pairs: training candidates are encoded from existing clips instead of being denoised.
 
 ```
-RecordedPairs(ordinal) ──> chosen, rejected ──> frames at the model's rate and size ──> VAE ──> candidates 0 and 1
+OfflinePairs(ordinal) ──> chosen, rejected ──> frames at the model's rate and size ──> VAE ──> candidates 0 and 1
                            captions, first frames ─────────────────────> T5, VAE ──> conditioning of each
 ```
 
@@ -23,7 +23,7 @@ from PIL import Image
 from actors.prompts.source import PromptSource, fitted
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
-from common.data.offline_pairs import PairClip, RecordedPairs, frame_places
+from common.data.offline_pairs import OfflinePairs, PairClip, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.errors import ConfigError
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
@@ -38,7 +38,7 @@ CACHED_CLIPS = 256  # cached encoded clips; each clip occurs in many pairs
 class RecordedPrompts:
     """A `PromptSource` with the recorded pairs' training prompts and the held-out prompts of `others`."""
 
-    recorded: RecordedPairs
+    recorded: OfflinePairs
     others: PromptSource
     model: ModelConfig
 
@@ -56,7 +56,7 @@ class RecordedPrompts:
 class RecordedSampler(Sampler):
     """A `Sampler` that takes training candidates from `recorded`."""
 
-    def __init__(self, model: ModelFolder, config: RunConfig, recorded: RecordedPairs, worker: str) -> None:
+    def __init__(self, model: ModelFolder, config: RunConfig, recorded: OfflinePairs, worker: str) -> None:
         super().__init__(model, config, worker)
         self._recorded = recorded
         self._latents_of = lru_cache(maxsize=CACHED_CLIPS)(self._encode_clip)

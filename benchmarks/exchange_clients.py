@@ -78,7 +78,7 @@ def settings(samplers: int) -> RunConfig:
     """An endless run in which only the disk limit and the workers themselves slow anything down."""
     flags = {
         "sampler.candidates": GROUP, "steps": FOREVER,
-        "learner.pairs_per_step": PAIRS, "learner.steps_per_push": 1, "learner.checkpoint_every": 1,
+        "learner.batch_size": PAIRS, "learner.steps_per_push": 1, "learner.checkpoint_every": 1,
         "learner.keep_checkpoints": 1, "exchange.max_lag": FOREVER, "exchange.max_bytes": MAX_BYTES,
         "exchange.pipeline_depth": 2 * samplers + PAIRS, "exchange.lease_seconds": 3600,
     }  # fmt: skip
@@ -204,7 +204,7 @@ class Client:
             return False
         self.step += 1
         self._exchange.commit_step(self.step, [one.ordinal for one in groups])
-        self._exchange.mark(self.step)
+        self._exchange.record_checkpoint(self.step)
         return True
 
 

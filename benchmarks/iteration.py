@@ -80,7 +80,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
     }
     flags = model_flags(given) | options.checkpointing_flag(given) | {"seed": given.seed, "steps": 1}
     flags |= {f"sampler.{key}": value for key, value in sampler.items()}
-    return load_config(flags=flags | {"learner.train": "lora", "learner.pairs_per_step": 1, "learner.micro_batch": 1})
+    return load_config(flags=flags | {"learner.train": "lora", "learner.batch_size": 1, "learner.micro_batch": 1})
 
 
 class Timeline:

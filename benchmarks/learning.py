@@ -63,7 +63,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
     flags = model_flags(given) | options.checkpointing_flag(given) | {"learner.lr": 1e-6}
     flags["learner.train"] = given.train or ("full" if toon else "lora")
     flags["learner.micro_batch"] = given.micro_batch or (pairs if toon else 1)
-    return load_config(flags=flags | {"learner.pairs_per_step": pairs, "algorithm.name": "dpo"})
+    return load_config(flags=flags | {"learner.batch_size": pairs, "algorithm.name": "dpo"})
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def encoded(model: ModelFolder, config: RunConfig, batch: Clips) -> Batch:
 def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], list[Aim]]:
     """Pairs per second and MFU of both, and, on a GPU, their memory."""
     config = settings(given)
-    count = config.learner.pairs_per_step
+    count = config.learner.batch_size
     batch = clips(config, count)
     pairs = encoded(model, config, batch)
     peak = matmul_peak(given.device, getattr(torch, config.model.dtype))

@@ -85,7 +85,7 @@ class Learner(LearningLoop):
     def _lease(self, exchange: RunExchange | None) -> Batch | None:
         if exchange is None:
             return None
-        leased = exchange.lease_batch(self.worker, self.step + 1, self._rules.pairs_per_step)
+        leased = exchange.lease_batch(self.worker, self.step + 1, self._rules.batch_size)
         if not leased:
             return None
         batch = collate(leased)
@@ -218,7 +218,7 @@ class Learner(LearningLoop):
                     stack.close()  # renames the draft to the final folder
                     checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
                 if exchange is not None:
-                    exchange.mark(self.step)
+                    exchange.record_checkpoint(self.step)
 
     def load(self, folder: Path) -> None:
         """See `LearningLoop.load`."""

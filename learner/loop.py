@@ -4,7 +4,7 @@
   refresh_due(step)  lease_batch(step)            commit_step(step)
  EXCHANGE ──────> ───────────────────> take() ───────────────────> reference_update(step): reference <- policy
              refresh                                               every P: publish a version, announce it
-                                                                   every checkpoint_every: save, mark(step)
+                                                                   every checkpoint_every: save, record_checkpoint(step)
 ```
 
 P is `learner.steps_per_push`. The loop calls `refresh_due` only with ``guard.action = "refresh"``, where the guardrails
@@ -87,7 +87,7 @@ class LearningLoop(ABC):
 
     @abstractmethod
     def save(self, exchange: RunExchange | None) -> None:
-        """Write a checkpoint of this step, delete the oldest ones, and mark it in the exchange. Collective."""
+        """Write a checkpoint of this step, delete the oldest ones, and record it in the exchange. Collective."""
 
     @abstractmethod
     def load(self, folder: Path) -> None:

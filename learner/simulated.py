@@ -37,7 +37,7 @@ class SimulatedLearner(LearningLoop):
         """See `LearningLoop.take`."""
         if exchange is None:
             raise ValueError("the simulated learner needs the exchange")
-        groups = exchange.lease_batch(self.worker, self.step + 1, self._rules.pairs_per_step)
+        groups = exchange.lease_batch(self.worker, self.step + 1, self._rules.batch_size)
         if not groups:
             return None
         self._simulation.work(self.config.simulation.step_seconds, "step", self.step + 1)
@@ -82,7 +82,7 @@ class SimulatedLearner(LearningLoop):
             checkpoint.write_progress(folder, self.progress(world=1, architecture="simulated"))
         checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
         if exchange is not None:
-            exchange.mark(self.step)
+            exchange.record_checkpoint(self.step)
 
     def load(self, folder: Path) -> None:
         """See `LearningLoop.load`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from common.config import RewardConfig
-from common.data.offline_pairs import RecordedPairs
+from common.data.offline_pairs import OfflinePairs
 from common.exchange.rewards import expected_scores
 from common.messages import Purpose, Score, ScoreTask
 from rewarders.loop import ScoringLoop
@@ -17,7 +17,7 @@ class OfflineRewarder(ScoringLoop):
     Probe and evaluation clips go to `online`, the rewarder of the run's reward models.
     """
 
-    def __init__(self, online: ScoringLoop, recorded: RecordedPairs, config: RewardConfig) -> None:
+    def __init__(self, online: ScoringLoop, recorded: OfflinePairs, config: RewardConfig) -> None:
         super().__init__(online.worker, config.batch)
         self._online, self._recorded = online, recorded
         self._dimensions = expected_scores(config)

@@ -84,7 +84,7 @@ def configuration(root: Path, kills: int, real: bool, steps: int) -> RunConfig:
         "name": "chaos",
         "mode": "cluster",
         "steps": steps,
-        "learner.pairs_per_step": 2,
+        "learner.batch_size": 2,
         "learner.checkpoint_every": 3,
         "exchange.lease_seconds": 5,
         "exchange.max_attempts": kills + 2,
@@ -276,7 +276,7 @@ def verify(run: Run, real: bool) -> dict[str, Any]:
     finally:
         exchange.close()
     used = sum(uses.values()) + gone
-    if used != config.steps * config.learner.pairs_per_step:
+    if used != config.steps * config.learner.batch_size:
         raise InvariantViolated(f"{config.steps} steps used {used} pairs")
     (_check_undisturbed if real else _check_uses)(config, uses, gone)
     repeated = len(records) - len({record["step"] for record in records})

@@ -72,7 +72,7 @@ SMALL = {
     "timeline_bytes": 100_000,
     "logs.max_bytes": 10_000,
     "logs.backups": 1,
-    "learner.pairs_per_step": 2,
+    "learner.batch_size": 2,
     "learner.checkpoint_every": 5,
 }
 SIMULATED = {

@@ -18,12 +18,6 @@ class ExchangeConfig(Section):
         description="staleness bound: weight syncs between sampling a pair and training on it; older pairs expire",
     )
     pipeline_depth: int = Field(default=64, ge=1, description="groups being sampled or scored at the same time")
-    ttl_seconds: float = Field(
-        default=0.0,
-        ge=0,
-        description="seconds a pair may wait for training before it expires; set it well above the time of a "
-        "step; 0 = no limit",
-    )
     max_times_trained: int = Field(default=1, ge=1, description="optimizer steps that may use the same pair")
     max_attempts: int = Field(
         default=3, ge=1, description="leases of a group that may expire or be given back before it counts as failed"

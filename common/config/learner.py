@@ -31,10 +31,10 @@ class LearnerConfig(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
     clip_norm: float = Field(default=1.0, gt=0, description="maximum gradient norm")
     warmup_steps: int = Field(default=0, ge=0, description="optimizer steps of linear learning-rate warmup")
-    pairs_per_step: int = Field(
-        default=8, ge=1, description="pairs per optimizer step, over all ranks (global batch size)"
+    batch_size: int = Field(
+        default=8, ge=1, description="prompt groups (GAPO, DPO: pairs) per optimizer step, over all ranks"
     )
-    micro_batch: int = Field(default=8, ge=1, description="pairs per forward pass on one rank")
+    micro_batch: int = Field(default=8, ge=1, description="prompt groups per forward pass on one rank")
     steps_per_push: int = Field(
         default=1, ge=1, description="optimizer steps between weight syncs (published versions)"
     )

@@ -22,6 +22,7 @@ RENAMED = {  # a key or a section -> its name today; the old name is refused wit
     "learner.loss": "algorithm.name",
     "learner.alpha": "algorithm.alpha",
     "learner.beta": "algorithm.beta",
+    "learner.pairs_per_step": "learner.batch_size",
     "learner.refresh_every": "algorithm.refresh_every",
     "learner.normalise_gap": "algorithm.normalise_gap",
     "exchange.min_gap": "algorithm.min_gap",

@@ -104,6 +104,6 @@ class RunConfig(Section):
         return self.root / self.name
 
     @property
-    def pairs_per_push(self) -> int:
-        """Pairs consumed between two weight syncs (B in the admission rule)."""
-        return self.learner.pairs_per_step * self.learner.steps_per_push
+    def groups_per_push(self) -> int:
+        """Groups trained on between two weight syncs (B in the admission rule)."""
+        return self.learner.batch_size * self.learner.steps_per_push

@@ -6,7 +6,7 @@ ratings.jsonl    8 to 16 rated clips a category ──> every two of a category 
 a folder         clips with captions, real ones ──> each clip alone, for ``algorithm.name = "sft"``
 ```
 
-`RecordedPairs` is called with an ordinal and returns that pair. Pairs come in random order, reshuffled every epoch. The
+`OfflinePairs` is called with an ordinal and returns that pair. Pairs come in random order, reshuffled every epoch. The
 file must not change during the run.
 
 What is learned from the pairs is the algorithm's: `learner/algorithms/human_pairs.py` is HuViDPO's.
@@ -44,7 +44,7 @@ class PairClip:
 
 
 @dataclass(frozen=True)
-class RecordedPair:
+class OfflinePair:
     """What people preferred to what; a clip of a folder stands alone."""
 
     chosen: PairClip
@@ -57,7 +57,7 @@ class RecordedPair:
         return (self.chosen,) if self.rejected is None else (self.chosen, self.rejected)
 
 
-class RecordedPairs:
+class OfflinePairs:
     """The usable pairs of a file or folder. Raises `ConfigError` if there is none.
 
     `faults` says, for each clip that is too short or unreadable, what is wrong with it.
@@ -71,7 +71,7 @@ class RecordedPairs:
             raise ConfigError(f"{place}: no pair to train on{why}")
         self.pairs = tuple(found)
 
-    def __call__(self, ordinal: int) -> RecordedPair:
+    def __call__(self, ordinal: int) -> OfflinePair:
         """The pair with this ordinal, >= 0."""
         epoch, place = divmod(ordinal, len(self.pairs))
         return self.pairs[_order(self._seed, epoch, len(self.pairs))[place]]
@@ -87,7 +87,7 @@ def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.random.default_rng((seed, epoch)).permutation(count))
 
 
-def _pairs(place: Path) -> list[RecordedPair]:
+def _pairs(place: Path) -> list[OfflinePair]:
     if place.is_dir():
         return list(_from_folder(place))
     if _has_winners(place):
@@ -105,7 +105,7 @@ def _has_winners(file: Path) -> bool:
     return isinstance(first, dict) and "winner" in first
 
 
-def _from_pairs(table: Pairs) -> Iterator[RecordedPair]:
+def _from_pairs(table: Pairs) -> Iterator[OfflinePair]:
     for row in table.rows:
         image = None if row.first_frame is None else table.place(row.first_frame)
         rated = row.winner_rating is not None and row.loser_rating is not None
@@ -113,10 +113,10 @@ def _from_pairs(table: Pairs) -> Iterator[RecordedPair]:
         worst = to_score(row.loser_rating) if rated and row.loser_rating else LOSER_SCORE
         winner = PairClip(table.place(row.winner), row.prompt, image, best)
         loser = PairClip(table.place(row.loser), row.prompt, image, worst)
-        yield RecordedPair(winner, loser, row.category)
+        yield OfflinePair(winner, loser, row.category)
 
 
-def _from_ratings(table: Ratings) -> Iterator[RecordedPair]:
+def _from_ratings(table: Ratings) -> Iterator[OfflinePair]:
     by_category: dict[str | None, list[PairClip]] = defaultdict(list)
     for row in table.rows:
         opinion = overall(row.ratings)
@@ -128,10 +128,10 @@ def _from_ratings(table: Ratings) -> Iterator[RecordedPair]:
         for one, other in combinations(clips, 2):
             if one.score != other.score:
                 better = max(one, other, key=lambda clip: clip.score)
-                yield RecordedPair(better, other if better is one else one, category)
+                yield OfflinePair(better, other if better is one else one, category)
 
 
-def _from_folder(folder: Path) -> Iterator[RecordedPair]:
+def _from_folder(folder: Path) -> Iterator[OfflinePair]:
     clips = sorted(folder.glob("*.mp4"))
     if not clips:
         raise ConfigError(f"{folder}: no mp4 files in it")
@@ -140,10 +140,10 @@ def _from_folder(folder: Path) -> Iterator[RecordedPair]:
         text = caption.read_text("utf-8").strip() if caption.is_file() else ""
         if not text:
             raise ConfigError(f"{clip}: no caption; write it to {caption.name} in the same folder")
-        yield RecordedPair(PairClip(clip, text, None, WINNER_SCORE), None, None)
+        yield OfflinePair(PairClip(clip, text, None, WINNER_SCORE), None, None)
 
 
-def _usable(pairs: Sequence[RecordedPair], model: ModelConfig) -> tuple[list[RecordedPair], dict[Path, str]]:
+def _usable(pairs: Sequence[OfflinePair], model: ModelConfig) -> tuple[list[OfflinePair], dict[Path, str]]:
     """Returns the pairs whose clips are readable and long enough, and what is wrong with each other clip."""
     clips = {one.clip for pair in pairs for one in pair.clips}
     faults = {clip: fault for clip in sorted(clips) if (fault := _fault(clip, model)) is not None}

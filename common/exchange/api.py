@@ -33,7 +33,7 @@ class State(StrEnum):
     SAMPLING = "sampling"
     SAMPLED = "sampled"
     SCORING = "scoring"
-    PAIRED = "paired"
+    READY = "ready"
     TRAINING = "training"
     TRAINED = "trained"
     TIED = "tied"
@@ -43,7 +43,7 @@ class State(StrEnum):
 
 
 # QUEUE: states of a training group that is not finished, in order. OVER: final states of a probe or evaluation.
-QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING)
+QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.READY, State.TRAINING)
 OVER = (State.DONE, State.FAILED)
 
 
@@ -52,6 +52,16 @@ class FailureKind(StrEnum):
 
     NON_FINITE = "non-finite"  # NaN or infinity in the latents
     OTHER = "other"
+
+
+class WasteReason(StrEnum):
+    """Why a sampled candidate was never used."""
+
+    DEATH = "death"  # the sampler died, and the group was sampled again with another version
+    LATE = "late"  # submitted after the lease was lost
+    FAILED = "failed"  # the group ran out of attempts
+    NAN = "nan"  # a non-finite score
+    DAMAGE = "damage"  # its blobs were lost on disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +105,7 @@ class Exchange(Protocol):
         ...
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
-        """Store scores. A group's Nth score makes it `paired`, `tied` or `done`; a non-finite score fails the group."""
+        """Store scores. A group's Nth score makes it `ready`, `tied` or `done`; a non-finite score fails the group."""
         ...
 
     def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
@@ -163,7 +173,7 @@ class RunExchange(Exchange, Protocol):
         """Whether a requested refresh is due after `step` optimizer steps. Repeated calls give the same answer."""
         ...
 
-    def mark(self, step: int) -> None:
+    def record_checkpoint(self, step: int) -> None:
         """Record that the checkpoint of `step` is durable on disk."""
         ...
 

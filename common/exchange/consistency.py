@@ -14,7 +14,7 @@ from common.messages import Purpose
 FULL = (
     State.SAMPLED,
     State.SCORING,
-    State.PAIRED,
+    State.READY,
     State.TRAINING,
     State.TRAINED,
     State.EXPIRED,
@@ -38,7 +38,7 @@ def check(ledger: Ledger, config: RunConfig) -> None:
         stored = len(ledger.candidates(ordinal))
         _demand(stored == candidates_of(group, config), f"group {ordinal} is {state} with {stored} candidates")
         ended = state in (State.TRAINED, State.EXPIRED)
-        if state in (State.PAIRED, State.TRAINING) or (ended and group["closed"] > final):
+        if state in (State.READY, State.TRAINING) or (ended and group["closed"] > final):
             _check_selected(ledger, group)
 
 

@@ -210,13 +210,13 @@ class LocalExchange:
         """A rollback to before the refresh makes it due again; a rollback to before the request cancels it."""
         return self._do(self._probes.refresh_due, step)
 
-    def mark(self, step: int) -> None:
+    def record_checkpoint(self, step: int) -> None:
         """Record that the checkpoint of `step` is on disk, and take a snapshot of the ledger.
 
         Deletes the blobs of pairs that ended at or before the oldest of the `learner.keep_checkpoints` checkpoints,
         since no rollback goes further back. Raises `ValueError` if `step` is not committed.
         """
-        self._do_and_copy(self._training.mark, step)
+        self._do_and_copy(self._training.record_checkpoint, step)
 
     def rollback(self, step: int) -> None:
         """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
@@ -243,11 +243,7 @@ class LocalExchange:
         return self._sampling.refused.reason
 
     def wasted(self) -> dict[str, int]:
-        """Number of wasted candidates by reason.
-
-        death (the sampler died and the group was sampled again with another version), late (submitted after the lease
-        was lost), failed (the group ran out of attempts), nan (non-finite score), damage (blobs lost on disk).
-        """
+        """Number of wasted candidates by `WasteReason`."""
         return self._do(self._ledger.wasted)
 
     def failures(self) -> dict[int, str]:
@@ -290,6 +286,6 @@ def ledger_key(config: RunConfig) -> dict[str, int | str]:
         "seed": config.seed,
         "prompts": config.prompts,
         "sampler.candidates": config.sampler.candidates,
-        "learner.pairs_per_step": config.learner.pairs_per_step,
+        "learner.batch_size": config.learner.batch_size,
         "learner.steps_per_push": config.learner.steps_per_push,
     }

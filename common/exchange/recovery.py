@@ -26,7 +26,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, StorageError
 from common.errors.disk import sync, writing
 from common.exchange import consistency
-from common.exchange.api import State
+from common.exchange.api import State, WasteReason
 from common.exchange.local import ledger_key
 from common.exchange.sampling import IMAGE, SamplingQueue
 from common.exchange.scoring import keep_shown
@@ -37,7 +37,6 @@ from common.exchange.training import TrainingQueue
 from common.messages import Prompt, Purpose
 
 DRAFT = "recovered.sqlite"
-DAMAGE = "damage"  # reason of wasted candidates and expired pairs
 UNPAIRED = (State.PENDING, State.SAMPLED)  # the possible states after all leases are released
 
 
@@ -166,7 +165,7 @@ def _mend(
         dropped = sum(len(ledger.candidates(ordinal)) for ordinal in again)
         for group in hurt:
             if group["ordinal"] in again:
-                sampling.drop_candidates(group["ordinal"], DAMAGE)
+                sampling.drop_candidates(group["ordinal"], WasteReason.DAMAGE)
             else:
                 _give_up(ledger, group["ordinal"], step)
         for ordinal in again:  # after all references to lost blobs are removed, so that storing them writes a new file
@@ -191,11 +190,11 @@ def _readmit(ledger: Ledger, ordinal: int, prompt: Prompt) -> None:
 def _give_up(ledger: Ledger, ordinal: int, step: int) -> None:
     """Expire a pair; fail an evaluation, which the run then queues again."""
     group = ledger.group(ordinal)
-    ledger.waste(DAMAGE, ordinal, *(row["id"] for row in ledger.candidates(ordinal)))
+    ledger.waste(WasteReason.DAMAGE, ordinal, *(row["id"] for row in ledger.candidates(ordinal)))
     ledger.keep_only(ordinal)
     if group["purpose"] == Purpose.TRAIN:
         state = State.TRAINED if group["uses"] else State.EXPIRED
-        ledger.update(ordinal, state=state, closed=step, reason=DAMAGE)
+        ledger.update(ordinal, state=state, closed=step, reason=WasteReason.DAMAGE)
     else:
         ledger.update(ordinal, state=State.FAILED, reason="its blobs are lost")
 

@@ -7,7 +7,7 @@
 | retired probes               | at once                                                 | groups by state, waste   |
 | versions                     | too old to sample with after a resume from any kept     | the highest deleted id   |
 |                              | checkpoint                                              |                          |
-| marks of checkpoints         | the checkpoint is no longer kept                        |                          |
+| checkpoints                  | the checkpoint is no longer kept                        |                          |
 
 A resume from any kept checkpoint therefore finds all rows that it has to roll back. Every ordinal still counts in
 exactly one state, because the archive holds the number of deleted groups per state.
@@ -37,7 +37,7 @@ def prune(ledger: Ledger, config: RunConfig, final: int) -> None:
     ended = (State.TIED, State.FAILED, State.TRAINED, State.EXPIRED)
     _forget(ledger, SETTLED, Purpose.TRAIN, oldest, *ended, final)
     _forget_versions(ledger, config, final)
-    ledger.run("DELETE FROM marks WHERE step < ?", final)
+    ledger.run("DELETE FROM checkpoints WHERE step < ?", final)
 
 
 def forget_probes(ledger: Ledger, base: int) -> None:

@@ -21,17 +21,17 @@ TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.SAMPLING, State.FAILED}),
     State.SAMPLING: frozenset({State.SAMPLED, State.PENDING, State.FAILED}),
     State.SAMPLED: frozenset({State.SCORING}),
-    State.SCORING: frozenset({State.SAMPLED, State.PAIRED, State.TIED, State.DONE, State.FAILED}),
-    State.PAIRED: frozenset({State.TRAINING, State.EXPIRED, State.TRAINED}),
-    State.TRAINING: frozenset({State.PAIRED, State.TRAINED}),
-    State.TRAINED: frozenset({State.PAIRED}),
-    State.EXPIRED: frozenset({State.PAIRED, State.TRAINED}),
+    State.SCORING: frozenset({State.SAMPLED, State.READY, State.TIED, State.DONE, State.FAILED}),
+    State.READY: frozenset({State.TRAINING, State.EXPIRED, State.TRAINED}),
+    State.TRAINING: frozenset({State.READY, State.TRAINED}),
+    State.TRAINED: frozenset({State.READY}),
+    State.EXPIRED: frozenset({State.READY, State.TRAINED}),
     State.TIED: frozenset(),
     State.FAILED: frozenset(),
     State.DONE: frozenset({State.SAMPLED}),
 }
 RUNNING = frozenset({State.SAMPLING, State.SAMPLED, State.SCORING})
-LIVE = frozenset({State.PAIRED, State.TRAINING})
+LIVE = frozenset({State.READY, State.TRAINING})
 
 
 def allowed(old: State, new: State) -> bool:
@@ -45,8 +45,8 @@ class Bounds:
 
     pipeline_depth: int  # maximum number of running groups
     max_lag: int  # pushes
-    pairs_per_step: int
-    pairs_per_push: int  # B
+    batch_size: int
+    groups_per_push: int  # B
     times_trained: int = 1  # m, maximum uses of one pair
     total: float = inf  # uses in the whole run
 
@@ -56,7 +56,7 @@ class Load:
     """Counts of the training groups in the ledger now."""
 
     running: int  # sampling + sampled + scoring
-    live: int  # paired + training
+    live: int  # ready + training
     left: int  # remaining uses of the live pairs: m each, minus those committed
     spent: int  # committed uses that were not rolled back
 
@@ -64,15 +64,15 @@ class Load:
 def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
     """How many groups may start sampling now, >= 0. Never more than the run's remaining steps can use.
 
-    With m = 1 this is min(depth - running, (max_lag + pushes + 1) B - (accepted + running)), accepted = paired +
+    With m = 1 this is min(depth - running, (max_lag + pushes + 1) B - (accepted + running)), accepted = ready +
     training + trained. With m > 1 each pair has m uses, and the bound counts uses. The pairs of one step must be
     distinct, so enough pairs for one step are always admitted; otherwise sampler and learner would deadlock. Tied,
     failed and expired groups are in none of the sums, so they free their place.
     """
-    unspent = min((bounds.max_lag + pushes + 1) * bounds.pairs_per_push, bounds.total) - load.spent
+    unspent = min((bounds.max_lag + pushes + 1) * bounds.groups_per_push, bounds.total) - load.spent
     room = -(-(unspent - load.left - bounds.times_trained * load.running) // bounds.times_trained)
-    if unspent >= bounds.pairs_per_step:
-        room = max(room, bounds.pairs_per_step - load.live - load.running)
+    if unspent >= bounds.batch_size:
+        room = max(room, bounds.batch_size - load.live - load.running)
     return max(0, int(min(bounds.pipeline_depth - load.running, room)))
 
 
@@ -84,11 +84,6 @@ def lag(pushes_now: int, pushes_then: int) -> int:
 def is_stale(pair_lag: int, max_lag: int) -> bool:
     """Whether a pair is too off-policy to train on; lags are in pushes."""
     return pair_lag > max_lag
-
-
-def waited_out(waited: float, ttl: float) -> bool:
-    """Whether a pair has waited in the queue for more than `ttl` seconds. Always False if `ttl` is 0."""
-    return 0 < ttl < waited
 
 
 def freshness(pair_lag: int) -> float:
@@ -120,9 +115,9 @@ def select(queue: Sequence[Waiting], count: int, order: str) -> list[int]:
     return [pair.ordinal for pair in ranked[:count]]
 
 
-def final_step(marks: Sequence[int], kept: int) -> int:
+def final_step(checkpoints: Sequence[int], kept: int) -> int:
     """The step of the oldest of the `kept` newest checkpoints, the earliest to resume from; 0 if there are fewer."""
-    ordered = sorted(marks)
+    ordered = sorted(checkpoints)
     return ordered[-kept] if len(ordered) >= kept else 0
 
 

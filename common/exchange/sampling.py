@@ -12,7 +12,7 @@ import msgpack
 
 from common.config import RunConfig
 from common.exchange import retention, rules
-from common.exchange.api import State, Submitted
+from common.exchange.api import State, Submitted, WasteReason
 from common.exchange.storage.blobs import DeferredRead, StagedBlob, raw
 from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
 from common.exchange.storage.ledger_reader import LedgerReader
@@ -122,7 +122,7 @@ class SamplingQueue:
         ledger = self.ledger
         group = ledger.group(ordinal)
         if group["version"] not in (None, version):
-            self.drop_candidates(ordinal, "death", keep=(IMAGE, CONDITIONING))
+            self.drop_candidates(ordinal, WasteReason.DEATH, keep=(IMAGE, CONDITIONING))
         row = ledger.first("SELECT pushes FROM versions WHERE version = ?", version)
         attempt = group["attempt"] + 1
         expires = self.clock() + self.config.exchange.lease_seconds
@@ -159,10 +159,10 @@ class SamplingQueue:
         if failures < self.config.exchange.max_attempts:
             self.ledger.move(group["ordinal"], State.PENDING, worker=None, expires=None, failures=failures)
             return
-        self.drop_candidates(group["ordinal"], "failed")
+        self.drop_candidates(group["ordinal"], WasteReason.FAILED)
         self.ledger.move(group["ordinal"], State.FAILED, worker=None, expires=None, failures=failures, reason=reason)
 
-    def drop_candidates(self, ordinal: int, reason: str, keep: Sequence[str] = ()) -> None:
+    def drop_candidates(self, ordinal: int, reason: WasteReason, keep: Sequence[str] = ()) -> None:
         """Delete a group's candidates and its blobs except `keep`, and count the candidates as wasted."""
         self.ledger.waste(reason, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
         self.ledger.run("DELETE FROM candidates WHERE ordinal = ?", ordinal)
@@ -205,7 +205,7 @@ class SamplingQueue:
     def _waste_late(self, candidate: Candidate) -> None:
         """Count a late candidate as wasted. If its group was pruned, it may already be counted, so skip it."""
         if self.ledger.first("SELECT 1 FROM groups WHERE ordinal = ?", candidate.ordinal) is not None:
-            self.ledger.waste("late", candidate.ordinal, candidate.id)
+            self.ledger.waste(WasteReason.LATE, candidate.ordinal, candidate.id)
 
     def _store(self, candidate: Candidate) -> None:
         self.ledger.run(
@@ -281,7 +281,7 @@ def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
         words = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are in progress"
         return Refusal(RefusalReason.PIPELINE_FULL, words)
     if rules.capacity(bounds, load, pushes) < 1:
-        last = (exchange.max_lag + pushes + 1) * config.pairs_per_push >= bounds.total
+        last = (exchange.max_lag + pushes + 1) * config.groups_per_push >= bounds.total
         knob = f"steps = {config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
         what = "the rest of the run" if last else "the next pushes"
         return Refusal(RefusalReason.ENOUGH_PAIRS, f"{knob}: enough pairs for {what} exist or are in progress")
@@ -297,10 +297,10 @@ def _bounds(config: RunConfig) -> rules.Bounds:
     return rules.Bounds(
         pipeline_depth=exchange.pipeline_depth,
         max_lag=exchange.max_lag,
-        pairs_per_step=learner.pairs_per_step,
-        pairs_per_push=config.pairs_per_push,
+        batch_size=learner.batch_size,
+        groups_per_push=config.groups_per_push,
         times_trained=exchange.max_times_trained,
-        total=config.steps * learner.pairs_per_step,
+        total=config.steps * learner.batch_size,
     )
 
 

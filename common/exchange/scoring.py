@@ -11,7 +11,7 @@ from math import isfinite, isnan
 import msgpack
 
 from common.config import RunConfig
-from common.exchange.api import ScoredCandidate, State, Submitted
+from common.exchange.api import ScoredCandidate, State, Submitted, WasteReason
 from common.exchange.rewards import clip_reward
 from common.exchange.sampling import (
     CONDITIONING,
@@ -88,7 +88,7 @@ class ScoringQueue:
             if self.ledger.group(row["ordinal"])["state"] not in OPEN:
                 continue
             if row["failures"] + 1 >= self.config.exchange.max_attempts:
-                self._fail(row["ordinal"], f"scoring lease of {row['worker']} expired", "failed")
+                self._fail(row["ordinal"], f"scoring lease of {row['worker']} expired", WasteReason.FAILED)
             else:
                 return_to_sampled(self.ledger, row["ordinal"])
 
@@ -113,7 +113,7 @@ class ScoringQueue:
                 kind = "nan" if isnan(value) else "infinite"
                 why = score.problems.get(name, "")[:LONGEST_REASON]
                 reason = f"{kind} score: {name}{': ' if why else ''}{why}"
-                self._fail(row["ordinal"], reason, "nan")
+                self._fail(row["ordinal"], reason, WasteReason.NAN)
                 return Submitted(True, reason)
         self._store(score, group)
         return Submitted(True)
@@ -149,15 +149,14 @@ class ScoringQueue:
         stored = asdict(selection) | {"rewards": [rewards[index] for index in kept]}
         self.ledger.move(
             ordinal,
-            State.PAIRED,
+            State.READY,
             selection=json.dumps(stored, sort_keys=True),
             priority=max(selection.weights),
-            paired=self.clock(),
         )
         self.ledger.keep_only(ordinal, [CONDITIONING, *map(latents_name, kept), *map(clip_name, kept)])
         keep_shown(self.ledger, ordinal)
 
-    def _fail(self, ordinal: int, reason: str, waste: str) -> None:
+    def _fail(self, ordinal: int, reason: str, waste: WasteReason) -> None:
         self.ledger.waste(waste, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
         self.ledger.run("UPDATE candidates SET worker = NULL, expires = NULL WHERE ordinal = ?", ordinal)
         self.ledger.keep_only(ordinal)

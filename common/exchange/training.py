@@ -3,8 +3,7 @@
 A resumed run trains like an uninterrupted one, because:
 
 * A repeated step trains on the same batch as the first time (the table `uses` keeps it through a rollback).
-* A rollback to step S undoes the uses and expiries of pairs after S. It also restarts the `ttl_seconds` timer of all
-  pairs, because time without a learner must not expire them.
+* A rollback to step S undoes the uses and expiries of pairs after S.
 * The push count becomes S // P, with P = `learner.steps_per_push`. Admission waits until training catches up with the
   groups already sampled. Groups sampled with versions that were rolled back stay valid: sampling depends on weights and
   seeds only, and the resumed run reproduces both.
@@ -53,7 +52,7 @@ class TrainingQueue:
             batch = self._batch(worker, step, count)
             expires = self.clock() + self.config.exchange.lease_seconds
             for ordinal in batch:
-                if self.ledger.group(ordinal)["state"] == State.PAIRED:
+                if self.ledger.group(ordinal)["state"] == State.READY:
                     self.ledger.move(ordinal, State.TRAINING)
                 self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
             groups = [self._open(self.ledger.group(ordinal)) for ordinal in batch]
@@ -79,7 +78,7 @@ class TrainingQueue:
                                "ORDER BY uses.place", step)  # fmt: skip
         before = [int(row["ordinal"]) for row in rows]
         if len(before) == count:
-            if all(row["state"] == State.PAIRED for row in rows):
+            if all(row["state"] == State.READY for row in rows):
                 return before
             if all((row["state"], row["step"]) == (State.TRAINING, step) for row in rows):
                 return before if rows[0]["worker"] == worker else []
@@ -91,7 +90,7 @@ class TrainingQueue:
         return batch
 
     def _queue(self) -> list[rules.Waiting]:
-        rows = self.ledger.in_state(State.PAIRED)
+        rows = self.ledger.in_state(State.READY)
         return [rules.Waiting(row["ordinal"], row["uses"], row["priority"], self._lag(row)) for row in rows]
 
     def _lag(self, group: sqlite3.Row) -> int:
@@ -103,16 +102,12 @@ class TrainingQueue:
                 self._release(group["ordinal"])
 
     def _release(self, ordinal: int) -> None:
-        self.ledger.move(ordinal, State.PAIRED, worker=None, expires=None, step=None)
+        self.ledger.move(ordinal, State.READY, worker=None, expires=None, step=None)
 
     def _expire(self, step: int) -> None:
-        """Expire pairs that are too stale or waited too long. Those already trained on become `trained`."""
-        exchange, now = self.config.exchange, self.clock()
-        # If the clock was set back, pairs dated in the future start waiting now; otherwise they would not expire.
-        self.ledger.run("UPDATE groups SET paired = ? WHERE state = ? AND paired > ?", now, State.PAIRED, now)
-        for group in self.ledger.in_state(State.PAIRED):
-            stale = rules.is_stale(self._lag(group), exchange.max_lag)
-            if stale or rules.waited_out(now - group["paired"], exchange.ttl_seconds):
+        """Expire pairs that are too stale. Those already trained on become `trained`."""
+        for group in self.ledger.in_state(State.READY):
+            if rules.is_stale(self._lag(group), self.config.exchange.max_lag):
                 self.ledger.move(group["ordinal"], State.TRAINED if group["uses"] else State.EXPIRED, closed=step)
 
     def _open(self, group: sqlite3.Row) -> Callable[[], TrainingGroup]:
@@ -163,7 +158,7 @@ class TrainingQueue:
         if ended and group["state"] != State.TRAINED:
             self.ledger.move(ordinal, State.TRAINED, closed=step)
         elif group["state"] == State.TRAINING:
-            self.ledger.move(ordinal, State.PAIRED)
+            self.ledger.move(ordinal, State.READY)
         self.ledger.update(ordinal, worker=None, expires=None, step=None, uses=uses)
 
     # Versions.
@@ -186,18 +181,18 @@ class TrainingQueue:
 
     # Checkpoints.
 
-    def mark(self, step: int) -> None:
-        """See `LocalExchange.mark`."""
+    def record_checkpoint(self, step: int) -> None:
+        """See `LocalExchange.record_checkpoint`."""
         with self.ledger.transaction():
             last = self.ledger.committed_step()
             if not 0 < step <= last:
-                raise ValueError(f"checkpoint of step {step} marked, but the last committed step is {last}")
-            self._mark(step)
+                raise ValueError(f"checkpoint of step {step} recorded, but the last committed step is {last}")
+            self._record_checkpoint(step)
 
-    def _mark(self, step: int) -> None:
+    def _record_checkpoint(self, step: int) -> None:
         """Record a checkpoint. Deletes blobs of pairs that ended by the oldest kept one, and prunes old rows."""
-        self.ledger.run("INSERT OR IGNORE INTO marks VALUES (?)", step)
-        kept = rules.final_step(self.ledger.marks(), self.config.learner.keep_checkpoints)
+        self.ledger.run("INSERT OR IGNORE INTO checkpoints VALUES (?)", step)
+        kept = rules.final_step(self.ledger.checkpoints(), self.config.learner.keep_checkpoints)
         final = max(kept, self.ledger.meta("final", 0))
         self.ledger.set_meta("final", final)
         rows = self.ledger.all(
@@ -221,13 +216,12 @@ class TrainingQueue:
             for group in self.ledger.in_state(State.TRAINING):
                 self._release(group["ordinal"])
             self._take_back(step)
-            self.ledger.run("UPDATE groups SET paired = ? WHERE state = ?", self.clock(), State.PAIRED)
             self.ledger.run("UPDATE versions SET lost = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
             probes.take_back(self.ledger, step)
-            self.ledger.run("DELETE FROM marks WHERE step > ?", step)
+            self.ledger.run("DELETE FROM checkpoints WHERE step > ?", step)
             if step > 0:
-                self._mark(step)
+                self._record_checkpoint(step)
 
     def _take_back(self, step: int) -> None:
         rows = self.ledger.all("SELECT DISTINCT ordinal FROM uses WHERE step > ? AND committed = 1", step)
@@ -237,7 +231,7 @@ class TrainingQueue:
             self.ledger.update(row["ordinal"], uses=self.ledger.one(left, row["ordinal"])[0])
         for group in self.ledger.in_state(*ENDED):
             if group["closed"] > step:
-                self.ledger.move(group["ordinal"], State.PAIRED, closed=None)
+                self.ledger.move(group["ordinal"], State.READY, closed=None)
 
     # Leases of all kinds.
 

@@ -99,7 +99,7 @@ def _pace_lines(made: Plan) -> list[str]:
     shown = [
         f"time, assuming MFU = {made.mfu:g} (--mfu; not measured), without scoring, pushes and loading{slow}",
         f"  {pace.clip:8.1f} s  a clip on a sampler",
-        f"  {pace.step:8.1f} s  an optimizer step of {config.learner.pairs_per_step} pairs ({clips} clips)",
+        f"  {pace.step:8.1f} s  an optimizer step of {config.learner.batch_size} pairs ({clips} clips)",
     ]
     if pace.samplers_needed is not None:
         less = "the learner waits" if pace.samplers < pace.samplers_needed else "the samplers wait"

@@ -282,13 +282,13 @@ def _rewarder_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, st
 
 
 def _learner_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
-    books, need = seen.books, seen.config.learner.pairs_per_step
+    books, need = seen.books, seen.config.learner.batch_size
     assert books is not None
     if books.step > (seen.steps[-1]["step"] if seen.steps else 0):
         return f"on step {books.step}: publishing or saving", ""
     if books.step >= seen.config.steps:
         return "no more: all steps are done", ""
-    have = books.groups[State.PAIRED]
+    have = books.groups[State.READY]
     if have >= need:
         return ("between two steps" if units else ""), ""
     coming = have + books.groups[State.SAMPLED] + books.groups[State.SCORING]

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.config.algorithm import BUILT_IN, algorithm_class
+from common.exchange.api import State, WasteReason
 from common.roles import HUB, LEARNER, PHASES, PROCESSES, ROLES, SAMPLER
 from learner.algorithms.base import MetricSpec
 
@@ -51,10 +52,8 @@ SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0
 POINTS = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 100.0)
 CLIPS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
-STATES = (
-    "pending", "sampling", "sampled", "scoring", "paired", "training", "trained", "tied", "expired", "failed", "done"
-)  # fmt: skip
-DROPPED, WASTED = ("tied", "expired", "failed"), ("death", "late", "failed", "nan", "damage")
+STATES = tuple(State)
+DROPPED, WASTED = (State.TIED, State.EXPIRED, State.FAILED), tuple(WasteReason)
 SERVICES = ("exchange", "journal", "weights", "reception")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: clips of the base model, rescored for this reading; start: the same clips, scored at the start"

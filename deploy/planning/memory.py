@@ -189,7 +189,7 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         resident["gradients"] = 0 if rules.offload_optimizer else FLOAT32 * trained
     elif stage and not rules.offload_optimizer:
         step = FLOAT32 * _split(trained, True, ranks)
-    clips, block = kept_clips(config) * min(rules.micro_batch, rules.pairs_per_step // ranks), 0
+    clips, block = kept_clips(config) * min(rules.micro_batch, rules.batch_size // ranks), 0
     saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing)
     if rules.gradient_checkpointing != "off":
         block = sizes.block_bytes(clips, tokens, b, lora)

@@ -106,10 +106,8 @@ def _check(config: RunConfig, mfu: float) -> None:
     if config.simulate:
         raise ConfigError("simulate = true: there are no models to plan for")
     ranks = ranks_of(config)
-    if config.learner.pairs_per_step % ranks:
-        raise ConfigError(
-            f"learner.pairs_per_step = {config.learner.pairs_per_step}: must be divisible by {ranks} ranks"
-        )
+    if config.learner.batch_size % ranks:
+        raise ConfigError(f"learner.batch_size = {config.learner.batch_size}: must be divisible by {ranks} ranks")
 
 
 # Time.
@@ -126,7 +124,7 @@ def _pace(
     forwards = (1 + has_reference(config)) * (matrices + attention)
     again = {"off": 0.0, "selective": matrices, "full": matrices + attention}[rules.gradient_checkpointing]
     backward = (1 if rules.train == "lora" else 2) * matrices + 2 * attention
-    step = kept_clips(config) * rules.pairs_per_step / ranks * (forwards + again + backward) / speed["learner"]
+    step = kept_clips(config) * rules.batch_size / ranks * (forwards + again + backward) / speed["learner"]
     samplers = config.cluster.sampler.count if config.mode == "cluster" else 1
     needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
     return Pace(clip, step, samplers, needed)
@@ -143,7 +141,7 @@ def guided_steps(config: RunConfig) -> int:
 
 def clips_per_step(config: RunConfig) -> int:
     """Candidates per optimizer step if no group is tied."""
-    return config.learner.pairs_per_step * config.sampler.candidates
+    return config.learner.batch_size * config.sampler.candidates
 
 
 # Disk.
@@ -157,9 +155,9 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
     checkpoint = (1 + has_reference(config)) * b * trained + optimizer
     versions = min(config.exchange.max_lag + 2, config.steps // rules.steps_per_push)
     group, pair, clip = _group_bytes(config, sizes, shape)
-    all_pairs = config.steps * rules.pairs_per_step
-    until_freed = (rules.keep_checkpoints + 1) * rules.checkpoint_every * rules.pairs_per_step
-    waiting = (config.exchange.max_lag + 1) * config.pairs_per_push
+    all_pairs = config.steps * rules.batch_size
+    until_freed = (rules.keep_checkpoints + 1) * rules.checkpoint_every * rules.batch_size
+    waiting = (config.exchange.max_lag + 1) * config.groups_per_push
     running = min(config.exchange.pipeline_depth, all_pairs)
     return Disk(
         blobs=running * group

@@ -73,7 +73,7 @@ class ThroughputTracker:
     def status(self, step: int, version: int) -> Status:
         """Returns the status of training after `step`; the samplers hold `version`."""
         rate = self.groups / max(self._clock() - self._began, 1e-6)
-        pairs = step * self._config.learner.pairs_per_step
+        pairs = step * self._config.learner.batch_size
         status = Status(TRAINING, step, self._config.steps, version, pairs, groups_per_second=rate)
         if not self._steps:
             return status

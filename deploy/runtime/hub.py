@@ -55,7 +55,7 @@ POLL_SECONDS = 0.1  # between two polls of the exchange
 PATIENCE = 50  # the run is stuck after this many steps' worth of lost groups (tied, failed, expired) without a step
 FULL_SECONDS = 30.0  # without any work before exchange.max_bytes counts as too small
 REFUSED_SECONDS = 60.0  # without a new group before refused admission is logged
-SAMPLED = (State.SAMPLED, State.SCORING, State.PAIRED, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
+SAMPLED = (State.SAMPLED, State.SCORING, State.READY, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
 BUSY = (State.SAMPLING, State.SAMPLED, State.SCORING, State.TRAINING)
 
 
@@ -379,21 +379,21 @@ class ClusterRunLoop(RunLoop):
 
     def _check_stuck(self, ended: int) -> None:
         """Raises `Stuck` if too many groups were lost since the last step for another step to be likely."""
-        if ended > PATIENCE * self.config.learner.pairs_per_step:
+        if ended > PATIENCE * self.config.learner.batch_size:
             why = next(iter(self.exchange.failures().values()), "none failed")
             ends = f"{ended} groups tied, failed or expired since"
             raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
 
     def _check_full(self) -> None:
         """Raises `Stuck` if blobs reach `exchange.max_bytes` with too few pairs for a step, which would free some."""
-        counts, need = self.exchange.counts(), self.config.learner.pairs_per_step
-        idle = counts[State.PAIRED] < need and not any(counts[state] for state in BUSY)
+        counts, need = self.exchange.counts(), self.config.learner.batch_size
+        idle = counts[State.READY] < need and not any(counts[state] for state in BUSY)
         if not (idle and self.exchange.refused_for is RefusalReason.DISK_FULL):
             self._full_since = None
             return
         self._full_since = self._full_since or time.monotonic()
         if time.monotonic() - self._full_since > FULL_SECONDS:
-            have = f"the learner needs {need} pairs and has {counts[State.PAIRED]}"
+            have = f"the learner needs {need} pairs and has {counts[State.READY]}"
             raise Stuck(f"step {self.step}: {have}, the samplers wait for admission ({self.exchange.refusal})")
 
     def _pause(self) -> None:

@@ -10,19 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.config import RunConfig, algorithm_class
-from common.data.offline_pairs import RecordedPairs
+from common.data.offline_pairs import OfflinePairs
 from common.errors import ConfigError
 
 MAX_NAMED = 5  # excluded clips that are reported individually
 
 
-def open_pairs(config: RunConfig) -> RecordedPairs:
+def open_pairs(config: RunConfig) -> OfflinePairs:
     """Opens the pairs. Raises `ConfigError` if none is usable, or the configuration does not allow recorded pairs."""
     _check(config)
-    return RecordedPairs(Path(config.pairs), config.model, config.seed)
+    return OfflinePairs(Path(config.pairs), config.model, config.seed)
 
 
-def name_faults(pairs: RecordedPairs, notify: Callable[[str], None]) -> None:
+def name_faults(pairs: OfflinePairs, notify: Callable[[str], None]) -> None:
     """Reports the clips that do not fit the model through `notify`."""
     for fault in list(pairs.faults.values())[:MAX_NAMED]:
         notify(f"{fault}; left out")

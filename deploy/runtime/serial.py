@@ -5,7 +5,7 @@ evaluate(base)                      held-out prompts, version 0
 until `steps` optimizer steps:
     sampler samples while admission allows it     (waits for: a push)
     rewarder scores while there are clips         (waits for: the sampler)
-    learner takes one optimizer step              (waits for: pairs_per_step pairs)
+    learner takes one optimizer step              (waits for: batch_size pairs)
     sampler loads what the learner pushed
     guardrails take a reading, if one is due      (waits for: its probes, sampled and scored in this process)
 evaluate(aligned)                   same prompts, same seeds
@@ -302,7 +302,7 @@ class Serial(RunLoop):
         raise Stuck(self._stuck_message(learner))
 
     def _sample(self) -> int:
-        groups, most = 0, self.config.pairs_per_push * (self.config.exchange.max_lag + 1)
+        groups, most = 0, self.config.groups_per_push * (self.config.exchange.max_lag + 1)
         while groups < most and self.workers.sample():
             groups += 1
             self._pace.groups += 1
@@ -322,12 +322,12 @@ class Serial(RunLoop):
 
     def _stuck_message(self, learner: LearningLoop) -> str:
         counts = {state.value: count for state, count in self.exchange.counts().items() if count}
-        need, refusal = self.config.learner.pairs_per_step, self.exchange.refusal or "not requested"
+        need, refusal = self.config.learner.batch_size, self.exchange.refusal or "not requested"
         failed = "".join(
             f"; group {ordinal} failed: {why}" for ordinal, why in list(self.exchange.failures().items())[:1]
         )
         return (
             f"no progress at step {learner.step}: the learner needs {need} pairs and has "
-            f"{counts.get('paired', 0)}, the rewarder waits for clips, the sampler waits for admission ({refusal}); "
+            f"{counts.get('ready', 0)}, the rewarder waits for clips, the sampler waits for admission ({refusal}); "
             f"groups: {counts}{failed}"
         )

@@ -41,12 +41,12 @@ class Engine(ABC):
     """Trains the trainable parameters of `module` on rank `rank` of `world`. The constructor is collective.
 
     Each rank trains `per_rank` pairs per step, in micro-batches of at most `config.micro_batch` pairs. Raises
-    `ConfigError` if `learner.pairs_per_step` is not divisible by the number of ranks.
+    `ConfigError` if `learner.batch_size` is not divisible by the number of ranks.
     """
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str, rank: int, world: int) -> None:
-        if config.pairs_per_step % world:
-            raise ConfigError(f"learner.pairs_per_step = {config.pairs_per_step}: must be divisible by {world} ranks")
+        if config.batch_size % world:
+            raise ConfigError(f"learner.batch_size = {config.batch_size}: must be divisible by {world} ranks")
         self.module, self.rank, self.world = module, rank, world
         self.device = torch.device(device)
         self._config = config
@@ -54,7 +54,7 @@ class Engine(ABC):
     @property
     def per_rank(self) -> int:
         """Pairs per rank and optimizer step."""
-        return self._config.pairs_per_step // self.world
+        return self._config.batch_size // self.world
 
     @property
     def micro_batches(self) -> int:

@@ -47,7 +47,7 @@ def test_what_is_recomputed_is_not_needed() -> None:
     """Of two clips a pair: forward by policy and reference, backward twice a forward; adapters spare the matrices'
     weights' gradients."""
     sizes = family_sizes("5b-i2v")
-    size = {"model.frames": 49, "model.height": 480, "model.width": 720, "learner.pairs_per_step": 1}
+    size = {"model.frames": 49, "model.height": 480, "model.width": 720, "learner.batch_size": 1}
     matrices, attention = sizes.forward_flops(17776)
 
     def step(**more: object) -> float:

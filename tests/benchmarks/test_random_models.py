@@ -25,7 +25,7 @@ from tests.support.small_models import FRAMES, HEIGHT, WIDTH, small_model
 
 def config(dtype: str = "bfloat16", **more: Any) -> RunConfig:
     flags = {"model.dtype": dtype, "sampler.steps": 2, "sampler.candidates": 2, "sampler.guidance": 6.0}
-    return load_config(flags=flags | {"learner.pairs_per_step": 2, "learner.micro_batch": 1} | more)
+    return load_config(flags=flags | {"learner.batch_size": 2, "learner.micro_batch": 1} | more)
 
 
 @pytest.fixture(params=families())

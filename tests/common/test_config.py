@@ -23,14 +23,14 @@ def write(folder: Path, text: str) -> Path:
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
     file = write(tmp_path, "steps = 7\n[learner]\nlr = 1e-4\n[algorithm]\nalpha = 3.0\n")
-    config = load_config(file, {"learner.lr": "2e-4", "learner.pairs-per-step": "5", "verify": "true"})
+    config = load_config(file, {"learner.lr": "2e-4", "learner.batch-size": "5", "verify": "true"})
     assert (config.steps, config.algorithm.alpha, config.algorithm.beta) == (7, 3.0, 5000.0)
-    assert (config.learner.lr, config.learner.pairs_per_step, config.verify) == (2e-4, 5, True)
+    assert (config.learner.lr, config.learner.batch_size, config.verify) == (2e-4, 5, True)
 
 
 def test_derived_values():
-    config = load_config(None, {"learner.pairs_per_step": 8, "learner.steps_per_push": 2, "root": "r", "name": "n"})
-    assert config.pairs_per_push == 16
+    config = load_config(None, {"learner.batch_size": 8, "learner.steps_per_push": 2, "root": "r", "name": "n"})
+    assert config.groups_per_push == 16
     assert config.folder == Path("r/n")
 
 
@@ -57,9 +57,10 @@ def test_a_list_is_given_with_commas():
             "--algorithm.beta: unknown key; allowed here: alpha, name, weight",
         ),
         ({"learner.alpha": "2"}, "--learner.alpha: learner.alpha was renamed to algorithm.alpha"),
+        ({"learner.pairs_per_step": "2"}, "--learner.pairs_per_step: learner.pairs_per_step was renamed to learner.batch"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
-        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.caption_drop, "),
+        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.batch_size, "),
         ({"steps.more": "2"}, "--steps.more"),
         (
             {"learner.checkpoint_every": "5", "learner.steps_per_push": "2"},

@@ -97,7 +97,7 @@ def test_micro_batches_add_up(tmp_path: Path, name: str, own: dict[str, Any]) ->
     """Four pairs at once and in cuts of 3 + 1, with normalised gaps."""
     results = []
     for micro in (4, 3):
-        config = tiny_config({"name": name} | own, pairs_per_step=4, micro_batch=micro)
+        config = tiny_config({"name": name} | own, batch_size=4, micro_batch=micro)
         learner = Learner(tiny_model(tmp_path / "model"), config, tmp_path / str(micro))
         disturb(learner.engine.module)
         results.append(learner.work(MemoryExchange(kept=1 if name == "sft" else 2)))  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import RewardConfig, RunConfig
-from common.data.offline_pairs import PairClip, RecordedPair
+from common.data.offline_pairs import OfflinePair, PairClip
 from common.exchange.rewards import expected_scores
 from common.messages import Prompt, Purpose, Score, ScoreTask
 from rewarders.loop import ScoringLoop
@@ -22,9 +22,9 @@ class Recorded:
 
     digest: str = "abc"
 
-    def __call__(self, ordinal: int) -> RecordedPair:
+    def __call__(self, ordinal: int) -> OfflinePair:
         chosen, rejected = (PairClip(Path(f"{ordinal}.mp4"), "walks", None, base + ordinal) for base in (90.0, 10.0))
-        return RecordedPair(chosen, rejected, category=None)
+        return OfflinePair(chosen, rejected, category=None)
 
 
 class Online(ScoringLoop):

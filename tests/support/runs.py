@@ -11,7 +11,7 @@ from common.exchange.api import State
 from deploy.inspect.snapshot import LedgerSummary, RunSnapshot
 
 CLUSTER = {"name": "mine", "mode": "cluster", "steps": "20", "cluster.sampler.count": "2",
-           "learner.pairs_per_step": "8", "sampler.candidates": "4"}  # fmt: skip
+           "learner.batch_size": "8", "sampler.candidates": "4"}  # fmt: skip
 
 
 def span(worker: str, began: float, seconds: float, units: int = 1, kind: str = "") -> dict[str, Any]:
@@ -29,7 +29,7 @@ def step(number: int, time: float, **more: Any) -> dict[str, Any]:
     own = {"dpo_logits": 0.25, "reward_margin": 0.1, "chosen_error": -0.5, "rejected_error": 0.5, "gap": 0.0625}
     figures = {"loss": 0.5, "metrics": own}
     rest = {"grad_norm": 2.0, "lag": 0.5, "lag_max": 1, "reward": 0.75, "seconds": 4.0, "refreshed": False}
-    return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"paired": 3}, **more}
+    return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"ready": 3}, **more}
 
 
 def books(work: Any = (), groups: Any = (), **more: Any) -> LedgerSummary:

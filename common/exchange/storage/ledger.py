@@ -5,20 +5,19 @@ Operations are atomic, even if the process is killed. Operations that wait for e
 the reference, so a crash or power cut leaves at most unreferenced files, which the next opening deletes. If a disk
 operation fails, the ledger operation is rolled back and raises `StorageError`.
 
-| table      | one row per                                | notes                                                     |
-|------------|--------------------------------------------|-----------------------------------------------------------|
-| groups     | prompt group                               | `state`: `api.State`; `closed`: step that ended it;       |
-|            |                                            | `paired`: time in seconds since it waits for the learner; |
-|            |                                            | `selection`: JSON of the kept candidates                  |
-| candidates | stored candidate                           | its scoring lease and its raw scores                      |
-| refs       | (group, name) -> blob                      | image, conditioning, latents/i, clip/i                    |
-| blobs      | distinct content                           | its size in bytes, its file                               |
-| uses       | place in the batch of an optimizer step    | kept after a rollback, so a step repeats its batch        |
-| versions   | announced weights                          | `lost`: discarded by a rollback                           |
-| marks      | checkpoint                                 |                                                           |
-| waste      | wasted candidate                           | with the reason                                           |
-| meta       | counter or small value                     | admitted ordinals, pushes, identity                       |
-| archive    | kind and name of pruned rows               | their count (`common/exchange/retention.py`)              |
+| table       | one row per                             | notes                                               |
+|-------------|-----------------------------------------|-----------------------------------------------------|
+| groups      | prompt group                            | `state`: `api.State`; `closed`: step that ended it; |
+|             |                                         | `selection`: JSON of the kept candidates            |
+| candidates  | stored candidate                        | its scoring lease and its raw scores                |
+| refs        | (group, name) -> blob                   | image, conditioning, latents/i, clip/i              |
+| blobs       | distinct content                        | its size in bytes, its file                         |
+| uses        | place in the batch of an optimizer step | kept after a rollback, so a step repeats its batch  |
+| versions    | announced weights                       | `lost`: discarded by a rollback                     |
+| checkpoints | checkpoint of the learner               | its step                                            |
+| waste       | wasted candidate                        | with the reason                                     |
+| meta        | counter or small value                  | admitted ordinals, pushes, identity                 |
+| archive     | kind and name of pruned rows            | their count (`common/exchange/retention.py`)        |
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from typing import Any
 from common.errors import ConfigError, CorruptDataError, StorageError
 from common.errors.disk import is_damage, refusal, writing
 from common.exchange import rules
-from common.exchange.api import State
+from common.exchange.api import State, WasteReason
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import BlobHandle, BlobStore, StagedBlob
 from common.exchange.storage.ledger_reader import LEDGER, LEDGER_VERSION, LedgerReader
@@ -47,8 +46,7 @@ CREATE TABLE groups (
     ordinal INTEGER PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, prompt BLOB NOT NULL,
     place INTEGER NOT NULL, wanted INTEGER, version INTEGER, pushes INTEGER, worker TEXT, expires REAL,
     attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
-    selection TEXT, priority REAL,
-    paired REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
+    selection TEXT, priority REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
 CREATE INDEX groups_by_purpose ON groups (purpose, state, uses);
 CREATE INDEX groups_by_worker ON groups (worker) WHERE worker IS NOT NULL;
@@ -69,7 +67,7 @@ CREATE TABLE uses (
 CREATE INDEX uses_by_group ON uses (ordinal);
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE marks (step INTEGER PRIMARY KEY);
+CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
 CREATE TABLE waste (
     ordinal INTEGER NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ordinal, id, reason));
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
@@ -265,12 +263,12 @@ class Ledger(LedgerReader):
         self.run(f"UPDATE groups SET {names} WHERE ordinal = ?", *columns.values(), ordinal)
 
     def snapshot(self, step: int, kept: int) -> None:
-        """Take a snapshot for the checkpoint of `step` (0: none); delete all but those of the `kept` newest marks."""
+        """Take a snapshot for the checkpoint of `step` (0: none); delete all but those of the `kept` newest ones."""
         if step:
             snapshots.take(self._db, self.folder, step)
-        snapshots.keep(self.folder, self.marks()[-kept:])
+        snapshots.keep(self.folder, self.checkpoints()[-kept:])
 
-    def waste(self, reason: str, ordinal: int, *candidates: str) -> None:
+    def waste(self, reason: WasteReason, ordinal: int, *candidates: str) -> None:
         """Count candidates of a group that were sampled for nothing, each once per reason."""
         for candidate in candidates:
             self.run("INSERT OR IGNORE INTO waste VALUES (?, ?, ?)", ordinal, candidate, reason)

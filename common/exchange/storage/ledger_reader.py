@@ -72,8 +72,8 @@ class LedgerReader:
 
     def in_state(self, *states: State) -> list[sqlite3.Row]:
         """All groups in one of `states`, by ordinal."""
-        marks = ", ".join("?" * len(states))
-        return self.all(f"SELECT * FROM groups WHERE state IN ({marks}) ORDER BY ordinal", *states)
+        slots = ", ".join("?" * len(states))
+        return self.all(f"SELECT * FROM groups WHERE state IN ({slots}) ORDER BY ordinal", *states)
 
     def counts(self, purpose: Purpose) -> dict[State, int]:
         """Number of groups per state, including pruned groups. Every state has an entry."""
@@ -86,7 +86,7 @@ class LedgerReader:
     def load(self, times_trained: int) -> rules.Load:
         """Counts of training groups for admission; each pair may be used `times_trained` times."""
         counts = self.counts(Purpose.TRAIN)
-        live = counts[State.PAIRED] + counts[State.TRAINING]
+        live = counts[State.READY] + counts[State.TRAINING]
         used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
         spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM (SELECT uses FROM groups WHERE purpose = ? UNION ALL "
                          "SELECT count FROM archive WHERE kind = 'uses')", Purpose.TRAIN)[0]  # fmt: skip
@@ -111,9 +111,9 @@ class LedgerReader:
         )
         return {row["reason"]: int(row["n"]) for row in self.all(sql)}
 
-    def marks(self) -> list[int]:
+    def checkpoints(self) -> list[int]:
         """Steps of the recorded checkpoints, ascending."""
-        return [int(row["step"]) for row in self.all("SELECT step FROM marks ORDER BY step")]
+        return [int(row["step"]) for row in self.all("SELECT step FROM checkpoints ORDER BY step")]
 
     def bytes_on_disk(self) -> int:
         """Total size of all blobs in bytes."""

@@ -88,7 +88,7 @@ OVERVIEW = Dashboard("overview", "douga: overview", "Is the run making progress,
            '(douga_workers_up{run="$run"}) > 0)'}),
     Panel("Groups in flight", NUMBER, "Training groups by state. A growing state waits for the next role.",
           {"{{state}}":
-           'max by (state) (douga_queue_items{run="$run", state=~"pending|sampling|sampled|scoring|paired|training"})'},
+           'max by (state) (douga_queue_items{run="$run", state=~"pending|sampling|sampled|scoring|ready|training"})'},
           STACKED),
     Panel("Finished groups", NUMBER, "Trained, tied, expired or failed groups since the run began.",
           {"{{state}}": 'max by (state) (douga_queue_items{run="$run", state=~"trained|tied|expired|failed"})'}),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.config import ModelConfig
-from common.data.offline_pairs import RecordedPairs, frame_places
+from common.data.offline_pairs import OfflinePairs, frame_places
 from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
@@ -30,7 +30,7 @@ def rated(folder: Path, opinions: Mapping[str, tuple[str, int]], count: int = 16
 
 def test_every_two_of_a_category_whose_opinions_differ_make_a_pair(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 2), "d.mp4": ("jump", 4)})
-    pairs = RecordedPairs(file, MODEL, seed=0).pairs
+    pairs = OfflinePairs(file, MODEL, seed=0).pairs
     names = {(pair.chosen.clip.name, pair.rejected.clip.name) for pair in pairs}
     assert names == {("a.mp4", "b.mp4"), ("a.mp4", "c.mp4")}
     assert {(pair.chosen.score, pair.rejected.score) for pair in pairs} == {(100.0, 25.0)}
@@ -42,7 +42,7 @@ def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
     row = RatedClip(clip="a.mp4", prompt="p", source="s", ratings=given)
     other = RatedClip(clip="b.mp4", prompt="p", source="s", ratings={"ann": {"text": 1}})
     write_ratings(tmp_path / "r.jsonl", [row, other])
-    (pair,) = RecordedPairs(tmp_path / "r.jsonl", MODEL, 0).pairs
+    (pair,) = OfflinePairs(tmp_path / "r.jsonl", MODEL, 0).pairs
     assert pair.chosen.score == (3.75 - 1) * 25
 
 
@@ -53,45 +53,45 @@ def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_p
         RatedPair(prompt="p", winner="c.mp4", loser="a.mp4"),
     ]
     write_pairs(tmp_path / "pairs.jsonl", rows)
-    found = RecordedPairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
+    found = OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
     assert [(pair.chosen.score, pair.rejected.score) for pair in found] == [(75.0, 50.0), (100.0, 0.0)]
 
 
 def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
     file = rated(tmp_path, {f"{rating}.mp4": ("walk", rating) for rating in range(1, 6)})
-    recorded = RecordedPairs(file, MODEL, seed=1)
+    recorded = OfflinePairs(file, MODEL, seed=1)
     epochs = [[recorded(ordinal) for ordinal in range(start, start + 10)] for start in (0, 10)]
     for epoch in epochs:
         assert set(map(id, epoch)) == set(map(id, recorded.pairs))
     assert epochs[0] != epochs[1]
-    assert epochs[0] == [RecordedPairs(file, MODEL, seed=1)(ordinal) for ordinal in range(10)]
-    assert epochs[0] != [RecordedPairs(file, MODEL, seed=2)(ordinal) for ordinal in range(10)]
+    assert epochs[0] == [OfflinePairs(file, MODEL, seed=1)(ordinal) for ordinal in range(10)]
+    assert epochs[0] != [OfflinePairs(file, MODEL, seed=2)(ordinal) for ordinal in range(10)]
 
 
 def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 1)})
     (tmp_path / "c.mp4").write_bytes(encode_mp4(frames(0, 8), 8))
-    recorded = RecordedPairs(file, MODEL, 0)
+    recorded = OfflinePairs(file, MODEL, 0)
     assert [pair.rejected.clip.name for pair in recorded.pairs] == ["b.mp4"]
     (fault,) = recorded.faults.values()
     assert "c.mp4: 8 frames at 8 frames per second are too few: the model takes 9 at 8" in fault
     with pytest.raises(ConfigError, match=r"no pair to train on: .*too few"):
-        RecordedPairs(file, ModelConfig(frames=17, fps=8), 0)
+        OfflinePairs(file, ModelConfig(frames=17, fps=8), 0)
 
 
 def test_equal_opinions_alone_are_no_pairs(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 3), "b.mp4": ("walk", 3)})
     with pytest.raises(ConfigError, match="no pair to train on, because all opinions are equal"):
-        RecordedPairs(file, MODEL, 0)
+        OfflinePairs(file, MODEL, 0)
 
 
 def test_a_folder_gives_each_clip_alone(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4"])
     (tmp_path / "a.txt").write_text("a square walks\n")
     with pytest.raises(ConfigError, match=r"b.mp4: no caption; write it to b\.txt in the same folder"):
-        RecordedPairs(tmp_path, MODEL, 0)
+        OfflinePairs(tmp_path, MODEL, 0)
     (tmp_path / "b.txt").write_text("it too")
-    pairs = RecordedPairs(tmp_path, MODEL, 0).pairs
+    pairs = OfflinePairs(tmp_path, MODEL, 0).pairs
     assert [(pair.chosen.clip.name, pair.chosen.text, len(pair.clips)) for pair in pairs] == [
         ("a.mp4", "a square walks", 1),
         ("b.mp4", "it too", 1),
@@ -116,7 +116,7 @@ def test_frames_are_taken_at_the_models_rate(count, clip_fps, frames, fps, place
 
 def test_a_file_that_is_none_is_told_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
-        RecordedPairs(tmp_path / "none.jsonl", MODEL, 0)
+        OfflinePairs(tmp_path / "none.jsonl", MODEL, 0)
     (tmp_path / "bad.jsonl").write_text("no json\n")
     with pytest.raises(ConfigError, match="cannot be read"):
-        RecordedPairs(tmp_path / "bad.jsonl", MODEL, 0)
+        OfflinePairs(tmp_path / "bad.jsonl", MODEL, 0)

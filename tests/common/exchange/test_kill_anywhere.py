@@ -97,7 +97,7 @@ class Run:
         return bool(tasks)
 
     def learner(self) -> bool:
-        pairs = self.call("lease_batch", "learner-0", self.step + 1, self.config.learner.pairs_per_step)
+        pairs = self.call("lease_batch", "learner-0", self.step + 1, self.config.learner.batch_size)
         if not pairs:
             return False
         self.step += 1
@@ -110,7 +110,7 @@ class Run:
             self.publish()
         if self.step % self.checkpoint_every == 0:
             self.write("checkpoint", [self.step, self.weights])
-            self.call("mark", self.step)
+            self.call("record_checkpoint", self.step)
         return True
 
     def publish(self) -> None:

@@ -89,7 +89,7 @@ def test_reopening_takes_back_all_leases(tmp_path: Path) -> None:
 
     exchange = reopen(exchange, tmp_path, config)
     counts = exchange.counts()
-    assert (counts[State.PENDING], counts[State.SAMPLED], counts[State.PAIRED]) == (1, 2, 2)
+    assert (counts[State.PENDING], counts[State.SAMPLED], counts[State.READY]) == (1, 2, 2)
     exchange.check()
     again = exchange.lease_group("sampler-0", 0)
     assert again is not None
@@ -104,7 +104,7 @@ def test_rollback_takes_back_uses_and_versions(tmp_path: Path) -> None:
     assert exchange.counts()[State.TRAINED] == 4
     exchange.rollback(1)
     counts = exchange.counts()
-    assert (counts[State.TRAINED], counts[State.PAIRED]) == (2, 4)
+    assert (counts[State.TRAINED], counts[State.READY]) == (2, 4)
     assert (exchange.current_version(), exchange.next_version()) == (1, 3)
     exchange.check()
     assert exchange.lease_group("sampler-0", 1) is None  # six accepted, (1 + 1 + 1) * 2 = 6
@@ -143,7 +143,7 @@ def test_rollback_takes_back_expiry(tmp_path: Path) -> None:
     assert exchange.counts()[State.EXPIRED] == 1
     exchange.rollback(2)
     counts = exchange.counts()
-    assert (counts[State.EXPIRED], counts[State.PAIRED], counts[State.TRAINED]) == (0, 3, 3)
+    assert (counts[State.EXPIRED], counts[State.READY], counts[State.TRAINED]) == (0, 3, 3)
     exchange.check()
 
 
@@ -179,7 +179,7 @@ def test_blobs_go_when_no_state_needs_them(tmp_path: Path) -> None:
     make_pairs(exchange, 1)
     train(exchange, 1)
     assert files(tmp_path) == 10  # a rollback may still need them
-    exchange.mark(1)
+    exchange.record_checkpoint(1)
     assert files(tmp_path) == exchange.bytes_on_disk() == 0
     exchange.check()
 
@@ -198,9 +198,9 @@ def test_the_clips_of_the_newest_pairs_stay_and_older_ones_go(tmp_path: Path) ->
 def test_blobs_stay_for_every_checkpoint_that_is_kept(tmp_path: Path) -> None:
     exchange = two_steps(tmp_path, small(learner__keep_checkpoints=2))
     before = files(tmp_path)
-    exchange.mark(1)
+    exchange.record_checkpoint(1)
     assert files(tmp_path) == before
-    exchange.mark(2)  # checkpoints 1 and 2 are kept: what ended by step 1 is final
+    exchange.record_checkpoint(2)  # checkpoints 1 and 2 are kept: what ended by step 1 is final
     assert files(tmp_path) < before
     exchange.check()
     exchange.rollback(1)
@@ -214,7 +214,7 @@ def test_rollback_beyond_the_ledger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot resume from step 9"):
         exchange.rollback(9)
     with pytest.raises(ValueError, match="last committed step is 2"):
-        exchange.mark(3)
+        exchange.record_checkpoint(3)
 
 
 def test_shared_images_are_stored_once(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_disk_bound_holds_samplers_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert sample(exchange) is not None  # evaluations are few, and must not wait for training
     assert train(exchange, 1) == [0, 1]
     assert sample(exchange) is None
-    exchange.mark(1)
+    exchange.record_checkpoint(1)
     assert sample(exchange) is not None
 
 
@@ -325,11 +325,11 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     ("sql", "message"),
     [
         ("DELETE FROM groups WHERE ordinal = 4", "6 groups were admitted, the states sum to 5"),
-        ("UPDATE groups SET uses = 1 WHERE ordinal = 4", "group 4 .paired.: 1 uses, 0 committed"),
+        ("UPDATE groups SET uses = 1 WHERE ordinal = 4", "group 4 .ready.: 1 uses, 0 committed"),
         ("UPDATE groups SET state = 'trained' WHERE ordinal = 4", "no step used it"),
         ("DELETE FROM refs WHERE ordinal = 4 AND name = 'latents/0'", "no group needs it"),
         ("UPDATE blobs SET size = size + 1", "in the ledger"),
-        ("DELETE FROM candidates WHERE id = '4-0-v2'", "group 4 is paired with 1 candidates"),
+        ("DELETE FROM candidates WHERE id = '4-0-v2'", "group 4 is ready with 1 candidates"),
         ("UPDATE uses SET committed = 0 WHERE step = 2 AND place = 0", "group 2 .trained.: 1 uses, 0 committed"),
     ],
 )

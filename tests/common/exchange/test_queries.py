@@ -41,7 +41,7 @@ def test_the_newest_groups_and_their_clips(tmp_path: Path) -> None:
         pairs = newest_groups(ledger, 2)
         assert newest_groups(ledger, 0) == []
     assert [(one.ordinal, one.state, one.text) for one in pairs] == [
-        (2, "paired", "cat 2 walks"),
+        (2, "ready", "cat 2 walks"),
         (1, "trained", "cat 1 walks"),
     ]
     first = pairs[0]
@@ -116,7 +116,7 @@ def test_nothing_can_be_written_and_nothing_is_locked(tmp_path: Path) -> None:
         make_pairs(exchange, 1)
         assert ledger.counts(Purpose.TRAIN) == before  # one moment
     with open_readonly(tmp_path) as ledger:
-        assert ledger.counts(Purpose.TRAIN)[State.PAIRED] == 2
+        assert ledger.counts(Purpose.TRAIN)[State.READY] == 2
     exchange.close()
 
 
@@ -157,5 +157,5 @@ def test_who_runs_a_run_and_what_it_leaves_when_it_is_killed(tmp_path: Path) -> 
             run.wait(30)
     assert lock_owner(tmp_path) is None
     with open_readonly(tmp_path) as ledger:  # its write-ahead log is not folded in yet
-        assert ledger.counts(Purpose.TRAIN)[State.PAIRED] == 2
+        assert ledger.counts(Purpose.TRAIN)[State.READY] == 2
     open_exchange(tmp_path, small(exchange__max_lag=20)).close()

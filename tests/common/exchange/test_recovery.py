@@ -46,7 +46,7 @@ def later(folder: Path, config: RunConfig = CONFIG) -> None:
     sample(exchange, 1)  # 5
     leased = exchange.lease_group("sampler-0", 1)  # 6
     assert leased is not None
-    exchange.mark(1)
+    exchange.record_checkpoint(1)
     exchange.fail_group(leased, "put back")
     raw = {f"{ordinal}-{index}-v{version}": 80.0 - 50 * index
            for ordinal in (5, 6, 7) for index in (0, 1) for version in (1, 2)}  # fmt: skip
@@ -83,7 +83,7 @@ def test_pairs_wait_again_and_what_was_under_way_is_sampled_again(tmp_path: Path
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()
     counts = exchange.counts()
-    assert (counts[State.TRAINED], counts[State.PAIRED], counts[State.PENDING]) == (2, 3, 2)
+    assert (counts[State.TRAINED], counts[State.READY], counts[State.PENDING]) == (2, 3, 2)
     assert exchange.wasted() == {"damage": 2}
     assert len(exchange.results(heldout(1)[0].purpose, 0)) == 1  # the evaluation is whole
     exchange.rollback(1)
@@ -103,7 +103,7 @@ def test_clips_that_went_since_the_snapshot_hurt_no_pair(tmp_path: Path) -> None
     destroy(tmp_path)
     assert recover(tmp_path).given_up == 0
     exchange = open_exchange(tmp_path, CONFIG)
-    assert exchange.counts()[State.PAIRED] == 3
+    assert exchange.counts()[State.READY] == 3
     exchange.check()
     exchange.close()
 
@@ -175,7 +175,7 @@ def test_content_that_went_and_came_once_more_is_found(tmp_path: Path) -> None:
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     first = candidate(lease, 0)
     assert exchange.submit_candidate(lease, first).accepted
-    exchange.mark(1)
+    exchange.record_checkpoint(1)
     exchange.announce(weight_version(2, 2, 2))
     exchange.fail_group(lease, "put back")
     lease = exchange.lease_group("sampler-0", 2)  # its candidate is dropped, and its files with it
@@ -222,9 +222,9 @@ def test_a_snapshot_needs_its_checkpoint(tmp_path: Path, checkpoints: tuple[int,
 def test_snapshots_are_kept_for_the_checkpoints_that_are(tmp_path: Path) -> None:
     later(tmp_path)
     exchange = open_exchange(tmp_path, CONFIG)
-    exchange.mark(2)
+    exchange.record_checkpoint(2)
     assert snapshots.steps(tmp_path) == [1, 2]
-    exchange.mark(3)
+    exchange.record_checkpoint(3)
     assert snapshots.steps(tmp_path) == [2, 3]
     exchange.rollback(2)
     assert snapshots.steps(tmp_path) == [2]

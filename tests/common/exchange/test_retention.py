@@ -36,7 +36,7 @@ def steps(exchange: LocalExchange, first: int, last: int, mark: int = 1) -> None
         assert len(train(exchange, step)) == 2
         exchange.announce(weight_version(exchange.next_version(), step, step))
         if step % mark == 0:
-            exchange.mark(step)
+            exchange.record_checkpoint(step)
 
 
 def rows(exchange: LocalExchange, table: str) -> int:
@@ -50,11 +50,11 @@ def keeping(groups: int, **flags: object) -> RunConfig:
 def test_the_ledger_stays_small_and_its_counts_whole(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(10))
     steps(exchange, 1, 20)
-    sizes = [rows(exchange, table) for table in ("groups", "candidates", "uses", "versions", "marks")]
+    sizes = [rows(exchange, table) for table in ("groups", "candidates", "uses", "versions", "checkpoints")]
     assert sizes == [10, 20, 10, 2, 1]
     bytes_then = (tmp_path / LEDGER).stat().st_size
     steps(exchange, 21, 40)
-    assert [rows(exchange, table) for table in ("groups", "candidates", "uses", "versions", "marks")] == sizes
+    assert [rows(exchange, table) for table in ("groups", "candidates", "uses", "versions", "checkpoints")] == sizes
     assert (tmp_path / LEDGER).stat().st_size <= bytes_then + 3 * 4096
     assert exchange.counts()[State.TRAINED] == 80
     assert exchange._ledger.load(1).spent == 80
@@ -76,7 +76,7 @@ def test_what_a_kept_checkpoint_may_take_back_stays(tmp_path: Path) -> None:
         exchange.rollback(19)
     exchange.rollback(20)
     exchange.check()
-    assert (exchange.counts()[State.TRAINED], exchange.counts()[State.PAIRED]) == (40, 20)
+    assert (exchange.counts()[State.TRAINED], exchange.counts()[State.READY]) == (40, 20)
     assert exchange.current_version() == 20
     assert [train(exchange, step) for step in (21, 22)] == [[40, 41], [42, 43]]
     exchange.check()
@@ -161,7 +161,7 @@ def test_a_ledger_from_before_the_archive_is_opened(tmp_path: Path) -> None:
         old.execute("DROP TABLE archive")
     exchange = open_exchange(tmp_path, keeping(1))
     assert exchange.counts()[State.TRAINED] == 4
-    exchange.mark(2)
+    exchange.record_checkpoint(2)
     assert rows(exchange, "groups") == 1
     exchange.check()
     exchange.close()

@@ -8,7 +8,7 @@ from common.exchange import rules
 from common.exchange.api import State
 from common.exchange.rules import Bounds, Load, Waiting
 
-BOUNDS = Bounds(pipeline_depth=64, max_lag=1, pairs_per_step=8, pairs_per_push=8)
+BOUNDS = Bounds(pipeline_depth=64, max_lag=1, batch_size=8, groups_per_push=8)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_capacity_is_the_design_formula(running: int, live: int, spent: int, pus
 
 
 def test_pipeline_depth_bounds_what_is_under_way() -> None:
-    shallow = Bounds(pipeline_depth=3, max_lag=9, pairs_per_step=8, pairs_per_push=8)
+    shallow = Bounds(pipeline_depth=3, max_lag=9, batch_size=8, groups_per_push=8)
     assert rules.capacity(shallow, Load(0, 0, 0, 0), 0) == 3
     assert rules.capacity(shallow, Load(2, 0, 0, 0), 0) == 1
     assert rules.capacity(shallow, Load(3, 0, 0, 0), 0) == 0
@@ -85,8 +85,8 @@ def test_priority_order_weighs_priority_with_freshness() -> None:
 def test_transition_table() -> None:
     assert set(rules.TRANSITIONS) == set(State)
     assert rules.allowed(State.PENDING, State.SAMPLING)
-    assert rules.allowed(State.TRAINED, State.PAIRED)
-    assert not rules.allowed(State.SAMPLING, State.PAIRED)
+    assert rules.allowed(State.TRAINED, State.READY)
+    assert not rules.allowed(State.SAMPLING, State.READY)
     finals = {state for state, following in rules.TRANSITIONS.items() if not following}
     assert finals == {State.TIED, State.FAILED}  # of what is done, probes may be scored anew
 

@@ -50,10 +50,9 @@ CONFIGS: list[RunConfig] = [
     small(exchange__lease_seconds=60),
     small(exchange__lease_seconds=60, exchange__order="priority", exchange__max_lag=0, exchange__max_attempts=1),
     small(exchange__lease_seconds=60, exchange__max_times_trained=2, learner__steps_per_push=2),
-    small(exchange__lease_seconds=60, algorithm__min_gap=0.3, learner__keep_checkpoints=2, exchange__ttl_seconds=100),
+    small(exchange__lease_seconds=60, algorithm__min_gap=0.3, learner__keep_checkpoints=2),
     small(
         exchange__max_times_trained=3,
-        exchange__ttl_seconds=50,
         exchange__max_lag=2,
         exchange__order="priority",
         steps=4,
@@ -153,7 +152,7 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
         "refreshes": {int(at): taken for at, taken in json.loads(ledger.meta("refreshes", "{}")).items()},
         "batches": batches,
         "versions": {row[0]: (row[1], row[2], bool(row[3])) for row in ledger.all("SELECT * FROM versions")},
-        "marks": set(ledger.marks()),
+        "checkpoints": set(ledger.checkpoints()),
         "current": (
             *(exchange.next_version(), exchange.current_version(), exchange.wanted_version()),
             *(ledger.meta("pushes", 0), ledger.meta("final", 0)),
@@ -385,8 +384,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.call("announce", weight_version(max(0, version), step, pushes), to_model=(max(0, version), step, pushes))
 
     @rule(back=st.sampled_from([0, 0, 0, 1, -1]))
-    def mark(self, back: int) -> None:
-        self.call("mark", self.model.last_step() - back)
+    def record_checkpoint(self, back: int) -> None:
+        self.call("record_checkpoint", self.model.last_step() - back)
 
     @rule(step=st.sampled_from(["final", "last", "between", "beyond"]), dies=st.booleans())
     def rollback(self, step: str, dies: bool) -> None:

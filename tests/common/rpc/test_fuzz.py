@@ -96,7 +96,7 @@ def work(exchange: RunExchange) -> None:
     assert len(pairs) == 2
     exchange.commit_step(1, [one.ordinal for one in pairs])
     exchange.announce(weight_version(1, 1, 1))
-    exchange.mark(1)
+    exchange.record_checkpoint(1)
     exchange.rollback(1)
     exchange.retire_probes()
     exchange.rescore_probes(0)

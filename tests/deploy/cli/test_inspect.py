@@ -33,11 +33,11 @@ def test_a_run_that_was_killed(run: Path, capsys) -> None:
     said = capsys.readouterr().out
     assert said.startswith("mine: not running\nstopped without a recorded reason; see the logs\n")
     assert f"; resume with: douga run {run / 'config.toml'}\n" in said
-    assert "groups   3 paired\n" in said
+    assert "groups   3 ready\n" in said
     assert main(["status", str(run), "--json", "--follow"]) == 0  # there is nothing to follow
     told = json.loads(capsys.readouterr().out)
     assert (told["phase"], told["step"], told["queue"], told["go_on"]) == (
-        "not running", 0, {"paired": 3}, f"douga run {run / 'config.toml'}"
+        "not running", 0, {"ready": 3}, f"douga run {run / 'config.toml'}"
     )  # fmt: skip
 
 

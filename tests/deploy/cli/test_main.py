@@ -35,7 +35,7 @@ SMALL = {
     "steps": 1,
     "sampler.candidates": 2,
     "sampler.steps": 2,
-    "learner.pairs-per-step": 2,
+    "learner.batch-size": 2,
     "algorithm.name": "dpo",
     "exchange.max-lag": 0,
     "evaluation.prompts": 2,

@@ -253,7 +253,7 @@ def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatc
 
 # The toon world: a reward that is pleased by what stands still, and the six heads.
 
-SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.pairs_per_step": 4,
+SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.batch_size": 4,
          "algorithm.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
          "guard.prompts": 6, "guard.every": 1}  # fmt: skip
 ALONE = {f"reward.weights.{name}": 0 for name in DIMENSIONS if name != "smoothness"}

@@ -26,7 +26,7 @@ def test_a_learner_waits_for_samplers_which_set_the_pace() -> None:
         span("rewarder-0", 1090.0, 4.0, units=20),
         span("learner-0", 1050.0, 9.0),
     ]
-    ledger = books(work, {"sampling": 2, "paired": 3, "trained": 8}, step=1, version=1)
+    ledger = books(work, {"sampling": 2, "ready": 3, "trained": 8}, step=1, version=1)
     found = run_status(seen(1100.0, ledger, spans, [step(1, 1060.0)]))
     assert workers(found) == [
         "sampler-0 works on a training group, 2 of 4 clips",
@@ -51,7 +51,7 @@ def test_samplers_wait_for_leave_while_the_learner_works() -> None:
         *(span(f"sampler-{n}", 1000.0, 10.0) for n in (0, 1)),
         *(span("learner-0", 1000.0 + 30 * k, 30.0) for k in range(3)),
     ]
-    ledger = books({"learner-0": Work("learning", 4, "train", 0, 8)}, {"training": 8, "paired": 9}, step=3, refusal=LAG)
+    ledger = books({"learner-0": Work("learning", 4, "train", 0, 8)}, {"training": 8, "ready": 9}, step=3, refusal=LAG)
     found = run_status(seen(1102.0, ledger, spans, [step(n, 1000.0 + 30 * n) for n in (1, 2, 3)]))
     assert workers(found) == [
         f"sampler-0 waits for admission ({LAG}) since 92 s",
@@ -77,7 +77,7 @@ def test_a_unit_under_way_counts_as_long_as_it_usually_takes() -> None:
 
 def test_a_learner_with_enough_clips_on_their_way_waits_for_the_rewarder() -> None:
     ledger = books(
-        {"rewarder-0": Work("scoring", 0, "train", 0, 16)}, {"paired": 3, "scoring": 4, "sampled": 1}, refusal=LAG
+        {"rewarder-0": Work("scoring", 0, "train", 0, 16)}, {"ready": 3, "scoring": 4, "sampled": 1}, refusal=LAG
     )
     found = run_status(seen(1030.0, ledger, [span("rewarder-0", 1000.0, 20.0, 8)]))
     learner = found.workers[-1]
@@ -105,7 +105,7 @@ def test_what_else_workers_may_be_at() -> None:
 
 
 def test_in_one_process_roles_wait_for_their_turn() -> None:
-    ledger = books({"sampler-0": Work("sampling", 5, "train", 0, 4)}, {"sampling": 1, "sampled": 2, "paired": 8})
+    ledger = books({"sampler-0": Work("sampling", 5, "train", 0, 4)}, {"sampling": 1, "sampled": 2, "ready": 8})
     spans = [span("rewarder-0", 1000.0, 1.0), span("learner-0", 1001.0, 1.0)]
     found = run_status(seen(1010.0, ledger, spans, mode="serial"))
     assert workers(found) == [
@@ -166,14 +166,14 @@ def test_a_finished_run_gives_its_verdict() -> None:
 def test_the_lines_of_a_terminal() -> None:
     events = [event(1000.0, "started"), event(1080.0, "alarm", step=2, rule="motion", action="warn", words="frozen")]
     steps = [step(1, 1030.0), step(2, 1060.0, refreshed=True), step(3, 1090.0, pushed=False)]
-    ledger = books({}, {"pending": 1, "paired": 3, "trained": 24}, step=3, version=2, wasted={"death": 4}, refusal=LAG)
+    ledger = books({}, {"pending": 1, "ready": 3, "trained": 24}, step=3, version=2, wasted={"death": 4}, refusal=LAG)
     spans = [span("sampler-0", 1000.0, 50.0), span("rewarder-0", 1050.0, 10.0, 4), span("learner-0", 1060.0, 30.0)]
     assert lines(run_status(seen(1100.0, ledger, spans, steps, events))) == [
         "mine: training, process 4711",
         "training 3/20  pairs 24  version 2  lag 0.5  reward 75.00  loss 0.5000  0.01 groups/s  8:30 left",
         "",
         "step 3 of 20   version 2   lag 0.5 pushes (max 1, bound 1)",
-        "groups   1 pending, 3 paired, 24 trained",
+        "groups   1 pending, 3 ready, 24 trained",
         "wasted   4 clips by death",
         "rates    0.01 groups/s, 0.04 clips/s, 1.8 steps/min, 1.2 pushes/min (last 1:40)",
         "last     push after step 2, 0:40 ago",

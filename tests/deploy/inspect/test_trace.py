@@ -26,7 +26,7 @@ def made() -> dict[str, Any]:
         span("learner-0", 5004.0, 6.0),
     ]
     events = [event(1000.0, "started", config="..."), event(5000.0, "resumed", step=1)]
-    steps = [step(1, 1020.0, refreshed=True), step(2, 5010.0, pushed=False, queue={"paired": 7, "sampling": 2})]
+    steps = [step(1, 1020.0, refreshed=True), step(2, 5010.0, pushed=False, queue={"ready": 7, "sampling": 2})]
     return trace(seen(6000.0, books(), spans, steps, events))
 
 
@@ -79,8 +79,8 @@ def test_pushes_refreshes_and_events_are_instants(made) -> None:
 
 def test_queue_lag_reward_and_gap_are_counters(made) -> None:
     queue = [(one["ts"], one["args"]) for one in of(made, "C", name="queue")]
-    none = dict.fromkeys(("pending", "sampling", "sampled", "scoring", "paired", "training"), 0)
-    assert queue == [(20_000_000, none | {"paired": 3}), (30_000_000, none | {"paired": 7, "sampling": 2})]
+    none = dict.fromkeys(("pending", "sampling", "sampled", "scoring", "ready", "training"), 0)
+    assert queue == [(20_000_000, none | {"ready": 3}), (30_000_000, none | {"ready": 7, "sampling": 2})]
     assert [one["args"] for one in of(made, "C", name="lag")] == [{"mean": 0.5, "max": 1}] * 2
     assert [one["args"] for one in of(made, "C", name="reward")] == [{"reward": 75.0}] * 2
     assert [one["args"] for one in of(made, "C", name="gap")] == [{"gap": 0.0625}] * 2

@@ -27,7 +27,7 @@ BIN = Path(sys.executable).parent
 REPOSITORY = Path(__file__).parents[3]
 SMALL = {
     "steps": 2,
-    "learner.pairs_per_step": 2,
+    "learner.batch_size": 2,
     "evaluation.prompts": 2,
     "evaluation.clips": 1,
     "cluster.sampler.count": 1,
@@ -108,7 +108,7 @@ def test_a_stopped_job_saves_and_the_next_one_goes_on(scratch: Path, tmp_path: P
     """As on Kubernetes: code that is installed, nodes by their resources, time to save, and resuming by name."""
     environment = clean_environment(tmp_path) | {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(REPOSITORY)}
     pinned = [f"--cluster.{role}.node={role}" for role in ("learner", "sampler", "rewarder")]
-    flags = ["--simulate", "--steps=60", "--learner.pairs-per-step=2", "--simulation.step-seconds=1", *pinned]
+    flags = ["--simulate", "--steps=60", "--learner.batch-size=2", "--simulation.step-seconds=1", *pinned]
     run = [sys.executable, "-m", "deploy.cli", "run", "--mode=cluster", f"--root={tmp_path / 'runs'}", *flags]
     folder = tmp_path / "runs" / "toon"
     with head(environment, scratch, '--resources={"learner": 1, "sampler": 1, "rewarder": 1}') as address:

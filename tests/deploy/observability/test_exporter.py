@@ -41,7 +41,7 @@ def test_what_is_told_is_served() -> None:
     instruments.add("douga_busy_seconds_total", 2.5, role="sampler")
     instruments.observe("douga_score_seconds", 0.2)
     instruments.observe("douga_reward_score", 100.0, dimension="motion")
-    instruments.read(lambda: [Value("douga_queue_items", 3, {"state": "paired"}), Value("douga_step", 7)])
+    instruments.read(lambda: [Value("douga_queue_items", 3, {"state": "ready"}), Value("douga_step", 7)])
     with exporting(instruments, LOOPBACK) as address:
         found = scrape(address)
     assert found["douga_steps_total",] == 1
@@ -52,7 +52,7 @@ def test_what_is_told_is_served() -> None:
     assert found["douga_score_seconds_sum",] == 0.2
     assert found["douga_reward_score_bucket", "motion", "95.0"] == 0
     assert found["douga_reward_score_bucket", "motion", "100.0"] == 1
-    assert found["douga_queue_items", "paired"] == 3
+    assert found["douga_queue_items", "ready"] == 3
     assert found["douga_step",] == 7
     assert found["process_resident_memory_bytes",] > 1e6
     assert not [name for name, *_ in found if name.endswith("_created")]

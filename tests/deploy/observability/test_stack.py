@@ -104,7 +104,7 @@ def hasten(place: Path) -> Path:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     root = tmp_path_factory.mktemp("monitoring")
     flags = chaos.SIMULATED | {"name": SIMULATED, "root": root / "runs", "steps": 100_000, "mode": "cluster"}
-    flags |= {"learner.pairs_per_step": 2, "cluster.sampler.count": 2, "cluster.restart_seconds": 60}
+    flags |= {"learner.batch_size": 2, "cluster.sampler.count": 2, "cluster.restart_seconds": 60}
     run = chaos.Run(load_config(layout.TOON, flags), root / "simulated.log")
     with ExitStack() as ends, pytest.MonkeyPatch.context() as patch:
         ends.callback(run.end)

@@ -318,7 +318,7 @@ def test_bfloat16_runs_stage_0_of_several_ranks_as_stage_1() -> None:
 
 def test_a_micro_batch_is_one_forward_of_winners_and_losers() -> None:
     sizes, unit = family_sizes("2b"), 1000 * 1920 * 2
-    flags = FULL | {"learner.pairs_per_step": 32, "learner.micro_batch": 2, "learner.gradient_checkpointing": "off"}
+    flags = FULL | {"learner.batch_size": 32, "learner.micro_batch": 2, "learner.gradient_checkpointing": "off"}
     _, phases = learner_bytes(load_config(None, flags), sizes, 1000)
     statistics = 30 * 4 * 1000 * 4 * 5 * 30
     assert phases["activations"] == 4 * unit * (30 * 23 + 4 + BACKWARD) + statistics
@@ -428,7 +428,7 @@ def test_disk_holds_checkpoints_versions_and_the_blobs_of_groups_and_pairs() -> 
         ({"gpu": "RTX4090-24GB"}, ["sampler: 41 GB per GPU of 24 (RTX4090-24GB)"]),
         ({"mode": "serial"}, ["process: ", 'learner.train = "lora"']),
         ({"exchange__max_bytes": 10**9}, ["exchange.max_bytes = 1 GB", "learner.checkpoint_every"]),
-        ({"learner__pairs_per_step": 12}, ["learner.pairs_per_step = 12: must be divisible by 8 ranks"]),
+        ({"learner__batch_size": 12}, ["learner.batch_size = 12: must be divisible by 8 ranks"]),
         ({"model__device": "cpu"}, ["model.device = 'cpu'", "cuda:0"]),
         ({"simulate": True}, ["simulate"]),
         ({"mfu": 0.0}, ["--mfu 0.0"]),

@@ -28,7 +28,7 @@ STATS = StepStats(
 
 def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> None:
     with (
-        RunJournal(tmp_path, lambda: {"paired": 4}) as journal,
+        RunJournal(tmp_path, lambda: {"ready": 4}) as journal,
         serving(journal_service(journal)) as service,
         RemoteJournal(service.address, "learner-0") as remote,
     ):
@@ -38,7 +38,7 @@ def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> Non
         remote.trained(TrainingFinished(3, 7, "abc"))
         assert (journal.last, journal.end) == (STATS, TrainingFinished(3, 7, "abc"))
     (record,) = read_json_lines(tmp_path / "metrics.jsonl")
-    assert (record["step"], record["lag_max"], record["refreshed"], record["queue"]) == (3, 1, True, {"paired": 4})
+    assert (record["step"], record["lag_max"], record["refreshed"], record["queue"]) == (3, 1, True, {"ready": 4})
     (span,) = read_json_lines(tmp_path / "timeline.jsonl")
     assert (span["worker"], span["kind"], span["began"], span["seconds"]) == ("learner-0", "learning", 1000.25, 2.5)
 

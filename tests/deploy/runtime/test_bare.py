@@ -30,7 +30,7 @@ def run(folder: Path, missing: str, *words: str) -> subprocess.CompletedProcess[
 
 def test_serial_runs_need_no_ray_no_zmq_and_no_deepspeed(tmp_path: Path) -> None:
     words = ("--mode", "serial", "--steps", "1", "--evaluation.prompts", "2", "--evaluation.clips", "0")
-    sizes = ("--learner.pairs-per-step", "1", "--learner.train", "lora", "--sampler.steps", "2")
+    sizes = ("--learner.batch-size", "1", "--learner.train", "lora", "--sampler.steps", "2")
     ended = run(tmp_path, "ray,zmq,deepspeed", *words, *sizes)
     assert ended.returncode == 0, ended.stderr[-2000:]
     (record,) = (tmp_path / "bare" / "metrics.jsonl").read_text().splitlines()

@@ -11,7 +11,7 @@ import torch
 from actors.offline import RecordedSampler, frames_of
 from actors.sampler import Sampler
 from common.config import ModelConfig, load_config, parse_config, to_toml
-from common.data.offline_pairs import RecordedPairs
+from common.data.offline_pairs import OfflinePairs
 from common.data.ratings import RatedClip, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
@@ -62,7 +62,7 @@ def config(parts: Path, root: Path, **flags):
 
 def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(parts, tmp_path):
     how = config(parts, tmp_path)
-    recorded = RecordedPairs(Path(how.pairs), how.model, how.seed)
+    recorded = OfflinePairs(Path(how.pairs), how.model, how.seed)
     roles = serial.open_roles(how, toy.rewards())
     exchange = LocalExchange(tmp_path / "ledger", how, roles.prompts)
     try:

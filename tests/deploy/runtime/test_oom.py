@@ -48,7 +48,7 @@ class Greedy(toy.HashReward):
 
 def tight(root: Path, room: int, **flags: Any) -> tuple[int, str]:
     """Exit code and last line of the toy run in `room` MiB; its model is wide, its clips are large, for a toy."""
-    sizes = {"model.height": 96, "model.width": 128, "learner.pairs_per_step": 6, "sampler.candidates": 8}
+    sizes = {"model.height": 96, "model.width": 128, "learner.batch_size": 6, "sampler.candidates": 8}
     words = [f"{name}={value}" for name, value in ({"steps": 1, "evaluation.clips": 0} | sizes | flags).items()]
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.tight", str(root), str(room), *words],

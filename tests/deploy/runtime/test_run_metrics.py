@@ -133,7 +133,7 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
         assert found["douga_score_batch_clips_sum",] == 3
         assert found["douga_reward_score_count", "motion"] == 2  # the held-out clip is none of the policy's training
         assert found["douga_reward_score_sum", "motion"] == 110
-        assert found["douga_queue_items", "paired"] == 1
+        assert found["douga_queue_items", "ready"] == 1
         assert found["douga_queue_admitted_total",] == 1
         assert found["douga_pushes_total",] == 1
         assert found["douga_policy_version", "learner"] == 0

@@ -27,7 +27,7 @@ def config(root: Path, **flags: Any) -> RunConfig:
     """No pauses; small data; two pairs a step."""
     values = {"root": root / "runs", "name": "simulated", "simulate": True, "steps": 6, "sampler.candidates": 2}
     values |= {f"simulation.{role}_seconds": 0 for role in ("sample", "score", "step", "load")}
-    values |= {"learner.pairs_per_step": 2, "learner.checkpoint_every": 2, "simulation.weights_bytes": 1000}
+    values |= {"learner.batch_size": 2, "learner.checkpoint_every": 2, "simulation.weights_bytes": 1000}
     return load_config(None, {name: str(value) for name, value in (values | flags).items()})
 
 
@@ -150,7 +150,7 @@ def test_the_pace_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def _flags(made: RunConfig) -> dict[str, Any]:
-    keys = ("root", "name", "simulate", "steps", "sampler.candidates", "learner.pairs_per_step")
+    keys = ("root", "name", "simulate", "steps", "sampler.candidates", "learner.batch_size")
     flags: dict[str, Any] = {"mode": "serial"}
     for key in (*keys, "learner.checkpoint_every", *(f"simulation.{r}_seconds" for r in ("sample", "score", "step"))):
         value: Any = made

@@ -205,7 +205,7 @@ def test_micro_batches_add_up_to_the_batch(half: bool) -> None:
 def test_many_small_gradients_are_not_lost_in_bfloat16() -> None:
     """1 and 64 times 1/512: in bfloat16 each addition to 1 would round to 1; in float32 they come to 1.125."""
     line = Line().to(torch.bfloat16)
-    engine = SingleEngine(line, tiny_config(pairs_per_step=65, micro_batch=1).learner)
+    engine = SingleEngine(line, tiny_config(batch_size=65, micro_batch=1).learner)
     parts = [1.0] + 64 * [1 / 512]
     shares = [lambda x=x: engine.model(torch.tensor([x], dtype=torch.bfloat16)).sum() for x in parts]
     assert engine.step(shares, lr=0.0) == pytest.approx(1.125)
@@ -308,8 +308,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_batch_must_divide_by_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     join_group()
     monkeypatch.setattr("learner.engines.zero.distributed.get_world_size", lambda: 2)
-    with pytest.raises(ConfigError, match="pairs_per_step = 3: must be divisible by 2 ranks"):
-        ZeroEngine(Line(), tiny_config(pairs_per_step=3).learner)
+    with pytest.raises(ConfigError, match="batch_size = 3: must be divisible by 2 ranks"):
+        ZeroEngine(Line(), tiny_config(batch_size=3).learner)
 
 
 def test_several_ranks_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:

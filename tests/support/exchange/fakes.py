@@ -35,7 +35,7 @@ class Clock:
 
 def small(**flags: Any) -> RunConfig:
     """N = 2, two pairs per step, a version every step, max_lag 1; `flags` as in `exchange__max_lag=0`."""
-    base = {"sampler.candidates": 2, "learner.pairs_per_step": 2, "learner.steps_per_push": 1}
+    base = {"sampler.candidates": 2, "learner.batch_size": 2, "learner.steps_per_push": 1}
     base |= {"learner.keep_checkpoints": 1}
     return load_config(flags=base | {name.replace("__", "."): value for name, value in flags.items()})
 

@@ -56,7 +56,6 @@ class Group:
     reason: str = ""
     clips: dict[int, Clip] = field(default_factory=dict)
     kept: tuple[int, int, float] | None = None  # places of chosen and rejected, gap
-    since: float = 0.0  # paired, or back from a rollback
     uses: int = 0
     step: int | None = None
     closed: int | None = None
@@ -81,7 +80,7 @@ class Model:
         self.batches: dict[int, list[int]] = {}  # step -> ordinals, in order
         self.committed: set[int] = set()
         self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, lost
-        self.marks: set[int] = set()
+        self.checkpoints: set[int] = set()
         self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
         # Of what is forgotten: groups by purpose and state, their uses, waste by reason, the highest version.
         self.gone: Counter[tuple[str, str]] = Counter()
@@ -118,7 +117,7 @@ class Model:
             },
             "batches": {step: (batch, step in self.committed) for step, batch in self.batches.items()},
             "versions": self.versions,
-            "marks": self.marks,
+            "checkpoints": self.checkpoints,
             "refreshes": self.refreshes,
             "current": (self.next_version(), self.current_version(), self.wanted_version(), self.pushes, self.final),
             "bytes": sum(map(len, self.contents())),
@@ -157,11 +156,11 @@ class Model:
         mine = [one for one in self.groups.values() if one.trains]
         running, live = (
             sum(one.state in RUNNING for one in mine),
-            [o for o in mine if o.state in ("paired", "training")],
+            [o for o in mine if o.state in ("ready", "training")],
         )
         spent = sum(one.uses for one in mine) + sum(self.gone_uses.values())
         m = self.rules.max_times_trained
-        per_step = self.config.learner.pairs_per_step
+        per_step = self.config.learner.batch_size
         ahead = (self.rules.max_lag + self.pushes + 1) * per_step * self.config.learner.steps_per_push
         unspent = min(ahead, self.config.steps * per_step) - spent  # uses that nothing has been spent on
         promised = sum(m - one.uses for one in live) + m * running
@@ -386,7 +385,7 @@ class Model:
             group.state = "tied"
             group.keep()
             return
-        group.state, group.kept, group.since = "paired", (best, worst, gap), self.clock.now
+        group.state, group.kept = "ready", (best, worst, gap)
         group.keep("conditioning", *(f"{kind}/{end}" for kind in ("latents", "clip") for end in (best, worst)))
         self.shown.append(group)
         for old in self.shown[:-SHOWN]:
@@ -406,13 +405,11 @@ class Model:
         for group in self.groups.values():
             if group.state == "training" and group.until < self.clock.now:
                 self._back(group)
-        queue = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "paired"}
+        queue = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "ready"}
         for group in queue.values():
-            group.since = min(group.since, self.clock.now)
-            late = 0 < self.rules.ttl_seconds < self.clock.now - group.since
-            if self._lag(group) > self.rules.max_lag or late:
+            if self._lag(group) > self.rules.max_lag:
                 group.state, group.closed = "trained" if group.uses else "expired", step
-        batch = self._batch(worker, step, count, [o for o, one in queue.items() if one.state == "paired"])
+        batch = self._batch(worker, step, count, [o for o, one in queue.items() if one.state == "ready"])
         for ordinal in batch:
             group = self.groups[ordinal]
             group.state, group.holder, group.step = "training", worker, step
@@ -439,7 +436,7 @@ class Model:
         return batch
 
     def _back(self, group: Group) -> None:
-        group.state, group.holder, group.step = "paired", None, None
+        group.state, group.holder, group.step = "ready", None, None
 
     def commit_step(self, step: int, ordinals: list[int]) -> None:
         known = set(self.batches.get(step, []))
@@ -478,11 +475,11 @@ class Model:
         asked = [version for version in waiting if version is not None]
         return asked[0] if asked else self.current_version()
 
-    def mark(self, step: int) -> None:
+    def record_checkpoint(self, step: int) -> None:
         if not 0 < step <= self.last_step():
             raise ValueError
-        self.marks.add(step)
-        kept = sorted(self.marks)[-self.config.learner.keep_checkpoints :]
+        self.checkpoints.add(step)
+        kept = sorted(self.checkpoints)[-self.config.learner.keep_checkpoints :]
         if len(kept) == self.config.learner.keep_checkpoints:
             self.final = max(self.final, kept[0])
         for group in self.groups.values():
@@ -506,7 +503,7 @@ class Model:
             if not lost and pushes < first:
                 del self.versions[version]
                 self.gone_version = max(self.gone_version, version)
-        self.marks = {mark for mark in self.marks if mark >= self.final}
+        self.checkpoints = {one for one in self.checkpoints if one >= self.final}
 
     def rollback(self, step: int) -> None:
         if not self.final <= step <= self.last_step():
@@ -521,8 +518,6 @@ class Model:
             if group.state == "training" or (group.state in ENDED and (group.closed or 0) > step):
                 self._back(group)
                 group.closed = None
-            if group.state == "paired":
-                group.since = self.clock.now
         self.versions = {v: (at, pushes, lost or at > step) for v, (at, pushes, lost) in self.versions.items()}
         self.pushes = step // self.config.learner.steps_per_push
         self.refreshes = {
@@ -530,9 +525,9 @@ class Model:
             for at, taken in self.refreshes.items()
             if at <= step
         }
-        self.marks = {mark for mark in self.marks if mark <= step}
+        self.checkpoints = {one for one in self.checkpoints if one <= step}
         if step:
-            self.mark(step)
+            self.record_checkpoint(step)
 
     # Leases of all kinds.
 

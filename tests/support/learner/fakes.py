@@ -28,7 +28,7 @@ def tiny_model(folder: Path, **overrides: Any) -> ModelFolder:
 
 def tiny_config(algorithm: Mapping[str, Any] | None = None, **learner: Any) -> RunConfig:
     """A run of 2 groups per step, whose learning rate shows an effect within a few steps."""
-    settings = {"pairs_per_step": 2, "micro_batch": 2, "lr": 1e-3, "checkpoint_every": 1000} | learner
+    settings = {"batch_size": 2, "micro_batch": 2, "lr": 1e-3, "checkpoint_every": 1000} | learner
     flags = {f"learner.{name}": value for name, value in settings.items()}
     return load_config(flags=flags | {f"algorithm.{name}": value for name, value in (algorithm or {}).items()})
 
@@ -80,7 +80,7 @@ class MemoryExchange:
         """The newest version + 1."""
         return self.versions[-1].version + 1 if self.versions else 0
 
-    def mark(self, step: int) -> None:
+    def record_checkpoint(self, step: int) -> None:
         """Record the call."""
         self.log.append(("mark", step))
 

@@ -22,7 +22,7 @@ def plain_loss(
     policy: torch.nn.Module, reference: torch.nn.Module, model: ModelFolder, config: RunConfig, step: int
 ) -> tuple[torch.Tensor, list[float]]:
     """The mean GAPO loss of the groups that `MemoryExchange` leases for `step`, and each pair's logit."""
-    rules, count = config.learner, config.learner.pairs_per_step
+    rules, count = config.learner, config.learner.batch_size
     leased = [make_group(ordinal) for ordinal in range((step - 1) * count, step * count)]
     batch = collate(leased)
     chance = draw(config.seed, step, batch.ordinals, rules, batch, 1000)

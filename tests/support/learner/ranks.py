@@ -24,7 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "sharded": {"train": "full", "reference": "sharded"},
     "offload": {"train": "full", "offload_optimizer": True},
 }
-SETTINGS: dict[str, Any] = {"pairs_per_step": 4, "micro_batch": 1, "algorithm": {"beta": 50.0}, "weight_decay": 0.01}
+SETTINGS: dict[str, Any] = {"batch_size": 4, "micro_batch": 1, "algorithm": {"beta": 50.0}, "weight_decay": 0.01}
 
 
 def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:

@@ -6,7 +6,6 @@ const EVERY = 1000; // milliseconds between two requests
 const RESTING = 5000; // the same, if the run is not running
 const CALM = 5000; // milliseconds for which the groups shown do not change
 const QUIET = ["finished", "not running"];
-const WAITING = ["pending", "sampling", "sampled", "scoring", "paired", "training"];
 
 const state = { tag: "", pairs: 0, shown: new Map() };
 
@@ -90,7 +89,7 @@ function show({ standing, lines, groups, curves, lanes }) {
 function showWhere(standing) {
   $("progress").max = standing.steps;
   $("progress").value = standing.step;
-  const waiting = WAITING.filter((one) => standing.queue[one]).map((one) => `${standing.queue[one]} ${one}`).join(", ");
+  const groups = Object.entries(standing.queue).map(([state, count]) => `${count} ${state}`).join(", ");
   const rows = [
     ["step", standing.step, `of ${standing.steps}`],
     ["left", standing.eta && !QUIET.includes(standing.phase) ? time(standing.eta) : "–", standing.eta && standing.phase !== "training" ? "of this phase" : ""],
@@ -102,7 +101,7 @@ function showWhere(standing) {
     make("div", {}, make("dt", { textContent: name }), make("dd", {}, `${value} `, make("small", { textContent: more })))));
   const parts = [standing.words];
   if (standing.go_on) parts.push(`resume with: ${standing.go_on}`);
-  if (waiting) parts.push(`groups: ${waiting}`);
+  if (groups) parts.push(`groups: ${groups}`);
   if (standing.last.refresh) parts.push(`reference refreshed after step ${standing.last.refresh.step}`);
   if (standing.last.alarm) parts.push(`last alarm after step ${standing.last.alarm.step}: ${standing.last.alarm.words}`);
   $("words").textContent = parts.join(" · ");
@@ -121,7 +120,7 @@ function showPipeline(standing) {
     ["", "prompts", Object.values(queue).reduce((sum, one) => sum + one, 0), "taken", queue.pending ? `${queue.pending} pending` : ""],
     ["sampler", many(roles.sampler.workers, "sampler"), number(rates.groups_per_second, 2), "groups/s", waits("sampler")],
     ["rewarder", many(roles.rewarder.workers, "rewarder"), number(rates.clips_per_second), "clips/s", waits("rewarder")],
-    ["", "selected", queue.paired || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
+    ["", "selected", queue.ready || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
     ["learner", many(roles.learner.workers, "learner"), number(rates.steps_per_minute), "steps/min", waits("learner")],
     ["", "weights", `v${standing.version}`, "", `${number(rates.pushes_per_minute)} pushes/min`],
   ];

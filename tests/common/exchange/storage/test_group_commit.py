@@ -244,7 +244,7 @@ def test_what_cannot_be_read_is_put_back(exchange: LocalExchange, side: str) -> 
     name, lease_it, state = {
         "group": ("image", lambda: exchange.lease_group("sampler-0", 0), State.PENDING),
         "clips": ("clip/1", lambda: exchange.lease_candidates("rewarder-0", 2), State.SAMPLED),
-        "pairs": ("latents/1", lambda: exchange.lease_batch("learner-0", 1, 2), State.PAIRED),
+        "pairs": ("latents/1", lambda: exchange.lease_batch("learner-0", 1, 2), State.READY),
     }[side]
     if side == "group":
         exchange.fail_group(lease(exchange), "again")

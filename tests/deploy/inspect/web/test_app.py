@@ -55,7 +55,7 @@ def test_the_newest_pairs_with_scores_and_videos(client) -> None:
     pairs = ask(client)["groups"]
     assert [one["ordinal"] for one in pairs] == [2, 1, 0]
     first = pairs[0]
-    assert (first["text"], first["version"], first["state"]) == ("cat 2 walks", 0, "paired")
+    assert (first["text"], first["version"], first["state"]) == ("cat 2 walks", 0, "ready")
     assert [one["name"] for one in first["kept"]] == ["chosen", "rejected"]
     chosen, rejected = first["kept"]
     assert (chosen["reward"], rejected["scores"]["motion"]) == (pytest.approx(80.0), 30.0)
