@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
-from common.exchange.api import Exchange, FailureKind, Submitted
+from common.exchange.api import FailureKind, SamplerExchange, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, SerializedTensor, WeightVersion
 
 if TYPE_CHECKING:  # a simulated sampler starts without torch
@@ -62,7 +62,7 @@ class SamplingLoop(ABC):
             SamplingError: the latents are not finite.
         """
 
-    def work(self, exchange: Exchange) -> bool:
+    def work(self, exchange: SamplerExchange) -> bool:
         """Lease one group, sample its missing candidates and submit them.
 
         Bad input and non-finite latents return the lease with a reason. If the lease is lost, the rest is skipped.
@@ -83,7 +83,7 @@ class SamplingLoop(ABC):
             exchange.fail_group(lease, str(error), kind)
         return True
 
-    def _sample_lease(self, exchange: Exchange, lease: GroupLease) -> None:
+    def _sample_lease(self, exchange: SamplerExchange, lease: GroupLease) -> None:
         conditioning = self.encode(lease.prompt)
         if _lost(exchange.submit_conditioning(lease, conditioning)):
             return

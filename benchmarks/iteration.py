@@ -36,7 +36,7 @@ from benchmarks.options import model_flags, open_given, prompts_for
 from benchmarks.random_models import TOON
 from common.config import RunConfig, load_config
 from common.errors import ConfigError
-from common.exchange.api import RunExchange
+from common.exchange.api import LearnerExchange
 from common.exchange.local import LocalExchange
 from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersion
 from common.models.cogvideox import ModelFolder
@@ -181,7 +181,7 @@ class TimedLearner(Learner):
         with self._timeline.phase("step"):
             return super().optimize(batch)
 
-    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
+    def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
         """See `Learner.publish`."""
         with self._timeline.phase("publish" if self.step else "open learner"):
             return super().publish(exchange)

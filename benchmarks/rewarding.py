@@ -25,7 +25,7 @@ import torch
 from benchmarks.harness import Aim, Report, Row, main, ratio
 from common.config import load_config
 from common.data.video import encode_mp4
-from common.exchange.api import Exchange, Submitted
+from common.exchange.api import RewarderExchange, Submitted
 from common.messages import Score, ScoreTask
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import render
@@ -69,7 +69,7 @@ def rate(loop: Rewarder, tasks: Sequence[ScoreTask]) -> tuple[float, list[Score]
     """Clips per second, and the scores."""
     exchange = MemoryExchange(tasks)
     began = time.perf_counter()
-    while loop.work(cast(Exchange, exchange)):
+    while loop.work(cast(RewarderExchange, exchange)):
         pass
     return len(tasks) / (time.perf_counter() - began), exchange.scores
 

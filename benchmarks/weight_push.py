@@ -21,7 +21,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -40,7 +40,6 @@ from common.weights.sync import (
     AHEAD,
     CHUNK,
     RemoteWeights,
-    VersionPublisher,
     WeightPuller,
     pull,
     weight_service,
@@ -309,20 +308,18 @@ def _seconds(what: Callable[[], object]) -> float:
 
 
 def staging_delay(folder: Path, rounds: int) -> tuple[Row, Aim]:
-    """The time from the end of `publish` to staged, for an adapter that is announced by a notification."""
+    """The time from the end of `publish` to staged, for an adapter that the sampler asks for."""
     store, seconds, state = WeightStore(folder / "published"), [], weights(ADAPTER)
     _publish(store, state, 0)
     with (
         serving(weight_service(store)) as service,
-        closing(VersionPublisher()) as notes,
-        WeightPuller(service.address, notes.address, folder / "staged", "sampler") as puller,
+        WeightPuller(service.address, lambda: 0, folder / "staged", "sampler") as puller,
     ):
         puller.wait(0, WAIT)
         for version in range(1, 1 + rounds):
             _publish(store, state, version)
             began = time.perf_counter()
-            notes.announce(version)
-            while version not in puller.store.versions() and time.perf_counter() < began + WAIT:
+            while not puller.staged(version) and time.perf_counter() < began + WAIT:
                 time.sleep(0.0005)
             seconds.append(time.perf_counter() - began)
     middle = median(seconds)

@@ -20,10 +20,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from common.config import Key, RunConfig, keys, leaves, load_config
+from common.config import Key, RunConfig, keys, leaves, load_config, may_change
 from common.roles import PROCESSES
 from deploy.observability.definitions import HISTOGRAM, OF_PROCESS, TABLE, TARGET_LABELS, Metric
-from deploy.run_dir.layout import TOON, is_free
+from deploy.run_dir.layout import TOON
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -75,7 +75,7 @@ def _section(key: Key) -> str:
 def _key_row(key: Key, toon: Mapping[str, Any], default: RunConfig) -> tuple[str, ...]:
     value = toon.get(key.name, key.default)
     other = "" if value == key.default else _value(value)
-    free = "yes" if is_free(key.name, default) else ""
+    free = "yes" if may_change(key.name, default) else ""
     return f"`{key.name}`", key.kind, _value(key.default), other, free, key.description
 
 

@@ -18,7 +18,7 @@ from torch import distributed
 
 from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
-from common.exchange.api import RunExchange
+from common.exchange.api import LearnerExchange
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
 from common.models.noise_schedule import NoiseSchedule
@@ -66,7 +66,7 @@ class Learner(LearningLoop):
 
     # One optimizer step.
 
-    def take(self, exchange: RunExchange | None) -> StepResult | None:
+    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
         batch = share(self._lease(exchange), self.engine)
         if batch is None:
@@ -82,7 +82,7 @@ class Learner(LearningLoop):
             metrics=means,
         )
 
-    def _lease(self, exchange: RunExchange | None) -> Batch | None:
+    def _lease(self, exchange: LearnerExchange | None) -> Batch | None:
         if exchange is None:
             return None
         leased = exchange.lease_batch(self.worker, self.step + 1, self._rules.batch_size)
@@ -184,21 +184,21 @@ class Learner(LearningLoop):
 
         return self.engine.collect(self.reference.policy, digest) or ""
 
-    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
+    def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
         """See `LearningLoop.publish`."""
         version = self.engine.collect(self.reference.policy, partial(self._publish, exchange))
         if version is not None:
             self.version = version.version
         return version
 
-    def _publish(self, exchange: RunExchange | None, stream: TensorStream) -> WeightVersion:
+    def _publish(self, exchange: LearnerExchange | None, stream: TensorStream) -> WeightVersion:
         if exchange is None:
             raise RuntimeError("rank 0 needs the exchange to publish weights")
         return self.publish_and_announce(exchange, stream, self.reference.kind)
 
     # Checkpoints.
 
-    def save(self, exchange: RunExchange | None) -> None:
+    def save(self, exchange: LearnerExchange | None) -> None:
         """See `LearningLoop.save`."""
         engine, place = self.engine, checkpoint.place(self._checkpoints, self.step)
         draft, first = draft_of(place), engine.rank == 0

@@ -7,8 +7,8 @@
                                                                    every checkpoint_every: save, record_checkpoint(step)
 ```
 
-P is `learner.steps_per_push`. The loop calls `refresh_due` only with ``guard.action = "refresh"``, where the guardrails
-may request a refresh of the reference.
+P is `learner.steps_per_push`. The loop calls `refresh_due` only with ``guardrails.action = "refresh"``, where the
+guardrails may request a refresh of the reference.
 
 The learner blocks only on batches. Only rank 0 talks to the exchange; the other ranks pass None as `exchange`.
 """
@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
-from common.config.algorithm import open_algorithm
-from common.exchange.api import RunExchange
+from common.config import RunConfig, leaves, may_change, open_algorithm
+from common.exchange.api import LearnerExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished, WeightVersion
 from common.meters import NULL_METERS, Meters, TimedIterator
 from common.weights.store import WeightStore
@@ -34,9 +33,6 @@ from learner import checkpoint
 from learner.algorithms.base import Algorithm
 
 log = logging.getLogger(__name__)
-
-# Settings that may change when a run is resumed. They affect its results by rounding only.
-FREE_SETTINGS = {"checkpoint_every", "keep_checkpoints", "gradient_checkpointing", "micro_batch", "reference"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ class LearningLoop(ABC):
         self.algorithm: Algorithm = open_algorithm(config.algorithm)
 
     @abstractmethod
-    def take(self, exchange: RunExchange | None) -> StepResult | None:
+    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
         """Lease the next step's batch and update the weights. None if there is no full batch. Collective."""
 
     @abstractmethod
@@ -82,11 +78,11 @@ class LearningLoop(ABC):
         """Update the reference: reference <- (1 - share) reference + share policy. Collective."""
 
     @abstractmethod
-    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
+    def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
         """Write the policy as a new version and announce it on rank 0; other ranks return None. Collective."""
 
     @abstractmethod
-    def save(self, exchange: RunExchange | None) -> None:
+    def save(self, exchange: LearnerExchange | None) -> None:
         """Write a checkpoint of this step, delete the oldest ones, and record it in the exchange. Collective."""
 
     @abstractmethod
@@ -108,7 +104,7 @@ class LearningLoop(ABC):
     def close(self) -> None:
         """Release the learner's resources."""
 
-    def resume(self, exchange: RunExchange | None) -> bool:
+    def resume(self, exchange: LearnerExchange | None) -> bool:
         """Load the newest checkpoint, if there is one, and publish the initial weights. Collective.
 
         Rolls the exchange back to the checkpoint, which undoes the uses of later steps. Without a checkpoint it starts
@@ -123,7 +119,7 @@ class LearningLoop(ABC):
         self.publish(exchange)
         return bool(saved)
 
-    def work(self, exchange: RunExchange | None) -> StepStats | None:
+    def work(self, exchange: LearnerExchange | None) -> StepStats | None:
         """Take one optimizer step, then publish and save if due. None if the exchange has no full batch. Collective."""
         started = time.perf_counter()
         self._apply_requested_refresh(exchange)
@@ -158,9 +154,9 @@ class LearningLoop(ABC):
             metrics=dict(result.metrics),
         )
 
-    def _apply_requested_refresh(self, exchange: RunExchange | None) -> None:
+    def _apply_requested_refresh(self, exchange: LearnerExchange | None) -> None:
         """Refresh the reference if the guardrails requested it, at most once between two steps. Collective."""
-        if self.config.guard.action != "refresh" or self._refreshed_at == self.step:
+        if self.config.guardrails.action != "refresh" or self._refreshed_at == self.step:
             return
         if self.any(exchange is not None and exchange.refresh_due(self.step)):
             self._refresh("guardrails")
@@ -170,12 +166,12 @@ class LearningLoop(ABC):
         self.refresh(share)
         log.info("step %d: reference refreshed with share %g of the policy (%s)", self.step, share, reason)
 
-    def _save(self, exchange: RunExchange | None) -> None:
+    def _save(self, exchange: LearnerExchange | None) -> None:
         began = time.perf_counter()
         self.save(exchange)
         log.info("step %d: checkpoint saved in %.1f s", self.step, time.perf_counter() - began)
 
-    def finish(self, exchange: RunExchange | None) -> TrainingFinished:
+    def finish(self, exchange: LearnerExchange | None) -> TrainingFinished:
         """End training: publish and save the final weights, unless the last step did. Collective."""
         if not due(self.step, self._rules.steps_per_push):
             self.publish(exchange)
@@ -183,7 +179,7 @@ class LearningLoop(ABC):
             self._save(exchange)
         return TrainingFinished(self.step, self.version, self.policy_digest())
 
-    def pause(self, exchange: RunExchange | None) -> None:
+    def pause(self, exchange: LearnerExchange | None) -> None:
         """Save a checkpoint if the last step pushed weights. Collective.
 
         Between two pushes the samplers use older weights than the policy, so that state is not resumed from.
@@ -191,7 +187,7 @@ class LearningLoop(ABC):
         if self.step and due(self.step, self._rules.steps_per_push):
             self._save(exchange)
 
-    def publish_and_announce(self, exchange: RunExchange, stream: TensorStream, kind: str) -> WeightVersion:
+    def publish_and_announce(self, exchange: LearnerExchange, stream: TensorStream, kind: str) -> WeightVersion:
         """Write the policy's tensors as a new version, announce it, and delete old versions except 0.
 
         `kind` is "adapter" or "full". An adapter applies to the weights of version 0, the base model, whose fingerprint
@@ -234,11 +230,9 @@ class LearningLoop(ABC):
 
     def _settings(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed, by config key."""
-        sections = {
-            "learner": self._rules.model_dump(mode="json", exclude=FREE_SETTINGS),
-            "algorithm": self.config.algorithm.model_dump(mode="json"),
-        }
-        return {f"{section}.{name}": value for section, keys in sections.items() for name, value in keys.items()}
+        sections = {"learner": self._rules, "algorithm": self.config.algorithm}
+        found = leaves({name: section.model_dump(mode="json") for name, section in sections.items()})
+        return {key: value for key, value in found.items() if not may_change(key, self.config)}
 
 
 def due(step: int, every: int) -> bool:

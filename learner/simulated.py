@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 
 from common.config import RunConfig
-from common.exchange.api import RunExchange
+from common.exchange.api import LearnerExchange
 from common.messages import WeightVersion
 from common.simulation import Simulation
 from common.weights.store import new_folder
@@ -33,7 +33,7 @@ class SimulatedLearner(LearningLoop):
         self._simulation = Simulation(config)
         self._uses = torch.zeros(0, dtype=torch.int32)
 
-    def take(self, exchange: RunExchange | None) -> StepResult | None:
+    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
         """See `LearningLoop.take`."""
         if exchange is None:
             raise ValueError("the simulated learner needs the exchange")
@@ -62,7 +62,7 @@ class SimulatedLearner(LearningLoop):
     def refresh(self, share: float = 1.0) -> None:
         """See `LearningLoop.refresh`. There is no reference."""
 
-    def publish(self, exchange: RunExchange | None) -> WeightVersion | None:
+    def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
         """See `LearningLoop.publish`."""
         if exchange is None:
             return None
@@ -75,7 +75,7 @@ class SimulatedLearner(LearningLoop):
         ballast = torch.full((rest,), self.step % 256, dtype=torch.uint8)
         return {USES: self._uses, BALLAST: ballast}
 
-    def save(self, exchange: RunExchange | None) -> None:
+    def save(self, exchange: LearnerExchange | None) -> None:
         """See `LearningLoop.save`."""
         with new_folder(checkpoint.place(self._checkpoints, self.step)) as folder:
             checkpoint.write_tensors(folder, POLICY, TensorStream.of({USES: self._uses}))

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from threading import Event
 
-from common.exchange.api import Exchange
+from common.exchange.api import RewarderExchange
 from common.messages import Score, ScoreTask
 
 log = logging.getLogger(__name__)
@@ -26,13 +26,13 @@ class ScoringLoop(ABC):
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """Returns one `Score` per task, in order, with a value for every dimension (NaN if it could not be scored)."""
 
-    def work(self, exchange: Exchange) -> int:
+    def work(self, exchange: RewarderExchange) -> int:
         """Scores the clips that are waiting. Returns their number, 0 if there were none."""
         return self.finish(exchange, self.gather(exchange))
 
     def gather(
         self,
-        exchange: Exchange,
+        exchange: RewarderExchange,
         patience: float = 0.0,
         wait: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -51,7 +51,7 @@ class ScoringLoop(ABC):
             tasks += exchange.lease_candidates(self.worker, self._batch - len(tasks))
         return tasks
 
-    def finish(self, exchange: Exchange, tasks: Sequence[ScoreTask]) -> int:
+    def finish(self, exchange: RewarderExchange, tasks: Sequence[ScoreTask]) -> int:
         """Scores the gathered clips and submits the scores. Returns the number of clips."""
         if tasks:
             exchange.submit_scores(self.worker, self.score(tasks))

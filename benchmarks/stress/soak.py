@@ -87,7 +87,7 @@ SIMULATED = {
     "simulation.weights_bytes": 1_000_000,
     "simulation.failure_rate": 0.02,
 }
-REAL = {"sampler.steps": 2, "evaluation.prompts": 2, "guard.prompts": 2, "guard.every": 5}
+REAL = {"sampler.steps": 2, "evaluation.prompts": 2, "guardrails.prompts": 2, "guardrails.every_pushes": 5}
 
 
 @dataclass

@@ -5,6 +5,7 @@ section.py      base class of a section
 algorithm.py    [algorithm]: its keys are those of the algorithm that it names
 SECTION.py      one section each: model, sampler, reward, guardrails, exchange, learner, evaluation, cluster, ...
 run.py          `RunConfig`: the keys outside of sections, and all sections
+key_rules.py    which keys may change on resume, and which a worker on another machine may set
 loading.py      TOML and flags -> `RunConfig` -> TOML; renamed keys; diff of two configurations
 ```
 
@@ -14,7 +15,8 @@ the file or flag it came from, and the allowed values.
 
 from common.config.algorithm import AlgorithmConfig, algorithm_class, open_algorithm
 from common.config.cluster import ClusterConfig, Placement
-from common.config.guardrails import GuardConfig
+from common.config.guardrails import GuardrailsConfig
+from common.config.key_rules import is_of_machine, may_change, may_change_text, of_machine_text
 from common.config.learner import LearnerConfig, LoraConfig
 from common.config.loading import (
     Key,
@@ -36,7 +38,7 @@ __all__ = [
     "PRESETS",
     "AlgorithmConfig",
     "ClusterConfig",
-    "GuardConfig",
+    "GuardrailsConfig",
     "JudgeConfig",
     "Key",
     "LearnerConfig",
@@ -50,9 +52,13 @@ __all__ = [
     "Section",
     "algorithm_class",
     "differences",
+    "is_of_machine",
     "keys",
     "leaves",
     "load_config",
+    "may_change",
+    "may_change_text",
+    "of_machine_text",
     "open_algorithm",
     "parse_config",
     "to_toml",

@@ -59,8 +59,8 @@ class ClusterConfig(Section):
     port: int = Field(
         default=0,
         ge=0,
-        le=65531,
-        description="first of the hub's five consecutive ports; 0 picks free ports at each start",
+        le=65532,
+        description="first of the hub's four consecutive ports; 0 picks free ports at each start",
     )
     threads: int = Field(default=1, ge=1, description="CPU threads per worker process")
     placement_seconds: float = Field(

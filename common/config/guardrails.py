@@ -1,4 +1,4 @@
-"""``[guard]``: probes that detect a policy which exploits its reward."""
+"""``[guardrails]``: probes that detect a policy which exploits its reward."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from common.config.reward import JudgeConfig, JudgeName
 from common.config.section import Section
 
 
-class GuardConfig(Section):
+class GuardrailsConfig(Section):
     """Guardrails against reward hacking: fixed probe prompts, sampled with the policy and with the base model."""
 
     prompts: int = Field(
         default=8, ge=0, description="probe prompts, one clip each: 2 or more; 0 turns the guardrails off"
     )
-    every: int = Field(default=5, ge=1, description="weight syncs between probe readings")
+    every_pushes: int = Field(default=5, ge=1, description="weight syncs between probe readings")
     judges: dict[JudgeName, JudgeConfig] = Field(default={})  # held out: never trained on; empty: the oracle
-    fall: float = Field(
+    max_judge_drop: float = Field(
         default=5.0, gt=0, description="rule judge: points the held-out judge may fall while the trained reward rises"
     )
     motion_floor: float = Field(
@@ -27,7 +27,7 @@ class GuardConfig(Section):
         le=1,
         description="rule motion: minimum share of the base clips' motion; 0 turns the rule off",
     )
-    drift: float = Field(
+    max_score_drift: float = Field(
         default=1.0, gt=0, description="rule scorer: points by which the scores of the base clips may change"
     )
     patience: int = Field(
@@ -40,7 +40,7 @@ class GuardConfig(Section):
     )
 
     @model_validator(mode="after")
-    def _enough_for_an_interval(self) -> GuardConfig:
+    def _enough_for_an_interval(self) -> GuardrailsConfig:
         if self.prompts == 1:
             raise ValueError("prompts = 1: a confidence interval needs 2 or more; 0 turns the guardrails off")
         return self

@@ -12,7 +12,7 @@ from common.config.algorithm import AlgorithmConfig, algorithm_class, section_of
 from common.config.cluster import ClusterConfig
 from common.config.evaluation import EvaluationConfig
 from common.config.exchange import ExchangeConfig
-from common.config.guardrails import GuardConfig
+from common.config.guardrails import GuardrailsConfig
 from common.config.learner import LearnerConfig
 from common.config.metrics import LogsConfig, MetricsConfig
 from common.config.model import ModelConfig
@@ -57,7 +57,7 @@ class RunConfig(Section):
     algorithm: SerializeAsAny[AlgorithmConfig] = Field(default_factory=lambda: section_of({}))
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    guard: GuardConfig = GuardConfig()
+    guardrails: GuardrailsConfig = GuardrailsConfig()
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -1,4 +1,4 @@
-"""The in-process exchange: implements the `Exchange` calls on the ledger in a run folder.
+"""The in-process exchange: implements the calls of `api.py` on the ledger in a run folder.
 
 ```
             lease_group                 lease_candidates              lease_batch
@@ -166,7 +166,7 @@ class LocalExchange:
         return self._do(self._training.next_version)
 
     def wanted_version(self) -> int:
-        """See `Exchange.wanted_version`."""
+        """See `SamplerExchange.wanted_version`."""
         requested = self._do(self._sampling.requested_version)
         return self.current_version() if requested is None else requested
 
@@ -199,7 +199,7 @@ class LocalExchange:
         self._do(self._probes.retire_probes)
 
     def rolled_back(self, version: int) -> bool:
-        """See `RunExchange.rolled_back`."""
+        """See `HubExchange.rolled_back`."""
         return self._do(self._probes.rolled_back, version)
 
     def ask_refresh(self, version: int) -> None:
@@ -229,12 +229,12 @@ class LocalExchange:
         self._do_and_copy(self._training.rollback, step)
 
     def current_version(self) -> int:
-        """See `RunExchange.current_version`."""
+        """See `HubExchange.current_version`."""
         return self._do(self._ledger.current_version)
 
     @property
     def refusal(self) -> str:
-        """See `RunExchange.refusal`."""
+        """See `HubExchange.refusal`."""
         return self._sampling.refused.words
 
     @property
@@ -260,11 +260,11 @@ class LocalExchange:
         self._do(self._training.release, worker)
 
     def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
-        """See `RunExchange.keep_empty_prompt`."""
+        """See `SamplerExchange.keep_empty_prompt`."""
         self._do(self._ledger.set_meta, "empty_prompt", pack([embeds]))
 
     def empty_prompt(self) -> SerializedTensor | None:
-        """See `RunExchange.empty_prompt`."""
+        """See `LearnerExchange.empty_prompt`."""
         stored = self._do(self._ledger.meta, "empty_prompt", None)
         return None if stored is None else unpack(stored)[0]
 

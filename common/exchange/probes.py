@@ -25,7 +25,7 @@ class ProbeQueue:
     ledger: Ledger
 
     def rescore_probes(self, version: int) -> None:
-        """See `RunExchange.rescore_probes`."""
+        """See `HubExchange.rescore_probes`."""
         with self.ledger.transaction():
             for group in self._probes(State.DONE, version):
                 self.ledger.run(
@@ -35,7 +35,7 @@ class ProbeQueue:
                 self.ledger.move(group["ordinal"], State.SAMPLED)
 
     def retire_probes(self) -> None:
-        """See `RunExchange.retire_probes`."""
+        """See `HubExchange.retire_probes`."""
         with self.ledger.transaction():
             for group in self._probes(State.PENDING):
                 if group["wanted"] != BASE:
@@ -53,19 +53,19 @@ class ProbeQueue:
         return [group for group in found if version is None or group["version"] == version]
 
     def rolled_back(self, version: int) -> bool:
-        """See `RunExchange.rolled_back`."""
+        """See `HubExchange.rolled_back`."""
         with self.ledger.transaction():
             return self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 1", version) is not None
 
     def ask_refresh(self, version: int) -> None:
-        """See `RunExchange.ask_refresh`."""
+        """See `HubExchange.ask_refresh`."""
         with self.ledger.transaction():
             row = self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 0", version)
             if row is not None:
                 _store(self.ledger, {row["step"]: None} | _asked(self.ledger))
 
     def refresh_due(self, step: int) -> bool:
-        """See `RunExchange.refresh_due`."""
+        """See `LearnerExchange.refresh_due`."""
         with self.ledger.transaction():
             before = _asked(self.ledger)
             after = {at: step if taken is None and at <= step else taken for at, taken in before.items()}

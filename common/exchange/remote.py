@@ -1,4 +1,4 @@
-"""`RunExchange` over the network, for workers in other processes (see `common/rpc/client.py`)."""
+"""`WorkerExchange` over the network, for workers in other processes (see `common/rpc/client.py`)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from threading import Event, Thread
 
 from common.errors import StorageError
-from common.exchange.api import RunExchange, Submitted
+from common.exchange.api import Submitted, WorkerExchange
 from common.messages import Candidate, Conditioning, GroupLease
 from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls
 from common.rpc.codec import LIMITS, Limits, WireError
@@ -17,27 +17,27 @@ from common.rpc.server import LOOPBACK, Service
 
 log = logging.getLogger(__name__)
 
-CALLS = calls(RunExchange)
+CALLS = calls(WorkerExchange)
 THREADS = 16  # concurrent calls; they mostly wait for the disk
 
 
 def exchange_service(
-    exchange: RunExchange, address: str = LOOPBACK, limits: Limits = LIMITS, keys: ServerKeys | None = None
+    exchange: WorkerExchange, address: str = LOOPBACK, limits: Limits = LIMITS, keys: ServerKeys | None = None
 ) -> Service:
-    """Create a service at `address` that serves the calls of `exchange`."""
-    return Service(RunExchange, exchange, address, limits, keys, THREADS)
+    """Create a service at `address` that serves the workers' calls of `exchange`."""
+    return Service(WorkerExchange, exchange, address, limits, keys, THREADS)
 
 
-@calling(RunExchange)
-class RemoteExchange(Client, RunExchange):
-    """Implements `RunExchange` by calling the service at `address`."""
+@calling(WorkerExchange)
+class RemoteExchange(Client, WorkerExchange):
+    """Implements `WorkerExchange` by calling the service at `address`."""
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
-        """See `Exchange.submit_conditioning`."""
+        """See `SamplerExchange.submit_conditioning`."""
         return self.ask(CALLS["submit_conditioning"], (_without_image(lease), conditioning))
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """See `Exchange.submit_candidate`."""
+        """See `SamplerExchange.submit_candidate`."""
         return self.ask(CALLS["submit_candidate"], (_without_image(lease), candidate))
 
 

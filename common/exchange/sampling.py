@@ -70,7 +70,7 @@ class SamplingQueue:
     # Leasing.
 
     def lease_group(self, worker: str, version: int) -> DeferredRead[GroupLease | None]:
-        """See `Exchange.lease_group`."""
+        """See `SamplerExchange.lease_group`."""
         self._check_known(version)
         with self.ledger.transaction():
             self._reap()
@@ -171,7 +171,7 @@ class SamplingQueue:
     # Results.
 
     def submit_conditioning(self, lease: GroupLease, staged: StagedBlob) -> Submitted:
-        """See `Exchange.submit_conditioning`. It is not stored for probe and eval groups, which are not trained on."""
+        """See `SamplerExchange`. Not stored for probe and eval groups, which are not trained on."""
         with self.ledger.transaction():
             group = self._held(lease)
             if group is None:
@@ -186,7 +186,7 @@ class SamplingQueue:
     def submit_candidate(
         self, lease: GroupLease, candidate: Candidate, latents: StagedBlob, clip: StagedBlob
     ) -> Submitted:
-        """See `Exchange.submit_candidate`. The caller has validated `candidate` with `check_candidate`."""
+        """See `SamplerExchange.submit_candidate`. The caller has validated `candidate` with `check_candidate`."""
         ledger, ordinal = self.ledger, candidate.ordinal
         with ledger.transaction():
             group = self._held(lease)
@@ -225,7 +225,7 @@ class SamplingQueue:
         self.ledger.move(ordinal, State.SAMPLED, worker=None, expires=None)
 
     def fail_group(self, lease: GroupLease, reason: str) -> None:
-        """See `Exchange.fail_group`. No effect if the lease is already lost."""
+        """See `SamplerExchange.fail_group`. No effect if the lease is already lost."""
         with self.ledger.transaction():
             group = self._held(lease)
             if group is not None:

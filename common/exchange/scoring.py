@@ -43,7 +43,7 @@ class ScoringQueue:
     select: Callable[[Sequence[float]], Selection | None]  # `Algorithm.select` of the run
 
     def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
-        """See `Exchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
+        """See `RewarderExchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
         with self.ledger.transaction():
             self._reap()
             rows = self.ledger.all(
@@ -93,7 +93,7 @@ class ScoringQueue:
                 return_to_sampled(self.ledger, row["ordinal"])
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> list[Submitted]:
-        """See `Exchange.submit_scores`. Accepts scores from any worker, even without a lease; the first ones count."""
+        """See `RewarderExchange`. Accepts scores from any worker, even without a lease; the first ones count."""
         with self.ledger.transaction():
             return [self._submit(score) for score in scores]
 
@@ -163,7 +163,7 @@ class ScoringQueue:
         self.ledger.move(ordinal, State.FAILED, reason=reason)
 
     def finished(self, purpose: Purpose, version: int) -> list[tuple[sqlite3.Row, sqlite3.Row]]:
-        """Rows of the groups of `Exchange.results`, each with its candidate's row.
+        """Rows of the groups of `HubExchange.results`, each with its candidate's row.
 
         If a prompt was sampled twice with `version`, only the later group is included. Raises `ValueError` for
         `Purpose.TRAIN`.

@@ -44,7 +44,7 @@ class TrainingQueue:
     # Batches.
 
     def lease_batch(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingGroup]]:
-        """See `Exchange.lease_batch`. A repeated call of the same worker for a step returns the same groups."""
+        """See `LearnerExchange.lease_batch`. A repeated call of the same worker for a step returns the same groups."""
         with self.ledger.transaction():
             self._check_next(step)
             self._reap()
@@ -135,7 +135,7 @@ class TrainingQueue:
     # Steps.
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """See `Exchange.commit_step`."""
+        """See `LearnerExchange.commit_step`."""
         with self.ledger.transaction():
             rows = self.ledger.all("SELECT * FROM uses WHERE step = ?", step)
             known, asked = {row["ordinal"] for row in rows}, set(ordinals)
@@ -164,7 +164,7 @@ class TrainingQueue:
     # Versions.
 
     def announce(self, version: WeightVersion) -> None:
-        """See `Exchange.announce`."""
+        """See `LearnerExchange.announce`."""
         with self.ledger.transaction():
             row = self.ledger.first("SELECT * FROM versions WHERE version = ?", version.version)
             if row is not None and (row["step"], row["pushes"]) == (version.step, version.pushes):
@@ -176,7 +176,7 @@ class TrainingQueue:
             self.ledger.set_meta("pushes", version.pushes)
 
     def next_version(self) -> int:
-        """See `Exchange.next_version`."""
+        """See `LearnerExchange.next_version`."""
         return int(self.ledger.one("SELECT COALESCE(MAX(version) + 1, 0) FROM versions")[0])
 
     # Checkpoints.
@@ -236,14 +236,14 @@ class TrainingQueue:
     # Leases of all kinds.
 
     def renew(self, worker: str) -> None:
-        """See `Exchange.renew`."""
+        """See `Leases.renew`."""
         expires = self.clock() + self.config.exchange.lease_seconds
         with self.ledger.transaction():
             for table in ("groups", "candidates"):
                 self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", expires, worker)
 
     def release(self, worker: str) -> None:
-        """See `RunExchange.release`. The next lease call of any worker reclaims the expired leases."""
+        """See `HubExchange.release`. The next lease call of any worker reclaims the expired leases."""
         with self.ledger.transaction():
             for table in ("groups", "candidates"):
                 self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", float("-inf"), worker)

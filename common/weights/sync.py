@@ -1,19 +1,18 @@
 """Weight sync: from the learner's disk to every sampler's disk.
 
 ```
-learner ──publish──> WeightStore ──PUB "version 7"──────────────> WeightPuller (a thread beside the sampler)
-                         ▲                                             │ manifest, then chunks of CHUNK bytes
-                         └──────────────── WeightSource ◄──────────────┘ into a WeightStore of its own: staged
-                                                      sampler, between two groups: staged() ──> load
+learner ──publish──> WeightStore <──manifest, chunks── WeightSource <── WeightPuller (a thread beside the sampler)
+   └───announce───> EXCHANGE ───────wanted_version────────────────────────┘ stages the version on the sampler's disk
+                                                     sampler, between two groups: staged() ──> load
 ```
 
-A notification is only a hint: a puller that missed it asks for the newest version every `ASK_SECONDS`. A download keeps
-`AHEAD` chunks in flight, which bounds the memory on both sides. Sampling continues during the download and pauses only
-for the load. Digests are checked as the bytes arrive: a version is staged when all its tensors are verified, and a
-failed download leaves nothing behind.
+The exchange alone says which version to load. The puller asks it every `ASK_SECONDS`, so that the download also starts
+while a group is being sampled. A download keeps `AHEAD` chunks in flight, which bounds the memory on both sides.
+Sampling continues during the download and pauses only for the load. Digests are checked as the bytes arrive: a version
+is staged when all its tensors are verified, and a failed download leaves nothing behind.
 
 A download is finished even if a newer version is announced; otherwise frequent publishing would starve slow samplers.
-It stops early only if the learner has deleted the version; then the newest one is downloaded.
+It stops early only if the learner has deleted the version.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
@@ -29,14 +28,13 @@ from threading import Condition, Event, Thread
 from typing import Protocol, cast
 
 import torch
-import zmq
 
-from common.errors import BAD_INPUT, ConfigError, CorruptDataError, NotFoundError, StorageError
+from common.errors import BAD_INPUT, CorruptDataError, NotFoundError, StorageError
 from common.messages import WeightVersion, WorkerKey
 from common.meters import NULL_METERS, Meters, TimedIterator
 from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls, repeatable
 from common.rpc.codec import WireError
-from common.rpc.curve import CurveAuthenticator, ServerKeys, check_reaching, connect
+from common.rpc.curve import ServerKeys, check_reaching
 from common.rpc.server import LOOPBACK, Service
 from common.weights.store import WeightStore
 from common.weights.tensor_file import file_size
@@ -45,16 +43,12 @@ log = logging.getLogger(__name__)
 
 CHUNK = 4 << 20  # bytes per message
 AHEAD = 4  # chunks in flight
-ASK_SECONDS = 5.0  # interval at which a puller asks for the newest version, if no notification arrives
+ASK_SECONDS = 1.0  # interval at which a puller asks which version is wanted
 KEPT = 2  # staged versions on a sampler's disk, besides the base of an adapter
 
 
 class WeightSource(Protocol):
     """The download interface on the learner's side."""
-
-    def newest(self) -> int:
-        """The newest published version; -1 if there is none yet."""
-        ...
 
     def manifest(self, version: int) -> WeightVersion:
         """A version's manifest. Raises `NotFoundError` if the version does not exist (any more)."""
@@ -78,10 +72,6 @@ class StoredWeights:
         self._store = store
         self._inode, self._view = -1, memoryview(b"")  # the last file, memory-mapped
 
-    def newest(self) -> int:
-        """See `WeightSource`."""
-        return max(self._store.versions(), default=-1)
-
     def manifest(self, version: int) -> WeightVersion:
         """See `WeightSource`."""
         return self._store.manifest(version)
@@ -103,36 +93,6 @@ class StoredWeights:
             if found != self._inode:
                 self._inode, self._view = found, memoryview(mmap(file.fileno(), 0, MAP_SHARED, PROT_READ))
         return self._view
-
-
-class VersionPublisher:
-    """Announces new versions on a PUB socket. A lost notification only delays the download.
-
-    Raises:
-        ConfigError: `address` is not loopback and there are no `keys`.
-    """
-
-    def __init__(self, address: str = LOOPBACK, keys: ServerKeys | None = None) -> None:
-        self._context = zmq.Context()
-        self._authenticator = CurveAuthenticator(self._context, keys)
-        self._socket = self._context.socket(zmq.PUB)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        try:
-            self._authenticator.bind(self._socket, address)
-        except (ConfigError, zmq.ZMQError):
-            self.close()
-            raise
-        self.address: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-
-    def announce(self, version: int) -> None:
-        """Notify all connected pullers."""
-        self._socket.send_string(str(version))
-
-    def close(self) -> None:
-        """Unbind the socket."""
-        self._socket.close()
-        self._authenticator.close()
-        self._context.term()
 
 
 def weight_service(store: WeightStore, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
@@ -189,31 +149,30 @@ def _receive(source: RemoteWeights, manifest: WeightVersion, store: WeightStore,
 
 
 class WeightPuller:
-    """Downloads versions on a background thread: the newest one, and the one that `staged` last asked for.
+    """Downloads the version that the exchange wants on a background thread, before the sampler asks for it.
 
-    Use it as ``with WeightPuller(...) as puller:``. `source` is the address of the weight service, `notes` that of its
-    `VersionPublisher`; `key` authenticates at both. `folder` is a scratch folder that no other worker uses.
+    Use it as ``with WeightPuller(...) as puller:``. `source` is the address of the weight service, and `key`
+    authenticates there. `wanted` returns the version to load and is called on the thread. `folder` is a scratch folder
+    that no other worker uses.
     """
 
     def __init__(
         self,
         source: str,
-        notes: str,
+        wanted: Callable[[], int],
         folder: Path,
         worker: str,
         key: WorkerKey | None = None,
         meters: Meters = NULL_METERS,
     ) -> None:
-        for address in (source, notes):  # fail here rather than on the thread, where no caller sees the error
-            check_reaching(address, key is not None)
+        check_reaching(source, key is not None)  # fail here rather than on the thread, where no caller sees the error
         self.failed = 0
         self.store = WeightStore(folder)
-        self._source, self._notes, self._worker, self._key = source, notes, worker, key
+        self._source, self._ask, self._worker, self._key = source, wanted, worker, key
         self._meters = meters
         self._wanted = -1
         self._disk_error: StorageError | None = None
-        self._changed, self._stop = Condition(), Event()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK)
+        self._changed, self._wake, self._stopped = Condition(), Event(), False
         self._thread = Thread(target=self._run, name=f"weights-{worker}", daemon=True)
 
     def staged(self, version: int) -> bool:
@@ -229,7 +188,7 @@ class WeightPuller:
                 raise self._disk_error
             if version != self._wanted:
                 self._wanted = version
-                os.eventfd_write(self._wake, 1)
+                self._wake.set()
             return version in self.store.versions()
 
     def wait(self, version: int, timeout: float) -> bool:
@@ -242,30 +201,17 @@ class WeightPuller:
         return self.store.open(version)
 
     def _run(self) -> None:
-        with (
-            zmq.Context() as context,
-            context.socket(zmq.SUB) as notes,
-            RemoteWeights.at(self._source, self._worker, self._key) as source,
-        ):
-            notes.setsockopt(zmq.LINGER, 0)
-            notes.setsockopt_string(zmq.SUBSCRIBE, "")
-            connect(notes, self._notes, self._key)
-            poller = zmq.Poller()
-            poller.register(notes, zmq.POLLIN)
-            poller.register(self._wake, zmq.POLLIN)
-            while not self._stop.is_set():
+        with RemoteWeights.at(self._source, self._worker, self._key) as source:
+            while not self._stopped:
                 self._stage(source)
-                ready = dict(poller.poll(round(1000 * ASK_SECONDS)))
-                if self._wake in ready:
-                    os.eventfd_read(self._wake)
-                while notes.poll(0):  # many notifications count as one
-                    notes.recv()
+                self._wake.wait(ASK_SECONDS)
+                self._wake.clear()
 
     def _stage(self, source: RemoteWeights) -> None:
-        """Download the requested and the newest version if they are missing."""
+        """Download the version that the exchange wants and the one that `staged` was asked for, if they are missing."""
         try:
-            wanted = {self._wanted, source.newest()} - {-1, *self.store.versions()}
-        except (Unreachable, ServiceFailed, WireError) as error:
+            wanted = {self._wanted, self._ask()} - {-1, *self.store.versions()}
+        except (Unreachable, ServiceFailed, StorageError, WireError) as error:
             return self._log_failure(error)
         for version in sorted(wanted):
             try:
@@ -292,7 +238,6 @@ class WeightPuller:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
-        os.eventfd_write(self._wake, 1)
+        self._stopped = True
+        self._wake.set()
         self._thread.join()
-        os.close(self._wake)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any, NoReturn
 
 from common.config import keys, leaves, load_config
@@ -17,6 +18,8 @@ from deploy.run_dir.layout import TOON
 
 TRUE_WORDS = ("true", "false", "yes", "no", "on", "off", "1", "0")
 RUN = "run folder, or its name under runs/"  # help of every RUN argument
+
+FILL = TextWrapper(width=110, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 Action = Callable[[argparse.Namespace, Mapping[str, Any]], int]  # parsed options, configuration flags -> exit code
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig, load_config
+from common.config import RunConfig, load_config, may_change_text
 from common.errors import ConfigError
-from deploy.cli.flags import add_command, describe_keys
+from deploy.cli.flags import FILL, add_command, describe_keys
 from deploy.run_dir import layout
-from deploy.run_dir.layout import MEMORY, TOON
+from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
 
 EXAMPLES = f"""\
@@ -25,10 +25,8 @@ examples:
   douga run --pairs rated/ratings.jsonl       train on human preference pairs (docs/annotate.md)
 
   All files of a run are written to its folder, runs/NAME. The same command resumes the run; for a finished run it
-  prints the result. These keys may change on resume: steps, verify, evaluation.*, guard.*, cluster.*, metrics.*,
-  logs.*; model.path, to another copy of the same model; and the keys that save memory:
-  {", ".join(MEMORY[:3])},
-  {", ".join(MEMORY[3:])}.
+  prints the result. These keys may change on resume (model.path: to another copy of the same model):
+{FILL.fill(may_change_text())}
 """
 FINETUNE = """\
 Reads your own clips and trains on them with the diffusion loss, conditioned on caption and clean first frame (the first

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from deploy.cli.flags import add_command
+from common.config import of_machine_text
+from deploy.cli.flags import FILL, add_command
 
-WORKER = """\
+WORKER = f"""\
 Connects to the hub of a running cluster run, at the address that the run prints. The worker uses the run's
 configuration and works until the run ends or you press Ctrl-C; other workers then redo its unfinished work. It reads
 the same model files as the run and sends its clips or scores to the hub. Only these keys may be set, because they
 differ between machines:
-  --model.path --model.device --reward.path --pairs --cluster.threads
+{FILL.fill(of_machine_text())}
 
 examples:
   douga worker sampler --connect tcp://127.0.0.1:41873              on the same machine as the run

@@ -1,4 +1,4 @@
-"""The held-out judge, which scores probe clips but is never trained on: ``guard.judges``, else the toon world's oracle.
+"""The held-out judge scores probe clips and is never trained on: ``guardrails.judges``, else the toon world's oracle.
 
 The judges run in a separate `Rewarder` (`rewarders/rewarder.py`), with the same kinds and the same protocol as the
 judges of the reward. A clip that they cannot score is left out. They run in the process of the run loop: in a cluster
@@ -23,12 +23,12 @@ ANSWERS = ("identity", "motion", "smoothness")
 
 
 def held_out_judge(config: RunConfig) -> Rewarder | None:
-    """Returns the judges of ``guard.judges``, else the oracle, or None if the oracle does not apply (`oracle_applies`).
+    """Returns the judges of ``guardrails.judges``, else the oracle; None if that does not apply (`oracle_applies`).
 
     Raises `ConfigError` for an invalid judge or one that cannot be opened.
     """
     device = "cpu" if config.mode == "cluster" else config.model.device
-    judges = open_judges(config.guard.judges, device, "guard.judges")
+    judges = open_judges(config.guardrails.judges, device, "guardrails.judges")
     if not judges and not oracle_applies(config):
         return None
     return Rewarder(judges or [OracleAnswer(name) for name in ANSWERS], config.reward, "judge")

@@ -7,9 +7,9 @@
     └── act: warn | refresh | pause <── rules (`deploy/guardrails/rules.py`) <── judge, motion
 ```
 
-A reading is due every `guard.every` pushes. The run's own workers sample and score its clips with the purpose "probe":
-probes are never paired, do not count in admission control, and cost one clip per prompt. The run loop calls `look`
-between two units of its own work; `look` never blocks on workers.
+A reading is due every `guardrails.every_pushes` pushes. The run's own workers sample and score its clips with the
+purpose "probe": probes are never trained on, do not count in admission control, and cost one clip per prompt. The run
+loop calls `look` between two units of its own work; `look` never blocks on workers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.data.video import decode_clip
 from common.errors import RunFailed
-from common.exchange.api import OVER, RunExchange, ScoredCandidate
+from common.exchange.api import OVER, HubExchange, ScoredCandidate
 from common.exchange.rewards import mean_score
 from common.messages import Prompt, Purpose, ScoreTask
 from common.weights.store import WeightStore
@@ -67,9 +67,9 @@ class Probes:
 
 def open_probes(config: RunConfig, source: PromptSource) -> Probes | None:
     """Returns None without guardrails: disabled, or a simulated run. Raises `ConfigError` for an invalid judge."""
-    if config.simulate or not config.guard.prompts:
+    if config.simulate or not config.guardrails.prompts:
         return None
-    prompts = source.heldout(config.guard.prompts, config.seed + OTHER_SEED)
+    prompts = source.heldout(config.guardrails.prompts, config.seed + OTHER_SEED)
     return Probes([replace(prompt, purpose=Purpose.PROBE) for prompt in prompts], held_out_judge(config))
 
 
@@ -89,7 +89,7 @@ class GuardrailMonitor:
         self,
         config: RunConfig,
         folder: Path,
-        exchange: RunExchange,
+        exchange: HubExchange,
         probes: Probes | None,
         events: JsonLines,
         notify: Callable[[str], None],
@@ -114,7 +114,7 @@ class GuardrailMonitor:
     def look(self) -> None:
         """Starts a reading if one is due, or concludes the current one once its clips are scored.
 
-        Raises `Paused` after an alarm if `guard.action` is "pause".
+        Raises `Paused` after an alarm if `guardrails.action` is "pause".
         """
         if not self.probes.prompts:
             return
@@ -140,7 +140,7 @@ class GuardrailMonitor:
         newest = self.exchange.current_version()
         if newest in (BASE, self._tried) or newest not in self._store.versions():
             return None  # after a rollback the files may be missing until the learner publishes the version again
-        manifest, every = self._store.manifest(newest), self.config.guard.every
+        manifest, every = self._store.manifest(newest), self.config.guardrails.every_pushes
         while self.exchange.rolled_back(self.readings[-1].version):  # never true for the base model, the first reading
             self.readings.pop()
         last = [one for one in self.readings if one.step <= manifest.step][-1]
@@ -172,13 +172,13 @@ class GuardrailMonitor:
         if len(ordinals) < 2:
             why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason given")
             self.events.write(event="not probed", step=pending.step, version=pending.version, reason=why)
-            self._warn(f"guard, step {pending.step}: no reading: fewer than 2 usable probes; last reason: {why}")
+            self._warn(f"guardrails, step {pending.step}: no reading: fewer than 2 usable probes; last reason: {why}")
             self._end()
             return
         policy, base = ({ordinal: side[ordinal] for ordinal in ordinals} for side in (policy, base))
         reading = Reading(pending.step, pending.pushes, pending.version, policy, base)
         earlier = [one for one in self.readings if one.step < pending.step]
-        self._act(concluded(earlier, reading, self.config.guard))
+        self._act(concluded(earlier, reading, self.config.guardrails))
 
     def _measured(self, version: int) -> dict[int, Measured]:
         """Returns prompt ordinal -> measurements of its clip. Clips that the judge cannot score are left out."""
@@ -221,20 +221,21 @@ class GuardrailMonitor:
 
     def _act(self, reading: Reading) -> None:
         """Requests the refresh before the reading is stored: a run killed in between repeats both."""
-        acts = [rule for rule in reading.alarms if rule != SCORER or self.config.guard.action == "pause"]
-        action = self.config.guard.action if acts and reading.step < self.config.steps else "warn"
+        acts = [rule for rule in reading.alarms if rule != SCORER or self.config.guardrails.action == "pause"]
+        action = self.config.guardrails.action if acts and reading.step < self.config.steps else "warn"
         if action == "refresh":
             self.exchange.ask_refresh(reading.version)
         with JsonLines(self.folder / GUARD) as file:
             file.write(**to_record(reading))
         self.readings = in_order([*self.readings, reading])
         self._on_reading(self.readings)
-        log.info("guard, step %d: reading of version %d, %d alarms", reading.step, reading.version, len(reading.alarms))
+        alarms = len(reading.alarms)
+        log.info("guardrails, step %d: reading of version %d, %d alarms", reading.step, reading.version, alarms)
         for rule in reading.alarms:
             words = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
             self.events.write(event="alarm", step=reading.step, version=reading.version, rule=rule, action=action,
                               words=words)  # fmt: skip
-            self._warn(f"guard, step {reading.step}: {words}{CONSEQUENCE[action]}")
+            self._warn(f"guardrails, step {reading.step}: {words}{CONSEQUENCE[action]}")
         self._end()
         if action == "pause":
             raise Paused(self._pause_message(reading))
@@ -244,16 +245,16 @@ class GuardrailMonitor:
         self.notify(line)
 
     def _streak_text(self) -> str:
-        patience = self.config.guard.patience
+        patience = self.config.guardrails.patience
         return f"{patience} readings in a row" if patience > 1 else "1 reading"
 
     def _pause_message(self, reading: Reading) -> str:
         seen = "; ".join(f"{rule}: {reading.shown[rule]}" for rule in reading.alarms)
         resume = layout.resume_command(self.folder)
         return (
-            f"paused by guard.action after step {reading.step}: {seen}; checkpoint saved; resume with: {resume} "
-            "(add --guard.action warn to run without pauses), or change reward.weights or learner.lr and start a run "
-            "with another --name"
+            f"paused by guardrails.action after step {reading.step}: {seen}; checkpoint saved; resume with: {resume} "
+            "(add --guardrails.action warn to run without pauses), or change reward.weights or learner.lr and start a "
+            "run with another --name"
         )
 
     def _end(self) -> None:

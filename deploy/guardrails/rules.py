@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bootstrap import Interval, paired_bootstrap
-from common.config import GuardConfig
+from common.config import GuardrailsConfig
 from deploy.run_dir.jsonl import GUARD, read_json_lines
 
 REWARD = "reward"  # key of the weighted mean of a clip's trained scores, 0 to 100
@@ -64,7 +64,7 @@ def judge_rule(answer: str) -> str:
     return f"judge {answer}"
 
 
-def concluded(history: Sequence[Reading], reading: Reading, rules: GuardConfig) -> Reading:
+def concluded(history: Sequence[Reading], reading: Reading, rules: GuardrailsConfig) -> Reading:
     """Returns `reading` with its findings and alarms. `history` is sorted by step and starts with the base model."""
     shown = findings(history, reading, rules)
     alarms = tuple(rule for rule in shown if (1 + _streak(history, rule)) % rules.patience == 0)
@@ -81,11 +81,11 @@ def _streak(history: Sequence[Reading], rule: str) -> int:
     return count
 
 
-def findings(history: Sequence[Reading], reading: Reading, rules: GuardConfig) -> dict[str, str]:
+def findings(history: Sequence[Reading], reading: Reading, rules: GuardrailsConfig) -> dict[str, str]:
     """Returns rule -> finding, as text. Rules that do not trigger are left out."""
     answers = sorted({name for one in reading.policy.values() for name in one.judged})
-    found = {judge_rule(name): _fallen(history, reading, name, rules.fall) for name in answers}
-    found |= {MOTION: _frozen(reading, rules.motion_floor), SCORER: _drifted(history, reading, rules.drift)}
+    found = {judge_rule(name): _fallen(history, reading, name, rules.max_judge_drop) for name in answers}
+    found |= {MOTION: _frozen(reading, rules.motion_floor), SCORER: _drifted(history, reading, rules.max_score_drift)}
     return {rule: words for rule, words in found.items() if words}
 
 
@@ -190,7 +190,7 @@ def to_record(reading: Reading) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> Reading:
-    """Returns the reading of one record of ``guard.jsonl``."""
+    """Returns the reading of one record of ``guardrails.jsonl``."""
     policy, base = (
         {int(ordinal): Measured(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
     )

@@ -1,7 +1,7 @@
 """Reads a run folder into a snapshot, without disturbing the run: for `douga status`, `trace` and `watch`.
 
 ```
-metrics, events, timeline, guard .jsonl ──┐
+metrics, events, timeline, guardrails .jsonl ──┐
 config.toml, result.json ─────────────────┼──> RunSnapshot: the run at one moment
 ledger.sqlite (read-only), ledger.lock ───┘
 ```

@@ -43,7 +43,7 @@ class Redactor:
 def secrets_of(config: RunConfig, environment: Mapping[str, str]) -> list[str]:
     """Returns the secrets that this process may hold, from `environment` and the judges' token files."""
     found = [value for name, value in environment.items() if SECRET_NAME.search(name)]
-    for judge in (*config.reward.judges.values(), *config.guard.judges.values()):
+    for judge in (*config.reward.judges.values(), *config.guardrails.judges.values()):
         with suppress(OSError, UnicodeDecodeError):  # the code that uses the file reports that it is unreadable
             found += [Path(judge.token_file).read_text("utf-8").strip()] if judge.token_file else []
     return found

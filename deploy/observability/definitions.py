@@ -172,7 +172,7 @@ ROWS = (
            {"device": DEVICE}),
     Metric("douga_gpu_memory_total_bytes", GAUGE, PROCESSES, "GPU memory of the device, in bytes.",
            {"device": DEVICE}),
-    # The latest reading of the guardrails: one clip per probe prompt (`guard.prompts`). Not in simulated runs.
+    # The latest reading of the guardrails: one clip per probe prompt (`guardrails.prompts`). Not in simulated runs.
     Metric("douga_probe_step", GAUGE, HUB_ALONE, "Optimizer step of the latest probe reading."),
     Metric("douga_probe_prompts", GAUGE, HUB_ALONE,
            "Number n of probe prompts in the reading. The standard error of a mean over them is sigma / sqrt(n)."),
@@ -187,8 +187,8 @@ ROWS = (
            {"dimension": "outputs of the judge; for toon prompts identity, motion, smoothness",
             "model": "policy, base"}),
     Metric("douga_probe_motion_ratio", GAUGE, HUB_ALONE,
-           "Motion of the policy's clips divided by motion of the base model's clips, >= 0. Below guard.motion_floor "
-           "the policy is freezing."),
+           "Motion of the policy's clips divided by motion of the base model's clips, >= 0. Below "
+           "guardrails.motion_floor the policy is freezing."),
     Metric("douga_guard_alarms_total", COUNTER, HUB_ALONE, "Guardrail alarms.",
            {"rule": "motion, scorer, judge ANSWER"}),
 )  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any
 from common.errors.disk import writing
 
 TAIL = 1 << 16  # bytes per read while searching for the end of the last complete line
-METRICS, EVENTS, TIMELINE, GUARD = "metrics.jsonl", "events.jsonl", "timeline.jsonl", "guard.jsonl"
+METRICS, EVENTS, TIMELINE, GUARD = "metrics.jsonl", "events.jsonl", "timeline.jsonl", "guardrails.jsonl"
 
 
 class JsonLines:

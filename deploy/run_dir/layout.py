@@ -7,8 +7,8 @@ RUN/snapshots/       copies of it, per checkpoint    RUN/clips/         held-out
 RUN/blobs/           latents and clips
 RUN/checkpoints/     the learner's state             RUN/timeline.jsonl one record per unit of work (newest)
 RUN/weights/         published versions              RUN/result.json    the held-out comparison in numbers
-RUN/model.json       fingerprint of the base model   RUN/guard.jsonl    one record per reading of the guardrails
-RUN/keys/            CURVE keys of a cluster run     RUN/report.html    the report; report.png: an image of it
+RUN/model.json       fingerprint of the base model   RUN/report.html    the report; report.png: an image of it
+RUN/keys/            CURVE keys of a cluster run     RUN/guardrails.jsonl  one record per reading of the guardrails
 RUN/prometheus/      scrape targets for Prometheus   RUN/tensorboard/   with metrics.tensorboard
 RUN/logs/            one log file per process        RUN/wandb/         with metrics.wandb
 ```
@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig, differences, load_config, to_toml
+from common.config import RunConfig, differences, load_config, may_change, may_change_text, to_toml
 from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
 from common.errors.disk import write_whole
 from common.exchange.storage.run_lock import hold
@@ -31,31 +31,6 @@ from common.models.fingerprint import check_same_model, model_parts
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
 LOGS = "logs"
-# Keys that may change when a run is resumed. Paths may change: `_check_model` compares the model itself.
-FREE = (
-    "steps", "verify", "evaluation.", "guard.", "name", "root", "mode", "cluster.", "metrics.", "logs.", "model.path",
-    "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
-)  # fmt: skip
-SERVERS = ("url", "token_file", "timeout", "retries")  # of reward.judges.NAME: where the judge is served
-# Batching and memory. These change the summation order, hence the last bits, and let a run resume after running out of
-# memory.
-MEMORY = (
-    "sampler.micro_batch",
-    "sampler.offload",
-    "reward.batch",
-    "learner.micro_batch",
-    "learner.gradient_checkpointing",
-    "learner.reference",
-)
-
-
-def is_free(key: str, config: RunConfig) -> bool:
-    """Whether a key may differ between a run folder and the configuration that resumes it."""
-    if key == "sampler.micro_batch" and config.sampler.cache_threshold > 0:
-        return False  # the cache decides per micro-batch which blocks to skip, so its size changes the clips
-    if key.startswith("reward.judges.") and key.count(".") == 3 and key.rpartition(".")[2] in SERVERS:
-        return True  # if the server reports another digest, groups in flight are rescored
-    return any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE + MEMORY)
 
 
 @contextmanager
@@ -94,14 +69,13 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
     changed = {
         key: values
         for key, values in differences(load_config(folder / CONFIG), config).items()
-        if not is_free(key, config)
+        if not may_change(key, config)
     }
     if changed:
         listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {listed}; choose another --name or the same values "
-            "(steps, verify, evaluation.*, guard.*, cluster.*, metrics.*, logs.*, exchange.keep_groups, "
-            f"timeline_bytes, model.path and {', '.join(MEMORY)} may change)"
+            f"({may_change_text()} may change)"
         )
 
 

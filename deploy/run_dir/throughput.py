@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.exchange.api import RunExchange, State
+from common.exchange.api import HubExchange, State
 from common.roles import ROLES, role_of
 from deploy.run_dir import timeline
 from deploy.run_dir.jsonl import METRICS, latest_by_step, read_json_lines
@@ -24,7 +24,7 @@ from deploy.run_dir.jsonl import METRICS, latest_by_step, read_json_lines
 LOST = (State.TIED, State.EXPIRED, State.FAILED)
 
 
-def figures(folder: Path, exchange: RunExchange) -> dict[str, Any]:
+def figures(folder: Path, exchange: HubExchange) -> dict[str, Any]:
     """Returns the figures of a run folder in the format of result.json."""
     work = timeline.of(folder)
     steps = [one for one in latest_by_step(read_json_lines(folder / METRICS)) if one["time"] >= work.since]

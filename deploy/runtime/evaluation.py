@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from common.config import RunConfig
 from common.errors import RunFailed
-from common.exchange.api import OVER, RunExchange, ScoredCandidate, State
+from common.exchange.api import OVER, HubExchange, ScoredCandidate, State
 from common.messages import Prompt, Purpose
 from deploy.run_dir.progress import Progress, ThroughputTracker
 
@@ -33,7 +33,7 @@ class HeldOutEvaluation:
 
     config: RunConfig
     prompts: list[Prompt]
-    exchange: RunExchange
+    exchange: HubExchange
     progress: Progress
     work: Work
 

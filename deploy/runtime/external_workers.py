@@ -57,7 +57,6 @@ class Registration:
     exchange: int  # ports
     journal: int
     weights: int
-    notes: int
 
     def addresses(self, connect: str, key: WorkerKey | None) -> Addresses:
         """Returns the services' addresses for a worker that reached the hub at `connect`, ``tcp://HOST:PORT``."""
@@ -66,7 +65,6 @@ class Registration:
             exchange=f"{host}:{self.exchange}",
             journal=f"{host}:{self.journal}",
             weights=f"{host}:{self.weights}",
-            notes=f"{host}:{self.notes}",
             folder=Path(),
             key=key,
         )
@@ -128,7 +126,7 @@ class ExternalWorkers:
             self._seen[name] = self._clock()
         log.info("%s joined from outside the cluster", name)
         at = self._addresses
-        ports = (urlsplit(address).port or 0 for address in (at.exchange, at.journal, at.weights, at.notes))
+        ports = (urlsplit(address).port or 0 for address in (at.exchange, at.journal, at.weights))
         return Registration(name, *ports)
 
     def stay(self, name: str) -> MembershipState:

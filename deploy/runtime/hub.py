@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Lock
-from typing import Any
 
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
@@ -27,11 +26,11 @@ from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.remote import exchange_service
 from common.exchange.sampling import RefusalReason
-from common.messages import LogEntry, Prompt, TrainingFinished, WeightVersion
+from common.messages import LogEntry, Prompt, TrainingFinished
 from common.roles import HUB
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
-from common.weights.sync import VersionPublisher, weight_service
+from common.weights.sync import weight_service
 from deploy.guardrails.monitor import GuardrailMonitor, Probes, open_probes
 from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.process import errors_logged, logging_to
@@ -112,10 +111,8 @@ class Hub:
         _sweep(folder)
         stack.callback(_sweep, folder)
         keys = self._keys(host, folder)
-        announcer = VersionPublisher(self._at(host, 1), keys)
-        stack.callback(announcer.close)
         self._meter = meter = RunMeter(config, folder)
-        self._exchange = AnnouncingExchange(folder, config, prompts, meter, announcer)
+        self._exchange = MeteredExchange(folder, config, prompts, meter)
         stack.callback(self._exchange.close)
         self._exchange.rollback(saved)  # before sampling starts, undo what happened after the checkpoint
         if saved:
@@ -123,7 +120,7 @@ class Hub:
         journal = self._journal(stack, folder)
         events = stack.enter_context(JsonLines(folder / EVENTS))
         self._run_loop = self._make_run_loop(folder, events, journal, prompts, probes, saved)
-        addresses = self._serve(stack, host, folder, journal, announcer.address, keys)
+        addresses = self._serve(stack, host, folder, journal, keys)
         self._serve_registration(stack, host, addresses, keys)
         meter.watch(self._run_loop, self._refused)
         meter.export(stack, host)
@@ -152,7 +149,7 @@ class Hub:
         saved: int,
     ) -> ClusterRunLoop:
         config = self.config
-        guard = GuardrailMonitor(
+        guardrails = GuardrailMonitor(
             config=config,
             folder=folder,
             exchange=self._exchange,
@@ -166,7 +163,7 @@ class Hub:
             folder=folder,
             exchange=self._exchange,
             events=events,
-            guard=guard,
+            guardrails=guardrails,
             journal=journal,
             heldout=prompts.heldout(config.evaluation.prompts, config.seed),
             saved=saved,
@@ -175,20 +172,18 @@ class Hub:
         )
 
     def _serve(
-        self, stack: ExitStack, host: str, folder: Path, journal: RunJournal, notes: str, keys: ServerKeys | None
+        self, stack: ExitStack, host: str, folder: Path, journal: RunJournal, keys: ServerKeys | None
     ) -> Addresses:
-        """Starts the services for workers. `notes` is the address at which versions are announced."""
+        """Starts the services for workers."""
         services = {
-            "exchange": exchange_service(self._exchange, self._at(host, 2), keys=keys),
-            "journal": journal_service(journal, self._at(host, 3), keys),
-            "weights": weight_service(self._run_loop.store, self._at(host, 4), keys),
+            "exchange": exchange_service(self._exchange, self._at(host, 1), keys=keys),
+            "journal": journal_service(journal, self._at(host, 2), keys),
+            "weights": weight_service(self._run_loop.store, self._at(host, 3), keys),
         }
         at = {name: stack.enter_context(serving(service)).address for name, service in services.items()}
         self._services |= services
         key = keys.worker if keys else None
-        return Addresses(
-            exchange=at["exchange"], journal=at["journal"], weights=at["weights"], notes=notes, folder=folder, key=key
-        )
+        return Addresses(exchange=at["exchange"], journal=at["journal"], weights=at["weights"], folder=folder, key=key)
 
     def _serve_registration(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
         self._external = ExternalWorkers(self.config, addresses, self._release)
@@ -252,21 +247,6 @@ def _sweep(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-class AnnouncingExchange(MeteredExchange):
-    """The exchange of a run, which also publishes every new version to the samplers."""
-
-    def __init__(
-        self, folder: Path, config: RunConfig, source: Any, meter: RunMeter, announcer: VersionPublisher
-    ) -> None:
-        super().__init__(folder, config, source, meter)
-        self._announcer = announcer
-
-    def announce(self, version: WeightVersion) -> None:
-        """See `Exchange.announce`."""
-        super().announce(version)
-        self._announcer.announce(version.version)
-
-
 class BufferedProgress:
     """A `Progress` that buffers lines and the newest status for the driver."""
 
@@ -316,7 +296,7 @@ class ClusterRunLoop(RunLoop):
         folder: Path,
         exchange: LocalExchange,
         events: JsonLines,
-        guard: GuardrailMonitor,
+        guardrails: GuardrailMonitor,
         journal: RunJournal,
         heldout: list[Prompt],
         saved: int,
@@ -327,7 +307,7 @@ class ClusterRunLoop(RunLoop):
             config=config, prompts=heldout, exchange=exchange, progress=progress, work=self._wait_for_workers
         )
         super().__init__(
-            config=config, folder=folder, exchange=exchange, events=events, guard=guard, evaluation=evaluation
+            config=config, folder=folder, exchange=exchange, events=events, guardrails=guardrails, evaluation=evaluation
         )
         self.exchange: LocalExchange = exchange
         self.journal, self.progress = journal, progress
@@ -348,7 +328,7 @@ class ClusterRunLoop(RunLoop):
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""
         self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
-        self.guard.look()  # the base model's probes are sampled with its held-out prompts
+        self.guardrails.look()  # the base model's probes are sampled with its held-out prompts
         self.evaluate_base()
         pace, last, ended = ThroughputTracker(self.config), self.journal.last, self._ended()
         began = self._sampled()
@@ -366,8 +346,8 @@ class ClusterRunLoop(RunLoop):
 
     def _end(self) -> TrainingFinished | None:
         """Returns the end of training, once no guardrail reading is due or in progress."""
-        self.guard.look()
-        return None if self.guard.busy else self.journal.end
+        self.guardrails.look()
+        return None if self.guardrails.busy else self.journal.end
 
     def _sampled(self) -> int:
         counts = self.exchange.counts()

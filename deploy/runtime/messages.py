@@ -22,7 +22,6 @@ class Addresses:
     exchange: str
     journal: str
     weights: str
-    notes: str
     folder: Path
     key: WorkerKey | None = field(default=None, repr=False)  # None on loopback
 

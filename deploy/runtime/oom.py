@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from common.config import RunConfig
+from common.config import RunConfig, may_change
 from common.errors import RunFailed
 from common.errors.oom import Shortage, shortage
 from deploy.planning.memory import GIGA
 from deploy.planning.plan import CHANGES
-from deploy.run_dir.layout import CONFIG, is_free
+from deploy.run_dir.layout import CONFIG
 
 SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner": ("learner", "model")}
 
@@ -65,7 +65,7 @@ def _knobs(role: str, config: RunConfig) -> str:
     if role not in SECTIONS:
         return ""
     left = [name for name, change in CHANGES if _is_left(name, change, role, config)]
-    same = [name for name in left if is_free(name.split(" ")[0], config)]
+    same = [name for name in left if may_change(name.split(" ")[0], config)]
     other = [name for name in left if name not in same]
     if role != "rewarder":
         other.append("smaller model.frames, height, width")

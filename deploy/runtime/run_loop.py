@@ -19,7 +19,7 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors.disk import writing
-from common.exchange.api import QUEUE, RunExchange, ScoredCandidate
+from common.exchange.api import QUEUE, HubExchange, ScoredCandidate
 from common.exchange.rewards import mean_score
 from common.messages import TrainingFinished
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
@@ -40,7 +40,7 @@ class Stopped(Exception):
     """The run was asked to stop and did so between two units of work."""
 
 
-def queue(exchange: RunExchange) -> dict[str, int]:
+def queue(exchange: HubExchange) -> dict[str, int]:
     """Returns state -> number of training groups, for the non-final states that have any."""
     counts = exchange.counts()
     return {state.value: counts[state] for state in QUEUE if counts[state]}
@@ -54,13 +54,13 @@ class RunLoop(ABC):
         *,
         config: RunConfig,
         folder: Path,
-        exchange: RunExchange,
+        exchange: HubExchange,
         events: JsonLines,
-        guard: GuardrailMonitor,
+        guardrails: GuardrailMonitor,
         evaluation: HeldOutEvaluation,
     ) -> None:
-        self.config, self.folder, self.exchange, self.events, self.guard = config, folder, exchange, events, guard
-        self.evaluation = evaluation
+        self.config, self.folder, self.exchange, self.events = config, folder, exchange, events
+        self.guardrails, self.evaluation = guardrails, evaluation
         self.store = WeightStore(folder / "weights")
         self.phase = TRAINING  # current phase
 

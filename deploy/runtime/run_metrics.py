@@ -190,7 +190,7 @@ class RunMeter:
         """Exports the state of `run_loop`. `refused` returns service -> number of refused requests."""
         rules = [MOTION, SCORER]
         rules += [
-            judge_rule(name) for one in run_loop.guard.readings[-1:] for name, _ in _by_name(one.policy, "judged")
+            judge_rule(name) for one in run_loop.guardrails.readings[-1:] for name, _ in _by_name(one.policy, "judged")
         ]
         for rule in rules:
             self.instruments.add("douga_guard_alarms_total", 0, rule=rule)
@@ -198,7 +198,7 @@ class RunMeter:
         def state() -> Iterator[Value]:
             yield from self._progress(run_loop)
             yield from self._ledger(run_loop.exchange)
-            yield from of_readings(run_loop.guard.readings)
+            yield from of_readings(run_loop.guardrails.readings)
             yield from self._workers()
             for service, count in refused().items():
                 self._rise("douga_requests_refused_total", count, service=service)
@@ -266,19 +266,19 @@ class MeteredExchange(LocalExchange):
         self.meter = meter
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """See `Exchange.submit_candidate`."""
+        """See `SamplerExchange.submit_candidate`."""
         answer = super().submit_candidate(lease, candidate)
         self.meter.instruments.add("douga_candidates_total", float(answer.accepted), purpose=lease.prompt.purpose)
         return answer
 
     def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """See `Exchange.fail_group`."""
+        """See `SamplerExchange.fail_group`."""
         super().fail_group(lease, reason, kind)
         if kind is FailureKind.NON_FINITE:
             self.meter.instruments.add("douga_nan_total", role=SAMPLER)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
-        """See `Exchange.submit_scores`."""
+        """See `SamplerExchange.submit_scores`."""
         answers = super().submit_scores(worker, scores)
         instruments = self.meter.instruments
         instruments.observe("douga_score_batch_clips", len(scores))
@@ -290,6 +290,6 @@ class MeteredExchange(LocalExchange):
         return answers
 
     def announce(self, version: WeightVersion) -> None:
-        """See `Exchange.announce`."""
+        """See `LearnerExchange.announce`."""
         super().announce(version)
         self.meter.announced()

@@ -122,7 +122,7 @@ def run(
             folder=folder,
             exchange=exchange,
             events=events,
-            guard=_guard(config, folder, exchange, roles, events, shown.message),
+            guardrails=_guard(config, folder, exchange, roles, events, shown.message),
             journal=journal,
             stop=stop,
             progress=shown,
@@ -194,7 +194,7 @@ class Serial(RunLoop):
         folder: Path,
         exchange: MeteredExchange,
         events: JsonLines,
-        guard: GuardrailMonitor,
+        guardrails: GuardrailMonitor,
         journal: RunJournal,
         stop: Callable[[], bool],
         progress: Progress,
@@ -214,7 +214,7 @@ class Serial(RunLoop):
             folder=folder,
             exchange=exchange,
             events=events,
-            guard=guard,
+            guardrails=guardrails,
             evaluation=self.workers.evaluation(roles.prompts),
         )
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
@@ -239,7 +239,7 @@ class Serial(RunLoop):
         learner = learner_of(self.config)(self.folder, "learner-0")
         learner.empty_embeds, learner.meters = empty_embeds, self.meter.instruments
         try:
-            resumed = learner.resume(self.exchange)
+            resumed = learner.resume(self.workers.exchange)
             self._step = learner.step
             self.events.write(event="resumed" if resumed else "started", step=self.step, config=to_toml(self.config))
             layout.check_steps(self.config, learner.step)
@@ -258,16 +258,16 @@ class Serial(RunLoop):
             while learner.step < self.config.steps:
                 self._iterate(learner)
         except (Stopped, Paused):
-            learner.pause(self.exchange)
+            learner.pause(self.workers.exchange)
             raise
-        return learner.finish(self.exchange)
+        return learner.finish(self.workers.exchange)
 
     def _read_guardrails(self) -> None:
         """Takes a guardrail reading, if one is due."""
-        self.guard.look()
-        if self.guard.busy:
+        self.guardrails.look()
+        if self.guardrails.busy:
             self.workers.probe()
-            self.guard.look()
+            self.guardrails.look()
 
     def _iterate(self, learner: LearningLoop) -> None:
         """Samples what admission allows, scores it, takes one optimizer step."""
@@ -287,7 +287,7 @@ class Serial(RunLoop):
     def _learn(self, learner: LearningLoop) -> StepStats | None:
         self._drain(learner)
         self._check_stop()
-        return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.exchange))
+        return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.workers.exchange))
 
     def _drain(self, learner: LearningLoop) -> None:
         """Samples and scores until admission refuses.

@@ -16,7 +16,7 @@ from actors.sampler import Sampler
 from common.config import RunConfig, load_config
 from common.data.video import decode_clip
 from common.errors import ConfigError
-from common.exchange.api import Exchange, FailureKind, Submitted
+from common.exchange.api import FailureKind, SamplerExchange, Submitted
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.lora import adapter_state, inject_lora
@@ -269,17 +269,17 @@ def lease(prompt: Prompt, version: int = 0, done: tuple[int, ...] = ()) -> Group
 
 def test_work_is_one_lease(model: ModelFolder, prompt: Prompt) -> None:
     sampler, desk = Sampler(model, config()), Desk(lease(prompt))
-    assert sampler.work(cast(Exchange, desk)) is True
+    assert sampler.work(cast(SamplerExchange, desk)) is True
     assert [candidate.index for candidate in desk.candidates] == [0, 1, 2, 3]
     assert desk.conditionings == [sampler.encode(prompt)]
     assert (desk.failures, desk.renewals) == ([], 2)
-    assert sampler.work(cast(Exchange, desk)) is False
+    assert sampler.work(cast(SamplerExchange, desk)) is False
 
 
 def test_what_is_done_is_not_sampled_again(model: ModelFolder, prompt: Prompt) -> None:
     sampler, desk, rest = Sampler(model, config()), Desk(lease(prompt)), Desk(lease(prompt, done=(0, 1, 3)))
-    sampler.work(cast(Exchange, desk))
-    sampler.work(cast(Exchange, rest))
+    sampler.work(cast(SamplerExchange, desk))
+    sampler.work(cast(SamplerExchange, rest))
     assert rest.candidates == [desk.candidates[2]]
     assert rest.renewals == 1
 
@@ -287,7 +287,7 @@ def test_what_is_done_is_not_sampled_again(model: ModelFolder, prompt: Prompt) -
 def test_a_lost_lease_ends_the_group_and_a_duplicate_does_not(model: ModelFolder, prompt: Prompt) -> None:
     sampler = Sampler(model, config())
     desk = Desk(lease(prompt), answers=iter([Submitted(False, "duplicate"), Submitted(False, "lease lost")]))
-    assert sampler.work(cast(Exchange, desk))
+    assert sampler.work(cast(SamplerExchange, desk))
     assert [candidate.index for candidate in desk.candidates] == [0, 1]
     assert desk.failures == []
 
@@ -295,8 +295,8 @@ def test_a_lost_lease_ends_the_group_and_a_duplicate_does_not(model: ModelFolder
 def test_bad_input_gives_the_lease_back_with_a_reason(model: ModelFolder, prompt: Prompt) -> None:
     sampler = Sampler(model, config())
     desk = Desk(lease(replace(prompt, image=None)), lease(replace(prompt, image=b"no picture")))
-    assert sampler.work(cast(Exchange, desk))
-    assert sampler.work(cast(Exchange, desk))
+    assert sampler.work(cast(SamplerExchange, desk))
+    assert sampler.work(cast(SamplerExchange, desk))
     assert "no first frame; an image-to-video model needs one" in desk.failures[0]
     assert f"prompt '{prompt.id}': broken image" in desk.failures[1]
     assert not any("\n" in reason for reason in desk.failures)
@@ -308,11 +308,11 @@ def test_non_finite_latents_give_the_lease_back(model: ModelFolder, prompt: Prom
     state["proj_out.bias"] = torch.full_like(state["proj_out.bias"], float("nan"))
     sampler.load(publish(tmp_path, state, 1), state)
     desk = Desk(lease(prompt, version=1))
-    assert sampler.work(cast(Exchange, desk))
+    assert sampler.work(cast(SamplerExchange, desk))
     assert desk.failures == ["non-finite latents under version 1, seeds [101, 102]"]
     assert desk.candidates == []
 
 
 def test_a_lease_of_another_version_is_an_error(model: ModelFolder, prompt: Prompt) -> None:
     with pytest.raises(RuntimeError, match="holds version 0 but was leased version 2"):
-        Sampler(model, config()).work(cast(Exchange, Desk(lease(prompt, version=2))))
+        Sampler(model, config()).work(cast(SamplerExchange, Desk(lease(prompt, version=2))))

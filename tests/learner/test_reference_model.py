@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.config import GuardConfig
+from common.config import GuardrailsConfig
 from common.errors import ConfigError
 from learner.algorithms.base import LossInputs
 from learner.algorithms.dpo import dpo_logits
@@ -74,7 +74,7 @@ class Guarded(MemoryExchange):
 
 def test_the_step_after_a_refresh_that_was_asked_for_tells_of_it(tmp_path: Path) -> None:
     """Also when the learner had to wait for pairs in between."""
-    config = tiny_config().model_copy(update={"guard": GuardConfig(action="refresh")})
+    config = tiny_config().model_copy(update={"guardrails": GuardrailsConfig(action="refresh")})
     learner, exchange = Learner(tiny_model(tmp_path / "model"), config, tmp_path / "run"), Guarded(limit=1)
     first = learner.work(exchange)
     assert first is not None

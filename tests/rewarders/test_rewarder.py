@@ -12,7 +12,7 @@ import pytest
 from common.config import RewardConfig
 from common.data.video import encode_mp4
 from common.errors import ConfigError
-from common.exchange.api import Exchange, Submitted
+from common.exchange.api import RewarderExchange, Submitted
 from common.messages import Prompt, Purpose, Score, ScoreTask
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
@@ -76,7 +76,7 @@ def test_scores_of_mixed_prompts_in_batches() -> None:
     tasks = [task(i, 40 * i, "x" * (i + 1)) for i in range(5)]
     exchange, bright = FakeExchange(tasks), Brightness()
     rewarder = Rewarder([bright, Length()], RewardConfig(batch=2), worker="rewarder-7")
-    assert [rewarder.work(cast(Exchange, exchange)) for _ in range(4)] == [2, 2, 1, 0]
+    assert [rewarder.work(cast(RewarderExchange, exchange)) for _ in range(4)] == [2, 2, 1, 0]
     assert bright.batches == [2, 2, 1]
     assert [score.candidate_id for _, score in exchange.scores] == [one.candidate_id for one in tasks]
     assert {worker for worker, _ in exchange.scores} == {"rewarder-7"}
@@ -146,20 +146,20 @@ class Trickle(FakeExchange):
 def test_a_batch_waits_for_more_clips_until_its_deadline(patience, gathered):
     exchange = Trickle([task(i, 9) for i in range(6)])
     rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
-    tasks = rewarder.gather(cast(Exchange, exchange), patience, exchange.wait, lambda: exchange.now)
+    tasks = rewarder.gather(cast(RewarderExchange, exchange), patience, exchange.wait, lambda: exchange.now)
     assert [one.candidate_id for one in tasks] == [f"{i}-0-v0" for i in range(gathered)]
-    assert rewarder.finish(cast(Exchange, exchange), tasks)
+    assert rewarder.finish(cast(RewarderExchange, exchange), tasks)
     assert len(exchange.scores) == gathered
 
 
 def test_who_is_told_to_stop_scores_what_it_has():
     exchange = Trickle([task(i, 9) for i in range(6)])
     rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
-    assert len(rewarder.gather(cast(Exchange, exchange), 99.0, lambda _: True, lambda: exchange.now)) == 1
+    assert len(rewarder.gather(cast(RewarderExchange, exchange), 99.0, lambda _: True, lambda: exchange.now)) == 1
 
 
 def test_nothing_is_waited_for_where_there_is_nothing():
     exchange = Trickle([])
     rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
-    assert rewarder.gather(cast(Exchange, exchange), 99.0, exchange.wait, lambda: exchange.now) == []
+    assert rewarder.gather(cast(RewarderExchange, exchange), 99.0, exchange.wait, lambda: exchange.now) == []
     assert exchange.waits == []

@@ -20,7 +20,7 @@ from common.exchange.remote import exchange_service
 from common.rpc.curve import ServerKeys
 from common.rpc.server import serving
 from common.weights.store import WeightStore
-from common.weights.sync import VersionPublisher, weight_service
+from common.weights.sync import weight_service
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.journal import RunJournal
 from deploy.runtime.remote_journal import journal_service
@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 
 class Hosted:
-    """The services' addresses and their process. `counts`, `check` and `announce` use a pipe instead of the sockets."""
+    """The services' addresses and their process. `counts` and `check` use a pipe instead of the sockets."""
 
     def __init__(self, pipe: Connection, pid: int, folder: Path) -> None:
         self.folder = folder
@@ -45,10 +45,6 @@ class Hosted:
     def check(self) -> None:
         """Raise `AssertionError` unless every group and blob is accounted for."""
         assert self._ask("check") == ""
-
-    def announce(self, version: int) -> None:
-        """Announce a version to all pullers."""
-        self._ask("announce", version)
 
     @property
     def memory(self) -> float:
@@ -103,8 +99,6 @@ def _host(pipe: Connection, folder: Path, keys: ServerKeys | None, address: str)
         journal = stack.enter_context(RunJournal(folder, dict))
         store = WeightStore(folder / "weights")
         store.publish(TensorStream.of({"w": torch.arange(5000.0)}), version=0, step=0, pushes=0, kind="full", base=0)
-        notes = VersionPublisher(address, keys)
-        stack.callback(notes.close)
         services = {
             "exchange": exchange_service(exchange, address, keys=keys),
             "journal": journal_service(journal, address, keys),
@@ -112,13 +106,11 @@ def _host(pipe: Connection, folder: Path, keys: ServerKeys | None, address: str)
         }
         for service in services.values():
             stack.enter_context(serving(service))
-        pipe.send({name: service.address for name, service in services.items()} | {"notes": notes.address})
+        pipe.send({name: service.address for name, service in services.items()})
         while (question := pipe.recv())[0] != "stop":
             match question:
                 case ("counts",):
                     pipe.send(sum((service.counts for service in services.values()), Counter()))
-                case ("announce", version):
-                    pipe.send(notes.announce(version))
                 case ("check",):
                     pipe.send(_complaint(exchange))
 

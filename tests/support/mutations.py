@@ -205,7 +205,7 @@ def bombs() -> list[Frames]:
         [b"\x81" + tail + b"\x91" * 900 + b"\xc0"],
         [bytes(5 << 20)],  # a header beyond the limit
         [msgpack.packb({"schema": 1, "blobs": [0] * 5000}), *[b""] * 5000],
-        [msgpack.packb({"schema": 1, "client": "x" * (3 << 20), "id": 1, "call": "counts", "blobs": []})],
+        [msgpack.packb({"schema": 1, "client": "x" * (3 << 20), "id": 1, "call": "next_version", "blobs": []})],
         [msgpack.packb({"schema": 1, "client": "c", "id": 1, "call": "y" * (3 << 20), "blobs": []})],
         [msgpack.packb({"schema": "z" * (3 << 20), "blobs": []})],
     ]

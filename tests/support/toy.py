@@ -102,7 +102,7 @@ def config(root: Path, **flags: Any) -> RunConfig:
         "exchange.max_lag": 0,
         "evaluation.prompts": 2,
         "evaluation.clips": 2,
-        "guard.prompts": 0,
+        "guardrails.prompts": 0,
     }
     if "refresh_every" in algorithm_class(str(flags.get("algorithm.name", "gapo"))).Config.model_fields:
         values["algorithm.refresh_every"] = 3

@@ -134,7 +134,8 @@ REWARDS = Dashboard("rewards", "douga: rewards and drift", "Does quality improve
     Panel("Probes: scores", POINTS, "Mean trained score of the probe prompts under the policy, in points.",
           {"{{dimension}}": 'douga_probe_reward{run="$run", model="policy"}'}),
     Panel("Probes: motion", SHARE,
-          "Motion of the policy's clips divided by the base model's. Below guard.motion_floor the policy is freezing.",
+          "Motion of the policy's clips divided by the base model's. "
+          "Below guardrails.motion_floor the policy is freezing.",
           {"motion": 'douga_probe_motion_ratio{run="$run"}'}),
     Panel("Scores of training candidates", POINTS, "Raw scores in points, by dimension.",
           quantiles("douga_reward_score", "dimension")),

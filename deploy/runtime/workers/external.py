@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from common.config import parse_config
+from common.config import is_of_machine, of_machine_text, parse_config
 from common.errors import ConfigError
 from common.messages import WorkerKey
 from common.rpc.client import ServiceFailed, Unreachable
@@ -32,23 +32,20 @@ from deploy.runtime.external_workers import (
 from deploy.runtime.messages import Addresses
 from deploy.runtime.workers.base import Worker
 
-# Keys that may differ between machines.
-OWN_KEYS = ("model.path", "model.device", "reward.path", "pairs", "cluster.threads", "metrics.enabled")
-OF_JUDGES = ("path", "url", "token_file")  # keys of reward.judges.NAME that may differ as well
 ASK_SECONDS = 5.0  # timeout per attempt of a request
 RETRY_SECONDS = 2.0  # between two attempts to join
 POLL_SECONDS = 0.2  # between two checks whether to stop
 
 
 def work(role: str, connect: str, key_file: Path | None, patience: float, flags: Mapping[str, Any]) -> int:
-    """Works for the run at `connect` as a `role`. `flags` are configuration keys of this machine (`OWN_KEYS`).
+    """Works for the run at `connect` as a `role`. `flags` are configuration keys of this machine.
 
     Returns 0 if the run is over or the worker was stopped, 3 if the run was unreachable for `patience` seconds. Raises
     `ConfigError` for bad flags, and `OutOfMemory` if this machine has too little memory; the run continues without it.
     """
     for name in flags:
-        if not _is_own(name.replace("-", "_")):
-            own = ", ".join((*OWN_KEYS, *(f"reward.judges.NAME.{key}" for key in OF_JUDGES)))
+        if not is_of_machine(name.replace("-", "_")):
+            own = of_machine_text()
             raise ConfigError(f"--{name}: an external worker uses the run's configuration; it can only set {own}")
     key = read_worker_key(key_file) if key_file else None
     with stop_on_signals() as stop:
@@ -130,11 +127,6 @@ class _Membership:
         except (Unreachable, ServiceFailed):
             self._last = MembershipState.STRANGER
         return self._last
-
-
-def _is_own(key: str) -> bool:
-    of_judge = key.startswith("reward.judges.") and key.count(".") == 3 and key.rpartition(".")[2] in OF_JUDGES
-    return key in OWN_KEYS or of_judge
 
 
 def _print(line: str) -> None:

@@ -34,8 +34,9 @@ class SamplerWorker(Worker):
         sampler = self._make(self.name)
         exchange.keep_empty_prompt(sampler.empty_prompt_embeds())
         folder = stack.enter_context(scratch(self.name))
+        asking = stack.enter_context(RemoteExchange.at(addresses.exchange, self.name, addresses.key))
         puller = stack.enter_context(
-            WeightPuller(addresses.weights, addresses.notes, folder, self.name, addresses.key, self.instruments)
+            WeightPuller(addresses.weights, asking.wanted_version, folder, self.name, addresses.key, self.instruments)
         )
         self.instruments.read(lambda: [Value("douga_policy_version", sampler.version, {"role": SAMPLER})])
         while not self.stopping.is_set():

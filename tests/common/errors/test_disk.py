@@ -18,7 +18,7 @@ from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import BlobStore, raw
 from common.rpc.server import serving
 from common.weights.store import WeightStore
-from common.weights.sync import VersionPublisher, WeightPuller, weight_service
+from common.weights.sync import WeightPuller, weight_service
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.jsonl import JsonLines, read_json_lines
 from tests.support.exchange.fakes import (
@@ -151,11 +151,9 @@ def test_a_puller_whose_disk_refuses_says_so(tmp_path: Path) -> None:
     store = WeightStore(tmp_path / "learner")
     state = TensorStream.of({"w": torch.ones(5000)})
     store.publish(state, version=0, step=0, pushes=0, kind="full", base=0)
-    notes = VersionPublisher()
     with ExitStack() as stack:
-        stack.callback(notes.close)
         service = stack.enter_context(serving(weight_service(store)))
         stack.enter_context(files_of_at_most(1000))
-        puller = stack.enter_context(WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0"))
+        puller = stack.enter_context(WeightPuller(service.address, lambda: 0, tmp_path / "mine", "sampler-0"))
         with pytest.raises(StorageError, match=r"cannot be written: File too large"):
             puller.wait(0, 20.0)

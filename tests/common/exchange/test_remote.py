@@ -14,7 +14,7 @@ import zmq
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.exchange.api import RunExchange, State
+from common.exchange.api import HubExchange, State, WorkerExchange
 from common.exchange.local import LocalExchange
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Candidate
@@ -28,13 +28,19 @@ from tests.support.exchange.fakes import Clock, candidate, conditioning, small
 
 
 class Remote(RemoteExchange):
-    """A client that brings its own service: `close` ends both, as when a run ends."""
+    """A client that brings its own service: `close` ends both, as when a run ends. The hub's calls are not remote."""
 
     def __init__(self, local: LocalExchange) -> None:
+        self.local = local
         self.stack = ExitStack()
         self.stack.callback(local.close)
         self.service = self.stack.enter_context(serving(exchange_service(local)))
         super().__init__(self.service.address, "tester", timeout=10)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in calls(HubExchange):
+            raise AttributeError(name)
+        return getattr(self.local, name)
 
     def close(self) -> None:
         super().close()
@@ -93,8 +99,13 @@ def request(call: str, *arguments: Any, number: int = 1, client: str = "c") -> l
 
 
 def test_every_call_of_the_interface_is_served() -> None:
-    assert set(calls(RunExchange)) == {name for name in dir(RunExchange) if not name.startswith("_")}
-    assert {name for name, call in calls(RunExchange).items() if call.is_property} == {"refusal"}
+    names = {name for name in dir(WorkerExchange) if not name.startswith("_")}
+    assert set(calls(WorkerExchange)) == names == set(vars(RemoteExchange)) & names
+
+
+def test_the_hubs_calls_are_not_served(ask: Ask) -> None:
+    for number, name in enumerate(calls(HubExchange), start=1):
+        assert ask(*request(name, number=number))["error"] == "WireError", name
 
 
 def test_errors_arrive_as_what_they_were(service: Service) -> None:
@@ -104,14 +115,14 @@ def test_errors_arrive_as_what_they_were(service: Service) -> None:
         with pytest.raises(ConfigError, match="step"):
             exchange.rollback(5)
         assert service.counts["error"] == 2
-        assert exchange.counts()[State.PENDING] == 0  # and the service lives
+        assert exchange.next_version() == 0  # and the service lives
 
 
 def test_an_inner_failure_is_named(service: Service, local: LocalExchange) -> None:
     local.close()
-    broken = pytest.raises(ServiceFailed, match="counts: ProgrammingError: Cannot operate on a closed database")
+    broken = pytest.raises(ServiceFailed, match="next_version: ProgrammingError: Cannot operate on a closed database")
     with RemoteExchange(service.address, "tester") as exchange, broken:
-        exchange.counts()
+        exchange.next_version()
 
 
 def test_a_repeated_request_gets_the_same_answer(ask: Ask, local: LocalExchange) -> None:
@@ -151,12 +162,12 @@ def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) 
     with zmq.Context() as context, context.socket(zmq.ROUTER) as mute:
         mute.bind("tcp://127.0.0.1:*")
         address = mute.getsockopt_string(zmq.LAST_ENDPOINT)
-        words = f"sampler-3: counts: no answer from {address} in 0.1 s"
+        words = f"sampler-3: next_version: no answer from {address} in 0.1 s"
         with (
             RemoteExchange(address, "sampler-3", timeout=0.05) as exchange,
             pytest.raises(Unreachable, match=words),
         ):
-            exchange.counts()
+            exchange.next_version()
 
 
 @pytest.mark.parametrize(
@@ -168,12 +179,11 @@ def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) 
         ([msgpack.packb({"schema": 99})], "schema 99; this program uses schema 1"),
         ([msgpack.packb({"schema": 1, "blobs": [3]})], "blobs of [] bytes, but the header says [3]"),
         (pack({"id": 1}), "a request needs a client and an id"),
-        (request("close"), "no call 'close'; there are announce, ask_refresh, bytes_on_disk"),
+        (request("close"), "no call 'close'; there are announce, commit_step, empty_prompt"),
         (request("__class__"), "no call '__class__'"),
         (request("lease_group", "a"), "lease_group: expected 2 arguments (worker, version)"),
         (request("lease_group", "a", "b"), "lease_group.version: expected int, got 'b'"),
         (request("lease_group", "a", True), "lease_group.version: expected int, got True"),
-        (request("counts", "everything"), "counts.purpose: expected one of train, probe, eval, got 'everything'"),
     ],
 )
 def test_nonsense_is_refused_in_words(ask: Ask, local: LocalExchange, frames: list[bytes], words: str) -> None:

@@ -15,7 +15,6 @@ import pytest
 import zmq
 
 from common.errors import ConfigError
-from common.exchange.api import State
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Span
 from common.rpc import client as rpc
@@ -27,14 +26,12 @@ from common.rpc.curve import (
     WorkerKey,
     check_listening,
     check_reaching,
-    connect,
     is_loopback,
     make_or_read,
     read_worker_key,
 )
 from common.rpc.server import Service, serving
-from common.weights import sync
-from common.weights.sync import RemoteWeights, VersionPublisher, WeightPuller
+from common.weights.sync import RemoteWeights, WeightPuller, weight_service
 from deploy.run_dir.journal import Journal
 from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
@@ -79,7 +76,7 @@ def test_a_start_that_died_while_keys_were_written_is_no_hindrance(tmp_path: Pat
 
 def test_secrets_are_not_shown(tmp_path: Path) -> None:
     keys = make_or_read(tmp_path / KEYS)
-    addresses = Addresses("tcp://a", "tcp://b", "tcp://c", "tcp://d", tmp_path, keys.worker)
+    addresses = Addresses("tcp://a", "tcp://b", "tcp://c", tmp_path, keys.worker)
     for shown in (repr(keys), repr(keys.worker), repr(addresses), f"{addresses}"):
         assert keys.secret not in shown
         assert keys.worker.secret not in shown
@@ -204,14 +201,14 @@ def listening() -> set[tuple[str, int]]:
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:*", "tcp://*:*", f"tcp://{other_interface() or '10.0.0.7'}:*"])
 def test_nothing_is_bound_where_it_is_refused(address: str, tmp_path: Path) -> None:
     before = listening()
-    for door in (lambda: exchange_service(None, address), lambda: VersionPublisher(address)):  # type: ignore[arg-type]
+    for door in (lambda: exchange_service(None, address), lambda: weight_service(None, address)):  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"listen at one IP address|off loopback a service needs keys"):
             door()
     for client in (RemoteExchange, RemoteWeights, RemoteJournal):
         with pytest.raises(ConfigError, match="a key is needed"):
             client.at("tcp://10.0.0.7:1", "stranger")
     with pytest.raises(ConfigError, match="a key is needed"):
-        WeightPuller("tcp://127.0.0.1:1", "tcp://10.0.0.7:1", tmp_path, "stranger")
+        WeightPuller("tcp://10.0.0.7:1", lambda: 0, tmp_path, "stranger")
     assert listening() == before
 
 
@@ -243,28 +240,22 @@ def strangers(keys: ServerKeys) -> dict[str, WorkerKey]:
     }
 
 
-def test_the_right_key_is_served_everywhere(
-    run: Hosted, keys: ServerKeys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sync, "ASK_SECONDS", 600.0)  # what is asked for again is asked for because of a note
+def test_the_right_key_is_served_everywhere(run: Hosted, keys: ServerKeys, tmp_path: Path) -> None:
     addresses = run.addresses
 
     def exchange() -> RemoteExchange:
         return RemoteExchange.at(addresses["exchange"], "sampler-0", keys.worker)
 
     with ExitStack() as stack:
-        assert stack.enter_context(exchange()).counts()[State.DONE] == 0
+        asking = stack.enter_context(exchange())
         journal = stack.enter_context(RemoteJournal.at(addresses["journal"], "sampler-0", keys.worker))
         journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
-        puller = WeightPuller(addresses["weights"], addresses["notes"], tmp_path, "sampler-0", keys.worker)
+        puller = WeightPuller(addresses["weights"], asking.wanted_version, tmp_path, "sampler-0", keys.worker)
         assert stack.enter_context(puller).wait(0, WAIT)
-        asked = run.counts()["newest"]
-        while run.counts()["newest"] == asked:  # the test's own time-out ends it, here and below
-            run.announce(0)
         with Heartbeat(exchange, "sampler-0", seconds=0.01):
-            while not run.counts()["renew"]:
+            while not run.counts()["renew"]:  # the test's own time-out ends it
                 pass
-    assert set(run.counts()) >= {"counts", "span", "chunk", "renew"}
+    assert set(run.counts()) >= {"wanted_version", "span", "chunk", "renew"}
 
 
 def test_strangers_get_no_answer_and_cost_nothing(
@@ -277,9 +268,9 @@ def test_strangers_get_no_answer_and_cost_nothing(
         context = stack.enter_context(zmq.Context())
         keyless = [stack.enter_context(keyless_socket(context, address)) for _ in range(20)]
         for key in strangers(keys).values():
-            for service, method in (("exchange", "next_version"), ("weights", "newest"), ("journal", "span")):
+            for service, method in (("exchange", "next_version"), ("weights", "manifest"), ("journal", "span")):
                 kind = {"exchange": RemoteExchange, "weights": RemoteWeights, "journal": RemoteJournal}[service]
-                arguments = [Span("x", "y", 1.0, 2.0)] if method == "span" else []
+                arguments = {"span": [Span("x", "y", 1.0, 2.0)], "manifest": [0]}.get(method, [])
                 with (
                     kind(run.addresses[service], "stranger", timeout=0.1, key=key) as stranger,
                     pytest.raises(Unreachable, match=f"stranger: {method}: no answer from {run.addresses[service]}"),
@@ -314,26 +305,6 @@ def noise(address: str) -> None:
         raw.sendall(greeting + bytes(1 << 20))
 
 
-def test_strangers_hear_no_notes(run: Hosted, keys: ServerKeys) -> None:
-    address = run.addresses["notes"]
-    with zmq.Context() as context, ExitStack() as stack:
-        sides = {}
-        for name, key in {"honest": keys.worker, "keyless": None, **strangers(keys)}.items():
-            socket = sides[name] = stack.enter_context(context.socket(zmq.SUB))
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt_string(zmq.SUBSCRIBE, "")
-            connect(socket, address, key) if key else socket.connect(address)
-        for _ in range(100):
-            run.announce(7)
-            if sides["honest"].poll(200):
-                break
-        assert sides["honest"].recv() == b"7"
-        for _ in range(20):  # all had the time that the honest one had
-            run.announce(8)
-        assert sides["honest"].poll(5000)
-        assert [name for name, socket in sides.items() if socket.poll(100)] == ["honest"]
-
-
 def test_nobody_comes_in_while_nobody_is_asked(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encryption alone is no door: without the thread that knows the worker key, the right key waits as well."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
@@ -346,7 +317,7 @@ def test_nobody_comes_in_while_nobody_is_asked(keys: ServerKeys, monkeypatch: py
             RemoteExchange(address, "sampler-0", timeout=0.5, key=keys.worker) as exchange,
             pytest.raises(Unreachable),
         ):
-            exchange.counts()
+            exchange.next_version()
         assert not router.poll(0)
 
 
@@ -360,7 +331,7 @@ def test_a_key_does_not_open_a_service_that_has_none(keys: ServerKeys, monkeypat
             RemoteExchange(address, "sampler-0", timeout=0.5, key=keys.worker) as exchange,
             pytest.raises(Unreachable),
         ):
-            exchange.counts()
+            exchange.next_version()
         assert not impostor.poll(0)
 
 
@@ -381,7 +352,7 @@ def test_who_was_turned_away_is_told_so_also_later(keys: ServerKeys, monkeypatch
 def test_doors_close_without_a_trace(keys: ServerKeys) -> None:
     before, connections = set(_threads()), listening()
     for _ in range(3):
-        VersionPublisher(keys=keys).close()
+        weight_service(None, keys=keys).close()  # type: ignore[arg-type]
         Service(object, None, keys=keys).close()
         with pytest.raises(OSError, match="cannot listen at tcp://192\\.0\\.2\\.77:"):
             exchange_service(None, "tcp://192.0.2.77:*", keys=keys)  # type: ignore[arg-type]  # no address of ours

@@ -16,9 +16,9 @@ import msgpack
 import pytest
 import zmq
 
-from common.exchange.api import RunExchange, State
+from common.exchange.api import WorkerExchange
 from common.exchange.remote import RemoteExchange
-from common.messages import LogEntry, Purpose, Score, Span, StepStats, TrainingFinished
+from common.messages import LogEntry, Score, Span, StepStats, TrainingFinished
 from common.rpc import client as rpc
 from common.rpc.client import Client, Unreachable, calls
 from common.rpc.codec import Frames, WireError, pack, unpack
@@ -30,7 +30,6 @@ from tests.support.exchange.fakes import (
     array,
     candidate,
     conditioning,
-    heldout,
     score,
     weight_version,
 )
@@ -53,7 +52,7 @@ BY_TARGET = {
     "OSError",
 }  # sound requests for what is not
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
-INTERFACES = {"exchange": RunExchange, "journal": WorkerJournal, "weights": WeightSource}
+INTERFACES = {"exchange": WorkerExchange, "journal": WorkerJournal, "weights": WeightSource}
 
 
 # Real messages.
@@ -82,7 +81,7 @@ def tapped(client: Client) -> Any:
     return client
 
 
-def work(exchange: RunExchange) -> None:
+def work(exchange: WorkerExchange) -> None:
     """Every call of the exchange."""
     for _ in range(2):
         lease = exchange.lease_group("sampler-0", 0)
@@ -98,26 +97,14 @@ def work(exchange: RunExchange) -> None:
     exchange.announce(weight_version(1, 1, 1))
     exchange.record_checkpoint(1)
     exchange.rollback(1)
-    exchange.retire_probes()
-    exchange.rescore_probes(0)
-    exchange.ask_refresh(1)
-    assert exchange.refresh_due(1)
-    assert not exchange.rolled_back(1)
-    exchange.enqueue(heldout(2), version=1)
+    assert not exchange.refresh_due(1)
     exchange.keep_empty_prompt(array(b"empty"))
     lease = exchange.lease_group("sampler-0", 1)
     assert lease is not None
     exchange.fail_group(lease, "too hard")
-    for worker in (exchange.renew, exchange.release):
-        worker("sampler-0")
-    counts = exchange.counts(), exchange.counts(Purpose.EVAL)
-    assert counts[0][State.TRAINED] == 2
-    for read in (exchange.next_version, exchange.wanted_version, exchange.current_version, exchange.wasted):
-        read()
-    for look in (exchange.failures, exchange.bytes_on_disk, exchange.empty_prompt, exchange.check):
-        look()
-    assert exchange.results(Purpose.EVAL, 1) == []
-    assert isinstance(exchange.refusal, str)
+    exchange.renew("sampler-0")
+    assert (exchange.next_version(), exchange.wanted_version()) == (2, 1)
+    assert exchange.empty_prompt() == array(b"empty")
 
 
 def report(journal: WorkerJournal) -> None:
@@ -130,7 +117,6 @@ def report(journal: WorkerJournal) -> None:
 
 
 def fetch(weights: WeightSource) -> None:
-    assert weights.newest() == 0
     (entry,) = weights.manifest(0).tensors
     assert len(weights.chunk(0, 0)) == file_size([entry])
 
@@ -180,9 +166,10 @@ class Honest:
         weights: Any = self.weights
         scores = [Score(f"nobody-{self.served}-{place}", "heads", {"motion": float(place)}) for place in range(3)]
         assert [one.reason for one in exchange.submit_scores("honest", scores)] == ["unknown candidate"] * 3
-        with pytest.raises(ValueError, match="honest-7"):
-            exchange.counts("honest-7")  # not a purpose; its name comes back
-        assert exchange.counts().keys() == set(State)
+        step = 10**6 + self.served
+        with pytest.raises(ValueError, match=f"step {step}: "):
+            exchange.commit_step(step, [1])  # never leased; its number comes back
+        assert exchange.next_version() >= 0
         assert weights.chunk(0, 0) == self.file
         with pytest.raises(ValueError, match=f"offset {self.served + 1}: a multiple of"):
             weights.chunk(0, self.served + 1)
@@ -291,7 +278,7 @@ def test_a_client_reads_no_nonsense(messages: dict[str, list[list[bytes]]]) -> N
         name, call, answer = random.choice(pairs)
         read(mutated(answer, random), name, call)
     for bomb in bombs():
-        read(bomb, "exchange", "counts")
+        read(bomb, "exchange", "lease_batch")
 
 
 class Hostile:
@@ -339,7 +326,7 @@ def test_a_client_outlives_a_hostile_server(
     ended = {"value": 0, "error": 0}
     with Hostile(answer) as address, RemoteExchange(address, "victim", timeout=10) as exchange:
         for place in range(3000):
-            call: Any = (exchange.counts, exchange.next_version, exchange.empty_prompt, exchange.wasted)[place % 4]
+            call: Any = (exchange.wanted_version, exchange.next_version, exchange.empty_prompt)[place % 3]
             try:
                 call()
                 ended["value"] += 1
@@ -358,6 +345,6 @@ def test_answers_to_others_do_not_keep_a_client_waiting(monkeypatch: pytest.Monk
             yield pack({"id": -1})
 
     with Hostile(endless) as address, RemoteExchange(address, "victim", timeout=0.3) as exchange:  # type: ignore[arg-type]
-        with pytest.raises(Unreachable, match=r"victim: counts: no answer from .* in 0\.3 s"):
-            exchange.counts()
+        with pytest.raises(Unreachable, match=r"victim: next_version: no answer from .* in 0\.3 s"):
+            exchange.next_version()
         stop.set()

@@ -16,7 +16,7 @@ import zmq
 
 from common.errors import CorruptDataError, NotFoundError
 from common.messages import WeightVersion
-from common.rpc.client import Unreachable
+from common.rpc.client import ServiceFailed, Unreachable
 from common.rpc.codec import pack
 from common.rpc.server import Service, serving
 from common.weights import sync
@@ -24,7 +24,6 @@ from common.weights.store import WeightStore
 from common.weights.sync import (
     RemoteWeights,
     StoredWeights,
-    VersionPublisher,
     WeightPuller,
     WeightSource,
     pull,
@@ -63,18 +62,25 @@ def service(store: WeightStore) -> Iterator[Service]:
         yield service
 
 
+class Wanted:
+    """The exchange's answer to a puller: a version that a test sets."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def __call__(self) -> int:
+        return self.version
+
+
 @pytest.fixture
-def notes() -> Iterator[VersionPublisher]:
-    publisher = VersionPublisher()
-    yield publisher
-    publisher.close()
+def wanted() -> Wanted:
+    return Wanted()
 
 
 def test_chunks_make_up_the_file(store: WeightStore, service: Service, tmp_path: Path) -> None:
     manifest = publish(store, 3)
     mine = WeightStore(tmp_path / "mine")
     with small_chunks(), RemoteWeights(service.address, "sampler-0") as source:
-        assert source.newest() == 3
         assert pull(source, 3, mine) == manifest
     assert service.counts["chunk"] == -(-store.file(3).stat().st_size // 4096) == 9
     assert mine.file(3).read_bytes() == store.file(3).read_bytes()
@@ -147,15 +153,16 @@ def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path
 
 
 def test_a_puller_pulls_a_damaged_version_again(
-    store: WeightStore, notes: VersionPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: WeightStore, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "ASK_SECONDS", 0.1)
+    wanted.version = 1
     publish(store, 1)
     target = Damaging(store)
     with (
         small_chunks(),
         serving(Service(WeightSource, target)) as service,
-        WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller,
+        WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller,
     ):
         assert puller.wait(1, WAIT)
         assert (puller.failed, target.damaged) == (1, 1)
@@ -197,57 +204,59 @@ def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service:
         next(chunks)
 
 
-def test_a_note_brings_the_newest_version(
-    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
+def test_the_version_that_the_exchange_wants_is_staged(
+    store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nobody calls `staged`: the puller asks the exchange by itself, as while a long group is sampled."""
+    monkeypatch.setattr(sync, "ASK_SECONDS", 0.01)
     publish(store, 0)
-    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
-        assert puller.wait(0, WAIT)  # a late joiner needs no note
+    with WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller:
         for version in (1, 2, 3, 4):
             publish(store, version)
-            notes.announce(version)
-        assert puller.wait(4, WAIT)
+            wanted.version = version
+            wait_for(lambda version=version: version in puller.store.versions())
         assert puller.store.manifest(4) == store.manifest(4)
         assert torch.equal(puller.store.load(4)[1]["w"], store.load(4)[1]["w"])
         assert len(puller.store.versions()) <= sync.KEPT + 1
         assert not puller.wait(5, 0.01)
 
 
-def test_a_note_alone_brings_a_version(
-    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def wait_for(is_so: Callable[[], bool]) -> None:
+    ends = time.monotonic() + WAIT
+    while not is_so():
+        assert time.monotonic() < ends
+        Event().wait(0.01)
+
+
+def test_an_older_version_comes_at_once_when_the_sampler_asks(
+    store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody asks for it, and the puller would ask by itself in an hour."""
     monkeypatch.setattr(sync, "ASK_SECONDS", 3600.0)
-    publish(store, 0)
-    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
-        assert puller.wait(0, WAIT)
-        publish(store, 1)
-        ends = time.monotonic() + WAIT
-        while 1 not in puller.store.versions():
-            notes.announce(1)  # again: the first may come before the subscription
-            assert time.monotonic() < ends
-            Event().wait(0.01)
-
-
-def test_an_older_version_comes_when_it_is_asked_for(
-    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
-) -> None:
+    wanted.version = 3
     for version in (0, 1, 2, 3):
         publish(store, version)
-    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+    with WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller:
         assert puller.wait(3, WAIT)
         assert puller.wait(0, WAIT)
         assert puller.staged(0)  # and stays while it is wanted
         assert torch.equal(puller.store.load(0)[1]["w"], store.load(0)[1]["w"])
 
 
-def test_a_lost_note_costs_only_time(
-    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_exchange_without_an_answer_costs_only_time(
+    store: WeightStore, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "ASK_SECONDS", 0.1)
-    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
-        publish(store, 2)
-        assert puller.wait(2, WAIT)
+    monkeypatch.setattr(sync, "ASK_SECONDS", 0.01)
+    publish(store, 2)
+    answers = iter([Unreachable("no answer"), ServiceFailed("fault")])
+
+    def asked() -> int:
+        for error in answers:
+            raise error
+        return 2
+
+    with WeightPuller(service.address, asked, tmp_path / "mine", "sampler-0") as puller:
+        wait_for(lambda: 2 in puller.store.versions())
+        assert puller.failed == 2
 
 
 class Interrupted(StoredWeights):
@@ -300,24 +309,25 @@ def test_a_publisher_that_stays_away_is_named(store: WeightStore, tmp_path: Path
 
 @pytest.mark.parametrize("pruned", [False, True])
 def test_a_version_that_is_superseded_amid_its_pull(
-    store: WeightStore, notes: VersionPublisher, tmp_path: Path, pruned: bool
+    store: WeightStore, wanted: Wanted, tmp_path: Path, pruned: bool
 ) -> None:
     """A newer one is published, announced, and the old one perhaps deleted, while the old one is on its way."""
     publish(store, 1)
+    wanted.version = 1
     superseded = Event()
 
     def supersede() -> None:
         publish(store, 2)
         if pruned:
             store.prune(keep=1)
-        notes.announce(2)
+        wanted.version = 2
         superseded.set()
 
     target = Interrupted(store, 4 * 4096, supersede)
     with (
         small_chunks(),
         serving(Service(WeightSource, target)) as service,
-        WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller,
+        WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller,
     ):
         assert superseded.wait(WAIT)
         assert puller.wait(2, WAIT)
@@ -328,13 +338,13 @@ def test_a_version_that_is_superseded_amid_its_pull(
 
 
 def test_a_late_joiner_gets_the_newest_adapter_and_its_base(
-    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
+    store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path
 ) -> None:
     publish(store, 0)
     for version in (1, 2, 3):
         publish(store, version, "adapter", base=0)
-        notes.announce(version)  # nobody hears it
-    with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+    wanted.version = 3
+    with WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller:
         assert puller.wait(3, WAIT)
         assert puller.store.versions() == [0, 3]
         for version in (0, 3):
@@ -344,21 +354,18 @@ def test_a_late_joiner_gets_the_newest_adapter_and_its_base(
     assert service.counts["manifest"] == 2
 
 
-def test_a_lineage_is_rolled_back(
-    store: WeightStore, service: Service, notes: VersionPublisher, tmp_path: Path
-) -> None:
+def test_a_lineage_is_rolled_back(store: WeightStore, service: Service, tmp_path: Path) -> None:
     """Version 2 is lost with the steps behind it. Its id is not used again, and who holds it changes to version 3."""
     exchange = open_exchange(tmp_path / "exchange", small())
 
     def push_version(step: int) -> int:
         version = publish(store, exchange.next_version(), step=step)
         exchange.announce(version)
-        notes.announce(version.version)
         return version.version
 
     try:
         assert [push_version(step) for step in (0, 1, 2)] == [0, 1, 2]
-        with WeightPuller(service.address, notes.address, tmp_path / "mine", "sampler-0") as puller:
+        with WeightPuller(service.address, exchange.wanted_version, tmp_path / "mine", "sampler-0") as puller:
             assert puller.wait(exchange.wanted_version(), WAIT)
             assert puller.staged(2)
             exchange.rollback(0)

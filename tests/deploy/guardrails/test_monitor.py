@@ -26,8 +26,8 @@ from tests.support import toy
 
 __all__ = ["model"]  # the fixture
 
-WATCHED = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1}
-BRIGHTNESS = {"guard.judges.light.kind": "tests.deploy.guardrails.test_monitor:Brightness"}
+WATCHED = {"guardrails.prompts": 2, "guardrails.every_pushes": 1, "guardrails.patience": 1}
+BRIGHTNESS = {"guardrails.judges.light.kind": "tests.deploy.guardrails.test_monitor:Brightness"}
 
 
 class Brightness:
@@ -120,7 +120,7 @@ def test_the_ledger_keeps_the_base_clips_alone(quiet):
 
 
 def test_readings_come_every_so_many_pushes(model, tmp_path):
-    config = watched(fresh(tmp_path, model), **{"guard.every": 2, **BRIGHTNESS})
+    config = watched(fresh(tmp_path, model), **{"guardrails.every_pushes": 2, **BRIGHTNESS})
     serial.run(config, toy.rewards())
     assert [one.step for one in taken(config)] == [0, 2, 4]
 
@@ -137,7 +137,7 @@ def test_a_watched_run_that_dies_takes_the_same_readings(quiet, model, tmp_path,
 
 
 def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
-    config = watched(fresh(tmp_path, model), steps=2, **{"guard.patience": 2, **BRIGHTNESS})
+    config = watched(fresh(tmp_path, model), steps=2, **{"guardrails.patience": 2, **BRIGHTNESS})
     result = serial.run(config, toy.rewards(Kinder)).result
     assert result is not None
     assert ["scorer" in one.shown for one in taken(config)] == [False, True, True]
@@ -147,8 +147,8 @@ def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
 
 
 def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
-    config = watched(fresh(tmp_path, model), steps=2, **{"guard.action": "pause", **BRIGHTNESS})
-    words = r"^paused by guard\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
+    config = watched(fresh(tmp_path, model), steps=2, **{"guardrails.action": "pause", **BRIGHTNESS})
+    words = r"^paused by guardrails\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
     ever_kinder = toy.rewards(Kinder)
     with pytest.raises(Paused, match=words):
         serial.run(config, ever_kinder)
@@ -158,7 +158,7 @@ def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
     assert [(one["step"], one["action"]) for one in events(config, "alarm")] == [(1, "pause"), (2, "warn")]
 
 
-REFRESHED = {"guard.action": "refresh", **BRIGHTNESS, "algorithm.refresh_every": 0}
+REFRESHED = {"guardrails.action": "refresh", **BRIGHTNESS, "algorithm.refresh_every": 0}
 
 
 @contextmanager
@@ -195,7 +195,7 @@ def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, 
     config = watched(fresh(tmp_path, model), **REFRESHED)
 
     def read() -> bool:
-        return len(read_json_lines(config.folder / "guard.jsonl")) == count and die()
+        return len(read_json_lines(config.folder / "guardrails.jsonl")) == count and die()
 
     with frozen():
         with pytest.raises(Death):
@@ -223,8 +223,8 @@ def test_a_judge_of_the_users_own(model, tmp_path):
     ],
 )
 def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, kind, words):
-    config = watched(fresh(tmp_path, model), **{"guard.judges.light.kind": kind})
-    with pytest.raises(ConfigError, match=rf"^guard\.judges\.light: kind = '{kind}': {words}"):
+    config = watched(fresh(tmp_path, model), **{"guardrails.judges.light.kind": kind})
+    with pytest.raises(ConfigError, match=rf"^guardrails\.judges\.light: kind = '{kind}': {words}"):
         serial.run(config, toy.rewards())
     assert not config.folder.exists()
 
@@ -236,14 +236,14 @@ class Lost(Brightness):
 
     def score(self, clips, prompts):
         Lost.calls += 1
-        if Lost.calls > WATCHED["guard.prompts"]:
+        if Lost.calls > WATCHED["guardrails.prompts"]:
             raise JudgeFailed("http://judge: 401")
         return super().score(clips, prompts)
 
 
 def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Lost, "calls", 0)
-    kind = {"guard.judges.light.kind": "tests.deploy.guardrails.test_monitor:Lost"}
+    kind = {"guardrails.judges.light.kind": "tests.deploy.guardrails.test_monitor:Lost"}
     config = watched(fresh(tmp_path, model), steps=2, **kind)
     assert serial.run(config, toy.rewards()).finished
     assert [one.step for one in taken(config)] == [0]
@@ -255,7 +255,7 @@ def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatc
 
 SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.batch_size": 4,
          "algorithm.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
-         "guard.prompts": 6, "guard.every": 1}  # fmt: skip
+         "guardrails.prompts": 6, "guardrails.every_pushes": 1}  # fmt: skip
 ALONE = {f"reward.weights.{name}": 0 for name in DIMENSIONS if name != "smoothness"}
 
 
@@ -277,8 +277,8 @@ def toon(root: Path, **flags) -> RunConfig:
 @pytest.mark.timeout(1800)
 def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
     """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
-    config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guard.action": "pause"})
-    words = r"^paused by guard.action after step \d: .*judge identity: held-out identity -.* points since step 0, while"
+    config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guardrails.action": "pause"})
+    words = r"^paused by guardrails.action after step \d: .*judge identity: held-out identity -.* points since step 0, "
     with pytest.raises(Paused, match=words):
         serial.run(config, [Stillness()])
     last = taken(config)[-1]

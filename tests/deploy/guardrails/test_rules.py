@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from common.bootstrap import paired_bootstrap
-from common.config import GuardConfig, load_config
+from common.config import GuardrailsConfig, load_config
 from common.errors import ConfigError
 from deploy.guardrails import rules
 from deploy.guardrails.rules import (
@@ -23,7 +23,7 @@ from deploy.guardrails.rules import (
     to_record,
 )
 
-RULES = GuardConfig(prompts=4, fall=5.0, motion_floor=0.5, drift=1.0, patience=2)
+RULES = GuardrailsConfig(prompts=4, max_judge_drop=5.0, motion_floor=0.5, max_score_drift=1.0, patience=2)
 BASE_REWARD, BASE_JUDGED, BASE_MOTION = (50.0, 52.0, 54.0, 56.0), (70.0, 72.0, 74.0, 76.0), (4.0, 5.0, 6.0, 5.0)
 
 
@@ -54,7 +54,7 @@ def test_a_falling_judge_under_a_rising_reward_shows() -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        {"reward": HACKED["reward"], "judged": (66.0, 68.0, 70.0, 72.0)},  # fell by 4, fall = 5
+        {"reward": HACKED["reward"], "judged": (66.0, 68.0, 70.0, 72.0)},  # fell by 4, max_judge_drop = 5
         {"reward": BASE_REWARD, "judged": HACKED["judged"]},  # the reward did not rise
         {"reward": (45.0, 48.0, 49.0, 52.0), "judged": HACKED["judged"]},  # both fell
         {"reward": HACKED["reward"], "judged": (30.0, 72.0, 78.0, 80.0)},  # -8 in the mean, but from one clip alone
@@ -101,7 +101,7 @@ def test_other_scores_for_the_same_base_clips_are_the_scorers_doing() -> None:
     assert list(shown) == ["scorer"]
     assert shown["scorer"].startswith("the same base clips score +2.8 [")
     little = reading(5, base=side(reward=(50.9, 52.9, 54.9, 56.9)))
-    assert findings([START], little, RULES) == {}  # drift = 1
+    assert findings([START], little, RULES) == {}  # max_score_drift = 1
     noisy = reading(5, base=side(reward=(60.0, 49.0, 52.0, 58.0)))
     assert findings([START], noisy, RULES) == {}  # +1.75, some up and some down
 
@@ -156,5 +156,5 @@ def test_what_a_report_draws() -> None:
 
 
 def test_one_prompt_is_too_few() -> None:
-    with pytest.raises(ConfigError, match=r"guard.*prompts = 1: a confidence interval needs 2 or more"):
-        load_config(None, {"guard.prompts": "1"})
+    with pytest.raises(ConfigError, match=r"guardrails.*prompts = 1: a confidence interval needs 2 or more"):
+        load_config(None, {"guardrails.prompts": "1"})

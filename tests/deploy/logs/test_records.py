@@ -79,8 +79,8 @@ def test_what_looks_like_a_secret_is_hidden(text: str, hidden: str | None) -> No
 def test_known_secrets_are_hidden_wherever_they_are(tmp_path) -> None:
     (tmp_path / "token").write_text("of-the-judge-server\n")
     flags = {"reward.judges.vs.kind": "remote", "reward.judges.vs.token_file": str(tmp_path / "token")}
-    flags |= {"reward.judges.vs.url": "http://10.0.0.5:1", "guard.judges.x.kind": "remote"}
-    flags |= {"guard.judges.x.url": "http://10.0.0.5:1", "guard.judges.x.token_file": str(tmp_path / "none")}
+    flags |= {"reward.judges.vs.url": "http://10.0.0.5:1", "guardrails.judges.x.kind": "remote"}
+    flags |= {"guardrails.judges.x.url": "http://10.0.0.5:1", "guardrails.judges.x.token_file": str(tmp_path / "none")}
     environment = {"WANDB_API_KEY": "0123456789", "HF_TOKEN": "short", "PATH": "/usr/bin:/bin"}
     redact = Redactor(secrets_of(load_config(None, flags), environment))
     assert redact("0123456789 short /usr/bin:/bin of-the-judge-server") == "*** short /usr/bin:/bin ***"

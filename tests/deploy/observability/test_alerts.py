@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.config import keys, load_config
+from common.config import keys, load_config, may_change
 from deploy.observability.definitions import TABLE
 from deploy.observability.stack import PROMETHEUS, rules
-from deploy.run_dir.layout import is_free
 
 DOCS = Path(__file__).parents[3] / "docs"
 RULES = [rule for group in rules()["groups"] for rule in group["rules"]]
@@ -109,4 +108,4 @@ def test_a_paragraph_says_meaning_places_and_keys(name: str) -> None:
     for key, star in re.findall(r"`(\w+\.[\w.]+)`(\*?)", text):
         if key.partition(".")[0] in sections:
             assert key in known
-            assert bool(star) == is_free(key, config), f"{key}: * says that it may change on resume"
+            assert bool(star) == may_change(key, config), f"{key}: * says that it may change on resume"

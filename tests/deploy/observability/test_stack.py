@@ -129,7 +129,7 @@ def alive(run: chaos.Run) -> bool:
 def run_with_a_scorer_that_changes(watched: Watched, root: Path) -> None:
     """Goes on until Alertmanager has heard of it."""
     tiny_pipeline(root / "model")
-    config = toy.config(root, **{"name": KINDER, "steps": 1000, "guard.prompts": 4, "guard.every": 1})
+    config = toy.config(root, **{"name": KINDER, "steps": 1000, "guardrails.prompts": 4, "guardrails.every_pushes": 1})
 
     def known() -> bool:  # asked between any two units of work
         watched.then, watched.told = time.time(), watched.alerts(DRIFT)

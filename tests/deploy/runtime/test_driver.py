@@ -116,7 +116,7 @@ def asynchronous(
     nodes: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, Lines, dict]:
     """Twelve steps by two samplers, a rewarder and two learner ranks, watched by guardrails."""
-    watched = {"guard.prompts": 2, "guard.every": 4}
+    watched = {"guardrails.prompts": 2, "guardrails.every_pushes": 4}
     made = config(tmp_path_factory.mktemp("asynchronous"), model, **PLACES, **watched, steps=12)
     lines = Lines()
     outcome = driver.run(made, toy.rewards(), progress=lines)
@@ -164,7 +164,7 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
     assert "step 12: checkpoint saved" in logged["learner-0"]
     assert "step 3: reference refreshed with share 1 of the policy (algorithm)" in logged["learner-1"]
     assert "loaded, replacing version" in logged["sampler-0"]
-    assert "guard, step 0: reading of version 0, 0 alarms" in logged["hub"]
+    assert "guardrails, step 0: reading of version 0, 0 alarms" in logged["hub"]
     assert "hub: node " in logged["driver"]
 
 
@@ -219,10 +219,11 @@ def test_the_guardrails_read_the_base_and_now_and_then_the_policy(asynchronous: 
 
 def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     """A scorer that gives more with every batch: the base clips' own scores move."""
-    watched = {"guard.prompts": 2, "guard.every": 1, "guard.patience": 1, "guard.action": "pause"}
+    watched = {"guardrails.prompts": 2, "guardrails.every_pushes": 1, "guardrails.patience": 1}
+    watched |= {"guardrails.action": "pause"}
     made = config(tmp_path, model, steps=30, **watched)
     with pytest.raises(
-        RunFailed, match=r"^paused by guard\.action after step \d+: scorer: .*; checkpoint saved; resume with: douga"
+        RunFailed, match=r"^paused by guardrails\.action after step \d+: scorer: .*; checkpoint saved; resume with"
     ):
         driver.run(made, toy.rewards(Kinder))
     (alarm,) = [one for one in read_json_lines(made.folder / "events.jsonl") if one["event"] == "alarm"]
@@ -407,7 +408,7 @@ def answers(door: Any) -> bool:
         suppress(Unreachable, ConfigError, WireError),
         RemoteExchange(f"tcp://{host}:{door.port}", "tester", timeout=2) as exchange,
     ):
-        return exchange.counts()[State.DONE] >= 0
+        return exchange.next_version() >= 0
     return False
 
 

@@ -30,7 +30,7 @@ from tests.deploy.runtime.test_simulate import config, ledger, uses_in_ledger, u
 from tests.support.tiny import tiny_pipeline
 from tests.support.toy import wait_until
 
-ADDRESSES = Addresses("tcp://10.0.0.5:1", "tcp://10.0.0.5:2", "tcp://10.0.0.5:3", "tcp://10.0.0.5:4", Path("/run"))
+ADDRESSES = Addresses("tcp://10.0.0.5:1", "tcp://10.0.0.5:2", "tcp://10.0.0.5:3", Path("/run"))
 
 
 class Clock:
@@ -46,12 +46,12 @@ def guests(root: Path, released: list[str], clock: Clock) -> ExternalWorkers:
 
 def test_names_follow_those_of_the_cluster_and_ports_those_of_the_hub(tmp_path: Path) -> None:
     reception = guests(tmp_path, [], Clock())
-    assert reception.join("sampler", "simulated") == Registration("sampler-3", 1, 2, 3, 4)
+    assert reception.join("sampler", "simulated") == Registration("sampler-3", 1, 2, 3)
     assert reception.join("sampler", "simulated").name == "sampler-4"
     welcome = reception.join("rewarder", "simulated")
     assert welcome.name == "rewarder-1"
     tunnel = welcome.addresses("tcp://localhost:7000", None)  # the services are where the hub was reached
-    assert (tunnel.exchange, tunnel.notes) == ("tcp://localhost:1", "tcp://localhost:4")
+    assert (tunnel.exchange, tunnel.weights) == ("tcp://localhost:1", "tcp://localhost:3")
     with pytest.raises(ConfigError, match="an external worker can be a sampler or a rewarder, not a 'learner'"):
         reception.join("learner", "simulated")
 

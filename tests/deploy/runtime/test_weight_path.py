@@ -12,7 +12,7 @@ from actors.sampler import Sampler
 from common.exchange.local import LocalExchange
 from common.models.cogvideox import open_model
 from common.rpc.server import serving
-from common.weights.sync import VersionPublisher, WeightPuller, weight_service
+from common.weights.sync import WeightPuller, weight_service
 from learner.learner import Learner
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
@@ -27,11 +27,10 @@ def test_what_samples_is_what_was_learned(train: str, tmp_path: Path) -> None:
     model, prompts = open_model(config.model.path), open_prompts(config.prompts, config.seed)
     exchange = LocalExchange(config.folder, config, prompts)
     learner = Learner(model, config, config.folder)
-    notes = VersionPublisher()
     sampler, second = (Sampler(model, config, name) for name in ("sampler-0", "sampler-1"))
     with (
         serving(weight_service(learner.store)) as service,
-        WeightPuller(service.address, notes.address, tmp_path / "staged", "sampler-0") as puller,
+        WeightPuller(service.address, exchange.wanted_version, tmp_path / "staged", "sampler-0") as puller,
     ):
         learner.resume(exchange)
         for _ in range(2):
@@ -40,7 +39,6 @@ def test_what_samples_is_what_was_learned(train: str, tmp_path: Path) -> None:
                     tensor.add_(0.05)
             published = learner.publish(exchange)
             assert published is not None
-            notes.announce(published.version)
             assert puller.wait(published.version, WAIT)
             sampler.load(*puller.load(published.version))
             assert sampler.policy_digest() == learner.policy_digest()
@@ -52,6 +50,5 @@ def test_what_samples_is_what_was_learned(train: str, tmp_path: Path) -> None:
     assert second.sample(prompt, second.encode(prompt), seeds, [0, 1]) == candidates
     base = Sampler(model, config).sample(prompt, sampler.encode(prompt), seeds, [0])[0]
     assert base.latents != candidates[0].latents
-    notes.close()
     learner.close()
     exchange.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import DIMENSIONS, RunConfig, load_config
-from common.exchange.api import Exchange, Submitted
+from common.exchange.api import Submitted, WorkerExchange
 from common.exchange.local import LocalExchange
 from common.messages import (
     Candidate,
@@ -91,7 +91,7 @@ def weight_version(version: int, step: int, pushes: int) -> WeightVersion:
     return WeightVersion(version, step, pushes, "full", version, (), "0" * 32)
 
 
-def sample(exchange: Exchange, version: int = 0, worker: str = "sampler-0") -> GroupLease | None:
+def sample(exchange: WorkerExchange, version: int = 0, worker: str = "sampler-0") -> GroupLease | None:
     """Sample one complete group, if admission allows one."""
     lease = exchange.lease_group(worker, version)
     if lease is not None:
@@ -102,7 +102,7 @@ def sample(exchange: Exchange, version: int = 0, worker: str = "sampler-0") -> G
     return lease
 
 
-def score_all(exchange: Exchange, raw: Mapping[str, float] | None = None) -> list[Submitted]:
+def score_all(exchange: WorkerExchange, raw: Mapping[str, float] | None = None) -> list[Submitted]:
     """Score all waiting candidates, with `raw` of the candidate's id if given."""
     answers: list[Submitted] = []
     while tasks := exchange.lease_candidates("rewarder-0", 16):
@@ -112,7 +112,7 @@ def score_all(exchange: Exchange, raw: Mapping[str, float] | None = None) -> lis
     return answers
 
 
-def make_pairs(exchange: Exchange, count: int, version: int = 0) -> list[int]:
+def make_pairs(exchange: WorkerExchange, count: int, version: int = 0) -> list[int]:
     """Make `count` pairs whose first candidate wins 80 to 30. Returns their ordinals."""
     leases = [sample(exchange, version) for _ in range(count)]
     ordinals = [lease.prompt.ordinal for lease in leases if lease is not None]
@@ -123,7 +123,7 @@ def make_pairs(exchange: Exchange, count: int, version: int = 0) -> list[int]:
     return ordinals
 
 
-def train(exchange: Exchange, step: int, count: int = 2) -> list[int]:
+def train(exchange: WorkerExchange, step: int, count: int = 2) -> list[int]:
     """Lease and commit one step; the ordinals it used."""
     pairs = exchange.lease_batch("learner-0", step, count)
     ordinals = [training.ordinal for training in pairs]

@@ -72,7 +72,7 @@ def plays(page: Page) -> None:
 
 @pytest.mark.timeout(900)
 def test_a_live_run_from_its_beginning_to_its_end(visit: Visit, serve: Serve, tmp_path: Path):
-    words = ["run", "--mode", "serial", "--name", "live", "--root", tmp_path, "--steps", 4, "--guard.prompts", 0]
+    words = ["run", "--mode", "serial", "--name", "live", "--root", tmp_path, "--steps", 4, "--guardrails.prompts", 0]
     words += ["--evaluation.prompts", 2, "--learner.batch-size", 1, "--sampler.candidates", 2, "--sampler.steps", 2]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     with (tmp_path / "said").open("w") as said:
