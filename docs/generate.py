@@ -123,9 +123,12 @@ List the file of every run: Prometheus allows `*` in a file name, but not in a f
 
 `metrics.enabled = false` turns the exporters off. `metrics.port` is the first port that a process tries.
 `metrics.tensorboard = true` also writes training steps and probe readings to `RUN/tensorboard/`, under the same metric
-names (`pip install 'douga[tensorboard]'`), and `metrics.wandb = "PROJECT"` sends them to Weights & Biases
-(`pip install 'douga[wandb]'`). All four may change when a run is resumed. Anyone who can reach a port can
-read the metrics: see [Security](security.md).
+names (`pip install 'douga[tensorboard]'`). All keys of `metrics` may change when a run is resumed. Anyone who can reach
+a port can read the metrics: see [Security](security.md#metrics).
+
+`metrics.wandb = "PROJECT"` sends the same figures to Weights & Biases (`pip install 'douga[wandb]'`).
+`WANDB_MODE=offline` writes to `RUN/wandb/` only; upload it later with `wandb sync`. A resumed run continues the same
+W&B run, whose id is in `RUN/wandb/id`. If W&B cannot be reached, the run continues without it and logs a warning.
 
 ## Labels
 

@@ -40,7 +40,7 @@ class Sft(Algorithm):
         """``[algorithm] name = "sft"``."""
 
         weight_by_gap: bool = Field(default=False, description="weigh clips by alpha^R_best - alpha^R_worst")
-        alpha: float = Field(default=2.0, gt=1.0, description="base of that gap")
+        alpha: float = Field(default=2.0, gt=1.0, description="base of the gap alpha^R_best - alpha^R_worst")
 
     needs_reference = False
     candidate_names = ("chosen",)
