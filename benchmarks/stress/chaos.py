@@ -270,8 +270,9 @@ def verify(run: Run, real: bool) -> dict[str, Any]:
         counts = exchange.counts()
         if counts[State.FAILED]:
             raise InvariantViolated(f"prompts were lost: {exchange.failures()}")
-        uses = {row["ordinal"]: row["uses"] for row in exchange._ledger.all("SELECT ordinal, uses FROM groups")}
-        gone = retention.count(exchange._ledger, retention.USES)  # uses of pruned groups
+        rows = exchange._ledger.all("SELECT ordinal, times_trained FROM groups")
+        uses = {row["ordinal"]: row["times_trained"] for row in rows}
+        gone = retention.count(exchange._ledger, retention.TIMES_TRAINED)  # uses of pruned groups
         wasted = sum(exchange.wasted().values())
     finally:
         exchange.close()

@@ -30,15 +30,15 @@ class ConservationError(RuntimeError):
 def check(ledger: Ledger, config: RunConfig) -> None:
     """Raises `ConservationError` at the first violated invariant."""
     _check_states(ledger)
-    _check_uses(ledger, config)
+    _check_times_trained(ledger, config)
     _check_blobs(ledger)
-    final = ledger.meta("final", 0)
+    oldest_step = ledger.meta("oldest_resumable_step", 0)
     for group in ledger.in_state(*FULL):
         ordinal, state = group["ordinal"], State(group["state"])
         stored = len(ledger.candidates(ordinal))
         _demand(stored == candidates_of(group, config), f"group {ordinal} is {state} with {stored} candidates")
         ended = state in (State.TRAINED, State.EXPIRED)
-        if state in (State.READY, State.TRAINING) or (ended and group["closed"] > final):
+        if state in (State.READY, State.TRAINING) or (ended and group["ended_at_step"] > oldest_step):
             _check_selected(ledger, group)
 
 
@@ -57,28 +57,29 @@ def _check_states(ledger: Ledger) -> None:
     _demand(count == frontier, f"train: ordinals end at {frontier}, but only {count} of them exist")
 
 
-def _check_uses(ledger: Ledger, config: RunConfig) -> None:
+def _check_times_trained(ledger: Ledger, config: RunConfig) -> None:
     rows = ledger.all(
-        "SELECT g.ordinal, g.state, g.uses, COUNT(u.step) AS committed FROM groups g "
-        "LEFT JOIN uses u ON u.ordinal = g.ordinal AND u.committed = 1 GROUP BY g.ordinal"
+        "SELECT g.ordinal, g.state, g.times_trained, COUNT(b.step) AS committed FROM groups g "
+        "LEFT JOIN batch_entries b ON b.ordinal = g.ordinal AND b.committed = 1 GROUP BY g.ordinal"
     )
     for row in rows:
-        name = f"group {row['ordinal']} ({row['state']})"
-        _demand(row["uses"] == row["committed"], f"{name}: {row['uses']} uses, {row['committed']} committed")
-        _demand(row["uses"] <= config.exchange.max_times_trained, f"{name}: used {row['uses']} times")
-        _demand((row["state"] == State.TRAINED) <= (row["uses"] > 0), f"{name}: no step used it")
-    for table in ("uses", "candidates", "refs"):
+        name, times = f"group {row['ordinal']} ({row['state']})", row["times_trained"]
+        _demand(times == row["committed"], f"{name}: trained {times} times, but in {row['committed']} committed steps")
+        _demand(times <= config.exchange.max_times_trained, f"{name}: trained {times} times")
+        _demand((row["state"] == State.TRAINED) <= (times > 0), f"{name}: no step used it")
+    for table in ("batch_entries", "candidates", "group_blobs"):
         stray = ledger.first(f"SELECT ordinal FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM groups)")
         _demand(stray is None, f"group {stray and stray['ordinal']}: deleted, but its {table} remain")
-    sql = "SELECT step FROM uses GROUP BY step HAVING MIN(committed) != MAX(committed)"
+    sql = "SELECT step FROM batch_entries GROUP BY step HAVING MIN(committed) != MAX(committed)"
     half = ledger.first(sql)
     _demand(half is None, f"step {half and half['step']}: only partly committed")
 
 
 def _check_blobs(ledger: Ledger) -> None:
-    stray = ledger.first("SELECT digest FROM blobs WHERE digest NOT IN (SELECT digest FROM refs)")
+    stray = ledger.first("SELECT digest FROM blobs WHERE digest NOT IN (SELECT digest FROM group_blobs)")
     _demand(stray is None, f"blob {stray and stray['digest']}: no group needs it")
-    for row in ledger.all("SELECT DISTINCT r.digest, b.size, b.file FROM refs r LEFT JOIN blobs b USING (digest)"):
+    stored = "SELECT DISTINCT g.digest, b.size, b.file FROM group_blobs g LEFT JOIN blobs b USING (digest)"
+    for row in ledger.all(stored):
         path = ledger.blobs.folder / (row["file"] or row["digest"])
         size = path.stat().st_size if path.exists() else None
         _demand(size is not None and size == row["size"], f"{path}: {size} bytes on disk, {row['size']} in the ledger")
@@ -86,8 +87,8 @@ def _check_blobs(ledger: Ledger) -> None:
 
 def _check_selected(ledger: Ledger, group: sqlite3.Row) -> None:
     ordinal, kept = group["ordinal"], stored_selection(group)[0].candidates
-    places = {row["place"] for row in ledger.candidates(ordinal)}
-    _demand(places >= set(kept), f"group {ordinal}: selected {kept}, which are not its candidates")
+    indices = {row["candidate_index"] for row in ledger.candidates(ordinal)}
+    _demand(indices >= set(kept), f"group {ordinal}: selected {kept}, which are not its candidates")
     needed = {CONDITIONING, *map(latents_name, kept)}
     lost = needed.difference(ledger.names(ordinal))
     _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are missing, but it may still be trained on")

@@ -167,8 +167,8 @@ class LocalExchange:
 
     def wanted_version(self) -> int:
         """See `SamplerExchange.wanted_version`."""
-        requested = self._do(self._sampling.requested_version)
-        return self.current_version() if requested is None else requested
+        required = self._do(self._sampling.required_version)
+        return self.current_version() if required is None else required
 
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
         """Has an entry for every state, 0 if no group is in it."""
@@ -182,7 +182,7 @@ class LocalExchange:
     # RunExchange.
 
     def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
-        """Add probe or eval groups of one candidate each, seeded by (run seed, purpose, place in `prompts`, 0).
+        """Add probe or eval groups of one candidate each, seeded by (run seed, purpose, position in `prompts`, 0).
 
         With `version`, only samplers that loaded it get the groups. Prompts already pending, running or done for that
         version are skipped, so a resumed evaluation continues. Without it, any sampler may take the groups, and only
@@ -221,7 +221,7 @@ class LocalExchange:
     def rollback(self, step: int) -> None:
         """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
 
-        Undoes the uses and expiries of later steps, marks later versions as lost, and sets the push count to
+        Undoes the uses and expiries of later steps, marks later versions as rolled back, and sets the push count to
         step // `learner.steps_per_push`. Takes a snapshot for `step` and deletes those of later steps. If
         `current_version()` is older than that push, the learner must publish before it leases a batch. Raises
         `ConfigError` if the ledger no longer has the pairs to resume from `step`.

@@ -38,7 +38,7 @@ class ProbeQueue:
         """See `HubExchange.retire_probes`."""
         with self.ledger.transaction():
             for group in self._probes(State.PENDING):
-                if group["wanted"] != BASE:
+                if group["required_version"] != BASE:
                     self.ledger.keep_only(group["ordinal"])
                     self.ledger.move(group["ordinal"], State.FAILED, reason=RETIRED)
             for group in self._probes(State.DONE):
@@ -55,12 +55,13 @@ class ProbeQueue:
     def rolled_back(self, version: int) -> bool:
         """See `HubExchange.rolled_back`."""
         with self.ledger.transaction():
-            return self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 1", version) is not None
+            row = self.ledger.first("SELECT rolled_back FROM versions WHERE version = ?", version)
+            return row is not None and bool(row["rolled_back"])
 
     def ask_refresh(self, version: int) -> None:
         """See `HubExchange.ask_refresh`."""
         with self.ledger.transaction():
-            row = self.ledger.first("SELECT step FROM versions WHERE version = ? AND lost = 0", version)
+            row = self.ledger.first("SELECT step FROM versions WHERE version = ? AND rolled_back = 0", version)
             if row is not None:
                 _store(self.ledger, {row["step"]: None} | _asked(self.ledger))
 

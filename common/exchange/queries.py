@@ -25,15 +25,16 @@ from common.messages import Purpose
 CLIPS = """
 SELECT c.id, g.version, g.prompt, clips.file AS clip, images.file AS image
 FROM candidates c JOIN groups g USING (ordinal)
-JOIN refs r ON r.ordinal = c.ordinal AND r.name = 'clip/' || c.place JOIN blobs clips ON clips.digest = r.digest
-LEFT JOIN refs i ON i.ordinal = c.ordinal AND i.name = ? LEFT JOIN blobs images ON images.digest = i.digest
-WHERE g.purpose != ? AND g.state = ? ORDER BY c.ordinal, c.place
+JOIN group_blobs r ON r.ordinal = c.ordinal AND r.name = 'clip/' || c.candidate_index
+JOIN blobs clips ON clips.digest = r.digest
+LEFT JOIN group_blobs i ON i.ordinal = c.ordinal AND i.name = ? LEFT JOIN blobs images ON images.digest = i.digest
+WHERE g.purpose != ? AND g.state = ? ORDER BY c.ordinal, c.candidate_index
 """
 
 
-LEASES = "SELECT worker, MIN(expires) AS expires, COUNT(*) AS n"
-SCORING = f"{LEASES}, 0 AS what FROM candidates WHERE worker IS NOT NULL GROUP BY worker"
-LEARNING = f"{LEASES}, step AS what FROM groups WHERE state = 'training' GROUP BY worker, step"
+LEASES = "SELECT leased_by, MIN(lease_expires) AS lease_expires, COUNT(*) AS n"
+SCORING = f"{LEASES}, 0 AS what FROM candidates WHERE leased_by IS NOT NULL GROUP BY leased_by"
+LEARNING = f"{LEASES}, step AS what FROM groups WHERE state = 'training' GROUP BY leased_by, step"
 LOST = float("-inf")  # expiry that `release` sets
 
 
@@ -112,7 +113,7 @@ def newest_groups(ledger: LedgerReader, count: int) -> list[RecentGroup]:
 
 def _recent(ledger: LedgerReader, group: sqlite3.Row) -> RecentGroup:
     selection, rewards = stored_selection(group)
-    rows = {row["place"]: row for row in ledger.candidates(group["ordinal"])}
+    rows = {row["candidate_index"]: row for row in ledger.candidates(group["ordinal"])}
     parts = zip(selection.candidates, rewards, selection.weights, strict=True)
     return RecentGroup(
         ordinal=group["ordinal"],
@@ -125,12 +126,12 @@ def _recent(ledger: LedgerReader, group: sqlite3.Row) -> RecentGroup:
 
 def _kept(ledger: LedgerReader, candidate: sqlite3.Row, reward: float, weight: float) -> KeptCandidate:
     clip = ledger.first(
-        "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?",
-        *(candidate["ordinal"], clip_name(candidate["place"])),
+        "SELECT file FROM group_blobs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?",
+        *(candidate["ordinal"], clip_name(candidate["candidate_index"])),
     )
     return KeptCandidate(
         id=candidate["id"],
-        index=candidate["place"],
+        index=candidate["candidate_index"],
         reward=reward,
         weight=weight,
         scores=json.loads(candidate["scores"] or "{}"),
@@ -155,10 +156,10 @@ def work_in_progress(ledger: LedgerReader, candidates: int) -> dict[str, Work]:
     found: dict[str, Work] = {}
     for row in ledger.in_state(State.SAMPLING):
         of = candidates if row["purpose"] == Purpose.TRAIN else 1
-        done, lost = len(ledger.candidates(row["ordinal"])), row["expires"] == LOST
-        found[row["worker"]] = Work("sampling", row["ordinal"], row["purpose"], done, of, lost)
+        done, lost = len(ledger.candidates(row["ordinal"])), row["lease_expires"] == LOST
+        found[row["leased_by"]] = Work("sampling", row["ordinal"], row["purpose"], done, of, lost)
     for kind, sql in (("scoring", SCORING), ("learning", LEARNING)):
         for row in ledger.all(sql):
-            lost = row["expires"] == LOST
-            found[row["worker"]] = Work(kind, row["what"] or 0, Purpose.TRAIN, 0, row["n"], lost)
+            lost = row["lease_expires"] == LOST
+            found[row["leased_by"]] = Work(kind, row["what"] or 0, Purpose.TRAIN, 0, row["n"], lost)
     return found

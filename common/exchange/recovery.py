@@ -153,10 +153,10 @@ def _mend(
     sampling = SamplingQueue(ledger, config, source, clock)
     with ledger.batch():
         training.release_all()
-        ledger.set_meta("final", step)  # blobs of groups that ended before may have been deleted
+        ledger.set_meta("oldest_resumable_step", step)  # blobs of groups that ended before may have been deleted
         if newest_version >= training.next_version():
             values = (newest_version, step, step // config.learner.steps_per_push)
-            ledger.run("INSERT INTO versions (version, step, pushes, lost) VALUES (?, ?, ?, 1)", *values)
+            ledger.run("INSERT INTO versions (version, step, pushes, rolled_back) VALUES (?, ?, ?, 1)", *values)
         training.rollback(step)
         keep_shown(ledger, most=0)  # training needs no clips, so a missing clip must not cost a pair
         _relink_blobs(ledger)
@@ -177,7 +177,7 @@ def _mend(
 def _hurt(ledger: Ledger) -> set[int]:
     """Ordinals of the groups that lost blobs."""
     missing = _unsound(ledger)
-    rows = ledger.all("SELECT ordinal, file FROM refs JOIN blobs USING (digest)")
+    rows = ledger.all("SELECT ordinal, file FROM group_blobs JOIN blobs USING (digest)")
     return {row["ordinal"] for row in rows if row["file"] in missing}
 
 
@@ -193,8 +193,8 @@ def _give_up(ledger: Ledger, ordinal: int, step: int) -> None:
     ledger.waste(WasteReason.DAMAGE, ordinal, *(row["id"] for row in ledger.candidates(ordinal)))
     ledger.keep_only(ordinal)
     if group["purpose"] == Purpose.TRAIN:
-        state = State.TRAINED if group["uses"] else State.EXPIRED
-        ledger.update(ordinal, state=state, closed=step, reason=WasteReason.DAMAGE)
+        state = State.TRAINED if group["times_trained"] else State.EXPIRED
+        ledger.update(ordinal, state=state, ended_at_step=step, reason=WasteReason.DAMAGE)
     else:
         ledger.update(ordinal, state=State.FAILED, reason="its blobs are lost")
 

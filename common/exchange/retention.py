@@ -22,22 +22,23 @@ from common.exchange.api import State
 from common.exchange.storage.ledger import Ledger
 from common.messages import Purpose
 
-USES, WASTE, FORGOTTEN = "uses", "waste", "version"  # values of `kind`, besides the purposes of groups
+# Values of `archive.kind`, besides the purposes of groups.
+TIMES_TRAINED, WASTED, VERSION = "times_trained", "wasted_candidates", "version"
 ADD = "ON CONFLICT (kind, name) DO UPDATE SET count = count + excluded.count"
 SETTLED = """
 SELECT ordinal FROM groups
-WHERE purpose = ? AND ordinal < ? AND (state IN (?, ?) OR (state IN (?, ?) AND closed <= ?))
+WHERE purpose = ? AND ordinal < ? AND (state IN (?, ?) OR (state IN (?, ?) AND ended_at_step <= ?))
 """
 READ = "SELECT ordinal FROM groups WHERE purpose = ? AND (state = ? OR (state = ? AND version != ?))"
 
 
-def prune(ledger: Ledger, config: RunConfig, final: int) -> None:
-    """Delete old rows that ended at or before step `final`, the earliest step that a run can resume from."""
+def prune(ledger: Ledger, config: RunConfig, oldest_step: int) -> None:
+    """Delete old rows that ended at or before step `oldest_step`, the earliest step that a run can resume from."""
     oldest = ledger.admitted(Purpose.TRAIN) - config.exchange.keep_groups
     ended = (State.TIED, State.FAILED, State.TRAINED, State.EXPIRED)
-    _forget(ledger, SETTLED, Purpose.TRAIN, oldest, *ended, final)
-    _forget_versions(ledger, config, final)
-    ledger.run("DELETE FROM checkpoints WHERE step < ?", final)
+    _forget(ledger, SETTLED, Purpose.TRAIN, oldest, *ended, oldest_step)
+    _forget_versions(ledger, config, oldest_step)
+    ledger.run("DELETE FROM checkpoints WHERE step < ?", oldest_step)
 
 
 def forget_probes(ledger: Ledger, base: int) -> None:
@@ -47,7 +48,7 @@ def forget_probes(ledger: Ledger, base: int) -> None:
 
 def forgotten_version(ledger: Ledger) -> int:
     """The highest deleted version id; -1 if there is none."""
-    return count(ledger, FORGOTTEN, -1)
+    return count(ledger, VERSION, -1)
 
 
 def count(ledger: Ledger, kind: str, default: int = 0) -> int:
@@ -60,23 +61,23 @@ def _forget(ledger: Ledger, which: str, *values: Any) -> None:
     """Archive the counts of the groups that the query `which` selects, then delete them and their rows."""
     sums = (
         ("SELECT purpose, state, COUNT(*) FROM groups", "GROUP BY purpose, state"),
-        (f"SELECT '{USES}', '', SUM(uses) FROM groups", "HAVING SUM(uses) > 0"),
-        (f"SELECT '{WASTE}', reason, COUNT(*) FROM waste", "GROUP BY reason"),
+        (f"SELECT '{TIMES_TRAINED}', '', SUM(times_trained) FROM groups", "HAVING SUM(times_trained) > 0"),
+        (f"SELECT '{WASTED}', reason, COUNT(*) FROM wasted_candidates", "GROUP BY reason"),
     )
     for select, grouped in sums:
         ledger.run(f"INSERT INTO archive {select} WHERE ordinal IN ({which}) {grouped} {ADD}", *values)
-    for table in ("waste", "candidates", "uses", "groups"):
+    for table in ("wasted_candidates", "candidates", "batch_entries", "groups"):
         ledger.run(f"DELETE FROM {table} WHERE ordinal IN ({which})", *values)
 
 
-def _forget_versions(ledger: Ledger, config: RunConfig, final: int) -> None:
+def _forget_versions(ledger: Ledger, config: RunConfig, oldest_step: int) -> None:
     """Delete versions that are too old to sample with, even after a resume from the oldest kept checkpoint.
 
     Versions that were rolled back stay, because `rolled_back` needs them. The current version is never that old.
     """
-    stale = final // config.learner.steps_per_push - config.exchange.max_lag - 1
-    highest = ledger.one("SELECT MAX(version) FROM versions WHERE lost = 0 AND pushes < ?", stale)[0]
+    stale = oldest_step // config.learner.steps_per_push - config.exchange.max_lag - 1
+    highest = ledger.one("SELECT MAX(version) FROM versions WHERE rolled_back = 0 AND pushes < ?", stale)[0]
     if highest is not None:
         sql = "INSERT INTO archive VALUES (?, '', ?) ON CONFLICT (kind, name) DO UPDATE SET count = excluded.count"
-        ledger.run(sql, FORGOTTEN, max(highest, forgotten_version(ledger)))
-        ledger.run("DELETE FROM versions WHERE lost = 0 AND pushes < ?", stale)
+        ledger.run(sql, VERSION, max(highest, forgotten_version(ledger)))
+        ledger.run("DELETE FROM versions WHERE rolled_back = 0 AND pushes < ?", stale)

@@ -47,7 +47,7 @@ class Bounds:
     max_lag: int  # pushes
     batch_size: int
     groups_per_push: int  # B
-    times_trained: int = 1  # m, maximum uses of one pair
+    max_times_trained: int = 1  # m, maximum uses of one pair
     total: float = inf  # uses in the whole run
 
 
@@ -70,7 +70,7 @@ def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
     failed and expired groups are in none of the sums, so they free their place.
     """
     unspent = min((bounds.max_lag + pushes + 1) * bounds.groups_per_push, bounds.total) - load.spent
-    room = -(-(unspent - load.left - bounds.times_trained * load.running) // bounds.times_trained)
+    room = -(-(unspent - load.left - bounds.max_times_trained * load.running) // bounds.max_times_trained)
     if unspent >= bounds.batch_size:
         room = max(room, bounds.batch_size - load.live - load.running)
     return max(0, int(min(bounds.pipeline_depth - load.running, room)))
@@ -96,7 +96,7 @@ class Waiting:
     """The properties of a queued group that `select` needs."""
 
     ordinal: int
-    uses: int
+    times_trained: int
     priority: float
     lag: int
 
@@ -109,13 +109,15 @@ def select(queue: Sequence[Waiting], count: int, order: str) -> list[int]:
     if len(queue) < count:
         return []
     if order == "priority":
-        ranked = sorted(queue, key=lambda pair: (-pair.priority * freshness(pair.lag), pair.uses, pair.ordinal))
+        ranked = sorted(
+            queue, key=lambda pair: (-pair.priority * freshness(pair.lag), pair.times_trained, pair.ordinal)
+        )
     else:
-        ranked = sorted(queue, key=lambda pair: (pair.uses, pair.ordinal))
+        ranked = sorted(queue, key=lambda pair: (pair.times_trained, pair.ordinal))
     return [pair.ordinal for pair in ranked[:count]]
 
 
-def final_step(checkpoints: Sequence[int], kept: int) -> int:
+def oldest_resumable_step(checkpoints: Sequence[int], kept: int) -> int:
     """The step of the oldest of the `kept` newest checkpoints, the earliest to resume from; 0 if there are fewer."""
     ordered = sorted(checkpoints)
     return ordered[-kept] if len(ordered) >= kept else 0

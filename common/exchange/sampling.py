@@ -23,14 +23,14 @@ DUPLICATE = Submitted(False, "duplicate")
 LOST_LEASE = Submitted(False, "lost lease")
 
 
-def latents_name(place: int) -> str:
-    """Name of the blob with the latents of candidate `place`."""
-    return f"latents/{place}"
+def latents_name(index: int) -> str:
+    """Name of the blob with the latents of candidate `index`."""
+    return f"latents/{index}"
 
 
-def clip_name(place: int) -> str:
-    """Name of the blob with the clip of candidate `place`."""
-    return f"clip/{place}"
+def clip_name(index: int) -> str:
+    """Name of the blob with the clip of candidate `index`."""
+    return f"clip/{index}"
 
 
 class RefusalReason(StrEnum):
@@ -91,18 +91,20 @@ class SamplingQueue:
     def _evaluation(self, version: int) -> int | None:
         """The lowest ordinal of the pending probe and eval groups that this version may sample."""
         row = self.ledger.first(
-            "SELECT ordinal FROM groups WHERE state = ? AND purpose != ? AND COALESCE(wanted, ?) = ? ORDER BY ordinal",
+            "SELECT ordinal FROM groups WHERE state = ? AND purpose != ? AND COALESCE(required_version, ?) = ? "
+            "ORDER BY ordinal",
             *(State.PENDING, Purpose.TRAIN, version, version),
         )
         return None if row is None else int(row["ordinal"])
 
-    def requested_version(self) -> int | None:
+    def required_version(self) -> int | None:
         """The version needed by the oldest pending probe or eval group that names one; None if there is none."""
         row = self.ledger.first(
-            "SELECT wanted FROM groups WHERE state = ? AND purpose != ? AND wanted IS NOT NULL ORDER BY ordinal",
+            "SELECT required_version FROM groups WHERE state = ? AND purpose != ? "
+            "AND required_version IS NOT NULL ORDER BY ordinal",
             *(State.PENDING, Purpose.TRAIN),
         )
-        return None if row is None else int(row["wanted"])
+        return None if row is None else int(row["required_version"])
 
     def _training(self) -> int:
         """The lowest pending training ordinal. If none is pending, admits the next prompt of the source."""
@@ -128,10 +130,16 @@ class SamplingQueue:
         expires = self.clock() + self.config.exchange.lease_seconds
         pushes = 0 if row is None else row["pushes"]
         ledger.move(
-            ordinal, State.SAMPLING, version=version, pushes=pushes, worker=worker, attempt=attempt, expires=expires
+            ordinal,
+            State.SAMPLING,
+            version=version,
+            pushes=pushes,
+            leased_by=worker,
+            lease_expires=expires,
+            attempt=attempt,
         )
         prompt, seeds = open_prompt(ledger, group), self._seeds(group)
-        done = tuple(row["place"] for row in ledger.candidates(ordinal))
+        done = tuple(row["candidate_index"] for row in ledger.candidates(ordinal))
         return DeferredRead(
             lambda: GroupLease(replace(prompt(), ordinal=ordinal), worker, attempt, version, seeds, done),
             lambda: self._put_back(ordinal, attempt),
@@ -142,25 +150,27 @@ class SamplingQueue:
         with self.ledger.transaction():
             group = self.ledger.group(ordinal)
             if (group["state"], group["attempt"]) == (State.SAMPLING, attempt):
-                self.ledger.move(ordinal, State.PENDING, worker=None, expires=None)
+                self.ledger.move(ordinal, State.PENDING, leased_by=None, lease_expires=None)
 
     def _seeds(self, group: sqlite3.Row) -> tuple[int, ...]:
         count = candidates_of(group, self.config)
-        return tuple(rules.seed(self.config.seed, group["purpose"], group["place"], index) for index in range(count))
+        return tuple(rules.seed(self.config.seed, group["purpose"], group["position"], index) for index in range(count))
 
     def _reap(self) -> None:
         """Release the leases that expired; each counts as a failed attempt."""
         for group in self.ledger.in_state(State.SAMPLING):
-            if group["expires"] < self.clock():
-                self._give_back(group, f"lease of {group['worker']} expired")
+            if group["lease_expires"] < self.clock():
+                self._give_back(group, f"lease of {group['leased_by']} expired")
 
     def _give_back(self, group: sqlite3.Row, reason: str) -> None:
         failures = group["failures"] + 1
         if failures < self.config.exchange.max_attempts:
-            self.ledger.move(group["ordinal"], State.PENDING, worker=None, expires=None, failures=failures)
+            self.ledger.move(group["ordinal"], State.PENDING, leased_by=None, lease_expires=None, failures=failures)
             return
         self.drop_candidates(group["ordinal"], WasteReason.FAILED)
-        self.ledger.move(group["ordinal"], State.FAILED, worker=None, expires=None, failures=failures, reason=reason)
+        self.ledger.move(
+            group["ordinal"], State.FAILED, leased_by=None, lease_expires=None, failures=failures, reason=reason
+        )
 
     def drop_candidates(self, ordinal: int, reason: WasteReason, keep: Sequence[str] = ()) -> None:
         """Delete a group's candidates and its blobs except `keep`, and count the candidates as wasted."""
@@ -209,7 +219,7 @@ class SamplingQueue:
 
     def _store(self, candidate: Candidate) -> None:
         self.ledger.run(
-            "INSERT INTO candidates (id, ordinal, place, seed, version, fps, height, width) "
+            "INSERT INTO candidates (id, ordinal, candidate_index, seed, version, fps, height, width) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             *(candidate.id, candidate.ordinal, candidate.index, candidate.seed, candidate.policy_version),
             *(candidate.fps, candidate.height, candidate.width),
@@ -222,7 +232,7 @@ class SamplingQueue:
                 raise ValueError(f"group {ordinal}: its conditioning must be submitted before its last candidate")
             largest = max(self.ledger.meta("largest_group", 0), self.ledger.group_bytes(ordinal))
             self.ledger.set_meta("largest_group", largest)
-        self.ledger.move(ordinal, State.SAMPLED, worker=None, expires=None)
+        self.ledger.move(ordinal, State.SAMPLED, leased_by=None, lease_expires=None)
 
     def fail_group(self, lease: GroupLease, reason: str) -> None:
         """See `SamplerExchange.fail_group`. No effect if the lease is already lost."""
@@ -233,7 +243,7 @@ class SamplingQueue:
 
     def _held(self, lease: GroupLease) -> sqlite3.Row | None:
         """The row of the leased group; None if the lease is no longer current."""
-        sql = "SELECT * FROM groups WHERE ordinal = ? AND state = ? AND worker = ? AND attempt = ? AND version = ?"
+        sql = "SELECT * FROM groups WHERE ordinal = ? AND state = ? AND leased_by = ? AND attempt = ? AND version = ?"
         return self.ledger.first(sql, lease.prompt.ordinal, State.SAMPLING, lease.worker, lease.attempt, lease.version)
 
     # Probes and evaluations.
@@ -241,26 +251,26 @@ class SamplingQueue:
     def enqueue(self, prompts: Sequence[Prompt], version: int | None) -> None:
         """See `LocalExchange.enqueue`."""
         with self.ledger.transaction():
-            for place, prompt in enumerate(prompts):
+            for position, prompt in enumerate(prompts):
                 if prompt.purpose is Purpose.TRAIN:
                     raise ValueError(f"prompt {prompt.id}: training prompts come from the source, not from enqueue")
-                if not self._is_queued(prompt, place, version):
+                if not self._is_queued(prompt, position, version):
                     ordinal = FIRST_EVALUATION + sum(map(self.ledger.admitted, (Purpose.PROBE, Purpose.EVAL)))
-                    self._admit(ordinal, prompt, place, version)
+                    self._admit(ordinal, prompt, position, version)
 
-    def _is_queued(self, prompt: Prompt, place: int, version: int | None) -> bool:
-        """Whether this prompt is queued at this place: pending or, with `version`, in any state but failed."""
+    def _is_queued(self, prompt: Prompt, position: int, version: int | None) -> bool:
+        """Whether this prompt is queued at this position: pending or, with `version`, in any state but failed."""
         states = [State.PENDING] if version is None else [state for state in State if state is not State.FAILED]
         rows = self.ledger.all(
-            f"SELECT prompt FROM groups WHERE purpose = ? AND place = ? AND wanted IS ? "
+            f"SELECT prompt FROM groups WHERE purpose = ? AND position = ? AND required_version IS ? "
             f"AND state IN ({', '.join('?' * len(states))})",
-            *(prompt.purpose, place, version, *states),
+            *(prompt.purpose, position, version, *states),
         )
         return any(msgpack.unpackb(row["prompt"])["id"] == prompt.id for row in rows)
 
-    def _admit(self, ordinal: int, prompt: Prompt, place: int, wanted: int | None) -> None:
+    def _admit(self, ordinal: int, prompt: Prompt, position: int, required_version: int | None) -> None:
         fields = {name: getattr(prompt, name) for name in ("ordinal", "id", "text", "character", "category")}
-        self.ledger.admit(ordinal, prompt.purpose, bytes(msgpack.packb(fields) or b""), place, wanted)
+        self.ledger.admit(ordinal, prompt.purpose, bytes(msgpack.packb(fields) or b""), position, required_version)
         if prompt.image is not None:
             self.ledger.store(ordinal, IMAGE, raw(prompt.image))
 
@@ -268,8 +278,8 @@ class SamplingQueue:
 def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
     """Why a sampler with `version` cannot be given a training group now; a falsy `Refusal` if it can."""
     exchange = config.exchange
-    row = ledger.first("SELECT pushes, lost FROM versions WHERE version = ?", version)
-    if row is not None and row["lost"]:
+    row = ledger.first("SELECT pushes, rolled_back FROM versions WHERE version = ?", version)
+    if row is not None and row["rolled_back"]:
         words = f"version {version} was rolled back: load the newest version first"
         return Refusal(RefusalReason.ROLLED_BACK, words)
     pushes = ledger.meta("pushes", 0)
@@ -299,7 +309,7 @@ def _bounds(config: RunConfig) -> rules.Bounds:
         max_lag=exchange.max_lag,
         batch_size=learner.batch_size,
         groups_per_push=config.groups_per_push,
-        times_trained=exchange.max_times_trained,
+        max_times_trained=exchange.max_times_trained,
         total=config.steps * learner.batch_size,
     )
 

@@ -47,9 +47,9 @@ class ScoringQueue:
         with self.ledger.transaction():
             self._reap()
             rows = self.ledger.all(
-                "SELECT c.id, c.ordinal, c.place FROM candidates c JOIN groups g USING (ordinal) "
-                "WHERE g.state IN (?, ?) AND c.scores IS NULL AND c.worker IS NULL "
-                "ORDER BY g.purpose = ?, c.ordinal, c.place LIMIT ?",
+                "SELECT c.id, c.ordinal, c.candidate_index FROM candidates c JOIN groups g USING (ordinal) "
+                "WHERE g.state IN (?, ?) AND c.scores IS NULL AND c.leased_by IS NULL "
+                "ORDER BY g.purpose = ?, c.ordinal, c.candidate_index LIMIT ?",
                 *(*OPEN, Purpose.TRAIN, limit),
             )
             prompts: dict[int, Callable[[], Prompt]] = {}
@@ -60,7 +60,7 @@ class ScoringQueue:
         """Release leases whose clips the exchange could not read. It does not count as a failed attempt."""
         with self.ledger.transaction():
             for row in rows:
-                sql = "UPDATE candidates SET worker = NULL, expires = NULL WHERE id = ? AND worker = ?"
+                sql = "UPDATE candidates SET leased_by = NULL, lease_expires = NULL WHERE id = ? AND leased_by = ?"
                 if self.ledger.run(sql, row["id"], worker):
                     return_to_sampled(self.ledger, row["ordinal"])
 
@@ -74,21 +74,22 @@ class ScoringQueue:
             if group["state"] == State.SAMPLED:
                 self.ledger.move(ordinal, State.SCORING)
         expires = self.clock() + self.config.exchange.lease_seconds
-        self.ledger.run("UPDATE candidates SET worker = ?, expires = ? WHERE id = ?", worker, expires, name)
-        prompt, index = prompts[ordinal], row["place"]
+        self.ledger.run("UPDATE candidates SET leased_by = ?, lease_expires = ? WHERE id = ?", worker, expires, name)
+        prompt, index = prompts[ordinal], row["candidate_index"]
         clip = self.ledger.open(ordinal, clip_name(index))
         return lambda: ScoreTask(name, prompt(), clip.read_one().data, ordinal, index)
 
     def _reap(self) -> None:
         """Release the leases that expired. A clip whose lease expired max_attempts times fails its group."""
-        for row in self.ledger.all("SELECT * FROM candidates WHERE expires < ? ORDER BY id", self.clock()):
+        for row in self.ledger.all("SELECT * FROM candidates WHERE lease_expires < ? ORDER BY id", self.clock()):
             self.ledger.run(
-                "UPDATE candidates SET worker = NULL, expires = NULL, failures = failures + 1 WHERE id = ?", row["id"]
+                "UPDATE candidates SET leased_by = NULL, lease_expires = NULL, failures = failures + 1 WHERE id = ?",
+                row["id"],
             )
             if self.ledger.group(row["ordinal"])["state"] not in OPEN:
                 continue
             if row["failures"] + 1 >= self.config.exchange.max_attempts:
-                self._fail(row["ordinal"], f"scoring lease of {row['worker']} expired", WasteReason.FAILED)
+                self._fail(row["ordinal"], f"scoring lease of {row['leased_by']} expired", WasteReason.FAILED)
             else:
                 return_to_sampled(self.ledger, row["ordinal"])
 
@@ -121,7 +122,7 @@ class ScoringQueue:
     def _store(self, score: Score, group: sqlite3.Row) -> None:
         ordinal = group["ordinal"]
         self.ledger.run(
-            "UPDATE candidates SET scores = ?, reward_version = ?, worker = NULL, expires = NULL WHERE id = ?",
+            "UPDATE candidates SET scores = ?, reward_version = ?, leased_by = NULL, lease_expires = NULL WHERE id = ?",
             *(json.dumps(score.values, sort_keys=True), score.reward_version, score.candidate_id),
         )
         # Scores of different reward models are not comparable, so the newest model must score the whole group.
@@ -158,7 +159,7 @@ class ScoringQueue:
 
     def _fail(self, ordinal: int, reason: str, waste: WasteReason) -> None:
         self.ledger.waste(waste, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
-        self.ledger.run("UPDATE candidates SET worker = NULL, expires = NULL WHERE ordinal = ?", ordinal)
+        self.ledger.run("UPDATE candidates SET leased_by = NULL, lease_expires = NULL WHERE ordinal = ?", ordinal)
         self.ledger.keep_only(ordinal)
         self.ledger.move(ordinal, State.FAILED, reason=reason)
 
@@ -178,20 +179,20 @@ class ScoringQueue:
         for group in groups:
             name = msgpack.unpackb(group["prompt"])["id"]
             for row in self.ledger.candidates(group["ordinal"]):
-                found[group["place"], name] = group, row
+                found[group["position"], name] = group, row
         return list(found.values())
 
     def open_finished(self, group: sqlite3.Row, row: sqlite3.Row) -> Callable[[], ScoredCandidate]:
         """Open the blobs of one entry of `finished`; the returned function reads them. Open one entry at a time."""
-        ordinal, place = row["ordinal"], row["place"]
+        ordinal, index = row["ordinal"], row["candidate_index"]
         prompt, values = open_prompt(self.ledger, group), json.loads(row["scores"])
-        latents, clip = (self.ledger.open(ordinal, name) for name in (latents_name(place), clip_name(place)))
+        latents, clip = (self.ledger.open(ordinal, name) for name in (latents_name(index), clip_name(index)))
 
         def read() -> ScoredCandidate:
             candidate = Candidate(
                 id=row["id"],
                 ordinal=ordinal,
-                index=place,
+                index=index,
                 seed=row["seed"],
                 policy_version=row["version"],
                 latents=latents.read_one(),
@@ -207,7 +208,7 @@ class ScoringQueue:
 
 def return_to_sampled(ledger: Ledger, ordinal: int) -> None:
     """Move a scoring group without leased clips back to `sampled`; it keeps its scores."""
-    leased = ledger.first("SELECT 1 FROM candidates WHERE ordinal = ? AND worker IS NOT NULL", ordinal)
+    leased = ledger.first("SELECT 1 FROM candidates WHERE ordinal = ? AND leased_by IS NOT NULL", ordinal)
     if leased is None and ledger.group(ordinal)["state"] == State.SCORING:
         ledger.move(ordinal, State.SAMPLED)
 
@@ -217,6 +218,6 @@ def keep_shown(ledger: Ledger, *newest: int, most: int = SHOWN) -> None:
     shown = [*json.loads(ledger.meta("shown", "[]")), *newest]
     gone, shown = shown[: max(0, len(shown) - most)], shown[max(0, len(shown) - most) :]
     for ordinal in gone:
-        clips = [clip_name(row["place"]) for row in ledger.candidates(ordinal)]
+        clips = [clip_name(row["candidate_index"]) for row in ledger.candidates(ordinal)]
         ledger.keep_only(ordinal, [name for name in ledger.names(ordinal) if name not in clips])
     ledger.set_meta("shown", json.dumps(shown))

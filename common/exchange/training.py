@@ -2,7 +2,7 @@
 
 A resumed run trains like an uninterrupted one, because:
 
-* A repeated step trains on the same batch as the first time (the table `uses` keeps it through a rollback).
+* A repeated step trains on the same batch as the first time (the table `batch_entries` keeps it through a rollback).
 * A rollback to step S undoes the uses and expiries of pairs after S.
 * The push count becomes S // P, with P = `learner.steps_per_push`. Admission waits until training catches up with the
   groups already sampled. Groups sampled with versions that were rolled back stay valid: sampling depends on weights and
@@ -54,14 +54,14 @@ class TrainingQueue:
             for ordinal in batch:
                 if self.ledger.group(ordinal)["state"] == State.READY:
                     self.ledger.move(ordinal, State.TRAINING)
-                self.ledger.update(ordinal, worker=worker, step=step, expires=expires)
+                self.ledger.update(ordinal, leased_by=worker, step=step, lease_expires=expires)
             groups = [self._open(self.ledger.group(ordinal)) for ordinal in batch]
             return DeferredRead(lambda: [read() for read in groups], lambda: self._put_back(worker, step))
 
     def _put_back(self, worker: str, step: int) -> None:
         with self.ledger.transaction():
             for group in self.ledger.in_state(State.TRAINING):
-                if (group["worker"], group["step"]) == (worker, step):
+                if (group["leased_by"], group["step"]) == (worker, step):
                     self._release(group["ordinal"])
 
     def _check_next(self, step: int) -> None:
@@ -74,41 +74,43 @@ class TrainingQueue:
 
     def _batch(self, worker: str, step: int, count: int) -> list[int]:
         """The ordinals of a step's groups: its earlier batch if that is available, else the next ones in order."""
-        rows = self.ledger.all("SELECT g.* FROM uses JOIN groups g USING (ordinal) WHERE uses.step = ? "
-                               "ORDER BY uses.place", step)  # fmt: skip
+        rows = self.ledger.all("SELECT g.* FROM batch_entries b JOIN groups g USING (ordinal) WHERE b.step = ? "
+                               "ORDER BY b.slot", step)  # fmt: skip
         before = [int(row["ordinal"]) for row in rows]
         if len(before) == count:
             if all(row["state"] == State.READY for row in rows):
                 return before
             if all((row["state"], row["step"]) == (State.TRAINING, step) for row in rows):
-                return before if rows[0]["worker"] == worker else []
+                return before if rows[0]["leased_by"] == worker else []
         batch = rules.select(self._queue(), count, self.config.exchange.order)
         if batch:
-            self.ledger.run("DELETE FROM uses WHERE step = ?", step)
-        for place, ordinal in enumerate(batch):
-            self.ledger.run("INSERT INTO uses (step, place, ordinal) VALUES (?, ?, ?)", step, place, ordinal)
+            self.ledger.run("DELETE FROM batch_entries WHERE step = ?", step)
+        for slot, ordinal in enumerate(batch):
+            self.ledger.run("INSERT INTO batch_entries (step, slot, ordinal) VALUES (?, ?, ?)", step, slot, ordinal)
         return batch
 
     def _queue(self) -> list[rules.Waiting]:
         rows = self.ledger.in_state(State.READY)
-        return [rules.Waiting(row["ordinal"], row["uses"], row["priority"], self._lag(row)) for row in rows]
+        return [rules.Waiting(row["ordinal"], row["times_trained"], row["priority"], self._lag(row)) for row in rows]
 
     def _lag(self, group: sqlite3.Row) -> int:
         return rules.lag(self.ledger.meta("pushes", 0), group["pushes"])
 
     def _reap(self) -> None:
         for group in self.ledger.in_state(State.TRAINING):
-            if group["expires"] < self.clock():
+            if group["lease_expires"] < self.clock():
                 self._release(group["ordinal"])
 
     def _release(self, ordinal: int) -> None:
-        self.ledger.move(ordinal, State.READY, worker=None, expires=None, step=None)
+        self.ledger.move(ordinal, State.READY, leased_by=None, lease_expires=None, step=None)
 
     def _expire(self, step: int) -> None:
         """Expire pairs that are too stale. Those already trained on become `trained`."""
         for group in self.ledger.in_state(State.READY):
             if rules.is_stale(self._lag(group), self.config.exchange.max_lag):
-                self.ledger.move(group["ordinal"], State.TRAINED if group["uses"] else State.EXPIRED, closed=step)
+                self.ledger.move(
+                    group["ordinal"], State.TRAINED if group["times_trained"] else State.EXPIRED, ended_at_step=step
+                )
 
     def _open(self, group: sqlite3.Row) -> Callable[[], TrainingGroup]:
         ordinal, lag = group["ordinal"], self._lag(group)
@@ -137,29 +139,29 @@ class TrainingQueue:
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
         """See `LearnerExchange.commit_step`."""
         with self.ledger.transaction():
-            rows = self.ledger.all("SELECT * FROM uses WHERE step = ?", step)
+            rows = self.ledger.all("SELECT * FROM batch_entries WHERE step = ?", step)
             known, asked = {row["ordinal"] for row in rows}, set(ordinals)
-            if step <= self.ledger.meta("final", 0) and known < asked:
-                return  # a retry of a final step, some of whose groups may be pruned
+            if step <= self.ledger.meta("oldest_resumable_step", 0) and known < asked:
+                return  # a retry of a step that cannot be rolled back any more; some of its groups may be pruned
             if not ordinals or known != asked:
                 raise ValueError(f"step {step}: committed with pairs {sorted(ordinals)}, which it did not lease")
             if rows[0]["committed"]:
                 return
             self._check_next(step)
-            self.ledger.run("UPDATE uses SET committed = 1 WHERE step = ?", step)
+            self.ledger.run("UPDATE batch_entries SET committed = 1 WHERE step = ?", step)
             for ordinal in ordinals:
                 self._use(ordinal, step)
 
     def _use(self, ordinal: int, step: int) -> None:
         """Count one use, even if the lease expired during the step: the weights already include the pair."""
         group = self.ledger.group(ordinal)
-        uses = group["uses"] + 1
-        ended = group["state"] in ENDED or uses >= self.config.exchange.max_times_trained
+        times_trained = group["times_trained"] + 1
+        ended = group["state"] in ENDED or times_trained >= self.config.exchange.max_times_trained
         if ended and group["state"] != State.TRAINED:
-            self.ledger.move(ordinal, State.TRAINED, closed=step)
+            self.ledger.move(ordinal, State.TRAINED, ended_at_step=step)
         elif group["state"] == State.TRAINING:
             self.ledger.move(ordinal, State.READY)
-        self.ledger.update(ordinal, worker=None, expires=None, step=None, uses=uses)
+        self.ledger.update(ordinal, leased_by=None, lease_expires=None, step=None, times_trained=times_trained)
 
     # Versions.
 
@@ -192,31 +194,32 @@ class TrainingQueue:
     def _record_checkpoint(self, step: int) -> None:
         """Record a checkpoint. Deletes blobs of pairs that ended by the oldest kept one, and prunes old rows."""
         self.ledger.run("INSERT OR IGNORE INTO checkpoints VALUES (?)", step)
-        kept = rules.final_step(self.ledger.checkpoints(), self.config.learner.keep_checkpoints)
-        final = max(kept, self.ledger.meta("final", 0))
-        self.ledger.set_meta("final", final)
+        kept = rules.oldest_resumable_step(self.ledger.checkpoints(), self.config.learner.keep_checkpoints)
+        oldest = max(kept, self.ledger.meta("oldest_resumable_step", 0))
+        self.ledger.set_meta("oldest_resumable_step", oldest)
         rows = self.ledger.all(
-            # CROSS JOIN makes SQLite start from refs: blobs are few, but ended groups accumulate over the run.
-            "SELECT DISTINCT ordinal FROM refs CROSS JOIN groups USING (ordinal) WHERE state IN (?, ?) AND closed <= ?",
-            *(*ENDED, final),
+            # CROSS JOIN makes SQLite start from group_blobs: blobs are few, but ended groups accumulate over the run.
+            "SELECT DISTINCT ordinal FROM group_blobs CROSS JOIN groups USING (ordinal) "
+            "WHERE state IN (?, ?) AND ended_at_step <= ?",
+            *(*ENDED, oldest),
         )
         for row in rows:
             self.ledger.keep_only(row["ordinal"])
-        retention.prune(self.ledger, self.config, final)
+        retention.prune(self.ledger, self.config, oldest)
 
     def rollback(self, step: int) -> None:
         """See `LocalExchange.rollback`."""
         with self.ledger.transaction():
-            last, final = self.ledger.committed_step(), self.ledger.meta("final", 0)
-            if not final <= step <= last:
+            last, oldest = self.ledger.committed_step(), self.ledger.meta("oldest_resumable_step", 0)
+            if not oldest <= step <= last:
                 raise ConfigError(
                     f"{self.ledger.path}: cannot resume from step {step}; this ledger has the pairs to "
-                    f"resume from steps {final} to {last}; restore such a checkpoint, or choose another --name"
+                    f"resume from steps {oldest} to {last}; restore such a checkpoint, or choose another --name"
                 )
             for group in self.ledger.in_state(State.TRAINING):
                 self._release(group["ordinal"])
             self._take_back(step)
-            self.ledger.run("UPDATE versions SET lost = 1 WHERE step > ?", step)
+            self.ledger.run("UPDATE versions SET rolled_back = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
             probes.take_back(self.ledger, step)
             self.ledger.run("DELETE FROM checkpoints WHERE step > ?", step)
@@ -224,14 +227,14 @@ class TrainingQueue:
                 self._record_checkpoint(step)
 
     def _take_back(self, step: int) -> None:
-        rows = self.ledger.all("SELECT DISTINCT ordinal FROM uses WHERE step > ? AND committed = 1", step)
-        self.ledger.run("UPDATE uses SET committed = 0 WHERE step > ?", step)
+        rows = self.ledger.all("SELECT DISTINCT ordinal FROM batch_entries WHERE step > ? AND committed = 1", step)
+        self.ledger.run("UPDATE batch_entries SET committed = 0 WHERE step > ?", step)
         for row in rows:
-            left = "SELECT COUNT(*) FROM uses WHERE ordinal = ? AND committed = 1"
-            self.ledger.update(row["ordinal"], uses=self.ledger.one(left, row["ordinal"])[0])
+            still = "SELECT COUNT(*) FROM batch_entries WHERE ordinal = ? AND committed = 1"
+            self.ledger.update(row["ordinal"], times_trained=self.ledger.one(still, row["ordinal"])[0])
         for group in self.ledger.in_state(*ENDED):
-            if group["closed"] > step:
-                self.ledger.move(group["ordinal"], State.READY, closed=None)
+            if group["ended_at_step"] > step:
+                self.ledger.move(group["ordinal"], State.READY, ended_at_step=None)
 
     # Leases of all kinds.
 
@@ -240,21 +243,21 @@ class TrainingQueue:
         expires = self.clock() + self.config.exchange.lease_seconds
         with self.ledger.transaction():
             for table in ("groups", "candidates"):
-                self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", expires, worker)
+                self.ledger.run(f"UPDATE {table} SET lease_expires = ? WHERE leased_by = ?", expires, worker)
 
     def release(self, worker: str) -> None:
         """See `HubExchange.release`. The next lease call of any worker reclaims the expired leases."""
         with self.ledger.transaction():
             for table in ("groups", "candidates"):
-                self.ledger.run(f"UPDATE {table} SET expires = ? WHERE worker = ?", float("-inf"), worker)
+                self.ledger.run(f"UPDATE {table} SET lease_expires = ? WHERE leased_by = ?", float("-inf"), worker)
 
     def release_all(self) -> None:
         """Release all leases after a restart of the exchange. They do not count as failed attempts."""
         with self.ledger.transaction():
             for group in self.ledger.in_state(State.SAMPLING):
-                self.ledger.move(group["ordinal"], State.PENDING, worker=None, expires=None)
+                self.ledger.move(group["ordinal"], State.PENDING, leased_by=None, lease_expires=None)
             for group in self.ledger.in_state(State.TRAINING):
                 self._release(group["ordinal"])
-            self.ledger.run("UPDATE candidates SET worker = NULL, expires = NULL WHERE worker IS NOT NULL")
+            self.ledger.run("UPDATE candidates SET leased_by = NULL, lease_expires = NULL WHERE leased_by IS NOT NULL")
             for group in self.ledger.in_state(State.SCORING):
                 return_to_sampled(self.ledger, group["ordinal"])

@@ -134,9 +134,9 @@ class RunReader:
 
 
 def _summary(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
-    wanted = ledger.first("SELECT MAX(wanted) FROM groups WHERE purpose = ?", Purpose.EVAL)
-    held_out = 0 if wanted is None or wanted[0] is None else int(wanted[0])
-    by_state = "SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? AND wanted = ? GROUP BY state"
+    required = ledger.first("SELECT MAX(required_version) FROM groups WHERE purpose = ?", Purpose.EVAL)
+    held_out = 0 if required is None or required[0] is None else int(required[0])
+    by_state = "SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? AND required_version = ? GROUP BY state"
     version = ledger.current_version()
     return LedgerSummary(
         groups=ledger.counts(Purpose.TRAIN),

@@ -5,19 +5,20 @@ Operations are atomic, even if the process is killed. Operations that wait for e
 the reference, so a crash or power cut leaves at most unreferenced files, which the next opening deletes. If a disk
 operation fails, the ledger operation is rolled back and raises `StorageError`.
 
-| table       | one row per                             | notes                                               |
-|-------------|-----------------------------------------|-----------------------------------------------------|
-| groups      | prompt group                            | `state`: `api.State`; `closed`: step that ended it; |
-|             |                                         | `selection`: JSON of the kept candidates            |
-| candidates  | stored candidate                        | its scoring lease and its raw scores                |
-| refs        | (group, name) -> blob                   | image, conditioning, latents/i, clip/i              |
-| blobs       | distinct content                        | its size in bytes, its file                         |
-| uses        | place in the batch of an optimizer step | kept after a rollback, so a step repeats its batch  |
-| versions    | announced weights                       | `lost`: discarded by a rollback                     |
-| checkpoints | checkpoint of the learner               | its step                                            |
-| waste       | wasted candidate                        | with the reason                                     |
-| meta        | counter or small value                  | admitted ordinals, pushes, identity                 |
-| archive     | kind and name of pruned rows            | their count (`common/exchange/retention.py`)        |
+| table             | one row per                     | notes                                                     |
+|-------------------|---------------------------------|-----------------------------------------------------------|
+| groups            | prompt group                    | `state`: `api.State`; `selection`: JSON of the kept       |
+|                   |                                 | candidates; `position`: place among the prompts of one    |
+|                   |                                 | `enqueue`, or the ordinal of a training group             |
+| candidates        | stored candidate                | its scoring lease and its raw scores                      |
+| group_blobs       | (group, name) -> blob           | image, conditioning, latents/i, clip/i                    |
+| blobs             | distinct content                | its size in bytes, its file                               |
+| batch_entries     | (optimizer step, slot) -> group | kept after a rollback, so that a step repeats its batch   |
+| versions          | announced weights               | `rolled_back`: discarded by a rollback                    |
+| checkpoints       | checkpoint of the learner       | its step                                                  |
+| wasted_candidates | wasted candidate                | with the reason                                           |
+| meta              | counter or small value          | admitted ordinals, pushes, identity                       |
+| archive           | kind and name of pruned rows    | their count (`common/exchange/retention.py`)              |
 """
 
 from __future__ import annotations
@@ -44,36 +45,37 @@ FIRST_EVALUATION = 1 << 40  # ledger ordinals of probe and eval groups start her
 TABLES = """
 CREATE TABLE groups (
     ordinal INTEGER PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, prompt BLOB NOT NULL,
-    place INTEGER NOT NULL, wanted INTEGER, version INTEGER, pushes INTEGER, worker TEXT, expires REAL,
-    attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0, reason TEXT NOT NULL DEFAULT '',
-    selection TEXT, priority REAL, uses INTEGER NOT NULL DEFAULT 0, step INTEGER, closed INTEGER);
+    position INTEGER NOT NULL, required_version INTEGER, version INTEGER, pushes INTEGER,
+    leased_by TEXT, lease_expires REAL, attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
+    reason TEXT NOT NULL DEFAULT '', selection TEXT, priority REAL, times_trained INTEGER NOT NULL DEFAULT 0,
+    step INTEGER, ended_at_step INTEGER);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
-CREATE INDEX groups_by_purpose ON groups (purpose, state, uses);
-CREATE INDEX groups_by_worker ON groups (worker) WHERE worker IS NOT NULL;
+CREATE INDEX groups_by_purpose ON groups (purpose, state, times_trained);
+CREATE INDEX groups_by_worker ON groups (leased_by) WHERE leased_by IS NOT NULL;
 CREATE TABLE candidates (
-    id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, place INTEGER NOT NULL, seed INTEGER NOT NULL,
-    version INTEGER NOT NULL, fps INTEGER NOT NULL, height INTEGER NOT NULL, width INTEGER NOT NULL,
-    worker TEXT, expires REAL, failures INTEGER NOT NULL DEFAULT 0, reward_version TEXT, scores TEXT,
-    UNIQUE (ordinal, place));
-CREATE INDEX candidates_by_worker ON candidates (worker) WHERE worker IS NOT NULL;
-CREATE INDEX candidates_by_lease ON candidates (expires) WHERE expires IS NOT NULL;
-CREATE TABLE refs (
+    id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, candidate_index INTEGER NOT NULL,
+    seed INTEGER NOT NULL, version INTEGER NOT NULL, fps INTEGER NOT NULL, height INTEGER NOT NULL,
+    width INTEGER NOT NULL, leased_by TEXT, lease_expires REAL, failures INTEGER NOT NULL DEFAULT 0,
+    reward_version TEXT, scores TEXT, UNIQUE (ordinal, candidate_index));
+CREATE INDEX candidates_by_worker ON candidates (leased_by) WHERE leased_by IS NOT NULL;
+CREATE INDEX candidates_by_lease ON candidates (lease_expires) WHERE lease_expires IS NOT NULL;
+CREATE TABLE group_blobs (
     ordinal INTEGER NOT NULL REFERENCES groups, name TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (ordinal, name));
-CREATE INDEX refs_by_digest ON refs (digest);
+CREATE INDEX group_blobs_by_digest ON group_blobs (digest);
 CREATE TABLE blobs (digest TEXT PRIMARY KEY, size INTEGER NOT NULL, file TEXT NOT NULL);
-CREATE TABLE uses (
-    step INTEGER NOT NULL, place INTEGER NOT NULL, ordinal INTEGER NOT NULL REFERENCES groups,
-    committed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (step, place));
-CREATE INDEX uses_by_group ON uses (ordinal);
+CREATE TABLE batch_entries (
+    step INTEGER NOT NULL, slot INTEGER NOT NULL, ordinal INTEGER NOT NULL REFERENCES groups,
+    committed INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (step, slot));
+CREATE INDEX batch_entries_by_group ON batch_entries (ordinal);
 CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL, lost INTEGER NOT NULL DEFAULT 0);
+    version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL,
+    rolled_back INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
-CREATE TABLE waste (
+CREATE TABLE wasted_candidates (
     ordinal INTEGER NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ordinal, id, reason));
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
+CREATE TABLE archive (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name));
 """
-# Created on opening, because older ledgers of this schema version lack it.
-ARCHIVE = "CREATE TABLE IF NOT EXISTS archive (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name))"
 LARGEST_LOG = 1 << 24  # bytes; SQLite truncates the write-ahead log to this size after a checkpoint
 
 
@@ -135,7 +137,6 @@ class Ledger(LedgerReader):
         problem = self._db.execute("PRAGMA quick_check").fetchone()[0]
         if problem != "ok":
             raise LedgerDamaged(self.folder, f"{self.path}: damaged ({' '.join(problem.split())})")
-        self._db.execute(ARCHIVE)
         self._check_identity(identity)
 
     def settle_blobs(self) -> None:
@@ -242,11 +243,12 @@ class Ledger(LedgerReader):
 
     # Groups.
 
-    def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, place: int, wanted: int | None) -> None:
-        """Insert a new pending group. `wanted` is the version it must be sampled with; None: any."""
+    def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, position: int, required_version: int | None) -> None:
+        """Insert a new pending group. It must be sampled with `required_version`; None: with any version."""
         self.run(
-            "INSERT INTO groups (ordinal, purpose, state, prompt, place, wanted) VALUES (?, ?, ?, ?, ?, ?)",
-            *(ordinal, purpose, State.PENDING, prompt, place, wanted),
+            "INSERT INTO groups (ordinal, purpose, state, prompt, position, required_version) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            *(ordinal, purpose, State.PENDING, prompt, position, required_version),
         )
         self.set_meta(f"admitted:{purpose}", self.admitted(purpose) + 1)
 
@@ -271,7 +273,7 @@ class Ledger(LedgerReader):
     def waste(self, reason: WasteReason, ordinal: int, *candidates: str) -> None:
         """Count candidates of a group that were sampled for nothing, each once per reason."""
         for candidate in candidates:
-            self.run("INSERT OR IGNORE INTO waste VALUES (?, ?, ?)", ordinal, candidate, reason)
+            self.run("INSERT OR IGNORE INTO wasted_candidates VALUES (?, ?, ?)", ordinal, candidate, reason)
 
     # Blobs of groups.
 
@@ -281,7 +283,7 @@ class Ledger(LedgerReader):
         staged.taken = self.run("INSERT OR IGNORE INTO blobs (digest, size, file) VALUES (?, ?, ?)", *values) > 0
         if staged.taken:
             self._staged.append(staged)
-        self.run("INSERT INTO refs VALUES (?, ?, ?)", ordinal, name, staged.digest)
+        self.run("INSERT INTO group_blobs VALUES (?, ?, ?)", ordinal, name, staged.digest)
         return staged.taken
 
     def store(self, ordinal: int, name: str, array: SerializedTensor) -> None:
@@ -293,28 +295,32 @@ class Ledger(LedgerReader):
 
     def has(self, ordinal: int, name: str) -> bool:
         """Whether the group has a blob `name`."""
-        return self.first("SELECT 1 FROM refs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
+        return self.first("SELECT 1 FROM group_blobs WHERE ordinal = ? AND name = ?", ordinal, name) is not None
 
     def open(self, ordinal: int, name: str) -> BlobHandle:
         """Open a group's blob. Read it after the commit, so that other calls need not wait for the disk."""
-        sql = "SELECT file FROM refs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?"
+        sql = "SELECT file FROM group_blobs JOIN blobs USING (digest) WHERE ordinal = ? AND name = ?"
         return self.blobs.open(self.one(sql, ordinal, name)["file"])
 
     def keep_only(self, ordinal: int, names: Sequence[str] = ()) -> None:
         """Drop all blobs of a group except `names`. Files without references become garbage."""
-        for row in self.all("SELECT name, digest, file FROM refs JOIN blobs USING (digest) WHERE ordinal = ?", ordinal):
+        for row in self.all(
+            "SELECT name, digest, file FROM group_blobs JOIN blobs USING (digest) WHERE ordinal = ?", ordinal
+        ):
             if row["name"] in names:
                 continue
-            self.run("DELETE FROM refs WHERE ordinal = ? AND name = ?", ordinal, row["name"])
-            if self.first("SELECT 1 FROM refs WHERE digest = ?", row["digest"]) is None:
+            self.run("DELETE FROM group_blobs WHERE ordinal = ? AND name = ?", ordinal, row["name"])
+            if self.first("SELECT 1 FROM group_blobs WHERE digest = ?", row["digest"]) is None:
                 self.run("DELETE FROM blobs WHERE digest = ?", row["digest"])
                 self._touched.append((row["digest"], row["file"]))
 
     def names(self, ordinal: int) -> list[str]:
         """The names of a group's blobs."""
-        return [row["name"] for row in self.all("SELECT name FROM refs WHERE ordinal = ? ORDER BY name", ordinal)]
+        return [
+            row["name"] for row in self.all("SELECT name FROM group_blobs WHERE ordinal = ? ORDER BY name", ordinal)
+        ]
 
     def group_bytes(self, ordinal: int) -> int:
         """Total size of a group's blobs in bytes."""
-        sql = "SELECT COALESCE(SUM(size), 0) FROM refs JOIN blobs USING (digest) WHERE ordinal = ?"
+        sql = "SELECT COALESCE(SUM(size), 0) FROM group_blobs JOIN blobs USING (digest) WHERE ordinal = ?"
         return int(self.one(sql, ordinal)[0])

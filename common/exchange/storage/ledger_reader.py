@@ -16,7 +16,7 @@ from common.exchange import rules
 from common.exchange.api import State
 from common.messages import Purpose, Selection
 
-LEDGER_VERSION = 3
+LEDGER_VERSION = 4
 LEDGER = "ledger.sqlite"
 
 
@@ -64,7 +64,7 @@ class LedgerReader:
 
     def candidates(self, ordinal: int) -> list[sqlite3.Row]:
         """The stored candidates of one group, by index."""
-        return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY place", ordinal)
+        return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY candidate_index", ordinal)
 
     def admitted(self, purpose: Purpose) -> int:
         """Number of groups ever admitted with this purpose. For training it is also the next ordinal."""
@@ -83,31 +83,33 @@ class LedgerReader:
             found[row["state"]] += int(row["n"])
         return {state: found[state] for state in State}
 
-    def load(self, times_trained: int) -> rules.Load:
-        """Counts of training groups for admission; each pair may be used `times_trained` times."""
+    def load(self, max_times_trained: int) -> rules.Load:
+        """Counts of training groups for admission; each pair may be trained on `max_times_trained` times."""
         counts = self.counts(Purpose.TRAIN)
         live = counts[State.READY] + counts[State.TRAINING]
-        used = self.one("SELECT COALESCE(SUM(uses), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
-        spent = self.one("SELECT COALESCE(SUM(uses), 0) FROM (SELECT uses FROM groups WHERE purpose = ? UNION ALL "
-                         "SELECT count FROM archive WHERE kind = 'uses')", Purpose.TRAIN)[0]  # fmt: skip
+        used = self.one("SELECT COALESCE(SUM(times_trained), 0) FROM groups WHERE state IN (?, ?)", *rules.LIVE)[0]
+        spent = self.one("SELECT COALESCE(SUM(times_trained), 0) FROM (SELECT times_trained FROM groups "
+                         "WHERE purpose = ? UNION ALL SELECT count FROM archive WHERE kind = 'times_trained')",
+                         Purpose.TRAIN)[0]  # fmt: skip
         running = sum(counts[state] for state in rules.RUNNING)
-        return rules.Load(running, live, times_trained * live - used, spent)
+        return rules.Load(running, live, max_times_trained * live - used, spent)
 
     def committed_step(self) -> int:
         """The last committed step that was not rolled back; 0 before the first."""
-        row = self.first("SELECT step FROM uses WHERE committed = 1 ORDER BY step DESC LIMIT 1")
-        # Uses up to the final step may be pruned.
-        return max(self.meta("final", 0), 0 if row is None else int(row["step"]))
+        row = self.first("SELECT step FROM batch_entries WHERE committed = 1 ORDER BY step DESC LIMIT 1")
+        # Entries up to the oldest step that a run can resume from may be pruned.
+        return max(self.meta("oldest_resumable_step", 0), 0 if row is None else int(row["step"]))
 
     def current_version(self) -> int:
         """The newest announced version that was not rolled back; 0, the base model, if there is none."""
-        return int(self.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE lost = 0")[0])
+        return int(self.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE rolled_back = 0")[0])
 
     def wasted(self) -> dict[str, int]:
         """Number of wasted candidates by reason, including pruned ones."""
         sql = (
-            "SELECT reason, SUM(n) AS n FROM (SELECT reason, COUNT(*) AS n FROM waste GROUP BY reason "
-            "UNION ALL SELECT name, count FROM archive WHERE kind = 'waste') GROUP BY reason ORDER BY reason"
+            "SELECT reason, SUM(n) AS n FROM (SELECT reason, COUNT(*) AS n FROM wasted_candidates GROUP BY reason "
+            "UNION ALL SELECT name, count FROM archive WHERE kind = 'wasted_candidates') "
+            "GROUP BY reason ORDER BY reason"
         )
         return {row["reason"]: int(row["n"]) for row in self.all(sql)}
 

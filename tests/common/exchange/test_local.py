@@ -325,12 +325,15 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
     ("sql", "message"),
     [
         ("DELETE FROM groups WHERE ordinal = 4", "6 groups were admitted, the states sum to 5"),
-        ("UPDATE groups SET uses = 1 WHERE ordinal = 4", "group 4 .ready.: 1 uses, 0 committed"),
+        ("UPDATE groups SET times_trained = 1 WHERE ordinal = 4", "group 4 .ready.: trained 1 times, but in 0"),
         ("UPDATE groups SET state = 'trained' WHERE ordinal = 4", "no step used it"),
-        ("DELETE FROM refs WHERE ordinal = 4 AND name = 'latents/0'", "no group needs it"),
+        ("DELETE FROM group_blobs WHERE ordinal = 4 AND name = 'latents/0'", "no group needs it"),
         ("UPDATE blobs SET size = size + 1", "in the ledger"),
         ("DELETE FROM candidates WHERE id = '4-0-v2'", "group 4 is ready with 1 candidates"),
-        ("UPDATE uses SET committed = 0 WHERE step = 2 AND place = 0", "group 2 .trained.: 1 uses, 0 committed"),
+        (
+            "UPDATE batch_entries SET committed = 0 WHERE step = 2 AND slot = 0",
+            "group 2 .trained.: trained 1 times, but",
+        ),
     ],
 )
 def test_the_audit_finds_what_does_not_add_up(tmp_path: Path, sql: str, message: str) -> None:

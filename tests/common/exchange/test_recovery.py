@@ -145,7 +145,7 @@ def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_pa
     """A pair whose latents are gone, and an evaluation whose clip is damaged."""
     later(tmp_path)
     exchange = open_exchange(tmp_path, CONFIG)
-    sql = "SELECT ordinal, file FROM refs JOIN blobs USING (digest) WHERE name = 'latents/0'"
+    sql = "SELECT ordinal, file FROM group_blobs JOIN blobs USING (digest) WHERE name = 'latents/0'"
     files = {row["ordinal"]: row["file"] for row in exchange._ledger.all(sql)}
     exchange.close()
     (tmp_path / "blobs" / files[4]).unlink()

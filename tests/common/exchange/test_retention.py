@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -50,15 +49,17 @@ def keeping(groups: int, **flags: object) -> RunConfig:
 def test_the_ledger_stays_small_and_its_counts_whole(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(10))
     steps(exchange, 1, 20)
-    sizes = [rows(exchange, table) for table in ("groups", "candidates", "uses", "versions", "checkpoints")]
+    sizes = [rows(exchange, table) for table in ("groups", "candidates", "batch_entries", "versions", "checkpoints")]
     assert sizes == [10, 20, 10, 2, 1]
     bytes_then = (tmp_path / LEDGER).stat().st_size
     steps(exchange, 21, 40)
-    assert [rows(exchange, table) for table in ("groups", "candidates", "uses", "versions", "checkpoints")] == sizes
+    assert [
+        rows(exchange, table) for table in ("groups", "candidates", "batch_entries", "versions", "checkpoints")
+    ] == sizes
     assert (tmp_path / LEDGER).stat().st_size <= bytes_then + 3 * 4096
     assert exchange.counts()[State.TRAINED] == 80
     assert exchange._ledger.load(1).spent == 80
-    assert retention.count(exchange._ledger, retention.USES) == 70
+    assert retention.count(exchange._ledger, retention.TIMES_TRAINED) == 70
     exchange.check()
     exchange.close()
 
@@ -140,8 +141,8 @@ def test_probes_are_forgotten_when_they_are_retired(tmp_path: Path) -> None:
         exchange.announce(weight_version(version, 0, 0))
         exchange.enqueue(heldout(2, Purpose.PROBE), 0)
         exchange.enqueue(heldout(2, Purpose.PROBE), version)
-        for wanted in (0, 0, version, version):
-            sample(exchange, wanted)
+        for required in (0, 0, version, version):
+            sample(exchange, required)
         score_all(exchange)
         assert len(exchange.results(Purpose.PROBE, version)) == 2
         exchange.retire_probes()
@@ -149,20 +150,6 @@ def test_probes_are_forgotten_when_they_are_retired(tmp_path: Path) -> None:
     assert rows(exchange, "groups") - exchange.counts()[State.TIED] < 2 + 100
     assert exchange._ledger.one("SELECT COUNT(*) FROM groups WHERE purpose = ?", Purpose.PROBE)[0] == 2
     assert exchange.counts(Purpose.PROBE)[State.DONE] == 2 + 58
-    exchange.check()
-    exchange.close()
-
-
-def test_a_ledger_from_before_the_archive_is_opened(tmp_path: Path) -> None:
-    exchange = open_exchange(tmp_path, keeping(1))
-    steps(exchange, 1, 2, mark=9)
-    exchange.close()
-    with sqlite3.connect(tmp_path / LEDGER) as old:
-        old.execute("DROP TABLE archive")
-    exchange = open_exchange(tmp_path, keeping(1))
-    assert exchange.counts()[State.TRAINED] == 4
-    exchange.record_checkpoint(2)
-    assert rows(exchange, "groups") == 1
     exchange.check()
     exchange.close()
 

@@ -53,11 +53,11 @@ def test_the_run_ends_the_need_for_pairs() -> None:
 
 
 def test_uses_count_when_pairs_are_trained_twice() -> None:
-    twice = Bounds(64, 1, 2, 2, times_trained=2)
+    twice = Bounds(64, 1, 2, 2, max_times_trained=2)
     assert rules.capacity(twice, Load(0, 0, 0, 0), 0) == 2  # 4 uses, 2 each
     assert rules.capacity(twice, Load(0, 2, 4, 0), 0) == 0
     assert rules.capacity(twice, Load(0, 2, 2, 2), 1) == 1  # 6 uses, 2 spent, 2 left to give: 2 more
-    tight = Bounds(64, 0, 2, 2, times_trained=2)
+    tight = Bounds(64, 0, 2, 2, max_times_trained=2)
     assert rules.capacity(tight, Load(0, 0, 0, 0), 0) == 2  # one step takes two distinct pairs
     assert rules.capacity(tight, Load(0, 1, 2, 0), 0) == 1
 
@@ -91,11 +91,11 @@ def test_transition_table() -> None:
     assert finals == {State.TIED, State.FAILED}  # of what is done, probes may be scored anew
 
 
-def test_final_step_is_that_of_the_oldest_checkpoint_kept() -> None:
-    assert rules.final_step([], 2) == 0
-    assert rules.final_step([10], 2) == 0
-    assert rules.final_step([30, 10, 20], 2) == 20
-    assert rules.final_step([10, 20], 1) == 20
+def test_oldest_resumable_step_is_that_of_the_oldest_checkpoint_kept() -> None:
+    assert rules.oldest_resumable_step([], 2) == 0
+    assert rules.oldest_resumable_step([10], 2) == 0
+    assert rules.oldest_resumable_step([30, 10, 20], 2) == 20
+    assert rules.oldest_resumable_step([10, 20], 1) == 20
 
 
 def test_disk_room() -> None:

@@ -124,11 +124,14 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
     """What `Model.view` says, read from the tables."""
     ledger = exchange._ledger
     names: dict[int, list[str]] = {}
-    for row in ledger.all("SELECT ordinal, name FROM refs ORDER BY ordinal, name"):
+    for row in ledger.all("SELECT ordinal, name FROM group_blobs ORDER BY ordinal, name"):
         names.setdefault(row["ordinal"], []).append(row["name"])
-    columns = ["state", "version", "pushes", "worker", "attempt", "failures", "reason", "uses", "step", "closed"]
+    columns = [
+        *("state", "version", "pushes", "leased_by", "attempt", "failures", "reason", "times_trained", "step"),
+        "ended_at_step",
+    ]
     batches: dict[int, tuple[list[int], bool]] = {}
-    for row in ledger.all("SELECT * FROM uses ORDER BY step, place"):
+    for row in ledger.all("SELECT * FROM batch_entries ORDER BY step, slot"):
         batches.setdefault(row["step"], ([], bool(row["committed"])))[0].append(row["ordinal"])
     return {
         "groups": {
@@ -140,22 +143,22 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
             for row in ledger.all("SELECT * FROM groups ORDER BY ordinal")
         },
         "clips": {
-            row["id"]: (row["ordinal"], row["place"], row["worker"], row["failures"], row["raw"])
+            row["id"]: (row["ordinal"], row["candidate_index"], row["leased_by"], row["failures"], row["raw"])
             for row in ledger.all(
                 "SELECT c.*, json_extract(scores, '$.motion') AS raw FROM candidates c JOIN groups g USING (ordinal) "
                 "WHERE g.state IN (?, ?)",
                 *OPEN,
             )
         },
-        "waste": {tuple(row) for row in ledger.all("SELECT id, reason FROM waste")},
-        "gone": {(row["kind"], row["name"]): row["count"] for row in ledger.all("SELECT * FROM archive")},
+        "wasted": {tuple(row) for row in ledger.all("SELECT id, reason FROM wasted_candidates")},
+        "archived": {(row["kind"], row["name"]): row["count"] for row in ledger.all("SELECT * FROM archive")},
         "refreshes": {int(at): taken for at, taken in json.loads(ledger.meta("refreshes", "{}")).items()},
         "batches": batches,
         "versions": {row[0]: (row[1], row[2], bool(row[3])) for row in ledger.all("SELECT * FROM versions")},
         "checkpoints": set(ledger.checkpoints()),
         "current": (
             *(exchange.next_version(), exchange.current_version(), exchange.wanted_version()),
-            *(ledger.meta("pushes", 0), ledger.meta("final", 0)),
+            *(ledger.meta("pushes", 0), ledger.meta("oldest_resumable_step", 0)),
         ),
         "bytes": exchange.bytes_on_disk(),
     }
@@ -392,7 +395,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """The learner goes on from a checkpoint, with or without the hub's process."""
         if dies:
             self.reopen()
-        final, last = self.model.final, self.model.last_step()
+        final, last = self.model.oldest_resumable_step, self.model.last_step()
         self.call("rollback", {"final": final, "last": last, "between": (final + last) // 2, "beyond": final - 1}[step])
 
     # What must hold.
@@ -408,7 +411,7 @@ class LedgerMachine(RuleBasedStateMachine):
         files = {path.name for path in (self.folder / "blobs").iterdir()}
         assert len(files) == len(self.model.contents())
         m = self.config.exchange.max_times_trained
-        assert all(one.uses <= m for one in self.model.groups.values())
+        assert all(one.times_trained <= m for one in self.model.groups.values())
 
     @rule(which=SOME)
     def results(self, which: int) -> None:

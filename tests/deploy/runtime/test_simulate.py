@@ -37,8 +37,8 @@ def ledger(made: RunConfig) -> LocalExchange:
 
 def uses_in_ledger(exchange: LocalExchange) -> dict[int, int]:
     """Ordinal -> uses, those of 0 left out."""
-    rows = exchange._ledger.all("SELECT ordinal, uses FROM groups WHERE uses > 0")
-    return {row["ordinal"]: row["uses"] for row in rows}
+    rows = exchange._ledger.all("SELECT ordinal, times_trained FROM groups WHERE times_trained > 0")
+    return {row["ordinal"]: row["times_trained"] for row in rows}
 
 
 def uses_in_weights(made: RunConfig, version: int) -> dict[int, int]:

@@ -31,34 +31,34 @@ class Clip:
     """One stored candidate."""
 
     id: str
-    holder: str | None = None
-    until: float = 0.0
-    losses: int = 0
+    leased_by: str | None = None
+    lease_expires: float = 0.0
+    failures: int = 0
     raw: float | None = None  # the same in all dimensions
-    judge: str = ""
+    reward_version: str = ""
 
 
 @dataclass
 class Group:
-    """One prompt and its candidates by place."""
+    """One prompt and its candidates by index."""
 
     prompt: Prompt
     size: int
-    place: int
-    wanted: int | None
+    position: int
+    required_version: int | None
     state: str = "pending"
     version: int | None = None
     pushes: int | None = None
-    holder: str | None = None
-    until: float = 0.0
+    leased_by: str | None = None
+    lease_expires: float = 0.0
     attempt: int = 0
-    losses: int = 0
+    failures: int = 0
     reason: str = ""
     clips: dict[int, Clip] = field(default_factory=dict)
-    kept: tuple[int, int, float] | None = None  # places of chosen and rejected, gap
-    uses: int = 0
+    kept: tuple[int, int, float] | None = None  # indices of chosen and rejected, gap
+    times_trained: int = 0
     step: int | None = None
-    closed: int | None = None
+    ended_at_step: int | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -76,18 +76,18 @@ class Model:
         self.config, self.rules, self.clock = config, config.exchange, clock
         self.min_gap = config.algorithm.model_dump()["min_gap"]
         self.groups: dict[int, Group] = {}
-        self.waste: set[tuple[str, str]] = set()
+        self.wasted: set[tuple[str, str]] = set()
         self.batches: dict[int, list[int]] = {}  # step -> ordinals, in order
         self.committed: set[int] = set()
-        self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, lost
+        self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, rolled back
         self.checkpoints: set[int] = set()
         self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
-        # Of what is forgotten: groups by purpose and state, their uses, waste by reason, the highest version.
-        self.gone: Counter[tuple[str, str]] = Counter()
-        self.gone_uses: Counter[int] = Counter()  # by step: they are final, and stay spent
-        self.gone_waste: Counter[str] = Counter()
-        self.gone_version = -1
-        self.pushes = self.final = self.largest = 0
+        # Of pruned rows: groups by purpose and state, their uses, wasted candidates by reason, the highest version.
+        self.archived: Counter[tuple[str, str]] = Counter()
+        self.archived_uses: Counter[int] = Counter()  # by step
+        self.archived_waste: Counter[str] = Counter()
+        self.archived_version = -1
+        self.pushes = self.oldest_resumable_step = self.largest = 0
         self.shown: list[Group] = []  # in the order in which they were paired
 
     # What can be compared.
@@ -97,29 +97,35 @@ class Model:
         return {
             "groups": {
                 ordinal: (
-                    *(one.state, one.version, one.pushes, one.holder, one.attempt, one.losses, one.reason),
-                    *(one.uses, one.step, one.closed, one.kept and one.kept[:2], sorted(one.blobs)),
+                    *(one.state, one.version, one.pushes, one.leased_by, one.attempt, one.failures, one.reason),
+                    *(one.times_trained, one.step, one.ended_at_step, one.kept and one.kept[:2], sorted(one.blobs)),
                 )
                 for ordinal, one in self.groups.items()
             },
             "clips": {
-                clip.id: (ordinal, place, clip.holder, clip.losses, clip.raw)
+                clip.id: (ordinal, index, clip.leased_by, clip.failures, clip.raw)
                 for ordinal, one in self.groups.items()
-                for place, clip in one.clips.items()
+                for index, clip in one.clips.items()
                 if one.state in OPEN
             },
-            "waste": self.waste,
-            "gone": {
-                **{(str(purpose), state): count for (purpose, state), count in self.gone.items()},
-                **{("waste", reason): count for reason, count in self.gone_waste.items()},
-                **({("uses", ""): sum(self.gone_uses.values())} if self.gone_uses else {}),
-                **({("version", ""): self.gone_version} if self.gone_version >= 0 else {}),
+            "wasted": self.wasted,
+            "archived": {
+                **{(str(purpose), state): count for (purpose, state), count in self.archived.items()},
+                **{("wasted_candidates", reason): count for reason, count in self.archived_waste.items()},
+                **({("times_trained", ""): sum(self.archived_uses.values())} if self.archived_uses else {}),
+                **({("version", ""): self.archived_version} if self.archived_version >= 0 else {}),
             },
             "batches": {step: (batch, step in self.committed) for step, batch in self.batches.items()},
             "versions": self.versions,
             "checkpoints": self.checkpoints,
             "refreshes": self.refreshes,
-            "current": (self.next_version(), self.current_version(), self.wanted_version(), self.pushes, self.final),
+            "current": (
+                self.next_version(),
+                self.current_version(),
+                self.wanted_version(),
+                self.pushes,
+                self.oldest_resumable_step,
+            ),
             "bytes": sum(map(len, self.contents())),
         }
 
@@ -130,15 +136,15 @@ class Model:
     # Sampling.
 
     def lease_group(self, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]] | None:
-        """Ordinal, attempt, version, places done."""
-        if version and version not in self.versions and version > self.gone_version:
+        """Ordinal, attempt, version, indices done."""
+        if version and version not in self.versions and version > self.archived_version:
             raise ValueError
         for group in self.groups.values():
-            if group.state == "sampling" and group.until < self.clock.now:
-                self._lose(group, f"lease of {group.holder} expired")
+            if group.state == "sampling" and group.lease_expires < self.clock.now:
+                self._lose(group, f"lease of {group.leased_by} expired")
         waiting = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "pending"}
         for ordinal, one in waiting.items():
-            if not one.trains and one.wanted in (None, version):
+            if not one.trains and one.required_version in (None, version):
                 return self._lease(ordinal, worker, version)
         if not self.admits(version):
             return None
@@ -150,20 +156,20 @@ class Model:
 
     def admits(self, version: int) -> bool:
         """Whether a training group may start now under `version`."""
-        _, pushes, lost = self.versions.get(version, (0, 0, False))
-        if lost or self.pushes - pushes > self.rules.max_lag:
+        _, pushes, rolled_back = self.versions.get(version, (0, 0, False))
+        if rolled_back or self.pushes - pushes > self.rules.max_lag:
             return False
         mine = [one for one in self.groups.values() if one.trains]
         running, live = (
             sum(one.state in RUNNING for one in mine),
             [o for o in mine if o.state in ("ready", "training")],
         )
-        spent = sum(one.uses for one in mine) + sum(self.gone_uses.values())
+        spent = sum(one.times_trained for one in mine) + sum(self.archived_uses.values())
         m = self.rules.max_times_trained
         per_step = self.config.learner.batch_size
         ahead = (self.rules.max_lag + self.pushes + 1) * per_step * self.config.learner.steps_per_push
         unspent = min(ahead, self.config.steps * per_step) - spent  # uses that nothing has been spent on
-        promised = sum(m - one.uses for one in live) + m * running
+        promised = sum(m - one.times_trained for one in live) + m * running
         room = ceil((unspent - promised) / m)
         if unspent >= per_step:  # one step takes distinct pairs, however often each may be used
             room = max(room, per_step - len(live) - running)
@@ -175,11 +181,11 @@ class Model:
     def admitted(self, *purposes: Purpose) -> int:
         """The number of groups ever admitted."""
         here = sum(one.prompt.purpose in purposes for one in self.groups.values())
-        return here + sum(count for (purpose, _), count in self.gone.items() if purpose in purposes)
+        return here + sum(count for (purpose, _), count in self.archived.items() if purpose in purposes)
 
-    def _admit(self, ordinal: int, prompt: Prompt, place: int, wanted: int | None) -> None:
+    def _admit(self, ordinal: int, prompt: Prompt, position: int, required_version: int | None) -> None:
         size = self.config.sampler.candidates if prompt.purpose is Purpose.TRAIN else 1
-        group = self.groups[ordinal] = Group(prompt, size, place, wanted)
+        group = self.groups[ordinal] = Group(prompt, size, position, required_version)
         assert prompt.image is not None
         group.blobs["image"] = packed(prompt.image)
 
@@ -187,34 +193,34 @@ class Model:
         group = self.groups[ordinal]
         if group.version not in (None, version):
             self._throw_away(group, "death", "image", "conditioning")
-        group.state, group.holder, group.version = "sampling", worker, version
+        group.state, group.leased_by, group.version = "sampling", worker, version
         group.pushes = self.versions.get(version, (0, 0, False))[1]
         group.attempt += 1
-        group.until = self.clock.now + self.rules.lease_seconds
+        group.lease_expires = self.clock.now + self.rules.lease_seconds
         return ordinal, group.attempt, version, tuple(sorted(group.clips))
 
     def _lose(self, group: Group, reason: str) -> None:
-        group.losses += 1
-        group.state, group.holder = "pending", None
-        if group.losses >= self.rules.max_attempts:
+        group.failures += 1
+        group.state, group.leased_by = "pending", None
+        if group.failures >= self.rules.max_attempts:
             group.state, group.reason = "failed", reason
             self._throw_away(group, "failed")
 
     def _throw_away(self, group: Group, reason: str, *kept: str) -> None:
-        self.waste |= {(clip.id, reason) for clip in group.clips.values()}
+        self.wasted |= {(clip.id, reason) for clip in group.clips.values()}
         group.clips = {}
         group.keep(*kept)
 
-    def _holder(self, lease: GroupLease) -> Group | None:
+    def _held_group(self, lease: GroupLease) -> Group | None:
         """The group, if this is its current lease."""
         group = self.groups.get(lease.prompt.ordinal)
         if group is None:
             return None
-        mine = (group.holder, group.attempt, group.version) == (lease.worker, lease.attempt, lease.version)
+        mine = (group.leased_by, group.attempt, group.version) == (lease.worker, lease.attempt, lease.version)
         return group if group.state == "sampling" and mine else None
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> tuple[bool, str]:
-        group = self._holder(lease)
+        group = self._held_group(lease)
         if group is None:
             return False, "lost lease"
         if group.trains:
@@ -226,37 +232,37 @@ class Model:
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> tuple[bool, str]:
         if any(clip.id == candidate.id for one in self.groups.values() for clip in one.clips.values()):
             return False, "duplicate"
-        group, place = self._holder(lease), candidate.index
+        group, index = self._held_group(lease), candidate.index
         if group is None:
             if candidate.ordinal in self.groups:
-                self.waste.add((candidate.id, "late"))
+                self.wasted.add((candidate.id, "late"))
             return False, "lost lease"
         last = len(group.clips) == group.size - 1
         if last and group.trains and "conditioning" not in group.blobs:
             raise ValueError
-        group.clips[place] = Clip(candidate.id)
-        group.blobs |= {f"latents/{place}": pack([candidate.latents]), f"clip/{place}": packed(candidate.clip)}
+        group.clips[index] = Clip(candidate.id)
+        group.blobs |= {f"latents/{index}": pack([candidate.latents]), f"clip/{index}": packed(candidate.clip)}
         if last:
-            group.state, group.holder = "sampled", None
+            group.state, group.leased_by = "sampled", None
             if group.trains:
                 self.largest = max(self.largest, sum(map(len, group.blobs.values())))
         return True, ""
 
     def fail_group(self, lease: GroupLease, reason: str, kind: str = "") -> None:
-        group = self._holder(lease)
+        group = self._held_group(lease)
         if group is not None:
             self._lose(group, reason)
 
     def enqueue(self, prompts: list[Prompt], version: int | None) -> None:
-        for place, prompt in enumerate(prompts):
+        for position, prompt in enumerate(prompts):
             same = [
                 one
                 for one in self.groups.values()
-                if (one.prompt.id, one.prompt.purpose, one.place, one.wanted)
-                == (prompt.id, prompt.purpose, place, version)
+                if (one.prompt.id, one.prompt.purpose, one.position, one.required_version)
+                == (prompt.id, prompt.purpose, position, version)
             ]
             if not any(one.state == "pending" or (version is not None and one.state != "failed") for one in same):
-                self._admit(EVALUATIONS + self.admitted(Purpose.PROBE, Purpose.EVAL), prompt, place, version)
+                self._admit(EVALUATIONS + self.admitted(Purpose.PROBE, Purpose.EVAL), prompt, position, version)
 
     # Probes.
 
@@ -268,11 +274,11 @@ class Model:
             if group.version == version:
                 group.state = "sampled"
                 for clip in group.clips.values():
-                    clip.raw, clip.judge, clip.losses = None, "", 0
+                    clip.raw, clip.reward_version, clip.failures = None, "", 0
 
     def retire_probes(self) -> None:
         for group in self._probes("pending"):
-            if group.wanted != 0:
+            if group.required_version != 0:
                 group.state, group.reason = "failed", "retired before it was sampled"
                 group.keep()
         for group in self._probes("done"):
@@ -285,21 +291,21 @@ class Model:
         """Reduce these groups to totals."""
         for step, batch in list(self.batches.items()):
             left = [ordinal for ordinal in batch if ordinal not in ordinals]
-            self.gone_uses[step] += (len(batch) - len(left)) * (step in self.committed)
+            self.archived_uses[step] += (len(batch) - len(left)) * (step in self.committed)
             self.batches[step] = left
         self.batches = {step: batch for step, batch in self.batches.items() if batch}
-        self.gone_uses = +self.gone_uses
+        self.archived_uses = +self.archived_uses
         for ordinal in ordinals:
             group = self.groups.pop(ordinal)
-            self.gone[group.prompt.purpose, group.state] += 1
-        for name, reason in sorted(self.waste):
+            self.archived[group.prompt.purpose, group.state] += 1
+        for name, reason in sorted(self.wasted):
             if int(name.split("-")[0]) in ordinals:
-                self.waste.remove((name, reason))
-                self.gone_waste[reason] += 1
+                self.wasted.remove((name, reason))
+                self.archived_waste[reason] += 1
 
     def ask_refresh(self, version: int) -> None:
-        at, _, lost = self.versions.get(version, (0, 0, True))
-        if not lost:
+        at, _, rolled_back = self.versions.get(version, (0, 0, True))
+        if not rolled_back:
             self.refreshes.setdefault(at, None)
 
     def refresh_due(self, step: int) -> bool:
@@ -311,27 +317,27 @@ class Model:
     # Scoring.
 
     def lease_candidates(self, worker: str, limit: int) -> list[str]:
-        late = [clip.id for one in self.groups.values() for clip in one.clips.values() if clip.holder is not None]
+        late = [clip.id for one in self.groups.values() for clip in one.clips.values() if clip.leased_by is not None]
         for name in sorted(late):
             group, clip = self._find(name)
-            if clip.holder is None or clip.until >= self.clock.now:
+            if clip.leased_by is None or clip.lease_expires >= self.clock.now:
                 continue
-            holder, clip.holder = clip.holder, None
-            clip.losses += 1
-            if clip.losses >= self.rules.max_attempts:
+            holder, clip.leased_by = clip.leased_by, None
+            clip.failures += 1
+            if clip.failures >= self.rules.max_attempts:
                 self._fail(group, f"scoring lease of {holder} expired", "failed")
             self._rest(group)
         free = [
-            (one.trains, ordinal, place)
+            (one.trains, ordinal, index)
             for ordinal, one in self.groups.items()
-            for place, clip in one.clips.items()
-            if one.state in OPEN and clip.holder is None and clip.raw is None
+            for index, clip in one.clips.items()
+            if one.state in OPEN and clip.leased_by is None and clip.raw is None
         ]
         leased = []
-        for _, ordinal, place in sorted(free)[:limit]:
+        for _, ordinal, index in sorted(free)[:limit]:
             self.groups[ordinal].state = "scoring"
-            clip = self.groups[ordinal].clips[place]
-            clip.holder, clip.until = worker, self.clock.now + self.rules.lease_seconds
+            clip = self.groups[ordinal].clips[index]
+            clip.leased_by, clip.lease_expires = worker, self.clock.now + self.rules.lease_seconds
             leased.append(clip.id)
         return leased
 
@@ -339,15 +345,15 @@ class Model:
         return next((one, clip) for one in self.groups.values() for clip in one.clips.values() if clip.id == name)
 
     def _rest(self, group: Group) -> None:
-        if group.state == "scoring" and all(clip.holder is None for clip in group.clips.values()):
+        if group.state == "scoring" and all(clip.leased_by is None for clip in group.clips.values()):
             group.state = "sampled"
 
     def _fail(self, group: Group, reason: str, waste: str) -> None:
-        self.waste |= {(clip.id, waste) for clip in group.clips.values()}
+        self.wasted |= {(clip.id, waste) for clip in group.clips.values()}
         group.state, group.reason = "failed", reason
         group.keep()
         for clip in group.clips.values():
-            clip.holder = None
+            clip.leased_by = None
 
     def submit_scores(self, worker: str, scores: list[Score]) -> list[tuple[bool, str]]:
         return [self._score(score) for score in scores]
@@ -356,7 +362,7 @@ class Model:
         if all(clip.id != score.candidate_id for one in self.groups.values() for clip in one.clips.values()):
             return False, "unknown candidate"
         group, clip = self._find(score.candidate_id)
-        if clip.raw is not None and clip.judge == score.reward_version:
+        if clip.raw is not None and clip.reward_version == score.reward_version:
             return False, "duplicate"
         if group.state not in OPEN:
             return False, f"group is {group.state}"
@@ -366,10 +372,10 @@ class Model:
             self._fail(group, reason, "nan")
             return True, reason
         group.state = "scoring"
-        clip.raw, clip.judge, clip.holder = score.values["motion"], score.reward_version, None
+        clip.raw, clip.reward_version, clip.leased_by = score.values["motion"], score.reward_version, None
         for other in group.clips.values():
-            if other.judge != clip.judge:
-                other.raw, other.judge = None, ""
+            if other.reward_version != clip.reward_version:
+                other.raw, other.reward_version = None, ""
         if all(other.raw is not None for other in group.clips.values()):
             self._select(group)
         return True, ""
@@ -403,17 +409,17 @@ class Model:
         if step != self.last_step() + 1:
             raise ValueError
         for group in self.groups.values():
-            if group.state == "training" and group.until < self.clock.now:
+            if group.state == "training" and group.lease_expires < self.clock.now:
                 self._back(group)
         queue = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "ready"}
         for group in queue.values():
             if self._lag(group) > self.rules.max_lag:
-                group.state, group.closed = "trained" if group.uses else "expired", step
+                group.state, group.ended_at_step = "trained" if group.times_trained else "expired", step
         batch = self._batch(worker, step, count, [o for o, one in queue.items() if one.state == "ready"])
         for ordinal in batch:
             group = self.groups[ordinal]
-            group.state, group.holder, group.step = "training", worker, step
-            group.until = self.clock.now + self.rules.lease_seconds
+            group.state, group.leased_by, group.step = "training", worker, step
+            group.lease_expires = self.clock.now + self.rules.lease_seconds
         return batch
 
     def _batch(self, worker: str, step: int, count: int, queue: list[int]) -> list[int]:
@@ -422,7 +428,7 @@ class Model:
             if all(ordinal in queue for ordinal in before):
                 return before
             if all((self.groups[o].state, self.groups[o].step) == ("training", step) for o in before):
-                return before if self.groups[before[0]].holder == worker else []
+                return before if self.groups[before[0]].leased_by == worker else []
         if len(queue) < count:
             return []
 
@@ -431,16 +437,16 @@ class Model:
             assert group.kept is not None
             return -group.kept[2] / (1 + self._lag(group)) if self.rules.order == "priority" else 0.0
 
-        batch = sorted(queue, key=lambda o: (worth(o), self.groups[o].uses, o))[:count]
+        batch = sorted(queue, key=lambda o: (worth(o), self.groups[o].times_trained, o))[:count]
         self.batches[step] = batch
         return batch
 
     def _back(self, group: Group) -> None:
-        group.state, group.holder, group.step = "ready", None, None
+        group.state, group.leased_by, group.step = "ready", None, None
 
     def commit_step(self, step: int, ordinals: list[int]) -> None:
         known = set(self.batches.get(step, []))
-        if step <= self.final and known < set(ordinals):
+        if step <= self.oldest_resumable_step and known < set(ordinals):
             return
         if not ordinals or known != set(ordinals):
             raise ValueError
@@ -450,11 +456,11 @@ class Model:
             raise ValueError
         self.committed.add(step)
         for group in (self.groups[ordinal] for ordinal in ordinals):
-            group.uses += 1
+            group.times_trained += 1
             ended = group.state in ENDED
             self._back(group)
-            if ended or group.uses == self.rules.max_times_trained:
-                group.state, group.closed = "trained", step
+            if ended or group.times_trained == self.rules.max_times_trained:
+                group.state, group.ended_at_step = "trained", step
 
     def announce(self, version: int, step: int, pushes: int) -> None:
         if version in self.versions and self.versions[version][:2] == (step, pushes):
@@ -468,10 +474,12 @@ class Model:
         return max(self.versions, default=-1) + 1
 
     def current_version(self) -> int:
-        return max((version for version, (_, _, lost) in self.versions.items() if not lost), default=0)
+        return max((version for version, (_, _, rolled_back) in self.versions.items() if not rolled_back), default=0)
 
     def wanted_version(self) -> int:
-        waiting = [one.wanted for _, one in sorted(self.groups.items()) if one.state == "pending" and not one.trains]
+        waiting = [
+            one.required_version for _, one in sorted(self.groups.items()) if one.state == "pending" and not one.trains
+        ]
         asked = [version for version in waiting if version is not None]
         return asked[0] if asked else self.current_version()
 
@@ -481,9 +489,9 @@ class Model:
         self.checkpoints.add(step)
         kept = sorted(self.checkpoints)[-self.config.learner.keep_checkpoints :]
         if len(kept) == self.config.learner.keep_checkpoints:
-            self.final = max(self.final, kept[0])
+            self.oldest_resumable_step = max(self.oldest_resumable_step, kept[0])
         for group in self.groups.values():
-            if group.state in ENDED and (group.closed or 0) <= self.final:
+            if group.state in ENDED and (group.ended_at_step or 0) <= self.oldest_resumable_step:
                 group.keep()
         self._prune()
 
@@ -495,18 +503,19 @@ class Model:
                 ordinal
                 for ordinal, one in self.groups.items()
                 if one.trains and ordinal < oldest
-                if one.state in ("tied", "failed") or (one.state in ENDED and (one.closed or 0) <= self.final)
+                if one.state in ("tied", "failed")
+                or (one.state in ENDED and (one.ended_at_step or 0) <= self.oldest_resumable_step)
             ]
         )
-        first = self.final // self.config.learner.steps_per_push - self.rules.max_lag - 1
-        for version, (_, pushes, lost) in list(self.versions.items()):
-            if not lost and pushes < first:
+        first = self.oldest_resumable_step // self.config.learner.steps_per_push - self.rules.max_lag - 1
+        for version, (_, pushes, rolled_back) in list(self.versions.items()):
+            if not rolled_back and pushes < first:
                 del self.versions[version]
-                self.gone_version = max(self.gone_version, version)
-        self.checkpoints = {one for one in self.checkpoints if one >= self.final}
+                self.archived_version = max(self.archived_version, version)
+        self.checkpoints = {one for one in self.checkpoints if one >= self.oldest_resumable_step}
 
     def rollback(self, step: int) -> None:
-        if not self.final <= step <= self.last_step():
+        if not self.oldest_resumable_step <= step <= self.last_step():
             raise ConfigError
         self.committed = {one for one in self.committed if one <= step}
         uses: dict[int, int] = defaultdict(int)
@@ -514,11 +523,13 @@ class Model:
             for ordinal in self.batches[one]:
                 uses[ordinal] += 1
         for ordinal, group in self.groups.items():
-            group.uses = uses[ordinal]
-            if group.state == "training" or (group.state in ENDED and (group.closed or 0) > step):
+            group.times_trained = uses[ordinal]
+            if group.state == "training" or (group.state in ENDED and (group.ended_at_step or 0) > step):
                 self._back(group)
-                group.closed = None
-        self.versions = {v: (at, pushes, lost or at > step) for v, (at, pushes, lost) in self.versions.items()}
+                group.ended_at_step = None
+        self.versions = {
+            v: (at, pushes, rolled_back or at > step) for v, (at, pushes, rolled_back) in self.versions.items()
+        }
         self.pushes = step // self.config.learner.steps_per_push
         self.refreshes = {
             at: None if taken is not None and taken > step else taken
@@ -533,24 +544,24 @@ class Model:
 
     def _held(self, worker: str) -> list[Any]:
         clips = [clip for one in self.groups.values() for clip in one.clips.values()]
-        return [one for one in [*self.groups.values(), *clips] if one.holder == worker]
+        return [one for one in [*self.groups.values(), *clips] if one.leased_by == worker]
 
     def renew(self, worker: str) -> None:
         for one in self._held(worker):
-            one.until = self.clock.now + self.rules.lease_seconds
+            one.lease_expires = self.clock.now + self.rules.lease_seconds
 
     def release(self, worker: str) -> None:
         for one in self._held(worker):
-            one.until = -inf
+            one.lease_expires = -inf
 
     def reopen(self) -> None:
         """Restart the exchange's process, which drops all leases."""
         for group in self.groups.values():
             for clip in group.clips.values():
-                clip.holder = None
+                clip.leased_by = None
             self._rest(group)
             if group.state == "sampling":
-                group.state, group.holder = "pending", None
+                group.state, group.leased_by = "pending", None
             if group.state == "training":
                 self._back(group)
 

@@ -276,7 +276,7 @@ def test_equal_content_staged_twice_is_kept_once(exchange: LocalExchange, tmp_pa
             pool.submit(exchange.submit_candidate, two, same),
         ]
         assert all(future.result(SECONDS).accepted for future in asked)
-    rows = exchange._ledger.all("SELECT digest FROM refs WHERE name IN ('latents/0', 'clip/0')")
+    rows = exchange._ledger.all("SELECT digest FROM group_blobs WHERE name IN ('latents/0', 'clip/0')")
     assert (len(rows), len({row["digest"] for row in rows})) == (4, 2)
 
 
