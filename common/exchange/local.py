@@ -82,30 +82,30 @@ class LocalExchange:
                 self._scoring = ScoringQueue(self._ledger, config, clock, open_algorithm(config.algorithm).select)
                 self._training = TrainingQueue(self._ledger, config, clock)
                 self._probes = ProbeQueue(self._ledger)
-                self._commits = CommitQueue(self._ledger)
-                self._do(self._training.release_all)
+                self._commit_queue = CommitQueue(self._ledger)
+                self._commit(self._training.release_all)
             except StorageError as error:
                 raise ConfigError(str(error)) from None
             stack.pop_all()
 
-    def _do(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
+    def _commit(self, call: Callable[..., Answer], *arguments: Any) -> Answer:
         """Run a call through the commit queue; it is durable when this returns."""
-        return self._commits.take(partial(call, *arguments))
+        return self._commit_queue.run(partial(call, *arguments))
 
-    def _do_and_read(self, call: Callable[..., DeferredRead[Answer]], *arguments: Any) -> Answer:
+    def _commit_then_read(self, call: Callable[..., DeferredRead[Answer]], *arguments: Any) -> Answer:
         """Run a leasing call, then read the blobs after its commit. If that fails, its leases are released."""
-        unread = self._do(call, *arguments)
+        unread = self._commit(call, *arguments)
         try:
             return unread.read()
         except Exception:
             with suppress(StorageError):  # report the first error
-                self._do(unread.put_back)
+                self._commit(unread.release)
             raise
 
-    def _do_and_copy(self, call: Callable[[int], None], step: int) -> None:
+    def _commit_then_snapshot(self, call: Callable[[int], None], step: int) -> None:
         """Run a call, then take a snapshot of the ledger before the next commit."""
         kept = self._config.learner.keep_checkpoints
-        self._commits.take(partial(call, step), then=partial(self._ledger.snapshot, step, kept))
+        self._commit_queue.run(partial(call, step), then=partial(self._ledger.snapshot, step, kept))
 
     # Exchange.
 
@@ -115,69 +115,69 @@ class LocalExchange:
         Training groups are leased only to versions that were not rolled back and are at most max_lag pushes old. Raises
         `ValueError` for a version that was never announced; version 0, the base model, is always known.
         """
-        return self._do_and_read(self._sampling.lease_group, worker, version)
+        return self._commit_then_read(self._sampling.lease_group, worker, version)
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
         """Rejected with reason "duplicate" or "lost lease"."""
         arrays = (conditioning.prompt_embeds, conditioning.image_latent)
         with self._ledger.blobs.staging(arrays) as (staged,):
-            return self._do(self._sampling.submit_conditioning, lease, staged)
+            return self._commit(self._sampling.submit_conditioning, lease, staged)
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
         """Rejected with reason "duplicate" or "lost lease". `ValueError` if it is not part of the lease."""
         check_candidate(lease, candidate)
         with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
-            return self._do(self._sampling.submit_candidate, lease, candidate, latents, clip)
+            return self._commit(self._sampling.submit_candidate, lease, candidate, latents, clip)
 
     def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         """The group returns to `pending` and keeps its candidates; after max_attempts failures it is `failed`."""
-        self._do(self._sampling.fail_group, lease, reason)
+        self._commit(self._sampling.fail_group, lease, reason)
 
     def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
         """Only clips of fully sampled groups: probes and evaluations first, then training by ordinal and index."""
-        return self._do_and_read(self._scoring.lease_candidates, worker, limit)
+        return self._commit_then_read(self._scoring.lease_candidates, worker, limit)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
         """Rejected with reason "unknown candidate", "duplicate" or "group is STATE". Raises `ConfigError` if a weighted
         dimension has no score; then nothing of the call is stored."""
-        return self._do(self._scoring.submit_scores, worker, scores)
+        return self._commit(self._scoring.submit_scores, worker, scores)
 
     def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
         """Steps start at 1. A step repeated after a rollback gets the same groups again, if they are still available.
 
         Raises `ValueError` unless `step` follows the last committed step.
         """
-        return self._do_and_read(self._training.lease_batch, worker, step, count)
+        return self._commit_then_read(self._training.lease_batch, worker, step, count)
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
         """Raises `ValueError` unless `ordinals` are those leased for `step`. Committing twice has no effect."""
-        self._do(self._training.commit_step, step, ordinals)
+        self._commit(self._training.commit_step, step, ordinals)
 
     def announce(self, version: WeightVersion) -> None:
         """A retry has no effect. Raises `ValueError` for an id that was used before."""
-        self._do(self._training.announce, version)
+        self._commit(self._training.announce, version)
 
     def renew(self, worker: str) -> None:
         """Applies to leases of every kind."""
-        self._do(self._training.renew, worker)
+        self._commit(self._training.renew, worker)
 
     def next_version(self) -> int:
         """0 in a new run, where the first version is the base model."""
-        return self._do(self._training.next_version)
+        return self._commit(self._training.next_version)
 
     def wanted_version(self) -> int:
         """See `SamplerExchange.wanted_version`."""
-        required = self._do(self._sampling.required_version)
+        required = self._commit(self._sampling.required_version)
         return self.current_version() if required is None else required
 
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
         """Has an entry for every state, 0 if no group is in it."""
-        return self._do(self._ledger.counts, purpose)
+        return self._commit(self._ledger.counts, purpose)
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
         """One result per prompt, in the order of `enqueue`. Raises `ValueError` for `Purpose.TRAIN`."""
-        found = self._do(self._scoring.finished, purpose, version)
-        return [self._do(self._scoring.open_finished, *one)() for one in found]
+        found = self._commit(self._scoring.finished, purpose, version)
+        return [self._commit(self._scoring.open_finished, *one)() for one in found]
 
     # RunExchange.
 
@@ -188,27 +188,27 @@ class LocalExchange:
         version are skipped, so a resumed evaluation continues. Without it, any sampler may take the groups, and only
         prompts that are still pending are skipped. Raises `ValueError` for a training prompt.
         """
-        self._do(self._sampling.enqueue, prompts, version)
+        self._commit(self._sampling.enqueue, prompts, version)
 
     def rescore_probes(self, version: int) -> None:
         """The probes are missing from `results` until they have new scores."""
-        self._do(self._probes.rescore_probes, version)
+        self._commit(self._probes.rescore_probes, version)
 
     def retire_probes(self) -> None:
         """Probes being sampled or scored finish first; the next call retires them."""
-        self._do(self._probes.retire_probes)
+        self._commit(self._probes.retire_probes)
 
     def rolled_back(self, version: int) -> bool:
         """See `HubExchange.rolled_back`."""
-        return self._do(self._probes.rolled_back, version)
+        return self._commit(self._probes.rolled_back, version)
 
     def ask_refresh(self, version: int) -> None:
         """Ignored for a version that was rolled back. A repeated request has no effect."""
-        self._do(self._probes.ask_refresh, version)
+        self._commit(self._probes.ask_refresh, version)
 
     def refresh_due(self, step: int) -> bool:
         """A rollback to before the refresh makes it due again; a rollback to before the request cancels it."""
-        return self._do(self._probes.refresh_due, step)
+        return self._commit(self._probes.refresh_due, step)
 
     def record_checkpoint(self, step: int) -> None:
         """Record that the checkpoint of `step` is on disk, and take a snapshot of the ledger.
@@ -216,7 +216,7 @@ class LocalExchange:
         Deletes the blobs of pairs that ended at or before the oldest of the `learner.keep_checkpoints` checkpoints,
         since no rollback goes further back. Raises `ValueError` if `step` is not committed.
         """
-        self._do_and_copy(self._training.record_checkpoint, step)
+        self._commit_then_snapshot(self._training.record_checkpoint, step)
 
     def rollback(self, step: int) -> None:
         """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
@@ -226,11 +226,11 @@ class LocalExchange:
         `current_version()` is older than that push, the learner must publish before it leases a batch. Raises
         `ConfigError` if the ledger no longer has the pairs to resume from `step`.
         """
-        self._do_and_copy(self._training.rollback, step)
+        self._commit_then_snapshot(self._training.rollback, step)
 
     def current_version(self) -> int:
         """See `HubExchange.current_version`."""
-        return self._do(self._ledger.current_version)
+        return self._commit(self._ledger.current_version)
 
     @property
     def refusal(self) -> str:
@@ -244,37 +244,37 @@ class LocalExchange:
 
     def wasted(self) -> dict[str, int]:
         """Number of wasted candidates by `WasteReason`."""
-        return self._do(self._ledger.wasted)
+        return self._commit(self._ledger.wasted)
 
     def failures(self) -> dict[int, str]:
         """Reason of each failed group that is not pruned yet, by ledger ordinal. Retired probes are not included."""
-        failed = self._do(self._ledger.in_state, State.FAILED)
+        failed = self._commit(self._ledger.in_state, State.FAILED)
         return {int(row["ordinal"]): row["reason"] for row in failed if row["reason"] != RETIRED}
 
     def bytes_on_disk(self) -> int:
         """Total size of all blobs in bytes."""
-        return self._do(self._ledger.bytes_on_disk)
+        return self._commit(self._ledger.bytes_on_disk)
 
     def release(self, worker: str) -> None:
         """Counts as a failed attempt, so a group whose samplers always die becomes `failed`."""
-        self._do(self._training.release, worker)
+        self._commit(self._training.release, worker)
 
     def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
         """See `SamplerExchange.keep_empty_prompt`."""
-        self._do(self._ledger.set_meta, "empty_prompt", pack([embeds]))
+        self._commit(self._ledger.set_meta, "empty_prompt", pack([embeds]))
 
     def empty_prompt(self) -> SerializedTensor | None:
         """See `LearnerExchange.empty_prompt`."""
-        stored = self._do(self._ledger.meta, "empty_prompt", None)
+        stored = self._commit(self._ledger.meta, "empty_prompt", None)
         return None if stored is None else unpack(stored)[0]
 
     def check(self) -> None:
         """Raises `consistency.ConservationError` if an invariant of the ledger is violated."""
-        self._do(consistency.check, self._ledger, self._config)
+        self._commit(consistency.check, self._ledger, self._config)
 
     def close(self) -> None:
         """Close the ledger and unlock the folder. Leases stay until the ledger is opened again."""
-        with self._commits.lock:
+        with self._commit_queue.lock:
             self._ledger.close()
             if self._lock is not None:
                 self._lock.close()

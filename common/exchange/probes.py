@@ -75,7 +75,7 @@ class ProbeQueue:
             return step in after.values()
 
 
-def take_back(ledger: Ledger, step: int) -> None:
+def roll_back(ledger: Ledger, step: int) -> None:
     """Roll back to `step`: drop refreshes requested after it, and make those applied after it pending again."""
     before = _asked(ledger)
     after = {at: None if taken is not None and taken > step else taken for at, taken in before.items() if at <= step}

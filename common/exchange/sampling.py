@@ -73,14 +73,14 @@ class SamplingQueue:
         """See `SamplerExchange.lease_group`."""
         self._check_known(version)
         with self.ledger.transaction():
-            self._reap()
+            self._release_expired()
             self.refused = Refusal()
-            ordinal = self._evaluation(version)
+            ordinal = self._next_evaluation_ordinal(version)
             if ordinal is None:
                 self.refused = refusal(self.ledger, self.config, version)
                 if self.refused:
                     return DeferredRead(lambda: None, lambda: None)
-                ordinal = self._training()
+                ordinal = self._next_training_ordinal()
             return self._lease(ordinal, worker, version)
 
     def _check_known(self, version: int) -> None:
@@ -88,7 +88,7 @@ class SamplingQueue:
         if known is None and version > max(0, retention.forgotten_version(self.ledger)):
             raise ValueError(f"version {version} was never announced")
 
-    def _evaluation(self, version: int) -> int | None:
+    def _next_evaluation_ordinal(self, version: int) -> int | None:
         """The lowest ordinal of the pending probe and eval groups that this version may sample."""
         row = self.ledger.first(
             "SELECT ordinal FROM groups WHERE state = ? AND purpose != ? AND COALESCE(required_version, ?) = ? "
@@ -106,7 +106,7 @@ class SamplingQueue:
         )
         return None if row is None else int(row["required_version"])
 
-    def _training(self) -> int:
+    def _next_training_ordinal(self) -> int:
         """The lowest pending training ordinal. If none is pending, admits the next prompt of the source."""
         row = self.ledger.first(
             "SELECT ordinal FROM groups WHERE state = ? AND purpose = ? ORDER BY ordinal", State.PENDING, Purpose.TRAIN
@@ -142,10 +142,10 @@ class SamplingQueue:
         done = tuple(row["candidate_index"] for row in ledger.candidates(ordinal))
         return DeferredRead(
             lambda: GroupLease(replace(prompt(), ordinal=ordinal), worker, attempt, version, seeds, done),
-            lambda: self._put_back(ordinal, attempt),
+            lambda: self._release_unread(ordinal, attempt),
         )
 
-    def _put_back(self, ordinal: int, attempt: int) -> None:
+    def _release_unread(self, ordinal: int, attempt: int) -> None:
         """Release a lease whose blobs the exchange could not read. It does not count as a failed attempt."""
         with self.ledger.transaction():
             group = self.ledger.group(ordinal)
@@ -156,13 +156,14 @@ class SamplingQueue:
         count = candidates_of(group, self.config)
         return tuple(rules.seed(self.config.seed, group["purpose"], group["position"], index) for index in range(count))
 
-    def _reap(self) -> None:
+    def _release_expired(self) -> None:
         """Release the leases that expired; each counts as a failed attempt."""
         for group in self.ledger.in_state(State.SAMPLING):
             if group["lease_expires"] < self.clock():
-                self._give_back(group, f"lease of {group['leased_by']} expired")
+                self._count_failure(group, f"lease of {group['leased_by']} expired")
 
-    def _give_back(self, group: sqlite3.Row, reason: str) -> None:
+    def _count_failure(self, group: sqlite3.Row, reason: str) -> None:
+        """End a lease as a failed attempt: the group becomes `pending`, or `failed` after max_attempts of them."""
         failures = group["failures"] + 1
         if failures < self.config.exchange.max_attempts:
             self.ledger.move(group["ordinal"], State.PENDING, leased_by=None, lease_expires=None, failures=failures)
@@ -183,7 +184,7 @@ class SamplingQueue:
     def submit_conditioning(self, lease: GroupLease, staged: StagedBlob) -> Submitted:
         """See `SamplerExchange`. Not stored for probe and eval groups, which are not trained on."""
         with self.ledger.transaction():
-            group = self._held(lease)
+            group = self._leased_group(lease)
             if group is None:
                 return LOST_LEASE
             if group["purpose"] != Purpose.TRAIN:
@@ -199,7 +200,7 @@ class SamplingQueue:
         """See `SamplerExchange.submit_candidate`. The caller has validated `candidate` with `check_candidate`."""
         ledger, ordinal = self.ledger, candidate.ordinal
         with ledger.transaction():
-            group = self._held(lease)
+            group = self._leased_group(lease)
             if ledger.first("SELECT 1 FROM candidates WHERE id = ?", candidate.id) is not None:
                 return DUPLICATE
             if group is None:
@@ -207,9 +208,9 @@ class SamplingQueue:
                 return LOST_LEASE
             ledger.attach(ordinal, latents_name(candidate.index), latents)
             ledger.attach(ordinal, clip_name(candidate.index), clip)
-            self._store(candidate)
+            self._insert_candidate(candidate)
             if len(ledger.candidates(ordinal)) == candidates_of(group, self.config):
-                self._sampled(group)
+                self._finish_sampling(group)
             return Submitted(True)
 
     def _waste_late(self, candidate: Candidate) -> None:
@@ -217,7 +218,7 @@ class SamplingQueue:
         if self.ledger.first("SELECT 1 FROM groups WHERE ordinal = ?", candidate.ordinal) is not None:
             self.ledger.waste(WasteReason.LATE, candidate.ordinal, candidate.id)
 
-    def _store(self, candidate: Candidate) -> None:
+    def _insert_candidate(self, candidate: Candidate) -> None:
         self.ledger.run(
             "INSERT INTO candidates (id, ordinal, candidate_index, seed, version, fps, height, width) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -225,7 +226,8 @@ class SamplingQueue:
             *(candidate.fps, candidate.height, candidate.width),
         )
 
-    def _sampled(self, group: sqlite3.Row) -> None:
+    def _finish_sampling(self, group: sqlite3.Row) -> None:
+        """Move a group with all of its candidates to `sampled`."""
         ordinal = group["ordinal"]
         if group["purpose"] == Purpose.TRAIN:
             if not self.ledger.has(ordinal, CONDITIONING):
@@ -237,11 +239,11 @@ class SamplingQueue:
     def fail_group(self, lease: GroupLease, reason: str) -> None:
         """See `SamplerExchange.fail_group`. No effect if the lease is already lost."""
         with self.ledger.transaction():
-            group = self._held(lease)
+            group = self._leased_group(lease)
             if group is not None:
-                self._give_back(group, reason)
+                self._count_failure(group, reason)
 
-    def _held(self, lease: GroupLease) -> sqlite3.Row | None:
+    def _leased_group(self, lease: GroupLease) -> sqlite3.Row | None:
         """The row of the leased group; None if the lease is no longer current."""
         sql = "SELECT * FROM groups WHERE ordinal = ? AND state = ? AND leased_by = ? AND attempt = ? AND version = ?"
         return self.ledger.first(sql, lease.prompt.ordinal, State.SAMPLING, lease.worker, lease.attempt, lease.version)

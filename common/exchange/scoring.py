@@ -45,7 +45,7 @@ class ScoringQueue:
     def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
         """See `RewarderExchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
         with self.ledger.transaction():
-            self._reap()
+            self._release_expired()
             rows = self.ledger.all(
                 "SELECT c.id, c.ordinal, c.candidate_index FROM candidates c JOIN groups g USING (ordinal) "
                 "WHERE g.state IN (?, ?) AND c.scores IS NULL AND c.leased_by IS NULL "
@@ -54,9 +54,9 @@ class ScoringQueue:
             )
             prompts: dict[int, Callable[[], Prompt]] = {}
             tasks = [self._lease(row, worker, prompts) for row in rows]
-            return DeferredRead(lambda: [read() for read in tasks], lambda: self._put_back(worker, rows))
+            return DeferredRead(lambda: [read() for read in tasks], lambda: self._release_unread(worker, rows))
 
-    def _put_back(self, worker: str, rows: Sequence[sqlite3.Row]) -> None:
+    def _release_unread(self, worker: str, rows: Sequence[sqlite3.Row]) -> None:
         """Release leases whose clips the exchange could not read. It does not count as a failed attempt."""
         with self.ledger.transaction():
             for row in rows:
@@ -79,7 +79,7 @@ class ScoringQueue:
         clip = self.ledger.open(ordinal, clip_name(index))
         return lambda: ScoreTask(name, prompt(), clip.read_one().data, ordinal, index)
 
-    def _reap(self) -> None:
+    def _release_expired(self) -> None:
         """Release the leases that expired. A clip whose lease expired max_attempts times fails its group."""
         for row in self.ledger.all("SELECT * FROM candidates WHERE lease_expires < ? ORDER BY id", self.clock()):
             self.ledger.run(
@@ -89,16 +89,16 @@ class ScoringQueue:
             if self.ledger.group(row["ordinal"])["state"] not in OPEN:
                 continue
             if row["failures"] + 1 >= self.config.exchange.max_attempts:
-                self._fail(row["ordinal"], f"scoring lease of {row['leased_by']} expired", WasteReason.FAILED)
+                self._fail_group(row["ordinal"], f"scoring lease of {row['leased_by']} expired", WasteReason.FAILED)
             else:
                 return_to_sampled(self.ledger, row["ordinal"])
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> list[Submitted]:
         """See `RewarderExchange`. Accepts scores from any worker, even without a lease; the first ones count."""
         with self.ledger.transaction():
-            return [self._submit(score) for score in scores]
+            return [self._submit_score(score) for score in scores]
 
-    def _submit(self, score: Score) -> Submitted:
+    def _submit_score(self, score: Score) -> Submitted:
         row = self.ledger.first("SELECT * FROM candidates WHERE id = ?", score.candidate_id)
         if row is None:
             return Submitted(False, "unknown candidate")
@@ -114,12 +114,12 @@ class ScoringQueue:
                 kind = "nan" if isnan(value) else "infinite"
                 why = score.problems.get(name, "")[:LONGEST_REASON]
                 reason = f"{kind} score: {name}{': ' if why else ''}{why}"
-                self._fail(row["ordinal"], reason, WasteReason.NAN)
+                self._fail_group(row["ordinal"], reason, WasteReason.NAN)
                 return Submitted(True, reason)
-        self._store(score, group)
+        self._store_score(score, group)
         return Submitted(True)
 
-    def _store(self, score: Score, group: sqlite3.Row) -> None:
+    def _store_score(self, score: Score, group: sqlite3.Row) -> None:
         ordinal = group["ordinal"]
         self.ledger.run(
             "UPDATE candidates SET scores = ?, reward_version = ?, leased_by = NULL, lease_expires = NULL WHERE id = ?",
@@ -157,7 +157,7 @@ class ScoringQueue:
         self.ledger.keep_only(ordinal, [CONDITIONING, *map(latents_name, kept), *map(clip_name, kept)])
         keep_shown(self.ledger, ordinal)
 
-    def _fail(self, ordinal: int, reason: str, waste: WasteReason) -> None:
+    def _fail_group(self, ordinal: int, reason: str, waste: WasteReason) -> None:
         self.ledger.waste(waste, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
         self.ledger.run("UPDATE candidates SET leased_by = NULL, lease_expires = NULL WHERE ordinal = ?", ordinal)
         self.ledger.keep_only(ordinal)

@@ -46,25 +46,25 @@ class TrainingQueue:
     def lease_batch(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingGroup]]:
         """See `LearnerExchange.lease_batch`. A repeated call of the same worker for a step returns the same groups."""
         with self.ledger.transaction():
-            self._check_next(step)
-            self._reap()
-            self._expire(step)
-            batch = self._batch(worker, step, count)
+            self._check_follows_last_commit(step)
+            self._release_expired()
+            self._expire_stale(step)
+            batch = self._pick_batch(worker, step, count)
             expires = self.clock() + self.config.exchange.lease_seconds
             for ordinal in batch:
                 if self.ledger.group(ordinal)["state"] == State.READY:
                     self.ledger.move(ordinal, State.TRAINING)
                 self.ledger.update(ordinal, leased_by=worker, step=step, lease_expires=expires)
-            groups = [self._open(self.ledger.group(ordinal)) for ordinal in batch]
-            return DeferredRead(lambda: [read() for read in groups], lambda: self._put_back(worker, step))
+            groups = [self._open_group(self.ledger.group(ordinal)) for ordinal in batch]
+            return DeferredRead(lambda: [read() for read in groups], lambda: self._release_unread(worker, step))
 
-    def _put_back(self, worker: str, step: int) -> None:
+    def _release_unread(self, worker: str, step: int) -> None:
         with self.ledger.transaction():
             for group in self.ledger.in_state(State.TRAINING):
                 if (group["leased_by"], group["step"]) == (worker, step):
-                    self._release(group["ordinal"])
+                    self._return_to_ready(group["ordinal"])
 
-    def _check_next(self, step: int) -> None:
+    def _check_follows_last_commit(self, step: int) -> None:
         """Raises `ValueError` unless `step` directly follows the last committed step."""
         committed = self.ledger.committed_step()
         if step <= committed:
@@ -72,7 +72,7 @@ class TrainingQueue:
         if step > committed + 1:
             raise ValueError(f"step {step} requested, but step {committed + 1} is not committed yet")
 
-    def _batch(self, worker: str, step: int, count: int) -> list[int]:
+    def _pick_batch(self, worker: str, step: int, count: int) -> list[int]:
         """The ordinals of a step's groups: its earlier batch if that is available, else the next ones in order."""
         rows = self.ledger.all("SELECT g.* FROM batch_entries b JOIN groups g USING (ordinal) WHERE b.step = ? "
                                "ORDER BY b.slot", step)  # fmt: skip
@@ -82,29 +82,29 @@ class TrainingQueue:
                 return before
             if all((row["state"], row["step"]) == (State.TRAINING, step) for row in rows):
                 return before if rows[0]["leased_by"] == worker else []
-        batch = rules.select(self._queue(), count, self.config.exchange.order)
+        batch = rules.select(self._ready_groups(), count, self.config.exchange.order)
         if batch:
             self.ledger.run("DELETE FROM batch_entries WHERE step = ?", step)
         for slot, ordinal in enumerate(batch):
             self.ledger.run("INSERT INTO batch_entries (step, slot, ordinal) VALUES (?, ?, ?)", step, slot, ordinal)
         return batch
 
-    def _queue(self) -> list[rules.Waiting]:
+    def _ready_groups(self) -> list[rules.Waiting]:
         rows = self.ledger.in_state(State.READY)
         return [rules.Waiting(row["ordinal"], row["times_trained"], row["priority"], self._lag(row)) for row in rows]
 
     def _lag(self, group: sqlite3.Row) -> int:
         return rules.lag(self.ledger.meta("pushes", 0), group["pushes"])
 
-    def _reap(self) -> None:
+    def _release_expired(self) -> None:
         for group in self.ledger.in_state(State.TRAINING):
             if group["lease_expires"] < self.clock():
-                self._release(group["ordinal"])
+                self._return_to_ready(group["ordinal"])
 
-    def _release(self, ordinal: int) -> None:
+    def _return_to_ready(self, ordinal: int) -> None:
         self.ledger.move(ordinal, State.READY, leased_by=None, lease_expires=None, step=None)
 
-    def _expire(self, step: int) -> None:
+    def _expire_stale(self, step: int) -> None:
         """Expire pairs that are too stale. Those already trained on become `trained`."""
         for group in self.ledger.in_state(State.READY):
             if rules.is_stale(self._lag(group), self.config.exchange.max_lag):
@@ -112,7 +112,7 @@ class TrainingQueue:
                     group["ordinal"], State.TRAINED if group["times_trained"] else State.EXPIRED, ended_at_step=step
                 )
 
-    def _open(self, group: sqlite3.Row) -> Callable[[], TrainingGroup]:
+    def _open_group(self, group: sqlite3.Row) -> Callable[[], TrainingGroup]:
         ordinal, lag = group["ordinal"], self._lag(group)
         selection, rewards = stored_selection(group)
         conditioning = self.ledger.open(ordinal, CONDITIONING)
@@ -147,12 +147,12 @@ class TrainingQueue:
                 raise ValueError(f"step {step}: committed with pairs {sorted(ordinals)}, which it did not lease")
             if rows[0]["committed"]:
                 return
-            self._check_next(step)
+            self._check_follows_last_commit(step)
             self.ledger.run("UPDATE batch_entries SET committed = 1 WHERE step = ?", step)
             for ordinal in ordinals:
-                self._use(ordinal, step)
+                self._count_use(ordinal, step)
 
-    def _use(self, ordinal: int, step: int) -> None:
+    def _count_use(self, ordinal: int, step: int) -> None:
         """Count one use, even if the lease expired during the step: the weights already include the pair."""
         group = self.ledger.group(ordinal)
         times_trained = group["times_trained"] + 1
@@ -217,16 +217,17 @@ class TrainingQueue:
                     f"resume from steps {oldest} to {last}; restore such a checkpoint, or choose another --name"
                 )
             for group in self.ledger.in_state(State.TRAINING):
-                self._release(group["ordinal"])
-            self._take_back(step)
+                self._return_to_ready(group["ordinal"])
+            self._undo_steps_after(step)
             self.ledger.run("UPDATE versions SET rolled_back = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
-            probes.take_back(self.ledger, step)
+            probes.roll_back(self.ledger, step)
             self.ledger.run("DELETE FROM checkpoints WHERE step > ?", step)
             if step > 0:
                 self._record_checkpoint(step)
 
-    def _take_back(self, step: int) -> None:
+    def _undo_steps_after(self, step: int) -> None:
+        """Undo the uses of steps after `step`; pairs that ended after it become `ready` again."""
         rows = self.ledger.all("SELECT DISTINCT ordinal FROM batch_entries WHERE step > ? AND committed = 1", step)
         self.ledger.run("UPDATE batch_entries SET committed = 0 WHERE step > ?", step)
         for row in rows:
@@ -257,7 +258,7 @@ class TrainingQueue:
             for group in self.ledger.in_state(State.SAMPLING):
                 self.ledger.move(group["ordinal"], State.PENDING, leased_by=None, lease_expires=None)
             for group in self.ledger.in_state(State.TRAINING):
-                self._release(group["ordinal"])
+                self._return_to_ready(group["ordinal"])
             self.ledger.run("UPDATE candidates SET leased_by = NULL, lease_expires = NULL WHERE leased_by IS NOT NULL")
             for group in self.ledger.in_state(State.SCORING):
                 return_to_sampled(self.ledger, group["ordinal"])

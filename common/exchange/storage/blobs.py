@@ -122,11 +122,11 @@ class BlobHandle:
 class DeferredRead(Generic[Answer]):
     """The result of a lease whose blobs are open but not read yet. Call `read` once, after the commit.
 
-    If `read` fails, call `put_back` through the commit queue: it releases the lease.
+    If `read` fails, call `release` through the commit queue: it releases the lease.
     """
 
     read: Callable[[], Answer]
-    put_back: Callable[[], None]
+    release: Callable[[], None]
 
 
 class BlobStore:

@@ -41,7 +41,7 @@ class CommitQueue:
         self._ledger = ledger
         self._queue: deque[CommitRequest] = deque()
 
-    def take(self, call: Callable[[], Answer], then: Callable[[], object] = lambda: None) -> Answer:
+    def run(self, call: Callable[[], Answer], then: Callable[[], object] = lambda: None) -> Answer:
         """Run `call`, commit, run `then`; return or raise what `call` did. `call` must not use the queue itself."""
         request = CommitRequest(call, then)
         self._queue.append(request)
@@ -55,11 +55,11 @@ class CommitQueue:
         """Run all queued calls. If this thread is interrupted, the calls of the others return to the queue."""
         requests = [self._queue.popleft() for _ in range(len(self._queue))]
         try:
-            self._run(requests)
+            self._run_and_answer(requests)
         finally:
             self._queue.extendleft(one for one in reversed(requests) if one is not own and not one.answer.done())
 
-    def _run(self, requests: Sequence[CommitRequest]) -> None:
+    def _run_and_answer(self, requests: Sequence[CommitRequest]) -> None:
         try:
             done = self._commit(requests)
         except Exception as error:
@@ -67,7 +67,7 @@ class CommitQueue:
                 requests[0].answer.set_exception(error)
             else:
                 for request in requests:
-                    self._run([request])
+                    self._run_and_answer([request])
             return
         for request, value, error in done:
             failed = error or _outcome(request.then)[1]

@@ -156,10 +156,10 @@ def test_probes_are_forgotten_when_they_are_retired(tmp_path: Path) -> None:
 
 def test_the_log_of_a_large_transaction_is_cut(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(1))
-    exchange._do(exchange._ledger.set_meta, "large", "x" * (40 << 20))
+    exchange._commit(exchange._ledger.set_meta, "large", "x" * (40 << 20))
     log = tmp_path / f"{LEDGER}-wal"
     assert log.stat().st_size > 40 << 20
     for number in range(3):
-        exchange._do(exchange._ledger.set_meta, "large", number)
+        exchange._commit(exchange._ledger.set_meta, "large", number)
     assert log.stat().st_size <= 1 << 24
     exchange.close()

@@ -63,7 +63,7 @@ class Commits:
 
 def queued(exchange: LocalExchange, pool: ThreadPoolExecutor, number: int, call: Any, *arguments: Any) -> Future[Any]:
     """Start a call on a thread of its own and wait until it is the `number`th in the queue."""
-    asked, queue = pool.submit(call, *arguments), exchange._commits._queue
+    asked, queue = pool.submit(call, *arguments), exchange._commit_queue._queue
     for _ in range(10_000):
         if len(queue) == number:
             return asked
@@ -226,7 +226,7 @@ def test_an_interrupt_of_one_thread_is_none_of_the_others(
     with ThreadPoolExecutor(8) as pool:
         held = pool.submit(exchange.counts)
         assert commits.entered.wait(SECONDS)
-        bad = queued(exchange, pool, 1, exchange._do, interrupted)
+        bad = queued(exchange, pool, 1, exchange._commit, interrupted)
         good = queued(exchange, pool, 2, exchange.lease_group, "sampler-0", 0)
         commits.released.set()
         held.result(SECONDS)
@@ -235,7 +235,7 @@ def test_an_interrupt_of_one_thread_is_none_of_the_others(
         with suppress(Interrupt):
             assert good.result(SECONDS) is not None
     assert sum(exchange.counts().values()) <= 1
-    assert not exchange._commits._queue
+    assert not exchange._commit_queue._queue
 
 
 @pytest.mark.parametrize("side", ["group", "clips", "pairs"])
@@ -317,7 +317,7 @@ def test_clips_are_read_out_of_turn_also_when_their_group_goes(
 ) -> None:
     """A group ends while its clips are being read for a rewarder: the rewarder gets them all the same."""
     fakes.sample(exchange)
-    unread = exchange._do(exchange._scoring.lease_candidates, "rewarder-0", 2)
+    unread = exchange._commit(exchange._scoring.lease_candidates, "rewarder-0", 2)
     broken = Score("0-0-v0", "heads-1", fakes.values(float("nan")))
     assert exchange.submit_scores("rewarder-1", [broken])[0].accepted
     assert exchange.counts()[State.FAILED] == 1
