@@ -45,7 +45,7 @@ def writing(path: Path | str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = refusal(error)
+        reason = describe_disk_error(error)
         if reason is None:
             raise
         raise StorageError(f"{getattr(error, 'filename', None) or path}: {reason}") from error
@@ -59,7 +59,7 @@ def write_whole(path: Path, text: str) -> None:
         scratch.replace(path)
 
 
-def refusal(error: Exception) -> str | None:
+def describe_disk_error(error: Exception) -> str | None:
     """What is wrong with the disk, and what to do. None if `error` is not a disk error."""
     if isinstance(error, sqlite3.Error) and is_damage(error):
         return f"damaged: {error}; rerun the same command for recovery instructions"

@@ -23,12 +23,12 @@ FULL = (
 )
 
 
-class ConservationError(RuntimeError):
+class LedgerInvariantError(RuntimeError):
     """An invariant of the ledger is violated; the message names it."""
 
 
 def check(ledger: Ledger, config: RunConfig) -> None:
-    """Raises `ConservationError` at the first violated invariant."""
+    """Raises `LedgerInvariantError` at the first violated invariant."""
     _check_states(ledger)
     _check_times_trained(ledger, config)
     _check_blobs(ledger)
@@ -44,7 +44,7 @@ def check(ledger: Ledger, config: RunConfig) -> None:
 
 def _demand(holds: bool, message: str) -> None:
     if not holds:
-        raise ConservationError(message)
+        raise LedgerInvariantError(message)
 
 
 def _check_states(ledger: Ledger) -> None:

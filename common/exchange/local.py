@@ -235,12 +235,14 @@ class LocalExchange:
     @property
     def refusal(self) -> str:
         """See `HubExchange.refusal`."""
-        return self._sampling.refused.words
+        refusal = self._sampling.refusal
+        return "" if refusal is None else refusal.message
 
     @property
     def refused_for(self) -> RefusalReason | None:
         """The reason behind `refusal` as an enum; None if the last `lease_group` was not refused."""
-        return self._sampling.refused.reason
+        refusal = self._sampling.refusal
+        return None if refusal is None else refusal.reason
 
     def wasted(self) -> dict[str, int]:
         """Number of wasted candidates by `WasteReason`."""
@@ -269,7 +271,7 @@ class LocalExchange:
         return None if stored is None else unpack(stored)[0]
 
     def check(self) -> None:
-        """Raises `consistency.ConservationError` if an invariant of the ledger is violated."""
+        """Raises `consistency.LedgerInvariantError` if an invariant of the ledger is violated."""
         self._commit(consistency.check, self._ledger, self._config)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Recovery of a damaged ledger: replaces it with its newest snapshot that matches a checkpoint, repaired.
 
 ```
-snapshots/step-000040.sqlite ──copy──> recovered.sqlite ──mend, check──> ledger.sqlite
-                                       ledger.sqlite, -wal, -shm ──────> ledger.sqlite.damaged-1, -wal, -shm
+snapshots/step-000040.sqlite ──copy──> recovered.sqlite ──repair, check──> ledger.sqlite
+                                       ledger.sqlite, -wal, -shm ────────> ledger.sqlite.damaged-1, -wal, -shm
 ```
 
 The last step renames the repaired ledger into place. Until then `ledger.sqlite` is damaged or missing, so a recovery
@@ -47,8 +47,8 @@ class Recovered:
     step: int  # of the snapshot, and of the checkpoint that the run resumes from
     damage: str  # description of the damage
     aside: Path | None  # new path of the damaged ledger; None if there was no file
-    again: int  # groups to be sampled again
-    dropped: int  # candidates of those groups, now discarded
+    resampled: int  # groups that will be sampled again
+    discarded: int  # candidates of those groups
     given_up: int  # pairs and evaluations that lost blobs
 
 
@@ -73,7 +73,7 @@ def recover(
         damage = _damage(folder, config)
         draft, step = _open_newest(folder, config, checkpoints)
         try:
-            mended = _mend(draft, config, source, step, newest_version, clock)
+            counts = _repair(draft, config, source, step, newest_version, clock)
             consistency.check(draft, config)
         finally:
             draft.close()
@@ -84,7 +84,7 @@ def recover(
         sync(folder)
     except StorageError as error:
         raise ConfigError(str(error)) from None
-    return Recovered(step, damage, aside, *mended)
+    return Recovered(step, damage, aside, *counts)
 
 
 def _damage(folder: Path, config: RunConfig) -> str:
@@ -96,28 +96,28 @@ def _damage(folder: Path, config: RunConfig) -> str:
     except LedgerDamaged as error:
         return error.what
     try:
-        gone = sorted(_unsound(ledger))
+        missing = sorted(_delete_damaged_blobs(ledger))
     finally:
         ledger.close()
-    if gone:
-        return f"{folder / 'blobs' / gone[0]}: blob is missing or damaged ({len(gone)} in all)"
+    if missing:
+        return f"{folder / 'blobs' / missing[0]}: blob is missing or damaged ({len(missing)} in all)"
     raise ConfigError(f"{folder / LEDGER}: healthy, nothing to recover")
 
 
-def _unsound(ledger: Ledger) -> set[str]:
-    """Files of missing or damaged blobs. Deletes the damaged ones, whose content does not match their hash."""
-    gone = {file for file in ledger.files() if not ledger.blobs.is_sound(file)}
-    for file in gone:
+def _delete_damaged_blobs(ledger: Ledger) -> set[str]:
+    """Delete blob files whose content does not match their hash. Returns the names of all missing blob files."""
+    missing = {file for file in ledger.files() if not ledger.blobs.is_sound(file)}
+    for file in missing:
         ledger.blobs.delete(file)
-    return gone
+    return missing
 
 
 def _relink_blobs(ledger: Ledger) -> None:
     """Point lost blobs to files with the same content that were written after the snapshot under another name."""
-    gone = {digest_of(file): file for file in _unsound(ledger)}
+    missing = {digest_of(file): file for file in _delete_damaged_blobs(ledger)}
     for name in ledger.blobs.names():
-        if digest_of(name) in gone and ledger.blobs.is_sound(name):
-            ledger.run("UPDATE blobs SET file = ? WHERE file = ?", name, gone[digest_of(name)])
+        if digest_of(name) in missing and ledger.blobs.is_sound(name):
+            ledger.run("UPDATE blobs SET file = ? WHERE file = ?", name, missing[digest_of(name)])
 
 
 def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) -> tuple[Ledger, int]:
@@ -137,7 +137,7 @@ def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) 
                       f"(snapshots of steps {have}, checkpoints of steps {need}); choose another --name")  # fmt: skip
 
 
-def _mend(
+def _repair(
     ledger: Ledger,
     config: RunConfig,
     source: Callable[[int], Prompt],
@@ -160,23 +160,24 @@ def _mend(
         training.rollback(step)
         keep_shown(ledger, most=0)  # training needs no clips, so a missing clip must not cost a pair
         _relink_blobs(ledger)
-        hurt = [ledger.group(ordinal) for ordinal in sorted(_hurt(ledger))]
-        again = [one["ordinal"] for one in hurt if one["state"] in UNPAIRED and one["purpose"] == Purpose.TRAIN]
-        dropped = sum(len(ledger.candidates(ordinal)) for ordinal in again)
-        for group in hurt:
-            if group["ordinal"] in again:
+        damaged = [ledger.group(ordinal) for ordinal in sorted(_groups_with_lost_blobs(ledger))]
+        resampled = [one["ordinal"] for one in damaged if one["state"] in UNPAIRED and one["purpose"] == Purpose.TRAIN]
+        discarded = sum(len(ledger.candidates(ordinal)) for ordinal in resampled)
+        for group in damaged:
+            if group["ordinal"] in resampled:
                 sampling.drop_candidates(group["ordinal"], WasteReason.DAMAGE)
             else:
                 _give_up(ledger, group["ordinal"], step)
-        for ordinal in again:  # after all references to lost blobs are removed, so that storing them writes a new file
+        # After all references to lost blobs are removed, so that storing the image again writes a new file.
+        for ordinal in resampled:
             _readmit(ledger, ordinal, source(ordinal))
     ledger.clear()
-    return len(again), dropped, len(hurt) - len(again)
+    return len(resampled), discarded, len(damaged) - len(resampled)
 
 
-def _hurt(ledger: Ledger) -> set[int]:
+def _groups_with_lost_blobs(ledger: Ledger) -> set[int]:
     """Ordinals of the groups that lost blobs."""
-    missing = _unsound(ledger)
+    missing = _delete_damaged_blobs(ledger)
     rows = ledger.all("SELECT ordinal, file FROM group_blobs JOIN blobs USING (digest)")
     return {row["ordinal"] for row in rows if row["file"] in missing}
 

@@ -92,8 +92,8 @@ def freshness(pair_lag: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
-    """The properties of a queued group that `select` needs."""
+class QueuedGroup:
+    """The properties of a queued group that `next_batch` needs."""
 
     ordinal: int
     times_trained: int
@@ -101,7 +101,7 @@ class Waiting:
     lag: int
 
 
-def select(queue: Sequence[Waiting], count: int, order: str) -> list[int]:
+def next_batch(queue: Sequence[QueuedGroup], count: int, order: str) -> list[int]:
     """The ordinals of the next `count` groups; empty if fewer are queued.
 
     `fifo`: least used first, then oldest. `priority`: largest weight x freshness first, then least used, then oldest.

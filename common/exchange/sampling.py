@@ -45,13 +45,10 @@ class RefusalReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why admission refused a lease. `words` explains it and names the config key to change. Falsy if not refused."""
+    """Why admission control refused a lease. `message` explains it and names the config key to change."""
 
-    reason: RefusalReason | None = None
-    words: str = ""
-
-    def __bool__(self) -> bool:
-        return self.reason is not None
+    reason: RefusalReason
+    message: str
 
 
 @dataclass(slots=True)
@@ -65,7 +62,7 @@ class SamplingQueue:
     config: RunConfig
     source: Callable[[int], Prompt]
     clock: Callable[[], float]
-    refused: Refusal = Refusal()  # why the last lease_group returned None
+    refusal: Refusal | None = None  # why the last lease_group returned None; None if it did not
 
     # Leasing.
 
@@ -74,11 +71,11 @@ class SamplingQueue:
         self._check_known(version)
         with self.ledger.transaction():
             self._release_expired()
-            self.refused = Refusal()
+            self.refusal = None
             ordinal = self._next_evaluation_ordinal(version)
             if ordinal is None:
-                self.refused = refusal(self.ledger, self.config, version)
-                if self.refused:
+                self.refusal = admission_refusal(self.ledger, self.config, version)
+                if self.refusal is not None:
                     return DeferredRead(lambda: None, lambda: None)
                 ordinal = self._next_training_ordinal()
             return self._lease(ordinal, worker, version)
@@ -277,21 +274,21 @@ class SamplingQueue:
             self.ledger.store(ordinal, IMAGE, raw(prompt.image))
 
 
-def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
-    """Why a sampler with `version` cannot be given a training group now; a falsy `Refusal` if it can."""
+def admission_refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal | None:
+    """Why a sampler with `version` cannot be given a training group now; None if it can."""
     exchange = config.exchange
     row = ledger.first("SELECT pushes, rolled_back FROM versions WHERE version = ?", version)
     if row is not None and row["rolled_back"]:
-        words = f"version {version} was rolled back: load the newest version first"
-        return Refusal(RefusalReason.ROLLED_BACK, words)
+        message = f"version {version} was rolled back: load the newest version first"
+        return Refusal(RefusalReason.ROLLED_BACK, message)
     pushes = ledger.meta("pushes", 0)
     if rules.is_stale(rules.lag(pushes, 0 if row is None else row["pushes"]), exchange.max_lag):
-        words = f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
-        return Refusal(RefusalReason.STALE, words)
+        message = f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
+        return Refusal(RefusalReason.STALE, message)
     load, bounds = ledger.load(exchange.max_times_trained), _bounds(config)
     if load.running >= exchange.pipeline_depth:
-        words = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are in progress"
-        return Refusal(RefusalReason.PIPELINE_FULL, words)
+        message = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are in progress"
+        return Refusal(RefusalReason.PIPELINE_FULL, message)
     if rules.capacity(bounds, load, pushes) < 1:
         last = (exchange.max_lag + pushes + 1) * config.groups_per_push >= bounds.total
         knob = f"steps = {config.steps}" if last else f"exchange.max_lag = {exchange.max_lag}"
@@ -299,9 +296,9 @@ def refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal:
         return Refusal(RefusalReason.ENOUGH_PAIRS, f"{knob}: enough pairs for {what} exist or are in progress")
     sampling = ledger.counts(Purpose.TRAIN)[State.SAMPLING]
     if not rules.disk_has_room(ledger.bytes_on_disk(), ledger.meta("largest_group", 0), sampling, exchange.max_bytes):
-        words = f"exchange.max_bytes = {exchange.max_bytes}: the blobs use all of it until a checkpoint frees some"
-        return Refusal(RefusalReason.DISK_FULL, words)
-    return Refusal()
+        message = f"exchange.max_bytes = {exchange.max_bytes}: the blobs use all of it until a checkpoint frees some"
+        return Refusal(RefusalReason.DISK_FULL, message)
+    return None
 
 
 def _bounds(config: RunConfig) -> rules.Bounds:

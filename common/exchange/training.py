@@ -82,16 +82,18 @@ class TrainingQueue:
                 return before
             if all((row["state"], row["step"]) == (State.TRAINING, step) for row in rows):
                 return before if rows[0]["leased_by"] == worker else []
-        batch = rules.select(self._ready_groups(), count, self.config.exchange.order)
+        batch = rules.next_batch(self._ready_groups(), count, self.config.exchange.order)
         if batch:
             self.ledger.run("DELETE FROM batch_entries WHERE step = ?", step)
         for slot, ordinal in enumerate(batch):
             self.ledger.run("INSERT INTO batch_entries (step, slot, ordinal) VALUES (?, ?, ?)", step, slot, ordinal)
         return batch
 
-    def _ready_groups(self) -> list[rules.Waiting]:
+    def _ready_groups(self) -> list[rules.QueuedGroup]:
         rows = self.ledger.in_state(State.READY)
-        return [rules.Waiting(row["ordinal"], row["times_trained"], row["priority"], self._lag(row)) for row in rows]
+        return [
+            rules.QueuedGroup(row["ordinal"], row["times_trained"], row["priority"], self._lag(row)) for row in rows
+        ]
 
     def _lag(self, group: sqlite3.Row) -> int:
         return rules.lag(self.ledger.meta("pushes", 0), group["pushes"])

@@ -148,7 +148,7 @@ def _recovered_lines(folder: Path, done: Any) -> list[str]:
         f"{folder}: restored the ledger's snapshot of step {done.step}; the run resumes from there",
         *aside,
         f"lost: {repeated}everything sampled and scored since is made again",
-        f"lost: {done.again} unfinished groups ({done.dropped} of their clips) are sampled again, "
+        f"lost: {done.resampled} unfinished groups ({done.discarded} of their clips) are sampled again, "
         f"{done.given_up} pairs or evaluations whose blobs are gone are given up",
         f"resume with: {layout.resume_command(folder)}",
     ]

@@ -21,7 +21,7 @@ from common.config import RunConfig, load_config
 from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.queries import Work, work_in_progress
-from common.exchange.sampling import refusal
+from common.exchange.sampling import admission_refusal
 from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, open_readonly
 from common.exchange.storage.run_lock import lock_owner
 from common.messages import Purpose
@@ -138,6 +138,7 @@ def _summary(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
     held_out = 0 if required is None or required[0] is None else int(required[0])
     by_state = "SELECT state, COUNT(*) AS n FROM groups WHERE purpose = ? AND required_version = ? GROUP BY state"
     version = ledger.current_version()
+    refusal = admission_refusal(ledger, config, version)
     return LedgerSummary(
         groups=ledger.counts(Purpose.TRAIN),
         held_out={State(row["state"]): row["n"] for row in ledger.all(by_state, Purpose.EVAL, held_out)},
@@ -146,6 +147,6 @@ def _summary(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
         step=ledger.committed_step(),
         version=version,
         pushes=int(ledger.meta("pushes", 0)),
-        refusal=refusal(ledger, config, version).words,
+        refusal="" if refusal is None else refusal.message,
         wasted=ledger.wasted(),
     )

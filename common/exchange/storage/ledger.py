@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, CorruptDataError, StorageError
-from common.errors.disk import is_damage, refusal, writing
+from common.errors.disk import describe_disk_error, is_damage, writing
 from common.exchange import rules
 from common.exchange.api import State, WasteReason
 from common.exchange.storage import snapshots
@@ -118,7 +118,7 @@ class Ledger(LedgerReader):
     def _unreadable(self, error: sqlite3.Error) -> ConfigError | LedgerDamaged:
         if is_damage(error):
             return LedgerDamaged(self.folder, f"{self.path}: damaged ({error})")
-        return ConfigError(f"{self.path}: {refusal(error) or error}")
+        return ConfigError(f"{self.path}: {describe_disk_error(error) or error}")
 
     def _open(self, identity: Mapping[str, Any]) -> None:
         if not self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.errors import StorageError
-from common.errors.disk import refusal, writing
+from common.errors.disk import describe_disk_error, writing
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import BlobStore, raw
 from common.rpc.server import serving
@@ -62,7 +62,7 @@ def test_what_a_disk_refuses_is_said_with_the_way_out(error: Exception, words: s
 def test_faults_of_the_program_stay_what_they_are(error: Exception) -> None:
     with pytest.raises(type(error)), writing(Path("run")):
         raise error
-    assert refusal(error) is None
+    assert describe_disk_error(error) is None
 
 
 def test_an_error_that_names_its_file_keeps_it() -> None:

@@ -344,7 +344,7 @@ def test_the_audit_finds_what_does_not_add_up(tmp_path: Path, sql: str, message:
     with database:
         database.execute(sql)
     database.close()
-    with pytest.raises(consistency.ConservationError, match=message):
+    with pytest.raises(consistency.LedgerInvariantError, match=message):
         fakes.open_exchange(tmp_path, small()).check()
 
 

@@ -14,7 +14,7 @@ import pytest
 from common.errors import ConfigError, StorageError
 from common.exchange.api import State
 from common.exchange.queries import Work, newest_groups, read_blob, work_in_progress
-from common.exchange.sampling import refusal
+from common.exchange.sampling import admission_refusal
 from common.exchange.scoring import SHOWN
 from common.exchange.storage.ledger_reader import NotBegun, open_readonly
 from common.exchange.storage.run_lock import lock_owner
@@ -98,11 +98,13 @@ def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
     config = small(exchange__max_lag=0)
     exchange = open_exchange(tmp_path, config)
     with open_readonly(tmp_path) as ledger:
-        assert not refusal(ledger, config, 0)
+        assert admission_refusal(ledger, config, 0) is None
     make_pairs(exchange, 2)
     assert exchange.lease_group("sampler-0", 0) is None
     with open_readonly(tmp_path) as ledger:
-        assert refusal(ledger, config, 0).words == exchange.refusal != ""
+        refusal = admission_refusal(ledger, config, 0)
+        assert refusal is not None
+        assert refusal.message == exchange.refusal != ""
     exchange.close()
 
 

@@ -78,7 +78,7 @@ def test_pairs_wait_again_and_what_was_under_way_is_sampled_again(tmp_path: Path
     with pytest.raises(LedgerDamaged, match=f"restore its last snapshot with: douga recover {tmp_path}"):
         open_exchange(tmp_path, CONFIG)
     done = recover(tmp_path)
-    assert (done.step, done.again, done.dropped, done.given_up) == (1, 2, 2, 0)
+    assert (done.step, done.resampled, done.discarded, done.given_up) == (1, 2, 2, 0)
     assert done.aside == tmp_path / "ledger.sqlite.damaged-1"
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()
@@ -151,7 +151,7 @@ def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_pa
     (tmp_path / "blobs" / files[4]).unlink()
     (tmp_path / "blobs" / files[1 << 40]).write_bytes(b"noise")
     done = recover(tmp_path)
-    assert (done.again, done.given_up) == (2, 2)
+    assert (done.resampled, done.given_up) == (2, 2)
     assert "blob is missing or damaged (2 in all)" in done.damage
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()
@@ -186,7 +186,7 @@ def test_content_that_went_and_came_once_more_is_found(tmp_path: Path) -> None:
     exchange.close()
     destroy(tmp_path)
     done = recover(tmp_path)
-    assert (done.again, done.dropped, done.given_up) == (0, 0, 0)
+    assert (done.resampled, done.discarded, done.given_up) == (0, 0, 0)
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()
     exchange.rollback(1)

@@ -6,7 +6,7 @@ import pytest
 
 from common.exchange import rules
 from common.exchange.api import State
-from common.exchange.rules import Bounds, Load, Waiting
+from common.exchange.rules import Bounds, Load, QueuedGroup
 
 BOUNDS = Bounds(pipeline_depth=64, max_lag=1, batch_size=8, groups_per_push=8)
 
@@ -71,15 +71,20 @@ def test_lag_and_expiry() -> None:
 
 
 def test_fifo_takes_the_least_used_then_the_oldest() -> None:
-    queue = [Waiting(4, 1, 0.9, 0), Waiting(9, 0, 0.1, 0), Waiting(7, 0, 0.2, 3)]
-    assert rules.select(queue, 2, "fifo") == [7, 9]
-    assert rules.select(queue, 3, "fifo") == [7, 9, 4]
-    assert rules.select(queue, 4, "fifo") == []
+    queue = [QueuedGroup(4, 1, 0.9, 0), QueuedGroup(9, 0, 0.1, 0), QueuedGroup(7, 0, 0.2, 3)]
+    assert rules.next_batch(queue, 2, "fifo") == [7, 9]
+    assert rules.next_batch(queue, 3, "fifo") == [7, 9, 4]
+    assert rules.next_batch(queue, 4, "fifo") == []
 
 
 def test_priority_order_weighs_priority_with_freshness() -> None:
-    queue = [Waiting(1, 0, 0.50, 1), Waiting(2, 0, 0.30, 0), Waiting(3, 0, 0.30, 0), Waiting(4, 0, 0.40, 3)]
-    assert rules.select(queue, 4, "priority") == [2, 3, 1, 4]  # 0.30, 0.30, 0.25, 0.10
+    queue = [
+        QueuedGroup(1, 0, 0.50, 1),
+        QueuedGroup(2, 0, 0.30, 0),
+        QueuedGroup(3, 0, 0.30, 0),
+        QueuedGroup(4, 0, 0.40, 3),
+    ]
+    assert rules.next_batch(queue, 4, "priority") == [2, 3, 1, 4]  # 0.30, 0.30, 0.25, 0.10
 
 
 def test_transition_table() -> None:
