@@ -23,6 +23,7 @@ from common.errors import ConfigError, StorageError
 from common.exchange import consistency
 from common.exchange.api import FailureKind, ScoredCandidate, State, Submitted
 from common.exchange.probes import RETIRED, ProbeQueue
+from common.exchange.refresh_requests import RefreshRequests
 from common.exchange.sampling import RefusalReason, SamplingQueue, check_candidate
 from common.exchange.scoring import ScoringQueue
 from common.exchange.storage.blobs import DeferredRead, pack, raw, unpack
@@ -82,6 +83,7 @@ class LocalExchange:
                 self._scoring = ScoringQueue(self._ledger, config, clock, open_algorithm(config.algorithm).select)
                 self._training = TrainingQueue(self._ledger, config, clock)
                 self._probes = ProbeQueue(self._ledger)
+                self._refreshes = RefreshRequests(self._ledger)
                 self._commit_queue = CommitQueue(self._ledger)
                 self._commit(self._training.release_all)
             except StorageError as error:
@@ -200,15 +202,15 @@ class LocalExchange:
 
     def rolled_back(self, version: int) -> bool:
         """See `HubExchange.rolled_back`."""
-        return self._commit(self._probes.rolled_back, version)
+        return self._commit(self._ledger.is_rolled_back, version)
 
     def ask_refresh(self, version: int) -> None:
         """Ignored for a version that was rolled back. A repeated request has no effect."""
-        self._commit(self._probes.ask_refresh, version)
+        self._commit(self._refreshes.request, version)
 
     def refresh_due(self, step: int) -> bool:
         """A rollback to before the refresh makes it due again; a rollback to before the request cancels it."""
-        return self._commit(self._probes.refresh_due, step)
+        return self._commit(self._refreshes.is_due, step)
 
     def record_checkpoint(self, step: int) -> None:
         """Record that the checkpoint of `step` is on disk, and take a snapshot of the ledger.

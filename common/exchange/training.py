@@ -18,8 +18,9 @@ from dataclasses import dataclass
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.exchange import probes, retention, rules
+from common.exchange import retention, rules
 from common.exchange.api import State
+from common.exchange.refresh_requests import RefreshRequests
 from common.exchange.sampling import CONDITIONING, latents_name
 from common.exchange.scoring import return_to_sampled
 from common.exchange.storage.blobs import DeferredRead
@@ -223,7 +224,7 @@ class TrainingQueue:
             self._undo_steps_after(step)
             self.ledger.run("UPDATE versions SET rolled_back = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
-            probes.roll_back(self.ledger, step)
+            RefreshRequests(self.ledger).roll_back(step)
             self.ledger.run("DELETE FROM checkpoints WHERE step > ?", step)
             if step > 0:
                 self._record_checkpoint(step)

@@ -104,6 +104,11 @@ class LedgerReader:
         """The newest announced version that was not rolled back; 0, the base model, if there is none."""
         return int(self.one("SELECT COALESCE(MAX(version), 0) FROM versions WHERE rolled_back = 0")[0])
 
+    def is_rolled_back(self, version: int) -> bool:
+        """Whether a rollback discarded `version`."""
+        row = self.first("SELECT rolled_back FROM versions WHERE version = ?", version)
+        return row is not None and bool(row["rolled_back"])
+
     def wasted(self) -> dict[str, int]:
         """Number of wasted candidates by reason, including pruned ones."""
         sql = (
