@@ -2,7 +2,8 @@
 
 There are two implementations: `LocalExchange` runs in this process, on the ledger; `RemoteExchange` calls the service
 of another process. Calls that may be retried are idempotent. A lease call returns None or an empty sequence when there
-is no work now.
+is no work now. Every call of `LocalExchange` may also raise `StorageError`: a disk operation failed, and the call was
+rolled back.
 
 The interface is split by caller. Only the part of the workers is served over the network:
 
@@ -94,7 +95,7 @@ class Leases(Protocol):
     """The call that every worker makes while it holds leases."""
 
     def renew(self, worker: str) -> None:
-        """Heartbeat: extend all leases of `worker` to lease_seconds from now."""
+        """Heartbeat: extend all leases of `worker`, of every kind, to lease_seconds from now."""
         ...
 
 
@@ -106,23 +107,40 @@ class SamplerExchange(Leases, Protocol):
         ...
 
     def wanted_version(self) -> int:
-        """The version that a sampler should load now: the one a pending evaluation needs, else the newest."""
+        """The version to load now: the one that a pending probe or evaluation needs, else the current version."""
         ...
 
     def lease_group(self, worker: str, version: int) -> GroupLease | None:
-        """Lease the next group to a sampler that has loaded `version`. None if admission control refuses it now."""
+        """Lease the next group to a sampler that has loaded `version`: probes and evaluations first, then training.
+
+        A training group is leased only if admission control allows one and `version` was not rolled back and is at most
+        max_lag pushes old. If the result is None, `HubExchange.refusal` says why.
+
+        Raises:
+            ValueError: `version` was never announced. Version 0, the base model, is always known.
+        """
         ...
 
     def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
-        """Store the encoded prompt of the group, once per group."""
+        """Store the encoded prompt of the group, before its last candidate. Rejected as "duplicate" or "lost lease"."""
         ...
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """Store one candidate. The Nth one moves the group to `sampled`. Idempotent per candidate id."""
+        """Store one candidate. The Nth one moves the group to `sampled`. Idempotent per candidate id.
+
+        Rejected as "duplicate" or "lost lease". In the second case the candidate counts as wasted.
+
+        Raises:
+            ValueError: ordinal, index, seed or version differ from the lease; or this is the last candidate of a
+                training group, whose conditioning is still missing.
+        """
         ...
 
     def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """Return a lease unfinished, with a reason. After max_attempts failures the group becomes `failed`."""
+        """Return a lease unfinished, with a reason. No effect if the lease is already lost.
+
+        The group becomes `pending` again and keeps its candidates; after max_attempts failures it becomes `failed`.
+        """
         ...
 
 
@@ -130,11 +148,22 @@ class RewarderExchange(Leases, Protocol):
     """The calls of a rewarder."""
 
     def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
-        """Lease up to `limit` unscored clips, lowest ordinal first, across prompts. Empty if there are none."""
+        """Lease up to `limit` unscored clips of fully sampled groups. Empty if there are none.
+
+        Clips of probes and evaluations come first, then those of training groups, by ordinal and index. A call may
+        return clips of several prompts.
+        """
         ...
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
-        """Store scores. A group's Nth score makes it `ready`, `tied` or `done`; a non-finite score fails the group."""
+        """Store scores. A group's Nth score makes it `ready`, `tied` or `done`; a non-finite score fails the group.
+
+        Scores are accepted from any worker, even without a lease; the first ones count. Rejected as "unknown
+        candidate", "duplicate" or "group is STATE".
+
+        Raises:
+            ConfigError: a weighted dimension has no score. Then nothing of the call is stored.
+        """
         ...
 
 
@@ -146,31 +175,68 @@ class LearnerExchange(Leases, Protocol):
         ...
 
     def rollback(self, step: int) -> None:
-        """Reset the queue to the checkpoint of `step`, from which training resumes (0: from the start)."""
+        """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
+
+        Undoes the uses and expiries of later steps, marks later versions as rolled back, and sets the push count to
+        step // `learner.steps_per_push`. Takes a snapshot of the ledger for `step` and deletes those of later steps. If
+        `current_version()` is older than that push, the learner must publish before it leases a batch.
+
+        Raises:
+            ConfigError: the ledger no longer has the pairs to resume from `step`.
+        """
         ...
 
     def refresh_due(self, step: int) -> bool:
-        """Whether a requested refresh is due after `step` optimizer steps. Repeated calls give the same answer."""
+        """Whether a requested refresh is due after `step` optimizer steps. Repeated calls give the same answer.
+
+        A rollback to before the refresh makes it due again; a rollback to before the request cancels it.
+        """
         ...
 
     def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
-        """Lease exactly `count` selected groups for optimizer step `step`, or none. Expires stale groups first."""
+        """Lease exactly `count` selected groups for optimizer step `step` >= 1, or none. Expires stale groups first.
+
+        A repeated call of the same worker for the same step returns the same groups. So does a step that is repeated
+        after a rollback, if its groups are still available.
+
+        Raises:
+            ValueError: `step` does not directly follow the last committed step.
+        """
         ...
 
     def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """Record that `step` was applied to the weights, and count one use of each of its groups."""
+        """Record that `step` was applied to the weights, and count one use of each of its groups.
+
+        A use counts even if the lease expired during the step, because the weights already include it. Committing a
+        step twice has no effect.
+
+        Raises:
+            ValueError: `ordinals` are not the groups leased for `step`, or `step` does not directly follow the last
+                committed step.
+        """
         ...
 
     def next_version(self) -> int:
-        """One more than the highest version id announced so far; 0 if there is none."""
+        """One more than the highest version id announced so far; 0 in a new run, whose first version is the base."""
         ...
 
     def announce(self, version: WeightVersion) -> None:
-        """Record a published version; lag is measured against its push count from now on. Ids must increase."""
+        """Record a published version; lag is measured against its push count from now on. A retry has no effect.
+
+        Raises:
+            ValueError: the id was used before for another version. Ids must increase.
+        """
         ...
 
     def record_checkpoint(self, step: int) -> None:
-        """Record that the checkpoint of `step` is durable on disk."""
+        """Record that the checkpoint of `step` is durable on disk, and take a snapshot of the ledger.
+
+        Deletes the blobs of pairs that ended at or before the oldest of the `learner.keep_checkpoints` checkpoints,
+        since no rollback goes further back.
+
+        Raises:
+            ValueError: `step` is not committed.
+        """
         ...
 
 
@@ -178,23 +244,46 @@ class HubExchange(Protocol):
     """The calls of the process that runs the loop: evaluations, probes, statistics. Never served to workers."""
 
     def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
-        """Add probe or eval groups of one candidate each. With `version`, only samplers that loaded it get them."""
+        """Add probe or eval groups of one candidate each, seeded by (run seed, purpose, position in `prompts`, 0).
+
+        With `version`, only samplers that loaded it get the groups. Prompts that are already pending, running or done
+        for that version are skipped, so a resumed evaluation continues. Without `version`, any sampler may take the
+        groups, and only prompts that are still pending are skipped.
+
+        Raises:
+            ValueError: a prompt is a training prompt.
+        """
         ...
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
-        """Scored candidates of the `done` groups that were sampled with `version`, by ordinal and index."""
+        """Scored candidates of the `done` groups that were sampled with `version`, in the order of `enqueue`.
+
+        If a prompt was sampled twice with `version`, only the later candidate is included.
+
+        Raises:
+            ValueError: `purpose` is `Purpose.TRAIN`.
+        """
         ...
 
     def rescore_probes(self, version: int) -> None:
-        """Discard the scores of the done probes of `version`, so that they are scored again."""
+        """Discard the scores of the done probes of `version`, so that they are scored again.
+
+        They are missing from `results` until then.
+        """
         ...
 
     def retire_probes(self) -> None:
-        """Keep only the probes of version 0: delete the clips of the others, and fail those still pending."""
+        """Keep only the probes of version 0: delete the clips of the others, and fail those still pending.
+
+        Probes that are being sampled or scored finish first; the next call retires them.
+        """
         ...
 
     def ask_refresh(self, version: int) -> None:
-        """Request a reference refresh at the first step boundary at or after the step of `version`."""
+        """Request a reference refresh at the first step boundary at or after the step of `version`.
+
+        Ignored for a version that was rolled back. A repeated request has no effect.
+        """
         ...
 
     def rolled_back(self, version: int) -> bool:
@@ -202,7 +291,11 @@ class HubExchange(Protocol):
         ...
 
     def release(self, worker: str) -> None:
-        """Expire all leases of `worker` now, because it is known to be dead."""
+        """Expire all leases of `worker` now, because it is known to be dead.
+
+        The next lease call of any worker reclaims them. An expired sampling or scoring lease counts as a failed
+        attempt, so a group whose workers always die becomes `failed`.
+        """
         ...
 
     def current_version(self) -> int:
@@ -210,7 +303,7 @@ class HubExchange(Protocol):
         ...
 
     def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
-        """Number of groups per state; the sum is the number of groups ever admitted with this purpose."""
+        """Number of groups in every state; the sum is the number of groups ever admitted with this purpose."""
         ...
 
     @property
@@ -219,11 +312,11 @@ class HubExchange(Protocol):
         ...
 
     def wasted(self) -> dict[str, int]:
-        """Number of wasted candidates (sampled but never used), by reason."""
+        """Number of wasted candidates (sampled but never used), by `WasteReason`."""
         ...
 
     def failures(self) -> dict[int, str]:
-        """Reason of each failed group, by ledger ordinal."""
+        """Reason of each failed group that is not pruned yet, by ledger ordinal. Without retired probes."""
         ...
 
     def bytes_on_disk(self) -> int:
@@ -231,7 +324,11 @@ class HubExchange(Protocol):
         ...
 
     def check(self) -> None:
-        """Check the ledger's invariants; raises if an admitted ordinal, use or blob is unaccounted for."""
+        """Check the ledger's invariants.
+
+        Raises:
+            LedgerInvariantError: an admitted ordinal, use or blob is unaccounted for.
+        """
         ...
 
 

@@ -109,130 +109,126 @@ class LocalExchange:
         kept = self._config.learner.keep_checkpoints
         self._commit_queue.run(partial(call, step), then=partial(self._ledger.snapshot, step, kept))
 
-    # Exchange.
-
-    def lease_group(self, worker: str, version: int) -> GroupLease | None:
-        """Probe and eval groups come first, then training groups if admission allows. See `refusal` if it is None.
-
-        Training groups are leased only to versions that were not rolled back and are at most max_lag pushes old. Raises
-        `ValueError` for a version that was never announced; version 0, the base model, is always known.
-        """
-        return self._commit_then_read(self._sampling.lease_group, worker, version)
-
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
-        """Rejected with reason "duplicate" or "lost lease"."""
-        arrays = (conditioning.prompt_embeds, conditioning.image_latent)
-        with self._ledger.blobs.staging(arrays) as (staged,):
-            return self._commit(self._sampling.submit_conditioning, lease, staged)
-
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """Rejected with reason "duplicate" or "lost lease". `ValueError` if it is not part of the lease."""
-        check_candidate(lease, candidate)
-        with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
-            return self._commit(self._sampling.submit_candidate, lease, candidate, latents, clip)
-
-    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """The group returns to `pending` and keeps its candidates; after max_attempts failures it is `failed`."""
-        self._commit(self._sampling.fail_group, lease, reason)
-
-    def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
-        """Only clips of fully sampled groups: probes and evaluations first, then training by ordinal and index."""
-        return self._commit_then_read(self._scoring.lease_candidates, worker, limit)
-
-    def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
-        """Rejected with reason "unknown candidate", "duplicate" or "group is STATE". Raises `ConfigError` if a weighted
-        dimension has no score; then nothing of the call is stored."""
-        return self._commit(self._scoring.submit_scores, worker, scores)
-
-    def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
-        """Steps start at 1. A step repeated after a rollback gets the same groups again, if they are still available.
-
-        Raises `ValueError` unless `step` follows the last committed step.
-        """
-        return self._commit_then_read(self._training.lease_batch, worker, step, count)
-
-    def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
-        """Raises `ValueError` unless `ordinals` are those leased for `step`. Committing twice has no effect."""
-        self._commit(self._training.commit_step, step, ordinals)
-
-    def announce(self, version: WeightVersion) -> None:
-        """A retry has no effect. Raises `ValueError` for an id that was used before."""
-        self._commit(self._training.announce, version)
+    # Every worker.
 
     def renew(self, worker: str) -> None:
-        """Applies to leases of every kind."""
+        """See `Leases.renew`."""
         self._commit(self._training.renew, worker)
 
-    def next_version(self) -> int:
-        """0 in a new run, where the first version is the base model."""
-        return self._commit(self._training.next_version)
+    # Samplers.
+
+    def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
+        """See `SamplerExchange.keep_empty_prompt`."""
+        self._commit(self._ledger.set_meta, "empty_prompt", pack([embeds]))
 
     def wanted_version(self) -> int:
         """See `SamplerExchange.wanted_version`."""
         required = self._commit(self._sampling.required_version)
         return self.current_version() if required is None else required
 
-    def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
-        """Has an entry for every state, 0 if no group is in it."""
-        return self._commit(self._ledger.counts, purpose)
+    def lease_group(self, worker: str, version: int) -> GroupLease | None:
+        """See `SamplerExchange.lease_group`."""
+        return self._commit_then_read(self._sampling.lease_group, worker, version)
+
+    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+        """See `SamplerExchange.submit_conditioning`."""
+        arrays = (conditioning.prompt_embeds, conditioning.image_latent)
+        with self._ledger.blobs.staging(arrays) as (staged,):
+            return self._commit(self._sampling.submit_conditioning, lease, staged)
+
+    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+        """See `SamplerExchange.submit_candidate`."""
+        check_candidate(lease, candidate)
+        with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
+            return self._commit(self._sampling.submit_candidate, lease, candidate, latents, clip)
+
+    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
+        """See `SamplerExchange.fail_group`."""
+        self._commit(self._sampling.fail_group, lease, reason)
+
+    # Rewarders.
+
+    def lease_candidates(self, worker: str, limit: int) -> Sequence[ScoreTask]:
+        """See `RewarderExchange.lease_candidates`."""
+        return self._commit_then_read(self._scoring.lease_candidates, worker, limit)
+
+    def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
+        """See `RewarderExchange.submit_scores`."""
+        return self._commit(self._scoring.submit_scores, worker, scores)
+
+    # The learner.
+
+    def empty_prompt(self) -> SerializedTensor | None:
+        """See `LearnerExchange.empty_prompt`."""
+        stored = self._commit(self._ledger.meta, "empty_prompt", None)
+        return None if stored is None else unpack(stored)[0]
+
+    def rollback(self, step: int) -> None:
+        """See `LearnerExchange.rollback`."""
+        self._commit_then_snapshot(self._training.rollback, step)
+
+    def refresh_due(self, step: int) -> bool:
+        """See `LearnerExchange.refresh_due`."""
+        return self._commit(self._refreshes.is_due, step)
+
+    def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
+        """See `LearnerExchange.lease_batch`."""
+        return self._commit_then_read(self._training.lease_batch, worker, step, count)
+
+    def commit_step(self, step: int, ordinals: Sequence[int]) -> None:
+        """See `LearnerExchange.commit_step`."""
+        self._commit(self._training.commit_step, step, ordinals)
+
+    def next_version(self) -> int:
+        """See `LearnerExchange.next_version`."""
+        return self._commit(self._training.next_version)
+
+    def announce(self, version: WeightVersion) -> None:
+        """See `LearnerExchange.announce`."""
+        self._commit(self._training.announce, version)
+
+    def record_checkpoint(self, step: int) -> None:
+        """See `LearnerExchange.record_checkpoint`."""
+        self._commit_then_snapshot(self._training.record_checkpoint, step)
+
+    # The hub.
+
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
+        """See `HubExchange.enqueue`."""
+        self._commit(self._sampling.enqueue, prompts, version)
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
-        """One result per prompt, in the order of `enqueue`. Raises `ValueError` for `Purpose.TRAIN`."""
+        """See `HubExchange.results`."""
         found = self._commit(self._scoring.finished, purpose, version)
         return [self._commit(self._scoring.open_finished, *one)() for one in found]
 
-    # RunExchange.
-
-    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
-        """Add probe or eval groups of one candidate each, seeded by (run seed, purpose, position in `prompts`, 0).
-
-        With `version`, only samplers that loaded it get the groups. Prompts already pending, running or done for that
-        version are skipped, so a resumed evaluation continues. Without it, any sampler may take the groups, and only
-        prompts that are still pending are skipped. Raises `ValueError` for a training prompt.
-        """
-        self._commit(self._sampling.enqueue, prompts, version)
-
     def rescore_probes(self, version: int) -> None:
-        """The probes are missing from `results` until they have new scores."""
+        """See `HubExchange.rescore_probes`."""
         self._commit(self._probes.rescore_probes, version)
 
     def retire_probes(self) -> None:
-        """Probes being sampled or scored finish first; the next call retires them."""
+        """See `HubExchange.retire_probes`."""
         self._commit(self._probes.retire_probes)
+
+    def ask_refresh(self, version: int) -> None:
+        """See `HubExchange.ask_refresh`."""
+        self._commit(self._refreshes.request, version)
 
     def rolled_back(self, version: int) -> bool:
         """See `HubExchange.rolled_back`."""
         return self._commit(self._ledger.is_rolled_back, version)
 
-    def ask_refresh(self, version: int) -> None:
-        """Ignored for a version that was rolled back. A repeated request has no effect."""
-        self._commit(self._refreshes.request, version)
-
-    def refresh_due(self, step: int) -> bool:
-        """A rollback to before the refresh makes it due again; a rollback to before the request cancels it."""
-        return self._commit(self._refreshes.is_due, step)
-
-    def record_checkpoint(self, step: int) -> None:
-        """Record that the checkpoint of `step` is on disk, and take a snapshot of the ledger.
-
-        Deletes the blobs of pairs that ended at or before the oldest of the `learner.keep_checkpoints` checkpoints,
-        since no rollback goes further back. Raises `ValueError` if `step` is not committed.
-        """
-        self._commit_then_snapshot(self._training.record_checkpoint, step)
-
-    def rollback(self, step: int) -> None:
-        """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
-
-        Undoes the uses and expiries of later steps, marks later versions as rolled back, and sets the push count to
-        step // `learner.steps_per_push`. Takes a snapshot for `step` and deletes those of later steps. If
-        `current_version()` is older than that push, the learner must publish before it leases a batch. Raises
-        `ConfigError` if the ledger no longer has the pairs to resume from `step`.
-        """
-        self._commit_then_snapshot(self._training.rollback, step)
+    def release(self, worker: str) -> None:
+        """See `HubExchange.release`."""
+        self._commit(self._training.release, worker)
 
     def current_version(self) -> int:
         """See `HubExchange.current_version`."""
         return self._commit(self._ledger.current_version)
+
+    def counts(self, purpose: Purpose = Purpose.TRAIN) -> dict[State, int]:
+        """See `HubExchange.counts`."""
+        return self._commit(self._ledger.counts, purpose)
 
     @property
     def refusal(self) -> str:
@@ -247,33 +243,20 @@ class LocalExchange:
         return None if refusal is None else refusal.reason
 
     def wasted(self) -> dict[str, int]:
-        """Number of wasted candidates by `WasteReason`."""
+        """See `HubExchange.wasted`."""
         return self._commit(self._ledger.wasted)
 
     def failures(self) -> dict[int, str]:
-        """Reason of each failed group that is not pruned yet, by ledger ordinal. Retired probes are not included."""
+        """See `HubExchange.failures`."""
         failed = self._commit(self._ledger.in_state, State.FAILED)
         return {int(row["ordinal"]): row["reason"] for row in failed if row["reason"] != RETIRED}
 
     def bytes_on_disk(self) -> int:
-        """Total size of all blobs in bytes."""
+        """See `HubExchange.bytes_on_disk`."""
         return self._commit(self._ledger.bytes_on_disk)
 
-    def release(self, worker: str) -> None:
-        """Counts as a failed attempt, so a group whose samplers always die becomes `failed`."""
-        self._commit(self._training.release, worker)
-
-    def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
-        """See `SamplerExchange.keep_empty_prompt`."""
-        self._commit(self._ledger.set_meta, "empty_prompt", pack([embeds]))
-
-    def empty_prompt(self) -> SerializedTensor | None:
-        """See `LearnerExchange.empty_prompt`."""
-        stored = self._commit(self._ledger.meta, "empty_prompt", None)
-        return None if stored is None else unpack(stored)[0]
-
     def check(self) -> None:
-        """Raises `consistency.LedgerInvariantError` if an invariant of the ledger is violated."""
+        """See `HubExchange.check`."""
         self._commit(consistency.check, self._ledger, self._config)
 
     def close(self) -> None:

@@ -179,7 +179,7 @@ class SamplingQueue:
     # Results.
 
     def submit_conditioning(self, lease: GroupLease, staged: StagedBlob) -> Submitted:
-        """See `SamplerExchange`. Not stored for probe and eval groups, which are not trained on."""
+        """See `SamplerExchange.submit_conditioning`. Not stored for probe and eval groups, which are not trained on."""
         with self.ledger.transaction():
             group = self._leased_group(lease)
             if group is None:
@@ -234,7 +234,7 @@ class SamplingQueue:
         self.ledger.move(ordinal, State.SAMPLED, leased_by=None, lease_expires=None)
 
     def fail_group(self, lease: GroupLease, reason: str) -> None:
-        """See `SamplerExchange.fail_group`. No effect if the lease is already lost."""
+        """See `SamplerExchange.fail_group`."""
         with self.ledger.transaction():
             group = self._leased_group(lease)
             if group is not None:
@@ -248,7 +248,7 @@ class SamplingQueue:
     # Probes and evaluations.
 
     def enqueue(self, prompts: Sequence[Prompt], version: int | None) -> None:
-        """See `LocalExchange.enqueue`."""
+        """See `HubExchange.enqueue`."""
         with self.ledger.transaction():
             for position, prompt in enumerate(prompts):
                 if prompt.purpose is Purpose.TRAIN:

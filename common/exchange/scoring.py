@@ -43,7 +43,7 @@ class ScoringQueue:
     select: Callable[[Sequence[float]], Selection | None]  # `Algorithm.select` of the run
 
     def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
-        """See `RewarderExchange.lease_candidates`. Probes and evaluations come first, then training by ordinal."""
+        """See `RewarderExchange.lease_candidates`."""
         with self.ledger.transaction():
             self._release_expired()
             rows = self.ledger.all(
@@ -94,7 +94,7 @@ class ScoringQueue:
                 return_to_sampled(self.ledger, row["ordinal"])
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> list[Submitted]:
-        """See `RewarderExchange`. Accepts scores from any worker, even without a lease; the first ones count."""
+        """See `RewarderExchange.submit_scores`."""
         with self.ledger.transaction():
             return [self._submit_score(score) for score in scores]
 
@@ -164,11 +164,7 @@ class ScoringQueue:
         self.ledger.move(ordinal, State.FAILED, reason=reason)
 
     def finished(self, purpose: Purpose, version: int) -> list[tuple[sqlite3.Row, sqlite3.Row]]:
-        """Rows of the groups of `HubExchange.results`, each with its candidate's row.
-
-        If a prompt was sampled twice with `version`, only the later group is included. Raises `ValueError` for
-        `Purpose.TRAIN`.
-        """
+        """The rows behind `HubExchange.results`: each group's with that of its candidate."""
         if purpose is Purpose.TRAIN:
             raise ValueError("only probe and eval groups have results; training groups become pairs")
         groups = self.ledger.all(

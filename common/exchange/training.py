@@ -45,7 +45,7 @@ class TrainingQueue:
     # Batches.
 
     def lease_batch(self, worker: str, step: int, count: int) -> DeferredRead[list[TrainingGroup]]:
-        """See `LearnerExchange.lease_batch`. A repeated call of the same worker for a step returns the same groups."""
+        """See `LearnerExchange.lease_batch`."""
         with self.ledger.transaction():
             self._check_follows_last_commit(step)
             self._release_expired()
@@ -156,7 +156,7 @@ class TrainingQueue:
                 self._count_use(ordinal, step)
 
     def _count_use(self, ordinal: int, step: int) -> None:
-        """Count one use, even if the lease expired during the step: the weights already include the pair."""
+        """Count one use, even if the lease expired during the step."""
         group = self.ledger.group(ordinal)
         times_trained = group["times_trained"] + 1
         ended = group["state"] in ENDED or times_trained >= self.config.exchange.max_times_trained
@@ -187,7 +187,7 @@ class TrainingQueue:
     # Checkpoints.
 
     def record_checkpoint(self, step: int) -> None:
-        """See `LocalExchange.record_checkpoint`."""
+        """See `LearnerExchange.record_checkpoint`. The caller takes the snapshot."""
         with self.ledger.transaction():
             last = self.ledger.committed_step()
             if not 0 < step <= last:
@@ -211,7 +211,7 @@ class TrainingQueue:
         retention.prune(self.ledger, self.config, oldest)
 
     def rollback(self, step: int) -> None:
-        """See `LocalExchange.rollback`."""
+        """See `LearnerExchange.rollback`. The caller takes the snapshot."""
         with self.ledger.transaction():
             last, oldest = self.ledger.committed_step(), self.ledger.meta("oldest_resumable_step", 0)
             if not oldest <= step <= last:
@@ -250,7 +250,7 @@ class TrainingQueue:
                 self.ledger.run(f"UPDATE {table} SET lease_expires = ? WHERE leased_by = ?", expires, worker)
 
     def release(self, worker: str) -> None:
-        """See `HubExchange.release`. The next lease call of any worker reclaims the expired leases."""
+        """See `HubExchange.release`."""
         with self.ledger.transaction():
             for table in ("groups", "candidates"):
                 self.ledger.run(f"UPDATE {table} SET lease_expires = ? WHERE leased_by = ?", float("-inf"), worker)
