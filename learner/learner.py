@@ -19,10 +19,10 @@ from torch import distributed
 from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
 from common.exchange.api import LearnerExchange
+from common.files import draft_of, new_folder
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
 from common.models.noise_schedule import NoiseSchedule
-from common.weights.store import draft_of, new_folder
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import from_array, tensor_entry, whole_digest
 from learner import checkpoint

@@ -14,9 +14,9 @@ import torch
 
 from common.config import RunConfig
 from common.exchange.api import LearnerExchange
+from common.files import new_folder
 from common.messages import WeightVersion
 from common.simulation import Simulation
-from common.weights.store import new_folder
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import tensor_entry, whole_digest
 from learner import checkpoint

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.data.video import clip_length, decode_frames
 from common.errors import ConfigError
-from common.errors.disk import write_whole
+from common.files import write_whole
 
 LOWEST, HIGHEST = 1.0, 5.0
 REAL = "real"  # `source` of a clip that was not generated

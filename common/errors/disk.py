@@ -51,14 +51,6 @@ def writing(path: Path | str) -> Iterator[None]:
         raise StorageError(f"{getattr(error, 'filename', None) or path}: {reason}") from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees the old content or the new, never a part. Raises `StorageError`."""
-    scratch = path.with_name(f".{path.name}.part")
-    with writing(path):
-        scratch.write_text(text, "utf-8")
-        scratch.replace(path)
-
-
 def describe_disk_error(error: Exception) -> str | None:
     """What is wrong with the disk, and what to do. None if `error` is not a disk error."""
     if isinstance(error, sqlite3.Error) and is_damage(error):
@@ -86,13 +78,3 @@ def _errno(error: Exception) -> int:
         return SQLITE_ERRNO.get(_primary(error), 0)
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match else 0
-
-
-def sync(path: Path | str) -> None:
-    """fsync a file or folder. Raises `StorageError`."""
-    with writing(path):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
-from common.errors.disk import sync, writing
+from common.errors.disk import writing
 from common.exchange import consistency
 from common.exchange.api import State, WasteReason
 from common.exchange.local import ledger_key
@@ -34,6 +34,7 @@ from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import digest_of, raw
 from common.exchange.storage.ledger import LEDGER, Ledger, LedgerDamaged
 from common.exchange.training import TrainingQueue
+from common.files import sync
 from common.messages import Prompt, Purpose
 
 DRAFT = "recovered.sqlite"

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from common.errors import ConfigError, CorruptDataError, NotFoundError
-from common.errors.disk import sync, writing
+from common.files import new_folder
 from common.messages import TensorEntry, WeightVersion
 from common.weights.tensor_file import Checker, TensorStream, write
 from common.weights.tensors import tensor_entry, whole_digest
@@ -170,37 +169,3 @@ def check_fits(
                 f"weight version {version.version}: {name} is {tensor.dtype}{list(tensor.shape)}, "
                 f"the model has {here}; another architecture?"
             )
-
-
-@contextmanager
-def new_folder(place: Path, durable: bool = True) -> Iterator[Path]:
-    """Create a folder atomically: ``with new_folder(place) as folder`` fills a draft, which is renamed at the end.
-
-    A draft left by a crash is removed first, and an existing `place` is replaced. After an error nothing is left. If
-    not `durable`, files are not fsynced: after a power cut they may be missing or empty.
-
-    Raises:
-        StorageError: the disk is full, read-only or broken.
-    """
-    draft = draft_of(place)
-    try:
-        with writing(place):
-            if draft.exists():
-                shutil.rmtree(draft)
-            draft.mkdir(parents=True)
-            yield draft
-            for file in draft.iterdir() if durable else ():
-                sync(file)
-            if place.exists():
-                shutil.rmtree(place)
-            draft.rename(place)
-            if durable:
-                sync(place.parent)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def draft_of(place: Path) -> Path:
-    """The draft folder of `new_folder(place)`."""
-    return place.with_name(f".{place.name}.draft")

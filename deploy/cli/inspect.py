@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, StorageError
-from common.errors.disk import write_whole
+from common.files import write_whole
 from deploy.cli.flags import RUN, add_command, add_server_options
 
 STATUS = """\

@@ -29,7 +29,7 @@ import psutil
 import yaml
 
 from common.errors import ConfigError, RunFailed
-from common.errors.disk import write_whole
+from common.files import write_whole
 from deploy.run_dir.layout import find_run
 from deploy.run_dir.signals import AGAIN, stop_on_signals
 

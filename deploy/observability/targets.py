@@ -20,7 +20,7 @@ from threading import Lock
 from urllib.parse import urlsplit
 
 from common.errors import ConfigError, StorageError
-from common.errors.disk import write_whole
+from common.files import write_whole
 from common.roles import role_of
 from deploy.run_dir import layout
 

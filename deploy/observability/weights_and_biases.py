@@ -19,7 +19,8 @@ from uuid import uuid4
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.errors.disk import write_whole, writing
+from common.errors.disk import writing
+from common.files import write_whole
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from actors.sampler import Sampler
 from common.config import RunConfig
 from common.data.video import contact_sheet, decode_clip
 from common.errors import ConfigError
-from common.errors.disk import write_whole
 from common.exchange import rules
 from common.exchange.rewards import mean_score, reward_weights
+from common.files import write_whole
 from common.messages import Prompt, ScoreTask
 from common.models.cogvideox import open_model
 from common.toon.prompts import encode_png

@@ -24,10 +24,11 @@ from safetensors.torch import save_file
 
 from common.config import RunConfig
 from common.errors import ConfigError, StorageError
+from common.files import new_folder
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.lora import adapter_state, inject_lora, peft_settings
-from common.weights.store import WeightStore, check_fits, new_folder
+from common.weights.store import WeightStore, check_fits
 
 INDEX, TRANSFORMER = "model_index.json", "transformer"
 

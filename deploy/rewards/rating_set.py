@@ -30,8 +30,9 @@ from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.digests import digest
 from common.errors import ConfigError
-from common.errors.disk import write_whole, writing
+from common.errors.disk import writing
 from common.exchange import rules
+from common.files import write_whole
 from common.messages import Prompt
 from common.models.cogvideox import open_model
 from common.toon.prompts import encode_png, shot_id

@@ -24,8 +24,8 @@ from typing import Any
 
 from common.config import RunConfig, differences, load_config, may_change, may_change_text, to_toml
 from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
-from common.errors.disk import write_whole
 from common.exchange.storage.run_lock import hold
+from common.files import write_whole
 from common.models.fingerprint import check_same_model, model_parts
 
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration

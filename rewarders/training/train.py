@@ -29,7 +29,7 @@ from torch import nn
 from common.data.ratings import BadRow
 from common.digests import digest
 from common.errors import ConfigError
-from common.errors.disk import write_whole
+from common.files import write_whole
 from common.training.fit import FitConfig, fit
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead, first_frame

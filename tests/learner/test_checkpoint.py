@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from common.errors import ConfigError, CorruptDataError
+from common.files import draft_of
 from common.models.cogvideox import open_model
-from common.weights.store import draft_of
 from learner import checkpoint
 from learner.learner import Learner
 from tests.support.learner.fakes import MemoryExchange, reference_digest, tiny_config, tiny_model

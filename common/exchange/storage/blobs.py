@@ -28,7 +28,8 @@ import msgpack
 
 from common.digests import digest
 from common.errors import StorageError
-from common.errors.disk import sync, writing
+from common.errors.disk import writing
+from common.files import sync
 from common.messages import ITEM_BYTES, SCHEMA_VERSION, SerializedTensor
 
 PREFIX = 4

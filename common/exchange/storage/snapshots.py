@@ -12,7 +12,8 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from common.errors.disk import sync, writing
+from common.errors.disk import writing
+from common.files import sync
 
 FOLDER = "snapshots"
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import CorruptDataError, NotFoundError
+from common.files import draft_of
 from common.messages import WeightVersion
-from common.weights.store import WeightStore, draft_of
+from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 
 STATE = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
