@@ -2,8 +2,8 @@
 
 ```
             lease_group                 lease_candidates              lease_batch
- SAMPLERS <------------- pending   REWARDERS <---------- sampled   LEARNER <------- paired
-          -------------> sampled             ----------> paired            -------> trained
+ SAMPLERS <------------- pending   REWARDERS <---------- sampled   LEARNER <------- ready
+          -------------> sampled             ----------> ready             -------> trained
             submit_candidate            submit_scores    | tied             commit_step
                                                          | done (probe, eval)
 ```
@@ -53,9 +53,9 @@ class LocalExchange:
     Opening an existing ledger releases all leases, because the process that granted them has ended. A resumed run then
     calls `rollback` with the step of its checkpoint, or with 0 if it has none.
 
-    The constructor raises `ConfigError` if `folder` is in use by another process, damaged or not writable, or belongs
-    to a run with a different seed, prompts, group size or step size. Every call raises `StorageError` if a disk
-    operation fails; the call is then rolled back.
+    The constructor raises `ConfigError` if `folder` is in use by another process or not writable, or belongs to a run
+    with another seed, prompts, group size, batch size or push interval, and `LedgerDamaged` if the ledger is damaged or
+    blobs are missing.
     """
 
     def __init__(
@@ -66,9 +66,12 @@ class LocalExchange:
         clock: Callable[[], float] = time.time,
         held: bool = False,
     ) -> None:
-        """`source(ordinal)` returns the training prompt of an ordinal >= 0; `clock` returns seconds.
+        """Open or create the ledger in `folder`, and lock the folder until `close`.
 
-        Locks the folder until `close`. Pass `held` if the caller already holds the lock.
+        Args:
+            source: maps an ordinal >= 0 to its training prompt.
+            clock: the time in seconds; leases expire by it.
+            held: the caller already holds the folder's lock.
         """
         self._config = config
         self._lock = None if held else hold(folder)

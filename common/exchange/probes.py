@@ -39,7 +39,7 @@ class ProbeQueue:
             for group in self._probes(State.DONE):
                 if group["version"] != BASE:
                     self.ledger.keep_only(group["ordinal"])
-            retention.forget_probes(self.ledger, BASE)
+            retention.prune_probes(self.ledger, BASE)
 
     def _probes(self, state: State, version: int | None = None) -> list:
         found = self.ledger.all(

@@ -146,8 +146,8 @@ class Work:
     kind: str  # "sampling", "scoring", "learning"
     what: int  # sampling: the group's ordinal; scoring: 0; learning: the step
     purpose: str  # of the sampled group; "train" for scoring and learning
-    done: int  # candidates submitted already
-    of: int  # sampling: candidates; scoring: clips; learning: pairs
+    done: int  # sampling: candidates submitted already; else 0
+    of: int  # sampling: candidates of the group; scoring: clips; learning: pairs
     lost: bool = False  # the worker is dead; the next lease call releases its lease
 
 

@@ -128,7 +128,7 @@ def _open_newest(folder: Path, config: RunConfig, checkpoints: Collection[int]) 
         with writing(draft):
             for suffix in ("-wal", "-shm"):  # left by a killed recovery: SQLite would replay them into the copy
                 (folder / f"{DRAFT}{suffix}").unlink(missing_ok=True)
-            shutil.copyfile(snapshots.place(folder, step), draft)
+            shutil.copyfile(snapshots.path_of(folder, step), draft)
         try:
             return Ledger(folder, ledger_key(config), DRAFT), step
         except LedgerDamaged:

@@ -1,13 +1,14 @@
 """Pruning of the ledger, which bounds its size in long runs: finished rows are deleted and only counts are kept.
 
-| deleted                      | when                                                    | kept in `archive`        |
-|------------------------------|---------------------------------------------------------|--------------------------|
-| ended training groups, their | `exchange.keep_groups` newer ones were admitted, and no | groups by state, uses,   |
-| candidates, uses and waste   | kept checkpoint precedes the step that ended them       | waste by reason          |
-| retired probes               | at once                                                 | groups by state, waste   |
-| versions                     | too old to sample with after a resume from any kept     | the highest deleted id   |
-|                              | checkpoint                                              |                          |
-| checkpoints                  | the checkpoint is no longer kept                        |                          |
+| deleted rows                          | when                                             | counts kept in `archive` |
+|---------------------------------------|--------------------------------------------------|--------------------------|
+| finished training groups, with their  | `exchange.keep_groups` newer groups exist, and   | groups by state, uses,   |
+| candidates, batch entries, waste      | all kept checkpoints are at or after the step    | wasted candidates by     |
+|                                       | that ended the group                             | reason                   |
+| retired probes                        | at once                                          | the same                 |
+| versions                              | more than max_lag pushes older than every kept   | (the highest deleted id) |
+|                                       | checkpoint, so no sampler may use them           |                          |
+| checkpoints                           | older than the oldest kept one                   |                          |
 
 A resume from any kept checkpoint therefore finds all rows that it has to roll back. Every ordinal still counts in
 exactly one state, because the archive holds the number of deleted groups per state.
@@ -25,28 +26,28 @@ from common.messages import Purpose
 # Values of `archive.kind`, besides the purposes of groups.
 TIMES_TRAINED, WASTED, VERSION = "times_trained", "wasted_candidates", "version"
 ADD = "ON CONFLICT (kind, name) DO UPDATE SET count = count + excluded.count"
-SETTLED = """
+FINISHED = """
 SELECT ordinal FROM groups
 WHERE purpose = ? AND ordinal < ? AND (state IN (?, ?) OR (state IN (?, ?) AND ended_at_step <= ?))
 """
-READ = "SELECT ordinal FROM groups WHERE purpose = ? AND (state = ? OR (state = ? AND version != ?))"
+RETIRED_PROBES = "SELECT ordinal FROM groups WHERE purpose = ? AND (state = ? OR (state = ? AND version != ?))"
 
 
 def prune(ledger: Ledger, config: RunConfig, oldest_step: int) -> None:
     """Delete old rows that ended at or before step `oldest_step`, the earliest step that a run can resume from."""
     oldest = ledger.admitted(Purpose.TRAIN) - config.exchange.keep_groups
     ended = (State.TIED, State.FAILED, State.TRAINED, State.EXPIRED)
-    _forget(ledger, SETTLED, Purpose.TRAIN, oldest, *ended, oldest_step)
-    _forget_versions(ledger, config, oldest_step)
+    _archive_and_delete(ledger, FINISHED, Purpose.TRAIN, oldest, *ended, oldest_step)
+    _prune_versions(ledger, config, oldest_step)
     ledger.run("DELETE FROM checkpoints WHERE step < ?", oldest_step)
 
 
-def forget_probes(ledger: Ledger, base: int) -> None:
+def prune_probes(ledger: Ledger, base: int) -> None:
     """Delete failed probes, and done probes of versions other than `base`. Their blobs are already deleted."""
-    _forget(ledger, READ, Purpose.PROBE, State.FAILED, State.DONE, base)
+    _archive_and_delete(ledger, RETIRED_PROBES, Purpose.PROBE, State.FAILED, State.DONE, base)
 
 
-def forgotten_version(ledger: Ledger) -> int:
+def highest_pruned_version(ledger: Ledger) -> int:
     """The highest deleted version id; -1 if there is none."""
     return count(ledger, VERSION, -1)
 
@@ -57,7 +58,7 @@ def count(ledger: Ledger, kind: str, default: int = 0) -> int:
     return default if row is None else int(row["count"])
 
 
-def _forget(ledger: Ledger, which: str, *values: Any) -> None:
+def _archive_and_delete(ledger: Ledger, which: str, *values: Any) -> None:
     """Archive the counts of the groups that the query `which` selects, then delete them and their rows."""
     sums = (
         ("SELECT purpose, state, COUNT(*) FROM groups", "GROUP BY purpose, state"),
@@ -70,7 +71,7 @@ def _forget(ledger: Ledger, which: str, *values: Any) -> None:
         ledger.run(f"DELETE FROM {table} WHERE ordinal IN ({which})", *values)
 
 
-def _forget_versions(ledger: Ledger, config: RunConfig, oldest_step: int) -> None:
+def _prune_versions(ledger: Ledger, config: RunConfig, oldest_step: int) -> None:
     """Delete versions that are too old to sample with, even after a resume from the oldest kept checkpoint.
 
     Versions that were rolled back stay, because `rolled_back` needs them. The current version is never that old.
@@ -79,5 +80,5 @@ def _forget_versions(ledger: Ledger, config: RunConfig, oldest_step: int) -> Non
     highest = ledger.one("SELECT MAX(version) FROM versions WHERE rolled_back = 0 AND pushes < ?", stale)[0]
     if highest is not None:
         sql = "INSERT INTO archive VALUES (?, '', ?) ON CONFLICT (kind, name) DO UPDATE SET count = excluded.count"
-        ledger.run(sql, VERSION, max(highest, forgotten_version(ledger)))
+        ledger.run(sql, VERSION, max(highest, highest_pruned_version(ledger)))
         ledger.run("DELETE FROM versions WHERE rolled_back = 0 AND pushes < ?", stale)

@@ -13,10 +13,12 @@ from math import inf
 
 from common.exchange.api import State
 
-# From -> to. Backward edges: a lost lease (sampling, scoring, training), a rollback (trained, expired).
-# `paired -> trained`: the lease expired during the step that was then committed, or a used pair became stale.
-# `expired -> trained`: the pair itself expired during the step that was then committed.
-# `done -> sampled`: a probe is rescored. `pending -> failed`: a probe is retired before it is sampled.
+# From -> to. A lost lease moves a group back (from sampling, scoring, training), and so does a rollback (from trained,
+# expired). Less obvious:
+#   ready -> trained     its lease expired during a step that was then committed, or a used pair became stale
+#   expired -> trained   the pair became stale during a step that was then committed
+#   done -> sampled      a probe is scored again
+#   pending -> failed    a probe is retired before it is sampled
 TRANSITIONS: dict[State, frozenset[State]] = {
     State.PENDING: frozenset({State.SAMPLING, State.FAILED}),
     State.SAMPLING: frozenset({State.SAMPLED, State.PENDING, State.FAILED}),
@@ -41,13 +43,13 @@ def allowed(old: State, new: State) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The configured limits of admission."""
+    """The configured limits of admission. A use is one pair in one optimizer step."""
 
     pipeline_depth: int  # maximum number of running groups
     max_lag: int  # pushes
-    batch_size: int
-    groups_per_push: int  # B
-    max_times_trained: int = 1  # m, maximum uses of one pair
+    batch_size: int  # pairs per optimizer step
+    groups_per_push: int  # pairs per push: batch_size x steps_per_push
+    max_times_trained: int = 1  # maximum uses of one pair
     total: float = inf  # uses in the whole run
 
 
@@ -57,17 +59,24 @@ class Load:
 
     running: int  # sampling + sampled + scoring
     live: int  # ready + training
-    left: int  # remaining uses of the live pairs: m each, minus those committed
+    left: int  # remaining uses of the live pairs: max_times_trained each, minus those committed
     spent: int  # committed uses that were not rolled back
 
 
 def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
     """How many groups may start sampling now, >= 0. Never more than the run's remaining steps can use.
 
-    With m = 1 this is min(depth - running, (max_lag + pushes + 1) B - (accepted + running)), accepted = ready +
-    training + trained. With m > 1 each pair has m uses, and the bound counts uses. The pairs of one step must be
-    distinct, so enough pairs for one step are always admitted; otherwise sampler and learner would deadlock. Tied,
-    failed and expired groups are in none of the sums, so they free their place.
+    Two limits apply: `pipeline_depth` groups may run at once, and after `pushes` pushes at most
+    (max_lag + pushes + 1) x groups_per_push uses are planned, because later ones would be too stale. If every pair is
+    trained on once, that is
+
+        min(pipeline_depth - running, (max_lag + pushes + 1) x groups_per_push - (accepted + running))
+
+    with accepted = ready + training + trained. If a pair is trained on m = `max_times_trained` > 1 times, every running
+    group and every new one counts as m uses.
+
+    The pairs of one step must be distinct, so enough of them for one step are always admitted; otherwise sampler and
+    learner would deadlock. Tied, failed and expired groups count in none of the sums, so others may replace them.
     """
     unspent = min((bounds.max_lag + pushes + 1) * bounds.groups_per_push, bounds.total) - load.spent
     room = -(-(unspent - load.left - bounds.max_times_trained * load.running) // bounds.max_times_trained)
@@ -77,7 +86,7 @@ def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
 
 
 def lag(pushes_now: int, pushes_then: int) -> int:
-    """Pushes since a group was sampled, >= 0: a rollback can make the difference negative."""
+    """Pushes since a group was sampled. A rollback can make the difference negative; then 0."""
     return max(0, pushes_now - pushes_then)
 
 
@@ -93,7 +102,7 @@ def freshness(pair_lag: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class QueuedGroup:
-    """The properties of a queued group that `next_batch` needs."""
+    """A group that waits for training: what `next_batch` needs of it."""
 
     ordinal: int
     times_trained: int
@@ -124,7 +133,8 @@ def oldest_resumable_step(checkpoints: Sequence[int], kept: int) -> int:
 
 
 def disk_has_room(used: int, largest_group: int, sampling: int, bound: int) -> bool:
-    """Whether one more group fits on disk, given the blobs stored and the groups being sampled. Sizes in bytes."""
+    """Whether one more group fits on disk. `used` bytes of blobs are stored, `sampling` groups are being sampled, and
+    each may grow to `largest_group` bytes. The first group always fits."""
     return used == 0 or used + largest_group * (sampling + 1) <= bound
 
 

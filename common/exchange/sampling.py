@@ -82,7 +82,7 @@ class SamplingQueue:
 
     def _check_known(self, version: int) -> None:
         known = self.ledger.first("SELECT 1 FROM versions WHERE version = ?", version)
-        if known is None and version > max(0, retention.forgotten_version(self.ledger)):
+        if known is None and version > max(0, retention.highest_pruned_version(self.ledger)):
             raise ValueError(f"version {version} was never announced")
 
     def _next_evaluation_ordinal(self, version: int) -> int | None:

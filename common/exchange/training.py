@@ -2,11 +2,12 @@
 
 A resumed run trains like an uninterrupted one, because:
 
-* A repeated step trains on the same batch as the first time (the table `batch_entries` keeps it through a rollback).
+* A repeated step trains on the same batch as the first time. The table `batch_entries` keeps it through a rollback.
 * A rollback to step S undoes the uses and expiries of pairs after S.
-* The push count becomes S // P, with P = `learner.steps_per_push`. Admission waits until training catches up with the
-  groups already sampled. Groups sampled with versions that were rolled back stay valid: sampling depends on weights and
-  seeds only, and the resumed run reproduces both.
+* The push count becomes S // `learner.steps_per_push`. Admission waits until training catches up with the groups
+  already sampled.
+* Groups that were sampled with a rolled-back version stay valid: sampling depends on weights and seeds only, and the
+  resumed run reproduces both.
 * Blobs are kept until every kept checkpoint is at or after the step that ended their pair.
 """
 
@@ -195,13 +196,13 @@ class TrainingQueue:
             self._record_checkpoint(step)
 
     def _record_checkpoint(self, step: int) -> None:
-        """Record a checkpoint. Deletes blobs of pairs that ended by the oldest kept one, and prunes old rows."""
+        """Record a checkpoint, delete the blobs of pairs that ended by the oldest kept one, and prune old rows."""
         self.ledger.run("INSERT OR IGNORE INTO checkpoints VALUES (?)", step)
         kept = rules.oldest_resumable_step(self.ledger.checkpoints(), self.config.learner.keep_checkpoints)
         oldest = max(kept, self.ledger.meta("oldest_resumable_step", 0))
         self.ledger.set_meta("oldest_resumable_step", oldest)
         rows = self.ledger.all(
-            # CROSS JOIN makes SQLite start from group_blobs: blobs are few, but ended groups accumulate over the run.
+            # CROSS JOIN makes SQLite start from group_blobs, which stays small; ended groups accumulate over the run.
             "SELECT DISTINCT ordinal FROM group_blobs CROSS JOIN groups USING (ordinal) "
             "WHERE state IN (?, ?) AND ended_at_step <= ?",
             *(*ENDED, oldest),

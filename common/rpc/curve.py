@@ -1,4 +1,4 @@
-"""Authentication of a run's sockets: CURVE keys, created once per run, and the rule which addresses need them.
+"""Authentication of a run's sockets: CURVE keys, created once per run. Checks which addresses need them.
 
 ```
 RUN/keys/server.key    the services' key pair                       stays with the hub

@@ -2,8 +2,6 @@
 
 A file is named ``HASH-TOKEN``. The random token gives every write its own file, even if two threads write the same
 content at once. The ledger records which file it keeps. A deleted file name is never reused, so no lock is needed.
-Paths are strings here because `pathlib` interns the parts of every path. After every few ten thousand names the
-interpreter would rebuild its intern table, several megabytes, in the memory arena of some thread.
 
 ```
 4 bytes   length of the header, little-endian
@@ -40,11 +38,11 @@ Answer = TypeVar("Answer")
 
 
 class BlobError(RuntimeError):
-    """A blob has an invalid header, size or schema, or has no array where one is required."""
+    """A blob has an invalid header, size or schema, or lacks a required array."""
 
 
 def pack(arrays: Sequence[SerializedTensor | None]) -> bytes:
-    """Serialize arrays (None: a gap) to one blob. Equal arrays give equal bytes."""
+    """Serialize arrays to one blob. None marks an array that is absent. Equal arrays give equal bytes."""
     return b"".join(pieces(arrays))
 
 
@@ -112,7 +110,7 @@ class BlobHandle:
         return unpack(data)
 
     def read_one(self) -> SerializedTensor:
-        """The array of a blob that holds exactly one. Raises like `read`, and `BlobError` if it is a gap."""
+        """The array of a blob that holds exactly one. Raises like `read`, and `BlobError` if it is absent."""
         (array,) = self.read()
         if array is None:
             raise BlobError(f"{self._path}: blob is empty")
@@ -167,7 +165,7 @@ class BlobStore:
         path = self._at(staged.file)
         try:
             with writing(path), open(path, "xb") as file:  # noqa: PTH123
-                os.posix_fallocate(file.fileno(), 0, staged.size)  # one allocation takes half the time
+                os.posix_fallocate(file.fileno(), 0, staged.size)  # halves the time of the write
                 file.writelines(parts)
         except BaseException:
             self.discard(staged.file)
@@ -185,10 +183,12 @@ class BlobStore:
         return BlobHandle(self._at(file))
 
     def _at(self, file: str) -> str:
+        # A string, because `pathlib` interns the parts of every path. Every few ten thousand names, the interpreter
+        # would rebuild its intern table, several megabytes, in the memory arena of some thread.
         return f"{self.folder}/{file}"
 
     def is_sound(self, file: str) -> bool:
-        """Whether the file exists and its content matches the hash in its name."""
+        """Whether the file exists and its content matches the hash in its name. Reads the whole file."""
         path = self.folder / file
         with writing(path):
             return path.exists() and _is_of(file, path.read_bytes())

@@ -34,7 +34,7 @@ class CommitRequest:
 
 
 class CommitQueue:
-    """Runs calls on a ledger one at a time, holding `lock`."""
+    """Runs calls on a ledger one at a time, holding `lock`. Thread-safe."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.lock = Lock()
@@ -42,7 +42,10 @@ class CommitQueue:
         self._queue: deque[CommitRequest] = deque()
 
     def run(self, call: Callable[[], Answer], then: Callable[[], object] = lambda: None) -> Answer:
-        """Run `call`, commit, run `then`; return or raise what `call` did. `call` must not use the queue itself."""
+        """Run `call`, commit, run `then`; return the result of `call` or raise its error.
+
+        `call` must not use the queue itself.
+        """
         request = CommitRequest(call, then)
         self._queue.append(request)
         with self.lock:

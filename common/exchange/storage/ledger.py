@@ -1,9 +1,9 @@
 """The ledger: the state of all prompt groups in SQLite (WAL), and the blobs that they still need.
 
-Operations are atomic, even if the process is killed. Operations that wait for each other share one commit
+Operations are atomic, even if the process is killed. Operations that are queued at the same time share one commit
 (`group_commit.py`). Blobs are written before the commit that references them and deleted after the commit that drops
-the reference, so a crash or power cut leaves at most unreferenced files, which the next opening deletes. If a disk
-operation fails, the ledger operation is rolled back and raises `StorageError`.
+the reference. So a crash or power cut leaves at most unreferenced files, which are deleted when the ledger is next
+opened. If a disk operation fails, the ledger operation is rolled back and raises `StorageError`.
 
 | table             | one row per                     | notes                                                     |
 |-------------------|---------------------------------|-----------------------------------------------------------|
@@ -98,7 +98,7 @@ class Ledger(LedgerReader):
     def __init__(self, folder: Path, identity: Mapping[str, Any], name: str = LEDGER) -> None:
         self.folder = folder
         self._written: list[str] = []  # files written by the current batch, to sync before its commit
-        self._staged: list[StagedBlob] = []  # staged blobs taken by the current batch
+        self._staged: list[StagedBlob] = []  # staged blobs that the current batch references
         self._touched: list[tuple[str, str]] = []  # digest and file of blobs that the batch wrote or dropped
         self._garbage: deque[str] = deque()  # files that no commit references any more
         try:
@@ -244,7 +244,7 @@ class Ledger(LedgerReader):
     # Groups.
 
     def admit(self, ordinal: int, purpose: Purpose, prompt: bytes, position: int, required_version: int | None) -> None:
-        """Insert a new pending group. It must be sampled with `required_version`; None: with any version."""
+        """Insert a new pending group. Only samplers with `required_version` may sample it; None: any sampler."""
         self.run(
             "INSERT INTO groups (ordinal, purpose, state, prompt, position, required_version) "
             "VALUES (?, ?, ?, ?, ?, ?)",

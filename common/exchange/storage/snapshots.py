@@ -18,7 +18,7 @@ from common.files import sync
 FOLDER = "snapshots"
 
 
-def place(folder: Path, step: int) -> Path:
+def path_of(folder: Path, step: int) -> Path:
     """Path of the snapshot of `step` in a run's folder."""
     return folder / FOLDER / f"step-{step:06d}.sqlite"
 
@@ -30,7 +30,7 @@ def steps(folder: Path) -> list[int]:
 
 def take(database: sqlite3.Connection, folder: Path, step: int) -> None:
     """Copy a database atomically: write a draft, sync it, rename it. Raises `StorageError` on a disk error."""
-    target = place(folder, step)
+    target = path_of(folder, step)
     draft = target.with_suffix(".part")
     try:
         with writing(target):
@@ -49,5 +49,5 @@ def keep(folder: Path, kept: Collection[int]) -> None:
     """Delete all snapshots except those of the steps in `kept`."""
     for step in steps(folder):
         if step not in kept:
-            with writing(place(folder, step)):
-                place(folder, step).unlink()
+            with writing(path_of(folder, step)):
+                path_of(folder, step).unlink()

@@ -138,7 +138,7 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     exchange.record_checkpoint(1)
     train(exchange, 2)
     exchange._ledger.run("PRAGMA wal_checkpoint(TRUNCATE)")
-    size = snapshots.place(tmp_path, 1).stat().st_size
+    size = snapshots.path_of(tmp_path, 1).stat().st_size
     with files_of_at_most(size - 4096), pytest.raises(StorageError, match=r"snapshots/step-000002\.sqlite: cannot be"):
         exchange.record_checkpoint(2)
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["step-000001.sqlite"]

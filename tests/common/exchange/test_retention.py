@@ -121,10 +121,10 @@ def test_ties_failures_and_waste_are_summed_up(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_a_sampler_with_a_forgotten_version_is_told_that_it_is_old(tmp_path: Path) -> None:
+def test_a_sampler_with_a_highest_pruned_version_is_told_that_it_is_old(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(1))
     steps(exchange, 1, 9)
-    assert 0 < retention.forgotten_version(exchange._ledger) < exchange.current_version()
+    assert 0 < retention.highest_pruned_version(exchange._ledger) < exchange.current_version()
     for version in (0, 1):
         assert exchange.lease_group("sampler-0", version) is None
         assert "pushes old" in exchange.refusal

@@ -322,7 +322,7 @@ def test_a_checkpoint_without_a_sound_snapshot_is_kept_aside(
 ) -> None:
     """The newest snapshot is damaged too: the one before it goes on, although some of its blobs are gone."""
     config = stopped(tmp_path, model)
-    for path in (config.folder / "ledger.sqlite", snapshots.place(config.folder, 4)):
+    for path in (config.folder / "ledger.sqlite", snapshots.path_of(config.folder, 4)):
         overwrite(path)
     assert main(["recover", str(config.folder)]) == 0
     said = capsys.readouterr().out
