@@ -61,7 +61,7 @@ class RunSnapshot:
     spans: Sequence[Record]  # units of work, by end time
     readings: Sequence[Reading]  # of the guardrails
     result: Record | None
-    books: LedgerSummary | None  # None: there is no ledger yet
+    ledger: LedgerSummary | None  # None: there is no ledger yet
 
     @property
     def started(self) -> float | None:
@@ -122,10 +122,10 @@ class RunReader:
             spans=spans,
             readings=in_order([from_record(one) for one in readings]),
             result=layout.read_result(self.folder),
-            books=self._books(config),
+            ledger=self._ledger_summary(config),
         )
 
-    def _books(self, config: RunConfig) -> LedgerSummary | None:
+    def _ledger_summary(self, config: RunConfig) -> LedgerSummary | None:
         try:
             with open_readonly(self.folder) as ledger:
                 return _summary(ledger, config)

@@ -42,7 +42,7 @@ def make_app(dashboard: DashboardState, videos: VideoCache, token: str = "") -> 
 
     @app.get("/api/run")
     def run(tag: Annotated[str, Query(max_length=100)] = "") -> dict[str, Any]:
-        return dashboard.look(tag)
+        return dashboard.page_data(tag)
 
     @app.get("/groups/{ordinal}.mp4")
     def video(ordinal: int) -> Response:

@@ -36,7 +36,7 @@ def test_a_run_that_was_killed(run: Path, capsys) -> None:
     assert "groups   3 ready\n" in said
     assert main(["status", str(run), "--json", "--follow"]) == 0  # there is nothing to follow
     told = json.loads(capsys.readouterr().out)
-    assert (told["phase"], told["step"], told["queue"], told["go_on"]) == (
+    assert (told["phase"], told["step"], told["queue"], told["resume_command"]) == (
         "not running", 0, {"ready": 3}, f"douga run {run / 'config.toml'}"
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_a_process_serves_the_page_until_it_is_told_to_stop(run: Path) -> None:
             url = re.match(r"open (http://\S+)/ ", process.stdout.readline())
             assert url is not None
             with urllib.request.urlopen(f"{url[1]}/api/run", timeout=60) as answer:
-                assert json.load(answer)["standing"]["run"] == "mine"
+                assert json.load(answer)["status"]["run"] == "mine"
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) in (0, -signal.SIGTERM)
         finally:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.inspect.trace import trace
-from tests.support.runs import books, event, seen, span, step
+from tests.support.runs import event, ledger_summary, snapshot, span, step
 
 FIELDS = {"M": {"name", "args"}, "X": {"name", "cat", "ts", "dur", "args"}, "i": {"name", "ts", "s", "args"},
           "C": {"name", "ts", "args"}}  # fmt: skip
@@ -27,7 +27,7 @@ def made() -> dict[str, Any]:
     ]
     events = [event(1000.0, "started", config="..."), event(5000.0, "resumed", step=1)]
     steps = [step(1, 1020.0, refreshed=True), step(2, 5010.0, pushed=False, queue={"ready": 7, "sampling": 2})]
-    return trace(seen(6000.0, books(), spans, steps, events))
+    return trace(snapshot(6000.0, ledger_summary(), spans, steps, events))
 
 
 def of(made: dict[str, Any], kind: str, **fields: Any) -> list[dict[str, Any]]:
@@ -89,5 +89,5 @@ def test_queue_lag_reward_and_gap_are_counters(made) -> None:
 def test_a_step_without_its_span_takes_no_other_span() -> None:
     """The records of a process that died between the two, and of one whose step was repeated."""
     spans = [span("learner-0", 1000.0, 5.0), span("learner-0", 1010.0, 5.0), span("learner-0", 1020.0, 5.0)]
-    found = trace(seen(1100.0, books(), spans, [step(1, 1005.0), step(2, 1025.1)]))
+    found = trace(snapshot(1100.0, ledger_summary(), spans, [step(1, 1005.0), step(2, 1025.1)]))
     assert [one["args"].get("step") for one in of(found, "X")] == [1, None, 2]

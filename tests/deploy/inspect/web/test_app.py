@@ -129,7 +129,7 @@ def test_a_run_that_is_just_beginning_and_one_that_is_gone(tmp_path: Path, monke
         make_app(DashboardState(RunReader(folder)), VideoCache(folder / "blobs")), base_url="http://localhost"
     )
     told = ask(client)
-    assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "not started yet")
+    assert (told["status"]["phase"], told["status"]["words"]) == ("not running", "not started yet")
     assert (told["groups"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
     (folder / "ledger.sqlite").touch()
     assert ask(client)["groups"] == []
