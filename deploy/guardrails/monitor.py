@@ -9,7 +9,7 @@
 
 A reading is due every `guardrails.every_pushes` pushes. The run's own workers sample and score its clips with the
 purpose "probe": probes are never trained on, do not count in admission control, and cost one clip per prompt. The run
-loop calls `look` between two units of its own work; `look` never blocks on workers.
+loop calls `advance` between two units of its own work; `advance` never blocks on workers.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from rewarders.rewarder import Rewarder
 log = logging.getLogger(__name__)
 
 BASE = 0  # the version of the base model
-Look = tuple[dict[str, float], float]  # the held-out judge's scores of a clip, and its motion
+Judgement = tuple[dict[str, float], float]  # the held-out judge's scores of a clip, and its motion
 OTHER_SEED = 1  # added to the run's seed, so that probes use other held-out prompts than the comparison
 
 
@@ -104,14 +104,14 @@ class GuardrailMonitor:
         self._unjudged = ""  # why the last clip that was left out of a reading was
         self._pending: Pending | None = None
         self._tried = -1  # version of the last reading, completed or not
-        self._looks: dict[str, Look | str] = {}  # of base clips, by candidate id
+        self._judgements: dict[str, Judgement | str] = {}  # of base clips, by candidate id
 
     @property
     def busy(self) -> bool:
         """Whether a reading is in progress."""
         return self._pending is not None
 
-    def look(self) -> None:
+    def advance(self) -> None:
         """Starts a reading if one is due, or concludes the current one once its clips are scored.
 
         Raises `Paused` after an alarm if `guardrails.action` is "pause".
@@ -184,27 +184,27 @@ class GuardrailMonitor:
         """Returns prompt ordinal -> measurements of its clip. Clips that the judge cannot score are left out."""
         measured: dict[int, Measured] = {}
         for one in self.exchange.results(Purpose.PROBE, version):
-            look = self._look_of(one, keep=version == BASE)
-            if isinstance(look, str):
-                self._unjudged = look
-                self.events.write(event="not judged", prompt=one.prompt.id, version=version, reason=look)
+            judgement = self._judgement_of(one, keep=version == BASE)
+            if isinstance(judgement, str):
+                self._unjudged = judgement
+                self.events.write(event="not judged", prompt=one.prompt.id, version=version, reason=judgement)
             elif one.prompt.ordinal < len(self.probes.prompts):
-                measured[one.prompt.ordinal] = Measured(self._trained(one.values), *look)
+                measured[one.prompt.ordinal] = Measured(self._trained(one.values), *judgement)
         return measured
 
     def _trained(self, values: Mapping[str, float]) -> dict[str, float]:
         reward = mean_score(self.config.reward, values)
         return {name: round(value, 4) for name, value in ({REWARD: reward} | dict(values)).items()}
 
-    def _look_of(self, one: ScoredCandidate, keep: bool) -> Look | str:
+    def _judgement_of(self, one: ScoredCandidate, keep: bool) -> Judgement | str:
         """Cached with `keep`: base clips do not change between readings, so they are judged once."""
         name = one.candidate.id
-        look = self._looks.get(name) or self._judge(one)
-        if keep and not isinstance(look, str):
-            self._looks[name] = look
-        return look
+        judgement = self._judgements.get(name) or self._judge(one)
+        if keep and not isinstance(judgement, str):
+            self._judgements[name] = judgement
+        return judgement
 
-    def _judge(self, one: ScoredCandidate) -> Look | str:
+    def _judge(self, one: ScoredCandidate) -> Judgement | str:
         """Returns the judge's scores and the motion of a clip, or the reason why it could not be scored."""
         answers: dict[str, float] = {}
         if self.probes.judge is not None:

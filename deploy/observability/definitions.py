@@ -54,7 +54,7 @@ CLIPS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 STATES = tuple(State)
 DROPPED, WASTED = (State.TIED, State.EXPIRED, State.FAILED), tuple(WasteReason)
-SERVICES = ("exchange", "journal", "weights", "reception")
+SERVICES = ("exchange", "journal", "weights", "registry")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: clips of the base model, rescored for this reading; start: the same clips, scored at the start"
 

@@ -41,7 +41,7 @@ from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability import targets
 from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
-from deploy.runtime.messages import MEETING, HubReady, HubStatus, Outcome
+from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
 from deploy.runtime.ray_backend import connected, launch, pin, placed, ray_exporters
 from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor
@@ -124,8 +124,8 @@ def _check_root(config: RunConfig) -> None:
 
 
 @dataclass
-class Unit:
-    """What is restarted together: one worker process, or all ranks of the learner."""
+class RestartUnit:
+    """Processes that are restarted together: one worker, or all ranks of the learner."""
 
     name: str
     make: Callable[[], list[Any]]
@@ -142,12 +142,12 @@ class Unit:
 
 
 @dataclass
-class Asked:
-    """A process that was asked for its node."""
+class LocationQuery:
+    """A process whose node is not known yet."""
 
     name: str
     since: float  # time of the request; inf once the wait was reported
-    unit: Unit | None
+    unit: RestartUnit | None
 
 
 class Driver:
@@ -171,7 +171,7 @@ class Driver:
         self.units = self._units(rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
         self.external_samplers = 0
-        self.places: dict[Any, Asked] = {}  # pending answer -> the process that was asked
+        self.pending_locations: dict[Any, LocationQuery] = {}  # pending answer -> its process
 
     def run(self) -> Outcome:
         """Opens the hub, starts the workers, and supervises them until the hub's run loop ends."""
@@ -205,15 +205,15 @@ class Driver:
 
     # Creating workers.
 
-    def _units(self, rewards: Sequence[Reward] | None) -> list[Unit]:
+    def _units(self, rewards: Sequence[Reward] | None) -> list[RestartUnit]:
         cluster = self.config.cluster
         ranks = [f"learner-{rank}" for rank in range(cluster.learner.count)]
-        units = [Unit("learner", lambda: self._learners(ranks), ranks)]
+        units = [RestartUnit("learner", lambda: self._learners(ranks), ranks)]
         units += [self._unit("sampler", number) for number in range(cluster.sampler.count)]
         units += [self._unit("rewarder", number, rewards) for number in range(cluster.rewarder.count)]
         return units
 
-    def _unit(self, role: str, number: int, *more: Any) -> Unit:
+    def _unit(self, role: str, number: int, *more: Any) -> RestartUnit:
         name, placement = f"{role}-{number}", self.config.cluster.placement_of(role)
         options = {
             "num_gpus": placement.gpus,
@@ -221,14 +221,19 @@ class Driver:
             "scheduling_strategy": "SPREAD",
         }
         kind = f"deploy.runtime.workers.{role}:{role.title()}Worker"
-        return Unit(name, lambda: [launch(kind, [self.config, name, *more], **options)], [name])
+        return RestartUnit(name, lambda: [launch(kind, [self.config, name, *more], **options)], [name])
 
     def _learners(self, names: Sequence[str]) -> list[Any]:
         """Launches all ranks. They use a new file for rendezvous, because earlier groups leave theirs behind."""
-        kind, meeting = "deploy.runtime.workers.learner:LearnerWorker", uuid4().hex
+        kind, rendezvous = "deploy.runtime.workers.learner:LearnerWorker", uuid4().hex
         gpus = self.config.cluster.learner.gpus
         return [
-            launch(kind, [self.config, name, rank, f"{MEETING}{meeting}"], num_gpus=gpus, **self._bundle(1 + rank))
+            launch(
+                kind,
+                [self.config, name, rank, f"{RENDEZVOUS_PREFIX}{rendezvous}"],
+                num_gpus=gpus,
+                **self._bundle(1 + rank),
+            )
             for rank, name in enumerate(names)
         ]
 
@@ -240,19 +245,19 @@ class Driver:
     def _watch(self, opened: HubReady) -> Outcome:
         if not opened.training:
             self._end_unit(self.units.pop(0))
-        self._ask_place("hub", self.hub)
+        self._ask_location("hub", self.hub)
         finished = self.hub.call.remote("run")
         stopping = False
         while True:
             self._start_due(opened)
             running = [answer for unit in self.units for answer in unit.running]
             ready, _ = ray.wait([finished, *running], num_returns=1, timeout=POLL_SECONDS)
-            self._show_places()
-            self._show_news()
+            self._report_locations()
+            self._show_hub_status()
             if finished in ready:
                 return self._ask(finished, OPEN_SECONDS)
             for unit in self.units:
-                self._look_at(unit, ready)
+                self._handle_ended(unit, ready)
             if stopping:
                 continue
             self._check_samplers()
@@ -269,9 +274,9 @@ class Driver:
                 unit.running = [process.call.remote("run", opened.addresses) for process in unit.processes]
                 unit.starts_at = None
                 for name, process in zip(unit.members, unit.processes, strict=True):
-                    self._ask_place(name, process, unit)
+                    self._ask_location(name, process, unit)
 
-    def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
+    def _handle_ended(self, unit: RestartUnit, ready: Sequence[Any]) -> None:
         """Handles processes of a unit that have ended. If one failed, the whole unit is restarted later."""
         errors = self._errors(unit, [answer for answer in unit.running if answer in ready])
         if errors and unit.running:  # ranks fail together, and only one of them has the cause
@@ -280,7 +285,7 @@ class Driver:
         if errors:
             self._died(unit, errors)
 
-    def _errors(self, unit: Unit, ended: Sequence[Any]) -> list[Exception]:
+    def _errors(self, unit: RestartUnit, ended: Sequence[Any]) -> list[Exception]:
         """Returns the errors that processes of a unit ended with."""
         found: list[Exception] = []
         for answer in ended:
@@ -293,7 +298,7 @@ class Driver:
                 found.append(error)
         return found
 
-    def _died(self, unit: Unit, errors: Sequence[Exception]) -> None:
+    def _died(self, unit: RestartUnit, errors: Sequence[Exception]) -> None:
         self._end_unit(unit)
         for error in errors:
             if is_fatal(error):
@@ -320,46 +325,46 @@ class Driver:
         coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in samplers)
         self.quorum.check(up, coming, time.monotonic())
 
-    def _end_unit(self, unit: Unit) -> None:
+    def _end_unit(self, unit: RestartUnit) -> None:
         for process in unit.processes:
             ray.kill(process)
         unit.running, unit.processes, unit.up = [], [], False
 
-    def _ask_place(self, name: str, process: Any, unit: Unit | None = None) -> None:
-        self.places[process.place.remote()] = Asked(name, time.monotonic(), unit)
+    def _ask_location(self, name: str, process: Any, unit: RestartUnit | None = None) -> None:
+        self.pending_locations[process.node.remote()] = LocationQuery(name, time.monotonic(), unit)
 
-    def _show_places(self) -> None:
+    def _report_locations(self) -> None:
         """Reports the node of every process that came up, and once every process that waits for resources."""
-        if not self.places:
+        if not self.pending_locations:
             return
-        known, waiting = ray.wait(list(self.places), num_returns=len(self.places), timeout=0)
+        known, waiting = ray.wait(list(self.pending_locations), num_returns=len(self.pending_locations), timeout=0)
         for answer in known:
-            asked = self.places.pop(answer)
-            with suppress(RayError):  # it died before answering: `_look_at` handles that
-                place = f"{asked.name}: {ray.get(answer)}"
-                log.info("%s", place)
-                self.progress.message(place)
+            query = self.pending_locations.pop(answer)
+            with suppress(RayError):  # it died before answering: `_handle_ended` handles that
+                line = f"{query.name}: {ray.get(answer)}"
+                log.info("%s", line)
+                self.progress.message(line)
                 self.hub.call.remote("found_ray", ray_exporters())
-                if asked.unit is not None and asked.unit.running:
-                    asked.unit.up = True
+                if query.unit is not None and query.unit.running:
+                    query.unit.up = True
         for answer in waiting:
-            asked = self.places[answer]
-            if time.monotonic() - asked.since > self.config.cluster.placement_seconds:
-                asked.since = float("inf")
+            query = self.pending_locations[answer]
+            if time.monotonic() - query.since > self.config.cluster.placement_seconds:
+                query.since = float("inf")
                 free = {
                     kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
                 }
-                line = f"{asked.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
+                line = f"{query.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
                 log.warning("%s", line)
                 self.progress.message(line)
 
-    def _show_news(self) -> None:
-        news: HubStatus = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
-        self.external_samplers = news.samplers
-        for line in news.lines:
+    def _show_hub_status(self) -> None:
+        found: HubStatus = self._ask(self.hub.call.remote("status"), OPEN_SECONDS)
+        self.external_samplers = found.samplers
+        for line in found.lines:
             self.progress.message(line)
-        if news.status is not None:
-            self.progress.update(news.status)
+        if found.status is not None:
+            self.progress.update(found.status)
 
     def _ask(self, answer: Any, seconds: float) -> Any:
         """Waits for an answer of the hub. Raises `HubLost` if it died or timed out, else the hub's own error."""

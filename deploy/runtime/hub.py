@@ -1,7 +1,7 @@
 """The central process of a cluster run: run folder, exchange, weights, journal and run loop.
 
 ```
-   workers ──ZMQ──> exchange, journal, weights (a thread each)          driver ──> news, release, stop
+   workers ──ZMQ──> exchange, journal, weights (a thread each)          driver ──> status, release, stop
                         │                                                            │
                         ▼                                                            ▼
                     run folder  <──────────────── ClusterRunLoop: waits for the workers
@@ -40,9 +40,9 @@ from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import Status, ThroughputTracker
 from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
-from deploy.runtime.external_workers import ExternalWorkers, reception_service
+from deploy.runtime.external_workers import ExternalWorkers, registry_service
 from deploy.runtime.factories import open_inputs
-from deploy.runtime.messages import MEETING, Addresses, HubReady, HubStatus, Outcome
+from deploy.runtime.messages import RENDEZVOUS_PREFIX, Addresses, HubReady, HubStatus, Outcome
 from deploy.runtime.remote_journal import journal_service
 from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMeter
@@ -51,7 +51,7 @@ from learner import checkpoint
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1  # between two polls of the exchange
-PATIENCE = 50  # the run is stuck after this many steps' worth of lost groups (tied, failed, expired) without a step
+MAX_LOST_BATCHES = 50  # batches of groups that tie, fail or expire without a step before the run counts as stuck
 FULL_SECONDS = 30.0  # without any work before exchange.max_bytes counts as too small
 REFUSED_SECONDS = 60.0  # without a new group before refused admission is logged
 SAMPLED = (State.SAMPLED, State.SCORING, State.READY, State.TRAINING, State.TRAINED, State.TIED, State.EXPIRED)
@@ -122,7 +122,7 @@ class Hub:
         self._run_loop = self._make_run_loop(folder, events, journal, prompts, probes, saved)
         addresses = self._serve(stack, host, folder, journal, keys)
         self._serve_registration(stack, host, addresses, keys)
-        meter.watch(self._run_loop, self._refused)
+        meter.watch(self._run_loop, self._error_replies)
         meter.export(stack, host)
         return HubReady(addresses, self._run_loop.trained() is None)
 
@@ -187,15 +187,15 @@ class Hub:
 
     def _serve_registration(self, stack: ExitStack, host: str, addresses: Addresses, keys: ServerKeys | None) -> None:
         self._external = ExternalWorkers(self.config, addresses, self._release)
-        reception = stack.enter_context(serving(reception_service(self._external, self._at(host, 0), keys)))
-        self._services["reception"] = reception
-        stack.callback(self._external.dismiss)  # runs before the services stop
+        registry = stack.enter_context(serving(registry_service(self._external, self._at(host, 0), keys)))
+        self._services["registry"] = registry
+        stack.callback(self._external.announce_end)  # runs before the services stop
         shown = f" --key {addresses.folder / KEYS / WORKER}" if keys else ""
-        invitation = f"to add a worker: douga worker sampler --connect {reception.address}{shown}"
+        invitation = f"to add a worker: douga worker sampler --connect {registry.address}{shown}"
         log.info("%s", invitation)
         self._progress.message(invitation)
 
-    def _refused(self) -> dict[str, int]:
+    def _error_replies(self) -> dict[str, int]:
         return {name: service.counts["error"] for name, service in self._services.items()}
 
     def _at(self, host: str, number: int) -> str:
@@ -208,7 +208,7 @@ class Hub:
         with errors_logged(HUB):
             return self._run_loop.run()
 
-    def news(self) -> HubStatus:
+    def status(self) -> HubStatus:
         """Returns the current status, and the lines since the last call."""
         self._meter.targets.hide(self._external.absent())
         status, lines = self._progress.take()
@@ -243,7 +243,7 @@ class Hub:
 
 def _sweep(folder: Path) -> None:
     """Removes the rendezvous files of earlier groups of ranks."""
-    for file in folder.glob(f"{MEETING}*"):
+    for file in folder.glob(f"{RENDEZVOUS_PREFIX}*"):
         file.unlink(missing_ok=True)
 
 
@@ -277,7 +277,7 @@ class RefusalWatch:
     def __init__(self) -> None:
         self._admitted, self._since, self._next = -1, 0.0, REFUSED_SECONDS
 
-    def look(self, refusal: str, admitted: int, now: float) -> None:
+    def observe(self, refusal: str, admitted: int, now: float) -> None:
         """Updates at time `now` (seconds). `refusal` is why the last request was refused, "" if it was not."""
         if not refusal or admitted != self._admitted:
             self._admitted, self._since, self._next = admitted, now, REFUSED_SECONDS
@@ -328,7 +328,7 @@ class ClusterRunLoop(RunLoop):
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""
         self.events.write(event="resumed" if self._saved else "started", step=self._saved, config=to_toml(self.config))
-        self.guardrails.look()  # the base model's probes are sampled with its held-out prompts
+        self.guardrails.advance()  # the base model's probes are sampled with its held-out prompts
         self.evaluate_base()
         pace, last, ended = ThroughputTracker(self.config), self.journal.last, self._ended()
         began = self._sampled()
@@ -340,13 +340,13 @@ class ClusterRunLoop(RunLoop):
             self.progress.update(pace.status(self.step, self.exchange.current_version()))
             self._check_stuck(self._ended() - ended)
             self._check_full()
-            self._refusals.look(self.exchange.refusal, sum(self.exchange.counts().values()), time.monotonic())
+            self._refusals.observe(self.exchange.refusal, sum(self.exchange.counts().values()), time.monotonic())
             self._pause()
         return end
 
     def _end(self) -> TrainingFinished | None:
         """Returns the end of training, once no guardrail reading is due or in progress."""
-        self.guardrails.look()
+        self.guardrails.advance()
         return None if self.guardrails.busy else self.journal.end
 
     def _sampled(self) -> int:
@@ -359,7 +359,7 @@ class ClusterRunLoop(RunLoop):
 
     def _check_stuck(self, ended: int) -> None:
         """Raises `Stuck` if too many groups were lost since the last step for another step to be likely."""
-        if ended > PATIENCE * self.config.learner.batch_size:
+        if ended > MAX_LOST_BATCHES * self.config.learner.batch_size:
             why = next(iter(self.exchange.failures().values()), "none failed")
             ends = f"{ended} groups tied, failed or expired since"
             raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")

@@ -119,12 +119,12 @@ class Process:
         """Returns the IP address of this node."""
         return ray.util.get_node_ip_address()
 
-    def place(self) -> str:
+    def node(self) -> str:
         """Returns node, process id and GPUs as text."""
         context = ray.get_runtime_context()
         gpus = ", ".join(context.get_accelerator_ids().get("GPU", []))
-        place = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
-        return f"{place}, GPU {gpus}" if gpus else place
+        text = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
+        return f"{text}, GPU {gpus}" if gpus else text
 
 
 def launch(kind: str, arguments: Sequence[Any], **options: Any) -> Any:

@@ -186,8 +186,8 @@ class RunMeter:
 
     # State, read at every scrape.
 
-    def watch(self, run_loop: RunLoop, refused: Callable[[], Mapping[str, int]] = dict) -> None:
-        """Exports the state of `run_loop`. `refused` returns service -> number of refused requests."""
+    def watch(self, run_loop: RunLoop, error_replies: Callable[[], Mapping[str, int]] = dict) -> None:
+        """Exports the state of `run_loop`. `error_replies` returns service -> requests answered with an error."""
         rules = [MOTION, SCORER]
         rules += [
             judge_rule(name) for one in run_loop.guardrails.readings[-1:] for name, _ in _by_name(one.policy, "judged")
@@ -200,7 +200,7 @@ class RunMeter:
             yield from self._ledger(run_loop.exchange)
             yield from of_readings(run_loop.guardrails.readings)
             yield from self._workers()
-            for service, count in refused().items():
+            for service, count in error_replies().items():
                 self._rise("douga_requests_refused_total", count, service=service)
 
         list(state())  # sets the baseline: counts of earlier starts are not counted again

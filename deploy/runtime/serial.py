@@ -60,7 +60,7 @@ from rewarders.loop import ScoringLoop
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"  # address of the metrics server
-PATIENCE = 50  # rounds of sampling and scoring without a step before the run counts as stuck
+MAX_ROUNDS_WITHOUT_STEP = 50  # rounds of sampling and scoring without a step before the run counts as stuck
 
 
 @dataclass(frozen=True)
@@ -264,10 +264,10 @@ class Serial(RunLoop):
 
     def _read_guardrails(self) -> None:
         """Takes a guardrail reading, if one is due."""
-        self.guardrails.look()
+        self.guardrails.advance()
         if self.guardrails.busy:
             self.workers.probe()
-            self.guardrails.look()
+            self.guardrails.advance()
 
     def _iterate(self, learner: LearningLoop) -> None:
         """Samples what admission allows, scores it, takes one optimizer step."""
@@ -295,7 +295,7 @@ class Serial(RunLoop):
         A tie frees its place at once. It must be refilled before the step, because a resumed run refills it before the
         step too; refilled after the step, the group would have other weights.
         """
-        for _ in range(PATIENCE):
+        for _ in range(MAX_ROUNDS_WITHOUT_STEP):
             if not self._sample() + self.workers.score():
                 return
             self._check_stop()

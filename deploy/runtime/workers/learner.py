@@ -20,13 +20,13 @@ from learner.loop import LearningLoop
 class LearnerWorker(Worker):
     """One rank. Rank 0 talks to the exchange; all ranks take every step together, and agree when to stop.
 
-    `meeting` is the name of the rendezvous file in the run folder, which all ranks share.
+    `rendezvous` is the name of the rendezvous file in the run folder, which all ranks share.
     """
 
-    def __init__(self, config: RunConfig, name: str, rank: int, meeting: str) -> None:
+    def __init__(self, config: RunConfig, name: str, rank: int, rendezvous: str) -> None:
         super().__init__(config, name)
         self._make = learner_of(config)
-        self._rank, self._meeting = rank, meeting
+        self._rank, self._rendezvous = rank, rendezvous
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
         """See `Worker.work`."""
@@ -34,7 +34,7 @@ class LearnerWorker(Worker):
         if config.simulate and own is None:
             self.stopping.wait()  # a simulated learner works in rank 0; the others only hold their place
             return
-        self._join_group(f"file://{addresses.folder}/{self._meeting}")
+        self._join_group(f"file://{addresses.folder}/{self._rendezvous}")
         learner = self._make(addresses.folder, self.name)
         stack.callback(learner.close)
         learner.meters = self.instruments

@@ -18,13 +18,13 @@ from deploy.observability.definitions import TABLE
 from deploy.observability.exporter import exported_by
 from deploy.runtime import driver
 from deploy.runtime.hub import Hub
-from deploy.runtime.messages import MEETING, HubReady
+from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady
 from deploy.runtime.workers.learner import LearnerWorker
 from deploy.runtime.workers.rewarder import RewarderWorker
 from deploy.runtime.workers.sampler import SamplerWorker
 from tests.deploy.observability.test_exporter import Samples, scrape
 from tests.deploy.runtime.test_driver import Lines
-from tests.deploy.runtime.test_external_workers import guest, served
+from tests.deploy.runtime.test_external_workers import external_worker, served
 from tests.deploy.runtime.test_hub import at_work
 from tests.deploy.runtime.test_run_metrics import names
 from tests.deploy.runtime.test_simulate import config
@@ -45,7 +45,7 @@ def test_the_hub_and_its_workers_export_what_the_table_says_of_them(tmp_path: Pa
     middle = Hub(made)
     opened = middle.open()
     assert isinstance(opened, HubReady)
-    workers = [LearnerWorker(made, "learner-0", 0, MEETING), SamplerWorker(made, "sampler-0")]
+    workers = [LearnerWorker(made, "learner-0", 0, RENDEZVOUS_PREFIX), SamplerWorker(made, "sampler-0")]
     found: dict[str, Samples] = {}
     try:
         with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened):
@@ -72,14 +72,14 @@ def test_the_hub_and_its_workers_export_what_the_table_says_of_them(tmp_path: Pa
     }
 
 
-def test_guests_are_listed_while_they_are_there(tmp_path: Path) -> None:
+def test_external_workers_are_targets_while_they_are_connected(tmp_path: Path) -> None:
     made = config(tmp_path, steps=4000, **{"simulation.sample_seconds": 0.01})
-    with served(made) as run, guest(run.invitation, "sampler") as first:
+    with served(made) as run, external_worker(run.invitation, "sampler") as first:
         wait_until(lambda: "sampler-2" in listed(made))
         assert scrape(listed(made)["hub"])["douga_workers_up", "sampler"] == 1
         wait_until(lambda: ("douga_policy_version", "sampler") in scrape(listed(made)["sampler-2"]))
-        with guest(run.invitation, "sampler", "--metrics.enabled", "false"):
-            wait_until(lambda: run.hub.news().samplers == 2)
+        with external_worker(run.invitation, "sampler", "--metrics.enabled", "false"):
+            wait_until(lambda: run.hub.status().samplers == 2)
             assert listed(made).keys() == {"hub", "learner-0", "sampler-2"}
         first.send_signal(signal.SIGINT)
         assert first.wait(60) == 0

@@ -393,8 +393,8 @@ def test_with_keys_only_who_holds_one_is_served(
             served["keyless"] = sum(pool.map(answers, doors))
         address = next(found[1] for line in lines.said if (found := re.search(r"--connect (\S+)", line)))
         key = read_worker_key(made.folder / KEYS / WORKER)
-        with RemoteRegistry.at(address, "tester", key, timeout=60) as reception:
-            served["keyed"] = bool(reception.configuration())
+        with RemoteRegistry.at(address, "tester", key, timeout=60) as registry:
+            served["keyed"] = bool(registry.configuration())
 
     lines.what[1] = knock
     assert driver.run(made, toy.rewards(), progress=lines).finished

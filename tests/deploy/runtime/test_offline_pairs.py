@@ -164,19 +164,19 @@ def test_what_cannot_be_is_told(parts, tmp_path, flags, said):
         serial.open_roles(config(parts, tmp_path, **flags), toy.rewards())
 
 
-def test_guests_bring_the_same_pairs(parts, tmp_path):
+def test_external_workers_need_the_same_pairs(parts, tmp_path):
     how = config(parts, tmp_path, **{"model.path": "toon"})
     rate_clips(tmp_path / "theirs")
     ratings = tmp_path / "theirs" / "ratings.jsonl"
     theirs = parse_config(to_toml(how), "the run", {"pairs": str(ratings)})
-    reception = ExternalWorkers(how, None, lambda _: None)  # type: ignore[arg-type]
+    registry = ExternalWorkers(how, None, lambda _: None)  # type: ignore[arg-type]
     for role in ("sampler", "rewarder"):
         assert fingerprint_of(theirs, role) == fingerprint_of(how, role)
     rows = ratings.read_text().splitlines()
     ratings.write_text("\n".join(rows[:-1]))
     for role, key in (("sampler", "model.path"), ("rewarder", "reward.path")):
         with pytest.raises(ConfigError, match=f"{key} or pairs: not the same files as the run's"):
-            reception.join(role, fingerprint_of(theirs, role))
+            registry.join(role, fingerprint_of(theirs, role))
 
 
 def test_the_commands(monkeypatch):

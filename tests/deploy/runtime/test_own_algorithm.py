@@ -71,7 +71,7 @@ def test_it_runs_and_its_metric_is_found_everywhere(
     assert all(0 < step["metrics"]["positive_share"] < 1 for step in steps)
     assert "douga_algorithm_positive_share" in exported
     assert "Positive share" in (config.folder / report.layout.REPORT).read_text()
-    shown = DashboardState(RunReader(config.folder)).look("")
+    shown = DashboardState(RunReader(config.folder)).page_data("")
     assert "Positive share" in [curve["title"] for curve in shown["curves"]["drawn"]]
     assert [one["name"] for one in shown["groups"][0]["kept"]] == ["candidate 0", "candidate 1", "candidate 2"]
     before = [version.name for version in sorted((config.folder / "weights").iterdir())]

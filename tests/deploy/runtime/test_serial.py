@@ -197,7 +197,7 @@ def test_no_learning_rate_changes_nothing(model, tmp_path):
 
 
 def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(serial, "PATIENCE", 2)
+    monkeypatch.setattr(serial, "MAX_ROUNDS_WITHOUT_STEP", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
     with pytest.raises(Stuck, match=r"needs 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
