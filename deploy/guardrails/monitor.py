@@ -53,7 +53,7 @@ Judgement = tuple[dict[str, float], float]  # the held-out judge's scores of a c
 OTHER_SEED = 1  # added to the run's seed, so that probes use other held-out prompts than the comparison
 
 
-class Paused(RunFailed):
+class PausedError(RunFailed):
     """The guardrails stopped the run."""
 
 
@@ -114,7 +114,7 @@ class GuardrailMonitor:
     def advance(self) -> None:
         """Starts a reading if one is due, or concludes the current one once its clips are scored.
 
-        Raises `Paused` after an alarm if `guardrails.action` is "pause".
+        Raises `PausedError` after an alarm if `guardrails.action` is "pause".
         """
         if not self.probes.prompts:
             return
@@ -238,7 +238,7 @@ class GuardrailMonitor:
             self._warn(f"guardrails, step {reading.step}: {words}{CONSEQUENCE[action]}")
         self._end()
         if action == "pause":
-            raise Paused(self._pause_message(reading))
+            raise PausedError(self._pause_message(reading))
 
     def _warn(self, line: str) -> None:
         log.warning("%s", line)

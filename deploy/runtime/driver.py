@@ -44,7 +44,7 @@ from deploy.run_dir.progress import NullProgress, Progress
 from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
 from deploy.runtime.ray_backend import connected, launch, pin, placed, ray_exporters
-from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor
+from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
     from rewarders.interface import Reward
@@ -59,7 +59,7 @@ LOG_SECONDS = 2.0  # timeout for the hub to accept log records
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
 
 
-class HubLost(RuntimeError):
+class HubLostError(RuntimeError):
     """The hub's process died."""
 
 
@@ -95,7 +95,7 @@ def run(
             try:
                 with placed(config) as group:
                     return Driver(config, rewards, stop, progress, supervisor, group, logs, host).run()
-            except HubLost as error:
+            except HubLostError as error:
                 log.warning("%s; all workers restart from the run folder", error)
                 progress.message(f"{error}; all workers restart from the run folder")
                 with _keeping_driver_log(logs, config):
@@ -108,7 +108,7 @@ def _keeping_driver_log(logs: ForwardingHandler, config: RunConfig) -> Iterator[
     """Writes the driver's log itself when the hub is given up, if the run folder is on this node."""
     try:
         yield
-    except GivenUp as error:
+    except RestartLimitError as error:
         log.error("%s", error)
         if (config.folder / CONFIG).is_file():
             LogFiles(config.folder, config).write(DRIVER, logs.take())
@@ -187,7 +187,7 @@ class Driver:
             log.info("the run ends after step %d", outcome.step)
             self._close()
             return outcome
-        except (HubLost, KeyboardInterrupt):
+        except (HubLostError, KeyboardInterrupt):
             raise  # no graceful stop without a hub, nor after a second interrupt
         except BaseException as error:
             log.error("the run ends: %s: %s", type(error).__name__, error)
@@ -309,7 +309,7 @@ class Driver:
         now = time.monotonic()
         try:
             unit.starts_at = self.supervisor.died(unit.name, reason, now)
-        except GivenUp as given_up:
+        except RestartLimitError as given_up:
             log.error("%s", given_up)
             if not unit.is_sampler:
                 raise
@@ -367,13 +367,13 @@ class Driver:
             self.progress.update(found.status)
 
     def _ask(self, answer: Any, seconds: float) -> Any:
-        """Waits for an answer of the hub. Raises `HubLost` if it died or timed out, else the hub's own error."""
+        """Waits for an answer of the hub. Raises `HubLostError` if it died or timed out, else the hub's own error."""
         try:
             return ray.get(answer, timeout=seconds)
         except RayActorError as error:
-            raise HubLost(f"the hub died: {' '.join(str(error).split())[:200]}") from None
+            raise HubLostError(f"the hub died: {' '.join(str(error).split())[:200]}") from None
         except GetTimeoutError:
-            raise HubLost(f"the hub did not answer within {seconds:g} s") from None
+            raise HubLostError(f"the hub did not answer within {seconds:g} s") from None
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 

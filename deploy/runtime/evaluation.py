@@ -23,7 +23,7 @@ from deploy.run_dir.progress import Progress, ThroughputTracker
 Work = Callable[[int, int, Callable[[], None]], bool]
 
 
-class Stuck(RunFailed):
+class StuckError(RunFailed):
     """The run is not finished, but no role can make progress."""
 
 
@@ -40,8 +40,8 @@ class HeldOutEvaluation:
     def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
         """Returns all held-out clips of `version`, sorted by prompt, and how many of them were new.
 
-        Clips in the ledger are reused, so an interrupted evaluation resumes. Raises `Stuck` if a prompt failed or no
-        work is left.
+        Clips in the ledger are reused, so an interrupted evaluation resumes. Raises `StuckError` if a prompt failed or
+        no work is left.
         """
         self.exchange.enqueue(self.prompts, version)
         found = self._found(version)
@@ -53,7 +53,7 @@ class HeldOutEvaluation:
             counts = {state.value: count for state, count in self._counts().items() if count}
             why = next(iter(self.exchange.failures().values()), "no work is left")
             left = len(self.prompts) - len(found)
-            raise Stuck(f"{phase}: {left} of {len(self.prompts)} prompts have no scores: {why}; groups: {counts}")
+            raise StuckError(f"{phase}: {left} of {len(self.prompts)} prompts have no scores: {why}; groups: {counts}")
         return found, missing
 
     def _finish(self, version: int, phase: str, missing: int) -> None:

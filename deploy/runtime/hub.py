@@ -39,7 +39,7 @@ from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import Status, ThroughputTracker
-from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
+from deploy.runtime.evaluation import HeldOutEvaluation, StuckError
 from deploy.runtime.external_workers import ExternalWorkers, registry_service
 from deploy.runtime.factories import open_inputs
 from deploy.runtime.messages import RENDEZVOUS_PREFIX, Addresses, HubReady, HubStatus, Outcome
@@ -358,14 +358,14 @@ class ClusterRunLoop(RunLoop):
         return counts[State.TIED] + counts[State.FAILED] + counts[State.EXPIRED]
 
     def _check_stuck(self, ended: int) -> None:
-        """Raises `Stuck` if too many groups were lost since the last step for another step to be likely."""
+        """Raises `StuckError` if too many groups were lost since the last step for another step to be likely."""
         if ended > MAX_LOST_BATCHES * self.config.learner.batch_size:
             why = next(iter(self.exchange.failures().values()), "none failed")
             ends = f"{ended} groups tied, failed or expired since"
-            raise Stuck(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
+            raise StuckError(f"step {self.step}: {ends}; {why}; groups: {queue(self.exchange)}")
 
     def _check_full(self) -> None:
-        """Raises `Stuck` if blobs reach `exchange.max_bytes` with too few pairs for a step, which would free some."""
+        """Raises `StuckError` if the blobs fill `exchange.max_bytes` and there are too few pairs for a step."""
         counts, need = self.exchange.counts(), self.config.learner.batch_size
         idle = counts[State.READY] < need and not any(counts[state] for state in BUSY)
         if not (idle and self.exchange.refused_for is RefusalReason.DISK_FULL):
@@ -374,7 +374,7 @@ class ClusterRunLoop(RunLoop):
         self._full_since = self._full_since or time.monotonic()
         if time.monotonic() - self._full_since > FULL_SECONDS:
             have = f"the learner needs {need} pairs and has {counts[State.READY]}"
-            raise Stuck(f"step {self.step}: {have}, the samplers wait for admission ({self.exchange.refusal})")
+            raise StuckError(f"step {self.step}: {have}, the samplers wait for admission ({self.exchange.refusal})")
 
     def _pause(self) -> None:
         if self._stop.wait(POLL_SECONDS):

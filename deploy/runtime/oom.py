@@ -24,7 +24,7 @@ SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner":
 
 
 class OutOfMemory(RunFailed):
-    """A role needs more memory than is available. The same command resumes the run from its last checkpoint.
+    """Error: a role needs more memory than is available. The same command resumes the run from its last checkpoint.
 
     All units of work of a role need the same memory. A process that fails in its first unit would fail again after a
     restart, so the run ends. If it had `worked` before, the cause is transient (another process on the GPU,

@@ -37,7 +37,7 @@ BASE = 0  # the version of the base model
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did so between two units of work."""
+    """Raised between two units of work to end a run that was asked to stop. Not an error."""
 
 
 def queue(exchange: HubExchange) -> dict[str, int]:

@@ -33,7 +33,7 @@ from common.exchange.local import LocalExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, SAMPLER, SERIAL
 from common.weights.store import WeightStore
-from deploy.guardrails.monitor import GuardrailMonitor, Paused, Probes, open_probes
+from deploy.guardrails.monitor import GuardrailMonitor, PausedError, Probes, open_probes
 from deploy.logs.files import LogFiles
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
@@ -44,7 +44,7 @@ from deploy.run_dir.journal import RunJournal, measured
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.run_dir.source import chosen_version
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.offline_pairs import on_stderr
@@ -95,7 +95,7 @@ def run(
     """Starts or resumes a run; returns when it has finished or `stop` returns True.
 
     `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once. Raises
-    `ConfigError` for bad input, `StorageError` if the disk fails, `Stuck` if no role can make progress.
+    `ConfigError` for bad input, `StorageError` if the disk fails, `StuckError` if no role can make progress.
     """
     done = layout.finished_result(config)
     if done is not None:
@@ -257,7 +257,7 @@ class Serial(RunLoop):
             self._pace.start()
             while learner.step < self.config.steps:
                 self._iterate(learner)
-        except (Stopped, Paused):
+        except (Stopped, PausedError):
             learner.pause(self.workers.exchange)
             raise
         return learner.finish(self.workers.exchange)
@@ -274,7 +274,7 @@ class Serial(RunLoop):
         # Pairs may expire when the learner requests them. That frees admission, so sample again and retry once.
         stats = self._learn(learner) or self._learn(learner)
         if stats is None:
-            raise Stuck(self._stuck_message(learner))
+            raise StuckError(self._stuck_message(learner))
         self._step = learner.step
         self.journal.step(stats)
         if stats.pushed:
@@ -299,7 +299,7 @@ class Serial(RunLoop):
             if not self._sample() + self.workers.score():
                 return
             self._check_stop()
-        raise Stuck(self._stuck_message(learner))
+        raise StuckError(self._stuck_message(learner))
 
     def _sample(self) -> int:
         groups, most = 0, self.config.groups_per_push * (self.config.exchange.max_lag + 1)

@@ -14,7 +14,7 @@ from common.messages import Purpose
 from common.weights.store import WeightStore
 from deploy.run_dir.journal import Journal, measured
 from deploy.run_dir.progress import Progress, ThroughputTracker
-from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
+from deploy.runtime.evaluation import HeldOutEvaluation, StuckError
 from deploy.runtime.oom import needed_by
 from rewarders.interface import JudgeFailed
 from rewarders.loop import ScoringLoop
@@ -73,7 +73,7 @@ class LocalWorkers:
         while waiting:
             sampled = bool(self._counted(Purpose.PROBE, State.PENDING)) and self._sample_probe()
             if not self.score() and not sampled:
-                raise Stuck(f"{PROBING}: {waiting} of {total} probes are pending, but no work is left")
+                raise StuckError(f"{PROBING}: {waiting} of {total} probes are pending, but no work is left")
             waiting = self._counted(Purpose.PROBE, *OPEN)
             pace.groups = total - waiting
             self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))

@@ -25,7 +25,7 @@ from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.run_dir.signals import stop_on_signals
 from deploy.runtime import serial
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from rewarders.checkpoints import save_heads
 from rewarders.toon_heads.heads import HEADS, ToonHead
 from tests.support.tiny import tiny_pipeline
@@ -347,7 +347,7 @@ def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, par
 
 def test_a_run_that_cannot_go_on_ends_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
     def stuck(*_, **__):
-        raise Stuck("nobody can work")
+        raise StuckError("nobody can work")
 
     monkeypatch.setattr(serial, "run", stuck)
     assert main(words(tmp_path, parts)) == 3

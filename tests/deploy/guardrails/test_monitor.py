@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.messages import Purpose
-from deploy.guardrails.monitor import Paused
+from deploy.guardrails.monitor import PausedError
 from deploy.guardrails.rules import Reading, mean_change, read_readings
 from deploy.results import report
 from deploy.run_dir import layout
@@ -150,7 +150,7 @@ def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
     config = watched(fresh(tmp_path, model), steps=2, **{"guardrails.action": "pause", **BRIGHTNESS})
     words = r"^paused by guardrails\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
     ever_kinder = toy.rewards(Kinder)
-    with pytest.raises(Paused, match=words):
+    with pytest.raises(PausedError, match=words):
         serial.run(config, ever_kinder)
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
     assert serial.run(config, ever_kinder).finished  # an alarm after the last step has nothing to pause
@@ -279,7 +279,7 @@ def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
     """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
     config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guardrails.action": "pause"})
     words = r"^paused by guardrails.action after step \d: .*judge identity: held-out identity -.* points since step 0, "
-    with pytest.raises(Paused, match=words):
+    with pytest.raises(PausedError, match=words):
         serial.run(config, [Stillness()])
     last = taken(config)[-1]
     assert mean_change(last) > 0

@@ -42,7 +42,7 @@ from deploy.runtime import driver, serial
 from deploy.runtime.external_workers import RemoteRegistry
 from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Outcome
-from deploy.runtime.restart_policy import GivenUp
+from deploy.runtime.restart_policy import RestartLimitError
 from learner import checkpoint
 from tests.deploy.guardrails.test_monitor import Kinder
 from tests.deploy.runtime.test_offline_pairs import rate_clips
@@ -171,7 +171,7 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
 def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, tmp_path: Path) -> None:
     made, logs = config(tmp_path, model), ForwardingHandler()
     file = made.folder / "logs" / "driver.log"
-    with layout.claim(made), logging_to(logs, made, "driver"), pytest.raises(GivenUp):
+    with layout.claim(made), logging_to(logs, made, "driver"), pytest.raises(RestartLimitError):
         _give_up(logs, made)
     assert "ERROR driver deploy.runtime.driver: hub died 6 times\n" in file.read_text()
     assert logs.take() != []  # what came afterwards has no place
@@ -179,7 +179,7 @@ def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, 
 
 def _give_up(logs: ForwardingHandler, made: RunConfig) -> None:
     with driver._keeping_driver_log(logs, made):
-        raise GivenUp("hub died 6 times")
+        raise RestartLimitError("hub died 6 times")
 
 
 def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:

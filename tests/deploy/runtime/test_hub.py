@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.runtime import hub
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from deploy.runtime.hub import Hub, RefusalWatch
 from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady
 from deploy.runtime.workers.base import Worker
@@ -45,7 +45,7 @@ def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, m
     assert isinstance(opened, HubReady)
     words = r"^step 0: the learner needs 2 pairs and has 1, .* admission \(exchange\.max_bytes = 1000000: the blobs use"
     try:
-        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(Stuck, match=words):
+        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(StuckError, match=words):
             middle.run()
     finally:
         middle.close()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor, TooFew
+from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor, TooFewSamplersError
 
 
 def test_pauses_double_up_to_a_minute() -> None:
@@ -15,7 +15,9 @@ def test_workers_are_counted_apart() -> None:
     supervisor = Supervisor(allowed=1)
     assert supervisor.died("sampler-0", "x", 0.0) == 1.0
     assert supervisor.died("sampler-1", "x", 0.0) == 1.0
-    with pytest.raises(GivenUp, match=r"sampler-0 died 2 times within an hour \(cluster.restarts = 1\); last error: y"):
+    with pytest.raises(
+        RestartLimitError, match=r"sampler-0 died 2 times within an hour \(cluster.restarts = 1\); last error: y"
+    ):
         supervisor.died("sampler-0", "y", 10.0)
 
 
@@ -27,7 +29,7 @@ def test_deaths_are_forgotten_after_an_hour() -> None:
 
 
 def test_none_allowed_gives_up_at_once() -> None:
-    with pytest.raises(GivenUp, match="died 1 times"):
+    with pytest.raises(RestartLimitError, match="died 1 times"):
         Supervisor(allowed=0).died("learner", "x", 0.0)
 
 
@@ -43,11 +45,13 @@ def test_samplers_to_come_are_waited_for() -> None:
     quorum.check(up=2, coming=0, now=70.0)
     quorum.check(up=1, coming=1, now=100.0)  # one died; its time counts from here
     quorum.check(up=1, coming=1, now=160.0)
-    with pytest.raises(TooFew, match=r"1 samplers have started within cluster.placement_seconds = 60 s; cluster.min_s"):
+    with pytest.raises(
+        TooFewSamplersError, match=r"1 samplers have started within cluster.placement_seconds = 60 s; cluster.min_s"
+    ):
         quorum.check(up=1, coming=1, now=160.1)
 
 
 def test_who_will_not_come_is_not_waited_for() -> None:
-    with pytest.raises(TooFew, match=r"1 samplers are left; cluster.min_samplers = 2"):
+    with pytest.raises(TooFewSamplersError, match=r"1 samplers are left; cluster.min_samplers = 2"):
         Quorum(least=2, patience=60.0).check(up=1, coming=0, now=0.0)
     Quorum(least=0, patience=60.0).check(up=0, coming=0, now=0.0)

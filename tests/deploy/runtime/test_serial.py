@@ -25,7 +25,7 @@ from deploy.results import report
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
@@ -199,7 +199,7 @@ def test_no_learning_rate_changes_nothing(model, tmp_path):
 def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
     monkeypatch.setattr(serial, "MAX_ROUNDS_WITHOUT_STEP", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
-    with pytest.raises(Stuck, match=r"needs 2 pairs and has 0, .*'tied': 4"):
+    with pytest.raises(StuckError, match=r"needs 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 
