@@ -34,7 +34,7 @@ from deploy.guardrails.judge import held_out_judge
 from deploy.guardrails.rules import (
     REWARD,
     SCORER,
-    Measured,
+    ClipMeasurement,
     Reading,
     concluded,
     in_order,
@@ -167,7 +167,7 @@ class GuardrailMonitor:
     # Measuring.
 
     def _conclude(self, pending: Pending) -> None:
-        base, policy = self._measured(BASE), self._measured(pending.version)
+        base, policy = self._measurements(BASE), self._measurements(pending.version)
         ordinals = sorted(base.keys() & policy.keys())
         if len(ordinals) < 2:
             why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason given")
@@ -180,16 +180,16 @@ class GuardrailMonitor:
         earlier = [one for one in self.readings if one.step < pending.step]
         self._act(concluded(earlier, reading, self.config.guardrails))
 
-    def _measured(self, version: int) -> dict[int, Measured]:
+    def _measurements(self, version: int) -> dict[int, ClipMeasurement]:
         """Returns prompt ordinal -> measurements of its clip. Clips that the judge cannot score are left out."""
-        measured: dict[int, Measured] = {}
+        measured: dict[int, ClipMeasurement] = {}
         for one in self.exchange.results(Purpose.PROBE, version):
             judgement = self._judgement_of(one, keep=version == BASE)
             if isinstance(judgement, str):
                 self._unjudged = judgement
                 self.events.write(event="not judged", prompt=one.prompt.id, version=version, reason=judgement)
             elif one.prompt.ordinal < len(self.probes.prompts):
-                measured[one.prompt.ordinal] = Measured(self._trained(one.values), *judgement)
+                measured[one.prompt.ordinal] = ClipMeasurement(self._trained(one.values), *judgement)
         return measured
 
     def _trained(self, values: Mapping[str, float]) -> dict[str, float]:

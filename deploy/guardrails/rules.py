@@ -35,7 +35,7 @@ MOTION, SCORER = "motion", "scorer"
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ClipMeasurement:
     """Measurements of one clip."""
 
     trained: dict[str, float]  # `REWARD` and the dimensions, 0 to 100
@@ -50,13 +50,13 @@ class Reading:
     step: int  # optimizer steps taken; 0: the base model itself
     pushes: int
     version: int
-    policy: dict[int, Measured]
-    base: dict[int, Measured]
+    policy: dict[int, ClipMeasurement]
+    base: dict[int, ClipMeasurement]
     shown: dict[str, str] = field(default_factory=dict)  # rule -> finding, as text
     alarms: tuple[str, ...] = ()  # rules of `shown` that raise an alarm
 
 
-Value = Callable[[Reading, int], float]  # (reading, prompt ordinal) -> value
+PromptValue = Callable[[Reading, int], float]  # (reading, prompt ordinal) -> value
 
 
 def judge_rule(answer: str) -> str:
@@ -126,7 +126,7 @@ def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
     return f"the same base clips score {_words(change)} points in {name} since the start: the scorer changed"
 
 
-def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
+def _change(before: Reading, after: Reading, value: PromptValue) -> Interval | None:
     """Change over the prompts that both readings contain; None with fewer than two."""
     ordinals = _common(before, after)
     if len(ordinals) < 2:
@@ -136,7 +136,7 @@ def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
     )
 
 
-def _mean_change(before: Reading, after: Reading, value: Value) -> float:
+def _mean_change(before: Reading, after: Reading, value: PromptValue) -> float:
     ordinals = _common(before, after)
     return sum(value(after, ordinal) - value(before, ordinal) for ordinal in ordinals) / len(ordinals)
 
@@ -145,7 +145,7 @@ def _common(before: Reading, after: Reading) -> list[int]:
     return [ordinal for ordinal in sorted(after.policy) if ordinal in before.policy]
 
 
-def _judged(answer: str) -> Value:
+def _judged(answer: str) -> PromptValue:
     return lambda reading, ordinal: reading.policy[ordinal].judged[answer]
 
 
@@ -153,7 +153,7 @@ def _gain(reading: Reading, ordinal: int) -> float:
     return reading.policy[ordinal].trained[REWARD] - reading.base[ordinal].trained[REWARD]
 
 
-def _base_score(name: str) -> Value:
+def _base_score(name: str) -> PromptValue:
     return lambda reading, ordinal: reading.base[ordinal].trained[name]
 
 
@@ -192,7 +192,7 @@ def to_record(reading: Reading) -> dict[str, Any]:
 def from_record(record: Mapping[str, Any]) -> Reading:
     """Returns the reading of one record of ``guardrails.jsonl``."""
     policy, base = (
-        {int(ordinal): Measured(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
+        {int(ordinal): ClipMeasurement(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
     )
     return Reading(
         step=record["step"],

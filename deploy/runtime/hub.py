@@ -45,7 +45,7 @@ from deploy.runtime.factories import open_inputs
 from deploy.runtime.messages import RENDEZVOUS_PREFIX, Addresses, HubReady, HubStatus, Outcome
 from deploy.runtime.remote_journal import journal_service
 from deploy.runtime.run_loop import RunLoop, Stopped, queue
-from deploy.runtime.run_metrics import MeteredExchange, RunMeter
+from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ class Hub:
         _sweep(folder)
         stack.callback(_sweep, folder)
         keys = self._keys(host, folder)
-        self._meter = meter = RunMeter(config, folder)
-        self._exchange = MeteredExchange(folder, config, prompts, meter)
+        self._run_metrics = run_metrics = RunMetrics(config, folder)
+        self._exchange = MeteredExchange(folder, config, prompts, run_metrics)
         stack.callback(self._exchange.close)
         self._exchange.rollback(saved)  # before sampling starts, undo what happened after the checkpoint
         if saved:
@@ -122,8 +122,8 @@ class Hub:
         self._run_loop = self._make_run_loop(folder, events, journal, prompts, probes, saved)
         addresses = self._serve(stack, host, folder, journal, keys)
         self._serve_registration(stack, host, addresses, keys)
-        meter.watch(self._run_loop, self._error_replies)
-        meter.export(stack, host)
+        run_metrics.watch(self._run_loop, self._error_replies)
+        run_metrics.export(stack, host)
         return HubReady(addresses, self._run_loop.trained() is None)
 
     def _keys(self, host: str, folder: Path) -> ServerKeys | None:
@@ -136,8 +136,14 @@ class Hub:
         return keys
 
     def _journal(self, stack: ExitStack, folder: Path) -> RunJournal:
-        waiting, kept = (lambda: queue(self._exchange)), self.config.timeline_bytes
-        return stack.enter_context(RunJournal(folder, waiting, self._meter, timeline_bytes=kept, logs=self._logs.write))
+        journal = RunJournal(
+            folder,
+            lambda: queue(self._exchange),
+            self._run_metrics,
+            timeline_bytes=self.config.timeline_bytes,
+            logs=self._logs.write,
+        )
+        return stack.enter_context(journal)
 
     def _make_run_loop(
         self,
@@ -156,7 +162,7 @@ class Hub:
             probes=probes,
             events=events,
             notify=self._progress.message,
-            on_reading=self._meter.reading,
+            on_reading=self._run_metrics.reading,
         )
         return ClusterRunLoop(
             config=config,
@@ -210,19 +216,19 @@ class Hub:
 
     def status(self) -> HubStatus:
         """Returns the current status, and the lines since the last call."""
-        self._meter.targets.hide(self._external.absent())
+        self._run_metrics.targets.hide(self._external.absent())
         status, lines = self._progress.take()
         return HubStatus(status=status, lines=lines, samplers=self._external.count("sampler"))
 
     def release(self, worker: str) -> None:
         """Releases the leases of a crashed worker, so that others take over its work."""
         log.warning("%s crashed; its leases are released", worker)
-        self._meter.died(worker)
+        self._run_metrics.died(worker)
         self._release(worker)
 
     def _release(self, worker: str) -> None:
         self._exchange.release(worker)
-        self._meter.targets.remove([worker])
+        self._run_metrics.targets.remove([worker])
 
     def log_driver(self, entries: Sequence[LogEntry]) -> None:
         """Writes the driver's log records; the driver may have no access to the run folder."""
@@ -230,7 +236,7 @@ class Hub:
 
     def found_ray(self, exporters: list[str]) -> None:
         """Adds Ray's own exporters to the scrape targets. `exporters` are ``HOST:PORT``."""
-        self._meter.targets.ray(exporters)
+        self._run_metrics.targets.ray(exporters)
 
     def stop(self) -> None:
         """Makes `run` return soon. Stop the workers first: they need the services until they end."""

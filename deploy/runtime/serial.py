@@ -37,10 +37,10 @@ from deploy.guardrails.monitor import GuardrailMonitor, PausedError, Probes, ope
 from deploy.logs.files import LogFiles
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
-from deploy.observability.exporter import Value
+from deploy.observability.exporter import GaugeSample
 from deploy.results import comparison
 from deploy.run_dir import layout
-from deploy.run_dir.journal import RunJournal, measured
+from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.run_dir.source import chosen_version
@@ -50,7 +50,7 @@ from deploy.runtime.messages import Outcome
 from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import BASE, RunLoop, Stopped, queue
-from deploy.runtime.run_metrics import MeteredExchange, RunMeter
+from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from deploy.runtime.scratch import scratch
 from deploy.runtime.workers.local import LocalWorkers
 from learner.loop import LearningLoop
@@ -109,11 +109,11 @@ def run(
         stack.enter_context(logging_to(file, config, SERIAL))
         for line in left_out:
             log.warning("%s", line)
-        meter = RunMeter(config, folder, SERIAL)
-        exchange = MeteredExchange(folder, config, roles.prompts, meter)
+        run_metrics = RunMetrics(config, folder, SERIAL)
+        exchange = MeteredExchange(folder, config, roles.prompts, run_metrics)
         stack.callback(exchange.close)
         journal = stack.enter_context(
-            RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
+            RunJournal(folder, lambda: queue(exchange), run_metrics, timeline_bytes=config.timeline_bytes)
         )
         events = stack.enter_context(JsonLines(folder / EVENTS))
         loop = Serial(
@@ -127,8 +127,8 @@ def run(
             stop=stop,
             progress=shown,
         )
-        meter.watch(loop)
-        meter.export(stack, LOOPBACK)
+        run_metrics.watch(loop)
+        run_metrics.export(stack, LOOPBACK)
         return loop.run()
 
 
@@ -147,7 +147,7 @@ def _guard(
         probes=roles.probes,
         events=events,
         notify=notify,
-        on_reading=exchange.meter.reading,
+        on_reading=exchange.run_metrics.reading,
     )
 
 
@@ -220,8 +220,10 @@ class Serial(RunLoop):
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self._pace = ThroughputTracker(config)
         self._step = 0
-        self.meter = exchange.meter
-        self.meter.instruments.read(lambda: [Value("douga_policy_version", roles.sampler.version, {"role": SAMPLER})])
+        self.run_metrics = exchange.run_metrics
+        self.run_metrics.process_metrics.read(
+            lambda: [GaugeSample("douga_policy_version", roles.sampler.version, {"role": SAMPLER})]
+        )
 
     @property
     def step(self) -> int:
@@ -237,7 +239,7 @@ class Serial(RunLoop):
 
     def _train_with(self, empty_embeds: SerializedTensor) -> TrainingFinished:
         learner = learner_of(self.config)(self.folder, "learner-0")
-        learner.empty_embeds, learner.meters = empty_embeds, self.meter.instruments
+        learner.empty_embeds, learner.meters = empty_embeds, self.run_metrics.process_metrics
         try:
             resumed = learner.resume(self.workers.exchange)
             self._step = learner.step
@@ -287,7 +289,7 @@ class Serial(RunLoop):
     def _learn(self, learner: LearningLoop) -> StepStats | None:
         self._drain(learner)
         self._check_stop()
-        return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.workers.exchange))
+        return timed(self.journal, learner.worker, "learning", lambda: learner.work(self.workers.exchange))
 
     def _drain(self, learner: LearningLoop) -> None:
         """Samples and scores until admission refuses.

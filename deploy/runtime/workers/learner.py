@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.messages import StepStats
-from deploy.run_dir.journal import measured
+from deploy.run_dir.journal import timed
 from deploy.run_dir.layout import check_steps
 from deploy.runtime.factories import learner_of
 from deploy.runtime.messages import Addresses
@@ -37,7 +37,7 @@ class LearnerWorker(Worker):
         self._join_group(f"file://{addresses.folder}/{self._rendezvous}")
         learner = self._make(addresses.folder, self.name)
         stack.callback(learner.close)
-        learner.meters = self.instruments
+        learner.meters = self.metrics
         learner.resume(own)
         check_steps(config, learner.step)
         if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
@@ -46,7 +46,7 @@ class LearnerWorker(Worker):
             if learner.any(self.stopping.is_set()):
                 learner.pause(own)
                 return
-            stats = measured(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
+            stats = timed(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
             self.rest(stats)
             if stats is not None and self._rank == 0:
                 journal.step(stats)

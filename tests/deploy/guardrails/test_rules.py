@@ -12,7 +12,7 @@ from common.config import GuardrailsConfig, load_config
 from common.errors import ConfigError
 from deploy.guardrails import rules
 from deploy.guardrails.rules import (
-    Measured,
+    ClipMeasurement,
     Reading,
     concluded,
     findings,
@@ -31,12 +31,12 @@ def side(
     reward: tuple[float, ...] = BASE_REWARD,
     judged: tuple[float, ...] = BASE_JUDGED,
     motion: tuple[float, ...] = BASE_MOTION,
-) -> dict[int, Measured]:
+) -> dict[int, ClipMeasurement]:
     rows = enumerate(zip(reward, judged, motion, strict=True))
-    return {place: Measured({"reward": r, "smoothness": r}, {"motion": j}, m) for place, (r, j, m) in rows}
+    return {place: ClipMeasurement({"reward": r, "smoothness": r}, {"motion": j}, m) for place, (r, j, m) in rows}
 
 
-def reading(step: int, base: dict[int, Measured] | None = None, **policy: tuple[float, ...]) -> Reading:
+def reading(step: int, base: dict[int, ClipMeasurement] | None = None, **policy: tuple[float, ...]) -> Reading:
     return Reading(step, step, step, side(**policy), base or side())
 
 

@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from deploy.observability import weights_and_biases
 from deploy.observability.weights_and_biases import check_wandb
 from deploy.run_dir.jsonl import read_json_lines
-from deploy.runtime.run_metrics import RunMeter, of_step
+from deploy.runtime.run_metrics import RunMetrics, of_step
 from tests.deploy.runtime.test_bare import run as run_without
 from tests.deploy.runtime.test_run_metrics import START, STATS, reading
 from tests.deploy.runtime.test_simulate import config
@@ -101,10 +101,10 @@ def test_a_resumed_run_continues_the_same_run_with_the_gauges_of_every_step(tmp_
 
 @installed
 def test_readings_have_the_names_that_tensorboard_shows(tmp_path: Path) -> None:
-    meter = RunMeter(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
-    meter.step(replace(STATS, step=4))
-    meter.reading([START, reading(4)])
-    meter._close()
+    run_metrics = RunMetrics(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
+    run_metrics.step(replace(STATS, step=4))
+    run_metrics.reading([START, reading(4)])
+    run_metrics._close()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert history(records(file))[-1]["douga_probe_reward/reward/policy"] == 53.0
 
@@ -131,9 +131,9 @@ def test_a_server_that_cannot_be_reached_does_not_end_the_run(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(weights_and_biases, "INIT_SECONDS", 1.0)
     import_module("wandb").teardown()  # it reads the environment once
-    meter = RunMeter(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
-    meter.step(STATS)
-    meter._close()
+    run_metrics = RunMetrics(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
+    run_metrics.step(STATS)
+    run_metrics._close()
     assert [one.getMessage() for one in caplog.records if "the run continues without W&B" in one.getMessage()]
 
 

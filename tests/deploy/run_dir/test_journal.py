@@ -8,7 +8,7 @@ import pytest
 
 from common.messages import Span, StepStats, TrainingFinished
 from common.rpc.server import serving
-from deploy.run_dir.journal import RunJournal, measured
+from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.remote_journal import RemoteJournal, journal_service
 
@@ -45,14 +45,14 @@ def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> Non
 
 def test_only_work_that_was_done_is_written(tmp_path: Path) -> None:
     with RunJournal(tmp_path, dict) as journal:
-        assert measured(journal, "sampler-0", "sampling", lambda: False) is False
-        assert measured(journal, "learner-0", "learning", lambda: None) is None
-        assert measured(journal, "sampler-0", "sampling", lambda: "done") == "done"
-        assert measured(journal, "rewarder-0", "scoring", lambda: 0) == 0
-        assert measured(journal, "rewarder-0", "scoring", lambda: 16) == 16
-        assert measured(journal, "sampler-1", "sampling", lambda: True) is True
+        assert timed(journal, "sampler-0", "sampling", lambda: False) is False
+        assert timed(journal, "learner-0", "learning", lambda: None) is None
+        assert timed(journal, "sampler-0", "sampling", lambda: "done") == "done"
+        assert timed(journal, "rewarder-0", "scoring", lambda: 0) == 0
+        assert timed(journal, "rewarder-0", "scoring", lambda: 16) == 16
+        assert timed(journal, "sampler-1", "sampling", lambda: True) is True
         with pytest.raises(RuntimeError, match="broken"):
-            measured(journal, "sampler-0", "sampling", _fail)
+            timed(journal, "sampler-0", "sampling", _fail)
     told = [(record["worker"], record["units"]) for record in read_json_lines(tmp_path / "timeline.jsonl")]
     assert told == [("sampler-0", 1), ("rewarder-0", 16), ("sampler-1", 1)]
 

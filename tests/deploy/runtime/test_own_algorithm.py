@@ -17,7 +17,7 @@ from deploy.inspect.web.view import DashboardState
 from deploy.results import report
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.run_metrics import RunMeter
+from deploy.runtime.run_metrics import RunMetrics
 from learner.algorithms.base import Algorithm, LossInputs, LossOutput, MetricSpec
 from tests.deploy.runtime.test_serial import fresh, model
 from tests.support import toy
@@ -53,13 +53,13 @@ def test_it_runs_and_its_metric_is_found_everywhere(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[str] = []
-    closed = RunMeter._close
+    closed = RunMetrics._close
 
-    def last_scrape(meter: RunMeter) -> None:
-        exported.extend(family.name for family in meter.instruments.registry.collect())
-        closed(meter)
+    def last_scrape(run_metrics: RunMetrics) -> None:
+        exported.extend(family.name for family in run_metrics.process_metrics.registry.collect())
+        closed(run_metrics)
 
-    monkeypatch.setattr(RunMeter, "_close", last_scrape)
+    monkeypatch.setattr(RunMetrics, "_close", last_scrape)
     name = f"{__name__}:Centred"
     own = {"algorithm.name": name, "algorithm.strength": 2.0, "sampler.candidates": 3}
     config = toy.config(fresh(tmp_path / "run", model), **own)

@@ -20,11 +20,11 @@ from common.config import RunConfig
 from common.exchange.api import FailureKind
 from common.messages import Score, Span, StepStats, TrainingFinished
 from deploy.observability.definitions import HISTOGRAM, TABLE, TARGET_LABELS
-from deploy.observability.exporter import Value
+from deploy.observability.exporter import GaugeSample
 from deploy.observability.targets import Targets
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.run_metrics import MeteredExchange, RunMeter, of_readings, of_step
+from deploy.runtime.run_metrics import MeteredExchange, RunMetrics, of_readings, of_step
 from docs import generate
 from tests.deploy.guardrails.test_monitor import WATCHED
 from tests.deploy.guardrails.test_rules import START, reading, side
@@ -52,9 +52,9 @@ STATS = StepStats(
 SECONDS = 60.0
 
 
-def now(meter: RunMeter) -> Samples:
-    """What the meter's registry holds, without a server."""
-    samples = [sample for family in meter.instruments.registry.collect() for sample in family.samples]
+def now(run_metrics: RunMetrics) -> Samples:
+    """The samples of the registry, without a server."""
+    samples = [sample for family in run_metrics.process_metrics.registry.collect() for sample in family.samples]
     return {(one.name, *(one.labels[label] for label in sorted(one.labels))): one.value for one in samples}
 
 
@@ -103,22 +103,22 @@ def test_a_reading_tells_the_scorers_drift_from_the_policys() -> None:
 
 
 @contextmanager
-def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMeter, MeteredExchange]]:
-    """A meter and the exchange that tells it, N = 2, two pairs a step; no course around them."""
+def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMetrics, MeteredExchange]]:
+    """`RunMetrics` and an exchange that reports to it. N = 2, two pairs per step, no run loop."""
     made = fakes.small(**flags)
     folder.mkdir(exist_ok=True)
-    meter = RunMeter(made, folder)
-    exchange = MeteredExchange(folder, made, fakes.source, meter)
-    meter.instruments.read(lambda: meter._ledger(exchange))
+    run_metrics = RunMetrics(made, folder)
+    exchange = MeteredExchange(folder, made, fakes.source, run_metrics)
+    run_metrics.process_metrics.read(lambda: run_metrics._ledger(exchange))
     try:
-        now(meter)  # from here on
-        yield meter, exchange
+        now(run_metrics)  # from here on
+        yield run_metrics, exchange
     finally:
         exchange.close()
 
 
 def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
-    with metered(tmp_path) as (meter, exchange):
+    with metered(tmp_path) as (run_metrics, exchange):
         exchange.announce(fakes.weight_version(0, 0, 0))
         exchange.enqueue(fakes.heldout(1))
         fakes.sample(exchange)
@@ -127,7 +127,7 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
         again = exchange.submit_candidate(lease, fakes.candidate(lease, 0))
         assert again.reason == "duplicate"
         fakes.score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0})
-        found = now(meter)
+        found = now(run_metrics)
         assert found["douga_candidates_total", "train"] == 2
         assert found["douga_candidates_total", "eval"] == 1
         assert found["douga_score_batch_clips_sum",] == 3
@@ -142,7 +142,7 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
 
 
 def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
-    with metered(tmp_path) as (meter, exchange):
+    with metered(tmp_path) as (run_metrics, exchange):
         fakes.sample(exchange)
         (task, _) = exchange.lease_candidates("rewarder-0", 2)
         exchange.submit_scores("rewarder-0", [Score(task.candidate_id, "heads-1", fakes.values(math.nan))])
@@ -150,36 +150,36 @@ def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
             lease = exchange.lease_group("sampler-0", 0)
             assert lease is not None
             exchange.fail_group(lease, reason, kind)
-        meter.not_finite("learner-0")
-        meter.not_finite("nobody")
-        found = now(meter)
+        run_metrics.not_finite("learner-0")
+        run_metrics.not_finite("nobody")
+        found = now(run_metrics)
         assert [found["douga_nan_total", role] for role in ("sampler", "rewarder", "learner")] == [1, 1, 1]
         assert found["douga_queue_dropped_total", "failed"] == 1
         assert found["douga_candidates_wasted_total", "nan"] == 2
 
 
 def test_a_counter_does_not_fall_when_a_rollback_takes_things_back(tmp_path: Path) -> None:
-    with metered(tmp_path, exchange__max_lag="0") as (meter, exchange):
+    with metered(tmp_path, exchange__max_lag="0") as (run_metrics, exchange):
         exchange.announce(fakes.weight_version(0, 0, 0))
         fakes.make_pairs(exchange, 2)
         exchange.announce(fakes.weight_version(1, 1, 1))
         assert exchange.lease_batch("learner-0", 1, 2) == []  # both are too old: they expire
-        assert now(meter)["douga_queue_dropped_total", "expired"] == 2
+        assert now(run_metrics)["douga_queue_dropped_total", "expired"] == 2
         exchange.rollback(0)
-        found = now(meter)
+        found = now(run_metrics)
         assert found["douga_queue_items", "expired"] == 0
         assert found["douga_queue_dropped_total", "expired"] == 2
         assert found["douga_queue_admitted_total",] == 2
 
 
 def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
-    meter = RunMeter(config(tmp_path), tmp_path)
-    meter.step(STATS)
-    meter.step(replace(STATS, step=4, refreshed=False, seconds=0.5))
+    run_metrics = RunMetrics(config(tmp_path), tmp_path)
+    run_metrics.step(STATS)
+    run_metrics.step(replace(STATS, step=4, refreshed=False, seconds=0.5))
     for kind, seconds in (("sampling", 4.0), ("sampling", 2.0), ("loading", 0.5), ("scoring", 1.0), ("napping", 9.0)):
-        meter.span(Span("sampler-0", kind, 1000.0, seconds))
-    meter.died("sampler-1")
-    found = now(meter)
+        run_metrics.span(Span("sampler-0", kind, 1000.0, seconds))
+    run_metrics.died("sampler-1")
+    found = now(run_metrics)
     assert found["douga_steps_total",] == 2
     assert found["douga_reference_refreshes_total",] == 1
     assert found["douga_step_seconds_sum",] == 3.0
@@ -194,37 +194,37 @@ def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
 
 def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
     made = config(tmp_path, mode="cluster", **{"cluster.sampler.count": 3})
-    meter = RunMeter(made, tmp_path)
-    meter.instruments.read(meter._workers)
+    run_metrics = RunMetrics(made, tmp_path)
+    run_metrics.process_metrics.read(run_metrics._workers)
     for number, worker in enumerate(("learner-0", "learner-1", "sampler-0", "sampler-7")):
-        meter.exporting(worker, f"127.0.0.1:{9000 + number}")
-    found = now(meter)
+        run_metrics.exporting(worker, f"127.0.0.1:{9000 + number}")
+    found = now(run_metrics)
     assert (found["douga_workers_up", "sampler"], found["douga_workers_wanted", "sampler"]) == (2, 3)
     assert (found["douga_workers_up", "rewarder"], found["douga_workers_wanted", "rewarder"]) == (0, 1)
-    meter.trained(TrainingFinished(6, 6, "0" * 32))
-    assert now(meter)["douga_workers_up", "learner"] == 0
+    run_metrics.trained(TrainingFinished(6, 6, "0" * 32))
+    assert now(run_metrics)["douga_workers_up", "learner"] == 0
     with pytest.raises(ValueError, match="'hub': not the name of a worker"):
-        meter.exporting("hub", "127.0.0.1:9999")
+        run_metrics.exporting("hub", "127.0.0.1:9999")
 
 
 def test_the_push_that_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step every 4 s, a push every 3 steps."""
     made = config(tmp_path, **{"learner.steps_per_push": 3, "learner.checkpoint_every": 3})
-    meter, second = RunMeter(made, tmp_path), iter(range(100, 200, 4))
+    run_metrics, second = RunMetrics(made, tmp_path), iter(range(100, 200, 4))
     monkeypatch.setattr("time.monotonic", lambda: float(next(second)))
-    found: list[list[Value]] = []
+    found: list[list[GaugeSample]] = []
     for _ in range(3):
-        meter.step(STATS)
-        found.append([one for one in meter._pace() if one.name == "douga_push_interval_expected_seconds"])
+        run_metrics.step(STATS)
+        found.append([one for one in run_metrics._pace() if one.name == "douga_push_interval_expected_seconds"])
     assert found[0] == []
-    assert found[2] == [Value("douga_push_interval_expected_seconds", 12.0)]
+    assert found[2] == [GaugeSample("douga_push_interval_expected_seconds", 12.0)]
 
 
 def test_alarms_are_counted(tmp_path: Path) -> None:
-    meter = RunMeter(config(tmp_path), tmp_path)
-    meter.reading([START, replace(reading(5), alarms=("motion", "judge identity"))])
-    meter.reading([START, replace(reading(6), alarms=("motion",))])
-    found = now(meter)
+    run_metrics = RunMetrics(config(tmp_path), tmp_path)
+    run_metrics.reading([START, replace(reading(5), alarms=("motion", "judge identity"))])
+    run_metrics.reading([START, replace(reading(6), alarms=("motion",))])
+    found = now(run_metrics)
     assert found["douga_guard_alarms_total", "motion"] == 2
     assert found["douga_guard_alarms_total", "judge identity"] == 1
 
@@ -407,11 +407,11 @@ def test_tensorboard_shows_the_steps(simulated: Scraped) -> None:
 def test_tensorboard_shows_readings_and_forgets_what_was_repeated(tmp_path: Path) -> None:
     made = config(tmp_path, **{"metrics.tensorboard": "true"})
     for steps, loss in (((1, 2, 3, 4), 0.5), ((3, 4, 5), 0.25)):  # the second start goes on from step 2
-        meter = RunMeter(made, tmp_path)
+        run_metrics = RunMetrics(made, tmp_path)
         for step in steps:
-            meter.step(replace(STATS, step=step, loss=loss))
-        meter.reading([START, reading(steps[-1])])
-        meter._close()
+            run_metrics.step(replace(STATS, step=step, loss=loss))
+        run_metrics.reading([START, reading(steps[-1])])
+        run_metrics._close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     shown = {one.step: one.value for one in events.Scalars("douga_loss")}
