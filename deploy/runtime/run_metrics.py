@@ -78,7 +78,7 @@ def of_readings(readings: Sequence[Reading]) -> list[GaugeSample]:
             labels = {"dimension": dimension, "model": model}
             values.append(GaugeSample("douga_probe_reward", statistics.fmean(points), labels))
             if len(points) > 1:
-                values.append(GaugeSample("douga_probe_reward_sigma", statistics.stdev(points), labels))
+                values.append(GaugeSample("douga_probe_reward_stddev", statistics.stdev(points), labels))
         if model != "start":  # base clips are judged only once, so there is no separate start
             judged = _by_name(clips, "judged")
             values += [
@@ -157,13 +157,13 @@ class RunMetrics:
         """See `Journal`."""
         role = role_of(worker)
         if role in ROLES:
-            self.process_metrics.add("douga_nan_total", role=role)
+            self.process_metrics.add("douga_nonfinite_total", role=role)
 
     # Other events.
 
     def died(self, worker: str) -> None:
         """Counts a crash of `worker`."""
-        self.process_metrics.add("douga_restarts_total", role=role_of(worker))
+        self.process_metrics.add("douga_worker_crashes_total", role=role_of(worker))
 
     def announced(self) -> None:
         """Counts a published version."""
@@ -208,8 +208,8 @@ class RunMetrics:
 
     def _progress(self, run_loop: RunLoop) -> Iterator[GaugeSample]:
         yield GaugeSample("douga_step", run_loop.step)
-        yield GaugeSample("douga_steps_wanted", self.config.steps)
-        yield GaugeSample("douga_policy_lag_bound_pushes", self.config.exchange.max_lag)
+        yield GaugeSample("douga_steps_configured", self.config.steps)
+        yield GaugeSample("douga_policy_lag_limit_pushes", self.config.exchange.max_lag)
         for phase in PHASES:
             yield GaugeSample("douga_phase", float(phase == run_loop.phase), {"phase": phase})
         if self._last is not None:
@@ -235,7 +235,7 @@ class RunMetrics:
         for reason in WASTED:
             self._rise("douga_candidates_wasted_total", wasted.get(reason, 0), reason=reason)
         yield GaugeSample("douga_blobs_bytes", exchange.bytes_on_disk())
-        yield GaugeSample("douga_blobs_bound_bytes", self.config.exchange.max_bytes)
+        yield GaugeSample("douga_blobs_limit_bytes", self.config.exchange.max_bytes)
         yield GaugeSample("douga_disk_free_bytes", shutil.disk_usage(self.folder).free)
         yield GaugeSample("douga_policy_version", exchange.current_version(), {"role": LEARNER})
 
@@ -243,7 +243,7 @@ class RunMetrics:
         cluster, serial = self.config.cluster, self.process == SERIAL
         for role in ROLES:
             wanted = 1 if serial else cluster.placement_of(role).count
-            yield GaugeSample("douga_workers_wanted", wanted, {"role": role})
+            yield GaugeSample("douga_workers_configured", wanted, {"role": role})
             yield GaugeSample("douga_workers_up", 1 if serial else len(self.targets.workers(role)), {"role": role})
 
     def _rise(self, name: str, now: int, **labels: str) -> None:
@@ -279,7 +279,7 @@ class MeteredExchange(LocalExchange):
         """See `SamplerExchange.fail_group`."""
         super().fail_group(lease, reason, kind)
         if kind is FailureKind.NON_FINITE:
-            self.run_metrics.process_metrics.add("douga_nan_total", role=SAMPLER)
+            self.run_metrics.process_metrics.add("douga_nonfinite_total", role=SAMPLER)
 
     def submit_scores(self, worker: str, scores: Sequence[Score]) -> Sequence[Submitted]:
         """See `SamplerExchange.submit_scores`."""
@@ -288,7 +288,7 @@ class MeteredExchange(LocalExchange):
         metrics.observe("douga_score_batch_clips", len(scores))
         for score in (score for score, answer in zip(scores, answers, strict=True) if answer.accepted):
             if not all(map(isfinite, score.values.values())):
-                metrics.add("douga_nan_total", role=REWARDER)
+                metrics.add("douga_nonfinite_total", role=REWARDER)
             elif score.purpose is Purpose.TRAIN:
                 self.run_metrics.scored(score.values)
         return answers

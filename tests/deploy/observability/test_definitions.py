@@ -61,8 +61,8 @@ def test_what_others_rely_on_is_there() -> None:
     assert kinds["douga_queue_dropped_total"] == ("counter", "reason")
     assert kinds["douga_weight_push_seconds"] == ("histogram", "phase")
     assert kinds["douga_weight_push_bytes_total"] == ("counter", "phase")
-    assert kinds["douga_idle_seconds_total"] == kinds["douga_restarts_total"] == ("counter", "role")
-    assert kinds["douga_probe_reward"] == kinds["douga_probe_reward_sigma"] == ("gauge", "dimension", "model")
+    assert kinds["douga_idle_seconds_total"] == kinds["douga_worker_crashes_total"] == ("counter", "role")
+    assert kinds["douga_probe_reward"] == kinds["douga_probe_reward_stddev"] == ("gauge", "dimension", "model")
     assert not set(TABLE) & set(OF_PROCESS)
 
 

@@ -66,7 +66,7 @@ def test_the_hub_and_its_workers_export_what_the_table_says_of_them(tmp_path: Pa
     assert found["sampler-0"]["douga_weight_push_bytes_total", "transfer"] > 1000
     assert found["learner-0"]["douga_weight_push_seconds_count", "gather"] > 3
     assert found["rewarder-0"]["douga_idle_seconds_total", "rewarder"] > 0
-    assert found["hub"]["douga_workers_up", "sampler"] == found["hub"]["douga_workers_wanted", "sampler"] == 1
+    assert found["hub"]["douga_workers_up", "sampler"] == found["hub"]["douga_workers_configured", "sampler"] == 1
     assert {name for one in found.values() for name in names(one)} >= {
         name for name in TABLE if not name.startswith(("douga_gpu_", "douga_probe_"))
     }
@@ -125,7 +125,7 @@ def test_a_killed_sampler_is_taken_off_and_listed_again_when_it_is_back(tmp_path
     after = watcher.seen.index(next(there for there in watcher.seen if there.get("sampler-0") == watcher.killed))
     assert any(watcher.seen.index(there) > after for there in without)
     assert all(is_loopback(address.split(":")[0]) for there in watcher.seen for address in there.values())
-    assert watcher.hub["douga_restarts_total", "sampler"] == 1
+    assert watcher.hub["douga_worker_crashes_total", "sampler"] == 1
     assert watcher.hub["douga_workers_up", "sampler"] == 2
     assert [one["labels"] for one in watcher.ray] == [{"run": made.name, "process": "ray"}]
     assert listed(made) == {}

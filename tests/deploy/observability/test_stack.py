@@ -205,7 +205,7 @@ def test_a_role_that_is_killed_is_told_to_alertmanager(watched: Watched) -> None
     assert told["labels"]["role"] == "rewarder"
     assert told["labels"]["severity"] == "critical"
     assert told["annotations"]["summary"] == "simulated: no rewarder is running."
-    assert watched.ask('increase(douga_restarts_total{run="simulated", role="rewarder"}[5m]) > 0')
+    assert watched.ask('increase(douga_worker_crashes_total{run="simulated", role="rewarder"}[5m]) > 0')
 
 
 # The command.

@@ -95,8 +95,8 @@ def test_a_reading_tells_the_scorers_drift_from_the_policys() -> None:
     assert found["douga_probe_reward", "reward", "start"] == 53.0
     assert found["douga_probe_reward", "policy", "smoothness"] == 58.5
     spread = math.sqrt((9 + 1 + 1 + 9) / 3)
-    assert found["douga_probe_reward_sigma", "base", "reward"] == pytest.approx(spread)
-    assert found["douga_probe_reward_sigma", "reward", "start"] == pytest.approx(spread)
+    assert found["douga_probe_reward_stddev", "base", "reward"] == pytest.approx(spread)
+    assert found["douga_probe_reward_stddev", "reward", "start"] == pytest.approx(spread)
     assert found["douga_probe_judge", "motion", "policy"] == 73.0
     assert found["douga_probe_motion_ratio",] == 1.0
     assert of_readings([]) == []
@@ -138,7 +138,7 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
         assert found["douga_pushes_total",] == 1
         assert found["douga_policy_version", "learner"] == 0
         assert found["douga_blobs_bytes",] == exchange.bytes_on_disk() > 0
-        assert found["douga_blobs_bound_bytes",] == 20_000_000_000
+        assert found["douga_blobs_limit_bytes",] == 20_000_000_000
 
 
 def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
         run_metrics.not_finite("learner-0")
         run_metrics.not_finite("nobody")
         found = now(run_metrics)
-        assert [found["douga_nan_total", role] for role in ("sampler", "rewarder", "learner")] == [1, 1, 1]
+        assert [found["douga_nonfinite_total", role] for role in ("sampler", "rewarder", "learner")] == [1, 1, 1]
         assert found["douga_queue_dropped_total", "failed"] == 1
         assert found["douga_candidates_wasted_total", "nan"] == 2
 
@@ -189,7 +189,7 @@ def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
     assert found["douga_busy_seconds_total", "sampler"] == 6.5
     assert found["douga_busy_seconds_total", "rewarder"] == 1.0
     assert found["douga_weight_push_seconds_sum", "load"] == 0.5
-    assert found["douga_restarts_total", "sampler"] == 1
+    assert found["douga_worker_crashes_total", "sampler"] == 1
 
 
 def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
@@ -199,8 +199,8 @@ def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
     for number, worker in enumerate(("learner-0", "learner-1", "sampler-0", "sampler-7")):
         run_metrics.exporting(worker, f"127.0.0.1:{9000 + number}")
     found = now(run_metrics)
-    assert (found["douga_workers_up", "sampler"], found["douga_workers_wanted", "sampler"]) == (2, 3)
-    assert (found["douga_workers_up", "rewarder"], found["douga_workers_wanted", "rewarder"]) == (0, 1)
+    assert (found["douga_workers_up", "sampler"], found["douga_workers_configured", "sampler"]) == (2, 3)
+    assert (found["douga_workers_up", "rewarder"], found["douga_workers_configured", "rewarder"]) == (0, 1)
     run_metrics.trained(TrainingFinished(6, 6, "0" * 32))
     assert now(run_metrics)["douga_workers_up", "learner"] == 0
     with pytest.raises(ValueError, match="'hub': not the name of a worker"):
@@ -272,7 +272,7 @@ Scraped = tuple[RunConfig, list[Samples]]
 def test_a_serial_run_is_scraped_while_it_goes_on(simulated: Scraped) -> None:
     made, seen = simulated
     first, last = seen[0], seen[-1]
-    assert (first["douga_step",], first["douga_steps_wanted",]) == (0, 6)
+    assert (first["douga_step",], first["douga_steps_configured",]) == (0, 6)
     assert ("douga_loss",) not in first  # not known yet
     assert 0 < last["douga_step",] < 6
     assert last["douga_steps_total",] == last["douga_step",]
@@ -304,7 +304,7 @@ def test_readings_of_the_guardrails_are_exported(watched: Scraped) -> None:
     assert last["douga_probe_prompts",] == 2
     assert last["douga_probe_reward", "reward", "base"] == last["douga_probe_reward", "reward", "start"]
     assert 0 <= last["douga_probe_reward", "reward", "policy"] <= 100
-    assert last["douga_probe_reward_sigma", "character", "base"] > 0
+    assert last["douga_probe_reward_stddev", "character", "base"] > 0
     assert 0 <= last["douga_probe_judge", "identity", "policy"] <= 100
     assert last["douga_probe_motion_ratio",] > 0
     assert last["douga_candidates_total", "probe"] > 0
