@@ -86,7 +86,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         Console().print(comparison.table(result, result["prompts"]))
-        Console().print(result["verdict"]["words"], markup=False, highlight=False)
+        Console().print(result["verdict"]["message"], markup=False, highlight=False)
     return 0
 
 

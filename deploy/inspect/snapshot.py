@@ -77,7 +77,7 @@ class RunSnapshot:
     def finished(self) -> bool:
         """Whether the result covers all configured steps."""
         done = self.result or {}
-        return done.get("step") == self.config.steps and ("verdict" in done or "pace" in done)
+        return done.get("step") == self.config.steps and ("verdict" in done or "throughput" in done)
 
     def ended_since(self, time: float) -> Sequence[Record]:
         """Returns the units of work that ended at or after `time`, seconds since 1970."""

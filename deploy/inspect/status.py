@@ -152,7 +152,7 @@ def _training_since(snapshot: RunSnapshot) -> float:
 
 def _words(snapshot: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
     if phase == FINISHED:
-        return (snapshot.result or {}).get("verdict", {}).get("words", "finished")
+        return (snapshot.result or {}).get("verdict", {}).get("message", "finished")
     if phase == STARTING:
         return "starting: no records yet"
     if phase != STOPPED:

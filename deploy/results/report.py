@@ -71,7 +71,7 @@ def write(folder: Path) -> Path:
     layout.write_whole(path, render(folder, config, result))
     gains, least = extremes(result["by_prompt"], STILL_PAIRS)
     pairs = [(record, change_of(record)) for record in (*gains, *least)]
-    preview_image(folder, result["verdict"]["words"], pairs).save(folder / layout.PICTURE)
+    preview_image(folder, result["verdict"]["message"], pairs).save(folder / layout.PICTURE)
     return path
 
 

@@ -101,7 +101,7 @@ class RunLoop(ABC):
 
     def _finish_simulated(self, trained: dict[str, Any]) -> dict[str, Any]:
         """Finishes a simulated run: stores its throughput, as there are no clips to compare."""
-        result = trained | {"pace": throughput.figures(self.folder, self.exchange)}
+        result = trained | {"throughput": throughput.figures(self.folder, self.exchange)}
         self.events.write(event="finished", step=trained["step"])
         layout.write_result(self.folder, result)
         return result
@@ -113,7 +113,7 @@ class RunLoop(ABC):
         records = comparison.by_prompt(base, aligned, self.config)
         self._keep_clips(records, base, aligned)
         result = trained | comparison.conclude(records)
-        self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["words"])
+        self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["message"])
         layout.write_result(self.folder, result)
         report.write(self.folder)
         return result

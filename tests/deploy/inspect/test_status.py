@@ -156,7 +156,7 @@ def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> Non
 
 
 def test_a_finished_run_gives_its_verdict() -> None:
-    result = {"step": 20, "verdict": {"words": "Aligned."}}
+    result = {"step": 20, "verdict": {"message": "Aligned."}}
     found = run_status(
         snapshot(
             9000.0,

@@ -254,7 +254,7 @@ def test_the_report_is_one_well_formed_page_with_its_videos(unbroken):
     assert checker.outside == []  # nothing is fetched from elsewhere
     assert len(checker.videos) == 2  # evaluation.clips
     assert all(re.match(r"data:video/mp4;base64,[A-Za-z0-9+/]+=*$", video) for video in checker.videos)
-    assert result["verdict"]["words"].split(":")[0] in page
+    assert result["verdict"]["message"].split(":")[0] in page
     for words in ("Learned reward", "Oracle", "Timeline", "prefers-color-scheme", result["weights_digest"]):
         assert words in page
     assert "--name toy-again" in page

@@ -104,7 +104,7 @@ def test_failures_are_dealt_with_as_real_ones(tmp_path: Path) -> None:
     assert "nan score" in reasons
     assert exchange.wasted()["nan"] >= 2
     assert exchange.counts()[State.TRAINED] == 20
-    assert result["pace"]["lost"]["failed"] == len(exchange.failures())
+    assert result["throughput"]["lost"]["failed"] == len(exchange.failures())
     exchange.close()
 
 
@@ -172,7 +172,7 @@ def test_of_a_long_run_the_pace_of_its_end_is_told(tmp_path: Path) -> None:
     made = config(tmp_path, steps=400, timeline_bytes=100_000)
     result = serial.run(made).result
     assert result is not None
-    pace, kept = result["pace"], len(read_json_lines(made.folder / "timeline.jsonl"))
+    pace, kept = result["throughput"], len(read_json_lines(made.folder / "timeline.jsonl"))
     assert kept < 1000  # of some 2000 units of work
     assert 150 < pace["steps"] < 350
     assert pace["groups"] == pytest.approx(2 * pace["steps"], abs=4)
