@@ -51,8 +51,8 @@ from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import BASE, RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
-from deploy.runtime.scratch import scratch
 from deploy.runtime.workers.local import LocalWorkers
+from deploy.runtime.workers.scratch import scratch
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
 from rewarders.loop import ScoringLoop

@@ -16,8 +16,8 @@ from deploy.run_dir.journal import timed
 from deploy.runtime.factories import sampler_of
 from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
-from deploy.runtime.scratch import scratch
 from deploy.runtime.workers.base import Worker
+from deploy.runtime.workers.scratch import scratch
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.runtime import hub
+from deploy.runtime import cluster_run_loop
+from deploy.runtime.cluster_run_loop import RefusalWatch
 from deploy.runtime.evaluation import StuckError
-from deploy.runtime.hub import Hub, RefusalWatch
+from deploy.runtime.hub import Hub
 from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
@@ -37,7 +38,7 @@ def at_work(workers: Sequence[Worker], opened: HubReady) -> Iterator[None]:
 
 
 def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "FULL_SECONDS", 0.3)
+    monkeypatch.setattr(cluster_run_loop, "FULL_SECONDS", 0.3)
     made = config(tmp_path, **{"exchange.max_bytes": 1_000_000, "simulation.latents_bytes": 300_000})
     workers = [LearnerWorker(made, "learner-0", 0, RENDEZVOUS_PREFIX), SamplerWorker(made, "sampler-0")]
     middle = Hub(made)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.runtime.scratch import PREFIX, scratch
+from deploy.runtime.workers.scratch import PREFIX, scratch
 
 OWNER = """
 import sys
-from deploy.runtime.scratch import scratch
+from deploy.runtime.workers.scratch import scratch
 with scratch("sampler-0") as folder:
     (folder / "weights").write_bytes(b"x" * 1000)
     print(folder, flush=True)
