@@ -21,15 +21,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import RunConfig
 from common.errors import BAD_INPUT, ConfigError, StorageError
@@ -41,9 +39,9 @@ from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability import targets
 from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
-from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady, HubStatus, Outcome
+from deploy.runtime.messages import HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
-from deploy.runtime.ray_backend import connected, launch, pin, placed, ray_exporters
+from deploy.runtime.ray_backend import RestartUnit, connected, launch_hub, placed, ray_exporters, restart_units
 from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
@@ -124,24 +122,6 @@ def _check_root(config: RunConfig) -> None:
 
 
 @dataclass
-class RestartUnit:
-    """Processes that are restarted together: one worker, or all ranks of the learner."""
-
-    name: str
-    make: Callable[[], list[Any]]
-    members: list[str]  # worker names of the processes
-    processes: list[Any] = field(default_factory=list)
-    running: list[Any] = field(default_factory=list)  # pending results of their `run`
-    starts_at: float | None = 0.0  # time of the next start; None: running or done
-    up: bool = False  # has reported its node
-
-    @property
-    def is_sampler(self) -> bool:
-        """Whether the run can continue without it."""
-        return self.name.startswith("sampler")
-
-
-@dataclass
 class LocationQuery:
     """A process whose node is not known yet."""
 
@@ -166,9 +146,9 @@ class Driver:
     ) -> None:
         """`host` is the address that the hub listens on; "" is the address of its node."""
         self.config, self.stop, self.progress = config, stop, progress
-        self.supervisor, self.group, self.logs, self.host = supervisor, group, logs, host
-        self.hub = launch("deploy.runtime.hub:Hub", [config], **self._bundle(0))
-        self.units = self._units(rewards)
+        self.supervisor, self.logs, self.host = supervisor, logs, host
+        self.hub = launch_hub(config, group)
+        self.units = restart_units(config, group, rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
         self.external_samplers = 0
         self.pending_locations: dict[Any, LocationQuery] = {}  # pending answer -> its process
@@ -202,43 +182,6 @@ class Driver:
             ray.get(self.hub.call.remote("log_driver", entries), timeout=LOG_SECONDS)
 
         yield send
-
-    # Creating workers.
-
-    def _units(self, rewards: Sequence[Reward] | None) -> list[RestartUnit]:
-        cluster = self.config.cluster
-        ranks = [f"learner-{rank}" for rank in range(cluster.learner.count)]
-        units = [RestartUnit("learner", lambda: self._learners(ranks), ranks)]
-        units += [self._unit("sampler", number) for number in range(cluster.sampler.count)]
-        units += [self._unit("rewarder", number, rewards) for number in range(cluster.rewarder.count)]
-        return units
-
-    def _unit(self, role: str, number: int, *more: Any) -> RestartUnit:
-        name, placement = f"{role}-{number}", self.config.cluster.placement_of(role)
-        options = {
-            "num_gpus": placement.gpus,
-            "resources": pin(placement.node),
-            "scheduling_strategy": "SPREAD",
-        }
-        kind = f"deploy.runtime.workers.{role}:{role.title()}Worker"
-        return RestartUnit(name, lambda: [launch(kind, [self.config, name, *more], **options)], [name])
-
-    def _learners(self, names: Sequence[str]) -> list[Any]:
-        """Launches all ranks. They use a new file for rendezvous, because earlier groups leave theirs behind."""
-        kind, rendezvous = "deploy.runtime.workers.learner:LearnerWorker", uuid4().hex
-        gpus = self.config.cluster.learner.gpus
-        return [
-            launch(
-                kind,
-                [self.config, name, rank, f"{RENDEZVOUS_PREFIX}{rendezvous}"],
-                num_gpus=gpus,
-                **self._bundle(1 + rank),
-            )
-            for rank, name in enumerate(names)
-        ]
-
-    def _bundle(self, index: int) -> dict[str, Any]:
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, index)}
 
     # Supervision.
 
