@@ -75,7 +75,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.results import comparison
     from deploy.run_dir.progress import showing
     from deploy.run_dir.source import find_run_with_model
-    from deploy.runtime.serial import evaluate_again
+    from deploy.runtime.evaluation import evaluate_again
 
     folder, config = find_run_with_model(options.run)
     if options.prompts is not None:
@@ -113,55 +113,10 @@ def _report(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def _recover(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    from common.exchange import recovery
-    from common.weights.store import WeightStore
-    from deploy.run_dir.jsonl import EVENTS, JsonLines
+    from deploy.run_dir import recovery
     from deploy.runtime.factories import open_inputs
-    from learner import checkpoint
 
     folder, config = layout.find_run(options.run)
-    prompts = open_inputs(config)
-    with layout.lock(folder):
-        checkpoints = folder / "checkpoints"
-        done = recovery.recover(
-            folder,
-            config,
-            prompts,
-            checkpoints=checkpoint.steps(checkpoints),
-            newest_version=max(WeightStore(folder / "weights").versions(), default=-1),
-            before=lambda step: _set_newer_aside(checkpoints, step),
-        )
-        with JsonLines(folder / EVENTS) as events:
-            events.write(event="recovered", step=done.step, damage=done.damage)
-    print("\n".join(_recovered_lines(folder, done)))
+    done = recovery.recover(folder, config, open_inputs(config), print)
+    print("\n".join(recovery.lines(folder, done)))
     return 0
-
-
-def _recovered_lines(folder: Path, done: Any) -> list[str]:
-    from deploy.run_dir.jsonl import METRICS, read_json_lines
-
-    last = max((record["step"] for record in read_json_lines(folder / METRICS)), default=done.step)
-    repeated = f"steps {done.step + 1} to {last} are repeated, and " if last > done.step else ""
-    aside = [] if done.aside is None else [f"the damaged ledger is kept as {done.aside}"]
-    return [
-        done.damage,
-        f"{folder}: restored the ledger's snapshot of step {done.step}; the run resumes from there",
-        *aside,
-        f"lost: {repeated}everything sampled and scored since is made again",
-        f"lost: {done.again} unfinished groups ({done.dropped} of their clips) are sampled again, "
-        f"{done.given_up} pairs or evaluations whose blobs are gone are given up",
-        f"resume with: {layout.resume_command(folder)}",
-    ]
-
-
-def _set_newer_aside(checkpoints: Path, step: int) -> None:
-    """Renames checkpoints newer than `step`: they have no snapshot, so a run cannot resume from them."""
-    from common.errors.disk import writing
-    from learner import checkpoint
-
-    for newer in checkpoint.steps(checkpoints):
-        if newer > step:
-            place = checkpoint.place(checkpoints, newer)
-            with writing(place):
-                place.rename(place.with_name(f"unused-{place.name}"))
-            print(f"no sound snapshot belongs to the checkpoint of step {newer}: it is kept as unused-{place.name}")

@@ -28,12 +28,10 @@ from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
-from deploy.runtime.evaluation import HeldOutEvaluation
+from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
 
 log = logging.getLogger(__name__)
-
-BASE = 0  # the version of the base model
 
 
 class Stopped(Exception):

@@ -24,35 +24,30 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
-from common.exchange.local import LocalExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished
-from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, SAMPLER, SERIAL
+from common.roles import SAMPLER, SERIAL
 from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor, PausedError, Probes, open_probes
 from deploy.logs.files import LogFiles
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability.exporter import GaugeSample
-from deploy.results import comparison
 from deploy.run_dir import layout
 from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
-from deploy.run_dir.source import chosen_version
 from deploy.runtime.evaluation import StuckError
 from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import BASE, RunLoop, Stopped, queue
+from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from deploy.runtime.workers.local import LocalWorkers
-from deploy.runtime.workers.scratch import scratch
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
 from rewarders.loop import ScoringLoop
@@ -149,38 +144,6 @@ def _guard(
         notify=notify,
         on_reading=exchange.run_metrics.reading,
     )
-
-
-def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
-    """Repeats the held-out comparison of a run with `version` (None: the newest). Only reads the run folder.
-
-    Returns the result of `comparison.conclude`. The clips are stored in a scratch exchange that is deleted at the end.
-    """
-    store = WeightStore(folder / "weights")
-    chosen = chosen_version(store, config, version)
-    prompts = open_inputs(config)
-    sampler, rewarder = open_scorers(config)
-    manifest = store.manifest(chosen)
-    with ExitStack() as stack:
-        scratch_folder = stack.enter_context(scratch("evaluate"))
-        exchange = LocalExchange(scratch_folder, config, prompts)
-        stack.callback(exchange.close)
-        workers = LocalWorkers(
-            config=config,
-            sampler=sampler,
-            rewarder=rewarder,
-            exchange=exchange,
-            store=store,
-            journal=stack.enter_context(RunJournal(scratch_folder, dict)),
-            progress=progress,
-            between=lambda: None,
-        )
-        evaluation = workers.evaluation(prompts)
-        base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
-        if chosen != BASE:
-            exchange.announce(manifest)
-        aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
-    return comparison.conclude(comparison.by_prompt(base, aligned, config))
 
 
 class Serial(RunLoop):
