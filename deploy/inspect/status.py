@@ -22,7 +22,7 @@ from common.exchange.api import OVER, State
 from common.exchange.queries import Work
 from common.messages import StepStats
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, ROLES, TRAINING, role_of
-from deploy.inspect.snapshot import Record, RunSnapshot
+from deploy.inspect.snapshot import LedgerSummary, Record, RunSnapshot
 from deploy.run_dir import layout, throughput, timeline
 from deploy.run_dir.progress import Status, ThroughputTracker, minutes
 from deploy.run_dir.timeline import STARTS, Bar
@@ -78,35 +78,43 @@ class RunStatus:
 
 def run_status(snapshot: RunSnapshot) -> RunStatus:
     """Returns the status of the run in the snapshot."""
-    config, ledger, phase = snapshot.config, snapshot.ledger, _phase(snapshot)
+    ledger, phase = snapshot.ledger or LedgerSummary(), _phase(snapshot)
     live = phase not in (FINISHED, STOPPED)
     workers = _workers(snapshot) if live and phase != STARTING else []
     window, rates, roles = _flow(snapshot, workers)
     status = _status(snapshot, phase, rates)
-    last = snapshot.steps[-1] if snapshot.steps else {}
-    stuck = {role: sum(one.state == "waits" for one in workers if role_of(one.name) == role) for role in roles}
     return RunStatus(
-        run=config.name,
+        run=snapshot.config.name,
         folder=str(snapshot.folder),
         phase=phase,
         words=_words(snapshot, phase, status, rates),
-        step=ledger.step if ledger else 0,
-        steps=config.steps,
+        step=ledger.step,
+        steps=snapshot.config.steps,
         eta=status.eta,
-        version=ledger.version if ledger else 0,
-        lag={"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": config.exchange.max_lag},
-        queue={state.value: count for state, count in (ledger.groups if ledger else {}).items() if count},
+        version=ledger.version,
+        lag=_lag(snapshot),
+        queue={state.value: count for state, count in ledger.groups.items() if count},
         rates=rates,
         window=window,
         last=_last(snapshot),
-        roles={role: {**how, "waiting": stuck[role]} for role, how in roles.items()},
+        roles={role: {**how, "waiting": _waiting(workers, role)} for role, how in roles.items()},
         bottleneck=throughput.busiest(roles) if live and any(how["busy"] for how in roles.values()) else None,
         workers=workers,
         process=snapshot.lock_owner,
         since=None if live else snapshot.last_word,
         resume_command=layout.resume_command(snapshot.folder) if phase == STOPPED else None,
-        wasted=ledger.wasted if ledger else {},
+        wasted=ledger.wasted,
     )
+
+
+def _lag(snapshot: RunSnapshot) -> dict[str, float]:
+    last = snapshot.steps[-1] if snapshot.steps else {}
+    bound = snapshot.config.exchange.max_lag
+    return {"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": bound}
+
+
+def _waiting(workers: Sequence[WorkerStatus], role: str) -> int:
+    return sum(one.state == "waits" and role_of(one.name) == role for one in workers)
 
 
 def _phase(snapshot: RunSnapshot) -> str:

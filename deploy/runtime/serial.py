@@ -99,51 +99,43 @@ def run(
     roles, shown = open_roles(config, rewards, left_out.append), progress or NullProgress()
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
-        file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
-        stack.callback(file.close)
-        stack.enter_context(logging_to(file, config, SERIAL))
+        _open_log(stack, config, folder)
         for line in left_out:
             log.warning("%s", line)
-        run_metrics = RunMetrics(config, folder, SERIAL)
-        exchange = MeteredExchange(folder, config, roles.prompts, run_metrics)
-        stack.callback(exchange.close)
-        journal = stack.enter_context(
-            RunJournal(folder, lambda: queue(exchange), run_metrics, timeline_bytes=config.timeline_bytes)
-        )
-        events = stack.enter_context(JsonLines(folder / EVENTS))
-        loop = Serial(
-            config=config,
-            roles=roles,
-            folder=folder,
-            exchange=exchange,
-            events=events,
-            guardrails=_guard(config, folder, exchange, roles, events, shown.message),
-            journal=journal,
-            stop=stop,
-            progress=shown,
-        )
-        run_metrics.watch(loop)
-        run_metrics.export(stack, LOOPBACK)
+        loop = _open_run_loop(stack, config, folder, roles, stop, shown)
+        loop.run_metrics.watch(loop)
+        loop.run_metrics.export(stack, LOOPBACK)
         return loop.run()
 
 
-def _guard(
-    config: RunConfig,
-    folder: Path,
-    exchange: MeteredExchange,
-    roles: Roles,
-    events: JsonLines,
-    notify: Callable[[str], None],
-) -> GuardrailMonitor:
-    return GuardrailMonitor(
+def _open_log(stack: ExitStack, config: RunConfig, folder: Path) -> None:
+    file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
+    stack.callback(file.close)
+    stack.enter_context(logging_to(file, config, SERIAL))
+
+
+def _open_run_loop(
+    stack: ExitStack, config: RunConfig, folder: Path, roles: Roles, stop: Callable[[], bool], progress: Progress
+) -> Serial:
+    """Opens the files of the run folder, which are closed with `stack`."""
+    run_metrics = RunMetrics(config, folder, SERIAL)
+    exchange = MeteredExchange(folder, config, roles.prompts, run_metrics)
+    stack.callback(exchange.close)
+    journal = stack.enter_context(
+        RunJournal(folder, lambda: queue(exchange), run_metrics, timeline_bytes=config.timeline_bytes)
+    )
+    events = stack.enter_context(JsonLines(folder / EVENTS))
+    guardrails = GuardrailMonitor(
         config=config,
         folder=folder,
         exchange=exchange,
         probes=roles.probes,
         events=events,
-        notify=notify,
-        on_reading=exchange.run_metrics.reading,
+        notify=progress.message,
+        on_reading=run_metrics.reading,
     )
+    return Serial(config=config, roles=roles, folder=folder, exchange=exchange, events=events, guardrails=guardrails,
+                  journal=journal, stop=stop, progress=progress)  # fmt: skip
 
 
 class Serial(RunLoop):
