@@ -27,7 +27,7 @@ from tests.deploy.runtime.test_driver import Lines
 from tests.deploy.runtime.test_external_workers import external_worker, served
 from tests.deploy.runtime.test_hub import at_work
 from tests.deploy.runtime.test_run_metrics import names
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_simulate import config
 from tests.support.toy import wait_until
 
 pytestmark = pytest.mark.timeout(240)

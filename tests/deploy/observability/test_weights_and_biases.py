@@ -18,9 +18,9 @@ from deploy.observability import weights_and_biases
 from deploy.observability.weights_and_biases import check_wandb
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.run_metrics import RunMetrics, of_step
-from tests.deploy.runtime.test_bare import run as run_without
 from tests.deploy.runtime.test_run_metrics import START, STATS, reading
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_bare import run as run_without
+from tests.runs.test_simulate import config
 
 installed = pytest.mark.skipif(
     find_spec("wandb") is None, reason="wandb is not installed in this environment: pip install 'douga[wandb]'"
@@ -30,7 +30,7 @@ RUN = """if True:
     import sys
     from pathlib import Path
     from deploy.runtime import serial
-    from tests.deploy.runtime.test_simulate import config
+    from tests.runs.test_simulate import config
     from tests.support import toy
     made = config(Path(sys.argv[1]), **{"metrics.wandb": "cartoons"})
     stop = toy.after(int(sys.argv[2]), lambda: True)

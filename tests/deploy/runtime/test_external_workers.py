@@ -26,7 +26,7 @@ from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Addresses, HubReady, Outcome
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
-from tests.deploy.runtime.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
+from tests.runs.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
 from tests.support.tiny import tiny_pipeline
 from tests.support.toy import wait_until
 

@@ -18,7 +18,7 @@ from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
 from deploy.runtime.workers.rewarder import RewarderWorker
 from deploy.runtime.workers.sampler import SamplerWorker
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_simulate import config
 
 
 @contextmanager

@@ -29,9 +29,9 @@ from docs import generate
 from tests.deploy.guardrails.test_monitor import WATCHED
 from tests.deploy.guardrails.test_rules import START, reading, side
 from tests.deploy.observability.test_exporter import Samples, scrape
-from tests.deploy.runtime.test_bare import run as run_without
 from tests.deploy.runtime.test_serial import fresh, model
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_bare import run as run_without
+from tests.runs.test_simulate import config
 from tests.support import toy
 from tests.support.exchange import fakes
 

@@ -32,7 +32,7 @@ class Centred(Algorithm):
     """Every candidate is trained on, weighted by how far its reward lies above the mean of its group."""
 
     class Config(AlgorithmConfig):
-        """``[algorithm] name = "tests.deploy.runtime.test_own_algorithm:Centred"``."""
+        """``[algorithm] name = "tests.runs.test_own_algorithm:Centred"``."""
 
         strength: float = Field(default=1.0, gt=0, description="factor of every weight")
 
