@@ -103,8 +103,8 @@ def _pace_lines(made: Plan) -> list[str]:
     ]
     if pace.samplers_needed is not None:
         less = "the learner waits" if pace.samplers < pace.samplers_needed else "the samplers wait"
-        who = "nobody waits" if pace.samplers == pace.samplers_needed else less
-        shown.append(f"  {pace.samplers_needed:8d}    samplers keep the learner busy; with {pace.samplers} {who}")
+        note = "nobody waits" if pace.samplers == pace.samplers_needed else less
+        shown.append(f"  {pace.samplers_needed:8d}    samplers keep the learner busy; with {pace.samplers} {note}")
     return [*shown, f"  {pace.total(config.steps, clips) / 3600:8.1f} h  {config.steps} steps"]
 
 

@@ -35,10 +35,10 @@ class OutOfMemory(RunFailed):
 
 
 @contextmanager
-def needed_by(who: str, config: RunConfig | None = None) -> Iterator[None]:
+def needed_by(worker: str, config: RunConfig | None = None) -> Iterator[None]:
     """Turns out-of-memory errors inside the block into `OutOfMemory`, which names settings of the role that need less.
 
-    Other errors are not changed. No settings are named without `config`, or if `who` is not a worker's name:
+    Other errors are not changed. No settings are named without `config`, or if `worker` is not a worker's name:
     ``with needed_by("sampler-0", config)``.
     """
     try:
@@ -49,8 +49,8 @@ def needed_by(who: str, config: RunConfig | None = None) -> Iterator[None]:
         found = shortage(error)
         if found is None:
             raise
-        knobs = "" if config is None else _knobs(who.partition("-")[0], config)
-        raise OutOfMemory(f"{who}: out of memory: {_figures(found)}{knobs}") from error
+        knobs = "" if config is None else _knobs(worker.partition("-")[0], config)
+        raise OutOfMemory(f"{worker}: out of memory: {_figures(found)}{knobs}") from error
 
 
 def _figures(found: Shortage) -> str:

@@ -1,4 +1,4 @@
-"""An algorithm of a user's own: one class, named by its dotted path, brings a selection, a loss and a metric."""
+"""A custom algorithm: one class, named by its dotted path, with its own selection, loss and metric."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Centred(Algorithm):
         return LossOutput((inputs.weights * inputs.policy).mean(1), {"positive_share": above})
 
 
-def test_it_runs_and_its_metric_is_found_everywhere(
+def test_a_custom_algorithm_runs_and_its_metric_is_exported(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[str] = []
@@ -78,7 +78,7 @@ def test_it_runs_and_its_metric_is_found_everywhere(
     assert len(before) > 1
 
 
-def test_it_trains_the_same_weights_twice(model: Path, tmp_path: Path) -> None:
+def test_a_custom_algorithm_is_deterministic(model: Path, tmp_path: Path) -> None:
     name = f"{__name__}:Centred"
     results = [
         serial.run(toy.config(fresh(tmp_path / run, model), **{"algorithm.name": name}), toy.rewards()).result

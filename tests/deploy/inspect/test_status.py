@@ -1,4 +1,4 @@
-"""Who waits for whom, which role is the bottleneck, and what is left: in literal values."""
+"""Which worker waits for which role, the bottleneck and the time left, in literal values."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_learner_waits_for_samplers_which_set_the_pace() -> None:
     }
 
 
-def test_samplers_wait_for_leave_while_the_learner_works() -> None:
+def test_samplers_wait_for_admission_while_the_learner_works() -> None:
     spans = [
         *(span(f"sampler-{n}", 1000.0, 10.0) for n in (0, 1)),
         *(span("learner-0", 1000.0 + 30 * k, 30.0) for k in range(3)),
@@ -62,22 +62,22 @@ def test_samplers_wait_for_leave_while_the_learner_works() -> None:
         "learner-0 works on step 4",
     ]
     assert found.bottleneck == "learner"
-    # Three steps and the 12 s of the one under way, of 102.
+    # Three steps, and 12 s of the current one, of 102 s.
     assert found.roles["learner"]["busy"] == pytest.approx(1.0)
     assert found.roles["sampler"] == {"workers": 2, "busy": pytest.approx(20 / 204), "waiting": 2}
     # 17 steps are left, one took 30 s.
     assert found.eta == pytest.approx(17 * 30)
 
 
-def test_a_unit_under_way_counts_as_long_as_it_usually_takes() -> None:
-    """It may have begun long after the last one ended, which nothing tells."""
+def test_the_current_unit_of_work_counts_for_at_most_its_usual_length() -> None:
+    """Its start is unknown: it may be long after the end of the last one."""
     spans = [span("learner-0", 1000.0, 5.0), *(span("sampler-0", 1010.0 + 10 * k, 10.0) for k in range(8))]
     ledger = ledger_summary({"learner-0": Work("learning", 2, "train", 0, 8)}, {"training": 8}, step=1, refusal=LAG)
     found = run_status(snapshot(1100.0, ledger, spans, [step(1, 1005.0)]))
     assert found.roles["learner"]["busy"] == pytest.approx(10 / 100)
 
 
-def test_a_learner_with_enough_clips_on_their_way_waits_for_the_rewarder() -> None:
+def test_a_learner_waits_for_the_rewarder_if_enough_clips_are_sampled() -> None:
     ledger = ledger_summary(
         {"rewarder-0": Work("scoring", 0, "train", 0, 16)}, {"ready": 3, "scoring": 4, "sampled": 1}, refusal=LAG
     )
@@ -88,7 +88,7 @@ def test_a_learner_with_enough_clips_on_their_way_waits_for_the_rewarder() -> No
     assert found.bottleneck == "rewarder"
 
 
-def test_what_else_workers_may_be_at() -> None:
+def test_other_states_of_workers() -> None:
     spans = [
         span("sampler-0", 1000.0, 1.0), span("sampler-0", 1001.0, 1.0, kind="loading"), span("sampler-1", 1050.0, 1.0),
         span("sampler-1", 1061.0, 1.0, kind="loading"), span("sampler-2", 1020.0, 30.0), span("learner-0", 1000.0, 60.0)
@@ -106,7 +106,7 @@ def test_what_else_workers_may_be_at() -> None:
     ]
 
 
-def test_in_one_process_roles_wait_for_their_turn() -> None:
+def test_the_roles_of_a_serial_run_wait_for_their_turn() -> None:
     ledger = ledger_summary(
         {"sampler-0": Work("sampling", 5, "train", 0, 4)}, {"sampling": 1, "sampled": 2, "ready": 8}
     )
@@ -137,7 +137,7 @@ def test_phases() -> None:
     assert (found.words, found.eta) == ("evaluating base 5/8  0.50 groups/s  0:06 left", pytest.approx(6.0))
 
 
-def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> None:
+def test_a_stopped_run_shows_since_when_why_and_how_to_resume() -> None:
     ledger, steps = ledger_summary({"learner-0": Work("learning", 3, "train", 0, 8)}, step=2), [step(2, 1100.0)]
     started = event(1000.0, "started")
     ends = {
@@ -155,7 +155,7 @@ def test_a_run_that_does_not_run_says_since_when_why_and_how_it_goes_on() -> Non
         assert any(line.endswith("; resume with: douga run runs/mine/config.toml") for line in lines(found))
 
 
-def test_a_finished_run_gives_its_verdict() -> None:
+def test_a_finished_run_shows_its_verdict() -> None:
     result = {"step": 20, "verdict": {"message": "Aligned."}}
     found = run_status(
         snapshot(

@@ -1,4 +1,4 @@
-"""The exporter serves what it was told and what it reads, at one address, by the names of the table alone."""
+"""The exporter serves recorded and read values on one address, under the names of the table only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def scrape(address: str) -> Samples:
     return {(one.name, *(one.labels[label] for label in sorted(one.labels))): one.value for one in samples}
 
 
-def test_what_is_told_is_served() -> None:
+def test_recorded_values_are_served() -> None:
     metrics = ProcessMetrics(HUB)
     metrics.add("douga_steps_total")
     metrics.add("douga_busy_seconds_total", 2.5, role="sampler")
@@ -46,7 +46,7 @@ def test_what_is_told_is_served() -> None:
         found = scrape(address)
     assert found["douga_steps_total",] == 1
     assert found["douga_busy_seconds_total", "sampler"] == 2.5
-    assert found["douga_busy_seconds_total", "learner"] == 0  # there before it first rises
+    assert found["douga_busy_seconds_total", "learner"] == 0  # exported before its first increment
     assert found["douga_score_seconds_bucket", "0.1"] == 0
     assert found["douga_score_seconds_bucket", "0.3"] == found["douga_score_seconds_count",] == 1
     assert found["douga_score_seconds_sum",] == 0.2
@@ -58,7 +58,7 @@ def test_what_is_told_is_served() -> None:
     assert not [name for name, *_ in found if name.endswith("_created")]
 
 
-def test_what_a_reader_adds_is_seen_in_the_same_scrape() -> None:
+def test_counters_raised_by_a_reader_are_in_the_same_scrape() -> None:
     metrics = ProcessMetrics(HUB)
 
     def reader() -> Iterator[GaugeSample]:
@@ -75,7 +75,7 @@ def test_names_and_labels_are_those_of_the_table() -> None:
     with pytest.raises(KeyError):
         learner.add("douga_no_such_total")
     with pytest.raises(KeyError):
-        learner.add("douga_steps_total")  # the hub's
+        learner.add("douga_steps_total")  # only the hub exports it
     with pytest.raises(ValueError, match="label"):
         learner.observe("douga_weight_push_seconds", 1.0, stage="write")
     learner.read(lambda: [GaugeSample("douga_step", 1)])
@@ -89,7 +89,7 @@ def test_every_process_exports_what_the_table_says_of_it() -> None:
     assert "douga_step" not in {metric.name for metric in exported_by(SAMPLER)}
 
 
-def test_processes_of_one_machine_do_not_share_what_they_count() -> None:
+def test_processes_on_one_machine_have_separate_counters() -> None:
     one, other = ProcessMetrics(LEARNER), ProcessMetrics(LEARNER)
     one.add("douga_idle_seconds_total", 3.0, role="learner")
     assert other.registry.get_sample_value("douga_idle_seconds_total", {"role": "learner"}) is None
@@ -127,7 +127,7 @@ def test_at_its_end_the_port_is_free() -> None:
         socket.create_connection((LOOPBACK, port), timeout=10)
 
 
-def test_who_reaches_a_service_at_loopback_is_at_loopback() -> None:
+def test_the_own_address_toward_a_loopback_service_is_loopback() -> None:
     assert own_address("tcp://127.0.0.1:4000") == LOOPBACK
     assert own_address("tcp://192.0.2.1:4000") not in ("0.0.0.0", "192.0.2.1")
 

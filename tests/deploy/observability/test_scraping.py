@@ -1,4 +1,4 @@
-"""Cluster runs scraped while they go on: who is listed when, and what the hub and its workers export."""
+"""Cluster runs scraped while they run: which processes are targets, and what hub and workers export."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(240)
 
 
 def listed(made: RunConfig) -> dict[str, str]:
-    """Worker -> where its metrics are, as Prometheus reads it at this moment."""
+    """Worker -> address of its exporter, as Prometheus reads it now."""
     found = json.loads((made.folder / "prometheus" / "targets.json").read_text())
     assert all(one["labels"]["run"] == made.name for one in found)
     return {one["labels"]["worker"]: one["targets"][0] for one in found}
@@ -87,21 +87,21 @@ def test_external_workers_are_targets_while_they_are_connected(tmp_path: Path) -
 
 
 class Watcher(Lines):
-    """Looks at the targets whenever the driver shows how things stand; kills a sampler once, and looks on."""
+    """A `Progress` that records the targets at every status update, and kills a sampler once."""
 
     def __init__(self, made: RunConfig) -> None:
         super().__init__()
         self.made, self.seen, self.ray = made, [], []
-        self.killed = ""  # where the sampler was that was killed
+        self.killed = ""  # address of the killed sampler
         self.asked = False
 
     def stop(self) -> bool:
-        """For `cluster.run`: stop when all was seen."""
+        """For `driver.run`: stops once everything was observed."""
         with suppress(FileNotFoundError):
-            self.look(listed(self.made))
+            self.observe(listed(self.made))
         return self.asked
 
-    def look(self, there: dict[str, str]) -> None:
+    def observe(self, there: dict[str, str]) -> None:
         if there not in self.seen:
             self.seen.append(there)
         if not self.killed and {"sampler-0", "sampler-1", "rewarder-0", "learner-0"} <= there.keys():
@@ -115,7 +115,7 @@ class Watcher(Lines):
             self.asked = True
 
 
-def test_a_killed_sampler_is_taken_off_and_listed_again_when_it_is_back(tmp_path: Path) -> None:
+def test_a_killed_sampler_is_removed_and_listed_again_after_its_restart(tmp_path: Path) -> None:
     made: Any = config(
         *(tmp_path,), steps=100_000, mode="cluster", **{"simulation.sample_seconds": 0.05, "cluster.restart_seconds": 1}
     )

@@ -1,4 +1,4 @@
-"""The verdict, with literal figures: what passes, and what must not."""
+"""The verdict on literal figures: which pass and which do not."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_policy_that_freezes_to_please_the_reward_fails():
     assert conclusion["oracle"]["motion"]["change"]["mean"] == -71.5
     assert not conclusion["verdict"]["passed"]
     assert "oracle motion -71.5" in conclusion["verdict"]["message"]
-    assert "AnimeReward" not in conclusion["verdict"]["message"]  # it rose: not the reason
+    assert "AnimeReward" not in conclusion["verdict"]["message"]  # it rose, so it is not a reason
 
 
 def test_a_policy_that_moves_well_passes():

@@ -1,4 +1,4 @@
-"""The journal writes what it is told, from near and from far."""
+"""The journal writes the events of local and remote workers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STATS = StepStats(
 )
 
 
-def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> None:
+def test_reports_of_a_remote_worker_are_in_the_run_folder(tmp_path: Path) -> None:
     with (
         RunJournal(tmp_path, lambda: {"ready": 4}) as journal,
         serving(journal_service(journal)) as service,
@@ -43,7 +43,7 @@ def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> Non
     assert (span["worker"], span["kind"], span["began"], span["seconds"]) == ("learner-0", "learning", 1000.25, 2.5)
 
 
-def test_only_work_that_was_done_is_written(tmp_path: Path) -> None:
+def test_calls_without_work_leave_no_span(tmp_path: Path) -> None:
     with RunJournal(tmp_path, dict) as journal:
         assert timed(journal, "sampler-0", "sampling", lambda: False) is False
         assert timed(journal, "learner-0", "learning", lambda: None) is None

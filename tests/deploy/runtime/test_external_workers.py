@@ -1,4 +1,4 @@
-"""Workers from outside: who is let in, how they are counted, and real ones that come and go."""
+"""External workers: which are accepted, how they are counted, and real ones that join and leave."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_registration_has_the_next_free_name_and_the_ports_of_the_hub(tmp_path: 
     assert registry.join("sampler", "simulated").name == "sampler-4"
     registration = registry.join("rewarder", "simulated")
     assert registration.name == "rewarder-1"
-    tunnel = registration.addresses("tcp://localhost:7000", None)  # the services are where the hub was reached
+    tunnel = registration.addresses("tcp://localhost:7000", None)  # the services are on the host of the tunnel
     assert (tunnel.exchange, tunnel.weights) == ("tcp://localhost:1", "tcp://localhost:3")
     with pytest.raises(ConfigError, match="an external worker can be a sampler or a rewarder, not a 'learner'"):
         registry.join("learner", "simulated")
@@ -65,7 +65,7 @@ def test_a_worker_without_a_recent_heartbeat_counts_as_gone(tmp_path: Path) -> N
     assert registry.heartbeat(one) is MembershipState.ACTIVE
     clock.now += 1
     assert (registry.count("sampler"), registry.count("rewarder")) == (1, 0)
-    assert registry.heartbeat(two) is MembershipState.ACTIVE  # it was only slow
+    assert registry.heartbeat(two) is MembershipState.ACTIVE  # it was only late
     assert registry.count("sampler") == 2
     registry.leave(one)
     assert (registry.count("sampler"), released) == (1, [one])
@@ -116,7 +116,7 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
 
 
 class Served:
-    """A hub that serves a run, as its driver would have it."""
+    """A hub that serves a run, as the driver would start it."""
 
     def __init__(self, made: RunConfig) -> None:
         self.hub = Hub(made)
@@ -137,7 +137,7 @@ class Served:
 
 @contextmanager
 def served(made: RunConfig) -> Iterator[Served]:
-    """The hub and the learner at work; at the end both are joined and the hub is closed."""
+    """Runs the hub and the learner on threads; afterwards both are joined and the hub is closed."""
     run = Served(made)
     for thread in run.threads:
         thread.start()
@@ -167,7 +167,7 @@ def external_worker(invitation: list[str], role: str, *more: str) -> Iterator[su
 
 
 def works(made: RunConfig, worker: str) -> Callable[[], bool]:
-    """Whether a worker has written down work."""
+    """Whether the timeline has work of a worker."""
     return lambda: any(span["worker"] == worker for span in read_json_lines(made.folder / "timeline.jsonl"))
 
 
@@ -189,7 +189,7 @@ def test_external_workers_join_a_live_run_work_and_leave(tmp_path: Path, keys: s
         assert run.hub.status().samplers == 0
         with external_worker(run.invitation, "sampler") as second:
             wait_until(works(made, "sampler-3"))
-            second.kill()  # without a word: its lease is given back
+            second.kill()  # without `leave`: its lease expires
             with external_worker(run.invitation, "sampler") as third:
                 wait_until(works(made, "sampler-4"))
                 run.learner.stop()
@@ -246,9 +246,9 @@ class Broken(Worker):
         1 / 0  # noqa: B018
 
 
-@pytest.mark.slow  # a request that got no answer is repeated after 30 s
+@pytest.mark.slow  # a request without an answer is repeated after 30 s
 def test_an_external_worker_joins_again_after_the_hub_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExternalWorkers, "announce_end", lambda self: None)  # as if the hub was killed: nobody is told
+    monkeypatch.setattr(ExternalWorkers, "announce_end", lambda self: None)  # as if the hub was killed
     made = config(tmp_path, steps=400, **{"cluster.port": free_ports(5), "simulation.sample_seconds": 0.02})
     with ExitStack() as stack:
         with served(made) as run:

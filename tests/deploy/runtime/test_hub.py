@@ -1,4 +1,4 @@
-"""The hub in this process, with simulated workers on threads: what it leaves behind, and when it gives up."""
+"""The hub in this process, with simulated workers on threads: the files it removes, and when a run counts as stuck."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def at_work(workers: Sequence[Worker], opened: HubReady) -> Iterator[None]:
             assert not thread.is_alive()
 
 
-def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_max_bytes_too_small_for_a_step_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_run_loop, "FULL_SECONDS", 0.3)
     made = config(tmp_path, **{"exchange.max_bytes": 1_000_000, "simulation.latents_bytes": 300_000})
     workers = [LearnerWorker(made, "learner-0", 0, RENDEZVOUS_PREFIX), SamplerWorker(made, "sampler-0")]
@@ -52,7 +52,7 @@ def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, m
         middle.close()
 
 
-def test_where_ranks_have_met_nothing_stays(tmp_path: Path) -> None:
+def test_rendezvous_files_are_removed(tmp_path: Path) -> None:
     made = config(tmp_path)
     made.folder.mkdir(parents=True)
     (made.folder / f"{RENDEZVOUS_PREFIX}of-a-hub-that-was-killed").touch()
@@ -66,7 +66,7 @@ def test_where_ranks_have_met_nothing_stays(tmp_path: Path) -> None:
     assert not list(made.folder.glob(f"{RENDEZVOUS_PREFIX}*"))
 
 
-def test_refused_admission_is_logged_when_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+def test_long_refusals_of_admission_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     watch = RefusalWatch()
     refused = "exchange.max_lag = 1"
     with caplog.at_level("WARNING"):

@@ -1,4 +1,4 @@
-"""What a run exports: by hand, and scraped from runs while they go on."""
+"""The metrics of a run: unit tests, and runs that are scraped while they run."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def now(run_metrics: RunMetrics) -> Samples:
 
 
 def names(samples: Samples) -> set[str]:
-    """The metrics of which there are samples."""
+    """The names of the metrics that have samples."""
     parts = {name: name.rpartition("_")[0] for name, *_ in samples}
     return {
         stem if TABLE.get(stem) is not None and TABLE[stem].kind == HISTOGRAM else name for name, stem in parts.items()
     }
 
 
-# By hand.
+# Unit tests.
 
 
 def test_a_step_as_gauges() -> None:
@@ -84,7 +84,7 @@ def test_a_step_as_gauges() -> None:
     }
 
 
-def test_a_reading_tells_the_scorers_drift_from_the_policys() -> None:
+def test_a_reading_separates_scorer_drift_from_policy_changes() -> None:
     """The policy is 5.5 points above the base, whose own clips score 1 point more than at the start."""
     last = reading(7, base=side(reward=(51.0, 53.0, 55.0, 57.0)), reward=(55.0, 58.0, 59.0, 62.0))
     found = {(value.name, *sorted(value.labels.values())): value.value for value in of_readings([START, last])}
@@ -117,7 +117,7 @@ def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMetrics, MeteredExc
         exchange.close()
 
 
-def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
+def test_submissions_are_counted(tmp_path: Path) -> None:
     with metered(tmp_path) as (run_metrics, exchange):
         exchange.announce(fakes.weight_version(0, 0, 0))
         exchange.enqueue(fakes.heldout(1))
@@ -131,7 +131,7 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
         assert found["douga_candidates_total", "train"] == 2
         assert found["douga_candidates_total", "eval"] == 1
         assert found["douga_score_batch_clips_sum",] == 3
-        assert found["douga_reward_score_count", "motion"] == 2  # the held-out clip is none of the policy's training
+        assert found["douga_reward_score_count", "motion"] == 2  # a held-out clip is no training candidate
         assert found["douga_reward_score_sum", "motion"] == 110
         assert found["douga_queue_items", "ready"] == 1
         assert found["douga_queue_admitted_total",] == 1
@@ -141,7 +141,7 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
         assert found["douga_blobs_limit_bytes",] == 20_000_000_000
 
 
-def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
+def test_nonfinite_values_are_counted_by_role(tmp_path: Path) -> None:
     with metered(tmp_path) as (run_metrics, exchange):
         fakes.sample(exchange)
         (task, _) = exchange.lease_candidates("rewarder-0", 2)
@@ -158,7 +158,7 @@ def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
         assert found["douga_candidates_wasted_total", "nan"] == 2
 
 
-def test_a_counter_does_not_fall_when_a_rollback_takes_things_back(tmp_path: Path) -> None:
+def test_a_rollback_does_not_decrease_a_counter(tmp_path: Path) -> None:
     with metered(tmp_path, exchange__max_lag="0") as (run_metrics, exchange):
         exchange.announce(fakes.weight_version(0, 0, 0))
         fakes.make_pairs(exchange, 2)
@@ -172,7 +172,7 @@ def test_a_counter_does_not_fall_when_a_rollback_takes_things_back(tmp_path: Pat
         assert found["douga_queue_admitted_total",] == 2
 
 
-def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
+def test_journal_records_become_metrics(tmp_path: Path) -> None:
     run_metrics = RunMetrics(config(tmp_path), tmp_path)
     run_metrics.step(STATS)
     run_metrics.step(replace(STATS, step=4, refreshed=False, seconds=0.5))
@@ -192,7 +192,7 @@ def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
     assert found["douga_worker_crashes_total", "sampler"] == 1
 
 
-def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
+def test_the_journal_lists_running_workers(tmp_path: Path) -> None:
     made = config(tmp_path, mode="cluster", **{"cluster.sampler.count": 3})
     run_metrics = RunMetrics(made, tmp_path)
     run_metrics.process_metrics.read(run_metrics._workers)
@@ -207,7 +207,7 @@ def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
         run_metrics.exporting("hub", "127.0.0.1:9999")
 
 
-def test_the_push_that_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expected_push_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step every 4 s, a push every 3 steps."""
     made = config(tmp_path, **{"learner.steps_per_push": 3, "learner.checkpoint_every": 3})
     run_metrics, second = RunMetrics(made, tmp_path), iter(range(100, 200, 4))
@@ -229,7 +229,7 @@ def test_alarms_are_counted(tmp_path: Path) -> None:
     assert found["douga_guard_alarms_total", "judge identity"] == 1
 
 
-# Runs, scraped while they go on.
+# Runs that are scraped while they run.
 
 
 def targets(made: RunConfig) -> list[dict]:
@@ -237,7 +237,7 @@ def targets(made: RunConfig) -> list[dict]:
 
 
 def watching(made: RunConfig, seen: list[Samples]) -> Callable[[], bool]:
-    """A stop predicate that never says yes: between any two units of work it scrapes."""
+    """A stop predicate that never stops the run, but scrapes it between any two units of work."""
 
     def stop() -> bool:
         (target,) = targets(made)
@@ -269,11 +269,11 @@ def watched(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunC
 Scraped = tuple[RunConfig, list[Samples]]
 
 
-def test_a_serial_run_is_scraped_while_it_goes_on(simulated: Scraped) -> None:
+def test_a_serial_run_can_be_scraped(simulated: Scraped) -> None:
     made, seen = simulated
     first, last = seen[0], seen[-1]
     assert (first["douga_step",], first["douga_steps_configured",]) == (0, 6)
-    assert ("douga_loss",) not in first  # not known yet
+    assert ("douga_loss",) not in first  # no value yet
     assert 0 < last["douga_step",] < 6
     assert last["douga_steps_total",] == last["douga_step",]
     assert last["douga_step_seconds_count",] == last["douga_steps_total",]
@@ -290,13 +290,13 @@ def test_a_serial_run_is_scraped_while_it_goes_on(simulated: Scraped) -> None:
     assert last["douga_reward",] == pytest.approx(steps[int(last["douga_step",]) - 1]["reward"])
 
 
-def test_after_the_run_nobody_is_to_be_scraped(simulated: Scraped) -> None:
+def test_after_the_run_there_are_no_targets(simulated: Scraped) -> None:
     assert targets(simulated[0]) == []
 
 
 def test_readings_of_the_guardrails_are_exported(watched: Scraped) -> None:
     seen = watched[1]
-    assert seen[0]["douga_phase", "evaluating base"] == 0  # the first unit of work are the base's probes
+    assert seen[0]["douga_phase", "evaluating base"] == 0  # the first units of work are the base model's probes
     assert any(one["douga_phase", "evaluating base"] for one in seen)
     assert seen[-1]["douga_phase", "evaluating aligned"] == 1
     last = seen[-1]
@@ -311,7 +311,7 @@ def test_readings_of_the_guardrails_are_exported(watched: Scraped) -> None:
 
 
 def test_code_and_table_are_equal(simulated: Scraped, watched: Scraped) -> None:
-    """Two runs export every metric of the table, but those of a GPU (`test_exporter.py`), and none besides."""
+    """Two runs export every metric of the table, except those of a GPU (`test_exporter.py`), and no others."""
     exported = {name for _, seen in (simulated, watched) for one in seen for name in names(one)}
     ours = {name for name in exported if not name.startswith("process_")}
     assert ours - set(TABLE) == set()
@@ -325,7 +325,7 @@ def test_documentation_and_table_are_equal() -> None:
     assert rows == [f"`{name}`" for name in TABLE]
 
 
-def test_a_resumed_run_shows_at_once_where_it_stands(tmp_path: Path) -> None:
+def test_a_resumed_run_exports_its_state_at_once(tmp_path: Path) -> None:
     made = config(tmp_path)
     asked: list[bool] = []
 
@@ -382,7 +382,7 @@ def test_prometheus_own_linter_finds_nothing(simulated: Scraped, tmp_path: Path)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
-def test_prometheus_takes_the_configuration_of_the_documentation(tmp_path: Path) -> None:
+def test_prometheus_accepts_the_documented_configuration(tmp_path: Path) -> None:
     block = (generate.DOCS / "metrics.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "prometheus.yml").write_text(block)
     command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
@@ -404,9 +404,9 @@ def test_tensorboard_shows_the_steps(simulated: Scraped) -> None:
     assert set(events.Tags()["scalars"]) == {value.name for value in of_step(STATS)}
 
 
-def test_tensorboard_shows_readings_and_forgets_what_was_repeated(tmp_path: Path) -> None:
+def test_tensorboard_has_readings_and_drops_repeated_steps(tmp_path: Path) -> None:
     made = config(tmp_path, **{"metrics.tensorboard": "true"})
-    for steps, loss in (((1, 2, 3, 4), 0.5), ((3, 4, 5), 0.25)):  # the second start goes on from step 2
+    for steps, loss in (((1, 2, 3, 4), 0.5), ((3, 4, 5), 0.25)):  # the second start resumes from step 2
         run_metrics = RunMetrics(made, tmp_path)
         for step in steps:
             run_metrics.step(replace(STATS, step=step, loss=loss))
@@ -419,7 +419,7 @@ def test_tensorboard_shows_readings_and_forgets_what_was_repeated(tmp_path: Path
     assert events.Scalars("douga_probe_reward/reward/policy")[-1].value == 53.0
 
 
-def test_tensorboard_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_tensorboard_is_an_error(tmp_path: Path) -> None:
     ended = run_without(tmp_path, "tensorboard", "--mode", "serial", "--simulate", "--metrics.tensorboard")
     assert ended.returncode == 2
     assert ended.stderr == (
