@@ -30,8 +30,8 @@ examples:
 
 def add(commands: Any) -> None:
     """Adds the command of this file."""
-    words = "estimate GPU memory, time and disk before renting GPUs"
-    command = add_command(commands, "plan", _plan, words, PLAN, takes_keys=True)
+    summary = "estimate GPU memory, time and disk before renting GPUs"
+    command = add_command(commands, "plan", _plan, summary, PLAN, takes_keys=True)
     command.add_argument("config", type=Path, metavar="CONFIG.toml", help="configuration of the run")
     command.add_argument("--family", help="2b, 5b-i2v or 1.5-5b-i2v, instead of the files in model.path")
     command.add_argument("--gpu", default="A800-80GB", help=f"{', '.join(GPUS)} (default: A800-80GB)")

@@ -54,13 +54,13 @@ example:
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    words = "repeat a run's held-out comparison from its weights, without changing the run"
-    evaluate = add_command(commands, "evaluate", _evaluate, words, EVALUATE)
+    summary = "repeat a run's held-out comparison from its weights, without changing the run"
+    evaluate = add_command(commands, "evaluate", _evaluate, summary, EVALUATE)
     evaluate.add_argument("--prompts", type=int, help="number of held-out prompts (default: the run's)")
     evaluate.add_argument("--version", type=int, help="weight version to compare with the base (default: the newest)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    words = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
-    export = add_command(commands, "export", _export, words, EXPORT)
+    summary = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
+    export = add_command(commands, "export", _export, summary, EXPORT)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--version", type=int, help="weight version (default: the newest; 0: the base model)")
     recover = add_command(commands, "recover", _recover, "restore a damaged ledger from a snapshot", RECOVER)

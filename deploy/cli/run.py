@@ -116,7 +116,7 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
 
     console = Console()
     if config.simulate:
-        for line in throughput.words(result["throughput"]):
+        for line in throughput.lines(result["throughput"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return 0
     console.print(comparison.table(result, result["prompts"]))

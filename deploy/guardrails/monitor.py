@@ -232,10 +232,10 @@ class GuardrailMonitor:
         alarms = len(reading.alarms)
         log.info("guardrails, step %d: reading of version %d, %d alarms", reading.step, reading.version, alarms)
         for rule in reading.alarms:
-            words = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
+            message = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
             self.events.write(event="alarm", step=reading.step, version=reading.version, rule=rule, action=action,
-                              words=words)  # fmt: skip
-            self._warn(f"guardrails, step {reading.step}: {words}{CONSEQUENCE[action]}")
+                              words=message)  # fmt: skip
+            self._warn(f"guardrails, step {reading.step}: {message}{CONSEQUENCE[action]}")
         self._end()
         if action == "pause":
             raise PausedError(self._pause_message(reading))
@@ -249,12 +249,12 @@ class GuardrailMonitor:
         return f"{patience} readings in a row" if patience > 1 else "1 reading"
 
     def _pause_message(self, reading: Reading) -> str:
-        seen = "; ".join(f"{rule}: {reading.shown[rule]}" for rule in reading.alarms)
+        findings = "; ".join(f"{rule}: {reading.shown[rule]}" for rule in reading.alarms)
         resume = layout.resume_command(self.folder)
         return (
-            f"paused by guardrails.action after step {reading.step}: {seen}; checkpoint saved; resume with: {resume} "
-            "(add --guardrails.action warn to run without pauses), or change reward.weights or learner.lr and start a "
-            "run with another --name"
+            f"paused by guardrails.action after step {reading.step}: {findings}; checkpoint saved; "
+            f"resume with: {resume} (add --guardrails.action warn to run without pauses), or change reward.weights or "
+            "learner.lr and start a run with another --name"
         )
 
     def _end(self) -> None:

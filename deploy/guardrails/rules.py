@@ -86,7 +86,7 @@ def findings(history: Sequence[Reading], reading: Reading, rules: GuardrailsConf
     answers = sorted({name for one in reading.policy.values() for name in one.judged})
     found = {judge_rule(name): _fallen(history, reading, name, rules.max_judge_drop) for name in answers}
     found |= {MOTION: _frozen(reading, rules.motion_floor), SCORER: _drifted(history, reading, rules.max_score_drift)}
-    return {rule: words for rule, words in found.items() if words}
+    return {rule: finding for rule, finding in found.items() if finding}
 
 
 def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) -> str:
@@ -100,8 +100,8 @@ def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) 
     if fall is None or rise is None or fall.mean >= -most or fall.high >= 0 or rise.low <= 0:
         return ""
     return (
-        f"held-out {answer} {_words(fall)} points since step {best.step}, "
-        f"while the trained reward changed by {_words(rise)}"
+        f"held-out {answer} {_as_text(fall)} points since step {best.step}, "
+        f"while the trained reward changed by {_as_text(rise)}"
     )
 
 
@@ -123,7 +123,7 @@ def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
     if not sure:
         return ""
     name, change = max(sure, key=lambda pair: abs(pair[1].mean))
-    return f"the same base clips score {_words(change)} points in {name} since the start: the scorer changed"
+    return f"the same base clips score {_as_text(change)} points in {name} since the start: the scorer changed"
 
 
 def _change(before: Reading, after: Reading, value: PromptValue) -> Interval | None:
@@ -157,7 +157,7 @@ def _base_score(name: str) -> PromptValue:
     return lambda reading, ordinal: reading.base[ordinal].trained[name]
 
 
-def _words(change: Interval) -> str:
+def _as_text(change: Interval) -> str:
     return f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
 
 

@@ -87,7 +87,7 @@ def run_status(snapshot: RunSnapshot) -> RunStatus:
         run=snapshot.config.name,
         folder=str(snapshot.folder),
         phase=phase,
-        words=_words(snapshot, phase, status, rates),
+        words=_progress_text(snapshot, phase, status, rates),
         step=ledger.step,
         steps=snapshot.config.steps,
         eta=status.eta,
@@ -158,13 +158,13 @@ def _training_since(snapshot: RunSnapshot) -> float:
     return max([started, *evaluated])
 
 
-def _words(snapshot: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
+def _progress_text(snapshot: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
     if phase == FINISHED:
         return (snapshot.result or {}).get("verdict", {}).get("message", "finished")
     if phase == STARTING:
         return "starting: no records yet"
     if phase != STOPPED:
-        return replace(status, groups_per_second=rates["groups_per_second"]).words()
+        return replace(status, groups_per_second=rates["groups_per_second"]).line()
     last = snapshot.events[-1] if snapshot.events else {}
     if last.get("event") == "interrupted":
         return f"interrupted after step {last['step']}"

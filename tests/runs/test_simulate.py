@@ -194,7 +194,7 @@ def test_busy_shares_by_hand() -> None:
             "learner": {"workers": 1, "busy": 0.9},
         },
     }
-    assert throughput.words(pace) == [
+    assert throughput.lines(pace) == [
         "5 steps and 20 groups in 10.0 s: 0.50 steps/s, 2.00 groups/s",
         "busy: sampler 25% of 2, rewarder 5% of 1, learner 90% of 1; the learner is the bottleneck",
         "lag: mean 0.50, maximum 1 pushes",

@@ -13,13 +13,13 @@ from deploy.run_dir.progress import Plain, Status, ThroughputTracker, minutes, s
 
 def test_a_training_line():
     status = Status("training", 12, 30, 12, 96, 0.5, 61.25, 0.0312, 1.5, 75.0)
-    assert status.words() == (
+    assert status.line() == (
         "training 12/30  pairs 96  version 12  lag 0.5  reward 61.25  loss 0.0312  1.50 groups/s  1:15 left"
     )
 
 
 def test_an_evaluation_line_is_short():
-    assert Status("evaluating base", 3, 96, groups_per_second=2.0).words() == "evaluating base 3/96  2.00 groups/s"
+    assert Status("evaluating base", 3, 96, groups_per_second=2.0).line() == "evaluating base 3/96  2.00 groups/s"
 
 
 def stats(step: int, reward: float) -> StepStats:
