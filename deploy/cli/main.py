@@ -25,7 +25,7 @@ GROUPS = (run, worker, plan, clips, results, data, rewards, annotate, inspect, l
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a `douga` command, by default that of the process. Returns the exit code."""
+    """Runs a `douga` command, by default from `sys.argv`. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     return exit_code(partial(_dispatch, arguments))
 

@@ -101,7 +101,7 @@ class GuardrailMonitor:
         self.probes = probes or Probes([], None)
         self.readings = [one for one in read_readings(folder) if not exchange.rolled_back(one.version)]
         self._store = WeightStore(folder / "weights")
-        self._unjudged = ""  # why the last clip that was left out of a reading was
+        self._unjudged = ""  # why the last clip was left out of a reading
         self._pending: Pending | None = None
         self._tried = -1  # version of the last reading, completed or not
         self._judgements: dict[str, Judgement | str] = {}  # of base clips, by candidate id

@@ -6,8 +6,8 @@ model's clips, rescored at the same time. The reading of step 0 is the base mode
 
 | rule | triggers when |
 |---|---|
-| judge ANSWER | the score fell by more than `fall` points since its best reading, while the trained reward rose |
-| motion | the clips have less than `motion_floor` of the motion of the base model's clips |
+| judge ANSWER | the score fell more than `max_judge_drop` points below its best reading while the trained reward rose |
+| motion | the clips have less than the share `motion_floor` of the motion of the base model's clips |
 | scorer | the base model's clips score differently than at the start: the scorer changed, not the policy |
 
 Comparisons are paired by prompt and seed. A rule triggers only if the 95 % paired bootstrap interval over the prompts

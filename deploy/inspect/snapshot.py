@@ -2,8 +2,8 @@
 
 ```
 metrics, events, timeline, guardrails .jsonl ──┐
-config.toml, result.json ─────────────────┼──> RunSnapshot: the run at one moment
-ledger.sqlite (read-only), ledger.lock ───┘
+config.toml, result.json ──────────────────────┼──> RunSnapshot: the run at one moment
+ledger.sqlite (read-only), ledger.lock ────────┘
 ```
 """
 
@@ -69,7 +69,7 @@ class RunSnapshot:
         return next((one["time"] for one in reversed(self.events) if one["event"] in STARTS), None)
 
     @property
-    def last_word(self) -> float | None:
+    def last_record(self) -> float | None:
         """When the run last wrote a record, seconds since 1970; None if never."""
         return max((records[-1]["time"] for records in (self.events, self.spans, self.steps) if records), default=None)
 

@@ -73,7 +73,7 @@ class RunStatus:
     process: int | None = None  # pid of the process that holds the ledger
     since: float | None = None  # for a run that is not running: time of its last record, seconds since 1970
     resume_command: str | None = None  # for a stopped run: the command that resumes it
-    wasted: Mapping[str, int] = field(default_factory=dict)  # clips sampled in vain, by reason
+    wasted: Mapping[str, int] = field(default_factory=dict)  # wasted clips, by reason
 
 
 def run_status(snapshot: RunSnapshot) -> RunStatus:
@@ -101,7 +101,7 @@ def run_status(snapshot: RunSnapshot) -> RunStatus:
         bottleneck=throughput.busiest(roles) if live and any(how["busy"] for how in roles.values()) else None,
         workers=workers,
         process=snapshot.lock_owner,
-        since=None if live else snapshot.last_word,
+        since=None if live else snapshot.last_record,
         resume_command=layout.resume_command(snapshot.folder) if phase == STOPPED else None,
         wasted=ledger.wasted,
     )
@@ -180,7 +180,7 @@ def _flow(
     snapshot: RunSnapshot, workers: Sequence[WorkerStatus]
 ) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
     """Returns (length of the window in seconds, rates, role -> number of workers and busy share)."""
-    end = snapshot.now if workers else snapshot.last_word or snapshot.now
+    end = snapshot.now if workers else snapshot.last_record or snapshot.now
     units = [span["seconds"] for span in snapshot.spans[-100:]]
     begin = max(end - max([WINDOW, *(LONGEST_UNITS * one for one in units)]), snapshot.started or 0.0)
     seconds = max(end - begin, 1e-3)

@@ -2,7 +2,7 @@
 
 ```
 work ── add, observe ──> ProcessMetrics <── GET /metrics ── Prometheus
-state <───── readers ────────┘             called at every scrape; they read existing state
+state <───── readers ─────────────┘         called at every scrape; they read existing state
 ```
 """
 

@@ -1,8 +1,8 @@
 """Curves of a run for TensorBoard and W&B: the gauges of every optimizer step and every guardrail reading.
 
 ```
-RunMetrics ── values, step ──> Scalars ──> TensorBoardWriter     RUN/tensorboard/   metrics.tensorboard
-                                    └──> WandbWriter           W&B, RUN/wandb/    metrics.wandb
+RunMetrics ── samples, step ──> Scalars ──> TensorBoardWriter     RUN/tensorboard/   metrics.tensorboard
+                                       └──> WandbWriter           W&B, RUN/wandb/    metrics.wandb
 ```
 
 A curve is named after its metric, followed by its label values: ``douga_probe_reward/reward/policy``.

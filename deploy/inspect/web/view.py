@@ -1,7 +1,7 @@
 """Selects the data of the page, as a JSON-serialisable dict.
 
 ```
-{"status": {...}        the status, as `douga status --json` prints it (`deploy/inspect/status.py`)
+{"status":   {...}        the status, as `douga status --json` prints it (`deploy/inspect/status.py`)
  "lines":    [...]        one line per worker, as `douga status` prints it
  "groups":   [{"ordinal", "text", "version", "state", "clip", "why",
                "kept": [{"name", "reward", "weight", "scores"}, ...]}, ...]
@@ -170,5 +170,5 @@ def _marks(snapshot: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
 
 def lanes(snapshot: RunSnapshot) -> str | None:
     """Returns an SVG of the work in the last `LANES` seconds, since the last start; None if there is none."""
-    recent = snapshot.ended_since(max((snapshot.last_word or snapshot.now) - LANES, snapshot.started or 0.0))
+    recent = snapshot.ended_since(max((snapshot.last_record or snapshot.now) - LANES, snapshot.started or 0.0))
     return charts.lanes(timeline.read(recent, []), KINDS) if recent else None
