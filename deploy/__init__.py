@@ -1,4 +1,5 @@
 """Puts the roles together: everything between the `douga` command and the models' work.
 
-Floors, from the top: docs/architecture.md, "Layers". A room may import the floors below it, the roles, and common.
+The folders form layers (docs/architecture.md, "Layers"): a folder may import those of lower layers, the roles and
+`common`. Change here how runs are started, watched and reported; models, losses and scheduling rules belong elsewhere.
 """

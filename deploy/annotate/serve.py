@@ -117,5 +117,5 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
-def _range(one: Mapping[str, Any], words: Any) -> str:
-    return "-" if one["low"] is None else f"{words(one['low'])} to {words(one['high'])}"
+def _range(one: Mapping[str, Any], as_text: Any) -> str:
+    return "-" if one["low"] is None else f"{as_text(one['low'])} to {as_text(one['high'])}"

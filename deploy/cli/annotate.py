@@ -26,8 +26,8 @@ examples:
 
 def add(commands: Any) -> None:
     """Adds the command of this file."""
-    words = "serve a web page where people rate and compare clips"
-    command = add_command(commands, "annotate", _annotate, words, ANNOTATE)
+    summary = "serve a web page where people rate and compare clips"
+    command = add_command(commands, "annotate", _annotate, summary, ANNOTATE)
     command.add_argument("place", type=Path, metavar="PLACE", help="run folder or its name under runs/, or a folder")
     command.add_argument("--rubric", default="anime", help="anime (default), huvidpo, or a TOML file")
     command.add_argument("--annotators", type=int, default=3, help="number of people who rate each clip (default: 3)")

@@ -40,8 +40,8 @@ scored, the exit code is 2.
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    words = "generate clips with a model folder or a run's newest weights"
-    sample = add_command(commands, "sample", _sample, words, SAMPLE, takes_keys=True)
+    summary = "generate clips with a model folder or a run's newest weights"
+    sample = add_command(commands, "sample", _sample, summary, SAMPLE, takes_keys=True)
     sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
     sample.add_argument("--count", type=int, default=8, help="number of prompts (default: 8)")
     sample.add_argument(
@@ -54,8 +54,8 @@ def add(commands: Any) -> None:
         help="start from the DDIM-inverted noise of this clip",
     )
     sample.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default: samples)")
-    words = "score clips as a run does: every head and judge, and the weighted mean"
-    score = add_command(commands, "score", _score, words, SCORE, takes_keys=True)
+    summary = "score clips as a run does: every head and judge, and the weighted mean"
+    score = add_command(commands, "score", _score, summary, SCORE, takes_keys=True)
     score.add_argument("clips", nargs="+", type=Path, metavar="CLIP", help="mp4 files, or folders with a samples.json")
     score.add_argument("--text", help="caption of the mp4 files")
     score.add_argument("--image", type=Path, help="first-frame image of the mp4 files (default: frame 0 of each)")

@@ -32,17 +32,17 @@ def add(commands: Any) -> None:
     """Adds the commands of this file."""
     prompts = commands.add_parser("prompts", help="build prompt files", description="build prompt files")
     kinds = prompts.add_subparsers(dest="kind", metavar="from-videos")
-    words = "take the third frame and the caption of every video in a folder"
-    videos = add_command(kinds, "from-videos", _from_videos, words, FROM_VIDEOS)
+    summary = "take the third frame and the caption of every video in a folder"
+    videos = add_command(kinds, "from-videos", _from_videos, summary, FROM_VIDEOS)
     videos.add_argument("folder", type=Path, help="folder of videos")
     videos.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and the images")
     videos.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
     videos.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
-    words = "train the embedded toon model and its reward heads"
-    toon = commands.add_parser("toon", help=words, description=words)
+    summary = "train the embedded toon model and its reward heads"
+    toon = commands.add_parser("toon", help=summary, description=summary)
     kinds = toon.add_subparsers(dest="kind", metavar="build")
-    words = "train the toon model and its heads from scratch: one to two hours on 2 cores"
-    build = add_command(kinds, "build", _build_toon, words, TOON_BUILD)
+    summary = "train the toon model and its heads from scratch: one to two hours on 2 cores"
+    build = add_command(kinds, "build", _build_toon, summary, TOON_BUILD)
     build.add_argument(
         "--work", type=Path, default=Path("build/toon"), help="folder for training states (default: build/toon)"
     )

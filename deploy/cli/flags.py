@@ -46,10 +46,10 @@ class Parser(argparse.ArgumentParser):
         self._kinds = action.choices
         return action
 
-    def own_options(self, words: Sequence[str]) -> frozenset[str]:
-        """Returns the option names, without dashes, of the command that `words` begins with."""
-        if words and words[0] in self._kinds:
-            return self._kinds[words[0]].own_options(words[1:])
+    def own_options(self, arguments: Sequence[str]) -> frozenset[str]:
+        """Returns the option names, without dashes, of the command that `arguments` begins with."""
+        if arguments and arguments[0] in self._kinds:
+            return self._kinds[arguments[0]].own_options(arguments[1:])
         return frozenset(self._own)
 
     def format_help(self) -> str:
@@ -63,13 +63,13 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see: {self.prog} --help")
 
 
-def add_command(commands: Any, name: str, act: Action, words: str, epilog: str = "", **how: Any) -> Parser:
-    """Adds the command `name` with the one-line help `words`. `how` is passed to `Parser`.
+def add_command(commands: Any, name: str, act: Action, summary: str, epilog: str = "", **how: Any) -> Parser:
+    """Adds the command `name` with the one-line help `summary`. `how` is passed to `Parser`.
 
     With ``takes_keys=True`` the command accepts configuration keys as flags.
     """
     takes_keys = how.pop("takes_keys", False)
-    command: Parser = commands.add_parser(name, help=words, description=words, epilog=epilog, **how)
+    command: Parser = commands.add_parser(name, help=summary, description=summary, epilog=epilog, **how)
     command.set_defaults(act=act, takes_keys=takes_keys, prog=command.prog)
     return command
 
@@ -84,15 +84,15 @@ def add_server_options(command: Parser, port: int) -> None:
     command.add_argument("--token-file", type=Path, metavar="FILE", help="read the token from this file (chmod 600)")
 
 
-def split_flags(words: Sequence[str], own: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
-    """Splits `words` into configuration flags and the rest for argparse, which includes the options in `own`.
+def split_flags(arguments: Sequence[str], own: frozenset[str]) -> tuple[dict[str, Any], list[str]]:
+    """Splits `arguments` into configuration flags and the rest for argparse, which includes the options in `own`.
 
     The value of a boolean key may be omitted and is then true. Raises `ConfigError` if another key has no value.
     """
     switches = {key.name for key in keys() if isinstance(key.default, bool)}
     flags: dict[str, Any] = {}
     rest: list[str] = []
-    queue = list(words)
+    queue = list(arguments)
     while queue:
         word = queue.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")

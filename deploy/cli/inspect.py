@@ -86,13 +86,13 @@ def _watch(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 def _trace(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.inspect.trace import trace
 
-    seen = _reader(options.run).read()
-    out = options.out or seen.folder / TRACE_FILE
-    if not seen.spans and not seen.events:
-        raise ConfigError(f"{seen.folder}: no records yet")
+    snapshot = _reader(options.run).read()
+    out = options.out or snapshot.folder / TRACE_FILE
+    if not snapshot.spans and not snapshot.events:
+        raise ConfigError(f"{snapshot.folder}: no records yet")
     try:
-        write_whole(out, json.dumps(trace(seen), ensure_ascii=False))
+        write_whole(out, json.dumps(trace(snapshot), ensure_ascii=False))
     except (OSError, StorageError) as error:
         raise ConfigError(f"--out {out}: cannot be written: {error}") from None
-    print(f"{out}: {len(seen.spans)} units of work; open it at https://ui.perfetto.dev or in chrome://tracing")
+    print(f"{out}: {len(snapshot.spans)} units of work; open it at https://ui.perfetto.dev or in chrome://tracing")
     return 0

@@ -25,9 +25,9 @@ GROUPS = (run, worker, plan, clips, results, data, rewards, annotate, inspect, l
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a `douga` command, by default that of the process. Returns the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(partial(_dispatch, words))
+    """Runs a `douga` command, by default from `sys.argv`. Returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(partial(_dispatch, arguments))
 
 
 def exit_code(act: Callable[[], int]) -> int:
@@ -46,9 +46,9 @@ def exit_code(act: Callable[[], int]) -> int:
         return 130
 
 
-def _dispatch(words: list[str]) -> int:
+def _dispatch(arguments: list[str]) -> int:
     parser = build_parser()
-    flags, rest = split_flags(words, parser.own_options(words))
+    flags, rest = split_flags(arguments, parser.own_options(arguments))
     options = parser.parse_args(rest)
     if flags and not options.takes_keys:
         raise ConfigError(f"--{next(iter(flags))}: unknown option; see: {options.prog} --help")

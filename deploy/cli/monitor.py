@@ -24,8 +24,8 @@ examples:
 
 def add(commands: Any) -> None:
     """Adds the command of this file."""
-    words = "start Prometheus, Alertmanager and Grafana for runs"
-    command = add_command(commands, "monitor", _monitor, words, MONITOR)
+    summary = "start Prometheus, Alertmanager and Grafana for runs"
+    command = add_command(commands, "monitor", _monitor, summary, MONITOR)
     command.add_argument("runs", nargs="+", metavar="RUN", help=RUN)
     command.add_argument(
         "--port",

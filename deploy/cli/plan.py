@@ -30,8 +30,8 @@ examples:
 
 def add(commands: Any) -> None:
     """Adds the command of this file."""
-    words = "estimate GPU memory, time and disk before renting GPUs"
-    command = add_command(commands, "plan", _plan, words, PLAN, takes_keys=True)
+    summary = "estimate GPU memory, time and disk before renting GPUs"
+    command = add_command(commands, "plan", _plan, summary, PLAN, takes_keys=True)
     command.add_argument("config", type=Path, metavar="CONFIG.toml", help="configuration of the run")
     command.add_argument("--family", help="2b, 5b-i2v or 1.5-5b-i2v, instead of the files in model.path")
     command.add_argument("--gpu", default="A800-80GB", help=f"{', '.join(GPUS)} (default: A800-80GB)")
@@ -103,8 +103,8 @@ def _pace_lines(made: Plan) -> list[str]:
     ]
     if pace.samplers_needed is not None:
         less = "the learner waits" if pace.samplers < pace.samplers_needed else "the samplers wait"
-        who = "nobody waits" if pace.samplers == pace.samplers_needed else less
-        shown.append(f"  {pace.samplers_needed:8d}    samplers keep the learner busy; with {pace.samplers} {who}")
+        note = "nobody waits" if pace.samplers == pace.samplers_needed else less
+        shown.append(f"  {pace.samplers_needed:8d}    samplers keep the learner busy; with {pace.samplers} {note}")
     return [*shown, f"  {pace.total(config.steps, clips) / 3600:8.1f} h  {config.steps} steps"]
 
 

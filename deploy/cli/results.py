@@ -54,13 +54,13 @@ example:
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    words = "repeat a run's held-out comparison from its weights, without changing the run"
-    evaluate = add_command(commands, "evaluate", _evaluate, words, EVALUATE)
+    summary = "repeat a run's held-out comparison from its weights, without changing the run"
+    evaluate = add_command(commands, "evaluate", _evaluate, summary, EVALUATE)
     evaluate.add_argument("--prompts", type=int, help="number of held-out prompts (default: the run's)")
     evaluate.add_argument("--version", type=int, help="weight version to compare with the base (default: the newest)")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    words = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
-    export = add_command(commands, "export", _export, words, EXPORT)
+    summary = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
+    export = add_command(commands, "export", _export, summary, EXPORT)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--version", type=int, help="weight version (default: the newest; 0: the base model)")
     recover = add_command(commands, "recover", _recover, "restore a damaged ledger from a snapshot", RECOVER)
@@ -75,7 +75,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.results import comparison
     from deploy.run_dir.progress import showing
     from deploy.run_dir.source import find_run_with_model
-    from deploy.runtime.serial import evaluate_again
+    from deploy.runtime.evaluation import evaluate_again
 
     folder, config = find_run_with_model(options.run)
     if options.prompts is not None:
@@ -86,7 +86,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
         Console().print(comparison.table(result, result["prompts"]))
-        Console().print(result["verdict"]["words"], markup=False, highlight=False)
+        Console().print(result["verdict"]["message"], markup=False, highlight=False)
     return 0
 
 
@@ -113,55 +113,10 @@ def _report(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def _recover(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    from common.exchange import recovery
-    from common.weights.store import WeightStore
-    from deploy.run_dir.jsonl import EVENTS, JsonLines
+    from deploy.run_dir import recovery
     from deploy.runtime.factories import open_inputs
-    from learner import checkpoint
 
     folder, config = layout.find_run(options.run)
-    prompts = open_inputs(config)
-    with layout.lock(folder):
-        checkpoints = folder / "checkpoints"
-        done = recovery.recover(
-            folder,
-            config,
-            prompts,
-            checkpoints=checkpoint.steps(checkpoints),
-            newest_version=max(WeightStore(folder / "weights").versions(), default=-1),
-            before=lambda step: _set_newer_aside(checkpoints, step),
-        )
-        with JsonLines(folder / EVENTS) as events:
-            events.write(event="recovered", step=done.step, damage=done.damage)
-    print("\n".join(_recovered_lines(folder, done)))
+    done = recovery.recover(folder, config, open_inputs(config), print)
+    print("\n".join(recovery.lines(folder, done)))
     return 0
-
-
-def _recovered_lines(folder: Path, done: Any) -> list[str]:
-    from deploy.run_dir.jsonl import METRICS, read_json_lines
-
-    last = max((record["step"] for record in read_json_lines(folder / METRICS)), default=done.step)
-    repeated = f"steps {done.step + 1} to {last} are repeated, and " if last > done.step else ""
-    aside = [] if done.aside is None else [f"the damaged ledger is kept as {done.aside}"]
-    return [
-        done.damage,
-        f"{folder}: restored the ledger's snapshot of step {done.step}; the run resumes from there",
-        *aside,
-        f"lost: {repeated}everything sampled and scored since is made again",
-        f"lost: {done.resampled} unfinished groups ({done.discarded} of their clips) are sampled again, "
-        f"{done.given_up} pairs or evaluations whose blobs are gone are given up",
-        f"resume with: {layout.resume_command(folder)}",
-    ]
-
-
-def _set_newer_aside(checkpoints: Path, step: int) -> None:
-    """Renames checkpoints newer than `step`: they have no snapshot, so a run cannot resume from them."""
-    from common.errors.disk import writing
-    from learner import checkpoint
-
-    for newer in checkpoint.steps(checkpoints):
-        if newer > step:
-            place = checkpoint.place(checkpoints, newer)
-            with writing(place):
-                place.rename(place.with_name(f"unused-{place.name}"))
-            print(f"no sound snapshot belongs to the checkpoint of step {newer}: it is kept as unused-{place.name}")

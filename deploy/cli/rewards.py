@@ -47,9 +47,9 @@ example:
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    words = "build rating sets; train, evaluate and serve reward heads"
+    summary = "build rating sets; train, evaluate and serve reward heads"
     examples = "example:\n  douga reward eval toon --ratings rated/ratings.jsonl\n\nhelp: douga reward KIND --help"
-    reward = commands.add_parser("reward", help=words, description=words, epilog=examples)
+    reward = commands.add_parser("reward", help=summary, description=summary, epilog=examples)
     kinds = reward.add_subparsers(dest="kind", metavar="KIND")
     _add_build(kinds)
     _add_train(kinds)

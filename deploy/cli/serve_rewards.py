@@ -32,8 +32,8 @@ front.
 
 def add(kinds: Any) -> None:
     """Adds ``serve`` to the kinds of ``douga reward``."""
-    words = "serve judges over HTTP, to other machines or Python environments"
-    serve = add_command(kinds, "serve", _serve, words, SERVE, takes_keys=True)
+    summary = "serve judges over HTTP, to other machines or Python environments"
+    serve = add_command(kinds, "serve", _serve, summary, SERVE, takes_keys=True)
     serve.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="default: all defaults (toon heads)")
     add_server_options(serve, 8100)
     serve.add_argument("--most-mb", type=int, default=256, help="maximum size of a request, MiB (default: 256)")

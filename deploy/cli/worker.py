@@ -27,8 +27,8 @@ examples:
 
 def add(commands: Any) -> None:
     """Adds the command of this file."""
-    words = "join a live run as a sampler or rewarder, from any machine"
-    worker = add_command(commands, "worker", _work, words, WORKER, takes_keys=True)
+    summary = "join a live run as a sampler or rewarder, from any machine"
+    worker = add_command(commands, "worker", _work, summary, WORKER, takes_keys=True)
     worker.add_argument("role", choices=("sampler", "rewarder"))
     worker.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="the address that the run printed")
     worker.add_argument("--key", type=Path, metavar="FILE", help="copy of RUN/keys/worker.key; not needed on loopback")

@@ -9,7 +9,7 @@
 
 A reading is due every `guardrails.every_pushes` pushes. The run's own workers sample and score its clips with the
 purpose "probe": probes are never trained on, do not count in admission control, and cost one clip per prompt. The run
-loop calls `look` between two units of its own work; `look` never blocks on workers.
+loop calls `advance` between two units of its own work; `advance` never blocks on workers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from deploy.guardrails.judge import held_out_judge
 from deploy.guardrails.rules import (
     REWARD,
     SCORER,
-    Measured,
+    ClipMeasurement,
     Reading,
     concluded,
     in_order,
@@ -49,11 +49,11 @@ from rewarders.rewarder import Rewarder
 log = logging.getLogger(__name__)
 
 BASE = 0  # the version of the base model
-Look = tuple[dict[str, float], float]  # the held-out judge's scores of a clip, and its motion
+Judgement = tuple[dict[str, float], float]  # the held-out judge's scores of a clip, and its motion
 OTHER_SEED = 1  # added to the run's seed, so that probes use other held-out prompts than the comparison
 
 
-class Paused(RunFailed):
+class PausedError(RunFailed):
     """The guardrails stopped the run."""
 
 
@@ -101,20 +101,20 @@ class GuardrailMonitor:
         self.probes = probes or Probes([], None)
         self.readings = [one for one in read_readings(folder) if not exchange.rolled_back(one.version)]
         self._store = WeightStore(folder / "weights")
-        self._unjudged = ""  # why the last clip that was left out of a reading was
+        self._unjudged = ""  # why the last clip was left out of a reading
         self._pending: Pending | None = None
         self._tried = -1  # version of the last reading, completed or not
-        self._looks: dict[str, Look | str] = {}  # of base clips, by candidate id
+        self._judgements: dict[str, Judgement | str] = {}  # of base clips, by candidate id
 
     @property
     def busy(self) -> bool:
         """Whether a reading is in progress."""
         return self._pending is not None
 
-    def look(self) -> None:
+    def advance(self) -> None:
         """Starts a reading if one is due, or concludes the current one once its clips are scored.
 
-        Raises `Paused` after an alarm if `guardrails.action` is "pause".
+        Raises `PausedError` after an alarm if `guardrails.action` is "pause".
         """
         if not self.probes.prompts:
             return
@@ -167,7 +167,7 @@ class GuardrailMonitor:
     # Measuring.
 
     def _conclude(self, pending: Pending) -> None:
-        base, policy = self._measured(BASE), self._measured(pending.version)
+        base, policy = self._measurements(BASE), self._measurements(pending.version)
         ordinals = sorted(base.keys() & policy.keys())
         if len(ordinals) < 2:
             why = self._unjudged or next(iter(self.exchange.failures().values()), "no reason given")
@@ -180,31 +180,31 @@ class GuardrailMonitor:
         earlier = [one for one in self.readings if one.step < pending.step]
         self._act(concluded(earlier, reading, self.config.guardrails))
 
-    def _measured(self, version: int) -> dict[int, Measured]:
+    def _measurements(self, version: int) -> dict[int, ClipMeasurement]:
         """Returns prompt ordinal -> measurements of its clip. Clips that the judge cannot score are left out."""
-        measured: dict[int, Measured] = {}
+        measured: dict[int, ClipMeasurement] = {}
         for one in self.exchange.results(Purpose.PROBE, version):
-            look = self._look_of(one, keep=version == BASE)
-            if isinstance(look, str):
-                self._unjudged = look
-                self.events.write(event="not judged", prompt=one.prompt.id, version=version, reason=look)
+            judgement = self._judgement_of(one, keep=version == BASE)
+            if isinstance(judgement, str):
+                self._unjudged = judgement
+                self.events.write(event="not judged", prompt=one.prompt.id, version=version, reason=judgement)
             elif one.prompt.ordinal < len(self.probes.prompts):
-                measured[one.prompt.ordinal] = Measured(self._trained(one.values), *look)
+                measured[one.prompt.ordinal] = ClipMeasurement(self._trained(one.values), *judgement)
         return measured
 
     def _trained(self, values: Mapping[str, float]) -> dict[str, float]:
         reward = mean_score(self.config.reward, values)
         return {name: round(value, 4) for name, value in ({REWARD: reward} | dict(values)).items()}
 
-    def _look_of(self, one: ScoredCandidate, keep: bool) -> Look | str:
+    def _judgement_of(self, one: ScoredCandidate, keep: bool) -> Judgement | str:
         """Cached with `keep`: base clips do not change between readings, so they are judged once."""
         name = one.candidate.id
-        look = self._looks.get(name) or self._judge(one)
-        if keep and not isinstance(look, str):
-            self._looks[name] = look
-        return look
+        judgement = self._judgements.get(name) or self._judge(one)
+        if keep and not isinstance(judgement, str):
+            self._judgements[name] = judgement
+        return judgement
 
-    def _judge(self, one: ScoredCandidate) -> Look | str:
+    def _judge(self, one: ScoredCandidate) -> Judgement | str:
         """Returns the judge's scores and the motion of a clip, or the reason why it could not be scored."""
         answers: dict[str, float] = {}
         if self.probes.judge is not None:
@@ -232,13 +232,13 @@ class GuardrailMonitor:
         alarms = len(reading.alarms)
         log.info("guardrails, step %d: reading of version %d, %d alarms", reading.step, reading.version, alarms)
         for rule in reading.alarms:
-            words = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
+            message = f"{rule}: {reading.shown[rule]} ({self._streak_text()})"
             self.events.write(event="alarm", step=reading.step, version=reading.version, rule=rule, action=action,
-                              words=words)  # fmt: skip
-            self._warn(f"guardrails, step {reading.step}: {words}{CONSEQUENCE[action]}")
+                              words=message)  # fmt: skip
+            self._warn(f"guardrails, step {reading.step}: {message}{CONSEQUENCE[action]}")
         self._end()
         if action == "pause":
-            raise Paused(self._pause_message(reading))
+            raise PausedError(self._pause_message(reading))
 
     def _warn(self, line: str) -> None:
         log.warning("%s", line)
@@ -249,12 +249,12 @@ class GuardrailMonitor:
         return f"{patience} readings in a row" if patience > 1 else "1 reading"
 
     def _pause_message(self, reading: Reading) -> str:
-        seen = "; ".join(f"{rule}: {reading.shown[rule]}" for rule in reading.alarms)
+        findings = "; ".join(f"{rule}: {reading.shown[rule]}" for rule in reading.alarms)
         resume = layout.resume_command(self.folder)
         return (
-            f"paused by guardrails.action after step {reading.step}: {seen}; checkpoint saved; resume with: {resume} "
-            "(add --guardrails.action warn to run without pauses), or change reward.weights or learner.lr and start a "
-            "run with another --name"
+            f"paused by guardrails.action after step {reading.step}: {findings}; checkpoint saved; "
+            f"resume with: {resume} (add --guardrails.action warn to run without pauses), or change reward.weights or "
+            "learner.lr and start a run with another --name"
         )
 
     def _end(self) -> None:

@@ -6,8 +6,8 @@ model's clips, rescored at the same time. The reading of step 0 is the base mode
 
 | rule | triggers when |
 |---|---|
-| judge ANSWER | the score fell by more than `fall` points since its best reading, while the trained reward rose |
-| motion | the clips have less than `motion_floor` of the motion of the base model's clips |
+| judge ANSWER | the score fell more than `max_judge_drop` points below its best reading while the trained reward rose |
+| motion | the clips have less than the share `motion_floor` of the motion of the base model's clips |
 | scorer | the base model's clips score differently than at the start: the scorer changed, not the policy |
 
 Comparisons are paired by prompt and seed. A rule triggers only if the 95 % paired bootstrap interval over the prompts
@@ -35,7 +35,7 @@ MOTION, SCORER = "motion", "scorer"
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class ClipMeasurement:
     """Measurements of one clip."""
 
     trained: dict[str, float]  # `REWARD` and the dimensions, 0 to 100
@@ -50,13 +50,13 @@ class Reading:
     step: int  # optimizer steps taken; 0: the base model itself
     pushes: int
     version: int
-    policy: dict[int, Measured]
-    base: dict[int, Measured]
+    policy: dict[int, ClipMeasurement]
+    base: dict[int, ClipMeasurement]
     shown: dict[str, str] = field(default_factory=dict)  # rule -> finding, as text
     alarms: tuple[str, ...] = ()  # rules of `shown` that raise an alarm
 
 
-Value = Callable[[Reading, int], float]  # (reading, prompt ordinal) -> value
+PromptValue = Callable[[Reading, int], float]  # (reading, prompt ordinal) -> value
 
 
 def judge_rule(answer: str) -> str:
@@ -86,7 +86,7 @@ def findings(history: Sequence[Reading], reading: Reading, rules: GuardrailsConf
     answers = sorted({name for one in reading.policy.values() for name in one.judged})
     found = {judge_rule(name): _fallen(history, reading, name, rules.max_judge_drop) for name in answers}
     found |= {MOTION: _frozen(reading, rules.motion_floor), SCORER: _drifted(history, reading, rules.max_score_drift)}
-    return {rule: words for rule, words in found.items() if words}
+    return {rule: finding for rule, finding in found.items() if finding}
 
 
 def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) -> str:
@@ -100,8 +100,8 @@ def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) 
     if fall is None or rise is None or fall.mean >= -most or fall.high >= 0 or rise.low <= 0:
         return ""
     return (
-        f"held-out {answer} {_words(fall)} points since step {best.step}, "
-        f"while the trained reward changed by {_words(rise)}"
+        f"held-out {answer} {_as_text(fall)} points since step {best.step}, "
+        f"while the trained reward changed by {_as_text(rise)}"
     )
 
 
@@ -123,10 +123,10 @@ def _drifted(history: Sequence[Reading], now: Reading, most: float) -> str:
     if not sure:
         return ""
     name, change = max(sure, key=lambda pair: abs(pair[1].mean))
-    return f"the same base clips score {_words(change)} points in {name} since the start: the scorer changed"
+    return f"the same base clips score {_as_text(change)} points in {name} since the start: the scorer changed"
 
 
-def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
+def _change(before: Reading, after: Reading, value: PromptValue) -> Interval | None:
     """Change over the prompts that both readings contain; None with fewer than two."""
     ordinals = _common(before, after)
     if len(ordinals) < 2:
@@ -136,7 +136,7 @@ def _change(before: Reading, after: Reading, value: Value) -> Interval | None:
     )
 
 
-def _mean_change(before: Reading, after: Reading, value: Value) -> float:
+def _mean_change(before: Reading, after: Reading, value: PromptValue) -> float:
     ordinals = _common(before, after)
     return sum(value(after, ordinal) - value(before, ordinal) for ordinal in ordinals) / len(ordinals)
 
@@ -145,7 +145,7 @@ def _common(before: Reading, after: Reading) -> list[int]:
     return [ordinal for ordinal in sorted(after.policy) if ordinal in before.policy]
 
 
-def _judged(answer: str) -> Value:
+def _judged(answer: str) -> PromptValue:
     return lambda reading, ordinal: reading.policy[ordinal].judged[answer]
 
 
@@ -153,11 +153,11 @@ def _gain(reading: Reading, ordinal: int) -> float:
     return reading.policy[ordinal].trained[REWARD] - reading.base[ordinal].trained[REWARD]
 
 
-def _base_score(name: str) -> Value:
+def _base_score(name: str) -> PromptValue:
     return lambda reading, ordinal: reading.base[ordinal].trained[name]
 
 
-def _words(change: Interval) -> str:
+def _as_text(change: Interval) -> str:
     return f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
 
 
@@ -192,7 +192,7 @@ def to_record(reading: Reading) -> dict[str, Any]:
 def from_record(record: Mapping[str, Any]) -> Reading:
     """Returns the reading of one record of ``guardrails.jsonl``."""
     policy, base = (
-        {int(ordinal): Measured(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
+        {int(ordinal): ClipMeasurement(**one) for ordinal, one in record[side].items()} for side in ("policy", "base")
     )
     return Reading(
         step=record["step"],

@@ -2,8 +2,8 @@
 
 ```
 metrics, events, timeline, guardrails .jsonl ──┐
-config.toml, result.json ─────────────────┼──> RunSnapshot: the run at one moment
-ledger.sqlite (read-only), ledger.lock ───┘
+config.toml, result.json ──────────────────────┼──> RunSnapshot: the run at one moment
+ledger.sqlite (read-only), ledger.lock ────────┘
 ```
 """
 
@@ -61,7 +61,7 @@ class RunSnapshot:
     spans: Sequence[Record]  # units of work, by end time
     readings: Sequence[Reading]  # of the guardrails
     result: Record | None
-    books: LedgerSummary | None  # None: there is no ledger yet
+    ledger: LedgerSummary | None  # None: there is no ledger yet
 
     @property
     def started(self) -> float | None:
@@ -69,7 +69,7 @@ class RunSnapshot:
         return next((one["time"] for one in reversed(self.events) if one["event"] in STARTS), None)
 
     @property
-    def last_word(self) -> float | None:
+    def last_record(self) -> float | None:
         """When the run last wrote a record, seconds since 1970; None if never."""
         return max((records[-1]["time"] for records in (self.events, self.spans, self.steps) if records), default=None)
 
@@ -77,7 +77,7 @@ class RunSnapshot:
     def finished(self) -> bool:
         """Whether the result covers all configured steps."""
         done = self.result or {}
-        return done.get("step") == self.config.steps and ("verdict" in done or "pace" in done)
+        return done.get("step") == self.config.steps and ("verdict" in done or "throughput" in done)
 
     def ended_since(self, time: float) -> Sequence[Record]:
         """Returns the units of work that ended at or after `time`, seconds since 1970."""
@@ -122,10 +122,10 @@ class RunReader:
             spans=spans,
             readings=in_order([from_record(one) for one in readings]),
             result=layout.read_result(self.folder),
-            books=self._books(config),
+            ledger=self._ledger_summary(config),
         )
 
-    def _books(self, config: RunConfig) -> LedgerSummary | None:
+    def _ledger_summary(self, config: RunConfig) -> LedgerSummary | None:
         try:
             with open_readonly(self.folder) as ledger:
                 return _summary(ledger, config)

@@ -22,7 +22,7 @@ from common.exchange.api import OVER, State
 from common.exchange.queries import Work
 from common.messages import StepStats
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, ROLES, TRAINING, role_of
-from deploy.inspect.snapshot import Record, RunSnapshot
+from deploy.inspect.snapshot import LedgerSummary, Record, RunSnapshot
 from deploy.run_dir import layout, throughput, timeline
 from deploy.run_dir.progress import Status, ThroughputTracker, minutes
 from deploy.run_dir.timeline import STARTS, Bar
@@ -72,118 +72,128 @@ class RunStatus:
     workers: Sequence[WorkerStatus] = field(default_factory=list)
     process: int | None = None  # pid of the process that holds the ledger
     since: float | None = None  # for a run that is not running: time of its last record, seconds since 1970
-    go_on: str | None = None  # for a stopped run: the command that resumes it
-    wasted: Mapping[str, int] = field(default_factory=dict)  # clips sampled in vain, by reason
+    resume_command: str | None = None  # for a stopped run: the command that resumes it
+    wasted: Mapping[str, int] = field(default_factory=dict)  # wasted clips, by reason
 
 
-def run_status(seen: RunSnapshot) -> RunStatus:
+def run_status(snapshot: RunSnapshot) -> RunStatus:
     """Returns the status of the run in the snapshot."""
-    config, books, phase = seen.config, seen.books, _phase(seen)
+    ledger, phase = snapshot.ledger or LedgerSummary(), _phase(snapshot)
     live = phase not in (FINISHED, STOPPED)
-    workers = _workers(seen) if live and phase != STARTING else []
-    window, rates, roles = _flow(seen, workers)
-    status = _status(seen, phase, rates)
-    last = seen.steps[-1] if seen.steps else {}
-    stuck = {role: sum(one.state == "waits" for one in workers if role_of(one.name) == role) for role in roles}
+    workers = _workers(snapshot) if live and phase != STARTING else []
+    window, rates, roles = _flow(snapshot, workers)
+    status = _status(snapshot, phase, rates)
     return RunStatus(
-        run=config.name,
-        folder=str(seen.folder),
+        run=snapshot.config.name,
+        folder=str(snapshot.folder),
         phase=phase,
-        words=_words(seen, phase, status, rates),
-        step=books.step if books else 0,
-        steps=config.steps,
+        words=_progress_text(snapshot, phase, status, rates),
+        step=ledger.step,
+        steps=snapshot.config.steps,
         eta=status.eta,
-        version=books.version if books else 0,
-        lag={"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": config.exchange.max_lag},
-        queue={state.value: count for state, count in (books.groups if books else {}).items() if count},
+        version=ledger.version,
+        lag=_lag(snapshot),
+        queue={state.value: count for state, count in ledger.groups.items() if count},
         rates=rates,
         window=window,
-        last=_last(seen),
-        roles={role: {**how, "waiting": stuck[role]} for role, how in roles.items()},
+        last=_last(snapshot),
+        roles={role: {**how, "waiting": _waiting(workers, role)} for role, how in roles.items()},
         bottleneck=throughput.busiest(roles) if live and any(how["busy"] for how in roles.values()) else None,
         workers=workers,
-        process=seen.lock_owner,
-        since=None if live else seen.last_word,
-        go_on=layout.resume_command(seen.folder) if phase == STOPPED else None,
-        wasted=books.wasted if books else {},
+        process=snapshot.lock_owner,
+        since=None if live else snapshot.last_record,
+        resume_command=layout.resume_command(snapshot.folder) if phase == STOPPED else None,
+        wasted=ledger.wasted,
     )
 
 
-def _phase(seen: RunSnapshot) -> str:
-    if seen.finished:
+def _lag(snapshot: RunSnapshot) -> dict[str, float]:
+    last = snapshot.steps[-1] if snapshot.steps else {}
+    bound = snapshot.config.exchange.max_lag
+    return {"mean": last.get("lag", 0.0), "max": last.get("lag_max", 0), "bound": bound}
+
+
+def _waiting(workers: Sequence[WorkerStatus], role: str) -> int:
+    return sum(one.state == "waits" and role_of(one.name) == role for one in workers)
+
+
+def _phase(snapshot: RunSnapshot) -> str:
+    if snapshot.finished:
         return FINISHED
-    if seen.lock_owner is None:
+    if snapshot.lock_owner is None:
         return STOPPED
-    if seen.started is None or seen.books is None:
+    if snapshot.started is None or snapshot.ledger is None:
         return STARTING
-    waiting = any(count for state, count in seen.books.held_out.items() if state not in OVER)
-    if seen.books.step >= seen.config.steps:
+    waiting = any(count for state, count in snapshot.ledger.held_out.items() if state not in OVER)
+    if snapshot.ledger.step >= snapshot.config.steps:
         return EVALUATING_ALIGNED
-    return EVALUATING_BASE if waiting and seen.books.held_out_version == 0 and not seen.books.step else TRAINING
+    return (
+        EVALUATING_BASE if waiting and snapshot.ledger.held_out_version == 0 and not snapshot.ledger.step else TRAINING
+    )
 
 
-def _status(seen: RunSnapshot, phase: str, rates: Mapping[str, float]) -> Status:
+def _status(snapshot: RunSnapshot, phase: str, rates: Mapping[str, float]) -> Status:
     """Returns the status that the run's own progress line shows (`deploy/run_dir/progress.py`)."""
-    if phase in (EVALUATING_BASE, EVALUATING_ALIGNED) and seen.books:
-        held_out = seen.books.held_out
+    if phase in (EVALUATING_BASE, EVALUATING_ALIGNED) and snapshot.ledger:
+        held_out = snapshot.ledger.held_out
         done, total = sum(held_out.get(state, 0) for state in OVER), sum(held_out.values())
         rate = rates["groups_per_second"]
         eta = (total - done) / rate if rate and done < total else None
         return Status(phase, done, total, groups_per_second=rate, eta=eta)
-    moment = [_training_since(seen)]
-    pace = ThroughputTracker(seen.config, clock=lambda: moment[0])
+    moment = [_training_since(snapshot)]
+    pace = ThroughputTracker(snapshot.config, clock=lambda: moment[0])
     names = [one.name for one in fields(StepStats)]
-    for record in seen.steps:
+    for record in snapshot.steps:
         if record["time"] >= moment[0]:
             moment[0] = record["time"]
             pace.add(StepStats(**{name: record[name] for name in names}))
-    books = seen.books
-    return pace.status(books.step if books else 0, books.version if books else 0)
+    ledger = snapshot.ledger
+    return pace.status(ledger.step if ledger else 0, ledger.version if ledger else 0)
 
 
-def _training_since(seen: RunSnapshot) -> float:
+def _training_since(snapshot: RunSnapshot) -> float:
     """Returns when training began: at the last start, or after the base model's evaluation if that was later."""
-    started = seen.started or 0.0
-    evaluated = [one["time"] for one in seen.events if one["event"] == "evaluated" and one["version"] == 0]
+    started = snapshot.started or 0.0
+    evaluated = [one["time"] for one in snapshot.events if one["event"] == "evaluated" and one["version"] == 0]
     return max([started, *evaluated])
 
 
-def _words(seen: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
+def _progress_text(snapshot: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
     if phase == FINISHED:
-        return (seen.result or {}).get("verdict", {}).get("words", "finished")
+        return (snapshot.result or {}).get("verdict", {}).get("message", "finished")
     if phase == STARTING:
         return "starting: no records yet"
     if phase != STOPPED:
-        return replace(status, groups_per_second=rates["groups_per_second"]).words()
-    last = seen.events[-1] if seen.events else {}
+        return replace(status, groups_per_second=rates["groups_per_second"]).line()
+    last = snapshot.events[-1] if snapshot.events else {}
     if last.get("event") == "interrupted":
         return f"interrupted after step {last['step']}"
     if last.get("event") == "alarm" and last.get("action") == "pause":
         return f"paused by the guardrails after step {last['step']}: {last['words']}"
-    return "stopped without a recorded reason; see the logs" if seen.events else "not started yet"
+    return "stopped without a recorded reason; see the logs" if snapshot.events else "not started yet"
 
 
 # Rates and shares of the last minutes.
 
 
 def _flow(
-    seen: RunSnapshot, workers: Sequence[WorkerStatus]
+    snapshot: RunSnapshot, workers: Sequence[WorkerStatus]
 ) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
     """Returns (length of the window in seconds, rates, role -> number of workers and busy share)."""
-    end = seen.now if workers else seen.last_word or seen.now
-    units = [span["seconds"] for span in seen.spans[-100:]]
-    begin = max(end - max([WINDOW, *(LONGEST_UNITS * one for one in units)]), seen.started or 0.0)
+    end = snapshot.now if workers else snapshot.last_record or snapshot.now
+    units = [span["seconds"] for span in snapshot.spans[-100:]]
+    begin = max(end - max([WINDOW, *(LONGEST_UNITS * one for one in units)]), snapshot.started or 0.0)
     seconds = max(end - begin, 1e-3)
-    ended = seen.ended_since(begin)
+    ended = snapshot.ended_since(begin)
     work = timeline.read(ended, [])
     names = [one.name for one in workers] or [one for one in work.workers if role_of(one) in ROLES]
     now = work.at(end)
-    recent = work.between(now - seconds, now, *(bar for one in workers if (bar := _open_bar(seen, one, now))))
+    recent = work.between(now - seconds, now, *(bar for one in workers if (bar := _open_bar(snapshot, one, now))))
 
     def count(kind: str) -> int:
         return sum(span.get("units", 1) for span in ended if span["kind"] == kind)
 
-    steps = [one for one in seen.steps if one["time"] >= begin]
+    steps = [one for one in snapshot.steps if one["time"] >= begin]
     rates = {
         "groups_per_second": count("sampling") / seconds,
         "clips_per_second": count("scoring") / seconds,
@@ -193,62 +203,66 @@ def _flow(
     return seconds, rates, throughput.shares(recent, names, seconds)
 
 
-def _open_bar(seen: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | None:
+def _open_bar(snapshot: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | None:
     """Returns the worker's current unit of work, which has no span yet.
 
     Its start is unknown: it is at most as long as the worker's longest recent unit.
     """
     if worker.state != "works":
         return None
-    usual = max((span["seconds"] for span in seen.units.get(worker.name, [])[-UNITS:]), default=float("inf"))
+    usual = max((span["seconds"] for span in snapshot.units.get(worker.name, [])[-UNITS:]), default=float("inf"))
     return Bar(worker.name, "now", now - min(worker.seconds or 0.0, usual), now)
 
 
-def _last(seen: RunSnapshot) -> dict[str, dict[str, Any]]:
+def _last(snapshot: RunSnapshot) -> dict[str, dict[str, Any]]:
     """Returns the last push, refresh, alarm and start, if there was one."""
-    pushed = [one for one in seen.steps if one["pushed"]]
-    refreshed = [one for one in seen.steps if one["refreshed"]]
-    alarms = [one for one in seen.events if one["event"] == "alarm"]
-    starts = [one for one in seen.events if one["event"] in STARTS]
+    pushed = [one for one in snapshot.steps if one["pushed"]]
+    refreshed = [one for one in snapshot.steps if one["refreshed"]]
+    alarms = [one for one in snapshot.events if one["event"] == "alarm"]
+    starts = [one for one in snapshot.events if one["event"] in STARTS]
     found = (("push", pushed), ("refresh", refreshed), ("alarm", alarms), ("start", starts))
-    return {name: _ago(seen, records[-1]) for name, records in found if records}
+    return {name: _ago(snapshot, records[-1]) for name, records in found if records}
 
 
-def _ago(seen: RunSnapshot, record: Record) -> dict[str, Any]:
+def _ago(snapshot: RunSnapshot, record: Record) -> dict[str, Any]:
     details = {key: record[key] for key in ("step", "event", "rule", "words", "action") if key in record}
-    return {"seconds": round(seen.now - record["time"], 1)} | details
+    return {"seconds": round(snapshot.now - record["time"], 1)} | details
 
 
 # Workers.
 
 
-def _workers(seen: RunSnapshot) -> list[WorkerStatus]:
+def _workers(snapshot: RunSnapshot) -> list[WorkerStatus]:
     """Returns the configured workers and those that joined with `douga worker`."""
-    config, books = seen.config, seen.books
+    config, ledger = snapshot.config, snapshot.ledger
     counts = {role: 1 for role in ROLES}
     if config.mode == "cluster":
         counts = {role: config.cluster.placement_of(role).count for role in ROLES}
     configured = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
-    recent = {span["worker"] for span in seen.spans if span["began"] > max(seen.now - WINDOW, seen.started or 0.0)}
-    joined = (recent | set(books.work if books else ())) - set(configured)
+    recent = {
+        span["worker"] for span in snapshot.spans if span["began"] > max(snapshot.now - WINDOW, snapshot.started or 0.0)
+    }
+    joined = (recent | set(ledger.work if ledger else ())) - set(configured)
     names = sorted([*configured, *joined], key=lambda name: (ROLES.index(role_of(name)), int(name.rpartition("-")[2])))
-    return [_worker(seen, name) for name in names]
+    return [_worker(snapshot, name) for name in names]
 
 
-def _worker(seen: RunSnapshot, name: str) -> WorkerStatus:
-    books, units = seen.books, seen.units.get(name, [])
-    assert books is not None
-    ended = units[-1]["began"] + units[-1]["seconds"] if units else seen.started
-    seconds = None if ended is None else max(0.0, seen.now - ended)
+def _worker(snapshot: RunSnapshot, name: str) -> WorkerStatus:
+    ledger, units = snapshot.ledger, snapshot.units.get(name, [])
+    assert ledger is not None
+    ended = units[-1]["began"] + units[-1]["seconds"] if units else snapshot.started
+    seconds = None if ended is None else max(0.0, snapshot.now - ended)
     role = role_of(name)
-    work = books.work.get("learner-0" if role == "learner" else name)
+    work = ledger.work.get("learner-0" if role == "learner" else name)
     if work is not None and work.lost:
         return WorkerStatus(name, "is lost", "(other workers redo its work)", seconds=seconds)
     if work is not None:
         return WorkerStatus(name, "works", _doing(work), seconds=seconds)
-    words, on = {"sampler": _sampler_waits, "rewarder": _rewarder_waits, "learner": _learner_waits}[role](seen, units)
-    if not on and seen.config.mode == "serial" and books.work:
-        words, on = "for its turn", role_of(next(iter(books.work)))  # the roles share one process
+    words, on = {"sampler": _sampler_waits, "rewarder": _rewarder_waits, "learner": _learner_waits}[role](
+        snapshot, units
+    )
+    if not on and snapshot.config.mode == "serial" and ledger.work:
+        words, on = "for its turn", role_of(next(iter(ledger.work)))  # the roles share one process
     return WorkerStatus(name, "waits" if on else "works" if words else "has not begun", words, on, seconds)
 
 
@@ -259,48 +273,48 @@ def _doing(work: Work) -> str:
     return f"on {work.of} clips" if work.kind == "scoring" else f"on step {work.what}"
 
 
-def _sampler_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
-    books = seen.books
-    assert books is not None
-    if books.refusal:
-        return f"for admission ({books.refusal})", "learner"
+def _sampler_waits(snapshot: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
+    ledger = snapshot.ledger
+    assert ledger is not None
+    if ledger.refusal:
+        return f"for admission ({ledger.refusal})", "learner"
     if not units:
         return "", ""
-    pushed = [one["time"] for one in seen.steps if one["pushed"]]
+    pushed = [one["time"] for one in snapshot.steps if one["pushed"]]
     loaded = [one["began"] for one in units if one["kind"] == "loading"]
-    if pushed and pushed[-1] > max(loaded, default=0.0) and seen.config.mode == "cluster":
-        return f"for the weights of version {books.version}", "learner"
+    if pushed and pushed[-1] > max(loaded, default=0.0) and snapshot.config.mode == "cluster":
+        return f"for the weights of version {ledger.version}", "learner"
     return "between two groups", ""
 
 
-def _rewarder_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
-    books = seen.books
-    assert books is not None
-    if books.groups[State.SAMPLED] or books.held_out.get(State.SAMPLED):
+def _rewarder_waits(snapshot: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
+    ledger = snapshot.ledger
+    assert ledger is not None
+    if ledger.groups[State.SAMPLED] or ledger.held_out.get(State.SAMPLED):
         return ("between two batches" if units else ""), ""
     return "for clips", "sampler"
 
 
-def _learner_waits(seen: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
-    books, need = seen.books, seen.config.learner.batch_size
-    assert books is not None
-    if books.step > (seen.steps[-1]["step"] if seen.steps else 0):
-        return f"on step {books.step}: publishing or saving", ""
-    if books.step >= seen.config.steps:
+def _learner_waits(snapshot: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
+    ledger, need = snapshot.ledger, snapshot.config.learner.batch_size
+    assert ledger is not None
+    if ledger.step > (snapshot.steps[-1]["step"] if snapshot.steps else 0):
+        return f"on step {ledger.step}: publishing or saving", ""
+    if ledger.step >= snapshot.config.steps:
         return "no more: all steps are done", ""
-    have = books.groups[State.READY]
+    have = ledger.groups[State.READY]
     if have >= need:
         return ("between two steps" if units else ""), ""
-    coming = have + books.groups[State.SAMPLED] + books.groups[State.SCORING]
+    coming = have + ledger.groups[State.SAMPLED] + ledger.groups[State.SCORING]
     return f"for pairs ({have} of {need})", "rewarder" if coming >= need else "sampler"
 
 
 def lines(found: RunStatus) -> list[str]:
     """Returns the status as lines of text for a terminal."""
     text = [f"{found.run}: {found.phase}" + (f", process {found.process}" if found.process else ""), found.words]
-    if found.go_on is not None:
+    if found.resume_command is not None:
         when = "" if found.since is None else f" since {datetime.fromtimestamp(found.since):%Y-%m-%d %H:%M:%S}"
-        text.append(f"not running{when}; resume with: {found.go_on}")
+        text.append(f"not running{when}; resume with: {found.resume_command}")
     text.append("")
     lag = f"lag {found.lag['mean']:.1f} pushes (max {found.lag['max']:g}, bound {found.lag['bound']:g})"
     text.append(f"step {found.step} of {found.steps}   version {found.version}   {lag}")

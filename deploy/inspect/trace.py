@@ -28,14 +28,14 @@ FIGURES = ("step", "loss", "reward", "lag", "lag_max", "grad_norm", "refreshed",
 SLACK = 1.0  # maximum seconds between the end of a step's span and its metrics record
 
 
-def trace(seen: RunSnapshot) -> dict[str, Any]:
+def trace(snapshot: RunSnapshot) -> dict[str, Any]:
     """Returns the trace as a JSON-serialisable dict."""
-    axis = seen.timeline
-    events = [*_names(axis), *_work(seen, axis), *_instants(seen, axis), *_counters(seen, axis)]
+    axis = snapshot.timeline
+    events = [*_names(axis), *_work(snapshot, axis), *_instants(snapshot, axis), *_counters(snapshot, axis)]
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
-        "otherData": {"run": seen.config.name, "folder": str(seen.folder)},
+        "otherData": {"run": snapshot.config.name, "folder": str(snapshot.folder)},
     }
 
 
@@ -63,9 +63,9 @@ def _microseconds(seconds: float) -> int:
     return round(1e6 * seconds)
 
 
-def _work(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
-    figures = _figures(seen)
-    for index, span in enumerate(seen.spans):
+def _work(snapshot: RunSnapshot, axis: Timeline) -> Iterator[Event]:
+    figures = _figures(snapshot)
+    for index, span in enumerate(snapshot.spans):
         pid, tid = _place(span["worker"])
         yield {
             "ph": "X",
@@ -79,14 +79,14 @@ def _work(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
         }
 
 
-def _figures(seen: RunSnapshot) -> dict[int, dict[str, Any]]:
+def _figures(snapshot: RunSnapshot) -> dict[int, dict[str, Any]]:
     """Returns index of a learner span -> metrics of its step: the first record written within `SLACK` of its end."""
     learning = [
         (span["began"] + span["seconds"], index)
-        for index, span in enumerate(seen.spans)
+        for index, span in enumerate(snapshot.spans)
         if span["kind"] == "learning" and span["worker"].endswith("-0")
     ]
-    found, records = {}, iter(sorted(seen.steps, key=lambda one: one["time"]))
+    found, records = {}, iter(sorted(snapshot.steps, key=lambda one: one["time"]))
     record = next(records, None)
     for ended, index in sorted(learning):
         while record is not None and record["time"] < ended - SLACK:
@@ -97,12 +97,12 @@ def _figures(seen: RunSnapshot) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _instants(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
-    for record in seen.steps:
+def _instants(snapshot: RunSnapshot, axis: Timeline) -> Iterator[Event]:
+    for record in snapshot.steps:
         for name, happened in (("push", record["pushed"]), ("refresh", record["refreshed"])):
             if happened:
                 yield _instant(axis, record["time"], name, {"step": record["step"]})
-    for event in seen.events:
+    for event in snapshot.events:
         args = {key: value for key, value in event.items() if key not in ("time", "event", "config")}
         yield _instant(axis, event["time"], event["event"], args | {"time": event["time"]})
 
@@ -111,8 +111,8 @@ def _instant(axis: Timeline, time: float, name: str, args: Mapping[str, Any]) ->
     return {"ph": "i", "s": "g", "name": name, "pid": RUN, "tid": 0, "ts": _microseconds(axis.at(time)), "args": args}
 
 
-def _counters(seen: RunSnapshot, axis: Timeline) -> Iterator[Event]:
-    for record in seen.steps:
+def _counters(snapshot: RunSnapshot, axis: Timeline) -> Iterator[Event]:
+    for record in snapshot.steps:
         at = _microseconds(axis.at(record["time"]))
         yield _counter(at, "queue", {state.value: record["queue"].get(state, 0) for state in QUEUE})
         yield _counter(at, "lag", {"mean": record["lag"], "max": record["lag_max"]})

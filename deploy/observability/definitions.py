@@ -54,7 +54,7 @@ CLIPS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 STATES = tuple(State)
 DROPPED, WASTED = (State.TIED, State.EXPIRED, State.FAILED), tuple(WasteReason)
-SERVICES = ("exchange", "journal", "weights", "reception")
+SERVICES = ("exchange", "journal", "weights", "registry")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: clips of the base model, rescored for this reading; start: the same clips, scored at the start"
 
@@ -107,14 +107,14 @@ ROWS = (
     Metric("douga_queue_dropped_total", COUNTER, HUB_ALONE,
            "Training groups that ended without being trained on.", {"reason": DROPPED}),
     Metric("douga_blobs_bytes", GAUGE, HUB_ALONE,
-           "Disk space used by latents and clips in bytes, 0 to douga_blobs_bound_bytes."),
-    Metric("douga_blobs_bound_bytes", GAUGE, HUB_ALONE,
+           "Disk space used by latents and clips in bytes, 0 to douga_blobs_limit_bytes."),
+    Metric("douga_blobs_limit_bytes", GAUGE, HUB_ALONE,
            "Limit in bytes (exchange.max_bytes). Samplers pause when it is reached."),
     Metric("douga_disk_free_bytes", GAUGE, HUB_ALONE, "Free bytes on the run folder's disk. At 0 the run stops."),
     # Training: means over the pairs of the last step.
     Metric("douga_step", GAUGE, HUB_ALONE,
-           "Optimizer steps taken, out of douga_steps_wanted. Drops after a rollback to a checkpoint."),
-    Metric("douga_steps_wanted", GAUGE, HUB_ALONE, "Optimizer steps that the run is configured to take."),
+           "Optimizer steps taken, out of douga_steps_configured. Drops after a rollback to a checkpoint."),
+    Metric("douga_steps_configured", GAUGE, HUB_ALONE, "Optimizer steps that the run is configured to take."),
     Metric("douga_steps_total", COUNTER, HUB_ALONE,
            "Optimizer steps taken since the process started, including repeated ones."),
     Metric("douga_step_seconds", HISTOGRAM, HUB_ALONE,
@@ -131,8 +131,8 @@ ROWS = (
     Metric("douga_policy_lag_mean_pushes", GAUGE, HUB_ALONE,
            "Mean lag of the last step's pairs: weight syncs (pushes) since a pair was sampled."),
     Metric("douga_policy_lag_max_pushes", GAUGE, HUB_ALONE,
-           "Maximum lag of the last step's pairs in pushes, 0 to douga_policy_lag_bound_pushes."),
-    Metric("douga_policy_lag_bound_pushes", GAUGE, HUB_ALONE,
+           "Maximum lag of the last step's pairs in pushes, 0 to douga_policy_lag_limit_pushes."),
+    Metric("douga_policy_lag_limit_pushes", GAUGE, HUB_ALONE,
            "Maximum lag allowed (exchange.max_lag). Older pairs expire."),
     Metric("douga_pushes_total", COUNTER, HUB_ALONE, "Weight versions published since the process started."),
     Metric("douga_last_push_timestamp_seconds", GAUGE, HUB_ALONE, "Unix time at which the last version was published."),
@@ -155,11 +155,11 @@ ROWS = (
     Metric("douga_idle_seconds_total", COUNTER, ROLES,
            "Seconds of waiting: samplers for admission, rewarders for clips, the learner for pairs. The role that "
            "waits least is the bottleneck. 0 in a serial run.", BY_ROLE),
-    Metric("douga_workers_wanted", GAUGE, HUB_ALONE, "Workers that the configuration asks for.", BY_ROLE),
+    Metric("douga_workers_configured", GAUGE, HUB_ALONE, "Workers that the configuration asks for.", BY_ROLE),
     Metric("douga_workers_up", GAUGE, HUB_ALONE, "Workers that are running, external ones included.", BY_ROLE),
-    Metric("douga_restarts_total", COUNTER, HUB_ALONE,
+    Metric("douga_worker_crashes_total", COUNTER, HUB_ALONE,
            "Worker crashes. A crashed worker is restarted, at most cluster.restarts times per hour.", BY_ROLE),
-    Metric("douga_nan_total", COUNTER, HUB_ALONE,
+    Metric("douga_nonfinite_total", COUNTER, HUB_ALONE,
            "Non-finite values: latents (sampler), scores (rewarder), loss or gradient (learner).", BY_ROLE),
     Metric("douga_requests_refused_total", COUNTER, HUB_ALONE,
            "Requests answered with an error: malformed, unknown, too large or impossible. Not in a serial run.",
@@ -175,11 +175,12 @@ ROWS = (
     # The latest reading of the guardrails: one clip per probe prompt (`guardrails.prompts`). Not in simulated runs.
     Metric("douga_probe_step", GAUGE, HUB_ALONE, "Optimizer step of the latest probe reading."),
     Metric("douga_probe_prompts", GAUGE, HUB_ALONE,
-           "Number n of probe prompts in the reading. The standard error of a mean over them is sigma / sqrt(n)."),
+           "Number n of probe prompts in the reading. The standard error of a mean over them is "
+           "douga_probe_reward_stddev / sqrt(n)."),
     Metric("douga_probe_reward", GAUGE, HUB_ALONE,
            "Mean trained score of the probe prompts, in points, nominally 0 to 100. base differs from start: the "
            "scorer drifted. policy differs from base: the policy changed.", BY_PROBED),
-    Metric("douga_probe_reward_sigma", GAUGE, HUB_ALONE,
+    Metric("douga_probe_reward_stddev", GAUGE, HUB_ALONE,
            "Sample standard deviation of douga_probe_reward over the prompts in points, >= 0.", BY_PROBED),
     Metric("douga_probe_judge", GAUGE, HUB_ALONE,
            "Mean score of the held-out judge, which is never trained on, in points, nominally 0 to 100. If it falls "

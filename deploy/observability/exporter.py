@@ -1,8 +1,8 @@
 """Exports the metrics of one process to Prometheus: a private registry and an HTTP server on one address.
 
 ```
-work ── add, observe ──> Instruments <── GET /metrics ── Prometheus
-state <───── readers ────────┘             called at every scrape; they read existing state
+work ── add, observe ──> ProcessMetrics <── GET /metrics ── Prometheus
+state <───── readers ─────────────┘         called at every scrape; they read existing state
 ```
 """
 
@@ -31,7 +31,7 @@ from learner.algorithms.base import MetricSpec
 PORTS = 100  # ports tried, starting at `metrics.port`: a node may run many processes of a run
 
 
-class Value(NamedTuple):
+class GaugeSample(NamedTuple):
     """One sample of a gauge."""
 
     name: str
@@ -39,7 +39,7 @@ class Value(NamedTuple):
     labels: Mapping[str, str] = MappingProxyType({})
 
 
-Reader = Callable[[], Iterable[Value]]
+Reader = Callable[[], Iterable[GaugeSample]]
 
 
 def exported_by(process: str) -> list[Metric]:
@@ -47,7 +47,7 @@ def exported_by(process: str) -> list[Metric]:
     return [metric for metric in TABLE.values() if process == SERIAL or process in metric.by]
 
 
-class Instruments(Collector):
+class ProcessMetrics(Collector):
     """The metrics of one process: a `Meters` for events, `readers` for gauges. Thread-safe.
 
     Raises `KeyError` or `ValueError` for a metric or label that `TABLE` does not define for this kind of process.
@@ -102,7 +102,7 @@ class Instruments(Collector):
         yield from found.values()
 
 
-def gpu_memory() -> Iterator[Value]:
+def gpu_memory() -> Iterator[GaugeSample]:
     """Yields the memory of the GPUs that this process uses, in bytes. Neither imports torch nor initializes CUDA."""
     cuda = getattr(sys.modules.get("torch"), "cuda", None)
     if cuda is None or not getattr(cuda, "is_initialized", bool)():
@@ -110,13 +110,13 @@ def gpu_memory() -> Iterator[Value]:
     for index in range(cuda.device_count()):
         reserved, device = cuda.memory_reserved(index), {"device": str(index)}
         if reserved:
-            yield Value("douga_gpu_memory_reserved_bytes", reserved, device)
-            yield Value("douga_gpu_memory_allocated_bytes", cuda.memory_allocated(index), device)
-            yield Value("douga_gpu_memory_total_bytes", cuda.get_device_properties(index).total_memory, device)
+            yield GaugeSample("douga_gpu_memory_reserved_bytes", reserved, device)
+            yield GaugeSample("douga_gpu_memory_allocated_bytes", cuda.memory_allocated(index), device)
+            yield GaugeSample("douga_gpu_memory_total_bytes", cuda.get_device_properties(index).total_memory, device)
 
 
 @contextmanager
-def exporting(instruments: Instruments, host: str, port: int = 0) -> Iterator[str]:
+def exporting(metrics: ProcessMetrics, host: str, port: int = 0) -> Iterator[str]:
     """Serves the metrics at ``/metrics`` inside the block. Yields ``HOST:PORT``.
 
     Uses the first free port starting at `port`; 0 lets the system choose. Raises `ConfigError` if `host` is not a
@@ -124,7 +124,7 @@ def exporting(instruments: Instruments, host: str, port: int = 0) -> Iterator[st
     """
     if not _is_one(host):
         raise ConfigError(f"metrics: {host}: must be one IP address of this machine, no host name, not 0.0.0.0")
-    server, thread = _serve(instruments.registry, host, port)
+    server, thread = _serve(metrics.registry, host, port)
     try:
         yield f"[{host}]:{server.server_port}" if ":" in host else f"{host}:{server.server_port}"
     finally:

@@ -1,8 +1,8 @@
 """Curves of a run for TensorBoard and W&B: the gauges of every optimizer step and every guardrail reading.
 
 ```
-RunMeter ── values, step ──> Scalars ──> TensorBoardWriter     RUN/tensorboard/   metrics.tensorboard
-                                    └──> WandbWriter           W&B, RUN/wandb/    metrics.wandb
+RunMetrics ── samples, step ──> Scalars ──> TensorBoardWriter     RUN/tensorboard/   metrics.tensorboard
+                                       └──> WandbWriter           W&B, RUN/wandb/    metrics.wandb
 ```
 
 A curve is named after its metric, followed by its label values: ``douga_probe_reward/reward/policy``.
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from common.config import RunConfig
-from deploy.observability.exporter import Value
+from deploy.observability.exporter import GaugeSample
 from deploy.observability.tensorboard import TensorBoardWriter, check_tensorboard
 from deploy.observability.weights_and_biases import WandbWriter, check_wandb
 
@@ -48,7 +48,7 @@ class Scalars:
         if config.metrics.wandb:
             self._sinks.append(WandbWriter(config, folder))
 
-    def write(self, values: Iterable[Value], step: int) -> None:
+    def write(self, values: Iterable[GaugeSample], step: int) -> None:
         """Writes the values after optimizer step `step`. Raises `StorageError` if the disk fails."""
         points = {"/".join([value.name, *value.labels.values()]): value.value for value in values}
         for sink in self._sinks:

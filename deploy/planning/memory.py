@@ -181,8 +181,7 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         "weights": b * (_split(whole + adapters, stage >= 3, ranks) + sizes.position_values),
         "reference": 0 if rules.reference == "host" else _reference(config, sizes),
         "gradients": b * _split(trained, stage >= 2, ranks),
-        "exchange buffers": (b * min(trained, REDUCE_BUCKET) if stage else 0)
-        + (b * min(whole, LIVE_PARAMETERS) if stage == 3 else 0),
+        "exchange buffers": b * _exchanged(trained, whole, stage),
     }
     own, step = _optimizer_bytes(config, trained), 0
     if not _sharding(config):
@@ -200,6 +199,12 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         "activations": saved + block + BACKWARD * unit,
         "optimizer step": step,
     }
+
+
+def _exchanged(trained: int, whole: int, stage: int) -> int:
+    """Numbers in ZeRO's buffers: the reduction bucket, and with stage 3 the gathered weights."""
+    reduced = min(trained, REDUCE_BUCKET) if stage else 0
+    return reduced + (min(whole, LIVE_PARAMETERS) if stage == 3 else 0)
 
 
 def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:

@@ -84,10 +84,7 @@ def series(
     for tick in ticks:
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(_text(left - 6, y(tick) + 4, f"{tick:g}", "end"))
-    for place, kind, words in marks:
-        begin = bottom - 5 if kind == "push" else top  # short lines for pushes, because there are many
-        line = f'<line class="{kind}" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{begin}" y2="{bottom}"'
-        parts.append(f"{line}><title>{escape(words)}</title></line>" if words else f"{line}/>")
+    parts += [_mark(mark, x, top, bottom) for mark in marks]
     for name, kind, row in rows:
         points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in zip(at, row, strict=True))
         parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
@@ -95,6 +92,13 @@ def series(
     ends = (f"{first:g}", f"{unit} {last:g}") if until is None else ("0", f"{last:.3g} {unit}")
     parts += [_text(left, bottom + 18, ends[0], "middle"), _text(right, bottom + 18, ends[1], "end")]
     return _svg(bottom + 26, parts, title)
+
+
+def _mark(mark: Mark, x: Callable[[float], float], top: float, bottom: float) -> str:
+    place, kind, tooltip = mark
+    begin = bottom - 5 if kind == "push" else top  # short lines for pushes, because there are many
+    line = f'<line class="{kind}" x1="{x(place):.1f}" x2="{x(place):.1f}" y1="{begin}" y2="{bottom}"'
+    return f"{line}><title>{escape(tooltip)}</title></line>" if tooltip else f"{line}/>"
 
 
 def _thinned(at: Sequence[float], rows: Sequence[Series]) -> tuple[Sequence[float], Sequence[Series]]:
@@ -165,8 +169,8 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def _text(x: float, y: float, words: str, anchor: str, kind: str = "tick") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _svg(height: float, parts: Sequence[str], title: str, width: int = WIDTH) -> str:

@@ -28,7 +28,7 @@ class Verdict:
     """Whether the comparison is positive, and the reason in one or two sentences."""
 
     passed: bool
-    words: str
+    message: str
 
 
 def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:

@@ -21,10 +21,10 @@ PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 def preview_image(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], float]]) -> Image.Image:
     """Returns the image for `pairs`, each a record of `by_prompt` and its change in points. `folder` is the run's."""
-    blocks = [_words(title)]
+    blocks = [_text_strip(title)]
     for record, change in pairs:
         base, aligned = (_row(folder / "clips" / record[side]["clip"]) for side in SIDES)
-        blocks += [_words(f"{record['text']}: {change:+.1f}, base above aligned"), base, aligned]
+        blocks += [_text_strip(f"{record['text']}: {change:+.1f}, base above aligned"), base, aligned]
     width = max(block.width for block in blocks)
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
     top = 0
@@ -38,7 +38,7 @@ def _row(clip: Path) -> Image.Image:
     return contact_sheet([decode_clip(clip.read_bytes())])
 
 
-def _words(line: str) -> Image.Image:
+def _text_strip(line: str) -> Image.Image:
     font = ImageFont.load_default(SIZE)
     strip = Image.new("RGB", (int(font.getlength(line)) + 2 * MARGIN, LINE), PAPER)
     ImageDraw.Draw(strip).text((MARGIN, 3), line, fill=INK, font=font)

@@ -71,7 +71,7 @@ def write(folder: Path) -> Path:
     layout.write_whole(path, render(folder, config, result))
     gains, least = extremes(result["by_prompt"], STILL_PAIRS)
     pairs = [(record, change_of(record)) for record in (*gains, *least)]
-    preview_image(folder, result["verdict"]["words"], pairs).save(folder / layout.PICTURE)
+    preview_image(folder, result["verdict"]["message"], pairs).save(folder / layout.PICTURE)
     return path
 
 
@@ -79,7 +79,6 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
     """Returns the HTML of the report."""
     steps = latest_by_step(read_json_lines(folder / METRICS))
     work = timeline.of(folder)
-    gains, least = extremes(result["by_prompt"], config.evaluation.clips)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -89,10 +88,7 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
         reward=result["learned"][REWARD],
         sides=SIDES,
         groups=_groups(result),
-        shown=[
-            ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
-            ("Smallest gains, or losses", [clip_pair(folder, record, config.model.fps) for record in least]),
-        ],
+        shown=_shown_pairs(folder, config, result),
         curves=_curves(config, steps),
         watched=_watched(read_readings(folder)),
         alarms=[record for record in read_json_lines(folder / EVENTS) if record["event"] == "alarm"],
@@ -105,6 +101,14 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
         config_text=(folder / layout.CONFIG).read_text("utf-8"),
         command=f"{layout.resume_command(folder)} --name {config.name}-again",
     )
+
+
+def _shown_pairs(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> list[tuple[str, list[ClipPair]]]:
+    gains, least = extremes(result["by_prompt"], config.evaluation.clips)
+    return [
+        ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
+        ("Smallest gains, or losses", [clip_pair(folder, record, config.model.fps) for record in least]),
+    ]
 
 
 def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:

@@ -121,7 +121,7 @@ class RunJournal:
         self._timeline.close()
 
 
-def measured(journal: Journal, worker: str, kind: str, work: Callable[[], Done]) -> Done:
+def timed(journal: Journal, worker: str, kind: str, work: Callable[[], Done]) -> Done:
     """Calls `work`, records its duration as a span, and returns its result.
 
     Nothing is recorded if the result is false (False, None or 0): there was no work. An integer is the number of units

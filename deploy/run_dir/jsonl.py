@@ -1,7 +1,7 @@
 """Append-only JSON lines files, in which a run records its metrics, events, timeline and guardrail readings.
 
-A process may be killed in the middle of a line. The next writer truncates the torn line before it appends, and readers
-skip it, so a record is either complete or absent. Steps repeat after a rollback: `latest_by_step` keeps the last one.
+A process may be killed in the middle of a line. The next writer removes the incomplete line before it appends, and
+readers skip it: a record is either complete or absent. Steps repeat after a rollback: `latest_by_step` keeps the last.
 
 A file with a size bound has two parts, which readers see as one. When the newer part reaches half of the bound, it
 replaces the older part.

@@ -117,7 +117,7 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
     """Returns the result of a finished run, else None. Raises `ConfigError` if the folder belongs to another run."""
     check_belongs(config.folder, config)
     result = read_result(config.folder)
-    if config.simulate and result is not None and "pace" in result:
+    if config.simulate and result is not None and "throughput" in result:
         return result if result["step"] == config.steps else None
     if result is None or "verdict" not in result:
         return None

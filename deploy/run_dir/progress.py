@@ -33,7 +33,7 @@ class Status:
     groups_per_second: float = 0.0
     eta: float | None = None  # seconds to the end of the phase
 
-    def words(self) -> str:
+    def line(self) -> str:
         """Returns the status as one line."""
         parts = [f"{self.phase} {self.done}/{self.total}"]
         if self.phase == TRAINING:
@@ -124,7 +124,7 @@ class Plain:
         if status.phase == self._phase and status.done < status.total and now - self._last < INTERVAL:
             return
         self._phase, self._last = status.phase, now
-        self.message(status.words())
+        self.message(status.line())
 
     def message(self, line: str) -> None:
         """See `Progress`."""
@@ -141,7 +141,7 @@ class Panel:
         """See `Progress`."""
         if status.phase not in self._tasks:
             self._tasks[status.phase] = self._bar.add_task(status.phase, total=status.total, figures="")
-        figures = status.words().removeprefix(f"{status.phase} {status.done}/{status.total}").strip()
+        figures = status.line().removeprefix(f"{status.phase} {status.done}/{status.total}").strip()
         self._bar.update(self._tasks[status.phase], completed=status.done, total=status.total, figures=figures)
 
     def message(self, line: str) -> None:

@@ -12,17 +12,17 @@ AGAIN = "press Ctrl-C again to stop now"
 
 
 @contextmanager
-def stop_on_signals(words: str = f"finishing the current unit of work; {AGAIN}") -> Iterator[Callable[[], bool]]:
+def stop_on_signals(message: str = f"finishing the current unit of work; {AGAIN}") -> Iterator[Callable[[], bool]]:
     """Yields a function that returns True once the process has received SIGINT or SIGTERM.
 
-    The first signal prints `words` on stderr and restores the previous handlers, so that the second one is not caught.
+    The first signal prints `message` on stderr and restores the previous handlers, so that a second one is not caught.
     """
     asked: list[int] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _: FrameType | None) -> None:
         asked.append(number)
-        print(words, file=sys.stderr)
+        print(message, file=sys.stderr)
         restore()
 
     def restore() -> None:

@@ -57,7 +57,7 @@ def busiest(roles: Mapping[str, Mapping[str, float]]) -> str:
     return max(roles, key=lambda role: roles[role]["busy"])
 
 
-def words(found: Mapping[str, Any]) -> list[str]:
+def lines(found: Mapping[str, Any]) -> list[str]:
     """Formats the figures as lines for a terminal."""
     seconds = max(found["seconds"], 1e-9)
     shares = [f"{role} {how['busy']:.0%} of {how['workers']}" for role, how in found["roles"].items()]

@@ -21,15 +21,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import RunConfig
 from common.errors import BAD_INPUT, ConfigError, StorageError
@@ -41,10 +39,10 @@ from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability import targets
 from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
-from deploy.runtime.messages import MEETING, HubReady, HubStatus, Outcome
+from deploy.runtime.messages import HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
-from deploy.runtime.ray_backend import connected, launch, pin, placed, ray_exporters
-from deploy.runtime.restart_policy import GivenUp, Quorum, Supervisor
+from deploy.runtime.ray_backend import RestartUnit, connected, launch_hub, placed, ray_exporters, restart_units
+from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
     from rewarders.interface import Reward
@@ -59,7 +57,7 @@ LOG_SECONDS = 2.0  # timeout for the hub to accept log records
 LOOPBACK = "127.0.0.1"  # where the hub listens when all its workers are on this machine
 
 
-class HubLost(RuntimeError):
+class HubLostError(RuntimeError):
     """The hub's process died."""
 
 
@@ -95,7 +93,7 @@ def run(
             try:
                 with placed(config) as group:
                     return Driver(config, rewards, stop, progress, supervisor, group, logs, host).run()
-            except HubLost as error:
+            except HubLostError as error:
                 log.warning("%s; all workers restart from the run folder", error)
                 progress.message(f"{error}; all workers restart from the run folder")
                 with _keeping_driver_log(logs, config):
@@ -108,7 +106,7 @@ def _keeping_driver_log(logs: ForwardingHandler, config: RunConfig) -> Iterator[
     """Writes the driver's log itself when the hub is given up, if the run folder is on this node."""
     try:
         yield
-    except GivenUp as error:
+    except RestartLimitError as error:
         log.error("%s", error)
         if (config.folder / CONFIG).is_file():
             LogFiles(config.folder, config).write(DRIVER, logs.take())
@@ -124,30 +122,12 @@ def _check_root(config: RunConfig) -> None:
 
 
 @dataclass
-class Unit:
-    """What is restarted together: one worker process, or all ranks of the learner."""
-
-    name: str
-    make: Callable[[], list[Any]]
-    members: list[str]  # worker names of the processes
-    processes: list[Any] = field(default_factory=list)
-    running: list[Any] = field(default_factory=list)  # pending results of their `run`
-    starts_at: float | None = 0.0  # time of the next start; None: running or done
-    up: bool = False  # has reported its node
-
-    @property
-    def is_sampler(self) -> bool:
-        """Whether the run can continue without it."""
-        return self.name.startswith("sampler")
-
-
-@dataclass
-class Asked:
-    """A process that was asked for its node."""
+class LocationQuery:
+    """A process whose node is not known yet."""
 
     name: str
     since: float  # time of the request; inf once the wait was reported
-    unit: Unit | None
+    unit: RestartUnit | None
 
 
 class Driver:
@@ -166,12 +146,12 @@ class Driver:
     ) -> None:
         """`host` is the address that the hub listens on; "" is the address of its node."""
         self.config, self.stop, self.progress = config, stop, progress
-        self.supervisor, self.group, self.logs, self.host = supervisor, group, logs, host
-        self.hub = launch("deploy.runtime.hub:Hub", [config], **self._bundle(0))
-        self.units = self._units(rewards)
+        self.supervisor, self.logs, self.host = supervisor, logs, host
+        self.hub = launch_hub(config, group)
+        self.units = restart_units(config, group, rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
         self.external_samplers = 0
-        self.places: dict[Any, Asked] = {}  # pending answer -> the process that was asked
+        self.pending_locations: dict[Any, LocationQuery] = {}  # pending answer -> its process
 
     def run(self) -> Outcome:
         """Opens the hub, starts the workers, and supervises them until the hub's run loop ends."""
@@ -187,7 +167,7 @@ class Driver:
             log.info("the run ends after step %d", outcome.step)
             self._close()
             return outcome
-        except (HubLost, KeyboardInterrupt):
+        except (HubLostError, KeyboardInterrupt):
             raise  # no graceful stop without a hub, nor after a second interrupt
         except BaseException as error:
             log.error("the run ends: %s: %s", type(error).__name__, error)
@@ -203,56 +183,24 @@ class Driver:
 
         yield send
 
-    # Creating workers.
-
-    def _units(self, rewards: Sequence[Reward] | None) -> list[Unit]:
-        cluster = self.config.cluster
-        ranks = [f"learner-{rank}" for rank in range(cluster.learner.count)]
-        units = [Unit("learner", lambda: self._learners(ranks), ranks)]
-        units += [self._unit("sampler", number) for number in range(cluster.sampler.count)]
-        units += [self._unit("rewarder", number, rewards) for number in range(cluster.rewarder.count)]
-        return units
-
-    def _unit(self, role: str, number: int, *more: Any) -> Unit:
-        name, placement = f"{role}-{number}", self.config.cluster.placement_of(role)
-        options = {
-            "num_gpus": placement.gpus,
-            "resources": pin(placement.node),
-            "scheduling_strategy": "SPREAD",
-        }
-        kind = f"deploy.runtime.workers.{role}:{role.title()}Worker"
-        return Unit(name, lambda: [launch(kind, [self.config, name, *more], **options)], [name])
-
-    def _learners(self, names: Sequence[str]) -> list[Any]:
-        """Launches all ranks. They use a new file for rendezvous, because earlier groups leave theirs behind."""
-        kind, meeting = "deploy.runtime.workers.learner:LearnerWorker", uuid4().hex
-        gpus = self.config.cluster.learner.gpus
-        return [
-            launch(kind, [self.config, name, rank, f"{MEETING}{meeting}"], num_gpus=gpus, **self._bundle(1 + rank))
-            for rank, name in enumerate(names)
-        ]
-
-    def _bundle(self, index: int) -> dict[str, Any]:
-        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(self.group, index)}
-
     # Supervision.
 
     def _watch(self, opened: HubReady) -> Outcome:
         if not opened.training:
             self._end_unit(self.units.pop(0))
-        self._ask_place("hub", self.hub)
+        self._ask_location("hub", self.hub)
         finished = self.hub.call.remote("run")
         stopping = False
         while True:
             self._start_due(opened)
             running = [answer for unit in self.units for answer in unit.running]
             ready, _ = ray.wait([finished, *running], num_returns=1, timeout=POLL_SECONDS)
-            self._show_places()
-            self._show_news()
+            self._report_locations()
+            self._show_hub_status()
             if finished in ready:
                 return self._ask(finished, OPEN_SECONDS)
             for unit in self.units:
-                self._look_at(unit, ready)
+                self._handle_ended(unit, ready)
             if stopping:
                 continue
             self._check_samplers()
@@ -269,9 +217,9 @@ class Driver:
                 unit.running = [process.call.remote("run", opened.addresses) for process in unit.processes]
                 unit.starts_at = None
                 for name, process in zip(unit.members, unit.processes, strict=True):
-                    self._ask_place(name, process, unit)
+                    self._ask_location(name, process, unit)
 
-    def _look_at(self, unit: Unit, ready: Sequence[Any]) -> None:
+    def _handle_ended(self, unit: RestartUnit, ready: Sequence[Any]) -> None:
         """Handles processes of a unit that have ended. If one failed, the whole unit is restarted later."""
         errors = self._errors(unit, [answer for answer in unit.running if answer in ready])
         if errors and unit.running:  # ranks fail together, and only one of them has the cause
@@ -280,7 +228,7 @@ class Driver:
         if errors:
             self._died(unit, errors)
 
-    def _errors(self, unit: Unit, ended: Sequence[Any]) -> list[Exception]:
+    def _errors(self, unit: RestartUnit, ended: Sequence[Any]) -> list[Exception]:
         """Returns the errors that processes of a unit ended with."""
         found: list[Exception] = []
         for answer in ended:
@@ -293,7 +241,7 @@ class Driver:
                 found.append(error)
         return found
 
-    def _died(self, unit: Unit, errors: Sequence[Exception]) -> None:
+    def _died(self, unit: RestartUnit, errors: Sequence[Exception]) -> None:
         self._end_unit(unit)
         for error in errors:
             if is_fatal(error):
@@ -304,7 +252,7 @@ class Driver:
         now = time.monotonic()
         try:
             unit.starts_at = self.supervisor.died(unit.name, reason, now)
-        except GivenUp as given_up:
+        except RestartLimitError as given_up:
             log.error("%s", given_up)
             if not unit.is_sampler:
                 raise
@@ -320,55 +268,55 @@ class Driver:
         coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in samplers)
         self.quorum.check(up, coming, time.monotonic())
 
-    def _end_unit(self, unit: Unit) -> None:
+    def _end_unit(self, unit: RestartUnit) -> None:
         for process in unit.processes:
             ray.kill(process)
         unit.running, unit.processes, unit.up = [], [], False
 
-    def _ask_place(self, name: str, process: Any, unit: Unit | None = None) -> None:
-        self.places[process.place.remote()] = Asked(name, time.monotonic(), unit)
+    def _ask_location(self, name: str, process: Any, unit: RestartUnit | None = None) -> None:
+        self.pending_locations[process.node.remote()] = LocationQuery(name, time.monotonic(), unit)
 
-    def _show_places(self) -> None:
+    def _report_locations(self) -> None:
         """Reports the node of every process that came up, and once every process that waits for resources."""
-        if not self.places:
+        if not self.pending_locations:
             return
-        known, waiting = ray.wait(list(self.places), num_returns=len(self.places), timeout=0)
+        known, waiting = ray.wait(list(self.pending_locations), num_returns=len(self.pending_locations), timeout=0)
         for answer in known:
-            asked = self.places.pop(answer)
-            with suppress(RayError):  # it died before answering: `_look_at` handles that
-                place = f"{asked.name}: {ray.get(answer)}"
-                log.info("%s", place)
-                self.progress.message(place)
+            query = self.pending_locations.pop(answer)
+            with suppress(RayError):  # it died before answering: `_handle_ended` handles that
+                line = f"{query.name}: {ray.get(answer)}"
+                log.info("%s", line)
+                self.progress.message(line)
                 self.hub.call.remote("found_ray", ray_exporters())
-                if asked.unit is not None and asked.unit.running:
-                    asked.unit.up = True
+                if query.unit is not None and query.unit.running:
+                    query.unit.up = True
         for answer in waiting:
-            asked = self.places[answer]
-            if time.monotonic() - asked.since > self.config.cluster.placement_seconds:
-                asked.since = float("inf")
+            query = self.pending_locations[answer]
+            if time.monotonic() - query.since > self.config.cluster.placement_seconds:
+                query.since = float("inf")
                 free = {
                     kind: count for kind, count in ray.available_resources().items() if not kind.startswith("node:")
                 }
-                line = f"{asked.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
+                line = f"{query.name} is waiting for resources; the run continues without it. Free in Ray: {free}"
                 log.warning("%s", line)
                 self.progress.message(line)
 
-    def _show_news(self) -> None:
-        news: HubStatus = self._ask(self.hub.call.remote("news"), OPEN_SECONDS)
-        self.external_samplers = news.samplers
-        for line in news.lines:
+    def _show_hub_status(self) -> None:
+        found: HubStatus = self._ask(self.hub.call.remote("status"), OPEN_SECONDS)
+        self.external_samplers = found.samplers
+        for line in found.lines:
             self.progress.message(line)
-        if news.status is not None:
-            self.progress.update(news.status)
+        if found.status is not None:
+            self.progress.update(found.status)
 
     def _ask(self, answer: Any, seconds: float) -> Any:
-        """Waits for an answer of the hub. Raises `HubLost` if it died or timed out, else the hub's own error."""
+        """Waits for an answer of the hub. Raises `HubLostError` if it died or timed out, else the hub's own error."""
         try:
             return ray.get(answer, timeout=seconds)
         except RayActorError as error:
-            raise HubLost(f"the hub died: {' '.join(str(error).split())[:200]}") from None
+            raise HubLostError(f"the hub died: {' '.join(str(error).split())[:200]}") from None
         except GetTimeoutError:
-            raise HubLost(f"the hub did not answer within {seconds:g} s") from None
+            raise HubLostError(f"the hub did not answer within {seconds:g} s") from None
         except RayTaskError as error:
             raise error.cause if isinstance(error.cause, Exception) else error from None
 

@@ -11,19 +11,32 @@ cluster                  ClusterRunLoop only waits: samplers and rewarders are o
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.exchange.api import OVER, HubExchange, ScoredCandidate, State
+from common.exchange.local import LocalExchange
 from common.messages import Prompt, Purpose
+from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE
+from common.weights.store import WeightStore
+from deploy.results import comparison
+from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.progress import Progress, ThroughputTracker
+from deploy.run_dir.source import chosen_version
+from deploy.runtime.factories import open_inputs, open_scorers
+from deploy.runtime.workers.scratch import scratch
+
+BASE = 0  # the version of the base model
 
 # (version, maximum number of missing prompts, callback after every sampled group) -> False if no work is left
 Work = Callable[[int, int, Callable[[], None]], bool]
 
 
-class Stuck(RunFailed):
+class StuckError(RunFailed):
     """The run is not finished, but no role can make progress."""
 
 
@@ -40,8 +53,8 @@ class HeldOutEvaluation:
     def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
         """Returns all held-out clips of `version`, sorted by prompt, and how many of them were new.
 
-        Clips in the ledger are reused, so an interrupted evaluation resumes. Raises `Stuck` if a prompt failed or no
-        work is left.
+        Clips in the ledger are reused, so an interrupted evaluation resumes. Raises `StuckError` if a prompt failed or
+        no work is left.
         """
         self.exchange.enqueue(self.prompts, version)
         found = self._found(version)
@@ -53,7 +66,7 @@ class HeldOutEvaluation:
             counts = {state.value: count for state, count in self._counts().items() if count}
             why = next(iter(self.exchange.failures().values()), "no work is left")
             left = len(self.prompts) - len(found)
-            raise Stuck(f"{phase}: {left} of {len(self.prompts)} prompts have no scores: {why}; groups: {counts}")
+            raise StuckError(f"{phase}: {left} of {len(self.prompts)} prompts have no scores: {why}; groups: {counts}")
         return found, missing
 
     def _finish(self, version: int, phase: str, missing: int) -> None:
@@ -77,3 +90,37 @@ class HeldOutEvaluation:
     def _found(self, version: int) -> list[ScoredCandidate]:
         found = [one for one in self.exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < len(self.prompts)]
         return sorted(found, key=lambda one: one.prompt.ordinal)
+
+
+def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
+    """Repeats the held-out comparison of a run with `version` (None: the newest). Only reads the run folder.
+
+    Returns the result of `comparison.conclude`. The clips are stored in a scratch exchange that is deleted at the end.
+    """
+    from deploy.runtime.workers.local import LocalWorkers  # noqa: PLC0415 - it imports this module
+
+    store = WeightStore(folder / "weights")
+    chosen = chosen_version(store, config, version)
+    prompts = open_inputs(config)
+    sampler, rewarder = open_scorers(config)
+    manifest = store.manifest(chosen)
+    with ExitStack() as stack:
+        scratch_folder = stack.enter_context(scratch("evaluate"))
+        exchange = LocalExchange(scratch_folder, config, prompts)
+        stack.callback(exchange.close)
+        workers = LocalWorkers(
+            config=config,
+            sampler=sampler,
+            rewarder=rewarder,
+            exchange=exchange,
+            store=store,
+            journal=stack.enter_context(RunJournal(scratch_folder, dict)),
+            progress=progress,
+            between=lambda: None,
+        )
+        evaluation = workers.evaluation(prompts)
+        base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
+        if chosen != BASE:
+            exchange.announce(manifest)
+        aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
+    return comparison.conclude(comparison.by_prompt(base, aligned, config))

@@ -4,7 +4,7 @@
 douga worker sampler --connect tcp://HOST:PORT --key worker.key
    │ configuration() ──> the run's configuration, TOML        the worker opens its own copy of the model
    │ join(role, fingerprint) ──> Registration: name and ports refused if the copy differs
-   │ stay(name), every BEAT_SECONDS ──> MembershipState: welcome, stranger, over
+   │ heartbeat(name), every BEAT_SECONDS ──> MembershipState: active, unknown, over
    └ leave(name)                                              its leases are released at once
 ```
 
@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 
 ROLES = ("sampler", "rewarder")
 BEAT_SECONDS, GONE_SECONDS = 2.0, 20.0
-DISMISS_SECONDS = 15.0  # timeout for external workers to learn that the run is over
+LEAVE_SECONDS = 15.0  # timeout for external workers to learn that the run is over
 
 
 class MembershipState(StrEnum):
     """The hub's answer to a heartbeat of an external worker."""
 
-    WELCOME = "welcome"
-    STRANGER = "stranger"  # unknown to this start of the run: join again
+    ACTIVE = "active"
+    UNKNOWN = "unknown"  # unknown to this start of the run: join again
     OVER = "over"  # the run has finished: leave
 
 
@@ -81,7 +81,7 @@ class Registry(Protocol):
         """Joins as a `role`. Raises `ConfigError` if the role is not open to external workers, or the model differs."""
         ...
 
-    def stay(self, name: str) -> MembershipState:
+    def heartbeat(self, name: str) -> MembershipState:
         """Heartbeat."""
         ...
 
@@ -129,15 +129,15 @@ class ExternalWorkers:
         ports = (urlsplit(address).port or 0 for address in (at.exchange, at.journal, at.weights))
         return Registration(name, *ports)
 
-    def stay(self, name: str) -> MembershipState:
+    def heartbeat(self, name: str) -> MembershipState:
         """See `Registry`."""
         with self._changed:
             if self._over:
                 return MembershipState.OVER
             if name not in self._seen:
-                return MembershipState.STRANGER
+                return MembershipState.UNKNOWN
             self._seen[name] = self._clock()
-            return MembershipState.WELCOME
+            return MembershipState.ACTIVE
 
     def leave(self, name: str) -> None:
         """See `Registry`."""
@@ -167,11 +167,11 @@ class ExternalWorkers:
             self._silent = absent
             return absent
 
-    def dismiss(self) -> None:
-        """Answers heartbeats with `OVER` from now on; waits up to `DISMISS_SECONDS` for the workers to leave."""
+    def announce_end(self) -> None:
+        """Answers heartbeats with `OVER` from now on; waits up to `LEAVE_SECONDS` for the workers to leave."""
         with self._changed:
             self._over = True
-            self._changed.wait_for(lambda: not self._present(), DISMISS_SECONDS)
+            self._changed.wait_for(lambda: not self._present(), LEAVE_SECONDS)
 
 
 def fingerprint_of(config: RunConfig, role: str) -> str:
@@ -191,7 +191,7 @@ def _fingerprint(path: str, embedded: str = "") -> str:
     return fingerprint(TOON_PIPELINE.parent / embedded if embedded and path == "toon" else Path(path))
 
 
-def reception_service(workers: ExternalWorkers, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
+def registry_service(workers: ExternalWorkers, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
     """Creates the service for external workers."""
     return Service(Registry, workers, address, keys=keys)
 

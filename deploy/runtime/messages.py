@@ -9,7 +9,7 @@ from typing import Any
 from common.messages import WorkerKey
 from deploy.run_dir.progress import Status
 
-MEETING = ".meeting-"  # prefix of the rendezvous files of the learner's ranks, in the run folder
+RENDEZVOUS_PREFIX = ".rendezvous-"  # of the files in the run folder through which the learner's ranks find each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class HubReady:
 
 @dataclass(frozen=True, slots=True)
 class HubStatus:
-    """News of the hub since the last call. Hub -> driver."""
+    """The status of the run, and the messages since the last call. Hub -> driver."""
 
     status: Status | None
     lines: list[str]

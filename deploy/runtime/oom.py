@@ -24,7 +24,7 @@ SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner":
 
 
 class OutOfMemory(RunFailed):
-    """A role needs more memory than is available. The same command resumes the run from its last checkpoint.
+    """Error: a role needs more memory than is available. The same command resumes the run from its last checkpoint.
 
     All units of work of a role need the same memory. A process that fails in its first unit would fail again after a
     restart, so the run ends. If it had `worked` before, the cause is transient (another process on the GPU,
@@ -35,10 +35,10 @@ class OutOfMemory(RunFailed):
 
 
 @contextmanager
-def needed_by(who: str, config: RunConfig | None = None) -> Iterator[None]:
+def needed_by(worker: str, config: RunConfig | None = None) -> Iterator[None]:
     """Turns out-of-memory errors inside the block into `OutOfMemory`, which names settings of the role that need less.
 
-    Other errors are not changed. No settings are named without `config`, or if `who` is not a worker's name:
+    Other errors are not changed. No settings are named without `config`, or if `worker` is not a worker's name:
     ``with needed_by("sampler-0", config)``.
     """
     try:
@@ -49,8 +49,8 @@ def needed_by(who: str, config: RunConfig | None = None) -> Iterator[None]:
         found = shortage(error)
         if found is None:
             raise
-        knobs = "" if config is None else _knobs(who.partition("-")[0], config)
-        raise OutOfMemory(f"{who}: out of memory: {_figures(found)}{knobs}") from error
+        knobs = "" if config is None else _knobs(worker.partition("-")[0], config)
+        raise OutOfMemory(f"{worker}: out of memory: {_figures(found)}{knobs}") from error
 
 
 def _figures(found: Shortage) -> str:

@@ -1,4 +1,7 @@
-"""Ray calls of a cluster run: connection, placement group, actors. Used by `deploy/runtime/driver.py`."""
+"""Ray calls of a cluster run: connection, placement group, and the actors of hub and workers.
+
+`deploy/runtime/driver.py` decides when they are called.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,25 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ClusterConfig, RunConfig
 from common.errors import ConfigError
+from deploy.runtime.messages import RENDEZVOUS_PREFIX
+
+if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
+    from rewarders.interface import Reward
 
 SHARE = 0.001  # amount of a node's custom resource per worker: the resource is a label, not a quantity
 OBJECT_STORE = 200_000_000  # bytes; nothing large goes through Ray
@@ -119,15 +129,73 @@ class Process:
         """Returns the IP address of this node."""
         return ray.util.get_node_ip_address()
 
-    def place(self) -> str:
+    def node(self) -> str:
         """Returns node, process id and GPUs as text."""
         context = ray.get_runtime_context()
         gpus = ", ".join(context.get_accelerator_ids().get("GPU", []))
-        place = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
-        return f"{place}, GPU {gpus}" if gpus else place
+        text = f"node {context.get_node_id()[:8]} ({self.host()}), process {os.getpid()}"
+        return f"{text}, GPU {gpus}" if gpus else text
 
 
 def launch(kind: str, arguments: Sequence[Any], **options: Any) -> Any:
     """Creates a `Process` asynchronously; it is running once it answers. `options` are Ray's actor options."""
     actor: Any = ray.remote(Process)
     return actor.options(num_cpus=0, max_concurrency=4, **options).remote(kind, str(Path.cwd()), *arguments)
+
+
+@dataclass
+class RestartUnit:
+    """Processes that are restarted together: one worker, or all ranks of the learner."""
+
+    name: str
+    make: Callable[[], list[Any]]
+    members: list[str]  # worker names of the processes
+    processes: list[Any] = field(default_factory=list)
+    running: list[Any] = field(default_factory=list)  # pending results of their `run`
+    starts_at: float | None = 0.0  # time of the next start; None: running or done
+    up: bool = False  # has reported its node
+
+    @property
+    def is_sampler(self) -> bool:
+        """Whether the run can continue without it."""
+        return self.name.startswith("sampler")
+
+
+def launch_hub(config: RunConfig, group: PlacementGroup) -> Any:
+    """Launches the hub in the first bundle of the placement group."""
+    return launch("deploy.runtime.hub:Hub", [config], **_bundle(group, 0))
+
+
+def restart_units(config: RunConfig, group: PlacementGroup, rewards: Sequence[Reward] | None) -> list[RestartUnit]:
+    """Returns the learner, the samplers and the rewarders of a run; `make` launches their processes."""
+    cluster = config.cluster
+    ranks = [f"learner-{rank}" for rank in range(cluster.learner.count)]
+    units = [RestartUnit("learner", lambda: _learners(config, group, ranks), ranks)]
+    units += [_worker(config, "sampler", number) for number in range(cluster.sampler.count)]
+    units += [_worker(config, "rewarder", number, rewards) for number in range(cluster.rewarder.count)]
+    return units
+
+
+def _worker(config: RunConfig, role: str, number: int, *more: Any) -> RestartUnit:
+    name, placement = f"{role}-{number}", config.cluster.placement_of(role)
+    options = {
+        "num_gpus": placement.gpus,
+        "resources": pin(placement.node),
+        "scheduling_strategy": "SPREAD",
+    }
+    kind = f"deploy.runtime.workers.{role}:{role.title()}Worker"
+    return RestartUnit(name, lambda: [launch(kind, [config, name, *more], **options)], [name])
+
+
+def _learners(config: RunConfig, group: PlacementGroup, names: Sequence[str]) -> list[Any]:
+    """Launches all ranks. They use a new file for rendezvous, because earlier groups leave theirs behind."""
+    kind, rendezvous = "deploy.runtime.workers.learner:LearnerWorker", f"{RENDEZVOUS_PREFIX}{uuid4().hex}"
+    gpus = config.cluster.learner.gpus
+    return [
+        launch(kind, [config, name, rank, rendezvous], num_gpus=gpus, **_bundle(group, 1 + rank))
+        for rank, name in enumerate(names)
+    ]
+
+
+def _bundle(group: PlacementGroup, index: int) -> dict[str, Any]:
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, index)}

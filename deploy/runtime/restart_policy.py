@@ -17,7 +17,7 @@ WINDOW = 3600.0  # seconds after which a crash no longer counts
 LONGEST_PAUSE = 60.0  # seconds
 
 
-class GivenUp(RunFailed):
+class RestartLimitError(RunFailed):
     """A worker crashed too often. The message names it and its last error."""
 
 
@@ -31,19 +31,22 @@ class Supervisor:
     _deaths: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def died(self, worker: str, reason: str, now: float) -> float:
-        """Records a crash at time `now` (seconds). Returns the time of the restart. Raises `GivenUp` after too many."""
+        """Records a crash at time `now` (seconds). Returns the time of the restart.
+
+        Raises `RestartLimitError` after more than `allowed` crashes within an hour.
+        """
         deaths = self._deaths[worker]
         while deaths and now - deaths[0] >= WINDOW:
             deaths.popleft()
         deaths.append(now)
         if len(deaths) > self.allowed:
             often = f"{worker} died {len(deaths)} times within an hour (cluster.restarts = {self.allowed})"
-            raise GivenUp(f"{often}; last error: {reason}")
+            raise RestartLimitError(f"{often}; last error: {reason}")
         self.restarts += 1
         return now + min(self.pause * 2 ** (len(deaths) - 1), LONGEST_PAUSE)
 
 
-class TooFew(RunFailed):
+class TooFewSamplersError(RunFailed):
     """There are fewer samplers than `cluster.min_samplers`."""
 
 
@@ -56,15 +59,15 @@ class Quorum:
     _since: float | None = None
 
     def check(self, up: int, coming: int, now: float) -> None:
-        """Checks `up` running and `coming` starting samplers at time `now` (seconds). Raises `TooFew`."""
+        """Checks `up` running and `coming` starting samplers at time `now` (seconds). Raises `TooFewSamplersError`."""
         if up >= self.least:
             self._since = None
             return
         self._since = now if self._since is None else self._since
         if up + coming < self.least:
-            raise TooFew(f"{up + coming} samplers are left; cluster.min_samplers = {self.least}")
+            raise TooFewSamplersError(f"{up + coming} samplers are left; cluster.min_samplers = {self.least}")
         if now - self._since > self.patience:
-            raise TooFew(
+            raise TooFewSamplersError(
                 f"{up} samplers have started within cluster.placement_seconds = {self.patience:g} s; "
                 f"cluster.min_samplers = {self.least}"
             )

@@ -28,16 +28,14 @@ from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
-from deploy.runtime.evaluation import HeldOutEvaluation
+from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
 
 log = logging.getLogger(__name__)
 
-BASE = 0  # the version of the base model
-
 
 class Stopped(Exception):
-    """The run was asked to stop and did so between two units of work."""
+    """Raised between two units of work to end a run that was asked to stop. Not an error."""
 
 
 def queue(exchange: HubExchange) -> dict[str, int]:
@@ -101,7 +99,7 @@ class RunLoop(ABC):
 
     def _finish_simulated(self, trained: dict[str, Any]) -> dict[str, Any]:
         """Finishes a simulated run: stores its throughput, as there are no clips to compare."""
-        result = trained | {"pace": throughput.figures(self.folder, self.exchange)}
+        result = trained | {"throughput": throughput.figures(self.folder, self.exchange)}
         self.events.write(event="finished", step=trained["step"])
         layout.write_result(self.folder, result)
         return result
@@ -113,7 +111,7 @@ class RunLoop(ABC):
         records = comparison.by_prompt(base, aligned, self.config)
         self._keep_clips(records, base, aligned)
         result = trained | comparison.conclude(records)
-        self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["words"])
+        self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["message"])
         layout.write_result(self.folder, result)
         report.write(self.folder)
         return result

@@ -24,34 +24,29 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
-from common.exchange.local import LocalExchange
 from common.messages import SerializedTensor, StepStats, TrainingFinished
-from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, SAMPLER, SERIAL
+from common.roles import SAMPLER, SERIAL
 from common.weights.store import WeightStore
-from deploy.guardrails.monitor import GuardrailMonitor, Paused, Probes, open_probes
+from deploy.guardrails.monitor import GuardrailMonitor, PausedError, Probes, open_probes
 from deploy.logs.files import LogFiles
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
-from deploy.observability.exporter import Value
-from deploy.results import comparison
+from deploy.observability.exporter import GaugeSample
 from deploy.run_dir import layout
-from deploy.run_dir.journal import RunJournal, measured
+from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
-from deploy.run_dir.source import chosen_version
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from deploy.runtime.factories import learner_of, open_inputs, open_scorers
 from deploy.runtime.messages import Outcome
 from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
-from deploy.runtime.run_loop import BASE, RunLoop, Stopped, queue
-from deploy.runtime.run_metrics import MeteredExchange, RunMeter
-from deploy.runtime.scratch import scratch
+from deploy.runtime.run_loop import RunLoop, Stopped, queue
+from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from deploy.runtime.workers.local import LocalWorkers
 from learner.loop import LearningLoop
 from rewarders.interface import Reward
@@ -60,7 +55,7 @@ from rewarders.loop import ScoringLoop
 log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"  # address of the metrics server
-PATIENCE = 50  # rounds of sampling and scoring without a step before the run counts as stuck
+MAX_ROUNDS_WITHOUT_STEP = 50  # rounds of sampling and scoring without a step before the run counts as stuck
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ def run(
     """Starts or resumes a run; returns when it has finished or `stop` returns True.
 
     `rewards` replaces the heads of ``config.reward.path``. A finished run returns its result at once. Raises
-    `ConfigError` for bad input, `StorageError` if the disk fails, `Stuck` if no role can make progress.
+    `ConfigError` for bad input, `StorageError` if the disk fails, `StuckError` if no role can make progress.
     """
     done = layout.finished_result(config)
     if done is not None:
@@ -104,83 +99,43 @@ def run(
     roles, shown = open_roles(config, rewards, left_out.append), progress or NullProgress()
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
-        file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
-        stack.callback(file.close)
-        stack.enter_context(logging_to(file, config, SERIAL))
+        _open_log(stack, config, folder)
         for line in left_out:
             log.warning("%s", line)
-        meter = RunMeter(config, folder, SERIAL)
-        exchange = MeteredExchange(folder, config, roles.prompts, meter)
-        stack.callback(exchange.close)
-        journal = stack.enter_context(
-            RunJournal(folder, lambda: queue(exchange), meter, timeline_bytes=config.timeline_bytes)
-        )
-        events = stack.enter_context(JsonLines(folder / EVENTS))
-        loop = Serial(
-            config=config,
-            roles=roles,
-            folder=folder,
-            exchange=exchange,
-            events=events,
-            guardrails=_guard(config, folder, exchange, roles, events, shown.message),
-            journal=journal,
-            stop=stop,
-            progress=shown,
-        )
-        meter.watch(loop)
-        meter.export(stack, LOOPBACK)
+        loop = _open_run_loop(stack, config, folder, roles, stop, shown)
+        loop.run_metrics.watch(loop)
+        loop.run_metrics.export(stack, LOOPBACK)
         return loop.run()
 
 
-def _guard(
-    config: RunConfig,
-    folder: Path,
-    exchange: MeteredExchange,
-    roles: Roles,
-    events: JsonLines,
-    notify: Callable[[str], None],
-) -> GuardrailMonitor:
-    return GuardrailMonitor(
+def _open_log(stack: ExitStack, config: RunConfig, folder: Path) -> None:
+    file = LogFiles(folder, config, Redactor(secrets_of(config, os.environ))).of(SERIAL)
+    stack.callback(file.close)
+    stack.enter_context(logging_to(file, config, SERIAL))
+
+
+def _open_run_loop(
+    stack: ExitStack, config: RunConfig, folder: Path, roles: Roles, stop: Callable[[], bool], progress: Progress
+) -> Serial:
+    """Opens the files of the run folder, which are closed with `stack`."""
+    run_metrics = RunMetrics(config, folder, SERIAL)
+    exchange = MeteredExchange(folder, config, roles.prompts, run_metrics)
+    stack.callback(exchange.close)
+    journal = stack.enter_context(
+        RunJournal(folder, lambda: queue(exchange), run_metrics, timeline_bytes=config.timeline_bytes)
+    )
+    events = stack.enter_context(JsonLines(folder / EVENTS))
+    guardrails = GuardrailMonitor(
         config=config,
         folder=folder,
         exchange=exchange,
         probes=roles.probes,
         events=events,
-        notify=notify,
-        on_reading=exchange.meter.reading,
+        notify=progress.message,
+        on_reading=run_metrics.reading,
     )
-
-
-def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
-    """Repeats the held-out comparison of a run with `version` (None: the newest). Only reads the run folder.
-
-    Returns the result of `comparison.conclude`. The clips are stored in a scratch exchange that is deleted at the end.
-    """
-    store = WeightStore(folder / "weights")
-    chosen = chosen_version(store, config, version)
-    prompts = open_inputs(config)
-    sampler, rewarder = open_scorers(config)
-    manifest = store.manifest(chosen)
-    with ExitStack() as stack:
-        scratch_folder = stack.enter_context(scratch("evaluate"))
-        exchange = LocalExchange(scratch_folder, config, prompts)
-        stack.callback(exchange.close)
-        workers = LocalWorkers(
-            config=config,
-            sampler=sampler,
-            rewarder=rewarder,
-            exchange=exchange,
-            store=store,
-            journal=stack.enter_context(RunJournal(scratch_folder, dict)),
-            progress=progress,
-            between=lambda: None,
-        )
-        evaluation = workers.evaluation(prompts)
-        base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
-        if chosen != BASE:
-            exchange.announce(manifest)
-        aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
-    return comparison.conclude(comparison.by_prompt(base, aligned, config))
+    return Serial(config=config, roles=roles, folder=folder, exchange=exchange, events=events, guardrails=guardrails,
+                  journal=journal, stop=stop, progress=progress)  # fmt: skip
 
 
 class Serial(RunLoop):
@@ -220,8 +175,10 @@ class Serial(RunLoop):
         self.roles, self.journal, self.stop, self.progress = roles, journal, stop, progress
         self._pace = ThroughputTracker(config)
         self._step = 0
-        self.meter = exchange.meter
-        self.meter.instruments.read(lambda: [Value("douga_policy_version", roles.sampler.version, {"role": SAMPLER})])
+        self.run_metrics = exchange.run_metrics
+        self.run_metrics.process_metrics.read(
+            lambda: [GaugeSample("douga_policy_version", roles.sampler.version, {"role": SAMPLER})]
+        )
 
     @property
     def step(self) -> int:
@@ -237,7 +194,7 @@ class Serial(RunLoop):
 
     def _train_with(self, empty_embeds: SerializedTensor) -> TrainingFinished:
         learner = learner_of(self.config)(self.folder, "learner-0")
-        learner.empty_embeds, learner.meters = empty_embeds, self.meter.instruments
+        learner.empty_embeds, learner.meters = empty_embeds, self.run_metrics.process_metrics
         try:
             resumed = learner.resume(self.workers.exchange)
             self._step = learner.step
@@ -257,24 +214,24 @@ class Serial(RunLoop):
             self._pace.start()
             while learner.step < self.config.steps:
                 self._iterate(learner)
-        except (Stopped, Paused):
+        except (Stopped, PausedError):
             learner.pause(self.workers.exchange)
             raise
         return learner.finish(self.workers.exchange)
 
     def _read_guardrails(self) -> None:
         """Takes a guardrail reading, if one is due."""
-        self.guardrails.look()
+        self.guardrails.advance()
         if self.guardrails.busy:
             self.workers.probe()
-            self.guardrails.look()
+            self.guardrails.advance()
 
     def _iterate(self, learner: LearningLoop) -> None:
         """Samples what admission allows, scores it, takes one optimizer step."""
         # Pairs may expire when the learner requests them. That frees admission, so sample again and retry once.
         stats = self._learn(learner) or self._learn(learner)
         if stats is None:
-            raise Stuck(self._stuck_message(learner))
+            raise StuckError(self._stuck_message(learner))
         self._step = learner.step
         self.journal.step(stats)
         if stats.pushed:
@@ -287,7 +244,7 @@ class Serial(RunLoop):
     def _learn(self, learner: LearningLoop) -> StepStats | None:
         self._drain(learner)
         self._check_stop()
-        return measured(self.journal, learner.worker, "learning", lambda: learner.work(self.workers.exchange))
+        return timed(self.journal, learner.worker, "learning", lambda: learner.work(self.workers.exchange))
 
     def _drain(self, learner: LearningLoop) -> None:
         """Samples and scores until admission refuses.
@@ -295,11 +252,11 @@ class Serial(RunLoop):
         A tie frees its place at once. It must be refilled before the step, because a resumed run refills it before the
         step too; refilled after the step, the group would have other weights.
         """
-        for _ in range(PATIENCE):
+        for _ in range(MAX_ROUNDS_WITHOUT_STEP):
             if not self._sample() + self.workers.score():
                 return
             self._check_stop()
-        raise Stuck(self._stuck_message(learner))
+        raise StuckError(self._stuck_message(learner))
 
     def _sample(self) -> int:
         groups, most = 0, self.config.groups_per_push * (self.config.exchange.max_lag + 1)

@@ -32,12 +32,12 @@ def step(number: int, time: float, **more: Any) -> dict[str, Any]:
     return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"ready": 3}, **more}
 
 
-def books(work: Any = (), groups: Any = (), **more: Any) -> LedgerSummary:
+def ledger_summary(work: Any = (), groups: Any = (), **more: Any) -> LedgerSummary:
     counts = dict.fromkeys(State, 0) | {State(state): count for state, count in dict(groups).items()}
     return LedgerSummary(groups=counts, work=dict(work), **more)
 
 
-def seen(
+def snapshot(
     now: float,
     ledger: LedgerSummary | None,
     spans: Sequence[dict[str, Any]] = (),

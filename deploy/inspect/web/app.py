@@ -24,7 +24,7 @@ from common.errors import BAD_INPUT
 from common.web.auth import page_app
 from deploy import web_server
 from deploy.inspect.snapshot import RunReader
-from deploy.inspect.web.videos import GONE, Gone, VideoCache
+from deploy.inspect.web.videos import GONE, ClipGoneError, VideoCache
 from deploy.inspect.web.view import DashboardState
 
 PAGE = Path(__file__).parent / "page"
@@ -36,19 +36,19 @@ def make_app(dashboard: DashboardState, videos: VideoCache, token: str = "") -> 
     Errors of the run folder become HTTP 503; a clip that no longer exists becomes 404.
     """
     app = page_app("douga watch", PAGE, token)
-    app.add_exception_handler(Gone, lambda _, error: JSONResponse({"detail": str(error)}, 404))
+    app.add_exception_handler(ClipGoneError, lambda _, error: JSONResponse({"detail": str(error)}, 404))
     for kind in BAD_INPUT:
         app.add_exception_handler(kind, lambda _, error: JSONResponse({"detail": str(error)}, 503))
 
     @app.get("/api/run")
     def run(tag: Annotated[str, Query(max_length=100)] = "") -> dict[str, Any]:
-        return dashboard.look(tag)
+        return dashboard.page_data(tag)
 
     @app.get("/groups/{ordinal}.mp4")
     def video(ordinal: int) -> Response:
         group = dashboard.group(ordinal)
         if group is None:
-            raise Gone(GONE)
+            raise ClipGoneError(GONE)
         return FileResponse(videos.video([one.file for one in group.kept]), media_type="video/mp4")
 
     return app

@@ -15,7 +15,7 @@ KEPT = 64  # maximum number of cached videos
 GONE = "the clip no longer exists"
 
 
-class Gone(LookupError):
+class ClipGoneError(LookupError):
     """The clip was deleted or cannot be shown."""
 
 
@@ -28,7 +28,10 @@ class VideoCache:
         self._scratch = tempfile.TemporaryDirectory(prefix="douga-watch-")
 
     def video(self, files: Sequence[str | None]) -> Path:
-        """Returns an mp4 file of the clips in these blobs, side by side. Raises `Gone` if one is missing or broken."""
+        """Returns an mp4 file of the clips in these blobs, side by side.
+
+        Raises `ClipGoneError` if a clip is missing or broken.
+        """
         with self._lock:
             name = "-".join(map(str, files))
             if name not in self._made:
@@ -41,14 +44,14 @@ class VideoCache:
     def _make(self, files: Sequence[str | None]) -> Path:
         present = [file for file in files if file is not None]
         if len(present) < len(files):
-            raise Gone(GONE)
+            raise ClipGoneError(GONE)
         try:
             decoded = [decode_video(read_blob(self._blobs / file)) for file in present]
             made = side_by_side([frames for frames, _ in decoded], decoded[0][1])
         except StorageError:
-            raise Gone(GONE) from None
+            raise ClipGoneError(GONE) from None
         except (ValueError, RuntimeError) as error:
-            raise Gone(f"the clip cannot be shown: {error}") from None
+            raise ClipGoneError(f"the clip cannot be shown: {error}") from None
         path = Path(self._scratch.name) / f"{'-'.join(present)}.mp4"
         path.write_bytes(made)
         return path

@@ -1,7 +1,7 @@
 """Selects the data of the page, as a JSON-serialisable dict.
 
 ```
-{"standing": {...}        the status, as `douga status --json` prints it (`deploy/inspect/status.py`)
+{"status":   {...}        the status, as `douga status --json` prints it (`deploy/inspect/status.py`)
  "lines":    [...]        one line per worker, as `douga status` prints it
  "groups":   [{"ordinal", "text", "version", "state", "clip", "why",
                "kept": [{"name", "reward", "weight", "scores"}, ...]}, ...]
@@ -44,38 +44,38 @@ class DashboardState:
 
     def __init__(self, reader: RunReader) -> None:
         self._reader, self._lock = reader, Lock()
-        self._seen: tuple[float, dict[str, Any], dict[int, RecentGroup]] = float("-inf"), {}, {}
+        self._latest: tuple[float, dict[str, Any], dict[int, RecentGroup]] = float("-inf"), {}, {}
         self._curves: dict[str, Any] = {"tag": ""}
 
-    def look(self, tag: str) -> dict[str, Any]:
+    def page_data(self, tag: str) -> dict[str, Any]:
         """Returns the page's data; ``curves`` is None if they are still those of `tag`.
 
         Raises `ConfigError` if the run folder cannot be read.
         """
         with self._lock:
-            if time.monotonic() - self._seen[0] > FRESH:
+            if time.monotonic() - self._latest[0] > FRESH:
                 self._refresh()
-            return self._seen[1] | {"curves": None if tag == self._curves["tag"] else self._curves}
+            return self._latest[1] | {"curves": None if tag == self._curves["tag"] else self._curves}
 
     def group(self, ordinal: int) -> RecentGroup | None:
         """Returns a group of the last refresh, or None if it is not among them."""
         with self._lock:
-            return self._seen[2].get(ordinal)
+            return self._latest[2].get(ordinal)
 
     def _refresh(self) -> None:
-        seen = self._reader.read()
-        found = run_status(seen)
-        groups = [] if seen.books is None else self._groups()
-        tag = f"{len(seen.steps)}-{len(seen.events)}-{len(seen.readings)}"
+        snapshot = self._reader.read()
+        found = run_status(snapshot)
+        groups = [] if snapshot.ledger is None else self._groups()
+        tag = f"{len(snapshot.steps)}-{len(snapshot.events)}-{len(snapshot.readings)}"
         if tag != self._curves["tag"]:
-            self._curves = {"tag": tag, "drawn": curves(seen)}
+            self._curves = {"tag": tag, "drawn": curves(snapshot)}
         shown = {
-            "standing": asdict(found),
+            "status": asdict(found),
             "lines": [one.line for one in found.workers],
-            "groups": [group_data(one, seen.config) for one in groups],
-            "lanes": lanes(seen),
+            "groups": [group_data(one, snapshot.config) for one in groups],
+            "lanes": lanes(snapshot),
         }
-        self._seen = time.monotonic(), shown, {one.ordinal: one for one in groups}
+        self._latest = time.monotonic(), shown, {one.ordinal: one for one in groups}
 
     def _groups(self) -> list[RecentGroup]:
         try:
@@ -113,28 +113,29 @@ def _kept(candidate: KeptCandidate, name: Sequence[str]) -> dict[str, Any]:
 # Drawings.
 
 
-def curves(seen: RunSnapshot) -> list[dict[str, str]]:
+def curves(snapshot: RunSnapshot) -> list[dict[str, str]]:
     """Returns all curves as SVG, over the run's minutes."""
-    axis = seen.timeline
-    return [*_learned(seen, axis), *_watched(seen, axis)]
+    axis = snapshot.timeline
+    return [*_learned(snapshot, axis), *_watched(snapshot, axis)]
 
 
-def _learned(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
-    if not seen.steps:
+def _learned(snapshot: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
+    if not snapshot.steps:
         return []
-    at, marks = [axis.at(one["time"]) / 60 for one in seen.steps], _marks(seen, axis)
+    at, marks = [axis.at(one["time"]) / 60 for one in snapshot.steps], _marks(snapshot, axis)
     return [
-        _drawn(title, note, at, [(title, "aligned", [of(one) for one in seen.steps])], marks, axis)
-        for title, note, of in curves_of(seen.config)
+        _drawn(title, note, at, [(title, "aligned", [of(one) for one in snapshot.steps])], marks, axis)
+        for title, note, of in curves_of(snapshot.config)
     ]
 
 
-def _watched(seen: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
+def _watched(snapshot: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
     """Returns the curves of the guardrails' readings, each placed at the time of its step."""
-    times = {one["step"]: axis.at(one["time"]) / 60 for one in seen.steps}
-    at, marks = [times.get(one.step, 0.0) for one in seen.readings], _marks(seen, axis)
+    times = {one["step"]: axis.at(one["time"]) / 60 for one in snapshot.steps}
+    at, marks = [times.get(one.step, 0.0) for one in snapshot.readings], _marks(snapshot, axis)
     return [
-        _drawn(title, NOTES.get(title, JUDGE_NOTE), at, rows, marks, axis) for title, rows in guard_rows(seen.readings)
+        _drawn(title, NOTES.get(title, JUDGE_NOTE), at, rows, marks, axis)
+        for title, rows in guard_rows(snapshot.readings)
     ]
 
 
@@ -150,24 +151,24 @@ def _drawn(
     return {"title": title, "note": note, "now": f"{rows[-1][2][-1]:.4g}", "svg": svg}
 
 
-def _marks(seen: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
+def _marks(snapshot: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
     """Returns the marks of pushes, refreshes, alarms and resumes; positions in minutes."""
     happened = [
         (one["time"], kind, f"{kind} after step {one['step']}")
-        for one in seen.steps
+        for one in snapshot.steps
         for kind, did in (("push", one["pushed"]), ("refresh", one["refreshed"]))
         if did
     ]
     kinds = {"alarm": "alarm", "resumed": "resume"}
     happened += [
         (one["time"], kinds[one["event"]], f"{one['event']} after step {one['step']} {one.get('words', '')}".strip())
-        for one in seen.events
+        for one in snapshot.events
         if one["event"] in kinds
     ]
     return [(axis.at(time) / 60, kind, words) for time, kind, words in happened]
 
 
-def lanes(seen: RunSnapshot) -> str | None:
+def lanes(snapshot: RunSnapshot) -> str | None:
     """Returns an SVG of the work in the last `LANES` seconds, since the last start; None if there is none."""
-    recent = seen.ended_since(max((seen.last_word or seen.now) - LANES, seen.started or 0.0))
+    recent = snapshot.ended_since(max((snapshot.last_record or snapshot.now) - LANES, snapshot.started or 0.0))
     return charts.lanes(timeline.read(recent, []), KINDS) if recent else None

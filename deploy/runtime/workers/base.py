@@ -16,7 +16,7 @@ from common.roles import role_of
 from deploy.logs.forward import ForwardingHandler, Send
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import secrets_of
-from deploy.observability.exporter import Instruments, exporting, own_address
+from deploy.observability.exporter import ProcessMetrics, exporting, own_address
 from deploy.runtime.messages import Addresses
 from deploy.runtime.oom import OutOfMemory, needed_by
 from deploy.runtime.remote_journal import RemoteJournal
@@ -32,8 +32,8 @@ class Worker(ABC):
 
     def __init__(self, config: RunConfig, name: str) -> None:
         self.config, self.name, self.role = config, name, role_of(name)
-        self.instruments = Instruments(self.role)
-        self.instruments.add(IDLE, 0.0, role=self.role)
+        self.metrics = ProcessMetrics(self.role)
+        self.metrics.add(IDLE, 0.0, role=self.role)
         self.stopping = Event()
         self.logs = ForwardingHandler()
         self._idle, self._worked = IDLE_SECONDS, False
@@ -49,7 +49,7 @@ class Worker(ABC):
             return
         began = time.perf_counter()
         self.stopping.wait(self._idle)
-        self.instruments.add(IDLE, time.perf_counter() - began, role=self.role)
+        self.metrics.add(IDLE, time.perf_counter() - began, role=self.role)
         self._idle = min(2 * self._idle, LONGEST_IDLE)
 
     def run(self, addresses: Addresses) -> None:
@@ -98,7 +98,7 @@ class Worker(ABC):
             stack.enter_context(Heartbeat(exchange, self.name, beat))
             if self.config.metrics.enabled:
                 host = own_address(addresses.journal)
-                at = stack.enter_context(exporting(self.instruments, host, self.config.metrics.port))
+                at = stack.enter_context(exporting(self.metrics, host, self.config.metrics.port))
                 journal.exporting(self.name, at)
             self.work(addresses, mine, journal, stack)
 

@@ -73,44 +73,44 @@ class _Membership:
     key: WorkerKey | None
     flags: Mapping[str, Any]
     stop: Callable[[], bool]
-    _last: MembershipState = MembershipState.WELCOME  # the hub's latest answer
+    _last: MembershipState = MembershipState.ACTIVE  # the hub's latest answer
     _logs: ForwardingHandler = field(default_factory=ForwardingHandler)  # unsent records go to the next hub
 
     def run(self) -> bool:
         """Joins, works, leaves. Returns True if the run is over or the worker stopped, False if the hub was lost."""
-        with RemoteRegistry.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as reception:
-            config = parse_config(reception.configuration(), f"the run at {self.connect}", self.flags)
+        with RemoteRegistry.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as registry:
+            config = parse_config(registry.configuration(), f"the run at {self.connect}", self.flags)
             worker_class = _worker_class(self.role)
-            registration: Registration = reception.join(self.role, fingerprint_of(config, self.role))
-            self._last = MembershipState.WELCOME
+            registration: Registration = registry.join(self.role, fingerprint_of(config, self.role))
+            self._last = MembershipState.ACTIVE
             _print(f"{registration.name}: working for run {config.name} at {self.connect}; Ctrl-C leaves the run")
             self._work(
-                worker_class(config, registration.name), registration.addresses(self.connect, self.key), reception
+                worker_class(config, registration.name), registration.addresses(self.connect, self.key), registry
             )
-        if self._last is MembershipState.STRANGER:
+        if self._last is MembershipState.UNKNOWN:
             _print(f"{registration.name}: the run's hub at {self.connect} is unreachable; trying to join again")
             return False
-        _print(f"{registration.name}: {'left' if self._last is MembershipState.WELCOME else 'the run is over'}")
+        _print(f"{registration.name}: {'left' if self._last is MembershipState.ACTIVE else 'the run is over'}")
         return True
 
-    def _work(self, worker: Worker, addresses: Addresses, reception: RemoteRegistry) -> None:
+    def _work(self, worker: Worker, addresses: Addresses, registry: RemoteRegistry) -> None:
         worker.logs = self._logs
-        beat = Thread(target=self._beat, args=(reception, worker), name="stay", daemon=True)
+        beat = Thread(target=self._beat, args=(registry, worker), name="heartbeat", daemon=True)
         beat.start()
         try:
             worker.run(addresses)
         except (Unreachable, ServiceFailed) as error:
-            if self._last is MembershipState.WELCOME:  # the hub was lost during a call
+            if self._last is MembershipState.ACTIVE:  # the hub was lost during a call
                 _print(f"{worker.name}: {error}")
-                self._last = MembershipState.STRANGER
+                self._last = MembershipState.UNKNOWN
         finally:
             worker.stop()
             beat.join()
-            if self._last is not MembershipState.STRANGER:  # also after an error: releases the leases at once
+            if self._last is not MembershipState.UNKNOWN:  # also after an error: releases the leases at once
                 with suppress(Unreachable, ServiceFailed):
-                    reception.leave(worker.name)
+                    registry.leave(worker.name)
 
-    def _beat(self, reception: RemoteRegistry, worker: Worker) -> None:
+    def _beat(self, registry: RemoteRegistry, worker: Worker) -> None:
         """Sends heartbeats. Stops the worker on request, at the end of the run, or if the hub is lost."""
         asked = 0.0
         while not worker.stopping.wait(POLL_SECONDS):
@@ -118,14 +118,14 @@ class _Membership:
                 worker.stop()
             elif time.monotonic() - asked >= BEAT_SECONDS:
                 asked = time.monotonic()
-                if self._heartbeat(reception, worker.name) is not MembershipState.WELCOME:
+                if self._heartbeat(registry, worker.name) is not MembershipState.ACTIVE:
                     worker.stop()
 
-    def _heartbeat(self, reception: RemoteRegistry, name: str) -> MembershipState:
+    def _heartbeat(self, registry: RemoteRegistry, name: str) -> MembershipState:
         try:
-            self._last = reception.stay(name)
+            self._last = registry.heartbeat(name)
         except (Unreachable, ServiceFailed):
-            self._last = MembershipState.STRANGER
+            self._last = MembershipState.UNKNOWN
         return self._last
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.messages import StepStats
-from deploy.run_dir.journal import measured
+from deploy.run_dir.journal import timed
 from deploy.run_dir.layout import check_steps
 from deploy.runtime.factories import learner_of
 from deploy.runtime.messages import Addresses
@@ -20,13 +20,13 @@ from learner.loop import LearningLoop
 class LearnerWorker(Worker):
     """One rank. Rank 0 talks to the exchange; all ranks take every step together, and agree when to stop.
 
-    `meeting` is the name of the rendezvous file in the run folder, which all ranks share.
+    `rendezvous` is the name of the rendezvous file in the run folder, which all ranks share.
     """
 
-    def __init__(self, config: RunConfig, name: str, rank: int, meeting: str) -> None:
+    def __init__(self, config: RunConfig, name: str, rank: int, rendezvous: str) -> None:
         super().__init__(config, name)
         self._make = learner_of(config)
-        self._rank, self._meeting = rank, meeting
+        self._rank, self._rendezvous = rank, rendezvous
 
     def work(self, addresses: Addresses, exchange: RemoteExchange, journal: RemoteJournal, stack: ExitStack) -> None:
         """See `Worker.work`."""
@@ -34,10 +34,10 @@ class LearnerWorker(Worker):
         if config.simulate and own is None:
             self.stopping.wait()  # a simulated learner works in rank 0; the others only hold their place
             return
-        self._join_group(f"file://{addresses.folder}/{self._meeting}")
+        self._join_group(f"file://{addresses.folder}/{self._rendezvous}")
         learner = self._make(addresses.folder, self.name)
         stack.callback(learner.close)
-        learner.meters = self.instruments
+        learner.meters = self.metrics
         learner.resume(own)
         check_steps(config, learner.step)
         if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
@@ -46,7 +46,7 @@ class LearnerWorker(Worker):
             if learner.any(self.stopping.is_set()):
                 learner.pause(own)
                 return
-            stats = measured(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
+            stats = timed(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
             self.rest(stats)
             if stats is not None and self._rank == 0:
                 journal.step(stats)

@@ -12,9 +12,9 @@ from common.errors import RunFailed
 from common.exchange.api import RunExchange, State
 from common.messages import Purpose
 from common.weights.store import WeightStore
-from deploy.run_dir.journal import Journal, measured
+from deploy.run_dir.journal import Journal, timed
 from deploy.run_dir.progress import Progress, ThroughputTracker
-from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
+from deploy.runtime.evaluation import HeldOutEvaluation, StuckError
 from deploy.runtime.oom import needed_by
 from rewarders.interface import JudgeFailed
 from rewarders.loop import ScoringLoop
@@ -73,7 +73,7 @@ class LocalWorkers:
         while waiting:
             sampled = bool(self._counted(Purpose.PROBE, State.PENDING)) and self._sample_probe()
             if not self.score() and not sampled:
-                raise Stuck(f"{PROBING}: {waiting} of {total} probes are pending, but no work is left")
+                raise StuckError(f"{PROBING}: {waiting} of {total} probes are pending, but no work is left")
             waiting = self._counted(Purpose.PROBE, *OPEN)
             pace.groups = total - waiting
             self.progress.update(pace.of_evaluation(PROBING, total - waiting, total))
@@ -91,7 +91,7 @@ class LocalWorkers:
     def load(self, version: int) -> None:
         """Loads a version of the store into the sampler."""
         with needed_by(self.sampler.worker, self.config):
-            measured(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
+            timed(self.journal, self.sampler.worker, "loading", lambda: self._load(version))
 
     def _load(self, version: int) -> bool:
         self.sampler.load(*self.store.load(version))
@@ -101,7 +101,7 @@ class LocalWorkers:
         """Samples one group, if the exchange admits it. Returns whether it did."""
         self.between()
         with needed_by(self.sampler.worker, self.config):
-            return measured(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+            return timed(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
 
     def score(self) -> int:
         """Scores until there are no clips left. Returns the number of batches."""
@@ -115,8 +115,6 @@ class LocalWorkers:
     def _score_batch(self) -> int:
         try:
             with needed_by(self.rewarder.worker, self.config):
-                return measured(
-                    self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
-                )
+                return timed(self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange))
         except JudgeFailed as error:
             raise RunFailed(f"{error}; once it answers, the same command resumes the run") from None

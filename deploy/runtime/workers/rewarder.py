@@ -8,7 +8,7 @@ from functools import partial
 
 from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
-from deploy.run_dir.journal import measured
+from deploy.run_dir.journal import timed
 from deploy.runtime.factories import rewarder_of
 from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
@@ -28,4 +28,4 @@ class RewarderWorker(Worker):
         rewarder, patience = self._make(self.name), self.config.reward.batch_seconds
         while not self.stopping.is_set():
             tasks = rewarder.gather(exchange, patience, self.stopping.wait)
-            self.rest(measured(journal, self.name, "scoring", partial(rewarder.finish, exchange, tasks)))
+            self.rest(timed(journal, self.name, "scoring", partial(rewarder.finish, exchange, tasks)))

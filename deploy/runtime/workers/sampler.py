@@ -11,13 +11,13 @@ from common.config import RunConfig
 from common.exchange.remote import RemoteExchange
 from common.roles import SAMPLER
 from common.weights.sync import WeightPuller
-from deploy.observability.exporter import Value
-from deploy.run_dir.journal import measured
+from deploy.observability.exporter import GaugeSample
+from deploy.run_dir.journal import timed
 from deploy.runtime.factories import sampler_of
 from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
-from deploy.runtime.scratch import scratch
 from deploy.runtime.workers.base import Worker
+from deploy.runtime.workers.scratch import scratch
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +36,14 @@ class SamplerWorker(Worker):
         folder = stack.enter_context(scratch(self.name))
         asking = stack.enter_context(RemoteExchange.at(addresses.exchange, self.name, addresses.key))
         puller = stack.enter_context(
-            WeightPuller(addresses.weights, asking.wanted_version, folder, self.name, addresses.key, self.instruments)
+            WeightPuller(addresses.weights, asking.wanted_version, folder, self.name, addresses.key, self.metrics)
         )
-        self.instruments.read(lambda: [Value("douga_policy_version", sampler.version, {"role": SAMPLER})])
+        self.metrics.read(lambda: [GaugeSample("douga_policy_version", sampler.version, {"role": SAMPLER})])
         while not self.stopping.is_set():
             wanted = exchange.wanted_version()
             if wanted != sampler.version and puller.staged(wanted):
-                measured(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
-            self.rest(measured(journal, self.name, "sampling", lambda: sampler.work(exchange)))
+                timed(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
+            self.rest(timed(journal, self.name, "sampling", lambda: sampler.work(exchange)))
 
 
 def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:

@@ -1,4 +1,4 @@
-"""`douga annotate`: the clips of runs and folders, doors that stay shut, and a server that loses nothing."""
+"""`douga annotate`: finds clips in runs and folders, needs a token off loopback, loses no answers."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ def test_a_runs_heldout_clips_are_found_and_its_training_clips_are_not(run: Path
     assert first() == b"dog"
 
 
-def test_a_run_can_be_looked_at_while_it_goes_on(run: Path):
+def test_clips_are_found_while_the_run_is_running(run: Path):
     exchange = open_exchange(run, small())
     try:
         assert len(heldout_clips(run)) == 6
-        assert sample(exchange, 1) is not None  # and nothing was locked or taken back
+        assert sample(exchange, 1) is not None  # finding clips took no lock
     finally:
         exchange.close()
 
 
-def test_the_three_kinds_of_folders(tmp_path: Path):
+def test_clips_are_found_in_three_kinds_of_folders(tmp_path: Path):
     bare = tmp_path / "bare"
     write_clips(bare, ["one/a.mp4", "two/a.mp4", "b.mp4"])
     (bare / "one" / "a.txt").write_text("a square walks\n")
@@ -98,7 +98,7 @@ def test_the_three_kinds_of_folders(tmp_path: Path):
     assert (clip.name, clip.prompt, clip.source, clip.category) == ("x.mp4", "walks", "real", "walk")
 
 
-def test_clips_that_cannot_be_played_are_named_counted_and_left_out(tmp_path: Path, capsys):
+def test_unplayable_clips_are_reported_and_left_out(tmp_path: Path, capsys):
     write_clips(tmp_path, ["good.mp4"])
     for number in range(7):
         (tmp_path / f"bad{number}.mp4").write_bytes(b"no video")
@@ -137,7 +137,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, wo
 
 
 class Server:
-    """`douga annotate` in a process of its own, at a free port."""
+    """`douga annotate` in a separate process on a free port."""
 
     def __init__(self, *words: Any) -> None:
         command = [sys.executable, "-m", "deploy.cli", "annotate", *map(str, words), "--port", "0"]
@@ -160,7 +160,7 @@ class Server:
         return code
 
 
-def test_what_was_answered_outlives_a_kill_and_comes_out_as_table_and_files(run: Path, tmp_path: Path, capsys):
+def test_answers_survive_a_kill_and_are_exported(run: Path, tmp_path: Path, capsys):
     server = Server(run, "--rubric", "huvidpo")
     for done in range(2):
         task = server.ask("/api/next?kind=rate&annotator=ann")["task"]

@@ -1,4 +1,4 @@
-"""`douga status`, `trace` and `watch` as commands: what they print and write, and what they refuse."""
+"""`douga status`, `trace` and `watch` as commands: their output and their errors."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_that_was_killed(run: Path, capsys) -> None:
+def test_status_of_a_killed_run(run: Path, capsys) -> None:
     assert main(["status", str(run)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("mine: not running\nstopped without a recorded reason; see the logs\n")
     assert f"; resume with: douga run {run / 'config.toml'}\n" in said
     assert "groups   3 ready\n" in said
-    assert main(["status", str(run), "--json", "--follow"]) == 0  # there is nothing to follow
+    assert main(["status", str(run), "--json", "--follow"]) == 0  # returns, because the run is not running
     told = json.loads(capsys.readouterr().out)
-    assert (told["phase"], told["step"], told["queue"], told["go_on"]) == (
+    assert (told["phase"], told["step"], told["queue"], told["resume_command"]) == (
         "not running", 0, {"ready": 3}, f"douga run {run / 'config.toml'}"
     )  # fmt: skip
 
 
-def test_a_trace_lies_in_the_run_folder_or_where_it_is_asked_for(run: Path, tmp_path: Path, capsys) -> None:
+def test_a_trace_is_written_to_the_run_folder_or_to_out(run: Path, tmp_path: Path, capsys) -> None:
     assert main(["trace", str(run)]) == 0
     assert capsys.readouterr().out.startswith(f"{run / 'trace.json'}: 4 units of work; ")
     kinds = {one["ph"] for one in json.loads((run / "trace.json").read_text())["traceEvents"]}
@@ -70,7 +70,7 @@ def test_bad_input_is_one_line(run: Path, monkeypatch, capsys, words, said) -> N
     assert told.count("\n") == 1
 
 
-def test_a_run_that_has_written_nothing_has_no_trace(tmp_path: Path, capsys) -> None:
+def test_a_run_without_records_has_no_trace(tmp_path: Path, capsys) -> None:
     folder, _ = begun(tmp_path)
     assert main(["trace", str(folder)]) == 2
     assert "no records yet" in capsys.readouterr().err
@@ -85,7 +85,7 @@ def test_a_broken_record_is_named(run: Path, capsys) -> None:
     assert "events.jsonl:4: not valid JSON" in capsys.readouterr().err
 
 
-def test_a_process_serves_the_page_until_it_is_told_to_stop(run: Path) -> None:
+def test_watch_serves_the_page_until_sigterm(run: Path) -> None:
     command = [sys.executable, "-m", "deploy.cli", "watch", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -93,7 +93,7 @@ def test_a_process_serves_the_page_until_it_is_told_to_stop(run: Path) -> None:
             url = re.match(r"open (http://\S+)/ ", process.stdout.readline())
             assert url is not None
             with urllib.request.urlopen(f"{url[1]}/api/run", timeout=60) as answer:
-                assert json.load(answer)["standing"]["run"] == "mine"
+                assert json.load(answer)["status"]["run"] == "mine"
             process.send_signal(signal.SIGTERM)
             assert process.wait(60) in (0, -signal.SIGTERM)
         finally:

@@ -1,4 +1,4 @@
-"""`douga logs` as a command: what it prints, follows and refuses."""
+"""`douga logs` as a command: its output, --follow and its errors."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_terminal_gets_colours(run: Path) -> None:
     assert "\x1b[31m2023-11-14T22:13:20.000Z ERROR serial x: two\x1b[0m\r\n" in shown
 
 
-def test_follow_shows_what_comes_until_interrupted(run: Path) -> None:
+def test_follow_prints_new_records_until_interrupted(run: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, str(run), "--follow", "--lines", "1"], stdout=subprocess.PIPE, text=True
     ) as process:
@@ -71,7 +71,7 @@ def test_follow_shows_what_comes_until_interrupted(run: Path) -> None:
             process.kill()
 
 
-def test_a_reader_that_leaves_ends_it(run: Path) -> None:
+def test_a_closed_pipe_ends_the_command(run: Path) -> None:
     for number in range(100):
         write(run, "serial", f"{number}" + "." * 2000)
     command = f"{' '.join(COMMAND)} {run} --lines 0 | head -n 1; exit ${{PIPESTATUS[0]}}"
@@ -104,7 +104,7 @@ def test_bad_input_is_one_line(run: Path, capsys, words: list[str], said: str) -
     assert told.count("\n") == 1
 
 
-def test_a_run_that_has_logged_nothing_says_so(tmp_path: Path, capsys) -> None:
+def test_a_run_without_logs_is_an_error(tmp_path: Path, capsys) -> None:
     folder, _ = begun(tmp_path)
     assert main(["logs", str(folder)]) == 2
     assert capsys.readouterr().err == f"douga: {folder}: no logs yet; --follow waits for them\n"

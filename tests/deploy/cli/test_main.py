@@ -1,4 +1,4 @@
-"""The command line: help that answers at once, one line and exit code 2 for bad input, and every subcommand."""
+"""The command line: fast help, one line and exit code 2 for bad input, and every subcommand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.run_dir.signals import stop_on_signals
 from deploy.runtime import serial
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from rewarders.checkpoints import save_heads
 from rewarders.toon_heads.heads import HEADS, ToonHead
 from tests.support.tiny import tiny_pipeline
@@ -152,7 +152,7 @@ def test_bad_input_ends_the_process_with_2_and_no_traceback():
         (["--help"], {}, ["--help"]),
     ],
 )
-def test_keys_are_told_from_options(given, flags, rest):
+def test_configuration_keys_are_separated_from_options(given, flags, rest):
     assert cli_flags.split_flags(given, frozenset({"out", "help"})) == (flags, rest)
 
 
@@ -187,7 +187,7 @@ def test_a_command_knows_its_own_options(words, own, others):
         ({"prompts": "broken.jsonl"}, "broken.jsonl:1: not valid JSON"),
     ],
 )
-def test_what_cannot_be_opened_is_one_line_and_leaves_no_run(capsys, tmp_path, parts, flags, line, monkeypatch):
+def test_unreadable_input_is_one_line_and_creates_no_run_folder(capsys, tmp_path, parts, flags, line, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").write_text("")
     Path("broken.jsonl").write_text("{nonsense\n")
@@ -207,7 +207,7 @@ def test_a_broken_model_folder_is_named(capsys, tmp_path, parts):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, parts) -> Path:
-    """A run made by the command itself."""
+    """A run that the command has finished."""
     root = tmp_path_factory.mktemp("runs")
     assert main(words(root, parts)) == 0
     return root / "r"
@@ -229,7 +229,7 @@ def test_a_run_folder_of_another_configuration_is_refused_by_key(capsys, parts, 
     assert "seed (0 there, 5 now)" in capsys.readouterr().err
 
 
-def test_evaluate_gives_the_runs_own_figures_again(capsys, finished):
+def test_evaluate_repeats_the_figures_of_the_run(capsys, finished):
     assert main(["evaluate", str(finished), "--json"]) == 0
     again, kept = json.loads(capsys.readouterr().out), json.loads((finished / "result.json").read_text())
     assert again["learned"] == kept["learned"]
@@ -259,7 +259,7 @@ def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
 
 
 class Picky:
-    """A user's judge that takes bright clips alone."""
+    """A custom judge that scores only bright clips."""
 
     outputs, digest = ("light", "dark"), "picky-1"
 
@@ -271,7 +271,7 @@ class Picky:
         return [{"light": light, "dark": 100 - light} if light > 50 else "too dark" for light in lights]
 
 
-def test_score_asks_the_configured_judges_and_leaves_out_what_they_refuse(tmp_path, capsys):
+def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_path, capsys):
     for name, grey in (("dark", 20), ("light", 80)):
         (tmp_path / f"{name}.mp4").write_bytes(encode_mp4(np.full((3, 48, 64, 3), grey, np.uint8), 8))
     (tmp_path / "mine.toml").write_text(
@@ -325,7 +325,7 @@ def test_prompts_from_videos(capsys, tmp_path, finished):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_asks_to_stop_and_the_handlers_are_put_back(number, capsys):
+def test_the_first_signal_requests_a_stop_and_restores_the_handlers(number, capsys):
     before = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert not stop()
@@ -335,7 +335,7 @@ def test_the_first_signal_asks_to_stop_and_the_handlers_are_put_back(number, cap
     assert "press Ctrl-C again to stop now" in capsys.readouterr().err
 
 
-def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, parts, monkeypatch):
+def test_a_stopped_run_exits_with_130_and_names_the_resume_command(capsys, tmp_path, parts, monkeypatch):
     @contextmanager
     def at_once():
         yield lambda: True
@@ -345,16 +345,16 @@ def test_a_stopped_run_ends_with_130_and_says_how_to_go_on(capsys, tmp_path, par
     assert f"douga run {tmp_path / 'r' / 'config.toml'}" in capsys.readouterr().err
 
 
-def test_a_run_that_cannot_go_on_ends_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
+def test_a_failed_run_exits_with_3_and_one_line(capsys, tmp_path, parts, monkeypatch):
     def stuck(*_, **__):
-        raise Stuck("nobody can work")
+        raise StuckError("nobody can work")
 
     monkeypatch.setattr(serial, "run", stuck)
     assert main(words(tmp_path, parts)) == 3
     assert capsys.readouterr().err == "douga: nobody can work\n"
 
 
-def test_ctrl_c_outside_a_run_ends_with_130(capsys, monkeypatch):
+def test_ctrl_c_outside_a_run_exits_with_130(capsys, monkeypatch):
     def interrupted(*_: object) -> int:
         raise KeyboardInterrupt
 
@@ -363,7 +363,7 @@ def test_ctrl_c_outside_a_run_ends_with_130(capsys, monkeypatch):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_errors_that_are_nobodys_input_are_not_hidden(monkeypatch):
+def test_unexpected_errors_keep_their_traceback(monkeypatch):
     def wrong(*_: object) -> int:
         raise RuntimeError("a bug")
 

@@ -1,4 +1,4 @@
-"""``douga reward``: clips, heads trained on them, and the report, all by commands; and one line for bad input."""
+"""``douga reward``: builds clips, trains heads, evaluates them; bad input is one line."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_from_ratings_to_a_report(toon: Path, tmp_path: Path, capsys: pytest.Cap
     assert max(map(len, table.splitlines())) <= 80
 
 
-def test_embedded_heads_do_not_say_what_they_saw(toon: Path, capsys: pytest.CaptureFixture) -> None:
+def test_embedded_heads_have_no_record_of_training_clips(toon: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["reward", "eval", "toon", "--ratings", str(toon), "--resamples", "100", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["clips"] == 16
     assert "toon: has no record of its training clips; all rated clips are used" in err
 
 
-def test_bad_rows_are_said_and_left_out(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_bad_rows_are_reported_and_left_out(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = toon.read_text().splitlines()
     worse = toon.with_name("worse.jsonl")
     worse.write_text("\n".join([*rows, rows[0], rows[1].replace("clips/", "gone/")]))
@@ -122,7 +122,7 @@ def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.Captur
     assert "--sampler.steps: unknown option" in bad(capsys, *train, "--sampler.steps", "2")
 
 
-def test_what_is_left_out_in_words() -> None:
+def test_left_out_clips_as_text() -> None:
     assert _left_out({"bad rows": 0, "seen in training": {"a": 3, "b": 3}, "not scored": {"a": 0, "b": 2}}) == (
         "3 seen in training, 0..2 not scored"
     )

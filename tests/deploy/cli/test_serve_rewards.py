@@ -1,4 +1,4 @@
-"""``douga reward serve`` as a process of its own, and the addresses that it refuses."""
+"""``douga reward serve`` in a separate process, and the addresses that it refuses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rewarders.interface import Clip
 from rewarders.judges.registry import open_judge
 
 
-def test_a_process_serves_the_embedded_heads_until_it_is_told_to_stop(tmp_path: Path):
+def test_serve_serves_the_embedded_heads_until_sigterm(tmp_path: Path):
     token = tmp_path / "token"
     token.write_text("correct-horse-battery")
     token.chmod(0o600)

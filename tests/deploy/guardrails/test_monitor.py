@@ -1,4 +1,4 @@
-"""The guardrails in a run: readings are taken, change nothing, survive what kills a run, and act."""
+"""The guardrails in a run: readings do not change the run, survive crashes, and raise alarms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.messages import Purpose
-from deploy.guardrails.monitor import Paused
+from deploy.guardrails.monitor import PausedError
 from deploy.guardrails.rules import Reading, mean_change, read_readings
 from deploy.results import report
 from deploy.run_dir import layout
@@ -31,7 +31,7 @@ BRIGHTNESS = {"guardrails.judges.light.kind": "tests.deploy.guardrails.test_moni
 
 
 class Brightness:
-    """A judge of the user's, named by its dotted path: 0..100."""
+    """A custom judge, named by its dotted path: 0..100."""
 
     dimension, digest = "brightness", "brightness-1"
 
@@ -42,8 +42,8 @@ class Brightness:
         return [float(clip.mean()) / 2.55 for clip in clips]
 
 
-class Kinder(toy.HashReward):
-    """Gives 5 points more after every batch: base clips too score higher and higher."""
+class DriftingReward(toy.HashReward):
+    """Adds 5 points after every batch, so that the scores of the same base clips rise."""
 
     def __init__(self, dimension: str) -> None:
         super().__init__(dimension)
@@ -76,24 +76,24 @@ def unwatched(model, tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def quiet(model, tmp_path_factory) -> tuple[RunConfig, dict]:
-    """A watched run that only warns."""
+    """A run with guardrails that only warn."""
     config = watched(fresh(tmp_path_factory.mktemp("quiet"), model))
     result = serial.run(config, toy.rewards()).result
     assert result is not None
     return config, result
 
 
-def test_watching_changes_nothing(quiet, unwatched):
+def test_guardrails_do_not_change_the_result(quiet, unwatched):
     assert what_counts(quiet[1]) == what_counts(unwatched)
 
 
-def test_every_push_is_read_on_the_same_prompts_and_seeds(quiet):
+def test_every_push_has_a_reading_on_the_same_prompts_and_seeds(quiet):
     config, _ = quiet
     found = taken(config)
     assert [(one.step, one.pushes) for one in found] == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
     assert all(sorted(one.policy) == [0, 1] for one in found)
     assert found[0].policy == found[0].base
-    assert all(one.base == found[0].base for one in found)  # the same clips, and a scorer that stays the same
+    assert all(one.base == found[0].base for one in found)  # same clips, same scorer
     assert all(one.policy != found[0].policy for one in found[1:])
     first = found[0].policy[0]
     assert set(first.judged) == {"identity", "motion", "smoothness"}
@@ -101,13 +101,13 @@ def test_every_push_is_read_on_the_same_prompts_and_seeds(quiet):
     assert first.motion > 0
 
 
-def test_the_report_draws_what_was_watched(quiet):
+def test_the_report_has_the_guardrail_charts(quiet):
     page = report.write(quiet[0].folder).read_text()
     for words in ("Guardrails", "Judge: identity", "Judge: motion", "Judge: smoothness", "<h3>Motion</h3>", "push 4"):
         assert words in page
 
 
-def test_the_ledger_keeps_the_base_clips_alone(quiet):
+def test_the_ledger_keeps_only_the_base_clips(quiet):
     config, _ = quiet
     exchange = LocalExchange(config.folder, config, serial.open_roles(config, toy.rewards()).prompts)
     try:
@@ -119,14 +119,14 @@ def test_the_ledger_keeps_the_base_clips_alone(quiet):
         exchange.close()
 
 
-def test_readings_come_every_so_many_pushes(model, tmp_path):
+def test_readings_are_taken_every_n_pushes(model, tmp_path):
     config = watched(fresh(tmp_path, model), **{"guardrails.every_pushes": 2, **BRIGHTNESS})
     serial.run(config, toy.rewards())
     assert [one.step for one in taken(config)] == [0, 2, 4]
 
 
 @pytest.mark.parametrize("calls", [4, 26])
-def test_a_watched_run_that_dies_takes_the_same_readings(quiet, model, tmp_path, calls):
+def test_a_crashed_run_with_guardrails_takes_the_same_readings(quiet, model, tmp_path, calls):
     config = watched(fresh(tmp_path, model))
     with pytest.raises(Death):
         serial.run(config, toy.rewards(), stop=toy.after(calls, die))
@@ -136,9 +136,9 @@ def test_a_watched_run_that_dies_takes_the_same_readings(quiet, model, tmp_path,
     assert [(one.step, one.policy) for one in taken(config)] == [(one.step, one.policy) for one in taken(quiet[0])]
 
 
-def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
+def test_a_drifting_scorer_raises_an_alarm(model, tmp_path, capsys):
     config = watched(fresh(tmp_path, model), steps=2, **{"guardrails.patience": 2, **BRIGHTNESS})
-    result = serial.run(config, toy.rewards(Kinder)).result
+    result = serial.run(config, toy.rewards(DriftingReward)).result
     assert result is not None
     assert ["scorer" in one.shown for one in taken(config)] == [False, True, True]
     assert [one["rule"] for one in events(config, "alarm")] == ["scorer"]
@@ -146,14 +146,14 @@ def test_a_scorer_that_changes_is_seen_and_warned_of(model, tmp_path, capsys):
     assert "the scorer changed (2 readings in a row)" in events(config, "alarm")[0]["words"]
 
 
-def test_an_alarm_pauses_the_run_which_can_go_on(quiet, model, tmp_path):
+def test_an_alarm_pauses_the_run_and_it_resumes(quiet, model, tmp_path):
     config = watched(fresh(tmp_path, model), steps=2, **{"guardrails.action": "pause", **BRIGHTNESS})
     words = r"^paused by guardrails\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
-    ever_kinder = toy.rewards(Kinder)
-    with pytest.raises(Paused, match=words):
-        serial.run(config, ever_kinder)
+    drifting = toy.rewards(DriftingReward)
+    with pytest.raises(PausedError, match=words):
+        serial.run(config, drifting)
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
-    assert serial.run(config, ever_kinder).finished  # an alarm after the last step has nothing to pause
+    assert serial.run(config, drifting).finished  # an alarm after the last step does not pause
     assert [one.step for one in taken(config)] == [0, 1, 2]
     assert [(one["step"], one["action"]) for one in events(config, "alarm")] == [(1, "pause"), (2, "warn")]
 
@@ -182,7 +182,7 @@ def refreshed(model, tmp_path_factory) -> tuple[RunConfig, dict]:
 def test_an_alarm_makes_the_policy_the_reference(refreshed):
     config, _ = refreshed
     alarms = [one["step"] for one in events(config, "alarm") if one["action"] == "refresh"]
-    assert alarms == [1, 2, 3]  # of 4 steps: after the last a reference is of no use
+    assert alarms == [1, 2, 3]  # not after the last of 4 steps: the reference is no longer used
     assert {one["rule"] for one in events(config, "alarm")} == {"motion"}
     steps = latest_by_step(read_json_lines(config.folder / "metrics.jsonl"))
     at_rest = [one["step"] for one in steps if one["metrics"]["dpo_logits"] == 0.0]  # policy and reference are the same
@@ -190,8 +190,8 @@ def test_an_alarm_makes_the_policy_the_reference(refreshed):
 
 
 @pytest.mark.parametrize("count", [3, 4])
-def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, model, tmp_path, count):
-    """After the alarm of step 2, whose checkpoint is older than the refresh, or a step later."""
+def test_a_run_that_crashes_after_a_refresh_ends_with_the_same_weights(refreshed, model, tmp_path, count):
+    """The crash is after the alarm of step 2 (its checkpoint is older than the refresh), or one step later."""
     config = watched(fresh(tmp_path, model), **REFRESHED)
 
     def read() -> bool:
@@ -205,7 +205,7 @@ def test_a_run_that_dies_after_a_refresh_goes_on_to_the_same_weights(refreshed, 
     assert what_counts(resumed) == what_counts(refreshed[1])
 
 
-def test_a_judge_of_the_users_own(model, tmp_path):
+def test_a_custom_judge(model, tmp_path):
     config = watched(fresh(tmp_path, model), steps=1, **{**BRIGHTNESS})
     serial.run(config, toy.rewards())
     assert all(set(clip.judged) == {"light"} for one in taken(config) for clip in one.policy.values())
@@ -222,7 +222,7 @@ def test_a_judge_of_the_users_own(model, tmp_path):
         ),
     ],
 )
-def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, kind, words):
+def test_an_invalid_judge_is_reported_before_a_folder_is_created(model, tmp_path, kind, words):
     config = watched(fresh(tmp_path, model), **{"guardrails.judges.light.kind": kind})
     with pytest.raises(ConfigError, match=rf"^guardrails\.judges\.light: kind = '{kind}': {words}"):
         serial.run(config, toy.rewards())
@@ -230,7 +230,7 @@ def test_a_judge_that_is_none_is_found_before_a_folder_is_made(model, tmp_path, 
 
 
 class Lost(Brightness):
-    """Answers for the base model, and then never again."""
+    """Scores the clips of the base model, then fails."""
 
     calls = 0
 
@@ -241,7 +241,7 @@ class Lost(Brightness):
         return super().score(clips, prompts)
 
 
-def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatch):
+def test_a_run_continues_without_its_judge_and_records_the_reason(model, tmp_path, monkeypatch):
     monkeypatch.setattr(Lost, "calls", 0)
     kind = {"guardrails.judges.light.kind": "tests.deploy.guardrails.test_monitor:Lost"}
     config = watched(fresh(tmp_path, model), steps=2, **kind)
@@ -251,7 +251,7 @@ def test_a_run_goes_on_without_its_judge_and_says_so(model, tmp_path, monkeypatc
     assert {one["reason"] for one in events(config, "not judged")} == {"http://judge: 401"}
 
 
-# The toon world: a reward that is pleased by what stands still, and the six heads.
+# The toon world, with a reward for frozen clips and with the six heads.
 
 SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0, "learner.batch_size": 4,
          "algorithm.refresh_every": 0, "learner.checkpoint_every": 2, "evaluation.prompts": 2, "evaluation.clips": 2,
@@ -259,8 +259,8 @@ SMALL = {"mode": "serial", "steps": 6, "sampler.steps": 5, "exchange.max_lag": 0
 ALONE = {f"reward.weights.{name}": 0 for name in DIMENSIONS if name != "smoothness"}
 
 
-class Stillness:
-    """Smooth is what does not change: a naive judge, and the policy learns to blur and to freeze for it."""
+class FrozenReward:
+    """A naive reward for clips that do not change: the policy learns to blur and to freeze."""
 
     dimension, digest = "smoothness", "stillness-1"
 
@@ -279,8 +279,8 @@ def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
     """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
     config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guardrails.action": "pause"})
     words = r"^paused by guardrails.action after step \d: .*judge identity: held-out identity -.* points since step 0, "
-    with pytest.raises(Paused, match=words):
-        serial.run(config, [Stillness()])
+    with pytest.raises(PausedError, match=words):
+        serial.run(config, [FrozenReward()])
     last = taken(config)[-1]
     assert mean_change(last) > 0
     assert mean_change(last, "identity") < -5

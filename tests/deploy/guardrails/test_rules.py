@@ -1,4 +1,4 @@
-"""The guardrails' rules on readings written down by hand."""
+"""The guardrails' rules on hand-written readings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.config import GuardrailsConfig, load_config
 from common.errors import ConfigError
 from deploy.guardrails import rules
 from deploy.guardrails.rules import (
-    Measured,
+    ClipMeasurement,
     Reading,
     concluded,
     findings,
@@ -31,12 +31,12 @@ def side(
     reward: tuple[float, ...] = BASE_REWARD,
     judged: tuple[float, ...] = BASE_JUDGED,
     motion: tuple[float, ...] = BASE_MOTION,
-) -> dict[int, Measured]:
+) -> dict[int, ClipMeasurement]:
     rows = enumerate(zip(reward, judged, motion, strict=True))
-    return {place: Measured({"reward": r, "smoothness": r}, {"motion": j}, m) for place, (r, j, m) in rows}
+    return {place: ClipMeasurement({"reward": r, "smoothness": r}, {"motion": j}, m) for place, (r, j, m) in rows}
 
 
-def reading(step: int, base: dict[int, Measured] | None = None, **policy: tuple[float, ...]) -> Reading:
+def reading(step: int, base: dict[int, ClipMeasurement] | None = None, **policy: tuple[float, ...]) -> Reading:
     return Reading(step, step, step, side(**policy), base or side())
 
 
@@ -44,7 +44,7 @@ START = reading(0)
 HACKED = {"reward": (55.0, 58.0, 59.0, 62.0), "judged": (60.0, 61.0, 66.0, 67.0)}  # +5.5, and -9.5
 
 
-def test_a_falling_judge_under_a_rising_reward_shows() -> None:
+def test_a_falling_judge_with_a_rising_reward_triggers() -> None:
     shown = findings([START], reading(5, **HACKED), RULES)
     assert list(shown) == ["judge motion"]
     assert shown["judge motion"].startswith("held-out motion -9.5 [")
@@ -62,20 +62,20 @@ def test_a_falling_judge_under_a_rising_reward_shows() -> None:
         {"reward": HACKED["reward"], "judged": (75.0, 77.0, 79.0, 81.0)},  # both rose
     ],
 )
-def test_what_is_no_hacking_does_not_show(policy) -> None:
+def test_other_changes_do_not_trigger(policy) -> None:
     assert findings([START], reading(5, **policy), RULES) == {}
 
 
 def test_the_judge_is_compared_with_its_best_reading() -> None:
-    """It rose first and falls now: above the base, but the reward goes on rising."""
+    """It rose first and falls now: it is above the base, but the reward still rises."""
     best = reading(5, reward=(51.0, 53.0, 55.0, 57.0), judged=(80.0, 82.0, 84.0, 86.0))
     now = reading(10, reward=(55.0, 57.5, 59.0, 61.5), judged=(72.0, 74.0, 75.0, 77.0))
     assert findings([START], now, RULES) == {}
     assert "-8.5 [-9.0, -8.0] points since step 5" in findings([START, best], now, RULES)["judge motion"]
 
 
-def test_the_work_of_a_reading_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are what takes time: a week has thousands of readings."""
+def test_the_cost_of_a_reading_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bootstrap intervals take the time, and a week has thousands of readings."""
     calls, made = list[int](), list[int]()
     monkeypatch.setattr(rules, "paired_bootstrap", lambda *sides: calls.append(1) or paired_bootstrap(*sides))
     for count in (2, 200):
@@ -84,18 +84,19 @@ def test_the_work_of_a_reading_does_not_grow_with_their_number(monkeypatch: pyte
     assert made[1] == 2 * made[0] > 0
 
 
-def test_less_motion_than_the_floor_shows() -> None:
+def test_motion_below_the_floor_triggers() -> None:
     assert findings([START], reading(5, motion=(1.0, 1.5, 2.0, 1.0)), RULES) == {
         "motion": "28 % of the base clips' motion, the floor is 50 %"
     }
     assert findings([START], reading(5, motion=(2.4, 3.0, 3.5, 3.0)), RULES) == {}
-    assert findings([START], reading(5, motion=(0.0, 0.0, 0.0, 14.0)), RULES) == {}  # one that moves: not sure
+    # One clip moves, so the interval includes the floor.
+    assert findings([START], reading(5, motion=(0.0, 0.0, 0.0, 14.0)), RULES) == {}
     assert (
         findings([START], reading(5, motion=(1.0, 1.5, 2.0, 1.0)), RULES.model_copy(update={"motion_floor": 0})) == {}
     )
 
 
-def test_other_scores_for_the_same_base_clips_are_the_scorers_doing() -> None:
+def test_changed_scores_of_the_base_clips_trigger_the_scorer_rule() -> None:
     moved = reading(5, base=side(reward=(53.0, 54.5, 57.5, 58.0)), reward=(53.0, 54.5, 57.5, 58.0))
     shown = findings([START], moved, RULES)
     assert list(shown) == ["scorer"]
@@ -106,13 +107,13 @@ def test_other_scores_for_the_same_base_clips_are_the_scorers_doing() -> None:
     assert findings([START], noisy, RULES) == {}  # +1.75, some up and some down
 
 
-def test_a_scorer_that_got_kinder_is_no_gain_of_the_policys() -> None:
-    kinder = tuple(value + 6 for value in BASE_REWARD)
-    shown = findings([START], reading(5, base=side(reward=kinder), reward=kinder, judged=HACKED["judged"]), RULES)
+def test_scorer_drift_is_not_counted_as_a_gain_of_the_policy() -> None:
+    drifting = tuple(value + 6 for value in BASE_REWARD)
+    shown = findings([START], reading(5, base=side(reward=drifting), reward=drifting, judged=HACKED["judged"]), RULES)
     assert list(shown) == ["scorer"]
 
 
-def test_an_alarm_needs_as_many_readings_in_a_row_as_patience_says() -> None:
+def test_an_alarm_needs_patience_consecutive_readings() -> None:
     history = [START]
     for step, policy in enumerate([HACKED, {}, HACKED, HACKED, HACKED, HACKED], start=1):
         history.append(concluded(history, reading(step, **policy), RULES))
@@ -124,7 +125,7 @@ def test_an_alarm_needs_as_many_readings_in_a_row_as_patience_says() -> None:
     )
 
 
-def test_only_prompts_that_both_readings_have_are_compared() -> None:
+def test_only_prompts_in_both_readings_are_compared() -> None:
     now = reading(5, **HACKED)
     two = replace(now, policy={place: now.policy[place] for place in (2, 3)})
     assert "held-out motion -8.5 [-9.0, -8.0] points" in findings([START], two, RULES)["judge motion"]
@@ -132,29 +133,29 @@ def test_only_prompts_that_both_readings_have_are_compared() -> None:
     assert findings([START], one, RULES) == {}
 
 
-def test_another_judge_starts_anew() -> None:
+def test_a_new_judge_has_no_history() -> None:
     other = reading(5, **HACKED)
     renamed = replace(other, policy={p: replace(m, judged={"appeal": 1.0}) for p, m in other.policy.items()})
     assert findings([START], renamed, RULES) == {}
 
 
-def test_records_come_back_as_they_were() -> None:
+def test_a_reading_survives_the_round_trip_through_a_record() -> None:
     one = concluded([START, reading(4, **HACKED)], reading(5, **HACKED), RULES)
     assert from_record(json.loads(json.dumps(to_record(one)))) == one
 
 
-def test_a_repeated_step_ends_what_came_after_it() -> None:
+def test_a_repeated_step_invalidates_later_readings() -> None:
     written = [reading(5), reading(10), reading(15), reading(0), reading(10, **HACKED)]
     assert in_order(written) == [reading(0), reading(5), reading(10, **HACKED)]
 
 
-def test_what_a_report_draws() -> None:
+def test_the_series_of_the_report() -> None:
     one = reading(5, motion=(2.0, 2.0, 3.0, 3.0), **HACKED)
     assert mean_change(one) == 5.5
     assert mean_change(one, "motion") == -9.5
     assert motion_share(one) == 0.5
 
 
-def test_one_prompt_is_too_few() -> None:
+def test_a_single_prompt_triggers_no_rule() -> None:
     with pytest.raises(ConfigError, match=r"guardrails.*prompts = 1: a confidence interval needs 2 or more"):
         load_config(None, {"guardrails.prompts": "1"})

@@ -1,4 +1,4 @@
-"""Log files merged, filtered and followed past rotations."""
+"""Log files are merged, filtered and followed across rotations."""
 
 from __future__ import annotations
 
@@ -61,16 +61,16 @@ def test_processes_are_merged_by_time_and_records_stay_whole(run: Path) -> None:
         (filter_of("sampler", "", "warning", "2h", NOW), ["e"]),
     ],
 )
-def test_what_is_asked_for_is_shown(run: Path, wanted: Filter, shown: list[str]) -> None:
+def test_filters_select_records(run: Path, wanted: Filter, shown: list[str]) -> None:
     assert said(LogReader(run, wanted).read()) == shown
 
 
-def test_the_last_records_are_those_that_pass(run: Path) -> None:
+def test_the_limit_counts_records_that_pass_the_filter(run: Path) -> None:
     assert said(LogReader(run).read(2)) == ["d", "e"]
     assert said(LogReader(run, Filter(role="hub")).read(1)) == ["d"]
     reader = LogReader(run)
     reader.read(1)
-    assert reader.read() == []  # the others count as shown
+    assert reader.read() == []  # skipped records count as read
 
 
 def test_rotations_lose_and_repeat_nothing(tmp_path: Path) -> None:
@@ -84,13 +84,13 @@ def test_rotations_lose_and_repeat_nothing(tmp_path: Path) -> None:
     assert shown == [*range(written)]
 
 
-def test_the_first_look_reads_rotated_files_until_there_is_enough(tmp_path: Path) -> None:
+def test_the_first_read_goes_back_through_rotated_files(tmp_path: Path) -> None:
     for number in range(100):
         write(tmp_path, "hub", (number, f"{number:06d}" + "." * 200))
     assert [int(text[:6]) for text in said(LogReader(tmp_path).read(60))] == [*range(40, 100)]
 
 
-def test_a_line_that_is_being_written_waits_for_its_end(run: Path) -> None:
+def test_an_incomplete_line_is_read_once_it_is_complete(run: Path) -> None:
     reader, path = LogReader(run), run / "logs" / "hub.log"
     reader.read()
     with path.open("a") as file:
@@ -116,6 +116,6 @@ def test_a_line_that_is_being_written_waits_for_its_end(run: Path) -> None:
         (("", "", "info", "99999999999d"), "--since 99999999999d: must be like 30s, "),
     ],
 )
-def test_words_that_mean_nothing_are_named(words: tuple[str, str, str, str], error: str) -> None:
+def test_invalid_filters_are_named(words: tuple[str, str, str, str], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         filter_of(*words)

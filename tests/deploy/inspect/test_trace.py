@@ -1,4 +1,4 @@
-"""A trace in literal values, and the fields that the trace event format asks for."""
+"""A trace in literal values, and the fields that the trace event format requires."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.inspect.trace import trace
-from tests.support.runs import books, event, seen, span, step
+from tests.support.runs import event, ledger_summary, snapshot, span, step
 
 FIELDS = {"M": {"name", "args"}, "X": {"name", "cat", "ts", "dur", "args"}, "i": {"name", "ts", "s", "args"},
           "C": {"name", "ts", "args"}}  # fmt: skip
@@ -27,7 +27,7 @@ def made() -> dict[str, Any]:
     ]
     events = [event(1000.0, "started", config="..."), event(5000.0, "resumed", step=1)]
     steps = [step(1, 1020.0, refreshed=True), step(2, 5010.0, pushed=False, queue={"ready": 7, "sampling": 2})]
-    return trace(seen(6000.0, books(), spans, steps, events))
+    return trace(snapshot(6000.0, ledger_summary(), spans, steps, events))
 
 
 def of(made: dict[str, Any], kind: str, **fields: Any) -> list[dict[str, Any]]:
@@ -55,7 +55,7 @@ def test_roles_are_processes_and_workers_threads(made) -> None:
     }  # fmt: skip
 
 
-def test_units_of_work_in_microseconds_without_the_hour_between(made) -> None:
+def test_units_of_work_in_microseconds_without_the_time_between_two_starts(made) -> None:
     assert [(one["name"], one["pid"], one["tid"], one["ts"], one["dur"]) for one in of(made, "X")] == [
         ("sampling", 2, 1, 1_000_000, 2_500_000),
         ("scoring", 3, 0, 4_000_000, 250_000),
@@ -86,8 +86,8 @@ def test_queue_lag_reward_and_gap_are_counters(made) -> None:
     assert [one["args"] for one in of(made, "C", name="gap")] == [{"gap": 0.0625}] * 2
 
 
-def test_a_step_without_its_span_takes_no_other_span() -> None:
-    """The records of a process that died between the two, and of one whose step was repeated."""
+def test_a_step_without_a_span_is_not_matched_to_another_span() -> None:
+    """A process crashed between the two records, or its step was repeated."""
     spans = [span("learner-0", 1000.0, 5.0), span("learner-0", 1010.0, 5.0), span("learner-0", 1020.0, 5.0)]
-    found = trace(seen(1100.0, books(), spans, [step(1, 1005.0), step(2, 1025.1)]))
+    found = trace(snapshot(1100.0, ledger_summary(), spans, [step(1, 1005.0), step(2, 1025.1)]))
     assert [one["args"].get("step") for one in of(found, "X")] == [1, None, 2]

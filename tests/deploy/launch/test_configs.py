@@ -19,7 +19,7 @@ CONFIGS = sorted((ROOT / "deploy" / "launch" / "configs").glob("*.toml"))
 
 
 def command_of(config: Path) -> list[str]:
-    """The words of the `douga plan` that the configuration names at its top."""
+    """The arguments of the `douga plan` command in the first lines of the configuration."""
     lines = [line for line in config.read_text().splitlines() if line.startswith("# douga plan ")]
     return shlex.split(lines[0])[2:] if lines else []
 
@@ -30,7 +30,7 @@ def test_every_configuration_for_gpus_names_its_plan() -> None:
 
 
 @pytest.mark.parametrize("config", [c for c in CONFIGS if c.name != "toon.toml"], ids=lambda c: c.stem)
-def test_every_configuration_fits_as_it_says(
+def test_every_configuration_fits_on_the_gpu_that_it_names(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -46,7 +46,7 @@ def test_every_configuration_fits_as_it_says(
         assert sum(shares) <= 1
 
 
-def test_24_gb_do_not_hold_what_the_configuration_says_they_do_not() -> None:
+def test_the_24_gb_configuration_states_what_does_not_fit() -> None:
     config = load_config(ROOT / "deploy" / "launch" / "configs" / "24gb-lora.toml")
     small_gpu = dict.fromkeys(("sampler", "rewarder", "learner"), GPUS["RTX4090-24GB"])
     resident = config.sampler.model_copy(update={"offload": False, "vae_tiling": False})

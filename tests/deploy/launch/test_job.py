@@ -1,4 +1,4 @@
-"""``ray job submit`` as a user types it, on a Ray of the test's own, with and without its token."""
+"""``ray job submit`` as a user types it, on a separate Ray, with and without its token."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def head(environment: dict[str, str], scratch: Path, *more: str) -> Iterator[str]:
-    """A head node of the test's own; yields the dashboard's address. It ends with its own process, nobody else's.
+    """Starts a separate head node; yields the dashboard's address. Only its own processes are stopped.
 
-    `more` are words of ``ray start``.
+    `more` are arguments of ``ray start``.
     """
     port, dashboard, client, agent = free_ports(4)
     options = {
@@ -84,7 +84,7 @@ def _answers(port: int) -> bool:
     try:
         urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2).close()
     except urllib.error.HTTPError:
-        return True  # it wants a token
+        return True  # it requires a token
     except OSError:
         return False
     return True
@@ -92,20 +92,20 @@ def _answers(port: int) -> bool:
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A short path: Ray puts sockets there, whose names must not be long."""
+    """A short path, because Ray puts sockets there, whose paths have a maximum length."""
     with tempfile.TemporaryDirectory(prefix="ray-") as folder:
         yield Path(folder) / "r"
 
 
 def clean_environment(home: Path) -> dict[str, str]:
-    """Without what an outer Ray has set, or a user's token."""
+    """Removes the variables of an outer Ray and the user's token."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     return environment | {"PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
 
 
 @pytest.mark.slow
-def test_a_stopped_job_saves_and_the_next_one_goes_on(scratch: Path, tmp_path: Path) -> None:
-    """As on Kubernetes: code that is installed, nodes by their resources, time to save, and resuming by name."""
+def test_a_stopped_job_saves_and_the_next_one_resumes(scratch: Path, tmp_path: Path) -> None:
+    """As on Kubernetes: installed code, nodes chosen by resources, time to save, resume by name."""
     environment = clean_environment(tmp_path) | {"RAY_JOB_STOP_WAIT_TIME_S": "120", "PYTHONPATH": str(REPOSITORY)}
     pinned = [f"--cluster.{role}.node={role}" for role in ("learner", "sampler", "rewarder")]
     flags = ["--simulate", "--steps=60", "--learner.batch-size=2", "--simulation.step-seconds=1", *pinned]
@@ -124,12 +124,12 @@ def test_a_stopped_job_saves_and_the_next_one_goes_on(scratch: Path, tmp_path: P
         job("submit", "--no-wait", "--submission-id", "first", "--", *run)
         wait_until(lambda: len(read_json_lines(folder / "metrics.jsonl")) >= 3, 120)
         job("stop", "first")
-        stopped = max(checkpoint.steps(folder / "checkpoints"))  # of the step it stopped at, not of a tenth one
+        stopped = max(checkpoint.steps(folder / "checkpoints"))  # of the step at which it stopped
         assert 3 <= stopped < 60
         assert f"stopped after step {stopped} of 60" in job("logs", "first")
         job("submit", "--", *run, "--steps", str(stopped + 2))
     steps = [line["step"] for line in read_json_lines(folder / "metrics.jsonl")]
-    assert steps == list(range(1, stopped + 3))  # no step twice
+    assert steps == list(range(1, stopped + 3))  # no step is repeated
 
 
 @pytest.mark.parametrize("token", [pytest.param(False, marks=pytest.mark.slow), True], ids=["open", "token"])
@@ -156,7 +156,7 @@ def test_a_job_runs_to_its_end(token: bool, scratch: Path, tmp_path: Path) -> No
     assert len(read_json_lines(tmp_path / "runs" / "toon" / "metrics.jsonl")) == 2
 
 
-def test_a_python_without_the_packages_says_so() -> None:
+def test_a_python_without_the_packages_is_reported() -> None:
     """A bare `python` in a job is the one on the PATH that Ray was started with."""
     bare = subprocess.run(
         [sys.executable, "-S", "-m", "deploy.cli", "run"], cwd=REPOSITORY, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""The manifests of deploy/launch/kuberay and the image. No cluster and no builder is needed."""
+"""The manifests of deploy/launch/kuberay and the image. Needs neither a cluster nor an image builder."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cluster_of(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def templates(cluster: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Group -> its pods' template."""
+    """Group -> the template of its pods."""
     groups = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     return {"head": cluster["headGroupSpec"]["template"], **groups}
 
@@ -61,7 +61,7 @@ def templates(cluster: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(found: dict[str, Any]) -> None:
-    """Raise what is wrong: core kinds and all pods by Kubernetes' schemas, other kinds by ours."""
+    """Validates core kinds and all pods against Kubernetes' schemas, other kinds against ours."""
     if "." not in found["apiVersion"].partition("/")[0]:
         kubernetes_validate.validate(found, KUBERNETES, strict=True)
         return
@@ -78,11 +78,11 @@ MANIFESTS = [
 
 
 @pytest.mark.parametrize("found", [one[2] for one in MANIFESTS], ids=["-".join(one[:2]) for one in MANIFESTS])
-def test_every_object_is_one(found: dict[str, Any]) -> None:
+def test_every_object_is_valid(found: dict[str, Any]) -> None:
     check(found)
 
 
-def test_all_kinds_are_there() -> None:
+def test_all_kinds_are_present() -> None:
     kinds = {kind for _, kind, _ in MANIFESTS}
     assert kinds == {"RayJob", "RayCluster", "PodMonitor", "ScrapeConfig", "Service", "PersistentVolumeClaim"}
 
@@ -105,7 +105,7 @@ def _twice(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_misspelt, _kept, _field_of_a_pod, _twice])
-def test_what_is_wrong_is_found(spoil: Any) -> None:
+def test_invalid_objects_are_found(spoil: Any) -> None:
     found = copy.deepcopy(job())
     spoil(found)
     with pytest.raises((jsonschema.ValidationError, kubernetes_validate.ValidationError)):
@@ -127,11 +127,11 @@ def test_rules_become_a_prometheus_rule(capsys: pytest.CaptureFixture[str]) -> N
     assert made["spec"] == yaml.safe_load((ROOT / "deploy" / "observability" / "prometheus" / "rules.yml").read_text())
 
 
-# What the entrypoint asks for, and what the pods offer.
+# The resources that the entrypoint requests, and those that the pods offer.
 
 
 def words() -> list[str]:
-    """The entrypoint as a shell reads it."""
+    """The arguments of the entrypoint, as a shell splits them."""
     return shlex.split(job()["spec"]["entrypoint"])
 
 
@@ -144,7 +144,7 @@ def resolved(config: str) -> RunConfig:
 
 
 def pods() -> list[dict[str, float]]:
-    """What every worker pod offers to Ray, as KubeRay tells it: GPUs by the limit, custom resources by the group."""
+    """The resources that every worker pod offers to Ray: GPUs from the limit, custom resources from the group."""
     found = []
     for group in cluster_of(job())["workerGroupSpecs"]:
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
@@ -155,7 +155,7 @@ def pods() -> list[dict[str, float]]:
 
 
 def take(pod: dict[str, float], asked: Mapping[str, float]) -> bool:
-    """Whether a pod has what is asked for; then it has it no more."""
+    """Takes the resources from a pod. Returns whether it had them."""
     if any(pod.get(name, 0) < amount - 1e-9 for name, amount in asked.items()):
         return False
     for name, amount in asked.items():
@@ -164,7 +164,7 @@ def take(pod: dict[str, float], asked: Mapping[str, float]) -> bool:
 
 
 def unplaced(config: RunConfig, offered: list[dict[str, float]]) -> list[str]:
-    """Who finds no room, with the learner and hub packed on one pod and the others placed one by one."""
+    """The processes without a pod, with learner and hub packed on one pod and the others placed one by one."""
     cluster = config.cluster
     packed: dict[str, float] = {}
     for bundle in bundles(cluster):
@@ -178,7 +178,7 @@ def unplaced(config: RunConfig, offered: list[dict[str, float]]) -> list[str]:
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_everybody_finds_room(config: str) -> None:
+def test_every_process_fits_into_a_pod(config: str) -> None:
     made, offered = resolved(config), pods()
     assert made.mode == "cluster"
     assert made.root.is_absolute()
@@ -187,20 +187,23 @@ def test_everybody_finds_room(config: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "who"),
+    ("flags", "unplaced_names"),
     [
         ({"cluster.sampler.count": "33"}, ["sampler-32"]),
         ({"cluster.learner.count": "9"}, ["learner"]),
         ({"cluster.rewarder.node": "judges"}, ["rewarder-0", "rewarder-1"]),
     ],
 )
-def test_who_finds_no_room_is_named(flags: dict[str, str], who: list[str]) -> None:
+def test_a_process_that_fits_into_no_pod_is_named(flags: dict[str, str], unplaced_names: list[str]) -> None:
     given, _ = split_flags(words()[2:], frozenset())
     given = {name.replace("-", "_"): value for name, value in given.items()} | flags
-    assert unplaced(load_config(ROOT / "deploy" / "launch" / "configs" / "a800-online.toml", given), pods()) == who
+    assert (
+        unplaced(load_config(ROOT / "deploy" / "launch" / "configs" / "a800-online.toml", given), pods())
+        == unplaced_names
+    )
 
 
-def test_what_is_said_twice_is_said_alike() -> None:
+def test_repeated_values_agree() -> None:
     found, made = cluster_of(job()), resolved("a800-online")
     assert f"ray=={found['rayVersion']}\n" in lock().read_text()
     for name, template in templates(found).items():
@@ -225,8 +228,8 @@ def test_the_image_is_of_this_version() -> None:
     assert f"douga:{VERSION} ." in DOCKERFILE.read_text()
 
 
-def test_only_the_learners_pod_holds_the_runs() -> None:
-    """Its volume can be mounted at one node alone."""
+def test_only_the_learners_pod_mounts_the_runs() -> None:
+    """Its volume can be mounted on only one node."""
     holders = [name for name, one in templates(cluster_of(job())).items() if "douga-runs" in json.dumps(one)]
     assert holders == ["learner"]
 
@@ -236,7 +239,7 @@ def test_only_the_learners_pod_holds_the_runs() -> None:
 
 @pytest.fixture
 def targets(tmp_path: Path) -> Iterator[str]:
-    """The container `targets` of the manifest, at another port, over a run folder that is not there yet."""
+    """Runs the container `targets` of the manifest on another port, for a run folder that does not exist yet."""
     command = templates(cluster_of(job()))["learner"]["spec"]["containers"][1]["command"]
     (port,) = free_ports(1)
     changed = {"python": sys.executable, "9464": str(port), "/runs/anime/prometheus": str(tmp_path / "prometheus")}
@@ -250,7 +253,7 @@ def targets(tmp_path: Path) -> Iterator[str]:
         process.wait(10)
 
 
-def test_prometheus_is_told_where_the_exporters_are(targets: str, tmp_path: Path) -> None:
+def test_prometheus_finds_the_exporters(targets: str, tmp_path: Path) -> None:
     def status() -> int:
         try:
             with urllib.request.urlopen(targets, timeout=5) as answer:
@@ -260,12 +263,12 @@ def test_prometheus_is_told_where_the_exporters_are(targets: str, tmp_path: Path
         except OSError:
             return 0
 
-    wait_until(lambda: status() == 404, 30)  # a run that has not begun is an error for Prometheus, and no crash
+    wait_until(lambda: status() == 404, 30)  # before the run starts: an error for Prometheus, no crash
     (tmp_path / "prometheus").mkdir()
     listed = [{"targets": ["10.1.2.3:9000"], "labels": {"role": "sampler"}}]
     (tmp_path / "prometheus" / "targets.json").write_text(json.dumps(listed))
     with urllib.request.urlopen(targets, timeout=5) as answer:
-        assert answer.headers["Content-Type"] == "application/json"  # Prometheus takes nothing else
+        assert answer.headers["Content-Type"] == "application/json"  # Prometheus accepts no other type
         assert json.load(answer) == listed
 
 
@@ -295,7 +298,7 @@ def build_arguments() -> dict[str, str]:
 
 
 def test_hadolint_finds_nothing() -> None:
-    """But for pinning: Debian's packages are the base image's, Python's are what pyproject.toml asks for."""
+    """Except pinning: Debian's packages come with the base image, Python's versions are in the lock."""
     hadolint = Path(sys.executable).parent / "hadolint"
     done = subprocess.run(
         [hadolint, "--ignore", "DL3008", "--ignore", "DL3013", DOCKERFILE], capture_output=True, text=True, check=False
@@ -304,11 +307,11 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def lock() -> Path:
-    """The versions that the image has."""
+    """The lock file that the image installs."""
     return ROOT / "requirements" / f"lock-{build_arguments()['PYTHON']}.txt"
 
 
-def test_the_image_has_what_the_project_asks_for() -> None:
+def test_the_image_has_the_projects_requirements() -> None:
     arguments = build_arguments()
     assert lock().exists()
     assert f"\nTORCH ?= torch=={arguments['TORCH']}\n" in (ROOT / "Makefile").read_text()
@@ -318,7 +321,7 @@ def test_the_image_has_what_the_project_asks_for() -> None:
     assert values("USER")[-1] == "10001:10001"
 
 
-def test_what_is_copied_exists_and_is_not_ignored() -> None:
+def test_copied_files_exist_and_are_not_ignored() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {word for value in values("COPY") for word in value.split()[:-1]}
     assert {name.partition("/")[0] for name in copied} == kept
@@ -327,17 +330,17 @@ def test_what_is_copied_exists_and_is_not_ignored() -> None:
     assert {name.removesuffix("*") for name in packages} <= copied
 
 
-NOT_INSTALLED = (
+NOT_INSTALLED = (  # only in a checkout
     "requirements/",
     "benchmarks/results/",
     "deploy/rewards/recipes/",
     "deploy/launch/kuberay/",
     "deploy/launch/docker/",
-)  # of a checkout alone
+)
 
 
-def test_the_install_brings_every_file(tmp_path: Path) -> None:
-    """Pages, weights, rubrics and configurations go with the code."""
+def test_the_package_contains_every_data_file(tmp_path: Path) -> None:
+    """Pages, weights, rubrics and configurations are part of the package."""
     copied = {word for value in values("COPY") for word in value.split()[:-1]}
     found = [file for top in copied for file in (ROOT / top).rglob("*") if file.is_file() and file.suffix != ".pyc"]
     wanted = {str(file.relative_to(ROOT)) for file in found}

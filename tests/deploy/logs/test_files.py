@@ -1,4 +1,4 @@
-"""Log files: rotation, resume, torn lines, and disks that refuse."""
+"""Log files: rotation, resume, truncated lines, failing disks."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_only_processes_of_a_run_have_files(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "logs").iterdir()] == ["sampler-12.log"]
 
 
-def test_no_descriptor_stays_open_for_other_processes(tmp_path: Path) -> None:
+def test_child_processes_inherit_no_file_descriptor(tmp_path: Path) -> None:
     files = LogFiles(tmp_path, config())
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     for number in range(50):
@@ -97,7 +97,7 @@ def test_a_full_disk_is_counted_and_reported_once_there_is_room(tmp_path: Path) 
     assert messages(path) == ["before", report, "after"]
 
 
-def test_a_device_without_room_and_a_place_that_is_no_folder_end_nothing(tmp_path: Path) -> None:
+def test_a_full_device_and_an_invalid_folder_raise_nothing(tmp_path: Path) -> None:
     (tmp_path / "full.log").symlink_to("/dev/full")
     (tmp_path / "blocked").write_text("a file")
     for path in (tmp_path / "full.log", tmp_path / "blocked" / "hub.log"):

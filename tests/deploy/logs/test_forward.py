@@ -1,4 +1,4 @@
-"""Records that travel: in batches, over the real service, past a hub that is gone for a while."""
+"""Records are sent in batches over the real service, and survive a restart of the hub."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def kept(batches: list[Sequence[LogEntry]]) -> list[str]:
     return [entry.message for batch in batches for entry in batch]
 
 
-def test_records_of_a_worker_elsewhere_are_in_its_file(tmp_path: Path) -> None:
+def test_records_of_a_remote_worker_are_in_its_file(tmp_path: Path) -> None:
     handler = ForwardingHandler(Redactor(["0123456789"]))
     handler.handle(record("before there was a hub"))
     with hub(tmp_path) as address:
@@ -65,7 +65,7 @@ def test_records_of_a_worker_elsewhere_are_in_its_file(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_hub_that_comes_back_gets_what_was_logged_meanwhile(tmp_path: Path) -> None:
+def test_a_restarted_hub_gets_the_records_logged_while_it_was_down(tmp_path: Path) -> None:
     handler = ForwardingHandler()
     with hub(tmp_path) as address:
         handler.start(to(address))
@@ -78,13 +78,13 @@ def test_a_hub_that_comes_back_gets_what_was_logged_meanwhile(tmp_path: Path) ->
     assert text(tmp_path).count("while it was gone") == 1
 
 
-def test_another_hub_gets_what_the_lost_one_did_not_take(tmp_path: Path) -> None:
+def test_the_next_hub_gets_the_unsent_records(tmp_path: Path) -> None:
     handler = ForwardingHandler()
     with hub(tmp_path) as address:
         pass
     handler.start(to(address))
     handler.handle(record("unsent"))
-    handler.stop()  # within its time limit, although nobody answers
+    handler.stop()  # within its timeout, although nobody answers
     with hub(tmp_path) as other:
         handler.start(to(other, "sampler-7"))
         wait_until(lambda: "unsent" in text(tmp_path, "sampler-7"))
@@ -92,7 +92,7 @@ def test_another_hub_gets_what_the_lost_one_did_not_take(tmp_path: Path) -> None
     assert handler.take() == []
 
 
-def test_a_full_queue_drops_counts_and_never_waits() -> None:
+def test_a_full_queue_drops_and_counts_records_without_blocking() -> None:
     handler, batches = ForwardingHandler(capacity=5), []
     for number in range(12):
         handler.handle(record(f"{number}"))
@@ -111,7 +111,7 @@ def test_batches_are_small() -> None:
     assert kept(batches) == [f"{number}" for number in range(3 * BATCH + 1)]
 
 
-def test_a_hub_that_hangs_delays_nobody() -> None:
+def test_a_hanging_hub_does_not_block_the_worker() -> None:
     handler, hanging, entered = ForwardingHandler(capacity=3), threading.Event(), threading.Event()
 
     def hang(entries: Sequence[LogEntry]) -> None:
@@ -129,7 +129,7 @@ def test_a_hub_that_hangs_delays_nobody() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no call 'log'"), OSError("the hub is gone")])
-def test_what_a_hub_refuses_is_not_sent_again_and_errors_stay_inside(error: Exception) -> None:
+def test_refused_records_are_not_sent_again_and_no_error_escapes(error: Exception) -> None:
     handler, tried = ForwardingHandler(), []
 
     def refuse(entries: Sequence[LogEntry]) -> None:

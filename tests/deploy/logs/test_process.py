@@ -1,4 +1,4 @@
-"""One process's logging: what goes into its file, at which level, and that nothing stays behind."""
+"""Logging of one process: what is in its file, at which level, and that all changes are undone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deploy.logs.files import LogFile
 from deploy.logs.process import logging_to
 
 
-def test_the_file_begins_with_who_where_and_which_versions(tmp_path: Path) -> None:
+def test_the_first_record_has_process_host_and_versions(tmp_path: Path) -> None:
     file = LogFile(tmp_path / "hub.log", config := load_config())
     with logging_to(file, config, "hub"):
         pass
@@ -73,7 +73,7 @@ def test_the_level_is_that_of_the_configuration(tmp_path: Path, level: str, kept
     assert not [line for line in lines if "httpx" in line]
 
 
-def test_nothing_stays_behind(tmp_path: Path) -> None:
+def test_all_logging_changes_are_undone(tmp_path: Path) -> None:
     root, own = logging.getLogger(), logging.getLogger("deploy")
     before = (list(root.handlers), own.level, threading.excepthook, warnings.showwarning)
     file = LogFile(tmp_path / "hub.log", config := load_config())
@@ -83,7 +83,7 @@ def test_nothing_stays_behind(tmp_path: Path) -> None:
     assert (list(root.handlers), own.level, threading.excepthook, warnings.showwarning) == before
 
 
-def test_a_terminal_still_shows_warnings_and_nothing_less(tmp_path: Path) -> None:
+def test_a_terminal_shows_only_warnings_and_errors(tmp_path: Path) -> None:
     code = """if True:
         import logging, sys
         from pathlib import Path

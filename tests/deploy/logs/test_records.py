@@ -1,4 +1,4 @@
-"""Records as text: what is kept, what is cut, and what no message can do."""
+"""Records as text: what is kept, what is cut, and that a message cannot forge a record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_traceback_is_a_part_of_its_record() -> None:
 @pytest.mark.parametrize(
     "message", ["a\n2023-11-14T22:13:20.417Z ERROR hub x: b", "a\x1b[31m\r\x0b\u2028b", "x" * 99999]
 )
-def test_no_message_looks_like_another_record_or_drives_a_terminal(message: str) -> None:
+def test_a_message_cannot_forge_a_record_or_control_the_terminal(message: str) -> None:
     text = as_text("hub", LogEntry(NOON, logging.INFO, "a b\n\x1b", message))
     assert [parsed(line) is not None for line in text.splitlines()] == [True] + [False] * (len(text.splitlines()) - 1)
     assert not any(letter in text for letter in "\x1b\r\x0b\u2028")
@@ -49,13 +49,13 @@ def test_no_message_looks_like_another_record_or_drives_a_terminal(message: str)
 @pytest.mark.parametrize(
     ("level", "name"), [(0, "DEBUG"), (10, "DEBUG"), (25, "INFO"), (30, "WARNING"), (10**9, "CRITICAL")]
 )
-def test_other_levels_are_the_standard_one_below(level: int, name: str) -> None:
+def test_custom_levels_become_the_next_lower_standard_level(level: int, name: str) -> None:
     assert f"Z {name} hub x: " in as_text("hub", LogEntry(NOON, level, "x", "y"))
     assert record_of(LogEntry(NOON, level, "x", "y")).levelname == name
 
 
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e300, -1e300])
-def test_what_is_no_time_is_refused(seconds: float) -> None:
+def test_an_invalid_time_is_not_a_record(seconds: float) -> None:
     with pytest.raises(ValueError, match="not a time"):
         written_at(seconds)
 

@@ -1,4 +1,4 @@
-"""The alert rules: Prometheus' own tools accept and test them, and what people read about them says what they say."""
+"""The alert rules: promtool accepts and tests them, and docs/alerts.md agrees with them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ alerts = pytest.mark.parametrize("name", ALERTS)
 
 
 def promtool(*words: str | Path) -> str:
-    """What it says. Its tests are short, but the machine may be busy."""
+    """Returns its output. Its tests are short, but the machine may be busy."""
     program = shutil.which("promtool")
     if program is None:
         pytest.skip("needs promtool; Debian: apt-get install prometheus")
@@ -41,21 +41,21 @@ def test_prometheus_takes_the_rules() -> None:
 
 
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.stem)
-def test_alerts_fire_when_they_should_and_not_near_by(file: Path) -> None:
+def test_alerts_fire_only_above_their_thresholds(file: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", file)
 
 
 @alerts
-def test_every_alert_is_seen_to_fire_and_not_to_fire(name: str) -> None:
+def test_every_alert_is_tested_firing_and_not_firing(name: str) -> None:
     early, late = CASES[name]["alert_rule_test"]
     assert early["alertname"] == late["alertname"] == name
-    assert not early.get("exp_alerts")  # before its `for` is over
+    assert not early.get("exp_alerts")  # before its `for` has passed
     fired = {alert["exp_labels"]["run"] for alert in late["exp_alerts"]}
     runs = {run for one in CASES[name]["input_series"] for run in re.findall(r'run="(\w+)"', one["series"])}
-    assert fired < runs  # others are near by and stay quiet
+    assert fired < runs  # the other runs are just below the threshold
 
 
-def test_rules_know_the_metrics_that_there_are() -> None:
+def test_rules_use_only_defined_metrics() -> None:
     named = {name for rule in RULES for name in re.findall(r"(?<![:\w])douga_\w+(?![:\w])", rule["expr"])}
     assert named <= TABLE.keys()
     recorded = {rule["record"] for rule in RULES if "record" in rule}
@@ -66,24 +66,24 @@ def test_rules_know_the_metrics_that_there_are() -> None:
 def test_an_alert_says_what_is_wrong_and_what_to_do(name: str) -> None:
     rule = ALERTS[name]
     assert name.startswith("Douga")
-    assert "for" in rule or "increase(" in rule["expr"]  # what is counted over a window does not flap either
+    assert "for" in rule or "increase(" in rule["expr"]  # an increase over a window does not flap
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     assert rule["annotations"]["summary"].startswith("{{ $labels.run }}: ")
     assert rule["annotations"]["summary"].endswith(".")
     assert rule["annotations"]["runbook"].endswith(f" docs/alerts.md#{name.lower()}")
 
 
-def test_a_rule_looks_at_every_run() -> None:
+def test_a_rule_covers_every_run() -> None:
     for rule in RULES:
         assert not re.search(r'run\s*=~?\s*"[^"]', rule["expr"]), rule
         assert re.search(r"\bby \(run\b|run\w*:douga", rule["expr"]), rule
 
 
-# What people read.
+# The docs.
 
 
 def paragraphs() -> dict[str, str]:
-    """Alert -> what docs/alerts.md says."""
+    """Alert -> its paragraph in docs/alerts.md."""
     parts = re.split(r"^### (\w+)\n", (DOCS / "alerts.md").read_text("utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -100,7 +100,7 @@ def test_every_alert_has_its_paragraph_in_the_order_of_the_rules() -> None:
 
 
 @alerts
-def test_a_paragraph_says_meaning_places_and_keys(name: str) -> None:
+def test_a_paragraph_names_meaning_checks_and_keys(name: str) -> None:
     text, config = paragraphs()[name], load_config(None)
     assert re.findall(r"^- \*\*(.+)\*\*:", text, flags=re.MULTILINE) == ["Means", "Check", "Fix"]
     sections = {key.name.partition(".")[0] for key in keys() if "." in key.name}

@@ -1,4 +1,4 @@
-"""The dashboards: files that are those of the table, and queries about metrics that there are."""
+"""The dashboards: the files equal the generated ones, and queries use only defined metrics."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ panels = pytest.mark.parametrize("panel", [panel for _, panel in PANELS], ids=[f
 
 
 @each
-def test_the_files_are_those_of_the_table(one: Dashboard) -> None:
+def test_the_files_are_those_of_the_generator(one: Dashboard) -> None:
     kept = (dashboards.OUT / f"{one.name}.json").read_text("utf-8")
     assert kept == dashboards.as_json(one), "run: python -m deploy.observability.grafana.dashboards"
 
@@ -55,7 +55,7 @@ def test_panels_have_numbers_and_places_of_their_own(one: Dashboard) -> None:
 
 
 @panels
-def test_queries_are_about_metrics_that_there_are(panel: Panel) -> None:
+def test_queries_use_only_defined_metrics(panel: Panel) -> None:
     known = set(OF_PROCESS) | {"up", "ALERTS"}
     known |= {f"ray_node_{name}" for name in ("cpu_utilization", "gpus_utilization", "mem_used", "mem_total")}
     known |= {rule["record"] for group in rules()["groups"] for rule in group["rules"] if "record" in rule}
@@ -80,7 +80,7 @@ def test_legends_use_labels_that_the_query_keeps(panel: Panel) -> None:
     assert panel.tells.endswith(".")
 
 
-def test_what_is_provided_to_grafana_asks_for_what_monitor_sets() -> None:
+def test_the_provisioning_uses_the_variables_that_monitor_sets() -> None:
     files = sorted((GRAFANA / "provisioning").glob("*/*.yml"))
     asked = {name for file in files for name in re.findall(r": \$(\w+)", file.read_text("utf-8"))}
     assert len(files) == 2

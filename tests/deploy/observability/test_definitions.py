@@ -1,4 +1,4 @@
-"""The table of metrics keeps to Prometheus' rules of naming, and to our own of labels."""
+"""The table of metrics follows Prometheus' naming conventions and our rules for labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ metrics = pytest.mark.parametrize("metric", TABLE.values(), ids=TABLE)
 
 
 @metrics
-def test_a_name_says_what_it_is_and_in_which_unit(metric: Metric) -> None:
+def test_names_follow_prometheus_conventions(metric: Metric) -> None:
     assert re.fullmatch(r"douga_[a-z]+(_[a-z]+)*", metric.name)
     assert (metric.kind == COUNTER) == metric.name.endswith("_total")
     if metric.kind == HISTOGRAM:
@@ -29,7 +29,7 @@ def test_a_name_says_what_it_is_and_in_which_unit(metric: Metric) -> None:
 
 
 @metrics
-def test_every_row_is_whole(metric: Metric) -> None:
+def test_every_row_is_complete(metric: Metric) -> None:
     assert metric.kind in (COUNTER, GAUGE, HISTOGRAM)
     assert metric.by
     assert set(metric.by) <= set(PROCESSES)
@@ -44,25 +44,25 @@ def test_every_row_is_whole(metric: Metric) -> None:
 def test_labels_are_of_low_cardinality_and_leave_the_targets_alone(metric: Metric) -> None:
     allowed = {"role", "state", "dimension", "model", "reason", "phase", "purpose", "rule", "service", "device"}
     assert set(metric.labels) <= allowed
-    assert not set(metric.labels) & set(TARGET_LABELS)  # or Prometheus renames the metric's own
+    assert not set(metric.labels) & set(TARGET_LABELS)  # else Prometheus renames the metric's own label
 
 
-def test_values_that_come_from_elsewhere_are_those() -> None:
+def test_label_values_equal_their_enums() -> None:
     assert TABLE["douga_queue_items"].labels["state"] == tuple(State)
     assert TABLE["douga_candidates_total"].labels["purpose"] == tuple(Purpose)
     assert str(TABLE["douga_reward_score"].labels["dimension"]).startswith(", ".join(DIMENSIONS))
 
 
-def test_what_others_rely_on_is_there() -> None:
-    """Names that alert rules and dashboards are written with."""
+def test_names_used_by_rules_and_dashboards_exist() -> None:
+    """Names that alert rules and dashboards use."""
     kinds = {name: (TABLE[name].kind, *TABLE[name].labels) for name in TABLE}
     assert kinds["douga_policy_version"] == ("gauge", "role")
     assert kinds["douga_queue_items"] == ("gauge", "state")
     assert kinds["douga_queue_dropped_total"] == ("counter", "reason")
     assert kinds["douga_weight_push_seconds"] == ("histogram", "phase")
     assert kinds["douga_weight_push_bytes_total"] == ("counter", "phase")
-    assert kinds["douga_idle_seconds_total"] == kinds["douga_restarts_total"] == ("counter", "role")
-    assert kinds["douga_probe_reward"] == kinds["douga_probe_reward_sigma"] == ("gauge", "dimension", "model")
+    assert kinds["douga_idle_seconds_total"] == kinds["douga_worker_crashes_total"] == ("counter", "role")
+    assert kinds["douga_probe_reward"] == kinds["douga_probe_reward_stddev"] == ("gauge", "dimension", "model")
     assert not set(TABLE) & set(OF_PROCESS)
 
 

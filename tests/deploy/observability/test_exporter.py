@@ -1,4 +1,4 @@
-"""The exporter serves what it was told and what it reads, at one address, by the names of the table alone."""
+"""The exporter serves recorded and read values on one address, under the names of the table only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from common.errors import ConfigError
 from common.roles import HUB, LEARNER, SAMPLER, SERIAL
 from deploy.observability.definitions import TABLE
-from deploy.observability.exporter import Instruments, Value, exported_by, exporting, own_address
+from deploy.observability.exporter import GaugeSample, ProcessMetrics, exported_by, exporting, own_address
 
 LOOPBACK = "127.0.0.1"
 Samples = dict[tuple[str, ...], float]
@@ -35,18 +35,18 @@ def scrape(address: str) -> Samples:
     return {(one.name, *(one.labels[label] for label in sorted(one.labels))): one.value for one in samples}
 
 
-def test_what_is_told_is_served() -> None:
-    instruments = Instruments(HUB)
-    instruments.add("douga_steps_total")
-    instruments.add("douga_busy_seconds_total", 2.5, role="sampler")
-    instruments.observe("douga_score_seconds", 0.2)
-    instruments.observe("douga_reward_score", 100.0, dimension="motion")
-    instruments.read(lambda: [Value("douga_queue_items", 3, {"state": "ready"}), Value("douga_step", 7)])
-    with exporting(instruments, LOOPBACK) as address:
+def test_recorded_values_are_served() -> None:
+    metrics = ProcessMetrics(HUB)
+    metrics.add("douga_steps_total")
+    metrics.add("douga_busy_seconds_total", 2.5, role="sampler")
+    metrics.observe("douga_score_seconds", 0.2)
+    metrics.observe("douga_reward_score", 100.0, dimension="motion")
+    metrics.read(lambda: [GaugeSample("douga_queue_items", 3, {"state": "ready"}), GaugeSample("douga_step", 7)])
+    with exporting(metrics, LOOPBACK) as address:
         found = scrape(address)
     assert found["douga_steps_total",] == 1
     assert found["douga_busy_seconds_total", "sampler"] == 2.5
-    assert found["douga_busy_seconds_total", "learner"] == 0  # there before it first rises
+    assert found["douga_busy_seconds_total", "learner"] == 0  # exported before its first increment
     assert found["douga_score_seconds_bucket", "0.1"] == 0
     assert found["douga_score_seconds_bucket", "0.3"] == found["douga_score_seconds_count",] == 1
     assert found["douga_score_seconds_sum",] == 0.2
@@ -58,27 +58,27 @@ def test_what_is_told_is_served() -> None:
     assert not [name for name, *_ in found if name.endswith("_created")]
 
 
-def test_what_a_reader_adds_is_seen_in_the_same_scrape() -> None:
-    instruments = Instruments(HUB)
+def test_counters_raised_by_a_reader_are_in_the_same_scrape() -> None:
+    metrics = ProcessMetrics(HUB)
 
-    def reader() -> Iterator[Value]:
-        instruments.add("douga_queue_admitted_total", 4)
-        yield Value("douga_step", 1)
+    def reader() -> Iterator[GaugeSample]:
+        metrics.add("douga_queue_admitted_total", 4)
+        yield GaugeSample("douga_step", 1)
 
-    instruments.read(reader)
-    with exporting(instruments, LOOPBACK) as address:
+    metrics.read(reader)
+    with exporting(metrics, LOOPBACK) as address:
         assert [scrape(address)["douga_queue_admitted_total",] for _ in range(2)] == [4, 8]
 
 
 def test_names_and_labels_are_those_of_the_table() -> None:
-    learner = Instruments(LEARNER)
+    learner = ProcessMetrics(LEARNER)
     with pytest.raises(KeyError):
         learner.add("douga_no_such_total")
     with pytest.raises(KeyError):
-        learner.add("douga_steps_total")  # the hub's
+        learner.add("douga_steps_total")  # only the hub exports it
     with pytest.raises(ValueError, match="label"):
         learner.observe("douga_weight_push_seconds", 1.0, stage="write")
-    learner.read(lambda: [Value("douga_step", 1)])
+    learner.read(lambda: [GaugeSample("douga_step", 1)])
     with pytest.raises(KeyError):
         list(learner.collect())
 
@@ -89,8 +89,8 @@ def test_every_process_exports_what_the_table_says_of_it() -> None:
     assert "douga_step" not in {metric.name for metric in exported_by(SAMPLER)}
 
 
-def test_processes_of_one_machine_do_not_share_what_they_count() -> None:
-    one, other = Instruments(LEARNER), Instruments(LEARNER)
+def test_processes_on_one_machine_have_separate_counters() -> None:
+    one, other = ProcessMetrics(LEARNER), ProcessMetrics(LEARNER)
     one.add("douga_idle_seconds_total", 3.0, role="learner")
     assert other.registry.get_sample_value("douga_idle_seconds_total", {"role": "learner"}) is None
     names = {metric.name for metric in prometheus_client.REGISTRY.collect()}
@@ -99,14 +99,14 @@ def test_processes_of_one_machine_do_not_share_what_they_count() -> None:
 
 @pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "*", "localhost", "eth0"])
 def test_it_listens_at_one_address(host: str) -> None:
-    with pytest.raises(ConfigError, match="one IP address of this machine"), exporting(Instruments(SAMPLER), host):
+    with pytest.raises(ConfigError, match="one IP address of this machine"), exporting(ProcessMetrics(SAMPLER), host):
         pass
 
 
 def test_an_address_of_another_machine_is_named() -> None:
     with (
         pytest.raises(ConfigError, match=r"metrics: cannot listen at 192\.0\.2\.1: "),
-        exporting(Instruments(SAMPLER), "192.0.2.1"),
+        exporting(ProcessMetrics(SAMPLER), "192.0.2.1"),
     ):
         pass
 
@@ -114,20 +114,20 @@ def test_an_address_of_another_machine_is_named() -> None:
 def test_a_fixed_port_is_the_first_that_is_tried() -> None:
     with socket.create_server((LOOPBACK, 0)) as taken, ExitStack() as stack:
         first = taken.getsockname()[1]
-        addresses = [stack.enter_context(exporting(Instruments(SAMPLER), LOOPBACK, first)) for _ in range(2)]
+        addresses = [stack.enter_context(exporting(ProcessMetrics(SAMPLER), LOOPBACK, first)) for _ in range(2)]
         ports = [int(address.rpartition(":")[2]) for address in addresses]
         assert first < ports[0] < ports[1] < first + 100
         assert all(map(scrape, addresses))
 
 
 def test_at_its_end_the_port_is_free() -> None:
-    with exporting(Instruments(SAMPLER), LOOPBACK) as address:
+    with exporting(ProcessMetrics(SAMPLER), LOOPBACK) as address:
         port = int(address.rpartition(":")[2])
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((LOOPBACK, port), timeout=10)
 
 
-def test_who_reaches_a_service_at_loopback_is_at_loopback() -> None:
+def test_the_own_address_toward_a_loopback_service_is_loopback() -> None:
     assert own_address("tcp://127.0.0.1:4000") == LOOPBACK
     assert own_address("tcp://192.0.2.1:4000") not in ("0.0.0.0", "192.0.2.1")
 
@@ -136,7 +136,7 @@ def test_who_reaches_a_service_at_loopback_is_at_loopback() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_memory_is_shown_once_there_is_some() -> None:
     held = torch.zeros(1 << 20, device="cuda:0")
-    with exporting(Instruments(SAMPLER), LOOPBACK) as address:
+    with exporting(ProcessMetrics(SAMPLER), LOOPBACK) as address:
         found = scrape(address)
     assert found["douga_gpu_memory_allocated_bytes", "0"] >= held.nbytes
     assert found["douga_gpu_memory_allocated_bytes", "0"] <= found["douga_gpu_memory_reserved_bytes", "0"]

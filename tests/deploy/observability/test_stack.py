@@ -2,7 +2,7 @@
 
 ```
 simulated   a cluster run on Ray, in a process of its own; its rewarder is killed
-kinder      a serial run of a tiny model, in this process, with guardrails; its scorer gets kinder from batch to batch
+drifting      a serial run of a tiny model, in this process, with guardrails; its scorer drifts from batch to batch
 ```
 """
 
@@ -35,15 +35,15 @@ from deploy.observability import stack
 from deploy.observability.grafana.panels import ALL
 from deploy.run_dir import layout
 from deploy.runtime import serial
-from tests.deploy.guardrails.test_monitor import Kinder
+from tests.deploy.guardrails.test_monitor import DriftingReward
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
 pytestmark = pytest.mark.timeout(600)
 
-SIMULATED, KINDER = "simulated", "kinder"
-ABSENT, DRIFT = "DougaRoleAbsent", "DougaScorerDrift"  # what the faults lead to
-GPU = r"douga_gpu_\w+|ray_node_gpus_\w+"  # without a GPU they have no series, rightly
+SIMULATED, DRIFTING = "simulated", "drifting"
+ABSENT, DRIFT = "DougaRoleAbsent", "DougaScorerDrift"  # alerts of the faults
+GPU = r"douga_gpu_\w+|ray_node_gpus_\w+"  # no series without a GPU
 needs_programs = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("amtool")),
     reason="needs Prometheus; Debian: apt-get install prometheus prometheus-alertmanager",
@@ -52,37 +52,37 @@ needs_programs = pytest.mark.skipif(
 
 @dataclass
 class Watched:
-    """Two runs, and who watches them."""
+    """Two runs, and the servers that watch them."""
 
     prometheus: stack.Server
     alertmanager: stack.Server
     simulated: chaos.Run
     client: httpx.Client
-    then: float = 0.0  # when the other run was about to end
-    told: list[dict[str, Any]] = field(default_factory=list)  # alerts of the scorer's drift, then
+    then: float = 0.0  # time just before the other run ended
+    told: list[dict[str, Any]] = field(default_factory=list)  # alerts of the scorer's drift at that time
 
     def ask(self, query: str, **when: float) -> list[dict[str, Any]]:
-        """The series that Prometheus answers with."""
+        """Returns the series of the answer."""
         asked = {"query": query} | when
         answer = self.client.get(f"http://{self.prometheus.address}/api/v1/query", params=asked)
         assert answer.status_code == 200, f"{query}: {answer.text}"
         return answer.json()["data"]["result"]
 
     def answers(self, query: str) -> bool:
-        """Whether there is data of one of the runs."""
+        """Whether one of the runs has data."""
         asked = query.replace("$__rate_interval", "1m")
-        now, then = asked.replace("$run", SIMULATED), asked.replace("$run", KINDER)
+        now, then = asked.replace("$run", SIMULATED), asked.replace("$run", DRIFTING)
         return bool(self.ask(now) or self.ask(then, time=self.then))
 
     def alerts(self, name: str) -> list[dict[str, Any]]:
-        """What Alertmanager has of that name."""
+        """The alerts of that name in Alertmanager."""
         words = [f"--alertmanager.url=http://{self.alertmanager.address}", "--output=json", f"alertname={name}"]
         done = subprocess.run(["amtool", "alert", "query", *words], capture_output=True, timeout=60, check=True)
         return json.loads(done.stdout)
 
 
 def hasten(place: Path) -> Path:
-    """The files of `deploy/observability/prometheus` with shorter times, so that nobody waits for them here."""
+    """The files of `deploy/observability/prometheus` with shorter times."""
     config, rules, receivers = (
         yaml.safe_load((stack.PROMETHEUS / name).read_text("utf-8"))
         for name in ("prometheus.yml", "rules.yml", "alertmanager.yml")
@@ -110,7 +110,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         ends.callback(run.end)
         run.start()
         patch.setattr(stack, "PROMETHEUS", hasten(root / "rules"))
-        folders = [run.config.folder, root / "runs" / KINDER]
+        folders = [run.config.folder, root / "runs" / DRIFTING]
         receivers = stack.PROMETHEUS / "alertmanager.yml"
         prometheus, alertmanager, *_ = stack.start(ends, stack.find_programs(), folders, receivers, 0)
         client = ends.enter_context(httpx.Client(timeout=60, trust_env=False))
@@ -127,22 +127,24 @@ def alive(run: chaos.Run) -> bool:
 
 
 def run_with_a_scorer_that_changes(watched: Watched, root: Path) -> None:
-    """Goes on until Alertmanager has heard of it."""
+    """Runs until Alertmanager has the alert."""
     tiny_pipeline(root / "model")
-    config = toy.config(root, **{"name": KINDER, "steps": 1000, "guardrails.prompts": 4, "guardrails.every_pushes": 1})
+    config = toy.config(
+        root, **{"name": DRIFTING, "steps": 1000, "guardrails.prompts": 4, "guardrails.every_pushes": 1}
+    )
 
-    def known() -> bool:  # asked between any two units of work
+    def known() -> bool:  # called between any two units of work
         watched.then, watched.told = time.time(), watched.alerts(DRIFT)
-        return bool(watched.told and watched.ask('up{run="kinder"} == 1', time=watched.then))
+        return bool(watched.told and watched.ask('up{run="drifting"} == 1', time=watched.then))
 
-    assert serial.run(config, toy.rewards(Kinder), stop=known).result is None
+    assert serial.run(config, toy.rewards(DriftingReward), stop=known).result is None
 
 
-# Questions.
+# Queries.
 
 
 def wait_for_answers(watched: Watched, asked: list[str]) -> None:
-    """A process that is too busy to answer has no series until Prometheus asks it again."""
+    """A process that is too busy to answer has no series until the next scrape."""
     for query in asked:
         try:
             toy.wait_until(lambda query=query: watched.answers(query), 60)
@@ -156,16 +158,16 @@ def queries() -> list[str]:
 
 @needs_programs
 @pytest.mark.parametrize("query", queries())
-def test_every_query_of_every_dashboard_is_answered(watched: Watched, query: str) -> None:
+def test_every_dashboard_query_has_data(watched: Watched, query: str) -> None:
     if re.search(GPU, query) and not Path("/dev/nvidia0").exists():
-        assert not watched.answers(query)  # and Prometheus understands it
+        assert not watched.answers(query)  # and it is valid PromQL
     else:
         wait_for_answers(watched, [query])
 
 
 @needs_programs
-def test_everything_that_a_rule_looks_at_is_there(watched: Watched) -> None:
-    """Healthy runs have no alerts, so what they compare is asked for: each metric, with the labels that are chosen."""
+def test_every_metric_of_the_rules_exists(watched: Watched) -> None:
+    """Healthy runs have no alerts, so each metric of the expressions is queried with its label matchers."""
     expressions = [rule["expr"] for group in stack.rules()["groups"] for rule in group["rules"]]
     metric = r"(?:\brun\w*:\w+:\w+|\bdouga_\w+|\bup\b)(?:{[^}]*})?"
     asked = {looked_at for expression in expressions for looked_at in re.findall(metric, expression)}
@@ -177,7 +179,7 @@ def test_every_process_of_both_runs_is_scraped(watched: Watched) -> None:
     up = watched.ask('max_over_time(up{run="simulated", job="douga"}[5m]) == 1')
     assert {one["metric"]["process"] for one in up} == {"hub", "learner", "rewarder", "sampler"}
     assert len({one["metric"]["worker"] for one in up}) == 5
-    then = watched.ask('up{run="kinder"}', time=watched.then)
+    then = watched.ask('up{run="drifting"}', time=watched.then)
     assert [one["metric"]["process"] for one in then] == ["serial"]
 
 
@@ -185,16 +187,16 @@ def test_every_process_of_both_runs_is_scraped(watched: Watched) -> None:
 
 
 @needs_programs
-def test_a_scorer_that_changes_is_told_to_alertmanager(watched: Watched) -> None:
-    assert {one["labels"]["run"] for one in watched.told} == {KINDER}
+def test_a_drifting_scorer_reaches_alertmanager(watched: Watched) -> None:
+    assert {one["labels"]["run"] for one in watched.told} == {DRIFTING}
     for one in watched.told:
         words = "the \\w+ score of the same base model clips changed by [+][0-9.]+ points since the start[.]"
-        assert re.fullmatch(f"kinder: {words}", one["annotations"]["summary"])
+        assert re.fullmatch(f"drifting: {words}", one["annotations"]["summary"])
         assert "docs/alerts.md#dougascorerdrift" in one["annotations"]["runbook"]
 
 
 @needs_programs
-def test_a_role_that_is_killed_is_told_to_alertmanager(watched: Watched) -> None:
+def test_a_killed_role_reaches_alertmanager(watched: Watched) -> None:
     assert not watched.ask('ALERTS{run="simulated", alertstate="firing"}')
     rewarder = watched.simulated.process("rewarder")
     assert rewarder is not None
@@ -205,7 +207,7 @@ def test_a_role_that_is_killed_is_told_to_alertmanager(watched: Watched) -> None
     assert told["labels"]["role"] == "rewarder"
     assert told["labels"]["severity"] == "critical"
     assert told["annotations"]["summary"] == "simulated: no rewarder is running."
-    assert watched.ask('increase(douga_restarts_total{run="simulated", role="rewarder"}[5m]) > 0')
+    assert watched.ask('increase(douga_worker_crashes_total{run="simulated", role="rewarder"}[5m]) > 0')
 
 
 # The command.
@@ -219,7 +221,7 @@ def folder_of_a_run(root: Path) -> Path:
 
 @contextmanager
 def command(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """``douga monitor``, as a user starts it; ended with the block."""
+    """``douga monitor``, as a user starts it; stopped after the block."""
     words = [sys.executable, "-m", "deploy.cli", "monitor", str(folder), "--port", "0"]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -229,7 +231,7 @@ def command(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @needs_programs
-def test_the_command_says_where_and_ends_all_with_ctrl_c(tmp_path: Path) -> None:
+def test_the_command_prints_addresses_and_stops_all_on_ctrl_c(tmp_path: Path) -> None:
     folder = folder_of_a_run(tmp_path)
     with command(folder) as process:
         assert process.stdout is not None

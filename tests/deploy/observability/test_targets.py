@@ -1,4 +1,4 @@
-"""The list of whom to scrape says who is at work, at every moment."""
+"""The scrape targets are the processes that are running."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_target_by_hand(tmp_path: Path) -> None:
     assert not list((tmp_path / "prometheus").glob(".*"))
 
 
-def test_who_leaves_or_was_not_heard_of_is_not_listed(tmp_path: Path) -> None:
+def test_workers_that_left_or_are_silent_are_not_listed(tmp_path: Path) -> None:
     targets = Targets(tmp_path, "mine")
     for number in range(3):
         targets.put(f"sampler-{number}", f"127.0.0.1:{9000 + number}")
@@ -45,21 +45,21 @@ def test_who_leaves_or_was_not_heard_of_is_not_listed(tmp_path: Path) -> None:
     targets.hide(["sampler-2"])
     assert workers(tmp_path) == ["rewarder-0", "sampler-0"]
     assert targets.workers("sampler") == ["sampler-0"]
-    targets.hide([])  # it was heard of again
+    targets.hide([])  # its heartbeat is back
     assert workers(tmp_path) == ["rewarder-0", "sampler-0", "sampler-2"]
-    targets.put("sampler-0", "127.0.0.1:9999")  # it died and came again
+    targets.put("sampler-0", "127.0.0.1:9999")  # it crashed and was restarted
     assert listed(tmp_path)[1]["targets"] == ["127.0.0.1:9999"]
     targets.clear()
     assert listed(tmp_path) == []
 
 
-def test_an_address_that_means_another_machine_elsewhere_is_left_out(tmp_path: Path) -> None:
+def test_loopback_addresses_are_left_out_beside_others(tmp_path: Path) -> None:
     targets = Targets(tmp_path, "mine")
     targets.put("sampler-7", "127.0.0.1:9000")
     assert workers(tmp_path) == ["sampler-7"]
     targets.put("hub", "10.0.0.1:9000")
     assert workers(tmp_path) == ["hub"]
-    assert targets.workers("sampler") == ["sampler-7"]  # it works all the same
+    assert targets.workers("sampler") == ["sampler-7"]  # it still counts as running
 
 
 @pytest.mark.parametrize(
@@ -67,14 +67,14 @@ def test_an_address_that_means_another_machine_elsewhere_is_left_out(tmp_path: P
     ["", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:99999", "example.org:80", "127.0.0.1:80/metrics", "u@127.0.0.1:80",
      "http://127.0.0.1:80", "127.0.0.1:80?x"],
 )  # fmt: skip
-def test_what_is_no_address_is_not_listed(tmp_path: Path, address: str) -> None:
+def test_invalid_addresses_are_refused(tmp_path: Path, address: str) -> None:
     targets = Targets(tmp_path, "mine")
     with pytest.raises(ValueError, match=r"."):
         targets.put("sampler-0", address)
     assert listed(tmp_path) == []
 
 
-def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_targets_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.observability.targets.MOST", 2)
     targets = Targets(tmp_path, "mine")
     for number in range(2):
@@ -85,7 +85,7 @@ def test_their_number_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert MOST == 4096
 
 
-def test_what_a_killed_start_left_goes_with_the_next_one(tmp_path: Path) -> None:
+def test_the_next_start_clears_the_targets_of_a_killed_one(tmp_path: Path) -> None:
     killed = Targets(tmp_path, "mine")
     killed.put("hub", "127.0.0.1:9000")
     killed.ray(["127.0.0.1:8080"])
@@ -94,7 +94,7 @@ def test_what_a_killed_start_left_goes_with_the_next_one(tmp_path: Path) -> None
     assert listed(tmp_path) == listed(tmp_path, "ray.json") == []
 
 
-def test_a_driver_sweeps_after_its_hub_but_not_after_others(tmp_path: Path) -> None:
+def test_a_driver_clears_the_targets_of_its_hub_only(tmp_path: Path) -> None:
     with swept(tmp_path):
         Targets(tmp_path, "mine").put("hub", "127.0.0.1:9000")
     assert listed(tmp_path) == []
@@ -103,7 +103,7 @@ def test_a_driver_sweeps_after_its_hub_but_not_after_others(tmp_path: Path) -> N
     assert workers(tmp_path) == ["hub"]
 
 
-def test_a_run_without_a_folder_needs_no_sweeping(tmp_path: Path) -> None:
+def test_a_run_without_a_folder_has_no_targets_to_clear(tmp_path: Path) -> None:
     with swept(tmp_path / "none"):
         pass
     assert not (tmp_path / "none").exists()

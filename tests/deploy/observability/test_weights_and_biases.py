@@ -1,4 +1,4 @@
-"""Weights & Biases, the real package in offline mode: what is in its files, and that nothing it does ends a run."""
+"""Weights & Biases, the real package in offline mode: the content of its files, and that its errors never end a run."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from common.errors import ConfigError
 from deploy.observability import weights_and_biases
 from deploy.observability.weights_and_biases import check_wandb
 from deploy.run_dir.jsonl import read_json_lines
-from deploy.runtime.run_metrics import RunMeter, of_step
-from tests.deploy.runtime.test_bare import run as run_without
+from deploy.runtime.run_metrics import RunMetrics, of_step
 from tests.deploy.runtime.test_run_metrics import START, STATS, reading
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_bare import run as run_without
+from tests.runs.test_simulate import config
 
 installed = pytest.mark.skipif(
     find_spec("wandb") is None, reason="wandb is not installed in this environment: pip install 'douga[wandb]'"
 )
-# A run as its own process, as it is in life: W&B has a helper process and hooks of its own.
+# The run is a separate process, because W&B starts a helper process and installs hooks.
 RUN = """if True:
     import sys
     from pathlib import Path
     from deploy.runtime import serial
-    from tests.deploy.runtime.test_simulate import config
+    from tests.runs.test_simulate import config
     from tests.support import toy
     made = config(Path(sys.argv[1]), **{"metrics.wandb": "cartoons"})
     stop = toy.after(int(sys.argv[2]), lambda: True)
@@ -41,7 +41,7 @@ RUN = """if True:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no login of whoever runs the tests
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # not the login of the user who runs the tests
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
 
 
@@ -57,12 +57,12 @@ BLOCK, HEAD, FULL, LAST = 1 << 15, 7, 1, 4  # of LevelDB's log format, in which 
 
 
 def records(file: Path) -> list[Any]:
-    """All that W&B has kept of one start. The package has no reader of its own format."""
+    """Reads the records of one start. The package has no reader for its format."""
     proto, data = import_module("wandb.proto.wandb_internal_pb2"), file.read_bytes()
     assert data.startswith(b":W&B")
     found, place, whole = [], HEAD, b""
     while place + HEAD < len(data):
-        if BLOCK - place % BLOCK < HEAD:  # too little is left of a block for a record's head
+        if BLOCK - place % BLOCK < HEAD:  # the rest of a block is too short for a record's header
             place += BLOCK - place % BLOCK
             continue
         size, kind = int.from_bytes(data[place + 4 : place + 6], "little"), data[place + 6]
@@ -101,16 +101,16 @@ def test_a_resumed_run_continues_the_same_run_with_the_gauges_of_every_step(tmp_
 
 @installed
 def test_readings_have_the_names_that_tensorboard_shows(tmp_path: Path) -> None:
-    meter = RunMeter(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
-    meter.step(replace(STATS, step=4))
-    meter.reading([START, reading(4)])
-    meter._close()
+    run_metrics = RunMetrics(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
+    run_metrics.step(replace(STATS, step=4))
+    run_metrics.reading([START, reading(4)])
+    run_metrics._close()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert history(records(file))[-1]["douga_probe_reward/reward/policy"] == 53.0
 
 
 @installed
-def test_without_a_login_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_login_is_an_error_that_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = "import sys; from deploy.cli.main import main; sys.exit(main(sys.argv[1:]))"
     monkeypatch.setenv("WANDB_MODE", "online")
     words = ["run", "--simulate", "--mode", "serial", "--metrics.wandb", "cartoons", "--root", str(tmp_path / "runs")]
@@ -130,14 +130,14 @@ def test_a_server_that_cannot_be_reached_does_not_end_the_run(
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setattr(weights_and_biases, "INIT_SECONDS", 1.0)
-    import_module("wandb").teardown()  # it reads the environment once
-    meter = RunMeter(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
-    meter.step(STATS)
-    meter._close()
+    import_module("wandb").teardown()  # the package reads the environment once
+    run_metrics = RunMetrics(config(tmp_path, **{"metrics.wandb": "cartoons"}), tmp_path)
+    run_metrics.step(STATS)
+    run_metrics._close()
     assert [one.getMessage() for one in caplog.records if "the run continues without W&B" in one.getMessage()]
 
 
-def test_where_it_is_not_asked_for_it_is_not_imported() -> None:
+def test_wandb_is_imported_only_if_configured() -> None:
     code = "import sys, deploy.runtime.run_metrics; sys.exit('wandb' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 

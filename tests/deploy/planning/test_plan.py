@@ -1,4 +1,4 @@
-"""`douga plan`: its sizes against the real classes, its memory against a real learner, and every refusal."""
+"""`douga plan`: sizes compared with the real classes, memory compared with a real learner, and every error."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.tiny import LEARNED, TEXT_TO_VIDEO, V1_5, tiny_pipeline
 ROOT = Path(__file__).parents[3]
 ONLINE = ROOT / "deploy" / "launch" / "configs" / "a800-online.toml"
 TINY: dict[str, dict[str, Any]] = {"5b": LEARNED, "1.5": V1_5, "2b": TEXT_TO_VIDEO}
-# Published: 2B, 5B-I2V and 1.5-5B-I2V in billions of parameters, T5 and VAE likewise.
+# Published: 2B, 5B-I2V and 1.5-5B-I2V in billions of parameters, and T5 and VAE.
 PUBLISHED = {"2b": 1.69, "5b-i2v": 5.57, "1.5-5b-i2v": 5.57}
 
 FULL = {
@@ -78,7 +78,7 @@ def count(module: torch.nn.Module) -> int:
 
 
 def sizes_of(module: Any) -> ModelSizes:
-    """The sizes of a transformer that is at hand."""
+    """The sizes of a given transformer."""
     other = family_sizes("2b")
     return ModelSizes("tiny", module.config, other.vae, other.text_encoder)
 
@@ -152,9 +152,9 @@ def predicted(module: Any, batch: int, side: int = 16) -> torch.Tensor:
 
 
 def saved_bytes(module: Any, batch: int) -> int:
-    """What autograd really keeps after a forward pass, each storage once, parameters and buffers left out."""
+    """Bytes that autograd keeps after a forward pass: each storage once, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}  # holds them, so that no address comes twice
+    kept: dict[int, torch.UntypedStorage] = {}  # keeps them alive, so that no address is reused
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
@@ -218,7 +218,7 @@ def test_a_learner_s_memory_is_what_a_real_one_holds(tmp_path: Path, kind: str, 
     assert planned["weights"] == held
     assert planned["reference"] == (0 if kind == "lora" else held)
     state = learner.engine.optimizer_state()
-    padding = 64  # DeepSpeed rounds its flat shards up
+    padding = 64  # DeepSpeed pads its flat shards
     masters = sum(tensor.nbytes for name, tensor in state.items() if name.endswith("master"))
     moments = sum(tensor.nbytes for name, tensor in state.items() if "exp_avg" in name)
     assert 0 <= masters - planned["master weights"] <= padding
@@ -234,7 +234,7 @@ def test_a_learner_s_memory_is_what_a_real_one_holds(tmp_path: Path, kind: str, 
 def test_zero_stages_split_what_the_engine_s_table_says(
     stage: int, weights: int, gradients: int, optimizer: int
 ) -> None:
-    sizes = family_sizes("1.5-5b-i2v")  # no table of positions
+    sizes = family_sizes("1.5-5b-i2v")  # no position table
     flags = FULL | {"learner.zero_stage": stage, "model.dtype": "float32"}
     held, phases = learner_bytes(load_config(None, flags), sizes, 1000)
     p = sizes.transformer_parameters
@@ -272,7 +272,7 @@ def test_an_offloaded_optimizer_is_in_host_memory(stage: int) -> None:
 
 
 def test_the_reference_has_three_places() -> None:
-    sizes, unit = family_sizes("1.5-5b-i2v"), 2 * 1000 * 3072 * 2  # no table of positions; S d b of two clips
+    sizes, unit = family_sizes("1.5-5b-i2v"), 2 * 1000 * 3072 * 2  # no position table; S d b of two clips
     p, found = sizes.transformer_parameters, {}
     for place in ("whole", "sharded", "host"):
         config = load_config(None, FULL | {"learner.reference": place})
@@ -302,7 +302,7 @@ def test_supervised_fine_tuning_holds_no_reference_and_one_clip_of_a_group() -> 
 
 
 def test_supervised_fine_tuning_takes_a_third_of_the_passes_and_keeps_less() -> None:
-    """Matrices 1 forward + 2 backward of one clip; DPO's 2 forward + 2 backward of two: 3 / 8, attention likewise."""
+    """1 forward + 2 backward of one clip; DPO has 2 forward + 2 backward of two: 3 / 8, for matrices and attention."""
     gapo, sft = made(check=False, **OFF), made(check=False, algorithm__name="sft", **OFF)
     assert sft.pace.step / gapo.pace.step == pytest.approx(3 / 8)
     p = family_sizes("5b-i2v").transformer_parameters
@@ -337,7 +337,7 @@ def test_a_sampler_decodes_and_denoises_its_micro_batch() -> None:
 
 
 def test_tiles_and_offloading_take_less() -> None:
-    """A tile of CogVideoX's VAE is 240 x 360 pixels, a quarter of its picture."""
+    """A tile of CogVideoX's VAE is 240 x 360 pixels, a quarter of its frame."""
     sizes = family_sizes("2b")
     _, whole = sampler_bytes(load_config(None, FULL), sizes, 1000)
     held, tiled = sampler_bytes(load_config(None, FULL | {"sampler.vae_tiling": True}), sizes, 1000)
@@ -379,7 +379,7 @@ def test_time_is_operations_over_the_assumed_speed() -> None:
 
 @pytest.mark.parametrize(("interval", "guided"), [("0,1", 10), ("0.25,0.75", 5), ("0,0.05", 0), ("0.9,1", 1)])
 def test_guidance_takes_two_calls_where_there_is_guidance(interval: str, guided: int) -> None:
-    """Ten steps stand at t = 99, 199, ... 999 of 1000."""
+    """Ten steps are at t = 99, 199, ... 999 of 1000."""
     flags = {"sampler.steps": 10, "sampler.guidance_interval": interval}
     assert guided_steps(load_config(None, FULL | flags)) == guided
     assert guided_steps(load_config(None, FULL | flags | {"sampler.guidance": 1.0})) == 0
@@ -450,7 +450,7 @@ def test_what_cannot_fit_is_refused_in_one_line_that_names_the_knob(changes: dic
 def test_a_refusal_names_only_changes_that_help_and_what_they_come_to() -> None:
     with pytest.raises(ConfigError) as caught:
         made(learner__gradient_checkpointing="off")
-    assert "micro_batch" not in str(caught.value)  # it is 1 already
+    assert "micro_batch" not in str(caught.value)  # already 1
     total = made().needs[-1].total
     assert f'learner.gradient_checkpointing = "full" ({total / GIGA:.0f} GB)' in str(caught.value)
 

@@ -19,7 +19,7 @@ from learner.engines.zero import ZeroEngine
 from tests.deploy.planning.test_plan import predicted, small
 from tests.support.learner.fakes import tiny_config
 
-SIDE = 32  # of the latents: so many tokens that one weight's gradient is small beside them
+SIDE = 32  # of the latents: so many tokens that the gradient of one weight is negligible
 LAYERS, HEADS, TOKENS = 2, 4, 8 + 3 * (SIDE // 2) ** 2
 UNIT = 2 * TOKENS * HEADS * 64 * 4  # S d b of two clips
 
@@ -51,7 +51,7 @@ class Allocations(TorchDispatchMode):
 
 
 def transformer(recompute: Recompute = "off") -> Any:
-    """With gradients that are there already: a step's own are not activations."""
+    """Gradients exist already, so that the step allocates none."""
     module, _ = small(LAYERS, recompute=recompute, side=SIDE)
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -77,7 +77,7 @@ def test_a_training_pass_holds_what_is_saved_a_block_and_little_more(recompute: 
 
 @pytest.mark.parametrize(("stage", "dtype"), [(0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "bfloat16")])
 def test_an_optimizer_step_holds_gradients_buffers_and_no_more(stage: int, dtype: str) -> None:
-    """One wide layer after the other, one row of data: activations do not count beside half a million weights."""
+    """Wide layers and one row of data: activations are negligible beside half a million weights."""
     torch.manual_seed(0)
     module = torch.nn.Sequential(*(torch.nn.Linear(256, 256, bias=False) for _ in range(8)))
     module, count = module.to(getattr(torch, dtype)), 8 * 256 * 256
@@ -87,7 +87,7 @@ def test_an_optimizer_step_holds_gradients_buffers_and_no_more(stage: int, dtype
     def step() -> None:
         engine.step([lambda: engine.model(torch.ones(1, 256, dtype=getattr(torch, dtype))).float().mean()], 1e-3)
 
-    step()  # makes the moments
+    step()  # creates the moments
     peaks = []
     for _ in range(3):
         with Allocations(*module.parameters()) as seen:

@@ -1,4 +1,4 @@
-"""The report's drawings are well-formed, keep to their frame and cope with flat data."""
+"""The report's charts are well-formed, stay inside their frame, and handle constant data."""
 
 from __future__ import annotations
 

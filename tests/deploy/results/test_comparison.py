@@ -1,4 +1,4 @@
-"""The verdict, with literal figures: what passes, and what must not."""
+"""The verdict on literal figures: which pass and which do not."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_a_rise_with_a_steady_oracle_passes():
     verdict = comparison.decide(Interval(3.0, 2.0, 4.0), {"identity": STEADY, "motion": STEADY, "smoothness": STEADY})
     assert verdict.passed
     expected = "Aligned: mean AnimeReward +3.00 [+2.00, +4.00], and the oracle's identity, motion, smoothness held."
-    assert verdict.words == expected
+    assert verdict.message == expected
 
 
 @pytest.mark.parametrize("low", [0.0, -0.01])
 def test_a_reward_interval_that_touches_zero_fails(low):
     verdict = comparison.decide(Interval(1.0, low, 2.0), {"motion": STEADY})
     assert not verdict.passed
-    assert "the 95 % interval is not above 0" in verdict.words
+    assert "the 95 % interval is not above 0" in verdict.message
 
 
 @pytest.mark.parametrize(("low", "passed"), [(-0.99, True), (-1.0, False), (-1.01, False)])
@@ -51,11 +51,11 @@ def test_each_oracle_answer_may_fall_by_less_than_one_point(name, low, passed):
     held = dict.fromkeys(("identity", "motion", "smoothness"), STEADY) | {name: Interval(0.0, low, 1.0)}
     verdict = comparison.decide(Interval(3.0, 2.0, 4.0), held)
     assert verdict.passed is passed
-    assert (f"oracle {name}" in verdict.words) is not passed
+    assert (f"oracle {name}" in verdict.message) is not passed
 
 
 def test_prompts_without_oracle_are_judged_by_the_reward_alone_and_it_says_so():
-    assert comparison.decide(Interval(3.0, 2.0, 4.0), {}).words.endswith("no oracle judges these prompts.")
+    assert comparison.decide(Interval(3.0, 2.0, 4.0), {}).message.endswith("no oracle judges these prompts.")
     assert not comparison.decide(Interval(-3.0, -4.0, -2.0), {}).passed
 
 
@@ -66,8 +66,8 @@ def test_a_policy_that_freezes_to_please_the_reward_fails():
     conclusion = comparison.conclude(records(reward, oracle))
     assert conclusion["oracle"]["motion"]["change"]["mean"] == -71.5
     assert not conclusion["verdict"]["passed"]
-    assert "oracle motion -71.5" in conclusion["verdict"]["words"]
-    assert "AnimeReward" not in conclusion["verdict"]["words"]  # it rose: not the reason
+    assert "oracle motion -71.5" in conclusion["verdict"]["message"]
+    assert "AnimeReward" not in conclusion["verdict"]["message"]  # it rose, so it is not a reason
 
 
 def test_a_policy_that_moves_well_passes():

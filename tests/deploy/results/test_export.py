@@ -1,4 +1,4 @@
-"""`douga export`: what diffusers makes of the exported weights equals what the run's sampler makes of them."""
+"""`douga export`: diffusers with the exported weights samples the same clips as the run's sampler."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def latents(sampler: Sampler) -> torch.Tensor:
 
 
 def made(root: Path, **flags: Any) -> Run:
-    """A run that was really trained for two steps, fast enough to show."""
+    """A run trained for two steps, with a learning rate that changes the clips."""
     tiny_pipeline(root / "model", num_layers=1)
     settings = {"steps": 2, "evaluation.clips": 0} | flags
     resolved = config(root, **settings)
@@ -144,7 +144,7 @@ def test_the_exported_pipeline_is_the_runs_sampler(
     full: Run, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, disk: str
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()  # an empty folder may be there
+    out.mkdir()  # an empty folder is allowed
     if disk == "two disks":
         monkeypatch.setattr(os, "link", lambda *names: _refuse(errno.EXDEV))
     assert full.export(out) == 0
@@ -166,7 +166,7 @@ def test_the_exported_base_is_the_base(full: Run, tmp_path: Path) -> None:
 
 
 def test_a_model_of_symbolic_links_becomes_one_of_files(full: Run, tmp_path: Path) -> None:
-    """The hub's cache holds such."""
+    """Hugging Face's cache has such folders."""
     file = full.model / "vae" / "config.json"
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "config.json").symlink_to(file)
@@ -197,14 +197,14 @@ def test_no_such_version_names_those_that_are_there(full: Run, tmp_path: Path, c
     assert "no weight version 7; there are [0, 1, 2]" in refused(full, tmp_path / "out", capsys, "--version", "7")
 
 
-def test_a_folder_with_something_in_it_is_left_alone(full: Run, tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_that_is_not_empty_is_left_alone(full: Run, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "exists and is not an empty folder; choose another" in refused(full, tmp_path, capsys)
     assert "exists and is not an empty folder" in refused(full, tmp_path / "mine.txt", capsys)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
-def test_a_place_below_a_file_cannot_be_made(full: Run, tmp_path: Path, capsys: Any) -> None:
+def test_a_folder_below_a_file_cannot_be_created(full: Run, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").write_text("")
     assert "was not created" in refused(full, tmp_path / "file" / "out", capsys)
 

@@ -1,4 +1,4 @@
-"""The recipe's server in a process of its own, with a script of the published one's form, asked by our remote judge."""
+"""The recipe's server in a separate process, with a stand-in for the published script, called by our remote judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips for people to rate: every generator's, and the source video as one more; and rendered clips with ratings."""
+"""Rating sets: clips of every generator and the source video, and rendered clips with ratings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_generators_and_the_source_are_rated_alike(generator: Generator, videos:
     assert "1 source clips; 1 videos have none" in lines
 
 
-def test_an_interrupted_build_goes_on(
+def test_an_interrupted_build_resumes(
     generator: Generator, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
@@ -99,7 +99,7 @@ def test_an_interrupted_build_goes_on(
     assert sampled == [0, 1]
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     content = file.read_text()
-    assert build_from_videos(*parts, print).read_text() == content  # finished: nothing is made or rated anew
+    assert build_from_videos(*parts, print).read_text() == content  # finished: nothing is made again
     assert sampled == [0, 1]
     with pytest.raises(ConfigError, match="made from other inputs or with other options; choose another --out"):
         build_from_videos(*parts[:3], 3, 0, print)

@@ -1,4 +1,4 @@
-"""The journal writes what it is told, from near and from far."""
+"""The journal writes the events of local and remote workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from common.messages import Span, StepStats, TrainingFinished
 from common.rpc.server import serving
-from deploy.run_dir.journal import RunJournal, measured
+from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.remote_journal import RemoteJournal, journal_service
 
@@ -26,7 +26,7 @@ STATS = StepStats(
 )
 
 
-def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> None:
+def test_reports_of_a_remote_worker_are_in_the_run_folder(tmp_path: Path) -> None:
     with (
         RunJournal(tmp_path, lambda: {"ready": 4}) as journal,
         serving(journal_service(journal)) as service,
@@ -43,16 +43,16 @@ def test_what_a_worker_elsewhere_reports_is_in_the_folder(tmp_path: Path) -> Non
     assert (span["worker"], span["kind"], span["began"], span["seconds"]) == ("learner-0", "learning", 1000.25, 2.5)
 
 
-def test_only_work_that_was_done_is_written(tmp_path: Path) -> None:
+def test_calls_without_work_leave_no_span(tmp_path: Path) -> None:
     with RunJournal(tmp_path, dict) as journal:
-        assert measured(journal, "sampler-0", "sampling", lambda: False) is False
-        assert measured(journal, "learner-0", "learning", lambda: None) is None
-        assert measured(journal, "sampler-0", "sampling", lambda: "done") == "done"
-        assert measured(journal, "rewarder-0", "scoring", lambda: 0) == 0
-        assert measured(journal, "rewarder-0", "scoring", lambda: 16) == 16
-        assert measured(journal, "sampler-1", "sampling", lambda: True) is True
+        assert timed(journal, "sampler-0", "sampling", lambda: False) is False
+        assert timed(journal, "learner-0", "learning", lambda: None) is None
+        assert timed(journal, "sampler-0", "sampling", lambda: "done") == "done"
+        assert timed(journal, "rewarder-0", "scoring", lambda: 0) == 0
+        assert timed(journal, "rewarder-0", "scoring", lambda: 16) == 16
+        assert timed(journal, "sampler-1", "sampling", lambda: True) is True
         with pytest.raises(RuntimeError, match="broken"):
-            measured(journal, "sampler-0", "sampling", _fail)
+            timed(journal, "sampler-0", "sampling", _fail)
     told = [(record["worker"], record["units"]) for record in read_json_lines(tmp_path / "timeline.jsonl")]
     assert told == [("sampler-0", 1), ("rewarder-0", 16), ("sampler-1", 1)]
 

@@ -1,4 +1,4 @@
-"""Records survive a kill in the middle of a line, and time is counted once."""
+"""Records survive a kill in the middle of a line, and a repeated step counts once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from deploy.run_dir.jsonl import TAIL, JsonLines, Tail, latest_by_step, older, r
 
 
 class Clock:
-    """A clock that moves when told."""
+    """A clock that is set by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back_in_order(tmp_path):
     assert read_json_lines(path)[1]["text"] == "動画"
 
 
-def test_a_torn_line_is_passed_over_and_cut_by_the_next_writer(tmp_path):
+def test_a_truncated_line_is_skipped_and_removed_by_the_next_writer(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "lo')
     assert read_json_lines(path) == [{"step": 1}]
@@ -36,7 +36,7 @@ def test_a_torn_line_is_passed_over_and_cut_by_the_next_writer(tmp_path):
     assert [record["step"] for record in read_json_lines(path)] == [1, 3]
 
 
-def test_a_file_of_one_torn_line_starts_anew(tmp_path):
+def test_a_file_with_only_a_truncated_line_is_cleared(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"st')
     with JsonLines(path, clock=Clock()) as lines:
@@ -44,7 +44,7 @@ def test_a_file_of_one_torn_line_starts_anew(tmp_path):
     assert path.read_text() == '{"time": 100.0, "step": 1}\n'
 
 
-def test_nothing_is_read_from_no_file(tmp_path):
+def test_a_missing_file_has_no_records(tmp_path):
     assert read_json_lines(tmp_path / "none.jsonl") == []
 
 
@@ -61,12 +61,12 @@ def test_nan_is_refused(tmp_path):
     assert read_json_lines(tmp_path / "metrics.jsonl") == []
 
 
-def test_of_repeated_steps_the_last_counts():
+def test_the_last_record_of_a_repeated_step_counts():
     records = [{"step": 1, "a": 1}, {"step": 2, "a": 2}, {"event": "resumed"}, {"step": 2, "a": 3}]
     assert latest_by_step(records) == [{"step": 1, "a": 1}, {"step": 2, "a": 3}]
 
 
-def test_a_long_torn_line_is_cut_and_all_before_it_stays(tmp_path):
+def test_a_long_truncated_line_is_removed_and_earlier_records_stay(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = "".join(f'{{"step": {step}, "text": "{"x" * 1000}"}}\n' for step in range(200))  # longer than what is read
     path.write_text(whole + '{"text": "' + "y" * 3 * TAIL)
@@ -96,7 +96,7 @@ def test_a_broken_line_in_the_older_part_is_named(tmp_path):
         read_json_lines(path)
 
 
-def test_a_tail_takes_in_what_is_new_and_begins_again_with_another_file(tmp_path):
+def test_a_tail_reads_new_records_and_restarts_with_a_new_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     tail = Tail(path)
     assert tail.read() == []

@@ -26,7 +26,7 @@ def test_claim_makes_the_folder_and_keeps_the_resolved_configuration(tmp_path):
     assert lock_owner(folder) is None
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path):
+def test_a_second_process_gets_an_error_that_names_the_owner(tmp_path):
     wanted = config(tmp_path)
     with (
         layout.claim(wanted),
@@ -46,7 +46,7 @@ def test_steps_verify_and_evaluation_may_change(tmp_path):
         assert load_config(folder / "config.toml") == changed
 
 
-def test_what_fits_into_less_memory_may_change_unless_it_changes_clips(tmp_path):
+def test_memory_settings_may_change_unless_they_change_clips(tmp_path):
     def smaller(**flags):
         less = {"sampler.micro_batch": 1, "sampler.offload": True, "reward.batch": 1}
         return config(tmp_path, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": "full"}, **flags)
@@ -86,7 +86,7 @@ def test_a_moved_run_is_the_same_run(tmp_path):
         assert load_config(folder / "config.toml").root == tmp_path / "b"
 
 
-def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
+def test_a_folder_that_cannot_be_created_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be created"), layout.claim(config(tmp_path / "file")):
         pass
@@ -101,7 +101,7 @@ def test_runs_are_found_by_path_and_by_name(tmp_path):
         layout.find_run("other", root=tmp_path)
 
 
-def test_results_are_written_whole_and_a_broken_one_is_named(tmp_path):
+def test_results_are_written_atomically_and_a_broken_one_is_named(tmp_path):
     assert layout.read_result(tmp_path) is None
     layout.write_result(tmp_path, {"step": 3})
     assert layout.read_result(tmp_path) == {"step": 3}

@@ -11,22 +11,22 @@ from common.messages import StepStats
 from deploy.run_dir.progress import Plain, Status, ThroughputTracker, minutes, showing
 
 
-def test_a_training_line_says_what_matters():
+def test_a_training_line():
     status = Status("training", 12, 30, 12, 96, 0.5, 61.25, 0.0312, 1.5, 75.0)
-    assert status.words() == (
+    assert status.line() == (
         "training 12/30  pairs 96  version 12  lag 0.5  reward 61.25  loss 0.0312  1.50 groups/s  1:15 left"
     )
 
 
 def test_an_evaluation_line_is_short():
-    assert Status("evaluating base", 3, 96, groups_per_second=2.0).words() == "evaluating base 3/96  2.00 groups/s"
+    assert Status("evaluating base", 3, 96, groups_per_second=2.0).line() == "evaluating base 3/96  2.00 groups/s"
 
 
 def stats(step: int, reward: float) -> StepStats:
     return StepStats(step, 0.1, 1.0, 0.5, 1, reward, 3.0, False, True, {})
 
 
-def test_the_pace_is_that_of_the_last_steps():
+def test_the_time_left_follows_the_last_steps():
     now = 100.0
     pace = ThroughputTracker(load_config(flags={"steps": "30"}), clock=lambda: now)
     assert pace.status(0, 0).eta is None
@@ -51,7 +51,7 @@ def test_lines_come_at_phases_ends_and_every_ten_seconds():
     assert [line.split()[1] for line in stream.getvalue().splitlines()] == ["1/9", "4/9", "9/9", "1/9"]
 
 
-def test_what_is_no_terminal_gets_plain_lines():
+def test_output_that_is_no_terminal_gets_plain_lines():
     stream = io.StringIO()
     with showing(stream) as progress:
         progress.update(Status("training", 1, 2))

@@ -1,4 +1,4 @@
-"""The time axis, with times that can be added up by hand."""
+"""The time axis, with times that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_the_axis_begins_with_the_first_record() -> None:
     assert work.seconds == 16.0
 
 
-def test_the_hours_between_two_starts_are_left_out() -> None:
+def test_the_time_between_two_starts_is_left_out() -> None:
     spans = [
-        span("sampler-0", "sampling", 100.0, 10.0),  # killed after it: no word of the end
+        span("sampler-0", "sampling", 100.0, 10.0),  # killed after it: no event for the end
         span("sampler-0", "sampling", 5005.0, 3.0),
         span("sampler-0", "sampling", 9001.0, 1.0),
     ]
@@ -68,11 +68,11 @@ def test_busy_and_overlapping_seconds() -> None:
     assert work.overlap("learning", "loading") == 0.0
 
 
-def test_nothing_done_is_an_empty_axis() -> None:
+def test_no_records_give_an_empty_axis() -> None:
     assert timeline.read([], []) == Timeline((), (), 0.0)
 
 
-def test_of_a_long_run_the_axis_is_whole_and_the_bars_are_its_end(tmp_path: Path) -> None:
+def test_a_long_run_has_the_whole_axis_and_only_the_last_bars(tmp_path: Path) -> None:
     with JsonLines(tmp_path / EVENTS, clock=lambda: 1000.0) as events:
         events.write(event="started")
     with JsonLines(tmp_path / TIMELINE, bound=1000) as spans:
@@ -86,7 +86,7 @@ def test_of_a_long_run_the_axis_is_whole_and_the_bars_are_its_end(tmp_path: Path
 
 
 def test_overlap_is_found_in_one_pass() -> None:
-    """As many stretches as a long run has: each with each would take hours."""
+    """As many bars as a long run has: comparing all pairs would take hours."""
     many = 100_000
     bars = [Bar("sampler-0", "sampling", 2.0 * i, 2.0 * i + 1) for i in range(many)]
     bars += [Bar("learner-0", "learning", 2.0 * i + 0.75, 2.0 * i + 1.5) for i in range(many)]

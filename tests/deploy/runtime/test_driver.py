@@ -1,4 +1,4 @@
-"""The loop on Ray: two nodes that share this machine, real processes, real messages, a tiny model."""
+"""Cluster runs on Ray: two nodes on this machine, real processes, real messages, a tiny model."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from deploy.runtime import driver, serial
 from deploy.runtime.external_workers import RemoteRegistry
 from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Outcome
-from deploy.runtime.restart_policy import GivenUp
+from deploy.runtime.restart_policy import RestartLimitError
 from learner import checkpoint
-from tests.deploy.guardrails.test_monitor import Kinder
+from tests.deploy.guardrails.test_monitor import DriftingReward
 from tests.deploy.runtime.test_offline_pairs import rate_clips
-from tests.deploy.runtime.test_simulate import config as simulated
+from tests.runs.test_simulate import config as simulated
 from tests.support import toy
 from tests.support.rewarders.survey import frames
 from tests.support.tiny import TEXT_TO_VIDEO, tiny_pipeline
@@ -67,7 +67,7 @@ PLACES = {
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Cluster]:
-    """A learner's node and a samplers' node, with GPUs that only Ray believes in."""
+    """A node for the learner and one for the samplers, with GPUs that exist only for Ray."""
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2, "resources": {"A800": 1}})
     made.add_node(num_cpus=2, num_gpus=4, resources={"H100": 1})
     ray.init(address=made.address, log_to_driver=False, configure_logging=False)
@@ -82,7 +82,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Lines:
-    """A `Progress` that keeps what was said."""
+    """A `Progress` that records the lines."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
@@ -96,7 +96,7 @@ class Lines:
         self.said.append(line)
 
     def place(self, worker: str) -> re.Match[str]:
-        """Where a worker was at last: node, process, gpu."""
+        """The last reported node, process and GPU of a worker."""
         form = re.compile(rf"{worker}: node (?P<node>\w+) \(.*\), process (?P<process>\d+)(, GPU (?P<gpu>.*))?")
         return [found for line in self.said if (found := form.match(line))][-1]
 
@@ -124,7 +124,7 @@ def asynchronous(
     return made, lines, outcome.result
 
 
-def test_roles_are_where_they_belong(nodes: Cluster, asynchronous: Run) -> None:
+def test_roles_are_placed_on_the_configured_nodes(nodes: Cluster, asynchronous: Run) -> None:
     lines = asynchronous[1]
     places = {name: lines.place(name) for name in ("hub", "learner-0", "learner-1", "sampler-0", "sampler-1")}
     assert len({places[name]["node"] for name in ("hub", "learner-0", "learner-1")}) == 1
@@ -147,7 +147,7 @@ def test_the_run_folder_is_that_of_a_serial_run(asynchronous: Run) -> None:
     exchange.check()
     counts = exchange.counts()
     assert counts[State.TRAINED] == 24
-    assert sum(counts.values()) == 24 + counts[State.EXPIRED]  # nothing is sampled that no step takes
+    assert sum(counts.values()) == 24 + counts[State.EXPIRED]  # every sampled group is trained
     assert exchange.counts(Purpose.EVAL)[State.DONE] == 4
     exchange.close()
 
@@ -168,21 +168,21 @@ def test_every_process_has_a_log(asynchronous: Run) -> None:
     assert "hub: node " in logged["driver"]
 
 
-def test_when_the_hub_is_given_up_the_driver_writes_its_log_itself(model: Path, tmp_path: Path) -> None:
+def test_the_driver_writes_its_log_itself_after_the_last_hub_crash(model: Path, tmp_path: Path) -> None:
     made, logs = config(tmp_path, model), ForwardingHandler()
     file = made.folder / "logs" / "driver.log"
-    with layout.claim(made), logging_to(logs, made, "driver"), pytest.raises(GivenUp):
+    with layout.claim(made), logging_to(logs, made, "driver"), pytest.raises(RestartLimitError):
         _give_up(logs, made)
     assert "ERROR driver deploy.runtime.driver: hub died 6 times\n" in file.read_text()
-    assert logs.take() != []  # what came afterwards has no place
+    assert logs.take() != []  # later records are not written
 
 
 def _give_up(logs: ForwardingHandler, made: RunConfig) -> None:
     with driver._keeping_driver_log(logs, made):
-        raise GivenUp("hub died 6 times")
+        raise RestartLimitError("hub died 6 times")
 
 
-def test_a_finished_run_is_not_begun_again(asynchronous: Run) -> None:
+def test_a_finished_run_is_not_started_again(asynchronous: Run) -> None:
     made, _, result = asynchronous
     assert Hub(made).open() == Outcome(12, result)
 
@@ -197,19 +197,19 @@ def test_sampling_and_learning_overlap(asynchronous: Run) -> None:
     assert "learner-1: learning" in report
 
 
-def test_pairs_lag_but_never_beyond_the_bound(asynchronous: Run) -> None:
+def test_the_lag_of_pairs_stays_within_max_lag(asynchronous: Run) -> None:
     steps = read_json_lines(asynchronous[0].folder / "metrics.jsonl")
     assert max(record["lag_max"] for record in steps) == 1  # max_lag
     assert sum(record["lag"] for record in steps) > 0
 
 
-def test_the_guardrails_read_the_base_and_now_and_then_the_policy(asynchronous: Run) -> None:
+def test_guardrail_readings_in_a_cluster_run(asynchronous: Run) -> None:
     made = asynchronous[0]
     readings = read_readings(made.folder)
     assert readings[0].step == 0
     assert readings[-1].step > 0
     assert all(sorted(one.policy) == sorted(one.base) == [0, 1] for one in readings)
-    assert all(one.base == readings[0].base for one in readings)  # the same clips, scored anew
+    assert all(one.base == readings[0].base for one in readings)  # the same clips, scored again
     assert all(one.policy != readings[0].policy for one in readings[1:])
     exchange = reopened(made)
     counts = exchange.counts(Purpose.PROBE)
@@ -217,15 +217,15 @@ def test_the_guardrails_read_the_base_and_now_and_then_the_policy(asynchronous: 
     exchange.close()
 
 
-def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    """A scorer that gives more with every batch: the base clips' own scores move."""
+def test_an_alarm_saves_and_pauses_the_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    """The scorer drifts: the scores of the same base clips rise with every batch."""
     watched = {"guardrails.prompts": 2, "guardrails.every_pushes": 1, "guardrails.patience": 1}
     watched |= {"guardrails.action": "pause"}
     made = config(tmp_path, model, steps=30, **watched)
     with pytest.raises(
         RunFailed, match=r"^paused by guardrails\.action after step \d+: scorer: .*; checkpoint saved; resume with"
     ):
-        driver.run(made, toy.rewards(Kinder))
+        driver.run(made, toy.rewards(DriftingReward))
     (alarm,) = [one for one in read_json_lines(made.folder / "events.jsonl") if one["event"] == "alarm"]
     assert (alarm["rule"], alarm["action"]) == ("scorer", "pause")
     assert alarm["step"] < 30
@@ -233,7 +233,7 @@ def test_an_alarm_pauses_the_run_saved(nodes: Cluster, model: Path, tmp_path: Pa
     assert (made.folder / "checkpoints" / f"step-{reached:06d}").is_dir()
 
 
-def test_a_clip_can_be_made_again_from_version_and_seed(asynchronous: Run) -> None:
+def test_a_clip_is_reproducible_from_version_and_seed(asynchronous: Run) -> None:
     made, _, result = asynchronous
     exchange = reopened(made)
     sampler = Sampler(open_model(made.model.path), made)
@@ -247,7 +247,7 @@ def test_a_clip_can_be_made_again_from_version_and_seed(asynchronous: Run) -> No
 
 
 class At(Lines):
-    """Does things once each, when steps of training are reached: ``{step: what}``."""
+    """A `Lines` that calls functions once each, when a step is reached: ``{step: function}``."""
 
     def __init__(self, what: dict[int, Callable[[], object]]) -> None:
         super().__init__()
@@ -259,11 +259,11 @@ class At(Lines):
             self.what.pop(step)()
 
     def kill(self, worker: str) -> None:
-        """SIGKILL to where the worker is now."""
+        """Sends SIGKILL to the current process of a worker."""
         os.kill(int(self.place(worker)["process"]), signal.SIGKILL)
 
     def up(self, role: str) -> list[str]:
-        """The workers of a role that came up so far."""
+        """The workers of a role that have started so far."""
         return sorted({line.split(":")[0] for line in self.said if line.startswith(role) and ": node " in line})
 
     def is_on(self, worker: str, node: Any) -> bool:
@@ -272,14 +272,14 @@ class At(Lines):
 
     @property
     def died(self) -> list[str]:
-        """Whose deaths were told, in order."""
+        """The workers whose crashes were reported, in order."""
         return [line.split(" died (")[0] for line in self.said if " died (" in line]
 
 
-@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` has this too: without lag, the weights of a serial run
-def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` tests this too
+def test_without_lag_a_stopped_cluster_run_equals_the_serial_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in each worker: the number of threads decides the order of sums
+    torch.set_num_threads(1)  # as in each worker: the number of threads changes the order of sums
     try:
         alone = serial.run(toy.config(tmp_path / "serial", steps=8, **{"model.path": model}), toy.rewards()).result
     finally:
@@ -305,8 +305,8 @@ def test_without_lag_it_is_the_serial_run_also_when_it_is_stopped(nodes: Cluster
     ]
 
 
-@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in every run of the tests
-def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in the default test run
+def test_a_run_survives_crashes_of_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     second = nodes.add_node(num_cpus=2, num_gpus=2, resources={"H100": 1})
     flags = PLACES | {"cluster.sampler.count": 3, "learner.checkpoint_every": 8}
     made = config(tmp_path, model, **flags, steps=16)
@@ -318,10 +318,11 @@ def test_a_run_outlives_a_sampler_a_node_and_a_learner(nodes: Cluster, model: Pa
     }
     assert driver.run(made, toy.rewards(), progress=lines).finished
     assert "learner" in lines.died
-    assert len([name for name in lines.died if name != "learner"]) > 1  # the sampler, and who was on the second node
+    others = [name for name in lines.died if name != "learner"]
+    assert len(others) > 1  # the sampler, and the workers on the second node
     steps = [record["step"] for record in read_json_lines(made.folder / "metrics.jsonl")]
     assert sorted(set(steps)) == list(range(1, 17))
-    assert len(steps) > 16  # step 9 at least was taken again, from the checkpoint of step 8
+    assert len(steps) > 16  # at least step 9 was repeated, from the checkpoint of step 8
     exchange = reopened(made)
     exchange.check()
     assert exchange.counts()[State.TRAINED] == 32  # each use acts on the weights once
@@ -353,8 +354,8 @@ def test_recorded_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model:
     assert len(set(found.values())) == 2
 
 
-@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in every run of the tests
-def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in the default test run
+def test_after_a_hub_crash_all_processes_restart_from_the_folder(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     made = config(tmp_path, model, steps=8)
     lines = At({})
     lines.what[3] = lambda: lines.kill("hub")
@@ -366,7 +367,7 @@ def test_a_killed_hub_starts_all_again_from_the_folder(nodes: Cluster, model: Pa
     exchange.close()
 
 
-def test_pairs_that_come_too_late_expire_and_the_run_ends(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+def test_stale_pairs_expire_and_the_run_finishes(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     made = config(tmp_path, model, **{"cluster.rewarder.count": 2, "reward.batch": 2, "steps": 6})
     slow = [toy.SlowReward(name, made.folder / "metrics.jsonl", step=3) for name in DIMENSIONS]
     assert driver.run(made, slow).finished
@@ -378,10 +379,10 @@ def test_pairs_that_come_too_late_expire_and_the_run_ends(nodes: Cluster, model:
     assert max(record["lag_max"] for record in read_json_lines(made.folder / "metrics.jsonl")) <= 1
 
 
-def test_with_keys_only_who_holds_one_is_served(
+def test_with_keys_only_clients_with_a_key_are_served(
     nodes: Cluster, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run over CURVE from start to end; on its way, every port of the hub is tried without the key, one with it."""
+    """A run over CURVE. Meanwhile every port of the hub is tried without the key, and one with it."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     made = config(tmp_path, model, steps=2, **{"cluster.keys": "always"})
     lines, served = At({}), dict.fromkeys(("keyless", "keyed"), 0)
@@ -393,8 +394,8 @@ def test_with_keys_only_who_holds_one_is_served(
             served["keyless"] = sum(pool.map(answers, doors))
         address = next(found[1] for line in lines.said if (found := re.search(r"--connect (\S+)", line)))
         key = read_worker_key(made.folder / KEYS / WORKER)
-        with RemoteRegistry.at(address, "tester", key, timeout=60) as reception:
-            served["keyed"] = bool(reception.configuration())
+        with RemoteRegistry.at(address, "tester", key, timeout=60) as registry:
+            served["keyed"] = bool(registry.configuration())
 
     lines.what[1] = knock
     assert driver.run(made, toy.rewards(), progress=lines).finished
@@ -402,8 +403,8 @@ def test_with_keys_only_who_holds_one_is_served(
 
 
 def answers(door: Any) -> bool:
-    """Whether an exchange answers there to somebody without a key."""
-    host = "127.0.0.1" if door.ip in ("0.0.0.0", "::") else door.ip  # those are Ray's own
+    """Whether an exchange at this address answers a client without a key."""
+    host = "127.0.0.1" if door.ip in ("0.0.0.0", "::") else door.ip  # Ray's own ports
     with (
         suppress(Unreachable, ConfigError, WireError),
         RemoteExchange(f"tcp://{host}:{door.port}", "tester", timeout=2) as exchange,
@@ -413,7 +414,7 @@ def answers(door: Any) -> bool:
 
 
 @pytest.mark.slow
-def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path) -> None:
+def test_text_to_video_models_use_the_same_loop(nodes: Cluster, tmp_path: Path) -> None:
     model = tiny_pipeline(tmp_path / "model", **TEXT_TO_VIDEO)
     rows = [{"prompt": f"a robot walks {place}", "split": "train" if place % 2 else "heldout"} for place in range(6)]
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -422,7 +423,8 @@ def test_text_to_video_models_ride_the_same_loop(nodes: Cluster, tmp_path: Path)
     made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
     lines = Lines()
     result = driver.run(made, toy.rewards(), progress=lines).result
-    assert sum(" is waiting for resources; " in line for line in lines.said) == 1  # 4 GPUs, two times 4 asked for
+    # The node has 4 GPUs, and two samplers request 4 each.
+    assert sum(" is waiting for resources; " in line for line in lines.said) == 1
     assert result is not None
     assert result["oracle"] == {}
     assert [record["text"][:13] for record in result["by_prompt"]] == ["a robot walks"] * 2
@@ -433,13 +435,13 @@ def test_bad_input_that_only_a_worker_sees_ends_the_run(nodes: Cluster, model: P
         driver.run(config(tmp_path, model), toy.rewards()[:5])
 
 
-def test_bad_input_is_found_before_a_folder_is_made(model: Path, tmp_path: Path) -> None:
+def test_bad_input_is_found_before_a_folder_is_created(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.csv"):
         Hub(config(tmp_path, model, prompts=tmp_path / "none.csv")).open()
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_job_wants_a_full_path_for_its_runs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_needs_an_absolute_root(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = tmp_path / "runtime_resources" / "working_dir_files"
     copy.mkdir(parents=True)
     monkeypatch.chdir(copy)
@@ -448,7 +450,7 @@ def test_a_job_wants_a_full_path_for_its_runs(model: Path, tmp_path: Path, monke
     assert not list(copy.iterdir())
 
 
-def test_a_run_folder_is_held_by_one_hub(model: Path, tmp_path: Path) -> None:
+def test_a_run_folder_has_only_one_hub(model: Path, tmp_path: Path) -> None:
     made = config(tmp_path, model)
     first, second = Hub(made), Hub(made)
     try:
@@ -463,7 +465,7 @@ def test_a_run_folder_is_held_by_one_hub(model: Path, tmp_path: Path) -> None:
         second.close()
 
 
-def test_what_no_node_has_is_named_in_time(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+def test_missing_resources_are_reported_after_the_timeout(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     flags = {"cluster.learner.node": "B300", "cluster.placement_seconds": 0.5}
     words = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
     with pytest.raises(ConfigError, match=words):
@@ -477,7 +479,7 @@ def test_a_cuda_model_needs_gpus_for_every_role(model: Path, tmp_path: Path) -> 
 
 
 def killing_a_sampler(made: RunConfig, lines: Lines) -> Callable[[], bool]:
-    """A stop predicate that never says yes, and kills sampler-0 once, after some steps."""
+    """A stop predicate that never stops the run, but kills sampler-0 once, after some steps."""
     killed: list[int] = []
 
     def stop() -> bool:
@@ -498,7 +500,7 @@ def test_with_too_few_samplers_the_run_saves_and_stops(nodes: Cluster, tmp_path:
     assert saved >= 3
 
 
-def test_the_others_go_on_without_a_sampler_that_dies_too_often(nodes: Cluster, tmp_path: Path) -> None:
+def test_the_run_continues_without_a_sampler_that_crashes_too_often(nodes: Cluster, tmp_path: Path) -> None:
     flags = {"mode": "cluster", "cluster.restarts": 0, "simulation.sample_seconds": 0.05}
     made, lines = simulated(tmp_path, steps=30, **flags), Lines()
     result = driver.run(made, stop=killing_a_sampler(made, lines), progress=lines).result

@@ -1,4 +1,4 @@
-"""Workers from outside: who is let in, how they are counted, and real ones that come and go."""
+"""External workers: which are accepted, how they are counted, and real ones that join and leave."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Addresses, HubReady, Outcome
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
-from tests.deploy.runtime.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
+from tests.runs.test_simulate import config, ledger, uses_in_ledger, uses_in_weights
 from tests.support.tiny import tiny_pipeline
 from tests.support.toy import wait_until
 
@@ -40,59 +40,59 @@ class Clock:
         return self.now
 
 
-def guests(root: Path, released: list[str], clock: Clock) -> ExternalWorkers:
+def external_workers(root: Path, released: list[str], clock: Clock) -> ExternalWorkers:
     return ExternalWorkers(config(root, **{"cluster.sampler.count": 3}), ADDRESSES, released.append, clock)
 
 
-def test_names_follow_those_of_the_cluster_and_ports_those_of_the_hub(tmp_path: Path) -> None:
-    reception = guests(tmp_path, [], Clock())
-    assert reception.join("sampler", "simulated") == Registration("sampler-3", 1, 2, 3)
-    assert reception.join("sampler", "simulated").name == "sampler-4"
-    welcome = reception.join("rewarder", "simulated")
-    assert welcome.name == "rewarder-1"
-    tunnel = welcome.addresses("tcp://localhost:7000", None)  # the services are where the hub was reached
+def test_registration_has_the_next_free_name_and_the_ports_of_the_hub(tmp_path: Path) -> None:
+    registry = external_workers(tmp_path, [], Clock())
+    assert registry.join("sampler", "simulated") == Registration("sampler-3", 1, 2, 3)
+    assert registry.join("sampler", "simulated").name == "sampler-4"
+    registration = registry.join("rewarder", "simulated")
+    assert registration.name == "rewarder-1"
+    tunnel = registration.addresses("tcp://localhost:7000", None)  # the services are on the host of the tunnel
     assert (tunnel.exchange, tunnel.weights) == ("tcp://localhost:1", "tcp://localhost:3")
     with pytest.raises(ConfigError, match="an external worker can be a sampler or a rewarder, not a 'learner'"):
-        reception.join("learner", "simulated")
+        registry.join("learner", "simulated")
 
 
-def test_who_is_silent_for_long_counts_as_gone(tmp_path: Path) -> None:
+def test_a_worker_without_a_recent_heartbeat_counts_as_gone(tmp_path: Path) -> None:
     released: list[str] = []
     clock = Clock()
-    reception = guests(tmp_path, released, clock)
-    one, two = (reception.join("sampler", "simulated").name for _ in range(2))
+    registry = external_workers(tmp_path, released, clock)
+    one, two = (registry.join("sampler", "simulated").name for _ in range(2))
     clock.now = GONE_SECONDS
-    assert reception.stay(one) is MembershipState.WELCOME
+    assert registry.heartbeat(one) is MembershipState.ACTIVE
     clock.now += 1
-    assert (reception.count("sampler"), reception.count("rewarder")) == (1, 0)
-    assert reception.stay(two) is MembershipState.WELCOME  # it was only slow
-    assert reception.count("sampler") == 2
-    reception.leave(one)
-    assert (reception.count("sampler"), released) == (1, [one])
-    assert reception.stay("sampler-99") is MembershipState.STRANGER
+    assert (registry.count("sampler"), registry.count("rewarder")) == (1, 0)
+    assert registry.heartbeat(two) is MembershipState.ACTIVE  # it was only late
+    assert registry.count("sampler") == 2
+    registry.leave(one)
+    assert (registry.count("sampler"), released) == (1, [one])
+    assert registry.heartbeat("sampler-99") is MembershipState.UNKNOWN
 
 
-def test_a_guest_with_another_model_is_refused(tmp_path: Path) -> None:
+def test_an_external_worker_with_another_model_is_refused(tmp_path: Path) -> None:
     model, other = tiny_pipeline(tmp_path / "model"), tiny_pipeline(tmp_path / "other", num_layers=1)
     made = config(tmp_path, simulate=False, **{"model.path": model})
-    reception = ExternalWorkers(made, ADDRESSES, lambda _: None)
-    assert reception.join("sampler", fingerprint(model)).name == "sampler-2"
+    registry = ExternalWorkers(made, ADDRESSES, lambda _: None)
+    assert registry.join("sampler", fingerprint(model)).name == "sampler-2"
     with pytest.raises(ConfigError, match=r"model.path: not the same files as the run's"):
-        reception.join("sampler", fingerprint(other))
-    assert parse_config(reception.configuration(), "the run", {"model.path": str(other)}).model.path == str(other)
+        registry.join("sampler", fingerprint(other))
+    assert parse_config(registry.configuration(), "the run", {"model.path": str(other)}).model.path == str(other)
 
 
-def test_a_guest_with_another_judge_is_refused(tmp_path: Path) -> None:
+def test_an_external_worker_with_another_judge_is_refused(tmp_path: Path) -> None:
     for name, data in (("judge", b"a"), ("same", b"a"), ("other", b"b")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(data)
     judge = {"reward.path": "", "reward.judges.vs.kind": "videoscore", "reward.judges.vs.path": tmp_path / "judge"}
-    reception = ExternalWorkers(config(tmp_path, simulate=False, **judge), ADDRESSES, lambda _: None)
+    registry = ExternalWorkers(config(tmp_path, simulate=False, **judge), ADDRESSES, lambda _: None)
 
     def come(folder: str) -> str:
         own = {"reward.judges.vs.path": str(tmp_path / folder)}
-        guest = parse_config(reception.configuration(), "the run", own)
-        return reception.join("rewarder", fingerprint_of(guest, "rewarder")).name
+        theirs = parse_config(registry.configuration(), "the run", own)
+        return registry.join("rewarder", fingerprint_of(theirs, "rewarder")).name
 
     assert come("same") == "rewarder-1"
     with pytest.raises(ConfigError, match=r"^reward\.path or reward\.judges\.vs\.path: not the same files as"):
@@ -112,11 +112,11 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
         fingerprint(tmp_path / "nowhere")
 
 
-# Real guests at a real hub; the learner is a thread of this process, samplers and rewarders all come from outside.
+# Real external workers at a real hub. The learner is a thread of this process; samplers and rewarders are processes.
 
 
 class Served:
-    """A hub that serves a run, as its driver would have it."""
+    """A hub that serves a run, as the driver would start it."""
 
     def __init__(self, made: RunConfig) -> None:
         self.hub = Hub(made)
@@ -124,8 +124,8 @@ class Served:
         assert isinstance(opened, HubReady)
         self.opened = opened
         self.outcome: list[Outcome] = []
-        self.invitation = self.hub.news().lines[0].partition("douga ")[2].split()
-        self.learner = LearnerWorker(made, "learner-0", 0, ".meeting")
+        self.invitation = self.hub.status().lines[0].partition("douga ")[2].split()
+        self.learner = LearnerWorker(made, "learner-0", 0, ".rendezvous")
         self.threads = [threading.Thread(target=self._run), threading.Thread(target=self._learn)]
 
     def _run(self) -> None:
@@ -137,7 +137,7 @@ class Served:
 
 @contextmanager
 def served(made: RunConfig) -> Iterator[Served]:
-    """The hub and the learner at work; at the end both are joined and the hub is closed."""
+    """Runs the hub and the learner on threads; afterwards both are joined and the hub is closed."""
     run = Served(made)
     for thread in run.threads:
         thread.start()
@@ -153,7 +153,7 @@ def served(made: RunConfig) -> Iterator[Served]:
 
 
 @contextmanager
-def guest(invitation: list[str], role: str, *more: str) -> Iterator[subprocess.Popen[str]]:
+def external_worker(invitation: list[str], role: str, *more: str) -> Iterator[subprocess.Popen[str]]:
     """``douga worker`` as a user starts it."""
     words = [invitation[0], role, *invitation[2:], *more]
     process = subprocess.Popen(
@@ -167,26 +167,30 @@ def guest(invitation: list[str], role: str, *more: str) -> Iterator[subprocess.P
 
 
 def works(made: RunConfig, worker: str) -> Callable[[], bool]:
-    """Whether a worker has written down work."""
+    """Whether the timeline has work of a worker."""
     return lambda: any(span["worker"] == worker for span in read_json_lines(made.folder / "timeline.jsonl"))
 
 
 @pytest.mark.parametrize("keys", ["auto", "always"])
-def test_guests_come_to_a_live_run_work_and_leave(tmp_path: Path, keys: str) -> None:
+def test_external_workers_join_a_live_run_work_and_leave(tmp_path: Path, keys: str) -> None:
     made = config(tmp_path, steps=400, **{"cluster.keys": keys, "simulation.sample_seconds": 0.02})
-    with served(made) as run, guest(run.invitation, "sampler") as first, guest(run.invitation, "rewarder") as rewarder:
+    with (
+        served(made) as run,
+        external_worker(run.invitation, "sampler") as first,
+        external_worker(run.invitation, "rewarder") as rewarder,
+    ):
         assert ("--key" in run.invitation) == (keys == "always")
         wait_until(works(made, "sampler-2"))
         wait_until(works(made, "rewarder-1"))
-        assert run.hub.news().samplers == 1
+        assert run.hub.status().samplers == 1
         first.send_signal(signal.SIGINT)
         assert "sampler-2: left" in first.communicate(timeout=60)[1]
         assert first.returncode == 0
-        assert run.hub.news().samplers == 0
-        with guest(run.invitation, "sampler") as second:
+        assert run.hub.status().samplers == 0
+        with external_worker(run.invitation, "sampler") as second:
             wait_until(works(made, "sampler-3"))
-            second.kill()  # without a word: its lease is given back
-            with guest(run.invitation, "sampler") as third:
+            second.kill()  # without `leave`: its lease expires
+            with external_worker(run.invitation, "sampler") as third:
                 wait_until(works(made, "sampler-4"))
                 run.learner.stop()
                 run.threads[1].join(60)
@@ -222,9 +226,9 @@ def free_ports(count: int) -> int:
     raise OSError(f"no {count} free ports in a row")
 
 
-def test_what_a_guest_warns_of_and_dies_of_is_in_the_log_of_the_run(tmp_path: Path) -> None:
+def test_warnings_and_errors_of_an_external_worker_are_in_the_runs_logs(tmp_path: Path) -> None:
     made = config(tmp_path, steps=400, **{"simulation.sample_seconds": 0.02, "simulation.failure_rate": 0.3})
-    with served(made) as run, guest(run.invitation, "sampler"):
+    with served(made) as run, external_worker(run.invitation, "sampler"):
         file = made.folder / "logs" / "sampler-2.log"
         wait_until(lambda: file.exists() and "WARNING sampler-2 actors.loop: group " in file.read_text())
         assert " failed: " in file.read_text()
@@ -242,14 +246,14 @@ class Broken(Worker):
         1 / 0  # noqa: B018
 
 
-@pytest.mark.slow  # a request that got no answer is repeated after 30 s
-def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ExternalWorkers, "dismiss", lambda self: None)  # as if the hub was killed: nobody is told
+@pytest.mark.slow  # a request without an answer is repeated after 30 s
+def test_an_external_worker_joins_again_after_the_hub_restarts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ExternalWorkers, "announce_end", lambda self: None)  # as if the hub was killed
     made = config(tmp_path, steps=400, **{"cluster.port": free_ports(5), "simulation.sample_seconds": 0.02})
     with ExitStack() as stack:
         with served(made) as run:
-            sampler = stack.enter_context(guest(run.invitation, "sampler"))
-            stack.enter_context(guest(run.invitation, "rewarder"))
+            sampler = stack.enter_context(external_worker(run.invitation, "sampler"))
+            stack.enter_context(external_worker(run.invitation, "rewarder"))
             wait_until(works(made, "sampler-2"))
             wait_until(works(made, "rewarder-1"))
         before, log = len(read_json_lines(made.folder / "metrics.jsonl")), made.folder / "logs" / "sampler-2.log"
@@ -259,7 +263,7 @@ def test_a_guest_finds_a_hub_that_comes_back(tmp_path: Path, monkeypatch: pytest
             wait_until(lambda: log.read_text().count("started: sampler-2") == 2)
 
 
-def test_a_guest_needs_a_key_away_from_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_external_worker_off_loopback_needs_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["worker", "sampler", "--connect", "tcp://10.9.9.9:7000"]) == 2
     assert "off loopback a key is needed" in capsys.readouterr().err
     assert main(["worker", "sampler", "--connect", "10.9.9.9"]) == 2

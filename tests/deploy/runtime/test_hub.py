@@ -1,4 +1,4 @@
-"""The hub in this process, with simulated workers on threads: what it leaves behind, and when it gives up."""
+"""The hub in this process, with simulated workers on threads: the files it removes, and when a run counts as stuck."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from deploy.runtime import hub
-from deploy.runtime.evaluation import Stuck
-from deploy.runtime.hub import Hub, RefusalWatch
-from deploy.runtime.messages import MEETING, HubReady
+from deploy.runtime import cluster_run_loop
+from deploy.runtime.cluster_run_loop import RefusalWatch
+from deploy.runtime.evaluation import StuckError
+from deploy.runtime.hub import Hub
+from deploy.runtime.messages import RENDEZVOUS_PREFIX, HubReady
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.learner import LearnerWorker
 from deploy.runtime.workers.rewarder import RewarderWorker
 from deploy.runtime.workers.sampler import SamplerWorker
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_simulate import config
 
 
 @contextmanager
@@ -36,36 +37,36 @@ def at_work(workers: Sequence[Worker], opened: HubReady) -> Iterator[None]:
             assert not thread.is_alive()
 
 
-def test_a_bound_on_the_disk_that_lets_no_step_happen_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "FULL_SECONDS", 0.3)
+def test_a_max_bytes_too_small_for_a_step_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_run_loop, "FULL_SECONDS", 0.3)
     made = config(tmp_path, **{"exchange.max_bytes": 1_000_000, "simulation.latents_bytes": 300_000})
-    workers = [LearnerWorker(made, "learner-0", 0, MEETING), SamplerWorker(made, "sampler-0")]
+    workers = [LearnerWorker(made, "learner-0", 0, RENDEZVOUS_PREFIX), SamplerWorker(made, "sampler-0")]
     middle = Hub(made)
     opened = middle.open()
     assert isinstance(opened, HubReady)
     words = r"^step 0: the learner needs 2 pairs and has 1, .* admission \(exchange\.max_bytes = 1000000: the blobs use"
     try:
-        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(Stuck, match=words):
+        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(StuckError, match=words):
             middle.run()
     finally:
         middle.close()
 
 
-def test_where_ranks_have_met_nothing_stays(tmp_path: Path) -> None:
+def test_rendezvous_files_are_removed(tmp_path: Path) -> None:
     made = config(tmp_path)
     made.folder.mkdir(parents=True)
-    (made.folder / f"{MEETING}of-a-hub-that-was-killed").touch()
+    (made.folder / f"{RENDEZVOUS_PREFIX}of-a-hub-that-was-killed").touch()
     middle = Hub(made)
     assert isinstance(middle.open(), HubReady)
     try:
-        assert not list(made.folder.glob(f"{MEETING}*"))
-        (made.folder / f"{MEETING}of-this-one").touch()
+        assert not list(made.folder.glob(f"{RENDEZVOUS_PREFIX}*"))
+        (made.folder / f"{RENDEZVOUS_PREFIX}of-this-one").touch()
     finally:
         middle.close()
-    assert not list(made.folder.glob(f"{MEETING}*"))
+    assert not list(made.folder.glob(f"{RENDEZVOUS_PREFIX}*"))
 
 
-def test_refused_admission_is_logged_when_it_lasts(caplog: pytest.LogCaptureFixture) -> None:
+def test_long_refusals_of_admission_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     watch = RefusalWatch()
     refused = "exchange.max_lag = 1"
     with caplog.at_level("WARNING"):
@@ -73,7 +74,7 @@ def test_refused_admission_is_logged_when_it_lasts(caplog: pytest.LogCaptureFixt
             (0, refused, 4), (59, refused, 4), (60, refused, 4), (100, refused, 4), (121, refused, 4),
             (200, "", 4), (259, refused, 4), (300, refused, 5), (359, refused, 5), (360, refused, 5),
         ):  # fmt: skip
-            watch.look(refusal, admitted, float(now))
+            watch.observe(refusal, admitted, float(now))
     assert [record.getMessage() for record in caplog.records] == [
         f"no group was admitted for {seconds} s: {refused}" for seconds in (60, 121, 60)
     ]

@@ -1,4 +1,4 @@
-"""Runs on pairs that people made, and fine-tuning on clips: a tiny model, the same exchange, the same learner."""
+"""Runs on recorded human pairs, and fine-tuning on clips, with a tiny model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LORA = {"sampler.candidates": 2, "learner.train": "lora", "algorithm.name": "dpo
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory) -> Path:
-    """A tiny model, and four rated clips of a category with captions and first frames of their own."""
+    """A tiny model, and four rated clips of a category with captions and first frames."""
     folder = tmp_path_factory.mktemp("parts")
     tiny_pipeline(folder / "model", perturb=0.3)
     rate_clips(folder / "clips")
@@ -60,7 +60,7 @@ def config(parts: Path, root: Path, **flags):
     )
 
 
-def test_the_learner_gets_what_people_preferred_under_conditions_of_its_own(parts, tmp_path):
+def test_the_learner_gets_the_rated_pairs_with_their_own_conditioning(parts, tmp_path):
     how = config(parts, tmp_path)
     recorded = OfflinePairs(Path(how.pairs), how.model, how.seed)
     roles = serial.open_roles(how, toy.rewards())
@@ -113,7 +113,7 @@ def test_a_lora_run_on_rated_clips_learns_to_prefer_what_people_preferred(parts,
     assert np.mean(logits[-4:]) > 0.05
 
 
-def test_a_killed_run_ends_in_the_same_weights(parts, tmp_path):
+def test_a_killed_run_ends_with_the_same_weights(parts, tmp_path):
     whole = serial.run(config(parts, tmp_path / "whole"), toy.rewards())
     how = config(parts, tmp_path / "cut")
     cut = serial.run(how, toy.rewards(), stop=toy.after(14, lambda: True))
@@ -136,12 +136,12 @@ def test_finetuning_brings_the_clips_error_down(parts, tmp_path, monkeypatch):
         learner, "predict_v", lambda model, x_t, *more: (passed.append(len(x_t)), real(model, x_t, *more))[1]
     )
     serial.run(how, toy.rewards())
-    assert passed == [2] * 30  # the two clips of a step once, by the policy alone
+    assert passed == [2] * 30  # one pass over the two clips of a step, by the policy only
     losses = [record["loss"] for record in read_json_lines(how.folder / "metrics.jsonl")]
     assert np.mean(losses[-8:]) < 0.9 * np.mean(losses[:8])
 
 
-def test_another_rate_and_size_are_brought_to_the_models(tmp_path):
+def test_clips_are_resampled_to_the_models_size_and_rate(tmp_path):
     clip = frames(1, 24, 96, 96)
     (tmp_path / "a.mp4").write_bytes(encode_mp4(clip, 16))
     seen = frames_of(tmp_path / "a.mp4", ModelConfig(frames=9, height=48, width=64, fps=8))
@@ -158,25 +158,25 @@ def test_another_rate_and_size_are_brought_to_the_models(tmp_path):
         ({"pairs": "CLIPS"}, "a folder of clips has no preferences"),
     ],
 )
-def test_what_cannot_be_is_told(parts, tmp_path, flags, said):
+def test_invalid_settings_are_reported(parts, tmp_path, flags, said):
     flags = {name: parts / "clips" if value == "CLIPS" else value for name, value in flags.items()}
     with pytest.raises(ConfigError, match=said):
         serial.open_roles(config(parts, tmp_path, **flags), toy.rewards())
 
 
-def test_guests_bring_the_same_pairs(parts, tmp_path):
+def test_external_workers_need_the_same_pairs(parts, tmp_path):
     how = config(parts, tmp_path, **{"model.path": "toon"})
     rate_clips(tmp_path / "theirs")
     ratings = tmp_path / "theirs" / "ratings.jsonl"
     theirs = parse_config(to_toml(how), "the run", {"pairs": str(ratings)})
-    reception = ExternalWorkers(how, None, lambda _: None)  # type: ignore[arg-type]
+    registry = ExternalWorkers(how, None, lambda _: None)  # type: ignore[arg-type]
     for role in ("sampler", "rewarder"):
         assert fingerprint_of(theirs, role) == fingerprint_of(how, role)
     rows = ratings.read_text().splitlines()
     ratings.write_text("\n".join(rows[:-1]))
     for role, key in (("sampler", "model.path"), ("rewarder", "reward.path")):
         with pytest.raises(ConfigError, match=f"{key} or pairs: not the same files as the run's"):
-            reception.join(role, fingerprint_of(theirs, role))
+            registry.join(role, fingerprint_of(theirs, role))
 
 
 def test_the_commands(monkeypatch):

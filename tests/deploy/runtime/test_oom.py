@@ -1,4 +1,4 @@
-"""Too little memory: one line, exit code 3, nothing lost; nobody is started again into the same wall."""
+"""Too little memory: one line, exit code 3, nothing lost; a worker that would fail again is not restarted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ GPU = (
 
 
 class Greedy(toy.HashReward):
-    """Wants more than any machine has; with `worked`, a file, only once: after it has scored something."""
+    """Allocates more than any machine has. With `worked` (a file): only once, after it has scored something."""
 
     def __init__(self, dimension: str, worked: Path | None = None) -> None:
         super().__init__(dimension)
@@ -47,7 +47,7 @@ class Greedy(toy.HashReward):
 
 
 def tight(root: Path, room: int, **flags: Any) -> tuple[int, str]:
-    """Exit code and last line of the toy run in `room` MiB; its model is wide, its clips are large, for a toy."""
+    """Exit code and last line of the toy run in `room` MiB, with a wider model and larger clips than usual."""
     sizes = {"model.height": 96, "model.width": 128, "learner.batch_size": 6, "sampler.candidates": 8}
     words = [f"{name}={value}" for name, value in ({"steps": 1, "evaluation.clips": 0} | sizes | flags).items()]
     done = subprocess.run(
@@ -59,8 +59,8 @@ def tight(root: Path, room: int, **flags: Any) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_goes_on_in_less_memory(tmp_path: Path) -> None:
-    """Really too little: first for the sampler, then for the learner, then enough."""
+def test_a_run_resumes_with_settings_that_need_less_memory(tmp_path: Path) -> None:
+    """A real memory limit: too low for the sampler, then for the learner, then high enough."""
     tiny_pipeline(tmp_path / "model", num_attention_heads=4, attention_head_dim=64)
     place = tmp_path / "runs" / "toy"
     code, line = tight(tmp_path, 300, **{"sampler.micro_batch": 8})
@@ -103,8 +103,8 @@ def test_a_rewarder_in_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(280)
-def test_a_worker_that_lacks_memory_from_the_start_is_not_started_again(tmp_path: Path) -> None:
-    """And one that had enough before is: then the run goes on to its end."""
+def test_a_worker_that_never_had_enough_memory_is_not_restarted(tmp_path: Path) -> None:
+    """A worker that had enough memory before is restarted, and the run finishes."""
     tiny_pipeline(tmp_path / "model", num_layers=1)
     config = toy.config(
         tmp_path, mode="cluster", **{"cluster.sampler.count": 1, "cluster.restart_seconds": 0.1, "steps": 2}
@@ -126,9 +126,9 @@ def wanting(dimension: str, worked: Path | None) -> list[toy.HashReward]:
 # The line.
 
 
-def line_of(who: str, **flags: Any) -> str:
+def line_of(worker: str, **flags: Any) -> str:
     config = RunConfig() if not flags else toy.config(Path("/nowhere"), **flags)
-    with pytest.raises(OutOfMemory) as caught, needed_by(who, config):
+    with pytest.raises(OutOfMemory) as caught, needed_by(worker, config):
         raise torch.OutOfMemoryError(GPU)
     return str(caught.value)
 
@@ -142,7 +142,7 @@ def test_a_gpu_that_is_too_small() -> None:
     )
 
 
-def test_only_what_is_left_and_helps_is_named() -> None:
+def test_only_remaining_settings_that_help_are_named() -> None:
     ranks = {"mode": "cluster", "cluster.learner.count": 2}
     assert "learner.zero_stage = 3" in line_of("learner-1", **ranks)
     assert "learner.zero_stage" not in line_of("learner-0")
@@ -153,12 +153,12 @@ def test_only_what_is_left_and_helps_is_named() -> None:
     assert "offload" not in line_of("learner-0")
     assert 'learner.reference = "host"' in line_of("learner-0", **{"model.device": "cuda:0"})
     assert "reference" not in line_of("learner-0", **{"model.device": "cuda:0", "learner.train": "lora"})
-    assert "offload" not in line_of("sampler-0")  # there is one memory: the host's
+    assert "offload" not in line_of("sampler-0")  # the CPU has only host memory
     cached = line_of("sampler-0", **{"sampler.cache_threshold": 0.1})
     assert "in a new run (another --name) use sampler.micro_batch = 1" in cached
 
 
-def test_who_works_within_is_named_once_and_other_errors_pass() -> None:
+def test_the_innermost_role_is_named_once_and_other_errors_pass() -> None:
     with (
         pytest.raises(OutOfMemory, match=r"^sampler-0: out of memory"),
         needed_by("learner-0", RunConfig()),

@@ -1,4 +1,4 @@
-"""What a run exports: by hand, and scraped from runs while they go on."""
+"""The metrics of a run: unit tests, and runs that are scraped while they run."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from common.config import RunConfig
 from common.exchange.api import FailureKind
 from common.messages import Score, Span, StepStats, TrainingFinished
 from deploy.observability.definitions import HISTOGRAM, TABLE, TARGET_LABELS
-from deploy.observability.exporter import Value
+from deploy.observability.exporter import GaugeSample
 from deploy.observability.targets import Targets
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.run_metrics import MeteredExchange, RunMeter, of_readings, of_step
+from deploy.runtime.run_metrics import MeteredExchange, RunMetrics, of_readings, of_step
 from docs import generate
 from tests.deploy.guardrails.test_monitor import WATCHED
 from tests.deploy.guardrails.test_rules import START, reading, side
 from tests.deploy.observability.test_exporter import Samples, scrape
-from tests.deploy.runtime.test_bare import run as run_without
 from tests.deploy.runtime.test_serial import fresh, model
-from tests.deploy.runtime.test_simulate import config
+from tests.runs.test_bare import run as run_without
+from tests.runs.test_simulate import config
 from tests.support import toy
 from tests.support.exchange import fakes
 
@@ -52,21 +52,21 @@ STATS = StepStats(
 SECONDS = 60.0
 
 
-def now(meter: RunMeter) -> Samples:
-    """What the meter's registry holds, without a server."""
-    samples = [sample for family in meter.instruments.registry.collect() for sample in family.samples]
+def now(run_metrics: RunMetrics) -> Samples:
+    """The samples of the registry, without a server."""
+    samples = [sample for family in run_metrics.process_metrics.registry.collect() for sample in family.samples]
     return {(one.name, *(one.labels[label] for label in sorted(one.labels))): one.value for one in samples}
 
 
 def names(samples: Samples) -> set[str]:
-    """The metrics of which there are samples."""
+    """The names of the metrics that have samples."""
     parts = {name: name.rpartition("_")[0] for name, *_ in samples}
     return {
         stem if TABLE.get(stem) is not None and TABLE[stem].kind == HISTOGRAM else name for name, stem in parts.items()
     }
 
 
-# By hand.
+# Unit tests.
 
 
 def test_a_step_as_gauges() -> None:
@@ -84,7 +84,7 @@ def test_a_step_as_gauges() -> None:
     }
 
 
-def test_a_reading_tells_the_scorers_drift_from_the_policys() -> None:
+def test_a_reading_separates_scorer_drift_from_policy_changes() -> None:
     """The policy is 5.5 points above the base, whose own clips score 1 point more than at the start."""
     last = reading(7, base=side(reward=(51.0, 53.0, 55.0, 57.0)), reward=(55.0, 58.0, 59.0, 62.0))
     found = {(value.name, *sorted(value.labels.values())): value.value for value in of_readings([START, last])}
@@ -95,30 +95,30 @@ def test_a_reading_tells_the_scorers_drift_from_the_policys() -> None:
     assert found["douga_probe_reward", "reward", "start"] == 53.0
     assert found["douga_probe_reward", "policy", "smoothness"] == 58.5
     spread = math.sqrt((9 + 1 + 1 + 9) / 3)
-    assert found["douga_probe_reward_sigma", "base", "reward"] == pytest.approx(spread)
-    assert found["douga_probe_reward_sigma", "reward", "start"] == pytest.approx(spread)
+    assert found["douga_probe_reward_stddev", "base", "reward"] == pytest.approx(spread)
+    assert found["douga_probe_reward_stddev", "reward", "start"] == pytest.approx(spread)
     assert found["douga_probe_judge", "motion", "policy"] == 73.0
     assert found["douga_probe_motion_ratio",] == 1.0
     assert of_readings([]) == []
 
 
 @contextmanager
-def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMeter, MeteredExchange]]:
-    """A meter and the exchange that tells it, N = 2, two pairs a step; no course around them."""
+def metered(folder: Path, **flags: str) -> Iterator[tuple[RunMetrics, MeteredExchange]]:
+    """`RunMetrics` and an exchange that reports to it. N = 2, two pairs per step, no run loop."""
     made = fakes.small(**flags)
     folder.mkdir(exist_ok=True)
-    meter = RunMeter(made, folder)
-    exchange = MeteredExchange(folder, made, fakes.source, meter)
-    meter.instruments.read(lambda: meter._ledger(exchange))
+    run_metrics = RunMetrics(made, folder)
+    exchange = MeteredExchange(folder, made, fakes.source, run_metrics)
+    run_metrics.process_metrics.read(lambda: run_metrics._ledger(exchange))
     try:
-        now(meter)  # from here on
-        yield meter, exchange
+        now(run_metrics)  # from here on
+        yield run_metrics, exchange
     finally:
         exchange.close()
 
 
-def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
-    with metered(tmp_path) as (meter, exchange):
+def test_submissions_are_counted(tmp_path: Path) -> None:
+    with metered(tmp_path) as (run_metrics, exchange):
         exchange.announce(fakes.weight_version(0, 0, 0))
         exchange.enqueue(fakes.heldout(1))
         fakes.sample(exchange)
@@ -127,22 +127,22 @@ def test_the_exchange_tells_what_is_submitted(tmp_path: Path) -> None:
         again = exchange.submit_candidate(lease, fakes.candidate(lease, 0))
         assert again.reason == "duplicate"
         fakes.score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0})
-        found = now(meter)
+        found = now(run_metrics)
         assert found["douga_candidates_total", "train"] == 2
         assert found["douga_candidates_total", "eval"] == 1
         assert found["douga_score_batch_clips_sum",] == 3
-        assert found["douga_reward_score_count", "motion"] == 2  # the held-out clip is none of the policy's training
+        assert found["douga_reward_score_count", "motion"] == 2  # a held-out clip is no training candidate
         assert found["douga_reward_score_sum", "motion"] == 110
         assert found["douga_queue_items", "ready"] == 1
         assert found["douga_queue_admitted_total",] == 1
         assert found["douga_pushes_total",] == 1
         assert found["douga_policy_version", "learner"] == 0
         assert found["douga_blobs_bytes",] == exchange.bytes_on_disk() > 0
-        assert found["douga_blobs_bound_bytes",] == 20_000_000_000
+        assert found["douga_blobs_limit_bytes",] == 20_000_000_000
 
 
-def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
-    with metered(tmp_path) as (meter, exchange):
+def test_nonfinite_values_are_counted_by_role(tmp_path: Path) -> None:
+    with metered(tmp_path) as (run_metrics, exchange):
         fakes.sample(exchange)
         (task, _) = exchange.lease_candidates("rewarder-0", 2)
         exchange.submit_scores("rewarder-0", [Score(task.candidate_id, "heads-1", fakes.values(math.nan))])
@@ -150,36 +150,36 @@ def test_what_is_not_finite_is_counted_by_who_made_it(tmp_path: Path) -> None:
             lease = exchange.lease_group("sampler-0", 0)
             assert lease is not None
             exchange.fail_group(lease, reason, kind)
-        meter.not_finite("learner-0")
-        meter.not_finite("nobody")
-        found = now(meter)
-        assert [found["douga_nan_total", role] for role in ("sampler", "rewarder", "learner")] == [1, 1, 1]
+        run_metrics.not_finite("learner-0")
+        run_metrics.not_finite("nobody")
+        found = now(run_metrics)
+        assert [found["douga_nonfinite_total", role] for role in ("sampler", "rewarder", "learner")] == [1, 1, 1]
         assert found["douga_queue_dropped_total", "failed"] == 1
         assert found["douga_candidates_wasted_total", "nan"] == 2
 
 
-def test_a_counter_does_not_fall_when_a_rollback_takes_things_back(tmp_path: Path) -> None:
-    with metered(tmp_path, exchange__max_lag="0") as (meter, exchange):
+def test_a_rollback_does_not_decrease_a_counter(tmp_path: Path) -> None:
+    with metered(tmp_path, exchange__max_lag="0") as (run_metrics, exchange):
         exchange.announce(fakes.weight_version(0, 0, 0))
         fakes.make_pairs(exchange, 2)
         exchange.announce(fakes.weight_version(1, 1, 1))
         assert exchange.lease_batch("learner-0", 1, 2) == []  # both are too old: they expire
-        assert now(meter)["douga_queue_dropped_total", "expired"] == 2
+        assert now(run_metrics)["douga_queue_dropped_total", "expired"] == 2
         exchange.rollback(0)
-        found = now(meter)
+        found = now(run_metrics)
         assert found["douga_queue_items", "expired"] == 0
         assert found["douga_queue_dropped_total", "expired"] == 2
         assert found["douga_queue_admitted_total",] == 2
 
 
-def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
-    meter = RunMeter(config(tmp_path), tmp_path)
-    meter.step(STATS)
-    meter.step(replace(STATS, step=4, refreshed=False, seconds=0.5))
+def test_journal_records_become_metrics(tmp_path: Path) -> None:
+    run_metrics = RunMetrics(config(tmp_path), tmp_path)
+    run_metrics.step(STATS)
+    run_metrics.step(replace(STATS, step=4, refreshed=False, seconds=0.5))
     for kind, seconds in (("sampling", 4.0), ("sampling", 2.0), ("loading", 0.5), ("scoring", 1.0), ("napping", 9.0)):
-        meter.span(Span("sampler-0", kind, 1000.0, seconds))
-    meter.died("sampler-1")
-    found = now(meter)
+        run_metrics.span(Span("sampler-0", kind, 1000.0, seconds))
+    run_metrics.died("sampler-1")
+    found = now(run_metrics)
     assert found["douga_steps_total",] == 2
     assert found["douga_reference_refreshes_total",] == 1
     assert found["douga_step_seconds_sum",] == 3.0
@@ -189,47 +189,47 @@ def test_the_journal_tells_who_worked_and_how_long(tmp_path: Path) -> None:
     assert found["douga_busy_seconds_total", "sampler"] == 6.5
     assert found["douga_busy_seconds_total", "rewarder"] == 1.0
     assert found["douga_weight_push_seconds_sum", "load"] == 0.5
-    assert found["douga_restarts_total", "sampler"] == 1
+    assert found["douga_worker_crashes_total", "sampler"] == 1
 
 
-def test_the_journal_tells_who_is_there(tmp_path: Path) -> None:
+def test_the_journal_lists_running_workers(tmp_path: Path) -> None:
     made = config(tmp_path, mode="cluster", **{"cluster.sampler.count": 3})
-    meter = RunMeter(made, tmp_path)
-    meter.instruments.read(meter._workers)
+    run_metrics = RunMetrics(made, tmp_path)
+    run_metrics.process_metrics.read(run_metrics._workers)
     for number, worker in enumerate(("learner-0", "learner-1", "sampler-0", "sampler-7")):
-        meter.exporting(worker, f"127.0.0.1:{9000 + number}")
-    found = now(meter)
-    assert (found["douga_workers_up", "sampler"], found["douga_workers_wanted", "sampler"]) == (2, 3)
-    assert (found["douga_workers_up", "rewarder"], found["douga_workers_wanted", "rewarder"]) == (0, 1)
-    meter.trained(TrainingFinished(6, 6, "0" * 32))
-    assert now(meter)["douga_workers_up", "learner"] == 0
+        run_metrics.exporting(worker, f"127.0.0.1:{9000 + number}")
+    found = now(run_metrics)
+    assert (found["douga_workers_up", "sampler"], found["douga_workers_configured", "sampler"]) == (2, 3)
+    assert (found["douga_workers_up", "rewarder"], found["douga_workers_configured", "rewarder"]) == (0, 1)
+    run_metrics.trained(TrainingFinished(6, 6, "0" * 32))
+    assert now(run_metrics)["douga_workers_up", "learner"] == 0
     with pytest.raises(ValueError, match="'hub': not the name of a worker"):
-        meter.exporting("hub", "127.0.0.1:9999")
+        run_metrics.exporting("hub", "127.0.0.1:9999")
 
 
-def test_the_push_that_is_expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_expected_push_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step every 4 s, a push every 3 steps."""
     made = config(tmp_path, **{"learner.steps_per_push": 3, "learner.checkpoint_every": 3})
-    meter, second = RunMeter(made, tmp_path), iter(range(100, 200, 4))
+    run_metrics, second = RunMetrics(made, tmp_path), iter(range(100, 200, 4))
     monkeypatch.setattr("time.monotonic", lambda: float(next(second)))
-    found: list[list[Value]] = []
+    found: list[list[GaugeSample]] = []
     for _ in range(3):
-        meter.step(STATS)
-        found.append([one for one in meter._pace() if one.name == "douga_push_interval_expected_seconds"])
+        run_metrics.step(STATS)
+        found.append([one for one in run_metrics._pace() if one.name == "douga_push_interval_expected_seconds"])
     assert found[0] == []
-    assert found[2] == [Value("douga_push_interval_expected_seconds", 12.0)]
+    assert found[2] == [GaugeSample("douga_push_interval_expected_seconds", 12.0)]
 
 
 def test_alarms_are_counted(tmp_path: Path) -> None:
-    meter = RunMeter(config(tmp_path), tmp_path)
-    meter.reading([START, replace(reading(5), alarms=("motion", "judge identity"))])
-    meter.reading([START, replace(reading(6), alarms=("motion",))])
-    found = now(meter)
+    run_metrics = RunMetrics(config(tmp_path), tmp_path)
+    run_metrics.reading([START, replace(reading(5), alarms=("motion", "judge identity"))])
+    run_metrics.reading([START, replace(reading(6), alarms=("motion",))])
+    found = now(run_metrics)
     assert found["douga_guard_alarms_total", "motion"] == 2
     assert found["douga_guard_alarms_total", "judge identity"] == 1
 
 
-# Runs, scraped while they go on.
+# Runs that are scraped while they run.
 
 
 def targets(made: RunConfig) -> list[dict]:
@@ -237,7 +237,7 @@ def targets(made: RunConfig) -> list[dict]:
 
 
 def watching(made: RunConfig, seen: list[Samples]) -> Callable[[], bool]:
-    """A stop predicate that never says yes: between any two units of work it scrapes."""
+    """A stop predicate that never stops the run, but scrapes it between any two units of work."""
 
     def stop() -> bool:
         (target,) = targets(made)
@@ -269,11 +269,11 @@ def watched(model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunC
 Scraped = tuple[RunConfig, list[Samples]]
 
 
-def test_a_serial_run_is_scraped_while_it_goes_on(simulated: Scraped) -> None:
+def test_a_serial_run_can_be_scraped(simulated: Scraped) -> None:
     made, seen = simulated
     first, last = seen[0], seen[-1]
-    assert (first["douga_step",], first["douga_steps_wanted",]) == (0, 6)
-    assert ("douga_loss",) not in first  # not known yet
+    assert (first["douga_step",], first["douga_steps_configured",]) == (0, 6)
+    assert ("douga_loss",) not in first  # no value yet
     assert 0 < last["douga_step",] < 6
     assert last["douga_steps_total",] == last["douga_step",]
     assert last["douga_step_seconds_count",] == last["douga_steps_total",]
@@ -290,13 +290,13 @@ def test_a_serial_run_is_scraped_while_it_goes_on(simulated: Scraped) -> None:
     assert last["douga_reward",] == pytest.approx(steps[int(last["douga_step",]) - 1]["reward"])
 
 
-def test_after_the_run_nobody_is_to_be_scraped(simulated: Scraped) -> None:
+def test_after_the_run_there_are_no_targets(simulated: Scraped) -> None:
     assert targets(simulated[0]) == []
 
 
 def test_readings_of_the_guardrails_are_exported(watched: Scraped) -> None:
     seen = watched[1]
-    assert seen[0]["douga_phase", "evaluating base"] == 0  # the first unit of work are the base's probes
+    assert seen[0]["douga_phase", "evaluating base"] == 0  # the first units of work are the base model's probes
     assert any(one["douga_phase", "evaluating base"] for one in seen)
     assert seen[-1]["douga_phase", "evaluating aligned"] == 1
     last = seen[-1]
@@ -304,14 +304,14 @@ def test_readings_of_the_guardrails_are_exported(watched: Scraped) -> None:
     assert last["douga_probe_prompts",] == 2
     assert last["douga_probe_reward", "reward", "base"] == last["douga_probe_reward", "reward", "start"]
     assert 0 <= last["douga_probe_reward", "reward", "policy"] <= 100
-    assert last["douga_probe_reward_sigma", "character", "base"] > 0
+    assert last["douga_probe_reward_stddev", "character", "base"] > 0
     assert 0 <= last["douga_probe_judge", "identity", "policy"] <= 100
     assert last["douga_probe_motion_ratio",] > 0
     assert last["douga_candidates_total", "probe"] > 0
 
 
 def test_code_and_table_are_equal(simulated: Scraped, watched: Scraped) -> None:
-    """Two runs export every metric of the table, but those of a GPU (`test_exporter.py`), and none besides."""
+    """Two runs export every metric of the table, except those of a GPU (`test_exporter.py`), and no others."""
     exported = {name for _, seen in (simulated, watched) for one in seen for name in names(one)}
     ours = {name for name in exported if not name.startswith("process_")}
     assert ours - set(TABLE) == set()
@@ -325,7 +325,7 @@ def test_documentation_and_table_are_equal() -> None:
     assert rows == [f"`{name}`" for name in TABLE]
 
 
-def test_a_resumed_run_shows_at_once_where_it_stands(tmp_path: Path) -> None:
+def test_a_resumed_run_exports_its_state_at_once(tmp_path: Path) -> None:
     made = config(tmp_path)
     asked: list[bool] = []
 
@@ -382,7 +382,7 @@ def test_prometheus_own_linter_finds_nothing(simulated: Scraped, tmp_path: Path)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (Debian: prometheus)")
-def test_prometheus_takes_the_configuration_of_the_documentation(tmp_path: Path) -> None:
+def test_prometheus_accepts_the_documented_configuration(tmp_path: Path) -> None:
     block = (generate.DOCS / "metrics.md").read_text().partition("```yaml\n")[2].partition("```")[0]
     (tmp_path / "prometheus.yml").write_text(block)
     command = ["promtool", "check", "config", str(tmp_path / "prometheus.yml")]
@@ -404,14 +404,14 @@ def test_tensorboard_shows_the_steps(simulated: Scraped) -> None:
     assert set(events.Tags()["scalars"]) == {value.name for value in of_step(STATS)}
 
 
-def test_tensorboard_shows_readings_and_forgets_what_was_repeated(tmp_path: Path) -> None:
+def test_tensorboard_has_readings_and_drops_repeated_steps(tmp_path: Path) -> None:
     made = config(tmp_path, **{"metrics.tensorboard": "true"})
-    for steps, loss in (((1, 2, 3, 4), 0.5), ((3, 4, 5), 0.25)):  # the second start goes on from step 2
-        meter = RunMeter(made, tmp_path)
+    for steps, loss in (((1, 2, 3, 4), 0.5), ((3, 4, 5), 0.25)):  # the second start resumes from step 2
+        run_metrics = RunMetrics(made, tmp_path)
         for step in steps:
-            meter.step(replace(STATS, step=step, loss=loss))
-        meter.reading([START, reading(steps[-1])])
-        meter._close()
+            run_metrics.step(replace(STATS, step=step, loss=loss))
+        run_metrics.reading([START, reading(steps[-1])])
+        run_metrics._close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     shown = {one.step: one.value for one in events.Scalars("douga_loss")}
@@ -419,7 +419,7 @@ def test_tensorboard_shows_readings_and_forgets_what_was_repeated(tmp_path: Path
     assert events.Scalars("douga_probe_reward/reward/policy")[-1].value == 53.0
 
 
-def test_tensorboard_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_missing_tensorboard_is_an_error(tmp_path: Path) -> None:
     ended = run_without(tmp_path, "tensorboard", "--mode", "serial", "--simulate", "--metrics.tensorboard")
     assert ended.returncode == 2
     assert ended.stderr == (

@@ -1,4 +1,4 @@
-"""Scratch folders go with their owners, however these end."""
+"""Scratch folders are removed when their process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from deploy.runtime.scratch import PREFIX, scratch
+from deploy.runtime.workers.scratch import PREFIX, scratch
 
 OWNER = """
 import sys
-from deploy.runtime.scratch import scratch
+from deploy.runtime.workers.scratch import scratch
 with scratch("sampler-0") as folder:
     (folder / "weights").write_bytes(b"x" * 1000)
     print(folder, flush=True)
@@ -29,7 +29,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_folder_is_there_as_long_as_it_is_needed(place: Path) -> None:
+def test_a_scratch_folder_exists_only_inside_the_block(place: Path) -> None:
     with scratch("sampler-0") as mine, scratch("sampler-0") as other:
         assert mine != other
         assert mine.is_dir()
@@ -37,7 +37,7 @@ def test_a_folder_is_there_as_long_as_it_is_needed(place: Path) -> None:
     assert list(place.iterdir()) == []
 
 
-def test_who_is_killed_is_tidied_up_after(place: Path) -> None:
+def test_folders_of_killed_processes_are_removed(place: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     environment = os.environ | {"TMPDIR": str(place)}
     owner = subprocess.Popen([sys.executable, "-c", OWNER], env=environment, **pipes)
@@ -48,7 +48,7 @@ def test_who_is_killed_is_tidied_up_after(place: Path) -> None:
         (place / f"{PREFIX}file").write_text("somebody's")
         (place / f"{PREFIX}link").symlink_to(place / "douga-runs")
         with scratch("sampler-1"):
-            assert (left / "weights").exists()  # its owner lives
+            assert (left / "weights").exists()  # its process is alive
         owner.send_signal(signal.SIGKILL)
         owner.wait(30)
         with scratch("sampler-1"):

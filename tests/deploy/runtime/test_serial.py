@@ -1,4 +1,4 @@
-"""The serial loop on a tiny model: what a run leaves behind, and that stopping, dying and resuming change nothing."""
+"""The serial loop on a tiny model: a run folder is complete, and stopping, crashing and resuming change no result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deploy.results import report
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.evaluation import Stuck
+from deploy.runtime.evaluation import StuckError
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
@@ -45,7 +45,7 @@ def fresh(root: Path, model: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(model, tmp_path_factory) -> tuple[Path, dict]:
-    """A run of four steps, start to end: its folder and its result."""
+    """An uninterrupted run of four steps: its folder and its result."""
     config = toy.config(fresh(tmp_path_factory.mktemp("unbroken"), model))
     outcome = serial.run(config, toy.rewards())
     assert outcome.result is not None
@@ -53,7 +53,7 @@ def unbroken(model, tmp_path_factory) -> tuple[Path, dict]:
 
 
 def what_counts(result: dict) -> dict:
-    """A result without the version's number, which rises with every start."""
+    """A result without the version number, which rises with every start."""
     return {name: result[name] for name in LAST}
 
 
@@ -61,7 +61,7 @@ def clips(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "clips").iterdir())}
 
 
-def test_a_run_leaves_its_folder_complete(unbroken):
+def test_a_finished_run_folder_is_complete(unbroken):
     folder, result = unbroken
     there = {path.name for path in folder.iterdir()}
     expected = {"config.toml", "ledger.sqlite", "blobs", "checkpoints", "weights", "clips", "metrics.jsonl"}
@@ -79,7 +79,7 @@ def test_steps_refreshes_and_pushes_come_on_schedule(unbroken):
     assert [record["pushed"] for record in steps] == [True] * 4
     assert [record["lag"] for record in steps] == [0.0] * 4
     assert steps[0]["metrics"]["dpo_logits"] == 0.0  # policy and reference are still the same
-    assert steps[3]["metrics"]["dpo_logits"] == 0.0  # and again after the refresh
+    assert steps[3]["metrics"]["dpo_logits"] == 0.0  # also after the refresh
     assert steps[2]["metrics"]["dpo_logits"] != 0.0
 
 
@@ -95,7 +95,7 @@ def test_every_unit_of_work_is_on_the_time_axis(unbroken):
     assert [name for _, name in work.marks] == ["started", "evaluated", "trained", "evaluated", "finished"]
 
 
-def test_the_ledger_conserves(unbroken):
+def test_the_ledger_accounts_for_every_group(unbroken):
     folder, _ = unbroken
     config = load_config(folder / "config.toml")
     exchange = LocalExchange(folder, config, open_prompts(config.prompts, config.seed))
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_run(unbroken, model, tmp_path):
     assert clips(config.folder) == clips(unbroken[0])
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(unbroken, model, tmp_path):
+def test_a_stopped_run_resumes_to_the_same_weights(unbroken, model, tmp_path):
     config = toy.config(fresh(tmp_path, model))
 
     def two_steps() -> bool:
@@ -146,7 +146,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(unbroken, model, tmp_path):
 
 
 class Death(Exception):
-    """The process ends here, without a word to the learner."""
+    """Ends the run as a crash would: the learner saves nothing."""
 
 
 def die() -> bool:
@@ -154,7 +154,7 @@ def die() -> bool:
 
 
 @pytest.mark.parametrize("calls", [14, 29])
-def test_a_run_that_dies_goes_on_to_the_same_weights(unbroken, model, tmp_path, calls):
+def test_a_crashed_run_resumes_to_the_same_weights(unbroken, model, tmp_path, calls):
     config = toy.config(fresh(tmp_path, model))
     with pytest.raises(Death):
         serial.run(config, toy.rewards(), stop=toy.after(calls, die))
@@ -166,7 +166,7 @@ def test_a_run_that_dies_goes_on_to_the_same_weights(unbroken, model, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("calls", [2, 9, 20, 28])
-def test_a_killed_process_goes_on_to_the_same_weights(unbroken, model, tmp_path, calls):
+def test_a_killed_process_resumes_to_the_same_weights(unbroken, model, tmp_path, calls):
     root = fresh(tmp_path, model)
     done = subprocess.run(
         [sys.executable, "-m", "tests.support.toy", str(root), str(calls)], check=False, capture_output=True
@@ -177,7 +177,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(unbroken, model, tmp_path,
     assert what_counts(resumed.result) == what_counts(unbroken[1])
 
 
-def test_more_steps_go_on_from_a_finished_run(unbroken, tmp_path):
+def test_a_finished_run_continues_with_more_steps(unbroken, tmp_path):
     shutil.copytree(unbroken[0], tmp_path / "toy")
     flags = {"root": str(tmp_path), "evaluation.prompts": "3"}
     longer = serial.run(load_config(unbroken[0] / "config.toml", flags | {"steps": "5"}), toy.rewards())
@@ -189,21 +189,21 @@ def test_more_steps_go_on_from_a_finished_run(unbroken, tmp_path):
         serial.run(load_config(tmp_path / "toy" / "config.toml", {"steps": "2"}), toy.rewards())
 
 
-def test_no_learning_rate_changes_nothing(model, tmp_path):
+def test_a_learning_rate_of_zero_changes_nothing(model, tmp_path):
     result = serial.run(toy.config(fresh(tmp_path, model), steps=1, **{"learner.lr": 0}), toy.rewards()).result
     assert result is not None
     assert result["learned"]["reward"]["change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert not result["verdict"]["passed"]
 
 
-def test_rewards_that_make_no_pairs_are_an_error_not_a_loop(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(serial, "PATIENCE", 2)
+def test_rewards_without_pairs_are_an_error_instead_of_an_endless_loop(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(serial, "MAX_ROUNDS_WITHOUT_STEP", 2)
     config = toy.config(fresh(tmp_path, model), steps=1)
-    with pytest.raises(Stuck, match=r"needs 2 pairs and has 0, .*'tied': 4"):
+    with pytest.raises(StuckError, match=r"needs 2 pairs and has 0, .*'tied': 4"):
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 
-def test_bad_input_is_found_before_a_folder_is_made(model, tmp_path):
+def test_bad_input_is_found_before_a_folder_is_created(model, tmp_path):
     root = fresh(tmp_path, model)
     for flags in ({"model.path": root / "none"}, {"model.frames": 10}, {"prompts": root / "none.csv"}):
         with pytest.raises(ConfigError):
@@ -213,7 +213,7 @@ def test_bad_input_is_found_before_a_folder_is_made(model, tmp_path):
     assert not (root / "runs").exists()
 
 
-# The report of that run.
+# The report.
 
 
 class Checker(HTMLParser):
@@ -251,10 +251,10 @@ def test_the_report_is_one_well_formed_page_with_its_videos(unbroken):
     checker.feed(page)
     checker.close()
     assert checker.open == []
-    assert checker.outside == []  # nothing is fetched from elsewhere
+    assert checker.outside == []  # loads nothing from other hosts
     assert len(checker.videos) == 2  # evaluation.clips
     assert all(re.match(r"data:video/mp4;base64,[A-Za-z0-9+/]+=*$", video) for video in checker.videos)
-    assert result["verdict"]["words"].split(":")[0] in page
+    assert result["verdict"]["message"].split(":")[0] in page
     for words in ("Learned reward", "Oracle", "Timeline", "prefers-color-scheme", result["weights_digest"]):
         assert words in page
     assert "--name toy-again" in page
@@ -274,7 +274,7 @@ def test_the_picture_shows_gains_and_a_loss(unbroken):
     assert (picture[2 * sheet.LINE :][: base.shape[0], : base.shape[1]] == base).all()
 
 
-def test_a_run_without_result_has_no_report(model, tmp_path):
+def test_a_run_without_a_result_has_no_report(model, tmp_path):
     config = toy.config(fresh(tmp_path, model))
     assert not serial.run(config, toy.rewards(), stop=lambda: True).finished
     with pytest.raises(ConfigError, match="no result yet; finish the run first: douga run"):

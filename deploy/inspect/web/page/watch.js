@@ -30,26 +30,26 @@ function problem(words) {
   $("problem").hidden = !words;
 }
 
-async function look() {
+async function poll() {
   let pause = EVERY;
   try {
     const data = await ask(`api/run?tag=${encodeURIComponent(state.tag)}`);
     problem("");
     showLogin(false);
     show(data);
-    if (QUIET.includes(data.standing.phase)) pause = RESTING;
+    if (QUIET.includes(data.status.phase)) pause = RESTING;
   } catch (error) {
     if (error.status === 401) return problem("");
     problem(error instanceof TypeError ? "The server cannot be reached; trying again." : error.message);
   }
-  setTimeout(look, pause);
+  setTimeout(poll, pause);
 }
 
 $("login").addEventListener("submit", async (event) => {
   event.preventDefault();
   try {
     await ask("api/login", { token: $("token").value });
-    look();
+    poll();
   } catch (error) {
     problem(error.message);
   }
@@ -73,46 +73,46 @@ function time(seconds) {
   return hours ? `${hours}:${two(rest)}:${two(whole % 60)}` : `${rest}:${two(whole % 60)}`;
 }
 
-function show({ standing, lines, groups, curves, lanes }) {
+function show({ status, lines, groups, curves, lanes }) {
   $("all").hidden = false;
-  document.title = `${standing.run} · ${standing.step}/${standing.steps} · douga watch`;
-  $("run").textContent = standing.run;
-  $("phase").textContent = standing.phase;
-  $("phase").className = QUIET.includes(standing.phase) ? "" : "live";
-  showWhere(standing);
-  showPipeline(standing);
+  document.title = `${status.run} · ${status.step}/${status.steps} · douga watch`;
+  $("run").textContent = status.run;
+  $("phase").textContent = status.phase;
+  $("phase").className = QUIET.includes(status.phase) ? "" : "live";
+  showWhere(status);
+  showPipeline(status);
   if (performance.now() - state.pairs > CALM || !state.shown.size) showGroups(groups);
   if (curves) showCurves(curves);
-  showWorkers(standing, lines, lanes);
+  showWorkers(status, lines, lanes);
 }
 
-function showWhere(standing) {
-  $("progress").max = standing.steps;
-  $("progress").value = standing.step;
-  const groups = Object.entries(standing.queue).map(([state, count]) => `${count} ${state}`).join(", ");
+function showWhere(status) {
+  $("progress").max = status.steps;
+  $("progress").value = status.step;
+  const groups = Object.entries(status.queue).map(([state, count]) => `${count} ${state}`).join(", ");
   const rows = [
-    ["step", standing.step, `of ${standing.steps}`],
-    ["left", standing.eta && !QUIET.includes(standing.phase) ? time(standing.eta) : "–", standing.eta && standing.phase !== "training" ? "of this phase" : ""],
-    ["version", standing.version, standing.last.push ? `pushed ${time(standing.last.push.seconds)} ago` : ""],
-    ["lag", number(standing.lag.mean), `bound ${standing.lag.bound}`],
-    ["trained", standing.queue.trained || 0, "groups"],
+    ["step", status.step, `of ${status.steps}`],
+    ["left", status.eta && !QUIET.includes(status.phase) ? time(status.eta) : "–", status.eta && status.phase !== "training" ? "of this phase" : ""],
+    ["version", status.version, status.last.push ? `pushed ${time(status.last.push.seconds)} ago` : ""],
+    ["lag", number(status.lag.mean), `bound ${status.lag.bound}`],
+    ["trained", status.queue.trained || 0, "groups"],
   ];
   $("facts").replaceChildren(...rows.map(([name, value, more]) =>
     make("div", {}, make("dt", { textContent: name }), make("dd", {}, `${value} `, make("small", { textContent: more })))));
-  const parts = [standing.words];
-  if (standing.go_on) parts.push(`resume with: ${standing.go_on}`);
+  const parts = [status.words];
+  if (status.resume_command) parts.push(`resume with: ${status.resume_command}`);
   if (groups) parts.push(`groups: ${groups}`);
-  if (standing.last.refresh) parts.push(`reference refreshed after step ${standing.last.refresh.step}`);
-  if (standing.last.alarm) parts.push(`last alarm after step ${standing.last.alarm.step}: ${standing.last.alarm.words}`);
+  if (status.last.refresh) parts.push(`reference refreshed after step ${status.last.refresh.step}`);
+  if (status.last.alarm) parts.push(`last alarm after step ${status.last.alarm.step}: ${status.last.alarm.words}`);
   $("words").textContent = parts.join(" · ");
 }
 
 // The pipeline: throughput, busy share and waiting workers of each stage, and the bottleneck.
 
-function showPipeline(standing) {
-  const { rates, queue, roles, bottleneck } = standing;
+function showPipeline(status) {
+  const { rates, queue, roles, bottleneck } = status;
   const waits = (role) => {
-    const one = standing.workers.find((worker) => worker.name.startsWith(role) && worker.state === "waits");
+    const one = status.workers.find((worker) => worker.name.startsWith(role) && worker.state === "waits");
     if (!one) return "";
     return `${roles[role].waiting} of ${roles[role].workers} wait ${one.words}`;
   };
@@ -122,7 +122,7 @@ function showPipeline(standing) {
     ["rewarder", many(roles.rewarder.workers, "rewarder"), number(rates.clips_per_second), "clips/s", waits("rewarder")],
     ["", "selected", queue.ready || 0, "waiting", queue.tied ? `${queue.tied} tied so far` : ""],
     ["learner", many(roles.learner.workers, "learner"), number(rates.steps_per_minute), "steps/min", waits("learner")],
-    ["", "weights", `v${standing.version}`, "", `${number(rates.pushes_per_minute)} pushes/min`],
+    ["", "weights", `v${status.version}`, "", `${number(rates.pushes_per_minute)} pushes/min`],
   ];
   $("pipeline").replaceChildren(...stages.map(([role, title, value, unit, words]) => {
     const slowest = role && role === bottleneck;
@@ -139,7 +139,7 @@ function showPipeline(standing) {
     if (slowest) item.append(make("span", { className: "tag", textContent: "bottleneck" }));
     return item;
   }));
-  $("back").textContent = `samplers load new weights between two groups; rates over the last ${time(standing.window)}`;
+  $("back").textContent = `samplers load new weights between two groups; rates over the last ${time(status.window)}`;
 }
 
 // Groups. A card is kept while its group is shown, so that its video keeps playing.
@@ -210,13 +210,13 @@ function showCurves({ tag, drawn }) {
   }));
 }
 
-function showWorkers(standing, lines, lanes) {
+function showWorkers(status, lines, lanes) {
   $("working").hidden = !lines.length && !lanes;
   $("workers").replaceChildren(...lines.map((line, place) => {
-    const { name, state: how } = standing.workers[place];
+    const { name, state: how } = status.workers[place];
     return make("li", { className: how }, make("b", { textContent: name }), line.slice(name.length));
   }));
   if (lanes) $("lanes").innerHTML = lanes;
 }
 
-look();
+poll();

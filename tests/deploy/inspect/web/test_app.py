@@ -1,4 +1,4 @@
-"""What the page is told: pairs and their videos, curves when they change, runs that begin, end, or lost their clips."""
+"""The data of the page: groups and their videos, curves, and runs that start, end or lost their clips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.web_runs import begun, killed, write
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was killed after three pairs and two steps."""
-    monkeypatch.setattr(view, "FRESH", -1.0)  # every question looks anew
+    monkeypatch.setattr(view, "FRESH", -1.0)  # every request reads the run
     return killed(tmp_path, monkeypatch)
 
 
@@ -44,7 +44,7 @@ def ask(client: TestClient, tag: str = "") -> dict[str, Any]:
     return answer.json()
 
 
-def test_the_page_and_its_parts_are_there_and_nothing_comes_from_elsewhere(client) -> None:
+def test_the_page_loads_nothing_from_other_hosts(client) -> None:
     for path, kind in (("/", "text/html"), ("/watch.js", "javascript"), ("/watch.css", "text/css")):
         answer = client.get(path)
         assert (answer.status_code, kind in answer.headers["content-type"]) == (200, True)
@@ -68,7 +68,7 @@ def test_the_newest_pairs_with_scores_and_videos(client) -> None:
     assert (part.status_code, part.content) == (206, video.content[10:20])
 
 
-def test_a_clip_that_is_gone_is_said_to_be_and_what_was_seen_before_still_plays(client, run) -> None:
+def test_a_deleted_clip_is_404_and_a_cached_video_still_plays(client, run) -> None:
     first, second, _ = ask(client)["groups"]
     assert client.get(f"/{first['clip']}").status_code == 200
     for blob in (run / "blobs").iterdir():
@@ -81,7 +81,7 @@ def test_a_clip_that_is_gone_is_said_to_be_and_what_was_seen_before_still_plays(
         assert client.get(f"/{name}").status_code in (404, 422)
 
 
-def test_videos_that_are_kept_are_bounded(run, monkeypatch, tmp_path) -> None:
+def test_the_video_cache_is_bounded(run, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(videos, "KEPT", 2)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
@@ -96,7 +96,7 @@ def test_videos_that_are_kept_are_bounded(run, monkeypatch, tmp_path) -> None:
     assert not shown.exists()
 
 
-def test_videos_of_real_size_are_shrunk(tmp_path: Path) -> None:
+def test_large_videos_are_scaled_down(tmp_path: Path) -> None:
     store = BlobStore(tmp_path / "blobs")
     data = raw(encode_mp4(np.zeros((5, 480, 720, 3), np.uint8), 16))
     one, other = (store.write([data]).file for _ in range(2))
@@ -104,7 +104,7 @@ def test_videos_of_real_size_are_shrunk(tmp_path: Path) -> None:
         assert decode_clip(made.video([one, other]).read_bytes()).shape == (5, 320, 960, 3)
 
 
-def test_curves_come_when_they_have_changed(client, run) -> None:
+def test_curves_are_sent_only_when_they_have_changed(client, run) -> None:
     told = ask(client)
     drawn = {one["title"]: one for one in told["curves"]["drawn"]}
     assert list(drawn) == [
@@ -122,14 +122,14 @@ def test_curves_come_when_they_have_changed(client, run) -> None:
     assert "sampler-0: sampling, 5.0 s" in told["lanes"]
 
 
-def test_a_run_that_is_just_beginning_and_one_that_is_gone(tmp_path: Path, monkeypatch) -> None:
+def test_a_run_that_is_starting_and_one_whose_folder_is_gone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(view, "FRESH", -1.0)
     folder, _ = begun(tmp_path)
     client = TestClient(
         make_app(DashboardState(RunReader(folder)), VideoCache(folder / "blobs")), base_url="http://localhost"
     )
     told = ask(client)
-    assert (told["standing"]["phase"], told["standing"]["words"]) == ("not running", "not started yet")
+    assert (told["status"]["phase"], told["status"]["words"]) == ("not running", "not started yet")
     assert (told["groups"], told["curves"]["drawn"], told["lanes"]) == ([], [], None)
     (folder / "ledger.sqlite").touch()
     assert ask(client)["groups"] == []
@@ -151,7 +151,7 @@ def test_simulated_work_has_no_clips(tmp_path: Path, monkeypatch) -> None:
     assert (pair["clip"], pair["why"]) == (None, "simulated work has no clips")
 
 
-def test_with_a_token_nothing_is_told_without_it(run) -> None:
+def test_without_the_token_there_is_no_data(run) -> None:
     app = make_app(DashboardState(RunReader(run)), VideoCache(run / "blobs"), "correct horse battery")
     client = TestClient(app, base_url="http://10.0.0.5")
     for door in ("/api/run", "/groups/0.mp4"):

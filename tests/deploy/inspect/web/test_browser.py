@@ -1,4 +1,4 @@
-"""The page of a run in a real browser: it renews itself, videos play, the bottleneck is marked. Needs Chromium."""
+"""The page of a run in a real browser: it updates itself, plays videos, marks the bottleneck. Needs Chromium."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.chromium import MARKS, PATIENCE, Browser, Page, expect
 from tests.support.web_runs import killed, serving
 
 ROOT = Path(__file__).parents[4]
-LONG = 300_000  # milliseconds, for a real run to get on
+LONG = 300_000  # milliseconds, for a real run to make progress
 Visit = Callable[..., Page]
 Serve = Callable[..., str]
 pytestmark = MARKS
@@ -24,7 +24,7 @@ pytestmark = MARKS
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """Serves the page of a run folder until the test ends; the address."""
+    """Serves the page of a run folder until the test ends; returns the address."""
     with ExitStack() as stack:
         yield lambda *how: stack.enter_context(serving(*how))
 
@@ -33,7 +33,7 @@ def serve() -> Iterator[Serve]:
 def visit(browser: Browser, serve: Serve) -> Iterator[Visit]:
     """Opens a page, which closes before its server does.
 
-    What it complains about fails the test, but for clips that are gone and a token that is asked for.
+    Errors in its console fail the test, except 401 and 404.
     """
     contexts, complaints = [], []
 
@@ -59,7 +59,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plays(page: Page) -> None:
-    """Every video shown goes on, and begins again."""
+    """Every video plays."""
     page.wait_for_function("() => document.querySelectorAll('#pairs video').length > 0")
     page.wait_for_function("() => [...document.querySelectorAll('#pairs video')].every(one => one.currentTime > 0.2)")
     page.wait_for_function(
@@ -71,7 +71,7 @@ def plays(page: Page) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_a_live_run_from_its_beginning_to_its_end(visit: Visit, serve: Serve, tmp_path: Path):
+def test_a_live_run_from_start_to_finish(visit: Visit, serve: Serve, tmp_path: Path):
     words = ["run", "--mode", "serial", "--name", "live", "--root", tmp_path, "--steps", 4, "--guardrails.prompts", 0]
     words += ["--evaluation.prompts", 2, "--learner.batch-size", 1, "--sampler.candidates", 2, "--sampler.steps", 2]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -79,7 +79,7 @@ def test_a_live_run_from_its_beginning_to_its_end(visit: Visit, serve: Serve, tm
         run = subprocess.Popen([sys.executable, "-m", "deploy.cli", *map(str, words)], cwd=ROOT, env=env, stderr=said)
         try:
             while not (tmp_path / "live" / "config.toml").exists():
-                with pytest.raises(subprocess.TimeoutExpired):  # it does not end before
+                with pytest.raises(subprocess.TimeoutExpired):  # still running
                     run.wait(0.1)
             follow(visit(serve(tmp_path / "live")))
             assert run.wait(180) == 0
@@ -89,12 +89,12 @@ def test_a_live_run_from_its_beginning_to_its_end(visit: Visit, serve: Serve, tm
 
 
 def follow(page: Page) -> None:
-    """What is seen while the run goes on; nobody touches the page."""
+    """Checks the page while the run proceeds, without any input."""
     page.wait_for_selector("#phase.live", timeout=LONG)
     page.wait_for_selector("#pipeline li.slowest .tag", timeout=LONG)
     expect(page.locator("#pipeline li.slowest")).to_have_attribute("data-stage", re.compile("sampler|learner|rewarder"))
     expect(page.locator("#workers li")).to_have_count(3)
-    page.wait_for_function(  # any of them: new ones come all the time
+    page.wait_for_function(  # any of them: new ones keep coming
         "() => [...document.querySelectorAll('#pairs video')].some(one => one.currentTime > 0.2)", timeout=LONG
     )
     step = "document.querySelector('#facts dd').firstChild.data"
@@ -106,35 +106,36 @@ def follow(page: Page) -> None:
     expect(page.locator("#pipeline li.slowest")).to_have_count(0)
 
 
-def test_kept_candidates_play_in_step_and_again_and_again(visit: Visit, serve: Serve, stopped: Path):
+def test_kept_candidates_play_in_sync_and_loop(visit: Visit, serve: Serve, stopped: Path):
     page = visit(serve(stopped))
     expect(page.locator("#pairs video")).to_have_count(3)
     plays(page)
-    page.wait_for_function("() => document.querySelector('#pairs video').currentTime < 0.6")  # it has begun again
+    page.wait_for_function("() => document.querySelector('#pairs video').currentTime < 0.6")  # it loops
     sizes = page.evaluate("(one => [one.videoWidth, one.videoHeight])(document.querySelector('#pairs video'))")
-    assert sizes == [512, 192]  # both halves are one picture
+    assert sizes == [512, 192]  # both clips are one video
     card = page.locator(".pair").first
     expect(card).to_contain_text("chosen 80.0")
-    expect(card).to_contain_text("loser 30.0")
+    expect(card).to_contain_text("rejected 30.0")
     expect(card.locator(".dimension")).to_have_count(6)
     before = page.evaluate("(window.card = document.querySelector('.pair')).dataset.ordinal")
     for _ in range(2):
         page.wait_for_event("response", lambda answer: "/api/run" in answer.url)
-    assert page.evaluate("document.querySelector('.pair') === window.card")  # a look does not begin it anew
+    # An update keeps the card, so that its video does not restart.
+    assert page.evaluate("document.querySelector('.pair') === window.card")
     assert before == "2"
 
 
-def test_a_run_that_stopped_says_how_it_goes_on_and_marks_what_happened(visit: Visit, serve: Serve, stopped: Path):
+def test_a_stopped_run_shows_the_resume_command_and_marks_events(visit: Visit, serve: Serve, stopped: Path):
     page = visit(serve(stopped))
     expect(page.locator("#phase")).to_have_text("not running")
     expect(page.locator("#words")).to_contain_text(f"resume with: douga run {stopped / 'config.toml'}")
-    expect(page.locator("#words")).to_contain_text("71 % of <b>motion</b>")  # words, no markup
+    expect(page.locator("#words")).to_contain_text("71 % of <b>motion</b>")  # text, no markup
     curve = page.locator("#curves svg").first
     for kind, count in (("push", 2), ("refresh", 1), ("alarm", 1), ("resume", 1)):
         expect(curve.locator(f".{kind}")).to_have_count(count)
 
 
-def test_clips_that_are_gone_are_said_to_be(visit: Visit, serve: Serve, stopped: Path):
+def test_deleted_clips_are_reported(visit: Visit, serve: Serve, stopped: Path):
     for blob in (stopped / "blobs").iterdir():
         blob.unlink()
     page = visit(serve(stopped))
@@ -143,17 +144,17 @@ def test_clips_that_are_gone_are_said_to_be(visit: Visit, serve: Serve, stopped:
 
 
 @pytest.mark.parametrize("width", [390, 360])
-def test_a_phone_shows_all_without_scrolling_sideways(visit: Visit, serve: Serve, stopped: Path, width: int):
+def test_a_phone_needs_no_horizontal_scrolling(visit: Visit, serve: Serve, stopped: Path, width: int):
     page = visit(serve(stopped), viewport={"width": width, "height": 844}, has_touch=True, is_mobile=True)
     expect(page.locator("#pairs video")).to_have_count(3)
-    expect(page.locator("#curves svg")).to_have_count(5)
+    expect(page.locator("#curves svg")).to_have_count(8)  # three of every run, five of the algorithm
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     box = page.locator("#pairs video").first.bounding_box()
     assert box is not None
     assert (box["x"] >= 0, box["x"] + box["width"] <= width, box["width"] > 0.85 * width) == (True, True, True)
 
 
-def test_a_token_is_asked_for(visit: Visit, serve: Serve, stopped: Path):
+def test_the_page_asks_for_the_token(visit: Visit, serve: Serve, stopped: Path):
     page = visit(serve(stopped, "correct horse battery").replace("127.0.0.1", "localhost"))
     page.get_by_label("Token").fill("correct horse battery")
     page.get_by_role("button", name="Enter").click()

@@ -1,4 +1,4 @@
-"""A machine with torch, diffusers and peft alone: the serial mode works there, and what does not is said."""
+"""With only torch, diffusers and peft installed, serial mode works; other features name what is missing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 
 
 def run(folder: Path, missing: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,7 @@ def run(folder: Path, missing: str, *words: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_serial_runs_need_no_ray_no_zmq_and_no_deepspeed(tmp_path: Path) -> None:
+def test_serial_runs_need_neither_ray_nor_zmq_nor_deepspeed(tmp_path: Path) -> None:
     words = ("--mode", "serial", "--steps", "1", "--evaluation.prompts", "2", "--evaluation.clips", "0")
     sizes = ("--learner.batch-size", "1", "--learner.train", "lora", "--sampler.steps", "2")
     ended = run(tmp_path, "ray,zmq,deepspeed", *words, *sizes)
@@ -37,7 +37,7 @@ def test_serial_runs_need_no_ray_no_zmq_and_no_deepspeed(tmp_path: Path) -> None
     assert json.loads(record)["grad_norm"] > 0
 
 
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_packages_are_named(tmp_path: Path) -> None:
     for missing, words, said in (
         ("ray", ("--mode", "cluster"), "mode = 'cluster': needs the package ray, which is not installed"),
         ("deepspeed", ("--mode", "serial", "--learner.zero-stage", "2"), "need the package deepspeed"),
@@ -45,5 +45,5 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         ended = run(tmp_path, missing, *words)
         assert ended.returncode == 2, ended.stderr[-2000:]
         assert said in ended.stderr
-        ours = [line for line in ended.stderr.splitlines() if "kernels-community" not in line]  # bitsandbytes' own
+        ours = [line for line in ended.stderr.splitlines() if "kernels-community" not in line]  # a message of bitsandbytes
         assert len(ours) == 1, ended.stderr

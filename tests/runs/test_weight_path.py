@@ -1,4 +1,4 @@
-"""From the learner's parameters to the sampler's, over real sockets: published, announced, pulled, loaded, sampled."""
+"""Weights go from the learner to the sampler over real sockets: published, announced, pulled, loaded, sampled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WAIT = 30.0  # seconds
 
 
 @pytest.mark.parametrize("train", ["full", "lora"])
-def test_what_samples_is_what_was_learned(train: str, tmp_path: Path) -> None:
+def test_the_sampler_gets_the_learners_weights(train: str, tmp_path: Path) -> None:
     tiny_pipeline(tmp_path / "model")
     config = toy.config(tmp_path, **{"learner.train": train})
     model, prompts = open_model(config.model.path), open_prompts(config.prompts, config.seed)

@@ -1,4 +1,4 @@
-"""An algorithm of a user's own: one class, named by its dotted path, brings a selection, a loss and a metric."""
+"""A custom algorithm: one class, named by its dotted path, with its own selection, loss and metric."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deploy.inspect.web.view import DashboardState
 from deploy.results import report
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
-from deploy.runtime.run_metrics import RunMeter
+from deploy.runtime.run_metrics import RunMetrics
 from learner.algorithms.base import Algorithm, LossInputs, LossOutput, MetricSpec
 from tests.deploy.runtime.test_serial import fresh, model
 from tests.support import toy
@@ -32,7 +32,7 @@ class Centred(Algorithm):
     """Every candidate is trained on, weighted by how far its reward lies above the mean of its group."""
 
     class Config(AlgorithmConfig):
-        """``[algorithm] name = "tests.deploy.runtime.test_own_algorithm:Centred"``."""
+        """``[algorithm] name = "tests.runs.test_own_algorithm:Centred"``."""
 
         strength: float = Field(default=1.0, gt=0, description="factor of every weight")
 
@@ -49,17 +49,17 @@ class Centred(Algorithm):
         return LossOutput((inputs.weights * inputs.policy).mean(1), {"positive_share": above})
 
 
-def test_it_runs_and_its_metric_is_found_everywhere(
+def test_a_custom_algorithm_runs_and_its_metric_is_exported(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[str] = []
-    closed = RunMeter._close
+    closed = RunMetrics._close
 
-    def last_scrape(meter: RunMeter) -> None:
-        exported.extend(family.name for family in meter.instruments.registry.collect())
-        closed(meter)
+    def last_scrape(run_metrics: RunMetrics) -> None:
+        exported.extend(family.name for family in run_metrics.process_metrics.registry.collect())
+        closed(run_metrics)
 
-    monkeypatch.setattr(RunMeter, "_close", last_scrape)
+    monkeypatch.setattr(RunMetrics, "_close", last_scrape)
     name = f"{__name__}:Centred"
     own = {"algorithm.name": name, "algorithm.strength": 2.0, "sampler.candidates": 3}
     config = toy.config(fresh(tmp_path / "run", model), **own)
@@ -71,14 +71,14 @@ def test_it_runs_and_its_metric_is_found_everywhere(
     assert all(0 < step["metrics"]["positive_share"] < 1 for step in steps)
     assert "douga_algorithm_positive_share" in exported
     assert "Positive share" in (config.folder / report.layout.REPORT).read_text()
-    shown = DashboardState(RunReader(config.folder)).look("")
+    shown = DashboardState(RunReader(config.folder)).page_data("")
     assert "Positive share" in [curve["title"] for curve in shown["curves"]["drawn"]]
     assert [one["name"] for one in shown["groups"][0]["kept"]] == ["candidate 0", "candidate 1", "candidate 2"]
     before = [version.name for version in sorted((config.folder / "weights").iterdir())]
     assert len(before) > 1
 
 
-def test_it_trains_the_same_weights_twice(model: Path, tmp_path: Path) -> None:
+def test_a_custom_algorithm_is_deterministic(model: Path, tmp_path: Path) -> None:
     name = f"{__name__}:Centred"
     results = [
         serial.run(toy.config(fresh(tmp_path / run, model), **{"algorithm.name": name}), toy.rewards()).result

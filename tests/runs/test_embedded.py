@@ -1,4 +1,4 @@
-"""The embedded default end to end, in small: real weights, real heads, the same bits whatever happens on the way."""
+"""The embedded default end to end, in small: real weights, real heads, bit-identical results after crashes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str
     return config, finish(config)
 
 
-def test_all_judges_speak(whole: tuple[RunConfig, dict[str, Any]]) -> None:
+def test_all_heads_and_oracle_figures_are_in_the_result(whole: tuple[RunConfig, dict[str, Any]]) -> None:
     config, result = whole
     learned = {"reward", "smoothness", "motion", "appeal", "text", "image", "character"}
     assert set(result["learned"]) == learned
@@ -44,13 +44,13 @@ def test_all_judges_speak(whole: tuple[RunConfig, dict[str, Any]]) -> None:
     assert "Oracle" in report.write(config.folder).read_text()
 
 
-@pytest.mark.slow  # `test_serial.py` has it with a small model
+@pytest.mark.slow  # `test_serial.py` tests this with a small model
 def test_the_same_seed_gives_the_same_weights(whole: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
     assert finish(toy.embedded(tmp_path)) == whole[1]
 
 
-@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in every run of the tests
-def test_a_killed_run_goes_on_to_the_same_weights(whole: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
+@pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in the default test run
+def test_a_killed_run_resumes_to_the_same_weights(whole: tuple[RunConfig, dict[str, Any]], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.support.toy", str(tmp_path), "24", "embedded"]
     done = subprocess.run(command, check=False, capture_output=True, timeout=300)
     assert done.returncode == -9, done.stderr.decode()[-500:]

@@ -1,8 +1,8 @@
-"""Controls with the embedded model: is it the preference that raises the reward, or would any training do it?
+"""Controls with the embedded model: does the preference raise the reward, or would any training do?
 
 Every run here is the default one in one process, with fewer held-out prompts and no lag; all start from the same base
-model and are compared on the same prompts and seeds. A run drifts a little by itself, so the claims stand on two seeds,
-not on one.
+model and are compared on the same prompts and seeds. A run drifts a little by itself, so the claims are tested on two
+seeds.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 class TurnedAround:
-    """A head that likes training clips the less the better they are, for this share of the prompts.
+    """A head with inverted scores of training clips, for this share of the prompts.
 
-    All six heads turn around for the same prompts, so best and worst change places. Held-out clips keep their scores.
+    All six heads invert the same prompts, so that the best and the worst clip are swapped. Held-out clips keep their scores.
     """
 
     def __init__(self, head: Reward, share: float) -> None:
@@ -74,7 +74,7 @@ def test_without_a_learning_rate_nothing_changes(folder: Path) -> None:
     assert not gains(folder, "still", steps=2, **{"learner.lr": 0}).any()
 
 
-def test_the_preference_does_the_work(folder: Path, gapo: np.ndarray) -> None:
+def test_the_reward_rises_only_with_correct_preferences(folder: Path, gapo: np.ndarray) -> None:
     control = np.stack([gains(folder, f"random-{seed}", share=0.5, seed=seed) for seed in SEEDS])
     print(f"GAPO {gapo.mean(1)}, swapped at random {control.mean(1)}")
     assert bootstrap_mean(gapo.mean(0)).low > 0
@@ -82,7 +82,7 @@ def test_the_preference_does_the_work(folder: Path, gapo: np.ndarray) -> None:
     assert bootstrap_mean((gapo - control).mean(0)).low > 0
 
 
-def test_the_other_way_round_the_reward_falls(folder: Path, gapo: np.ndarray) -> None:
+def test_with_swapped_preferences_the_reward_falls(folder: Path, gapo: np.ndarray) -> None:
     swapped = gains(folder, "swapped", share=1.0, seed=0)
     print(f"GAPO {gapo[0].mean():+.2f}, swapped throughout {swapped.mean():+.2f}")
     assert bootstrap_mean(swapped).high < 0

@@ -1,4 +1,4 @@
-"""A run stands on one base model, wherever that lies; another one of equal shapes is refused at every door."""
+"""A run belongs to one base model, at any path; every command refuses another one of equal shapes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def bases(tmp_path: Path) -> Bases:
     return made
 
 
-def test_every_door(bases: Bases, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_base_model_is_refused_everywhere(bases: Bases, capsys: pytest.CaptureFixture[str]) -> None:
     parts = model_parts(bases.root / "model")
     assert json.loads((bases.folder / "model.json").read_text()) == parts
     assert WeightStore(bases.folder / "weights").manifest(2).model == parts
@@ -82,12 +82,12 @@ def _other_commands(bases: Bases, capsys: pytest.CaptureFixture[str]) -> None:
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{bases.folder}/weights: version 4: made on another base model than model.path = " in line
         file.write_text(text)
-        if command != "evaluate":  # it takes seconds, behind the same door
+        if command != "evaluate":  # slow, and the same check
             assert main(words) == 0
 
 
-def test_a_base_that_changes_where_it_lies(bases: Bases) -> None:
-    """Also of a full run, and before its first checkpoint: what it has sampled was sampled by the first one."""
+def test_a_base_model_that_changes_in_place_is_refused(bases: Bases) -> None:
+    """Also in a full run, and before its first checkpoint: its clips were sampled by the first model."""
     full = {"learner.train": "full", "name": "full"}
     with pytest.raises(Killed):
         serial.run(bases.config("model", **full), toy.rewards(), stop=_die)

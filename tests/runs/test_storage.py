@@ -41,7 +41,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def unbroken(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What counts of a run of six steps that nothing went wrong with, and the bytes its folder took."""
+    """The result of an undisturbed run of six steps, and the size of its folder in bytes."""
     config = six(tmp_path_factory.mktemp("unbroken"), model)
     result = serial.run(config, toy.rewards()).result
     assert result is not None
@@ -53,12 +53,12 @@ def used(folder: Path) -> int:
 
 
 def six(root: Path, model: Path, **flags: Any) -> RunConfig:
-    """The toy run with six steps, a checkpoint at every second."""
+    """The toy run with six steps and a checkpoint every two steps."""
     return toy.config(root, **{"model.path": model, "steps": 6} | flags)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> str:
-    """What stood on stderr: one line."""
+    """The line on stderr; there must be exactly one."""
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("douga: ")]
     return line.removeprefix("douga: ")
 
@@ -81,7 +81,7 @@ def run(config: RunConfig, monkeypatch: pytest.MonkeyPatch, stop: Callable[[], b
 
 @contextmanager
 def mounted(place: Path, size: str) -> Iterator[Path]:
-    """A file system of a size of its own."""
+    """Mounts a file system of the given size."""
     place.mkdir()
     done = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(place)], capture_output=True, text=True, check=False
@@ -99,7 +99,7 @@ def remount(place: Path, option: str) -> None:
 
 
 def is_whole(config: RunConfig) -> None:
-    """Nothing half-written: the ledger adds up, the checkpoints can be read, every record is a record."""
+    """Nothing is half-written: the ledger is consistent, checkpoints and records can be read."""
     exchange = LocalExchange(config.folder, config, toy_prompts(config))
     exchange.check()
     exchange.close()
@@ -121,7 +121,7 @@ FULL = r"/[a-z]+(\.sqlite|/.*)?: cannot be written: No space left on device; fre
 
 
 @pytest.mark.parametrize("share", [0.3, pytest.param(0.55, marks=pytest.mark.slow), 0.8])
-def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
+def test_a_full_disk_is_one_line_and_the_same_command_resumes(
     share: float,
     unbroken: dict[str, Any],
     model: Path,
@@ -129,7 +129,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The disk is full when a share of what the run needs is written; then it grows."""
+    """The disk is full after a share of the data that the run needs; then it is enlarged."""
     with mounted(tmp_path / "disk", str(int(share * unbroken["bytes"]))) as disk:
         config = six(disk, model)
         assert run(config, monkeypatch) == 3
@@ -157,7 +157,7 @@ def test_a_disk_that_turns_read_only(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Amid a run: exit code 3; on opening: 2. A disk cannot be turned while a file on it is open, but a folder can."""
+    """During a run: exit code 3; at the start: 2. A disk with open files cannot be remounted, but a folder can."""
     with mounted(tmp_path / "disk", "32m") as disk:
         config = six(disk, model)
         blobs = config.folder / "blobs"
@@ -182,14 +182,14 @@ def test_a_disk_that_turns_read_only(
         finished(config, unbroken)
 
 
-def test_a_bound_on_the_size_of_files(
+def test_a_limit_on_file_sizes(
     unbroken: dict[str, Any],
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Needs no rights. First weights are refused, then the ledger, which SQLite calls an error of the disk."""
+    """Needs no privileges. First writing weights fails, then the ledger, which SQLite reports as a disk error."""
     config = six(tmp_path, model)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     bounds = {
@@ -213,8 +213,8 @@ def test_a_bound_on_the_size_of_files(
 def test_a_full_disk_ends_a_cluster_run_at_once(
     part: str, unbroken: dict[str, Any], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the learner's own process meets it, or a sampler is told over the network; nobody is started again."""
-    threads = torch.get_num_threads()  # as in this process, where the run goes on: they decide the order of sums
+    """The error occurs in the learner's process, or a sampler gets it over the network. No worker is restarted."""
+    threads = torch.get_num_threads()  # as in this process, where the run resumes: threads change the order of sums
     config = six(tmp_path, model, mode="cluster", **{"cluster.sampler.count": 1, "cluster.threads": threads})
     config.folder.mkdir(parents=True)
     said = toy.Said()
@@ -227,7 +227,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
             driver.run(config, toy.rewards(), progress=said)
         assert not [line for line in said.lines if " died " in line]
         remount(disk, "size=16m")
-        assert run(six(tmp_path, model), monkeypatch) == 0  # the mode may change
+        assert run(six(tmp_path, model), monkeypatch) == 0  # `mode` may change on resume
         finished(config, unbroken)
 
 
@@ -235,7 +235,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
 
 
 def stopped(root: Path, model: Path, after: int = 5) -> RunConfig:
-    """A run that was killed amid step `after` + 1."""
+    """A run that was killed during step `after` + 1."""
     config = six(root, model)
 
     def die() -> bool:
@@ -253,7 +253,7 @@ class Killed(Exception):
 
 
 def overwrite(ledger: Path) -> None:
-    """Pages in the middle become noise."""
+    """Overwrites pages in the middle."""
     data = bytearray(ledger.read_bytes())
     data[8192:20480] = bytes(range(256)) * 48
     ledger.write_bytes(data)
@@ -264,7 +264,7 @@ def empty(ledger: Path) -> None:
 
 
 def lose_a_blob(ledger: Path) -> None:
-    """One of the base model's held-out clips: the largest files here."""
+    """Deletes a held-out clip of the base model, the largest file."""
     max((ledger.parent / "blobs").iterdir(), key=lambda path: path.stat().st_size).unlink()
 
 
@@ -302,7 +302,7 @@ def test_a_damaged_ledger_is_recovered(
     assert "recovered" in [record["event"] for record in read_json_lines(config.folder / "events.jsonl")]
 
 
-def test_without_a_snapshot_there_is_nothing_to_go_back_to(
+def test_without_a_snapshot_nothing_can_be_recovered(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = stopped(tmp_path, model, after=1)
@@ -320,7 +320,7 @@ def test_a_checkpoint_without_a_sound_snapshot_is_kept_aside(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The newest snapshot is damaged too: the one before it goes on, although some of its blobs are gone."""
+    """The newest snapshot is damaged too: the run resumes from the one before, although some of its blobs are gone."""
     config = stopped(tmp_path, model)
     for path in (config.folder / "ledger.sqlite", snapshots.path_of(config.folder, 4)):
         overwrite(path)

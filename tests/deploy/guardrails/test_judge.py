@@ -1,4 +1,4 @@
-"""A whole serial run whose only judge is a server, and what becomes of it when the server goes."""
+"""A serial run whose only judge is a server, and what happens when the server stops."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def config(root: Path, url: str) -> RunConfig:
     return toy.config(root, **{"reward.path": ""}, **flags)
 
 
-def test_a_run_judged_from_elsewhere_ends_in_one_line_when_the_judge_goes_and_resumes(tmp_path: Path):
+def test_a_run_stops_when_its_remote_judge_fails_and_resumes(tmp_path: Path):
     tiny_pipeline(tmp_path / "model")
     with ExitStack() as server:
         asked = config(tmp_path, server.enter_context(serving({"h": Hashes()})))

@@ -1,4 +1,4 @@
-"""Simulated runs: the same loop, ledger and pushes, without a model, and what they say about the pace."""
+"""Simulated runs: the same loop, ledger and pushes without a model, and the throughput that they report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support import toy
 
 
 def config(root: Path, **flags: Any) -> RunConfig:
-    """No pauses; small data; two pairs a step."""
+    """No delays, small data, two pairs per step."""
     values = {"root": root / "runs", "name": "simulated", "simulate": True, "steps": 6, "sampler.candidates": 2}
     values |= {f"simulation.{role}_seconds": 0 for role in ("sample", "score", "step", "load")}
     values |= {"learner.batch_size": 2, "learner.checkpoint_every": 2, "simulation.weights_bytes": 1000}
@@ -36,18 +36,18 @@ def ledger(made: RunConfig) -> LocalExchange:
 
 
 def uses_in_ledger(exchange: LocalExchange) -> dict[int, int]:
-    """Ordinal -> uses, those of 0 left out."""
+    """Ordinal -> uses, without those that have none."""
     rows = exchange._ledger.all("SELECT ordinal, times_trained FROM groups WHERE times_trained > 0")
     return {row["ordinal"]: row["times_trained"] for row in rows}
 
 
 def uses_in_weights(made: RunConfig, version: int) -> dict[int, int]:
-    """Ordinal -> how often it acted on the weights."""
+    """Ordinal -> number of updates of the weights with it."""
     counters = WeightStore(made.folder / "weights").load(version)[1][USES].tolist()
     return {ordinal: uses for ordinal, uses in enumerate(counters) if uses}
 
 
-def test_the_weights_count_what_the_ledger_counts(tmp_path: Path) -> None:
+def test_weights_and_ledger_count_the_same_uses(tmp_path: Path) -> None:
     made = config(tmp_path, **{"exchange.max_times_trained": 2})
     outcome = serial.run(made)
     assert outcome.result is not None
@@ -59,7 +59,7 @@ def test_the_weights_count_what_the_ledger_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("calls", [3, 20, 45])
-def test_a_stopped_run_ends_in_the_same_weights(tmp_path: Path, calls: int) -> None:
+def test_a_stopped_run_ends_with_the_same_weights(tmp_path: Path, calls: int) -> None:
     whole, cut = config(tmp_path / "whole"), config(tmp_path / "cut")
     assert serial.run(cut, stop=toy.after(calls, lambda: True)).result is None
     first, second = serial.run(whole).result, serial.run(cut).result
@@ -94,7 +94,7 @@ def test_logs_that_cannot_be_written_do_not_end_a_run(tmp_path: Path) -> None:
     assert serial.run(made).finished
 
 
-def test_failures_are_dealt_with_as_real_ones(tmp_path: Path) -> None:
+def test_simulated_failures_are_handled_like_real_ones(tmp_path: Path) -> None:
     made = config(tmp_path, **{"simulation.failure_rate": 0.3, "steps": 10})
     result = serial.run(made).result
     assert result is not None
@@ -104,11 +104,11 @@ def test_failures_are_dealt_with_as_real_ones(tmp_path: Path) -> None:
     assert "nan score" in reasons
     assert exchange.wasted()["nan"] >= 2
     assert exchange.counts()[State.TRAINED] == 20
-    assert result["pace"]["lost"]["failed"] == len(exchange.failures())
+    assert result["throughput"]["lost"]["failed"] == len(exchange.failures())
     exchange.close()
 
 
-def test_blobs_and_weights_have_the_sizes_that_are_asked_for(tmp_path: Path) -> None:
+def test_blobs_and_weights_have_the_configured_sizes(tmp_path: Path) -> None:
     made = config(tmp_path, **{"simulation.latents_bytes": 4000, "simulation.clip_bytes": 300})
     sampler, exchange = SimulatedSampler(made), ledger(made)
     assert sampler.work(exchange)
@@ -124,7 +124,7 @@ def test_blobs_and_weights_have_the_sizes_that_are_asked_for(tmp_path: Path) -> 
     exchange.close()
 
 
-def test_a_simulated_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_simulated_learner_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     made = config(tmp_path, steps=5)
     serial.run(made)
     again = SimulatedLearner(made, made.folder)
@@ -135,7 +135,7 @@ def test_a_simulated_learner_goes_on_from_its_checkpoint(tmp_path: Path) -> None
     exchange.close()
 
 
-def test_the_pace_is_told_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_throughput_is_printed_and_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = config(tmp_path, **{"simulation.sample_seconds": 0.05})
     words = [f"--{name}={value}" for name, value in _flags(made).items()]
     assert main(["run", *words]) == 0
@@ -168,11 +168,11 @@ def test_commands_that_need_clips_refuse_a_simulated_run(tmp_path: Path, capsys:
         assert "a simulated run has no clips" in capsys.readouterr().err
 
 
-def test_of_a_long_run_the_pace_of_its_end_is_told(tmp_path: Path) -> None:
+def test_a_long_run_reports_the_throughput_of_its_end(tmp_path: Path) -> None:
     made = config(tmp_path, steps=400, timeline_bytes=100_000)
     result = serial.run(made).result
     assert result is not None
-    pace, kept = result["pace"], len(read_json_lines(made.folder / "timeline.jsonl"))
+    pace, kept = result["throughput"], len(read_json_lines(made.folder / "timeline.jsonl"))
     assert kept < 1000  # of some 2000 units of work
     assert 150 < pace["steps"] < 350
     assert pace["groups"] == pytest.approx(2 * pace["steps"], abs=4)
@@ -194,7 +194,7 @@ def test_busy_shares_by_hand() -> None:
             "learner": {"workers": 1, "busy": 0.9},
         },
     }
-    assert throughput.words(pace) == [
+    assert throughput.lines(pace) == [
         "5 steps and 20 groups in 10.0 s: 0.50 steps/s, 2.00 groups/s",
         "busy: sampler 25% of 2, rewarder 5% of 1, learner 90% of 1; the learner is the bottleneck",
         "lag: mean 0.50, maximum 1 pushes",
