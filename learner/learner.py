@@ -29,7 +29,7 @@ from learner import checkpoint
 from learner.activation_checkpointing import recompute_in
 from learner.algorithms.base import LossInputs, LossOutput
 from learner.algorithms.v_prediction import Draw, Predict, draw, v_errors
-from learner.batch import Batch, collate, share
+from learner.batch import Batch, broadcast_batch, collate
 from learner.engines.base import Engine, NonFinite
 from learner.engines.single import SingleEngine
 from learner.loop import LearningLoop, StepResult
@@ -56,19 +56,19 @@ class Learner(LearningLoop):
         self._dtype = getattr(torch, config.model.dtype)
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
         self._architecture = _architecture(module)
-        recompute_in(module, self._rules.gradient_checkpointing)
-        self.reference = make_reference(module, self._rules, config.seed, self.algorithm.needs_reference)
-        if self._rules.compile:
+        recompute_in(module, self._learner_config.gradient_checkpointing)
+        self.reference = make_reference(module, self._learner_config, config.seed, self.algorithm.needs_reference)
+        if self._learner_config.compile:
             compile_blocks(module)
             self.reference.compile()
-        self.engine = make_engine(module, self._rules, config.model.device)
-        self.reference.place(self.engine)
+        self.engine = make_engine(module, self._learner_config, config.model.device)
+        self.reference.shard(self.engine)
 
     # One optimizer step.
 
-    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
-        """See `LearningLoop.take`."""
-        batch = share(self._lease(exchange), self.engine)
+    def train_step(self, exchange: LearnerExchange | None) -> StepResult | None:
+        """See `LearningLoop.train_step`."""
+        batch = broadcast_batch(self._lease(exchange), self.engine)
         if batch is None:
             return None
         means, norm = self.optimize(batch)
@@ -85,7 +85,7 @@ class Learner(LearningLoop):
     def _lease(self, exchange: LearnerExchange | None) -> Batch | None:
         if exchange is None:
             return None
-        leased = exchange.lease_batch(self.worker, self.step + 1, self._rules.batch_size)
+        leased = exchange.lease_batch(self.worker, self.step + 1, self._learner_config.batch_size)
         if not leased:
             return None
         batch = collate(leased)
@@ -107,8 +107,10 @@ class Learner(LearningLoop):
         sums = torch.zeros(len(names), device=self.engine.device)
         weights = self.algorithm.weights(batch.weights)
         first = self.engine.rank * self.engine.per_rank
-        starts = range(first, first + self.engine.per_rank, self._rules.micro_batch)
-        cuts = [(start, min(start + self._rules.micro_batch, first + self.engine.per_rank)) for start in starts]
+        starts = range(first, first + self.engine.per_rank, self._learner_config.micro_batch)
+        cuts = [
+            (start, min(start + self._learner_config.micro_batch, first + self.engine.per_rank)) for start in starts
+        ]
 
         def micro_batch(start: int, stop: int) -> Callable[[], torch.Tensor]:
             def loss() -> torch.Tensor:
@@ -141,7 +143,7 @@ class Learner(LearningLoop):
 
     def _learning_rate(self, step: int) -> float:
         """The learning rate at `step`: linear warm-up over `warmup_steps`, then constant."""
-        return self._rules.lr * min(1.0, step / max(1, self._rules.warmup_steps))
+        return self._learner_config.lr * min(1.0, step / max(1, self._learner_config.warmup_steps))
 
     # Errors.
 
@@ -150,7 +152,8 @@ class Learner(LearningLoop):
 
         `batch` is a part of the global batch with the groups `ordinals` of optimizer step `step`.
         """
-        drawn = draw(self.config.seed, step, ordinals, self._rules, batch, self._schedule.steps).to(self.engine.device)
+        drawn = draw(self.config.seed, step, ordinals, self._learner_config, batch, self._schedule.steps)
+        drawn = drawn.to(self.engine.device)
         batch, reference = batch.to(self.engine.device), None
         if self.algorithm.needs_reference:
             with self.reference.forward_context(self.engine) as model:
@@ -172,9 +175,9 @@ class Learner(LearningLoop):
 
     # Weights.
 
-    def refresh(self, share: float = 1.0) -> None:
+    def refresh(self, policy_fraction: float = 1.0) -> None:
         """See `LearningLoop.refresh`."""
-        self.reference.refresh(self.engine, share)
+        self.reference.refresh(self.engine, policy_fraction)
 
     def policy_digest(self) -> str:
         """The digest (hex) that a version of the current policy would have; empty except on rank 0. Collective."""
@@ -216,7 +219,7 @@ class Learner(LearningLoop):
                 if first:
                     checkpoint.write_progress(draft, self._progress())
                     stack.close()  # renames the draft to the final folder
-                    checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
+                    checkpoint.prune(self._checkpoints, self._learner_config.keep_checkpoints)
                 if exchange is not None:
                     exchange.record_checkpoint(self.step)
 
@@ -245,13 +248,13 @@ class Learner(LearningLoop):
         self.engine.close()
 
 
-def make_engine(module: torch.nn.Module, rules: LearnerConfig, device: str) -> Engine:
+def make_engine(module: torch.nn.Module, config: LearnerConfig, device: str) -> Engine:
     """`SingleEngine` for one rank at ZeRO stage 0, else `ZeroEngine`. Collective."""
-    if rules.zero_stage == 0 and not (distributed.is_initialized() and distributed.get_world_size() > 1):
-        return SingleEngine(module, rules, device)
+    if config.zero_stage == 0 and not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return SingleEngine(module, config, device)
     from learner.engines.zero import ZeroEngine  # noqa: PLC0415 - DeepSpeed is optional and slow to import
 
-    return ZeroEngine(module, rules, device)
+    return ZeroEngine(module, config, device)
 
 
 def without_dropout(module: torch.nn.Module) -> torch.nn.Module:

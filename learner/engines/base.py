@@ -122,32 +122,32 @@ class Engine(ABC):
             described(name, tensor, getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()
         )
         with self.agreed():
-            parts = self._gathered({entry.name: tensors[entry.name] for entry in layout})
+            parts = self._full_copies({entry.name: tensors[entry.name] for entry in layout})
             result = take(TensorStream(layout, parts)) if self.rank == 0 else None
             for _ in parts:  # other ranks must iterate too, to join the gathers
                 pass
         return result
 
-    def _gathered(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _full_copies(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield full copies on rank 0; the other ranks only join the collective operations."""
         for bucket in _buckets(tensors):
             self._check_others()  # whether rank 0 failed on the previous bucket
-            whole: dict[str, torch.Tensor] = {}
-            with self.whole(bucket.values()):
+            full: dict[str, torch.Tensor] = {}
+            with self.gathered(bucket.values()):
                 if self.rank == 0:
-                    whole = {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket.items()}
-            for name in bucket if whole else ():
-                yield name, whole.pop(name)
+                    full = {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket.items()}
+            for name in bucket if full else ():
+                yield name, full.pop(name)
 
     def assign(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
         """Copy `values`, full and equal on all ranks, into the module's `tensors` of the same names. Collective."""
         for bucket in _buckets(tensors):
-            with self.whole(bucket.values(), change=True), torch.no_grad():
+            with self.gathered(bucket.values(), change=True), torch.no_grad():
                 for name, tensor in bucket.items():
                     tensor.copy_(values[name])
 
     @abstractmethod
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> AbstractContextManager[None]:
+    def gathered(self, tensors: Iterable[torch.Tensor], change: bool = False) -> AbstractContextManager[None]:
         """Gather sharded tensors for the block. With `change`, identical writes on all ranks are kept. Collective."""
 
     @abstractmethod

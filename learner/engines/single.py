@@ -92,13 +92,13 @@ class SingleEngine(Engine):
         return values.detach().clone().to(self.device)
 
     @contextmanager
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
-        """See `Engine.whole`. One rank has no shards to gather."""
+    def gathered(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+        """See `Engine.gathered`. One rank has no shards to gather."""
         del tensors, change
         yield
 
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
-        """See `Engine.shard`. With one rank the module stays whole."""
+        """See `Engine.shard`. With one rank the module is returned unchanged."""
         return module
 
     @property

@@ -36,7 +36,7 @@ from learner.engines.base import Engine, NonFinite
 from learner.optimizer import make_optimizer
 
 REDUCE_BUCKET = 5 * 10**8  # elements; gradients reduced at once
-WHOLE_BELOW = 1000  # elements; stage 3 does not shard smaller parameters (norms, biases)
+SHARD_FROM = 1000  # elements; stage 3 does not shard smaller parameters (norms, biases)
 
 
 def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, device: str = "cpu") -> None:
@@ -83,7 +83,7 @@ class ZeroEngine(Engine):
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters() if p.requires_grad)
         zero = {
             "stage": self.stage,
-            "stage3_param_persistence_threshold": WHOLE_BELOW,
+            "stage3_param_persistence_threshold": SHARD_FROM,
             "reduce_bucket_size": min(REDUCE_BUCKET, trained),  # DeepSpeed allocates the full bucket
         }
         return {
@@ -131,8 +131,8 @@ class ZeroEngine(Engine):
         return total
 
     @contextmanager
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
-        """See `Engine.whole`."""
+    def gathered(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+        """See `Engine.gathered`."""
         sharded = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
         if not sharded:
             yield
@@ -142,7 +142,7 @@ class ZeroEngine(Engine):
 
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
         """See `Engine.shard`. Uses ZeRO 3 without an optimizer."""
-        zero = {"stage": 3, "stage3_param_persistence_threshold": WHOLE_BELOW}
+        zero = {"stage": 3, "stage3_param_persistence_threshold": SHARD_FROM}
         settings = {
             "train_micro_batch_size_per_gpu": self._config.micro_batch,
             "bf16": {"enabled": self._half},

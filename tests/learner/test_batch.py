@@ -9,7 +9,7 @@ import torch
 
 from common.messages import Selection
 from common.weights.tensors import from_array, to_array
-from learner.batch import collate, share
+from learner.batch import broadcast_batch, collate
 from learner.engines.single import SingleEngine
 from tests.support.learner.fakes import LATENT, make_group, tiny_config
 
@@ -50,7 +50,7 @@ def test_text_to_video_groups_have_no_image() -> None:
 @pytest.mark.parametrize("pairs", [None, collate([make_group(0)])])
 def test_one_rank_shares_with_nobody(pairs: object) -> None:
     engine = SingleEngine(torch.nn.Linear(1, 1), tiny_config().learner)
-    assert share(pairs, engine) is pairs  # type: ignore[arg-type]
+    assert broadcast_batch(pairs, engine) is pairs  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kept", [1, 4])

@@ -152,13 +152,13 @@ def test_a_share_of_the_policy_makes_the_reference_a_moving_average(
     before = {}
     for name in learner.reference.policy:
         pair = (learner.reference.policy[name], learner.reference.parameters[name])
-        with learner.engine.whole([pair[0]]):
+        with learner.engine.gathered([pair[0]]):
             policy = pair[0].detach().clone()
-        with learner.engine.whole([pair[1]]):
+        with learner.engine.gathered([pair[1]]):
             before[name] = torch.lerp(pair[1].detach().cpu(), policy.cpu(), 0.25)
     assert whole
     learner.reference.refresh(learner.engine, 0.25)
     for name, expected in before.items():
-        with learner.engine.whole([learner.reference.parameters[name]]):
+        with learner.engine.gathered([learner.reference.parameters[name]]):
             torch.testing.assert_close(learner.reference.parameters[name].detach().cpu(), expected)
     learner.close()
