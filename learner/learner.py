@@ -30,7 +30,7 @@ from learner.activation_checkpointing import recompute_in
 from learner.algorithms.base import LossInputs, LossOutput
 from learner.algorithms.v_prediction import Draw, Predict, draw, v_errors
 from learner.batch import Batch, broadcast_batch, collate
-from learner.engines.base import Engine, NonFinite
+from learner.engines.base import Engine, NonFiniteLossError
 from learner.engines.single import SingleEngine
 from learner.loop import LearningLoop, StepResult
 from learner.reference_model import make_reference
@@ -100,7 +100,7 @@ class Learner(LearningLoop):
         """Take an optimizer step on the global batch.
 
         Returns the mean of the loss and of each metric over the batch, by name, and the gradient norm before clipping.
-        Raises `NonFinite` with the ordinals of the batch. Collective.
+        Raises `NonFiniteLossError` with the ordinals of the batch. Collective.
         """
         step = self.step + 1
         names = ("loss", *(metric.name for metric in self.algorithm.metrics))
@@ -126,8 +126,8 @@ class Learner(LearningLoop):
 
         try:
             norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
-        except NonFinite as error:
-            raise NonFinite(f"optimizer step {step}: {error}; group ordinals {batch.ordinals}") from error
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"optimizer step {step}: {error}; group ordinals {batch.ordinals}") from error
         means = self.engine.sum_over_ranks(sums) / len(batch)
         return dict(zip(names, means.tolist(), strict=True)), norm
 

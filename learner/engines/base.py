@@ -29,11 +29,11 @@ BUCKET_BYTES = 256 * 2**20  # size of the parameters gathered at once
 Result = TypeVar("Result")
 
 
-class NonFinite(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """A loss or gradient is NaN or infinite; training cannot continue."""
 
 
-class RankFailed(RuntimeError):
+class RankFailedError(RuntimeError):
     """Another rank failed; its own error has the reason."""
 
 
@@ -73,7 +73,7 @@ class Engine(ABC):
         """Take one optimizer step at learning rate `lr`. Returns the gradient norm before clipping. Collective.
 
         `losses` has one function per micro-batch of this rank. Each runs a forward pass and returns its contribution to
-        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises `NonFinite` if a loss
+        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises `NonFiniteLossError` if a loss
         or the gradient norm is not finite.
         """
 
@@ -86,20 +86,20 @@ class Engine(ABC):
         return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
 
     def _refuse_non_finite(self, loss: torch.Tensor) -> None:
-        """Raises `NonFinite` on all ranks if a loss is not finite on any, before the backward pass. Collective."""
+        """Raises `NonFiniteLossError` on all ranks if a loss is not finite on any, before the backward pass. Collective."""
         bad = int(self.sum_over_ranks((~torch.isfinite(loss)).float()).item())
         if bad:
-            raise NonFinite(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")
+            raise NonFiniteLossError(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """If the block raises on one rank, make all ranks raise, so that none waits for a failed one. Collective.
 
-        Ranks whose own block succeeded raise `RankFailed`. No rank leaves the block before all have finished it.
+        Ranks whose own block succeeded raise `RankFailedError`. No rank leaves the block before all have finished it.
         """
         try:
             yield
-        except RankFailed:
+        except RankFailedError:
             raise  # all ranks already know
         except Exception:
             self.any(True)
@@ -108,7 +108,7 @@ class Engine(ABC):
 
     def _check_others(self) -> None:
         if self.any(False):
-            raise RankFailed(f"rank {self.rank}: stopping because another rank failed; see the error of that rank")
+            raise RankFailedError(f"rank {self.rank}: stopping because another rank failed; see the error of that rank")
 
     # Weights.
 

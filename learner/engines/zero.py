@@ -32,7 +32,7 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from common.config import LearnerConfig
 from common.errors import ConfigError
-from learner.engines.base import Engine, NonFinite
+from learner.engines.base import Engine, NonFiniteLossError
 from learner.optimizer import make_optimizer
 
 REDUCE_BUCKET = 5 * 10**8  # elements; gradients reduced at once
@@ -111,17 +111,17 @@ class ZeroEngine(Engine):
         if self.stage > 0:
             norm = float(self._engine.get_global_grad_norm())
             if not math.isfinite(norm) or not self._engine.was_step_applied():
-                raise NonFinite(f"the gradient's norm is {norm}")
+                raise NonFiniteLossError(f"the gradient's norm is {norm}")
         return norm
 
     def _local_norm(self) -> float:
-        """The norm of the reduced gradient at stage 0; NaN at other stages. Raises `NonFinite` before the update."""
+        """The norm of the reduced gradient at stage 0; NaN at other stages. Raises `NonFiniteLossError` before the update."""
         if self.stage > 0:
             return math.nan
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         if not math.isfinite(norm):
-            raise NonFinite(f"the gradient's norm is {norm}")
+            raise NonFiniteLossError(f"the gradient's norm is {norm}")
         return norm
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:

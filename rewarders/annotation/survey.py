@@ -23,7 +23,7 @@ SHOWN_SECONDS = 600.0  # an item that is not answered in this time is assigned t
 NAME_LENGTH = 40
 
 
-class UnknownItem(LookupError):
+class UnknownItemError(LookupError):
     """There is no such clip or pair."""
 
 
@@ -113,7 +113,7 @@ class Survey:
     # Answers.
 
     def rate(self, annotator: str, clip: str, ratings: dict[str, int]) -> None:
-        """Stores 1..5 in every dimension. Raises `UnknownItem` for an unknown clip, `ValueError` for invalid
+        """Stores 1..5 in every dimension. Raises `UnknownItemError` for an unknown clip, `ValueError` for invalid
         ratings."""
         annotator = checked_name(annotator)
         self.clip(clip)
@@ -121,7 +121,7 @@ class Survey:
         self.store.answer(annotator, self._kind("rate"), clip, dict(ratings))
 
     def choose(self, annotator: str, pair: str, side: Side) -> None:
-        """Stores which side is better, as this annotator saw them. Raises `UnknownItem` for an unknown pair."""
+        """Stores which side is better, as this annotator saw them. Raises `UnknownItemError` for an unknown pair."""
         annotator = checked_name(annotator)
         chosen = self.pair(pair)
         left, _ = self._sides(annotator, chosen)
@@ -169,5 +169,5 @@ def _task_header(item: str, clip: Clip) -> dict[str, Any]:
 
 def _lookup(items: dict[str, Any], key: str, what: str) -> Any:
     if key not in items:
-        raise UnknownItem(f"no such {what}")
+        raise UnknownItemError(f"no such {what}")
     return items[key]

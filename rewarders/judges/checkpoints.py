@@ -44,7 +44,9 @@ def linear_layers(file: Path, width: int) -> torch.nn.Sequential:
     Nothing comes between them: the dropout of training is inactive here. Raises `ConfigError` for any other content.
     """
     if not file.is_file():
-        raise ConfigError(f"path = {str(file.parent)!r}: {file.name} is missing (docs/published-rewards.md says how to make it)")
+        raise ConfigError(
+            f"path = {str(file.parent)!r}: {file.name} is missing (docs/published-rewards.md says how to make it)"
+        )
     try:
         state = load_file(file)
         names = sorted({name.rpartition(".")[0] for name in state}, key=lambda name: int(name.rpartition(".")[2]))

@@ -16,7 +16,7 @@ from deploy.run_dir.journal import Journal, measured
 from deploy.run_dir.progress import Progress, ThroughputTracker
 from deploy.runtime.evaluation import HeldOutEvaluation, Stuck
 from deploy.runtime.oom import needed_by
-from rewarders.interface import JudgeFailed
+from rewarders.interface import JudgeFailedError
 from rewarders.loop import ScoringLoop
 
 PROBING = "probing"
@@ -118,5 +118,5 @@ class LocalWorkers:
                 return measured(
                     self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange)
                 )
-        except JudgeFailed as error:
+        except JudgeFailedError as error:
             raise RunFailed(f"{error}; once it answers, the same command resumes the run") from None

@@ -87,7 +87,7 @@ def test_records_may_grow_and_anything_else_on_disk_may_not() -> None:
 
 
 def test_a_few_looks_say_nothing() -> None:
-    with pytest.raises(soak.InvariantViolated, match="too few"):
+    with pytest.raises(soak.InvariantViolatedError, match="too few"):
         growth("memory hub", series(1.0, 2.0, 3.0))
 
 

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from common.errors import ConfigError
 from common.weights.store import WeightStore
 from learner import checkpoint
-from learner.engines.base import Engine, NonFinite
+from learner.engines.base import Engine, NonFiniteLossError
 from learner.engines.single import SingleEngine
 from learner.engines.zero import ZeroEngine, join_group
 from learner.learner import make_engine
@@ -99,8 +99,10 @@ def check_failure(folder: Path, stage: int) -> None:
     """Who cannot write says so; the other rank stops with it, nothing stays behind, and both can go on."""
     first, second = found(folder, f"failure-{stage}")
     assert re.match(r"StorageError: .*v000001.* cannot be written: File too large", first["publish"])
-    assert second["publish"] == "RankFailed: rank 1: stopping because another rank failed; see the error of that rank"
-    assert first["save"] == "RankFailed: rank 0: stopping because another rank failed; see the error of that rank"
+    assert (
+        second["publish"] == "RankFailedError: rank 1: stopping because another rank failed; see the error of that rank"
+    )
+    assert first["save"] == "RankFailedError: rank 0: stopping because another rank failed; see the error of that rank"
     assert re.match(r"StorageError: .*optimizer-1.* cannot be written: File too large", second["save"])
     assert first["left"] == ["v000000"]
     assert first["versions"] == [0, 1]
@@ -217,7 +219,7 @@ def test_many_small_gradients_are_not_lost_in_bfloat16() -> None:
 def test_a_bad_loss_stops_before_the_weights(stage: int | None, bad: float) -> None:
     line = Line()
     engine = open_engine(line, stage)
-    with pytest.raises(NonFinite, match="the loss is"):
+    with pytest.raises(NonFiniteLossError, match="the loss is"):
         engine.step([lambda: engine.model(torch.tensor([bad])).sum()], lr=0.1)
     assert line.a.item() == 2.0
     engine.close()
@@ -227,7 +229,7 @@ def test_a_bad_loss_stops_before_the_weights(stage: int | None, bad: float) -> N
 def test_a_bad_gradient_stops_too(stage: int | None) -> None:
     """sqrt(a - a) is 0, its gradient is infinity times zero."""
     engine = open_engine(Line(), stage)
-    with pytest.raises(NonFinite, match="gradient"):
+    with pytest.raises(NonFiniteLossError, match="gradient"):
         engine.step([lambda: (engine.model(torch.zeros(1)) * 0).sqrt().sum()], lr=0.1)
     engine.close()
 

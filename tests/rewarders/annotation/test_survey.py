@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rewarders.annotation.survey import SHOWN_SECONDS, Survey, UnknownItem
+from rewarders.annotation.survey import SHOWN_SECONDS, Survey, UnknownItemError
 from tests.support.rewarders.survey import all_of, survey
 
 PEOPLE = ("ann", "ben", "cleo", "dan", "eve")
@@ -152,8 +152,8 @@ def test_bad_answers_are_refused(tmp_path):
         asked.rate("ann", clip, good | {"text": 6})
     with pytest.raises(ValueError, match="expected text, smoothness, appeal"):
         asked.rate("ann", clip, {"text": 3})
-    with pytest.raises(UnknownItem, match="no such clip"):
+    with pytest.raises(UnknownItemError, match="no such clip"):
         asked.rate("ann", "../secret", good)
-    with pytest.raises(UnknownItem, match="no such pair"):
+    with pytest.raises(UnknownItemError, match="no such pair"):
         asked.choose("ann", clip, "left")
     assert asked.given("rate") == []

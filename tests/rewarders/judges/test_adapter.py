@@ -14,7 +14,7 @@ from common.config import JudgeConfig, RewardConfig, RewardJudgeConfig, load_con
 from common.data.video import clip_length, decode_clip, encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.interface import Clip, JudgeResult, JudgeUnavailable
+from rewarders.interface import Clip, JudgeResult, JudgeUnavailableError
 from rewarders.judges.adapter import AdaptedJudge, InputSpec, adapt_clip
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.rewarder import rewarder_for
@@ -176,7 +176,7 @@ class Broken(Seen):
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         if self.how == "late":
             self.clips += clips
-            raise JudgeUnavailable("no answer in 3 s")
+            raise JudgeUnavailableError("no answer in 3 s")
         return ["too dark" if clip.frames.max() < 100 else {"one": 50.0} for clip in clips]
 
 

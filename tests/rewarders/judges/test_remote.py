@@ -17,7 +17,7 @@ from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
 from rewarders.checkpoints import load_heads
-from rewarders.interface import Clip, JudgeFailed, JudgeResult, JudgeUnavailable
+from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavailableError
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.judges.remote import RemoteJudge
 from rewarders.judges.server import RewardsAsJudge
@@ -155,9 +155,9 @@ def test_a_late_judge_costs_its_clips_and_then_the_worker():
         judge = remote(url, timeout=0.3, retries=1)
         grey.go.clear()
         for _ in range(2):
-            with pytest.raises(JudgeUnavailable, match="no answer in 2 attempts: ReadTimeout"):
+            with pytest.raises(JudgeUnavailableError, match="no answer in 2 attempts: ReadTimeout"):
                 judge.judge([clip(80)], [prompt()])
-        with pytest.raises(JudgeFailed, match="no answer in 2 attempts"):
+        with pytest.raises(JudgeFailedError, match="no answer in 2 attempts"):
             judge.judge([clip(80)], [prompt()])
         grey.go.set()
 
@@ -178,7 +178,7 @@ def test_a_judge_that_has_changed_is_not_believed():
     with serving({"grey": grey}) as url:
         judge = remote(url)
         grey.digest = "grey-2"
-        with pytest.raises(JudgeFailed, match="judge grey has changed"):
+        with pytest.raises(JudgeFailedError, match="judge grey has changed"):
             judge.judge([clip(80)], [prompt()])
 
 
