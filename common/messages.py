@@ -63,8 +63,7 @@ class Prompt:
 class Conditioning:
     """The encoded conditions of one prompt, shared by its candidates. Sampler -> learner.
 
-    Pairs that people made (`common/data/offline_pairs.py`) have a condition per candidate: one dimension more, [N,
-    ...].
+    Offline pairs (`common/data/offline_pairs.py`) have one condition per candidate, so one more dimension: [N, ...].
     """
 
     prompt_embeds: SerializedTensor  # [L, D], or [N, L, D]

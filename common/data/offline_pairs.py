@@ -1,4 +1,4 @@
-"""Human preference pairs recorded before the run (HuViDPO), and real clips for fine-tuning. Imports no torch.
+"""Offline data: human preference pairs (HuViDPO) and real clips for fine-tuning. Imports no torch.
 
 ```
 pairs.jsonl      a pair a row                       reward 100 and 0, or the ratings that the row has

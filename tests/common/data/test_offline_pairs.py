@@ -59,10 +59,10 @@ def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_p
 
 def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
     file = rated(tmp_path, {f"{rating}.mp4": ("walk", rating) for rating in range(1, 6)})
-    recorded = OfflinePairs(file, MODEL, seed=1)
-    epochs = [[recorded(ordinal) for ordinal in range(start, start + 10)] for start in (0, 10)]
+    offline = OfflinePairs(file, MODEL, seed=1)
+    epochs = [[offline(ordinal) for ordinal in range(start, start + 10)] for start in (0, 10)]
     for epoch in epochs:
-        assert set(map(id, epoch)) == set(map(id, recorded.pairs))
+        assert set(map(id, epoch)) == set(map(id, offline.pairs))
     assert epochs[0] != epochs[1]
     assert epochs[0] == [OfflinePairs(file, MODEL, seed=1)(ordinal) for ordinal in range(10)]
     assert epochs[0] != [OfflinePairs(file, MODEL, seed=2)(ordinal) for ordinal in range(10)]
@@ -71,9 +71,9 @@ def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
 def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 1)})
     (tmp_path / "c.mp4").write_bytes(encode_mp4(frames(0, 8), 8))
-    recorded = OfflinePairs(file, MODEL, 0)
-    assert [pair.rejected.clip.name for pair in recorded.pairs] == ["b.mp4"]
-    (fault,) = recorded.faults.values()
+    offline = OfflinePairs(file, MODEL, 0)
+    assert [pair.rejected.clip.name for pair in offline.pairs] == ["b.mp4"]
+    (fault,) = offline.faults.values()
     assert "c.mp4: 8 frames at 8 frames per second are too few: the model takes 9 at 8" in fault
     with pytest.raises(ConfigError, match=r"no pair to train on: .*too few"):
         OfflinePairs(file, ModelConfig(frames=17, fps=8), 0)
