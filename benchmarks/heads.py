@@ -37,7 +37,7 @@ from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import ACTIONS, Shot, caption, render
 from deploy.run_dir import layout
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.toon_heads.heads import first_frame
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.degradation import badness
@@ -99,9 +99,9 @@ def sampled(count: int, wrong_caption: bool = False, seed: int = 1) -> Judged:
     """One clip of the base model per held-out prompt; with `wrong_caption`, under the caption of another action."""
     prompts = ToonPrompts(seed).heldout(count, seed + wrong_caption)
     clips = _sample(prompts, wrong_caption, seed)
-    verdicts = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
+    oracle_scores = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
     return Judged(
-        {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
+        {name: np.array([getattr(one, NEAREST[name]) for one in oracle_scores]) for name in DIMENSIONS},
         _rated(clips, [_captioned_shot(prompt, wrong_caption) for prompt in prompts], wrong_caption),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
         [measure_signals(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],

@@ -29,7 +29,7 @@ from common.exchange.api import RewarderExchange, Submitted
 from common.messages import Score, ScoreTask
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import render
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.rewarder import Rewarder, read_clip
 from rewarders.toon_heads import heads
 

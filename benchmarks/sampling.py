@@ -186,7 +186,7 @@ def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdic
     """Reward and oracle scores of one clip per held-out prompt, always with the same seeds."""
     from common.toon.oracle import judge  # noqa: PLC0415 - only for the toon world
     from common.toon.prompts import shot_of  # noqa: PLC0415
-    from rewarders.checkpoints import load_heads  # noqa: PLC0415
+    from rewarders.head_files import load_heads  # noqa: PLC0415
 
     asked = prompts_for(given, model).heldout(given.quality, 0)
     clips = [decode_clip(make(prompt, [seed])[0]) for seed, prompt in enumerate(asked)]

@@ -70,8 +70,8 @@ class Judge(Protocol):
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """Returns per clip one raw value for each output, or a string that says why it has none.
 
-        Raises `ValueError` as `Reward.score` does, and `JudgeUnavailableError` if no clip of the batch can be judged now and
-        retrying them one by one would not help.
+        Raises `ValueError` as `Reward.score` does, and `JudgeUnavailableError` if no clip of the batch can be judged
+        now and retrying them one by one would not help.
         """
         ...
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.models.cogvideox import open_model
 from learner import toon_pretrain
-from rewarders.checkpoints import save_heads
+from rewarders.head_files import save_heads
 from rewarders.toon_heads.training.regenerate import SDEditAugmenter
 from rewarders.toon_heads.training.train import train_heads
 

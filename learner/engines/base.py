@@ -73,8 +73,8 @@ class Engine(ABC):
         """Take one optimizer step at learning rate `lr`. Returns the gradient norm before clipping. Collective.
 
         `losses` has one function per micro-batch of this rank. Each runs a forward pass and returns its contribution to
-        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises `NonFiniteLossError` if a loss
-        or the gradient norm is not finite.
+        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises
+        `NonFiniteLossError` if a loss or the gradient norm is not finite.
         """
 
     @abstractmethod
@@ -86,7 +86,8 @@ class Engine(ABC):
         return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
 
     def _refuse_non_finite(self, loss: torch.Tensor) -> None:
-        """Raises `NonFiniteLossError` on all ranks if a loss is not finite on any, before the backward pass. Collective."""
+        """Raise `NonFiniteLossError` on all ranks if any rank has a non-finite loss, before the backward pass.
+        Collective."""
         bad = int(self.sum_over_ranks((~torch.isfinite(loss)).float()).item())
         if bad:
             raise NonFiniteLossError(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")

@@ -115,7 +115,10 @@ class ZeroEngine(Engine):
         return norm
 
     def _local_norm(self) -> float:
-        """The norm of the reduced gradient at stage 0; NaN at other stages. Raises `NonFiniteLossError` before the update."""
+        """The norm of the reduced gradient at stage 0; NaN at other stages.
+
+        Raises `NonFiniteLossError` before the update.
+        """
         if self.stage > 0:
             return math.nan
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from common.data.video import clip_length, decode_clip, encode_for_browsers, plays_everywhere
-from rewarders.annotation.items import Clip
+from rewarders.annotation.items import SurveyClip
 from rewarders.annotation.survey import UnknownItemError
 
 
@@ -23,9 +23,11 @@ class PlaybackCheck:
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="douga-annotate-")
 
-    def video(self, clip: Clip) -> Path:
-        """Returns an mp4 file of the clip that every browser plays. Raises `UnknownItemError` if the clip can no longer
-        be read."""
+    def video(self, clip: SurveyClip) -> Path:
+        """Returns an mp4 file of the clip that every browser plays.
+
+        Raises `UnknownItemError` if the clip can no longer be read.
+        """
         made = Path(self._scratch.name) / f"{clip.key}.mp4"
         if made.exists():
             return made
@@ -46,8 +48,8 @@ class PlaybackCheck:
             file.write(data)
         Path(part).replace(path)
 
-    def first_frame(self, clip: Clip) -> bytes:
-        """Returns the first frame as PNG. Raises `UnknownItemError` if the clip has none, or if it can no longer be read."""
+    def first_frame(self, clip: SurveyClip) -> bytes:
+        """Returns the first frame as PNG. Raises `UnknownItemError` if the clip has none or is unreadable."""
         if clip.first_frame is None:
             raise UnknownItemError("this clip has no first-frame image")
         try:

@@ -66,8 +66,8 @@ class RemoteJudge:
         """See `Judge.judge`.
 
         Raises `ValueError` if the server refuses the request, `JudgeUnavailableError` if all attempts fail, and
-        `JudgeFailedError` if it denies access (401, 403, 404), its digest has changed, or `MAX_UNANSWERED` batches in a row
-        failed.
+        `JudgeFailedError` if it denies access (401, 403, 404), its digest has changed, or `MAX_UNANSWERED` batches in
+        a row failed.
         """
         asked = json.dumps({"judge": self.name, "prompts": [_prompt(prompt) for prompt in prompts]})
         files = [("clips", (f"{i}.mp4", bytes(clip.mp4()), "video/mp4")) for i, clip in enumerate(clips)]

@@ -35,7 +35,7 @@ from tests.support.small_models import small_model
 from tests.benchmarks.test_iteration import SIZE, given
 
 asked = given(model="5b-i2v", micro_batch=None, **SIZE)
-print(iteration.iterate(asked, small_model("5b-i2v"), Path(sys.argv[1]), iteration.Timeline("cpu")))
+print(iteration.iterate(asked, small_model("5b-i2v"), Path(sys.argv[1]), iteration.PhaseTimer("cpu")))
 """
 
 

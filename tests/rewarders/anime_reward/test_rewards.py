@@ -19,7 +19,7 @@ from common.toon.prompts import encode_png, prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import CLASSES, EncoderReward, VideoSmoothness, VideoTextConsistency
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.checkpoints import load_heads, save_heads
+from rewarders.head_files import load_heads, save_heads
 from tests.support.tiny_encoders import tiny_clip, tiny_idefics2, tiny_idefics2_tower, tiny_siglip
 
 Models = Mapping[str, dict[str, str]]

@@ -6,15 +6,15 @@ import pytest
 
 from common.config import DIMENSIONS
 from common.errors import ConfigError
-from rewarders.annotation.items import Clip, make_pairs
+from rewarders.annotation.items import SurveyClip, make_pairs
 from rewarders.annotation.rubric import open_rubric
 
 
-def clip(name: str, prompt: str, source: str = "a", category: str | None = None) -> Clip:
-    return Clip(name, prompt, source, category=category)
+def clip(name: str, prompt: str, source: str = "a", category: str | None = None) -> SurveyClip:
+    return SurveyClip(name, prompt, source, category=category)
 
 
-def names(clips: list[Clip], most: int = 100) -> list[tuple[str, str]]:
+def names(clips: list[SurveyClip], most: int = 100) -> list[tuple[str, str]]:
     return [(pair.first.name, pair.second.name) for pair in make_pairs(clips, most, seed=0)]
 
 

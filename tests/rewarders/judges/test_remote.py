@@ -16,7 +16,7 @@ from common.config import JudgeConfig, load_config
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavailableError
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.judges.remote import RemoteJudge

@@ -15,7 +15,7 @@ from common.errors import ConfigError
 from common.messages import Prompt
 from common.toon.prompts import encode_png, prompt_of
 from common.toon.world import Defects, Shot, caption, render
-from rewarders.checkpoints import load_heads, save_heads
+from rewarders.head_files import load_heads, save_heads
 from rewarders.interface import Reward
 from rewarders.toon_heads.heads import HEADS, ToonHead
 from rewarders.toon_heads.network import bag_of_words, vocabulary
