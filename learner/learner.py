@@ -8,7 +8,6 @@ change the random draws.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -22,7 +21,6 @@ from common.exchange.api import LearnerExchange
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
 from common.models.noise_schedule import NoiseSchedule
-from common.weights.store import draft_of, new_folder
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import from_array, tensor_entry, whole_digest
 from learner import checkpoint
@@ -203,25 +201,15 @@ class Learner(LearningLoop):
 
     def save(self, exchange: LearnerExchange | None) -> None:
         """See `LearningLoop.save`."""
-        engine, place = self.engine, checkpoint.place(self._checkpoints, self.step)
-        draft, first = draft_of(place), engine.rank == 0
-        with ExitStack() as stack:
-            with engine.agreed():
-                if first:
-                    stack.enter_context(new_folder(place))
-            engine.collect(self.reference.policy, partial(checkpoint.write_tensors, draft, "policy"))
-            if self.algorithm.needs_reference:
-                engine.collect(self.reference.parameters, partial(checkpoint.write_tensors, draft, "reference"))
-            with engine.agreed():
-                optimizer = TensorStream.of(engine.optimizer_state())
-                checkpoint.write_tensors(draft, f"optimizer-{engine.rank}", optimizer)
-            with engine.agreed():
-                if first:
-                    checkpoint.write_progress(draft, self._progress())
-                    stack.close()  # renames the draft to the final folder
-                    checkpoint.prune(self._checkpoints, self._learner_config.keep_checkpoints)
-                if exchange is not None:
-                    exchange.record_checkpoint(self.step)
+        parts = {"policy": self.reference.policy}
+        if self.algorithm.needs_reference:
+            parts["reference"] = self.reference.parameters
+        checkpoint.save(self._checkpoints, self._progress(), self.engine, parts)
+        with self.engine.agreed():
+            if self.engine.rank == 0:
+                checkpoint.prune(self._checkpoints, self._learner_config.keep_checkpoints)
+            if exchange is not None:
+                exchange.record_checkpoint(self.step)
 
     def load(self, folder: Path) -> None:
         """See `LearningLoop.load`."""
