@@ -45,9 +45,9 @@ from actors.offline import frames_of
 from actors.sampler import Sampler
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt, WeightVersion
 from common.models.cogvideox import ModelFolder, Scheduler
-from common.toon.prompts import encode_png
 
 
 class InvertedSampler(Sampler):

@@ -26,9 +26,9 @@ from common.config import ModelConfig, RunConfig
 from common.data.offline_pairs import OfflinePairs, PairClip, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
 from common.models.cogvideox import ModelFolder
-from common.toon.prompts import encode_png
 from common.weights.tensors import from_array, to_array
 
 CACHED_CLIPS = 256  # cached encoded clips; each clip occurs in many pairs

@@ -30,15 +30,15 @@ from actors.sampler import Sampler
 from benchmarks.harness import Aim, Report, Row, main
 from common.config import DIMENSIONS, load_config
 from common.data.video import decode_clip
-from common.exchange import rules
 from common.messages import Prompt
 from common.models.cogvideox import open_model
+from common.seeds import candidate_seed
 from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import ACTIONS, Shot, caption, render
 from deploy.run_dir import layout
+from rewarders.first_frame import reference_frame
 from rewarders.head_files import load_heads
-from rewarders.toon_heads.heads import first_frame
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.degradation import badness
 from rewarders.toon_heads.training.evaluate import best_signal, evaluate_heads, evaluate_signals
@@ -104,7 +104,7 @@ def sampled(count: int, wrong_caption: bool = False, seed: int = 1) -> Judged:
         {name: np.array([getattr(one, NEAREST[name]) for one in oracle_scores]) for name in DIMENSIONS},
         _rated(clips, [_captioned_shot(prompt, wrong_caption) for prompt in prompts], wrong_caption),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
-        [measure_signals(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
+        [measure_signals(clip, reference_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
     )
 
 
@@ -115,7 +115,7 @@ def _sample(prompts: Sequence[Prompt], wrong_caption: bool, seed: int) -> list[n
     def clip_of(place: int, prompt: Prompt) -> np.ndarray:
         sampler = samplers[place % len(samplers)]
         given_prompt = replace(prompt, text=caption(_captioned_shot(prompt, wrong_caption)))
-        seeds = [rules.seed(seed, "heads", place, int(wrong_caption))]
+        seeds = [candidate_seed(seed, "heads", place, int(wrong_caption))]
         return decode_clip(sampler.sample(given_prompt, sampler.encode(given_prompt), seeds, [0])[0].clip)
 
     return [clip_of(place, prompt) for place, prompt in enumerate(prompts)]

@@ -24,9 +24,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import common.toon
 from common.errors import ConfigError
 from common.errors.oom import reraise_oom
+from common.toon import WEIGHTS
 from rewarders.interface import Reward
 from rewarders.toon_heads.heads import CLIP_SHAPE, HEADS, ToonHead
 from rewarders.toon_heads.network import vocabulary
@@ -57,7 +57,7 @@ def load_heads(path: str, device: str = "cpu") -> list[Reward]:
     Raises `ConfigError` if a file is missing, damaged or of another format, or if a head does not fit its models. The
     message names the file.
     """
-    folder = Path(common.toon.__path__[0]) / "weights" / "heads" if path == "toon" else Path(path)
+    folder = WEIGHTS / "heads" if path == "toon" else Path(path)
     if not folder.is_dir():
         raise ConfigError(f"reward.path = {path!r}: no folder of reward heads at {folder}")
     found = {name: _read(folder / f"{name}.json") for name in HEADS if (folder / f"{name}.json").is_file()}

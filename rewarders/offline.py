@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from common.config import RewardConfig
 from common.data.offline_pairs import OfflinePairs
-from common.exchange.rewards import expected_scores
 from common.messages import Purpose, Score, ScoreTask
+from common.reward_composition import expected_scores
 from rewarders.loop import ScoringLoop
 
 

@@ -18,8 +18,8 @@ from hashlib import blake2b
 from common.config import RewardConfig
 from common.data.video import decode_video
 from common.errors import ConfigError
-from common.exchange.rewards import reward_weights
 from common.messages import Prompt, Score, ScoreTask
+from common.reward_composition import reward_weights
 from rewarders.interface import Clip, Judge, JudgeResult, JudgeUnavailableError, Reward, as_judge
 from rewarders.loop import ScoringLoop
 

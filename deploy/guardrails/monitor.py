@@ -27,8 +27,8 @@ from common.config import RunConfig
 from common.data.video import decode_clip
 from common.errors import RunFailed
 from common.exchange.api import OVER, HubExchange, ScoredCandidate
-from common.exchange.rewards import mean_score
 from common.messages import Prompt, Purpose, ScoreTask
+from common.reward_composition import mean_score
 from common.weights.store import WeightStore
 from deploy.guardrails.judge import held_out_judge
 from deploy.guardrails.rules import (

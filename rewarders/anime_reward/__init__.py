@@ -24,7 +24,7 @@ Deviations from the paper:
 | symbol | here | meaning |
 |---|---|---|
 | I_1 .. I_N | `video.sample_frames(clip)` | the clip's frames, at most 24, evenly spaced |
-| I_p | `first_frame(clip, prompt)` | the image to animate |
+| I_p | `reference_frame(clip, prompt)` | the image to animate |
 | T | `prompt.text` | the caption |
 | E_v, E_t | `encoders.Vision`, `encoders.Text` | frozen encoders |
 | Reg, Aes | `reward.head` | the trained part: regression, aesthetics |

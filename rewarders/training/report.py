@@ -23,9 +23,9 @@ from common.config import RewardConfig
 from common.data.ratings import BadRow, dimensions
 from common.errors import ConfigError
 from common.messages import ScoreTask
+from rewarders.first_frame import reference_frame
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
-from rewarders.toon_heads.heads import first_frame
 from rewarders.training import pixel_baselines
 from rewarders.training.dataset import RatedDataset, unseen
 from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics
@@ -136,7 +136,7 @@ def _measured(
             if isinstance(clip, BadRow):
                 log(f"left out: {clip}")
                 continue
-            for name, value in pixel_baselines.measure_signals(clip, first_frame(clip, prompts[i])).items():
+            for name, value in pixel_baselines.measure_signals(clip, reference_frame(clip, prompts[i])).items():
                 plain[name][i] = value
         if time.monotonic() - said > EVERY:
             log(f"scored {start + len(part)}/{len(rows)} clips")

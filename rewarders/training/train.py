@@ -32,7 +32,8 @@ from common.errors import ConfigError
 from common.errors.disk import write_whole
 from common.training.fit import FitConfig, fit
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead, first_frame
+from rewarders.first_frame import reference_frame
+from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead
 from rewarders.toon_heads.training.train import head_loss
 from rewarders.training.dataset import RatedDataset, Split, hash_keys, split
 from rewarders.training.features import features
@@ -93,7 +94,7 @@ class ClipHead:
     ) -> None:
         prompts = rated.prompts()
         self.module, self.rows, self.clips = head, rows, clips
-        self.firsts = np.stack([first_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
+        self.firsts = np.stack([reference_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
         self.captions = [prompts[i].text for i in rows]
         self._badness = (1 - scores[:, None] / 100).astype(np.float32)
 

@@ -17,9 +17,9 @@ from actors.denoise import Condition, denoise
 from common.config import ModelConfig, load_config
 from common.data.video import decode_clip, encode_mp4
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, open_model, predict_v
-from common.toon.prompts import encode_png
 from common.weights.tensors import from_array
 from deploy.cli.main import main
 from tests.actors.test_denoise import condition

@@ -9,8 +9,8 @@ from typing import Any
 
 from common.config import RewardConfig, RunConfig
 from common.data.offline_pairs import OfflinePair, PairClip
-from common.exchange.rewards import expected_scores
 from common.messages import Prompt, Purpose, Score, ScoreTask
+from common.reward_composition import expected_scores
 from rewarders.loop import ScoringLoop
 from rewarders.offline import OfflineRewarder
 from rewarders.simulated import SimulatedRewarder

@@ -13,8 +13,9 @@ from PIL import Image
 
 from actors.prompts.source import FilePrompts, first_frame, open_prompts
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt, Purpose
-from common.toon.prompts import ToonPrompts, encode_png
+from common.toon.prompts import ToonPrompts
 
 
 def picture(path: Path, height: int = 6, width: int = 8, value: int = 90) -> Path:

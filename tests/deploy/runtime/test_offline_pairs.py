@@ -16,9 +16,9 @@ from common.data.ratings import RatedClip, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.exchange.local import LocalExchange
+from common.images import encode_png
 from common.messages import Prompt
 from common.models.cogvideox import encode_video, open_model, to_unit
-from common.toon.prompts import encode_png
 from common.weights.tensors import from_array
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines

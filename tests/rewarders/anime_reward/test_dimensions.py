@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import SiglipImageProcessorPil
 
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt
-from common.toon.prompts import encode_png, prompt_of
+from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import (
     KeyFrameAppeal,

@@ -14,8 +14,9 @@ import torch
 
 from common.config import DIMENSIONS
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt
-from common.toon.prompts import encode_png, prompt_of
+from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import CLASSES, EncoderReward, VideoSmoothness, VideoTextConsistency
 from rewarders.anime_reward.trainable import TrainableReward

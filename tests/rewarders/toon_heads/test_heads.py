@@ -12,8 +12,9 @@ import torch
 
 from common.config import DIMENSIONS
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt
-from common.toon.prompts import encode_png, prompt_of
+from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, caption, render
 from rewarders.head_files import load_heads, save_heads
 from rewarders.interface import Reward

@@ -6,7 +6,7 @@ import pytest
 
 from common.config import DIMENSIONS, RewardConfig, load_config
 from common.errors import ConfigError
-from common.exchange.rewards import clip_reward, expected_scores, mean_score, reward_weights, weighted_mean
+from common.reward_composition import clip_reward, expected_scores, mean_score, reward_weights, weighted_mean
 
 SCORED = (*DIMENSIONS, "vs.visual", "vs.dynamic", "aesthetic")
 
