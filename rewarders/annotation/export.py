@@ -81,21 +81,21 @@ class Writer:
 
     def preferred(self, pair: Pair, choices: Sequence[inter_annotator.Choice]) -> RatedPair | None:
         """Returns the row of a pair with a majority, or None for a tie."""
-        chosen = inter_annotator.majority(choices)
-        if chosen == "tie":
+        choice = inter_annotator.majority(choices)
+        if choice == "tie":
             return None
-        winner, loser = (pair.first, pair.second) if chosen == "first" else (pair.second, pair.first)
-        best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (winner, loser))
+        chosen, rejected = (pair.first, pair.second) if choice == "first" else (pair.second, pair.first)
+        best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (chosen, rejected))
         # If the ratings contradict the direct comparison, the comparison counts.
         agree = best is not None and worst is not None and best > worst
         return RatedPair(
-            prompt=_prompt(winner),
-            first_frame=self._first_frame(winner),
-            winner=self._clip(winner),
-            loser=self._clip(loser),
-            winner_rating=best if agree else None,
-            loser_rating=worst if agree else None,
-            category=winner.category,
+            prompt=_prompt(chosen),
+            first_frame=self._first_frame(chosen),
+            chosen=self._clip(chosen),
+            rejected=self._clip(rejected),
+            chosen_rating=best if agree else None,
+            rejected_rating=worst if agree else None,
+            category=chosen.category,
             annotators=len(choices),
         )
 

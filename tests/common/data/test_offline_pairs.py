@@ -49,8 +49,8 @@ def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
 def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
     rows = [
-        RatedPair(prompt="p", winner="a.mp4", loser="b.mp4", winner_rating=4, loser_rating=3),
-        RatedPair(prompt="p", winner="c.mp4", loser="a.mp4"),
+        RatedPair(prompt="p", chosen="a.mp4", rejected="b.mp4", chosen_rating=4, rejected_rating=3),
+        RatedPair(prompt="p", chosen="c.mp4", rejected="a.mp4"),
     ]
     write_pairs(tmp_path / "pairs.jsonl", rows)
     found = OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
@@ -114,7 +114,13 @@ def test_frames_are_taken_at_the_models_rate(count, clip_fps, frames, fps, place
         assert frame_places(count, clip_fps, frames, fps) == places
 
 
-def test_a_file_that_is_none_is_told_in_one_line(tmp_path):
+def test_a_pairs_file_with_old_columns_is_refused(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "winner": "a.mp4", "loser": "b.mp4"}\n')
+    with pytest.raises(ConfigError, match="renamed columns: winner, loser; write chosen, rejected instead"):
+        OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0)
+
+
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         OfflinePairs(tmp_path / "none.jsonl", MODEL, 0)
     (tmp_path / "bad.jsonl").write_text("no json\n")
