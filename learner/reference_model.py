@@ -30,7 +30,7 @@ from common.models.lora import activate, adapter_parameters, inject_lora, using_
 from learner.engines.base import Engine
 
 POLICY, REFERENCE = "policy", "reference"
-Placement = Literal["whole", "sharded", "host"]
+CopyPlacement = Literal["whole", "sharded", "host"]
 
 
 class Reference(ABC):
@@ -97,7 +97,7 @@ class CopyReference(Reference):
 
     kind = "full"
 
-    def __init__(self, module: torch.nn.Module, placement: Placement = "whole") -> None:
+    def __init__(self, module: torch.nn.Module, placement: CopyPlacement = "whole") -> None:
         module.requires_grad_(True)
         self._copy = copy.deepcopy(module).requires_grad_(False)
         self._placement = placement

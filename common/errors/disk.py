@@ -37,6 +37,15 @@ SQLITE_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """``with replacing(path) as draft:`` writes `draft`, which then replaces `path`. Raises `StorageError`."""
+    draft = path.with_name(f".{path.name}.part")
+    with writing(path):
+        yield draft
+        draft.replace(path)
+
+
+@contextmanager
 def writing(path: Path | str) -> Iterator[None]:
     """``with writing(path):`` turns disk errors in its body into a `StorageError` that names `path`.
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common.errors import ConfigError
-from common.errors.disk import writing
+from common.errors.disk import replacing
 from common.training.muon import Muon
 
 
@@ -153,11 +153,9 @@ def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
 
 def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    whole = {key: value.detach().contiguous().clone() for key, value in state.items()}
-    with writing(path):
-        save_file(whole, scratch, metadata=metadata)
-        scratch.replace(path)
+    copies = {key: value.detach().contiguous().clone() for key, value in state.items()}
+    with replacing(path) as draft:
+        save_file(copies, draft, metadata=metadata)
 
 
 def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:

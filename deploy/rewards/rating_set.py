@@ -30,7 +30,7 @@ from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.digests import digest
 from common.errors import ConfigError
-from common.errors.disk import write_whole, writing
+from common.errors.disk import replacing, write_whole
 from common.images import encode_png
 from common.messages import Prompt
 from common.models.cogvideox import open_model
@@ -174,10 +174,8 @@ def _name(seed: int, *what: object) -> str:
 
 def _keep(path: Path, data: bytes) -> None:
     """Writes atomically, because an existing file is taken as complete."""
-    scratch = path.with_name(f".{path.name}.part")
-    with writing(path):
-        scratch.write_bytes(data)
-        scratch.replace(path)
+    with replacing(path) as draft:
+        draft.write_bytes(data)
 
 
 def _source_clips(
