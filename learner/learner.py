@@ -7,7 +7,7 @@ change the random draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -104,30 +104,31 @@ class Learner(LearningLoop):
         names = ("loss", *(metric.name for metric in self.algorithm.metrics))
         sums = torch.zeros(len(names), device=self.engine.device)
         weights = self.algorithm.weights(batch.weights)
-        first = self.engine.rank * self.engine.per_rank
-        starts = range(first, first + self.engine.per_rank, self._learner_config.micro_batch)
-        cuts = [
-            (start, min(start + self._learner_config.micro_batch, first + self.engine.per_rank)) for start in starts
-        ]
-
-        def micro_batch(start: int, stop: int) -> Callable[[], torch.Tensor]:
-            def loss() -> torch.Tensor:
-                policy, reference = self.errors(batch.part(start, stop), batch.ordinals, step)
-                parts = (weights[start:stop], batch.rewards[start:stop])
-                inputs = LossInputs(policy, reference, *(part.to(sums.device) for part in parts))
-                output = self._validated(self.algorithm.loss(inputs), stop - start)
-                values = (output.loss, *(output.metrics[name] for name in names[1:]))
-                sums.add_(torch.stack([value.detach().sum() for value in values]))
-                return output.loss.sum() / len(batch)
-
-            return loss
-
+        losses = [partial(self._micro_batch_loss, batch, weights, sums, cut) for cut in self._micro_batches()]
         try:
-            norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
+            norm = self.engine.step(losses, self._learning_rate(step))
         except NonFiniteLossError as error:
             raise NonFiniteLossError(f"optimizer step {step}: {error}; group ordinals {batch.ordinals}") from error
         means = self.engine.sum_over_ranks(sums) / len(batch)
         return dict(zip(names, means.tolist(), strict=True)), norm
+
+    def _micro_batches(self) -> list[slice]:
+        """The groups of each micro-batch of this rank, as slices of the global batch."""
+        first, size = self.engine.rank * self.engine.per_rank, self._learner_config.micro_batch
+        end = first + self.engine.per_rank
+        return [slice(start, min(start + size, end)) for start in range(first, end, size)]
+
+    def _micro_batch_loss(self, batch: Batch, weights: torch.Tensor, sums: torch.Tensor, cut: slice) -> torch.Tensor:
+        """The contribution of the groups `cut` to the mean loss of the global `batch`.
+
+        Adds the sums of their losses and metrics to `sums`, in the order of `Algorithm.metrics`.
+        """
+        policy, reference = self.errors(batch.part(cut.start, cut.stop), batch.ordinals, self.step + 1)
+        parts = (part[cut].to(sums.device) for part in (weights, batch.rewards))
+        output = self._validated(self.algorithm.loss(LossInputs(policy, reference, *parts)), cut.stop - cut.start)
+        values = (output.loss, *(output.metrics[metric.name] for metric in self.algorithm.metrics))
+        sums.add_(torch.stack([value.detach().sum() for value in values]))
+        return output.loss.sum() / len(batch)
 
     def _validated(self, output: LossOutput, count: int) -> LossOutput:
         """Raises `ValueError` if the loss of a user's algorithm has wrong shapes or other metrics than declared."""

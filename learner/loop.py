@@ -47,6 +47,21 @@ class StepResult:
     reward: float
     metrics: Mapping[str, float]
 
+    def stats(self, step: int, seconds: float, refreshed: bool, pushed: bool) -> StepStats:
+        """The record of `step` for the journal."""
+        return StepStats(
+            step=step,
+            loss=self.loss,
+            grad_norm=self.grad_norm,
+            lag=self.lag,
+            lag_max=self.lag_max,
+            reward=self.reward,
+            seconds=seconds,
+            refreshed=refreshed,
+            pushed=pushed,
+            metrics=dict(self.metrics),
+        )
+
 
 class LearningLoop(ABC):
     """Base class of the learners. It writes weights/ and checkpoints/ under `folder`.
@@ -131,27 +146,24 @@ class LearningLoop(ABC):
         )
         if exchange is not None:
             exchange.commit_step(self.step, result.ordinals)
-        policy_fraction = self.algorithm.reference_update(self.step)
-        if policy_fraction:
-            self._refresh("algorithm", policy_fraction)
-        requested = self._refreshed_at == self.step - 1  # possibly in an earlier call that got no batch
+        refreshed = self._refresh_after_step()
         pushed = due(self.step, self._learner_config.steps_per_push)
         if pushed:
             self.publish(exchange)
         if due(self.step, self._learner_config.checkpoint_every):
             self._save(exchange)
-        return StepStats(
-            step=self.step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            lag=result.lag,
-            lag_max=result.lag_max,
-            reward=result.reward,
-            seconds=time.perf_counter() - started,
-            refreshed=requested or policy_fraction > 0,
-            pushed=pushed,
-            metrics=dict(result.metrics),
-        )
+        return result.stats(self.step, time.perf_counter() - started, refreshed, pushed)
+
+    def _refresh_after_step(self) -> bool:
+        """Refresh the reference if the algorithm asks for it. Collective.
+
+        Returns whether it was refreshed since the last step, also if the guardrails requested it before this step.
+        """
+        policy_fraction = self.algorithm.reference_update(self.step)
+        if policy_fraction:
+            self._refresh("algorithm", policy_fraction)
+        requested = self._refreshed_at == self.step - 1  # possibly in an earlier call that got no batch
+        return requested or policy_fraction > 0
 
     def _apply_requested_refresh(self, exchange: LearnerExchange | None) -> None:
         """Refresh the reference if the guardrails requested it, at most once between two steps. Collective."""

@@ -48,13 +48,9 @@ def report(
     `ConfigError` if no dimension has both ratings and a reward, or if no clip is left.
     """
     by_dimension = {reward.dimension: reward for reward in rewards}
-    judged = [name for name in dimensions(rated.rows) if name in by_dimension]
-    if not judged:
-        raise ConfigError(
-            f"{rated.table.file}: rates {', '.join(dimensions(rated.rows))}; rewards: {', '.join(by_dimension)}"
-        )
-    leak_keys, every = rated.leak_keys(), np.arange(len(rated.rows))
-    fresh = {name: np.isin(every, unseen(leak_keys, seen.get(name, set()))) for name in judged}
+    judged = _judged(by_dimension, rated)
+    leak_keys, all_rows = rated.leak_keys(), np.arange(len(rated.rows))
+    fresh = {name: np.isin(all_rows, unseen(leak_keys, seen.get(name, set()))) for name in judged}
     wanted = {name: fresh[name] & ~np.isnan(rated.scores(name)) for name in judged}
     rows = np.flatnonzero(np.any(list(wanted.values()), axis=0))
     if not len(rows):
@@ -78,6 +74,15 @@ def report(
         },
         "dimensions": {name: _section(name, *part, rated, plain, resamples, log) for name, part in parts.items()},
     }
+
+
+def _judged(rewards: Mapping[str, Reward], rated: RatedDataset) -> list[str]:
+    """Returns the dimensions that have both ratings and a reward. Raises `ConfigError` if there are none."""
+    names = dimensions(rated.rows)
+    judged = [name for name in names if name in rewards]
+    if not judged:
+        raise ConfigError(f"{rated.table.file}: rates {', '.join(names)}; rewards: {', '.join(rewards)}")
+    return judged
 
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, opinions, and which clips have both: [n] each
