@@ -40,14 +40,14 @@ import torch
 
 from actors.acceleration import reset_cache
 from actors.denoise import Condition, guided_v
-from actors.loop import NonFiniteError
+from actors.loop import NonFiniteLatentsError
 from actors.offline import frames_of
 from actors.sampler import Sampler
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt, WeightVersion
 from common.models.cogvideox import ModelFolder, Scheduler
-from common.toon.prompts import encode_png
 
 
 class InvertedSampler(Sampler):
@@ -77,7 +77,7 @@ class InvertedSampler(Sampler):
             condition, x0 = self._condition(conditioning), self.latents_of(self._pixels)
             self._noise = invert(self._transformer, self._scheduler, condition, x0, steps=self._config.sampler.steps)
             if not torch.isfinite(self._noise).all():
-                raise NonFiniteError(f"{self._clip}: non-finite noise under version {self.version}")
+                raise NonFiniteLatentsError(f"{self._clip}: non-finite noise under version {self.version}")
         return self._noise
 
 

@@ -28,7 +28,7 @@ class SamplingError(RuntimeError):
     """The model cannot make a candidate."""
 
 
-class NonFiniteError(SamplingError):
+class NonFiniteLatentsError(SamplingError):
     """The model produced NaN or infinity in the latents."""
 
 
@@ -79,7 +79,7 @@ class SamplingLoop(ABC):
             self._sample_lease(exchange, lease)
         except (ConfigError, SamplingError) as error:
             log.warning("group %d failed: %s", lease.prompt.ordinal, error)
-            kind = FailureKind.NON_FINITE if isinstance(error, NonFiniteError) else FailureKind.OTHER
+            kind = FailureKind.NON_FINITE if isinstance(error, NonFiniteLatentsError) else FailureKind.OTHER
             exchange.fail_group(lease, str(error), kind)
         return True
 

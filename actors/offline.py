@@ -1,12 +1,12 @@
-"""A sampler for recorded pairs: training candidates are encoded from existing clips instead of being denoised.
+"""A sampler for offline pairs: training candidates are encoded from existing clips instead of being denoised.
 
 ```
 OfflinePairs(ordinal) ──> chosen, rejected ──> frames at the model's rate and size ──> VAE ──> candidates 0 and 1
                            captions, first frames ─────────────────────> T5, VAE ──> conditioning of each
 ```
 
-For exchange and learner these are ordinary groups. Held-out prompts are sampled as usual. A recorded group's policy
-version only says when it was encoded; no policy of the run made its clips.
+For exchange and learner these are ordinary groups. Held-out prompts are sampled as usual. The policy version of such a
+group only says when it was encoded; no policy of the run made its clips.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ from common.config import ModelConfig, RunConfig
 from common.data.offline_pairs import OfflinePairs, PairClip, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
 from common.models.cogvideox import ModelFolder
-from common.toon.prompts import encode_png
 from common.weights.tensors import from_array, to_array
 
 CACHED_CLIPS = 256  # cached encoded clips; each clip occurs in many pairs
 
 
 @dataclass(frozen=True)
-class RecordedPrompts:
-    """A `PromptSource` with the recorded pairs' training prompts and the held-out prompts of `others`."""
+class OfflinePrompts:
+    """A `PromptSource` with the offline pairs' training prompts and the held-out prompts of `others`."""
 
-    recorded: OfflinePairs
+    pairs: OfflinePairs
     others: PromptSource
     model: ModelConfig
 
     def __call__(self, ordinal: int) -> Prompt:
-        """The chosen clip's prompt: the group's, for people who look at it."""
-        pair = self.recorded(ordinal)
+        """The chosen clip's prompt. It stands for the group in reports and on the live page."""
+        pair = self.pairs(ordinal)
         image = first_frame_of(pair.chosen, self.model)
         return Prompt(ordinal, f"pair-{ordinal}", pair.chosen.text, image, Purpose.TRAIN, category=pair.category)
 
@@ -53,20 +53,20 @@ class RecordedPrompts:
         return self.others.heldout(count, seed)
 
 
-class RecordedSampler(Sampler):
-    """A `Sampler` that takes training candidates from `recorded`."""
+class OfflineSampler(Sampler):
+    """A `Sampler` that takes training candidates from `pairs`."""
 
-    def __init__(self, model: ModelFolder, config: RunConfig, recorded: OfflinePairs, worker: str) -> None:
+    def __init__(self, model: ModelFolder, config: RunConfig, pairs: OfflinePairs, worker: str) -> None:
         super().__init__(model, config, worker)
-        self._recorded = recorded
+        self._pairs = pairs
         self._latents_of = lru_cache(maxsize=CACHED_CLIPS)(self._encode_clip)
 
     def encode(self, prompt: Prompt) -> Conditioning:
-        """Of a training prompt the condition of each candidate: [N, L, D] and [N, 1, C, h, w]."""
+        """See `Sampler.encode`. A training prompt has one condition per candidate: [N, L, D] and [N, 1, C, h, w]."""
         if prompt.purpose is not Purpose.TRAIN:
             return super().encode(prompt)
-        clips = self._recorded(prompt.ordinal).clips
-        encoded = [super(RecordedSampler, self).encode(self._prompt(clip)) for clip in clips]
+        clips = self._pairs(prompt.ordinal).clips
+        encoded = [super(OfflineSampler, self).encode(self._prompt(clip)) for clip in clips]
         images = [one.image_latent for one in encoded if one.image_latent is not None]
         return Conditioning(_stacked([one.prompt_embeds for one in encoded]), _stacked(images) if images else None)
 
@@ -80,10 +80,10 @@ class RecordedSampler(Sampler):
         if prompt.purpose is not Purpose.TRAIN:
             yield from super().parts(prompt, conditioning, seeds, indices)
             return
-        clips = self._recorded(prompt.ordinal).clips
-        yield [self._recorded_candidate(prompt, index, seeds[index], clips[index].clip) for index in sorted(indices)]
+        clips = self._pairs(prompt.ordinal).clips
+        yield [self._offline_candidate(prompt, index, seeds[index], clips[index].clip) for index in sorted(indices)]
 
-    def _recorded_candidate(self, prompt: Prompt, index: int, seed: int, clip: Path) -> Candidate:
+    def _offline_candidate(self, prompt: Prompt, index: int, seed: int, clip: Path) -> Candidate:
         size = self._config.model
         latents, data = self._latents_of(clip)
         name = candidate_id(prompt.ordinal, index, self.version)

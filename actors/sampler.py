@@ -22,7 +22,7 @@ import torch
 
 from actors.acceleration import Module, apply_acceleration, on_device
 from actors.denoise import Condition, denoise
-from actors.loop import NonFiniteError, SamplingLoop
+from actors.loop import NonFiniteLatentsError, SamplingLoop
 from actors.prompts.source import first_frame
 from common.config import RunConfig
 from common.data.video import encode_mp4
@@ -206,7 +206,7 @@ class Sampler(SamplingLoop):
             noise=self.fixed_noise(),
         )
         if not torch.isfinite(latents).all():
-            raise NonFiniteError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
+            raise NonFiniteLatentsError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")
         return latents
 
     def fixed_noise(self) -> torch.Tensor | None:

@@ -30,15 +30,15 @@ from actors.sampler import Sampler
 from benchmarks.harness import Aim, Report, Row, main
 from common.config import DIMENSIONS, load_config
 from common.data.video import decode_clip
-from common.exchange import rules
 from common.messages import Prompt
 from common.models.cogvideox import open_model
+from common.seeds import candidate_seed
 from common.toon.oracle import judge
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import ACTIONS, Shot, caption, render
 from deploy.run_dir import layout
-from rewarders.checkpoints import load_heads
-from rewarders.toon_heads.heads import first_frame
+from rewarders.first_frame import reference_frame
+from rewarders.head_files import load_heads
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.degradation import badness
 from rewarders.toon_heads.training.evaluate import best_signal, evaluate_heads, evaluate_signals
@@ -99,12 +99,12 @@ def sampled(count: int, wrong_caption: bool = False, seed: int = 1) -> Judged:
     """One clip of the base model per held-out prompt; with `wrong_caption`, under the caption of another action."""
     prompts = ToonPrompts(seed).heldout(count, seed + wrong_caption)
     clips = _sample(prompts, wrong_caption, seed)
-    verdicts = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
+    oracle_scores = [judge(clip, shot_of(prompt)) for clip, prompt in zip(clips, prompts, strict=True)]
     return Judged(
-        {name: np.array([getattr(verdict, NEAREST[name]) for verdict in verdicts]) for name in DIMENSIONS},
+        {name: np.array([getattr(one, NEAREST[name]) for one in oracle_scores]) for name in DIMENSIONS},
         _rated(clips, [_captioned_shot(prompt, wrong_caption) for prompt in prompts], wrong_caption),
         {head.dimension: np.array(head.score(clips, prompts)) for head in load_heads("toon")},
-        [measure_signals(clip, first_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
+        [measure_signals(clip, reference_frame(clip, prompt)) for clip, prompt in zip(clips, prompts, strict=True)],
     )
 
 
@@ -115,7 +115,7 @@ def _sample(prompts: Sequence[Prompt], wrong_caption: bool, seed: int) -> list[n
     def clip_of(place: int, prompt: Prompt) -> np.ndarray:
         sampler = samplers[place % len(samplers)]
         given_prompt = replace(prompt, text=caption(_captioned_shot(prompt, wrong_caption)))
-        seeds = [rules.seed(seed, "heads", place, int(wrong_caption))]
+        seeds = [candidate_seed(seed, "heads", place, int(wrong_caption))]
         return decode_clip(sampler.sample(given_prompt, sampler.encode(given_prompt), seeds, [0])[0].clip)
 
     return [clip_of(place, prompt) for place, prompt in enumerate(prompts)]

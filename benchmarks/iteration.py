@@ -42,7 +42,7 @@ from common.messages import Conditioning, Prompt, Score, ScoreTask, WeightVersio
 from common.models.cogvideox import ModelFolder
 from learner.batch import Batch
 from learner.learner import Learner
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
 from rewarders.toon_heads.heads import CLIP_SHAPE
@@ -83,7 +83,7 @@ def settings(given: argparse.Namespace) -> RunConfig:
     return load_config(flags=flags | {"learner.train": "lora", "learner.batch_size": 1, "learner.micro_batch": 1})
 
 
-class Timeline:
+class PhaseTimer:
     """Seconds and, on a GPU, peak memory of each phase. A nested phase pauses the outer one's clock."""
 
     def __init__(self, device: str) -> None:
@@ -93,7 +93,7 @@ class Timeline:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """``with timeline.phase("score"):`` times its body as one of PHASES."""
+        """``with timer.phase("score"):`` times its body as one of PHASES."""
         self._record()
         self._open.append(name)
         try:
@@ -117,11 +117,11 @@ class Timeline:
 
     def rows(self) -> list[Row]:
         """One row per phase in the order of PHASES, the iteration's total, and, on a GPU, the memory peaks."""
-        times = [Row(words, "s", self.seconds[name]) for name, words in PHASES.items() if name in self.seconds]
+        times = [Row(text, "s", self.seconds[name]) for name, text in PHASES.items() if name in self.seconds]
         whole = sum(seconds for name, seconds in self.seconds.items() if name not in OPENING)
         peaks = [
-            Row(f"{words}: peak memory", "GB", self.peaks[name] / GB)
-            for name, words in PHASES.items()
+            Row(f"{text}: peak memory", "GB", self.peaks[name] / GB)
+            for name, text in PHASES.items()
             if name in self.peaks
         ]
         return [*times, Row("the iteration, from encoding to loading", "s", whole), *peaks]
@@ -133,57 +133,57 @@ class Timeline:
 class TimedSampler(Sampler):
     """See `Sampler`."""
 
-    def __init__(self, timeline: Timeline, model: ModelFolder, config: RunConfig) -> None:
-        self._timeline = timeline
-        with timeline.phase("open sampler"):
+    def __init__(self, timer: PhaseTimer, model: ModelFolder, config: RunConfig) -> None:
+        self._timer = timer
+        with timer.phase("open sampler"):
             super().__init__(model, config)
 
     def encode(self, prompt: Prompt) -> Conditioning:
         """See `Sampler.encode`."""
-        with self._timeline.phase("encode"):
+        with self._timer.phase("encode"):
             return super().encode(prompt)
 
     def denoise(self, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
         """See `Sampler.denoise`."""
-        with self._timeline.phase("denoise"):
+        with self._timer.phase("denoise"):
             return super().denoise(conditioning, seeds)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See `Sampler.decode`."""
-        with self._timeline.phase("decode"):
+        with self._timer.phase("decode"):
             return super().decode(latents)
 
 
 class TimedRewarder(Rewarder):
     """See `Rewarder`."""
 
-    def __init__(self, timeline: Timeline, config: RunConfig) -> None:
-        self._timeline = timeline
-        with timeline.phase("open rewarder"):
+    def __init__(self, timer: PhaseTimer, config: RunConfig) -> None:
+        self._timer = timer
+        with timer.phase("open rewarder"):
             super().__init__([ScalingHead(head) for head in load_heads("toon", config.model.device)], config.reward)
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `Rewarder.score`."""
-        with self._timeline.phase("score"):
+        with self._timer.phase("score"):
             return super().score(tasks)
 
 
 class TimedLearner(Learner):
     """See `Learner`."""
 
-    def __init__(self, timeline: Timeline, model: ModelFolder, config: RunConfig, folder: Path) -> None:
-        self._timeline = timeline
-        with timeline.phase("open learner"):
+    def __init__(self, timer: PhaseTimer, model: ModelFolder, config: RunConfig, folder: Path) -> None:
+        self._timer = timer
+        with timer.phase("open learner"):
             super().__init__(model, config, folder)
 
     def optimize(self, batch: Batch) -> tuple[dict[str, float], float]:
         """See `Learner.optimize`."""
-        with self._timeline.phase("step"):
+        with self._timer.phase("step"):
             return super().optimize(batch)
 
     def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
         """See `Learner.publish`."""
-        with self._timeline.phase("publish" if self.step else "open learner"):
+        with self._timer.phase("publish" if self.step else "open learner"):
             return super().publish(exchange)
 
 
@@ -211,7 +211,7 @@ def scaled(clip: np.ndarray) -> np.ndarray:
 # The iteration.
 
 
-def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timeline: Timeline) -> bool:
+def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timer: PhaseTimer) -> bool:
     """Run one iteration. Returns whether the sampler ends with the version that the learner published.
 
     Raises:
@@ -219,25 +219,25 @@ def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timelin
     """
     config = settings(given)
     with ExitStack() as stack:
-        sampler = TimedSampler(timeline, model, config)
-        rewarder = TimedRewarder(timeline, config)
+        sampler = TimedSampler(timer, model, config)
+        rewarder = TimedRewarder(timer, config)
         exchange = LocalExchange(folder, config, prompts_for(given, model))
         stack.callback(exchange.close)
-        learner = TimedLearner(timeline, model, config, folder)
+        learner = TimedLearner(timer, model, config, folder)
         stack.callback(learner.close)
         learner.resume(exchange)
-        with timeline.phase("encode"):
+        with timer.phase("encode"):
             learner.empty_embeds = sampler.empty_prompt_embeds()
-        with timeline.phase("submit"):
+        with timer.phase("submit"):
             sampler.work(exchange)
-        with timeline.phase("pair"):
+        with timer.phase("pair"):
             rewarder.work(exchange)
-        with timeline.phase("commit"):
+        with timer.phase("commit"):
             stats = learner.work(exchange)
         if stats is None:
             states = [state.value for state, count in exchange.counts().items() if count]
             raise ConfigError(f"all {N} candidates tied ({', '.join(states)}); another --seed makes others")
-        with timeline.phase("load"):
+        with timer.phase("load"):
             sampler.load(*learner.store.load(learner.version))
         pushed = learner.store.manifest(learner.version)
         return (sampler.version, sampler.policy_digest()) == (pushed.version, pushed.digest)
@@ -245,12 +245,12 @@ def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timelin
 
 def measure(given: argparse.Namespace) -> Report:
     """Measure one iteration."""
-    model, timeline = open_given(given), Timeline(given.device)
+    model, timer = open_given(given), PhaseTimer(given.device)
     with tempfile.TemporaryDirectory() as folder:
-        held = iterate(given, model, Path(folder), timeline)
+        held = iterate(given, model, Path(folder), timer)
     aim = Aim("the sampler holds the weights that were published (digests)", float(held), "1", held)
     packages = ("torch", "diffusers", "transformers", "peft", "deepspeed")
-    return Report("iteration", timeline.rows(), [aim], packages, given.device)
+    return Report("iteration", timer.rows(), [aim], packages, given.device)
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -11,9 +11,9 @@ from actors.prompts.source import PromptSource, open_prompts
 from benchmarks.device import check_device
 from benchmarks.random_models import TOON, open_named
 from common.config import RunConfig
+from common.images import encode_png
 from common.messages import Prompt, Purpose
 from common.models.cogvideox import ModelFolder
-from common.toon.prompts import encode_png
 from common.toon.world import caption, draw_shot
 from deploy.planning.model_sizes import DEFAULT, families, family_config
 

@@ -29,7 +29,7 @@ from common.exchange.api import RewarderExchange, Submitted
 from common.messages import Score, ScoreTask
 from common.toon.prompts import ToonPrompts, shot_of
 from common.toon.world import render
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.rewarder import Rewarder, read_clip
 from rewarders.toon_heads import heads
 
@@ -111,18 +111,11 @@ def measure(given: argparse.Namespace) -> Report:
         ours, other, bare = [*ours, mine], [*other, theirs], [*bare, unpadded(single, tasks)]
     ours, other, bare = ours[1:], other[1:], bare[1:]
     gain = ratio(ours, other)
+    batched = f"batches of {given.batch}; other: one at a time, equal scores"
+    unpadded_case = "the same; other: one at a time, not padded"
     rows = [
-        Row(
-            f"batches of {given.batch}; other: one at a time, equal scores",
-            "clips/s",
-            median(ours),
-            median(other),
-            None,
-            gain,
-        ),
-        Row(
-            "the same; other: one at a time, not padded", "clips/s", median(ours), median(bare), None, ratio(ours, bare)
-        ),
+        Row(batched, "clips/s", median(ours), median(other), None, gain),
+        Row(unpadded_case, "clips/s", median(ours), median(bare), None, ratio(ours, bare)),
         *parts(many, tasks),
     ]
     aim = Aim("batched against one at a time", gain.median, f">= {AIM:g}", gain.median >= AIM)

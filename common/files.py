@@ -11,12 +11,19 @@ from pathlib import Path
 from common.errors.disk import writing
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """``with replacing(path) as draft:`` writes `draft`, which then replaces `path`. Raises `StorageError`."""
+    draft = path.with_name(f".{path.name}.part")
+    with writing(path):
+        yield draft
+        draft.replace(path)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file atomically: a reader sees the old content or the new, never a part."""
-    scratch = path.with_name(f".{path.name}.part")
-    with writing(path):
-        scratch.write_text(text, "utf-8")
-        scratch.replace(path)
+    with replacing(path) as draft:
+        draft.write_text(text, "utf-8")
 
 
 def sync(path: Path | str) -> None:

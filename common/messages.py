@@ -63,8 +63,7 @@ class Prompt:
 class Conditioning:
     """The encoded conditions of one prompt, shared by its candidates. Sampler -> learner.
 
-    Pairs that people made (`common/data/offline_pairs.py`) have a condition per candidate: one dimension more, [N,
-    ...].
+    Offline pairs (`common/data/offline_pairs.py`) have one condition per candidate, so one more dimension: [N, ...].
     """
 
     prompt_embeds: SerializedTensor  # [L, D], or [N, L, D]
@@ -107,7 +106,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What an algorithm keeps of a scored group (`learner/algorithms/base.py`). The exchange stores it unread."""
+    """The candidates that an algorithm keeps of a scored group (`learner/algorithms/base.py`). Opaque to the
+    exchange."""
 
     candidates: tuple[int, ...]  # indices 0 .. N-1 in the order that the loss expects, none twice
     weights: tuple[float, ...]  # one per kept candidate, finite

@@ -75,12 +75,12 @@ def _of_kept(condition: SerializedTensor, dimensions: int, group: TrainingGroup)
     return tensor[list(group.selection.candidates)] if tensor.ndim == dimensions else tensor
 
 
-def share(batch: Batch | None, engine: Engine) -> Batch | None:
+def broadcast_batch(batch: Batch | None, engine: Engine) -> Batch | None:
     """Broadcast rank 0's batch to all ranks, as a JSON header and tensors. None if rank 0 has none. Collective."""
     if engine.world == 1:
         return batch
     device = engine.device
-    header = _share_header(batch, device)
+    header = _broadcast_header(batch, device)
     if header is None:
         return None
     tensors: dict[str, torch.Tensor | None] = {"image_latent": None}
@@ -95,7 +95,7 @@ def share(batch: Batch | None, engine: Engine) -> Batch | None:
     return Batch(tuple(header["ordinals"]), **tensors)  # type: ignore[arg-type]
 
 
-def _share_header(batch: Batch | None, device: torch.device | str) -> dict | None:
+def _broadcast_header(batch: Batch | None, device: torch.device | str) -> dict | None:
     """Broadcast ordinals, dtypes and shapes of rank 0's batch; None if it has no batch. Collective."""
     data = b""
     if batch is not None:

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,11 @@ from safetensors import SafetensorError, safe_open
 
 from common.errors import ConfigError, CorruptDataError
 from common.errors.disk import writing
+from common.files import draft_of, new_folder
 from common.models.fingerprint import check_same_model
 from common.weights.tensor_file import TensorStream, write
 from common.weights.tensors import policy_digest
+from learner.engines.base import Engine
 
 STATE = "state.json"
 
@@ -59,6 +64,27 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the `keep` newest checkpoints."""
     for step in steps(folder)[:-keep]:
         shutil.rmtree(place(folder, step))
+
+
+def save(folder: Path, progress: Progress, engine: Engine, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Write the checkpoint of `progress`: the tensors of `parts` by file name, and every rank's optimizer state.
+
+    Rank 0 creates the folder and renames it when all ranks have written their files. Collective.
+    """
+    final = place(folder, progress.step)
+    draft = draft_of(final)
+    with ExitStack() as stack:
+        with engine.agreed():
+            if engine.rank == 0:
+                stack.enter_context(new_folder(final))
+        for name, tensors in parts.items():
+            engine.collect(tensors, partial(write_tensors, draft, name))
+        with engine.agreed():
+            write_tensors(draft, f"optimizer-{engine.rank}", TensorStream.of(engine.optimizer_state()))
+        with engine.agreed():
+            if engine.rank == 0:
+                write_progress(draft, progress)
+                stack.close()  # renames the draft to the final folder
 
 
 def write_tensors(folder: Path, name: str, stream: TensorStream) -> None:

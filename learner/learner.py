@@ -7,8 +7,7 @@ change the random draws.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +18,6 @@ from torch import distributed
 from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
 from common.exchange.api import LearnerExchange
-from common.files import draft_of, new_folder
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
 from common.models.noise_schedule import NoiseSchedule
@@ -29,8 +27,8 @@ from learner import checkpoint
 from learner.activation_checkpointing import recompute_in
 from learner.algorithms.base import LossInputs, LossOutput
 from learner.algorithms.v_prediction import Draw, Predict, draw, v_errors
-from learner.batch import Batch, collate, share
-from learner.engines.base import Engine, NonFinite
+from learner.batch import Batch, broadcast_batch, collate
+from learner.engines.base import Engine, NonFiniteLossError
 from learner.engines.single import SingleEngine
 from learner.loop import LearningLoop, StepResult
 from learner.reference_model import make_reference
@@ -56,19 +54,19 @@ class Learner(LearningLoop):
         self._dtype = getattr(torch, config.model.dtype)
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
         self._architecture = _architecture(module)
-        recompute_in(module, self._rules.gradient_checkpointing)
-        self.reference = make_reference(module, self._rules, config.seed, self.algorithm.needs_reference)
-        if self._rules.compile:
+        recompute_in(module, self._learner_config.gradient_checkpointing)
+        self.reference = make_reference(module, self._learner_config, config.seed, self.algorithm.needs_reference)
+        if self._learner_config.compile:
             compile_blocks(module)
             self.reference.compile()
-        self.engine = make_engine(module, self._rules, config.model.device)
-        self.reference.place(self.engine)
+        self.engine = make_engine(module, self._learner_config, config.model.device)
+        self.reference.shard(self.engine)
 
     # One optimizer step.
 
-    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
-        """See `LearningLoop.take`."""
-        batch = share(self._lease(exchange), self.engine)
+    def train_step(self, exchange: LearnerExchange | None) -> StepResult | None:
+        """See `LearningLoop.train_step`."""
+        batch = broadcast_batch(self._lease(exchange), self.engine)
         if batch is None:
             return None
         means, norm = self.optimize(batch)
@@ -85,7 +83,7 @@ class Learner(LearningLoop):
     def _lease(self, exchange: LearnerExchange | None) -> Batch | None:
         if exchange is None:
             return None
-        leased = exchange.lease_batch(self.worker, self.step + 1, self._rules.batch_size)
+        leased = exchange.lease_batch(self.worker, self.step + 1, self._learner_config.batch_size)
         if not leased:
             return None
         batch = collate(leased)
@@ -100,34 +98,37 @@ class Learner(LearningLoop):
         """Take an optimizer step on the global batch.
 
         Returns the mean of the loss and of each metric over the batch, by name, and the gradient norm before clipping.
-        Raises `NonFinite` with the ordinals of the batch. Collective.
+        Raises `NonFiniteLossError` with the ordinals of the batch. Collective.
         """
         step = self.step + 1
         names = ("loss", *(metric.name for metric in self.algorithm.metrics))
         sums = torch.zeros(len(names), device=self.engine.device)
         weights = self.algorithm.weights(batch.weights)
-        first = self.engine.rank * self.engine.per_rank
-        starts = range(first, first + self.engine.per_rank, self._rules.micro_batch)
-        cuts = [(start, min(start + self._rules.micro_batch, first + self.engine.per_rank)) for start in starts]
-
-        def micro_batch(start: int, stop: int) -> Callable[[], torch.Tensor]:
-            def loss() -> torch.Tensor:
-                policy, reference = self.errors(batch.part(start, stop), batch.ordinals, step)
-                parts = (weights[start:stop], batch.rewards[start:stop])
-                inputs = LossInputs(policy, reference, *(part.to(sums.device) for part in parts))
-                output = self._validated(self.algorithm.loss(inputs), stop - start)
-                values = (output.loss, *(output.metrics[name] for name in names[1:]))
-                sums.add_(torch.stack([value.detach().sum() for value in values]))
-                return output.loss.sum() / len(batch)
-
-            return loss
-
+        losses = [partial(self._micro_batch_loss, batch, weights, sums, cut) for cut in self._micro_batches()]
         try:
-            norm = self.engine.step([micro_batch(*cut) for cut in cuts], self._learning_rate(step))
-        except NonFinite as error:
-            raise NonFinite(f"optimizer step {step}: {error}; group ordinals {batch.ordinals}") from error
+            norm = self.engine.step(losses, self._learning_rate(step))
+        except NonFiniteLossError as error:
+            raise NonFiniteLossError(f"optimizer step {step}: {error}; group ordinals {batch.ordinals}") from error
         means = self.engine.sum_over_ranks(sums) / len(batch)
         return dict(zip(names, means.tolist(), strict=True)), norm
+
+    def _micro_batches(self) -> list[slice]:
+        """The groups of each micro-batch of this rank, as slices of the global batch."""
+        first, size = self.engine.rank * self.engine.per_rank, self._learner_config.micro_batch
+        end = first + self.engine.per_rank
+        return [slice(start, min(start + size, end)) for start in range(first, end, size)]
+
+    def _micro_batch_loss(self, batch: Batch, weights: torch.Tensor, sums: torch.Tensor, cut: slice) -> torch.Tensor:
+        """The contribution of the groups `cut` to the mean loss of the global `batch`.
+
+        Adds the sums of their losses and metrics to `sums`, in the order of `Algorithm.metrics`.
+        """
+        policy, reference = self.errors(batch.part(cut.start, cut.stop), batch.ordinals, self.step + 1)
+        parts = (part[cut].to(sums.device) for part in (weights, batch.rewards))
+        output = self._validated(self.algorithm.loss(LossInputs(policy, reference, *parts)), cut.stop - cut.start)
+        values = (output.loss, *(output.metrics[metric.name] for metric in self.algorithm.metrics))
+        sums.add_(torch.stack([value.detach().sum() for value in values]))
+        return output.loss.sum() / len(batch)
 
     def _validated(self, output: LossOutput, count: int) -> LossOutput:
         """Raises `ValueError` if the loss of a user's algorithm has wrong shapes or other metrics than declared."""
@@ -141,7 +142,7 @@ class Learner(LearningLoop):
 
     def _learning_rate(self, step: int) -> float:
         """The learning rate at `step`: linear warm-up over `warmup_steps`, then constant."""
-        return self._rules.lr * min(1.0, step / max(1, self._rules.warmup_steps))
+        return self._learner_config.lr * min(1.0, step / max(1, self._learner_config.warmup_steps))
 
     # Errors.
 
@@ -150,7 +151,8 @@ class Learner(LearningLoop):
 
         `batch` is a part of the global batch with the groups `ordinals` of optimizer step `step`.
         """
-        drawn = draw(self.config.seed, step, ordinals, self._rules, batch, self._schedule.steps).to(self.engine.device)
+        drawn = draw(self.config.seed, step, ordinals, self._learner_config, batch, self._schedule.steps)
+        drawn = drawn.to(self.engine.device)
         batch, reference = batch.to(self.engine.device), None
         if self.algorithm.needs_reference:
             with self.reference.forward_context(self.engine) as model:
@@ -172,9 +174,9 @@ class Learner(LearningLoop):
 
     # Weights.
 
-    def refresh(self, share: float = 1.0) -> None:
+    def refresh(self, policy_fraction: float = 1.0) -> None:
         """See `LearningLoop.refresh`."""
-        self.reference.refresh(self.engine, share)
+        self.reference.refresh(self.engine, policy_fraction)
 
     def policy_digest(self) -> str:
         """The digest (hex) that a version of the current policy would have; empty except on rank 0. Collective."""
@@ -200,25 +202,15 @@ class Learner(LearningLoop):
 
     def save(self, exchange: LearnerExchange | None) -> None:
         """See `LearningLoop.save`."""
-        engine, place = self.engine, checkpoint.place(self._checkpoints, self.step)
-        draft, first = draft_of(place), engine.rank == 0
-        with ExitStack() as stack:
-            with engine.agreed():
-                if first:
-                    stack.enter_context(new_folder(place))
-            engine.collect(self.reference.policy, partial(checkpoint.write_tensors, draft, "policy"))
-            if self.algorithm.needs_reference:
-                engine.collect(self.reference.parameters, partial(checkpoint.write_tensors, draft, "reference"))
-            with engine.agreed():
-                optimizer = TensorStream.of(engine.optimizer_state())
-                checkpoint.write_tensors(draft, f"optimizer-{engine.rank}", optimizer)
-            with engine.agreed():
-                if first:
-                    checkpoint.write_progress(draft, self._progress())
-                    stack.close()  # renames the draft to the final folder
-                    checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
-                if exchange is not None:
-                    exchange.record_checkpoint(self.step)
+        parts = {"policy": self.reference.policy}
+        if self.algorithm.needs_reference:
+            parts["reference"] = self.reference.parameters
+        checkpoint.save(self._checkpoints, self._progress(), self.engine, parts)
+        with self.engine.agreed():
+            if self.engine.rank == 0:
+                checkpoint.prune(self._checkpoints, self._learner_config.keep_checkpoints)
+            if exchange is not None:
+                exchange.record_checkpoint(self.step)
 
     def load(self, folder: Path) -> None:
         """See `LearningLoop.load`."""
@@ -245,13 +237,13 @@ class Learner(LearningLoop):
         self.engine.close()
 
 
-def make_engine(module: torch.nn.Module, rules: LearnerConfig, device: str) -> Engine:
+def make_engine(module: torch.nn.Module, config: LearnerConfig, device: str) -> Engine:
     """`SingleEngine` for one rank at ZeRO stage 0, else `ZeroEngine`. Collective."""
-    if rules.zero_stage == 0 and not (distributed.is_initialized() and distributed.get_world_size() > 1):
-        return SingleEngine(module, rules, device)
+    if config.zero_stage == 0 and not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return SingleEngine(module, config, device)
     from learner.engines.zero import ZeroEngine  # noqa: PLC0415 - DeepSpeed is optional and slow to import
 
-    return ZeroEngine(module, rules, device)
+    return ZeroEngine(module, config, device)
 
 
 def without_dropout(module: torch.nn.Module) -> torch.nn.Module:

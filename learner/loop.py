@@ -1,10 +1,10 @@
 """The training loop: lease a batch, take one optimizer step, commit it, then refresh, publish or save if due.
 
 ```
-  refresh_due(step)  lease_batch(step)            commit_step(step)
- EXCHANGE ──────> ───────────────────> take() ───────────────────> reference_update(step): reference <- policy
-             refresh                                               every P: publish a version, announce it
-                                                                   every checkpoint_every: save, record_checkpoint(step)
+  refresh_due(step)  lease_batch(step)              commit_step(step)
+ EXCHANGE ──────> ──────────────────> train_step() ─────────────────> reference_update(step): reference <- policy
+             refresh                                                  every P: publish a version, announce it
+                                                                      every checkpoint_every: save the checkpoint
 ```
 
 P is `learner.steps_per_push`. The loop calls `refresh_due` only with ``guardrails.action = "refresh"``, where the
@@ -30,7 +30,7 @@ from common.meters import NULL_METERS, Meters, TimedIterator
 from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner import checkpoint
-from learner.algorithms.base import Algorithm
+from learner.algorithms.base import Algorithm, due
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,21 @@ class StepResult:
     reward: float
     metrics: Mapping[str, float]
 
+    def stats(self, step: int, seconds: float, refreshed: bool, pushed: bool) -> StepStats:
+        """The record of `step` for the journal."""
+        return StepStats(
+            step=step,
+            loss=self.loss,
+            grad_norm=self.grad_norm,
+            lag=self.lag,
+            lag_max=self.lag_max,
+            reward=self.reward,
+            seconds=seconds,
+            refreshed=refreshed,
+            pushed=pushed,
+            metrics=dict(self.metrics),
+        )
+
 
 class LearningLoop(ABC):
     """Base class of the learners. It writes weights/ and checkpoints/ under `folder`.
@@ -60,22 +75,21 @@ class LearningLoop(ABC):
         self._model = dict(model or {})
         self.step, self.version = 0, -1
         self._refreshed_at = -1  # step after which the guardrails' last request was applied
-        self.empty_embeds: SerializedTensor | None = (
-            None  # embedding [L, D] of the empty caption; required if learner.caption_drop > 0
-        )
+        # Embedding [L, D] of the empty caption; required if learner.caption_drop > 0.
+        self.empty_embeds: SerializedTensor | None = None
         self.meters: Meters = NULL_METERS
         self.store = WeightStore(folder / "weights")
         self._checkpoints = folder / "checkpoints"
-        self._rules = config.learner
+        self._learner_config = config.learner
         self.algorithm: Algorithm = open_algorithm(config.algorithm)
 
     @abstractmethod
-    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
+    def train_step(self, exchange: LearnerExchange | None) -> StepResult | None:
         """Lease the next step's batch and update the weights. None if there is no full batch. Collective."""
 
     @abstractmethod
-    def refresh(self, share: float = 1.0) -> None:
-        """Update the reference: reference <- (1 - share) reference + share policy. Collective."""
+    def refresh(self, policy_fraction: float = 1.0) -> None:
+        """Update the reference: reference <- (1 - f) reference + f policy, f = `policy_fraction`. Collective."""
 
     @abstractmethod
     def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
@@ -123,7 +137,7 @@ class LearningLoop(ABC):
         """Take one optimizer step, then publish and save if due. None if the exchange has no full batch. Collective."""
         started = time.perf_counter()
         self._apply_requested_refresh(exchange)
-        result = self.take(exchange)
+        result = self.train_step(exchange)
         if result is None:
             return None
         self.step += 1
@@ -132,27 +146,24 @@ class LearningLoop(ABC):
         )
         if exchange is not None:
             exchange.commit_step(self.step, result.ordinals)
-        share = self.algorithm.reference_update(self.step)
-        if share:
-            self._refresh("algorithm", share)
-        requested = self._refreshed_at == self.step - 1  # possibly in an earlier call that got no batch
-        pushed = due(self.step, self._rules.steps_per_push)
+        refreshed = self._refresh_after_step()
+        pushed = due(self.step, self._learner_config.steps_per_push)
         if pushed:
             self.publish(exchange)
-        if due(self.step, self._rules.checkpoint_every):
+        if due(self.step, self._learner_config.checkpoint_every):
             self._save(exchange)
-        return StepStats(
-            step=self.step,
-            loss=result.loss,
-            grad_norm=result.grad_norm,
-            lag=result.lag,
-            lag_max=result.lag_max,
-            reward=result.reward,
-            seconds=time.perf_counter() - started,
-            refreshed=requested or share > 0,
-            pushed=pushed,
-            metrics=dict(result.metrics),
-        )
+        return result.stats(self.step, time.perf_counter() - started, refreshed, pushed)
+
+    def _refresh_after_step(self) -> bool:
+        """Refresh the reference if the algorithm asks for it. Collective.
+
+        Returns whether it was refreshed since the last step, also if the guardrails requested it before this step.
+        """
+        policy_fraction = self.algorithm.reference_update(self.step)
+        if policy_fraction:
+            self._refresh("algorithm", policy_fraction)
+        requested = self._refreshed_at == self.step - 1  # possibly in an earlier call that got no batch
+        return requested or policy_fraction > 0
 
     def _apply_requested_refresh(self, exchange: LearnerExchange | None) -> None:
         """Refresh the reference if the guardrails requested it, at most once between two steps. Collective."""
@@ -162,9 +173,9 @@ class LearningLoop(ABC):
             self._refresh("guardrails")
             self._refreshed_at = self.step
 
-    def _refresh(self, reason: str, share: float = 1.0) -> None:
-        self.refresh(share)
-        log.info("step %d: reference refreshed with share %g of the policy (%s)", self.step, share, reason)
+    def _refresh(self, reason: str, policy_fraction: float = 1.0) -> None:
+        self.refresh(policy_fraction)
+        log.info("step %d: reference refreshed with share %g of the policy (%s)", self.step, policy_fraction, reason)
 
     def _save(self, exchange: LearnerExchange | None) -> None:
         began = time.perf_counter()
@@ -173,9 +184,9 @@ class LearningLoop(ABC):
 
     def finish(self, exchange: LearnerExchange | None) -> TrainingFinished:
         """End training: publish and save the final weights, unless the last step did. Collective."""
-        if not due(self.step, self._rules.steps_per_push):
+        if not due(self.step, self._learner_config.steps_per_push):
             self.publish(exchange)
-        if not due(self.step, self._rules.checkpoint_every):
+        if not due(self.step, self._learner_config.checkpoint_every):
             self._save(exchange)
         return TrainingFinished(self.step, self.version, self.policy_digest())
 
@@ -184,7 +195,7 @@ class LearningLoop(ABC):
 
         Between two pushes the samplers use older weights than the policy, so that state is not resumed from.
         """
-        if self.step and due(self.step, self._rules.steps_per_push):
+        if self.step and due(self.step, self._learner_config.steps_per_push):
             self._save(exchange)
 
     def publish_and_announce(self, exchange: LearnerExchange, stream: TensorStream, kind: str) -> WeightVersion:
@@ -199,7 +210,7 @@ class LearningLoop(ABC):
             TensorStream(stream.layout, tensors),
             version=number,
             step=self.step,
-            pushes=self.step // self._rules.steps_per_push,
+            pushes=self.step // self._learner_config.steps_per_push,
             kind=kind,
             base=0 if kind == "adapter" else number,
             model=self._model,
@@ -220,7 +231,7 @@ class LearningLoop(ABC):
         return checkpoint.Progress(
             step=self.step,
             version=self.version,
-            pushes=self.step // self._rules.steps_per_push,
+            pushes=self.step // self._learner_config.steps_per_push,
             seed=self.config.seed,
             world=world,
             architecture=architecture,
@@ -230,11 +241,6 @@ class LearningLoop(ABC):
 
     def _settings(self) -> dict[str, Any]:
         """The settings that must not change when the run is resumed, by config key."""
-        sections = {"learner": self._rules, "algorithm": self.config.algorithm}
+        sections = {"learner": self._learner_config, "algorithm": self.config.algorithm}
         found = leaves({name: section.model_dump(mode="json") for name, section in sections.items()})
         return {key: value for key, value in found.items() if not may_change(key, self.config)}
-
-
-def due(step: int, every: int) -> bool:
-    """Whether an action with period `every` (0: never) is due after `step`."""
-    return every > 0 and step % every == 0

@@ -20,10 +20,10 @@ from common.config import LearnerConfig
 from common.errors import ConfigError
 
 
-def make_optimizer(parameters: Iterable[torch.Tensor], rules: LearnerConfig) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Iterable[torch.Tensor], config: LearnerConfig) -> torch.optim.Optimizer:
     """Create the configured AdamW for float32 `parameters`. Raises `ConfigError` if its package is not installed."""
-    settings: dict[str, Any] = {"lr": rules.lr, "weight_decay": rules.weight_decay}
-    if rules.optimizer == "adamw":
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters), fused=True, **settings)
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(

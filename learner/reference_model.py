@@ -30,7 +30,7 @@ from common.models.lora import activate, adapter_parameters, inject_lora, using_
 from learner.engines.base import Engine
 
 POLICY, REFERENCE = "policy", "reference"
-Placement = Literal["whole", "sharded", "host"]
+CopyPlacement = Literal["whole", "sharded", "host"]
 
 
 class Reference(ABC):
@@ -48,10 +48,10 @@ class Reference(ABC):
         """``with reference.forward_context(engine) as model``: `model` predicts as the reference, without gradients."""
 
     @abstractmethod
-    def refresh(self, engine: Engine, share: float = 1.0) -> None:
-        """Reference <- (1 - share) reference + share policy. With share 1 it is an exact copy. Collective."""
+    def refresh(self, engine: Engine, policy_fraction: float = 1.0) -> None:
+        """Reference <- (1 - f) reference + f policy, f = `policy_fraction`; 1 makes an exact copy. Collective."""
 
-    def place(self, engine: Engine) -> None:
+    def shard(self, engine: Engine) -> None:
         """Shard the reference if configured, once `engine` exists. Collective."""
         del engine
 
@@ -85,11 +85,11 @@ class AdapterReference(Reference):
         with using_adapter(self._module, REFERENCE, trainable=POLICY), torch.no_grad():
             yield engine.model
 
-    def refresh(self, engine: Engine, share: float = 1.0) -> None:
+    def refresh(self, engine: Engine, policy_fraction: float = 1.0) -> None:
         both = [*self.policy.values(), *self.parameters.values()]
-        with engine.whole(both, change=True), torch.no_grad():
+        with engine.gathered(both, change=True), torch.no_grad():
             for name, parameter in self.policy.items():
-                self.parameters[name].copy_(_blend(self.parameters[name], parameter, share))
+                self.parameters[name].copy_(_blend(self.parameters[name], parameter, policy_fraction))
 
 
 class CopyReference(Reference):
@@ -97,7 +97,7 @@ class CopyReference(Reference):
 
     kind = "full"
 
-    def __init__(self, module: torch.nn.Module, placement: Placement = "whole") -> None:
+    def __init__(self, module: torch.nn.Module, placement: CopyPlacement = "whole") -> None:
         module.requires_grad_(True)
         self._copy = copy.deepcopy(module).requires_grad_(False)
         self._placement = placement
@@ -107,8 +107,8 @@ class CopyReference(Reference):
         self.policy = module_tensors(module)
         self.parameters = module_tensors(self._copy)
 
-    def place(self, engine: Engine) -> None:
-        """See `Reference.place`."""
+    def shard(self, engine: Engine) -> None:
+        """See `Reference.shard`."""
         if self._placement == "sharded":
             self._model = engine.shard(self._copy)
 
@@ -123,13 +123,13 @@ class CopyReference(Reference):
                 stack.enter_context(_on_device(self._copy, engine.device))
             yield self._model
 
-    def refresh(self, engine: Engine, share: float = 1.0) -> None:
+    def refresh(self, engine: Engine, policy_fraction: float = 1.0) -> None:
         for name, tensor in self.policy.items():
-            with engine.whole([tensor]):  # one at a time: DeepSpeed cannot nest gathers
+            with engine.gathered([tensor]):  # one at a time: DeepSpeed cannot nest gathers
                 value = tensor.detach().clone()
-            if share < 1:
-                with engine.whole([self.parameters[name]]):
-                    value = _blend(self.parameters[name].detach(), value, share)
+            if policy_fraction < 1:
+                with engine.gathered([self.parameters[name]]):
+                    value = _blend(self.parameters[name].detach(), value, policy_fraction)
             engine.assign({name: self.parameters[name]}, {name: value})
 
 
@@ -153,26 +153,26 @@ class NoReference(Reference):
     def forward_context(self, engine: Engine) -> AbstractContextManager[torch.nn.Module]:
         raise RuntimeError("this algorithm has no reference")
 
-    def refresh(self, engine: Engine, share: float = 1.0) -> None:
+    def refresh(self, engine: Engine, policy_fraction: float = 1.0) -> None:
         """See `Reference.refresh`. There is no reference."""
 
 
-def make_reference(module: torch.nn.Module, rules: LearnerConfig, seed: int, needed: bool) -> Reference:
+def make_reference(module: torch.nn.Module, config: LearnerConfig, seed: int, needed: bool) -> Reference:
     """Create the reference that the settings require; `NoReference` if it is not `needed`."""
-    lora = rules.lora if rules.train == "lora" else None
+    lora = config.lora if config.train == "lora" else None
     if not needed:
         return NoReference(module, lora, seed)
-    return CopyReference(module, rules.reference) if lora is None else AdapterReference(module, lora, seed)
+    return CopyReference(module, config.reference) if lora is None else AdapterReference(module, lora, seed)
 
 
-def _blend(reference: torch.Tensor, policy: torch.Tensor, share: float) -> torch.Tensor:
-    """(1 - share) reference + share policy, computed in float32."""
-    if share == 1:
+def _blend(reference: torch.Tensor, policy: torch.Tensor, policy_fraction: float) -> torch.Tensor:
+    """(1 - f) reference + f policy with f = `policy_fraction`, computed in float32."""
+    if policy_fraction == 1:
         return policy
     policy = policy.to(reference.device)
     if not reference.is_floating_point():
         return policy
-    return torch.lerp(reference.float(), policy.float(), share).to(reference.dtype)
+    return torch.lerp(reference.float(), policy.float(), policy_fraction).to(reference.dtype)
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:

@@ -33,11 +33,11 @@ class SimulatedLearner(LearningLoop):
         self._simulation = Simulation(config)
         self._uses = torch.zeros(0, dtype=torch.int32)
 
-    def take(self, exchange: LearnerExchange | None) -> StepResult | None:
-        """See `LearningLoop.take`."""
+    def train_step(self, exchange: LearnerExchange | None) -> StepResult | None:
+        """See `LearningLoop.train_step`."""
         if exchange is None:
             raise ValueError("the simulated learner needs the exchange")
-        groups = exchange.lease_batch(self.worker, self.step + 1, self._rules.batch_size)
+        groups = exchange.lease_batch(self.worker, self.step + 1, self._learner_config.batch_size)
         if not groups:
             return None
         self._simulation.work(self.config.simulation.step_seconds, "step", self.step + 1)
@@ -59,7 +59,7 @@ class SimulatedLearner(LearningLoop):
         for ordinal in ordinals:
             self._uses[ordinal] += 1
 
-    def refresh(self, share: float = 1.0) -> None:
+    def refresh(self, policy_fraction: float = 1.0) -> None:
         """See `LearningLoop.refresh`. There is no reference."""
 
     def publish(self, exchange: LearnerExchange | None) -> WeightVersion | None:
@@ -80,7 +80,7 @@ class SimulatedLearner(LearningLoop):
         with new_folder(checkpoint.place(self._checkpoints, self.step)) as folder:
             checkpoint.write_tensors(folder, POLICY, TensorStream.of({USES: self._uses}))
             checkpoint.write_progress(folder, self.progress(world=1, architecture="simulated"))
-        checkpoint.prune(self._checkpoints, self._rules.keep_checkpoints)
+        checkpoint.prune(self._checkpoints, self._learner_config.keep_checkpoints)
         if exchange is not None:
             exchange.record_checkpoint(self.step)
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from common.files import replacing
 from common.models.cogvideox import build_tokenizer, encode_image, encode_video, predict_v, to_unit
 from common.models.noise_schedule import NoiseSchedule
 from common.toon.world import (
@@ -280,9 +281,8 @@ def encode_clips(vae: AutoencoderKLCogVideoX, data: ClipSet, folder: Path) -> La
             clips = to_unit(part)
             videos.append(encode_video(vae, clips))
             images.append(encode_image(vae, clips[:, 0]))
-        scratch = path.with_suffix(".tmp")
-        save_file({"videos": torch.cat(videos).contiguous(), "images": torch.cat(images).contiguous()}, scratch)
-        scratch.replace(path)
+        with replacing(path) as draft:
+            save_file({"videos": torch.cat(videos).contiguous(), "images": torch.cat(images).contiguous()}, draft)
     stored = load_file(path)
     tokens = new_tokenizer()([*data.captions, ""], padding="max_length", max_length=TEXT_TOKENS, return_tensors="pt")
     return LatentSet(stored["videos"], stored["images"], tokens.input_ids[:-1], tokens.input_ids[-1])

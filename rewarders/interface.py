@@ -70,17 +70,17 @@ class Judge(Protocol):
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """Returns per clip one raw value for each output, or a string that says why it has none.
 
-        Raises `ValueError` as `Reward.score` does, and `JudgeUnavailable` if no clip of the batch can be judged now and
-        retrying them one by one would not help.
+        Raises `ValueError` as `Reward.score` does, and `JudgeUnavailableError` if no clip of the batch can be judged
+        now and retrying them one by one would not help.
         """
         ...
 
 
-class JudgeUnavailable(Exception):
+class JudgeUnavailableError(Exception):
     """A judge timed out or cannot be reached: this batch gets no scores from it, and scoring continues."""
 
 
-class JudgeFailed(Exception):
+class JudgeFailedError(Exception):
     """A judge is gone for good, or its digest has changed since the start: scoring cannot continue."""
 
 

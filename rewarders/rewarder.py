@@ -18,9 +18,9 @@ from hashlib import blake2b
 from common.config import RewardConfig
 from common.data.video import decode_video
 from common.errors import ConfigError
-from common.exchange.rewards import reward_weights
 from common.messages import Prompt, Score, ScoreTask
-from rewarders.interface import Clip, Judge, JudgeResult, JudgeUnavailable, Reward, as_judge
+from common.reward_composition import reward_weights
+from rewarders.interface import Clip, Judge, JudgeResult, JudgeUnavailableError, Reward, as_judge
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def judge_clips(judge: Judge, clips: list[Clip], prompts: list[Prompt]) -> list[
     name = ", ".join(judge.outputs)
     try:
         return [*judge.judge(clips, prompts)]
-    except JudgeUnavailable as error:
+    except JudgeUnavailableError as error:
         log.warning("%s of %d clips: %s", name, len(clips), error)
         return [str(error)] * len(clips)
     except ValueError as error:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from common.config import RunConfig
-from common.exchange.rewards import expected_scores
 from common.messages import Score, ScoreTask
+from common.reward_composition import expected_scores
 from common.simulation import Simulation
 from rewarders.loop import ScoringLoop
 

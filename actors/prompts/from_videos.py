@@ -15,7 +15,7 @@ import numpy as np
 from actors.prompts.source import read_table
 from common.data.video import clip_length, decode_frames
 from common.errors import ConfigError
-from common.toon.prompts import encode_png
+from common.images import encode_png
 
 SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 THIRD = 2  # index of the third frame

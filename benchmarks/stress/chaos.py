@@ -73,7 +73,7 @@ REAL = {
 }
 
 
-class InvariantViolated(AssertionError):
+class InvariantViolatedError(AssertionError):
     """The run broke one of its guarantees."""
 
 
@@ -153,7 +153,7 @@ class Run:
         self.driver.wait(END_SECONDS)
         _, left = psutil.wait_procs(workers, ORPHAN_SECONDS)
         if left or not workers:
-            raise InvariantViolated(
+            raise InvariantViolatedError(
                 f"{len(left)} of {len(workers)} workers still run {ORPHAN_SECONDS:g} s after their driver died"
             )
         _end(family)
@@ -187,15 +187,17 @@ def wait_for(what: str, holds: Callable[[], object], run: Run, seconds: float) -
     """Wait until `holds` is true. Returns the seconds it took.
 
     Raises:
-        InvariantViolated: it took more than `seconds`, or the run ended.
+        InvariantViolatedError: it took more than `seconds`, or the run ended.
     """
     began, pause = time.monotonic(), Event()
     while not holds():
         code = run.ended()
         if code is not None:
-            raise InvariantViolated(f"the run ended with {code} while waiting for {what}; last output: {tail(run.log)}")
+            raise InvariantViolatedError(
+                f"the run ended with {code} while waiting for {what}; last output: {tail(run.log)}"
+            )
         if time.monotonic() - began > seconds:
-            raise InvariantViolated(f"{what} did not happen within {seconds:g} s; last output: {tail(run.log)}")
+            raise InvariantViolatedError(f"{what} did not happen within {seconds:g} s; last output: {tail(run.log)}")
         pause.wait(0.05)
     return time.monotonic() - began
 
@@ -247,29 +249,29 @@ def finish(run: Run, kills: int, real: bool) -> None:
     """Stop the run like a user, then resume it for a few more steps until it finishes."""
     code = run.interrupt()
     if code != 130:
-        raise InvariantViolated(f"after an interrupt the run ended with {code}: {tail(run.log)}")
+        raise InvariantViolatedError(f"after an interrupt the run ended with {code}: {tail(run.log)}")
     last = max((record["step"] for record in read_json_lines(run.config.folder / METRICS)), default=0)
     run.config = configuration(run.config.root, kills, real, last + 3)
     run.start()
     assert run.driver is not None
     code = run.driver.wait(END_SECONDS)
     if code != 0:
-        raise InvariantViolated(f"the run did not finish, exit code {code}: {tail(run.log)}")
+        raise InvariantViolatedError(f"the run did not finish, exit code {code}: {tail(run.log)}")
 
 
 def verify(run: Run, real: bool) -> dict[str, Any]:
-    """Check all invariants. Returns statistics; raises `InvariantViolated`."""
+    """Check all invariants. Returns statistics; raises `InvariantViolatedError`."""
     config = run.config
     records = read_json_lines(config.folder / METRICS)
     stalest = max(record["lag_max"] for record in records)
     if stalest > config.exchange.max_lag:
-        raise InvariantViolated(f"a pair was trained with lag {stalest}; max_lag is {config.exchange.max_lag}")
+        raise InvariantViolatedError(f"a pair was trained with lag {stalest}; max_lag is {config.exchange.max_lag}")
     exchange = LocalExchange(config.folder, config, open_prompts(config.prompts, config.seed))
     try:
         exchange.check()
         counts = exchange.counts()
         if counts[State.FAILED]:
-            raise InvariantViolated(f"prompts were lost: {exchange.failures()}")
+            raise InvariantViolatedError(f"prompts were lost: {exchange.failures()}")
         rows = exchange._ledger.all("SELECT ordinal, times_trained FROM groups")
         uses = {row["ordinal"]: row["times_trained"] for row in rows}
         gone = retention.count(exchange._ledger, retention.TIMES_TRAINED)  # uses of pruned groups
@@ -278,7 +280,7 @@ def verify(run: Run, real: bool) -> dict[str, Any]:
         exchange.close()
     used = sum(uses.values()) + gone
     if used != config.steps * config.learner.batch_size:
-        raise InvariantViolated(f"{config.steps} steps used {used} pairs")
+        raise InvariantViolatedError(f"{config.steps} steps used {used} pairs")
     (_check_undisturbed if real else _check_uses)(config, uses, gone)
     repeated = len(records) - len({record["step"] for record in records})
     return {
@@ -297,7 +299,7 @@ def _check_uses(config: RunConfig, uses: dict[int, int], gone: int) -> None:
     wrong = {o: (counted[o], used) for o, used in uses.items() if o < len(counted) and counted[o] != used}
     twice = [o for o, count in enumerate(counted) if count > config.exchange.max_times_trained]
     if wrong or twice or sum(counted) != sum(uses.values()) + gone:
-        raise InvariantViolated(f"ordinal: (uses in the weights, in the ledger): {wrong}")
+        raise InvariantViolatedError(f"ordinal: (uses in the weights, in the ledger): {wrong}")
 
 
 def _check_undisturbed(config: RunConfig, uses: dict[int, int], gone: int) -> None:
@@ -313,11 +315,11 @@ def _check_undisturbed(config: RunConfig, uses: dict[int, int], gone: int) -> No
     results = [layout.read_result(config.root / name) for name in (config.name, "undisturbed")]
     digests = [result["weights_digest"] if result else None for result in results]
     if digests[0] is None or digests[0] != digests[1]:
-        raise InvariantViolated(f"weights {digests[0]} after the kills, {digests[1]} undisturbed")
+        raise InvariantViolatedError(f"weights {digests[0]} after the kills, {digests[1]} undisturbed")
 
 
 def run_chaos(root: Path, kills: int, real: bool, seed: int, say: Callable[[str], None]) -> str:
-    """The whole test. Returns the line of statistics; raises `InvariantViolated`."""
+    """The whole test. Returns the line of statistics; raises `InvariantViolatedError`."""
     began = time.monotonic()
     run = Run(configuration(root, kills, real, 100_000), root / "chaos.log")
     run.start()
@@ -347,7 +349,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="douga-chaos-") as folder:
         try:
             print(run_chaos(Path(folder), given.kills, given.real, given.seed, lambda line: print(line, flush=True)))
-        except InvariantViolated as error:
+        except InvariantViolatedError as error:
             print(f"chaos: {error}", file=sys.stderr)
             return 1
     return 0

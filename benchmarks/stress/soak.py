@@ -47,7 +47,7 @@ from scipy.stats import theilslopes
 
 from actors.prompts.source import open_prompts
 from benchmarks import harness
-from benchmarks.stress.chaos import InvariantViolated, Run, tail, wait_for
+from benchmarks.stress.chaos import InvariantViolatedError, Run, tail, wait_for
 from common.config import RunConfig, load_config
 from common.exchange.local import LocalExchange
 from deploy.run_dir import layout
@@ -128,7 +128,7 @@ def growth(what: str, series: Series, steps: float = 0) -> Growth:
     if kind == "disk":
         limit = max(limit, DISK_SHARE * level) + STEP_BYTES * steps
     if len(values) < 3:
-        raise InvariantViolated(f"{what}: {len(series.values)} samples are too few")
+        raise InvariantViolatedError(f"{what}: {len(series.values)} samples are too few")
     slope, _, low, _ = map(float, theilslopes(values, seconds))
     return Growth(level, slope, max(0.0, low) * (last - seconds[0]), limit, name not in BY_DESIGN)
 
@@ -137,13 +137,13 @@ def growth(what: str, series: Series, steps: float = 0) -> Growth:
 
 
 def sample(run: Run, scratch: Path) -> dict[str, float]:
-    """The present value of every series. Raises `InvariantViolated` if a process of the run has died."""
+    """The present value of every series. Raises `InvariantViolatedError` if a process of the run has died."""
     found: dict[str, float] = {}
     try:
         for name, process in processes(run).items():
             found |= {f"{kind} {name}": value for kind, value in state(process).items()}
     except psutil.NoSuchProcess as error:
-        raise InvariantViolated(f"process {error.pid} died; the run's last output: {tail(run.log)}") from None
+        raise InvariantViolatedError(f"process {error.pid} died; the run's last output: {tail(run.log)}") from None
     folder = run.config.folder
     disk = {kind_of(place): 0.0 for place in folder.iterdir()}
     for place in folder.iterdir():
@@ -168,10 +168,10 @@ def processes(run: Run) -> dict[str, psutil.Process]:
 
 def ray_session(run: Run) -> Path:
     """The session folder of the driver's Ray cluster."""
-    words = " ".join(processes(run)["raylet"].cmdline())
-    found = SESSION.search(words)
+    command = " ".join(processes(run)["raylet"].cmdline())
+    found = SESSION.search(command)
     if found is None:
-        raise InvariantViolated(f"the raylet's command line has no session folder: {words}")
+        raise InvariantViolatedError(f"the raylet's command line has no session folder: {command}")
     return Path(found[1])
 
 
@@ -227,7 +227,7 @@ def configuration(root: Path, real: bool, **more: Any) -> RunConfig:
 
 
 def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> SoakResult:
-    """Start a run, sample it for `seconds` from its first step on, and stop it. Raises `InvariantViolated`."""
+    """Start a run, sample it for `seconds` from its first step on, and stop it. Raises `InvariantViolatedError`."""
     root = config.root
     scratch = root / "scratch"
     scratch.mkdir()
@@ -238,7 +238,7 @@ def watch(config: RunConfig, seconds: float, say: Callable[[str], None]) -> Soak
         series, steps = collect_series(run, scratch, seconds, say), last_step(run)
         code = run.interrupt()
         if code != 130:
-            raise InvariantViolated(f"after an interrupt the run ended with {code}")
+            raise InvariantViolatedError(f"after an interrupt the run ended with {code}")
     finally:
         run.end()
     check_ledger(config)
@@ -251,7 +251,7 @@ def collect_series(run: Run, scratch: Path, seconds: float, say: Callable[[str],
     pause, began, next_line = Event(), time.monotonic(), 0.0
     while (now := time.monotonic() - began) < seconds:
         if run.ended() is not None:
-            raise InvariantViolated(f"the run ended with {run.ended()}")
+            raise InvariantViolatedError(f"the run ended with {run.ended()}")
         for what, value in sample(run, scratch).items():
             one = series.setdefault(what, Series())
             one.seconds.append(now)
@@ -286,8 +286,8 @@ def as_report(watched: SoakResult) -> harness.Report:
     for what, one in found.items():
         size, unit = (MEGABYTE, "MB") if what.startswith(("memory", "disk")) else (1.0, what.split()[0])
         hourly, limit = (3600 * value / size for value in (one.slope, one.limit / half))
-        words = f"{unit}/h, at {one.level / size:.3g} {unit}"
-        rows.append(harness.Row(what, words, hourly, limit=limit if one.counts else None))
+        rate_unit = f"{unit}/h, at {one.level / size:.3g} {unit}"
+        rows.append(harness.Row(what, rate_unit, hourly, limit=limit if one.counts else None))
     leaks = [what for what, one in found.items() if one.is_leak]
     target = f"none of {sum(one.counts for one in found.values())} series in {watched.steps} steps"
     aims = [harness.Aim(f"series that grow: {', '.join(leaks) or 'none'}", len(leaks), target, not leaks)]
@@ -307,7 +307,7 @@ def main() -> int:
     real = {"action": "store_true", "help": "the embedded model instead of simulated work"}
     try:
         done = harness.main(__doc__, measure, ("--minutes", minutes), ("--real", real))
-    except InvariantViolated as error:
+    except InvariantViolatedError as error:
         print(f"soak: {error}", file=sys.stderr)
         return 1
     return 0 if all(aim.met for aim in done.aims) else 1

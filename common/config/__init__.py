@@ -9,6 +9,8 @@ key_rules.py    which keys may change on resume, and which a worker on another m
 loading.py      TOML and flags -> `RunConfig` -> TOML; renamed keys; diff of two configurations
 ```
 
+To add a key, add a field with a description to its section; if it may change on resume, list it in `key_rules.py`. Then
+run ``python -m docs.generate``. A renamed key goes into the table of `loading.py`, so that old files get its new name.
 Nothing here imports torch, so ``douga --help`` is fast. A wrong key or value raises `ConfigError`, which names the key,
 the file or flag it came from, and the allowed values.
 """

@@ -13,33 +13,22 @@ from common.roles import LEARNER, REWARDER, SAMPLER
 class Placement(Section):
     """How many processes of one role there are, and where they run."""
 
-    count: int = Field(default=1, ge=1, description="processes")
-    gpus: float = Field(default=0, ge=0, description="GPUs of each process; 0 on CPU")
-    node: str = Field(default="", description="custom Ray resource of the nodes that may run them; empty: any node")
+    count: int = Field(default=1, ge=1, description="number of processes")
+    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each process; a fraction shares one; 0 on CPU")
+    node: str = Field(default="", description="Ray custom resource that their nodes must have, e.g. H100; empty: any")
 
 
 class SamplerPlacement(Placement):
     """``[cluster.sampler]``."""
 
-    count: int = Field(default=2, ge=1, description="number of sampler processes")
-    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each sampler; 0 on CPU")
-    node: str = Field(default="", description="Ray custom resource that sampler nodes must have, e.g. H100")
-
-
-class RewarderPlacement(Placement):
-    """``[cluster.rewarder]``."""
-
-    count: int = Field(default=1, ge=1, description="number of rewarder processes")
-    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each rewarder; a fraction shares one GPU")
-    node: str = Field(default="", description="Ray custom resource that rewarder nodes must have")
+    count: int = Field(default=2, ge=1, description="number of processes")
 
 
 class LearnerPlacement(Placement):
     """``[cluster.learner]``."""
 
-    count: int = Field(default=1, ge=1, description="learner ranks, all on one node")
-    gpus: float = Field(default=0, ge=0, description="GPUs reserved for each learner rank; 0 on CPU")
-    node: str = Field(default="", description="Ray custom resource of the node for learner and exchange, e.g. A800")
+    count: int = Field(default=1, ge=1, description="number of ranks, all on one node")
+    node: str = Field(default="", description="Ray custom resource that the node of learner and exchange must have")
 
 
 class ClusterConfig(Section):
@@ -50,7 +39,7 @@ class ClusterConfig(Section):
         description="address of a running Ray, or 'auto'; empty: RAY_ADDRESS if set, else start Ray on this machine",
     )
     sampler: SamplerPlacement = SamplerPlacement()
-    rewarder: RewarderPlacement = RewarderPlacement()
+    rewarder: Placement = Placement()
     learner: LearnerPlacement = LearnerPlacement()
     keys: Literal["auto", "always"] = Field(
         default="auto",

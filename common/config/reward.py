@@ -96,7 +96,7 @@ JudgeName = Annotated[str, AfterValidator(_judge_name)]
 
 
 class RewardConfig(Section):
-    """How clips are scored, and which scores make up the reward (`common/exchange/rewards.py`)."""
+    """How clips are scored, and which scores make up the reward (`common/reward_composition.py`)."""
 
     path: str = Field(
         default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty for no heads"

@@ -36,7 +36,7 @@ class RunConfig(Section):
     prompts: str = Field(default="toon", description="'toon', or a .jsonl/.csv file with the columns image and prompt")
     pairs: str = Field(
         default="",
-        description="train on recorded data instead of sampling: a pairs file, a ratings file, or a folder of clips",
+        description="train on offline data instead of sampling: a pairs file, a ratings file, or a folder of clips",
     )
     verify: bool = Field(
         default=False,

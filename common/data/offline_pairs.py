@@ -1,4 +1,4 @@
-"""Human preference pairs recorded before the run (HuViDPO), and real clips for fine-tuning. Imports no torch.
+"""Offline data: human preference pairs (HuViDPO) and real clips for fine-tuning. Imports no torch.
 
 ```
 pairs.jsonl      a pair a row                       reward 100 and 0, or the ratings that the row has
@@ -9,7 +9,7 @@ a folder         clips with captions, real ones ──> each clip alone, for ``a
 `OfflinePairs` is called with an ordinal and returns that pair. Pairs come in random order, reshuffled every epoch. The
 file must not change during the run.
 
-What is learned from the pairs is the algorithm's: `learner/algorithms/human_pairs.py` is HuViDPO's.
+The algorithm decides how to train on the pairs; `learner/algorithms/human_pairs.py` is HuViDPO.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pathlib import Path
 import numpy as np
 
 from common.config import ModelConfig
-from common.data.ratings import Pairs, Ratings, overall, read_pairs, read_ratings, to_score
+from common.data.ratings import Pairs, RatedPair, Ratings, overall, read_pairs, read_ratings, to_score
 from common.data.video import clip_length
 from common.digests import digest
 from common.errors import ConfigError
 
-WINNER_SCORE, LOSER_SCORE = 100.0, 0.0  # for pairs without ratings
+CHOSEN_SCORE, REJECTED_SCORE = 100.0, 0.0  # for pairs without ratings
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class PairClip:
 
 @dataclass(frozen=True)
 class OfflinePair:
-    """What people preferred to what; a clip of a folder stands alone."""
+    """A chosen and a rejected clip; a clip of a folder has no rejected one."""
 
     chosen: PairClip
     rejected: PairClip | None
@@ -90,30 +90,30 @@ def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
 def _pairs(place: Path) -> list[OfflinePair]:
     if place.is_dir():
         return list(_from_folder(place))
-    if _has_winners(place):
+    if _has_pairs(place):
         return list(_from_pairs(read_pairs(place)))
     return list(_from_ratings(read_ratings(place)))
 
 
-def _has_winners(file: Path) -> bool:
+def _has_pairs(file: Path) -> bool:
     """Whether the file holds pairs rather than ratings, by its first row."""
     try:
         with file.open(encoding="utf-8-sig") as lines:
             first = json.loads(next((line for line in lines if line.strip()), "{}"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"pairs = {str(file)!r}: cannot be read: {error}") from None
-    return isinstance(first, dict) and "winner" in first
+    return isinstance(first, dict) and not first.keys().isdisjoint({"chosen", *RatedPair.renamed})
 
 
 def _from_pairs(table: Pairs) -> Iterator[OfflinePair]:
     for row in table.rows:
         image = None if row.first_frame is None else table.place(row.first_frame)
-        rated = row.winner_rating is not None and row.loser_rating is not None
-        best = to_score(row.winner_rating) if rated and row.winner_rating else WINNER_SCORE
-        worst = to_score(row.loser_rating) if rated and row.loser_rating else LOSER_SCORE
-        winner = PairClip(table.place(row.winner), row.prompt, image, best)
-        loser = PairClip(table.place(row.loser), row.prompt, image, worst)
-        yield OfflinePair(winner, loser, row.category)
+        rated = row.chosen_rating is not None and row.rejected_rating is not None
+        best = to_score(row.chosen_rating) if rated and row.chosen_rating else CHOSEN_SCORE
+        worst = to_score(row.rejected_rating) if rated and row.rejected_rating else REJECTED_SCORE
+        chosen = PairClip(table.place(row.chosen), row.prompt, image, best)
+        rejected = PairClip(table.place(row.rejected), row.prompt, image, worst)
+        yield OfflinePair(chosen, rejected, row.category)
 
 
 def _from_ratings(table: Ratings) -> Iterator[OfflinePair]:
@@ -140,7 +140,7 @@ def _from_folder(folder: Path) -> Iterator[OfflinePair]:
         text = caption.read_text("utf-8").strip() if caption.is_file() else ""
         if not text:
             raise ConfigError(f"{clip}: no caption; write it to {caption.name} in the same folder")
-        yield OfflinePair(PairClip(clip, text, None, WINNER_SCORE), None, None)
+        yield OfflinePair(PairClip(clip, text, None, CHOSEN_SCORE), None, None)
 
 
 def _usable(pairs: Sequence[OfflinePair], model: ModelConfig) -> tuple[list[OfflinePair], dict[Path, str]]:

@@ -4,8 +4,8 @@
 ratings.jsonl   {"clip": "clips/0001.mp4", "first_frame": "frames/0001.png", "prompt": "a robot walks right",
                  "character": "robot", "category": "walk", "source": "cogvideox-5b",
                  "ratings": {"alice": {"smoothness": 4, "motion": 5}, "bob": {"smoothness": 3}}}
-pairs.jsonl     {"prompt": "a robot walks right", "first_frame": "frames/0001.png", "winner": "clips/0001.mp4",
-                 "loser": "clips/0002.mp4", "winner_rating": 4.5, "loser_rating": 2, "category": "walk",
+pairs.jsonl     {"prompt": "a robot walks right", "first_frame": "frames/0001.png", "chosen": "clips/0001.mp4",
+                 "rejected": "clips/0002.mp4", "chosen_rating": 4.5, "rejected_rating": 2, "category": "walk",
                  "annotators": 2}
 ```
 
@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,6 +46,7 @@ class Row(BaseModel, ABC):
     """One line of a file, immutable. Unknown columns are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    renamed: ClassVar[Mapping[str, str]] = {}  # column of an older version -> its name now
 
     @abstractmethod
     def files(self) -> tuple[Sequence[str], str | None]:
@@ -78,29 +79,36 @@ class RatedClip(Row):
 
 
 class RatedPair(Row):
-    """Two clips of one prompt, of which people preferred `winner`; with ratings (1..5) if they were made from these."""
+    """Two clips of one prompt, of which people preferred `chosen`; with ratings (1..5) if they were made from these."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "winner": "chosen",
+        "loser": "rejected",
+        "winner_rating": "chosen_rating",
+        "loser_rating": "rejected_rating",
+    }
 
     prompt: NonEmpty
     first_frame: NonEmpty | None = None
-    winner: NonEmpty
-    loser: NonEmpty
-    winner_rating: Rating | None = None
-    loser_rating: Rating | None = None
+    chosen: NonEmpty
+    rejected: NonEmpty
+    chosen_rating: Rating | None = None
+    rejected_rating: Rating | None = None
     category: NonEmpty | None = None
     annotators: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _check_order(self) -> RatedPair:
-        if os.path.normpath(self.winner) == os.path.normpath(self.loser):
-            raise ValueError(f"winner and loser are the same clip, {self.winner}")
-        best, worst = self.winner_rating, self.loser_rating
+        if os.path.normpath(self.chosen) == os.path.normpath(self.rejected):
+            raise ValueError(f"chosen and rejected are the same clip, {self.chosen}")
+        best, worst = self.chosen_rating, self.rejected_rating
         if best is not None and worst is not None and best <= worst:
-            raise ValueError(f"winner_rating {best:g} is not above loser_rating {worst:g}")
+            raise ValueError(f"chosen_rating {best:g} is not above rejected_rating {worst:g}")
         return self
 
     def files(self) -> tuple[Sequence[str], str | None]:
         """See `Row.files`."""
-        return [self.winner, self.loser], self.first_frame
+        return [self.chosen, self.rejected], self.first_frame
 
 
 def to_score(rating: float) -> float:
@@ -162,7 +170,7 @@ def read_ratings(file: Path) -> Ratings:
 
 def read_pairs(file: Path) -> Pairs:
     """Read a pairs file. Every clip is opened to check it. A repeated pair, in either order, is a bad row."""
-    return _read(file, RatedPair, lambda row: " and ".join(sorted(map(os.path.normpath, (row.winner, row.loser)))))
+    return _read(file, RatedPair, lambda row: " and ".join(sorted(map(os.path.normpath, (row.chosen, row.rejected)))))
 
 
 def write_ratings(file: Path, rows: Iterable[RatedClip]) -> None:
@@ -198,12 +206,14 @@ def _read(file: Path, kind: type[Kind], key: Callable[[Kind], str]) -> Table[Kin
         if not text.strip():
             continue
         try:
-            row = _row(text, kind)
+            row = _row(text, kind, f"{file}:{line}")
             _check_files(row, file.parent, opened)
             name = key(row)
             if name in good:
                 raise ValueError(f"{name}: already in line {good[name][0]}")
             good[name] = line, row
+        except ConfigError:
+            raise  # the columns of an older version
         except ValueError as error:
             bad.append(BadRow(file, line, str(error)))
     if not good:
@@ -221,12 +231,16 @@ def _text(file: Path) -> str:
         raise ConfigError(f"{file}: cannot be read: {error}") from None
 
 
-def _row(text: str, kind: type[Kind]) -> Kind:
-    """Parse a row. Raises `ValueError` with a one-line message."""
+def _row(text: str, kind: type[Kind], where: str) -> Kind:
+    """Parse a row. Raises `ValueError` with a one-line message, and `ConfigError` for renamed columns."""
     try:
         data: Any = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON: {error}") from None
+    old = [name for name in kind.renamed if isinstance(data, dict) and name in data]
+    if old:
+        now = ", ".join(kind.renamed[name] for name in old)
+        raise ConfigError(f"{where}: renamed columns: {', '.join(old)}; write {now} instead")
     try:
         return kind.model_validate(data)
     except ValidationError as error:

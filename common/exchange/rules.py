@@ -1,4 +1,4 @@
-"""The rules of the exchange, as pure functions: admission, staleness, order, transitions, seeds.
+"""The rules of the exchange, as pure functions: admission, staleness, order, transitions.
 
 They use no I/O, clock or database. Decisions depend on the arguments alone, so a resumed run decides the same as an
 uninterrupted one.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from math import inf
 
 from common.exchange.api import State
@@ -136,9 +135,3 @@ def disk_has_room(used: int, largest_group: int, sampling: int, bound: int) -> b
     """Whether one more group fits on disk. `used` bytes of blobs are stored, `sampling` groups are being sampled, and
     each may grow to `largest_group` bytes. The first group always fits."""
     return used == 0 or used + largest_group * (sampling + 1) <= bound
-
-
-def seed(run_seed: int, purpose: str, ordinal: int, index: int) -> int:
-    """The seed of one candidate, 0 .. 2^63 - 1. It depends on the arguments only."""
-    text = f"{run_seed}|{purpose}|{ordinal}|{index}".encode()
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1

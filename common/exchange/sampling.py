@@ -17,6 +17,7 @@ from common.exchange.storage.blobs import DeferredRead, StagedBlob, raw
 from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
 from common.exchange.storage.ledger_reader import LedgerReader
 from common.messages import Candidate, GroupLease, Prompt, Purpose
+from common.seeds import candidate_seed
 
 IMAGE, CONDITIONING = "image", "conditioning"
 DUPLICATE = Submitted(False, "duplicate")
@@ -151,7 +152,9 @@ class SamplingQueue:
 
     def _seeds(self, group: sqlite3.Row) -> tuple[int, ...]:
         count = candidates_of(group, self.config)
-        return tuple(rules.seed(self.config.seed, group["purpose"], group["position"], index) for index in range(count))
+        return tuple(
+            candidate_seed(self.config.seed, group["purpose"], group["position"], index) for index in range(count)
+        )
 
     def _release_expired(self) -> None:
         """Release the leases that expired; each counts as a failed attempt."""

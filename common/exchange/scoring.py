@@ -12,7 +12,6 @@ import msgpack
 
 from common.config import RunConfig
 from common.exchange.api import ScoredCandidate, State, Submitted, WasteReason
-from common.exchange.rewards import clip_reward
 from common.exchange.sampling import (
     CONDITIONING,
     DUPLICATE,
@@ -24,6 +23,7 @@ from common.exchange.sampling import (
 from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.ledger import Ledger
 from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask, Selection
+from common.reward_composition import clip_reward
 
 OPEN = (State.SAMPLED, State.SCORING)
 LONGEST_REASON = 200  # characters kept of a judge's explanation for a missing score

@@ -1,5 +1,7 @@
 """CogVideoX base models: folders and the model call, LoRA adapters, noise schedule, shapes, fingerprints.
 
-Differences between model families are read from the configs, never from a model's name. `shapes.py` must not import
+Only CogVideoX is supported; other architectures are not. Another CogVideoX family touches `cogvideox.py` (loading,
+model call), `shapes.py` (latent sizes and padding) and `deploy/planning/families.json` (its configs, for ``douga
+plan``). Read differences between families from the configs, never from a model's name. `shapes.py` must not import
 torch. Numbers computed here enter weights and digests: change them only together with the tests against diffusers.
 """

@@ -11,9 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.toon import WEIGHTS
 
 SAMPLE = 1 << 20  # bytes read at each end of a file
-TOON_PIPELINE = Path(__file__).parents[1] / "toon" / "weights" / "pipeline"
+TOON_PIPELINE = WEIGHTS / "pipeline"
 PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")  # folders of a diffusers pipeline
 MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}  # other files, such as READMEs and caches, are ignored
 

@@ -52,7 +52,7 @@ FLICKER_SCALE = 0.25  # relative spread of the figure's brightness at which smoo
 
 
 @dataclass(frozen=True)
-class Verdict:
+class OracleScores:
     """The oracle's scores of one clip, each 0..100."""
 
     identity: float
@@ -165,12 +165,12 @@ def oracle_applies(config: RunConfig) -> bool:
     return config.prompts == "toon" and (size.frames, size.height, size.width) == (FRAMES, HEIGHT, WIDTH)
 
 
-def judge(clip: np.ndarray, shot: Shot) -> Verdict:
+def judge(clip: np.ndarray, shot: Shot) -> OracleScores:
     """Judge a clip (uint8 ``[FRAMES, HEIGHT, WIDTH, 3]``) that should show `shot`."""
     if clip.shape != (FRAMES, HEIGHT, WIDTH, 3):
         raise ValueError(f"clip is {list(clip.shape)}, the oracle judges {[FRAMES, HEIGHT, WIDTH, 3]}")
     error, track, gain = match(clip, shot)
-    return Verdict(
+    return OracleScores(
         identity=float(100 * np.exp(-error[1:].clip(0) / IDENTITY_SCALE).mean()),
         motion=_motion(track, shot),
         smoothness=_smoothness(track, gain, shot),

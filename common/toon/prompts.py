@@ -6,13 +6,12 @@ clip should show.
 
 from __future__ import annotations
 
-import io
 import re
 
 import numpy as np
-from PIL import Image
 
 from common.errors import ConfigError
+from common.images import encode_png
 from common.messages import Prompt, Purpose
 from common.toon.world import ACTIONS, AS_DRAWN, CHARACTERS, SCENES, Shot, caption, combinations, draw_shot, render
 
@@ -82,10 +81,3 @@ class ToonPrompts:
             shot = draw_shot(rng, "heldout", index=int(order[i % len(order)]))
             prompts.append(prompt_of(shot, i, Purpose.EVAL))
         return prompts
-
-
-def encode_png(pixels: np.ndarray) -> bytes:
-    """Encode uint8 pixels [H, W, 3] as PNG."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()

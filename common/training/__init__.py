@@ -1,4 +1,5 @@
 """One resumable training loop (`fit.py`) and the Muon optimizer, for small models: reward heads and the toon pipeline.
 
-The learner does not use it. Any change of the numerics changes the weights that `douga toon build` reproduces.
+The learner does not use it. Options may be added with a default that changes nothing. Any change of the default
+numerics changes the weights that `douga toon build` reproduces.
 """

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from common.errors import ConfigError
-from common.errors.disk import writing
+from common.files import replacing
 from common.training.muon import Muon
 
 
@@ -72,15 +72,7 @@ def fit(
     for step in range(start, plan.steps):
         if best.is_patience_over(step):
             break
-        loss = loss_of(step)
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), plan.clip_norm)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = plan.rate(step)
-            optimizer.step()
-        total += loss.item()
+        total += _train_step(model, optimizers, loss_of(step), plan.rate(step), plan.clip_norm)
         done = step + 1
         if done % plan.save_every == 0 or done == plan.steps:
             validated = best.update(model, done)  # before saving: if killed in between, the resumed run validates again
@@ -90,6 +82,20 @@ def fit(
             log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}{validated}  {pace:.2f} s/step")
             total = 0.0
     best.restore(model)
+
+
+def _train_step(
+    model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], loss: torch.Tensor, lr: float, clip_norm: float
+) -> float:
+    """Take one optimizer step on `loss` at learning rate `lr`. Returns the loss."""
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    return loss.item()
 
 
 class _BestWeights:
@@ -153,11 +159,9 @@ def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
 
 def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    whole = {key: value.detach().contiguous().clone() for key, value in state.items()}
-    with writing(path):
-        save_file(whole, scratch, metadata=metadata)
-        scratch.replace(path)
+    copies = {key: value.detach().contiguous().clone() for key, value in state.items()}
+    with replacing(path) as draft:
+        save_file(copies, draft, metadata=metadata)
 
 
 def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:

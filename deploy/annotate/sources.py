@@ -21,13 +21,13 @@ from common.errors import ConfigError
 from common.exchange.queries import HeldOutClip, heldout_clips
 from deploy.run_dir import layout
 from deploy.run_dir.samples import SAMPLES, read_samples
-from rewarders.annotation.items import Clip
+from rewarders.annotation.items import SurveyClip
 
 RATINGS = "ratings.jsonl"
 MAX_NAMED = 5  # maximum number of bad clips that are named on stderr
 
 
-def find_clips(place: Path) -> tuple[Path, list[Clip]]:
+def find_clips(place: Path) -> tuple[Path, list[SurveyClip]]:
     """Returns (folder for the answers, playable clips) of a run or a folder.
 
     Clips that cannot be decoded are left out, with a message on stderr. Raises `ConfigError` if `place` is neither a
@@ -40,7 +40,7 @@ def find_clips(place: Path) -> tuple[Path, list[Clip]]:
     return folder, good
 
 
-def _find(place: Path) -> tuple[Path, list[Clip]]:
+def _find(place: Path) -> tuple[Path, list[SurveyClip]]:
     folder = _run_folder(place)
     if folder is not None:
         return folder, [_of_run(clip) for clip in heldout_clips(folder)]
@@ -62,8 +62,8 @@ def _run_folder(place: Path) -> Path | None:
     return folder
 
 
-def _of_run(clip: HeldOutClip) -> Clip:
-    return Clip(
+def _of_run(clip: HeldOutClip) -> SurveyClip:
+    return SurveyClip(
         name=f"{clip.prompt_id}/{clip.candidate}",
         prompt=clip.text,
         source=_version(clip.version),
@@ -78,43 +78,43 @@ def _version(version: int) -> str:
     return f"version {version}" if version else "base"
 
 
-def _of_ratings(place: Path) -> list[Clip]:
+def _of_ratings(place: Path) -> list[SurveyClip]:
     table = read_ratings(place / RATINGS)
     if table.bad:
         print(f"douga: {table.summary()}", file=sys.stderr)
     return [_of_rated(table, row) for row in table.rows]
 
 
-def _of_rated(table: Ratings, row: RatedClip) -> Clip:
+def _of_rated(table: Ratings, row: RatedClip) -> SurveyClip:
     image = None if row.first_frame is None else table.place(row.first_frame)
     known = {"source": row.source, "character": row.character, "category": row.category}
     return _of_files(table.place(row.clip), image, row.clip, row.prompt, **known)
 
 
-def _of_samples(place: Path) -> list[Clip]:
+def _of_samples(place: Path) -> list[SurveyClip]:
     return [_of_sample(place, record) for record in read_samples(place)]
 
 
-def _of_sample(place: Path, record: dict[str, Any]) -> Clip:
+def _of_sample(place: Path, record: dict[str, Any]) -> SurveyClip:
     image = place / record["image"] if record.get("image") else None
     more = {"source": _version(record.get("version", 0)), "character": record.get("character")}
     return _of_files(place / record["clip"], image, record["clip"], record["text"], **more)
 
 
-def _of_file(place: Path, path: Path) -> Clip:
+def _of_file(place: Path, path: Path) -> SurveyClip:
     caption = path.with_suffix(".txt")
     text = caption.read_text("utf-8", "replace").strip() if caption.is_file() else ""
     source = place.resolve().name if path.parent == place else str(path.parent.relative_to(place))
     return _of_files(path, None, str(path.relative_to(place)), text, source=source)
 
 
-def _of_files(clip: Path, image: Path | None, name: str, prompt: str, **more: Any) -> Clip:
+def _of_files(clip: Path, image: Path | None, name: str, prompt: str, **more: Any) -> SurveyClip:
     read_image = None if image is None else image.read_bytes
     files = {"file": clip, "first_frame_file": image, "read": clip.read_bytes, "first_frame": read_image}
-    return Clip(name, prompt, **files, **more)
+    return SurveyClip(name, prompt, **files, **more)
 
 
-def _playable(clips: Sequence[Clip]) -> list[Clip]:
+def _playable(clips: Sequence[SurveyClip]) -> list[SurveyClip]:
     faults = [(clip, _fault(clip)) for clip in clips]
     bad = [f"{clip.name}: {fault}" for clip, fault in faults if fault is not None]
     for line in bad[:MAX_NAMED]:
@@ -124,7 +124,7 @@ def _playable(clips: Sequence[Clip]) -> list[Clip]:
     return [clip for clip, fault in faults if fault is None]
 
 
-def _fault(clip: Clip) -> str | None:
+def _fault(clip: SurveyClip) -> str | None:
     try:
         frames, _ = clip_length(clip.read())
     except (OSError, ValueError, RuntimeError) as error:

@@ -9,9 +9,10 @@ from typing import Any
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError
+from common.toon import WEIGHTS
 from deploy.cli.flags import add_command
 from deploy.planning.memory import GIGA, GPUS, Gpu, Need
-from deploy.planning.model_sizes import EMBEDDED, ModelSizes, family_sizes, folder_sizes
+from deploy.planning.model_sizes import ModelSizes, family_sizes, folder_sizes
 from deploy.planning.plan import Plan, clips_per_step, plan
 
 PLAN = """\
@@ -51,7 +52,7 @@ def _sizes(config: RunConfig, family: str | None) -> ModelSizes:
     if family is not None:
         return family_sizes(family)
     path = config.model.path
-    return folder_sizes(EMBEDDED / "pipeline" if path == "toon" else Path(path))
+    return folder_sizes(WEIGHTS / "pipeline" if path == "toon" else Path(path))
 
 
 def _gpu(options: argparse.Namespace, role: str) -> Gpu:

@@ -54,7 +54,7 @@ def app_of(config: RunConfig, token: str, most_bytes: int) -> Any:
 
     `most_bytes` is the maximum size of a request.
     """
-    from rewarders.checkpoints import load_heads
+    from rewarders.head_files import load_heads
     from rewarders.judges import open_judge
     from rewarders.judges.server import RewardsAsJudge, create_app
 

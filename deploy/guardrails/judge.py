@@ -14,7 +14,7 @@ import numpy as np
 
 from common.config import RunConfig
 from common.messages import Prompt
-from common.toon.oracle import Verdict, judge, oracle_applies
+from common.toon.oracle import OracleScores, judge, oracle_applies
 from common.toon.prompts import shot_of
 from rewarders.judges import open_judges
 from rewarders.rewarder import Rewarder
@@ -43,12 +43,12 @@ class OracleAnswer:
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
         """See `Reward.score`."""
         return [
-            getattr(_verdict(clip.tobytes(), clip.shape, prompt), self.dimension)
+            getattr(_oracle_scores(clip.tobytes(), clip.shape, prompt), self.dimension)
             for clip, prompt in zip(clips, prompts, strict=True)
         ]
 
 
 @lru_cache(maxsize=64)
-def _verdict(data: bytes, shape: tuple[int, ...], prompt: Prompt) -> Verdict:
+def _oracle_scores(data: bytes, shape: tuple[int, ...], prompt: Prompt) -> OracleScores:
     """Cached: three `OracleAnswer` objects score the same clip."""
     return judge(np.frombuffer(data, np.uint8).reshape(shape).copy(), shot_of(prompt))

@@ -27,8 +27,8 @@ from common.config import RunConfig
 from common.data.video import decode_clip
 from common.errors import RunFailed
 from common.exchange.api import OVER, HubExchange, ScoredCandidate
-from common.exchange.rewards import mean_score
 from common.messages import Prompt, Purpose, ScoreTask
+from common.reward_composition import mean_score
 from common.weights.store import WeightStore
 from deploy.guardrails.judge import held_out_judge
 from deploy.guardrails.rules import (
@@ -43,7 +43,7 @@ from deploy.guardrails.rules import (
 )
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import GUARD, JsonLines
-from rewarders.interface import JudgeFailed
+from rewarders.interface import JudgeFailedError
 from rewarders.rewarder import Rewarder
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class GuardrailMonitor:
         if self.probes.judge is not None:
             try:
                 score = self.probes.judge.score([ScoreTask(one.candidate.id, one.prompt, one.candidate.clip)])[0]
-            except JudgeFailed as lost:
+            except JudgeFailedError as lost:
                 return str(lost)  # the judge may recover, and the run does not depend on it
             answers = score.values
             if broken := [name for name, value in answers.items() if not math.isfinite(value)]:

@@ -35,7 +35,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import RewardConfig, RunConfig, algorithm_class, open_algorithm
-from deploy.planning.model_sizes import EMBEDDED, ModelSizes
+from common.toon import WEIGHTS
+from deploy.planning.model_sizes import ModelSizes
 
 CUDA_BYTES = 10**9  # assumed
 FORWARD = 12  # S d b: peak of a forward pass without gradients; measured from torch's allocations with fused attention
@@ -253,7 +254,7 @@ def _heads_bytes(reward: RewardConfig) -> int:
 
     If the heads' folder is not on this machine, the size of the embedded heads is used: they have the same layers.
     """
-    heads = _weights_bytes(Path(reward.path)) or _weights_bytes(EMBEDDED / "heads") if reward.path else 0
+    heads = _weights_bytes(Path(reward.path)) or _weights_bytes(WEIGHTS / "heads") if reward.path else 0
     return heads + sum(_weights_bytes(Path(judge.path)) for judge in reward.judges.values() if judge.path)
 
 

@@ -41,7 +41,6 @@ SAVED_OUTSIDE = {"full": 4, "lora": 2}  # S d b outside the blocks: embedding, l
 STATISTICS = 5  # float32 per head and token
 DEFAULT = "2b"  # the family whose configs are the defaults of diffusers' and transformers' classes
 PARTS = ("transformer", "vae", "text_encoder")
-EMBEDDED = Path(__file__).parents[2] / "common" / "toon" / "weights"  # the model named 'toon'
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from actors.sampler import Sampler
 from common.config import RunConfig
 from common.data.video import contact_sheet, decode_clip
 from common.errors import ConfigError
-from common.exchange import rules
-from common.exchange.rewards import mean_score, reward_weights
 from common.files import write_whole
+from common.images import encode_png
 from common.messages import Prompt, ScoreTask
 from common.models.cogvideox import open_model
-from common.toon.prompts import encode_png
+from common.reward_composition import mean_score, reward_weights
+from common.seeds import candidate_seed
 from common.weights.store import WeightStore
 from deploy.results import comparison
 from deploy.run_dir.samples import SAMPLES, read_samples
@@ -49,7 +49,7 @@ def make_samples(
     out.mkdir(parents=True, exist_ok=True)
     records, clips = [], []
     for prompt in prompts:
-        seed = rules.seed(config.seed, "sample", prompt.ordinal, 0)
+        seed = candidate_seed(config.seed, "sample", prompt.ordinal, 0)
         (made,) = sampler.sample(prompt, sampler.encode(prompt), [seed], [0])
         record: dict[str, Any] = _keep_sample(out, prompt, made.clip) | {"seed": seed, "version": sampler.version}
         records.append(record)

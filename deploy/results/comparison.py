@@ -16,8 +16,8 @@ from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from common.config import DIMENSIONS, RunConfig
 from common.data.video import decode_clip
 from common.exchange.api import ScoredCandidate
-from common.exchange.rewards import mean_score
 from common.messages import Prompt
+from common.reward_composition import mean_score
 from deploy.guardrails.rules import REWARD
 
 ORACLE_TOLERANCE = 1.0  # points of 100 by which an oracle interval may extend below 0

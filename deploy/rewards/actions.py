@@ -18,7 +18,7 @@ from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator
 from deploy.run_dir.source import generator_of
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.checkpoints import load_heads, save_heads
+from rewarders.head_files import load_heads, save_heads
 from rewarders.toon_heads.heads import HEADS
 from rewarders.training import train
 from rewarders.training.dataset import RatedDataset

@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.models.cogvideox import open_model
+from common.toon import WEIGHTS
 from learner import toon_pretrain
-from rewarders.checkpoints import save_heads
+from rewarders.head_files import save_heads
 from rewarders.toon_heads.training.regenerate import SDEditAugmenter
 from rewarders.toon_heads.training.train import train_heads
 
 CLIPS = 4000
-WEIGHTS = Path(__file__).parents[2] / "common" / "toon" / "weights"
 
 
 def build(work: Path, out: Path = WEIGHTS, seed: int = 0, log: Callable[[str], None] = print) -> None:

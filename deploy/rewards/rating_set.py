@@ -30,12 +30,12 @@ from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.digests import digest
 from common.errors import ConfigError
-from common.errors.disk import writing
-from common.exchange import rules
-from common.files import write_whole
+from common.files import replacing, write_whole
+from common.images import encode_png
 from common.messages import Prompt
 from common.models.cogvideox import open_model
-from common.toon.prompts import encode_png, shot_id
+from common.seeds import candidate_seed
+from common.toon.prompts import shot_id
 from common.toon.world import DIMENSIONS, FPS, render
 from common.weights.store import WeightStore
 from rewarders.toon_heads.training.dataset import TEST_CHARACTERS, Samples, draw_samples
@@ -174,10 +174,8 @@ def _name(seed: int, *what: object) -> str:
 
 def _keep(path: Path, data: bytes) -> None:
     """Writes atomically, because an existing file is taken as complete."""
-    scratch = path.with_name(f".{path.name}.part")
-    with writing(path):
-        scratch.write_bytes(data)
-        scratch.replace(path)
+    with replacing(path) as draft:
+        draft.write_bytes(data)
 
 
 def _source_clips(
@@ -220,7 +218,7 @@ def _generated(
         names = [_name(seed, prompt.id, generator.name, k) for k in range(clips)]
         if missing := [k for k, name in enumerate(names) if not (out / name).exists()]:
             sampler = sampler or generator.sampler()
-            seeds = [rules.seed(seed, f"ratings {generator.name}", prompt.ordinal, k) for k in range(clips)]
+            seeds = [candidate_seed(seed, f"ratings {generator.name}", prompt.ordinal, k) for k in range(clips)]
             for made in sampler.sample(prompt, sampler.encode(prompt), seeds, missing):
                 _keep(out / names[made.index], made.clip)
             log(f"{generator.name}: {prompt.ordinal + 1}/{len(prompts)} prompts")

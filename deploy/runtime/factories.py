@@ -1,4 +1,4 @@
-"""Factories for samplers, rewarders and learners: real models, recorded human pairs, or simulated work.
+"""Factories for samplers, rewarders and learners: real models, offline human pairs, or simulated work.
 
 Each function imports what its role needs when it is called, and nothing else, so that a process imports while others
 start up, and simulated processes stay small and start fast. The callable that it returns opens models and creates the
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 
 def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) -> PromptSource:
-    """Opens the run's prompts, and checks the model folder and the recorded pairs. Call before creating a run folder.
+    """Opens the run's prompts, and checks the model folder and the offline pairs. Call before creating a run folder.
 
-    Recorded clips that do not fit the model are left out and passed to `notify`. Raises `ConfigError` for missing
+    Offline clips that do not fit the model are left out and passed to `notify`. Raises `ConfigError` for missing
     or invalid input.
     """
     check_sinks(config)
@@ -43,10 +43,10 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     prompts.heldout(config.evaluation.prompts, config.seed)
     if pairs is None:
         return prompts
-    from actors.offline import RecordedPrompts
+    from actors.offline import OfflinePrompts
 
     name_faults(pairs, notify)
-    return RecordedPrompts(pairs, prompts, config.model)
+    return OfflinePrompts(pairs, prompts, config.model)
 
 
 def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
@@ -58,9 +58,9 @@ def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
     from common.models.cogvideox import open_model
 
     if config.pairs:
-        from actors.offline import RecordedSampler
+        from actors.offline import OfflineSampler
 
-        return lambda worker: RecordedSampler(open_model(config.model.path), config, open_pairs(config), worker)
+        return lambda worker: OfflineSampler(open_model(config.model.path), config, open_pairs(config), worker)
     from actors.sampler import Sampler
 
     return lambda worker: Sampler(open_model(config.model.path), config, worker)

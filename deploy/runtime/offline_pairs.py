@@ -1,4 +1,4 @@
-"""Recorded human pairs of a run (`config.pairs`), for all roles. Imports no torch.
+"""Offline human pairs of a run (`config.pairs`), for all roles. Imports no torch.
 
 Every sampler and rewarder reads the file and the clips that it names, so all nodes need them at the same path.
 """
@@ -17,7 +17,7 @@ MAX_NAMED = 5  # excluded clips that are reported individually
 
 
 def open_pairs(config: RunConfig) -> OfflinePairs:
-    """Opens the pairs. Raises `ConfigError` if none is usable, or the configuration does not allow recorded pairs."""
+    """Opens the pairs. Raises `ConfigError` if none is usable, or the configuration does not allow offline pairs."""
     _check(config)
     return OfflinePairs(Path(config.pairs), config.model, config.seed)
 

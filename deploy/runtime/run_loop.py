@@ -20,8 +20,8 @@ from typing import Any
 from common.config import RunConfig
 from common.errors.disk import writing
 from common.exchange.api import QUEUE, HubExchange, ScoredCandidate
-from common.exchange.rewards import mean_score
 from common.messages import TrainingFinished
+from common.reward_composition import mean_score
 from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor

@@ -97,7 +97,7 @@ class Algorithm(ABC):
         """Loss and metrics of each group of a micro-batch."""
 
     def reference_update(self, step: int) -> float:
-        """The share r in [0, 1] for updating the reference after optimizer step `step` (1, 2, ...).
+        """The fraction r in [0, 1] for updating the reference after optimizer step `step` (1, 2, ...).
 
         The update is reference <- (1 - r) reference + r policy: 0 keeps the reference, 1 copies the policy, and values
         between make it an exponential moving average of the policy.
@@ -113,9 +113,9 @@ def best_and_worst(rewards: Sequence[float]) -> tuple[int, int] | None:
     return rewards.index(max(rewards)), rewards.index(min(rewards))
 
 
-def every(step: int, period: int) -> float:
-    """A `reference_update` that copies the policy every `period` steps (0: never). Returns 0 or 1."""
-    return float(period > 0 and step % period == 0)
+def due(step: int, period: int) -> bool:
+    """Whether an action with period `period` (0: never) is due after optimizer step `step`."""
+    return period > 0 and step % period == 0
 
 
 def over_mean(weights: Tensor) -> Tensor:

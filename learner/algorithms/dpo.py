@@ -28,7 +28,7 @@ from pydantic import Field
 
 from common.config.algorithm import AlgorithmConfig
 from common.messages import Selection
-from learner.algorithms.base import Algorithm, LossInputs, LossOutput, MetricSpec, best_and_worst, every
+from learner.algorithms.base import Algorithm, LossInputs, LossOutput, MetricSpec, best_and_worst, due
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,7 @@ class Dpo(Algorithm):
 
     def reference_update(self, step: int) -> float:
         """Copies the policy every K steps."""
-        return every(step, self.config.refresh_every)
+        return float(due(step, self.config.refresh_every))
 
 
 def gains(inputs: LossInputs) -> Tensor:

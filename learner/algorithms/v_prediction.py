@@ -57,14 +57,14 @@ class Draw:
         )
 
 
-def draw(seed: int, step: int, ordinals: Sequence[int], rules: LearnerConfig, batch: Batch, steps: int) -> Draw:
+def draw(seed: int, step: int, ordinals: Sequence[int], config: LearnerConfig, batch: Batch, steps: int) -> Draw:
     """The draws for `batch`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
 
     Timesteps are stratified: 0 .. T-1 is split into one interval per group of the global batch, and the groups draw one
     t from each, in random order.
     """
     strata = stratified_timesteps(seed, step, ordinals, steps)
-    rows = [_draw_one(seed, step, ordinal, rules, batch) for ordinal in batch.ordinals]
+    rows = [_draw_one(seed, step, ordinal, config, batch) for ordinal in batch.ordinals]
     noise, image_noise, drops = zip(*rows, strict=True)
     dropped = torch.stack(drops)
     timesteps = torch.tensor([strata[ordinal] for ordinal in batch.ordinals])
@@ -81,17 +81,17 @@ def stratified_timesteps(seed: int, step: int, ordinals: Sequence[int], steps: i
 
 
 def _draw_one(
-    seed: int, step: int, ordinal: int, rules: LearnerConfig, batch: Batch
+    seed: int, step: int, ordinal: int, config: LearnerConfig, batch: Batch
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     shape = batch.latents.shape[2:]
     noise = torch.randn(shape, generator=_generator(seed, step, "noise", ordinal))
     drops = torch.rand(2, generator=_generator(seed, step, "drop", ordinal))
     image_noise = torch.zeros(1, *shape[1:])
-    if rules.image_noise:
+    if config.image_noise:
         generator = _generator(seed, step, "image", ordinal)
         log_sigma = IMAGE_NOISE_LOG_MEAN + IMAGE_NOISE_LOG_STD * torch.randn((), generator=generator)
         image_noise = log_sigma.exp() * torch.randn(image_noise.shape, generator=generator)
-    return noise, image_noise, drops < torch.tensor([rules.caption_drop, rules.image_drop])
+    return noise, image_noise, drops < torch.tensor([config.caption_drop, config.image_drop])
 
 
 def _generator(*parts: int | str) -> torch.Generator:

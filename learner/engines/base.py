@@ -29,11 +29,11 @@ BUCKET_BYTES = 256 * 2**20  # size of the parameters gathered at once
 Result = TypeVar("Result")
 
 
-class NonFinite(RuntimeError):
+class NonFiniteLossError(RuntimeError):
     """A loss or gradient is NaN or infinite; training cannot continue."""
 
 
-class RankFailed(RuntimeError):
+class RankFailedError(RuntimeError):
     """Another rank failed; its own error has the reason."""
 
 
@@ -73,8 +73,8 @@ class Engine(ABC):
         """Take one optimizer step at learning rate `lr`. Returns the gradient norm before clipping. Collective.
 
         `losses` has one function per micro-batch of this rank. Each runs a forward pass and returns its contribution to
-        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises `NonFinite` if a loss
-        or the gradient norm is not finite.
+        the mean loss of the global batch; the contributions of all ranks sum to that mean. Raises
+        `NonFiniteLossError` if a loss or the gradient norm is not finite.
         """
 
     @abstractmethod
@@ -86,20 +86,21 @@ class Engine(ABC):
         return bool(self.sum_over_ranks(torch.tensor([float(mine)])).item())
 
     def _refuse_non_finite(self, loss: torch.Tensor) -> None:
-        """Raises `NonFinite` on all ranks if a loss is not finite on any, before the backward pass. Collective."""
+        """Raise `NonFiniteLossError` on all ranks if any rank has a non-finite loss, before the backward pass.
+        Collective."""
         bad = int(self.sum_over_ranks((~torch.isfinite(loss)).float()).item())
         if bad:
-            raise NonFinite(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")
+            raise NonFiniteLossError(f"the loss is {loss.item()} on rank {self.rank}, not finite on {bad} rank(s)")
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
         """If the block raises on one rank, make all ranks raise, so that none waits for a failed one. Collective.
 
-        Ranks whose own block succeeded raise `RankFailed`. No rank leaves the block before all have finished it.
+        Ranks whose own block succeeded raise `RankFailedError`. No rank leaves the block before all have finished it.
         """
         try:
             yield
-        except RankFailed:
+        except RankFailedError:
             raise  # all ranks already know
         except Exception:
             self.any(True)
@@ -108,7 +109,7 @@ class Engine(ABC):
 
     def _check_others(self) -> None:
         if self.any(False):
-            raise RankFailed(f"rank {self.rank}: stopping because another rank failed; see the error of that rank")
+            raise RankFailedError(f"rank {self.rank}: stopping because another rank failed; see the error of that rank")
 
     # Weights.
 
@@ -122,32 +123,32 @@ class Engine(ABC):
             described(name, tensor, getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()
         )
         with self.agreed():
-            parts = self._gathered({entry.name: tensors[entry.name] for entry in layout})
+            parts = self._full_copies({entry.name: tensors[entry.name] for entry in layout})
             result = take(TensorStream(layout, parts)) if self.rank == 0 else None
             for _ in parts:  # other ranks must iterate too, to join the gathers
                 pass
         return result
 
-    def _gathered(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    def _full_copies(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield full copies on rank 0; the other ranks only join the collective operations."""
         for bucket in _buckets(tensors):
             self._check_others()  # whether rank 0 failed on the previous bucket
-            whole: dict[str, torch.Tensor] = {}
-            with self.whole(bucket.values()):
+            full: dict[str, torch.Tensor] = {}
+            with self.gathered(bucket.values()):
                 if self.rank == 0:
-                    whole = {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket.items()}
-            for name in bucket if whole else ():
-                yield name, whole.pop(name)
+                    full = {name: tensor.detach().to("cpu", copy=True) for name, tensor in bucket.items()}
+            for name in bucket if full else ():
+                yield name, full.pop(name)
 
     def assign(self, tensors: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
         """Copy `values`, full and equal on all ranks, into the module's `tensors` of the same names. Collective."""
         for bucket in _buckets(tensors):
-            with self.whole(bucket.values(), change=True), torch.no_grad():
+            with self.gathered(bucket.values(), change=True), torch.no_grad():
                 for name, tensor in bucket.items():
                     tensor.copy_(values[name])
 
     @abstractmethod
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> AbstractContextManager[None]:
+    def gathered(self, tensors: Iterable[torch.Tensor], change: bool = False) -> AbstractContextManager[None]:
         """Gather sharded tensors for the block. With `change`, identical writes on all ranks are kept. Collective."""
 
     @abstractmethod

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 import torch
 
 from common.config import LearnerConfig
-from learner.engines.base import Engine, NonFinite
+from learner.engines.base import Engine, NonFiniteLossError
 from learner.optimizer import make_optimizer
 
 
@@ -72,11 +72,11 @@ class SingleEngine(Engine):
         return norm
 
     def _clip(self) -> float:
-        """Clip the gradient to `learner.clip_norm`. Returns the norm before; raises `NonFinite`."""
+        """Clip the gradient to `learner.clip_norm`. Returns the norm before; raises `NonFiniteLossError`."""
         gradients = [master.grad for master in self._copies if master.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if not math.isfinite(norm.item()):
-            raise NonFinite(f"the gradient's norm is {norm.item()}")
+            raise NonFiniteLossError(f"the gradient's norm is {norm.item()}")
         torch.nn.utils.clip_grads_with_norm_(self._copies, self._config.clip_norm, norm)
         return norm.item()
 
@@ -92,13 +92,13 @@ class SingleEngine(Engine):
         return values.detach().clone().to(self.device)
 
     @contextmanager
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
-        """See `Engine.whole`. One rank has no shards to gather."""
+    def gathered(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+        """See `Engine.gathered`. One rank has no shards to gather."""
         del tensors, change
         yield
 
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
-        """See `Engine.shard`. With one rank the module stays whole."""
+        """See `Engine.shard`. With one rank the module is returned unchanged."""
         return module
 
     @property

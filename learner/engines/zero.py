@@ -32,11 +32,11 @@ from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from common.config import LearnerConfig
 from common.errors import ConfigError
-from learner.engines.base import Engine, NonFinite
+from learner.engines.base import Engine, NonFiniteLossError
 from learner.optimizer import make_optimizer
 
 REDUCE_BUCKET = 5 * 10**8  # elements; gradients reduced at once
-WHOLE_BELOW = 1000  # elements; stage 3 does not shard smaller parameters (norms, biases)
+SHARD_FROM = 1000  # elements; stage 3 does not shard smaller parameters (norms, biases)
 
 
 def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, device: str = "cpu") -> None:
@@ -83,7 +83,7 @@ class ZeroEngine(Engine):
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in self.module.parameters() if p.requires_grad)
         zero = {
             "stage": self.stage,
-            "stage3_param_persistence_threshold": WHOLE_BELOW,
+            "stage3_param_persistence_threshold": SHARD_FROM,
             "reduce_bucket_size": min(REDUCE_BUCKET, trained),  # DeepSpeed allocates the full bucket
         }
         return {
@@ -111,17 +111,20 @@ class ZeroEngine(Engine):
         if self.stage > 0:
             norm = float(self._engine.get_global_grad_norm())
             if not math.isfinite(norm) or not self._engine.was_step_applied():
-                raise NonFinite(f"the gradient's norm is {norm}")
+                raise NonFiniteLossError(f"the gradient's norm is {norm}")
         return norm
 
     def _local_norm(self) -> float:
-        """The norm of the reduced gradient at stage 0; NaN at other stages. Raises `NonFinite` before the update."""
+        """The norm of the reduced gradient at stage 0; NaN at other stages.
+
+        Raises `NonFiniteLossError` before the update.
+        """
         if self.stage > 0:
             return math.nan
         gradients = [parameter.grad for parameter in self.module.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients).item()
         if not math.isfinite(norm):
-            raise NonFinite(f"the gradient's norm is {norm}")
+            raise NonFiniteLossError(f"the gradient's norm is {norm}")
         return norm
 
     def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
@@ -131,8 +134,8 @@ class ZeroEngine(Engine):
         return total
 
     @contextmanager
-    def whole(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
-        """See `Engine.whole`."""
+    def gathered(self, tensors: Iterable[torch.Tensor], change: bool = False) -> Iterator[None]:
+        """See `Engine.gathered`."""
         sharded = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
         if not sharded:
             yield
@@ -142,7 +145,7 @@ class ZeroEngine(Engine):
 
     def shard(self, module: torch.nn.Module) -> torch.nn.Module:
         """See `Engine.shard`. Uses ZeRO 3 without an optimizer."""
-        zero = {"stage": 3, "stage3_param_persistence_threshold": WHOLE_BELOW}
+        zero = {"stage": 3, "stage3_param_persistence_threshold": SHARD_FROM}
         settings = {
             "train_micro_batch_size_per_gpu": self._config.micro_batch,
             "bf16": {"enabled": self._half},

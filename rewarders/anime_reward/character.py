@@ -33,7 +33,7 @@ from rewarders.anime_reward.heads import EMPTY, SEEN, FrameHead, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.tracking import Detector, Tracker, cut_out
 from rewarders.anime_reward.video import FRAMES, sample_frames
-from rewarders.toon_heads.heads import first_frame
+from rewarders.first_frame import reference_frame
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class TrackedCharacter(EncoderReward):
 
     def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
         slots = self.options["frames"]
-        frames = np.concatenate([first_frame(clip, prompt)[None], sample_frames(clip, slots)])
+        frames = np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, slots)])
         box = self.detector(frames[0], self.options["threshold"])
         masks = np.zeros(frames.shape[:3], bool) if box is None else self.tracker(frames, box)
         lost = np.asarray(~masks.any((1, 2)))

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransformer
 
 from common.errors import ConfigError
+from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
 from rewarders.anime_reward.video import Pixels
 
@@ -74,11 +75,6 @@ def load_component(role: str, folder: Path, make: Callable[[Path], Any], what: s
     except Exception as error:
         reraise_oom(error)
         raise ConfigError(f"{role} model {folder}: no {what}: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    """Returns an error's message on one line, at most 200 characters."""
-    return " ".join(str(error).split())[:200]
 
 
 def image_processor(role: str, folder: Path) -> Any:

@@ -14,7 +14,7 @@ from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.video import FRAMES, sample_frames
-from rewarders.toon_heads.heads import first_frame
+from rewarders.first_frame import reference_frame
 
 HIDDEN = 64
 
@@ -51,5 +51,5 @@ class VideoImageConsistency(EncoderReward):
         self.head = ImageHead(self.vision.width, 1 + self.options["frames"])
 
     def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        frames = np.concatenate([first_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
+        frames = np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
         return pack(self.vision(frames), 1 + self.options["frames"])

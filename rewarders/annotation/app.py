@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from common.web.auth import page_app
 from rewarders.annotation import inter_annotator
 from rewarders.annotation.playback import PlaybackCheck
-from rewarders.annotation.survey import Kind, Side, Survey, UnknownItem
+from rewarders.annotation.survey import Kind, Side, Survey, UnknownItemError
 
 PAGE = Path(__file__).parent / "page"
 
@@ -62,7 +62,7 @@ class UndoRequest(RequestBody):
 def make_app(survey: Survey, playback: PlaybackCheck, token: str = "") -> FastAPI:
     """Returns the application. An empty `token` is for loopback only."""
     app = page_app("douga annotate", PAGE, token)
-    app.add_exception_handler(UnknownItem, lambda _, error: JSONResponse({"detail": str(error)}, 404))
+    app.add_exception_handler(UnknownItemError, lambda _, error: JSONResponse({"detail": str(error)}, 404))
     app.add_exception_handler(ValueError, lambda _, error: JSONResponse({"detail": str(error)}, 422))
     _add_read_routes(app, survey)
     _add_answer_routes(app, survey)

@@ -20,7 +20,7 @@ from common.data.ratings import RatedClip, RatedPair, overall, write_pairs, writ
 from common.errors import ConfigError
 from common.errors.disk import writing
 from rewarders.annotation import inter_annotator
-from rewarders.annotation.items import Clip, Pair
+from rewarders.annotation.items import Pair, SurveyClip
 from rewarders.annotation.survey import Survey
 
 RATINGS, PAIRS = "ratings.jsonl", "pairs.jsonl"
@@ -67,7 +67,7 @@ class Writer:
     out: Path
     ratings: Mapping[str, Ratings]
 
-    def rated(self, clip: Clip) -> RatedClip:
+    def rated(self, clip: SurveyClip) -> RatedClip:
         """Returns the row of one rated clip."""
         return RatedClip(
             clip=self._clip(clip),
@@ -81,30 +81,30 @@ class Writer:
 
     def preferred(self, pair: Pair, choices: Sequence[inter_annotator.Choice]) -> RatedPair | None:
         """Returns the row of a pair with a majority, or None for a tie."""
-        chosen = inter_annotator.majority(choices)
-        if chosen == "tie":
+        choice = inter_annotator.majority(choices)
+        if choice == "tie":
             return None
-        winner, loser = (pair.first, pair.second) if chosen == "first" else (pair.second, pair.first)
-        best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (winner, loser))
+        chosen, rejected = (pair.first, pair.second) if choice == "first" else (pair.second, pair.first)
+        best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (chosen, rejected))
         # If the ratings contradict the direct comparison, the comparison counts.
         agree = best is not None and worst is not None and best > worst
         return RatedPair(
-            prompt=_prompt(winner),
-            first_frame=self._first_frame(winner),
-            winner=self._clip(winner),
-            loser=self._clip(loser),
-            winner_rating=best if agree else None,
-            loser_rating=worst if agree else None,
-            category=winner.category,
+            prompt=_prompt(chosen),
+            first_frame=self._first_frame(chosen),
+            chosen=self._clip(chosen),
+            rejected=self._clip(rejected),
+            chosen_rating=best if agree else None,
+            rejected_rating=worst if agree else None,
+            category=chosen.category,
             annotators=len(choices),
         )
 
-    def _clip(self, clip: Clip) -> str:
+    def _clip(self, clip: SurveyClip) -> str:
         if clip.file is not None:
             return self._relative(clip.file)
         return self._keep(Path("clips") / f"{clip.key}.mp4", clip.read)
 
-    def _first_frame(self, clip: Clip) -> str | None:
+    def _first_frame(self, clip: SurveyClip) -> str | None:
         if clip.first_frame_file is not None:
             return self._relative(clip.first_frame_file)
         return None if clip.first_frame is None else self._keep(Path("frames") / f"{clip.key}.png", clip.first_frame)
@@ -120,6 +120,6 @@ class Writer:
         return os.path.relpath(path.resolve(), self.out.resolve())
 
 
-def _prompt(clip: Clip) -> str:
+def _prompt(clip: SurveyClip) -> str:
     """Returns the caption, or the file's name if it has none."""
     return clip.prompt or Path(clip.name).stem

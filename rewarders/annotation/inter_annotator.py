@@ -23,7 +23,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from common.bootstrap import bootstrap_mean
-from rewarders.annotation.items import Clip, Pair
+from rewarders.annotation.items import Pair, SurveyClip
 from rewarders.annotation.store import Answer
 from rewarders.annotation.survey import Survey
 
@@ -172,7 +172,7 @@ def _win_rates(survey: Survey, compared: Sequence[Answer]) -> list[WinRate]:
     return [win_rate(*sources, found) for sources, found in sorted(outcomes.items())]
 
 
-def _ordered(pair: Pair) -> tuple[Clip, Clip] | None:
+def _ordered(pair: Pair) -> tuple[SurveyClip, SurveyClip] | None:
     """Returns a pair's clips by source name, the base model last; None if both have the same source."""
     if pair.first.source == pair.second.source:
         return None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Clip:
+class SurveyClip:
     """One clip of a run or folder. `name` is unique there and does not change between starts."""
 
     name: str
@@ -32,28 +32,28 @@ class Clip:
     @property
     def key(self) -> str:
         """The clip's name on the page; it does not reveal the source."""
-        return digest("clip", self.name)
+        return short_key("clip", self.name)
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two clips to compare. Their order has no meaning: the sides are drawn for each annotator."""
 
-    first: Clip
-    second: Clip
+    first: SurveyClip
+    second: SurveyClip
 
     @property
     def key(self) -> str:
         """The pair's name on the page."""
-        return digest("pair", self.first.name, self.second.name)
+        return short_key("pair", self.first.name, self.second.name)
 
 
-def digest(*parts: object) -> str:
+def short_key(*parts: object) -> str:
     """Returns a short hex name for `parts`; equal parts give equal names."""
     return blake2b("\0".join(map(str, parts)).encode(), digest_size=12).hexdigest()
 
 
-def make_pairs(clips: Sequence[Clip], most: int, seed: int) -> list[Pair]:
+def make_pairs(clips: Sequence[SurveyClip], most: int, seed: int) -> list[Pair]:
     """Returns all comparable pairs, or a sample of `most` of them, drawn with `seed`."""
     pairs = [Pair(*two) for group in _groups(clips) for two in _comparable(group)]
     if len(pairs) <= most:
@@ -61,9 +61,9 @@ def make_pairs(clips: Sequence[Clip], most: int, seed: int) -> list[Pair]:
     return sorted(random.Random(seed).sample(pairs, most), key=lambda pair: (pair.first.name, pair.second.name))
 
 
-def _groups(clips: Iterable[Clip]) -> list[list[Clip]]:
-    by_prompt: dict[str, list[Clip]] = defaultdict(list)
-    by_category: dict[str | None, list[Clip]] = defaultdict(list)
+def _groups(clips: Iterable[SurveyClip]) -> list[list[SurveyClip]]:
+    by_prompt: dict[str, list[SurveyClip]] = defaultdict(list)
+    by_category: dict[str | None, list[SurveyClip]] = defaultdict(list)
     for clip in sorted(clips, key=lambda clip: clip.name):
         by_prompt[clip.prompt].append(clip)
     for alone in [group[0] for group in by_prompt.values() if len(group) == 1]:
@@ -71,6 +71,6 @@ def _groups(clips: Iterable[Clip]) -> list[list[Clip]]:
     return [group for group in (*by_prompt.values(), *by_category.values()) if len(group) > 1]
 
 
-def _comparable(group: Sequence[Clip]) -> list[tuple[Clip, Clip]]:
+def _comparable(group: Sequence[SurveyClip]) -> list[tuple[SurveyClip, SurveyClip]]:
     several = len({clip.source for clip in group}) > 1
     return [(one, other) for one, other in combinations(group, 2) if not several or one.source != other.source]

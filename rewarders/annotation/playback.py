@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from common.data.video import clip_length, decode_clip, encode_for_browsers, plays_everywhere
-from rewarders.annotation.items import Clip
-from rewarders.annotation.survey import UnknownItem
+from rewarders.annotation.items import SurveyClip
+from rewarders.annotation.survey import UnknownItemError
 
 
 class PlaybackCheck:
@@ -23,9 +23,11 @@ class PlaybackCheck:
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory(prefix="douga-annotate-")
 
-    def video(self, clip: Clip) -> Path:
-        """Returns an mp4 file of the clip that every browser plays. Raises `UnknownItem` if the clip can no longer
-        be read."""
+    def video(self, clip: SurveyClip) -> Path:
+        """Returns an mp4 file of the clip that every browser plays.
+
+        Raises `UnknownItemError` if the clip can no longer be read.
+        """
         made = Path(self._scratch.name) / f"{clip.key}.mp4"
         if made.exists():
             return made
@@ -36,7 +38,7 @@ class PlaybackCheck:
                 return clip.file
             self._write(made, data if playable else encode_for_browsers(decode_clip(data), clip_length(data)[1]))
         except (OSError, ValueError, RuntimeError) as error:
-            raise UnknownItem(f"the clip cannot be read: {error}") from None
+            raise UnknownItemError(f"the clip cannot be read: {error}") from None
         return made
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -46,17 +48,17 @@ class PlaybackCheck:
             file.write(data)
         Path(part).replace(path)
 
-    def first_frame(self, clip: Clip) -> bytes:
-        """Returns the first frame as PNG. Raises `UnknownItem` if the clip has none, or if it can no longer be read."""
+    def first_frame(self, clip: SurveyClip) -> bytes:
+        """Returns the first frame as PNG. Raises `UnknownItemError` if the clip has none or is unreadable."""
         if clip.first_frame is None:
-            raise UnknownItem("this clip has no first-frame image")
+            raise UnknownItemError("this clip has no first-frame image")
         try:
             file = io.BytesIO()
             with Image.open(io.BytesIO(clip.first_frame())) as image:
                 image.convert("RGB").save(file, "PNG")
             return file.getvalue()
         except (OSError, ValueError, RuntimeError) as error:
-            raise UnknownItem(f"the first frame cannot be read: {error}") from None
+            raise UnknownItemError(f"the first frame cannot be read: {error}") from None
 
     def close(self) -> None:
         """Removes the scratch folder."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from rewarders.annotation.items import Clip, Pair, digest
+from rewarders.annotation.items import Pair, SurveyClip, short_key
 from rewarders.annotation.rubric import Rubric
 from rewarders.annotation.store import Answer, Store
 
@@ -23,7 +23,7 @@ SHOWN_SECONDS = 600.0  # an item that is not answered in this time is assigned t
 NAME_LENGTH = 40
 
 
-class UnknownItem(LookupError):
+class UnknownItemError(LookupError):
     """There is no such clip or pair."""
 
 
@@ -31,7 +31,7 @@ class UnknownItem(LookupError):
 class Survey:
     """The items, the rubric and the answers of one run or folder."""
 
-    clips: Sequence[Clip]
+    clips: Sequence[SurveyClip]
     pairs: Sequence[Pair]
     rubric: Rubric
     store: Store
@@ -39,7 +39,7 @@ class Survey:
     seed: int = 0
 
     @cached_property
-    def _clips(self) -> dict[str, Clip]:
+    def _clips(self) -> dict[str, SurveyClip]:
         return {clip.key: clip for clip in self.clips}
 
     @cached_property
@@ -72,7 +72,7 @@ class Survey:
         if shown.get(annotator) in free:
             return shown[annotator]
         counts = Counter(answer.item for answer in answers)
-        return min(free, key=lambda item: (-counts[item], digest(self.seed, annotator, item)), default=None)
+        return min(free, key=lambda item: (-counts[item], short_key(self.seed, annotator, item)), default=None)
 
     def _available(self, annotator: str, kind: Kind, answers: Sequence[Answer], shown: dict[str, str]) -> set[str]:
         """Returns the items that this annotator may still get."""
@@ -99,9 +99,9 @@ class Survey:
         side = None if previous is None else self._side(annotator, pair, previous["choice"])
         return _task_header(item, pair.first) | {"clips": clips, "said": side}
 
-    def _sides(self, annotator: str, pair: Pair) -> tuple[Clip, Clip]:
+    def _sides(self, annotator: str, pair: Pair) -> tuple[SurveyClip, SurveyClip]:
         """Returns (left, right): random for each annotator and pair, and stable."""
-        swapped = int(digest(self.seed, "sides", annotator, pair.key), 16) % 2
+        swapped = int(short_key(self.seed, "sides", annotator, pair.key), 16) % 2
         return (pair.second, pair.first) if swapped else (pair.first, pair.second)
 
     def _side(self, annotator: str, pair: Pair, choice: str) -> Side:
@@ -113,7 +113,7 @@ class Survey:
     # Answers.
 
     def rate(self, annotator: str, clip: str, ratings: dict[str, int]) -> None:
-        """Stores 1..5 in every dimension. Raises `UnknownItem` for an unknown clip, `ValueError` for invalid
+        """Stores 1..5 in every dimension. Raises `UnknownItemError` for an unknown clip, `ValueError` for invalid
         ratings."""
         annotator = checked_name(annotator)
         self.clip(clip)
@@ -121,7 +121,7 @@ class Survey:
         self.store.answer(annotator, self._kind("rate"), clip, dict(ratings))
 
     def choose(self, annotator: str, pair: str, side: Side) -> None:
-        """Stores which side is better, as this annotator saw them. Raises `UnknownItem` for an unknown pair."""
+        """Stores which side is better, as this annotator saw them. Raises `UnknownItemError` for an unknown pair."""
         annotator = checked_name(annotator)
         chosen = self.pair(pair)
         left, _ = self._sides(annotator, chosen)
@@ -145,7 +145,7 @@ class Survey:
         known = set(self._items(kind))
         return [answer for answer in self.store.answers(self._kind(kind)) if answer.item in known]
 
-    def clip(self, key: str) -> Clip:
+    def clip(self, key: str) -> SurveyClip:
         """Returns the clip with this key."""
         return _lookup(self._clips, key, "clip")
 
@@ -162,12 +162,12 @@ def checked_name(annotator: str) -> str:
     return name
 
 
-def _task_header(item: str, clip: Clip) -> dict[str, Any]:
+def _task_header(item: str, clip: SurveyClip) -> dict[str, Any]:
     frame = clip.key if clip.first_frame is not None else None
     return {"item": item, "prompt": clip.prompt, "first_frame": frame}
 
 
 def _lookup(items: dict[str, Any], key: str, what: str) -> Any:
     if key not in items:
-        raise UnknownItem(f"no such {what}")
+        raise UnknownItemError(f"no such {what}")
     return items[key]

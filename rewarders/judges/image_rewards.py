@@ -28,7 +28,7 @@ from common.config import JudgeConfig
 from common.messages import Prompt
 from common.weights.tensors import state_digest
 from rewarders.judges.adapter import InputSpec, resize
-from rewarders.judges.checkpoints import from_pretrained, linear_layers, load_frozen
+from rewarders.judges.pretrained import from_pretrained, linear_layers, load_frozen
 
 CLIP_SCALE = 2.5  # the factor of CLIPScore
 AESTHETIC_FILE, IMAGE_REWARD_FILE = "aesthetic.safetensors", "image_reward.safetensors"

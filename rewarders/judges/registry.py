@@ -11,7 +11,7 @@ from importlib import import_module
 
 from common.config import JudgeConfig, RewardConfig
 from common.errors import ConfigError
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.interface import Judge, Reward, as_judge
 from rewarders.judges.adapter import AdaptedJudge, NamedJudge
 

@@ -35,7 +35,7 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.web.auth import read_token
-from rewarders.interface import Clip, JudgeFailed, JudgeResult, JudgeUnavailable
+from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ class RemoteJudge:
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`.
 
-        Raises `ValueError` if the server refuses the request, `JudgeUnavailable` if all attempts fail, and
-        `JudgeFailed` if it denies access (401, 403, 404), its digest has changed, or `MAX_UNANSWERED` batches in a row
-        failed.
+        Raises `ValueError` if the server refuses the request, `JudgeUnavailableError` if all attempts fail, and
+        `JudgeFailedError` if it denies access (401, 403, 404), its digest has changed, or `MAX_UNANSWERED` batches in
+        a row failed.
         """
         asked = json.dumps({"judge": self.name, "prompts": [_prompt(prompt) for prompt in prompts]})
         files = [("clips", (f"{i}.mp4", bytes(clip.mp4()), "video/mp4")) for i, clip in enumerate(clips)]
@@ -80,7 +80,9 @@ class RemoteJudge:
         try:
             reply = answer.json()
             if reply["digest"] != self.digest:
-                raise JudgeFailed(f"{answer.url}: judge {self.name} has changed: its digest is now {reply['digest']}")
+                raise JudgeFailedError(
+                    f"{answer.url}: judge {self.name} has changed: its digest is now {reply['digest']}"
+                )
             if len(reply["scores"]) != len(clips):
                 raise ValueError(f"got {len(reply['scores'])} results for {len(clips)} clips")
             return [self._result(*one) for one in zip(reply["scores"], reply["problems"], strict=True)]
@@ -102,7 +104,7 @@ class RemoteJudge:
                 raise ConfigError(f"path = {path!r}: {self._servers[0]} serves {', '.join(names) or 'nothing'}")
             name = path or names[0]
             return name, tuple(reply[name]["outputs"]), str(reply[name]["digest"])
-        except (JudgeUnavailable, JudgeFailed) as error:
+        except (JudgeUnavailableError, JudgeFailedError) as error:
             raise ConfigError(str(error)) from None
         except (ValueError, KeyError, TypeError) as error:
             if isinstance(error, ConfigError):
@@ -123,7 +125,7 @@ class RemoteJudge:
             self._unanswered += 1
             cause = error.last_attempt.exception()
             message = f"{', '.join(self._servers)}: no answer in {self._attempts} attempts: {cause!r}"
-            raise (JudgeFailed if self._unanswered >= MAX_UNANSWERED else JudgeUnavailable)(message) from None
+            raise (JudgeFailedError if self._unanswered >= MAX_UNANSWERED else JudgeUnavailableError)(message) from None
         except httpx.HTTPStatusError as error:
             raise _refusal(error.response) from None
         self._unanswered = 0
@@ -148,7 +150,7 @@ def _is_retryable(error: BaseException) -> bool:
 def _refusal(answer: httpx.Response) -> Exception:
     message = f"{answer.url}: {answer.status_code} {answer.reason_phrase}: {answer.text[:200]}"
     if answer.status_code in (401, 403, 404):
-        return JudgeFailed(message)
+        return JudgeFailedError(message)
     return ValueError(message)
 
 

@@ -36,7 +36,7 @@ from common.messages import Prompt
 from common.weights.tensors import state_digest
 from rewarders.interface import Clip, JudgeResult
 from rewarders.judges.adapter import InputSpec
-from rewarders.judges.checkpoints import CAPTION, from_pretrained, load_frozen, prompt_template
+from rewarders.judges.pretrained import CAPTION, from_pretrained, load_frozen, prompt_template
 
 VIDEO_TOKEN = "<|video_pad|>"
 REWARD_TOKENS = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")

@@ -26,7 +26,7 @@ from common.messages import Prompt
 from common.weights.tensors import state_digest
 from rewarders.interface import Clip, JudgeResult
 from rewarders.judges.adapter import InputSpec
-from rewarders.judges.checkpoints import CAPTION, from_pretrained, load_frozen, prompt_template
+from rewarders.judges.pretrained import CAPTION, from_pretrained, load_frozen, prompt_template
 
 
 class Idefics2Regression(Idefics2PreTrainedModel):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from common.messages import Prompt
 from common.toon.world import FRAMES, HEIGHT, WIDTH
 from common.weights.tensors import state_digest
+from rewarders.first_frame import reference_frame
 from rewarders.toon_heads.network import HeadNetwork, View, bag_of_words
 
 CHUNK = 4  # clips in every forward pass: a fixed batch size keeps floating-point sums independent of the batch
@@ -89,7 +88,7 @@ class ToonHead(HeadNetwork):
         """Scores up to `CHUNK` clips, padded to exactly `CHUNK`."""
         padding = CHUNK - len(clips)
         video = np.stack([*clips, *[clips[0]] * padding])
-        firsts = [first_frame(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
+        firsts = [reference_frame(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
         words = bag_of_words([prompt.text for prompt in prompts] + [""] * padding)
         device = next(self.parameters()).device
         badness = self(
@@ -103,18 +102,3 @@ class ToonHead(HeadNetwork):
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:
     """Converts uint8 ``[..., H, W, 3]`` to float32 ``[..., 3, H, W]`` in [0, 1]."""
     return frames.movedim(-1, -3).float().div(255)
-
-
-def first_frame(clip: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """Returns the prompt's first frame, uint8 ``[H, W, 3]``, resized to the clip; the clip's frame 0 if it has none.
-
-    Raises `ValueError` if the image cannot be decoded.
-    """
-    if prompt.image is None:
-        return clip[0]
-    try:
-        image = Image.open(io.BytesIO(prompt.image)).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"prompt {prompt.id}: cannot decode its first frame: {error}") from None
-    height, width = clip.shape[1:3]
-    return np.asarray(image if image.size == (width, height) else image.resize((width, height)))

@@ -57,29 +57,11 @@ class HeadNetwork(nn.Module):
         self.look = nn.Conv2d(3, width * len(self.views), 6, stride=4, padding=1, bias=False)
         self.places = nn.Parameter(torch.zeros(width, HEIGHT // 4, WIDTH // 4))
         if search:
-            self.patches = nn.Sequential(
-                nn.Conv2d(3, 2 * PATCH, 6, stride=4, padding=1, bias=False),
-                nn.BatchNorm2d(2 * PATCH),
-                nn.ReLU(),
-                nn.Conv2d(2 * PATCH, PATCH, 3, padding=1),
-            )
-        channels = width + search
-        self.encoder = nn.Sequential(
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            *_block(channels, width + 8, stride=2),
-            *_block(width + 8, width + 8),
-        )
+            self.patches = _patch_encoder()
+        self.encoder = _map_encoder(width + search, width + 8)
         self.map = nn.Conv2d(width + 8, MAPS, 1)
         self.frame = nn.Linear(2 * (width + 8) + MAPS * (HEIGHT // 8) * (WIDTH // 8), FEATURES)
-        words = len(vocabulary()) if caption else 0
-        self.time = nn.Sequential(
-            nn.Conv1d(2 * FEATURES + words, FEATURES, 5, padding=2),
-            nn.ReLU(),
-            nn.Conv1d(FEATURES, FEATURES, 5, padding=2),
-            nn.ReLU(),
-            nn.Conv1d(FEATURES, 1, 1),
-        )
+        self.time = _time_network(2 * FEATURES + (len(vocabulary()) if caption else 0))
 
     def forward(self, video: torch.Tensor, first: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """Returns the badness, 0..1, of every frame after the first, ``[B, F - 1]``.
@@ -129,6 +111,32 @@ class HeadNetwork(nn.Module):
 
     def _convolve(self, frames: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
         return functional.conv2d(frames - 0.5, bank, stride=self.look.stride, padding=self.look.padding)
+
+
+def _patch_encoder() -> nn.Sequential:
+    """Frame ``[B, 3, H, W]`` -> one feature vector of length `PATCH` per patch, ``[B, PATCH, H/4, W/4]``."""
+    return nn.Sequential(
+        nn.Conv2d(3, 2 * PATCH, 6, stride=4, padding=1, bias=False),
+        nn.BatchNorm2d(2 * PATCH),
+        nn.ReLU(),
+        nn.Conv2d(2 * PATCH, PATCH, 3, padding=1),
+    )
+
+
+def _map_encoder(into: int, out: int) -> nn.Sequential:
+    """Maps ``[B, into, H/4, W/4]`` -> ``[B, out, H/8, W/8]``."""
+    return nn.Sequential(nn.BatchNorm2d(into), nn.ReLU(), *_block(into, out, stride=2), *_block(out, out))
+
+
+def _time_network(into: int) -> nn.Sequential:
+    """Features of the frames ``[B, into, F]`` -> logits ``[B, 1, F]``."""
+    return nn.Sequential(
+        nn.Conv1d(into, FEATURES, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv1d(FEATURES, FEATURES, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv1d(FEATURES, 1, 1),
+    )
 
 
 def _block(into: int, out: int, stride: int = 1) -> tuple[nn.Module, ...]:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from common.data.ratings import BadRow
 from common.digests import digest
 from common.errors import ConfigError
-from common.errors.disk import writing
 from common.errors.oom import reraise_oom
+from common.files import replacing
 from common.messages import Prompt
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.training.dataset import RatedDataset
@@ -77,10 +77,8 @@ def _row(
 
 
 def _save_row(file: Path, row: torch.Tensor) -> None:
-    scratch = file.with_suffix(".tmp")
-    with writing(file):
-        save_file({ROW: row.contiguous()}, scratch)
-        scratch.replace(file)
+    with replacing(file) as draft:
+        save_file({ROW: row.contiguous()}, draft)
 
 
 def _check_cached(reward: TrainableReward, rated: RatedDataset, i: int, prompts: Sequence[Prompt], file: Path) -> None:

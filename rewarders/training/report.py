@@ -23,9 +23,9 @@ from common.config import RewardConfig
 from common.data.ratings import BadRow, dimensions
 from common.errors import ConfigError
 from common.messages import ScoreTask
+from rewarders.first_frame import reference_frame
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
-from rewarders.toon_heads.heads import first_frame
 from rewarders.training import pixel_baselines
 from rewarders.training.dataset import RatedDataset, unseen
 from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics
@@ -48,13 +48,9 @@ def report(
     `ConfigError` if no dimension has both ratings and a reward, or if no clip is left.
     """
     by_dimension = {reward.dimension: reward for reward in rewards}
-    judged = [name for name in dimensions(rated.rows) if name in by_dimension]
-    if not judged:
-        raise ConfigError(
-            f"{rated.table.file}: rates {', '.join(dimensions(rated.rows))}; rewards: {', '.join(by_dimension)}"
-        )
-    leak_keys, every = rated.leak_keys(), np.arange(len(rated.rows))
-    fresh = {name: np.isin(every, unseen(leak_keys, seen.get(name, set()))) for name in judged}
+    judged = _judged(by_dimension, rated)
+    leak_keys, all_rows = rated.leak_keys(), np.arange(len(rated.rows))
+    fresh = {name: np.isin(all_rows, unseen(leak_keys, seen.get(name, set()))) for name in judged}
     wanted = {name: fresh[name] & ~np.isnan(rated.scores(name)) for name in judged}
     rows = np.flatnonzero(np.any(list(wanted.values()), axis=0))
     if not len(rows):
@@ -78,6 +74,15 @@ def report(
         },
         "dimensions": {name: _section(name, *part, rated, plain, resamples, log) for name, part in parts.items()},
     }
+
+
+def _judged(rewards: Mapping[str, Reward], rated: RatedDataset) -> list[str]:
+    """Returns the dimensions that have both ratings and a reward. Raises `ConfigError` if there are none."""
+    names = dimensions(rated.rows)
+    judged = [name for name in names if name in rewards]
+    if not judged:
+        raise ConfigError(f"{rated.table.file}: rates {', '.join(names)}; rewards: {', '.join(rewards)}")
+    return judged
 
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, opinions, and which clips have both: [n] each
@@ -136,7 +141,7 @@ def _measured(
             if isinstance(clip, BadRow):
                 log(f"left out: {clip}")
                 continue
-            for name, value in pixel_baselines.measure_signals(clip, first_frame(clip, prompts[i])).items():
+            for name, value in pixel_baselines.measure_signals(clip, reference_frame(clip, prompts[i])).items():
                 plain[name][i] = value
         if time.monotonic() - said > EVERY:
             log(f"scored {start + len(part)}/{len(rows)} clips")

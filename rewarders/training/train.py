@@ -32,7 +32,8 @@ from common.errors import ConfigError
 from common.files import write_whole
 from common.training.fit import FitConfig, fit
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead, first_frame
+from rewarders.first_frame import reference_frame
+from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead
 from rewarders.toon_heads.training.train import head_loss
 from rewarders.training.dataset import RatedDataset, Split, hash_keys, split
 from rewarders.training.features import features
@@ -93,7 +94,7 @@ class ClipHead:
     ) -> None:
         prompts = rated.prompts()
         self.module, self.rows, self.clips = head, rows, clips
-        self.firsts = np.stack([first_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
+        self.firsts = np.stack([reference_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
         self.captions = [prompts[i].text for i in rows]
         self._badness = (1 - scores[:, None] / 100).astype(np.float32)
 
@@ -179,12 +180,7 @@ def _fit(
 ) -> None:
     for row in bad:
         log(f"{dimension}: left out: {row}")
-    train = np.flatnonzero(np.isin(head.rows, parts.train))
-    validation = np.flatnonzero(np.isin(head.rows, parts.validation))
-    if len(train) < 2 or len(validation) < 2:
-        raise ConfigError(
-            f"{dimension}: {len(train)} clips to train on and {len(validation)} to validate on; at least 2 each needed"
-        )
+    train, validation = _positions(head, dimension, parts)
     log(f"{dimension}: {len(train)} clips to train on, {len(validation)} to validate on; one line per epoch")
     batch = min(plan.batch, len(train))
     epoch = len(train) // batch
@@ -204,6 +200,17 @@ def _fit(
     how = FitConfig(steps, plan.lr, min(50, epoch), plan.weight_decay, save_every=epoch, patience=plan.patience)
     head.module.train()
     fit(dimension, head.module, loss_of, how, _folder(out, dimension), log, validate=validate)
+
+
+def _positions(head: TrainableHead, dimension: str, parts: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the positions in `head.rows` to train and to validate on. Raises `ConfigError` for less than 2 each."""
+    train = np.flatnonzero(np.isin(head.rows, parts.train))
+    validation = np.flatnonzero(np.isin(head.rows, parts.validation))
+    if len(train) < 2 or len(validation) < 2:
+        raise ConfigError(
+            f"{dimension}: {len(train)} clips to train on and {len(validation)} to validate on; at least 2 each needed"
+        )
+    return train, validation
 
 
 def _toon_clips(rated: RatedDataset, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[BadRow]]:

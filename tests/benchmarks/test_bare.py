@@ -35,12 +35,12 @@ from tests.support.small_models import small_model
 from tests.benchmarks.test_iteration import SIZE, given
 
 asked = given(model="5b-i2v", micro_batch=None, **SIZE)
-print(iteration.iterate(asked, small_model("5b-i2v"), Path(sys.argv[1]), iteration.Timeline("cpu")))
+print(iteration.iterate(asked, small_model("5b-i2v"), Path(sys.argv[1]), iteration.PhaseTimer("cpu")))
 """
 
 
-def bare(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", BARE + code, *words]
+def bare(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BARE + code, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 

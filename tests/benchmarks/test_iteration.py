@@ -1,4 +1,4 @@
-"""One iteration: every phase is there, the clock is the innermost phase's, and what was learned is what samples."""
+"""One iteration: every phase is there, the clock is the innermost phase's, and the sampler gets the learned weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks import iteration
-from benchmarks.iteration import OPENING, PHASES, Timeline
+from benchmarks.iteration import OPENING, PHASES, PhaseTimer
 from benchmarks.random_models import random_model
 from common.errors import ConfigError
 from common.toon.prompts import ToonPrompts
 from deploy.planning.model_sizes import families
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from tests.support.small_models import SIZE, small_model
 
 
@@ -26,7 +26,7 @@ def given(**more: Any) -> argparse.Namespace:
     return argparse.Namespace(**({"model": "toon", "device": "cpu"} | size | asked | more))
 
 
-def test_the_toon_model_goes_through_all_phases_and_the_sampler_holds_what_was_published() -> None:
+def test_all_phases_run_and_the_sampler_holds_the_published_version() -> None:
     report = iteration.measure(given())
     *phases, whole = report.rows
     assert [row.case for row in phases] == list(PHASES.values())
@@ -48,25 +48,25 @@ def test_a_tie_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("family", families())
 def test_every_family_goes_through(family: str, tmp_path: Path) -> None:
-    timeline = Timeline("cpu")
+    timer = PhaseTimer("cpu")
     asked = given(model=family, micro_batch=None, **SIZE)
-    assert iteration.iterate(asked, small_model(family), tmp_path, timeline)
-    assert timeline.seconds.keys() == PHASES.keys()
+    assert iteration.iterate(asked, small_model(family), tmp_path, timer)
+    assert timer.seconds.keys() == PHASES.keys()
 
 
 def test_the_inner_phase_stops_the_outer_one_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(iteration.time, "perf_counter", lambda: now[0])
-    timeline = Timeline("cpu")
-    with timeline.phase("commit"):
+    timer = PhaseTimer("cpu")
+    with timer.phase("commit"):
         now[0] += 1
-        with timeline.phase("step"):
+        with timer.phase("step"):
             now[0] += 10
         now[0] += 2
     now[0] += 100  # nobody's
-    with timeline.phase("step"):
+    with timer.phase("step"):
         now[0] += 20
-    assert timeline.seconds == {"commit": 3, "step": 30}
+    assert timer.seconds == {"commit": 3, "step": 30}
 
 
 def test_heads_take_clips_of_any_size() -> None:
@@ -82,8 +82,8 @@ def test_heads_take_clips_of_any_size() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_full_size_with_two_layers_on_a_gpu(tmp_path: Path) -> None:
-    timeline = Timeline("cuda:0")
+    timer = PhaseTimer("cuda:0")
     model = random_model("5b-i2v", {"transformer": {"num_layers": 2}})
-    assert iteration.iterate(given(model="5b-i2v", device="cuda:0", micro_batch=1), model, tmp_path, timeline)
-    assert timeline.peaks.keys() == PHASES.keys()
-    assert max(timeline.peaks.values()) > 10e9  # T5 alone is 9.5 GB
+    assert iteration.iterate(given(model="5b-i2v", device="cuda:0", micro_batch=1), model, tmp_path, timer)
+    assert timer.peaks.keys() == PHASES.keys()
+    assert max(timer.peaks.values()) > 10e9  # T5 alone is 9.5 GB

@@ -9,15 +9,15 @@ from typing import Any
 
 from common.config import RewardConfig, RunConfig
 from common.data.offline_pairs import OfflinePair, PairClip
-from common.exchange.rewards import expected_scores
 from common.messages import Prompt, Purpose, Score, ScoreTask
+from common.reward_composition import expected_scores
 from rewarders.loop import ScoringLoop
 from rewarders.offline import OfflineRewarder
 from rewarders.simulated import SimulatedRewarder
 
 
 @dataclass
-class Recorded:
+class FakePairs:
     """One pair per ordinal: 90 + ordinal against 10 + ordinal."""
 
     digest: str = "abc"
@@ -44,8 +44,8 @@ def task(name: str, ordinal: int, index: int, purpose: Purpose = Purpose.TRAIN) 
 
 
 def test_training_clips_get_their_ratings_and_others_are_scored() -> None:
-    online, recorded, config = Online(), Recorded(), RewardConfig()
-    as_pairs: Any = recorded
+    online, pairs, config = Online(), FakePairs(), RewardConfig()
+    as_pairs: Any = pairs
     rewarder = OfflineRewarder(online, as_pairs, config)
     tasks = [task("any id", 2, 0), task("probe", 1 << 40, 0, Purpose.PROBE), task("another", 3, 1)]
     chosen, probe, rejected = rewarder.score(tasks)

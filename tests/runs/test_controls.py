@@ -20,7 +20,7 @@ from common.config import load_config
 from common.messages import Prompt, Purpose
 from deploy.run_dir import layout
 from deploy.runtime import serial
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.interface import Reward
 
 PROMPTS, SEEDS = 72, (0, 1)

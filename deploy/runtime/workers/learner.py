@@ -13,7 +13,7 @@ from deploy.runtime.factories import learner_of
 from deploy.runtime.messages import Addresses
 from deploy.runtime.remote_journal import RemoteJournal
 from deploy.runtime.workers.base import Worker
-from learner.engines.base import NonFinite
+from learner.engines.base import NonFiniteLossError
 from learner.loop import LearningLoop
 
 
@@ -57,7 +57,7 @@ class LearnerWorker(Worker):
     def _learn(self, learner: LearningLoop, own: RemoteExchange | None, journal: RemoteJournal) -> StepStats | None:
         try:
             return learner.work(own)
-        except NonFinite:
+        except NonFiniteLossError:
             if self._rank == 0:
                 journal.not_finite(self.name)
             raise

@@ -16,7 +16,7 @@ from deploy.run_dir.journal import Journal, timed
 from deploy.run_dir.progress import Progress, ThroughputTracker
 from deploy.runtime.evaluation import HeldOutEvaluation, StuckError
 from deploy.runtime.oom import needed_by
-from rewarders.interface import JudgeFailed
+from rewarders.interface import JudgeFailedError
 from rewarders.loop import ScoringLoop
 
 PROBING = "probing"
@@ -116,5 +116,5 @@ class LocalWorkers:
         try:
             with needed_by(self.rewarder.worker, self.config):
                 return timed(self.journal, self.rewarder.worker, "scoring", lambda: self.rewarder.work(self.exchange))
-        except JudgeFailed as error:
+        except JudgeFailedError as error:
             raise RunFailed(f"{error}; once it answers, the same command resumes the run") from None

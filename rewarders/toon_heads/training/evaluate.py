@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.images import encode_png
 from common.messages import Prompt
-from common.toon.prompts import encode_png, shot_id
+from common.toon.prompts import shot_id
 from common.toon.world import DIMENSIONS
 from rewarders.interface import Reward
 from rewarders.toon_heads.training.dataset import Samples

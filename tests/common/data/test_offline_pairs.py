@@ -1,4 +1,4 @@
-"""Pairs from files: which are made, in which order, and what does not fit."""
+"""Pairs from files: which pairs, in which order, and unusable clips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rated(folder: Path, opinions: Mapping[str, tuple[str, int]], count: int = 16
     return folder / "ratings.jsonl"
 
 
-def test_every_two_of_a_category_whose_opinions_differ_make_a_pair(tmp_path):
+def test_all_pairs_of_a_category_with_different_opinions_are_made(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 2), "d.mp4": ("jump", 4)})
     pairs = OfflinePairs(file, MODEL, seed=0).pairs
     names = {(pair.chosen.clip.name, pair.rejected.clip.name) for pair in pairs}
@@ -46,11 +46,11 @@ def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
     assert pair.chosen.score == (3.75 - 1) * 25
 
 
-def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_path):
+def test_pairs_keep_their_ratings_and_unrated_ones_score_100_and_0(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
     rows = [
-        RatedPair(prompt="p", winner="a.mp4", loser="b.mp4", winner_rating=4, loser_rating=3),
-        RatedPair(prompt="p", winner="c.mp4", loser="a.mp4"),
+        RatedPair(prompt="p", chosen="a.mp4", rejected="b.mp4", chosen_rating=4, rejected_rating=3),
+        RatedPair(prompt="p", chosen="c.mp4", rejected="a.mp4"),
     ]
     write_pairs(tmp_path / "pairs.jsonl", rows)
     found = OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
@@ -59,10 +59,10 @@ def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_p
 
 def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
     file = rated(tmp_path, {f"{rating}.mp4": ("walk", rating) for rating in range(1, 6)})
-    recorded = OfflinePairs(file, MODEL, seed=1)
-    epochs = [[recorded(ordinal) for ordinal in range(start, start + 10)] for start in (0, 10)]
+    offline = OfflinePairs(file, MODEL, seed=1)
+    epochs = [[offline(ordinal) for ordinal in range(start, start + 10)] for start in (0, 10)]
     for epoch in epochs:
-        assert set(map(id, epoch)) == set(map(id, recorded.pairs))
+        assert set(map(id, epoch)) == set(map(id, offline.pairs))
     assert epochs[0] != epochs[1]
     assert epochs[0] == [OfflinePairs(file, MODEL, seed=1)(ordinal) for ordinal in range(10)]
     assert epochs[0] != [OfflinePairs(file, MODEL, seed=2)(ordinal) for ordinal in range(10)]
@@ -71,9 +71,9 @@ def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):
 def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 1)})
     (tmp_path / "c.mp4").write_bytes(encode_mp4(frames(0, 8), 8))
-    recorded = OfflinePairs(file, MODEL, 0)
-    assert [pair.rejected.clip.name for pair in recorded.pairs] == ["b.mp4"]
-    (fault,) = recorded.faults.values()
+    offline = OfflinePairs(file, MODEL, 0)
+    assert [pair.rejected.clip.name for pair in offline.pairs] == ["b.mp4"]
+    (fault,) = offline.faults.values()
     assert "c.mp4: 8 frames at 8 frames per second are too few: the model takes 9 at 8" in fault
     with pytest.raises(ConfigError, match=r"no pair to train on: .*too few"):
         OfflinePairs(file, ModelConfig(frames=17, fps=8), 0)
@@ -114,7 +114,13 @@ def test_frames_are_taken_at_the_models_rate(count, clip_fps, frames, fps, place
         assert frame_places(count, clip_fps, frames, fps) == places
 
 
-def test_a_file_that_is_none_is_told_in_one_line(tmp_path):
+def test_a_pairs_file_with_old_columns_is_refused(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "winner": "a.mp4", "loser": "b.mp4"}\n')
+    with pytest.raises(ConfigError, match="renamed columns: winner, loser; write chosen, rejected instead"):
+        OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0)
+
+
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         OfflinePairs(tmp_path / "none.jsonl", MODEL, 0)
     (tmp_path / "bad.jsonl").write_text("no json\n")

@@ -1,4 +1,4 @@
-"""Ratings and pairs on disk: what is written is read, and every bad row is named, counted and left out."""
+"""Ratings and pairs on disk: a round trip, and bad rows are named, counted and left out."""
 
 from __future__ import annotations
 
@@ -131,23 +131,32 @@ def test_files_without_a_good_row(folder: Path) -> None:
 
 def test_pairs(folder: Path) -> None:
     rows = [
-        RatedPair(prompt="x", winner="clips/a.mp4", loser="clips/b.mp4", winner_rating=4.5, loser_rating=2),
-        RatedPair(prompt="x", first_frame="first.png", winner="clips/c.mp4", loser="clips/b.mp4", annotators=3),
+        RatedPair(prompt="x", chosen="clips/a.mp4", rejected="clips/b.mp4", chosen_rating=4.5, rejected_rating=2),
+        RatedPair(prompt="x", first_frame="first.png", chosen="clips/c.mp4", rejected="clips/b.mp4", annotators=3),
     ]
     write_pairs(folder / "p.jsonl", rows)
     assert list(read_pairs(folder / "p.jsonl").rows) == rows
-    pair = {"prompt": "x", "winner": "clips/a.mp4", "loser": "clips/b.mp4"}
+    pair = {"prompt": "x", "chosen": "clips/a.mp4", "rejected": "clips/b.mp4"}
     bad = [
-        (pair | {"winner": "clips/b.mp4", "loser": "clips/a.mp4"}, "clips/a.mp4 and clips/b.mp4: already in line 1"),
-        (pair | {"winner": "clips/../clips/b.mp4"}, "winner and loser are the same clip, clips/../clips/b.mp4"),
-        (pair | {"winner_rating": 2, "loser_rating": 2}, "winner_rating 2 is not above loser_rating 2"),
-        (pair | {"winner": "clips/cut.mp4"}, "clips/cut.mp4: not a readable clip"),
+        (pair | {"chosen": "clips/b.mp4", "rejected": "clips/a.mp4"}, "clips/a.mp4 and clips/b.mp4: already in line 1"),
+        (pair | {"chosen": "clips/../clips/b.mp4"}, "chosen and rejected are the same clip, clips/../clips/b.mp4"),
+        (pair | {"chosen_rating": 2, "rejected_rating": 2}, "chosen_rating 2 is not above rejected_rating 2"),
+        (pair | {"chosen": "clips/cut.mp4"}, "clips/cut.mp4: not a readable clip"),
         (pair | {"annotators": 0}, "annotators = 0: "),
     ]
     read = read_pairs(lines(folder / "q.jsonl", pair, *(one for one, _ in bad)))
     assert len(read.rows) == 1
     for found, (_, why) in zip(read.bad, bad, strict=True):
         assert found.why.startswith(why)
+
+
+def test_columns_of_an_older_version_are_refused_with_their_new_names(folder: Path) -> None:
+    old = {"prompt": "x", "winner": "clips/a.mp4", "loser": "clips/b.mp4", "winner_rating": 4}
+    message = (
+        r"p.jsonl:1: renamed columns: winner, loser, winner_rating; write chosen, rejected, chosen_rating instead$"
+    )
+    with pytest.raises(ConfigError, match=message):
+        read_pairs(lines(folder / "p.jsonl", old))
 
 
 def test_it_imports_no_torch() -> None:

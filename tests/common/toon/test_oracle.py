@@ -1,4 +1,4 @@
-"""The oracle: clean clips are near 100, and every defect lowers the answer that it should."""
+"""The oracle: clean clips are near 100, and every defect lowers the right score."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from common.toon.oracle import Verdict, judge, match
+from common.toon.oracle import OracleScores, judge, match
 from common.toon.world import ACTIONS, Defects, Shot, draw_shot, render
 
 WALK = Shot("robot", "cave", "walk_right", 6, 1)
 
 
-def verdict(shot: Shot = WALK, **severities: float) -> Verdict:
+def scores(shot: Shot = WALK, **severities: float) -> OracleScores:
     return judge(render(shot, Defects(**severities), seed=3), shot)
 
 
@@ -21,7 +21,7 @@ def verdict(shot: Shot = WALK, **severities: float) -> Verdict:
 def test_clean_clips_are_near_100(action: str) -> None:
     rng = np.random.default_rng(5)
     shot = next(s for s in (draw_shot(rng, "train") for _ in range(200)) if s.action == action)
-    clean = verdict(shot)
+    clean = scores(shot)
     assert clean.identity > 97
     assert clean.motion > 97
     assert clean.smoothness > 90
@@ -32,13 +32,13 @@ def test_clean_clips_are_near_100(action: str) -> None:
     [("flicker", "smoothness"), ("jitter", "smoothness"), ("freeze", "motion"), ("warp", "identity")],
 )
 def test_the_worse_the_defect_the_lower_the_answer(defect: str, lowered: str) -> None:
-    answers = [getattr(verdict(**{defect: severity}), lowered) for severity in (0.0, 0.5, 1.0)]
+    answers = [getattr(scores(**{defect: severity}), lowered) for severity in (0.0, 0.5, 1.0)]
     assert answers[0] > answers[1] > answers[2]
     assert answers[2] < 0.6 * answers[0]
 
 
 def test_a_frozen_clip_is_smooth_but_does_not_move() -> None:
-    frozen = verdict(freeze=1.0)
+    frozen = scores(freeze=1.0)
     assert frozen.motion < 1
     assert frozen.smoothness > 90
     assert frozen.identity > 90
@@ -65,8 +65,8 @@ def test_places_and_brightness_are_found() -> None:
     assert match(dark, WALK)[2][4] == pytest.approx(0.5, abs=0.02)
 
 
-def test_small_changes_of_a_smeared_clip_change_its_verdict_little() -> None:
-    """Which single template fits a smear best is a matter of chance; the verdict must not be."""
+def test_small_changes_of_a_smeared_clip_change_its_scores_little() -> None:
+    """Which single template fits a smear best is a matter of chance; the scores must not be."""
     sharp = torch.from_numpy(render(WALK)).permute(0, 3, 1, 2).float()
     smeared = functional.avg_pool2d(sharp, 9, stride=1, padding=4, count_include_pad=False).permute(0, 2, 3, 1)
     noise = torch.randn(smeared.shape, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""The embedded weights: an ordinary pipeline folder, small, good enough to stand on, and imperfect."""
+"""The embedded weights: an ordinary pipeline folder, small, good enough to train on, and imperfect."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.models.cogvideox import (
 from common.toon.world import DIMENSIONS, Shot, caption, render
 from deploy.rewards.build_toon import WEIGHTS
 from learner import toon_pretrain
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.toon_heads.training.dataset import draw_samples
 from rewarders.toon_heads.training.evaluate import evaluate_heads
 

@@ -26,7 +26,7 @@ from deploy.run_dir.jsonl import read_json_lines
 from deploy.run_dir.signals import stop_on_signals
 from deploy.runtime import serial
 from deploy.runtime.evaluation import StuckError
-from rewarders.checkpoints import save_heads
+from rewarders.head_files import save_heads
 from rewarders.toon_heads.heads import HEADS, ToonHead
 from tests.support.tiny import tiny_pipeline
 

@@ -10,7 +10,7 @@ import pytest
 from common.data.ratings import read_ratings
 from deploy.cli.main import main
 from deploy.rewards.actions import _left_out
-from rewarders.checkpoints import load_heads
+from rewarders.head_files import load_heads
 from rewarders.toon_heads.heads import HEADS
 from tests.support.rewarders.rated_clips import grey_clips
 from tests.support.tiny_encoders import tiny_siglip

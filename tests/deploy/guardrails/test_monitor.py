@@ -20,7 +20,7 @@ from deploy.results import report
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import serial
-from rewarders.interface import JudgeFailed
+from rewarders.interface import JudgeFailedError
 from tests.deploy.runtime.test_serial import Death, die, fresh, model, what_counts
 from tests.support import toy
 
@@ -237,7 +237,7 @@ class Lost(Brightness):
     def score(self, clips, prompts):
         Lost.calls += 1
         if Lost.calls > WATCHED["guardrails.prompts"]:
-            raise JudgeFailed("http://judge: 401")
+            raise JudgeFailedError("http://judge: 401")
         return super().score(clips, prompts)
 
 

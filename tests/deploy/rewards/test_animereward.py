@@ -13,8 +13,8 @@ import pytest
 
 from common.config import DIMENSIONS, JudgeConfig
 from common.data.video import encode_mp4
+from common.images import encode_png
 from common.messages import Prompt
-from common.toon.prompts import encode_png
 from rewarders.interface import Clip
 from rewarders.judges.registry import open_judge
 

@@ -330,7 +330,7 @@ def test_a_run_survives_crashes_of_a_sampler_a_node_and_a_learner(nodes: Cluster
     exchange.close()
 
 
-def test_recorded_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+def test_offline_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     rate_clips(tmp_path / "clips")
     (tmp_path / "clips" / "short.mp4").write_bytes(encode_mp4(frames(9, 3), 8))
     (tmp_path / "clips" / "short.txt").write_text("robot runs")

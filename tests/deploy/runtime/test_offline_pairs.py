@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.offline import RecordedSampler, frames_of
+from actors.offline import OfflineSampler, frames_of
 from actors.sampler import Sampler
 from common.config import ModelConfig, load_config, parse_config, to_toml
 from common.data.offline_pairs import OfflinePairs
@@ -16,9 +16,9 @@ from common.data.ratings import RatedClip, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.exchange.local import LocalExchange
+from common.images import encode_png
 from common.messages import Prompt
 from common.models.cogvideox import encode_video, open_model, to_unit
-from common.toon.prompts import encode_png
 from common.weights.tensors import from_array
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
@@ -62,7 +62,7 @@ def config(parts: Path, root: Path, **flags):
 
 def test_the_learner_gets_the_rated_pairs_with_their_own_conditioning(parts, tmp_path):
     how = config(parts, tmp_path)
-    recorded = OfflinePairs(Path(how.pairs), how.model, how.seed)
+    offline = OfflinePairs(Path(how.pairs), how.model, how.seed)
     roles = serial.open_roles(how, toy.rewards())
     exchange = LocalExchange(tmp_path / "ledger", how, roles.prompts)
     try:
@@ -75,7 +75,7 @@ def test_the_learner_gets_the_rated_pairs_with_their_own_conditioning(parts, tmp
         exchange.close()
     plain = Sampler(open_model(how.model.path), how)
     for one in given:
-        pair = recorded(one.ordinal)
+        pair = offline(one.ordinal)
         assert pair.rejected is not None
         assert one.rewards == pytest.approx((pair.chosen.score / 100, pair.rejected.score / 100))
         assert one.selection.candidates == (0, 1)
@@ -95,9 +95,9 @@ def test_the_learner_gets_the_rated_pairs_with_their_own_conditioning(parts, tmp
 
 def test_each_clip_is_encoded_once(parts, tmp_path, monkeypatch):
     encoded = []
-    real = RecordedSampler._encode_clip
+    real = OfflineSampler._encode_clip
     monkeypatch.setattr(
-        RecordedSampler, "_encode_clip", lambda self, clip: (encoded.append(clip.name), real(self, clip))[1]
+        OfflineSampler, "_encode_clip", lambda self, clip: (encoded.append(clip.name), real(self, clip))[1]
     )
     serial.run(config(parts, tmp_path), toy.rewards())
     assert sorted(encoded) == sorted(set(encoded))

@@ -1,4 +1,4 @@
-"""What is exported is what the shared reader of ratings and pairs reads."""
+"""Exported files can be read by `common/data/ratings.py`."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def test_ratings_and_pairs_are_read_back(tmp_path):
     assert rated["aligned"].mean_opinion("appeal") == 3
     assert ratings.place(rated["base"].clip).resolve() == by_source["base"].file.resolve()
     decided, alone = pairs.rows
-    assert pairs.place(decided.winner).resolve() == by_source["aligned"].file.resolve()
-    assert (decided.winner_rating, decided.loser_rating, decided.annotators) == (4, 2, 3)
-    assert (alone.winner_rating, alone.annotators, alone.category) == (None, 1, "walk")
+    assert pairs.place(decided.chosen).resolve() == by_source["aligned"].file.resolve()
+    assert (decided.chosen_rating, decided.rejected_rating, decided.annotators) == (4, 2, 3)
+    assert (alone.chosen_rating, alone.annotators, alone.category) == (None, 1, "walk")
 
 
-def test_a_comparison_counts_where_ratings_say_otherwise(tmp_path):
+def test_a_comparison_overrides_contradicting_ratings(tmp_path):
     asked = survey(tmp_path / "clips_of")
     for clip in asked.clips:
         asked.rate("ann", clip.key, all_of(asked, 5 if clip.source == "base" else 1))
     vote(asked, 0, {"ann": "aligned"})
     export(asked, tmp_path / "out")
     (row,) = read_pairs(tmp_path / "out" / PAIRS).rows
-    assert "aligned" in row.winner
-    assert row.winner_rating is row.loser_rating is None
+    assert "aligned" in row.chosen
+    assert row.chosen_rating is row.rejected_rating is None
 
 
 def test_clips_without_a_file_are_written_beside(tmp_path):
@@ -83,7 +83,7 @@ def test_answers_under_several_rubrics_come_together(tmp_path):
     }
 
 
-def test_nothing_is_overwritten_and_nothing_is_nothing(tmp_path):
+def test_existing_files_and_empty_surveys_are_refused(tmp_path):
     asked = survey(tmp_path / "clips_of")
     with pytest.raises(ConfigError, match="no answers yet"):
         export(asked, tmp_path / "out")

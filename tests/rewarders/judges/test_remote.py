@@ -16,8 +16,8 @@ from common.config import JudgeConfig, load_config
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
-from rewarders.checkpoints import load_heads
-from rewarders.interface import Clip, JudgeFailed, JudgeResult, JudgeUnavailable
+from rewarders.head_files import load_heads
+from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavailableError
 from rewarders.judges.registry import open_judge, open_rewards
 from rewarders.judges.remote import RemoteJudge
 from rewarders.judges.server import RewardsAsJudge
@@ -149,20 +149,20 @@ def test_requests_of_another_form_are_refused(request_part, status):
     assert answer.status_code == status
 
 
-def test_a_late_judge_costs_its_clips_and_then_the_worker():
+def test_a_slow_judge_loses_its_clips_and_finally_stops_the_worker():
     grey = Grey()
     with serving({"grey": grey}) as url:
         judge = remote(url, timeout=0.3, retries=1)
         grey.go.clear()
         for _ in range(2):
-            with pytest.raises(JudgeUnavailable, match="no answer in 2 attempts: ReadTimeout"):
+            with pytest.raises(JudgeUnavailableError, match="no answer in 2 attempts: ReadTimeout"):
                 judge.judge([clip(80)], [prompt()])
-        with pytest.raises(JudgeFailed, match="no answer in 2 attempts"):
+        with pytest.raises(JudgeFailedError, match="no answer in 2 attempts"):
             judge.judge([clip(80)], [prompt()])
         grey.go.set()
 
 
-def test_another_server_steps_in():
+def test_another_server_takes_over():
     with serving({"grey": Grey()}) as url, serving({"grey": Grey()}) as gone:
         judge = remote(f"{url},{gone}", retries=1)
         assert len(judge.judge([clip(80)], [prompt()])) == 1
@@ -173,12 +173,12 @@ def test_another_server_steps_in():
             assert len(two.judge([clip(80)], [prompt()])) == 1
 
 
-def test_a_judge_that_has_changed_is_not_believed():
+def test_a_changed_digest_is_refused():
     grey = Grey()
     with serving({"grey": grey}) as url:
         judge = remote(url)
         grey.digest = "grey-2"
-        with pytest.raises(JudgeFailed, match="judge grey has changed"):
+        with pytest.raises(JudgeFailedError, match="judge grey has changed"):
             judge.judge([clip(80)], [prompt()])
 
 

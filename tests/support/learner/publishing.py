@@ -20,7 +20,7 @@ from common.errors import StorageError
 from common.weights.store import WeightStore
 from common.weights.tensor_file import TensorStream
 from learner.engines import base
-from learner.engines.base import RankFailed
+from learner.engines.base import RankFailedError
 from learner.engines.zero import ZeroEngine, join_group
 from learner.learner import Learner
 from tests.support.learner.fakes import MemoryExchange, tiny_config, tiny_model
@@ -98,7 +98,7 @@ def _failing(what: Callable[[], Any], limited: bool) -> str:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20000, before[1]))
     try:
         what()
-    except (StorageError, RankFailed) as error:
+    except (StorageError, RankFailedError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from common.data.ratings import RatedClip, read_ratings, to_rating, write_ratings
 from common.data.video import encode_mp4
+from common.images import encode_png
 from common.messages import Prompt
-from common.toon.prompts import encode_png
 from rewarders.training.dataset import RatedDataset
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.data.video import encode_for_browsers, encode_mp4
-from rewarders.annotation.items import Clip, make_pairs
+from rewarders.annotation.items import SurveyClip, make_pairs
 from rewarders.annotation.rubric import open_rubric
 from rewarders.annotation.store import STORE, Store
 from rewarders.annotation.survey import Survey
@@ -38,13 +38,13 @@ def write_clips(folder: Path, names: Sequence[str], count: int = 16) -> list[Pat
     return paths
 
 
-def clips(folder: Path, prompts: int = 3, sources: Sequence[str] = ("base", "aligned")) -> list[Clip]:
+def clips(folder: Path, prompts: int = 3, sources: Sequence[str] = ("base", "aligned")) -> list[SurveyClip]:
     """One clip of every source for every prompt."""
     found = []
     for source in sources:
         paths = write_clips(folder, [f"{source}/{prompt}.mp4" for prompt in range(prompts)])
         found += [
-            Clip(
+            SurveyClip(
                 f"{source}/{prompt}.mp4", f"square {prompt} walks", source, category="walk",
                 file=path, read=path.read_bytes, first_frame=None,
             )

@@ -24,9 +24,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-import common.toon
 from common.errors import ConfigError
+from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
+from common.toon import WEIGHTS
 from rewarders.interface import Reward
 from rewarders.toon_heads.heads import CLIP_SHAPE, HEADS, ToonHead
 from rewarders.toon_heads.network import vocabulary
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rewarders.anime_reward import EncoderReward
 
 FORMAT = 1
-LONGEST_ERROR = 300  # characters of a library's error that we repeat
 
 
 def save_heads(heads: Sequence[ToonHead | EncoderReward], folder: Path) -> None:
@@ -57,7 +57,7 @@ def load_heads(path: str, device: str = "cpu") -> list[Reward]:
     Raises `ConfigError` if a file is missing, damaged or of another format, or if a head does not fit its models. The
     message names the file.
     """
-    folder = Path(common.toon.__path__[0]) / "weights" / "heads" if path == "toon" else Path(path)
+    folder = WEIGHTS / "heads" if path == "toon" else Path(path)
     if not folder.is_dir():
         raise ConfigError(f"reward.path = {path!r}: no folder of reward heads at {folder}")
     found = {name: _read(folder / f"{name}.json") for name in HEADS if (folder / f"{name}.json").is_file()}
@@ -92,7 +92,7 @@ class EncoderFormat:
         try:
             reward = kind(dict(description.get("models", {})), dict(description.get("options", {})), device, folder)
         except (TypeError, ValueError) as error:  # ConfigError is a ValueError
-            raise ConfigError(f"{file}: {_line(error)}") from None
+            raise ConfigError(f"{file}: {one_line(error)}") from None
         reward.head.load_state_dict(_weights(dimension, reward.head, folder))
         reward.head.requires_grad_(False)
         if reward.digest != description.get("digest"):
@@ -156,7 +156,7 @@ def _read(file: Path) -> Any:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
-        raise ConfigError(f"{file}: not valid JSON: {_line(error)}") from None
+        raise ConfigError(f"{file}: not valid JSON: {one_line(error)}") from None
 
 
 def _weights(dimension: str, network: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor]:
@@ -169,7 +169,7 @@ def _weights(dimension: str, network: torch.nn.Module, folder: Path) -> dict[str
         raise ConfigError(f"{folder}: {dimension}.json and {file.name} are both required") from None
     except (ValueError, SafetensorError, RuntimeError) as error:
         reraise_oom(error)
-        raise ConfigError(f"{file}: not the weights of the {dimension} head: {_line(error)}") from None
+        raise ConfigError(f"{file}: not the weights of the {dimension} head: {one_line(error)}") from None
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != expected:
         name = min(name for name in found.keys() | expected if found.get(name) != expected.get(name))
@@ -178,7 +178,3 @@ def _weights(dimension: str, network: torch.nn.Module, folder: Path) -> dict[str
             f"expected {expected.get(name, 'no such tensor')}"
         )
     return state
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:LONGEST_ERROR]

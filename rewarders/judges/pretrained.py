@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.errors import ConfigError
+from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
 
 PROMPT_FILE, CAPTION = "prompt.txt", "{text}"
@@ -23,7 +24,7 @@ def from_pretrained(kind: Any, path: str, **kwargs: Any) -> Any:
         return kind.from_pretrained(path, **kwargs)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         reraise_oom(error)
-        raise ConfigError(f"path = {path!r}: cannot be loaded as {kind.__name__}: {_line(error)}") from None
+        raise ConfigError(f"path = {path!r}: cannot be loaded as {kind.__name__}: {one_line(error)}") from None
 
 
 def load_frozen(kind: Any, path: str, **kwargs: Any) -> Any:
@@ -56,7 +57,7 @@ def linear_layers(file: Path, width: int) -> torch.nn.Sequential:
             layer.load_state_dict({"weight": state[f"{name}.weight"], "bias": state[f"{name}.bias"]})
     except Exception as error:
         reraise_oom(error)
-        raise ConfigError(f"{file}: cannot be read as linear layers: {_line(error)}") from None
+        raise ConfigError(f"{file}: cannot be read as linear layers: {one_line(error)}") from None
     if not layers or layers[0].in_features != width or layers[-1].out_features != 1:
         raise ConfigError(f"{file}: must lead from {width} features to 1 for the model in this folder")
     return torch.nn.Sequential(*layers).eval().requires_grad_(False)
@@ -74,7 +75,3 @@ def prompt_template(path: str, *placeholders: str) -> str:
         if text.count(placeholder) != 1:
             raise ConfigError(f"{file}: must contain {placeholder} once, not {text.count(placeholder)} times")
     return text
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
