@@ -1,4 +1,4 @@
-"""From raw scores to one reward, worked out by hand."""
+"""Rewards computed from raw scores, compared with values calculated by hand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_outputs_may_have_separate_weights():
     assert reward_weights(only, SCORED) == {"vs.visual": 1.0, "aesthetic": 1.0}
 
 
-def test_a_judge_without_weight_is_scored_and_does_not_count():
+def test_a_judge_with_weight_zero_is_scored_but_does_not_count():
     assert "aesthetic" not in reward_weights(reward(**{"judges.aesthetic.weight": "0"}), SCORED)
 
 
@@ -51,7 +51,7 @@ def test_a_judge_without_weight_is_scored_and_does_not_count():
         ("global", dict.fromkeys(SCORED, 1.0)),
     ],
 )
-def test_feedback_of_one_dimension_or_of_all_alike(feedback, weights):
+def test_feedback_from_one_score_or_from_all_equally(feedback, weights):
     config = reward(feedback=feedback, **{"weights.motion": "0", "judges.vs.weight": "1"})
     assert reward_weights(config, SCORED) == weights
 
@@ -70,18 +70,18 @@ def test_weighted_scores_must_exist(flags, scored, line):
         reward_weights(reward(**flags), scored)
 
 
-def test_presets_stand_for_weights():
+def test_presets_set_the_weights():
     config = reward(preset="equal")
     assert config.head_weights == dict.fromkeys(DIMENSIONS, 1.0)
 
 
-def test_what_a_configuration_alone_expects():
+def test_expected_scores_of_a_configuration():
     config = reward(**{"weights.text": "0", "feedback": "text", "judges.vs.outputs.visual": "1"})
     assert expected_scores(config) == [*DIMENSIONS, "vs.visual", "aesthetic"]
     assert expected_scores(reward(path="")) == ["vs", "aesthetic"]
 
 
-def test_a_clips_reward_is_the_clamped_mean_of_what_counts() -> None:
+def test_a_clips_reward_is_the_clamped_weighted_mean() -> None:
     weights = {"weights.smoothness": "0", "weights.motion": "3", "weights.appeal": "1", "weights.text": "0"}
     config = load_config(None, {f"reward.{name}": value for name, value in weights.items()} | {
         "reward.weights.image": "0", "reward.weights.character": "0"}).reward  # fmt: skip

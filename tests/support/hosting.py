@@ -31,7 +31,7 @@ MIB = 1 << 20
 
 
 class Hosted:
-    """The services' addresses and their process. `counts` and `check` use a pipe instead of the sockets."""
+    """Addresses and process of the services. `counts` and `check` use a pipe, not the sockets."""
 
     def __init__(self, pipe: Connection, pid: int, folder: Path) -> None:
         self.folder = folder
@@ -63,25 +63,25 @@ class Hosted:
         return self._answer(ANSWER_SECONDS)
 
     def _answer(self, seconds: float) -> Any:
-        assert self._pipe.poll(seconds), "the process of the services is silent"
+        assert self._pipe.poll(seconds), "the process of the services does not answer"
         return self._pipe.recv()
 
     def stop(self) -> None:
-        """Stop the process in an orderly way."""
+        """Stop the services and let the process exit."""
         self._pipe.send(("stop",))
 
 
 @contextmanager
 def hosted(folder: Path, keys: ServerKeys | None = None, host: str = "127.0.0.1") -> Iterator[Hosted]:
-    """Services at `host` over `folder`, which becomes a run's: ended with the block, by force if need be."""
+    """Serve a new run in `folder` at `host`. On exit the process is stopped, and killed if that fails."""
     context = multiprocessing.get_context("spawn")
-    mine, its = context.Pipe()
-    process = context.Process(target=_host, args=(its, folder, keys, f"tcp://{host}:*"), daemon=True)
+    own_end, child_end = context.Pipe()
+    process = context.Process(target=_host, args=(child_end, folder, keys, f"tcp://{host}:*"), daemon=True)
     process.start()
-    its.close()
+    child_end.close()
     try:
         assert process.pid is not None
-        run = Hosted(mine, process.pid, folder)
+        run = Hosted(own_end, process.pid, folder)
         yield run
         run.stop()
         process.join(ANSWER_SECONDS)
@@ -89,7 +89,7 @@ def hosted(folder: Path, keys: ServerKeys | None = None, host: str = "127.0.0.1"
     finally:
         process.kill()
         process.join()
-        mine.close()
+        own_end.close()
 
 
 def _host(pipe: Connection, folder: Path, keys: ServerKeys | None, address: str) -> None:
@@ -112,10 +112,10 @@ def _host(pipe: Connection, folder: Path, keys: ServerKeys | None, address: str)
                 case ("counts",):
                     pipe.send(sum((service.counts for service in services.values()), Counter()))
                 case ("check",):
-                    pipe.send(_complaint(exchange))
+                    pipe.send(_check_error(exchange))
 
 
-def _complaint(exchange: Any) -> str:
+def _check_error(exchange: Any) -> str:
     try:
         exchange.check()
     except Exception as error:

@@ -68,7 +68,7 @@ def noise(frames: Frames, random: Random) -> Frames:
 
 
 def declare(frames: Frames, random: Random) -> Frames:
-    """Declare a size in the header that is not there."""
+    """Declare a container in the header that is larger than the data."""
     sizes = [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff"]
     sizes += [b"\xdc\x3f\xff", b"\xde\x3f\xff", b"\xc9\xff\xff\xff\xff\x01"]
     data, place = frames[0], random.randrange(len(frames[0]) + 1)
@@ -194,7 +194,7 @@ def bombs() -> list[Frames]:
     half = 1 << 14
     full = b"\xdc" + struct.pack(">H", half - 1)
     tail = b"\xa4body"
-    declared = b"\x81" + tail + full * 1000  # a thousand lists within each other, none of which is there
+    declared = b"\x81" + tail + full * 1000  # a thousand nested lists, whose items are missing
     maps = b"\x81" + tail + b"\xdc\x00\x40" + (full + b"\x81\xa0\xc0" * (half - 1)) * 64
     stamps = b"".join(b"\xc7\x0c\xff" + struct.pack(">Iq", place, -place) + b"\xc0" for place in range(9000))
     return [

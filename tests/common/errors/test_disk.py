@@ -1,4 +1,4 @@
-"""Who writes into a run's folder when the disk refuses: one kind of error, nothing half-written."""
+"""Disk errors: everything that writes to a run's folder raises `StorageError` and leaves no partial file."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from tests.support.exchange.fakes import (
 
 
 @contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The system refuses to let any file of this process grow beyond `size` bytes: EFBIG."""
+def file_size_limit(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond `size` bytes: writing more fails with EFBIG."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -44,7 +44,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (OSError(errno.ENOSPC, "x"), "No space left on device; free some space, then rerun the same command to resume"),
         (OSError(errno.EDQUOT, "x"), "Disk quota exceeded; free some space"),
@@ -53,19 +53,19 @@ def files_of_at_most(size: int) -> Iterator[None]:
         (RuntimeError("Error while serializing: I/O error: full (os error 28)"), "No space left on device; free"),
     ],
 )
-def test_what_a_disk_refuses_is_said_with_the_way_out(error: Exception, words: str) -> None:
-    with pytest.raises(StorageError, match=f"^run/blobs/0: cannot be written: {words}"), writing(Path("run/blobs/0")):
+def test_a_disk_error_says_what_to_do(error: Exception, message: str) -> None:
+    with pytest.raises(StorageError, match=f"^run/blobs/0: cannot be written: {message}"), writing(Path("run/blobs/0")):
         raise error
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "x"), ValueError("x"), sqlite3.IntegrityError("x")])
-def test_faults_of_the_program_stay_what_they_are(error: Exception) -> None:
+def test_other_errors_pass_unchanged(error: Exception) -> None:
     with pytest.raises(type(error)), writing(Path("run")):
         raise error
     assert describe_disk_error(error) is None
 
 
-def test_an_error_that_names_its_file_keeps_it() -> None:
+def test_an_error_that_names_a_file_keeps_that_name() -> None:
     with (
         pytest.raises(StorageError, match=r"^/other/file: cannot be written: Permission denied"),
         writing(Path("run")),
@@ -75,17 +75,17 @@ def test_an_error_that_names_its_file_keeps_it() -> None:
 
 def test_a_blob_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     store = BlobStore(tmp_path)
-    with files_of_at_most(1000), pytest.raises(StorageError, match="cannot be written: File too large"):
+    with file_size_limit(1000), pytest.raises(StorageError, match="cannot be written: File too large"):
         store.write([raw(bytes(2000))])
     assert not list(tmp_path.iterdir())
     assert store.open(store.write([raw(bytes(2000))]).file).read_one() == raw(bytes(2000))
 
 
 def test_a_record_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
-    """And the file can be closed and written to again."""
+    """The file can be closed and written to again."""
     lines = JsonLines(tmp_path / "metrics.jsonl")
     lines.write(step=1)
-    with files_of_at_most(60), pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be written: File too large"):
+    with file_size_limit(60), pytest.raises(StorageError, match=r"metrics\.jsonl: cannot be written: File too large"):
         lines.write(step=2, text="x" * 100)
     lines.write(step=3)
     lines.close()
@@ -94,22 +94,22 @@ def test_a_record_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_version_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
     store, state = WeightStore(tmp_path), {"w": torch.ones(5000)}
-    words = r"v000001: cannot be written: File too large"
-    with files_of_at_most(10_000), pytest.raises(StorageError, match=words):
+    message = r"v000001: cannot be written: File too large"
+    with file_size_limit(10_000), pytest.raises(StorageError, match=message):
         store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="full", base=1)
     assert not list(tmp_path.iterdir())
     store.publish(TensorStream.of(state), version=1, step=1, pushes=1, kind="full", base=1)
     assert store.versions() == [1]
 
 
-def test_a_call_that_the_disk_refuses_is_undone(tmp_path: Path) -> None:
-    """And made again once the disk takes it; nothing of it stays in between, not even a file."""
+def test_a_call_is_rolled_back_when_the_disk_is_full(tmp_path: Path) -> None:
+    """It can be retried once there is space. Until then it leaves nothing behind, not even a file."""
     exchange = open_exchange(tmp_path, small())
     lease = exchange.lease_group("sampler-0", 0)
     assert lease is not None
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     before, files = exchange.counts(), set(tmp_path.rglob("*"))
-    with files_of_at_most((tmp_path / "ledger.sqlite-wal").stat().st_size):
+    with file_size_limit((tmp_path / "ledger.sqlite-wal").stat().st_size):
         for index in (0, 1):
             with pytest.raises(StorageError, match=r"ledger\.sqlite: cannot be written: "):
                 exchange.submit_candidate(lease, candidate(lease, index))
@@ -120,7 +120,7 @@ def test_a_call_that_the_disk_refuses_is_undone(tmp_path: Path) -> None:
     exchange.check()
 
 
-def test_a_ledger_damaged_amid_a_run_is_said(tmp_path: Path) -> None:
+def test_a_ledger_damaged_during_a_run_is_reported(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, small())
     make_pairs(exchange, 2)
     exchange._ledger.run("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -139,7 +139,7 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     train(exchange, 2)
     exchange._ledger.run("PRAGMA wal_checkpoint(TRUNCATE)")
     size = snapshots.path_of(tmp_path, 1).stat().st_size
-    with files_of_at_most(size - 4096), pytest.raises(StorageError, match=r"snapshots/step-000002\.sqlite: cannot be"):
+    with file_size_limit(size - 4096), pytest.raises(StorageError, match=r"snapshots/step-000002\.sqlite: cannot be"):
         exchange.record_checkpoint(2)
     assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["step-000001.sqlite"]
     exchange.record_checkpoint(2)
@@ -147,13 +147,13 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     exchange.check()
 
 
-def test_a_puller_whose_disk_refuses_says_so(tmp_path: Path) -> None:
+def test_a_puller_with_a_full_disk_raises(tmp_path: Path) -> None:
     store = WeightStore(tmp_path / "learner")
     state = TensorStream.of({"w": torch.ones(5000)})
     store.publish(state, version=0, step=0, pushes=0, kind="full", base=0)
     with ExitStack() as stack:
         service = stack.enter_context(serving(weight_service(store)))
-        stack.enter_context(files_of_at_most(1000))
+        stack.enter_context(file_size_limit(1000))
         puller = stack.enter_context(WeightPuller(service.address, lambda: 0, tmp_path / "mine", "sampler-0"))
         with pytest.raises(StorageError, match=r"cannot be written: File too large"):
             puller.wait(0, 20.0)

@@ -1,4 +1,4 @@
-"""Which errors are about memory, and what they say: real ones of this machine's libraries, and torch's own of a GPU."""
+"""Out-of-memory errors: real ones of the libraries on this machine, and torch's messages for a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 from common.errors.oom import is_shortage, reraise_oom, shortage
 
-MUCH = 10**15  # bytes that no machine has
+MUCH = 10**15  # bytes; more than any machine has
 GPU = (
     "CUDA out of memory. Tried to allocate 17.80 GiB. GPU 1 has a total capacity of 23.64 GiB of which 2.15 GiB is "
     "free. Including non-PyTorch memory, this process has 21.48 GiB memory in use. Of the allocated memory 20.91 GiB "
@@ -26,7 +26,7 @@ def error_of(what: Callable[[], Any]) -> Exception:
         what()
     except Exception as error:
         return error
-    raise AssertionError("there was enough")
+    raise AssertionError("the allocation succeeded")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def error_of(what: Callable[[], Any]) -> Exception:
         (lambda: bytearray(MUCH), None),
     ],
 )
-def test_what_this_machine_cannot_give(take: Callable[[], Any], asked: int | None) -> None:
+def test_out_of_host_memory(take: Callable[[], Any], asked: int | None) -> None:
     found = shortage(error_of(take))
     assert found is not None
     assert (found.where, found.asked, found.total) == ("the host's memory", asked, psutil.virtual_memory().total)
@@ -45,7 +45,7 @@ def test_what_this_machine_cannot_give(take: Callable[[], Any], asked: int | Non
     assert 0 < found.free < psutil.virtual_memory().total
 
 
-def test_what_a_gpu_cannot_give_is_told_as_torch_found_it() -> None:
+def test_out_of_gpu_memory_reports_the_figures_in_torchs_message() -> None:
     found = shortage(torch.OutOfMemoryError(GPU))
     assert found is not None
     assert found.where == "GPU 1"
@@ -53,14 +53,14 @@ def test_what_a_gpu_cannot_give_is_told_as_torch_found_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_what_a_gpu_does_not_tell_is_left_out(words: str) -> None:
-    found = shortage(RuntimeError(words))
+def test_gpu_figures_missing_in_the_message_are_unknown(message: str) -> None:
+    found = shortage(RuntimeError(message))
     assert found is not None
     assert (found.where, found.asked) == ("the GPU", None)
     assert (found.free is None) == (found.total is None) == (not torch.cuda.is_available())
@@ -75,13 +75,13 @@ def test_what_a_gpu_does_not_tell_is_left_out(words: str) -> None:
         ValueError("out of memory"),
     ],
 )
-def test_other_errors_are_left_alone(error: Exception) -> None:
+def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert not is_shortage(error)
     assert shortage(error) is None
     reraise_oom(error)
 
 
-def test_a_shortage_is_passed_on() -> None:
+def test_reraise_oom_raises_out_of_memory_errors() -> None:
     for error in (OSError(errno.ENOMEM, "Cannot allocate memory"), torch.OutOfMemoryError(GPU)):
         with pytest.raises(type(error)):
             reraise_oom(error)

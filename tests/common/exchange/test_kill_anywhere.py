@@ -1,4 +1,4 @@
-"""A process killed at any point and resumed ends where the process that was never killed ends.
+"""A process that is killed at any point and resumed ends with the same weights as one that was never killed.
 
 The loop is real, the models are not: weights are a hash that folds in every pair, latents are a hash of weights and
 seed, scores a function of the latents. The loop runs once and its folder is copied at every boundary: before and after
@@ -35,13 +35,13 @@ from tests.support.exchange.fakes import (
 
 
 def raw_score(task: ScoreTask) -> float:
-    """Four levels, so that some groups tie, and now and then a reward model that breaks down."""
+    """Four levels, so that some groups tie. Every 16th score on average is NaN."""
     return nan if task.clip[5] % 16 == 0 else 25.0 * (task.clip[6] % 4)
 
 
 @dataclass
 class Run:
-    """One process: sampler, rewarder, learner and a folder that outlives it."""
+    """One process with sampler, rewarder and learner. Its folder stays after a kill."""
 
     folder: Path
     config: RunConfig
@@ -52,7 +52,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.exchange = open_exchange(self.folder, self.config)
-        self.exchange._ledger.run("PRAGMA synchronous = OFF")  # the files matter here, not a power cut
+        self.exchange._ledger.run("PRAGMA synchronous = OFF")  # only kills are tested here, not power cuts
         self.step, self.weights = self.read("checkpoint", [0, "base"])
         self.exchange.rollback(self.step)
         per = self.config.learner.steps_per_push
@@ -102,8 +102,8 @@ class Run:
             return False
         self.step += 1
         for one in pairs:
-            told = (one.conditioning.prompt_embeds, one.conditioning.image_latent)
-            data = (bytes(array.data) for array in (*one.latents, *told) if array)
+            condition = (one.conditioning.prompt_embeds, one.conditioning.image_latent)
+            data = (bytes(array.data) for array in (*one.latents, *condition) if array)
             self.weights = digest(self.weights, self.step, one.selection.weights[0], one.lag, *data).hex()
         self.call("commit_step", self.step, [one.ordinal for one in pairs])
         if self.step % self.config.learner.steps_per_push == 0:
@@ -128,7 +128,7 @@ class Run:
         return [result.candidate.clip for result in self.exchange.results(Purpose.EVAL, version)]
 
     def finish(self) -> tuple[object, ...]:
-        """Run to the end; everything that must not depend on having been killed."""
+        """Run to the end. Returns everything that a kill must not change."""
         order = [self.sampler, self.rewarder, self.learner]
         if self.learner_first:
             order.reverse()
@@ -169,17 +169,17 @@ def snapshots(run: Run, target: Path, every: int, monkeypatch: pytest.MonkeyPatc
 CASES = {
     "samplers run ahead": ({"exchange__max_lag": 1}, 4, 2, False),
     "push every second step": ({"exchange__max_lag": 0, "learner__steps_per_push": 2}, 6, 3, False),
-    "learner first, widest gap": (
+    "learner first, priority order": (
         {"exchange__max_lag": 2, "exchange__order": "priority"}, 5, 2, True
     ),
-    "widest gap, pairs expire": ({"exchange__max_lag": 1, "exchange__order": "priority"}, 6, 4, False),
+    "priority order, pairs expire": ({"exchange__max_lag": 1, "exchange__order": "priority"}, 6, 4, False),
     "pairs trained twice": ({"exchange__max_times_trained": 2, "exchange__max_lag": 1}, 6, 4, False),
     "one group at a time": ({"exchange__pipeline_depth": 1, "learner__keep_checkpoints": 2}, 5, 2, False),
 }  # fmt: skip
 
 
 def kill_at(case: str, every: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a case, kill it at every `every`th boundary, resume each."""
+    """Run a case, copy it at every `every`th boundary, and resume each copy."""
     flags, steps, checkpoint_every, learner_first = CASES[case]
     rest = (small(**flags), steps, checkpoint_every, learner_first)
     (folder / "killed").mkdir()
@@ -192,17 +192,19 @@ def kill_at(case: str, every: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_killed_here_and_there_ends_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_killed_at_some_boundaries_end_the_same(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kill_at(case, 13 if case == "samplers run ahead" else 29, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_killed_anywhere_ends_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_killed_at_every_boundary_end_the_same(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kill_at(case, 1, tmp_path, monkeypatch)
 
 
-def test_killed_twice_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_killed_twice_end_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rest = (small(), 4, 2, False)
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()

@@ -1,4 +1,4 @@
-"""The in-process exchange: the contract, then what only a ledger on this disk has: reopening, blobs, damage."""
+"""The in-process exchange: the contract, then what only the ledger on disk has: reopening, blobs, damage."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.exchange.fakes import (
 
 
 class TestLocalExchange(ExchangeContract):
-    """`LocalExchange` keeps the contract."""
+    """`LocalExchange` passes the contract tests."""
 
     @pytest.fixture
     def open_exchange(self, clock: Clock, tmp_path: Path) -> Iterator[Factory]:
@@ -73,7 +73,7 @@ def two_steps(folder: Path, config: RunConfig) -> LocalExchange:
     return exchange
 
 
-def test_reopening_takes_back_all_leases(tmp_path: Path) -> None:
+def test_reopening_releases_all_leases(tmp_path: Path) -> None:
     config = small(exchange__max_lag=3, exchange__max_attempts=1)
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, 2)
@@ -98,7 +98,7 @@ def test_reopening_takes_back_all_leases(tmp_path: Path) -> None:
     assert exchange.wasted() == {}
 
 
-def test_rollback_takes_back_uses_and_versions(tmp_path: Path) -> None:
+def test_rollback_undoes_uses_and_versions(tmp_path: Path) -> None:
     config = small()
     exchange = reopen(two_steps(tmp_path, config), tmp_path, config)
     assert exchange.counts()[State.TRAINED] == 4
@@ -107,16 +107,16 @@ def test_rollback_takes_back_uses_and_versions(tmp_path: Path) -> None:
     assert (counts[State.TRAINED], counts[State.READY]) == (2, 4)
     assert (exchange.current_version(), exchange.next_version()) == (1, 3)
     exchange.check()
-    assert exchange.lease_group("sampler-0", 1) is None  # six accepted, (1 + 1 + 1) * 2 = 6
+    assert exchange.lease_group("sampler-0", 1) is None  # 6 pairs are accepted, the limit is (1 + 1 + 1) * 2 = 6
     assert exchange.lease_group("sampler-0", 2) is None
     assert "rolled back" in exchange.refusal
     assert train(exchange, 2) == [2, 3]
     later = exchange.lease_batch("learner-0", 3, 2)
-    assert [(pair.policy_version, pair.lag) for pair in later] == [(2, 0), (2, 0)]  # sampled "in the future"
+    assert [(pair.policy_version, pair.lag) for pair in later] == [(2, 0), (2, 0)]  # sampled with a rolled-back version
 
 
 def test_a_repeated_step_repeats_its_batch(tmp_path: Path) -> None:
-    """Also where wider gaps have come in since: the run that was never killed did not have them yet."""
+    """Even if pairs of higher priority were added since: the uninterrupted run did not have them at that step."""
     config = small(exchange__order="priority", exchange__max_lag=3)
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, 2)
@@ -130,7 +130,7 @@ def test_a_repeated_step_repeats_its_batch(tmp_path: Path) -> None:
     assert train(exchange, 2) == [2, 3]
 
 
-def test_rollback_takes_back_expiry(tmp_path: Path) -> None:
+def test_rollback_undoes_expiry(tmp_path: Path) -> None:
     config = small()
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, 4)
@@ -147,8 +147,8 @@ def test_rollback_takes_back_expiry(tmp_path: Path) -> None:
     exchange.check()
 
 
-def test_a_group_waits_for_the_pushes_that_admitted_it(tmp_path: Path) -> None:
-    """A pending group of the dead process is leased when, and only when, the rule would admit it again."""
+def test_a_pending_group_waits_until_admission_allows_it_again(tmp_path: Path) -> None:
+    """A group that was pending at the crash is leased only once the admission rule would admit it again."""
     config = small()
     exchange = two_steps(tmp_path, config)
     lease = exchange.lease_group("sampler-0", 2)
@@ -167,7 +167,7 @@ def test_a_group_waits_for_the_pushes_that_admitted_it(tmp_path: Path) -> None:
     assert exchange.wasted() == {"death": 1}
 
 
-def test_blobs_go_when_no_state_needs_them(tmp_path: Path) -> None:
+def test_blobs_are_deleted_when_no_state_needs_them(tmp_path: Path) -> None:
     exchange = fakes.open_exchange(tmp_path, small(sampler__candidates=4, algorithm__min_gap=0.1))
     sample(exchange)
     assert files(tmp_path) == 1 + 1 + 4 + 4  # image, conditioning, latents, clips
@@ -184,23 +184,23 @@ def test_blobs_go_when_no_state_needs_them(tmp_path: Path) -> None:
     exchange.check()
 
 
-def test_the_clips_of_the_newest_pairs_stay_and_older_ones_go(tmp_path: Path) -> None:
+def test_only_the_newest_pairs_keep_their_clips(tmp_path: Path) -> None:
     config = small(exchange__max_lag=20)
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, SHOWN)
-    assert files(tmp_path) == 5 * SHOWN - (SHOWN - 3)  # three prompts in turn: their conditioning is stored once
+    assert files(tmp_path) == 5 * SHOWN - (SHOWN - 3)  # three alternating prompts: equal conditioning is stored once
     exchange = reopen(exchange, tmp_path, config)
     make_pairs(exchange, 2)
     assert files(tmp_path) == 2 * (SHOWN + 2) + 3 + 2 * SHOWN
     exchange.check()
 
 
-def test_blobs_stay_for_every_checkpoint_that_is_kept(tmp_path: Path) -> None:
+def test_blobs_are_kept_for_every_kept_checkpoint(tmp_path: Path) -> None:
     exchange = two_steps(tmp_path, small(learner__keep_checkpoints=2))
     before = files(tmp_path)
     exchange.record_checkpoint(1)
     assert files(tmp_path) == before
-    exchange.record_checkpoint(2)  # checkpoints 1 and 2 are kept: what ended by step 1 is final
+    exchange.record_checkpoint(2)  # checkpoints 1 and 2 are kept, so no rollback goes before step 1
     assert files(tmp_path) < before
     exchange.check()
     exchange.rollback(1)
@@ -209,7 +209,7 @@ def test_blobs_stay_for_every_checkpoint_that_is_kept(tmp_path: Path) -> None:
         exchange.rollback(0)
 
 
-def test_rollback_beyond_the_ledger_is_refused(tmp_path: Path) -> None:
+def test_rollback_beyond_the_last_step_is_rejected(tmp_path: Path) -> None:
     exchange = two_steps(tmp_path, small())
     with pytest.raises(ConfigError, match="cannot resume from step 9"):
         exchange.rollback(9)
@@ -223,7 +223,7 @@ def test_shared_images_are_stored_once(tmp_path: Path) -> None:
     assert files(tmp_path) == 1
 
 
-def test_disk_bound_holds_samplers_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_max_bytes_blocks_sampling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fakes, "array", lambda data: SerializedTensor("uint8", (1, 1, 100_000), data[:1] * 100_000))
     config = small(exchange__max_bytes=1_000_000, exchange__max_lag=20)
     exchange = fakes.open_exchange(tmp_path, config)
@@ -235,14 +235,14 @@ def test_disk_bound_holds_samplers_back(tmp_path: Path, monkeypatch: pytest.Monk
     assert "max_bytes" in exchange.refusal
     assert exchange.bytes_on_disk() <= 1_000_000
     exchange.enqueue(heldout(1))
-    assert sample(exchange) is not None  # evaluations are few, and must not wait for training
+    assert sample(exchange) is not None  # max_bytes does not apply to evaluations, which are few
     assert train(exchange, 1) == [0, 1]
     assert sample(exchange) is None
     exchange.record_checkpoint(1)
     assert sample(exchange) is not None
 
 
-def test_files_of_a_dead_process_are_swept(tmp_path: Path) -> None:
+def test_leftover_files_of_a_crash_are_deleted(tmp_path: Path) -> None:
     exchange = fakes.open_exchange(tmp_path, small())
     sample(exchange)
     known = files(tmp_path)
@@ -252,13 +252,13 @@ def test_files_of_a_dead_process_are_swept(tmp_path: Path) -> None:
     assert files(tmp_path) == known
 
 
-def test_results_of_training_are_refused(tmp_path: Path) -> None:
+def test_results_of_training_groups_are_rejected(tmp_path: Path) -> None:
     exchange = fakes.open_exchange(tmp_path, small())
     with pytest.raises(ValueError, match="become pairs"):
         exchange.results(Purpose.TRAIN, 0)
 
 
-def test_a_missing_reward_dimension_is_named_and_nothing_is_stored(tmp_path: Path) -> None:
+def test_a_missing_reward_dimension_is_an_error_and_stores_nothing(tmp_path: Path) -> None:
     exchange = fakes.open_exchange(tmp_path, small())
     sample(exchange)
     tasks = exchange.lease_candidates("rewarder-0", 2)
@@ -288,7 +288,7 @@ def _lost_blob(folder: Path) -> None:
     ("damage", "message"),
     [(_garbage, "damaged .file is not a database."), (_other_schema, "schema 99"), (_lost_blob, "blob is missing")],
 )
-def test_damage_is_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_damage_is_reported_in_one_line(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
     exchange = fakes.open_exchange(tmp_path, small())
     sample(exchange)
     exchange.close()
@@ -299,7 +299,7 @@ def test_damage_is_one_line(tmp_path: Path, damage: Callable[[Path], None], mess
     assert str(tmp_path) in str(caught.value)
 
 
-def test_another_runs_folder_is_refused(tmp_path: Path) -> None:
+def test_the_folder_of_another_run_is_rejected(tmp_path: Path) -> None:
     fakes.open_exchange(tmp_path / "run", small()).close()
     with pytest.raises(ConfigError, match="made with seed = 0, this run has 5"):
         fakes.open_exchange(tmp_path / "run", small(seed=5))
@@ -336,7 +336,7 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_audit_finds_what_does_not_add_up(tmp_path: Path, sql: str, message: str) -> None:
+def test_check_finds_violated_invariants(tmp_path: Path, sql: str, message: str) -> None:
     exchange = two_steps(tmp_path, small())
     exchange.check()
     exchange.close()
@@ -348,7 +348,7 @@ def test_the_audit_finds_what_does_not_add_up(tmp_path: Path, sql: str, message:
         fakes.open_exchange(tmp_path, small()).check()
 
 
-def test_blobs_round_trip_and_are_checked(tmp_path: Path) -> None:
+def test_blobs_round_trip_and_are_verified(tmp_path: Path) -> None:
     arrays = [SerializedTensor("float32", (2, 1), b"12345678"), None, SerializedTensor("uint8", (0,), b"")]
     assert unpack(pack(arrays)) == arrays
     for broken in (b"", b"\xff\xff\xff\xff", pack(arrays)[:-1], pack(arrays) + b"x"):
@@ -372,8 +372,8 @@ def test_blobs_round_trip_and_are_checked(tmp_path: Path) -> None:
         store.open(first.file)
 
 
-def test_names_of_blobs_stay_out_of_the_interpreters_table(tmp_path: Path) -> None:
-    """A name that is interned is found there by an equal one; `pathlib` interns those of its paths."""
+def test_blob_names_are_not_interned(tmp_path: Path) -> None:
+    """`sys.intern` returns the interned string if there is one. `pathlib` interns the parts of its paths."""
     store = BlobStore(tmp_path / "blobs")
     staged = store.write([SerializedTensor("uint8", (1,), b"x")])
     opened = store.open(staged.file)
@@ -386,8 +386,8 @@ def test_names_of_blobs_stay_out_of_the_interpreters_table(tmp_path: Path) -> No
     assert opened.read() == [SerializedTensor("uint8", (1,), b"x")]
 
 
-def test_a_ledger_copied_from_a_living_process_opens(tmp_path: Path) -> None:
-    """What SIGKILL leaves behind: the files as they are, with a write-ahead log nobody closed."""
+def test_a_copy_of_an_open_ledger_can_be_opened(tmp_path: Path) -> None:
+    """SIGKILL leaves the same files: the database with an open write-ahead log."""
     exchange = two_steps(tmp_path / "run", small())
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     copy = fakes.open_exchange(tmp_path / "copy", small())

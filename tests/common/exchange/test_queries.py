@@ -1,4 +1,4 @@
-"""What a run's ledger shows to who only looks on: pairs and their clips, leases, and nothing is disturbed."""
+"""Read-only queries on a run's ledger: pairs and their clips, leases, the lock's owner."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_the_newest_groups_and_their_clips(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_clips_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
+def test_deleted_clips_are_reported_as_missing(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, SHOWN + 1)
     with open_readonly(tmp_path) as ledger:
@@ -67,7 +67,7 @@ def test_clips_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_who_works_on_what(tmp_path: Path) -> None:
+def test_work_in_progress(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, 2)
     sample(exchange)
@@ -94,7 +94,7 @@ def test_who_works_on_what(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
+def test_admission_refusal_equals_the_exchanges_refusal(tmp_path: Path) -> None:
     config = small(exchange__max_lag=0)
     exchange = open_exchange(tmp_path, config)
     with open_readonly(tmp_path) as ledger:
@@ -108,7 +108,7 @@ def test_why_a_sampler_waits_is_what_the_exchange_says(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_nothing_can_be_written_and_nothing_is_locked(tmp_path: Path) -> None:
+def test_a_readonly_ledger_is_a_snapshot_and_locks_nothing(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     make_pairs(exchange, 1)
     with open_readonly(tmp_path) as ledger:
@@ -116,13 +116,13 @@ def test_nothing_can_be_written_and_nothing_is_locked(tmp_path: Path) -> None:
             ledger.all("UPDATE groups SET state = 'failed'")
         before = ledger.counts(Purpose.TRAIN)
         make_pairs(exchange, 1)
-        assert ledger.counts(Purpose.TRAIN) == before  # one moment
+        assert ledger.counts(Purpose.TRAIN) == before  # the reader sees one snapshot
     with open_readonly(tmp_path) as ledger:
         assert ledger.counts(Purpose.TRAIN)[State.READY] == 2
     exchange.close()
 
 
-def test_a_run_that_has_not_begun_and_one_that_cannot_be_read(tmp_path: Path) -> None:
+def test_missing_and_damaged_ledgers_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(NotBegun, match="missing; the run has not begun"), open_readonly(tmp_path):
         pass
     (tmp_path / "ledger.sqlite").touch()
@@ -144,7 +144,7 @@ sys.stdin.read()
 """
 
 
-def test_who_runs_a_run_and_what_it_leaves_when_it_is_killed(tmp_path: Path) -> None:
+def test_lock_owner_and_ledger_after_a_kill(tmp_path: Path) -> None:
     assert lock_owner(tmp_path) is None
     root = Path(__file__).parents[3]
     command, env = [sys.executable, "-c", HOLDS, str(tmp_path)], os.environ | {"PYTHONPATH": str(root)}
@@ -153,11 +153,11 @@ def test_who_runs_a_run_and_what_it_leaves_when_it_is_killed(tmp_path: Path) -> 
             assert run.stdout is not None
             assert run.stdout.readline() == "held\n"
             assert lock_owner(tmp_path) == run.pid
-            assert lock_owner(tmp_path) == run.pid  # to have asked takes nothing away
+            assert lock_owner(tmp_path) == run.pid  # a query does not take the lock
         finally:
             run.send_signal(signal.SIGKILL)
             run.wait(30)
     assert lock_owner(tmp_path) is None
-    with open_readonly(tmp_path) as ledger:  # its write-ahead log is not folded in yet
+    with open_readonly(tmp_path) as ledger:  # its write-ahead log is not checkpointed yet
         assert ledger.counts(Purpose.TRAIN)[State.READY] == 2
     open_exchange(tmp_path, small(exchange__max_lag=20)).close()

@@ -1,4 +1,4 @@
-"""A snapshot in the place of a damaged ledger: what was under way is made again, what ended stays as it was."""
+"""Recovery of a damaged ledger: unfinished groups are sampled again, finished ones stay."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ from tests.support.exchange.fakes import (
 CONFIG = small(exchange__max_lag=9, learner__keep_checkpoints=2)
 
 
-def later(folder: Path, config: RunConfig = CONFIG) -> None:
-    """Checkpoint 1 with a pair waiting, a group sampled and one leased; then all go on, to a checkpoint-less step 3."""
+def run_past_checkpoint(folder: Path, config: RunConfig = CONFIG) -> None:
+    """Checkpoint 1 with ready pairs, a sampled group and a leased one; then the run continues to step 3 without a
+    checkpoint."""
     exchange = open_exchange(folder, config)
     exchange.announce(weight_version(0, 0, 0))
     exchange.enqueue(heldout(1), 0)
@@ -47,7 +48,7 @@ def later(folder: Path, config: RunConfig = CONFIG) -> None:
     leased = exchange.lease_group("sampler-0", 1)  # 6
     assert leased is not None
     exchange.record_checkpoint(1)
-    exchange.fail_group(leased, "put back")
+    exchange.fail_group(leased, "returned")
     raw = {f"{ordinal}-{index}-v{version}": 80.0 - 50 * index
            for ordinal in (5, 6, 7) for index in (0, 1) for version in (1, 2)}  # fmt: skip
     score_all(exchange, raw)
@@ -66,14 +67,14 @@ def destroy(folder: Path) -> None:
 
 
 def recover(folder: Path, config: RunConfig = CONFIG, checkpoints: tuple[int, ...] = (1,), **more: Any) -> Recovered:
-    told: list[int] = []
-    done = recovery.recover(folder, config, source, checkpoints, more.get("newest", 2), told.append)
-    assert told == [done.step]
+    steps: list[int] = []
+    done = recovery.recover(folder, config, source, checkpoints, more.get("newest", 2), steps.append)
+    assert steps == [done.step]
     return done
 
 
-def test_pairs_wait_again_and_what_was_under_way_is_sampled_again(tmp_path: Path) -> None:
-    later(tmp_path)
+def test_recovery_rolls_back_pairs_and_resamples_unfinished_groups(tmp_path: Path) -> None:
+    run_past_checkpoint(tmp_path)
     destroy(tmp_path)
     with pytest.raises(LedgerDamaged, match=f"restore its last snapshot with: douga recover {tmp_path}"):
         open_exchange(tmp_path, CONFIG)
@@ -85,20 +86,20 @@ def test_pairs_wait_again_and_what_was_under_way_is_sampled_again(tmp_path: Path
     counts = exchange.counts()
     assert (counts[State.TRAINED], counts[State.READY], counts[State.PENDING]) == (2, 3, 2)
     assert exchange.wasted() == {"damage": 2}
-    assert len(exchange.results(heldout(1)[0].purpose, 0)) == 1  # the evaluation is whole
+    assert len(exchange.results(heldout(1)[0].purpose, 0)) == 1  # the evaluation is complete
     exchange.rollback(1)
     again = sample(exchange, 1)
     assert again is not None
     assert (again.prompt.ordinal, again.prompt.image, again.done) == (5, source(5).image, ())
-    assert train(exchange, 2) == [2, 3]  # their blobs were kept for a checkpoint that came before their step
+    assert train(exchange, 2) == [2, 3]  # their blobs were kept, because checkpoint 1 precedes their step
     exchange.check()
     exchange.close()
 
 
-def test_clips_that_went_since_the_snapshot_hurt_no_pair(tmp_path: Path) -> None:
-    later(tmp_path)
+def test_clips_deleted_after_the_snapshot_cost_no_pair(tmp_path: Path) -> None:
+    run_past_checkpoint(tmp_path)
     exchange = open_exchange(tmp_path, CONFIG)
-    make_pairs(exchange, SHOWN, 2)  # newer than all that the snapshot knows
+    make_pairs(exchange, SHOWN, 2)  # newer than the groups in the snapshot
     exchange.close()
     destroy(tmp_path)
     assert recover(tmp_path).given_up == 0
@@ -108,8 +109,8 @@ def test_clips_that_went_since_the_snapshot_hurt_no_pair(tmp_path: Path) -> None
     exchange.close()
 
 
-def test_no_version_is_used_twice(tmp_path: Path) -> None:
-    later(tmp_path)
+def test_recovery_does_not_reuse_version_ids(tmp_path: Path) -> None:
+    run_past_checkpoint(tmp_path)
     destroy(tmp_path)
     recover(tmp_path, newest=2)
     exchange = open_exchange(tmp_path, CONFIG)
@@ -117,8 +118,8 @@ def test_no_version_is_used_twice(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_versions_of_the_snapshot_count_where_the_weights_are_gone(tmp_path: Path) -> None:
-    later(tmp_path)
+def test_recovery_without_weights_continues_the_snapshots_version_ids(tmp_path: Path) -> None:
+    run_past_checkpoint(tmp_path)
     destroy(tmp_path)
     recover(tmp_path, newest=-1)
     exchange = open_exchange(tmp_path, CONFIG)
@@ -126,24 +127,24 @@ def test_versions_of_the_snapshot_count_where_the_weights_are_gone(tmp_path: Pat
     exchange.close()
 
 
-def test_a_recovery_that_dies_is_made_again(tmp_path: Path) -> None:
-    """At the worst moment: the damaged ledger is aside, and nothing is in its place."""
-    later(tmp_path)
+def test_a_killed_recovery_can_be_repeated(tmp_path: Path) -> None:
+    """At the worst moment: the damaged ledger is renamed, and the repaired one is not in place yet."""
+    run_past_checkpoint(tmp_path)
     (tmp_path / "ledger.sqlite").rename(tmp_path / "ledger.sqlite.damaged-1")
     (tmp_path / "recovered.sqlite").write_bytes(b"half")
     (tmp_path / "recovered.sqlite-wal").write_bytes(b"of another copy")
     blobs = set((tmp_path / "blobs").iterdir())
     with pytest.raises(LedgerDamaged, match="missing or empty"):
         open_exchange(tmp_path, CONFIG)
-    assert set((tmp_path / "blobs").iterdir()) == blobs  # an empty ledger would have swept all away
+    assert set((tmp_path / "blobs").iterdir()) == blobs  # an empty ledger would have deleted all of them
     assert recover(tmp_path).step == 1
     open_exchange(tmp_path, CONFIG).close()
     assert not list(tmp_path.glob("recovered*"))
 
 
-def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_path: Path) -> None:
-    """A pair whose latents are gone, and an evaluation whose clip is damaged."""
-    later(tmp_path)
+def test_pairs_and_evaluations_with_lost_blobs_are_given_up(tmp_path: Path) -> None:
+    """A pair with deleted latents, and an evaluation with a damaged blob."""
+    run_past_checkpoint(tmp_path)
     exchange = open_exchange(tmp_path, CONFIG)
     sql = "SELECT ordinal, file FROM group_blobs JOIN blobs USING (digest) WHERE name = 'latents/0'"
     files = {row["ordinal"]: row["file"] for row in exchange._ledger.all(sql)}
@@ -163,8 +164,8 @@ def test_blobs_that_are_hurt_are_given_up_where_they_cannot_be_made_again(tmp_pa
     exchange.close()
 
 
-def test_content_that_went_and_came_once_more_is_found(tmp_path: Path) -> None:
-    """A candidate that was dropped after the snapshot; the next version's sampler has made the same latents."""
+def test_recovery_finds_content_that_was_rewritten_after_the_snapshot(tmp_path: Path) -> None:
+    """A candidate was discarded after the snapshot, and a sampler with the next version made the same latents."""
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.announce(weight_version(0, 0, 0))
     make_pairs(exchange, 2)
@@ -177,8 +178,8 @@ def test_content_that_went_and_came_once_more_is_found(tmp_path: Path) -> None:
     assert exchange.submit_candidate(lease, first).accepted
     exchange.record_checkpoint(1)
     exchange.announce(weight_version(2, 2, 2))
-    exchange.fail_group(lease, "put back")
-    lease = exchange.lease_group("sampler-0", 2)  # its candidate is dropped, and its files with it
+    exchange.fail_group(lease, "returned")
+    lease = exchange.lease_group("sampler-0", 2)  # discards its candidate and the files
     assert lease is not None
     assert lease.done == ()
     name = candidate_id(lease.prompt.ordinal, 0, 2)
@@ -197,30 +198,30 @@ def test_content_that_went_and_came_once_more_is_found(tmp_path: Path) -> None:
 
 
 def test_a_healthy_ledger_is_left_alone(tmp_path: Path) -> None:
-    later(tmp_path)
+    run_past_checkpoint(tmp_path)
     before = (tmp_path / "ledger.sqlite").read_bytes()
     with pytest.raises(ConfigError, match="healthy, nothing to recover"):
         recover(tmp_path)
     assert (tmp_path / "ledger.sqlite").read_bytes() == before
 
 
-def test_another_configuration_is_no_damage(tmp_path: Path) -> None:
-    later(tmp_path)
+def test_another_configuration_is_not_reported_as_damage(tmp_path: Path) -> None:
+    run_past_checkpoint(tmp_path)
     with pytest.raises(ConfigError, match="made with seed = 0, this run has 5"):
         recover(tmp_path, small(seed=5))
 
 
 @pytest.mark.parametrize("checkpoints", [(), (2, 3)])
-def test_a_snapshot_needs_its_checkpoint(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
-    later(tmp_path)
+def test_recovery_requires_a_snapshot_with_a_checkpoint(tmp_path: Path, checkpoints: tuple[int, ...]) -> None:
+    run_past_checkpoint(tmp_path)
     destroy(tmp_path)
     with pytest.raises(ConfigError, match=r"no sound snapshot .* \(snapshots of steps \[1\], checkpoints of steps"):
         recover(tmp_path, checkpoints=checkpoints)
     assert (tmp_path / "ledger.sqlite").exists()
 
 
-def test_snapshots_are_kept_for_the_checkpoints_that_are(tmp_path: Path) -> None:
-    later(tmp_path)
+def test_snapshots_are_kept_for_kept_checkpoints(tmp_path: Path) -> None:
+    run_past_checkpoint(tmp_path)
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.record_checkpoint(2)
     assert snapshots.steps(tmp_path) == [1, 2]

@@ -1,4 +1,4 @@
-"""The exchange over ZeroMQ: the same contract, then what only a network has: silence, repeats, nonsense."""
+"""The exchange over ZeroMQ: the same contract, then what only a network has: timeouts, retries, malformed messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.exchange.fakes import Clock, candidate, conditioning, small
 
 
 class Remote(RemoteExchange):
-    """A client that brings its own service: `close` ends both, as when a run ends. The hub's calls are not remote."""
+    """A client with its own service; `close` ends both. The hub's calls go to the local exchange directly."""
 
     def __init__(self, local: LocalExchange) -> None:
         self.local = local
@@ -48,7 +48,7 @@ class Remote(RemoteExchange):
 
 
 class TestRemoteExchange(ExchangeContract):
-    """`RemoteExchange` keeps the contract."""
+    """`RemoteExchange` passes the contract tests."""
 
     @pytest.fixture
     def open_exchange(self, clock: Clock, tmp_path: Path) -> Iterator[Factory]:
@@ -81,7 +81,7 @@ Ask = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def ask(service: Service) -> Iterator[Ask]:
-    """Sends raw frames and gives the answer's header."""
+    """Sends raw frames and returns the reply's header."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.setsockopt(zmq.LINGER, 0)
         socket.connect(service.address)
@@ -103,29 +103,29 @@ def test_every_call_of_the_interface_is_served() -> None:
     assert set(calls(WorkerExchange)) == names == set(vars(RemoteExchange)) & names
 
 
-def test_the_hubs_calls_are_not_served(ask: Ask) -> None:
+def test_the_calls_of_the_hub_are_not_served(ask: Ask) -> None:
     for number, name in enumerate(calls(HubExchange), start=1):
         assert ask(*request(name, number=number))["error"] == "WireError", name
 
 
-def test_errors_arrive_as_what_they_were(service: Service) -> None:
+def test_errors_keep_their_class(service: Service) -> None:
     with RemoteExchange(service.address, "tester") as exchange:
         with pytest.raises(ValueError, match="version 7"):
             exchange.lease_group("sampler-0", 7)
         with pytest.raises(ConfigError, match="step"):
             exchange.rollback(5)
         assert service.counts["error"] == 2
-        assert exchange.next_version() == 0  # and the service lives
+        assert exchange.next_version() == 0  # the service still runs
 
 
-def test_an_inner_failure_is_named(service: Service, local: LocalExchange) -> None:
+def test_an_unexpected_error_becomes_service_failed(service: Service, local: LocalExchange) -> None:
     local.close()
     broken = pytest.raises(ServiceFailed, match="next_version: ProgrammingError: Cannot operate on a closed database")
     with RemoteExchange(service.address, "tester") as exchange, broken:
         exchange.next_version()
 
 
-def test_a_repeated_request_gets_the_same_answer(ask: Ask, local: LocalExchange) -> None:
+def test_a_retry_gets_the_cached_reply(ask: Ask, local: LocalExchange) -> None:
     first = ask(*request("lease_group", "sampler-0", 0))
     again = ask(*request("lease_group", "sampler-0", 0))
     assert first == again
@@ -134,8 +134,8 @@ def test_a_repeated_request_gets_the_same_answer(ask: Ask, local: LocalExchange)
     assert ask(*request("lease_group", "sampler-0", 0, client="d"))["body"]["prompt"]["ordinal"] == 2
 
 
-def test_a_lost_answer_leases_nothing_twice(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first answer is dropped on the way; the client asks again and gets the lease that it has already."""
+def test_a_lost_reply_does_not_lease_twice(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first reply is lost; the client retries and gets the same lease."""
     with (
         serving(exchange_service(local)) as service,
         RemoteExchange(service.address, "sampler-0", timeout=0.5) as exchange,
@@ -157,21 +157,21 @@ def test_a_lost_answer_leases_nothing_twice(local: LocalExchange, monkeypatch: p
         assert service.counts["repeated"] == 1
 
 
-def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timeout_names_client_call_and_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "ATTEMPTS", 2)
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as mute:
-        mute.bind("tcp://127.0.0.1:*")
-        address = mute.getsockopt_string(zmq.LAST_ENDPOINT)
-        words = f"sampler-3: next_version: no answer from {address} in 0.1 s"
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as silent_server:
+        silent_server.bind("tcp://127.0.0.1:*")
+        address = silent_server.getsockopt_string(zmq.LAST_ENDPOINT)
+        message = f"sampler-3: next_version: no answer from {address} in 0.1 s"
         with (
             RemoteExchange(address, "sampler-3", timeout=0.05) as exchange,
-            pytest.raises(Unreachable, match=words),
+            pytest.raises(Unreachable, match=message),
         ):
             exchange.next_version()
 
 
 @pytest.mark.parametrize(
-    ("frames", "words"),
+    ("frames", "message"),
     [
         ([b""], "the header is not valid msgpack"),
         ([b"\xc1"], "the header is not valid msgpack"),
@@ -186,21 +186,23 @@ def test_silence_ends_with_who_waited_for_whom(monkeypatch: pytest.MonkeyPatch) 
         (request("lease_group", "a", True), "lease_group.version: expected int, got True"),
     ],
 )
-def test_nonsense_is_refused_in_words(ask: Ask, local: LocalExchange, frames: list[bytes], words: str) -> None:
+def test_malformed_requests_get_an_error_reply(
+    ask: Ask, local: LocalExchange, frames: list[bytes], message: str
+) -> None:
     answer = ask(*frames)
     assert answer["error"] == "WireError"
-    assert words in answer["message"]
+    assert message in answer["message"]
     assert sum(local.counts().values()) == 0
-    assert ask(*request("next_version"))["body"] == 0  # it goes on
+    assert ask(*request("next_version"))["body"] == 0  # the service still runs
 
 
-def test_a_tensor_that_lies_about_its_size_is_refused(ask: Ask, local: LocalExchange) -> None:
+def test_a_tensor_with_a_wrong_size_is_rejected(ask: Ask, local: LocalExchange) -> None:
     lease = local.lease_group("sampler-0", 0)
     assert lease is not None
     header, *blobs = request("submit_candidate", lease, candidate(lease, 0))
-    lying = msgpack.unpackb(header)
-    lying["body"][1]["latents"]["shape"] = [1 << 20, 1 << 20]
-    answer = ask(msgpack.packb(lying), *blobs)
+    tampered = msgpack.unpackb(header)
+    tampered["body"][1]["latents"]["shape"] = [1 << 20, 1 << 20]
+    answer = ask(msgpack.packb(tampered), *blobs)
     assert answer["error"] == "WireError"
     assert "submit_candidate.candidate.latents: uint8[1048576, 1048576] needs 1099511627776 bytes" in answer["message"]
 
@@ -225,7 +227,7 @@ def _fields(one: Candidate) -> dict[str, Any]:
     return {name: getattr(one, name) for name in Candidate.__dataclass_fields__}
 
 
-def test_answers_of_many_clients_are_bounded(ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reply_cache_is_bounded_in_clients(ask: Ask, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("common.rpc.server.CLIENTS", 3)
     for name in "abcdef":
         ask(*request("next_version", client=name))
@@ -233,7 +235,7 @@ def test_answers_of_many_clients_are_bounded(ask: Ask, service: Service, monkeyp
 
 
 def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
-    """Time passes past the lease in small steps; with each a beat is awaited, not slept for."""
+    """The clock passes the lease's end in small steps, and the test waits for a heartbeat after each."""
     clock, config = Clock(), small(exchange__lease_seconds=10)
     local = fakes.open_exchange(tmp_path, config, clock)
     renewed = Event()
@@ -261,7 +263,7 @@ def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
     local.close()
 
 
-def test_first_frames_do_not_travel_back(
+def test_first_frames_are_not_sent_back(
     service: Service, local: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RemoteExchange(service.address, "sampler-0", timeout=10) as exchange:
@@ -278,8 +280,8 @@ def test_first_frames_do_not_travel_back(
         assert came == [None, None]
 
 
-def test_two_workers_at_once(service: Service, local: LocalExchange) -> None:
-    """Samplers on threads share the ordinals out between them, none twice, none left out."""
+def test_two_samplers_share_the_ordinals(service: Service, local: LocalExchange) -> None:
+    """Each ordinal is leased exactly once."""
     leased: list[int] = []
 
     def work(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What the ledger forgets: nothing that a resume could need, and never a count."""
+"""Pruning: keeps all rows that a resume may need, and all counts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.exchange.fakes import (
 
 
 def steps(exchange: LocalExchange, first: int, last: int, mark: int = 1) -> None:
-    """Optimizer steps of two pairs each, a version after every one, a checkpoint after every `mark`th."""
+    """Optimizer steps of two pairs each, a version after every step, a checkpoint after every `mark` steps."""
     if exchange.next_version() == 0:
         exchange.announce(weight_version(0, 0, 0))
     for step in range(first, last + 1):
@@ -46,7 +46,7 @@ def keeping(groups: int, **flags: object) -> RunConfig:
     return small(exchange__keep_groups=groups, exchange__max_lag=0, steps=1000, **flags)
 
 
-def test_the_ledger_stays_small_and_its_counts_whole(tmp_path: Path) -> None:
+def test_pruning_bounds_the_ledger_and_keeps_the_counts(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(10))
     steps(exchange, 1, 20)
     sizes = [rows(exchange, table) for table in ("groups", "candidates", "batch_entries", "versions", "checkpoints")]
@@ -64,13 +64,13 @@ def test_the_ledger_stays_small_and_its_counts_whole(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_what_a_kept_checkpoint_may_take_back_stays(tmp_path: Path) -> None:
-    """The older of two checkpoints is resumed from, and the steps after it are the same as before."""
+def test_pruning_keeps_what_a_rollback_may_need(tmp_path: Path) -> None:
+    """A resume from the older of two checkpoints repeats the same steps."""
     config = keeping(1, learner__keep_checkpoints=2)
     exchange = open_exchange(tmp_path, config)
     steps(exchange, 1, 30, mark=10)
     assert exchange.counts()[State.TRAINED] == 60
-    assert rows(exchange, "groups") == 20  # of the steps after 20
+    assert rows(exchange, "groups") == 20  # those of the steps after 20
     exchange.close()
     exchange = open_exchange(tmp_path, config)
     with pytest.raises(ConfigError, match="from steps 20 to 30"):
@@ -84,7 +84,7 @@ def test_what_a_kept_checkpoint_may_take_back_stays(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_resuming_at_the_last_step_of_which_all_is_forgotten(tmp_path: Path) -> None:
+def test_resuming_at_the_last_step_after_its_groups_were_pruned(tmp_path: Path) -> None:
     config = keeping(1)
     exchange = open_exchange(tmp_path, config)
     steps(exchange, 1, 5)
@@ -94,13 +94,13 @@ def test_resuming_at_the_last_step_of_which_all_is_forgotten(tmp_path: Path) -> 
     exchange.rollback(5)
     steps(exchange, 6, 6)
     exchange.check()
-    exchange.commit_step(3, [4, 5])  # as whoever asks again would: it is final
+    exchange.commit_step(3, [4, 5])  # a retry of a step that was pruned has no effect
     with pytest.raises(ValueError, match="did not lease"):
         exchange.commit_step(6, [4, 5])
     exchange.close()
 
 
-def test_ties_failures_and_waste_are_summed_up(tmp_path: Path) -> None:
+def test_pruned_ties_failures_and_waste_are_counted(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(2, exchange__max_attempts=1))
     lease = sample(exchange)
     assert lease is not None
@@ -112,7 +112,7 @@ def test_ties_failures_and_waste_are_summed_up(tmp_path: Path) -> None:
     steps(exchange, 1, 1)
     found = exchange.counts()
     assert (found[State.TIED], found[State.FAILED], found[State.TRAINED]) == (1, 1, 2)
-    assert exchange.failures() == {}  # of what is forgotten there are sums alone
+    assert exchange.failures() == {}  # of pruned groups only counts are left
     assert exchange.wasted() == {"late": 1}
     assert exchange.submit_candidate(lease, candidate(lease, 1)).reason == "lost lease"
     assert exchange.wasted() == {"late": 1}
@@ -121,7 +121,7 @@ def test_ties_failures_and_waste_are_summed_up(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_a_sampler_with_a_highest_pruned_version_is_told_that_it_is_old(tmp_path: Path) -> None:
+def test_a_pruned_version_is_refused_as_stale(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(1))
     steps(exchange, 1, 9)
     assert 0 < retention.highest_pruned_version(exchange._ledger) < exchange.current_version()
@@ -134,7 +134,7 @@ def test_a_sampler_with_a_highest_pruned_version_is_told_that_it_is_old(tmp_path
     exchange.close()
 
 
-def test_probes_are_forgotten_when_they_are_retired(tmp_path: Path) -> None:
+def test_retired_probes_are_pruned(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(100))
     exchange.announce(weight_version(0, 0, 0))
     for version in range(1, 30):
@@ -154,7 +154,7 @@ def test_probes_are_forgotten_when_they_are_retired(tmp_path: Path) -> None:
     exchange.close()
 
 
-def test_the_log_of_a_large_transaction_is_cut(tmp_path: Path) -> None:
+def test_the_write_ahead_log_is_truncated_after_a_large_transaction(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, keeping(1))
     exchange._commit(exchange._ledger.set_meta, "large", "x" * (40 << 20))
     log = tmp_path / f"{LEDGER}-wal"

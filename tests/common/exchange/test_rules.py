@@ -1,4 +1,4 @@
-"""The rules, with literal numbers."""
+"""The rules of the exchange, with literal numbers."""
 
 import itertools
 
@@ -18,7 +18,7 @@ BOUNDS = Bounds(pipeline_depth=64, max_lag=1, batch_size=8, groups_per_push=8)
         (5, 3, 0, 0, 8),  # 16 - 3 - 5
         (0, 16, 0, 0, 0),
         (0, 8, 8, 1, 8),  # (1 + 1 + 1) * 8 = 24, 16 accepted
-        (0, 30, 0, 0, 0),  # after a rollback more is accepted than the bound: never negative
+        (0, 30, 0, 0, 0),  # after a rollback more may be accepted than the bound; never negative
         (0, 16, 24, 4, 8),  # 48 - 40
     ],
 )
@@ -26,14 +26,14 @@ def test_capacity_is_the_design_formula(running: int, live: int, spent: int, pus
     assert rules.capacity(BOUNDS, Load(running, live, live, spent), pushes) == expected
 
 
-def test_pipeline_depth_bounds_what_is_under_way() -> None:
+def test_pipeline_depth_bounds_running_groups() -> None:
     shallow = Bounds(pipeline_depth=3, max_lag=9, batch_size=8, groups_per_push=8)
     assert rules.capacity(shallow, Load(0, 0, 0, 0), 0) == 3
     assert rules.capacity(shallow, Load(2, 0, 0, 0), 0) == 1
     assert rules.capacity(shallow, Load(3, 0, 0, 0), 0) == 0
 
 
-def test_without_reuse_the_floor_of_one_step_never_adds() -> None:
+def test_capacity_without_reuse_equals_the_simple_formula() -> None:
     """For m = 1 the general rule is exactly min(depth - running, (max_lag + pushes + 1) B - accepted - running)."""
     for lag, per_step, per, step, live, running in itertools.product(
         (0, 1), (2, 3), (1, 2), range(5), range(6), (0, 2)
@@ -44,21 +44,21 @@ def test_without_reuse_the_floor_of_one_step_never_adds() -> None:
         assert rules.capacity(bounds, Load(running, live, live, spent), pushes) == plain
 
 
-def test_the_run_ends_the_need_for_pairs() -> None:
+def test_capacity_ends_with_the_run() -> None:
     last = Bounds(64, 1, 8, 8, total=24)  # three steps
     assert rules.capacity(last, Load(0, 0, 0, 0), 0) == 16
     assert rules.capacity(last, Load(0, 8, 8, 8), 1) == 8  # (1 + 1 + 1) 8 - 16
-    assert rules.capacity(last, Load(0, 8, 8, 16), 2) == 0  # (1 + 2 + 1) 8 would leave room for 8 that no step takes
+    assert rules.capacity(last, Load(0, 8, 8, 16), 2) == 0  # (1 + 2 + 1) 8 would admit 8 more, but no step is left
     assert rules.capacity(last, Load(0, 7, 7, 16), 2) == 1  # one of them expired
 
 
-def test_uses_count_when_pairs_are_trained_twice() -> None:
+def test_capacity_counts_uses_when_pairs_are_trained_twice() -> None:
     twice = Bounds(64, 1, 2, 2, max_times_trained=2)
     assert rules.capacity(twice, Load(0, 0, 0, 0), 0) == 2  # 4 uses, 2 each
     assert rules.capacity(twice, Load(0, 2, 4, 0), 0) == 0
-    assert rules.capacity(twice, Load(0, 2, 2, 2), 1) == 1  # 6 uses, 2 spent, 2 left to give: 2 more
+    assert rules.capacity(twice, Load(0, 2, 2, 2), 1) == 1  # 6 uses - 2 committed - 2 left in live pairs = 2 uses
     tight = Bounds(64, 0, 2, 2, max_times_trained=2)
-    assert rules.capacity(tight, Load(0, 0, 0, 0), 0) == 2  # one step takes two distinct pairs
+    assert rules.capacity(tight, Load(0, 0, 0, 0), 0) == 2  # a step needs two distinct pairs
     assert rules.capacity(tight, Load(0, 1, 2, 0), 0) == 1
 
 
@@ -93,10 +93,10 @@ def test_transition_table() -> None:
     assert rules.allowed(State.TRAINED, State.READY)
     assert not rules.allowed(State.SAMPLING, State.READY)
     finals = {state for state, following in rules.TRANSITIONS.items() if not following}
-    assert finals == {State.TIED, State.FAILED}  # of what is done, probes may be scored anew
+    assert finals == {State.TIED, State.FAILED}  # done probes may be scored again
 
 
-def test_oldest_resumable_step_is_that_of_the_oldest_checkpoint_kept() -> None:
+def test_oldest_resumable_step_is_the_oldest_kept_checkpoint() -> None:
     assert rules.oldest_resumable_step([], 2) == 0
     assert rules.oldest_resumable_step([10], 2) == 0
     assert rules.oldest_resumable_step([30, 10, 20], 2) == 20
@@ -104,6 +104,6 @@ def test_oldest_resumable_step_is_that_of_the_oldest_checkpoint_kept() -> None:
 
 
 def test_disk_room() -> None:
-    assert rules.disk_has_room(0, 500, 3, 100)  # a single group is always let in
+    assert rules.disk_has_room(0, 500, 3, 100)  # the first group always fits
     assert rules.disk_has_room(60, 20, 1, 100)
     assert not rules.disk_has_room(61, 20, 1, 100)

@@ -1,8 +1,8 @@
-"""Whatever the order of calls, clock jumps, deaths and rollbacks: the ledger is where the model of it is.
+"""Random calls, clock jumps, crashes and rollbacks: the ledger must always equal its reference model.
 
-Every call is made twice: to the exchange, and to `model.Model`, which says what must come of it. A fuse can be lit
-before a call: then the process dies at one of the call's writes, that is, its folder is copied as it lies there, and
-the copy is opened. It must be as before the call or as after it; the model follows.
+Every call is made twice: on the exchange, and on `model.Model`, which returns the expected result. A crash can be
+scheduled for one of the next writes: the folder is then copied as it is, and the copy is opened instead. The copy must
+equal the model either before the call or after it, and the test continues with that model.
 """
 
 from __future__ import annotations
@@ -60,59 +60,59 @@ CONFIGS: list[RunConfig] = [
     small(exchange__lease_seconds=60, exchange__pipeline_depth=2, sampler__candidates=3, exchange__max_lag=3),
     small(exchange__keep_groups=1, exchange__lease_seconds=60, exchange__max_lag=0, learner__keep_checkpoints=2),
     small(exchange__keep_groups=2, exchange__lease_seconds=60, exchange__max_times_trained=2, algorithm__min_gap=0.3),
-    # A bound of bytes that four of these small groups reach; the smallest that may be configured is larger.
+    # max_bytes that four of these small groups reach. The configuration would reject such a small value.
     TIGHT.model_copy(update={"exchange": TIGHT.exchange.model_copy(update={"max_bytes": 1100})}),
 ]
 SOME = st.integers(0, 999)
 WORKERS = st.sampled_from(["a", "b"])
-FOLDERS = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # where bringing to the disk costs nothing
+FOLDERS = Path("/dev/shm") if Path("/dev/shm").is_dir() else None  # fsync costs nothing there
 
 
-class Death(BaseException):
-    """The process ends here."""
+class Crash(BaseException):
+    """The process is killed here."""
 
 
-class Fuse:
-    """Burns by one at every write; at the end of it the folder is copied as it lies there, and the process dies."""
+class CrashTimer:
+    """Counts down at every write. At zero it copies the folder and raises `Crash`. 0: no crash is scheduled."""
 
     def __init__(self) -> None:
         self.left = 0
         self.copied: Path | None = None
 
-    def burn(self, folder: Path) -> None:
+    def tick(self, folder: Path) -> None:
         if self.left:
             self.left -= 1
             if not self.left:
                 self.copied = Path(tempfile.mkdtemp(prefix="ledger-", dir=FOLDERS))
                 shutil.copytree(folder, self.copied, dirs_exist_ok=True)
                 (self.copied / "blobs" / "0123.tmp").write_bytes(b"half a blob")
-                raise Death
+                raise Crash
 
     def around(self, folder: Path, act: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """`act`, with a chance to die before and after it."""
+        """Returns `act` with a possible crash before and after it."""
 
         def acting(what: Any) -> Any:
-            self.burn(folder)
+            self.tick(folder)
             done = act(what)
-            self.burn(folder)
+            self.tick(folder)
             return done
 
         return acting
 
 
-class Mortal:
-    """A database connection whose every writing statement may be the last, and every commit of such."""
+class CrashingConnection:
+    """A database connection that may crash before every write statement, and before every commit with changes."""
 
-    def __init__(self, database: Any, fuse: Fuse, folder: Path) -> None:
-        self._database, self._fuse, self._folder = database, fuse, folder
-        self._committed = database.total_changes  # what opening wrote was brought to the disk with it
+    def __init__(self, database: Any, crash_timer: CrashTimer, folder: Path) -> None:
+        self._database, self._crash_timer, self._folder = database, crash_timer, folder
+        self._committed = database.total_changes  # opening the ledger committed these
 
     def execute(self, sql: str, *values: Any) -> Any:
         changes = self._database.total_changes
         if not sql.startswith(("SELECT", "PRAGMA", "ROLLBACK", "BEGIN", "SAVEPOINT", "RELEASE", "COMMIT")):
-            self._fuse.burn(self._folder)
+            self._crash_timer.tick(self._folder)
         if sql == "COMMIT" and changes != self._committed:
-            self._fuse.burn(self._folder)
+            self._crash_timer.tick(self._folder)
             self._committed = changes
         return self._database.execute(sql, *values)
 
@@ -121,7 +121,7 @@ class Mortal:
 
 
 def view(exchange: LocalExchange) -> dict[str, Any]:
-    """What `Model.view` says, read from the tables."""
+    """The same as `Model.view`, read from the tables."""
     ledger = exchange._ledger
     names: dict[int, list[str]] = {}
     for row in ledger.all("SELECT ordinal, name FROM group_blobs ORDER BY ordinal, name"):
@@ -165,7 +165,7 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
 
 
 def plain(answer: Any) -> Any:
-    """An answer of the exchange as the model gives it."""
+    """Convert a result of the exchange to the form that the model returns."""
     if isinstance(answer, Submitted):
         return answer.accepted, answer.reason
     if isinstance(answer, GroupLease):
@@ -178,12 +178,12 @@ def plain(answer: Any) -> Any:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Workers that keep old leases, forget them, answer twice, and die; nobody is orderly."""
+    """Workers that keep old leases, lose them, submit twice and crash."""
 
     @initialize(config=st.sampled_from(CONFIGS))
     def start(self, config: RunConfig) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="ledger-", dir=FOLDERS))
-        self.config, self.clock, self.fuse = config, Clock(), Fuse()
+        self.config, self.clock, self.crash_timer = config, Clock(), CrashTimer()
         self.model = Model(config, self.clock)
         self.leases: list[GroupLease] = []
         self.tasks: list[ScoreTask] = []
@@ -196,8 +196,8 @@ class LedgerMachine(RuleBasedStateMachine):
         ledger.run("PRAGMA synchronous = OFF")
         blobs: Any = ledger.blobs
         for name in ("write", "sync", "delete"):
-            setattr(blobs, name, self.fuse.around(self.folder, getattr(blobs, name)))
-        ledger._db = Mortal(ledger._db, self.fuse, self.folder)  # type: ignore[assignment]
+            setattr(blobs, name, self.crash_timer.around(self.folder, getattr(blobs, name)))
+        ledger._db = CrashingConnection(ledger._db, self.crash_timer, self.folder)  # type: ignore[assignment]
 
     def teardown(self) -> None:
         if hasattr(self, "exchange"):
@@ -205,7 +205,7 @@ class LedgerMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def call(self, name: str, *arguments: Any, to_model: tuple[Any, ...] | None = None) -> Any:
-        """Make a call to both; the exchange's answer, or None when it was refused or the process died in it."""
+        """Make a call on both. Returns the exchange's result; None if it raised or the process crashed."""
         shared = {id(one): one for one in (self.clock, self.config, self.config.exchange)}
         before = copy.deepcopy(self.model, shared)
         try:
@@ -216,20 +216,20 @@ class LedgerMachine(RuleBasedStateMachine):
             answer = getattr(self.exchange, name)(*arguments)
         except ValueError as error:
             answer, found = None, type(error)
-        except Death:
-            self.die(before)
+        except Crash:
+            self.resume_from_copy(before)
             return None
         else:
             found = plain(answer)
         assert found == expected
         return answer
 
-    def die(self, before: Model) -> None:
-        """Go on from the copy; the model becomes what the copy turns out to be."""
-        assert self.fuse.copied is not None
+    def resume_from_copy(self, before: Model) -> None:
+        """Continue with the copy and with the model that it equals: before or after the call."""
+        assert self.crash_timer.copied is not None
         self.exchange.close()
         shutil.rmtree(self.folder)
-        self.folder, self.fuse.copied = self.fuse.copied, None
+        self.folder, self.crash_timer.copied = self.crash_timer.copied, None
         self.open()
         for model in (before, self.model):
             model.reopen()
@@ -239,9 +239,9 @@ class LedgerMachine(RuleBasedStateMachine):
     # The process.
 
     @rule(writes=st.integers(1, 12))
-    def light_the_fuse(self, writes: int) -> None:
-        """Somewhere in a call to come it is over."""
-        self.fuse.left = writes
+    def schedule_crash(self, writes: int) -> None:
+        """Schedule a crash for one of the next writes."""
+        self.crash_timer.left = writes
 
     @rule()
     def reopen(self) -> None:
@@ -279,19 +279,19 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(groups=st.integers(1, 3))
     def sample_groups(self, groups: int) -> None:
-        """An orderly sampler."""
+        """A well-behaved sampler."""
         for _ in range(groups):
             lease = self.lease("a", "current", 0)
             if lease is not None:
                 self.sample(lease, True, len(lease.seeds))
 
     @precondition(lambda self: self.leases)
-    @rule(which=SOME, told=st.booleans(), upto=st.integers(0, 3))
-    def submit(self, which: int, told: bool, upto: int) -> None:
-        self.sample(self.leases[which % len(self.leases)], told, upto)
+    @rule(which=SOME, with_conditioning=st.booleans(), upto=st.integers(0, 3))
+    def submit(self, which: int, with_conditioning: bool, upto: int) -> None:
+        self.sample(self.leases[which % len(self.leases)], with_conditioning, upto)
 
-    def sample(self, lease: GroupLease, told: bool, upto: int) -> None:
-        if told:
+    def sample(self, lease: GroupLease, with_conditioning: bool, upto: int) -> None:
+        if with_conditioning:
             self.call("submit_conditioning", lease, conditioning(lease.prompt))
         for index in range(min(upto, len(lease.seeds))):
             self.call("submit_candidate", lease, candidate(lease, index))
@@ -310,7 +310,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def probe_the_base(self) -> None:
-        """As a guard does it: probes of version 0, sampled, scored, and scored once more."""
+        """What the guardrails do: sample and score probes of version 0, then score them again."""
         self.call("enqueue", heldout(2, Purpose.PROBE), 0)
         for _ in range(2):
             lease = self.lease("a", "base", 0)
@@ -325,7 +325,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(which=SOME, ahead=st.sampled_from([0, 0, 0, 1, -1]))
     def refresh(self, which: int, ahead: int) -> None:
-        """A reading asks; the learner does, between two steps."""
+        """The guardrails request a refresh, and the learner asks for it between two steps."""
         known = sorted({0, *self.model.versions})
         self.call("ask_refresh", known[which % len(known)])
         self.call("refresh_due", self.model.last_step() + ahead)
@@ -367,14 +367,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def step(self) -> None:
-        """An orderly learner."""
+        """A well-behaved learner."""
         if self.take_batch("b", 1, 2):
             self.commit(1, False)
             self.announce(False)
 
     @rule(rounds=st.integers(1, 3))
     def work(self, rounds: int) -> None:
-        """All in order, for a while."""
+        """Some rounds of well-behaved workers."""
         for _ in range(rounds):
             self.sample_groups(3)
             self.score("b", 16, 16)
@@ -390,18 +390,19 @@ class LedgerMachine(RuleBasedStateMachine):
     def record_checkpoint(self, back: int) -> None:
         self.call("record_checkpoint", self.model.last_step() - back)
 
-    @rule(step=st.sampled_from(["final", "last", "between", "beyond"]), dies=st.booleans())
-    def rollback(self, step: str, dies: bool) -> None:
-        """The learner goes on from a checkpoint, with or without the hub's process."""
-        if dies:
+    @rule(step=st.sampled_from(["oldest", "last", "between", "before"]), crashes=st.booleans())
+    def rollback(self, step: str, crashes: bool) -> None:
+        """The learner resumes from a checkpoint, after a crash of its own process or of the hub too."""
+        if crashes:
             self.reopen()
-        final, last = self.model.oldest_resumable_step, self.model.last_step()
-        self.call("rollback", {"final": final, "last": last, "between": (final + last) // 2, "beyond": final - 1}[step])
+        oldest, last = self.model.oldest_resumable_step, self.model.last_step()
+        to = {"oldest": oldest, "last": last, "between": (oldest + last) // 2, "before": oldest - 1}[step]
+        self.call("rollback", to)
 
     # What must hold.
 
     @invariant()
-    def agrees_with_the_model(self) -> None:
+    def equals_the_model(self) -> None:
         if not hasattr(self, "exchange"):
             return
         found, expected = view(self.exchange), self.model.view()
@@ -437,11 +438,11 @@ def profile(examples: int, steps: int) -> settings:
     )
 
 
-def test_the_ledger_is_where_its_model_is() -> None:
+def test_the_ledger_equals_its_model() -> None:
     run_state_machine_as_test(LedgerMachine, settings=profile(60, 40))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_ledger_is_where_its_model_is_for_long() -> None:
+def test_the_ledger_equals_its_model_for_long() -> None:
     run_state_machine_as_test(LedgerMachine, settings=profile(600, 60))

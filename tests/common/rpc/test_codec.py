@@ -1,4 +1,4 @@
-"""Messages as bytes: what goes in comes out, and what is none is named."""
+"""The wire format: messages round-trip, and malformed input raises an error that names the field."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 @given(st.sampled_from(list(MESSAGES)).flatmap(lambda kind: st.tuples(st.just(kind), MESSAGES[kind])))
-def test_what_goes_in_comes_out(drawn: tuple[Any, Any]) -> None:
+def test_messages_round_trip(drawn: tuple[Any, Any]) -> None:
     kind, message = drawn
     frames = pack({"id": 1}, message)
     assert all(type(frame) is bytes for frame in frames)
@@ -87,14 +87,14 @@ def test_what_goes_in_comes_out(drawn: tuple[Any, Any]) -> None:
     assert read.read(kind) == message
 
 
-def test_bytes_travel_beside_the_header() -> None:
+def test_bytes_are_sent_outside_the_header() -> None:
     clip = b"\0" * 100_000
     header, *blobs = pack({}, ScoreTask("0-0-v0", Prompt(0, "p", "a cat", image=b"png"), clip))
     assert blobs == [b"png", clip]
     assert len(header) < 300
 
 
-def test_integers_are_taken_where_a_number_may_have_a_fraction() -> None:
+def test_integers_are_accepted_as_floats() -> None:
     assert unpack(pack({}, {"motion": 3})).read(dict[str, float]) == {"motion": 3.0}
 
 
@@ -103,7 +103,7 @@ def body(plain: Any, blobs: tuple[bytes, ...] = ()) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "plain", "words"),
+    ("kind", "plain", "message"),
     [
         (Submitted, {"accepted": True, "price": 3}, "body: Submitted has no field 'price'"),
         (Submitted, {}, "body: Submitted without its field 'accepted'"),
@@ -136,8 +136,8 @@ def body(plain: Any, blobs: tuple[bytes, ...] = ()) -> list[bytes]:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(kind: Any, plain: Any, words: str) -> None:
-    with pytest.raises(WireError, match=words):
+def test_a_mismatch_names_the_field(kind: Any, plain: Any, message: str) -> None:
+    with pytest.raises(WireError, match=message):
         unpack(body(plain, (b"one",))).read(kind)
 
 
@@ -152,14 +152,14 @@ def deep(levels: int) -> Any:
     "kind", [Submitted, Prompt, Purpose, Sequence[int], dict[int, str], int, str, SerializedTensor, None]
 )
 @pytest.mark.parametrize("levels", [12, 400])
-def test_what_is_nested_deeply_is_named_shortly(kind: Any, levels: int) -> None:
+def test_errors_about_deeply_nested_input_are_short(kind: Any, levels: int) -> None:
     with pytest.raises(WireError) as found:
         unpack(body(deep(levels))).read(kind)
     assert len(str(found.value)) < 200
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
+    ("header", "message"),
     [
         (msgpack.packb({"body": msgpack.ExtType(5, b"x")}), "exceeds max_ext_len"),
         (b"\x81\xa1a\xc7\x00\x05", "extension type 5"),
@@ -174,20 +174,20 @@ def test_what_is_nested_deeply_is_named_shortly(kind: Any, levels: int) -> None:
         (msgpack.packb({"schema": 1, "blobs": [1] * 10_000}), r"the header says \[1, 1, 1"),
     ],
 )
-def test_headers_that_ask_for_too_much_are_refused(header: bytes, words: str) -> None:
-    with pytest.raises(WireError, match=words) as found:
+def test_excessive_headers_are_rejected(header: bytes, message: str) -> None:
+    with pytest.raises(WireError, match=message) as found:
         unpack([header])
     assert len(str(found.value)) < 200
 
 
-def test_numbers_as_keys_travel_as_text() -> None:
+def test_integer_keys_are_sent_as_text() -> None:
     assert unpack(pack({}, {7: "seven", -1: "less"})).read(dict[int, str]) == {7: "seven", -1: "less"}
     for key in ("seven", "", "1e3", "٧", "9" * 30):
         with pytest.raises(WireError, match="body key: expected int"):
             unpack(body({key: "x"})).read(dict[int, str])
 
 
-def test_sizes_are_checked_before_anything_is_read() -> None:
+def test_sizes_are_checked_before_decoding() -> None:
     with pytest.raises(WireError, match="a header of"):
         unpack([b"\0" * (MAX_HEADER + 1)])
     with pytest.raises(WireError, match="at most 4096 blobs of 10 bytes each"):
@@ -199,9 +199,9 @@ def test_sizes_are_checked_before_anything_is_read() -> None:
 
 
 @given(st.binary(max_size=200), st.lists(st.binary(max_size=5), max_size=3))
-def test_noise_is_refused_or_read_but_never_breaks(header: bytes, blobs: list[bytes]) -> None:
+def test_random_bytes_are_rejected(header: bytes, blobs: list[bytes]) -> None:
     try:
         unpack([header, *blobs])
     except WireError:
         return
-    pytest.fail("noise made a message")
+    pytest.fail("random bytes were accepted as a message")

@@ -1,4 +1,4 @@
-"""Keys and doors: who holds the run's key is served, nobody else is heard, and no door opens without."""
+"""CURVE keys: only clients with the run's key are served, and no socket off loopback is opened without keys."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from deploy.runtime.remote_journal import RemoteJournal
 from tests.support.hosting import Hosted, hosted
 
 WAIT = 20.0
-GROWTH = 16  # MiB that strangers may cost the services' process
+GROWTH = 16  # MiB that unauthorised clients may cost the services' process
 
 
 def other_interface() -> str | None:
@@ -47,10 +47,10 @@ def other_interface() -> str | None:
     return next((address for address in found if not is_loopback(address)), None)
 
 
-# The files.
+# Key files.
 
 
-def test_keys_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
+def test_keys_are_created_once_and_readable_by_their_owner_only(tmp_path: Path) -> None:
     keys = make_or_read(tmp_path / KEYS)
     assert make_or_read(tmp_path / KEYS) == keys
     assert read_worker_key(tmp_path / KEYS / "worker.key") == keys.worker
@@ -65,7 +65,7 @@ def test_keys_are_made_once_and_for_their_owner_alone(tmp_path: Path) -> None:
     assert make_or_read(tmp_path / "another") != keys
 
 
-def test_a_start_that_died_while_keys_were_written_is_no_hindrance(tmp_path: Path) -> None:
+def test_a_crash_while_keys_were_written_is_harmless(tmp_path: Path) -> None:
     draft = tmp_path / f".{KEYS}.draft"
     draft.mkdir()
     (draft / "server.key").write_text("half")
@@ -74,7 +74,7 @@ def test_a_start_that_died_while_keys_were_written_is_no_hindrance(tmp_path: Pat
     assert make_or_read(tmp_path / KEYS) == keys
 
 
-def test_secrets_are_not_shown(tmp_path: Path) -> None:
+def test_repr_hides_the_secrets(tmp_path: Path) -> None:
     keys = make_or_read(tmp_path / KEYS)
     addresses = Addresses("tcp://a", "tcp://b", "tcp://c", tmp_path, keys.worker)
     for shown in (repr(keys), repr(keys.worker), repr(addresses), f"{addresses}"):
@@ -84,12 +84,12 @@ def test_secrets_are_not_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["server.key", "worker.key"])
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620])
-def test_a_file_that_others_may_use_is_refused(tmp_path: Path, name: str, mode: int) -> None:
+def test_a_key_file_readable_by_others_is_rejected(tmp_path: Path, name: str, mode: int) -> None:
     make_or_read(tmp_path / KEYS)
     file = tmp_path / KEYS / name
     file.chmod(mode)
-    words = rf"{file}: others than its owner may use it \(mode {mode:04o}\): chmod 600 {file}$"
-    with pytest.raises(ConfigError, match=words):
+    message = rf"{file}: others than its owner may use it \(mode {mode:04o}\): chmod 600 {file}$"
+    with pytest.raises(ConfigError, match=message):
         make_or_read(tmp_path / KEYS)
     file.chmod(0o600)
     make_or_read(tmp_path / KEYS)
@@ -101,7 +101,7 @@ def worker_file(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "message"),
     [
         (lambda text: "", "not a worker key file: its kind is None"),
         (lambda text: text[:-9], "not valid TOML"),
@@ -120,16 +120,16 @@ def worker_file(folder: Path) -> Path:
         (lambda text: text[:-42] + zmq.curve_keypair()[1].decode() + '"\n', "public and secret do not belong together"),
     ],
 )
-def test_a_broken_file_is_refused_and_not_shown(tmp_path: Path, damage: object, words: str) -> None:
+def test_a_broken_key_file_is_rejected_without_showing_it(tmp_path: Path, damage: object, message: str) -> None:
     file = worker_file(tmp_path / KEYS)
     secret = read_worker_key(file).secret
     file.write_bytes(damage(file.read_text()).encode(errors="surrogateescape"))  # type: ignore[operator]
-    with pytest.raises(ConfigError, match=f"^{file}: .*{words}") as refused:
+    with pytest.raises(ConfigError, match=f"^{file}: .*{message}") as refused:
         read_worker_key(file)
     assert secret not in str(refused.value)
 
 
-def test_what_is_no_file_or_of_another_run_is_refused(tmp_path: Path) -> None:
+def test_a_missing_or_foreign_key_file_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         read_worker_key(tmp_path / "none.key")
     with pytest.raises(ConfigError, match="Is a directory"):
@@ -148,20 +148,20 @@ def test_what_is_no_file_or_of_another_run_is_refused(tmp_path: Path) -> None:
         make_or_read(tmp_path / "missing" / KEYS)
 
 
-# The rule for addresses.
+# Addresses.
 
 
 @pytest.mark.parametrize(
     "host", ["0.0.0.0", "*", "::", "[::]", "[::ffff:0.0.0.0]", "0", "0x0", "00.0.0.0", "lo", "localhost"]
 )
 @pytest.mark.parametrize("keyed", [True, False])
-def test_all_interfaces_are_never_listened_at(host: str, keyed: bool) -> None:
+def test_listening_on_all_interfaces_is_rejected(host: str, keyed: bool) -> None:
     with pytest.raises(ConfigError, match="listen at one IP address of this machine"):
         check_listening(f"tcp://{host}:*", keyed)
 
 
 @pytest.mark.parametrize("host", ["10.0.0.7", "192.168.1.1", "[fd00::1]", "128.0.0.1", "[::ffff:10.0.0.7]"])
-def test_off_loopback_there_are_keys(host: str) -> None:
+def test_other_interfaces_than_loopback_require_keys(host: str) -> None:
     check_listening(f"tcp://{host}:5555", True)
     check_reaching(f"tcp://{host}:5555", True)
     with pytest.raises(ConfigError, match=r"tcp://.*:5555: off loopback a service needs keys"):
@@ -181,13 +181,13 @@ def test_on_loopback_keys_are_optional(host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["hub.example", "localhost.example", "127.0.0.1:0;10.0.0.7"])
-def test_a_name_elsewhere_needs_a_key(host: str) -> None:
+def test_a_host_name_requires_a_key(host: str) -> None:
     with pytest.raises(ConfigError, match="a key is needed"):
         check_reaching(f"tcp://{host}:5555", False)
 
 
 @pytest.mark.parametrize("address", ["", "10.0.0.7:5555", "ipc:///tmp/x", "tcp://:5555", "tcp://127.0.0.1"])
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_malformed_addresses_are_rejected(address: str) -> None:
     for check in (check_listening, check_reaching):
         with pytest.raises(ConfigError, match="tcp://HOST:PORT is needed"):
             check(address, True)
@@ -199,20 +199,20 @@ def listening() -> set[tuple[str, int]]:
 
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:*", "tcp://*:*", f"tcp://{other_interface() or '10.0.0.7'}:*"])
-def test_nothing_is_bound_where_it_is_refused(address: str, tmp_path: Path) -> None:
+def test_a_rejected_address_is_not_bound(address: str, tmp_path: Path) -> None:
     before = listening()
-    for door in (lambda: exchange_service(None, address), lambda: weight_service(None, address)):  # type: ignore[arg-type]
+    for open_service in (lambda: exchange_service(None, address), lambda: weight_service(None, address)):  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match=r"listen at one IP address|off loopback a service needs keys"):
-            door()
+            open_service()
     for client in (RemoteExchange, RemoteWeights, RemoteJournal):
         with pytest.raises(ConfigError, match="a key is needed"):
-            client.at("tcp://10.0.0.7:1", "stranger")
+            client.at("tcp://10.0.0.7:1", "unauthorised")
     with pytest.raises(ConfigError, match="a key is needed"):
-        WeightPuller("tcp://10.0.0.7:1", lambda: 0, tmp_path, "stranger")
+        WeightPuller("tcp://10.0.0.7:1", lambda: 0, tmp_path, "unauthorised")
     assert listening() == before
 
 
-# The doors.
+# Sockets.
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> ServerKeys:
 
 @pytest.fixture(scope="module", params=["loopback", "off loopback"])
 def run(request: pytest.FixtureRequest, keys: ServerKeys, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
-    """Services with keys, in a process of their own."""
+    """Services with keys, in a separate process."""
     host = "127.0.0.1" if request.param == "loopback" else other_interface()
     if host is None:
         pytest.skip("this machine has no other interface than loopback")
@@ -230,8 +230,8 @@ def run(request: pytest.FixtureRequest, keys: ServerKeys, tmp_path_factory: pyte
         yield run
 
 
-def strangers(keys: ServerKeys) -> dict[str, WorkerKey]:
-    """Keys that must not do."""
+def unauthorised_keys(keys: ServerKeys) -> dict[str, WorkerKey]:
+    """Keys that must be rejected."""
     public, secret = (key.decode() for key in zmq.curve_keypair())
     return {
         "foreign pair, right server": WorkerKey(keys.public, public, secret),
@@ -240,7 +240,7 @@ def strangers(keys: ServerKeys) -> dict[str, WorkerKey]:
     }
 
 
-def test_the_right_key_is_served_everywhere(run: Hosted, keys: ServerKeys, tmp_path: Path) -> None:
+def test_the_worker_key_gives_access_to_every_service(run: Hosted, keys: ServerKeys, tmp_path: Path) -> None:
     addresses = run.addresses
 
     def exchange() -> RemoteExchange:
@@ -253,30 +253,32 @@ def test_the_right_key_is_served_everywhere(run: Hosted, keys: ServerKeys, tmp_p
         puller = WeightPuller(addresses["weights"], asking.wanted_version, tmp_path, "sampler-0", keys.worker)
         assert stack.enter_context(puller).wait(0, WAIT)
         with Heartbeat(exchange, "sampler-0", seconds=0.01):
-            while not run.counts()["renew"]:  # the test's own time-out ends it
+            while not run.counts()["renew"]:  # ended by the test's timeout
                 pass
     assert set(run.counts()) >= {"wanted_version", "span", "chunk", "renew"}
 
 
-def test_strangers_get_no_answer_and_cost_nothing(
+def test_unauthorised_clients_get_no_answer_and_cost_no_memory(
     run: Hosted, keys: ServerKeys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc, "ATTEMPTS", 2)
     before, memory = run.counts(), run.memory
     address, asked = run.addresses["exchange"], 0
-    with RemoteExchange.at(address, "sampler-0", keys.worker) as honest, ExitStack() as stack:
+    with RemoteExchange.at(address, "sampler-0", keys.worker) as authorised, ExitStack() as stack:
         context = stack.enter_context(zmq.Context())
         keyless = [stack.enter_context(keyless_socket(context, address)) for _ in range(20)]
-        for key in strangers(keys).values():
+        for key in unauthorised_keys(keys).values():
             for service, method in (("exchange", "next_version"), ("weights", "manifest"), ("journal", "span")):
                 kind = {"exchange": RemoteExchange, "weights": RemoteWeights, "journal": RemoteJournal}[service]
                 arguments = {"span": [Span("x", "y", 1.0, 2.0)], "manifest": [0]}.get(method, [])
                 with (
-                    kind(run.addresses[service], "stranger", timeout=0.1, key=key) as stranger,
-                    pytest.raises(Unreachable, match=f"stranger: {method}: no answer from {run.addresses[service]}"),
+                    kind(run.addresses[service], "unauthorised", timeout=0.1, key=key) as unauthorised,
+                    pytest.raises(
+                        Unreachable, match=f"unauthorised: {method}: no answer from {run.addresses[service]}"
+                    ),
                 ):
-                    getattr(stranger, method)(*arguments)
-                assert honest.next_version() == 0  # served meanwhile
+                    getattr(unauthorised, method)(*arguments)
+                assert authorised.next_version() == 0  # still served
                 asked += 1
             for raw in keyless:
                 with suppress(zmq.Again):
@@ -290,7 +292,7 @@ def test_strangers_get_no_answer_and_cost_nothing(
 
 
 def keyless_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq.Socket[bytes]:
-    """A DEALER without any key: the check on our own side is stepped over."""
+    """A DEALER without a key. It bypasses the check on the client's side."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.connect(address)
@@ -298,20 +300,22 @@ def keyless_socket(context: zmq.Context[zmq.Socket[bytes]], address: str) -> zmq
 
 
 def noise(address: str) -> None:
-    """A greeting that asks for no security, then a lot of nothing."""
+    """A ZMTP greeting without security, followed by zeros."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
     with suppress(OSError), sockets.create_connection((host, int(port)), timeout=1) as raw:
         raw.sendall(greeting + bytes(1 << 20))
 
 
-def test_nobody_comes_in_while_nobody_is_asked(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encryption alone is no door: without the thread that knows the worker key, the right key waits as well."""
+def test_clients_are_rejected_while_the_authenticator_is_not_running(
+    keys: ServerKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encryption alone must not grant access: without the authenticator thread, even the right key is rejected."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
-        door = CurveAuthenticator(context, keys)
-        door.close()
-        door.bind(router, "tcp://127.0.0.1:*")
+        authenticator = CurveAuthenticator(context, keys)
+        authenticator.close()
+        authenticator.bind(router, "tcp://127.0.0.1:*")
         address = router.getsockopt_string(zmq.LAST_ENDPOINT)
         with (
             RemoteExchange(address, "sampler-0", timeout=0.5, key=keys.worker) as exchange,
@@ -321,8 +325,8 @@ def test_nobody_comes_in_while_nobody_is_asked(keys: ServerKeys, monkeypatch: py
         assert not router.poll(0)
 
 
-def test_a_key_does_not_open_a_service_that_has_none(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker with a key talks to nobody who cannot prove to be the server."""
+def test_a_client_with_a_key_rejects_a_server_without(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker with a key does not talk to a server that cannot prove its identity."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     with zmq.Context() as context, context.socket(zmq.ROUTER) as impostor:
         impostor.bind("tcp://127.0.0.1:*")
@@ -335,27 +339,27 @@ def test_a_key_does_not_open_a_service_that_has_none(keys: ServerKeys, monkeypat
         assert not impostor.poll(0)
 
 
-def test_who_was_turned_away_is_told_so_also_later(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that was refused long before the first request takes none; that is no reason to wait for ever."""
+def test_a_request_on_a_rejected_connection_times_out(keys: ServerKeys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the handshake was rejected before the first request, sending blocks; the timeout must still apply."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     with (
         serving(Service(Journal, None, keys=keys)) as service,
-        RemoteJournal(service.address, "stranger", timeout=0.2) as stranger,
+        RemoteJournal(service.address, "unauthorised", timeout=0.2) as unauthorised,
     ):
-        while stranger._socket.poll(10, zmq.POLLOUT):  # the test's own time-out ends it
+        while unauthorised._socket.poll(10, zmq.POLLOUT):  # ended by the test's timeout
             pass
         with pytest.raises(Unreachable):
-            stranger.span(Span("x", "y", 1.0, 2.0))
+            unauthorised.span(Span("x", "y", 1.0, 2.0))
         assert not service.counts
 
 
-def test_doors_close_without_a_trace(keys: ServerKeys) -> None:
+def test_closing_a_service_leaves_no_threads_and_sockets(keys: ServerKeys) -> None:
     before, connections = set(_threads()), listening()
     for _ in range(3):
         weight_service(None, keys=keys).close()  # type: ignore[arg-type]
         Service(object, None, keys=keys).close()
         with pytest.raises(OSError, match="cannot listen at tcp://192\\.0\\.2\\.77:"):
-            exchange_service(None, "tcp://192.0.2.77:*", keys=keys)  # type: ignore[arg-type]  # no address of ours
+            exchange_service(None, "tcp://192.0.2.77:*", keys=keys)  # type: ignore[arg-type]  # not an address of this machine
     assert set(_threads()) == before
     assert listening() == connections
 

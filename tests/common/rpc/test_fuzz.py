@@ -1,6 +1,6 @@
-"""Hostile messages: a service answers or refuses every one of them, and serves the honest meanwhile.
+"""Fuzzing: a service answers every malformed message and still serves well-behaved clients.
 
-The messages are mutations (`tests/support/mutations.py`, seeded) of real ones: every call of every interface.
+The messages are mutations (`tests/support/mutations.py`, seeded) of real ones, of every call of every interface.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from tests.support.hosting import Hosted, hosted
 from tests.support.mutations import bombs, mutated
 
 MESSAGES = 100_000  # to services
-UNDER_WAY = 24  # of them at once, fewer than what a connection holds
-ANSWERS = 20_000  # mutated ones that a client reads
-GROWTH = 400  # MiB that the services' process may grow by: the dearest header (250) and some kept answers
+IN_FLIGHT = 24  # of them at once, fewer than a connection can queue
+ANSWERS = 20_000  # mutated replies that a client reads
+GROWTH = 400  # MiB that the services' process may grow by: the most expensive header (250) and some cached replies
 WAIT = 20_000  # ms
 FILES = {"ledger.sqlite", "ledger.sqlite-shm", "ledger.sqlite-wal", "ledger.lock", "blobs", "snapshots", "weights"}
 FILES |= {"metrics.jsonl", "timeline.jsonl"}
@@ -50,7 +50,7 @@ BY_TARGET = {
     "LookupError",
     "OverflowError",
     "OSError",
-}  # sound requests for what is not
+}  # errors of well-formed requests
 CLIENTS: dict[str, type[Client]] = {"exchange": RemoteExchange, "journal": RemoteJournal, "weights": RemoteWeights}
 INTERFACES = {"exchange": WorkerExchange, "journal": WorkerJournal, "weights": WeightSource}
 
@@ -59,7 +59,7 @@ INTERFACES = {"exchange": WorkerExchange, "journal": WorkerJournal, "weights": W
 
 
 class Tap:
-    """A socket that keeps what goes through it."""
+    """A socket that records its messages."""
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
         self.socket, self.kept = socket, []
@@ -101,7 +101,7 @@ def work(exchange: WorkerExchange) -> None:
     exchange.keep_empty_prompt(array(b"empty"))
     lease = exchange.lease_group("sampler-0", 1)
     assert lease is not None
-    exchange.fail_group(lease, "too hard")
+    exchange.fail_group(lease, "broken image")
     exchange.renew("sampler-0")
     assert (exchange.next_version(), exchange.wanted_version()) == (2, 1)
     assert exchange.empty_prompt() == array(b"empty")
@@ -113,7 +113,7 @@ def report(journal: WorkerJournal) -> None:
     journal.trained(TrainingFinished(1, 1, "0" * 32))
     journal.exporting("sampler-0", "127.0.0.1:9000")
     journal.not_finite("learner-0")
-    journal.log("sampler-0", [LogEntry(1.0, 30, "actors.loop", "group 17 given back")])
+    journal.log("sampler-0", [LogEntry(1.0, 30, "actors.loop", "group 17 returned")])
 
 
 def fetch(weights: WeightSource) -> None:
@@ -125,7 +125,7 @@ WORK: dict[str, Callable[[Any], None]] = {"exchange": work, "journal": report, "
 
 
 def captured(run: Hosted) -> dict[str, list[list[bytes]]]:
-    """Requests and answers of every call, by service: request, answer, request, ..."""
+    """Requests and replies of every call, by service: request, reply, request, ..."""
     kept = {}
     for name, kind in CLIENTS.items():
         with kind(run.addresses[name], "tester", timeout=10) as client:
@@ -150,11 +150,11 @@ def messages(run: Hosted) -> dict[str, list[list[bytes]]]:
 # Against the service.
 
 
-class Honest:
-    """A worker that knows what it must be answered, whatever else is sent."""
+class WellBehavedClient:
+    """A worker that checks its replies while others send malformed messages."""
 
     def __init__(self, run: Hosted, stack: ExitStack) -> None:
-        made = {name: kind(run.addresses[name], "honest", timeout=20) for name, kind in CLIENTS.items()}
+        made = {name: kind(run.addresses[name], "well-behaved", timeout=20) for name, kind in CLIENTS.items()}
         for client in made.values():
             stack.enter_context(client)
         self.exchange, self.journal, self.weights = (made[name] for name in CLIENTS)
@@ -164,27 +164,27 @@ class Honest:
     def works(self) -> None:
         exchange: Any = self.exchange
         weights: Any = self.weights
-        scores = [Score(f"nobody-{self.served}-{place}", "heads", {"motion": float(place)}) for place in range(3)]
-        assert [one.reason for one in exchange.submit_scores("honest", scores)] == ["unknown candidate"] * 3
+        scores = [Score(f"unknown-{self.served}-{place}", "heads", {"motion": float(place)}) for place in range(3)]
+        assert [one.reason for one in exchange.submit_scores("well-behaved", scores)] == ["unknown candidate"] * 3
         step = 10**6 + self.served
         with pytest.raises(ValueError, match=f"step {step}: "):
-            exchange.commit_step(step, [1])  # never leased; its number comes back
+            exchange.commit_step(step, [1])  # never leased; the error names the step
         assert exchange.next_version() >= 0
         assert weights.chunk(0, 0) == self.file
         with pytest.raises(ValueError, match=f"offset {self.served + 1}: a multiple of"):
             weights.chunk(0, self.served + 1)
-        self.journal.span(Span("honest", "testing", float(self.served), 0.0))  # type: ignore[attr-defined]
+        self.journal.span(Span("well-behaved", "testing", float(self.served), 0.0))  # type: ignore[attr-defined]
         self.served += 1
 
 
 def attack(socket: zmq.Socket[bytes], messages: Sequence[list[bytes]]) -> Counter[str]:
-    """Send them all and read an answer to each; how many, by the error's name."""
+    """Send all messages and read a reply to each. Counts the replies by the error's name."""
     waiting, answers = 0, Counter()
-    for frames in [*messages, *[None] * UNDER_WAY]:
+    for frames in [*messages, *[None] * IN_FLIGHT]:
         if frames is not None:
             socket.send_multipart(frames)
             waiting += 1
-        if waiting and (frames is None or waiting == UNDER_WAY):
+        if waiting and (frames is None or waiting == IN_FLIGHT):
             header = unpack(socket.recv_multipart()).header
             answers[header.get("error", "")] += 1
             waiting -= 1
@@ -192,7 +192,7 @@ def attack(socket: zmq.Socket[bytes], messages: Sequence[list[bytes]]) -> Counte
 
 
 def tampered(messages: Sequence[list[bytes]], random: Random, count: int) -> Iterator[list[bytes]]:
-    """Mutations of `messages`, each as if a new client had sent it: so that it is looked at to its end."""
+    """Mutations of `messages`, each from a new client, so that no reply comes from the cache."""
     requests = [(msgpack.unpackb(header), blobs) for header, *blobs in messages[::2]]
     for _ in range(count):
         header, blobs = random.choice(requests)
@@ -206,41 +206,41 @@ def attacking(run: Hosted) -> Iterator[dict[str, zmq.Socket[bytes]]]:
         sockets = {name: stack.enter_context(context.socket(zmq.DEALER)) for name in CLIENTS}
         for name, socket in sockets.items():
             socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RCVTIMEO, WAIT)  # beyond it the service is silent: zmq.Again
+            socket.setsockopt(zmq.RCVTIMEO, WAIT)  # after that, zmq.Again: the service does not answer
             socket.connect(run.addresses[name])
         yield sockets
 
 
-def test_a_service_outlives_whatever_it_is_sent(run: Hosted, messages: dict[str, list[list[bytes]]]) -> None:
+def test_a_service_survives_malformed_requests(run: Hosted, messages: dict[str, list[list[bytes]]]) -> None:
     random, memory, answers = Random(20), run.memory, Counter[str]()
     share = {"exchange": 1200, "journal": 400, "weights": 400}
     before = sum(run.counts().values())
     with attacking(run) as sockets, ExitStack() as stack:
-        honest = Honest(run, stack)
+        client = WellBehavedClient(run, stack)
         while answers.total() < MESSAGES:
             for name, count in share.items():
                 answers += attack(sockets[name], list(tampered(messages[name], random, count)))
-            honest.works()
+            client.works()
         for name in ("exchange", "weights"):
             for bomb in bombs():
                 assert attack(sockets[name], [bomb]) == {"WireError": 1}
-                honest.works()
+                client.works()
     assert sum(run.counts().values()) - before >= MESSAGES
-    assert honest.served >= MESSAGES / 2000
-    assert answers["WireError"] > 0.5 * MESSAGES  # most are nonsense
-    assert answers[""] > 0.02 * MESSAGES  # and some are not
+    assert client.served >= MESSAGES / 2000
+    assert answers["WireError"] > 0.5 * MESSAGES  # most are malformed
+    assert answers[""] > 0.02 * MESSAGES  # some are still valid
     assert set(answers) <= {"", "WireError", *BY_TARGET}
     assert run.peak - memory < GROWTH
     run.check()
     assert {path.name for path in run.folder.iterdir()} <= FILES  # no name in a message became a path
     assert list(run.folder.parent.glob("douga-*")) == []
-    print(f"{answers}; grew by {run.peak - memory:.0f} MiB, in the end {run.memory - memory:.0f}")
+    print(f"{answers}; peak +{run.peak - memory:.0f} MiB, at the end +{run.memory - memory:.0f} MiB")
 
 
-def test_dear_headers_are_looked_at_one_at_a_time(run: Hosted) -> None:
-    """Sixteen at once, over connections of their own, each of which takes a hundred times its room when it is read."""
+def test_expensive_headers_are_decoded_one_at_a_time(run: Hosted) -> None:
+    """Sixteen at once over separate connections. Each takes a hundred times its size in memory when it is decoded."""
     maps = [{f"{key:x}": 0 for key in range(1 << 13)}] * 64
-    header = {"schema": 1, "id": 1, "call": "submit_scores", "body": ["honest", maps], "blobs": []}
+    header = {"schema": 1, "id": 1, "call": "submit_scores", "body": ["well-behaved", maps], "blobs": []}
     before = run.memory
     with zmq.Context() as context, ExitStack() as stack:
         sockets = [stack.enter_context(context.socket(zmq.DEALER)) for _ in range(16)]
@@ -248,7 +248,7 @@ def test_dear_headers_are_looked_at_one_at_a_time(run: Hosted) -> None:
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.RCVTIMEO, WAIT)
             socket.connect(run.addresses["exchange"])
-            frame = msgpack.packb(header | {"client": f"dear-{place}"})
+            frame = msgpack.packb(header | {"client": f"expensive-{place}"})
             assert len(frame) < 4 << 20
             socket.send(frame)
         for socket in sockets:
@@ -261,13 +261,13 @@ def test_dear_headers_are_looked_at_one_at_a_time(run: Hosted) -> None:
 
 
 def read(answer: list[bytes], name: str, call: str) -> None:
-    """As a client reads an answer: a value of the right kind, or one of its errors."""
+    """Decode a reply like a client: to a value of the right type, or to one of its errors."""
     with suppress(*rpc.ERRORS.values(), rpc.ServiceFailed):
         client: Any = Client.__new__(CLIENTS[name])
         client._read(calls(INTERFACES[name])[call], unpack(answer))
 
 
-def test_a_client_reads_no_nonsense(messages: dict[str, list[list[bytes]]]) -> None:
+def test_a_client_rejects_malformed_replies(messages: dict[str, list[list[bytes]]]) -> None:
     random = Random(21)
     pairs = [
         (name, unpack(request).header["call"], answer)
@@ -281,8 +281,8 @@ def test_a_client_reads_no_nonsense(messages: dict[str, list[list[bytes]]]) -> N
         read(bomb, "exchange", "lease_batch")
 
 
-class Hostile:
-    """A server that answers whatever it likes, on a thread."""
+class HostileServer:
+    """A server on a thread that sends arbitrary replies."""
 
     def __init__(self, answers: Callable[[Frames], Sequence[list[bytes]]]) -> None:
         self._answers, self._stop = answers, Event()
@@ -310,7 +310,7 @@ class Hostile:
         self._context.term()
 
 
-def test_a_client_outlives_a_hostile_server(
+def test_a_client_survives_a_hostile_server(
     messages: dict[str, list[list[bytes]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
@@ -324,7 +324,7 @@ def test_a_client_outlives_a_hostile_server(
         return [mutated(mine, random), mutated(mine, random), pack({"id": number, "error": "End", "message": "of it"})]
 
     ended = {"value": 0, "error": 0}
-    with Hostile(answer) as address, RemoteExchange(address, "victim", timeout=10) as exchange:
+    with HostileServer(answer) as address, RemoteExchange(address, "victim", timeout=10) as exchange:
         for place in range(3000):
             call: Any = (exchange.wanted_version, exchange.next_version, exchange.empty_prompt)[place % 3]
             try:
@@ -335,8 +335,8 @@ def test_a_client_outlives_a_hostile_server(
     assert ended["error"] > 1000
 
 
-def test_answers_to_others_do_not_keep_a_client_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that never stops to say something else is silent, as far as this request goes."""
+def test_replies_to_other_requests_do_not_delay_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that sends only replies to other requests counts as silent."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     stop = Event()
 
@@ -344,7 +344,7 @@ def test_answers_to_others_do_not_keep_a_client_waiting(monkeypatch: pytest.Monk
         while not stop.wait(0.02):
             yield pack({"id": -1})
 
-    with Hostile(endless) as address, RemoteExchange(address, "victim", timeout=0.3) as exchange:  # type: ignore[arg-type]
+    with HostileServer(endless) as address, RemoteExchange(address, "victim", timeout=0.3) as exchange:  # type: ignore[arg-type]
         with pytest.raises(Unreachable, match=r"victim: next_version: no answer from .* in 0\.3 s"):
             exchange.next_version()
         stop.set()

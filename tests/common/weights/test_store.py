@@ -1,4 +1,4 @@
-"""The weight store: what is published comes back, what was altered is named."""
+"""The weight store: versions round-trip, and altered files are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def publish(store: WeightStore, version: int = 3, state: dict[str, torch.Tensor]
     return store.publish(TensorStream.of(state or STATE), version=version, step=12, pushes=6, kind="full", base=version)
 
 
-def test_a_version_comes_back_whole(tmp_path: Path) -> None:
+def test_a_version_round_trips(tmp_path: Path) -> None:
     store = WeightStore(tmp_path / "weights")
     manifest = publish(store)
     loaded, state = WeightStore(tmp_path / "weights").load(3)
@@ -36,7 +36,7 @@ def test_a_version_comes_back_whole(tmp_path: Path) -> None:
     assert state.keys() == STATE.keys()
 
 
-def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_content_only(tmp_path: Path) -> None:
     store = WeightStore(tmp_path)
     same = publish(store, 1), publish(store, 2, dict(reversed(STATE.items())))
     assert same[0].digest == same[1].digest
@@ -73,7 +73,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
         store.load(9)
 
 
-def test_a_half_written_version_does_not_exist_and_is_overwritten(tmp_path: Path) -> None:
+def test_a_half_written_version_is_ignored_and_overwritten(tmp_path: Path) -> None:
     store = WeightStore(tmp_path)
     draft_of(tmp_path / "v000003").mkdir()
     (draft_of(tmp_path / "v000003") / "manifest.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Weights over the network: what arrives is what was published, and nothing damaged is ever staged."""
+"""Weights over the network: a pulled version equals the published one, and damaged data is never staged."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def wanted() -> Wanted:
     return Wanted()
 
 
-def test_chunks_make_up_the_file(store: WeightStore, service: Service, tmp_path: Path) -> None:
+def test_a_pulled_file_equals_the_published_one(store: WeightStore, service: Service, tmp_path: Path) -> None:
     manifest = publish(store, 3)
     mine = WeightStore(tmp_path / "mine")
     with small_chunks(), RemoteWeights(service.address, "sampler-0") as source:
@@ -101,11 +101,11 @@ class Damaging(StoredWeights):
 
 
 def debris(folder: Path) -> list[str]:
-    """What lies there besides staged versions."""
+    """The files in `folder` that are not staged versions."""
     return [path.name for path in folder.iterdir() if not path.name.startswith("v")]
 
 
-def test_damage_on_the_way_is_named_and_not_kept(store: WeightStore, tmp_path: Path) -> None:
+def test_a_damaged_download_is_rejected_and_deleted(store: WeightStore, tmp_path: Path) -> None:
     publish(store, 1)
     mine = WeightStore(tmp_path / "mine")
     with (
@@ -121,13 +121,13 @@ def test_damage_on_the_way_is_named_and_not_kept(store: WeightStore, tmp_path: P
 
 
 class Confused(StoredWeights):
-    """Answers for version 1 with the manifest of version 2."""
+    """Returns the manifest of version 2 for version 1."""
 
     def manifest(self, version: int) -> WeightVersion:
         return super().manifest(2 if version == 1 else version)
 
 
-def test_another_versions_manifest_is_refused(store: WeightStore, tmp_path: Path) -> None:
+def test_the_manifest_of_another_version_is_rejected(store: WeightStore, tmp_path: Path) -> None:
     for version in (1, 2):
         publish(store, version)
     mine = WeightStore(tmp_path / "mine")
@@ -140,7 +140,7 @@ def test_another_versions_manifest_is_refused(store: WeightStore, tmp_path: Path
     assert mine.versions() == debris(mine.folder) == []
 
 
-def test_a_base_stands_for_itself(store: WeightStore, service: Service, tmp_path: Path) -> None:
+def test_a_base_must_not_have_a_base(store: WeightStore, service: Service, tmp_path: Path) -> None:
     for version, base in ((1, 1), (2, 1), (3, 2)):
         publish(store, version, kind="adapter", base=base)
     mine = WeightStore(tmp_path / "mine")
@@ -170,24 +170,26 @@ def test_a_puller_pulls_a_damaged_version_again(
     assert debris(tmp_path / "mine") == []
 
 
-@pytest.mark.parametrize(("cut", "words"), [(-1, "ends within b; 1 bytes of it are missing"), (None, "1 bytes more")])
-def test_a_file_of_another_length_is_refused(store: WeightStore, tmp_path: Path, cut: int | None, words: str) -> None:
+@pytest.mark.parametrize(("cut", "message"), [(-1, "ends within b; 1 bytes of it are missing"), (None, "1 bytes more")])
+def test_a_file_of_another_length_is_rejected(
+    store: WeightStore, tmp_path: Path, cut: int | None, message: str
+) -> None:
     manifest = publish(store, 1)
     whole = store.file(1).read_bytes()
     mine = WeightStore(tmp_path / "mine")
-    with pytest.raises(CorruptDataError, match=words):
+    with pytest.raises(CorruptDataError, match=message):
         mine.receive(manifest, [whole[:cut] if cut else whole + b"x"])
     assert mine.versions() == debris(mine.folder) == []
 
 
-def test_a_manifest_that_contradicts_itself_is_refused(store: WeightStore, tmp_path: Path) -> None:
+def test_a_manifest_that_fails_its_own_digest_is_rejected(store: WeightStore, tmp_path: Path) -> None:
     manifest = publish(store, 1)
     chunks = [store.file(1).read_bytes()]
     with pytest.raises(CorruptDataError, match="the manifest's entries differ from its own digest"):
         WeightStore(tmp_path / "mine").receive(replace(manifest, tensors=manifest.tensors[:1]), chunks)
 
 
-def test_a_version_that_is_gone_is_named(service: Service, tmp_path: Path) -> None:
+def test_pulling_a_deleted_version_raises(service: Service, tmp_path: Path) -> None:
     with (
         RemoteWeights(service.address, "sampler-0") as source,
         pytest.raises(NotFoundError, match=r"no weight version 9; there are \[\]"),
@@ -195,7 +197,7 @@ def test_a_version_that_is_gone_is_named(service: Service, tmp_path: Path) -> No
         pull(source, 9, WeightStore(tmp_path / "mine"))
 
 
-def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service: Service) -> None:
+def test_a_chunk_of_a_deleted_version_raises(store: WeightStore, service: Service) -> None:
     with (
         RemoteWeights(service.address, "sampler-0") as source,
         closing(source.chunks(9, 1)) as chunks,
@@ -207,7 +209,7 @@ def test_a_chunk_of_a_version_that_is_gone_is_named(store: WeightStore, service:
 def test_the_version_that_the_exchange_wants_is_staged(
     store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody calls `staged`: the puller asks the exchange by itself, as while a long group is sampled."""
+    """`staged` is not called: the puller asks the exchange by itself, as it must while a long group is sampled."""
     monkeypatch.setattr(sync, "ASK_SECONDS", 0.01)
     publish(store, 0)
     with WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller:
@@ -228,7 +230,7 @@ def wait_for(is_so: Callable[[], bool]) -> None:
         Event().wait(0.01)
 
 
-def test_an_older_version_comes_at_once_when_the_sampler_asks(
+def test_an_older_version_is_pulled_at_once_when_the_sampler_asks(
     store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "ASK_SECONDS", 3600.0)
@@ -238,11 +240,11 @@ def test_an_older_version_comes_at_once_when_the_sampler_asks(
     with WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller:
         assert puller.wait(3, WAIT)
         assert puller.wait(0, WAIT)
-        assert puller.staged(0)  # and stays while it is wanted
+        assert puller.staged(0)  # it is kept as long as it is wanted
         assert torch.equal(puller.store.load(0)[1]["w"], store.load(0)[1]["w"])
 
 
-def test_an_exchange_without_an_answer_costs_only_time(
+def test_a_puller_retries_when_the_exchange_fails(
     store: WeightStore, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sync, "ASK_SECONDS", 0.01)
@@ -273,8 +275,8 @@ class Interrupted(StoredWeights):
         return super().chunk(version, offset)
 
 
-def test_a_pull_outlives_the_publisher(store: WeightStore, tmp_path: Path) -> None:
-    """The service dies with requests unanswered; another one takes over its address. Only the rest is asked for."""
+def test_a_pull_survives_a_restart_of_the_publisher(store: WeightStore, tmp_path: Path) -> None:
+    """The service stops with open requests, and another one takes its address. Only missing chunks are requested."""
     manifest, stop = publish(store, 1), Event()
     mine = WeightStore(tmp_path / "mine")
     dying = Service(WeightSource, Interrupted(store, 5 * 4096, stop.set))
@@ -292,7 +294,7 @@ def test_a_pull_outlives_the_publisher(store: WeightStore, tmp_path: Path) -> No
     assert debris(mine.folder) == []
 
 
-def test_a_publisher_that_stays_away_is_named(store: WeightStore, tmp_path: Path) -> None:
+def test_an_unreachable_publisher_is_named(store: WeightStore, tmp_path: Path) -> None:
     publish(store, 1)
     mine, stop = WeightStore(tmp_path / "mine"), Event()
     dying = Service(WeightSource, Interrupted(store, 5 * 4096, stop.set))
@@ -354,8 +356,8 @@ def test_a_late_joiner_gets_the_newest_adapter_and_its_base(
     assert service.counts["manifest"] == 2
 
 
-def test_a_lineage_is_rolled_back(store: WeightStore, service: Service, tmp_path: Path) -> None:
-    """Version 2 is lost with the steps behind it. Its id is not used again, and who holds it changes to version 3."""
+def test_a_puller_follows_a_rollback(store: WeightStore, service: Service, tmp_path: Path) -> None:
+    """Version 2 is rolled back. Its id is not used again, and the puller that has it changes to version 3."""
     exchange = open_exchange(tmp_path / "exchange", small())
 
     def push_version(step: int) -> int:
@@ -380,8 +382,8 @@ def test_a_lineage_is_rolled_back(store: WeightStore, service: Service, tmp_path
         exchange.close()
 
 
-def test_chunks_are_not_kept_for_a_second_question(store: WeightStore) -> None:
-    """They are large; whoever has died amid a pull would pin one for good."""
+def test_replies_with_chunks_are_not_cached(store: WeightStore) -> None:
+    """They are large, and a client that died during a pull would keep one in memory."""
     publish(store, 1)
     with (
         serving(weight_service(store)) as service,

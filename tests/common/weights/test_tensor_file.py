@@ -1,4 +1,4 @@
-"""The safetensors files that are written as their tensors come: what the library reads, and what it would write."""
+"""Streamed safetensors files: the library can read them, and would write the same bytes."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_the_digest_in_the_header(tmp_path: Path) -> None:
         assert file.get_tensor("transposed").equal(STATE["transposed"])
 
 
-def test_one_tensor_is_held_at_a_time(tmp_path: Path) -> None:
+def test_write_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     layout = TensorStream.of({f"{place:02}": torch.empty(1000, device="meta") for place in range(20)}).layout
     made: list[ref[torch.Tensor]] = []
 
     def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for entry in layout:
-            assert sum(one() is not None for one in made) <= 1  # the one before goes when the next one has come
+            assert sum(one() is not None for one in made) <= 1  # the previous one is freed when the next one exists
             tensor = torch.ones(1000)
             made.append(ref(tensor))
             yield entry.name, tensor
@@ -59,7 +59,7 @@ def test_one_tensor_is_held_at_a_time(tmp_path: Path) -> None:
     assert len(write(tmp_path / "file", TensorStream(layout, tensors()))) == 20
 
 
-def test_a_stream_that_does_not_keep_its_word(tmp_path: Path) -> None:
+def test_a_stream_that_differs_from_its_layout_is_rejected(tmp_path: Path) -> None:
     layout, tensors = TensorStream.of({"a": torch.ones(2), "b": torch.ones(3)}).layout, {"a": torch.ones(2)}
     with pytest.raises(ValueError, match="shorter"):
         write(tmp_path / "file", TensorStream(layout, tensors.items()))
@@ -73,8 +73,8 @@ def test_an_unknown_dtype_is_named() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 7, 100, 10**6])
-def test_a_file_is_checked_while_it_passes(tmp_path: Path, step: int) -> None:
-    """However it is cut; and every altered byte is found no later than at the end of its tensor."""
+def test_checker_verifies_a_file_in_pieces_of_any_size(tmp_path: Path, step: int) -> None:
+    """Every altered byte is found by the end of its tensor at the latest."""
     entries = write(tmp_path / "file", TensorStream.of(STATE))
     whole = (tmp_path / "file").read_bytes()
     check = Checker(entries, "here")

@@ -45,7 +45,7 @@ class ExchangeContract:
 
     @pytest.fixture
     def open_exchange(self, clock: Clock) -> Factory:
-        raise TypeError("a subclass gives this fixture")
+        raise TypeError("the subclass must define this fixture")
 
     # Sampling.
 
@@ -79,7 +79,7 @@ class ExchangeContract:
         assert (second.prompt.ordinal, second.worker, second.attempt, second.version) == (1, "b", 1, 0)
         assert len({*first.seeds, *second.seeds}) == 8
 
-    def test_the_pair_is_what_was_sampled_and_scored(self, open_exchange: Factory) -> None:
+    def test_a_pair_holds_what_was_sampled_and_scored(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(sampler__candidates=4, learner__batch_size=1))
         lease = sample(exchange)
         assert lease is not None
@@ -120,7 +120,7 @@ class ExchangeContract:
         assert exchange.wasted() == {}
         exchange.check()
 
-    def test_a_candidate_its_lease_did_not_ask_for_is_refused(self, open_exchange: Factory) -> None:
+    def test_a_candidate_outside_its_lease_is_rejected(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         lease, other = exchange.lease_group("a", 0), exchange.lease_group("b", 0)
         assert lease is not None
@@ -131,7 +131,7 @@ class ExchangeContract:
         with pytest.raises(ValueError, match="sampled with seed"):
             exchange.submit_candidate(lease, replace(wrong, seed=1))
 
-    def test_the_last_candidate_needs_the_conditioning(self, open_exchange: Factory) -> None:
+    def test_the_last_candidate_requires_the_conditioning(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         lease = exchange.lease_group("a", 0)
         assert lease is not None
@@ -142,21 +142,21 @@ class ExchangeContract:
         assert exchange.submit_candidate(lease, candidate(lease, 1)).accepted
 
     def test_admission_waits_for_the_learner(self, open_exchange: Factory) -> None:
-        exchange = open_exchange(small())  # (1 + 0 + 1) * 2 = 4 groups ahead
+        exchange = open_exchange(small())  # (max_lag + pushes + 1) * 2 = (1 + 0 + 1) * 2 = 4 groups
         make_pairs(exchange, 4)
         assert exchange.lease_group("sampler-0", 0) is None
         train(exchange, 1)
-        assert exchange.lease_group("sampler-0", 0) is None  # a step alone changes no push
+        assert exchange.lease_group("sampler-0", 0) is None  # only a push raises the limit, not a step
         exchange.announce(weight_version(1, 1, 1))
         assert [sample(exchange, 1) is not None for _ in range(3)] == [True, True, False]
 
-    def test_nothing_is_sampled_that_no_step_will_take(self, open_exchange: Factory) -> None:
+    def test_admission_stops_when_the_run_has_enough_pairs(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(steps=2, exchange__max_lag=9))
         count = 2 * small().learner.batch_size
         assert [sample(exchange) is not None for _ in range(count + 1)] == [True] * count + [False]
         assert exchange.refusal == "steps = 2: enough pairs for the rest of the run exist or are in progress"
 
-    def test_pipeline_depth_bounds_groups_under_way(self, open_exchange: Factory) -> None:
+    def test_pipeline_depth_bounds_running_groups(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=2))
         assert sample(exchange) is not None
         assert exchange.lease_group("b", 0) is not None
@@ -164,8 +164,8 @@ class ExchangeContract:
         score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0})
         assert exchange.lease_group("c", 0) is not None
 
-    def test_ties_and_failures_give_their_place_back(self, open_exchange: Factory) -> None:
-        exchange = open_exchange(small(exchange__max_lag=0, exchange__max_attempts=1))  # 2 groups ahead
+    def test_ties_and_failures_free_admission_capacity(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=0, exchange__max_attempts=1))  # at most 2 groups
         sample(exchange)
         score_all(exchange, {"0-0-v0": 50.0, "0-1-v0": 50.0})
         lease = exchange.lease_group("sampler-0", 0)
@@ -186,7 +186,7 @@ class ExchangeContract:
         with pytest.raises(ValueError, match="version 5 was never announced"):
             exchange.lease_group("sampler-0", 5)
 
-    def test_failed_attempts_end_in_failed(self, open_exchange: Factory) -> None:
+    def test_a_group_fails_after_max_attempts(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_attempts=2))
         for attempt in (1, 2):
             lease = exchange.lease_group("sampler-0", 0)
@@ -218,7 +218,7 @@ class ExchangeContract:
         assert exchange.submit_candidate(again, candidate(again, 1)).accepted
         assert exchange.wasted() == {"late": 1}
 
-    def test_another_version_samples_the_group_anew(self, open_exchange: Factory, clock: Clock) -> None:
+    def test_another_version_resamples_the_group(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__lease_seconds=60))
         dead = exchange.lease_group("dead", 0)
         assert dead is not None
@@ -260,7 +260,7 @@ class ExchangeContract:
         assert exchange.failures() == {0: "scoring lease of alive expired"}
         exchange.check()
 
-    def test_the_leases_of_a_worker_known_to_be_dead_are_free_at_once(self, open_exchange: Factory) -> None:
+    def test_release_frees_the_leases_of_a_dead_worker_at_once(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_attempts=2))
         for _ in range(2):
             lease = exchange.lease_group("dying", 0)
@@ -269,10 +269,10 @@ class ExchangeContract:
             exchange.release("dying")
         after = exchange.lease_group("alive", 0)
         assert after is not None
-        assert after.prompt.ordinal == 1  # a prompt that kills its sampler twice is given up
+        assert after.prompt.ordinal == 1  # group 0 failed, because its sampler died twice
         assert exchange.failures() == {0: "lease of dying expired"}
 
-    def test_releasing_one_worker_leaves_the_others_alone(self, open_exchange: Factory) -> None:
+    def test_release_does_not_affect_other_workers(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         alive = exchange.lease_group("alive", 0)
         assert alive is not None
@@ -309,7 +309,7 @@ class ExchangeContract:
         assert exchange.wasted() == {"nan": 2}
         exchange.check()
 
-    def test_a_score_that_is_no_number_may_say_why(self, open_exchange: Factory) -> None:
+    def test_a_nan_score_reports_its_reason(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         sample(exchange)
         name = exchange.lease_candidates("rewarder-0", 2)[0].candidate_id
@@ -324,7 +324,7 @@ class ExchangeContract:
         answer = exchange.submit_scores("rewarder-0", [Score("9-9-v9", "heads-1", values(1.0))])
         assert answer == [Submitted(False, "unknown candidate")]
 
-    def test_scores_of_two_reward_models_are_never_compared(self, open_exchange: Factory) -> None:
+    def test_scores_of_two_reward_models_are_not_mixed(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         sample(exchange)
         first, second = exchange.lease_candidates("rewarder-0", 2)
@@ -338,7 +338,7 @@ class ExchangeContract:
 
     # Training.
 
-    def test_pairs_come_exactly_or_not_at_all(self, open_exchange: Factory) -> None:
+    def test_a_batch_has_exactly_the_requested_size_or_is_empty(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 3)
         assert exchange.lease_batch("learner-0", 1, 4) == []
@@ -347,7 +347,7 @@ class ExchangeContract:
         make_pairs(exchange, 1)
         assert train(exchange, 2, 2) == [2, 3]
 
-    def test_asking_again_gives_the_same_pairs(self, open_exchange: Factory) -> None:
+    def test_lease_batch_and_commit_step_are_idempotent(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 4)
         first = exchange.lease_batch("learner-0", 1, 2)
@@ -361,7 +361,7 @@ class ExchangeContract:
         with pytest.raises(ValueError, match="which it did not lease"):
             exchange.commit_step(2, [2, 3])
 
-    def test_stale_pairs_expire_when_taken(self, open_exchange: Factory) -> None:
+    def test_stale_pairs_expire_when_a_batch_is_leased(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 4)
         train(exchange, 1)
@@ -375,14 +375,14 @@ class ExchangeContract:
         assert exchange.counts()[State.EXPIRED] == 1
         exchange.check()
 
-    def test_no_pair_expires_by_age(self, open_exchange: Factory, clock: Clock) -> None:
+    def test_pairs_do_not_expire_with_time(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 2)
         clock.now += 1e9
         assert train(exchange, 1) == [0, 1]
 
     @pytest.mark.parametrize("times", [1, 2])
-    def test_a_commit_counts_although_its_pairs_expired_during_the_step(
+    def test_a_commit_counts_even_if_its_pairs_expired_during_the_step(
         self, open_exchange: Factory, clock: Clock, times: int
     ) -> None:
         config = small(exchange__max_lag=0, exchange__lease_seconds=60, exchange__max_times_trained=times)
@@ -393,13 +393,13 @@ class ExchangeContract:
         exchange.announce(weight_version(1, 1, 1))
         assert exchange.lease_batch("hasty", 1, 2) == []
         assert exchange.counts()[State.EXPIRED] == 2
-        exchange.commit_step(1, [0, 1])  # the weights have them
+        exchange.commit_step(1, [0, 1])  # the weights already include them
         assert exchange.counts()[State.TRAINED] == 2
         exchange.check()
         exchange.rollback(0)
         assert exchange.counts()[State.READY] == 2
 
-    def test_no_step_is_leased_or_committed_before_the_one_before_it(self, open_exchange: Factory) -> None:
+    def test_steps_must_be_leased_and_committed_in_order(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         make_pairs(exchange, 4)
         with pytest.raises(ValueError, match="step 2 requested, but step 1 is not committed yet"):
@@ -408,17 +408,17 @@ class ExchangeContract:
         train(exchange, 2)
         exchange.rollback(0)
         with pytest.raises(ValueError, match="step 2 requested, but step 1 is not committed yet"):
-            exchange.commit_step(2, [2, 3])  # of a learner that does not know that it is dead
+            exchange.commit_step(2, [2, 3])  # from a learner that was replaced and still runs
 
-    def test_uses_are_counted_per_step_and_never_beyond_the_bound(self, open_exchange: Factory) -> None:
-        """Also if steps are repeated after a rollback."""
+    def test_uses_never_exceed_max_times_trained(self, open_exchange: Factory) -> None:
+        """Even if steps are repeated after a rollback."""
         exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=9))
         make_pairs(exchange, 2)
         assert [train(exchange, step) for step in (1, 2, 3)] == [[0, 1], [0, 1], []]
         exchange.commit_step(2, [0, 1])  # a retry
         assert exchange.counts()[State.TRAINED] == 2
         exchange.rollback(1)
-        assert exchange.counts()[State.READY] == 2  # one use each is left
+        assert exchange.counts()[State.READY] == 2  # one use of each is left
         make_pairs(exchange, 1)
         assert [train(exchange, step) for step in (2, 3)] == [[0, 1], []]
         make_pairs(exchange, 1)
@@ -426,16 +426,16 @@ class ExchangeContract:
         assert exchange.counts()[State.TRAINED] == 4
         exchange.check()
 
-    def test_poison_groups_fail_with_their_last_cause(self, open_exchange: Factory, clock: Clock) -> None:
+    def test_a_failed_group_reports_its_last_cause(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__max_attempts=2, exchange__lease_seconds=60, exchange__max_lag=9))
-        lost = exchange.lease_group("dying", 0)  # 0: a sampler that dies, then one that cannot read the image
+        lost = exchange.lease_group("dying", 0)  # group 0: one sampler dies, another cannot read the image
         assert lost is not None
         clock.now += 61
         again = exchange.lease_group("sampler-0", 0)
         assert again is not None
         assert again.prompt.ordinal == 0
         exchange.fail_group(again, "image is broken")
-        for _ in range(2):  # 1: rewarders that die; 2: a score that is no number
+        for _ in range(2):  # group 1: rewarders die; group 2: a score is NaN
             sample(exchange)
         for worker in ("rewarder-0", "rewarder-1"):
             exchange.lease_candidates(worker, 1)
@@ -452,7 +452,7 @@ class ExchangeContract:
         assert exchange.bytes_on_disk() == 0
         exchange.check()
 
-    def test_pairs_may_be_trained_twice(self, open_exchange: Factory) -> None:
+    def test_pairs_are_trained_max_times_trained_times(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=3))
         make_pairs(exchange, 4)
         assert [train(exchange, step) for step in (1, 2, 3, 4, 5)] == [[0, 1], [2, 3], [0, 1], [2, 3], []]
@@ -475,7 +475,7 @@ class ExchangeContract:
         clock.now += 61
         assert train(exchange, 1) == [0, 1]
 
-    def test_version_ids_only_rise(self, open_exchange: Factory) -> None:
+    def test_version_ids_must_increase(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         assert (exchange.next_version(), exchange.current_version()) == (0, 0)
         exchange.announce(weight_version(0, 0, 0))
@@ -486,7 +486,7 @@ class ExchangeContract:
         with pytest.raises(ValueError, match="version 1 was used before"):
             exchange.announce(weight_version(1, 2, 2))
 
-    def test_the_empty_caption_is_kept(self, open_exchange: Factory) -> None:
+    def test_the_empty_prompt_embedding_is_stored(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         assert exchange.empty_prompt() is None
         embeds = array(b"embeds")
@@ -510,7 +510,7 @@ class ExchangeContract:
         assert total(exchange.counts()) == 1
         exchange.check()
 
-    def test_two_versions_get_the_same_seeds(self, open_exchange: Factory) -> None:
+    def test_evaluations_of_two_versions_use_the_same_seeds(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         exchange.enqueue(heldout(2), version=0)
         exchange.announce(weight_version(1, 1, 1))
@@ -533,7 +533,7 @@ class ExchangeContract:
         exchange.enqueue(heldout(3, Purpose.PROBE), version=0)
         assert total(exchange.counts(Purpose.PROBE)) == 3
 
-    def test_waiting_evaluations_say_which_version_they_want(self, open_exchange: Factory) -> None:
+    def test_wanted_version_follows_pending_evaluations(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         assert exchange.wanted_version() == 0
         exchange.announce(weight_version(1, 1, 1))
@@ -543,7 +543,7 @@ class ExchangeContract:
         sample(exchange, 0)
         assert exchange.wanted_version() == 1
 
-    def test_probes_of_the_base_are_scored_anew(self, open_exchange: Factory) -> None:
+    def test_probes_of_the_base_model_are_rescored(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         exchange.enqueue(heldout(2, Purpose.PROBE), version=0)
         first = [sample(exchange) for _ in range(2)]
@@ -557,7 +557,7 @@ class ExchangeContract:
         assert [one.candidate.id for one in again] == [candidate(lease, 0).id for lease in first if lease]
         exchange.check()
 
-    def test_retired_probes_leave_only_those_of_the_base(self, open_exchange: Factory) -> None:
+    def test_retiring_keeps_only_the_probes_of_the_base_model(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         for version in (1, 2):
             exchange.announce(weight_version(version, version, version))
@@ -569,7 +569,7 @@ class ExchangeContract:
         whole = exchange.bytes_on_disk()
         assert exchange.wanted_version() == 1
         exchange.retire_probes()
-        assert exchange.wanted_version() == 2  # the newest: nobody waits for version 1 to be probed
+        assert exchange.wanted_version() == 2  # the newest, since no probe of version 1 is pending any more
         assert len(exchange.results(Purpose.PROBE, 0)) == 1
         counts = exchange.counts(Purpose.PROBE)
         assert (counts[State.DONE], counts[State.FAILED], counts[State.PENDING]) == (3, 1, 0)
@@ -577,27 +577,27 @@ class ExchangeContract:
         assert exchange.failures() == {}
         exchange.check()
 
-    def test_a_refresh_is_due_at_one_boundary_whatever_dies(self, open_exchange: Factory) -> None:
+    def test_a_refresh_is_due_after_the_same_step_also_after_a_rollback(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_lag=4, learner__keep_checkpoints=4))
         make_pairs(exchange, 8)
         for step in (1, 2, 3):
             train(exchange, step)
             exchange.announce(weight_version(step, step, step))
         exchange.ask_refresh(2)
-        assert not exchange.refresh_due(1)  # asked after step 2
-        assert exchange.refresh_due(3)  # the learner had gone on meanwhile
+        assert not exchange.refresh_due(1)  # requested after step 2
+        assert exchange.refresh_due(3)  # the learner was already at step 3
         assert exchange.refresh_due(3)
         assert not exchange.refresh_due(4)
         exchange.rollback(2)
         assert [exchange.rolled_back(version) for version in (0, 1, 2, 3)] == [False, False, False, True]
-        assert exchange.refresh_due(2)  # taken after step 3, which was taken back
+        assert exchange.refresh_due(2)  # it was applied after step 3, which was rolled back
         exchange.rollback(1)
-        assert not any(map(exchange.refresh_due, (1, 2, 3)))  # what asked for it never happened
+        assert not any(map(exchange.refresh_due, (1, 2, 3)))  # the version that requested it was rolled back
         exchange.ask_refresh(3)
         assert not any(map(exchange.refresh_due, (1, 2, 3)))  # a version that was rolled back
         exchange.check()
 
-    def test_a_refusal_does_not_outlive_the_next_lease(self, open_exchange: Factory) -> None:
+    def test_the_next_lease_clears_the_refusal(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=1))
         sample(exchange)
         assert exchange.lease_group("sampler-0", 0) is None

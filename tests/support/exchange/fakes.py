@@ -1,4 +1,4 @@
-"""Fake prompts, candidates and scores made of hashes, to test the exchange without a model."""
+"""Fake prompts, candidates and scores made from hashes, to test the exchange without a model."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def make_pairs(exchange: WorkerExchange, count: int, version: int = 0) -> list[i
 
 
 def train(exchange: WorkerExchange, step: int, count: int = 2) -> list[int]:
-    """Lease and commit one step; the ordinals it used."""
+    """Lease and commit one step. Returns the ordinals that it used."""
     pairs = exchange.lease_batch("learner-0", step, count)
     ordinals = [training.ordinal for training in pairs]
     if ordinals:

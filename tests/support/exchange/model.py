@@ -1,7 +1,7 @@
 """A reference model of the ledger in plain dicts: the state table and rules of docs/architecture.md, without SQLite.
 
-Every method is a call of `RunExchange` and returns what that call must return; a refused call raises the same kind of
-error and changes nothing. `view` is everything that must equal the real ledger after every call. There is no reply
+Every method is a call of `RunExchange` and returns what that call must return. A call that fails raises the same type
+of error and changes nothing. `view` is everything that must equal the real ledger after every call. There is no reply
 cache, no transaction and no file: a blob is its bytes, stored under the name that the group uses.
 """
 
@@ -81,16 +81,16 @@ class Model:
         self.committed: set[int] = set()
         self.versions: dict[int, tuple[int, int, bool]] = {}  # step, pushes, rolled back
         self.checkpoints: set[int] = set()
-        self.refreshes: dict[int, int | None] = {}  # asked for after step -> taken after step
+        self.refreshes: dict[int, int | None] = {}  # requested after step -> applied after step
         # Of pruned rows: groups by purpose and state, their uses, wasted candidates by reason, the highest version.
         self.archived: Counter[tuple[str, str]] = Counter()
         self.archived_uses: Counter[int] = Counter()  # by step
         self.archived_waste: Counter[str] = Counter()
         self.archived_version = -1
         self.pushes = self.oldest_resumable_step = self.largest = 0
-        self.shown: list[Group] = []  # in the order in which they were paired
+        self.shown: list[Group] = []  # in the order of their selection
 
-    # What can be compared.
+    # State.
 
     def view(self) -> dict[str, Any]:
         """Everything that must equal the real ledger."""
@@ -141,7 +141,7 @@ class Model:
             raise ValueError
         for group in self.groups.values():
             if group.state == "sampling" and group.lease_expires < self.clock.now:
-                self._lose(group, f"lease of {group.leased_by} expired")
+                self._count_failure(group, f"lease of {group.leased_by} expired")
         waiting = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "pending"}
         for ordinal, one in waiting.items():
             if not one.trains and one.required_version in (None, version):
@@ -168,10 +168,10 @@ class Model:
         m = self.rules.max_times_trained
         per_step = self.config.learner.batch_size
         ahead = (self.rules.max_lag + self.pushes + 1) * per_step * self.config.learner.steps_per_push
-        unspent = min(ahead, self.config.steps * per_step) - spent  # uses that nothing has been spent on
+        unspent = min(ahead, self.config.steps * per_step) - spent  # planned uses that are not committed yet
         promised = sum(m - one.times_trained for one in live) + m * running
         room = ceil((unspent - promised) / m)
-        if unspent >= per_step:  # one step takes distinct pairs, however often each may be used
+        if unspent >= per_step:  # the pairs of one step must be distinct
             room = max(room, per_step - len(live) - running)
         if min(room, self.rules.pipeline_depth - running) < 1:
             return False
@@ -192,21 +192,21 @@ class Model:
     def _lease(self, ordinal: int, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]]:
         group = self.groups[ordinal]
         if group.version not in (None, version):
-            self._throw_away(group, "death", "image", "conditioning")
+            self._drop_candidates(group, "death", "image", "conditioning")
         group.state, group.leased_by, group.version = "sampling", worker, version
         group.pushes = self.versions.get(version, (0, 0, False))[1]
         group.attempt += 1
         group.lease_expires = self.clock.now + self.rules.lease_seconds
         return ordinal, group.attempt, version, tuple(sorted(group.clips))
 
-    def _lose(self, group: Group, reason: str) -> None:
+    def _count_failure(self, group: Group, reason: str) -> None:
         group.failures += 1
         group.state, group.leased_by = "pending", None
         if group.failures >= self.rules.max_attempts:
             group.state, group.reason = "failed", reason
-            self._throw_away(group, "failed")
+            self._drop_candidates(group, "failed")
 
-    def _throw_away(self, group: Group, reason: str, *kept: str) -> None:
+    def _drop_candidates(self, group: Group, reason: str, *kept: str) -> None:
         self.wasted |= {(clip.id, reason) for clip in group.clips.values()}
         group.clips = {}
         group.keep(*kept)
@@ -251,7 +251,7 @@ class Model:
     def fail_group(self, lease: GroupLease, reason: str, kind: str = "") -> None:
         group = self._held_group(lease)
         if group is not None:
-            self._lose(group, reason)
+            self._count_failure(group, reason)
 
     def enqueue(self, prompts: list[Prompt], version: int | None) -> None:
         for position, prompt in enumerate(prompts):
@@ -285,10 +285,10 @@ class Model:
             if group.version != 0:
                 group.keep()
         over = {id(one) for one in self._probes("failed") + self._probes("done") if one.blobs == {}}
-        self._forget([ordinal for ordinal, one in self.groups.items() if id(one) in over])
+        self._archive([ordinal for ordinal, one in self.groups.items() if id(one) in over])
 
-    def _forget(self, ordinals: list[int]) -> None:
-        """Reduce these groups to totals."""
+    def _archive(self, ordinals: list[int]) -> None:
+        """Delete these groups and add them to the archived counts."""
         for step, batch in list(self.batches.items()):
             left = [ordinal for ordinal in batch if ordinal not in ordinals]
             self.archived_uses[step] += (len(batch) - len(left)) * (step in self.committed)
@@ -326,7 +326,7 @@ class Model:
             clip.failures += 1
             if clip.failures >= self.rules.max_attempts:
                 self._fail(group, f"scoring lease of {holder} expired", "failed")
-            self._rest(group)
+            self._return_to_sampled(group)
         free = [
             (one.trains, ordinal, index)
             for ordinal, one in self.groups.items()
@@ -344,7 +344,7 @@ class Model:
     def _find(self, name: str) -> tuple[Group, Clip]:
         return next((one, clip) for one in self.groups.values() for clip in one.clips.values() if clip.id == name)
 
-    def _rest(self, group: Group) -> None:
+    def _return_to_sampled(self, group: Group) -> None:
         if group.state == "scoring" and all(clip.leased_by is None for clip in group.clips.values()):
             group.state = "sampled"
 
@@ -410,7 +410,7 @@ class Model:
             raise ValueError
         for group in self.groups.values():
             if group.state == "training" and group.lease_expires < self.clock.now:
-                self._back(group)
+                self._return_to_ready(group)
         queue = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "ready"}
         for group in queue.values():
             if self._lag(group) > self.rules.max_lag:
@@ -441,7 +441,7 @@ class Model:
         self.batches[step] = batch
         return batch
 
-    def _back(self, group: Group) -> None:
+    def _return_to_ready(self, group: Group) -> None:
         group.state, group.leased_by, group.step = "ready", None, None
 
     def commit_step(self, step: int, ordinals: list[int]) -> None:
@@ -458,7 +458,7 @@ class Model:
         for group in (self.groups[ordinal] for ordinal in ordinals):
             group.times_trained += 1
             ended = group.state in ENDED
-            self._back(group)
+            self._return_to_ready(group)
             if ended or group.times_trained == self.rules.max_times_trained:
                 group.state, group.ended_at_step = "trained", step
 
@@ -496,9 +496,9 @@ class Model:
         self._prune()
 
     def _prune(self) -> None:
-        """Reduce old groups that no resume can need to totals."""
+        """Delete old groups and versions that no resume can need."""
         oldest = self.admitted(Purpose.TRAIN) - self.rules.keep_groups
-        self._forget(
+        self._archive(
             [
                 ordinal
                 for ordinal, one in self.groups.items()
@@ -525,7 +525,7 @@ class Model:
         for ordinal, group in self.groups.items():
             group.times_trained = uses[ordinal]
             if group.state == "training" or (group.state in ENDED and (group.ended_at_step or 0) > step):
-                self._back(group)
+                self._return_to_ready(group)
                 group.ended_at_step = None
         self.versions = {
             v: (at, pushes, rolled_back or at > step) for v, (at, pushes, rolled_back) in self.versions.items()
@@ -542,16 +542,16 @@ class Model:
 
     # Leases of all kinds.
 
-    def _held(self, worker: str) -> list[Any]:
+    def _leases_of(self, worker: str) -> list[Any]:
         clips = [clip for one in self.groups.values() for clip in one.clips.values()]
         return [one for one in [*self.groups.values(), *clips] if one.leased_by == worker]
 
     def renew(self, worker: str) -> None:
-        for one in self._held(worker):
+        for one in self._leases_of(worker):
             one.lease_expires = self.clock.now + self.rules.lease_seconds
 
     def release(self, worker: str) -> None:
-        for one in self._held(worker):
+        for one in self._leases_of(worker):
             one.lease_expires = -inf
 
     def reopen(self) -> None:
@@ -559,11 +559,11 @@ class Model:
         for group in self.groups.values():
             for clip in group.clips.values():
                 clip.leased_by = None
-            self._rest(group)
+            self._return_to_sampled(group)
             if group.state == "sampling":
                 group.state, group.leased_by = "pending", None
             if group.state == "training":
-                self._back(group)
+                self._return_to_ready(group)
 
 
 def packed(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Many threads at one exchange: one order, shared commits, and files that last as long as they are needed."""
+"""Many threads call one exchange: calls run in order and share commits; blob files stay as long as they are needed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.messages import GroupLease, Score
 from tests.support.exchange import fakes
 from tests.support.exchange.fakes import candidate, conditioning, small
 
-SECONDS = 20  # that anything may take
+SECONDS = 20  # timeout of every wait
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ class Commits:
 
 
 def queued(exchange: LocalExchange, pool: ThreadPoolExecutor, number: int, call: Any, *arguments: Any) -> Future[Any]:
-    """Start a call on a thread of its own and wait until it is the `number`th in the queue."""
+    """Start a call on its own thread and wait until it is the `number`th in the queue."""
     asked, queue = pool.submit(call, *arguments), exchange._commit_queue._queue
     for _ in range(10_000):
         if len(queue) == number:
@@ -71,10 +71,8 @@ def queued(exchange: LocalExchange, pool: ThreadPoolExecutor, number: int, call:
     raise AssertionError("the call never queued")
 
 
-def test_calls_that_wait_share_a_commit_in_their_order(
-    exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One call holds the turn; of five that queue behind it, one is wrong, which changes nothing for the others."""
+def test_queued_calls_share_a_commit_in_order(exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five calls queue behind a running one. One of them fails, which does not affect the others."""
     commits = Commits(monkeypatch)
     with ThreadPoolExecutor(8) as pool:
         first = pool.submit(exchange.lease_group, "sampler-0", 0)
@@ -89,10 +87,10 @@ def test_calls_that_wait_share_a_commit_in_their_order(
     assert [one.worker for one in leases[1:]] == ["s0", "s1", "s3", "s4"]
 
 
-def test_an_operation_that_fails_half_way_is_undone_alone(
+def test_only_the_failed_operation_of_a_batch_is_rolled_back(
     exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last candidate without conditioning is refused after its blobs were taken."""
+    """The last candidate without conditioning is rejected after its blobs were referenced."""
     bad, good = exchange.lease_group("sampler-0", 0), lease(exchange)
     assert bad is not None
     exchange.submit_candidate(bad, candidate(bad, 0))
@@ -113,20 +111,18 @@ def test_an_operation_that_fails_half_way_is_undone_alone(
     counts = exchange.counts()
     assert (counts[State.SAMPLED], counts[State.SAMPLING]) == (1, 1)
     exchange.submit_conditioning(bad, conditioning(bad.prompt))
-    assert exchange.submit_candidate(bad, candidate(bad, 1)).accepted  # no duplicate
+    assert exchange.submit_candidate(bad, candidate(bad, 1)).accepted  # it was not stored before
 
 
 def files(exchange: LocalExchange) -> set[str]:
     return exchange._ledger.blobs.names()
 
 
-def test_a_commit_that_fails_is_made_again_call_by_call(
-    exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The disk takes no first frames; of two calls that share a commit, only the one that brings one is refused."""
+def test_a_failed_commit_is_retried_call_by_call(exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing one file at a time fails, which only the lease of a new group does: it stores a first frame."""
     found = lease(exchange)
     before = files(exchange)
-    monkeypatch.setattr(BlobStore, "sync", refuse(BlobStore.sync, 1))  # the candidate's two are staged together
+    monkeypatch.setattr(BlobStore, "sync", disk_full(BlobStore.sync, 1))  # a candidate syncs two files at once
     commits = Commits(monkeypatch)
     with ThreadPoolExecutor(8) as pool:
         held = pool.submit(exchange.counts)
@@ -145,8 +141,8 @@ def test_a_commit_that_fails_is_made_again_call_by_call(
     assert sum(exchange.counts().values()) == 1
 
 
-def refuse(sync: Any, count: int) -> Any:
-    """`sync`, but the disk is full for so many files."""
+def disk_full(sync: Any, count: int) -> Any:
+    """Returns `sync`, but the disk is full when it is called with `count` files."""
 
     def full(store: BlobStore, files: Any) -> None:
         if len(files) == count:
@@ -159,12 +155,12 @@ def refuse(sync: Any, count: int) -> Any:
 
 @pytest.mark.parametrize("sql", ["SAVEPOINT", "INSERT INTO candidates", "RELEASE", "COMMIT"])
 @pytest.mark.parametrize("code", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR_WRITE])
-def test_a_call_that_sqlite_refuses_anywhere_is_undone(exchange: LocalExchange, sql: str, code: int) -> None:
-    """In its savepoint, amid it, at its end, in the commit; also where SQLite gives up the whole batch by itself."""
+def test_a_call_is_rolled_back_wherever_sqlite_fails(exchange: LocalExchange, sql: str, code: int) -> None:
+    """At its savepoint, inside it, at its end, in the commit; also if SQLite itself rolls back the whole batch."""
     found = lease(exchange)
     before, real = files(exchange), exchange._ledger._db
     for ends_batch in (False, True):
-        exchange._ledger._db = Refusing(real, sql, code, ends_batch)  # type: ignore[assignment]
+        exchange._ledger._db = FailingConnection(real, sql, code, ends_batch)  # type: ignore[assignment]
         with pytest.raises(StorageError, match=r"ledger\.sqlite: cannot be written: "):
             exchange.submit_candidate(found, candidate(found, 0))
         exchange._ledger._db = real
@@ -173,8 +169,8 @@ def test_a_call_that_sqlite_refuses_anywhere_is_undone(exchange: LocalExchange, 
     assert exchange.submit_candidate(found, candidate(found, 0)).accepted
 
 
-class Refusing:
-    """A database connection that fails at the first statement that begins so."""
+class FailingConnection:
+    """A database connection that fails at the first statement that begins with `sql`."""
 
     def __init__(self, database: Any, sql: str, code: int, ends_batch: bool) -> None:
         self._database, self._sql, self._code, self._ends_batch = database, sql, code, ends_batch
@@ -184,7 +180,7 @@ class Refusing:
             self._sql = "nothing"
             if self._ends_batch:
                 self._database.execute("ROLLBACK")
-            error = sqlite3.OperationalError("refused")
+            error = sqlite3.OperationalError("failed")
             error.sqlite_errorcode = self._code
             raise error
         return self._database.execute(sql, *values)
@@ -193,27 +189,27 @@ class Refusing:
         return getattr(self._database, name)
 
 
-def test_a_batch_that_sqlite_gives_up_is_made_again(exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second of three calls loses the batch of all; the others are none the wiser."""
+def test_a_batch_that_sqlite_rolled_back_is_retried(exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three calls makes SQLite roll back the batch. All three calls are retried and succeed."""
     found = lease(exchange)
     commits, real = Commits(monkeypatch), exchange._ledger._db
     with ThreadPoolExecutor(8) as pool:
         held = pool.submit(exchange.counts)
         assert commits.entered.wait(SECONDS)
         one = queued(exchange, pool, 1, exchange.submit_candidate, found, candidate(found, 0))
-        lost = queued(exchange, pool, 2, exchange.fail_group, found, "never heard of")
+        lost = queued(exchange, pool, 2, exchange.fail_group, found, "broken image")
         last = queued(exchange, pool, 3, exchange.submit_candidate, found, candidate(found, 1))
-        exchange._ledger._db = Refusing(real, "UPDATE groups", sqlite3.SQLITE_IOERR, True)  # type: ignore[assignment]
+        exchange._ledger._db = FailingConnection(real, "UPDATE groups", sqlite3.SQLITE_IOERR, True)  # type: ignore[assignment]
         commits.released.set()
         held.result(SECONDS)
         assert one.result(SECONDS).accepted
-        lost.result(SECONDS)  # refused once, then made
+        lost.result(SECONDS)  # failed once, then succeeded
         assert last.result(SECONDS).reason == "lost lease"
     exchange._ledger._db = real
     assert [row["id"] for row in exchange._ledger.candidates(0)] == ["0-0-v0"]
 
 
-def test_an_interrupt_of_one_thread_is_none_of_the_others(
+def test_an_interrupt_of_one_thread_does_not_affect_the_others(
     exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Interrupt(BaseException):
@@ -230,7 +226,7 @@ def test_an_interrupt_of_one_thread_is_none_of_the_others(
         good = queued(exchange, pool, 2, exchange.lease_group, "sampler-0", 0)
         commits.released.set()
         held.result(SECONDS)
-        with suppress(Interrupt):  # whoever led
+        with suppress(Interrupt):  # one of the two threads ran both calls
             bad.result(SECONDS)
         with suppress(Interrupt):
             assert good.result(SECONDS) is not None
@@ -239,8 +235,8 @@ def test_an_interrupt_of_one_thread_is_none_of_the_others(
 
 
 @pytest.mark.parametrize("side", ["group", "clips", "pairs"])
-def test_what_cannot_be_read_is_put_back(exchange: LocalExchange, side: str) -> None:
-    """A damaged blob: the caller is told, and what it would have leased is free for the next."""
+def test_a_lease_with_an_unreadable_blob_is_released(exchange: LocalExchange, side: str) -> None:
+    """If a blob is damaged, the caller gets an error and the lease is released."""
     name, lease_it, state = {
         "group": ("image", lambda: exchange.lease_group("sampler-0", 0), State.PENDING),
         "clips": ("clip/1", lambda: exchange.lease_candidates("rewarder-0", 2), State.SAMPLED),
@@ -255,7 +251,7 @@ def test_what_cannot_be_read_is_put_back(exchange: LocalExchange, side: str) -> 
     path = Path(exchange._ledger.open(0, name)._path)
     whole, before = path.read_bytes(), exchange.counts()
     path.write_bytes(whole[:-1] + b"?")
-    for _ in range(5):  # more often than a group may fail
+    for _ in range(5):  # more than max_attempts: it does not count as a failure
         with pytest.raises(
             StorageError, match=f"{path}: damaged: content differs .*: douga recover {path.parent.parent}"
         ):
@@ -266,8 +262,8 @@ def test_what_cannot_be_read_is_put_back(exchange: LocalExchange, side: str) -> 
     assert lease_it()
 
 
-def test_equal_content_staged_twice_is_kept_once(exchange: LocalExchange, tmp_path: Path) -> None:
-    """Two samplers stage the same bytes at once; whoever comes second finds them there."""
+def test_equal_content_staged_twice_is_stored_once(exchange: LocalExchange, tmp_path: Path) -> None:
+    """Two samplers submit the same bytes at once; the second one finds them stored."""
     one, two = lease(exchange), lease(exchange)
     same = replace(candidate(one, 0), seed=two.seeds[0], ordinal=1, id="1-0-v0")
     with ThreadPoolExecutor(2) as pool:
@@ -280,10 +276,10 @@ def test_equal_content_staged_twice_is_kept_once(exchange: LocalExchange, tmp_pa
     assert (len(rows), len({row["digest"] for row in rows})) == (4, 2)
 
 
-def test_content_that_goes_while_it_is_staged_again_stays_for_who_comes(
+def test_content_staged_again_survives_the_deletion_of_its_old_file(
     exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group forgets a blob and is slow to delete its file; meanwhile another group submits the same content."""
+    """A group drops a blob, and its file is deleted slowly; meanwhile another group submits the same content."""
     old, new = lease(exchange), lease(exchange)
     exchange.submit_candidate(old, candidate(old, 0))
     same = replace(candidate(old, 0), seed=new.seeds[0], ordinal=1, id="1-0-v0")
@@ -302,20 +298,20 @@ def test_content_that_goes_while_it_is_staged_again_stays_for_who_comes(
 
     monkeypatch.setattr(BlobStore, "delete", slow)
     with ThreadPoolExecutor(1) as pool:
-        forgotten = pool.submit(exchange.fail_group, old, "broken")
+        failed = pool.submit(exchange.fail_group, old, "broken")
         try:
             assert entered.wait(SECONDS)
             assert exchange.submit_candidate(new, same).accepted
         finally:
             go.set()
-        forgotten.result(SECONDS)
+        failed.result(SECONDS)
     assert exchange._ledger.open(1, "latents/0").read_one() == same.latents
 
 
-def test_clips_are_read_out_of_turn_also_when_their_group_goes(
+def test_leased_clips_can_be_read_after_their_group_failed(
     exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A group ends while its clips are being read for a rewarder: the rewarder gets them all the same."""
+    """A group fails while its clips are being read for a rewarder; the open files can still be read."""
     fakes.sample(exchange)
     unread = exchange._commit(exchange._scoring.lease_candidates, "rewarder-0", 2)
     broken = Score("0-0-v0", "heads-1", fakes.values(float("nan")))
@@ -325,10 +321,10 @@ def test_clips_are_read_out_of_turn_also_when_their_group_goes(
     assert [task.clip[:3] for task in unread.read()] == [b"mp4", b"mp4"]
 
 
-def test_many_samplers_at_once(exchange: LocalExchange) -> None:
-    def work(place: int) -> int:
+def test_many_concurrent_samplers(exchange: LocalExchange) -> None:
+    def work(number: int) -> int:
         done = 0
-        while fakes.sample(exchange, worker=f"sampler-{place}") is not None:
+        while fakes.sample(exchange, worker=f"sampler-{number}") is not None:
             done += 1
         return done
 

@@ -1,4 +1,4 @@
-"""The lock of a run: one holder at a time, also within one process, and a question that takes nothing away."""
+"""The lock of a run: one holder at a time, even within one process; a query does not take it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from common.exchange.storage.run_lock import LOCK, hold, lock_owner
 
 
-def test_a_second_handle_is_refused_also_in_the_same_process(tmp_path: Path) -> None:
+def test_a_second_handle_is_refused_even_in_the_same_process(tmp_path: Path) -> None:
     with hold(tmp_path):
         with pytest.raises(ConfigError, match=f"in use by process {os.getpid()}; wait for it"):
             hold(tmp_path)
