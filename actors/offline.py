@@ -43,7 +43,7 @@ class OfflinePrompts:
     model: ModelConfig
 
     def __call__(self, ordinal: int) -> Prompt:
-        """The chosen clip's prompt: the group's, for people who look at it."""
+        """The chosen clip's prompt. It stands for the group in reports and on the live page."""
         pair = self.pairs(ordinal)
         image = first_frame_of(pair.chosen, self.model)
         return Prompt(ordinal, f"pair-{ordinal}", pair.chosen.text, image, Purpose.TRAIN, category=pair.category)

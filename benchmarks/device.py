@@ -146,9 +146,9 @@ def mfu_row(device: str, measured: float, needed: float, ours: Sequence[float], 
     """
     gpu = stated_peak(device)
     peak = measured / 1e12 if gpu is None else gpu.teraflops
-    words = "a large matrix product" if gpu is None else f"{gpu.name}, data sheet"
+    limit = "a large matrix product" if gpu is None else f"{gpu.name}, data sheet"
     mine, theirs = ([needed * rate / 1e12 for rate in rates] for rates in (ours, other))
-    case = f"operations that the model needs; limit: {words}; ratio: MFU"
+    case = f"operations that the model needs; limit: {limit}; ratio: MFU"
     return Row(case, "TFLOP/s", median(mine), median(theirs), peak, ratio(mine, [peak] * len(mine)))
 
 

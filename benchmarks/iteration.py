@@ -117,11 +117,11 @@ class PhaseTimer:
 
     def rows(self) -> list[Row]:
         """One row per phase in the order of PHASES, the iteration's total, and, on a GPU, the memory peaks."""
-        times = [Row(words, "s", self.seconds[name]) for name, words in PHASES.items() if name in self.seconds]
+        times = [Row(text, "s", self.seconds[name]) for name, text in PHASES.items() if name in self.seconds]
         whole = sum(seconds for name, seconds in self.seconds.items() if name not in OPENING)
         peaks = [
-            Row(f"{words}: peak memory", "GB", self.peaks[name] / GB)
-            for name, words in PHASES.items()
+            Row(f"{text}: peak memory", "GB", self.peaks[name] / GB)
+            for name, text in PHASES.items()
             if name in self.peaks
         ]
         return [*times, Row("the iteration, from encoding to loading", "s", whole), *peaks]

@@ -100,7 +100,7 @@ class Encoders:
 
     @torch.no_grad()
     def __call__(self, batch: Clips) -> Batch:
-        """What a step learns from."""
+        """The training data of a step."""
         count, device = len(batch.texts), self._device
         conditioned = self._model.image_conditioned
         return Batch(
@@ -186,8 +186,8 @@ def steps(given: argparse.Namespace, model: ModelFolder) -> tuple[list[Row], lis
             ours.subject.close()
     mine, theirs = ours.rates(count), plain.rates(count)
     gain, (_, needed) = ratio(mine, theirs), operations(sizes_of(model), config)
-    words = f"steps of {count} pairs, {config.learner.train}; other: all in the step"
-    speed = Row(words, "pairs/s", median(mine), median(theirs), count * peak / needed, gain)
+    case = f"steps of {count} pairs, {config.learner.train}; other: all in the step"
+    speed = Row(case, "pairs/s", median(mine), median(theirs), count * peak / needed, gain)
     use = mfu_row(given.device, peak, needed / count, mine, theirs)
     aim = Aim("pairs/s against a plain Diffusion-DPO step", gain.median, ">= 2", gain.median >= 2)
     return [speed, use, *memory_rows(ours, plain)], [aim, *memory_aims(ours, plain), *mfu_aims(given.device, use)]
@@ -244,8 +244,8 @@ def memory(model: ModelFolder, frames: int, height: int, width: int) -> Row:
         return decode_latents(vae, predicted).mean()  # the reward model would save more on top
 
     ours, other = saved_bytes(preference) / MIB, saved_bytes(reward_gradient) / MIB
-    words = f"{frames} frames of {height} x {width}: kept for a pair; other: for one clip of ReFL"
-    return Row(words, "MiB", ours, other, None, ratio([other], [ours]))
+    case = f"{frames} frames of {height} x {width}: kept for a pair; other: for one clip of ReFL"
+    return Row(case, "MiB", ours, other, None, ratio([other], [ours]))
 
 
 def measure(given: argparse.Namespace, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Report:

@@ -66,10 +66,10 @@ def settings(given: argparse.Namespace, **more: Any) -> RunConfig:
     return load_config(flags=flags | more)
 
 
-def shortened(given: argparse.Namespace, words: str) -> RunConfig:
-    """`settings` with the shortcut that `words` names."""
-    steps = {"sampler.steps": given.steps // 2} if HALF in words else {}
-    return settings(given, **SHORTCUTS[words], **steps)
+def shortened(given: argparse.Namespace, name: str) -> RunConfig:
+    """`settings` with the shortcut that `name` names."""
+    steps = {"sampler.steps": given.steps // 2} if HALF in name else {}
+    return settings(given, **SHORTCUTS[name], **steps)
 
 
 # The two implementations.
@@ -138,51 +138,51 @@ def against_plain(given: argparse.Namespace, model: ModelFolder) -> tuple[list[R
     alternate(given, model, mine, theirs)
     rates, others = mine.rates(N), theirs.rates(N)
     gain, (needed, _) = ratio(rates, others), operations(sizes_of(model), config)
-    words = f"{N} candidates, exact; other: the pipeline {N} times"
-    speed = Row(words, "videos/s", median(rates), median(others), peak / needed, gain)
+    case = f"{N} candidates, exact; other: the pipeline {N} times"
+    speed = Row(case, "videos/s", median(rates), median(others), peak / needed, gain)
     use = mfu_row(given.device, peak, needed, rates, others)
     least = 1.2 if is_cuda(given.device) else 1.5
     aim = Aim("exact sampling against the pipeline", gain.median, f">= {least}", gain.median >= least)
     return [speed, use, *memory_rows(mine, theirs)], [aim, *mfu_aims(given.device, use)]
 
 
-Verdicts = dict[str, list[float]]  # reward and oracle scores, one per prompt
+PromptScores = dict[str, list[float]]  # reward and oracle scores, one per prompt
 
 
-def shortcut(given: argparse.Namespace, model: ModelFolder, words: str, before: Verdicts) -> list[Row]:
+def shortcut(given: argparse.Namespace, model: ModelFolder, name: str, before: PromptScores) -> list[Row]:
     """Compare a shortcut with exact sampling: its speed, and its cost if the scores of exact clips, `before`, exist."""
-    quick, exact = sampling(model, shortened(given, words)), sampling(model, settings(given))
+    quick, exact = sampling(model, shortened(given, name)), sampling(model, settings(given))
     alternate(given, model, quick, exact)
     mine, theirs = quick.rates(N), exact.rates(N)
-    case = f"{words}; other: exact{'' if is_representative(model, words) else '; random weights skip as they please'}"
+    case = f"{name}; other: exact{'' if is_representative(model, name) else '; random weights skip as they please'}"
     rows = [Row(case, "videos/s", median(mine), median(theirs), None, ratio(mine, theirs))]
-    return rows + (cost(before, judged(given, model, quick.subject), words) if before else [])
+    return rows + (cost(before, judged(given, model, quick.subject), name) if before else [])
 
 
-def is_representative(model: ModelFolder, words: str) -> bool:
+def is_representative(model: ModelFolder, name: str) -> bool:
     """Whether a shortcut's speed is the same with real weights."""
-    return not (isinstance(model, RandomModel) and "cache" in words)
+    return not (isinstance(model, RandomModel) and "cache" in name)
 
 
 def shortcut_aim(exact: Aim, gains: Mapping[str, float]) -> Aim:
     """The target for the fastest shortcut against the pipeline: its gain times that of exact sampling."""
-    words = max(gains, key=lambda one: gains[one])
-    value = exact.value * gains[words]
-    return Aim(f"sampling against the pipeline, {words}", value, ">= 2", value >= 2)
+    name = max(gains, key=lambda one: gains[one])
+    value = exact.value * gains[name]
+    return Aim(f"sampling against the pipeline, {name}", value, ">= 2", value >= 2)
 
 
-def cost(before: Verdicts, after: Verdicts, words: str) -> list[Row]:
+def cost(before: PromptScores, after: PromptScores, shortcut_name: str) -> list[Row]:
     """The change of the mean reward and of the oracle's scores, with 95 % intervals."""
     rows = []
     for name in before:
         change = paired_bootstrap(before[name], after[name])
         spread = f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
-        rows.append(Row(f"{words}: {name} {spread}; other: exact", "points", float(np.mean(after[name])),
+        rows.append(Row(f"{shortcut_name}: {name} {spread}; other: exact", "points", float(np.mean(after[name])),
                         float(np.mean(before[name]))))  # fmt: skip
     return rows
 
 
-def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdicts:
+def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> PromptScores:
     """Reward and oracle scores of one clip per held-out prompt, always with the same seeds."""
     from common.toon.oracle import judge  # noqa: PLC0415 - only for the toon world
     from common.toon.prompts import shot_of  # noqa: PLC0415
@@ -191,7 +191,7 @@ def judged(given: argparse.Namespace, model: ModelFolder, make: Clips) -> Verdic
     asked = prompts_for(given, model).heldout(given.quality, 0)
     clips = [decode_clip(make(prompt, [seed])[0]) for seed, prompt in enumerate(asked)]
     heads = [head.score(clips, asked) for head in load_heads("toon") if head.dimension in DIMENSIONS]
-    found: Verdicts = {"reward": np.mean(heads, 0).tolist()}
+    found: PromptScores = {"reward": np.mean(heads, 0).tolist()}
     for clip, prompt in zip(clips, asked, strict=True):
         for name, value in asdict(judge(clip, shot_of(prompt))).items():
             found.setdefault(f"oracle's {name}", []).append(value)
@@ -203,14 +203,14 @@ def measure(given: argparse.Namespace) -> Report:
     model = open_given(given)
     rows, aims = against_plain(given, model)
     gains: dict[str, float] = {}
-    before: Verdicts = {}
+    before: PromptScores = {}
     if given.model == TOON and given.quality and given.shortcuts:
         before = judged(given, model, sampling(model, settings(given)).subject)
-    for words in given.shortcuts:
-        speed, *costs = shortcut(given, model, words, before)
+    for name in given.shortcuts:
+        speed, *costs = shortcut(given, model, name, before)
         rows += [speed, *costs]
-        if speed.ratio is not None and is_representative(model, words):
-            gains[words] = speed.ratio.median
+        if speed.ratio is not None and is_representative(model, name):
+            gains[name] = speed.ratio.median
     if gains and is_cuda(given.device):
         aims.append(shortcut_aim(aims[0], gains))
     return Report("sampling", rows, aims, ("torch", "diffusers", "transformers"), given.device)

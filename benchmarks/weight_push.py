@@ -57,7 +57,7 @@ STORE_BYTES = 5 * GB  # size of Ray's object store
 class Case:
     """A size to transfer, and the number of rounds."""
 
-    words: str
+    name: str
     bytes: int
     rounds: int
 
@@ -232,10 +232,10 @@ class Transfer:
 
     def row(self) -> Row:
         """Seconds per GB of one copy."""
-        words = f"{self.case.words} to {self.samplers} sampler{'s' * (self.samplers > 1)}; other: Ray's plasma"
+        case_name = f"{self.case.name} to {self.samplers} sampler{'s' * (self.samplers > 1)}; other: Ray's plasma"
         scale = GB / self.case.bytes
         return Row(
-            words,
+            case_name,
             "s/GB",
             scale * median(self.ours),
             scale * median(self.ray) if self.ray else None,
@@ -246,8 +246,8 @@ class Transfer:
     def aim(self) -> Aim:
         """The target: at most 1.5 times as long as the raw socket."""
         value = ratio(self.ours, self.limit).median
-        words = f"{self.case.words} to {self.samplers}: time against raw loopback"
-        return Aim(words, value, "<= 1.5", value <= 1.5)
+        case_name = f"{self.case.name} to {self.samplers}: time against raw loopback"
+        return Aim(case_name, value, "<= 1.5", value <= 1.5)
 
 
 def transfer(case: Case, version: int, address: str, samplers: Samplers, through_ray: ThroughRay | None) -> Transfer:
@@ -276,11 +276,11 @@ def pause(case: Case, version: int, published: WeightStore, folder: Path) -> tup
         times.append((ours, compared, copying))
     mine, compared, copying = (list(column) for column in zip(*times, strict=True))
     scale = GB / case.bytes
-    words = f"{case.words}: pause of a sampler; other: with digests"
+    case_name = f"{case.name}: pause of a sampler; other: with digests"
     ours, other, limit = (scale * median(one) for one in (mine, compared, copying))
-    row = Row(words, "s/GB", ours, other, limit, ratio(compared, mine))
+    row = Row(case_name, "s/GB", ours, other, limit, ratio(compared, mine))
     share = median(mine) / pulled
-    return row, Aim(f"{case.words}: pause / transfer to the disk", share, "< 0.05", share < 0.05)
+    return row, Aim(f"{case.name}: pause / transfer to the disk", share, "< 0.05", share < 0.05)
 
 
 def _pull_to_disk(version: int, published: WeightStore, staged: WeightStore) -> float:
@@ -323,8 +323,8 @@ def staging_delay(folder: Path, rounds: int) -> tuple[Row, Aim]:
                 time.sleep(0.0005)
             seconds.append(time.perf_counter() - began)
     middle = median(seconds)
-    words = f"{ADAPTER.words} adapter: from published to staged"
-    return Row(words, "s", middle), Aim(words, middle, "< 0.1 s", middle < 0.1)
+    case_name = f"{ADAPTER.name} adapter: from published to staged"
+    return Row(case_name, "s", middle), Aim(case_name, middle, "< 0.1 s", middle < 0.1)
 
 
 def _publish(store: WeightStore, state: Mapping[str, torch.Tensor], version: int) -> None:

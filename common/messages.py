@@ -106,7 +106,8 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What an algorithm keeps of a scored group (`learner/algorithms/base.py`). The exchange stores it unread."""
+    """The candidates that an algorithm keeps of a scored group (`learner/algorithms/base.py`). Opaque to the
+    exchange."""
 
     candidates: tuple[int, ...]  # indices 0 .. N-1 in the order that the loss expects, none twice
     weights: tuple[float, ...]  # one per kept candidate, finite

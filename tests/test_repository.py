@@ -1,4 +1,4 @@
-"""What a visitor of the repository looks for first: the licence, the metadata, the lock, the workflow of the forge."""
+"""Repository files: the licence, the metadata, the lock files, the CI workflow."""
 
 from __future__ import annotations
 
@@ -99,9 +99,9 @@ def test_a_pin_that_differs_by_machine_names_its_machine() -> None:
     assert combine({"x86_64": ["a==1"], "aarch64": ["a==1"]}) == ["a==1"]
 
 
-def make(*words: str) -> str:
+def make(*arguments: str) -> str:
     """What make says it would do, as if nothing had been installed yet."""
-    command = ["make", "--dry-run", "--always-make", *words]
+    command = ["make", "--dry-run", "--always-make", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 

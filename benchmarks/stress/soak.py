@@ -168,10 +168,10 @@ def processes(run: Run) -> dict[str, psutil.Process]:
 
 def ray_session(run: Run) -> Path:
     """The session folder of the driver's Ray cluster."""
-    words = " ".join(processes(run)["raylet"].cmdline())
-    found = SESSION.search(words)
+    command = " ".join(processes(run)["raylet"].cmdline())
+    found = SESSION.search(command)
     if found is None:
-        raise InvariantViolatedError(f"the raylet's command line has no session folder: {words}")
+        raise InvariantViolatedError(f"the raylet's command line has no session folder: {command}")
     return Path(found[1])
 
 
@@ -286,8 +286,8 @@ def as_report(watched: SoakResult) -> harness.Report:
     for what, one in found.items():
         size, unit = (MEGABYTE, "MB") if what.startswith(("memory", "disk")) else (1.0, what.split()[0])
         hourly, limit = (3600 * value / size for value in (one.slope, one.limit / half))
-        words = f"{unit}/h, at {one.level / size:.3g} {unit}"
-        rows.append(harness.Row(what, words, hourly, limit=limit if one.counts else None))
+        rate_unit = f"{unit}/h, at {one.level / size:.3g} {unit}"
+        rows.append(harness.Row(what, rate_unit, hourly, limit=limit if one.counts else None))
     leaks = [what for what, one in found.items() if one.is_leak]
     target = f"none of {sum(one.counts for one in found.values())} series in {watched.steps} steps"
     aims = [harness.Aim(f"series that grow: {', '.join(leaks) or 'none'}", len(leaks), target, not leaks)]

@@ -25,7 +25,7 @@ DEFAULT = "gapo"
 
 
 class AlgorithmConfig(Section):
-    """What every algorithm has. Algorithms add keys of their own in a subclass."""
+    """The keys of every algorithm. Each algorithm adds its own keys in a subclass."""
 
     name: str = Field(
         default=DEFAULT, description=f"{', '.join(BUILT_IN)}, or a class of your own as package.module:Class"

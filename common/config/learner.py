@@ -21,7 +21,7 @@ class LoraConfig(Section):
 
 
 class LearnerConfig(Section):
-    """Training: optimizer, batches, weight sync, where the reference is kept, memory. What is learned: `algorithm`."""
+    """Training: optimizer, batches, weight sync, where the reference is kept, memory. The loss is in `[algorithm]`."""
 
     train: Literal["full", "lora"] = Field(
         default="full", description="train the whole transformer, or LoRA adapters only"

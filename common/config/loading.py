@@ -151,8 +151,8 @@ def _one_line(error: ValidationError, where: Mapping[str, str], algorithm: str) 
         allowed = ", ".join(f"{name}.{key}" for key in _allowed(parts, algorithm))
         return f"{label}: a section, not a value; set one of {allowed}"
     what = "" if isinstance(first["input"], dict) else f" = {first['input']!r}"
-    words = first["msg"].removeprefix("Value error, ")
-    return f"{label}{what}: {words}" if name else words  # of several keys: the words name them
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{label}{what}: {message}" if name else message  # the message names the keys if it is about several
 
 
 def _hint(parts: list[str], algorithm: str) -> str:

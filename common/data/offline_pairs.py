@@ -9,7 +9,7 @@ a folder         clips with captions, real ones ──> each clip alone, for ``a
 `OfflinePairs` is called with an ordinal and returns that pair. Pairs come in random order, reshuffled every epoch. The
 file must not change during the run.
 
-What is learned from the pairs is the algorithm's: `learner/algorithms/human_pairs.py` is HuViDPO's.
+The algorithm decides how to train on the pairs; `learner/algorithms/human_pairs.py` is HuViDPO.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class PairClip:
 
 @dataclass(frozen=True)
 class OfflinePair:
-    """What people preferred to what; a clip of a folder stands alone."""
+    """A chosen and a rejected clip; a clip of a folder has no rejected one."""
 
     chosen: PairClip
     rejected: PairClip | None

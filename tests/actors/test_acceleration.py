@@ -1,4 +1,4 @@
-"""What makes the sampler faster: off it changes nothing, on it does what it says."""
+"""Acceleration options: disabled they change nothing, enabled they have the documented effect."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_an_interval_that_is_none_is_refused(interval: str) -> None:
         config(sampler__guidance_interval=interval)
 
 
-def test_the_cache_skips_blocks_and_knows_no_other_clip(model: ModelFolder, prompt: Prompt) -> None:
+def test_the_cache_skips_blocks_and_is_reset_between_clips(model: ModelFolder, prompt: Prompt) -> None:
     flags = {"sampler__steps": 10, "sampler__guidance": 3}
     exact = latents(Sampler(model, config(**flags)), prompt)
     assert torch.equal(latents(Sampler(model, config(**flags, sampler__cache_threshold=1e-9)), prompt), exact)
@@ -85,8 +85,8 @@ def test_the_cache_skips_blocks_and_knows_no_other_clip(model: ModelFolder, prom
     assert torch.equal(latents(cached, prompt), found)  # nothing is left of the clip before
 
 
-def test_the_cache_outlives_swaps_of_weights(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
-    """A full version after an adapter opens the transformer anew."""
+def test_the_cache_stays_enabled_after_a_weight_swap(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
+    """A full version after an adapter reopens the transformer."""
     flags = {"sampler__steps": 10, "sampler__guidance": 3}
     settings, plain = config(**flags, sampler__cache_threshold=1e9), Sampler(model, config(**flags))
     base = model.load_transformer("float32", "cpu").state_dict()
@@ -115,7 +115,7 @@ class Moving(torch.nn.Module):
         return self
 
 
-def test_what_is_offloaded_is_on_the_device_while_it_is_used() -> None:
+def test_offloaded_modules_are_on_the_device_only_while_used() -> None:
     module = Moving()
     with on_device(module, "cuda:0", offload=False):
         assert module.places == []

@@ -73,7 +73,7 @@ def test_as_the_inverse_scheduler_of_diffusers(tmp_path: Path, family: str) -> N
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_there_and_back_the_error_goes_with_the_step(tmp_path: Path, family: str) -> None:
+def test_the_reconstruction_error_shrinks_with_the_step_size(tmp_path: Path, family: str) -> None:
     model = open_model(tiny_pipeline(tmp_path / "model", perturb=0.3, **FAMILIES[family]))
     transformer, given, x0 = model.load_transformer("float32", "cpu"), condition(model), clean(model)
     errors = []
@@ -118,7 +118,7 @@ def test_other_weights_have_other_noise(model: ModelFolder, tmp_path: Path, monk
     assert (sampler.fixed_noise() - before).abs().max() > 0.01
 
 
-def test_what_cannot_be_is_told(model: ModelFolder, tmp_path: Path) -> None:
+def test_invalid_input_is_refused(model: ModelFolder, tmp_path: Path) -> None:
     clip = clip_at(tmp_path / "walk.mp4")
     with pytest.raises(ConfigError, match="scheduler = 'dpm': from inverted noise only 'ddim' follows"):
         InvertedSampler(model, sampler_config(model, **{"sampler.scheduler": "dpm"}), clip)
@@ -139,8 +139,8 @@ def test_the_command(model: ModelFolder, tmp_path: Path, monkeypatch: pytest.Mon
     clip_at(Path("walk.mp4"))
 
     def sampled(out: str, *more: str) -> list[np.ndarray]:
-        words = ["sample", str(model.path), "--prompts", "p.jsonl", "--count", "2", "--out", out, *more]
-        assert main(words) == 0
+        arguments = ["sample", str(model.path), "--prompts", "p.jsonl", "--count", "2", "--out", out, *more]
+        assert main(arguments) == 0
         records = json.loads(Path(out, "samples.json").read_text())
         return [decode_clip(Path(out, record["clip"]).read_bytes()) for record in records]
 

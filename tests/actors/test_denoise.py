@@ -1,4 +1,4 @@
-"""The denoising loop against diffusers' pipeline: same seeds, same latents. All families: tests/test_families.py."""
+"""The denoising loop against diffusers' pipeline: same seeds, same latents. All families: tests/common/models."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_micro_batches_change_nothing(model: ModelFolder, prompt: Prompt) -> Non
         torch.testing.assert_close(group, groups[0], atol=1e-5, rtol=0)
 
 
-def test_a_candidate_alone_is_the_one_of_the_group_to_the_last_bit(model: ModelFolder, prompt: Prompt) -> None:
+def test_a_candidate_sampled_alone_is_bit_identical_to_the_group(model: ModelFolder, prompt: Prompt) -> None:
     first, second = Sampler(model, config()), Sampler(model, config(), "sampler-1")
     group = first.sample(prompt, first.encode(prompt), SEEDS, range(4))
     for index in range(4):
@@ -90,7 +90,7 @@ def test_a_candidate_alone_is_the_one_of_the_group_to_the_last_bit(model: ModelF
         first.sample(prompt, first.encode(prompt), SEEDS, [4])
 
 
-def test_global_randomness_plays_no_part(model: ModelFolder, prompt: Prompt) -> None:
+def test_global_random_state_does_not_matter(model: ModelFolder, prompt: Prompt) -> None:
     sampler = Sampler(model, config())
     conditioning = sampler.encode(prompt)
     torch.manual_seed(1)
@@ -198,7 +198,7 @@ def test_an_adapter_over_its_base(model: ModelFolder, prompt: Prompt, tmp_path: 
 
 @pytest.mark.parametrize("kind", ["adapter", "full"])
 def test_weights_of_another_base_of_equal_shape_are_refused(kind: str, model: ModelFolder, tmp_path: Path) -> None:
-    """And accepted on the same base, wherever it lies."""
+    """The same base model in another folder is accepted."""
     other = open_model(tiny_pipeline(tmp_path / "other", seed=1))
     same = open_model(shutil.copytree(model.path, tmp_path / "same"))
     learner = model.load_transformer("float32", "cpu")
@@ -276,7 +276,7 @@ def test_work_is_one_lease(model: ModelFolder, prompt: Prompt) -> None:
     assert sampler.work(cast(SamplerExchange, desk)) is False
 
 
-def test_what_is_done_is_not_sampled_again(model: ModelFolder, prompt: Prompt) -> None:
+def test_finished_candidates_are_not_sampled_again(model: ModelFolder, prompt: Prompt) -> None:
     sampler, desk, rest = Sampler(model, config()), Desk(lease(prompt)), Desk(lease(prompt, done=(0, 1, 3)))
     sampler.work(cast(SamplerExchange, desk))
     sampler.work(cast(SamplerExchange, rest))
@@ -292,7 +292,7 @@ def test_a_lost_lease_ends_the_group_and_a_duplicate_does_not(model: ModelFolder
     assert desk.failures == []
 
 
-def test_bad_input_gives_the_lease_back_with_a_reason(model: ModelFolder, prompt: Prompt) -> None:
+def test_bad_input_returns_the_lease_with_a_reason(model: ModelFolder, prompt: Prompt) -> None:
     sampler = Sampler(model, config())
     desk = Desk(lease(replace(prompt, image=None)), lease(replace(prompt, image=b"no picture")))
     assert sampler.work(cast(SamplerExchange, desk))
@@ -302,7 +302,7 @@ def test_bad_input_gives_the_lease_back_with_a_reason(model: ModelFolder, prompt
     assert not any("\n" in reason for reason in desk.failures)
 
 
-def test_non_finite_latents_give_the_lease_back(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
+def test_non_finite_latents_return_the_lease(model: ModelFolder, prompt: Prompt, tmp_path: Path) -> None:
     sampler = Sampler(model, config())
     state = shifted(model)
     state["proj_out.bias"] = torch.full_like(state["proj_out.bias"], float("nan"))

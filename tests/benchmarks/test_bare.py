@@ -39,8 +39,8 @@ print(iteration.iterate(asked, small_model("5b-i2v"), Path(sys.argv[1]), iterati
 """
 
 
-def bare(code: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", BARE + code, *words]
+def bare(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", BARE + code, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 

@@ -1,4 +1,4 @@
-"""What is read off a device: whose memory it is, which rounds count, and the operations that are needed."""
+"""Measurements of a device: memory per variant, counted rounds, and required operations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_first_round_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_way_answers_for_its_own_memory_alone() -> None:
+def test_a_variant_counts_only_its_own_memory() -> None:
     def tensor(size: int) -> torch.Tensor:
         return torch.empty(size * MIB, dtype=torch.uint8, device="cuda:0")
 
@@ -43,7 +43,7 @@ def test_a_way_answers_for_its_own_memory_alone() -> None:
     assert (second.held, second.peak) == (8 * MIB, 24 * MIB)
 
 
-def test_what_is_recomputed_is_not_needed() -> None:
+def test_recomputation_does_not_count() -> None:
     """Of two clips a pair: forward by policy and reference, backward twice a forward; adapters spare the matrices'
     weights' gradients."""
     sizes = family_sizes("5b-i2v")

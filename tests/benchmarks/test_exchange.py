@@ -33,7 +33,7 @@ def test_all_parts_run_and_clean_up(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_clients_lease_submit_score_and_train(tmp_path: Path) -> None:
-    """What is counted was answered by an exchange that audits itself at the end."""
+    """All counted calls were answered by an exchange that is audited at the end."""
     seen = ours(4, SIZES, Window(0.5, 2.0, 0.0), tmp_path)
     assert all(seen.values[name] for name in LEASES)
     groups = len(seen.values["group"])
@@ -44,7 +44,7 @@ def test_clients_lease_submit_score_and_train(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_everyone_has_a_duty() -> None:
+def test_every_client_has_a_duty() -> None:
     assert list(duties(1).values()) == ["srl"]
     for clients in (2, 8, 64):
         assert len(duties(clients)) == clients

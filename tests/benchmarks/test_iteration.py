@@ -1,4 +1,4 @@
-"""One iteration: every phase is there, the clock is the innermost phase's, and what was learned is what samples."""
+"""One iteration: every phase is there, the clock is the innermost phase's, and the sampler gets the learned weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def given(**more: Any) -> argparse.Namespace:
     return argparse.Namespace(**({"model": "toon", "device": "cpu"} | size | asked | more))
 
 
-def test_the_toon_model_goes_through_all_phases_and_the_sampler_holds_what_was_published() -> None:
+def test_all_phases_run_and_the_sampler_holds_the_published_version() -> None:
     report = iteration.measure(given())
     *phases, whole = report.rows
     assert [row.case for row in phases] == list(PHASES.values())

@@ -123,7 +123,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (("--model", "5b"), "--model 5b: allowed are toon, 2b, 5b-i2v, 1.5-5b-i2v, or a CogVideoX pipeline folder"),
         (("--device", "cuda:99"), "--device cuda:99: this machine has cpu"),
@@ -131,13 +131,13 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Any:
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    command: Any, arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+    command: Any, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(*arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
-    assert words in said.err
+    assert message in said.err
 
 
 def test_a_name_opens_what_it_names(tmp_path: Path) -> None:

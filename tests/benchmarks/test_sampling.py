@@ -55,18 +55,18 @@ def test_operations_are_those_of_the_layers(model: ModelFolder) -> None:
 def test_every_shortcut_changes_something() -> None:
     asked = given("toon")
     plain = sampling.settings(asked).sampler
-    changed = [sampling.shortened(asked, words).sampler for words in sampling.SHORTCUTS]
+    changed = [sampling.shortened(asked, name).sampler for name in sampling.SHORTCUTS]
     assert plain not in changed
     assert len(set(map(repr, changed))) == len(changed)
 
 
 def test_the_report() -> None:
     report = sampling.measure(given("toon"))
-    words = [row.case for row in report.rows]
-    assert words[0] == "4 candidates, exact; other: the pipeline 4 times"
-    assert words[1].endswith("ratio: MFU")
-    assert words[2] == "half the steps; other: exact"
-    assert [one.split(":")[1].split(" [")[0].rpartition(" ")[0].strip() for one in words[3:]] == [
+    cases = [row.case for row in report.rows]
+    assert cases[0] == "4 candidates, exact; other: the pipeline 4 times"
+    assert cases[1].endswith("ratio: MFU")
+    assert cases[2] == "half the steps; other: exact"
+    assert [one.split(":")[1].split(" [")[0].rpartition(" ")[0].strip() for one in cases[3:]] == [
         "reward",
         "oracle's identity",
         "oracle's motion",

@@ -1,4 +1,4 @@
-"""The benchmark of the weights' way, with a few kilobytes: it measures what it says, and its report has every row."""
+"""The weight-push benchmark with a few kilobytes: its measurements and all rows of its report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [aim["target"] for aim in found["aims"]] == ["< 0.05", "< 0.1 s"]
 
 
-def test_samplers_that_throw_away_compare_every_digest(tmp_path: Path) -> None:
+def test_discarding_samplers_compare_every_digest(tmp_path: Path) -> None:
     store, case = WeightStore(tmp_path), Case("40 kB", 40_000, 1)
     weight_push._publish(store, weight_push.weights(case), 1)
     whole = bytearray(store.file(1).read_bytes())

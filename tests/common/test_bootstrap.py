@@ -46,7 +46,7 @@ def test_a_wider_level_gives_a_wider_interval():
 
 
 @pytest.mark.parametrize("values", [[], [1.0], [1.0, float("nan")], [[1.0, 2.0]]])
-def test_what_cannot_be_resampled_is_refused(values):
+def test_invalid_values_are_refused(values):
     with pytest.raises(ValueError, match="at least 2 finite values"):
         bootstrap_mean(values)
 

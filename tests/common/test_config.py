@@ -191,7 +191,7 @@ def test_judges_in_a_file_and_as_flags(tmp_path):
     assert (judges["mine"].kind, judges["mine"].size) == ("my.judges:Mine", (8, 16))
 
 
-def test_judges_survive_the_way_to_toml_and_differences_name_them(tmp_path):
+def test_judges_are_written_to_toml_and_named_in_differences(tmp_path):
     config = load_config(write(tmp_path, JUDGES))
     assert load_config(write(tmp_path, to_toml(config))) == config
     other = differences(RunConfig(), config)
@@ -237,7 +237,7 @@ class Own(Gapo):
     Config = Mine
 
 
-def test_an_algorithm_of_ones_own_brings_its_keys(tmp_path):
+def test_a_custom_algorithm_adds_its_keys(tmp_path):
     name = f"{__name__}:Own"
     config = load_config(None, {"algorithm.name": name, "algorithm.strength": "3"})
     assert config.algorithm == Mine(name=name, strength=3.0)
@@ -254,7 +254,7 @@ def test_an_algorithm_of_ones_own_brings_its_keys(tmp_path):
         ("common.errors:ConfigError", "common.errors has no Algorithm called ConfigError"),
     ],
 )
-def test_what_is_no_algorithm_is_refused(name, line):
+def test_invalid_algorithms_are_refused(name, line):
     with pytest.raises(ConfigError) as caught:
         load_config(None, {"algorithm.name": name})
     assert line in str(caught.value)
@@ -269,7 +269,7 @@ def test_a_flag_that_names_another_algorithm_drops_the_files_keys_for_the_old_on
     assert load_config(file, {"algorithm.name": "gapo"}).algorithm.model_dump()["alpha"] == 3.0
 
 
-# What follows from another key.
+# Values derived from other keys.
 
 
 @pytest.mark.parametrize(

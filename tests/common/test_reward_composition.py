@@ -16,7 +16,7 @@ def reward(**flags: str) -> RewardConfig:
     return load_config(None, two | {f"reward.{name}": value for name, value in flags.items()}).reward
 
 
-def test_judges_stand_beside_the_dimensions_and_share_their_weight_among_their_outputs():
+def test_judges_split_their_weight_among_their_outputs():
     config = reward(**{"judges.vs.weight": "3", "weights.text": "0"})
     weights = reward_weights(config, SCORED)
     assert weights == {
@@ -28,7 +28,7 @@ def test_judges_stand_beside_the_dimensions_and_share_their_weight_among_their_o
     assert weighted_mean(dict.fromkeys(SCORED, 0.0) | {"vs.visual": 1.0}, weights) == pytest.approx(1.5 / 9)
 
 
-def test_outputs_have_weights_of_their_own():
+def test_outputs_may_have_separate_weights():
     config = reward(
         path="", **{"judges.vs.weight": "4", "judges.vs.outputs.visual": "3", "judges.vs.outputs.dynamic": "1"}
     )
@@ -65,7 +65,7 @@ def test_feedback_of_one_dimension_or_of_all_alike(feedback, weights):
         ({"feedback": "vs.colour"}, SCORED, r"reward\.feedback = 'vs\.colour': nothing scores it"),
     ],
 )
-def test_what_counts_must_be_scored(flags, scored, line):
+def test_weighted_scores_must_exist(flags, scored, line):
     with pytest.raises(ConfigError, match=line):
         reward_weights(reward(**flags), scored)
 

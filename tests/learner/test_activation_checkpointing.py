@@ -1,4 +1,4 @@
-"""What is computed twice, and that it changes nothing."""
+"""Activation checkpointing: which operations are recomputed, and that results do not change."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def passes(folder: Path, how: Recompute) -> tuple[list[torch.Tensor], Calls]:
 
 
 @pytest.mark.parametrize(("how", "attention"), [("selective", LAYERS), ("full", 2 * LAYERS)])
-def test_selective_does_all_twice_but_attention(tmp_path: Path, how: Recompute, attention: int) -> None:
+def test_selective_recomputes_everything_but_attention(tmp_path: Path, how: Recompute, attention: int) -> None:
     expected, once = passes(tmp_path, "off")
     gradients, calls = passes(tmp_path, how)
     assert once.attention == LAYERS
@@ -56,7 +56,7 @@ def test_selective_does_all_twice_but_attention(tmp_path: Path, how: Recompute, 
 
 
 @pytest.mark.parametrize(("train", "stage"), [("full", 0), ("lora", 0), ("full", 2), ("lora", 2), ("full", 3)])
-def test_a_learner_s_step_is_the_same(tmp_path: Path, train: str, stage: int) -> None:
+def test_checkpointing_does_not_change_a_learner_step(tmp_path: Path, train: str, stage: int) -> None:
     norms = {}
     for how in ("off", "full") if stage == 3 else ("off", "selective", "full"):
         config = tiny_config(gradient_checkpointing=how, train=train, zero_stage=stage)
@@ -69,6 +69,6 @@ def test_a_learner_s_step_is_the_same(tmp_path: Path, train: str, stage: int) ->
     assert all(norm == pytest.approx(norms["off"], rel=1e-6) for norm in norms.values())
 
 
-def test_selective_and_zero_3_do_not_go_together() -> None:
+def test_selective_with_zero_3_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"gradient_checkpointing = 'selective': needs zero_stage 0, 1 or 2"):
         tiny_config(gradient_checkpointing="selective", zero_stage=3)

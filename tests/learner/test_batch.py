@@ -24,7 +24,7 @@ def test_a_batch_is_a_set_in_the_order_of_ordinals() -> None:
     assert torch.equal(one.latents[1, 1], from_array(make_group(5).latents[1]))
 
 
-def test_numbers_travel_with_their_group() -> None:
+def test_values_stay_with_their_group() -> None:
     pairs = collate([make_group(1, gap=0.5, lag=2), make_group(0, gap=0.25)])
     assert pairs.weights.tolist() == [[0.25, 0.25], [0.5, 0.5]]
     assert pairs.lag.tolist() == [0.0, 2.0]
@@ -48,7 +48,7 @@ def test_text_to_video_groups_have_no_image() -> None:
 
 
 @pytest.mark.parametrize("pairs", [None, collate([make_group(0)])])
-def test_one_rank_shares_with_nobody(pairs: object) -> None:
+def test_one_rank_broadcasts_nothing(pairs: object) -> None:
     engine = SingleEngine(torch.nn.Linear(1, 1), tiny_config().learner)
     assert broadcast_batch(pairs, engine) is pairs  # type: ignore[arg-type]
 
@@ -60,7 +60,7 @@ def test_any_number_of_candidates_may_be_kept(kept: int) -> None:
     assert batch.weights.shape == batch.rewards.shape == (3, kept)
 
 
-def test_all_groups_of_a_batch_keep_as_many() -> None:
+def test_all_groups_of_a_batch_keep_the_same_number() -> None:
     with pytest.raises(ValueError, match=r"keep \[1, 2\] candidates; all must keep the same number"):
         collate([make_group(0), make_group(1, kept=1)])
 

@@ -1,4 +1,4 @@
-"""Resume: bit for bit, whole or not at all, and never over another run's checkpoint."""
+"""Resuming is bit-identical, refuses damaged checkpoints, and refuses checkpoints of other runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def train(learner: Learner, exchange: Any, until: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "stage"), [("full", 0), ("lora", 0), ("full", 1), ("full", 3)])
-def test_a_run_that_died_ends_like_one_that_did_not(tmp_path: Path, kind: str, stage: int) -> None:
+def test_a_resumed_run_ends_in_the_same_weights(tmp_path: Path, kind: str, stage: int) -> None:
     whole = start(tmp_path, "whole", train=kind, zero_stage=stage)
     train(whole, MemoryExchange(), until=6)
     dying, exchange = start(tmp_path, "dying", train=kind, zero_stage=stage), MemoryExchange()
@@ -52,7 +52,7 @@ def test_a_run_that_died_ends_like_one_that_did_not(tmp_path: Path, kind: str, s
     again.close()
 
 
-def test_what_the_exchange_is_told(tmp_path: Path) -> None:
+def test_the_exchange_gets_the_rollback_and_the_checkpoint(tmp_path: Path) -> None:
     learner, exchange = start(tmp_path), MemoryExchange()
     train(learner, exchange, until=3)
     learner.close()
@@ -120,7 +120,7 @@ def test_another_runs_checkpoint_is_refused(saved: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
-def test_another_base_of_equal_shape_is_refused_and_a_copy_is_not(tmp_path: Path, kind: str) -> None:
+def test_another_base_model_of_equal_shape_is_refused_but_a_copy_is_accepted(tmp_path: Path, kind: str) -> None:
     learner = start(tmp_path, train=kind)
     train(learner, MemoryExchange(), until=2)
     learner.close()

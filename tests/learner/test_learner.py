@@ -67,7 +67,7 @@ def test_a_zero_learning_rate_changes_nothing(tmp_path: Path, train: str) -> Non
     learner.close()
 
 
-def test_no_gap_no_gradient(tmp_path: Path) -> None:
+def test_a_zero_gap_gives_no_gradient(tmp_path: Path) -> None:
     """A weight of 0 leaves the weights alone."""
     learner, exchange = start(tmp_path), MemoryExchange(gap=0.0)
     before = learner.policy_digest()
@@ -139,7 +139,7 @@ def test_the_schedule_and_the_versions(tmp_path: Path) -> None:
     learner.close()
 
 
-def test_a_full_version_is_a_state_dict_and_an_adapter_stands_on_the_base(tmp_path: Path) -> None:
+def test_a_full_version_is_a_state_dict_and_an_adapter_names_its_base(tmp_path: Path) -> None:
     model, pairs = tiny_model(tmp_path / "model"), collate([make_group(0)])
     t = torch.tensor([500])
     for train in ("full", "lora"):
@@ -170,7 +170,7 @@ def test_warm_up_is_linear_then_constant(tmp_path: Path) -> None:
     learner.close()
 
 
-def test_numbers_of_a_step(tmp_path: Path) -> None:
+def test_step_result_has_lag_reward_and_metrics(tmp_path: Path) -> None:
     learner, exchange = start(tmp_path), MemoryExchange()
     stats = learner.work(exchange)  # type: ignore[arg-type]
     assert stats is not None
@@ -183,14 +183,14 @@ def test_numbers_of_a_step(tmp_path: Path) -> None:
     learner.close()
 
 
-def test_no_pairs_no_step(tmp_path: Path) -> None:
+def test_without_pairs_no_step_is_taken(tmp_path: Path) -> None:
     learner = start(tmp_path)
     assert learner.work(MemoryExchange(limit=0)) is None  # type: ignore[arg-type]
     assert learner.step == 0
     learner.close()
 
 
-def test_a_nan_stops_with_step_and_ordinals(tmp_path: Path) -> None:
+def test_a_nan_loss_reports_step_and_ordinals(tmp_path: Path) -> None:
     learner, exchange = start(tmp_path), MemoryExchange()
     with torch.no_grad():
         next(learner.engine.module.parameters()).fill_(math.nan)
@@ -230,7 +230,7 @@ def test_dropout_is_off_in_training_mode() -> None:
 
 
 @pytest.mark.parametrize("train", ["full", pytest.param("lora", marks=pytest.mark.slow)])
-def test_compiled_blocks_learn_the_same(tmp_path: Path, train: str) -> None:
+def test_compiled_blocks_train_the_same_weights(tmp_path: Path, train: str) -> None:
     """Policy and reference: the first step's logits are 0 only where both are computed in the same way."""
     ways = []
     for compiled in (False, True):
@@ -276,11 +276,11 @@ class Wrong(Sft):
 
 
 @pytest.mark.parametrize(
-    ("extra", "words"),
+    ("extra", "message"),
     [(True, r"returned metrics \['mine'\], declared: \[\]"), (False, r"loss has shape \[\], expected \[2\]")],
 )
-def test_what_an_algorithm_returns_is_checked(tmp_path: Path, extra: bool, words: str) -> None:
+def test_the_output_of_an_algorithm_is_validated(tmp_path: Path, extra: bool, message: str) -> None:
     learner = start(tmp_path, algorithm={"name": "tests.learner.test_learner:Wrong", "extra": extra})
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         learner.work(MemoryExchange(kept=1))  # type: ignore[arg-type]
     learner.close()

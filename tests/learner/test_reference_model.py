@@ -1,4 +1,4 @@
-"""The curriculum: the reference becomes the policy, and nothing else changes."""
+"""Refreshing the reference copies the policy to it and changes nothing else."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def test_refreshing_every_second_step(tmp_path: Path, kind: str, stage: int, pla
 
 
 class Guarded(MemoryExchange):
-    """Its guardrails ask for a refresh after step 1."""
+    """An exchange whose guardrails request a refresh after step 1."""
 
     def refresh_due(self, step: int) -> bool:
         return step == 1
 
 
-def test_the_step_after_a_refresh_that_was_asked_for_tells_of_it(tmp_path: Path) -> None:
+def test_the_step_after_a_requested_refresh_reports_it(tmp_path: Path) -> None:
     """Also when the learner had to wait for pairs in between."""
     config = tiny_config().model_copy(update={"guardrails": GuardrailsConfig(action="refresh")})
     learner, exchange = Learner(tiny_model(tmp_path / "model"), config, tmp_path / "run"), Guarded(limit=1)
@@ -90,9 +90,7 @@ def test_the_step_after_a_refresh_that_was_asked_for_tells_of_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("kind", "stage", "place"), CASES)
-def test_a_refresh_leaves_the_policy_alone_and_survives_resume(
-    tmp_path: Path, kind: str, stage: int, place: str
-) -> None:
+def test_a_refresh_keeps_the_policy_and_survives_resume(tmp_path: Path, kind: str, stage: int, place: str) -> None:
     learner, exchange = start(tmp_path, kind, stage, place)
     learner.work(exchange)
     before = learner.policy_digest()
@@ -126,12 +124,12 @@ def test_the_version_published_with_a_refresh_is_the_reference(tmp_path: Path) -
         ({"reference": "host", "train": "lora"}, "reference = 'host': with train = 'lora' the reference is an adapter"),
     ],
 )
-def test_places_that_cannot_be(settings: dict[str, Any], why: str) -> None:
+def test_invalid_placements_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         tiny_config(**settings)
 
 
-def test_a_reference_in_host_memory_visits_the_device_for_its_pass_alone(tmp_path: Path) -> None:
+def test_a_host_reference_is_on_the_device_only_during_its_forward_pass(tmp_path: Path) -> None:
     learner, _ = start(tmp_path, "full", 0, "host")
     home = {name: tensor.data_ptr() for name, tensor in learner.reference.parameters.items()}
     with learner.reference.forward_context(learner.engine) as model:
@@ -142,7 +140,7 @@ def test_a_reference_in_host_memory_visits_the_device_for_its_pass_alone(tmp_pat
 
 
 @pytest.mark.parametrize(("kind", "stage", "place"), CASES)
-def test_a_share_of_the_policy_makes_the_reference_a_moving_average(
+def test_a_policy_fraction_makes_the_reference_a_moving_average(
     tmp_path: Path, kind: str, stage: int, place: str
 ) -> None:
     """reference <- 0.75 reference + 0.25 policy, for every tensor."""

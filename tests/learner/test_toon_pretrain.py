@@ -69,7 +69,7 @@ def test_a_cut_vae_draws_what_the_wide_one_draws_from_the_kept_axes() -> None:
     assert (one - other)[inside].std() < 0.02 * one[inside].std()
 
 
-def test_a_build_in_small(tmp_path: Path) -> None:
+def test_a_build_with_two_steps_each(tmp_path: Path) -> None:
     lines: list[str] = []
     data = toon_pretrain.draw_clips(6, 0)
     vae = toon_pretrain.train_vae(data, tmp_path, 0, TWO, TWO, lines.append)

@@ -86,7 +86,7 @@ def test_scores_of_mixed_prompts_in_batches() -> None:
         assert values(score) == pytest.approx([40 * i, i + 1], abs=2)
 
 
-def test_what_cannot_be_scored_is_nan_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_unscorable_clips_are_nan_and_the_others_are_scored(caplog: pytest.LogCaptureFixture) -> None:
     tasks = [task(0, 80), task(1, 0, clip=b"no mp4"), task(2, 120, "nan"), task(3, 160, frames=1), task(4, 200)]
     scores = Rewarder([Brightness(), Length()], RewardConfig()).score(tasks)
     assert values(scores[0]) == pytest.approx([80, 5], abs=2)
@@ -116,7 +116,7 @@ def test_the_version_is_of_all_rewards_in_any_order() -> None:
     assert version(Brightness()) != version(Brightness(), Length())
 
 
-def test_rewards_must_be_there_and_differ() -> None:
+def test_rewards_must_exist_and_have_unique_dimensions() -> None:
     with pytest.raises(ConfigError, match="at least one is needed"):
         Rewarder([], RewardConfig())
     with pytest.raises(ConfigError, match="dimensions must be unique"):
@@ -124,7 +124,7 @@ def test_rewards_must_be_there_and_differ() -> None:
 
 
 class Trickle(FakeExchange):
-    """Hands out one clip at a time, and only when the clock stands at a later second than for the last one."""
+    """Hands out one clip at a time, and only if the clock has advanced by a second since the last one."""
 
     def __init__(self, tasks: Sequence[ScoreTask]) -> None:
         super().__init__(tasks)
@@ -152,13 +152,13 @@ def test_a_batch_waits_for_more_clips_until_its_deadline(patience, gathered):
     assert len(exchange.scores) == gathered
 
 
-def test_who_is_told_to_stop_scores_what_it_has():
+def test_a_stopped_rewarder_scores_the_gathered_clips():
     exchange = Trickle([task(i, 9) for i in range(6)])
     rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
     assert len(rewarder.gather(cast(RewarderExchange, exchange), 99.0, lambda _: True, lambda: exchange.now)) == 1
 
 
-def test_nothing_is_waited_for_where_there_is_nothing():
+def test_an_empty_queue_is_not_waited_for():
     exchange = Trickle([])
     rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
     assert rewarder.gather(cast(RewarderExchange, exchange), 99.0, exchange.wait, lambda: exchange.now) == []

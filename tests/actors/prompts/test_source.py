@@ -46,7 +46,7 @@ def test_a_file_is_endless_and_shuffled_per_epoch(tmp_path: Path) -> None:
     assert [other(i).text for i in range(6)] != first
 
 
-def test_the_image_travels_as_png(tmp_path: Path) -> None:
+def test_the_image_is_converted_to_png(tmp_path: Path) -> None:
     source = FilePrompts(numbered(tmp_path, 1), seed=0)
     assert source(0).image == (tmp_path / "a.png").read_bytes()
     picture(tmp_path / "b.jpg", value=200)
@@ -152,7 +152,7 @@ def test_a_first_frame_of_the_right_size_is_untouched() -> None:
     assert np.array_equal(first_frame(prompt_with(image), 48, 64), image)
 
 
-def test_another_size_is_scaled_to_cover_and_cut_evenly() -> None:
+def test_another_size_is_scaled_to_cover_and_center_cropped() -> None:
     image = np.zeros((48, 128, 3), np.uint8)
     image[:, :32], image[:, 96:] = (255, 0, 0), (0, 0, 255)  # what is cut
     image[:, 32:96] = 120

@@ -1,4 +1,4 @@
-"""What grows is found, what does not is left alone, and a short run does not grow (`benchmarks/stress/soak.py`)."""
+"""Growth is detected, steady values are not reported, and a short run does not grow (`benchmarks/stress/soak.py`)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_warm_up_does_not_count() -> None:
     assert growth("memory hub", series(*risen)).level == pytest.approx(200 * MB)
 
 
-def test_the_teeth_of_a_saw_are_no_leak_but_a_saw_that_climbs_is() -> None:
+def test_a_sawtooth_is_no_leak_but_a_rising_one_is() -> None:
     """Blobs until a checkpoint frees them: 0 to 9 MB, every ten seconds."""
     assert not growth("disk blobs", series(*(MB * (second % 10) for second in range(200)))).is_leak
     assert growth("disk blobs", series(*(MB * (second % 10 + second / 10) for second in range(200)))).is_leak
@@ -86,7 +86,7 @@ def test_records_may_grow_and_anything_else_on_disk_may_not() -> None:
     assert growth("disk whatever", series(*values)).is_leak
 
 
-def test_a_few_looks_say_nothing() -> None:
+def test_too_few_samples_are_refused() -> None:
     with pytest.raises(soak.InvariantViolatedError, match="too few"):
         growth("memory hub", series(1.0, 2.0, 3.0))
 

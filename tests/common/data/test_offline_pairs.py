@@ -1,4 +1,4 @@
-"""Pairs from files: which are made, in which order, and what does not fit."""
+"""Pairs from files: which pairs, in which order, and unusable clips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rated(folder: Path, opinions: Mapping[str, tuple[str, int]], count: int = 16
     return folder / "ratings.jsonl"
 
 
-def test_every_two_of_a_category_whose_opinions_differ_make_a_pair(tmp_path):
+def test_all_pairs_of_a_category_with_different_opinions_are_made(tmp_path):
     file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("walk", 2), "d.mp4": ("jump", 4)})
     pairs = OfflinePairs(file, MODEL, seed=0).pairs
     names = {(pair.chosen.clip.name, pair.rejected.clip.name) for pair in pairs}
@@ -46,7 +46,7 @@ def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
     assert pair.chosen.score == (3.75 - 1) * 25
 
 
-def test_pairs_of_a_file_keep_their_ratings_and_bare_ones_are_won_outright(tmp_path):
+def test_pairs_keep_their_ratings_and_unrated_ones_score_100_and_0(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
     rows = [
         RatedPair(prompt="p", chosen="a.mp4", rejected="b.mp4", chosen_rating=4, rejected_rating=3),

@@ -1,4 +1,4 @@
-"""Ratings and pairs on disk: what is written is read, and every bad row is named, counted and left out."""
+"""Ratings and pairs on disk: a round trip, and bad rows are named, counted and left out."""
 
 from __future__ import annotations
 

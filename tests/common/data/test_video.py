@@ -49,7 +49,7 @@ def test_the_same_frames_give_the_same_bytes() -> None:
     assert encode_mp4(clip, 8) != encode_mp4(clip, 16)
 
 
-def test_what_lay_in_memory_before_is_not_seen_in_the_bytes() -> None:
+def test_earlier_memory_contents_do_not_change_the_bytes() -> None:
     rng = np.random.default_rng(0)
     clip = np.repeat(rng.integers(0, 255, (9, 12, 16, 3)), 4, 1).repeat(4, 2).astype(np.uint8)
     seen, held = set(), []

@@ -107,7 +107,7 @@ def test_two_adapters_act_one_at_a_time_and_only_the_policy_keeps_its_gradient()
     assert not any(parameter.requires_grad for parameter in adapter_parameters(model, "reference").values())
 
 
-def test_a_state_survives_the_way_to_another_model() -> None:
+def test_a_state_loads_into_another_model() -> None:
     one, other = transformer(), transformer()
     inject_lora(one, LORA, seed=1)
     inject_lora(other, LORA, seed=2)

@@ -1,4 +1,4 @@
-"""The oracle: clean clips are near 100, and every defect lowers the answer that it should."""
+"""The oracle: clean clips are near 100, and every defect lowers the right score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded weights: an ordinary pipeline folder, small, good enough to stand on, and imperfect."""
+"""The embedded weights: an ordinary pipeline folder, small, good enough to train on, and imperfect."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_rendering_is_a_function_of_its_arguments() -> None:
     assert np.array_equal(render(WALK, seed=1), render(WALK, seed=2))  # nothing is left to the dice in a clean clip
 
 
-def test_a_walk_goes_its_way_and_a_freeze_does_not() -> None:
+def test_a_walk_moves_and_a_freeze_does_not() -> None:
     walked = centre(render(WALK), "cave")
     assert walked[-1] - walked[0] == pytest.approx(16, abs=2)  # 8 steps of 2 pixels
     left = centre(render(Shot("zombie", "cave", "walk_left", 24)), "cave")

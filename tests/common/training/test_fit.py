@@ -1,4 +1,4 @@
-"""The training loop of the embedded models: what it minimises, how it resumes, its rate."""
+"""The training loop of the embedded models: its loss, resuming, and the learning rate."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_the_loss_falls(tmp_path: Path) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_a_cut_training_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path) -> None:
     def cut(line: str) -> None:
         if "step 4/8" in line:
             raise KeyboardInterrupt
@@ -94,7 +94,7 @@ def test_validation_keeps_the_best_weights_and_stops(tmp_path: Path) -> None:
     assert (again, kept_again) == ([], kept)
 
 
-def test_a_cut_training_stops_where_the_whole_one_does(tmp_path: Path) -> None:
+def test_a_resumed_training_stops_early_at_the_same_step(tmp_path: Path) -> None:
     def cut(line: str) -> None:
         if "step 10/" in line:
             raise KeyboardInterrupt
@@ -107,7 +107,7 @@ def test_a_cut_training_stops_where_the_whole_one_does(tmp_path: Path) -> None:
     assert steps_done(tmp_path / "cut" / "toy.safetensors") == 5 * len(losses)
 
 
-def test_a_training_without_a_number_is_refused(tmp_path: Path) -> None:
+def test_a_training_without_a_finite_loss_is_refused(tmp_path: Path) -> None:
     model = nn.Linear(2, 1)
 
     def loss_of(step: int) -> torch.Tensor:

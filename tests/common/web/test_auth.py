@@ -1,4 +1,4 @@
-"""The door of our web servers: addresses, hosts, tokens, cookies, sizes. What it guards is a plain application."""
+"""Authentication of our web servers: addresses, hosts, tokens, cookies, sizes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_addresses_that_are_served():
             assert socket.create_connection(("127.0.0.1", listening.getsockname()[1]), timeout=10).close() is None
 
 
-def test_addresses_that_cannot_be_had():
+def test_unavailable_addresses_are_refused():
     with listen("127.0.0.1", 0, "") as taken, pytest.raises(ConfigError, match="cannot serve there"):
         listen("127.0.0.1", taken.getsockname()[1], "")
     with pytest.raises(ConfigError, match="--port 70000: allowed are 0 to 65535"):

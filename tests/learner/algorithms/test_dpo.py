@@ -57,7 +57,7 @@ def test_best_and_worst_are_kept_with_equal_weights() -> None:
     assert dpo().kept(4) == 2
 
 
-def test_every_pair_weighs_the_same() -> None:
+def test_every_pair_has_weight_one() -> None:
     assert dpo().weights(torch.ones(3, 2)).tolist() == [1.0, 1.0, 1.0]
 
 

@@ -14,7 +14,7 @@ def sft(**settings: object) -> Sft:
     return Sft(Sft.Config(name="sft", **settings))
 
 
-def test_the_best_is_kept_and_weighs_one() -> None:
+def test_the_best_is_kept_with_weight_one() -> None:
     assert sft().select([0.25, 0.75, 0.75]) == Selection((1,), (1.0,))
     assert sft().select([0.5, 0.5]) == Selection((0,), (1.0,))  # nothing is compared: no tie
     assert sft().select([0.0]) == Selection((0,), (1.0,))

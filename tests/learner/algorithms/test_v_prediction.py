@@ -1,4 +1,4 @@
-"""What is random in a step: shared, stratified, and a function of (seed, step, ordinal). And the v error itself."""
+"""The random draws of a step (shared, stratified, a function of seed, step and ordinal), and the v error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def same(one: Draw, other: Draw) -> bool:
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in Draw.__dataclass_fields__)
 
 
-def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
+def test_a_part_of_a_batch_draws_the_same_as_the_full_batch() -> None:
     rules = {"caption_drop": 0.5, "image_drop": 0.5, "image_noise": True}
     whole, part = drawn(**rules), drawn(PAIRS.part(1, 3), **rules)
     assert torch.equal(part.noise, whole.noise[1:3])
@@ -43,7 +43,7 @@ def test_parts_of_a_batch_draw_what_the_whole_draws() -> None:
     assert torch.equal(part.image_noise, whole.image_noise[1:3])
 
 
-def test_a_step_repeats_and_every_other_differs() -> None:
+def test_equal_steps_draw_the_same_and_others_differ() -> None:
     torch.manual_seed(1)
     first = drawn()
     torch.manual_seed(2)
@@ -72,7 +72,7 @@ def test_which_group_gets_which_stratum_changes() -> None:
     assert firsts == {0, 1, 2, 3}
 
 
-def test_drops_happen_as_often_as_asked() -> None:
+def test_drops_have_the_configured_rates() -> None:
     pairs = collate([make_group(ordinal) for ordinal in range(200)])
     pairs = replace(pairs, latents=pairs.latents[..., :1, :1])
     rules = tiny_config(caption_drop=0.3, image_drop=0.1).learner
@@ -142,7 +142,7 @@ def test_dropped_captions_and_images_are_empty() -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 3])
-def test_one_forward_pass_over_all_that_is_kept(kept: int) -> None:
+def test_all_kept_candidates_share_one_forward_pass(kept: int) -> None:
     """Each candidate's error is the one that it has alone."""
     model, chance = Recorder(), drawn(image_noise=True)
     batch = collate([make_group(ordinal, kept=kept) for ordinal in ORDINALS])
@@ -154,7 +154,7 @@ def test_one_forward_pass_over_all_that_is_kept(kept: int) -> None:
         torch.testing.assert_close(v_errors(model, SCHEDULE, alone, chance, None)[:, 0], errors[:, place])
 
 
-def test_dropping_captions_needs_the_empty_one() -> None:
+def test_dropping_captions_needs_the_empty_caption() -> None:
     with pytest.raises(ValueError, match="empty caption"):
         v_errors(Recorder(), SCHEDULE, PAIRS, drawn(caption_drop=1.0), None)
 
@@ -170,7 +170,7 @@ def test_bfloat16_latents_give_float32_errors() -> None:
     assert v_errors(Recorder(), SCHEDULE, half, drawn(), None).dtype == torch.float32
 
 
-def test_candidates_may_have_conditions_of_their_own() -> None:
+def test_candidates_may_have_separate_conditions() -> None:
     """Every number by hand: v is predicted to be image + text + dropped nothing, v* is 0.6 eps - 0.8 x0."""
 
     class Flat:

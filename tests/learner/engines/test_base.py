@@ -77,12 +77,12 @@ def test_every_stage_trains_like_one_plain_optimizer(tmp_path: Path, world: int)
 
 
 def found(folder: Path, case: str) -> list[dict[str, Any]]:
-    """What the two ranks of `publishing` say about a case."""
+    """The results that the two ranks of `publishing` wrote for a case."""
     return [json.loads((folder / f"{case}-{rank}.json").read_text()) for rank in range(2)]
 
 
 def check_memory(folder: Path, stage: int) -> None:
-    """Rank 0 stays within four buckets, where the whole model is twenty; what it wrote is what the ranks hold."""
+    """Rank 0 stays within four buckets, where the whole model is twenty; the file has the weights of the ranks."""
     rank, _ = found(folder, f"memory-{stage}")
     assert rank["by_bucket"] < 4 * BUCKET, rank
     assert rank["at_once"] > LAYERS * 4 * WIDTH**2, rank
@@ -96,7 +96,7 @@ def check_memory(folder: Path, stage: int) -> None:
 
 
 def check_failure(folder: Path, stage: int) -> None:
-    """Who cannot write says so; the other rank stops with it, nothing stays behind, and both can go on."""
+    """The failing rank reports its error, the other rank stops too, no draft is left, and both can continue."""
     first, second = found(folder, f"failure-{stage}")
     assert re.match(r"StorageError: .*v000001.* cannot be written: File too large", first["publish"])
     assert (
@@ -109,7 +109,7 @@ def check_failure(folder: Path, stage: int) -> None:
     assert checkpoint.steps(folder / f"run-{stage}" / "checkpoints") == [0]
 
 
-def test_ranks_publish_by_the_bucket_and_fail_together(tmp_path: Path) -> None:
+def test_ranks_publish_bucket_by_bucket_and_fail_together(tmp_path: Path) -> None:
     run_on_ranks(tmp_path, 2, ["memory-3", "failure-3", "failure-2"], "publishing")
     check_memory(tmp_path, 3)
     check_failure(tmp_path, 3)
@@ -117,7 +117,7 @@ def test_ranks_publish_by_the_bucket_and_fail_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_stage_publishes_by_the_bucket(tmp_path: Path) -> None:
+def test_every_stage_publishes_bucket_by_bucket(tmp_path: Path) -> None:
     run_on_ranks(tmp_path, 2, ["memory-0", "memory-2", "failure-0"], "publishing")
     check_memory(tmp_path, 0)
     check_memory(tmp_path, 2)
@@ -216,7 +216,7 @@ def test_many_small_gradients_are_not_lost_in_bfloat16() -> None:
 
 @pytest.mark.parametrize("stage", [None, 0, 2])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_bad_loss_stops_before_the_weights(stage: int | None, bad: float) -> None:
+def test_a_non_finite_loss_leaves_the_weights_unchanged(stage: int | None, bad: float) -> None:
     line = Line()
     engine = open_engine(line, stage)
     with pytest.raises(NonFiniteLossError, match="the loss is"):
@@ -226,7 +226,7 @@ def test_a_bad_loss_stops_before_the_weights(stage: int | None, bad: float) -> N
 
 
 @pytest.mark.parametrize("stage", [None, 0, 1, 3])
-def test_a_bad_gradient_stops_too(stage: int | None) -> None:
+def test_a_non_finite_gradient_leaves_the_weights_unchanged(stage: int | None) -> None:
     """sqrt(a - a) is 0, its gradient is infinity times zero."""
     engine = open_engine(Line(), stage)
     with pytest.raises(NonFiniteLossError, match="gradient"):
@@ -266,7 +266,7 @@ def layer() -> torch.nn.Linear:
 
 
 @pytest.mark.parametrize("stage", [None, 1, 2, 3])
-def test_eight_bits_train_nearly_as_32(stage: int | None) -> None:
+def test_eight_bit_moments_train_nearly_like_float32(stage: int | None) -> None:
     """8192 weights have moments of one byte each; after 20 steps of 0.01 the way is the same within a tenth."""
     start = layer().weight.detach()
     exact, small = layer(), layer()
@@ -285,7 +285,7 @@ def test_eight_bits_train_nearly_as_32(stage: int | None) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit"])
 @pytest.mark.parametrize("stage", [None, 2, 3])
-def test_an_optimizer_s_state_comes_back_bit_for_bit(stage: int | None, optimizer: str) -> None:
+def test_optimizer_state_is_restored_bit_for_bit(stage: int | None, optimizer: str) -> None:
     one = layer()
     engine = open_engine(one, stage, optimizer=optimizer)
     trained(engine, one, 3)
@@ -314,7 +314,7 @@ def test_the_batch_must_divide_by_the_ranks(monkeypatch: pytest.MonkeyPatch) -> 
         ZeroEngine(Line(), tiny_config(batch_size=3).learner)
 
 
-def test_several_ranks_need_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_ranks_need_an_init_method(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("learner.engines.zero.distributed.is_initialized", lambda: False)
     with pytest.raises(ConfigError, match="2 ranks needs an init_method"):
         join_group(0, 2)

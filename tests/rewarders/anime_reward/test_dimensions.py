@@ -1,4 +1,4 @@
-"""What each dimension alone promises: what it can learn, what it finds, and what scores 100 by construction."""
+"""Each dimension: what it can learn, what it detects, and which clips score 100 by construction."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def flickering(people: tuple[str, ...], scenes: tuple[str, ...], seeds: range) -
     return clips, torch.tensor([100.0 * (1 - i % 2) for i in seeds])
 
 
-def test_nothing_changes_scores_100_beside_the_image(models: Models) -> None:
+def test_a_still_clip_scores_100_in_image(models: Models) -> None:
     reward = VideoImageConsistency.create(models["VideoImageConsistency"])
     for factor in (1.0, 30.0):  # whatever was learned
         reward.head.project.weight.data *= factor
@@ -131,7 +131,7 @@ def test_the_same_character_all_through_scores_100(models: Models) -> None:
     assert not reward.missed
 
 
-def test_the_gallery_goes_before_the_first_frame(models: Models, tmp_path: Path) -> None:
+def test_the_gallery_takes_precedence_over_the_first_frame(models: Models, tmp_path: Path) -> None:
     picture = np.concatenate([STILL[0], np.full((48, 64, 1), 255, np.uint8)], 2)
     framed = np.pad(picture, ((8, 8), (8, 8), (0, 0)), constant_values=0)  # transparent about it: left out
     Image.fromarray(framed).save(tmp_path / "robot.png")
@@ -148,7 +148,7 @@ def test_the_gallery_goes_before_the_first_frame(models: Models, tmp_path: Path)
     assert character(models, gallery=str(tmp_path)).digest != before
 
 
-def test_no_character_found_is_an_outcome(models: Models, tmp_path: Path) -> None:
+def test_a_missing_character_scores_0(models: Models, tmp_path: Path) -> None:
     nobody = character(models, threshold=1.0)
     assert nobody.score([STILL, CLIP], [PROMPT] * 2) == [0.0, 0.0]
     assert nobody.missed == {"no character in the first frame": 2}
@@ -165,7 +165,7 @@ def test_lost_frames_count_as_0(models: Models) -> None:
     assert reward.head(row).item() == pytest.approx(100 * 6 / 9, abs=1e-3)
 
 
-def test_galleries_that_will_not_do(models: Models, tmp_path: Path) -> None:
+def test_invalid_galleries_are_refused(models: Models, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gallery '/no/where': not a folder with pictures NAME\.png"):
         character(models, gallery="/no/where")
     (tmp_path / "robot.png").write_bytes(b"no picture")

@@ -1,4 +1,4 @@
-"""All six classes: what they are, that a score hangs on its clip alone, what they refuse, and their files."""
+"""All six classes: their scores depend on the clip only, invalid input is refused, and saved files load."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_one_class_per_dimension() -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_score_hangs_on_its_clip_alone(name: str, models: Models) -> None:
+def test_a_score_depends_on_its_clip_only(name: str, models: Models) -> None:
     reward: TrainableReward = make(name, models)
     short = CLIPS[0][:3]
     clips, prompts = [*CLIPS, short], [*PROMPTS, PROMPTS[0]]
@@ -87,7 +87,7 @@ def test_every_head_learns(name: str, models: Models) -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_saved_rewards_come_back(name: str, models: Models, tmp_path: Path) -> None:
+def test_saved_rewards_load_with_equal_scores(name: str, models: Models, tmp_path: Path) -> None:
     reward = make(name, models, seed=3)
     save_heads([reward], tmp_path)
     (back,) = load_heads(str(tmp_path))
@@ -108,14 +108,14 @@ def test_a_folder_with_its_models_can_be_moved(tmp_path: Path) -> None:
         load_heads(str(there))
 
 
-def test_what_the_scores_hang_on_changes_the_digest(models: Models, tmp_path: Path) -> None:
+def test_everything_that_changes_scores_changes_the_digest(models: Models, tmp_path: Path) -> None:
     one = make("VideoSmoothness", models)
     assert one.digest == VideoSmoothness.create(models["VideoSmoothness"]).digest
     assert one.digest != VideoSmoothness.create(models["VideoSmoothness"], options={"frames": 8}).digest
     assert one.digest != VideoSmoothness.create({"vision": tiny_siglip(tmp_path / "other", seed=5)}).digest
 
 
-def test_towers_of_many_families_do(models: Models, tmp_path: Path) -> None:
+def test_towers_of_several_families_work(models: Models, tmp_path: Path) -> None:
     whole, tower = tiny_idefics2(tmp_path / "whole"), tiny_idefics2_tower(tmp_path / "tower")
     clip = tiny_clip(tmp_path / "clip")
     seen = []
@@ -130,7 +130,7 @@ def test_towers_of_many_families_do(models: Models, tmp_path: Path) -> None:
 
 
 def test_hub_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the hub's cache holds is found without a network, and is named by its id in what is saved."""
+    """Models in the hub's cache are found without a network, and saved heads name them by id."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(ConfigError, match="vision model 'me/tiny': no such folder, and not on the hub"):
@@ -163,7 +163,7 @@ def test_weights_that_are_not_finite_give_nan(models: Models) -> None:
     assert all(math.isnan(value) for value in reward.score(CLIPS, PROMPTS))
 
 
-def test_models_that_will_not_do(models: Models, tmp_path: Path) -> None:
+def test_unsuitable_models_are_refused(models: Models, tmp_path: Path) -> None:
     siglip, bert = models["VideoSmoothness"]["vision"], models["VideoTextConsistency"]["text"]
     tracker = models["TrackedCharacter"]["tracker"]
     with pytest.raises(ConfigError, match="VideoTextConsistency: needs the models vision, text, got vision"):
@@ -186,7 +186,7 @@ def test_models_that_will_not_do(models: Models, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_will_not_do(models: Models, tmp_path: Path) -> None:
+def test_damaged_head_files_are_refused(models: Models, tmp_path: Path) -> None:
     save_heads([make("VideoSmoothness", models)], tmp_path)
     about = tmp_path / "smoothness.json"
     said = json.loads(about.read_text())

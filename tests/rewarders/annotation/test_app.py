@@ -1,4 +1,4 @@
-"""The page's requests: who may ask, what is refused, videos with ranges."""
+"""The page's requests: authentication, refused input, videos with ranges."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ask(client: TestClient, kind: str = "rate", annotator: str = "ann") -> dict:
     return answer.json()
 
 
-def test_the_page_and_its_parts_are_there_and_nothing_comes_from_elsewhere(client):
+def test_the_page_loads_only_local_files(client):
     for path, kind in (("/", "text/html"), ("/annotate.js", "javascript"), ("/annotate.css", "text/css")):
         answer = client.get(path)
         assert answer.status_code == 200
@@ -73,7 +73,7 @@ def test_a_round_of_comparing_shows_in_the_results(client):
     assert found["annotators"] == [{"name": "ann", "rated": 0, "compared": 1}]
 
 
-def test_what_is_off_the_scale_or_unknown_is_refused_in_words(client, asked):
+def test_invalid_answers_are_refused_with_a_message(client, asked):
     item, good = ask(client)["task"]["item"], all_of(asked, 3)
     bad = [
         ({"annotator": "ann", "item": item, "ratings": good | {"text": 0}}, 422, "text = 0: a rating is 1 to 5"),
@@ -83,10 +83,10 @@ def test_what_is_off_the_scale_or_unknown_is_refused_in_words(client, asked):
         ({"annotator": " ", "item": item, "ratings": good}, 422, "a name must have 1 to 40 printable characters"),
         ({"annotator": "ann", "item": "x", "ratings": good}, 404, "no such clip"),
     ]
-    for body, status, words in bad:
+    for body, status, message in bad:
         answer = client.post("/api/rate", json=body)
         assert answer.status_code == status
-        assert words in str(answer.json()["detail"])
+        assert message in str(answer.json()["detail"])
     assert asked.given("rate") == []
 
 
@@ -131,7 +131,7 @@ def test_without_a_token_only_loopbacks_names_are_served(asked, screening):
         assert TestClient(app, base_url=f"http://{name}").get("/api/survey").status_code == status
 
 
-def test_with_a_token_nothing_is_told_without_it(guarded, asked):
+def test_with_a_token_requests_without_it_are_refused(guarded, asked):
     doors = ["/api/survey", "/api/next?kind=rate&annotator=a", "/api/results", f"/clips/{asked.clips[0].key}"]
     for door in [*doors, f"/frames/{asked.clips[0].key}"]:
         for given in (None, "Bearer wrong", f"Basic {TOKEN}", "Bearer", f"Bearer {TOKEN}x"):

@@ -59,7 +59,7 @@ def serve() -> Iterator[Callable[..., Served]]:
 
 @pytest.fixture
 def visit(browser: Browser, serve: Callable[..., Served], asked: Survey) -> Iterator[Open]:
-    """Opens the page for an annotator, in a window of their own. What the page complains about fails the test."""
+    """Opens the page for an annotator, in a window of their own. A console error of the page fails the test."""
     url, contexts, complaints = serve(asked).url, [], []
 
     def start(name: str, view: str = "rate", **how) -> Page:
@@ -80,8 +80,8 @@ def visit(browser: Browser, serve: Callable[..., Served], asked: Survey) -> Iter
     assert complaints == []
 
 
-def count(page: Page, words: str) -> None:
-    expect(page.locator("#count")).to_have_text(words)
+def count(page: Page, text: str) -> None:
+    expect(page.locator("#count")).to_have_text(text)
 
 
 def clip(page: Page) -> str:

@@ -1,4 +1,4 @@
-"""What is exported is what the shared reader of ratings and pairs reads."""
+"""Exported files can be read by `common/data/ratings.py`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ratings_and_pairs_are_read_back(tmp_path):
     assert (alone.chosen_rating, alone.annotators, alone.category) == (None, 1, "walk")
 
 
-def test_a_comparison_counts_where_ratings_say_otherwise(tmp_path):
+def test_a_comparison_overrides_contradicting_ratings(tmp_path):
     asked = survey(tmp_path / "clips_of")
     for clip in asked.clips:
         asked.rate("ann", clip.key, all_of(asked, 5 if clip.source == "base" else 1))
@@ -83,7 +83,7 @@ def test_answers_under_several_rubrics_come_together(tmp_path):
     }
 
 
-def test_nothing_is_overwritten_and_nothing_is_nothing(tmp_path):
+def test_existing_files_and_empty_surveys_are_refused(tmp_path):
     asked = survey(tmp_path / "clips_of")
     with pytest.raises(ConfigError, match="no answers yet"):
         export(asked, tmp_path / "out")

@@ -17,7 +17,7 @@ OBSERVERS = (
 )
 
 
-def test_alpha_is_that_of_the_literature():
+def test_alpha_equals_the_published_example():
     answers = [
         (f"observer {row}", f"unit {column:02d}", float(value))
         for row, values in enumerate(OBSERVERS)
@@ -80,7 +80,7 @@ def test_the_results_of_a_survey(tmp_path):
     assert found["clips"] == {"all": 6, "rated": 6}
 
 
-def test_a_win_is_a_win_whichever_clip_is_the_pairs_first(tmp_path):
+def test_win_rates_do_not_depend_on_the_order_within_a_pair(tmp_path):
     asked = survey(tmp_path)
     pair = asked.pairs[0]
     assert {pair.first.source, pair.second.source} == {"base", "aligned"}

@@ -38,7 +38,7 @@ def test_a_part_of_the_pairs_is_drawn_the_same_way_every_time():
     assert names(clips, 10) == names(clips[::-1], 10)
 
 
-def test_keys_are_no_names():
+def test_keys_do_not_reveal_names():
     one = clip("base/1.mp4", "x")
     assert "base" not in one.key
     assert one.key == clip("base/1.mp4", "another").key != clip("base/2.mp4", "x").key
@@ -56,7 +56,7 @@ def test_an_own_rubric(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("name = ", "not valid TOML"),
         ('name = "mine"', "dimensions: Field required"),
@@ -65,11 +65,11 @@ def test_an_own_rubric(tmp_path):
         ('name = "m"\n[[dimensions]]\nname = "fun"\nquestion = "?"\nscale = 7', "dimensions.0.scale: Extra inputs"),
     ],
 )
-def test_a_bad_rubric_is_told_in_one_line(tmp_path, text, words):
+def test_a_bad_rubric_is_refused_in_one_line(tmp_path, text, message):
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.toml: ") as caught:
         open_rubric(str(file))
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     with pytest.raises(ConfigError, match="allowed: anime, huvidpo or a TOML file"):
         open_rubric(str(tmp_path / "none.toml"))

@@ -1,4 +1,4 @@
-"""Answers survive whatever ends the process."""
+"""Answers survive a crash at any point."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ while True:
 """
 
 
-def test_what_was_acknowledged_is_there_after_a_kill(tmp_path):
+def test_acknowledged_answers_survive_a_kill(tmp_path):
     path = tmp_path / STORE
     with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None

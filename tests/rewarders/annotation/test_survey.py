@@ -1,4 +1,4 @@
-"""Who is shown what: as many annotators as asked for, resume, undo, blind sides."""
+"""Assignment of items to annotators: limits, resume, undo, blind sides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_clip_is_rated_by_as_many_as_asked_for_and_by_nobody_twice(tmp_path
     assert all(len(items) == len(set(items)) for items in done.values())
 
 
-def test_clips_on_screens_count_so_that_no_more_than_asked_for_see_one(tmp_path):
+def test_clips_on_a_screen_count_towards_the_limit(tmp_path):
     asked = survey(tmp_path, annotators=1)
     shown = [asked.next(person, "rate")["task"]["item"] for person in PEOPLE]
     assert len(set(shown)) == len(PEOPLE)
@@ -49,14 +49,14 @@ def test_many_at_once_never_share_a_clip(tmp_path):
     assert sorted(item for items in done for item in items) == sorted(clip.key for clip in asked.clips)
 
 
-def test_what_others_began_comes_first_so_that_answers_come_together(tmp_path):
+def test_started_items_come_first(tmp_path):
     asked = survey(tmp_path, annotators=3)
     first = asked.next("ann", "rate")["task"]["item"]
     asked.rate("ann", first, all_of(asked, 4))
     assert asked.next("ben", "rate")["task"]["item"] == first
 
 
-def test_a_clip_that_is_left_alone_is_shown_to_another(tmp_path):
+def test_an_unanswered_clip_is_reassigned(tmp_path):
     clock = Clock()
     asked = survey(tmp_path, annotators=1, clock=clock)
     left = asked.next("ann", "rate")["task"]["item"]
@@ -76,7 +76,7 @@ def test_a_reload_and_a_restart_change_nothing(tmp_path):
     assert before["progress"] == {"mine": 1, "left": 5, "complete": 0, "items": 6}
 
 
-def test_undo_goes_back_step_by_step_and_shows_what_was_said(tmp_path):
+def test_undo_steps_back_and_shows_the_earlier_answer(tmp_path):
     asked = survey(tmp_path)
     items = []
     for value in (1, 2):
@@ -113,7 +113,7 @@ def test_sides_are_drawn_for_each_annotator_and_answers_do_not_depend_on_them(tm
         assert getattr(pairs[answer.item], answer.value["choice"]).source == "aligned"
 
 
-def test_the_undone_side_is_told_as_it_was_seen(tmp_path):
+def test_an_undone_side_is_reported_as_the_annotator_saw_it(tmp_path):
     asked = survey(tmp_path, annotators=9)
     for person, side in zip(PEOPLE, ("left", "right", "tie", "right", "left"), strict=True):
         task = asked.next(person, "compare")["task"]
@@ -123,7 +123,7 @@ def test_the_undone_side_is_told_as_it_was_seen(tmp_path):
         assert (again["item"], again["clips"], again["said"]) == (task["item"], task["clips"], side)
 
 
-def test_nothing_that_is_shown_tells_what_made_a_clip(tmp_path):
+def test_a_task_does_not_reveal_the_source(tmp_path):
     asked = survey(tmp_path)
     for kind in ("rate", "compare"):
         told = repr(asked.next("ann", kind))
@@ -139,7 +139,7 @@ def test_answers_to_another_rubric_are_kept_apart(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "   ", "x" * 41, "a\x00b"])
-def test_a_name_is_a_name(tmp_path, name):
+def test_names_are_normalised_and_checked(tmp_path, name):
     asked = survey(tmp_path)
     with pytest.raises(ValueError, match="1 to 40 printable"):
         asked.next(name, "rate")

@@ -1,4 +1,4 @@
-"""What a judge is shown of a clip, counted by hand, and what becomes of its values."""
+"""The frames that a judge gets, counted by hand, and the scaling of its values."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_frames_in_time(frames, fps, needs, chosen, rate):
         (InputSpec(fps=2, multiple=4), "a clip of 3 frames at 2 per second; 4 frames are needed"),
     ],
 )
-def test_frames_are_never_made_up(needs, line):
+def test_frames_are_never_interpolated(needs, line):
     with pytest.raises(ValueError, match=line):
         adapt_clip(clip(9, 8.0), needs)
 
@@ -99,7 +99,7 @@ def test_size_and_the_file_that_belongs_to_it():
     assert clip_length(adapt_clip(clip(9, 8.0, (48, 64)), InputSpec(fps=2)).mp4()) == (3, 2.0)
 
 
-def test_values_are_brought_to_a_hundred_and_not_clamped():
+def test_values_are_scaled_to_100_and_not_clamped():
     adapted = AdaptedJudge(Seen(), JudgeConfig(kind="x", fps=4, low=1, high=5))
     (found,) = adapted.judge([clip(9, 8.0)], [ASKED])
     assert isinstance(found, dict)
@@ -180,7 +180,7 @@ class Broken(Seen):
         return ["too dark" if clip.frames.max() < 100 else {"one": 50.0} for clip in clips]
 
 
-def test_reasons_are_kept_with_the_score_and_the_others_go_on():
+def test_reasons_are_kept_and_other_clips_are_scored():
     judges = [Broken("picky")]
     tasks = [
         ScoreTask(str(grey), ASKED, encode_mp4(np.full((3, 48, 64, 3), grey, np.uint8), 8)) for grey in (20, 200)
@@ -192,7 +192,7 @@ def test_reasons_are_kept_with_the_score_and_the_others_go_on():
     assert "not a readable video" in broken.problems["one"]
 
 
-def test_a_judge_without_answer_is_not_asked_again_clip_by_clip():
+def test_an_unavailable_judge_is_not_retried_clip_by_clip():
     judge = Broken("late")
     config = RewardConfig(path="", judges={"one": RewardJudgeConfig(kind="x")})
     file = encode_mp4(np.full((3, 48, 64, 3), 9, np.uint8), 8)

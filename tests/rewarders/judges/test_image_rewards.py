@@ -186,7 +186,7 @@ def test_image_reward_reads_35_tokens_of_a_caption(blip_model: Path):
 
 
 @pytest.mark.parametrize("kind", [ClipScore, Hps, Aesthetic, ImageReward])
-def test_a_value_does_not_hang_on_the_batch(clip_model: Path, blip_model: Path, kind: type):
+def test_a_value_does_not_depend_on_the_batch(clip_model: Path, blip_model: Path, kind: type):
     folder = blip_model if kind is ImageReward else clip_model
     judge = kind(JudgeConfig(kind="a", path=str(folder)), "cpu")
     clips = [noise(frames, frames) for frames in (3, 40, 17)]
@@ -235,7 +235,7 @@ def test_missing_and_wrong_folders_are_named(tmp_path: Path, clip_model: Path):
         open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path)))
 
 
-def test_a_model_that_is_not_whole_is_refused(tmp_path: Path, clip_model: Path, blip_model: Path):
+def test_an_incomplete_model_is_refused(tmp_path: Path, clip_model: Path, blip_model: Path):
     for file in clip_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     CLIPVisionModel.from_pretrained(clip_model).save_pretrained(tmp_path / "tower")

@@ -149,7 +149,7 @@ def test_requests_of_another_form_are_refused(request_part, status):
     assert answer.status_code == status
 
 
-def test_a_late_judge_costs_its_clips_and_then_the_worker():
+def test_a_slow_judge_loses_its_clips_and_finally_stops_the_worker():
     grey = Grey()
     with serving({"grey": grey}) as url:
         judge = remote(url, timeout=0.3, retries=1)
@@ -162,7 +162,7 @@ def test_a_late_judge_costs_its_clips_and_then_the_worker():
         grey.go.set()
 
 
-def test_another_server_steps_in():
+def test_another_server_takes_over():
     with serving({"grey": Grey()}) as url, serving({"grey": Grey()}) as gone:
         judge = remote(f"{url},{gone}", retries=1)
         assert len(judge.judge([clip(80)], [prompt()])) == 1
@@ -173,7 +173,7 @@ def test_another_server_steps_in():
             assert len(two.judge([clip(80)], [prompt()])) == 1
 
 
-def test_a_judge_that_has_changed_is_not_believed():
+def test_a_changed_digest_is_refused():
     grey = Grey()
     with serving({"grey": grey}) as url:
         judge = remote(url)

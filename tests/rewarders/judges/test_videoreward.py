@@ -111,14 +111,16 @@ def patches_by_hand(frames: np.ndarray) -> np.ndarray:
 def by_hand(folder: Path, clip: Clip, caption: str) -> dict[str, float]:
     """The equation: `transformers`' whole Qwen2-VL up to its last hidden states, then numpy."""
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder).eval()
-    words, pairs = Qwen2Tokenizer.from_pretrained(folder), len(clip.frames) // 2
+    tokenizer, pairs = Qwen2Tokenizer.from_pretrained(folder), len(clip.frames) // 2
     pads = "<|video_pad|>" * (pairs * 10 * 14)
-    ids = words(QUESTION.replace("{text}", caption).replace("<|video_pad|>", pads), return_tensors="pt")["input_ids"]
+    ids = tokenizer(QUESTION.replace("{text}", caption).replace("<|video_pad|>", pads), return_tensors="pt")[
+        "input_ids"
+    ]
     with torch.no_grad():
         hidden = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=torch.where(ids == words.convert_tokens_to_ids("<|video_pad|>"), 2, 0),
+            mm_token_type_ids=torch.where(ids == tokenizer.convert_tokens_to_ids("<|video_pad|>"), 2, 0),
             pixel_values_videos=torch.tensor(patches_by_hand(clip.frames)),
             video_grid_thw=torch.tensor([[pairs, *GRID]]),
             output_hidden_states=True,
@@ -127,12 +129,12 @@ def by_hand(folder: Path, clip: Clip, caption: str) -> dict[str, float]:
     norm = {"visual": (3.6757, 2.2476), "motion": (1.1646, 1.3811), "text": (2.8105, 2.5121)}
     found = {}
     for i, (token, (name, (mean, deviation))) in enumerate(zip(READ_OUT, norm.items(), strict=True)):
-        (place,) = np.flatnonzero(ids[0].numpy() == words.convert_tokens_to_ids(token))
+        (place,) = np.flatnonzero(ids[0].numpy() == tokenizer.convert_tokens_to_ids(token))
         found[name] = (float(head[i % len(head)] @ hidden[place].numpy()) - mean) / deviation
     return found
 
 
-def test_patches_lie_as_in_qwen2_vl():
+def test_patches_are_in_the_order_of_qwen2_vl():
     clip, pictures = noise(4), Qwen2VLImageProcessorPil()
     patches, grid = video_patches(pictures, clip.frames)
     assert grid.tolist() == [2, *GRID]
@@ -192,7 +194,7 @@ def test_a_clip_of_a_run_is_shown_in_pairs_at_two_a_second(model: Path):
     assert found == {name: pytest.approx(100 * (value + 3) / 6) for name, value in raw.items()}
 
 
-def test_a_caption_with_the_models_own_marks_is_refused(model: Path):
+def test_a_caption_with_reserved_tokens_is_refused(model: Path):
     judge = VideoReward(JudgeConfig(kind="videoreward", path=str(model)), "cpu")
     odd = [Prompt(0, "p", f"a {mark} robot") for mark in ("<|MQ_reward|>", "<|video_pad|>")]
     assert judge.judge([noise(2)] * 2, odd) == [
@@ -201,7 +203,7 @@ def test_a_caption_with_the_models_own_marks_is_refused(model: Path):
     ]
 
 
-def test_folders_that_are_none_are_named(tmp_path: Path):
+def test_invalid_folders_are_named(tmp_path: Path):
     def line(folder: Path) -> str:
         with pytest.raises(ConfigError) as caught:
             open_judge("vr", JudgeConfig(kind="videoreward", path=str(folder)))

@@ -1,4 +1,4 @@
-"""VideoScore over a tiny Idefics2: what it reads, its range, and folders that are none."""
+"""VideoScore over a tiny Idefics2: its inputs, its range, and invalid folders."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_clip_of_fewer_frames_is_refused(model: Path):
         judge.judge([noise(9)], [prompt("a robot")])
 
 
-def test_folders_that_are_none_are_named(tmp_path: Path):
+def test_invalid_folders_are_named(tmp_path: Path):
     def line(folder: Path) -> str:
         with pytest.raises(ConfigError) as caught:
             open_judge("vs", JudgeConfig(kind="videoscore", path=str(folder)))

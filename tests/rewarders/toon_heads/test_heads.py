@@ -55,7 +55,7 @@ def test_a_score_is_the_same_in_any_batch(head: ToonHead) -> None:
     assert head.score([], []) == []
 
 
-def test_the_prompt_matters_to_those_who_read_it() -> None:
+def test_the_prompt_matters_to_heads_with_a_caption() -> None:
     left = [Prompt(p.ordinal, p.id, "someone walks left", p.image) for p in PROMPTS]
     away = [Prompt(p.ordinal, p.id, p.text, encode_png(np.zeros((48, 64, 3), np.uint8))) for p in PROMPTS]
     own = [Prompt(p.ordinal, p.id, p.text) for p in PROMPTS]
@@ -101,7 +101,7 @@ def test_words() -> None:
     ]
 
 
-def test_saved_heads_come_back(tmp_path: Path) -> None:
+def test_saved_heads_load_with_equal_scores(tmp_path: Path) -> None:
     heads = new_heads(3)
     save_heads(heads, tmp_path)
     back = load_heads(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The split: what is linked stays together, and nothing that training has seen is in the test."""
+"""The split: linked rows stay together, and the test part shares nothing with training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def leak_keys(*rows: str) -> list[frozenset[str]]:
     return [frozenset(row.split()) for row in rows]
 
 
-def test_no_mark_is_in_two_parts() -> None:
+def test_no_leak_key_is_in_two_parts() -> None:
     rng = np.random.default_rng(0)
     rows = [frozenset({f"prompt {rng.integers(90)}", f"character {rng.integers(60)}"}) for _ in range(120)]
     parts = split(rows, 0, "r")

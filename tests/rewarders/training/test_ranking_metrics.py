@@ -61,7 +61,7 @@ def test_the_interval_narrows_with_prompts() -> None:
     assert found.high == pytest.approx(0.8 + 1.96 * 0.04, abs=0.015)
 
 
-def test_equal_scores_help_nobody() -> None:
+def test_equal_scores_give_no_credit() -> None:
     found = ranking_metrics(judged((0, 5.0, 0.0, True), (0, 5.0, 100.0, True), (0, 5.0, 50.0, True)))
     assert (found["pairwise"].value, found["MRR"].value, found["Recall@1"].value) == (0.5, pytest.approx(1 / 3), 0.0)
     assert found["SRCC"].value is None
@@ -89,6 +89,6 @@ def test_ranks() -> None:
     assert plcc(np.array([1.0, 2.0, 4.0]), np.array([3.0, 5.0, 9.0])) == pytest.approx(1.0)
 
 
-def test_what_is_no_number_is_refused() -> None:
+def test_non_finite_values_are_refused() -> None:
     with pytest.raises(ValueError, match="scores and opinions must be finite"):
         judged((0, float("nan"), 1.0, True))

@@ -1,4 +1,4 @@
-"""The report: what counts, what is left out, and the figures of judges whose answer is known."""
+"""The report: counted and left-out clips, and the figures of judges with known answers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_good_and_bad_judges(tmp_path: Path) -> None:
     assert all(one["opinion"] == pytest.approx(50, abs=0.1) for one in bins)
 
 
-def test_what_is_left_out(tmp_path: Path) -> None:
+def test_left_out_clips_are_counted(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 6, 3))
     seen = hash_keys(key for key in data.leak_keys()[0])
     found = report([Level("light", refuses="grey 5"), Level("text")], data, {"light": seen}, silent, 100)

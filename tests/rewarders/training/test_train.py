@@ -1,4 +1,4 @@
-"""Training on ratings: features once, the head learns, an interruption costs nothing, bad clips are left out."""
+"""Training on ratings: features once, the head learns, training resumes, bad clips are left out."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_features_are_computed_once(tmp_path: Path) -> None:
     assert seen[:, 0].tolist() == pytest.approx((data.scores("light") / 100).tolist(), abs=0.02)
     again = Light()
     assert torch.equal(cache.features(again, data, tmp_path / "f", silent)[1], seen)
-    assert again.looked == 1  # the one that is compared
+    assert again.looked == 1  # only the compared row
     kept = sorted((tmp_path / "f").iterdir())
     kept[0].unlink()
     assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1], seen)
@@ -75,7 +75,7 @@ def test_a_head_learns_and_stops(tmp_path: Path) -> None:
     assert np.abs(np.array(scores) - data.scores("light")[rest]).max() < 12
 
 
-def test_a_cut_training_goes_on_to_the_same_head(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_in_the_same_head(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 6, 3))
 
     def cut(line: str) -> None:
@@ -88,11 +88,11 @@ def test_a_cut_training_goes_on_to_the_same_head(tmp_path: Path) -> None:
     resumed = Light()
     train_reward(data, resumed, {}, tmp_path / "cut", plan, silent)
     whole = train_reward(data, Light(), {}, tmp_path / "whole", plan, silent)
-    assert resumed.looked == 1  # nothing but what is compared was looked at anew
+    assert resumed.looked == 1  # only the compared row was recomputed
     assert state_digest(resumed.head.state_dict()) == state_digest(whole.head.state_dict())
 
 
-def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_another_training_is_not_resumed(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 6, 3))
     plan = HeadTraining(epochs=1, batch=8)
     train_reward(data, Light(), {"head": "A"}, tmp_path / "h", plan, silent)

@@ -1,4 +1,4 @@
-"""What the learner's tests share: random groups, an exchange in memory, a tiny run."""
+"""Helpers of the learner's tests: random groups, an exchange in memory, a tiny run."""
 
 from __future__ import annotations
 

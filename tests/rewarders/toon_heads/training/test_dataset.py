@@ -44,7 +44,7 @@ def test_the_split_is_by_character(train: Samples) -> None:
     }
 
 
-def test_candidates_show_one_shot_with_defects_of_their_own() -> None:
+def test_candidates_show_one_shot_with_separate_defects() -> None:
     samples = draw_samples(6, 3, TEST_CHARACTERS[1], degraded=0.0, candidates=3)
     assert {shot.character for shot in samples.shots} == {TEST_CHARACTERS[1]}
     assert samples.shots[0] == samples.shots[1] == samples.shots[2] != samples.shots[3] == samples.shots[5]

@@ -1,4 +1,4 @@
-"""What a redrawn clip is rated by: what is lost, what wavers, what travels."""
+"""Ratings of redrawn clips: lost, unsteady and moving figures."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_badness_by_hand() -> None:
 @pytest.mark.parametrize(
     ("action", "kept"), [("jump", 0.07), ("climb", 0.12), ("walk_left", 0.36), ("run_right", 0.65)]
 )
-def test_what_stands_still_is_seen_as_far_as_the_search_reaches(action: str, kept: float) -> None:
+def test_a_still_figure_is_found_within_the_search_range(action: str, kept: float) -> None:
     shot = Shot("zombie", "snow", action, 24)
     clean = render(shot)[None]
     frozen = np.repeat(clean[:, :1], len(clean[0]), 1)
@@ -87,7 +87,7 @@ def test_a_figure_that_lags_travels_less(share: float) -> None:
     assert travelled_share(clip, clean, clean[..., 0] == 250, path) == pytest.approx(expected, abs=0.02)
 
 
-def test_what_has_left_the_frame_is_taken_to_go_on() -> None:
+def test_a_figure_outside_the_frame_counts_as_moving() -> None:
     shot = Shot("zombie", "snow", "run_right", 24)
     clean, path = render(shot), ACTIONS["run_right"].path()
     figure = figure_mask(clean, shot.scene)

@@ -48,7 +48,7 @@ def errors(augmenter: SDEditAugmenter, start: int) -> np.ndarray:
     return np.abs(regenerated.astype(float) - clips).mean((0, 2, 3, 4))
 
 
-def test_the_earlier_the_start_the_more_is_drawn_anew(augmenter: SDEditAugmenter) -> None:
+def test_an_earlier_start_redraws_more(augmenter: SDEditAugmenter) -> None:
     clips = np.stack([render(shot) for shot in SHOTS])
     floor = np.abs(augmenter.reconstruct(clips).astype(float) - clips).mean()
     late, middle, early = (errors(augmenter, start) for start in (int(LATEST_START * MOST) - 1, 4, 0))
@@ -66,7 +66,7 @@ def test_captions_and_noise_decide(augmenter: SDEditAugmenter) -> None:
     assert (again[0] == one).all()
 
 
-def test_half_are_drawn_afresh(augmenter: SDEditAugmenter) -> None:
+def test_half_of_the_clips_start_from_noise(augmenter: SDEditAugmenter) -> None:
     clips, texts = np.stack([render(shot) for shot in SHOTS]), [caption(shot) for shot in SHOTS]
     from_noise = augmenter.regenerate(clips, texts, Dice(1, 2, from_noise=True))
     assert (from_noise == augmenter.regenerate(clips, texts, Dice(0, 2))).all()

@@ -37,7 +37,7 @@ def test_a_head_overfits_a_few_clips(tmp_path: Path, few: Samples) -> None:
     assert np.abs(scores - truths).mean() < 0.6 * np.abs(truths - truths.mean()).mean()
 
 
-def test_a_cut_training_goes_on_to_the_same_weights(tmp_path: Path, few: Samples) -> None:
+def test_a_resumed_training_ends_in_the_same_weights(tmp_path: Path, few: Samples) -> None:
     plan = FitConfig(steps=4, lr=1e-3, save_every=2)
 
     def cut(line: str) -> None:
@@ -53,7 +53,7 @@ def test_a_cut_training_goes_on_to_the_same_weights(tmp_path: Path, few: Samples
     assert train_head("text", lambda: few, tmp_path / "other", 1, plan, quiet, batch=4).digest != whole.digest
 
 
-def test_all_heads_and_again_without_work(tmp_path: Path) -> None:
+def test_finished_heads_are_not_trained_again(tmp_path: Path) -> None:
     plan = FitConfig(steps=1, lr=1e-3)
     lines: list[str] = []
     heads = train_heads(tmp_path, 0, log=lines.append, plan=plan, clips=3, batch=2)
