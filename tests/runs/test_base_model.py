@@ -59,10 +59,10 @@ def test_another_base_model_is_refused_everywhere(bases: Bases, capsys: pytest.C
     assert tuple(parts) == PARTS
     begun = read_json_lines(bases.folder / EVENTS)
     for name, differ in (("other", "transformer, vae, text_encoder"), ("vae", "vae")):
-        words = REFUSED.format(bases.root / name, differ)
-        with pytest.raises(ConfigError, match=f"^{bases.folder}: {words}"):
+        message = REFUSED.format(bases.root / name, differ)
+        with pytest.raises(ConfigError, match=f"^{bases.folder}: {message}"):
             serial.run(bases.config(name, steps=3), toy.rewards())
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=message):
             Hub(bases.config(name, steps=3, mode="cluster")).open()
     assert read_json_lines(bases.folder / EVENTS) == begun
     assert serial.run(bases.config("copy", steps=3), toy.rewards()).step == 3

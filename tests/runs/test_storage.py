@@ -196,13 +196,13 @@ def test_a_limit_on_file_sizes(
         150_000: "weights/v000000: cannot be written: File too large; free some space",
         250_000: "ledger.sqlite: cannot be written: Input/output error; check the disk",
     }
-    for size, words in bounds.items():
+    for size, message in bounds.items():
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
             assert run(config, monkeypatch) == 3
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert told(capsys).startswith(f"{config.folder}/{words}, then rerun the same command to resume")
+        assert told(capsys).startswith(f"{config.folder}/{message}, then rerun the same command to resume")
         is_whole(config)
     assert run(config, monkeypatch) == 0
     finished(config, unbroken)
@@ -219,11 +219,11 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
     config.folder.mkdir(parents=True)
     said = toy.Said()
     with mounted(config.folder / part, "200k") as disk:
-        words = (
+        message = (
             rf"^{disk}/.*: cannot be written: No space left on device; "
             r"free some space, then rerun the same command to resume$"
         )
-        with pytest.raises(StorageError, match=words):
+        with pytest.raises(StorageError, match=message):
             driver.run(config, toy.rewards(), progress=said)
         assert not [line for line in said.lines if " died " in line]
         remount(disk, "size=16m")

@@ -103,8 +103,8 @@ def test_every_push_has_a_reading_on_the_same_prompts_and_seeds(quiet):
 
 def test_the_report_has_the_guardrail_charts(quiet):
     page = report.write(quiet[0].folder).read_text()
-    for words in ("Guardrails", "Judge: identity", "Judge: motion", "Judge: smoothness", "<h3>Motion</h3>", "push 4"):
-        assert words in page
+    for title in ("Guardrails", "Judge: identity", "Judge: motion", "Judge: smoothness", "<h3>Motion</h3>", "push 4"):
+        assert title in page
 
 
 def test_the_ledger_keeps_only_the_base_clips(quiet):
@@ -148,9 +148,11 @@ def test_a_drifting_scorer_raises_an_alarm(model, tmp_path, capsys):
 
 def test_an_alarm_pauses_the_run_and_it_resumes(quiet, model, tmp_path):
     config = watched(fresh(tmp_path, model), steps=2, **{"guardrails.action": "pause", **BRIGHTNESS})
-    words = r"^paused by guardrails\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
+    message = (
+        r"^paused by guardrails\.action after step 1: scorer: the same base clips .*; resume with: douga run .*toml"
+    )
     drifting = toy.rewards(DriftingReward)
-    with pytest.raises(PausedError, match=words):
+    with pytest.raises(PausedError, match=message):
         serial.run(config, drifting)
     assert [path.name for path in (config.folder / "checkpoints").iterdir()] == ["step-000001"]
     assert serial.run(config, drifting).finished  # an alarm after the last step does not pause
@@ -212,7 +214,7 @@ def test_a_custom_judge(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "words"),
+    ("kind", "message"),
     [
         ("brightness", "must be remote, .* or a class as package.module:Class"),
         ("tests.deploy.none:Brightness", "cannot be imported: No module named 'tests.deploy.none'"),
@@ -222,9 +224,9 @@ def test_a_custom_judge(model, tmp_path):
         ),
     ],
 )
-def test_an_invalid_judge_is_reported_before_a_folder_is_created(model, tmp_path, kind, words):
+def test_an_invalid_judge_is_reported_before_a_folder_is_created(model, tmp_path, kind, message):
     config = watched(fresh(tmp_path, model), **{"guardrails.judges.light.kind": kind})
-    with pytest.raises(ConfigError, match=rf"^guardrails\.judges\.light: kind = '{kind}': {words}"):
+    with pytest.raises(ConfigError, match=rf"^guardrails\.judges\.light: kind = '{kind}': {message}"):
         serial.run(config, toy.rewards())
     assert not config.folder.exists()
 
@@ -278,8 +280,10 @@ def toon(root: Path, **flags) -> RunConfig:
 def test_a_run_that_hacks_its_reward_is_paused(tmp_path):
     """Measured: after 4 steps the trained reward is up by 3.8 points, the oracle's identity down by 5.3."""
     config = toon(tmp_path, steps=10, **ALONE, **{"learner.lr": 3e-4, "guardrails.action": "pause"})
-    words = r"^paused by guardrails.action after step \d: .*judge identity: held-out identity -.* points since step 0, "
-    with pytest.raises(PausedError, match=words):
+    message = (
+        r"^paused by guardrails.action after step \d: .*judge identity: held-out identity -.* points since step 0, "
+    )
+    with pytest.raises(PausedError, match=message):
         serial.run(config, [FrozenReward()])
     last = taken(config)[-1]
     assert mean_change(last) > 0

@@ -73,6 +73,6 @@ def test_a_terminal_gets_a_panel():
     assert "version 8" in stream.getvalue()
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3725, "1:02:05")])
-def test_minutes(seconds, words):
-    assert minutes(seconds) == words
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (75, "1:15"), (3725, "1:02:05")])
+def test_minutes(seconds, text):
+    assert minutes(seconds) == text

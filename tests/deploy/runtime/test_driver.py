@@ -467,8 +467,8 @@ def test_a_run_folder_has_only_one_hub(model: Path, tmp_path: Path) -> None:
 
 def test_missing_resources_are_reported_after_the_timeout(nodes: Cluster, model: Path, tmp_path: Path) -> None:
     flags = {"cluster.learner.node": "B300", "cluster.placement_seconds": 0.5}
-    words = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
-    with pytest.raises(ConfigError, match=words):
+    message = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
+    with pytest.raises(ConfigError, match=message):
         driver.run(config(tmp_path, model, **flags), toy.rewards())
 
 

@@ -44,9 +44,11 @@ def test_a_max_bytes_too_small_for_a_step_is_reported(tmp_path: Path, monkeypatc
     middle = Hub(made)
     opened = middle.open()
     assert isinstance(opened, HubReady)
-    words = r"^step 0: the learner needs 2 pairs and has 1, .* admission \(exchange\.max_bytes = 1000000: the blobs use"
+    message = (
+        r"^step 0: the learner needs 2 pairs and has 1, .* admission \(exchange\.max_bytes = 1000000: the blobs use"
+    )
     try:
-        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(StuckError, match=words):
+        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(StuckError, match=message):
             middle.run()
     finally:
         middle.close()

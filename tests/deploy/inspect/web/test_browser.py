@@ -49,7 +49,7 @@ def visit(browser: Browser, serve: Serve) -> Iterator[Visit]:
     yield start
     for context in contexts:
         context.close()
-    assert [words for words in complaints if not re.search("status of 40[14]", words)] == []
+    assert [message for message in complaints if not re.search("status of 40[14]", message)] == []
 
 
 @pytest.fixture
