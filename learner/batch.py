@@ -51,13 +51,16 @@ class Batch:
 def collate(groups: Sequence[TrainingGroup]) -> Batch:
     """Stack leased groups into a batch, sorted by ordinal so that the exchange's order does not matter.
 
-    Raises `ValueError` if the groups have different numbers of selected candidates.
+    Raises `ValueError` if the groups have different numbers of selected candidates, or only some an image latent.
     """
     ordered = sorted(groups, key=lambda one: one.ordinal)
     kept = {len(one.latents) for one in ordered}
     if len(kept) > 1:
         raise ValueError(f"the groups of one batch keep {sorted(kept)} candidates; all must keep the same number")
     images = [_of_kept(one.conditioning.image_latent, 5, one) for one in ordered if one.conditioning.image_latent]
+    if images and len(images) < len(ordered):
+        lacking = [one.ordinal for one in ordered if not one.conditioning.image_latent]
+        raise ValueError(f"groups {lacking} have no image latent, the others of the batch have one")
     return Batch(
         ordinals=tuple(one.ordinal for one in ordered),
         latents=torch.stack([torch.stack([from_array(array) for array in one.latents]) for one in ordered]),

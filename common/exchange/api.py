@@ -177,9 +177,10 @@ class LearnerExchange(Leases, Protocol):
     def rollback(self, step: int) -> None:
         """Reset the queue to the checkpoint of `step` (0: the start of the run), from which training resumes.
 
-        Undoes the uses and expiries of later steps, marks later versions as rolled back, and sets the push count to
-        step // `learner.steps_per_push`. Takes a snapshot of the ledger for `step` and deletes those of later steps. If
-        `current_version()` is older than that push, the learner must publish before it leases a batch.
+        Undoes the uses and expiries of later steps, marks later versions as rolled back, fails their unsampled probes
+        and evaluations, and sets the push count to step // `learner.steps_per_push`. Takes a snapshot of the ledger for
+        `step` and deletes those of later steps. If `current_version()` is older than that push, the learner must
+        publish before it leases a batch.
 
         Raises:
             ConfigError: the ledger no longer has the pairs to resume from `step`.

@@ -1,4 +1,4 @@
-"""The guardrails' side of the exchange: rescores probes and retires those of other versions than the base model."""
+"""Probes and evaluations that are measured again, or not at all: rescoring and retiring."""
 
 from __future__ import annotations
 
@@ -40,6 +40,20 @@ class ProbeQueue:
                 if group["version"] != BASE:
                     self.ledger.keep_only(group["ordinal"])
             retention.prune_probes(self.ledger, BASE)
+
+    def retire_rolled_back(self) -> None:
+        """Fail the unsampled probes and evaluations of versions that a rollback discarded.
+
+        Their weights may be deleted before a sampler loads them, and samplers would wait for them forever. Unlike the
+        other methods, it must be called inside a transaction.
+        """
+        for group in self.ledger.all(
+            "SELECT * FROM groups WHERE purpose != ? AND state IN (?, ?)"
+            " AND required_version IN (SELECT version FROM versions WHERE rolled_back = 1)",
+            *(Purpose.TRAIN, State.PENDING, State.SAMPLING),
+        ):
+            self.ledger.keep_only(group["ordinal"])
+            self.ledger.move(group["ordinal"], State.FAILED, reason=RETIRED, leased_by=None, lease_expires=None)
 
     def _probes(self, state: State, version: int | None = None) -> list:
         found = self.ledger.all(

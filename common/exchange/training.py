@@ -21,6 +21,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.exchange import retention, rules
 from common.exchange.api import State
+from common.exchange.probes import ProbeQueue
 from common.exchange.refresh_requests import RefreshRequests
 from common.exchange.sampling import CONDITIONING, latents_name
 from common.exchange.scoring import return_to_sampled
@@ -226,6 +227,7 @@ class TrainingQueue:
             self.ledger.run("UPDATE versions SET rolled_back = 1 WHERE step > ?", step)
             self.ledger.set_meta("pushes", step // self.config.learner.steps_per_push)
             RefreshRequests(self.ledger).roll_back(step)
+            ProbeQueue(self.ledger).retire_rolled_back()
             self.ledger.run("DELETE FROM checkpoints WHERE step > ?", step)
             if step > 0:
                 self._record_checkpoint(step)

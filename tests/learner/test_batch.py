@@ -75,3 +75,11 @@ def test_conditions_of_candidates_follow_the_selection() -> None:
     assert batch.image_latent is not None
     assert batch.prompt_embeds[0, :, 0, 0].tolist() == [3.0, 1.0]
     assert batch.image_latent[0, :, 0, 0, 0, 0].tolist() == [13.0, 11.0]
+
+
+def test_groups_with_and_without_an_image_do_not_share_a_batch() -> None:
+    group = make_group(3)
+    textual = replace(group, conditioning=replace(group.conditioning, image_latent=None))
+    with pytest.raises(ValueError, match=r"groups \[3\] have no image latent, the others of the batch have one"):
+        collate([make_group(1), textual])
+    assert collate([textual]).image_latent is None

@@ -410,6 +410,27 @@ class ExchangeContract:
         with pytest.raises(ValueError, match="step 2 requested, but step 1 is not committed yet"):
             exchange.commit_step(2, [2, 3])  # from a learner that was replaced and still runs
 
+    def test_a_rollback_retires_evaluations_of_the_versions_that_it_discards(self, open_exchange: Factory) -> None:
+        """Their weights may be deleted before a sampler loads them; samplers would wait for them forever."""
+        exchange = open_exchange(small())
+        make_pairs(exchange, 2)
+        train(exchange, 1)
+        exchange.announce(weight_version(1, 1, 1))
+        exchange.enqueue(heldout(2), version=1)
+        exchange.enqueue(heldout(1, Purpose.PROBE))
+        lease = exchange.lease_group("sampler-0", 1)
+        assert lease is not None
+        assert exchange.wanted_version() == 1
+        exchange.rollback(0)
+        assert exchange.wanted_version() == 0
+        assert exchange.counts(Purpose.EVAL)[State.FAILED] == 2
+        assert exchange.counts(Purpose.PROBE)[State.PENDING] == 1  # any version may sample it
+        assert exchange.submit_candidate(lease, candidate(lease, 0)) == Submitted(False, "lost lease")
+        again = exchange.lease_group("sampler-0", 0)
+        assert again is not None
+        assert again.prompt.purpose is Purpose.PROBE
+        exchange.check()
+
     def test_uses_never_exceed_max_times_trained(self, open_exchange: Factory) -> None:
         """Even if steps are repeated after a rollback."""
         exchange = open_exchange(small(exchange__max_times_trained=2, exchange__max_lag=9))

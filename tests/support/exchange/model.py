@@ -530,6 +530,11 @@ class Model:
         self.versions = {
             v: (at, pushes, rolled_back or at > step) for v, (at, pushes, rolled_back) in self.versions.items()
         }
+        for group in self.groups.values():
+            discarded = self.versions.get(group.required_version, (0, 0, False))[2]
+            if not group.trains and group.state in ("pending", "sampling") and discarded:
+                group.state, group.reason, group.leased_by = "failed", "retired before it was sampled", None
+                group.keep()
         self.pushes = step // self.config.learner.steps_per_push
         self.refreshes = {
             at: None if taken is not None and taken > step else taken
