@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from actors.prompts.source import PromptSource, fitted
+from actors.prompts.source import PromptSource
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
 from common.data.offline_pairs import OfflinePairs, PairClip, frame_places
 from common.data.video import clip_length, decode_frames, encode_mp4
 from common.errors import ConfigError
-from common.images import encode_png
+from common.images import encode_png, first_frame_png, fit
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
 from common.models.cogvideox import ModelFolder
 from common.weights.tensors import from_array, to_array
@@ -119,14 +119,14 @@ def frames_of(clip: Path, size: ModelConfig, count: int | None = None) -> np.nda
         frames = decode_frames(data, places)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{clip}: {error}") from None
-    return np.stack([fitted(Image.fromarray(frame), size.height, size.width) for frame in frames])
+    return np.stack([fit(Image.fromarray(frame), size.height, size.width) for frame in frames])
 
 
 def first_frame_of(clip: PairClip, size: ModelConfig) -> bytes:
-    """The bytes of a clip's first-frame image file, or, without one, the clip's own first frame as PNG."""
+    """A clip's first-frame image at the model's size, or, without one, the clip's own first frame; PNG."""
     if clip.first_frame is None:
         return encode_png(frames_of(clip.clip, size, 1)[0])
     try:
-        return clip.first_frame.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{clip.first_frame}: cannot be read: {error.strerror}") from None
+        return first_frame_png(clip.first_frame.read_bytes(), size.height, size.width)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{clip.first_frame}: cannot be read: {error}") from None

@@ -23,10 +23,10 @@ import torch
 from actors.acceleration import Module, apply_acceleration, on_device
 from actors.denoise import Condition, denoise
 from actors.loop import NonFiniteLatentsError, SamplingLoop
-from actors.prompts.source import first_frame
 from common.config import RunConfig
 from common.data.video import encode_mp4
 from common.errors import ConfigError
+from common.images import first_frame
 from common.messages import Candidate, Conditioning, Prompt, SerializedTensor, WeightVersion, candidate_id
 from common.models.cogvideox import (
     ModelFolder,
@@ -143,7 +143,7 @@ class Sampler(SamplingLoop):
         image = None
         if self._model.image_conditioned:
             size = self._config.model
-            pixels = torch.from_numpy(first_frame(prompt, size.height, size.width))
+            pixels = torch.from_numpy(_first_frame(prompt, size.height, size.width))
             unit = to_unit(pixels)[None].to(size.device)
             with self._on_device(self._vae) as vae:
                 image = to_array(encode_image(vae, unit)[0])
@@ -247,3 +247,13 @@ class Sampler(SamplingLoop):
             height=size.height,
             width=size.width,
         )
+
+
+def _first_frame(prompt: Prompt, height: int, width: int) -> np.ndarray:
+    """The prompt's first frame, uint8 [height, width, 3]. Raises `ConfigError` if it is missing or broken."""
+    if prompt.image is None:
+        raise ConfigError(f"prompt {prompt.id!r}: no first frame; an image-to-video model needs one")
+    try:
+        return first_frame(prompt.image, height, width)
+    except ValueError as error:
+        raise ConfigError(f"prompt {prompt.id!r}: {error}") from None

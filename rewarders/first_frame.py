@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import io
+from dataclasses import replace
 
 import numpy as np
-from PIL import Image
 
+from common.images import first_frame, first_frame_png
 from common.messages import Prompt
 
 
 def reference_frame(clip: np.ndarray, prompt: Prompt) -> np.ndarray:
-    """Returns the prompt's first frame, uint8 ``[H, W, 3]``, resized to the clip; the clip's frame 0 if it has none.
+    """Returns the prompt's first frame at the clip's size, uint8 ``[H, W, 3]``; the clip's frame 0 if it has none.
 
-    Raises `ValueError` if the image cannot be decoded.
+    It is the frame that the model was conditioned on: cropped, never squeezed. Raises `ValueError` if the image cannot
+    be decoded.
     """
     if prompt.image is None:
         return clip[0]
     try:
-        image = Image.open(io.BytesIO(prompt.image)).convert("RGB")
-    except OSError as error:
-        raise ValueError(f"prompt {prompt.id}: cannot decode its first frame: {error}") from None
-    height, width = clip.shape[1:3]
-    return np.asarray(image if image.size == (width, height) else image.resize((width, height)))
+        return first_frame(prompt.image, *clip.shape[1:3])
+    except ValueError as error:
+        raise ValueError(f"prompt {prompt.id}: {error}") from None
+
+
+def with_first_frame(prompt: Prompt, clip: np.ndarray) -> Prompt:
+    """Returns the prompt with its image as `reference_frame`, PNG. Raises `ValueError` if it cannot be decoded."""
+    if prompt.image is None:
+        return prompt
+    try:
+        return replace(prompt, image=first_frame_png(prompt.image, *clip.shape[1:3]))
+    except ValueError as error:
+        raise ValueError(f"prompt {prompt.id}: {error}") from None

@@ -20,6 +20,7 @@ from common.data.video import decode_video
 from common.errors import ConfigError
 from common.messages import Prompt, Score, ScoreTask
 from common.reward_composition import reward_weights
+from rewarders.first_frame import with_first_frame
 from rewarders.interface import Clip, Judge, JudgeResult, JudgeUnavailableError, Reward, as_judge
 from rewarders.loop import ScoringLoop
 
@@ -50,14 +51,14 @@ class Rewarder(ScoringLoop):
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `ScoringLoop.score`."""
-        clips = [_decode(task) for task in tasks]
-        readable = [i for i, clip in enumerate(clips) if isinstance(clip, Clip)]
-        kept = [clip for clip in clips if isinstance(clip, Clip)]
-        prompts = [tasks[i].prompt for i in readable]
+        decoded = [_decode(task) for task in tasks]
+        readable = [i for i, one in enumerate(decoded) if not isinstance(one, str)]
+        pairs = [one for one in decoded if not isinstance(one, str)]
+        clips, prompts = [clip for clip, _ in pairs], [prompt for _, prompt in pairs]
         scores = [Score(task.candidate_id, self._version, {}, purpose=task.purpose) for task in tasks]
         for judge in self.judges:
-            results: list[JudgeResult] = [clip if isinstance(clip, str) else "" for clip in clips]
-            for i, result in zip(readable, judge_clips(judge, kept, prompts), strict=True):
+            results: list[JudgeResult] = [one if isinstance(one, str) else "" for one in decoded]
+            for i, result in zip(readable, judge_clips(judge, clips, prompts), strict=True):
                 results[i] = result
             for score, result in zip(scores, results, strict=True):
                 _add_result(score, judge, result)
@@ -78,9 +79,11 @@ def _version(judges: Sequence[Judge]) -> str:
     return whole.hexdigest()
 
 
-def _decode(task: ScoreTask) -> Clip | str:
+def _decode(task: ScoreTask) -> tuple[Clip, Prompt] | str:
+    """The clip, and its prompt with the image as the clip's first frame (`common/images.py`); else what is wrong."""
     try:
-        return read_clip(task.clip)
+        clip = read_clip(task.clip)
+        return clip, with_first_frame(task.prompt, clip.frames)
     except ValueError as error:
         log.warning("candidate %s: %s", task.candidate_id, error)
         return str(error)

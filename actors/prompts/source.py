@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from common.errors import ConfigError
+from common.images import first_frame_png
 from common.messages import Prompt, Purpose
 from common.toon.prompts import ToonPrompts
 
@@ -47,9 +48,15 @@ class PromptSource(Protocol):
         ...
 
 
-def open_prompts(prompts: str, seed: int, needs_image: bool = True) -> PromptSource:
-    """Open ``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` names file, line and fault of a bad file."""
-    return ToonPrompts(seed) if prompts == "toon" else FilePrompts(Path(prompts), seed, needs_image)
+def open_prompts(
+    prompts: str, seed: int, needs_image: bool = True, size: tuple[int, int] | None = None
+) -> PromptSource:
+    """Open ``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` names file, line and fault of a bad file.
+
+    With `size`, height and width of the model's clips, every prompt's image is the first frame itself, as PNG: what the
+    model is conditioned on, what rewards compare with, and what people are shown.
+    """
+    return ToonPrompts(seed) if prompts == "toon" else FilePrompts(Path(prompts), seed, needs_image, size)
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,8 @@ class Row:
 class FilePrompts:
     """Prompts of a JSONL or CSV file. All lines are checked at the start, so that a run never stops at prompt 900."""
 
-    def __init__(self, file: Path, seed: int, needs_image: bool = True) -> None:
-        self._file, self._seed = file, seed
+    def __init__(self, file: Path, seed: int, needs_image: bool = True, size: tuple[int, int] | None = None) -> None:
+        self._file, self._seed, self._size = file, seed, size
         rows: dict[str, Row] = {}
         for line, data in read_table(file, "prompt file"):
             row = _row(file, line, data, needs_image)
@@ -83,7 +90,7 @@ class FilePrompts:
 
     def __call__(self, ordinal: int) -> Prompt:
         epoch, place = divmod(ordinal, len(self._train))
-        return _prompt(self._train[_order(self._seed, epoch, len(self._train))[place]], ordinal, Purpose.TRAIN)
+        return self._prompt(self._train[_order(self._seed, epoch, len(self._train))[place]], ordinal, Purpose.TRAIN)
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
         """Held-out prompts in shuffled order, repeated if the file has fewer than `count`."""
@@ -94,7 +101,11 @@ class FilePrompts:
             )
         order = _order(seed, 0, len(self._heldout))
         rows = [self._heldout[order[i % len(order)]] for i in range(count)]
-        return [_prompt(row, i, Purpose.EVAL) for i, row in enumerate(rows)]
+        return [self._prompt(row, i, Purpose.EVAL) for i, row in enumerate(rows)]
+
+    def _prompt(self, row: Row, ordinal: int, purpose: Purpose) -> Prompt:
+        image = None if row.image is None else _first_frame(row.image, self._size)
+        return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
 
 
 @lru_cache(maxsize=8)
@@ -152,47 +163,13 @@ def _image_file(where: str, folder: Path, name: str | None) -> Path:
     return path
 
 
-def _prompt(row: Row, ordinal: int, purpose: Purpose) -> Prompt:
-    image = None if row.image is None else _png(row.image)
-    return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
-
-
-def _png(path: Path) -> bytes:
-    """Read an image file and convert it to PNG bytes. PNG files are returned unchanged."""
-    data = path.read_bytes()
-    if data.startswith(b"\x89PNG"):
-        return data
-    file = io.BytesIO()
-    _rgb(data, str(path)).save(file, "PNG")
-    return file.getvalue()
-
-
-def first_frame(prompt: Prompt, height: int, width: int) -> np.ndarray:
-    """The prompt's image, uint8 [height, width, 3].
-
-    Images of another size are scaled to cover the frame (Lanczos, aspect ratio kept) and center-cropped.
-
-    Raises:
-        ConfigError: names the prompt whose image is missing or broken.
-    """
-    if prompt.image is None:
-        raise ConfigError(f"prompt {prompt.id!r}: no first frame; an image-to-video model needs one")
-    return fitted(_rgb(prompt.image, f"prompt {prompt.id!r}"), height, width)
-
-
-def fitted(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """Scale and center-crop an RGB image to uint8 [height, width, 3], as in `first_frame`."""
-    if image.size != (width, height):
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).copy()
-
-
-def _rgb(data: bytes, where: str) -> Image.Image:
+def _first_frame(path: Path, size: tuple[int, int] | None) -> bytes:
+    """An image file's content, as the first frame of a clip of `size` if that is given."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"{where}: broken image: {str(error).split(' <')[0]}") from None
+        data = path.read_bytes()
+        return data if size is None else first_frame_png(data, *size)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def read_table(file: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:

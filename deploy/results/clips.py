@@ -60,7 +60,7 @@ def make_samples(
 
 
 def _prompts(config: RunConfig, needs_image: bool, count: int) -> list[Prompt]:
-    source = open_prompts(config.prompts, config.seed, needs_image)
+    source = open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
     if config.prompts == "toon":
         return source.heldout(count, config.seed)
     return [source(ordinal) for ordinal in range(count)]

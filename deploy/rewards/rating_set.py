@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from actors.prompts.from_videos import SUFFIXES, THIRD, Captioner, from_videos
-from actors.prompts.source import fitted, read_table
+from actors.prompts.source import read_table
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
 from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
@@ -31,7 +31,7 @@ from common.data.video import clip_length, decode_frames, encode_mp4
 from common.digests import digest
 from common.errors import ConfigError
 from common.files import replacing, write_whole
-from common.images import encode_png
+from common.images import encode_png, fit
 from common.messages import Prompt
 from common.models.cogvideox import open_model
 from common.seeds import candidate_seed
@@ -206,7 +206,7 @@ def source_clip(data: bytes, size: ModelConfig) -> np.ndarray:
     if chosen[-1] >= count:
         seconds = (size.frames - 1) / size.fps
         raise ValueError(f"too short: {count} frames at {fps:g} fps; {seconds:g} s after the third frame are needed")
-    return np.stack([fitted(Image.fromarray(one), size.height, size.width) for one in decode_frames(data, chosen)])
+    return np.stack([fit(Image.fromarray(one), size.height, size.width) for one in decode_frames(data, chosen)])
 
 
 def _generated(

@@ -39,7 +39,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
         from common.models.cogvideox import open_model
 
         needs_image = open_model(config.model.path).image_conditioned
-    prompts = open_prompts(config.prompts, config.seed, needs_image)
+    prompts = open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
     prompts.heldout(config.evaluation.prompts, config.seed)
     if pairs is None:
         return prompts

@@ -5,14 +5,12 @@ Our own clips are H.264 in 4:4:4 (`common/data/video.py`), which Chromium plays 
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from pathlib import Path
 
-from PIL import Image
-
-from common.data.video import clip_length, decode_clip, encode_for_browsers, plays_everywhere
+from common.data.video import clip_length, decode_clip, decode_frames, encode_for_browsers, plays_everywhere
+from common.images import first_frame_png
 from rewarders.annotation.items import SurveyClip
 from rewarders.annotation.survey import UnknownItemError
 
@@ -49,14 +47,15 @@ class PlaybackCheck:
         Path(part).replace(path)
 
     def first_frame(self, clip: SurveyClip) -> bytes:
-        """Returns the first frame as PNG. Raises `UnknownItemError` if the clip has none or is unreadable."""
+        """Returns the first frame at the clip's size, PNG: what the model was conditioned on.
+
+        Raises `UnknownItemError` if the clip has none or is unreadable.
+        """
         if clip.first_frame is None:
             raise UnknownItemError("this clip has no first-frame image")
         try:
-            file = io.BytesIO()
-            with Image.open(io.BytesIO(clip.first_frame())) as image:
-                image.convert("RGB").save(file, "PNG")
-            return file.getvalue()
+            height, width = decode_frames(clip.read(), [0])[0].shape[:2]
+            return first_frame_png(clip.first_frame(), height, width)
         except (OSError, ValueError, RuntimeError) as error:
             raise UnknownItemError(f"the first frame cannot be read: {error}") from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -13,6 +14,7 @@ from common.config import RewardConfig
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.exchange.api import RewarderExchange, Submitted
+from common.images import encode_png, first_frame
 from common.messages import Prompt, Purpose, Score, ScoreTask
 from rewarders.interface import Reward
 from rewarders.rewarder import Rewarder
@@ -163,3 +165,30 @@ def test_an_empty_queue_is_not_waited_for():
     rewarder = Rewarder([Brightness()], RewardConfig(batch=4))
     assert rewarder.gather(cast(RewarderExchange, exchange), 99.0, exchange.wait, lambda: exchange.now) == []
     assert exchange.waits == []
+
+
+class FirstFrames(Length):
+    """Keeps the images that it is given, like any judge that compares with the first frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.images: list[bytes | None] = []
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        self.images += [prompt.image for prompt in prompts]
+        return super().score(clips, prompts)
+
+
+def test_judges_see_the_first_frame_that_the_model_was_given(caplog: pytest.LogCaptureFixture) -> None:
+    """Cropped to the clip; a broken image fails its clip alone."""
+    wide = encode_png(np.random.default_rng(0).integers(0, 256, (96, 160, 3), dtype=np.uint8))
+    images = [wide, None, b"no image"]
+    tasks = [
+        replace(one, prompt=replace(one.prompt, image=image))
+        for one, image in zip([task(index, 10 * index) for index in range(3)], images, strict=True)
+    ]
+    judge = FirstFrames()
+    scores = Rewarder([judge], RewardConfig()).score(tasks)
+    assert judge.images == [encode_png(first_frame(wide, 48, 64)), None]
+    assert [math.isnan(one.values["text"]) for one in scores] == [False, False, True]
+    assert scores[2].problems["text"].startswith("prompt p2: broken image")

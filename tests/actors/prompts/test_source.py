@@ -1,4 +1,4 @@
-"""Prompt sources: the order of a file, its splits, its errors, and first frames of any size."""
+"""Prompt sources: the order of a file, its splits, its errors, and the first frames."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.prompts.source import FilePrompts, first_frame, open_prompts
+from actors.prompts.source import FilePrompts, open_prompts
 from common.errors import ConfigError
 from common.images import encode_png
-from common.messages import Prompt, Purpose
+from common.messages import Purpose
 from common.toon.prompts import ToonPrompts
 
 
@@ -47,10 +47,10 @@ def test_a_file_is_endless_and_shuffled_per_epoch(tmp_path: Path) -> None:
 
 
 def test_the_image_is_converted_to_png(tmp_path: Path) -> None:
-    source = FilePrompts(numbered(tmp_path, 1), seed=0)
+    source = FilePrompts(numbered(tmp_path, 1), seed=0, size=(6, 8))
     assert source(0).image == (tmp_path / "a.png").read_bytes()
     picture(tmp_path / "b.jpg", value=200)
-    source = FilePrompts(jsonl(tmp_path, {"image": "b.jpg", "prompt": "x"}), seed=0)
+    source = FilePrompts(jsonl(tmp_path, {"image": "b.jpg", "prompt": "x"}), seed=0, size=(6, 8))
     image = source(0).image
     assert image is not None
     assert np.abs(np.asarray(Image.open(io.BytesIO(image)), int) - 200).max() <= 2
@@ -143,18 +143,12 @@ def test_toon_is_a_source() -> None:
     assert open_prompts("toon", seed=5)(3) == ToonPrompts(5)(3)
 
 
-def prompt_with(image: np.ndarray) -> Prompt:
-    return Prompt(0, "p", "x", encode_png(image))
-
-
-def test_a_first_frame_of_the_right_size_is_untouched() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    assert np.array_equal(first_frame(prompt_with(image), 48, 64), image)
-
-
-def test_another_size_is_scaled_to_cover_and_center_cropped() -> None:
-    image = np.zeros((48, 128, 3), np.uint8)
-    image[:, :32], image[:, 96:] = (255, 0, 0), (0, 0, 255)  # what is cut
-    image[:, 32:96] = 120
-    assert (first_frame(prompt_with(image), 48, 64)[:, 1:-1] == 120).all()
-    assert first_frame(prompt_with(image[:24, :32]), 48, 64).shape == (48, 64, 3)
+def test_with_a_size_the_image_is_the_first_frame_itself(tmp_path: Path) -> None:
+    """What the model is conditioned on, rewards compare with and people see: cropped, not squeezed."""
+    wide = np.full((48, 128, 3), 120, np.uint8)
+    wide[:, :16] = wide[:, -16:] = 255  # outside of the crop
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    source = FilePrompts(jsonl(tmp_path, {"image": "wide.png", "prompt": "x"}), seed=0, size=(48, 64))
+    image = source(0).image
+    assert image is not None
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), np.full((48, 64, 3), 120))

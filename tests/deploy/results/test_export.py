@@ -15,9 +15,9 @@ import torch
 from diffusers import CogVideoXPipeline
 from safetensors.torch import load_file
 
-from actors.prompts.source import first_frame
 from actors.sampler import Sampler
 from common.errors import ConfigError
+from common.images import first_frame
 from common.models.cogvideox import open_model
 from common.models.lora import adapter_state, inject_lora
 from common.toon.prompts import ToonPrompts
@@ -84,7 +84,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def theirs(pipe: Any) -> torch.Tensor:
-    image = None if isinstance(pipe, CogVideoXPipeline) else first_frame(PROMPT, HEIGHT, WIDTH)
+    image = None if isinstance(pipe, CogVideoXPipeline) else first_frame(PROMPT.image or b"", HEIGHT, WIDTH)
     return pipeline_latents(pipe, image, PROMPT.text, SEEDS, steps=2)
 
 

@@ -153,7 +153,7 @@ def test_refused_clips(models: Models) -> None:
         reward.score([CLIPS[0].astype(np.float32)], PROMPTS[:1])
     with pytest.raises(ValueError, match=r"image: a clip is uint8 \[0, 48, 64, 3\]"):
         reward.score([CLIPS[0][:0]], PROMPTS[:1])
-    with pytest.raises(ValueError, match="prompt x: cannot decode its first frame"):
+    with pytest.raises(ValueError, match="prompt x: broken image"):
         reward.score(CLIPS[:1], [Prompt(0, "x", "x", b"no png")])
 
 
@@ -220,9 +220,9 @@ def test_damaged_head_files_are_refused(models: Models, tmp_path: Path) -> None:
 
 
 def test_a_first_frame_of_another_size(models: Models) -> None:
+    """It is cropped as the model's was: what is outside of the crop does not count."""
     reward = make("VideoImageConsistency", models)
-    small, large = (
-        Prompt(0, "flat", "x", encode_png(np.full((high, wide, 3), 90, np.uint8)))
-        for high, wide in [(48, 64), (96, 128)]
-    )
-    assert reward.score(CLIPS[:1], [small]) == reward.score(CLIPS[:1], [large])
+    wide = np.full((48, 160, 3), 90, np.uint8)
+    wide[:, :32] = wide[:, -32:] = 255
+    flat, large = (Prompt(0, "flat", "x", encode_png(image)) for image in (np.full((48, 64, 3), 90, np.uint8), wide))
+    assert reward.score(CLIPS[:1], [flat]) == reward.score(CLIPS[:1], [large])

@@ -66,9 +66,11 @@ def test_the_prompt_matters_to_heads_with_a_caption() -> None:
         assert head.score(CLIPS, own) == before  # rendered clips start with the very first frame
 
 
-def test_a_first_frame_of_another_size_is_resized() -> None:
+def test_a_first_frame_of_another_size_is_cropped_like_the_models() -> None:
     flat = Prompt(0, "flat", "x", encode_png(np.full((48, 64, 3), 90, np.uint8)))
-    large = Prompt(0, "flat", "x", encode_png(np.full((96, 128, 3), 90, np.uint8)))
+    wide = np.full((48, 160, 3), 90, np.uint8)
+    wide[:, :32] = wide[:, -32:] = 255  # outside of the crop; squeezed, it would be in the picture
+    large = Prompt(0, "flat", "x", encode_png(wide))
     image = ToonHead("image").eval()
     assert image.score(CLIPS[:1], [flat]) == image.score(CLIPS[:1], [large])
 
@@ -81,7 +83,7 @@ def test_refused_clips() -> None:
         head.score([CLIPS[0][:5]], PROMPTS[:1])
     with pytest.raises(ValueError, match="motion: a clip is float32"):
         head.score([CLIPS[0].astype(np.float32)], PROMPTS[:1])
-    with pytest.raises(ValueError, match="prompt x: cannot decode its first frame"):
+    with pytest.raises(ValueError, match="prompt x: broken image"):
         head.score(CLIPS[:1], [Prompt(0, "x", "x", b"no png")])
 
 
