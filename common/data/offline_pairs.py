@@ -2,7 +2,7 @@
 
 ```
 pairs.jsonl      a pair a row                       reward 100 and 0, or the ratings that the row has
-ratings.jsonl    8 to 16 rated clips a category ──> every two of a category whose mean opinions differ
+ratings.jsonl    rated clips ──> two of a category whose mean opinions differ; without categories two of a prompt
 a folder         clips with captions, real ones ──> each clip alone, for ``algorithm.name = "sft"``
 ```
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -31,6 +31,7 @@ from common.digests import digest
 from common.errors import ConfigError
 
 CHOSEN_SCORE, REJECTED_SCORE = 100.0, 0.0  # for pairs without ratings
+PAIRS_PER_CLIP = 32  # of a group with more than twice as many clips
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class OfflinePairs:
 
     def __init__(self, place: Path, model: ModelConfig, seed: int) -> None:
         self.place, self._seed = place, seed
-        found, self.faults = _usable(_pairs(place), model)
+        found, self.faults = _usable(_pairs(place, seed), model)
         if not found:
             why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
             raise ConfigError(f"{place}: no pair to train on{why}")
@@ -87,12 +88,12 @@ def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.random.default_rng((seed, epoch)).permutation(count))
 
 
-def _pairs(place: Path) -> list[OfflinePair]:
+def _pairs(place: Path, seed: int) -> list[OfflinePair]:
     if place.is_dir():
         return list(_from_folder(place))
     if _has_pairs(place):
         return list(_from_pairs(read_pairs(place)))
-    return list(_from_ratings(read_ratings(place)))
+    return list(_from_ratings(read_ratings(place), seed))
 
 
 def _has_pairs(file: Path) -> bool:
@@ -112,23 +113,38 @@ def _from_pairs(table: Pairs) -> Iterator[OfflinePair]:
         best = to_score(row.chosen_rating) if rated and row.chosen_rating else CHOSEN_SCORE
         worst = to_score(row.rejected_rating) if rated and row.rejected_rating else REJECTED_SCORE
         chosen = PairClip(table.place(row.chosen), row.prompt, image, best)
-        rejected = PairClip(table.place(row.rejected), row.prompt, image, worst)
+        if row.rejected_prompt is not None:
+            image = None if row.rejected_first_frame is None else table.place(row.rejected_first_frame)
+        rejected = PairClip(table.place(row.rejected), row.rejected_prompt or row.prompt, image, worst)
         yield OfflinePair(chosen, rejected, row.category)
 
 
-def _from_ratings(table: Ratings) -> Iterator[OfflinePair]:
-    by_category: dict[str | None, list[PairClip]] = defaultdict(list)
+def _from_ratings(table: Ratings, seed: int) -> Iterator[OfflinePair]:
+    """Pairs within a category, and for rows without one within a prompt. Each clip keeps its own caption and image."""
+    groups: dict[tuple[str, str], list[PairClip]] = defaultdict(list)
     for row in table.rows:
         opinion = overall(row.ratings)
         if opinion is not None:
             image = None if row.first_frame is None else table.place(row.first_frame)
             clip = PairClip(table.place(row.clip), row.prompt, image, to_score(opinion))
-            by_category[row.category].append(clip)
-    for category, clips in by_category.items():
-        for one, other in combinations(clips, 2):
+            groups[("category", row.category) if row.category else ("prompt", row.prompt)].append(clip)
+    for (kind, name), clips in groups.items():
+        for one, other in _two_of(clips, seed):
             if one.score != other.score:
                 better = max(one, other, key=lambda clip: clip.score)
-                yield OfflinePair(better, other if better is one else one, category)
+                yield OfflinePair(better, other if better is one else one, name if kind == "category" else None)
+
+
+def _two_of(clips: Sequence[PairClip], seed: int) -> Iterable[tuple[PairClip, PairClip]]:
+    """Every two clips, or, of a large group, `PAIRS_PER_CLIP` random ones per clip: all would fill the memory."""
+    if len(clips) <= 2 * PAIRS_PER_CLIP + 1:
+        return combinations(clips, 2)
+    random = np.random.default_rng((seed, len(clips)))
+    chosen: set[tuple[int, int]] = set()
+    while len(chosen) < PAIRS_PER_CLIP * len(clips):
+        one, other = sorted(map(int, random.choice(len(clips), 2, replace=False)))
+        chosen.add((one, other))
+    return [(clips[one], clips[other]) for one, other in sorted(chosen)]
 
 
 def _from_folder(folder: Path) -> Iterator[OfflinePair]:

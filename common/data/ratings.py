@@ -7,6 +7,8 @@ ratings.jsonl   {"clip": "clips/0001.mp4", "first_frame": "frames/0001.png", "pr
 pairs.jsonl     {"prompt": "a robot walks right", "first_frame": "frames/0001.png", "chosen": "clips/0001.mp4",
                  "rejected": "clips/0002.mp4", "chosen_rating": 4.5, "rejected_rating": 2, "category": "walk",
                  "annotators": 2}
+                 and, if the rejected clip was made for another caption or image: "rejected_prompt": "a cat walks left",
+                 "rejected_first_frame": "frames/0002.png"
 ```
 
 One row per clip or pair; paths are relative to the file. `source` is the generator that made the clip, or `REAL` for a
@@ -49,8 +51,8 @@ class Row(BaseModel, ABC):
     renamed: ClassVar[Mapping[str, str]] = {}  # column of an older version -> its name now
 
     @abstractmethod
-    def files(self) -> tuple[Sequence[str], str | None]:
-        """The clips and the first frame that the row refers to. These files must exist."""
+    def files(self) -> tuple[Sequence[str], Sequence[str]]:
+        """The clips and the images that the row refers to. These files must exist."""
 
 
 class RatedClip(Row):
@@ -64,9 +66,9 @@ class RatedClip(Row):
     source: NonEmpty
     ratings: dict[NonEmpty, dict[NonEmpty, Rating]] = {}
 
-    def files(self) -> tuple[Sequence[str], str | None]:
+    def files(self) -> tuple[Sequence[str], Sequence[str]]:
         """See `Row.files`."""
-        return [self.clip], self.first_frame
+        return [self.clip], [self.first_frame] if self.first_frame else []
 
     def opinions(self, dimension: str) -> list[float]:
         """All ratings of a dimension, 1..5, in the annotators' order; empty if nobody rated it."""
@@ -79,7 +81,11 @@ class RatedClip(Row):
 
 
 class RatedPair(Row):
-    """Two clips of one prompt, of which people preferred `chosen`; with ratings (1..5) if they were made from these."""
+    """Two clips, of which people preferred `chosen`; with ratings (1..5) if they were made from these.
+
+    Without `rejected_prompt` both clips were made for `prompt` and `first_frame`. With it, the rejected clip was made
+    for a caption and an image of its own (no `rejected_first_frame`: it starts with its own first frame).
+    """
 
     renamed: ClassVar[Mapping[str, str]] = {
         "winner": "chosen",
@@ -92,6 +98,8 @@ class RatedPair(Row):
     first_frame: NonEmpty | None = None
     chosen: NonEmpty
     rejected: NonEmpty
+    rejected_prompt: NonEmpty | None = None
+    rejected_first_frame: NonEmpty | None = None
     chosen_rating: Rating | None = None
     rejected_rating: Rating | None = None
     category: NonEmpty | None = None
@@ -101,14 +109,17 @@ class RatedPair(Row):
     def _check_order(self) -> RatedPair:
         if os.path.normpath(self.chosen) == os.path.normpath(self.rejected):
             raise ValueError(f"chosen and rejected are the same clip, {self.chosen}")
+        if self.rejected_first_frame and not self.rejected_prompt:
+            raise ValueError("rejected_first_frame needs rejected_prompt: they describe the rejected clip together")
         best, worst = self.chosen_rating, self.rejected_rating
         if best is not None and worst is not None and best <= worst:
             raise ValueError(f"chosen_rating {best:g} is not above rejected_rating {worst:g}")
         return self
 
-    def files(self) -> tuple[Sequence[str], str | None]:
+    def files(self) -> tuple[Sequence[str], Sequence[str]]:
         """See `Row.files`."""
-        return [self.chosen, self.rejected], self.first_frame
+        images = [one for one in (self.first_frame, self.rejected_first_frame) if one]
+        return [self.chosen, self.rejected], images
 
 
 def to_score(rating: float) -> float:
@@ -252,10 +263,8 @@ def _row(text: str, kind: type[Kind], where: str) -> Kind:
 
 def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None:
     """Raise `ValueError` for a missing or unreadable file. `opened` caches the result per file, None if it is good."""
-    clips, first_frame = row.files()
-    for name, fault_of in [*((clip, _clip_fault) for clip in clips), (first_frame, _image_fault)]:
-        if name is None:
-            continue
+    clips, images = row.files()
+    for name, fault_of in [*((clip, _clip_fault) for clip in clips), *((image, _image_fault) for image in images)]:
         path = folder / name
         if path not in opened:
             opened[path] = fault_of(path)

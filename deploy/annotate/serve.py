@@ -66,7 +66,8 @@ def _serve(options: argparse.Namespace) -> None:
         closing(PlaybackCheck()) as playback,
     ):
         clips, pairs = len(survey.clips), len(survey.pairs)
-        print(f"{clips} clips to rate, {pairs} pairs to compare; answers in {survey.store.path}")
+        why = "" if pairs else " (no two clips have the same caption and first frame, or the same category)"
+        print(f"{clips} clips to rate, {pairs} pairs to compare{why}; answers in {survey.store.path}")
         print(f"open {web_server.address(listening)}/ - Ctrl-C stops the server; all answers are kept", flush=True)
         web_server.serve(make_app(survey, playback, token), listening)
 

@@ -97,7 +97,8 @@ def _of_samples(place: Path) -> list[SurveyClip]:
 
 def _of_sample(place: Path, record: dict[str, Any]) -> SurveyClip:
     image = place / record["image"] if record.get("image") else None
-    more = {"source": _version(record.get("version", 0)), "character": record.get("character")}
+    more = {"source": _version(record.get("version", 0))}
+    more |= {"character": record.get("character"), "category": record.get("category")}
     return _of_files(place / record["clip"], image, record["clip"], record["text"], **more)
 
 

@@ -69,7 +69,8 @@ def _prompts(config: RunConfig, needs_image: bool, count: int) -> list[Prompt]:
 def _keep_sample(folder: Path, prompt: Prompt, clip: bytes) -> dict[str, Any]:
     name = f"{prompt.ordinal:04d}"
     (folder / f"{name}.mp4").write_bytes(clip)
-    record = {"clip": f"{name}.mp4", "id": prompt.id, "text": prompt.text, "character": prompt.character}
+    record = {"clip": f"{name}.mp4", "id": prompt.id, "text": prompt.text}
+    record |= {"character": prompt.character, "category": prompt.category}
     if prompt.image is None:
         return record
     (folder / f"{name}.png").write_bytes(prompt.image)
@@ -116,7 +117,8 @@ def _sample_task(folder: Path, record: Mapping[str, Any]) -> ScoreTask:
     path = folder / record["clip"]
     clip = _bytes(path)
     image = _bytes(folder / record["image"]) if "image" in record else encode_png(_frames(path, clip)[0])
-    prompt = Prompt(0, record.get("id", path.stem), record["text"], image, character=record.get("character"))
+    known = {name: record.get(name) for name in ("character", "category")}
+    prompt = Prompt(0, record.get("id", path.stem), record["text"], image, **known)
     return ScoreTask(str(path), prompt, clip)
 
 

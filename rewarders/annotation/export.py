@@ -88,11 +88,14 @@ class Writer:
         best, worst = (overall(self.ratings.get(clip.key, {})) for clip in (chosen, rejected))
         # If the ratings contradict the direct comparison, the comparison counts.
         agree = best is not None and worst is not None and best > worst
+        own = chosen.condition != rejected.condition
         return RatedPair(
             prompt=_prompt(chosen),
             first_frame=self._first_frame(chosen),
             chosen=self._clip(chosen),
             rejected=self._clip(rejected),
+            rejected_prompt=_prompt(rejected) if own else None,
+            rejected_first_frame=self._first_frame(rejected) if own else None,
             chosen_rating=best if agree else None,
             rejected_rating=worst if agree else None,
             category=chosen.category,

@@ -1,7 +1,8 @@
 """The items of a survey: clips to rate, and pairs of comparable clips.
 
-Two clips are compared if they have the same prompt and, where the prompt has clips of several sources (base and aligned
-model, two generators), different sources. Clips that are alone in their prompt are compared within their category.
+Two clips are compared if they were made for the same caption and first frame and, where these have clips of several
+sources (base and aligned model, two generators), have different sources. Clips that are alone with their caption and
+first frame are compared within their category; then each keeps its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -28,6 +30,15 @@ class SurveyClip:
     first_frame_file: Path | None = None
     read: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)
     first_frame: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)  # PNG or another image
+
+    @cached_property
+    def condition(self) -> tuple[str, str]:
+        """What the clip was made for: its caption and a digest of its first frame, empty if it has none."""
+        try:
+            image = self.first_frame() if self.first_frame else b""
+        except OSError:  # deleted since; the page says so
+            image = b""
+        return self.prompt, blake2b(image, digest_size=12).hexdigest() if image else ""
 
     @property
     def key(self) -> str:
@@ -62,13 +73,14 @@ def make_pairs(clips: Sequence[SurveyClip], most: int, seed: int) -> list[Pair]:
 
 
 def _groups(clips: Iterable[SurveyClip]) -> list[list[SurveyClip]]:
-    by_prompt: dict[str, list[SurveyClip]] = defaultdict(list)
-    by_category: dict[str | None, list[SurveyClip]] = defaultdict(list)
+    by_condition: dict[tuple[str, str], list[SurveyClip]] = defaultdict(list)
+    by_category: dict[str, list[SurveyClip]] = defaultdict(list)
     for clip in sorted(clips, key=lambda clip: clip.name):
-        by_prompt[clip.prompt].append(clip)
-    for alone in [group[0] for group in by_prompt.values() if len(group) == 1]:
-        by_category[alone.category].append(alone)
-    return [group for group in (*by_prompt.values(), *by_category.values()) if len(group) > 1]
+        by_condition[clip.condition].append(clip)
+    for alone in [group[0] for group in by_condition.values() if len(group) == 1]:
+        if alone.category is not None:
+            by_category[alone.category].append(alone)
+    return [group for group in (*by_condition.values(), *by_category.values()) if len(group) > 1]
 
 
 def _comparable(group: Sequence[SurveyClip]) -> list[tuple[SurveyClip, SurveyClip]]:

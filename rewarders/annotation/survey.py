@@ -93,11 +93,13 @@ class Survey:
         previous = self.store.latest_answer(annotator, self._kind(kind), item)
         if kind == "rate":
             clip = self.clip(item)
-            return _task_header(item, clip) | {"clips": [item], "said": previous}
+            return {"item": item, "clips": [item], "conditions": [_condition(clip)], "said": previous}
         pair = self.pair(item)
-        clips = [clip.key for clip in self._sides(annotator, pair)]
+        sides = self._sides(annotator, pair)
+        shown = sides[:1] if pair.first.condition == pair.second.condition else sides
         side = None if previous is None else self._side(annotator, pair, previous["choice"])
-        return _task_header(item, pair.first) | {"clips": clips, "said": side}
+        clips, conditions = [clip.key for clip in sides], [_condition(clip) for clip in shown]
+        return {"item": item, "clips": clips, "conditions": conditions, "said": side}
 
     def _sides(self, annotator: str, pair: Pair) -> tuple[SurveyClip, SurveyClip]:
         """Returns (left, right): random for each annotator and pair, and stable."""
@@ -162,9 +164,9 @@ def checked_name(annotator: str) -> str:
     return name
 
 
-def _task_header(item: str, clip: SurveyClip) -> dict[str, Any]:
-    frame = clip.key if clip.first_frame is not None else None
-    return {"item": item, "prompt": clip.prompt, "first_frame": frame}
+def _condition(clip: SurveyClip) -> dict[str, Any]:
+    """What a clip was made for. A task has one of these per clip, or a single one if all clips share it."""
+    return {"prompt": clip.prompt, "first_frame": clip.key if clip.first_frame is not None else None}
 
 
 def _lookup(items: dict[str, Any], key: str, what: str) -> Any:

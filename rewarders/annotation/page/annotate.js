@@ -92,10 +92,11 @@ function show({ task, progress }) {
   if (!task) return showOnly("done");
   showOnly("work");
   $("work").className = state.view;
-  $("prompt").textContent = task.prompt;
+  $("prompt").className = task.conditions.length > 1 ? "two" : "";
+  $("prompt").replaceChildren(...task.conditions.map((one) => make("span", { textContent: one.prompt })));
   $("keys").innerHTML = KEYS[state.view];
-  const still = task.first_frame ? [make("img", { src: `frames/${task.first_frame}`, alt: "First frame" }), "first frame"] : [];
-  $("still").replaceChildren(...still);
+  const stills = task.conditions.filter((one) => one.first_frame).map((one) => make("img", { src: `frames/${one.first_frame}`, alt: "First frame" }));
+  $("still").replaceChildren(...stills, ...(stills.length ? [stills.length > 1 ? "first frames" : "first frame"] : []));
   screen(task.clips);
   if (state.view === "rate") askRatings(task); else askChoice(task);
 }

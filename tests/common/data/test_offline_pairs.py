@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from common.config import ModelConfig
-from common.data.offline_pairs import OfflinePairs, frame_places
+from common.data.offline_pairs import PAIRS_PER_CLIP, OfflinePairs, PairClip, _two_of, frame_places
 from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
@@ -55,6 +56,43 @@ def test_pairs_keep_their_ratings_and_unrated_ones_score_100_and_0(tmp_path):
     write_pairs(tmp_path / "pairs.jsonl", rows)
     found = OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
     assert [(pair.chosen.score, pair.rejected.score) for pair in found] == [(75.0, 50.0), (100.0, 0.0)]
+
+
+def test_a_rejected_clip_keeps_its_own_caption_and_image(tmp_path):
+    write_clips(tmp_path, ["a.mp4", "b.mp4"])
+    for name in ("a.png", "b.png"):
+        Image.fromarray(frames(9, 1)[0]).save(tmp_path / name)
+    row = {"prompt": "p", "first_frame": "a.png", "chosen": "a.mp4", "rejected": "b.mp4"}
+    for more, text, image in (
+        ({}, "p", "a.png"),
+        ({"rejected_prompt": "q", "rejected_first_frame": "b.png"}, "q", "b.png"),
+        ({"rejected_prompt": "q"}, "q", None),
+    ):
+        write_pairs(tmp_path / "pairs.jsonl", [RatedPair(**row, **more)])
+        (pair,) = OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0).pairs
+        assert (pair.chosen.text, pair.chosen.first_frame) == ("p", tmp_path / "a.png")
+        assert (pair.rejected.text, pair.rejected.first_frame) == (text, None if image is None else tmp_path / image)
+    with pytest.raises(ValueError, match="rejected_first_frame needs rejected_prompt"):
+        RatedPair(**row, rejected_first_frame="b.png")
+
+
+def test_without_categories_only_clips_of_one_prompt_are_paired(tmp_path):
+    write_clips(tmp_path, ["a.mp4", "b.mp4", "c.mp4"])
+    rows = [
+        RatedClip(clip=f"{name}.mp4", prompt=prompt, source="s", ratings={"ann": {"text": rating}})
+        for name, prompt, rating in (("a", "p", 5), ("b", "q", 3), ("c", "p", 1))
+    ]
+    write_ratings(tmp_path / "r.jsonl", rows)
+    (pair,) = OfflinePairs(tmp_path / "r.jsonl", MODEL, 0).pairs
+    assert (pair.chosen.clip.name, pair.rejected.clip.name, pair.category) == ("a.mp4", "c.mp4", None)
+
+
+def test_of_a_large_group_random_pairs_are_taken():
+    clips = [PairClip(Path(f"{number}.mp4"), "p", None, float(number)) for number in range(300)]
+    pairs = _two_of(clips, seed=1)
+    assert len(pairs) == len({(one.clip, other.clip) for one, other in pairs}) == PAIRS_PER_CLIP * 300
+    assert pairs == _two_of(clips, seed=1) != _two_of(clips, seed=2)
+    assert len(list(_two_of(clips[:65], seed=1))) == 65 * 64 // 2
 
 
 def test_all_pairs_come_once_an_epoch_in_an_order_of_the_seed(tmp_path):

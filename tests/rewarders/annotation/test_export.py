@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from common.data.ratings import read_pairs, read_ratings
 from common.data.video import decode_clip
 from common.errors import ConfigError
+from common.images import encode_png
 from rewarders.annotation.export import PAIRS, RATINGS, export
+from rewarders.annotation.items import Pair
 from rewarders.annotation.survey import Survey
 from tests.support.rewarders.survey import all_of, survey
 
@@ -56,6 +59,25 @@ def test_a_comparison_overrides_contradicting_ratings(tmp_path):
     (row,) = read_pairs(tmp_path / "out" / PAIRS).rows
     assert "aligned" in row.chosen
     assert row.chosen_rating is row.rejected_rating is None
+
+
+def test_a_pair_across_first_frames_keeps_the_condition_of_both(tmp_path):
+    asked = survey(tmp_path / "clips_of")
+    first, second = (
+        replace(clip, file=None, prompt="it walks", first_frame=lambda name=clip.name: picture(name))
+        for clip in asked.clips[:2]
+    )
+    asked = replace(asked, clips=[first, second], pairs=[Pair(first, second)])
+    asked.store.answer("ann", "compare", asked.pairs[0].key, {"choice": "second"})
+    export(asked, tmp_path / "out")
+    (row,) = read_pairs(tmp_path / "out" / PAIRS).rows
+    read = [(tmp_path / "out" / name).read_bytes() for name in (row.first_frame, row.rejected_first_frame)]
+    assert read == [picture(second.name), picture(first.name)]
+    assert (row.prompt, row.rejected_prompt) == ("it walks", "it walks")
+
+
+def picture(name: str) -> bytes:
+    return encode_png(np.full((48, 64, 3), 7 * len(name) + ord(name[-5]), np.uint8))
 
 
 def test_clips_without_a_file_are_written_beside(tmp_path):

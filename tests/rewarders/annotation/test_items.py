@@ -10,8 +10,10 @@ from rewarders.annotation.items import SurveyClip, make_pairs
 from rewarders.annotation.rubric import open_rubric
 
 
-def clip(name: str, prompt: str, source: str = "a", category: str | None = None) -> SurveyClip:
-    return SurveyClip(name, prompt, source, category=category)
+def clip(
+    name: str, prompt: str, source: str = "a", category: str | None = None, image: bytes | None = None
+) -> SurveyClip:
+    return SurveyClip(name, prompt, source, category=category, first_frame=None if image is None else lambda: image)
 
 
 def names(clips: list[SurveyClip], most: int = 100) -> list[tuple[str, str]]:
@@ -30,6 +32,15 @@ def test_clips_of_one_source_are_compared_with_each_other():
 def test_prompts_with_one_clip_are_compared_within_their_category():
     clips = [clip("1", "x", category="walk"), clip("2", "y", category="walk"), clip("3", "z", category="jump")]
     assert names(clips) == [("1", "2")]
+
+
+def test_clips_of_one_caption_and_two_first_frames_are_not_two_attempts_at_one_thing():
+    """One caption per action and an image per clip, as in HuViDPO: they are compared within the category, if at all."""
+    clips = [clip("1", "x", image=b"a"), clip("2", "x", image=b"b"), clip("3", "x", image=b"a")]
+    assert names(clips) == [("1", "3")]
+    clips = [clip(name, "x", category="walk", image=name.encode()) for name in "12"]
+    assert names(clips) == [("1", "2")]
+    assert names([clip("1", "x", image=b"a"), clip("2", "x")]) == []
 
 
 def test_a_part_of_the_pairs_is_drawn_the_same_way_every_time():

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
+from rewarders.annotation.items import Pair
 from rewarders.annotation.survey import SHOWN_SECONDS, Survey, UnknownItemError
 from tests.support.rewarders.survey import all_of, survey
 
@@ -121,6 +123,18 @@ def test_an_undone_side_is_reported_as_the_annotator_saw_it(tmp_path):
         asked.undo(person, "compare")
         again = asked.next(person, "compare")["task"]
         assert (again["item"], again["clips"], again["said"]) == (task["item"], task["clips"], side)
+
+
+def test_a_comparison_shows_what_each_clip_was_made_for(tmp_path):
+    """Once if both were made for the same caption and image, else one for each side."""
+    asked = survey(tmp_path)
+    (shared,) = asked.next("ann", "compare")["task"]["conditions"]
+    assert shared["prompt"] in {pair.first.prompt for pair in asked.pairs}
+    one, other = (replace(asked.clips[i], first_frame=lambda i=i: b"%d" % i) for i in (0, 1))
+    asked = replace(asked, clips=[one, other], pairs=[Pair(one, other)])
+    task = asked.next("ben", "compare")["task"]
+    assert [asked.clip(key).prompt for key in task["clips"]] == [said["prompt"] for said in task["conditions"]]
+    assert [said["first_frame"] for said in task["conditions"]] == task["clips"]
 
 
 def test_a_task_does_not_reveal_the_source(tmp_path):
