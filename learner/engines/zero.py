@@ -67,6 +67,7 @@ class ZeroEngine(Engine):
         self.stage = max(config.zero_stage, 1) if self._half else config.zero_stage
         if config.offload_optimizer and not self.stage:
             raise ConfigError("learner.offload_optimizer: several ranks need learner.zero_stage 1, 2 or 3")
+        self._linear = torch.nn.functional.linear  # stage 3 replaces it for the whole process
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = self._deepspeed.initialize(
             model=module, optimizer=make_optimizer(trainable, config), config=self._settings()
@@ -178,6 +179,7 @@ class ZeroEngine(Engine):
         """See `Engine.close`. The process group stays open, because DeepSpeed keeps one per process."""
         for engine in (*self._sharded, self._engine):
             engine.destroy()
+        torch.nn.functional.linear = self._linear
         gc.collect()
 
 

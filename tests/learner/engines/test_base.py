@@ -160,6 +160,14 @@ def test_one_rank_without_zero_needs_no_deepspeed() -> None:
     sharded.close()
 
 
+def test_a_closed_engine_leaves_the_process_as_it_was() -> None:
+    """DeepSpeed's stage 3 replaces the linear layer of torch for good; its sums have other last bits."""
+    linear = torch.nn.functional.linear
+    engine = open_engine(Line(), 3)
+    engine.close()
+    assert torch.nn.functional.linear is linear
+
+
 @pytest.mark.parametrize("offload", [False, True])
 @pytest.mark.parametrize("stage", ENGINES)
 def test_one_step_by_hand(stage: int | None, offload: bool) -> None:
