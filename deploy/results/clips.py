@@ -117,8 +117,8 @@ def _sample_task(folder: Path, record: Mapping[str, Any]) -> ScoreTask:
     path = folder / record["clip"]
     clip = _bytes(path)
     image = _bytes(folder / record["image"]) if "image" in record else encode_png(_frames(path, clip)[0])
-    known = {name: record.get(name) for name in ("character", "category")}
-    prompt = Prompt(0, record.get("id", path.stem), record["text"], image, **known)
+    name, character, category = record.get("id", path.stem), record.get("character"), record.get("category")
+    prompt = Prompt(0, name, record["text"], image, character=character, category=category)
     return ScoreTask(str(path), prompt, clip)
 
 
