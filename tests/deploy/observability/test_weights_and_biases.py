@@ -21,6 +21,7 @@ from deploy.runtime.run_metrics import RunMetrics, of_step
 from tests.deploy.runtime.test_run_metrics import START, STATS, reading
 from tests.runs.test_bare import run as run_without
 from tests.runs.test_simulate import config
+from tests.support import toy
 
 installed = pytest.mark.skipif(
     find_spec("wandb") is None, reason="wandb is not installed in this environment: pip install 'douga[wandb]'"
@@ -106,6 +107,7 @@ def test_readings_have_the_names_that_tensorboard_shows(tmp_path: Path) -> None:
     run_metrics.reading([START, reading(4)])
     run_metrics._close()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    toy.wait_until(lambda: bool(history(records(file))))  # its own process writes the file
     assert history(records(file))[-1]["douga_probe_reward/reward/policy"] == 53.0
 
 
