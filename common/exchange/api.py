@@ -52,8 +52,10 @@ class State(StrEnum):
     DONE = "done"
 
 
-# QUEUE: states of a training group that is not finished, in order. OVER: final states of a probe or evaluation.
+# QUEUE: states of a training group that is not finished, in order. LOST: it ended and no step used it.
+# OVER: final states of a probe or evaluation.
 QUEUE = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING, State.READY, State.TRAINING)
+LOST = (State.TIED, State.EXPIRED, State.FAILED)
 OVER = (State.DONE, State.FAILED)
 
 

@@ -211,7 +211,7 @@ class WeightPuller:
         """Download the version that the exchange wants and the one that `staged` was asked for, if they are missing."""
         try:
             wanted = {self._wanted, self._ask()} - {-1, *self.store.versions()}
-        except (Unreachable, ServiceFailed, StorageError, WireError) as error:
+        except (Unreachable, ServiceFailed, StorageError, *BAD_INPUT, WireError) as error:
             return self._log_failure(error)
         for version in sorted(wanted):
             try:

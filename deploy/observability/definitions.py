@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from common.config.algorithm import BUILT_IN, algorithm_class
-from common.exchange.api import State, WasteReason
+from common.exchange.api import LOST, State, WasteReason
 from common.roles import HUB, LEARNER, PHASES, PROCESSES, ROLES, SAMPLER
 from learner.algorithms.base import MetricSpec
 
@@ -53,7 +53,7 @@ POINTS = (10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0, 90.0, 95.0, 100.0)
 CLIPS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 STATES = tuple(State)
-DROPPED, WASTED = (State.TIED, State.EXPIRED, State.FAILED), tuple(WasteReason)
+WASTED = tuple(WasteReason)
 SERVICES = ("exchange", "journal", "weights", "registry")
 DIMENSION = "smoothness, motion, appeal, text, image, character, and outputs of reward.judges"
 MODEL = "policy; base: clips of the base model, rescored for this reading; start: the same clips, scored at the start"
@@ -105,7 +105,7 @@ ROWS = (
            {"state": STATES}),
     Metric("douga_queue_admitted_total", COUNTER, HUB_ALONE, "Training groups admitted."),
     Metric("douga_queue_dropped_total", COUNTER, HUB_ALONE,
-           "Training groups that ended without being trained on.", {"reason": DROPPED}),
+           "Training groups that ended without being trained on.", {"reason": LOST}),
     Metric("douga_blobs_bytes", GAUGE, HUB_ALONE,
            "Disk space used by latents and clips in bytes, 0 to douga_blobs_limit_bytes."),
     Metric("douga_blobs_limit_bytes", GAUGE, HUB_ALONE,

@@ -16,12 +16,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.exchange.api import HubExchange, State
+from common.exchange.api import LOST, HubExchange
 from common.roles import ROLES, role_of
 from deploy.run_dir import timeline
 from deploy.run_dir.jsonl import METRICS, latest_by_step, read_json_lines
-
-LOST = (State.TIED, State.EXPIRED, State.FAILED)
 
 
 def figures(folder: Path, exchange: HubExchange) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Lock
 
 from common.config import RunConfig, to_toml
-from common.exchange.api import State
+from common.exchange.api import LOST, State
 from common.exchange.local import LocalExchange
 from common.exchange.sampling import RefusalReason
 from common.messages import Prompt, TrainingFinished
@@ -142,7 +142,7 @@ class ClusterRunLoop(RunLoop):
 
     def _ended(self) -> int:
         counts = self.exchange.counts()
-        return counts[State.TIED] + counts[State.FAILED] + counts[State.EXPIRED]
+        return sum(counts[state] for state in LOST)
 
     def _check_stuck(self, ended: int) -> None:
         """Raises `StuckError` if too many groups were lost since the last step for another step to be likely."""

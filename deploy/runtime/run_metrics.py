@@ -23,7 +23,7 @@ from threading import Lock
 from typing import Any
 
 from common.config import RunConfig, algorithm_class
-from common.exchange.api import FailureKind, Submitted
+from common.exchange.api import LOST, FailureKind, Submitted
 from common.exchange.local import LocalExchange
 from common.messages import (
     Candidate,
@@ -38,7 +38,7 @@ from common.messages import (
 )
 from common.roles import HUB, LEARNER, PHASES, REWARDER, ROLES, SAMPLER, SERIAL, role_of
 from deploy.guardrails.rules import MOTION, SCORER, ClipMeasurement, Reading, judge_rule, motion_share
-from deploy.observability.definitions import DROPPED, WASTED, exported_name
+from deploy.observability.definitions import WASTED, exported_name
 from deploy.observability.exporter import GaugeSample, ProcessMetrics, exporting
 from deploy.observability.scalars import Scalars
 from deploy.observability.targets import Targets
@@ -229,7 +229,7 @@ class RunMetrics:
         for state, count in counts.items():
             yield GaugeSample("douga_queue_items", count, {"state": state.value})
         self._rise("douga_queue_admitted_total", sum(counts.values()))
-        for reason in DROPPED:
+        for reason in LOST:
             self._rise("douga_queue_dropped_total", counts[reason], reason=reason)
         wasted = exchange.wasted()
         for reason in WASTED:

@@ -9,8 +9,8 @@ Master weights are float32. For a float32 model they are its parameters. For a b
         └───────────────────────── rounded ─────────────────── master, moments (device, or host memory)
 ```
 
-Each gradient moves to its master as soon as it is computed, so a full set of the model's gradients is never held, and
-micro-batches accumulate in float32.
+Each gradient is added to its master during the backward pass, so the gradients of the whole model never exist at once,
+and micro-batches accumulate in float32.
 """
 
 from __future__ import annotations

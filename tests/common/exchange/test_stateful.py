@@ -1,8 +1,8 @@
 """Random calls, clock jumps, crashes and rollbacks: the ledger must always equal its reference model.
 
 Every call is made twice: on the exchange, and on `model.Model`, which returns the expected result. A crash can be
-scheduled for one of the next writes: the folder is then copied as it is, and the copy is opened instead. The copy must
-equal the model either before the call or after it, and the test continues with that model.
+scheduled for one of the next writes: the test then copies the folder at that moment and continues on the copy, which
+must equal the model either before the call or after it.
 """
 
 from __future__ import annotations

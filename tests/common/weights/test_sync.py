@@ -240,7 +240,7 @@ def test_an_older_version_is_pulled_at_once_when_the_sampler_asks(
     with WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller:
         assert puller.wait(3, WAIT)
         assert puller.wait(0, WAIT)
-        assert puller.staged(0)  # it is kept as long as it is wanted
+        assert puller.staged(0)  # not pruned while requested
         assert torch.equal(puller.store.load(0)[1]["w"], store.load(0)[1]["w"])
 
 
