@@ -48,6 +48,11 @@ class OfflinePrompts:
         image = first_frame_of(pair.chosen, self.model)
         return Prompt(ordinal, f"pair-{ordinal}", pair.chosen.text, image, Purpose.TRAIN, category=pair.category)
 
+    @property
+    def training_prompts(self) -> int:
+        """See `PromptSource.training_prompts`."""
+        return len(self.pairs.pairs)
+
     def heldout(self, count: int, seed: int) -> list[Prompt]:
         """See `PromptSource.heldout`."""
         return self.others.heldout(count, seed)

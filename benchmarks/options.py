@@ -83,6 +83,11 @@ class RandomImagePrompts:
         """See `PromptSource`."""
         return self._draw("train", ordinal, Purpose.TRAIN)
 
+    @property
+    def training_prompts(self) -> None:
+        """See `PromptSource`."""
+        return None
+
     def heldout(self, count: int, seed: int) -> list[Prompt]:
         """See `PromptSource`."""
         del seed

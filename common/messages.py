@@ -39,11 +39,12 @@ class SerializedTensor:
 
 
 class Purpose(StrEnum):
-    """Why a prompt is sampled. Only `TRAIN` groups are ever paired."""
+    """Why a prompt is sampled. Only `TRAIN` groups are ever trained on."""
 
     TRAIN = "train"
     PROBE = "probe"
     EVAL = "eval"
+    COLLECT = "collect"  # for a candidate set: N candidates, all kept
 
 
 @dataclass(frozen=True, slots=True)

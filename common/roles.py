@@ -5,7 +5,12 @@ from __future__ import annotations
 HUB, LEARNER, SAMPLER, REWARDER, SERIAL = "hub", "learner", "sampler", "rewarder", "serial"
 ROLES = (SAMPLER, REWARDER, LEARNER)  # in the order in which data flows
 PROCESSES = (HUB, LEARNER, SAMPLER, REWARDER)
-PHASES = EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED = "evaluating base", "training", "evaluating aligned"
+PHASES = EVALUATING_BASE, TRAINING, EVALUATING_ALIGNED, COLLECTING = (
+    "evaluating base",
+    "training",
+    "evaluating aligned",
+    "collecting",
+)
 
 
 def role_of(worker: str) -> str:

@@ -20,16 +20,15 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from common.errors import ConfigError
 from common.images import first_frame_png
 from common.messages import Prompt, Purpose
+from common.seeds import epoch_order
 from common.toon.prompts import ToonPrompts
 
 HELD_OUT_EVERY = 10  # for files without a split column
@@ -41,6 +40,11 @@ class PromptSource(Protocol):
 
     def __call__(self, ordinal: int) -> Prompt:
         """The training prompt with this ordinal, >= 0."""
+        ...
+
+    @property
+    def training_prompts(self) -> int | None:
+        """How many training prompts there are before they repeat; None if they never do."""
         ...
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
@@ -90,7 +94,13 @@ class FilePrompts:
 
     def __call__(self, ordinal: int) -> Prompt:
         epoch, place = divmod(ordinal, len(self._train))
-        return self._prompt(self._train[_order(self._seed, epoch, len(self._train))[place]], ordinal, Purpose.TRAIN)
+        order = epoch_order(self._seed, epoch, len(self._train))
+        return self._prompt(self._train[order[place]], ordinal, Purpose.TRAIN)
+
+    @property
+    def training_prompts(self) -> int:
+        """See `PromptSource.training_prompts`."""
+        return len(self._train)
 
     def heldout(self, count: int, seed: int) -> list[Prompt]:
         """Held-out prompts in shuffled order, repeated if the file has fewer than `count`."""
@@ -99,18 +109,13 @@ class FilePrompts:
                 f"{self._file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
                 "or a column split with the value heldout"
             )
-        order = _order(seed, 0, len(self._heldout))
+        order = epoch_order(seed, 0, len(self._heldout))
         rows = [self._heldout[order[i % len(order)]] for i in range(count)]
         return [self._prompt(row, i, Purpose.EVAL) for i, row in enumerate(rows)]
 
     def _prompt(self, row: Row, ordinal: int, purpose: Purpose) -> Prompt:
         image = None if row.image is None else _first_frame(row.image, self._size)
         return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.random.default_rng((seed, epoch)).permutation(count))
 
 
 def _split(rows: list[Row]) -> tuple[list[Row], list[Row]]:

@@ -7,7 +7,7 @@ from common.config.run import RunConfig
 # A name that ends with a dot stands for all keys of that section. Paths may change: the model itself is compared.
 UNRELATED = (
     "steps", "verify", "name", "root", "mode", "evaluation.", "guardrails.", "cluster.", "metrics.", "logs.",
-    "model.path", "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
+    "collect.prompts", "model.path", "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
     "learner.checkpoint_every", "learner.keep_checkpoints",
 )  # fmt: skip
 # Batching and memory. These change the summation order, hence the last bits, and let a run resume after running out of
@@ -19,7 +19,7 @@ MEMORY = (
 JUDGE = "reward.judges."
 SERVER = ("url", "token_file", "timeout", "retries")  # of a judge: where it is served
 
-OF_MACHINE = ("model.path", "model.device", "reward.path", "pairs", "cluster.threads", "metrics.enabled")
+OF_MACHINE = ("model.path", "model.device", "reward.path", "pairs", "candidates", "cluster.threads", "metrics.enabled")
 OF_MACHINE_JUDGE = ("path", "url", "token_file")
 
 

@@ -17,10 +17,10 @@ from common.config.learner import LearnerConfig
 from common.config.metrics import LogsConfig, MetricsConfig
 from common.config.model import ModelConfig
 from common.config.reward import RewardConfig
-from common.config.sampler import SamplerConfig
+from common.config.sampler import CollectConfig, SamplerConfig
 from common.config.section import Section
 from common.config.simulation import SimulationConfig
-from common.roles import ROLES
+from common.roles import LEARNER, ROLES
 
 
 class RunConfig(Section):
@@ -37,6 +37,10 @@ class RunConfig(Section):
     pairs: str = Field(
         default="",
         description="train on offline data instead of sampling: a pairs file, a ratings file, or a folder of clips",
+    )
+    candidates: str = Field(
+        default="",
+        description="train on a candidate set instead of sampling: its folder, or the run that collected it",
     )
     verify: bool = Field(
         default=False,
@@ -58,6 +62,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     guardrails: GuardrailsConfig = GuardrailsConfig()
+    collect: CollectConfig = CollectConfig()
     cluster: ClusterConfig = ClusterConfig()
     simulation: SimulationConfig = SimulationConfig()
     metrics: MetricsConfig = MetricsConfig()
@@ -88,7 +93,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:
         for role in ROLES:
-            if self.mode == "cluster" and self.model.device != "cpu" and not self.cluster.placement_of(role).gpus:
+            on_gpu = self.mode == "cluster" and self.model.device != "cpu" and self.workers_of(role) > 0
+            if on_gpu and not self.cluster.placement_of(role).gpus:
                 raise ValueError(f"cluster.{role}.gpus = 0, but model.device = {self.model.device!r}: give each a GPU")
         return self
 
@@ -98,10 +104,33 @@ class RunConfig(Section):
             raise ValueError("verify compares clips; with simulate there are none")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_to_collect(self) -> RunConfig:
+        key = next((key for key in ("simulate", "pairs", "candidates", "verify") if getattr(self, key)), None)
+        if self.collect.prompts and key:
+            raise ValueError(f"collect.prompts = {self.collect.prompts}: nothing is trained; remove {key}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RunConfig:
+        if self.candidates and (self.pairs or self.simulate):
+            other = "pairs" if self.pairs else "simulate"
+            raise ValueError(f"candidates = {self.candidates!r}: excludes {other}; remove one of the two keys")
+        return self
+
+    @property
+    def offline(self) -> bool:
+        """Whether the training data exists before the run. Then no group is too old to train on."""
+        return bool(self.pairs or self.candidates)
+
     @property
     def folder(self) -> Path:
         """The run's folder, `root`/`name`."""
         return self.root / self.name
+
+    def workers_of(self, role: str) -> int:
+        """How many workers of a role the run starts in cluster mode. A collection has no learner."""
+        return 0 if role == LEARNER and self.collect.prompts else self.cluster.placement_of(role).count
 
     @property
     def groups_per_push(self) -> int:

@@ -1,4 +1,4 @@
-"""``[sampler]``: how candidates are made."""
+"""``[sampler]`` and ``[collect]``: how candidates are generated, and for which candidate set."""
 
 from __future__ import annotations
 
@@ -53,3 +53,13 @@ class SamplerConfig(Section):
         if not 0 <= low < high <= 1:
             raise ValueError(f"guidance_interval = {low:g},{high:g}: must satisfy 0 <= from < to <= 1")
         return self
+
+
+class CollectConfig(Section):
+    """What `douga collect` samples. Such a run has samplers and rewarders, but no learner."""
+
+    prompts: int = Field(
+        default=0, ge=0, description="collect candidates of this many training prompts instead of training; 0: train"
+    )
+    run: str = Field(default="", description="folder of the run whose weights sample; empty: the base model")
+    version: int = Field(default=0, ge=0, description="weight version of that run")

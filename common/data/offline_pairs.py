@@ -18,7 +18,6 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from common.data.ratings import Pairs, RatedPair, Ratings, overall, read_pairs, 
 from common.data.video import clip_length
 from common.digests import digest
 from common.errors import ConfigError
+from common.seeds import epoch_order
 
 CHOSEN_SCORE, REJECTED_SCORE = 100.0, 0.0  # for pairs without ratings
 PAIRS_PER_CLIP = 32  # of a group with more than twice as many clips
@@ -75,17 +75,12 @@ class OfflinePairs:
     def __call__(self, ordinal: int) -> OfflinePair:
         """The pair with this ordinal, >= 0."""
         epoch, place = divmod(ordinal, len(self.pairs))
-        return self.pairs[_order(self._seed, epoch, len(self.pairs))[place]]
+        return self.pairs[epoch_order(self._seed, epoch, len(self.pairs))[place]]
 
     @property
     def digest(self) -> str:
         """Hex digest of all clips and scores. It serves as the reward version: scores of other files differ in it."""
         return digest("|".join(f"{one.clip.name}:{one.score}" for pair in self.pairs for one in pair.clips).encode())
-
-
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
-    return tuple(int(i) for i in np.random.default_rng((seed, epoch)).permutation(count))
 
 
 def _pairs(place: Path, seed: int) -> list[OfflinePair]:

@@ -17,7 +17,7 @@ HubExchange ──────────────────────�
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -91,6 +91,17 @@ class ScoredCandidate:
     prompt: Prompt
     candidate: Candidate
     values: dict[str, float]  # raw, per dimension
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedGroup:
+    """All candidates of one prompt, with what training needs and with raw scores, for a candidate set."""
+
+    ordinal: int  # of the group in the exchange
+    prompt: Prompt
+    conditioning: Conditioning
+    candidates: tuple[Candidate, ...]  # [N]
+    scores: tuple[Score, ...]  # [N], in the order of the candidates
 
 
 class Leases(Protocol):
@@ -246,8 +257,10 @@ class LearnerExchange(Leases, Protocol):
 class HubExchange(Protocol):
     """The calls of the process that runs the loop: evaluations, probes, statistics. Never served to workers."""
 
-    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
-        """Add probe or eval groups of one candidate each, seeded by (run seed, purpose, position in `prompts`, 0).
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None, start: int = 0) -> None:
+        """Add groups that are not trained on: probes and evaluations of one candidate, collections of N.
+
+        Candidate i of the prompt at `start` + p in `prompts` is seeded by (run seed, purpose, start + p, i).
 
         With `version`, only samplers that loaded it get the groups. Prompts that are already pending, running or done
         for that version are skipped, so a resumed evaluation continues. Without `version`, any sampler may take the
@@ -264,8 +277,17 @@ class HubExchange(Protocol):
         If a prompt was sampled twice with `version`, only the later candidate is included.
 
         Raises:
-            ValueError: `purpose` is `Purpose.TRAIN`.
+            ValueError: `purpose` is neither `Purpose.PROBE` nor `Purpose.EVAL`.
         """
+        ...
+
+    def collected(self) -> Iterator[CollectedGroup]:
+        """The scored groups of purpose `COLLECT` that were not dropped, oldest first; each is read when it is asked
+        for."""
+        ...
+
+    def drop_collected(self, ordinal: int) -> None:
+        """Delete a collected group, which is stored elsewhere by now."""
         ...
 
     def rescore_probes(self, version: int) -> None:

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 from common.config import RunConfig, open_algorithm
 from common.errors import ConfigError, StorageError
 from common.exchange import consistency
-from common.exchange.api import FailureKind, ScoredCandidate, State, Submitted
+from common.exchange.api import CollectedGroup, FailureKind, ScoredCandidate, State, Submitted
+from common.exchange.collecting import CollectionQueue
 from common.exchange.probes import RETIRED, ProbeQueue
 from common.exchange.refresh_requests import RefreshRequests
 from common.exchange.sampling import RefusalReason, SamplingQueue, check_candidate
@@ -86,6 +87,7 @@ class LocalExchange:
                 self._scoring = ScoringQueue(self._ledger, config, clock, open_algorithm(config.algorithm).select)
                 self._training = TrainingQueue(self._ledger, config, clock)
                 self._probes = ProbeQueue(self._ledger)
+                self._collecting = CollectionQueue(self._ledger)
                 self._refreshes = RefreshRequests(self._ledger)
                 self._commit_queue = CommitQueue(self._ledger)
                 self._commit(self._training.release_all)
@@ -196,14 +198,23 @@ class LocalExchange:
 
     # The hub.
 
-    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None) -> None:
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None = None, start: int = 0) -> None:
         """See `HubExchange.enqueue`."""
-        self._commit(self._sampling.enqueue, prompts, version)
+        self._commit(self._sampling.enqueue, prompts, version, start)
 
     def results(self, purpose: Purpose, version: int) -> Sequence[ScoredCandidate]:
         """See `HubExchange.results`."""
         found = self._commit(self._scoring.finished, purpose, version)
         return [self._commit(self._scoring.open_finished, *one)() for one in found]
+
+    def collected(self) -> Iterator[CollectedGroup]:
+        """See `HubExchange.collected`."""
+        for group in self._commit(self._collecting.finished):
+            yield self._commit(self._collecting.open, group)()
+
+    def drop_collected(self, ordinal: int) -> None:
+        """See `HubExchange.drop_collected`."""
+        self._commit(self._collecting.drop, ordinal)
 
     def rescore_probes(self, version: int) -> None:
         """See `HubExchange.rescore_probes`."""

@@ -30,6 +30,7 @@ FINISHED = """
 SELECT ordinal FROM groups
 WHERE purpose = ? AND ordinal < ? AND (state IN (?, ?) OR (state IN (?, ?) AND ended_at_step <= ?))
 """
+COLLECTED = "SELECT ordinal FROM groups WHERE ordinal = ?"
 RETIRED_PROBES = "SELECT ordinal FROM groups WHERE purpose = ? AND (state = ? OR (state = ? AND version != ?))"
 
 
@@ -45,6 +46,11 @@ def prune(ledger: Ledger, config: RunConfig, oldest_step: int) -> None:
 def prune_probes(ledger: Ledger, base: int) -> None:
     """Delete failed probes, and done probes of versions other than `base`. Their blobs are already deleted."""
     _archive_and_delete(ledger, RETIRED_PROBES, Purpose.PROBE, State.FAILED, State.DONE, base)
+
+
+def drop_collected(ledger: Ledger, ordinal: int) -> None:
+    """Delete a collected group. Its blobs are already deleted."""
+    _archive_and_delete(ledger, COLLECTED, ordinal)
 
 
 def highest_pruned_version(ledger: Ledger) -> int:

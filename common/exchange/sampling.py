@@ -20,6 +20,7 @@ from common.messages import Candidate, GroupLease, Prompt, Purpose
 from common.seeds import candidate_seed
 
 IMAGE, CONDITIONING = "image", "conditioning"
+WHOLE = (Purpose.TRAIN, Purpose.COLLECT)  # groups of N candidates with their conditioning
 DUPLICATE = Submitted(False, "duplicate")
 LOST_LEASE = Submitted(False, "lost lease")
 
@@ -37,6 +38,7 @@ def clip_name(index: int) -> str:
 class RefusalReason(StrEnum):
     """Why no training group can be sampled."""
 
+    COLLECTING = "collecting"
     ROLLED_BACK = "rolled back"
     STALE = "stale"
     PIPELINE_FULL = "pipeline full"
@@ -182,12 +184,12 @@ class SamplingQueue:
     # Results.
 
     def submit_conditioning(self, lease: GroupLease, staged: StagedBlob) -> Submitted:
-        """See `SamplerExchange.submit_conditioning`. Not stored for probe and eval groups, which are not trained on."""
+        """See `SamplerExchange.submit_conditioning`. Probes and evaluations do not keep it."""
         with self.ledger.transaction():
             group = self._leased_group(lease)
             if group is None:
                 return LOST_LEASE
-            if group["purpose"] != Purpose.TRAIN:
+            if group["purpose"] not in WHOLE:
                 return Submitted(True)
             if self.ledger.has(group["ordinal"], CONDITIONING):
                 return DUPLICATE
@@ -229,9 +231,9 @@ class SamplingQueue:
     def _finish_sampling(self, group: sqlite3.Row) -> None:
         """Move a group with all of its candidates to `sampled`."""
         ordinal = group["ordinal"]
+        if group["purpose"] in WHOLE and not self.ledger.has(ordinal, CONDITIONING):
+            raise ValueError(f"group {ordinal}: its conditioning must be submitted before its last candidate")
         if group["purpose"] == Purpose.TRAIN:
-            if not self.ledger.has(ordinal, CONDITIONING):
-                raise ValueError(f"group {ordinal}: its conditioning must be submitted before its last candidate")
             largest = max(self.ledger.meta("largest_group", 0), self.ledger.group_bytes(ordinal))
             self.ledger.set_meta("largest_group", largest)
         self.ledger.move(ordinal, State.SAMPLED, leased_by=None, lease_expires=None)
@@ -248,16 +250,18 @@ class SamplingQueue:
         sql = "SELECT * FROM groups WHERE ordinal = ? AND state = ? AND leased_by = ? AND attempt = ? AND version = ?"
         return self.ledger.first(sql, lease.prompt.ordinal, State.SAMPLING, lease.worker, lease.attempt, lease.version)
 
-    # Probes and evaluations.
+    # Probes, evaluations and collections.
 
-    def enqueue(self, prompts: Sequence[Prompt], version: int | None) -> None:
+    def enqueue(self, prompts: Sequence[Prompt], version: int | None, start: int) -> None:
         """See `HubExchange.enqueue`."""
         with self.ledger.transaction():
-            for position, prompt in enumerate(prompts):
+            for position, prompt in enumerate(prompts, start):
                 if prompt.purpose is Purpose.TRAIN:
                     raise ValueError(f"prompt {prompt.id}: training prompts come from the source, not from enqueue")
                 if not self._is_queued(prompt, position, version):
-                    ordinal = FIRST_EVALUATION + sum(map(self.ledger.admitted, (Purpose.PROBE, Purpose.EVAL)))
+                    ordinal = FIRST_EVALUATION + sum(
+                        self.ledger.admitted(one) for one in Purpose if one is not Purpose.TRAIN
+                    )
                     self._admit(ordinal, prompt, position, version)
 
     def _is_queued(self, prompt: Prompt, position: int, version: int | None) -> bool:
@@ -279,16 +283,28 @@ class SamplingQueue:
 
 def admission_refusal(ledger: LedgerReader, config: RunConfig, version: int) -> Refusal | None:
     """Why a sampler with `version` cannot be given a training group now; None if it can."""
-    exchange = config.exchange
+    if config.collect.prompts:
+        return Refusal(RefusalReason.COLLECTING, f"collect.prompts = {config.collect.prompts}: the run does not train")
+    pushes = ledger.meta("pushes", 0)
+    return _version_refusal(ledger, config, version, pushes) or _load_refusal(ledger, config, pushes)
+
+
+def _version_refusal(ledger: LedgerReader, config: RunConfig, version: int, pushes: int) -> Refusal | None:
+    max_lag = config.exchange.max_lag
     row = ledger.first("SELECT pushes, rolled_back FROM versions WHERE version = ?", version)
     if row is not None and row["rolled_back"]:
         message = f"version {version} was rolled back: load the newest version first"
         return Refusal(RefusalReason.ROLLED_BACK, message)
-    pushes = ledger.meta("pushes", 0)
-    if rules.is_stale(rules.lag(pushes, 0 if row is None else row["pushes"]), exchange.max_lag):
-        message = f"version {version} is more than exchange.max_lag = {exchange.max_lag} pushes old"
+    lag = rules.lag(pushes, 0 if row is None else row["pushes"])
+    if not config.offline and rules.is_stale(lag, max_lag):
+        message = f"version {version} is more than exchange.max_lag = {max_lag} pushes old"
         return Refusal(RefusalReason.STALE, message)
-    load, bounds = ledger.load(exchange.max_times_trained), _bounds(config)
+    return None
+
+
+def _load_refusal(ledger: LedgerReader, config: RunConfig, pushes: int) -> Refusal | None:
+    exchange, bounds = config.exchange, _bounds(config)
+    load = ledger.load(exchange.max_times_trained)
     if load.running >= exchange.pipeline_depth:
         message = f"exchange.pipeline_depth = {exchange.pipeline_depth} groups are in progress"
         return Refusal(RefusalReason.PIPELINE_FULL, message)
@@ -329,8 +345,8 @@ def open_prompt(ledger: Ledger, group: sqlite3.Row) -> Callable[[], Prompt]:
 
 
 def candidates_of(group: sqlite3.Row, config: RunConfig) -> int:
-    """Number of candidates of a complete group: N for training, 1 for probes and evaluations."""
-    return config.sampler.candidates if group["purpose"] == Purpose.TRAIN else 1
+    """Number of candidates of a complete group: N for training and collections, 1 for probes and evaluations."""
+    return config.sampler.candidates if group["purpose"] in WHOLE else 1
 
 
 def check_candidate(lease: GroupLease, candidate: Candidate) -> None:

@@ -165,8 +165,8 @@ class ScoringQueue:
 
     def finished(self, purpose: Purpose, version: int) -> list[tuple[sqlite3.Row, sqlite3.Row]]:
         """The rows behind `HubExchange.results`: each group's with that of its candidate."""
-        if purpose is Purpose.TRAIN:
-            raise ValueError("only probe and eval groups have results; training groups become pairs")
+        if purpose not in (Purpose.PROBE, Purpose.EVAL):
+            raise ValueError(f"only probes and evaluations have results, not groups of purpose {purpose}")
         groups = self.ledger.all(
             "SELECT * FROM groups WHERE purpose = ? AND state = ? AND version = ? ORDER BY ordinal",
             *(purpose, State.DONE, version),
@@ -180,26 +180,34 @@ class ScoringQueue:
 
     def open_finished(self, group: sqlite3.Row, row: sqlite3.Row) -> Callable[[], ScoredCandidate]:
         """Open the blobs of one entry of `finished`; the returned function reads them. Open one entry at a time."""
-        ordinal, index = row["ordinal"], row["candidate_index"]
-        prompt, values = open_prompt(self.ledger, group), json.loads(row["scores"])
-        latents, clip = (self.ledger.open(ordinal, name) for name in (latents_name(index), clip_name(index)))
+        prompt, values, candidate = (
+            open_prompt(self.ledger, group),
+            json.loads(row["scores"]),
+            open_candidate(self.ledger, row),
+        )
+        return lambda: ScoredCandidate(prompt(), candidate(), values)
 
-        def read() -> ScoredCandidate:
-            candidate = Candidate(
-                id=row["id"],
-                ordinal=ordinal,
-                index=index,
-                seed=row["seed"],
-                policy_version=row["version"],
-                latents=latents.read_one(),
-                clip=clip.read_one().data,
-                fps=row["fps"],
-                height=row["height"],
-                width=row["width"],
-            )
-            return ScoredCandidate(prompt(), candidate, values)
 
-        return read
+def open_candidate(ledger: Ledger, row: sqlite3.Row) -> Callable[[], Candidate]:
+    """Open the blobs of a candidate's row; the returned function reads them."""
+    ordinal, index = row["ordinal"], row["candidate_index"]
+    latents, clip = (ledger.open(ordinal, name) for name in (latents_name(index), clip_name(index)))
+
+    def read() -> Candidate:
+        return Candidate(
+            id=row["id"],
+            ordinal=ordinal,
+            index=index,
+            seed=row["seed"],
+            policy_version=row["version"],
+            latents=latents.read_one(),
+            clip=clip.read_one().data,
+            fps=row["fps"],
+            height=row["height"],
+            width=row["width"],
+        )
+
+    return read
 
 
 def return_to_sampled(ledger: Ledger, ordinal: int) -> None:

@@ -111,6 +111,8 @@ class TrainingQueue:
 
     def _expire_stale(self, step: int) -> None:
         """Expire pairs that are too stale. Those already trained on become `trained`."""
+        if self.config.offline:
+            return
         for group in self.ledger.in_state(State.READY):
             if rules.is_stale(self._lag(group), self.config.exchange.max_lag):
                 self.ledger.move(

@@ -72,6 +72,11 @@ class ToonPrompts:
         rng = np.random.default_rng((self._seed, _TRAIN, ordinal))
         return prompt_of(draw_shot(rng, "train"), ordinal)
 
+    @property
+    def training_prompts(self) -> None:
+        """None: there is no end of them."""
+        return None
+
     def heldout(self, count: int, seed: int) -> list[Prompt]:
         """`count` prompts of held-out combinations. No combination repeats before all have been used."""
         order = np.random.default_rng((seed, _HELDOUT)).permutation(len(combinations("heldout")))

@@ -4,6 +4,7 @@
 run folder   ledger.sqlite, blobs/     held-out clips; source "base" or "version 12"
 folder       ratings.jsonl             the clips of the ratings file (`common/data/ratings.py`)
 folder       samples.json              the clips that `douga sample` wrote
+set          candidates.jsonl          the candidates that `douga collect` made; source "base" or "version 12"
 folder       any *.mp4 below it        NAME.txt next to NAME.mp4 is its caption; the subfolder is its source
 ```
 """
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.candidate_set.rows import CandidateRow, folder_of, is_set, read_rows
 from common.data.ratings import RatedClip, Ratings, read_ratings
 from common.data.video import clip_length
 from common.errors import ConfigError
@@ -41,6 +43,8 @@ def find_clips(place: Path) -> tuple[Path, list[SurveyClip]]:
 
 
 def _find(place: Path) -> tuple[Path, list[SurveyClip]]:
+    if is_set(place):
+        return folder_of(place), _of_set(folder_of(place))
     folder = _run_folder(place)
     if folder is not None:
         return folder, [_of_run(clip) for clip in heldout_clips(folder)]
@@ -100,6 +104,16 @@ def _of_sample(place: Path, record: dict[str, Any]) -> SurveyClip:
     more = {"source": _version(record.get("version", 0))}
     more |= {"character": record.get("character"), "category": record.get("category")}
     return _of_files(place / record["clip"], image, record["clip"], record["text"], **more)
+
+
+def _of_set(place: Path) -> list[SurveyClip]:
+    return [_of_candidate(place, row) for row in read_rows(place).values()]
+
+
+def _of_candidate(place: Path, row: CandidateRow) -> SurveyClip:
+    image = None if row.first_frame is None else place / row.first_frame
+    more = {"source": _version(row.version), "character": row.character, "category": row.category}
+    return _of_files(place / row.clip, image, row.clip, row.prompt, **more)
 
 
 def _of_file(place: Path, path: Path) -> SurveyClip:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import load_config
+from common.config import RunConfig, load_config
 from common.errors import ConfigError
 from deploy.cli.flags import add_command
 
@@ -26,11 +27,13 @@ Any configuration key can be set. Prompt files: training prompts are used, in sh
 """
 SCORE = """\
 Reads mp4 files, or folders written by `douga sample`. Prints each clip's score from every head and judge, and their
-weighted mean, all 0..100. Writes no files.
+weighted mean, all 0..100. Writes no files. For a candidate set (`douga collect`) it adds the scores to the set instead:
+those that candidates lack, or with --again all. The same command resumes it.
 
 examples:
   douga score samples               the clips of `douga sample`, with the embedded heads
   douga score a.mp4 --text "a robot walks right in the snow" --json
+  douga score runs/base-200 --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs
   douga score samples --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs
 
 Any configuration key can be set. A clip that cannot be scored is skipped with a message on stderr. If no clip can be
@@ -62,6 +65,7 @@ def add(commands: Any) -> None:
     score.add_argument(
         "--config", type=Path, metavar="CONFIG.toml", help="use the rewards of this file (default: toon heads)"
     )
+    score.add_argument("--again", action="store_true", help="candidate set: replace the scores that it has")
     score.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
@@ -84,11 +88,32 @@ def _sample(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 def _score(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from rich.console import Console
 
+    from common.candidate_set.rows import is_set
     from deploy.results.clips import score_clips, score_table
 
+    sets = [place for place in options.clips if is_set(place)]
+    if sets:
+        return _score_sets(options, load_config(options.config, flags))
     rows = score_clips(load_config(options.config, flags), options.clips, options.text, options.image)
     if options.json:
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         Console().print(score_table(rows))
     return 0
+
+
+def _score_sets(options: argparse.Namespace, config: RunConfig) -> int:
+    from common.candidate_set.rows import is_set
+    from deploy.results.candidates import score_set
+
+    other = next((place for place in options.clips if not is_set(place)), None)
+    if other is not None or options.text or options.image or options.json:
+        raise ConfigError(
+            f"{other or options.clips[0]}: score candidate sets alone, without --text, --image and --json"
+        )
+    failed = 0
+    for place in options.clips:
+        done, refused = score_set(config, place, options.again, lambda line: print(line, file=sys.stderr))
+        print(f"{place}: {done} scores added, {refused} clips could not be scored")
+        failed += refused
+    return 1 if failed else 0

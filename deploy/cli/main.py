@@ -13,7 +13,7 @@ from functools import partial
 try:
     from common.errors import BAD_INPUT, ConfigError, RunFailed, StorageError
     from common.version import VERSION
-    from deploy.cli import annotate, clips, data, inspect, logs, monitor, plan, results, rewards, run, worker
+    from deploy.cli import annotate, clips, collect, data, inspect, logs, monitor, plan, results, rewards, run, worker
     from deploy.cli.flags import Parser, split_flags
     from deploy.runtime.oom import needed_by
 except ModuleNotFoundError as missing:
@@ -21,7 +21,20 @@ except ModuleNotFoundError as missing:
     print(f"douga: {sys.executable} has no {missing.name}; use the full path of .venv/bin/python", file=sys.stderr)
     sys.exit(2)
 
-GROUPS = (run, worker, plan, clips, results, data, rewards, annotate, inspect, logs, monitor)  # in the order of --help
+GROUPS = (
+    run,
+    worker,
+    plan,
+    collect,
+    clips,
+    results,
+    data,
+    rewards,
+    annotate,
+    inspect,
+    logs,
+    monitor,
+)  # in the order of --help
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.candidate_set.rows import SET
 from common.config import RunConfig, load_config, may_change_text
 from common.errors import ConfigError
 from deploy.cli.flags import FILL, add_command, describe_keys
@@ -80,14 +81,16 @@ def start(config: RunConfig) -> int:
     """Starts or resumes the run. Returns the exit code: 0 finished, 1 `verify` failed, 130 interrupted."""
     before = layout.finished_result(config)
     if before is not None:
-        print(f"{config.folder}: already finished; raise --steps to train further, or start another run with --name")
+        more = "--count to collect more" if config.collect.prompts else "--steps to train further"
+        print(f"{config.folder}: already finished; raise {more}, or start another run with --name")
         return _conclude(config, before)
     from deploy.run_dir.progress import showing
 
     with stop_on_signals() as stop, showing() as progress:
         outcome = _mode(config).run(config, stop=stop, progress=progress)
     if outcome.result is None:
-        print(f"stopped after step {outcome.step} of {config.steps}; nothing is lost. Resume with:", file=sys.stderr)
+        where = "" if config.collect.prompts else f" after step {outcome.step} of {config.steps}"
+        print(f"stopped{where}; nothing is lost. Resume with:", file=sys.stderr)
         print(f"  {layout.resume_command(config.folder)}", file=sys.stderr)
         return 130
     return _conclude(config, outcome.result)
@@ -115,6 +118,9 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
     from deploy.run_dir import throughput
 
     console = Console()
+    if config.collect.prompts:
+        print(f"{result['candidates']} candidates of {result['collected']} prompts: {config.folder / SET}")
+        return 0
     if config.simulate:
         for line in throughput.lines(result["throughput"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)

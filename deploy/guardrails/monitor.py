@@ -66,8 +66,11 @@ class Probes:
 
 
 def open_probes(config: RunConfig, source: PromptSource) -> Probes | None:
-    """Returns None without guardrails: disabled, or a simulated run. Raises `ConfigError` for an invalid judge."""
-    if config.simulate or not config.guardrails.prompts:
+    """Returns None without guardrails: they are off, or the run is simulated or only collects.
+
+    Raises `ConfigError` for an invalid judge.
+    """
+    if config.simulate or config.collect.prompts or not config.guardrails.prompts:
         return None
     prompts = source.heldout(config.guardrails.prompts, config.seed + OTHER_SEED)
     return Probes([replace(prompt, purpose=Purpose.PROBE) for prompt in prompts], held_out_judge(config))

@@ -37,7 +37,7 @@ Record = Mapping[str, Any]
 class LedgerSummary:
     """What the ledger holds."""
 
-    groups: dict[State, int] = field(default_factory=dict)  # training groups by state
+    groups: dict[State, int] = field(default_factory=dict)  # training groups by state, or those of a collection
     held_out: dict[State, int] = field(default_factory=dict)  # evaluation groups of the last evaluated version
     held_out_version: int = 0
     work: dict[str, Work] = field(default_factory=dict)  # worker -> the work it has leased
@@ -75,8 +75,10 @@ class RunSnapshot:
 
     @property
     def finished(self) -> bool:
-        """Whether the result covers all configured steps."""
+        """Whether the result covers all configured steps, or all prompts of a collection."""
         done = self.result or {}
+        if self.config.collect.prompts:
+            return done.get("collected") == self.config.collect.prompts
         return done.get("step") == self.config.steps and ("verdict" in done or "throughput" in done)
 
     def ended_since(self, time: float) -> Sequence[Record]:
@@ -140,7 +142,7 @@ def _summary(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
     version = ledger.current_version()
     refusal = admission_refusal(ledger, config, version)
     return LedgerSummary(
-        groups=ledger.counts(Purpose.TRAIN),
+        groups=ledger.counts(Purpose.COLLECT if config.collect.prompts else Purpose.TRAIN),
         held_out={State(row["state"]): row["n"] for row in ledger.all(by_state, Purpose.EVAL, held_out)},
         held_out_version=held_out,
         work=work_in_progress(ledger, config.sampler.candidates),

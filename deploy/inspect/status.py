@@ -21,7 +21,7 @@ from typing import Any
 from common.exchange.api import OVER, State
 from common.exchange.queries import Work
 from common.messages import StepStats
-from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, ROLES, TRAINING, role_of
+from common.roles import COLLECTING, EVALUATING_ALIGNED, EVALUATING_BASE, LEARNER, ROLES, TRAINING, role_of
 from deploy.inspect.snapshot import LedgerSummary, Record, RunSnapshot
 from deploy.run_dir import layout, throughput, timeline
 from deploy.run_dir.progress import Status, ThroughputTracker, minutes
@@ -59,11 +59,11 @@ class RunStatus:
     phase: str
     words: str  # the progress in one line
     step: int
-    steps: int
+    steps: int  # 0: the run collects candidates
     eta: float | None  # seconds to the end of the phase; None if unknown
     version: int
     lag: Mapping[str, float]  # mean and max of the last batch, and the bound (exchange.max_lag), in pushes
-    queue: Mapping[str, int]  # training groups by state, including final states
+    queue: Mapping[str, int]  # training groups, or those of a collection, by state, including final states
     rates: Mapping[str, float]
     window: float  # seconds over which the rates are measured
     last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, start -> seconds ago, step, details
@@ -89,7 +89,7 @@ def run_status(snapshot: RunSnapshot) -> RunStatus:
         phase=phase,
         words=_progress_text(snapshot, phase, status, rates),
         step=ledger.step,
-        steps=snapshot.config.steps,
+        steps=0 if snapshot.config.collect.prompts else snapshot.config.steps,
         eta=status.eta,
         version=ledger.version,
         lag=_lag(snapshot),
@@ -124,6 +124,8 @@ def _phase(snapshot: RunSnapshot) -> str:
         return STOPPED
     if snapshot.started is None or snapshot.ledger is None:
         return STARTING
+    if snapshot.config.collect.prompts:
+        return COLLECTING
     waiting = any(count for state, count in snapshot.ledger.held_out.items() if state not in OVER)
     if snapshot.ledger.step >= snapshot.config.steps:
         return EVALUATING_ALIGNED
@@ -134,9 +136,10 @@ def _phase(snapshot: RunSnapshot) -> str:
 
 def _status(snapshot: RunSnapshot, phase: str, rates: Mapping[str, float]) -> Status:
     """Returns the status that the run's own progress line shows (`deploy/run_dir/progress.py`)."""
-    if phase in (EVALUATING_BASE, EVALUATING_ALIGNED) and snapshot.ledger:
-        held_out = snapshot.ledger.held_out
-        done, total = sum(held_out.get(state, 0) for state in OVER), sum(held_out.values())
+    if phase in (EVALUATING_BASE, EVALUATING_ALIGNED, COLLECTING) and snapshot.ledger:
+        groups = snapshot.ledger.groups if phase == COLLECTING else snapshot.ledger.held_out
+        done, total = sum(groups.get(state, 0) for state in OVER), sum(groups.values())
+        total = snapshot.config.collect.prompts or total
         rate = rates["groups_per_second"]
         eta = (total - done) / rate if rate and done < total else None
         return Status(phase, done, total, groups_per_second=rate, eta=eta)
@@ -160,17 +163,24 @@ def _training_since(snapshot: RunSnapshot) -> float:
 
 def _progress_text(snapshot: RunSnapshot, phase: str, status: Status, rates: Mapping[str, float]) -> str:
     if phase == FINISHED:
-        return (snapshot.result or {}).get("verdict", {}).get("message", "finished")
+        return _conclusion(snapshot)
     if phase == STARTING:
         return "starting: no records yet"
     if phase != STOPPED:
         return replace(status, groups_per_second=rates["groups_per_second"]).line()
     last = snapshot.events[-1] if snapshot.events else {}
     if last.get("event") == "interrupted":
-        return f"interrupted after step {last['step']}"
+        return "interrupted" if snapshot.config.collect.prompts else f"interrupted after step {last['step']}"
     if last.get("event") == "alarm" and last.get("action") == "pause":
         return f"paused by the guardrails after step {last['step']}: {last['words']}"
     return "stopped without a recorded reason; see the logs" if snapshot.events else "not started yet"
+
+
+def _conclusion(snapshot: RunSnapshot) -> str:
+    result = snapshot.result or {}
+    if snapshot.config.collect.prompts:
+        return f"{result['candidates']} candidates of {result['collected']} prompts"
+    return result.get("verdict", {}).get("message", "finished")
 
 
 # Rates and shares of the last minutes.
@@ -237,7 +247,9 @@ def _workers(snapshot: RunSnapshot) -> list[WorkerStatus]:
     config, ledger = snapshot.config, snapshot.ledger
     counts = {role: 1 for role in ROLES}
     if config.mode == "cluster":
-        counts = {role: config.cluster.placement_of(role).count for role in ROLES}
+        counts = {role: config.workers_of(role) for role in ROLES}
+    if config.collect.prompts:
+        counts[LEARNER] = 0
     configured = [f"{role}-{number}" for role, count in counts.items() for number in range(count)]
     recent = {
         span["worker"] for span in snapshot.spans if span["began"] > max(snapshot.now - WINDOW, snapshot.started or 0.0)
@@ -268,7 +280,7 @@ def _worker(snapshot: RunSnapshot, name: str) -> WorkerStatus:
 
 def _doing(work: Work) -> str:
     if work.kind == "sampling":
-        kind = {"train": "training", "eval": "held-out"}.get(work.purpose, "probe")
+        kind = {"train": "training", "eval": "held-out", "collect": "collected"}.get(work.purpose, "probe")
         return f"on a {kind} group, {work.done} of {work.of} clips"
     return f"on {work.of} clips" if work.kind == "scoring" else f"on step {work.what}"
 
@@ -276,6 +288,8 @@ def _doing(work: Work) -> str:
 def _sampler_waits(snapshot: RunSnapshot, units: Sequence[Record]) -> tuple[str, str]:
     ledger = snapshot.ledger
     assert ledger is not None
+    if snapshot.config.collect.prompts:
+        return ("for prompts", "rewarder") if units else ("", "")
     if ledger.refusal:
         return f"for admission ({ledger.refusal})", "learner"
     if not units:
@@ -317,7 +331,8 @@ def lines(found: RunStatus) -> list[str]:
         text.append(f"not running{when}; resume with: {found.resume_command}")
     text.append("")
     lag = f"lag {found.lag['mean']:.1f} pushes (max {found.lag['max']:g}, bound {found.lag['bound']:g})"
-    text.append(f"step {found.step} of {found.steps}   version {found.version}   {lag}")
+    if found.steps:
+        text.append(f"step {found.step} of {found.steps}   version {found.version}   {lag}")
     text.append("groups   " + (", ".join(f"{count} {state}" for state, count in found.queue.items()) or "none yet"))
     if found.wasted:
         text.append("wasted   " + ", ".join(f"{count} clips by {reason}" for reason, count in found.wasted.items()))

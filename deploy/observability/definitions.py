@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 
 from common.config.algorithm import BUILT_IN, algorithm_class
 from common.exchange.api import LOST, State, WasteReason
+from common.messages import Purpose
 from common.roles import HUB, LEARNER, PHASES, PROCESSES, ROLES, SAMPLER
 from learner.algorithms.base import MetricSpec
 
@@ -84,7 +85,7 @@ BY_PUSH_PHASE = {"phase": ("gather", "write", "transfer", "stage", "load")}
 ROWS = (
     # Sampling.
     Metric("douga_candidates_total", COUNTER, HUB_ALONE, "Candidates stored by the exchange.",
-           {"purpose": ("train", "probe", "eval")}),
+           {"purpose": tuple(Purpose)}),
     Metric("douga_sample_seconds", HISTOGRAM, HUB_ALONE,
            "Seconds a sampler spends on one group: all candidates of a training prompt, or the single clip of a "
            "held-out prompt.", buckets=SECONDS),

@@ -11,6 +11,7 @@ RUN/model.json       fingerprint of the base model   RUN/report.html    the repo
 RUN/keys/            CURVE keys of a cluster run     RUN/guardrails.jsonl  one record per reading of the guardrails
 RUN/prometheus/      scrape targets for Prometheus   RUN/tensorboard/   with metrics.tensorboard
 RUN/logs/            one log file per process        RUN/wandb/         with metrics.wandb
+RUN/candidates/      the set that `douga collect` makes
 ```
 """
 
@@ -117,6 +118,8 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
     """Returns the result of a finished run, else None. Raises `ConfigError` if the folder belongs to another run."""
     check_belongs(config.folder, config)
     result = read_result(config.folder)
+    if config.collect.prompts:
+        return result if result is not None and result.get("collected") == config.collect.prompts else None
     if config.simulate and result is not None and "throughput" in result:
         return result if result["step"] == config.steps else None
     if result is None or "verdict" not in result:

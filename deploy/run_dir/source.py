@@ -41,8 +41,14 @@ def _open(source: str, flags: Mapping[str, Any]) -> tuple[RunConfig, WeightStore
 
 
 def find_run_with_model(run: str) -> tuple[Path, RunConfig]:
-    """`layout.find_run` for commands that need a model's clips or weights. Raises `ConfigError` for a simulated run."""
+    """`layout.find_run` for commands that need a model's clips or weights.
+
+    Raises `ConfigError` for a run that is simulated, or that only collected candidates.
+    """
     folder, config = layout.find_run(run)
+    if config.collect.prompts:
+        source = config.collect.run or config.model.path
+        raise ConfigError(f"{folder}: collected candidates and trained nothing; its clips were made with {source}")
     if config.simulate:
         raise ConfigError(f"{folder}: a simulated run has no clips and no model's weights; only `douga run` prints it")
     return folder, config

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Lock
 
+from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
 from common.exchange.api import LOST, State
 from common.exchange.local import LocalExchange
 from common.exchange.sampling import RefusalReason
-from common.messages import Prompt, TrainingFinished
+from common.messages import TrainingFinished
 from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import JsonLines
@@ -85,13 +86,13 @@ class ClusterRunLoop(RunLoop):
         events: JsonLines,
         guardrails: GuardrailMonitor,
         journal: RunJournal,
-        heldout: list[Prompt],
+        prompts: PromptSource,
         saved: int,
         progress: BufferedProgress,
         stop: Event,
     ) -> None:
         evaluation = HeldOutEvaluation(
-            config=config, prompts=heldout, exchange=exchange, progress=progress, work=self._wait_for_workers
+            config=config, source=prompts, exchange=exchange, progress=progress, work=self._wait_for_workers
         )
         super().__init__(
             config=config, folder=folder, exchange=exchange, events=events, guardrails=guardrails, evaluation=evaluation

@@ -32,6 +32,7 @@ from ray.util.placement_group import PlacementGroup
 from common.config import RunConfig
 from common.errors import BAD_INPUT, ConfigError, StorageError
 from common.messages import LogEntry
+from common.roles import LEARNER
 from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.forward import ForwardingHandler, Send
 from deploy.logs.process import logging_to
@@ -187,7 +188,9 @@ class Driver:
 
     def _watch(self, opened: HubReady) -> Outcome:
         if not opened.training:
-            self._end_unit(self.units.pop(0))
+            for unit in [unit for unit in self.units if unit.name == LEARNER]:
+                self._end_unit(unit)
+                self.units.remove(unit)
         self._ask_location("hub", self.hub)
         finished = self.hub.call.remote("run")
         stopping = False

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.exchange.api import OVER, HubExchange, ScoredCandidate, State
@@ -42,13 +44,18 @@ class StuckError(RunFailed):
 
 @dataclass
 class HeldOutEvaluation:
-    """Evaluates versions on the held-out `prompts`. `work` does part of the work, or waits for other processes."""
+    """Evaluates versions on the held-out prompts. `work` does part of the work, or waits for other processes."""
 
     config: RunConfig
-    prompts: list[Prompt]
+    source: PromptSource
     exchange: HubExchange
     progress: Progress
     work: Work
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """The held-out prompts."""
+        return self.source.heldout(self.config.evaluation.prompts, self.config.seed)
 
     def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
         """Returns all held-out clips of `version`, sorted by prompt, and how many of them were new.

@@ -118,7 +118,7 @@ class ExternalWorkers:
         if fingerprint != fingerprint_of(self._config, role):
             judged = [f"reward.judges.{name}.path" for name in self._config.reward.judges]
             keys = ["model.path"] if role == "sampler" else ["reward.path", *judged]
-            keys += ["pairs"] if self._config.pairs else []
+            keys += [key for key in ("pairs", "candidates") if getattr(self._config, key)]
             raise ConfigError(f"{' or '.join(keys)}: not the same files as the run's; copy the run's files")
         with self._changed:
             name = f"{role}-{self._next[role]}"
@@ -179,6 +179,10 @@ def fingerprint_of(config: RunConfig, role: str) -> str:
     if config.simulate:
         return "simulated"
     parts = [open_pairs(config).digest] if config.pairs else []
+    if config.candidates:
+        from common.candidate_set.groups import open_groups  # noqa: PLC0415 - imports torch
+
+        parts.append(open_groups(config).set.digest)
     if role == "sampler":
         return " ".join([*parts, _fingerprint(config.model.path, "pipeline")])
     reward = config.reward

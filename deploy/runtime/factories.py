@@ -34,19 +34,32 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     """
     check_sinks(config)
     pairs = open_pairs(config) if config.pairs else None
-    needs_image = True
-    if not config.simulate:
-        from common.models.cogvideox import open_model
+    prompts = open_training_prompts(config)
+    if not config.collect.prompts:
+        heldout = prompts.heldout(config.evaluation.prompts, config.seed)
+    if config.candidates:
+        from actors.stored import StoredPrompts
+        from common.candidate_set.groups import open_groups
 
-        needs_image = open_model(config.model.path).image_conditioned
-    prompts = open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
-    prompts.heldout(config.evaluation.prompts, config.seed)
+        groups = open_groups(config, notify)
+        groups.check_apart(heldout)
+        return StoredPrompts(groups, prompts)
     if pairs is None:
         return prompts
     from actors.offline import OfflinePrompts
 
     name_faults(pairs, notify)
     return OfflinePrompts(pairs, prompts, config.model)
+
+
+def open_training_prompts(config: RunConfig) -> PromptSource:
+    """Opens `config.prompts` for the model of the run. Raises `ConfigError` for missing or invalid input."""
+    needs_image = True
+    if not config.simulate:
+        from common.models.cogvideox import open_model
+
+        needs_image = open_model(config.model.path).image_conditioned
+    return open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
 
 
 def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
@@ -63,6 +76,13 @@ def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
         return lambda worker: OfflineSampler(open_model(config.model.path), config, open_pairs(config), worker)
     from actors.sampler import Sampler
 
+    if config.candidates:
+        from actors.stored import StoredSampler
+        from common.candidate_set.groups import open_groups
+
+        return lambda worker: StoredSampler(
+            Sampler(open_model(config.model.path), config, worker), open_groups(config), config
+        )
     return lambda worker: Sampler(open_model(config.model.path), config, worker)
 
 
@@ -76,13 +96,17 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
 
         return partial(SimulatedRewarder, config)
     from rewarders.judges import open_rewards
-    from rewarders.offline import OfflineRewarder
+    from rewarders.offline import rewarder_of_groups, rewarder_of_pairs
     from rewarders.rewarder import rewarder_for
 
     def make(worker: str) -> ScoringLoop:
         scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
         usual = rewarder_for(scorers, config.reward, worker)
-        return OfflineRewarder(usual, open_pairs(config), config.reward) if config.pairs else usual
+        if config.candidates:
+            from common.candidate_set.groups import open_groups
+
+            return rewarder_of_groups(usual, open_groups(config), config.reward)
+        return rewarder_of_pairs(usual, open_pairs(config), config.reward) if config.pairs else usual
 
     return make
 

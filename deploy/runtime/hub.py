@@ -38,9 +38,9 @@ from deploy.runtime.cluster_run_loop import BufferedProgress, ClusterRunLoop
 from deploy.runtime.external_workers import ExternalWorkers, registry_service
 from deploy.runtime.factories import open_inputs
 from deploy.runtime.messages import RENDEZVOUS_PREFIX, Addresses, HubReady, HubStatus, Outcome
-from deploy.runtime.remote_journal import journal_service
 from deploy.runtime.run_loop import queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
+from deploy.runtime.workers.remote_journal import journal_service
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Hub:
         self._serve_registration(stack, host, addresses, keys)
         run_metrics.watch(self._run_loop, self._error_replies)
         run_metrics.export(stack, host)
-        return HubReady(addresses, self._run_loop.trained() is None)
+        return HubReady(addresses, not config.collect.prompts and self._run_loop.trained() is None)
 
     def _keys(self, host: str, folder: Path) -> ServerKeys | None:
         """Returns None on loopback, which only this machine can reach, unless `cluster.keys` is "always"."""
@@ -159,7 +159,7 @@ class Hub:
             events=events,
             guardrails=guardrails,
             journal=journal,
-            heldout=prompts.heldout(config.evaluation.prompts, config.seed),
+            prompts=prompts,
             saved=saved,
             progress=self._progress,
             stop=self._stop,

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ClusterConfig, RunConfig
 from common.errors import ConfigError
+from common.roles import LEARNER
 from deploy.runtime.messages import RENDEZVOUS_PREFIX
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
@@ -77,7 +78,7 @@ def placed(config: RunConfig) -> Iterator[PlacementGroup]:
     Raises `ConfigError` if no node has them within `cluster.placement_seconds`.
     """
     cluster = config.cluster
-    asked = bundles(cluster)
+    asked = bundles(config)
     group = placement_group(asked, strategy="STRICT_PACK")
     try:
         if not group.wait(cluster.placement_seconds):
@@ -90,11 +91,12 @@ def placed(config: RunConfig) -> Iterator[PlacementGroup]:
         remove_placement_group(group)
 
 
-def bundles(cluster: ClusterConfig) -> list[dict[str, float]]:
+def bundles(config: RunConfig) -> list[dict[str, float]]:
     """Returns the bundles of the placement group: the hub's, then one per learner rank."""
+    cluster = config.cluster
     node = pin(cluster.learner.node)
     rank = {"CPU": 0.001, "GPU": cluster.learner.gpus} | node
-    return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * cluster.learner.count)]
+    return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * config.workers_of(LEARNER))]
 
 
 def pin(resource: str) -> dict[str, float]:
@@ -167,10 +169,10 @@ def launch_hub(config: RunConfig, group: PlacementGroup) -> Any:
 
 
 def restart_units(config: RunConfig, group: PlacementGroup, rewards: Sequence[Reward] | None) -> list[RestartUnit]:
-    """Returns the learner, the samplers and the rewarders of a run; `make` launches their processes."""
+    """Returns the learner, if the run has one, the samplers and the rewarders; `make` launches their processes."""
     cluster = config.cluster
-    ranks = [f"learner-{rank}" for rank in range(cluster.learner.count)]
-    units = [RestartUnit("learner", lambda: _learners(config, group, ranks), ranks)]
+    ranks = [f"learner-{rank}" for rank in range(config.workers_of(LEARNER))]
+    units = [RestartUnit(LEARNER, lambda: _learners(config, group, ranks), ranks)] if ranks else []
     units += [_worker(config, "sampler", number) for number in range(cluster.sampler.count)]
     units += [_worker(config, "rewarder", number, rewards) for number in range(cluster.rewarder.count)]
     return units

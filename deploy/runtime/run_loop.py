@@ -3,6 +3,7 @@
 ```
 train      in one process in a fixed order (serial.py), or by distributed workers (driver.py, hub.py)
 compare    held-out prompts with version 0 and the last version, same seeds: result.json, clips/, report.html
+collect    instead of both: candidates of every training prompt with one version: result.json, candidates/
 ```
 
 Every result is stored as soon as it exists: after an interruption the same command resumes the run.
@@ -17,17 +18,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.config import RunConfig
+from common.config import RunConfig, to_toml
 from common.errors.disk import writing
-from common.exchange.api import QUEUE, HubExchange, ScoredCandidate
+from common.exchange.api import QUEUE, HubExchange, RunExchange, ScoredCandidate
 from common.messages import TrainingFinished
 from common.reward_composition import mean_score
-from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
+from common.roles import COLLECTING, EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
+from deploy.runtime.collection import Collection, install_weights, open_set
 from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
 
@@ -52,7 +54,7 @@ class RunLoop(ABC):
         *,
         config: RunConfig,
         folder: Path,
-        exchange: HubExchange,
+        exchange: RunExchange,
         events: JsonLines,
         guardrails: GuardrailMonitor,
         evaluation: HeldOutEvaluation,
@@ -72,8 +74,10 @@ class RunLoop(ABC):
         """Optimizer steps taken, as far as this process knows."""
 
     def run(self) -> Outcome:
-        """Trains, unless that is done, then compares. Raises `StorageError` if the disk fails."""
+        """Trains, unless that is done, then compares; or collects. Raises `StorageError` if the disk fails."""
         try:
+            if self.config.collect.prompts:
+                return Outcome(0, self._collect())
             trained = self.trained() or self._train()
             with writing(self.folder):
                 result = self._finish_simulated(trained) if self.config.simulate else self._compare(trained)
@@ -101,6 +105,25 @@ class RunLoop(ABC):
         """Finishes a simulated run: stores its throughput, as there are no clips to compare."""
         result = trained | {"throughput": throughput.figures(self.folder, self.exchange)}
         self.events.write(event="finished", step=trained["step"])
+        layout.write_result(self.folder, result)
+        return result
+
+    def _collect(self) -> dict[str, Any]:
+        self.phase = COLLECTING
+        self.events.write(event="started", step=0, config=to_toml(self.config))
+        weights = install_weights(self.config, self.store, self.exchange)
+        with open_set(self.config, self.folder) as writer:
+            part = self.evaluation
+            result = Collection(
+                config=self.config,
+                source=part.source,
+                exchange=self.exchange,
+                writer=writer,
+                weights=weights,
+                progress=part.progress,
+                work=part.work,
+            ).collect()
+        self.events.write(event="finished", step=0, collected=result["collected"])
         layout.write_result(self.folder, result)
         return result
 

@@ -240,9 +240,9 @@ class RunMetrics:
         yield GaugeSample("douga_policy_version", exchange.current_version(), {"role": LEARNER})
 
     def _workers(self) -> Iterator[GaugeSample]:
-        cluster, serial = self.config.cluster, self.process == SERIAL
+        serial = self.process == SERIAL
         for role in ROLES:
-            wanted = 1 if serial else cluster.placement_of(role).count
+            wanted = 1 if serial else self.config.workers_of(role)
             yield GaugeSample("douga_workers_configured", wanted, {"role": role})
             yield GaugeSample("douga_workers_up", 1 if serial else len(self.targets.workers(role)), {"role": role})
 

@@ -12,7 +12,7 @@ from common.data.offline_pairs import OfflinePair, PairClip
 from common.messages import Prompt, Purpose, Score, ScoreTask
 from common.reward_composition import expected_scores
 from rewarders.loop import ScoringLoop
-from rewarders.offline import OfflineRewarder
+from rewarders.offline import rewarder_of_pairs
 from rewarders.simulated import SimulatedRewarder
 
 
@@ -46,7 +46,7 @@ def task(name: str, ordinal: int, index: int, purpose: Purpose = Purpose.TRAIN) 
 def test_training_clips_get_their_ratings_and_others_are_scored() -> None:
     online, pairs, config = Online(), FakePairs(), RewardConfig()
     as_pairs: Any = pairs
-    rewarder = OfflineRewarder(online, as_pairs, config)
+    rewarder = rewarder_of_pairs(online, as_pairs, config)
     tasks = [task("any id", 2, 0), task("probe", 1 << 40, 0, Purpose.PROBE), task("another", 3, 1)]
     chosen, probe, rejected = rewarder.score(tasks)
     assert chosen.values == dict.fromkeys(expected_scores(config), 92.0)

@@ -23,7 +23,7 @@ from common.weights.store import WeightStore
 from common.weights.sync import weight_service
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.journal import RunJournal
-from deploy.runtime.remote_journal import journal_service
+from deploy.runtime.workers.remote_journal import journal_service
 from tests.support.exchange import fakes
 
 START_SECONDS, ANSWER_SECONDS = 60.0, 30.0

@@ -19,35 +19,35 @@ LOCK = "ledger.lock"
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
 
 
-def hold(folder: Path) -> IO[str]:
-    """Lock a run's folder until the returned file is closed. Creates the folder if it is missing.
+def hold(folder: Path, name: str = LOCK, advice: str = "wait for it or choose another --name") -> IO[str]:
+    """Lock a folder until the returned file is closed: a run's, or with another `name` of the lock, any. Creates it.
 
     Raises `ConfigError` if another process, or another handle in this one, holds the lock, or if the folder is not
-    writable.
+    writable. `advice` says what to do in the first case.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / LOCK).open("a+")
+        file = (folder / name).open("a+")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be a run folder ({error}); choose another --root or --name") from None
     try:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     except OSError:
-        holder = lock_owner(folder)
+        holder = lock_owner(folder, name)
         file.close()
         who = "another process" if holder is None else f"process {holder}"
-        raise ConfigError(f"{folder}: in use by {who}; wait for it or choose another --name") from None
+        raise ConfigError(f"{folder}: in use by {who}; {advice}") from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
 
 
-def lock_owner(folder: Path) -> int | None:
-    """The id of the process that holds the lock of a run's folder; None if it is free. Takes no lock."""
+def lock_owner(folder: Path, name: str = LOCK) -> int | None:
+    """The id of the process that holds the lock of a folder; None if it is free. Takes no lock."""
     asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        with (folder / LOCK).open("r") as file:
+        with (folder / name).open("r") as file:
             kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
             return None if kind == fcntl.F_UNLCK else int(file.read())
     except (OSError, ValueError):  # no lock file, or the holder has not written its id yet

@@ -19,7 +19,7 @@ from deploy.logs.redaction import secrets_of
 from deploy.observability.exporter import ProcessMetrics, exporting, own_address
 from deploy.runtime.messages import Addresses
 from deploy.runtime.oom import OutOfMemory, needed_by
-from deploy.runtime.remote_journal import RemoteJournal
+from deploy.runtime.workers.remote_journal import RemoteJournal
 
 IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # poll interval of an idle worker; doubles up to the second value
 IDLE = "douga_idle_seconds_total"

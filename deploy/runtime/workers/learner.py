@@ -11,8 +11,8 @@ from deploy.run_dir.journal import timed
 from deploy.run_dir.layout import check_steps
 from deploy.runtime.factories import learner_of
 from deploy.runtime.messages import Addresses
-from deploy.runtime.remote_journal import RemoteJournal
 from deploy.runtime.workers.base import Worker
+from deploy.runtime.workers.remote_journal import RemoteJournal
 from learner.engines.base import NonFiniteLossError
 from learner.loop import LearningLoop
 

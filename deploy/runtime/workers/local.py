@@ -43,20 +43,21 @@ class LocalWorkers:
         """Returns the evaluation on the held-out prompts of `source`, with these workers."""
         return HeldOutEvaluation(
             config=self.config,
-            prompts=source.heldout(self.config.evaluation.prompts, self.config.seed),
+            source=source,
             exchange=self.exchange,
             progress=self.progress,
             work=self.evaluate,
         )
 
     def evaluate(self, version: int, most: int, show: Callable[[], None]) -> bool:
-        """Samples and scores at most `most` held-out prompts with `version`. Returns False if there was no work.
+        """Samples and scores at most `most` held-out or collected prompts with `version`. Returns False if there was no
+        work.
 
-        Scores clips left over from an interrupted start first. Samples no more groups than there are pending held-out
+        Scores clips left over from an interrupted start first. Samples no more groups than there are such pending
         prompts, because the exchange would lease training prompts after the last one.
         """
         done = self.score()
-        waiting = min(most, self._counted(Purpose.EVAL, State.PENDING))
+        waiting = min(most, sum(self._counted(one, State.PENDING) for one in (Purpose.EVAL, Purpose.COLLECT)))
         if waiting and self.sampler.version != version:
             self.load(version)
         for _ in range(waiting):

@@ -11,8 +11,8 @@ from common.exchange.remote import RemoteExchange
 from deploy.run_dir.journal import timed
 from deploy.runtime.factories import rewarder_of
 from deploy.runtime.messages import Addresses
-from deploy.runtime.remote_journal import RemoteJournal
 from deploy.runtime.workers.base import Worker
+from deploy.runtime.workers.remote_journal import RemoteJournal
 from rewarders.interface import Judge, Reward
 
 

@@ -15,8 +15,8 @@ from deploy.observability.exporter import GaugeSample
 from deploy.run_dir.journal import timed
 from deploy.runtime.factories import sampler_of
 from deploy.runtime.messages import Addresses
-from deploy.runtime.remote_journal import RemoteJournal
 from deploy.runtime.workers.base import Worker
+from deploy.runtime.workers.remote_journal import RemoteJournal
 from deploy.runtime.workers.scratch import scratch
 
 log = logging.getLogger(__name__)

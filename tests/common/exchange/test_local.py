@@ -254,7 +254,7 @@ def test_leftover_files_of_a_crash_are_deleted(tmp_path: Path) -> None:
 
 def test_results_of_training_groups_are_rejected(tmp_path: Path) -> None:
     exchange = fakes.open_exchange(tmp_path, small())
-    with pytest.raises(ValueError, match="become pairs"):
+    with pytest.raises(ValueError, match="only probes and evaluations have results"):
         exchange.results(Purpose.TRAIN, 0)
 
 

@@ -301,10 +301,20 @@ class LedgerMachine(RuleBasedStateMachine):
     def fail(self, which: int) -> None:
         self.call("fail_group", self.leases[which % len(self.leases)], "broken image")
 
-    @rule(count=st.integers(1, 2), versioned=st.booleans(), purpose=st.sampled_from([Purpose.EVAL, Purpose.PROBE]))
+    @rule(
+        count=st.integers(1, 2),
+        versioned=st.booleans(),
+        purpose=st.sampled_from([Purpose.EVAL, Purpose.PROBE, Purpose.COLLECT]),
+    )
     def enqueue(self, count: int, versioned: bool, purpose: Purpose) -> None:
         version = self.exchange.current_version() if versioned else None
         self.call("enqueue", heldout(count, purpose), version)
+
+    @rule()
+    def store_the_collected(self) -> None:
+        """What a collection does: read what is done, then drop it."""
+        for one in list(self.exchange.collected()):
+            self.call("drop_collected", one.ordinal)
 
     # Probes.
 

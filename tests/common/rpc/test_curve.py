@@ -34,7 +34,7 @@ from common.rpc.server import Service, serving
 from common.weights.sync import RemoteWeights, WeightPuller, weight_service
 from deploy.run_dir.journal import Journal
 from deploy.runtime.messages import Addresses
-from deploy.runtime.remote_journal import RemoteJournal
+from deploy.runtime.workers.remote_journal import RemoteJournal
 from tests.support.hosting import Hosted, hosted
 
 WAIT = 20.0

@@ -25,7 +25,7 @@ from common.rpc.codec import Frames, WireError, pack, unpack
 from common.weights.sync import RemoteWeights, WeightSource
 from common.weights.tensor_file import file_size
 from deploy.run_dir.journal import WorkerJournal
-from deploy.runtime.remote_journal import RemoteJournal
+from deploy.runtime.workers.remote_journal import RemoteJournal
 from tests.support.exchange.fakes import (
     array,
     candidate,

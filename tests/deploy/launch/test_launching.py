@@ -167,7 +167,7 @@ def unplaced(config: RunConfig, offered: list[dict[str, float]]) -> list[str]:
     """The processes without a pod, with learner and hub packed on one pod and the others placed one by one."""
     cluster = config.cluster
     packed: dict[str, float] = {}
-    for bundle in bundles(cluster):
+    for bundle in bundles(config):
         packed = {name: packed.get(name, 0) + bundle.get(name, 0) for name in packed | bundle}
     missing = [] if any(take(pod, packed) for pod in offered) else ["learner"]
     for role in ("sampler", "rewarder"):

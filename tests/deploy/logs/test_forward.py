@@ -18,7 +18,7 @@ from deploy.logs.files import LogFiles
 from deploy.logs.forward import BATCH, ForwardingHandler, Send
 from deploy.logs.redaction import Redactor
 from deploy.run_dir.journal import RunJournal
-from deploy.runtime.remote_journal import RemoteJournal, journal_service
+from deploy.runtime.workers.remote_journal import RemoteJournal, journal_service
 from tests.support.toy import wait_until
 
 

@@ -10,7 +10,7 @@ from common.messages import Span, StepStats, TrainingFinished
 from common.rpc.server import serving
 from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import read_json_lines
-from deploy.runtime.remote_journal import RemoteJournal, journal_service
+from deploy.runtime.workers.remote_journal import RemoteJournal, journal_service
 
 STATS = StepStats(
     step=3,

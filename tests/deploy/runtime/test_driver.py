@@ -20,6 +20,7 @@ from ray.cluster_utils import Cluster
 
 from actors.prompts.source import open_prompts
 from actors.sampler import Sampler
+from common.candidate_set.folder import read_set
 from common.config import DIMENSIONS, RunConfig
 from common.data.video import encode_mp4
 from common.errors import ConfigError, RunFailed
@@ -511,3 +512,19 @@ def test_the_run_continues_without_a_sampler_that_crashes_too_often(nodes: Clust
     logs = made.folder / "logs"
     assert re.search(r"ERROR driver deploy.runtime.driver: sampler-0 died 1 times", (logs / "driver.log").read_text())
     assert "WARNING hub deploy.runtime.hub: sampler-0 crashed" in (logs / "hub.log").read_text()
+
+
+def test_a_collection_needs_no_learner_and_makes_the_same_set_as_in_one_process(
+    nodes: Cluster, model: Path, tmp_path: Path
+) -> None:
+    more_ranks_than_gpus = {"cluster.learner.count": 99}
+    made = config(tmp_path, model, **PLACES | more_ranks_than_gpus | {"collect.prompts": 5})
+    said = Lines()
+    outcome = driver.run(made, toy.rewards(), progress=said)
+    assert outcome.result == {"step": 0, "collected": 5, "candidates": 10}
+    assert said.phases == ["collecting"]
+    alone = toy.config(tmp_path / "alone", **{"model.path": model, "collect.prompts": 5})
+    serial.run(alone, toy.rewards())
+    here, there = read_set(made.folder), read_set(alone.folder)
+    assert here.rows == there.rows
+    assert list(here.faults()) == []

@@ -15,6 +15,7 @@ from common.config import RunConfig
 from common.exchange.api import State, Submitted
 from common.exchange.local import LocalExchange
 from common.messages import Purpose, Score
+from common.seeds import candidate_seed
 from tests.support.exchange.fakes import (
     Clock,
     array,
@@ -617,6 +618,51 @@ class ExchangeContract:
         exchange.ask_refresh(3)
         assert not any(map(exchange.refresh_due, (1, 2, 3)))  # a version that was rolled back
         exchange.check()
+
+    def test_collected_groups_keep_all_candidates_until_they_are_dropped(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(collect__prompts=9))
+        exchange.enqueue(heldout(1, Purpose.COLLECT), 0, start=5)
+        exchange.enqueue(heldout(1, Purpose.COLLECT), 0, start=6)
+        leases = [sample(exchange) for _ in range(3)]
+        assert leases[2] is None
+        assert exchange.refusal == "collect.prompts = 9: the run does not train"
+        assert [lease.seeds for lease in leases if lease] == [
+            tuple(candidate_seed(0, Purpose.COLLECT, position, index) for index in range(2)) for position in (5, 6)
+        ]
+        score_all(exchange)
+        first, second = exchange.collected()
+        assert leases[0] is not None
+        assert first.candidates == tuple(candidate(leases[0], index) for index in range(2))
+        assert first.conditioning == conditioning(leases[0].prompt)
+        assert [one.candidate_id for one in first.scores] == [one.id for one in first.candidates]
+        assert [one.reward_version for one in first.scores] == ["heads-1", "heads-1"]
+        exchange.drop_collected(first.ordinal)
+        exchange.drop_collected(first.ordinal)  # a retry
+        assert [one.ordinal for one in exchange.collected()] == [second.ordinal]
+        assert exchange.counts(Purpose.COLLECT)[State.DONE] == 2
+        exchange.check()
+        exchange.drop_collected(second.ordinal)
+        assert exchange.bytes_on_disk() == 0
+        exchange.check()
+
+    def test_a_collected_group_needs_its_conditioning(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(collect__prompts=1))
+        exchange.enqueue(heldout(1, Purpose.COLLECT), 0)
+        lease = exchange.lease_group("sampler-0", 0)
+        assert lease is not None
+        exchange.submit_candidate(lease, candidate(lease, 0))
+        with pytest.raises(ValueError, match="its conditioning must be submitted before its last candidate"):
+            exchange.submit_candidate(lease, candidate(lease, 1))
+
+    def test_offline_data_is_never_too_old(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(candidates="set", exchange__max_lag=0, learner__steps_per_push=2))
+        make_pairs(exchange, 4)
+        train(exchange, 1)
+        for version in (1, 2):
+            exchange.announce(weight_version(version, version, version))
+        assert exchange.lease_group("sampler-0", 0) is not None  # whatever version the sampler holds
+        assert train(exchange, 2) == [2, 3]
+        assert exchange.counts()[State.EXPIRED] == 0
 
     def test_the_next_lease_clears_the_refusal(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=1))

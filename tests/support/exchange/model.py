@@ -65,6 +65,11 @@ class Group:
     def trains(self) -> bool:
         return self.prompt.purpose is Purpose.TRAIN
 
+    @property
+    def whole(self) -> bool:
+        """Whether it has N candidates, and its conditioning is kept."""
+        return self.prompt.purpose in (Purpose.TRAIN, Purpose.COLLECT)
+
     def keep(self, *names: str) -> None:
         self.blobs = {name: data for name, data in self.blobs.items() if name in names}
 
@@ -184,7 +189,7 @@ class Model:
         return here + sum(count for (purpose, _), count in self.archived.items() if purpose in purposes)
 
     def _admit(self, ordinal: int, prompt: Prompt, position: int, required_version: int | None) -> None:
-        size = self.config.sampler.candidates if prompt.purpose is Purpose.TRAIN else 1
+        size = self.config.sampler.candidates if prompt.purpose in (Purpose.TRAIN, Purpose.COLLECT) else 1
         group = self.groups[ordinal] = Group(prompt, size, position, required_version)
         assert prompt.image is not None
         group.blobs["image"] = packed(prompt.image)
@@ -223,7 +228,7 @@ class Model:
         group = self._held_group(lease)
         if group is None:
             return False, "lost lease"
-        if group.trains:
+        if group.whole:
             if "conditioning" in group.blobs:
                 return False, "duplicate"
             group.blobs["conditioning"] = pack([conditioning.prompt_embeds, conditioning.image_latent])
@@ -238,7 +243,7 @@ class Model:
                 self.wasted.add((candidate.id, "late"))
             return False, "lost lease"
         last = len(group.clips) == group.size - 1
-        if last and group.trains and "conditioning" not in group.blobs:
+        if last and group.whole and "conditioning" not in group.blobs:
             raise ValueError
         group.clips[index] = Clip(candidate.id)
         group.blobs |= {f"latents/{index}": pack([candidate.latents]), f"clip/{index}": packed(candidate.clip)}
@@ -262,7 +267,14 @@ class Model:
                 == (prompt.id, prompt.purpose, position, version)
             ]
             if not any(one.state == "pending" or (version is not None and one.state != "failed") for one in same):
-                self._admit(EVALUATIONS + self.admitted(Purpose.PROBE, Purpose.EVAL), prompt, position, version)
+                self._admit(
+                    EVALUATIONS + self.admitted(Purpose.PROBE, Purpose.EVAL, Purpose.COLLECT), prompt, position, version
+                )
+
+    def drop_collected(self, ordinal: int) -> None:
+        if ordinal in self.groups:
+            self.groups[ordinal].keep()
+            self._archive([ordinal])
 
     # Probes.
 

@@ -1,0 +1,130 @@
+"""Collects a candidate set: N candidates of every training prompt, sampled by one version, scored, and all kept.
+
+```
+prompts ──> enqueue, exchange.pipeline_depth at a time ──> samplers ──> rewarders ──> append to RUN/candidates ──> drop
+```
+
+A prompt whose N candidates are in the set is not sampled again, so an interrupted collection resumes, and a larger
+`collect.prompts` adds prompts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from actors.prompts.source import PromptSource
+from common.candidate_set.folder import SetWriter, writing_to
+from common.candidate_set.rows import POLICY, SET, SetSettings, candidate_name, prompt_key
+from common.config import RunConfig
+from common.exchange.api import OVER, HubExchange, LearnerExchange
+from common.messages import Prompt, Purpose
+from common.models.fingerprint import check_same_model, model_parts
+from common.roles import COLLECTING
+from common.seeds import candidate_seed
+from common.weights.store import WeightStore
+from deploy.run_dir.progress import Progress, ThroughputTracker
+from deploy.runtime.evaluation import StuckError, Work
+
+log = logging.getLogger(__name__)
+
+CHUNK = 1 << 22  # bytes per read while weights are copied
+
+
+@dataclass
+class Collection:
+    """One start of a collection. `work` does part of the work, or waits for other processes."""
+
+    config: RunConfig
+    source: PromptSource
+    exchange: HubExchange
+    writer: SetWriter
+    weights: str  # digest of the policy's weights
+    progress: Progress
+    work: Work
+    _todo: deque[Prompt] = field(default_factory=deque)
+
+    def collect(self) -> dict[str, Any]:
+        """Samples and scores what the set lacks. Returns the figures for result.json.
+
+        Raises `StuckError` if a prompt failed, or no work is left. The next start tries failed prompts again.
+        """
+        total, version = self.config.collect.prompts, self.config.collect.version
+        self._todo = deque(prompt for prompt in map(self.source, range(total)) if not self._complete(prompt))
+        missing, pace = len(self._todo), ThroughputTracker(self.config)
+        log.info("%d of %d prompts are left to collect", missing, total)
+
+        def show() -> None:
+            pace.groups = missing - len(self._todo) - self._waiting()
+            self.progress.update(pace.of_evaluation(COLLECTING, total - missing + pace.groups, total))
+
+        self._advance(version)
+        while self._waiting():
+            if not self.work(version, self._waiting(), show):
+                break
+            self._advance(version)
+            show()
+        self._check_complete()
+        return {"step": 0, "collected": total, "candidates": len(self.writer.set.rows)}
+
+    def _advance(self, version: int) -> None:
+        """Stores what is scored, and enqueues more prompts."""
+        for group in self.exchange.collected():
+            self.writer.append(group, self.weights)
+            self.exchange.drop_collected(group.ordinal)
+        while self._todo and self._waiting() < self.config.exchange.pipeline_depth:
+            prompt = self._todo.popleft()
+            self.exchange.enqueue([replace(prompt, purpose=Purpose.COLLECT)], version, prompt.ordinal)
+
+    def _waiting(self) -> int:
+        counts = self.exchange.counts(Purpose.COLLECT)
+        return sum(count for state, count in counts.items() if state not in OVER)
+
+    def _complete(self, prompt: Prompt) -> bool:
+        key, rows = prompt_key(prompt), self.writer.set.rows
+        seeds = (
+            candidate_seed(self.config.seed, Purpose.COLLECT, prompt.ordinal, index)
+            for index in range(self.config.sampler.candidates)
+        )
+        return all(candidate_name(key, self.weights, seed) in rows for seed in seeds)
+
+    def _check_complete(self) -> None:
+        total = self.config.collect.prompts
+        left = [prompt.id for prompt in map(self.source, range(total)) if not self._complete(prompt)]
+        if left:
+            why = next(iter(self.exchange.failures().values()), "no work is left")
+            raise StuckError(
+                f"{COLLECTING}: {len(left)} of {total} prompts have no candidates, {left[0]!r} the first: {why}; the "
+                f"same command tries them again"
+            )
+
+
+@contextmanager
+def open_set(config: RunConfig, folder: Path) -> Iterator[SetWriter]:
+    """Opens the candidate set of a run for writing. Raises `ConfigError` if it was made with other settings."""
+    with writing_to(folder / SET, SetSettings.of(config, model_parts(config.model.path))) as writer:
+        yield writer
+
+
+def install_weights(config: RunConfig, store: WeightStore, exchange: LearnerExchange) -> str:
+    """Copies the weights to sample with into the run's own store, and announces them. Returns their digest.
+
+    Raises `NotFoundError` if the run named in `collect.run` lacks the version, and `ConfigError` if it was trained from
+    another base model.
+    """
+    parts, version = model_parts(config.model.path), config.collect.version
+    if not config.collect.run:
+        return parts[POLICY]
+    other = WeightStore(Path(config.collect.run) / "weights")
+    manifest = other.manifest(version)
+    check_same_model(f"{config.collect.run}: version {version}", manifest.model, parts, config.model.path)
+    if version not in store.versions():
+        with other.file(version).open("rb") as file:
+            store.receive(manifest, iter(lambda: file.read(CHUNK), b""))
+    exchange.announce(manifest)
+    return manifest.digest
