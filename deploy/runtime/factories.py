@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource, open_prompts
 from common.config import RunConfig
 from deploy.observability.scalars import check_sinks
@@ -40,7 +41,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
 
         needs_image = open_model(config.model.path).image_conditioned
     prompts = open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
-    prompts.heldout(config.evaluation.prompts, config.seed)
+    heldout_prompts(prompts, config)  # raises if there are not enough
     if pairs is None:
         return prompts
     from actors.offline import OfflinePrompts

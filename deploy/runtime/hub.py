@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
 
+from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.exchange.remote import exchange_service
@@ -159,7 +160,7 @@ class Hub:
             events=events,
             guardrails=guardrails,
             journal=journal,
-            heldout=prompts.heldout(config.evaluation.prompts, config.seed),
+            heldout=heldout_prompts(prompts, config).comparison,
             saved=saved,
             progress=self._progress,
             stop=self._stop,

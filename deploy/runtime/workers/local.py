@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from actors.loop import SamplingLoop
+from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
@@ -43,7 +44,7 @@ class LocalWorkers:
         """Returns the evaluation on the held-out prompts of `source`, with these workers."""
         return HeldOutEvaluation(
             config=self.config,
-            prompts=source.heldout(self.config.evaluation.prompts, self.config.seed),
+            prompts=heldout_prompts(source, self.config).comparison,
             exchange=self.exchange,
             progress=self.progress,
             work=self.evaluate,
