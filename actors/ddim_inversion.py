@@ -27,7 +27,7 @@ Deviations from the published code:
   like the others. In the published code the clean first frame is part of x_t, and there is no other image condition.
 - The number of steps is `sampler.steps` in both directions (50 and 50 there).
 
-The equation number in HuViDPO and LAMP is not verified.
+HuViDPO (section 3.2) gives no equation for it.
 """
 
 from __future__ import annotations

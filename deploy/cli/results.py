@@ -85,7 +85,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if options.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
-        Console().print(comparison.table(result, result["prompts"]))
+        Console().print(comparison.table(result))
         Console().print(result["verdict"]["message"], markup=False, highlight=False)
     return 0
 

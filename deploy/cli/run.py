@@ -125,7 +125,7 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
         for line in throughput.lines(result["throughput"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return 0
-    console.print(comparison.table(result, result["prompts"]))
+    console.print(comparison.table(result))
     console.print(result["verdict"]["message"], markup=False, highlight=False)
     console.print(f"report: {config.folder / layout.REPORT}", markup=False, highlight=False, soft_wrap=True)
     return 1 if config.verify and not result["verdict"]["passed"] else 0

@@ -62,6 +62,7 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("A800-80GB", 80, 312),
+        Gpu("A100-80GB", 80, 312),
         Gpu("H100-80GB", 80, 989),
         Gpu("H200-141GB", 141, 989),
         Gpu("RTX4090-24GB", 24, 165),

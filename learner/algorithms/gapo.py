@@ -1,6 +1,6 @@
 """Gap-Aware Preference Optimization, GAPO ("Aligning Anime Video Generation with Human Feedback", arXiv:2504.10044).
 
-DPO on the best and the worst of N candidates. Each pair is weighted by the gap between its rewards:
+DPO on the best and the worst of N candidates. Each pair is weighted by the gap between its rewards (equations 12, 13):
 
     gap = alpha^R~w - alpha^R~l            L_GAPO = gap L_DPO
 
