@@ -23,7 +23,8 @@ examples:
   douga sample                      8 held-out toon prompts, the embedded model
   douga sample runs/toon --count 4  the newest weights of a run
   douga sample runs/mine --prompts test.jsonl --clips-per-prompt 5 --out test
-  douga sample tuned --prompts my.jsonl --invert walk.mp4 --sampler.steps 50
+  douga sample /models/CogVideoX-5b-I2V --config deploy/launch/configs/gapo.toml --prompts test.jsonl --out base
+  douga sample tuned --config my.toml --prompts my.jsonl --invert walk.mp4
 
 Any configuration key can be set. All rows of a prompt file are sampled, each once, in their order. Clip k of row i has
 a seed of its own, which depends on --seed, i and k only.
@@ -49,6 +50,9 @@ def add(commands: Any) -> None:
     summary = "generate clips with a model folder or a run's newest weights"
     sample = add_command(commands, "sample", _sample, summary, SAMPLE, takes_keys=True)
     sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
+    sample.add_argument(
+        "--config", type=Path, metavar="CONFIG.toml", help="with a pipeline folder: clip size and sampler settings"
+    )
     sample.add_argument("--count", type=int, help="only the first prompts (default: the whole file; toon: 8)")
     sample.add_argument("--clips-per-prompt", type=int, default=1, help="clips per prompt, of other seeds (default: 1)")
     sample.add_argument(
@@ -91,7 +95,9 @@ def _sample(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.runtime.oom import needed_by
 
     deterministic = {"sampler.scheduler": "ddim"} if options.invert else {}
-    config, weights, version = generator_of(options.source, deterministic | dict(flags), options.version)
+    config, weights, version = generator_of(
+        options.source, deterministic | dict(flags), options.version, options.config
+    )
     if weights is None and options.version is not None:
         raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
     request = SampleRequest(options.out, options.count, options.split, options.clips_per_prompt, options.invert)

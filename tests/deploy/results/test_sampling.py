@@ -165,6 +165,18 @@ def test_samples_without_settings_are_refused(model: Path, tmp_path: Path, capsy
     assert "settings.json: cannot be read" in capsys.readouterr().err
 
 
+def test_a_pipeline_folder_is_sampled_with_a_configuration(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = tmp_path / "mine.toml", tmp_path / "out"
+    file.write_text("seed = 5\n[model]\nfps = 9\n[sampler]\nsteps = 2\n")
+    assert main(["sample", str(model), "--config", str(file), "--count", "1", "--out", str(out)]) == 0
+    assert records(out)[0]["seed"] == candidate_seed(5, "sample", 0, 0)
+    assert json.loads((out / "settings.json").read_text())["model.fps"] == 9
+    assert main(["sample", "--config", str(file), "--out", str(out)]) == 2
+    assert "only for a pipeline folder; 'toon' has a configuration" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
