@@ -20,7 +20,6 @@ from common.digests import digest
 from common.errors import ConfigError
 from common.errors.oom import reraise_oom
 from common.files import replacing
-from common.messages import Prompt
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.training.dataset import RatedDataset
 
@@ -37,19 +36,18 @@ def features(
     `ConfigError` if all rows are bad.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    prompts = rated.prompts()
-    files = [folder / f"{_key(rated, i, prompt)}.safetensors" for i, prompt in enumerate(prompts)]
+    files = [folder / f"{_key(rated, i)}.safetensors" for i in range(len(rated.rows))]
     cached = [i for i, file in enumerate(files) if file.exists()]
     if cached:
-        _check_cached(reward, rated, cached[0], prompts, files[cached[0]])
-    missing = [i for i, file in enumerate(files) if not file.exists()]
+        _check_cached(reward, rated, cached[0], files[cached[0]])
+    missing = rated.by_first_frame(i for i, file in enumerate(files) if not file.exists())
     bad: dict[int, BadRow] = {}
     last_log = time.monotonic()
     for done, (i, clip) in enumerate(rated.clips(missing)):
         if time.monotonic() - last_log > EVERY:
             log(f"{reward.dimension}: features of {done}/{len(missing)} clips")
             last_log = time.monotonic()
-        row = clip if isinstance(clip, BadRow) else _row(reward, rated, i, clip, prompts[i])
+        row = clip if isinstance(clip, BadRow) else _row(reward, rated, i, clip)
         if isinstance(row, BadRow):
             bad[i] = row
         else:
@@ -57,19 +55,25 @@ def features(
     good = [i for i in range(len(files)) if i not in bad]
     if not good:
         raise ConfigError(f"{next(iter(bad.values()))}; none of {len(bad)} clips can be used")
-    return np.array(good), torch.stack([load_file(files[i])[ROW] for i in good]), list(bad.values())
+    return np.array(good), _stacked([files[i] for i in good]), [bad[i] for i in sorted(bad)]
 
 
-def _key(rated: RatedDataset, i: int, prompt: Prompt) -> str:
-    parts = (rated.clip_bytes(i), prompt.text.encode(), prompt.image or b"")
-    return digest(*(digest(part).encode() for part in parts))
+def _stacked(files: Sequence[Path]) -> torch.Tensor:
+    """Returns the rows of all files, ``[n, D]``, without a second copy of them."""
+    rows = torch.empty(len(files), *load_file(files[0])[ROW].shape)
+    for i, file in enumerate(files):
+        rows[i] = load_file(file)[ROW]
+    return rows
 
 
-def _row(
-    reward: TrainableReward, rated: RatedDataset, i: int, clip: np.ndarray, prompt: Prompt
-) -> torch.Tensor | BadRow:
+def _key(rated: RatedDataset, i: int) -> str:
+    parts = (digest(rated.clip_bytes(i)), digest(rated.rows[i].prompt.encode()), rated.first_frame_digest(i))
+    return digest(*(part.encode() for part in parts))
+
+
+def _row(reward: TrainableReward, rated: RatedDataset, i: int, clip: np.ndarray) -> torch.Tensor | BadRow:
     try:
-        row = reward.features([clip], [prompt])[0].float().cpu()
+        row = reward.features([clip], [rated.prompt(i)])[0].float().cpu()
     except ValueError as error:
         reraise_oom(error)
         return rated.bad(i, str(error))
@@ -81,10 +85,10 @@ def _save_row(file: Path, row: torch.Tensor) -> None:
         save_file({ROW: row.contiguous()}, draft)
 
 
-def _check_cached(reward: TrainableReward, rated: RatedDataset, i: int, prompts: Sequence[Prompt], file: Path) -> None:
+def _check_cached(reward: TrainableReward, rated: RatedDataset, i: int, file: Path) -> None:
     """Raises `ConfigError` unless cached row `i` equals the reward's features now, within rounding."""
     ((_, clip),) = rated.clips([i])
-    now = _row(reward, rated, i, clip, prompts[i]) if isinstance(clip, np.ndarray) else clip
+    now = _row(reward, rated, i, clip) if isinstance(clip, np.ndarray) else clip
     before = load_file(file)[ROW]
     if isinstance(now, BadRow) or now.shape != before.shape or not torch.allclose(now, before, rtol=1e-3, atol=1e-4):
         raise ConfigError(f"{file.parent}: these features come from other models or options; delete the folder")

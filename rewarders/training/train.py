@@ -92,10 +92,9 @@ class ClipHead:
     def __init__(
         self, head: ToonHead, rated: RatedDataset, rows: np.ndarray, clips: np.ndarray, scores: np.ndarray
     ) -> None:
-        prompts = rated.prompts()
         self.module, self.rows, self.clips = head, rows, clips
-        self.firsts = np.stack([reference_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
-        self.captions = [prompts[i].text for i in rows]
+        self.firsts = np.stack([reference_frame(clip, rated.prompt(i)) for i, clip in zip(rows, clips, strict=True)])
+        self.captions = [rated.rows[i].prompt for i in rows]
         self._badness = (1 - scores[:, None] / 100).astype(np.float32)
 
     def badness_of(self, dimension: str) -> np.ndarray:

@@ -70,7 +70,7 @@ def test_a_head_learns_and_stops(tmp_path: Path) -> None:
     assert "validation" in lines[1]
     rest = unseen(data.leak_keys(), seen_in_training(tmp_path / "heads", "light"))
     assert 3 <= len(rest) <= 12
-    scores = light.score([clip for _, clip in data.clips(rest)], [data.prompts()[i] for i in rest])
+    scores = light.score([clip for _, clip in data.clips(rest)], [data.prompt(i) for i in rest])
     assert srcc(np.array(scores), data.scores("light")[rest]) > 0.99
     assert np.abs(np.array(scores) - data.scores("light")[rest]).max() < 12
 
@@ -135,7 +135,7 @@ def test_a_toon_head_learns_from_ratings_of_clips(toon: RatedDataset, tmp_path: 
     assert "[9, 16, 16, 3]; the toon heads take [9, 48, 64, 3]" in lines[0]
     rest = unseen(toon.leak_keys(), seen_in_training(tmp_path, "smoothness"))
     rest = rest[rest > 0]
-    scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompts()[i] for i in rest]))
+    scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompt(i) for i in rest]))
     good = toon.scores("smoothness")[rest] == 100
     assert scores[good].min() > scores[~good].max() + 20
     again: list[str] = []
