@@ -1,7 +1,7 @@
 """Visual motion (Eq. 6): S_motion = Cos(M_CLIP(V), M_CLIP(T_m)), as in ActionCLIP.
 
 ```
-8 frames ── CLIP's image tower ──> [8, D] ── adapter (trained): temporal transformer, residual, mean ──> video [D]
+N frames ── CLIP's image tower ──> [N, D] ── adapter (trained): temporal transformer, residual, mean ──> video [D]
                                                                                                          │ cosine
 LEVELS, six sentences ── CLIP's text tower ──────────────────────────────────────────────────────> [6, D]
     training: cross-entropy over all six levels        scoring: softmax over the two ends, most motion against none
@@ -23,7 +23,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import CaptionTokenizer, load, pixels
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import sample_frames
+from rewarders.anime_reward.video import FRAMES, sample_frames
 
 LEVELS = (  # T_m, from score 0 to score 100 in equal steps
     "The protagonist stays still from the first to the last frame.",
@@ -33,7 +33,6 @@ LEVELS = (  # T_m, from score 0 to score 100 in equal steps
     "The protagonist moves clearly, such as walking or waving the arms.",
     "The protagonist moves a lot, such as running, jumping, dancing or fighting.",
 )
-SEGMENTS = 8  # frames
 
 
 class MotionHead(FrameHead):
@@ -74,7 +73,7 @@ class PromptedMotion(EncoderReward):
 
     dimension = "motion"
     ROLES = ("clip",)
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": SEGMENTS, "layers": 2}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES, "layers": 2}
 
     def build(self) -> None:
         folder = self.folders["clip"]
