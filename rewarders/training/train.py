@@ -36,7 +36,7 @@ from rewarders.first_frame import reference_frame
 from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead
 from rewarders.toon_heads.training.train import head_loss
 from rewarders.training.dataset import RatedDataset, Split, hash_keys, split
-from rewarders.training.features import features
+from rewarders.training.features import CachedRows, features
 
 Log = Callable[[str], None]
 TRAINING, SEEN = "training", "seen.json"
@@ -75,7 +75,7 @@ class TrainableHead(Protocol):
 class FeatureHead:
     """A small head over precomputed features."""
 
-    def __init__(self, reward: TrainableReward, rows: np.ndarray, seen: torch.Tensor, scores: np.ndarray) -> None:
+    def __init__(self, reward: TrainableReward, rows: np.ndarray, seen: CachedRows, scores: np.ndarray) -> None:
         self.module, self.rows = reward.head.requires_grad_(True), rows
         self._reward, self._seen = reward, seen
         self._scores = torch.from_numpy(scores).float()
@@ -129,8 +129,8 @@ def train_reward(
     parts = _begin(rated, dimension, out, plan, made_of)
     rows, seen, bad = features(reward, rated, _folder(out, dimension) / "features", log)
     scores = rated.scores(dimension)
-    there = ~np.isnan(scores[rows])
-    rows, seen = rows[there], seen[torch.from_numpy(there)]
+    there = np.flatnonzero(~np.isnan(scores[rows]))
+    rows, seen = rows[there], seen.only(there)
     _fit(FeatureHead(reward, rows, seen, scores[rows]), dimension, parts, bad, out, plan, log)
     reward.head.eval().requires_grad_(False)
     return reward

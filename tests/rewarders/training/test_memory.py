@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.data.ratings import read_ratings, write_ratings
 from rewarders.toon_heads.heads import ToonHead
@@ -61,6 +63,25 @@ def test_few_first_frames_are_alive(
     finally:
         tracemalloc.stop()
     assert SIZE < most < held * SIZE < PROMPTS * SIZE
+
+
+def test_features_stay_on_disk_until_a_batch_needs_them(tmp_path: Path) -> None:
+    wide, data = 1 << 16, rated(grey_clips(tmp_path, 6, 2))
+
+    class Wide(Light):
+        def features(self, clips, prompts):
+            return super().features(clips, prompts).repeat(1, wide)
+
+    def alive() -> int:
+        return sum(type(thing) is torch.Tensor and thing.numel() >= 2 * wide for thing in gc.get_objects())
+
+    before = alive()
+    rows, cached, _ = features(Wide(), data, tmp_path / "f", silent)
+    gc.collect()
+    assert alive() == before
+    batch = cached[np.array([3, 0])]
+    assert batch.shape == (2, 2 * wide)
+    assert batch[:, 0].tolist() == pytest.approx((data.scores("light")[rows[[3, 0]]] / 100).tolist(), abs=0.02)
 
 
 @pytest.mark.parametrize("use", [compute_features, evaluate])

@@ -30,15 +30,16 @@ def silent(line: str) -> None:
 def test_features_are_computed_once(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 3, 2))
     light = Light()
-    rows, seen, bad = cache.features(light, data, tmp_path / "f", silent)
+    rows, cached, bad = cache.features(light, data, tmp_path / "f", silent)
+    seen = cached[rows]
     assert (rows.tolist(), bad, light.looked) == (list(range(6)), [], 6)
     assert seen[:, 0].tolist() == pytest.approx((data.scores("light") / 100).tolist(), abs=0.02)
     again = Light()
-    assert torch.equal(cache.features(again, data, tmp_path / "f", silent)[1], seen)
+    assert torch.equal(cache.features(again, data, tmp_path / "f", silent)[1][rows], seen)
     assert again.looked == 1  # only the compared row
     kept = sorted((tmp_path / "f").iterdir())
     kept[0].unlink()
-    assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1], seen)
+    assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1][rows], seen)
     assert sorted((tmp_path / "f").iterdir()) == kept
     with pytest.raises(ConfigError, match="come from other models or options; delete the folder"):
         cache.features(Light(gain=2), data, tmp_path / "f", silent)
