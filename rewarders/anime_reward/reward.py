@@ -11,8 +11,8 @@ Deviations from the paper:
 4. Appeal follows the paper (SigLIP, aesthetic head), with every frame as a key frame (`appeal.py`); the published code
    uses a second Idefics2 instead. The clip's score is the mean of its frames'.
 5. Captions are truncated at the text encoder's limit; the published code truncates them at 30 tokens.
-6. Motion: six levels of amplitude on one scale, in our own words. Two of the six published classes are not amplitudes
-   (several shots; no person).
+6. Motion: four of the six levels of amplitude are interpolated, and the score is the expected level (`motion.py`). Two
+   of the six classes of the published code are not amplitudes (several shots; no person).
 7. Character: one character, GroundingDINO's most confident (published: up to five); cosine similarity with the stored
    character (published: a softmax over a closed gallery, meaningless for characters outside of it); SAM 2 alone tracks
    (published: SAMURAI); frames without the character count as 0, since a clip could otherwise drop it and score well.
@@ -26,7 +26,7 @@ Deviations from the paper:
 | T | `prompt.text` | the caption |
 | E_v, E_t | `encoders.Vision`, `encoders.Text` | frozen encoders |
 | Reg, Aes | `reward.head` | the trained part: regression, aesthetics |
-| M_CLIP, T_m | `PromptedMotion.clip`, `motion.LEVELS` | CLIP, and the motion prompts |
+| M_CLIP, T_m | `PromptedMotion.clip`, `motion.PROMPTS` | CLIP, and the motion prompts |
 | R | `reward.preset = "equal"` | the mean of the six dimensions |
 
     S_smooth = Reg(E_v(I_1, ..., I_N))    S_motion = Cos(M_CLIP(V), M_CLIP(T_m))    S_appeal = Aes(SigLIP(key frames))

@@ -17,12 +17,10 @@ from common.messages import Prompt
 from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import (
-    PromptedMotion,
     TrackedCharacter,
     VideoImageConsistency,
     VideoSmoothness,
 )
-from rewarders.anime_reward.motion import LEVELS
 from rewarders.anime_reward.tracking import cut_out
 from rewarders.anime_reward.video import Pixels
 from tests.support.tiny_encoders import tiny_tracker
@@ -67,20 +65,6 @@ def test_a_still_clip_scores_100_in_image(models: Models) -> None:
         assert reward.score([CLIP], [PROMPT]) < [100.0]
     away = Prompt(0, "away", "x", encode_png(np.zeros((48, 64, 3), np.uint8)))
     assert reward.score([STILL], [away]) < [100.0]
-
-
-def test_motion_is_a_matter_of_levels(models: Models) -> None:
-    reward = PromptedMotion.create(models["PromptedMotion"])
-    rows = reward.features([CLIP, STILL], [PROMPT] * 2)
-    logits = reward.head.logits(rows)
-    assert logits.shape == (2, len(LEVELS)) == (2, 6)
-    assert logits.abs().max() <= reward.head.temperature + 1e-4
-    ends = logits[:, [0, -1]].softmax(1)[:, 1]
-    assert torch.allclose(reward.head(rows), 100 * ends, atol=1e-3)
-    chosen = logits.log_softmax(1)
-    assert torch.isclose(reward.loss(rows, torch.tensor([100.0, 0.0])), -(chosen[0, 5] + chosen[1, 0]) / 2)
-    between = reward.loss(rows[:1], torch.tensor([50.0]))  # between levels 2 and 3
-    assert torch.isclose(between, -(chosen[0, 2] + chosen[0, 3]) / 2)
 
 
 def test_pixels_are_what_the_models_processor_makes() -> None:
