@@ -17,7 +17,6 @@ Deviations from the paper:
    character (published: a softmax over a closed gallery, meaningless for characters outside of it); SAM 2 alone tracks
    (published: SAMURAI); frames without the character count as 0, since a clip could otherwise drop it and score well.
 8. Smoothness: the head sees how embeddings change, not the embeddings, which it would memorise.
-9. Only the equations of smoothness and motion could be read verbatim; the others follow descriptions of them.
 
 | symbol | here | meaning |
 |---|---|---|
@@ -27,11 +26,14 @@ Deviations from the paper:
 | E_v, E_t | `encoders.Vision`, `encoders.Text` | frozen encoders |
 | Reg, Aes | `reward.head` | the trained part: regression, aesthetics |
 | M_CLIP, T_m | `PromptedMotion.clip`, `motion.PROMPTS` | CLIP, and the motion prompts |
+| KeyFrm | `video.sample_frames(clip)` | the key frames |
+| M_i, fea_c | `tracking.Tracker`, `TrackedCharacter.stored` | the character in frame i; the stored character |
 | R | `reward.preset = "equal"` | the mean of the six dimensions |
 
-    S_smooth = Reg(E_v(I_1, ..., I_N))    S_motion = Cos(M_CLIP(V), M_CLIP(T_m))    S_appeal = Aes(SigLIP(key frames))
-    S_text   = Reg(E_v(V), E_t(T))        S_image  = Reg(E_v(V), E_v(I_p))          R = mean of the six
-    S_char   = mean over frames of Cos(BLIP(mask_i I_i), BLIP(character)), masks by GroundingDINO and SAM 2
+    (5) S_smooth = Reg(E_v(I_1, ..., I_N))              (6) S_motion = Cos(M_CLIP(V), M_CLIP(T_m))
+    (7) S_appeal = Aes(SigLIP(I_0, ..., I_K)), I_i in KeyFrm(V)
+    (8) S_tvc = Reg(E_v(V), E_t(T))                     (9) S_ivc = Reg(E_v(V), E_v(I_p))
+    (10) S_cc = 1/N sum_i Cos(BLIP(M_i), fea_c)         (11) R = 1/|D| sum_d r_d
 """
 
 from __future__ import annotations
