@@ -32,13 +32,12 @@ from diffusers import (
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
-from common.errors.oom import reraise_oom
 from common.models.fingerprint import TOON_PIPELINE, model_parts
+from common.models.pretrained import from_pretrained, load_model
 from common.models.shapes import front_padding, latent_shape
 
 PIPELINES = ("CogVideoXImageToVideoPipeline", "CogVideoXPipeline")
@@ -78,7 +77,8 @@ class ModelFolder:
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
         """The denoiser, in eval mode."""
-        return self._load(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype)).to(device).eval()
+        model = self._load_model(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype))
+        return model.to(device).eval()
 
     def empty_transformer(self, dtype: torch.dtype | str) -> CogVideoXTransformer3DModel:
         """The denoiser on the meta device: names, shapes and dtypes without weights. No file is read."""
@@ -88,26 +88,24 @@ class ModelFolder:
 
     def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
         """The video autoencoder, frozen."""
-        model = self._load(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))
+        model = self._load_model(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))
         return model.to(device).eval().requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype | str, device: torch.device | str) -> T5EncoderModel:
         """The caption encoder, frozen."""
-        model = self._load(T5EncoderModel, "text_encoder", dtype=torch_dtype(dtype))
+        model = self._load_model(T5EncoderModel, "text_encoder", dtype=torch_dtype(dtype))
         return model.to(device).eval().requires_grad_(False)
 
     def load_tokenizer(self) -> T5Tokenizer:
         """The caption tokenizer."""
-        return self._load(T5Tokenizer, "tokenizer")
+        folder = self.path / "tokenizer"
+        return from_pretrained(T5Tokenizer, str(folder), str(folder), local_files_only=True)
 
-    def _load(self, kind: Any, part: str, **options: Any) -> Any:
+    def _load_model(self, kind: Any, part: str, **options: Any) -> Any:
         """Load one part. Raises `ConfigError` if its weights are missing, broken or of another architecture."""
-        folder = self.path / part
-        try:
-            return kind.from_pretrained(str(folder), local_files_only=True, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reraise_oom(error)
-            raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        folder = str(self.path / part)
+        model, _ = load_model(kind, folder, folder, local_files_only=True, **options)
+        return model
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:
         """A DPM or DDIM scheduler with the checkpoint's noise schedule."""

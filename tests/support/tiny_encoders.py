@@ -31,6 +31,10 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
     SwinConfig,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+    ViTModel,
 )
 
 SIZE = 32  # pixels
@@ -60,6 +64,14 @@ def tiny_siglip(folder: Path, seed: int = 0, hidden_size: int = 16) -> str:
         seed, lambda: SiglipVisionModel(SiglipVisionConfig(**{**TOWER, "hidden_size": hidden_size}))
     ).save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_vit(folder: Path, seed: int = 0, pooler: bool = False) -> str:
+    """A ViT: a published classifier, whose file has no pooler, or with `pooler` the bare model, whose file has one."""
+    config = ViTConfig(**TOWER)
+    _seeded(seed, lambda: ViTModel(config) if pooler else ViTForImageClassification(config)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return str(folder)
 
 

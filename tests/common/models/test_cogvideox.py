@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from tests.support.tiny import (
     WIDTH,
     tiny_pipeline,
 )
+from tests.support.torn import without
 
 SHAPE = (3, CHANNELS, 12, 16)
 
@@ -145,6 +147,28 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match="transformer: cannot be loaded"):
         open_model(tmp_path / "two").load_transformer("float32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("transformer", "norm_out.linear.weight"),
+        ("vae", "decoder.conv_out.conv.weight"),
+        ("text_encoder", "encoder.final_layer_norm.weight"),
+    ],
+)
+def test_missing_weights_are_refused(tmp_path: Path, part: str, name: str) -> None:
+    """Not drawn at random, which the libraries only warn of: each process would have another model."""
+    model = open_model(tiny_pipeline(tmp_path))
+    without(tmp_path / part, name)
+    load = {
+        "transformer": lambda: model.load_transformer("float32", "cpu"),
+        "vae": lambda: model.load_vae("float32", "cpu"),
+        "text_encoder": lambda: model.load_text_encoder("float32", "cpu"),
+    }[part]
+    where = re.escape(str(tmp_path / part))
+    with pytest.raises(ConfigError, match=rf"^{where}: not a complete \w+: weights missing: {re.escape(name)}$"):
+        load()
 
 
 def test_another_prediction_type_is_refused(tmp_path: Path) -> None:
