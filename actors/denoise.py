@@ -58,20 +58,19 @@ def denoise(
     Args:
         shape: (F, C, h, w) of a clip. CogVideoX 1.5's front padding is added, denoised too, and removed at the end.
         interval: noise levels t / T at which guidance is applied.
-        noise: initial noise [F, C, h, w] for all clips, instead of noise drawn from their seeds. The model call then
-            adds the padding.
+        noise: initial noise [F + padding, C, h, w] for all clips, instead of noise drawn from their seeds.
 
     Returns:
         x0 latents [len(seeds), F, C, h, w] as the scheduler leaves them, in the transformer's dtype.
     """
     reset_cache(transformer)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    padding = front_padding(transformer.config, shape[0]) if noise is None else 0
-    latents = (
-        _initial_noise(generators, (shape[0] + padding, *shape[1:]), transformer, condition)
-        if noise is None
-        else noise.expand(len(seeds), *shape)
-    )
+    padding = front_padding(transformer.config, shape[0])
+    padded = (shape[0] + padding, *shape[1:])
+    if noise is None:
+        latents = _initial_noise(generators, padded, transformer, condition)
+    else:
+        latents = noise.expand(len(seeds), *padded)
     latents = latents * scheduler.init_noise_sigma
     scheduler.set_timesteps(steps, device=latents.device)
     x0, previous = None, None

@@ -210,7 +210,7 @@ class Sampler(SamplingLoop):
         return latents
 
     def fixed_noise(self) -> torch.Tensor | None:
-        """Initial noise [F, C, h, w] for all candidates; None: each candidate's noise is drawn from its seed."""
+        """Initial noise [F + padding, C, h, w] for all candidates; None: noise is drawn from each candidate's seed."""
         return None
 
     @torch.inference_mode()

@@ -21,6 +21,7 @@ from common.exchange.api import LearnerExchange
 from common.messages import WeightVersion
 from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
 from common.models.noise_schedule import NoiseSchedule
+from common.models.shapes import front_padding
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import from_array, tensor_entry, whole_digest
 from learner import checkpoint
@@ -51,6 +52,7 @@ class Learner(LearningLoop):
         super().__init__(config, folder, worker, model.parts)
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
+        self._padding = front_padding(model.transformer_config, self._latent_shape[0])
         self._dtype = getattr(torch, config.model.dtype)
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
         self._architecture = _architecture(module)
@@ -151,8 +153,8 @@ class Learner(LearningLoop):
 
         `batch` is a part of the global batch with the groups `ordinals` of optimizer step `step`.
         """
-        drawn = draw(self.config.seed, step, ordinals, self._learner_config, batch, self._schedule.steps)
-        drawn = drawn.to(self.engine.device)
+        sizes = {"steps": self._schedule.steps, "padding": self._padding}
+        drawn = draw(self.config.seed, step, ordinals, self._learner_config, batch, **sizes).to(self.engine.device)
         batch, reference = batch.to(self.engine.device), None
         if self.algorithm.needs_reference:
             with self.reference.forward_context(self.engine) as model:

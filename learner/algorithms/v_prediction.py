@@ -1,17 +1,20 @@
 """The v errors that the losses use, and their random draws. All candidates of a group share one draw, and so do policy
 and reference.
 
-The error has no deviation from the papers. `image_noise` (off by default) adds noise to the *latent* of the first
-frame, because the learner has no VAE; the models' trainers add it to the pixels.
+The error has no deviation from the papers. CogVideoX 1.5 needs padding in front (`pad_front`). As in its trainer, the
+padding has its own noise; deviation: the trainer's mean includes the error of the padding, which no clip shows.
+`image_noise` (off by default) adds noise to the *latent* of the first frame, because the learner has no VAE; the
+models' trainers add it to the pixels.
 
 | symbol | here | meaning |
 |---|---|---|
 | x0 | `Batch.latents` [n, k, F, C, h, w] | latents of the kept candidates |
 | t | `Draw.timesteps` [n] | 0 .. T-1, one per group |
-| eps | `Draw.noise` [n, F, C, h, w] | one per group, float32 |
+| p | `front_padding` | latent frames that CogVideoX 1.5 needs in front; 0 for the other families |
+| eps | `Draw.noise` [n, p + F, C, h, w] | one per group, float32 |
 | c | `Batch.prompt_embeds`, `.image_latent` | caption and clean first frame, per group or per candidate |
 | v* | `NoiseSchedule.v_target` | sqrt(a_t) eps - sqrt(1 - a_t) x0 |
-| e_theta(x0) | `v_errors` [n, k] | mean over all non-batch dimensions of (v_theta(x_t, t, c) - v*)^2, float32 |
+| e_theta(x0) | `v_errors` [n, k] | mean over F, C, h, w of (v_theta(x_t, t, c) - v*)^2, float32 |
 
 All draws are functions of the run seed, the step, the group's ordinal and the ordinals of the global batch. They do not
 depend on ranks or micro-batches, so a step that is repeated after a resume uses the same draws, bit for bit.
@@ -27,12 +30,13 @@ from hashlib import blake2b
 import torch
 
 from common.config import LearnerConfig
+from common.models.cogvideox import pad_front
 from common.models.noise_schedule import NoiseSchedule
 from learner.batch import Batch
 
 IMAGE_NOISE_LOG_MEAN, IMAGE_NOISE_LOG_STD = -3.0, 0.5  # sigma = exp(N(-3, 0.5)), as in the training of CogVideoX I2V
 
-# (x_t [B, F, C, h, w], image latent [B, 1, C, h, w] or None, t [B], prompt embeddings [B, L, D]) -> v [B, F, C, h, w]
+# (x_t [B, p + F, C, h, w], image latent [B, 1, C, h, w] or None, t [B], prompt embeddings [B, L, D]) -> v like x_t
 Predict = Callable[[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -41,7 +45,7 @@ class Draw:
     """Random draws for n groups."""
 
     timesteps: torch.Tensor  # int64 [n]
-    noise: torch.Tensor  # float32 [n, F, C, h, w]
+    noise: torch.Tensor  # float32 [n, p + F, C, h, w]
     drop_caption: torch.Tensor  # bool [n]: train on the empty caption
     drop_image: torch.Tensor  # bool [n]: train on a zero image latent
     image_noise: torch.Tensor  # float32 [n, 1, C, h, w], added to the image latent; zero when the option is off
@@ -57,14 +61,25 @@ class Draw:
         )
 
 
-def draw(seed: int, step: int, ordinals: Sequence[int], config: LearnerConfig, batch: Batch, steps: int) -> Draw:
-    """The draws for `batch`, a part of the global batch `ordinals` of optimizer step `step`; `steps` is T.
+def draw(
+    seed: int,
+    step: int,
+    ordinals: Sequence[int],
+    config: LearnerConfig,
+    batch: Batch,
+    *,
+    steps: int,
+    padding: int,
+) -> Draw:
+    """The draws for `batch`, a part of the global batch `ordinals` of optimizer step `step`.
+
+    `steps` is T, and `padding` is p, the number of latent frames that `v_errors` puts in front of each clip.
 
     Timesteps are stratified: 0 .. T-1 is split into one interval per group of the global batch, and the groups draw one
     t from each, in random order.
     """
     strata = stratified_timesteps(seed, step, ordinals, steps)
-    rows = [_draw_one(seed, step, ordinal, config, batch) for ordinal in batch.ordinals]
+    rows = [_draw_one(seed, step, ordinal, config, batch, padding) for ordinal in batch.ordinals]
     noise, image_noise, drops = zip(*rows, strict=True)
     dropped = torch.stack(drops)
     timesteps = torch.tensor([strata[ordinal] for ordinal in batch.ordinals])
@@ -81,12 +96,12 @@ def stratified_timesteps(seed: int, step: int, ordinals: Sequence[int], steps: i
 
 
 def _draw_one(
-    seed: int, step: int, ordinal: int, config: LearnerConfig, batch: Batch
+    seed: int, step: int, ordinal: int, config: LearnerConfig, batch: Batch, padding: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    shape = batch.latents.shape[2:]
-    noise = torch.randn(shape, generator=_generator(seed, step, "noise", ordinal))
+    frames, *shape = batch.latents.shape[2:]
+    noise = torch.randn(padding + frames, *shape, generator=_generator(seed, step, "noise", ordinal))
     drops = torch.rand(2, generator=_generator(seed, step, "drop", ordinal))
-    image_noise = torch.zeros(1, *shape[1:])
+    image_noise = torch.zeros(1, *shape)
     if config.image_noise:
         generator = _generator(seed, step, "image", ordinal)
         log_sigma = IMAGE_NOISE_LOG_MEAN + IMAGE_NOISE_LOG_STD * torch.randn((), generator=generator)
@@ -108,13 +123,16 @@ def v_errors(
     `empty_embeds` [L, D] is the embedding of the empty caption. Raises `ValueError` if it is None although the draw
     drops captions.
     """
-    kept = batch.latents.shape[1]
-    x0 = torch.cat(list(batch.latents.unbind(1)))  # all first candidates, then all second ones: [k n, F, C, h, w]
+    kept, frames = batch.latents.shape[1:3]
+    padding = draw.noise.shape[1] - frames
+    clips = torch.cat(list(batch.latents.unbind(1)))  # all first candidates, then all second ones: [k n, F, C, h, w]
+    x0 = pad_front(clips, padding)
     noise, timesteps = torch.cat([draw.noise] * kept), torch.cat([draw.timesteps] * kept)
     text, image = _condition(batch, draw, empty_embeds)
     x_t = schedule.add_noise(x0, noise, timesteps)
     v = predict(x_t, None if image is None else _each(image, 5, kept), timesteps, _each(text, 3, kept))
-    errors = (v.float() - schedule.v_target(x0, noise, timesteps)).square().flatten(1).mean(1)
+    squares = (v.float() - schedule.v_target(x0, noise, timesteps)).square()
+    errors = squares[:, padding:].flatten(1).mean(1)
     return torch.stack(errors.chunk(kept), 1)
 
 

@@ -26,7 +26,7 @@ EMPTY = torch.full(PAIRS.prompt_embeds.shape[1:], 7.0)
 
 
 def drawn(pairs: Batch = PAIRS, seed: int = 0, step: int = 1, **learner: Any) -> Draw:
-    return draw(seed, step, ORDINALS, tiny_config(**learner).learner, pairs, 1000)
+    return draw(seed, step, ORDINALS, tiny_config(**learner).learner, pairs, steps=1000, padding=0)
 
 
 def same(one: Draw, other: Draw) -> bool:
@@ -76,7 +76,7 @@ def test_drops_have_the_configured_rates() -> None:
     pairs = collate([make_group(ordinal) for ordinal in range(200)])
     pairs = replace(pairs, latents=pairs.latents[..., :1, :1])
     rules = tiny_config(caption_drop=0.3, image_drop=0.1).learner
-    result = draw(0, 1, range(200), rules, pairs, 1000)
+    result = draw(0, 1, range(200), rules, pairs, steps=1000, padding=0)
     assert result.drop_caption.float().mean().item() == pytest.approx(0.3, abs=0.08)
     assert result.drop_image.float().mean().item() == pytest.approx(0.1, abs=0.06)
     assert not drawn().drop_caption.any()
