@@ -39,15 +39,21 @@ class LearnerConfig(Section):
         default=1, ge=1, description="optimizer steps between weight syncs (published versions)"
     )
     caption_drop: float = Field(
-        default=0.0, ge=0, le=1, description="probability that a pair is trained with the empty caption"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability that a pair is trained with the empty caption; 0.1 in the GAPO authors' code",
     )
     image_drop: float = Field(
-        default=0.0, ge=0, le=1, description="probability that a pair is trained without its first frame"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability that a pair is trained without its first frame; 0.05 in the GAPO authors' code",
     )
     image_noise: bool = Field(
         default=False,
-        description="add noise of scale exp(N(-3, 0.5)) to the first-frame latent; CogVideoX was trained with it "
-        "on the pixels",
+        description="add noise of scale exp(N(-3, 0.5)) to each clip's first-frame latent before the VAE's scaling "
+        "factor; on in the GAPO authors' code",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",

@@ -305,9 +305,16 @@ def to_pixels(values: torch.Tensor) -> torch.Tensor:
 def encode_image(vae: AutoencoderKLCogVideoX, images: torch.Tensor) -> torch.Tensor:
     """VAE-scaled latents [B, 1, C, h, w] of first frames [B, 3, H, W] in [-1, 1]: the posterior's mode."""
     mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
-    # CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
-    factor = vae.config["scaling_factor"]
-    return mode.transpose(1, 2) * (1 / factor if vae.config["invert_scale_latents"] else factor)
+    return mode.transpose(1, 2) * image_factor(vae.config)
+
+
+def image_factor(vae_config: Mapping[str, Any]) -> float:
+    """The factor of image latents.
+
+    CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
+    """
+    factor = vae_config["scaling_factor"]
+    return 1 / factor if vae_config["invert_scale_latents"] else factor
 
 
 def encode_video(vae: AutoencoderKLCogVideoX, clips: torch.Tensor) -> torch.Tensor:

@@ -153,7 +153,7 @@ def check_training(sampler: Sampler, family: Family) -> None:
     chosen = torch.cat([pairs.latents[:, 0, :1]] * padding + [pairs.latents[:, 0]], 1)
     noise = ((x_t - alphas.sqrt() * chosen) / (1 - alphas).sqrt()).float()
     no = torch.zeros(len(timesteps), dtype=torch.bool)
-    drawn = Draw(timesteps, noise, no, no, torch.zeros(len(no), 1, *x_t.shape[2:]))
+    drawn = Draw(timesteps, noise, no, no, torch.zeros(len(no), 2, 1, *x_t.shape[2:]))
     transformer = without_dropout(family.model.load_transformer("float32", "cpu"))
     schedule = NoiseSchedule.from_config(sampler._model.scheduler_config)
     errors = v_errors(partial(predict_v, transformer), schedule, pairs, drawn, None)

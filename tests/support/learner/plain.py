@@ -25,7 +25,7 @@ def plain_loss(
     rules, count = config.learner, config.learner.batch_size
     leased = [make_group(ordinal) for ordinal in range((step - 1) * count, step * count)]
     batch = collate(leased)
-    chance = draw(config.seed, step, batch.ordinals, rules, batch, steps=1000, padding=0)
+    chance = draw(config.seed, step, batch.ordinals, rules, batch, steps=1000, padding=0, image_scale=0.7)
     scheduler = model.make_scheduler("ddim")
     total, logits = torch.zeros(()), []
     for i, one in enumerate(leased):
