@@ -203,6 +203,7 @@ class Sampler(SamplingLoop):
             steps=settings.steps,
             guidance=settings.guidance,
             interval=settings.guidance_interval,
+            dynamic=settings.dynamic_guidance,
             noise=self.fixed_noise(),
         )
         if not torch.isfinite(latents).all():

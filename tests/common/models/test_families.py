@@ -105,9 +105,9 @@ def fresh_tables() -> Iterator[None]:
 # Our side.
 
 
-def sampler_of(model: ModelFolder, kind: str = "dpm") -> Sampler:
+def sampler_of(model: ModelFolder, kind: str = "dpm", **more: str) -> Sampler:
     flags = {"sampler.steps": STEPS, "sampler.guidance": GUIDANCE, "sampler.scheduler": kind}
-    return Sampler(model, load_config(flags=flags))
+    return Sampler(model, load_config(flags=flags | more))
 
 
 def condition(sampler: Sampler, family: Family) -> tuple[Prompt, Conditioning]:
@@ -168,6 +168,28 @@ def check_training(sampler: Sampler, family: Family) -> None:
 def test_the_sampler_makes_the_pipelines_latents(family: Family, kind: str) -> None:
     assert family.latents(kind).std() > 0.1
     check_sampling(sampler_of(family.model, kind), family, kind)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim"])
+def test_dynamic_guidance_is_the_pipelines(family: Family, kind: str) -> None:
+    """The scale of every step is equal, bit for bit, and so are the latents.
+
+    Except for image-to-video, where the pipeline samples the image's posterior, of width 3e-7, and we take its mode.
+    """
+    scales: list[float] = []
+
+    def note(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        scales.append(pipe.guidance_scale)
+        return tensors
+
+    more: dict[str, Any] = {"use_dynamic_cfg": True, "callback_on_step_end": note}
+    how: dict[str, Any] = {"kind": kind, "steps": STEPS, "guidance": GUIDANCE}
+    theirs = pipeline_latents(family.pipe, family.image, TEXT, SEEDS, **how, **more)
+    assert [denoise.dynamic_scale(GUIDANCE, t, STEPS) for t in (999, 749, 499, 249)] == scales
+    assert max(scales) - min(scales) > 1
+    ours = sampled(sampler_of(family.model, kind, **{"sampler.dynamic_guidance": "on"}), family)
+    torch.testing.assert_close(ours, theirs, atol=0 if family.image is None else 1e-5, rtol=0)
+    assert (ours - family.latents(kind)).abs().max() > 10 * TOLERANCE
 
 
 def test_latents_become_the_pipelines_frames(family: Family) -> None:
