@@ -7,6 +7,7 @@ seeds, steps and guidance both give the same latents. Intended differences:
 - The image latent is the posterior's *mode*, shared by all candidates and by the learner's loss. The pipeline samples
   the posterior with each candidate's generator before it draws the initial noise. Here that draw is made and discarded,
   so that all later draws are equal.
+- An image of another aspect ratio than the clip is cropped (`common/images.py`). The pipeline squeezes it.
 - Noise is drawn on the CPU, so a seed gives the same noise on every device.
 
 Each candidate has its own generator for all noise (the DPM scheduler draws at every step), so its clip does not depend

@@ -6,13 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from actors.denoise import Condition, denoise, dynamic_scale
+from actors.sampler import Sampler
 from common.config import load_config
 from common.errors import ConfigError
+from common.images import encode_png, first_frame
+from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, encode_image, encode_text, open_model, to_unit
+from common.weights.tensors import from_array
 from tests.support.reference import open_pipeline, pipeline_latents
 from tests.support.tiny import FRAMES, HEIGHT, WIDTH, tiny_pipeline
 
@@ -78,6 +83,18 @@ def test_a_wide_posterior_differs_only_by_mode_against_sample(tmp_path: Path) ->
         image = vae.config["scaling_factor"] * drawn
         mine = ours(model, "dpm", 1.0, replace(given, image_latent=image), (seed,))
         torch.testing.assert_close(mine[0], expected[row], atol=TOLERANCE, rtol=0)
+
+
+def test_an_image_of_another_shape_is_cropped_where_the_pipeline_squeezes_it(model: ModelFolder) -> None:
+    """So an exported pipeline gives the same latents for the cropped image, and others for the whole one."""
+    wide = np.random.default_rng(2).integers(0, 256, (HEIGHT, 2 * WIDTH, 3), np.uint8)
+    flags = {"sampler.steps": STEPS, "sampler.scheduler": "ddim"}
+    sampler, prompt = Sampler(model, load_config(flags=flags)), Prompt(0, "p", TEXT, encode_png(wide))
+    group = sampler.sample(prompt, sampler.encode(prompt), SEEDS, range(len(SEEDS)))
+    latents, pipe = torch.stack([from_array(one.latents) for one in group]), open_pipeline(model.path)
+    for image, equal in ((first_frame(encode_png(wide), HEIGHT, WIDTH), True), (wide, False)):
+        expected = pipeline_latents(pipe, image, TEXT, SEEDS, kind="ddim", steps=STEPS)
+        assert ((latents - expected).abs().max() < TOLERANCE) == equal
 
 
 MUTATIONS = {
