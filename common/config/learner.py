@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from common.config.section import Section
 
+ALL = ("*",)  # of `learner.trainable`
+
 
 class LoraConfig(Section):
     """Low-rank adapters on the transformer's attention."""
@@ -25,6 +27,12 @@ class LearnerConfig(Section):
 
     train: Literal["full", "lora"] = Field(
         default="full", description="train the whole transformer, or LoRA adapters only"
+    )
+    trainable: tuple[str, ...] = Field(
+        default=ALL,
+        min_length=1,
+        description="full training: patterns of the parameters to train, e.g. transformer_blocks.* or *.attn1.*; the "
+        "others stay frozen",
     )
     lora: LoraConfig = LoraConfig()
     lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
@@ -85,6 +93,15 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"checkpoint_every = {self.checkpoint_every} must be a multiple of steps_per_push = "
                 f"{self.steps_per_push}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_or_a_choice(self) -> LearnerConfig:
+        if self.train == "lora" and self.trainable != ALL:
+            raise ValueError(
+                f"trainable = {','.join(self.trainable)}: with train = 'lora' only adapters are trained; "
+                "set lora.targets instead"
             )
         return self
 

@@ -1,8 +1,9 @@
 """The memory that each role of a run needs, computed from the config. No torch.
 
-P: parameters of the denoiser; T: trained parameters (P, or A of one LoRA adapter); b: bytes per number (2 or 4);
-N: ranks; M: `learner.micro_batch` groups of k kept clips (2 for a pair, 1 for supervised fine-tuning). S, d and saved
-activations: `deploy/planning/model_sizes.py`. GB = 10⁹ bytes. Without a reference its rows are 0.
+P: parameters of the denoiser; T: trained parameters: P, those that match `learner.trainable`, or A of one LoRA adapter;
+b: bytes per number (2 or 4); N: ranks; M: `learner.micro_batch` groups of k kept clips (2 for a pair, 1 for supervised
+fine-tuning). S, d and saved activations: `deploy/planning/model_sizes.py`; those of a part of the model are counted as
+if all of it were trained. GB = 10⁹ bytes. Without a reference its rows are 0.
 
 | role | term | bytes |
 |---|---|---|
@@ -176,7 +177,7 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
     """Returns (resident, phases) of one rank of the learner in bytes, each name -> bytes. `tokens` is per clip."""
     rules, b, ranks, stage = config.learner, number_bytes(config), ranks_of(config), _stage(config)
     whole, lora = sizes.transformer_parameters, rules.lora if rules.train == "lora" else None
-    trained = sizes.adapter_parameters(lora) if lora else whole
+    trained = sizes.trained_parameters(rules)
     adapters = (1 + has_reference(config)) * trained if lora else 0
     resident = {
         "weights": b * (_split(whole + adapters, stage >= 3, ranks) + sizes.position_values),
@@ -211,7 +212,7 @@ def _exchanged(trained: int, whole: int, stage: int) -> int:
 def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
     """Host memory of one rank of the learner in bytes, besides that of its process."""
     rules = config.learner
-    trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else sizes.transformer_parameters
+    trained = sizes.trained_parameters(rules)
     gradients = FLOAT32 * _split(trained, _stage(config) > 0, ranks_of(config))
     optimizer = gradients + sum(_optimizer_bytes(config, trained).values()) if rules.offload_optimizer else 0
     return optimizer + (_reference(config, sizes) if rules.reference == "host" else 0)

@@ -31,9 +31,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.config import LoraConfig
+from common.config import LearnerConfig, LoraConfig
 from common.errors import ConfigError
 from common.models.shapes import Config, front_padding, latent_shape
+from common.models.trainable import trained_names
 
 SAVED = {"full": 23, "lora": 14}  # S d b per block, see above
 SAVED_BY_TARGET = {"ff.net.0.proj": 1, "ff.net.2": 4}  # S d b that an adapter on this layer saves in addition
@@ -51,11 +52,6 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights and biases."""
-        return self.inputs * self.outputs + self.bias * self.outputs
 
 
 @dataclass(frozen=True)
@@ -110,12 +106,30 @@ class ModelSizes:
         yield from (Linear(f"{name}.attn1.to_out.0", d, d), Linear(f"{name}.ff.net.0.proj", d, 4 * d))
         yield Linear(f"{name}.ff.net.2", 4 * d, d)
 
+    def parameters(self) -> Iterator[tuple[str, int]]:
+        """Yields the name and the size of every parameter of the denoiser."""
+        for one in self.linears():
+            yield f"{one.name}.weight", one.inputs * one.outputs
+            if one.bias:
+                yield f"{one.name}.bias", one.outputs
+        heads, blocks = self.transformer["attention_head_dim"], [f"transformer_blocks.{i}" for i in range(self.layers)]
+        norms = [(f"{block}.attn1.norm_{x}", heads) for block in blocks for x in "qk"]
+        if self.transformer["norm_elementwise_affine"]:
+            inside = [f"{block}.{norm}.norm" for block in blocks for norm in ("norm1", "norm2")]
+            norms += [(name, self.width) for name in (*inside, "norm_final", "norm_out.norm")]
+        yield from ((f"{name}.{part}", size) for name, size in norms for part in ("weight", "bias"))
+
     @property
     def transformer_parameters(self) -> int:
         """P: parameters of the denoiser, norms included."""
-        heads = 4 * self.transformer["attention_head_dim"]  # norms of q and k: weight and bias each
-        norms = 2 * self.width if self.transformer["norm_elementwise_affine"] else 0
-        return sum(one.parameters for one in self.linears()) + self.layers * (heads + 2 * norms) + 2 * norms
+        return sum(size for _, size in self.parameters())
+
+    def trained_parameters(self, rules: LearnerConfig) -> int:
+        """T: parameters that the learner trains. Raises `ConfigError` if a pattern or target matches none."""
+        if rules.train == "lora":
+            return self.adapter_parameters(rules.lora)
+        sizes = dict(self.parameters())
+        return sum(sizes[name] for name in trained_names(sizes, rules.trainable))
 
     @property
     def position_values(self) -> int:
