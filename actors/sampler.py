@@ -28,6 +28,7 @@ from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.images import first_frame
 from common.messages import Candidate, Conditioning, Prompt, SerializedTensor, WeightVersion, candidate_id
+from common.models.attention import set_attention
 from common.models.cogvideox import (
     ModelFolder,
     decode_latents,
@@ -71,7 +72,9 @@ class Sampler(SamplingLoop):
 
     def _open_transformer(self) -> Any:
         size = self._config.model
-        return apply_acceleration(self._model.load_transformer(size.dtype, size.device), self._config.sampler)
+        transformer = self._model.load_transformer(size.dtype, size.device)
+        set_attention(transformer, size.attention, self._shape)
+        return apply_acceleration(transformer, self._config.sampler)
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """Swap in a published version: all weights (kind `full`), or an adapter for the loaded base (`adapter`).

@@ -19,6 +19,7 @@ from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
 from common.exchange.api import LearnerExchange
 from common.messages import WeightVersion
+from common.models.attention import set_attention
 from common.models.cogvideox import ModelFolder, compile_blocks, image_factor, predict_v
 from common.models.noise_schedule import NoiseSchedule
 from common.models.shapes import front_padding
@@ -56,6 +57,7 @@ class Learner(LearningLoop):
         self._image_factor = image_factor(model.vae_config)
         self._dtype = getattr(torch, config.model.dtype)
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
+        set_attention(module, config.model.attention, self._latent_shape)
         self._architecture = _architecture(module)
         recompute_in(module, self._learner_config.gradient_checkpointing)
         self.reference = make_reference(module, self._learner_config, config.seed, self.algorithm.needs_reference)

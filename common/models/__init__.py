@@ -1,4 +1,5 @@
-"""CogVideoX base models: folders, the model call, adapters, trainable parameters, noise schedule, shapes, fingerprints.
+"""CogVideoX base models: folders, model call, attention, adapters, trainable parameters, noise schedule, shapes,
+fingerprints.
 
 Only CogVideoX is supported; other architectures are not. Another CogVideoX family touches `cogvideox.py` (loading,
 model call), `shapes.py` (latent sizes and padding) and `deploy/planning/families.json` (its configs, for ``douga

@@ -191,9 +191,10 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
     elif stage and not rules.offload_optimizer:
         step = FLOAT32 * _split(trained, True, ranks)
     clips, block = kept_clips(config) * min(rules.micro_batch, rules.batch_size // ranks), 0
-    saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing)
+    copies = sizes.gathered(_latent_shape(config, sizes), config.model.attention)
+    saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing, copies)
     if rules.gradient_checkpointing != "off":
-        block = sizes.block_bytes(clips, tokens, b, lora)
+        block = sizes.block_bytes(clips, tokens, b, lora, copies)
     unit = clips * tokens * sizes.width * b
     copied = _reference(config, sizes) if rules.reference == "host" else 0
     return resident | ({} if rules.offload_optimizer else own), {
@@ -201,6 +202,10 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         "activations": saved + block + BACKWARD * unit,
         "optimizer step": step,
     }
+
+
+def _latent_shape(config: RunConfig, sizes: ModelSizes) -> tuple[int, int, int, int]:
+    return sizes.latent_shape(config.model.frames, config.model.height, config.model.width)
 
 
 def _exchanged(trained: int, whole: int, stage: int) -> int:

@@ -176,9 +176,31 @@ class ModelSizes:
         video = padded * height * width // (c["patch_size"] ** 2 * (c["patch_size_t"] or 1))
         return c["max_text_seq_length"] + video
 
-    # Activations in bytes and FLOPs; `tokens` is S, `number` is b.
+    def frame_tokens(self, shape: tuple[int, int, int, int]) -> tuple[int, int]:
+        """Steps in time of latents (F, C, h, w), and tokens of each."""
+        c, (frames, _, height, width) = self.transformer, shape
+        return -(-frames // (c["patch_size_t"] or 1)), height * width // c["patch_size"] ** 2
 
-    def saved_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, recompute: str) -> int:
+    def attended(self, shape: tuple[int, int, int, int], attention: str) -> int:
+        """Products of queries and keys in one block, per head and clip; `attention` is `model.attention`."""
+        text, tokens = self.transformer["max_text_seq_length"], self.tokens(shape)
+        if attention == "full":
+            return tokens**2
+        frames, frame = self.frame_tokens(shape)
+        early = min(frames, 2) * frame * (text + frame)
+        return text * tokens + early + frame * self.gathered(shape, attention)
+
+    def gathered(self, shape: tuple[int, int, int, int], attention: str) -> int:
+        """Keys that a block copies per clip, as many as values: with sparse-causal attention those of late frames."""
+        frames, frame = self.frame_tokens(shape)
+        each = self.transformer["max_text_seq_length"] + 2 * frame
+        return 0 if attention == "full" else max(frames - 2, 0) * each
+
+    # Activations in bytes and FLOPs; `tokens` is S, `number` is b, `copies` is what `gathered` returns.
+
+    def saved_bytes(
+        self, batch: int, tokens: int, number: int, lora: LoraConfig | None, recompute: str, copies: int = 0
+    ) -> int:
         """Bytes that autograd saves for `batch` clips between forward and backward.
 
         `recompute` is `learner.gradient_checkpointing`; the activations of a block being recomputed are not included.
@@ -190,9 +212,9 @@ class ModelSizes:
         if recompute == "selective":
             statistics = batch * tokens * 4 * self.transformer["num_attention_heads"]
             return outside + self.layers * (2 * unit + statistics)
-        return outside + self.layers * self.block_bytes(batch, tokens, number, lora)
+        return outside + self.layers * self.block_bytes(batch, tokens, number, lora, copies)
 
-    def block_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None) -> int:
+    def block_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, copies: int = 0) -> int:
         """Bytes that autograd saves for `batch` clips in one block without checkpointing."""
         units = SAVED["lora" if lora else "full"]
         inner = 0
@@ -200,11 +222,13 @@ class ModelSizes:
             units += sum(extra for target, extra in SAVED_BY_TARGET.items() if target in lora.targets)
             inner = lora.rank * len(lora.targets)
         statistics = 4 * STATISTICS * self.transformer["num_attention_heads"]
-        return batch * tokens * (number * (units * self.width + inner) + statistics)
+        gathered = 2 * copies * self.width * number  # keys and values
+        return batch * (tokens * (number * (units * self.width + inner) + statistics) + gathered)
 
-    def forward_flops(self, tokens: int) -> tuple[float, float]:
-        """FLOPs of one forward pass over one clip: (matrices, attention)."""
-        return self.layers * 24.0 * tokens * self.width**2, self.layers * 4.0 * tokens**2 * self.width
+    def forward_flops(self, tokens: int, attended: int | None = None) -> tuple[float, float]:
+        """FLOPs of one forward pass over one clip: (matrices, attention). `attended` is S^2 by default."""
+        products = tokens**2 if attended is None else attended
+        return self.layers * 24.0 * tokens * self.width**2, self.layers * 4.0 * products * self.width
 
     def decode_flops(self, shape: tuple[int, int, int, int]) -> float:
         """FLOPs of decoding the latents (F, C, h, w) of one clip."""

@@ -117,7 +117,8 @@ def _pace(
     config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int], gpus: Mapping[str, Gpu], mfu: float
 ) -> Pace:
     speed = {role: gpu.teraflops * 1e12 * mfu * min(1.0, share_of(role, config)) for role, gpu in gpus.items()}
-    matrices, attention = sizes.forward_flops(sizes.tokens(shape))
+    attended = sizes.attended(shape, config.model.attention)
+    matrices, attention = sizes.forward_flops(sizes.tokens(shape), attended)
     calls = config.sampler.steps + guided_steps(config)
     clip = (calls * (matrices + attention) + sizes.decode_flops(shape)) / speed["sampler"]
     ranks, rules = ranks_of(config), config.learner

@@ -57,6 +57,8 @@ def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> st
     except OSError as error:
         raise ConfigError(f"{error.filename or out}: {error.strerror}; {out} was not created") from None
     load = f"pipe = {_index(model)['_class_name']}.from_pretrained"
+    if config.model.attention != "full":
+        load = f"# trained with model.attention = {config.model.attention!r}; diffusers has full attention only\n{load}"
     if manifest.kind == "adapter":
         return f'{load}("{model.path}")\npipe.load_lora_weights("{out}")'
     return f'{load}("{out}")'

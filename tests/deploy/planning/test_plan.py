@@ -17,6 +17,7 @@ from transformers import T5Config, T5EncoderModel
 
 from common.config import LoraConfig, load_config
 from common.errors import ConfigError
+from common.models.attention import set_attention
 from common.models.cogvideox import open_model, predict_v
 from common.models.lora import adapter_parameters, inject_lora
 from deploy.cli.main import main
@@ -216,6 +217,38 @@ def test_operations_of_decoding_are_those_that_torch_counts() -> None:
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         AutoencoderKLCogVideoX(**sizes.vae, **vae).decode(torch.empty(1, 16, 3, 8, 12))
     assert sizes.decode_flops((3, 16, 8, 12)) == pytest.approx(counter.get_total_flops(), rel=1e-3)
+
+
+@pytest.mark.parametrize("family", families())
+def test_sparse_causal_attention_does_fewer_products(family: str) -> None:
+    """Per query of a late frame the caption and two frames, of 13 (1.5: 11 pairs of 21, padded)."""
+    sizes = family_sizes(family)
+    frames, size = (21, (96, 170)) if family == "1.5-5b-i2v" else (13, (60, 90))
+    shape, text = (frames, 16, *size), sizes.transformer["max_text_seq_length"]
+    steps, frame = (11 if frames == 21 else 13), size[0] * size[1] // 4
+    assert sizes.frame_tokens(shape) == (steps, frame)
+    assert sizes.attended(shape, "full") == (text + steps * frame) ** 2
+    keys = [text + frame] * 2 + [text + 2 * frame] * (steps - 2)
+    assert sizes.attended(shape, "sparse_causal") == text * (text + steps * frame) + frame * sum(keys)
+    assert sizes.gathered(shape, "sparse_causal") == sum(keys[2:])
+    assert sizes.gathered(shape, "full") == 0
+
+
+def test_sparse_causal_attention_is_in_the_plan() -> None:
+    full, sparse = made(), made(model__attention="sparse_causal")
+    assert sparse.pace.clip < 0.7 * full.pace.clip
+    copies = 2 * 2 * 11 * (226 + 2 * 1350) * 3072 * 2  # keys and values of a pair's late frames, bfloat16
+    assert sparse.needs[2].phases["activations"] - full.needs[2].phases["activations"] == copies
+
+
+@pytest.mark.parametrize("recompute", ["off", "full"])
+def test_copied_keys_and_values_are_those_that_autograd_keeps(recompute: Recompute) -> None:
+    module, sizes = small(4, False, recompute)
+    shape = (3, 4, 16, 16)
+    set_attention(module, "sparse_causal", shape)
+    copies = sizes.gathered(shape, "sparse_causal")
+    planned = sizes.saved_bytes(2, sizes.tokens(shape), 4, None, recompute, copies)
+    assert planned == pytest.approx(saved_bytes(module, 2), rel=0.1)
 
 
 # Memory.
