@@ -206,13 +206,9 @@ def predict_v(
 ) -> torch.Tensor:
     """Predict v, differentiably.
 
-    CogVideoX 1.5 needs a multiple of `patch_size_t` latent frames. If F is not a multiple, copies of the first latent
-    frame are prepended for the call and removed from the result. To get the prediction for the padding too, pass
-    latents that are already padded.
-
     Args:
         transformer: the denoiser, or a wrapper with `.module` such as a DeepSpeed engine.
-        latents: noisy latents [B, F, C, h, w].
+        latents: noisy latents [B, F, C, h, w], for CogVideoX 1.5 with their padding (`pad_front`).
         image_latent: VAE-scaled first frame [B, 1, C, h, w]; None for text-to-video models. It is concatenated with the
             first latent frame on the channel dimension; the other frames get zeros.
         timesteps: int64 [B].
@@ -220,16 +216,18 @@ def predict_v(
 
     Returns:
         v [B, F, C, h, w].
+
+    Raises:
+        ValueError: F is not a multiple of the model's `patch_size_t`.
     """
     config: Any = getattr(transformer, "module", transformer).config
-    count = latents.shape[1]
-    padding = front_padding(config, count)
-    inputs = torch.cat([latents[:, :1].expand(-1, padding, -1, -1, -1), latents], 1) if padding else latents
-    rotary = rotary_table(config, tuple(inputs.shape[1:]), inputs.device)
+    if front_padding(config, latents.shape[1]):
+        raise ValueError(f"{latents.shape[1]} latent frames: the model takes a multiple of {config['patch_size_t']}")
+    rotary, inputs = rotary_table(config, tuple(latents.shape[1:]), latents.device), latents
     if image_latent is not None:
-        rest = torch.zeros_like(inputs[:, 1:])
-        inputs = torch.cat([inputs, torch.cat([image_latent.to(inputs.dtype), rest], 1)], 2)
-    v = transformer(
+        rest = torch.zeros_like(latents[:, 1:])
+        inputs = torch.cat([latents, torch.cat([image_latent.to(latents.dtype), rest], 1)], 2)
+    return transformer(
         hidden_states=inputs,
         encoder_hidden_states=prompt_embeds,
         timestep=timesteps,
@@ -237,7 +235,16 @@ def predict_v(
         image_rotary_emb=rotary,
         return_dict=False,
     )[0]
-    return v[:, padding:]
+
+
+def pad_front(x0: torch.Tensor, padding: int) -> torch.Tensor:
+    """Prepend `padding` copies of the first latent frame to clean latents `x0` [B, F, C, h, w].
+
+    CogVideoX 1.5 puts `patch_size_t` latent frames into one token, and `common.models.shapes.front_padding` says how
+    many are missing. Its trainer copies the clean frame and then draws noise for every frame; noise that padding and
+    first frame share would be an input that sampling never makes.
+    """
+    return torch.cat([x0[:, :1].expand(-1, padding, -1, -1, -1), x0], 1) if padding else x0
 
 
 def rotary_table(
@@ -296,9 +303,16 @@ def to_pixels(values: torch.Tensor) -> torch.Tensor:
 def encode_image(vae: AutoencoderKLCogVideoX, images: torch.Tensor) -> torch.Tensor:
     """VAE-scaled latents [B, 1, C, h, w] of first frames [B, 3, H, W] in [-1, 1]: the posterior's mode."""
     mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
-    # CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
-    factor = vae.config["scaling_factor"]
-    return mode.transpose(1, 2) * (1 / factor if vae.config["invert_scale_latents"] else factor)
+    return mode.transpose(1, 2) * image_factor(vae.config)
+
+
+def image_factor(vae_config: Mapping[str, Any]) -> float:
+    """The factor of image latents.
+
+    CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
+    """
+    factor = vae_config["scaling_factor"]
+    return 1 / factor if vae_config["invert_scale_latents"] else factor
 
 
 def encode_video(vae: AutoencoderKLCogVideoX, clips: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,7 @@ learner.train = lora: writes DIR/pytorch_lora_weights.safetensors, for pipe.load
 alpha / rank is in the file's metadata.
 learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit its
 files: the untrained parts are hard links to the base model's files if the file system supports them.
+The pipeline squeezes an image of another aspect ratio than the clip, where douga crops it; so crop it yourself.
 
 examples:
   douga export runs/mine --out aligned              the newest version
