@@ -52,33 +52,42 @@ class StoredPrompts:
 
 
 class StoredSampler(SamplingLoop):
-    """Reads training candidates; everything else is done by `online`, a sampler with a model."""
+    """Reads training candidates; everything else is done by `online`, a sampler with a model.
 
-    def __init__(self, online: SamplingLoop, groups: StoredGroups, config: RunConfig) -> None:
-        super().__init__(online.worker)
+    Without `online`, for a run that samples nothing, it holds no weights: a version is only a number.
+    """
+
+    def __init__(self, online: SamplingLoop | None, groups: StoredGroups, config: RunConfig, worker: str) -> None:
+        super().__init__(worker)
         self._online, self._groups, self._size = online, groups, config.model
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """See `SamplingLoop.load`."""
-        self._online.load(version, state)
-        self.version = self._online.version
+        if self._online is not None:
+            self._online.load(version, state)
+        self.version = version.version
 
     def encode(self, prompt: Prompt) -> Conditioning:
         """See `SamplingLoop.encode`. A training prompt was encoded when its candidates were sampled."""
         if prompt.purpose is not Purpose.TRAIN:
-            return self._online.encode(prompt)
+            return self._sampler().encode(prompt)
         return self._groups.set.conditioning(self._groups(prompt.ordinal)[0])
 
     def empty_prompt_embeds(self) -> SerializedTensor:
         """See `SamplingLoop.empty_prompt_embeds`."""
-        return self._online.empty_prompt_embeds()
+        return self._groups.set.empty_prompt() if self._online is None else self._online.empty_prompt_embeds()
+
+    def _sampler(self) -> SamplingLoop:
+        if self._online is None:
+            raise RuntimeError(f"{self.worker}: asked to sample, but the run samples nothing")
+        return self._online
 
     def parts(
         self, prompt: Prompt, conditioning: Conditioning, seeds: Sequence[int], indices: Sequence[int]
     ) -> Iterator[list[Candidate]]:
         """See `SamplingLoop.parts`. Of a training prompt, one candidate at a time."""
         if prompt.purpose is not Purpose.TRAIN:
-            yield from self._online.parts(prompt, conditioning, seeds, indices)
+            yield from self._sampler().parts(prompt, conditioning, seeds, indices)
             return
         for index in sorted(indices):
             yield [self._stored(prompt, index, seeds[index])]

@@ -16,20 +16,28 @@ from rewarders.loop import ScoringLoop
 
 
 class OfflineRewarder(ScoringLoop):
-    """Gives training clips the scores of `known`. Probe and evaluation clips go to `online`.
+    """Gives training clips the scores of `known`. Probe and evaluation clips go to `online`, if there are any.
 
     `version` is the reward version of the known scores.
     """
 
     def __init__(
-        self, online: ScoringLoop, known: Callable[[ScoreTask], Mapping[str, float]], version: str, batch: int
+        self,
+        online: ScoringLoop | None,
+        known: Callable[[ScoreTask], Mapping[str, float]],
+        version: str,
+        batch: int,
+        worker: str,
     ) -> None:
-        super().__init__(online.worker, batch)
+        super().__init__(worker, batch)
         self._online, self._known, self._version = online, known, version
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `ScoringLoop.score`."""
-        online = iter(self._online.score([task for task in tasks if task.purpose is not Purpose.TRAIN]))
+        others = [task for task in tasks if task.purpose is not Purpose.TRAIN]
+        if others and self._online is None:
+            raise RuntimeError(f"{self.worker}: asked to score held-out clips, but the run samples none")
+        online = iter(self._online.score(others) if self._online is not None else [])
         return [self._score(task) if task.purpose is Purpose.TRAIN else next(online) for task in tasks]
 
     def _score(self, task: ScoreTask) -> Score:
@@ -43,11 +51,13 @@ def rewarder_of_pairs(online: ScoringLoop, pairs: OfflinePairs, config: RewardCo
     def known(task: ScoreTask) -> dict[str, float]:
         return dict.fromkeys(dimensions, pairs(task.ordinal).clips[task.index].score)
 
-    return OfflineRewarder(online, known, f"people-{pairs.digest}", config.batch)
+    return OfflineRewarder(online, known, f"people-{pairs.digest}", config.batch, online.worker)
 
 
-def rewarder_of_groups(online: ScoringLoop, groups: StoredGroups, config: RewardConfig) -> OfflineRewarder:
+def rewarder_of_groups(
+    online: ScoringLoop | None, groups: StoredGroups, config: RewardConfig, worker: str
+) -> OfflineRewarder:
     """Gives a clip its raw scores in the candidate set."""
     return OfflineRewarder(
-        online, lambda task: groups(task.ordinal)[task.index].scores, f"set-{groups.set.digest}", config.batch
+        online, lambda task: groups(task.ordinal)[task.index].scores, f"set-{groups.set.digest}", config.batch, worker
     )

@@ -35,9 +35,11 @@ def heldout_prompts(source: PromptSource, config: RunConfig) -> HeldOutPrompts:
     Raises `ConfigError` if the source has fewer than two.
     """
     count, seed = config.evaluation.prompts, config.seed
+    if not count + config.guardrails.prompts:
+        return HeldOutPrompts([], [])
     probes = _distinct(source.heldout(config.guardrails.prompts, seed + OTHER_SEED))
     pool = _pool(source, count + len(probes), seed)
-    if len(pool) < 2:
+    if count and len(pool) < 2:
         raise ConfigError(
             f"prompts = {config.prompts!r}: 1 distinct held-out prompt (caption and first frame); the comparison needs "
             "2 or more"

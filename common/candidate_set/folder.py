@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from common.candidate_set.rows import (
     CLIPS,
+    EMPTY,
     LATENTS,
     PROMPTS,
     ROWS,
@@ -84,6 +85,10 @@ class CandidateSet:
         """The encoded prompt of a candidate."""
         found = self._tensors(row.condition, self._bytes(row.condition))
         return Conditioning(found[EMBEDS], found.get(IMAGE_LATENT))
+
+    def empty_prompt(self) -> SerializedTensor:
+        """The embedding [L, D] of the empty caption. Raises `CorruptDataError` if the set has none."""
+        return self._tensors(EMPTY, self._bytes(EMPTY))[EMBEDS]
 
     def faults(self) -> Iterator[str]:
         """What is wrong with the files of each damaged row. Reads every byte of the set."""
@@ -161,6 +166,12 @@ class SetWriter:
             self._write(condition, _serialized(tensors))
         if group.prompt.image is not None:
             self._write(condition.with_suffix(".png"), group.prompt.image)
+
+    def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
+        """Stores the embedding of the empty caption, which guidance and caption dropout need."""
+        path = self.set.folder / EMPTY
+        path.parent.mkdir(exist_ok=True)
+        self._write(path, _serialized({EMBEDS: embeds}))
 
     def _row(self, key: str, prompt: Prompt, weights: str, candidate: Candidate, score: Score) -> CandidateRow:
         name = candidate_name(key, weights, candidate.seed)

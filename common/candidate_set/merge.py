@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from common.candidate_set.folder import SetWriter, read_set, with_scores, writing_to
-from common.candidate_set.rows import CandidateRow
+from common.candidate_set.rows import EMPTY, CandidateRow
 from common.files import replacing, sync
 
 BATCH = 64  # candidates between two writes of rows
@@ -29,6 +29,8 @@ def merge(out: Path, sources: Sequence[Path], notify: Callable[[str], None]) -> 
     with writing_to(out, sets[0].settings) as writer:
         for one in sets:
             new = [row for row in one.rows.values() if row.name not in writer.set.rows]
+            if (one.folder / EMPTY).exists():
+                writer.keep_empty_prompt(one.empty_prompt())
             for first in range(0, len(new), BATCH):
                 _copy(writer, one.folder, new[first : first + BATCH])
             _add_missing_scores(writer, list(one.rows.values()))

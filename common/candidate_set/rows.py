@@ -5,6 +5,7 @@ SET/set.json                  what all candidates share: format, model, sizes, s
 SET/candidates.jsonl          one row per candidate: prompt, seed, weights, raw scores, files and their digests
 SET/prompts/KEY.safetensors   prompt_embeds [L, D] and, for image-to-video models, image_latent [1, C, h, w]
 SET/prompts/KEY.png           first frame
+SET/prompts/empty.safetensors prompt_embeds [L, D] of the empty caption
 SET/clips/NAME.mp4            the clip
 SET/latents/NAME.safetensors  latents [F, C, h, w], the sampler's final x0, VAE-scaled
 ```
@@ -29,6 +30,7 @@ from common.errors import ConfigError, CorruptDataError, NotFoundError
 FORMAT = 1
 SETTINGS, ROWS = "set.json", "candidates.jsonl"
 PROMPTS, CLIPS, LATENTS = "prompts", "clips", "latents"
+EMPTY = f"{PROMPTS}/empty.safetensors"
 WEIGHTS_DIGITS = 8  # of the weights' digest in names
 SET = "candidates"  # folder of a set in the folder of the run that collected it
 POLICY = "transformer"  # the part of a model that is trained; sets of different policies can be merged

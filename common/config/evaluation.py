@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common.config.section import Section
 
@@ -11,6 +11,14 @@ class EvaluationConfig(Section):
     """The held-out comparison of base and aligned model at the end of a run: same prompts, same seeds."""
 
     prompts: int = Field(
-        default=96, ge=2, description="clips of each side; with fewer held-out prompts, several clips of a prompt"
+        default=96,
+        ge=0,
+        description="clips of each side; with fewer held-out prompts, several clips of a prompt; 0: no comparison",
     )
     clips: int = Field(default=12, ge=0, description="clip pairs shown in the report")
+
+    @model_validator(mode="after")
+    def _enough_for_an_interval(self) -> EvaluationConfig:
+        if self.prompts == 1:
+            raise ValueError("prompts = 1: a comparison needs 2 or more; 0 turns it off")
+        return self

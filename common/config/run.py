@@ -103,6 +103,7 @@ class RunConfig(Section):
     def _gpus_for_cuda(self) -> RunConfig:
         for role in ROLES:
             on_gpu = self.mode == "cluster" and self.model.device != "cpu" and self.workers_of(role) > 0
+            on_gpu = on_gpu and (role == LEARNER or self.samples)
             if on_gpu and not self.cluster.placement_of(role).gpus:
                 raise ValueError(f"cluster.{role}.gpus = 0, but model.device = {self.model.device!r}: give each a GPU")
         return self
@@ -126,6 +127,21 @@ class RunConfig(Section):
             other = "pairs" if self.pairs else "simulate"
             raise ValueError(f"candidates = {self.candidates!r}: excludes {other}; remove one of the two keys")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_verify(self) -> RunConfig:
+        if self.verify and not self.evaluation.prompts:
+            raise ValueError("verify needs the held-out comparison; set evaluation.prompts to 2 or more")
+        return self
+
+    @property
+    def samples(self) -> bool:
+        """Whether the run samples any clip. If not, its samplers and rewarders load no model and need no GPU."""
+        return bool(not self.candidates or self.evaluation.prompts or self.guardrails.prompts)
+
+    def gpus_of(self, role: str) -> float:
+        """GPUs of each worker of a role."""
+        return self.cluster.placement_of(role).gpus if role == LEARNER or self.samples else 0.0
 
     @property
     def offline(self) -> bool:

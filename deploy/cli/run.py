@@ -139,6 +139,9 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
         for line in throughput.lines(result["throughput"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return 0
+    if not config.evaluation.prompts:
+        print(f"{config.folder}: {result['step']} steps; without a comparison, because evaluation.prompts = 0")
+        return 0
     console.print(comparison.table(result))
     console.print(result["verdict"]["message"], markup=False, highlight=False)
     console.print(f"report: {config.folder / layout.REPORT}", markup=False, highlight=False, soft_wrap=True)

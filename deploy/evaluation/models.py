@@ -116,6 +116,9 @@ def _model(label: str, place: str, template: RunConfig | None, request: Request)
     if is_set(Path(place)):
         return EvaluatedModel(label, Path(place), None)
     assert template is not None
+    count = request.count or template.evaluation.prompts
+    if not count:
+        raise ConfigError("evaluation.prompts = 0: give the number of prompts with --count")
     run, own = _run_of(place), {}
     if run is not None:
         own = _keys_of_run(run, _split_version(place)[1])
@@ -127,7 +130,7 @@ def _model(label: str, place: str, template: RunConfig | None, request: Request)
         "root": str(request.out),
         "name": label,
         "sampler.candidates": str(request.clips),
-        "collect.prompts": str(request.count or template.evaluation.prompts),
+        "collect.prompts": str(count),
         "collect.split": request.split,
     }
     config = parse_config(to_toml(template), label, FREE | own | how)

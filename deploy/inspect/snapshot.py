@@ -79,7 +79,7 @@ class RunSnapshot:
         done = self.result or {}
         if self.config.collect.prompts:
             return done.get("collected") == self.config.collect.prompts
-        return done.get("step") == self.config.steps and ("verdict" in done or "throughput" in done)
+        return done.get("step") == self.config.steps and ("asked" in done or "throughput" in done)
 
     def ended_since(self, time: float) -> Sequence[Record]:
         """Returns the units of work that ended at or after `time`, seconds since 1970."""

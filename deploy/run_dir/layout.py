@@ -122,9 +122,9 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
         return result if result is not None and result.get("collected") == config.collect.prompts else None
     if config.simulate and result is not None and "throughput" in result:
         return result if result["step"] == config.steps else None
-    if result is None or "verdict" not in result:
-        return None
     asked = (config.steps, config.evaluation.prompts)
+    if result is None or "asked" not in result:
+        return None
     return result if (result["step"], result.get("asked")) == asked else None
 
 

@@ -108,6 +108,9 @@ class ClusterRunLoop(RunLoop):
         """See `RunLoop.step`."""
         return self.journal.last.step if self.journal.last else self._saved
 
+    def keep_empty_prompt(self) -> None:
+        """See `RunLoop.keep_empty_prompt`. The samplers do it."""
+
     def _wait_for_workers(self, version: int, most: int, show: Callable[[], None]) -> bool:
         """See `evaluation.Work`. Only waits: the workers are other processes."""
         self._pause()

@@ -25,7 +25,7 @@ from common.candidate_set.rows import POLICY, SET, SetSettings, candidate_name
 from common.config import RunConfig
 from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError
-from common.exchange.api import OVER, HubExchange, LearnerExchange
+from common.exchange.api import OVER, LearnerExchange, RunExchange
 from common.messages import Prompt, Purpose
 from common.models.cogvideox import open_model
 from common.models.fingerprint import check_same_model, model_parts
@@ -46,7 +46,7 @@ class Collection:
 
     config: RunConfig
     prompts: Callable[[int], Prompt]  # position, 0 .. collect.prompts - 1, to prompt
-    exchange: HubExchange
+    exchange: RunExchange
     writer: SetWriter
     weights: str  # digest of the policy's weights
     progress: Progress
@@ -74,6 +74,9 @@ class Collection:
             self._advance(version)
             show()
         self._check_complete()
+        embeds = self.exchange.empty_prompt()
+        if embeds is not None:
+            self.writer.keep_empty_prompt(embeds)
         return {"step": 0, "collected": total, "candidates": len(self.writer.set.rows)}
 
     def _advance(self, version: int) -> None:

@@ -82,9 +82,11 @@ def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:
         from actors.stored import StoredSampler
         from common.candidate_set.groups import open_groups
 
-        return lambda worker: StoredSampler(
-            Sampler(open_model(config.model.path), config, worker), open_groups(config), config
-        )
+        def stored(worker: str) -> SamplingLoop:
+            online = Sampler(open_model(config.model.path), config, worker) if config.samples else None
+            return StoredSampler(online, open_groups(config), config, worker)
+
+        return stored
     return lambda worker: Sampler(open_model(config.model.path), config, worker)
 
 
@@ -101,13 +103,18 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
     from rewarders.offline import rewarder_of_groups, rewarder_of_pairs
     from rewarders.rewarder import rewarder_for
 
+    def of_groups(online: ScoringLoop | None, worker: str) -> ScoringLoop:
+        from common.candidate_set.groups import open_groups
+
+        return rewarder_of_groups(online, open_groups(config), config.reward, worker)
+
     def make(worker: str) -> ScoringLoop:
+        if not config.samples:
+            return of_groups(None, worker)
         scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
         usual = rewarder_for(scorers, config.reward, worker)
         if config.candidates:
-            from common.candidate_set.groups import open_groups
-
-            return rewarder_of_groups(usual, open_groups(config), config.reward)
+            return of_groups(usual, worker)
         return rewarder_of_pairs(usual, open_pairs(config), config.reward) if config.pairs else usual
 
     return make

@@ -181,7 +181,7 @@ def restart_units(config: RunConfig, group: PlacementGroup, rewards: Sequence[Re
 def _worker(config: RunConfig, role: str, number: int, *more: Any) -> RestartUnit:
     name, placement = f"{role}-{number}", config.cluster.placement_of(role)
     options = {
-        "num_gpus": placement.gpus,
+        "num_gpus": config.gpus_of(role),
         "resources": pin(placement.node),
         "scheduling_strategy": "SPREAD",
     }

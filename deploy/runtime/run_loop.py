@@ -68,6 +68,10 @@ class RunLoop(ABC):
     def train(self) -> TrainingFinished:
         """Evaluates the base model, then takes the remaining optimizer steps. Raises `Stopped`."""
 
+    @abstractmethod
+    def keep_empty_prompt(self) -> None:
+        """Stores the embedding of the empty caption in the exchange, unless a worker does."""
+
     @property
     @abstractmethod
     def step(self) -> int:
@@ -80,7 +84,7 @@ class RunLoop(ABC):
                 return Outcome(0, self._collect())
             trained = self.trained() or self._train()
             with writing(self.folder):
-                result = self._finish_simulated(trained) if self.config.simulate else self._compare(trained)
+                result = self._conclude(trained)
             return Outcome(trained["step"], result)
         except Stopped:
             self.events.write(event="interrupted", step=self.step)
@@ -101,6 +105,18 @@ class RunLoop(ABC):
         layout.write_result(self.folder, trained)
         return trained
 
+    def _conclude(self, trained: dict[str, Any]) -> dict[str, Any]:
+        if self.config.simulate:
+            return self._finish_simulated(trained)
+        return self._compare(trained) if self.config.evaluation.prompts else self._finish_unevaluated(trained)
+
+    def _finish_unevaluated(self, trained: dict[str, Any]) -> dict[str, Any]:
+        """Finishes a run without a comparison."""
+        result = trained | {"asked": 0}
+        self.events.write(event="finished", step=trained["step"])
+        layout.write_result(self.folder, result)
+        return result
+
     def _finish_simulated(self, trained: dict[str, Any]) -> dict[str, Any]:
         """Finishes a simulated run: stores its throughput, as there are no clips to compare."""
         result = trained | {"throughput": throughput.figures(self.folder, self.exchange)}
@@ -111,6 +127,7 @@ class RunLoop(ABC):
     def _collect(self) -> dict[str, Any]:
         self.phase = COLLECTING
         self.events.write(event="started", step=0, config=to_toml(self.config))
+        self.keep_empty_prompt()
         weights = install_weights(self.config, self.store, self.exchange)
         with open_set(self.config, self.folder) as writer:
             part = self.evaluation
@@ -142,8 +159,8 @@ class RunLoop(ABC):
         return result
 
     def evaluate_base(self) -> None:
-        """Evaluates the base model before training. Simulated runs have no comparison."""
-        if self.config.simulate:
+        """Evaluates the base model before training, unless the run has no comparison."""
+        if self.config.simulate or not self.config.evaluation.prompts:
             return
         self.phase = EVALUATING_BASE
         self.evaluate(BASE, EVALUATING_BASE)

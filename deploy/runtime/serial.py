@@ -185,6 +185,10 @@ class Serial(RunLoop):
         """See `RunLoop.step`."""
         return self._step
 
+    def keep_empty_prompt(self) -> None:
+        """See `RunLoop.keep_empty_prompt`."""
+        self.exchange.keep_empty_prompt(self.roles.sampler.empty_prompt_embeds())
+
     def train(self) -> TrainingFinished:
         """See `RunLoop.train`."""
         with needed_by(self.roles.sampler.worker, self.config):

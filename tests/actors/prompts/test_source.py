@@ -131,7 +131,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"short\.csv:2: expected 2 columns"):
         open_prompts(str(tmp_path / "short.csv"), seed=0)
     with pytest.raises(ConfigError, match="every prompt is held out"):
-        FilePrompts(numbered(tmp_path, 2, split="heldout"), seed=0)
+        FilePrompts(numbered(tmp_path, 2, split="heldout"), seed=0)(0)
 
 
 def test_text_to_video_prompts_need_no_image(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from deploy.inspect.status import lines, run_status
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime import serial
 from deploy.runtime.evaluation import StuckError
+from rewarders import rewarder
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
@@ -196,6 +197,34 @@ def test_training_on_a_set_samples_no_training_clip_and_resumes_to_the_same_weig
         assert starts < 40
     assert starts > 1
     assert cut["weights_digest"] == whole["weights_digest"]
+
+
+def test_a_run_that_samples_nothing_loads_no_model_and_trains_the_same_weights(
+    base: CandidateSet, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = {"learner.caption_drop": 0.5, "steps": 2}  # needs the embedding of the empty caption
+    whole = serial.run(train(tmp_path / "whole", model, base, **flags), toy.rewards()).result
+    assert whole is not None
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a model was opened")
+
+    monkeypatch.setattr(Sampler, "__init__", refused)
+    monkeypatch.setattr(rewarder, "rewarder_for", refused)
+    how = train(tmp_path / "alone", model, base, **flags | {"evaluation.prompts": 0})
+    alone = serial.run(how).result
+    assert alone is not None
+    assert alone["weights_digest"] == whole["weights_digest"]
+    assert serial.run(how).result == alone  # finished: nothing is done again
+    assert lines(run_status(snapshot.RunReader(how.folder).read()))[:2] == ["offline: finished", "finished"]
+
+
+def test_a_run_that_samples_nothing_takes_gpus_for_its_learner_alone(tmp_path: Path, model: Path) -> None:
+    gpu = {"mode": "cluster", "model.device": "cuda", "cluster.learner.gpus": 1, "candidates": "set"}
+    how = config(tmp_path, model, **gpu | {"evaluation.prompts": 0})
+    assert [how.gpus_of(role) for role in ("sampler", "rewarder", "learner")] == [0, 0, 1]
+    with pytest.raises(ConfigError, match=r"cluster.sampler.gpus = 0, but model.device = 'cuda'"):
+        config(tmp_path, model, **gpu)
 
 
 def test_no_group_of_a_set_is_too_old(base: CandidateSet, model: Path, tmp_path: Path) -> None:
