@@ -24,6 +24,11 @@ KINDS = {
     "image_reward": "rewarders.judges.image_rewards:ImageReward",
     "videoscore": "rewarders.judges.videoscore:VideoScore",
     "videoreward": "rewarders.judges.videoreward:VideoReward",
+    "frame_ssim": "rewarders.judges.pixel_metrics:FrameSsim",
+    "frame_mse": "rewarders.judges.pixel_metrics:FrameMse",
+    "temporal_flicker": "rewarders.judges.pixel_metrics:TemporalFlicker",
+    "warp_error": "rewarders.judges.flow_metrics:WarpError",
+    "flow_magnitude": "rewarders.judges.flow_metrics:FlowMagnitude",
 }
 
 

@@ -112,6 +112,20 @@ def test_clip_score_of_frames(clip_model: Path):
     assert judge.score([clip], [other]) != judge.score([clip], [ASKED])
 
 
+def test_clip_score_on_the_scale_of_cosines(clip_model: Path):
+    """With high = 2.5 the score is 100 cos, as HuViDPO's table 1 has it."""
+    clip, asked = noise(4, 8), Prompt(0, "p", "cat")
+    judge = open_judge("a", JudgeConfig(kind="clip_score", path=str(clip_model), high=2.5))
+    model, processor = CLIPModel.from_pretrained(clip_model).eval(), CLIPProcessor.from_pretrained(clip_model)
+    with torch.no_grad():
+        text = model.text_projection(model.text_model(**processor(text=["cat"], return_tensors="pt")).pooler_output)
+        cosines = torch.cosine_similarity(embeddings(clip_model, clip), text).clamp(min=0)
+    assert cosines.max() > 0
+    assert judge.judge([Clip(clip, 8.0)], [asked]) == [
+        {"clip_score": pytest.approx(float(100 * cosines.mean()), abs=1e-3)}
+    ]
+
+
 def test_aesthetic_head_and_the_weights_of_frames(clip_model: Path):
     clip = noise(3, 2)
     kept = load_file(clip_model / "aesthetic.safetensors")
