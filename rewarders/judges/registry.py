@@ -29,6 +29,9 @@ KINDS = {
     "temporal_flicker": "rewarders.judges.pixel_metrics:TemporalFlicker",
     "warp_error": "rewarders.judges.flow_metrics:WarpError",
     "flow_magnitude": "rewarders.judges.flow_metrics:FlowMagnitude",
+    "subject_consistency": "rewarders.judges.frame_features:SubjectConsistency",
+    "background_consistency": "rewarders.judges.frame_features:BackgroundConsistency",
+    "i2v_subject": "rewarders.judges.frame_features:I2vSubject",
 }
 
 

@@ -25,7 +25,7 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip
-from rewarders.judges.image_rewards import Aesthetic, ClipScore, Hps, ImageReward, frame_weights
+from rewarders.judges.image_rewards import AESTHETIC_FILE, Aesthetic, ClipScore, Hps, ImageReward, frame_weights
 from rewarders.judges.registry import open_judge
 from tests.support.tiny_encoders import SIZE as BLIP_SIZE
 from tests.support.tiny_encoders import tiny_blip, tiny_tokenizer
@@ -266,3 +266,17 @@ def test_an_incomplete_model_is_refused(tmp_path: Path, clip_model: Path, blip_m
     (tmp_path / "blip" / "image_reward.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"image_reward\.safetensors is missing"):
         open_judge("a", JudgeConfig(kind="image_reward", path=str(tmp_path / "blip")))
+
+
+def test_vbenchs_aesthetic_quality_has_one_layer(tmp_path: Path, clip_model: Path):
+    """A `torch.nn.Linear` under the names of docs/published-rewards.md; a tenth of it is VBench's value."""
+    for file in clip_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(WIDTH, 1)
+    save_file({f"layers.0.{name}": tensor for name, tensor in layer.state_dict().items()}, tmp_path / AESTHETIC_FILE)
+    clip = noise(4, 9)
+    with torch.no_grad():
+        wanted = float(layer(embeddings(clip_model, clip)).mean() / 10)
+    judge = open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path), low=0, high=10))
+    assert judge.judge([Clip(clip, 8.0)], [ASKED]) == [{"aesthetic": pytest.approx(100 * wanted, abs=1e-3)}]
