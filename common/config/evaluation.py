@@ -12,3 +12,12 @@ class EvaluationConfig(Section):
 
     prompts: int = Field(default=96, ge=2, description="held-out prompts")
     clips: int = Field(default=12, ge=0, description="clip pairs shown in the report")
+
+
+class SetMetricConfig(Section):
+    """A metric over a set of clips."""
+
+    kind: str = Field(min_length=1, description="a built-in kind, or your own class as package.module:Class")
+    path: str = Field(default="", description="model folder or Hugging Face hub id")
+    reference: str = Field(default="", description="folder of real clips, or a file of their features (.npz)")
+    fps: float = Field(default=0.0, ge=0, description="frames per second at which clips are read; 0 = their own")
