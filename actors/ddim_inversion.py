@@ -27,7 +27,7 @@ Deviations from the published code:
   like the others. In the published code the clean first frame is part of x_t, and there is no other image condition.
 - The number of steps is `sampler.steps` in both directions (50 and 50 there).
 
-The equation number in HuViDPO and LAMP is not verified.
+HuViDPO (section 3.2) gives no equation for it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Prompt, WeightVersion
-from common.models.cogvideox import ModelFolder, Scheduler
+from common.models.cogvideox import ModelFolder, Scheduler, pad_front
+from common.models.shapes import front_padding
 
 
 class InvertedSampler(Sampler):
@@ -71,7 +72,7 @@ class InvertedSampler(Sampler):
         self._noise = None
 
     def fixed_noise(self) -> torch.Tensor:
-        """x_T of the clip, [F, C, h, w]. Raises `SamplingError` if it is not finite."""
+        """x_T of the clip, [F + padding, C, h, w]. Raises `SamplingError` if it is not finite."""
         if self._noise is None:
             conditioning = self.encode(Prompt(0, self._clip.stem, "", encode_png(self._pixels[0])))
             condition, x0 = self._condition(conditioning), self.latents_of(self._pixels)
@@ -87,14 +88,15 @@ def invert(
 ) -> torch.Tensor:
     """Invert the clean latents `x0` [F, C, h, w], without guidance.
 
-    For CogVideoX 1.5 the model call pads the frames, as in training.
+    For CogVideoX 1.5 the clean clip is padded as in training (`pad_front`), and the padding is inverted with it.
 
     Returns:
-        x_T [F, C, h, w] in the transformer's dtype.
+        x_T [F + padding, C, h, w] in the transformer's dtype.
     """
     reset_cache(transformer)
     scheduler.set_timesteps(steps, device=x0.device)
-    latents, below = x0[None], scheduler.final_alpha_cumprod
+    latents = pad_front(x0[None], front_padding(transformer.config, x0.shape[0]))
+    below = scheduler.final_alpha_cumprod
     for t in scheduler.timesteps.flip(0):
         v = guided_v(transformer, latents.to(transformer.dtype), condition, t, 1.0)
         level = scheduler.alphas_cumprod[t.cpu()]

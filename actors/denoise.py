@@ -7,7 +7,7 @@ seeds, steps and guidance both give the same latents. Intended differences:
 - The image latent is the posterior's *mode*, shared by all candidates and by the learner's loss. The pipeline samples
   the posterior with each candidate's generator before it draws the initial noise. Here that draw is made and discarded,
   so that all later draws are equal.
-- Guidance is the same at all steps; there is no dynamic guidance.
+- An image of another aspect ratio than the clip is cropped (`common/images.py`). The pipeline squeezes it.
 - Noise is drawn on the CPU, so a seed gives the same noise on every device.
 
 Each candidate has its own generator for all noise (the DPM scheduler draws at every step), so its clip does not depend
@@ -16,6 +16,7 @@ on the micro-batch or on its neighbours in it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,7 @@ def denoise(
     steps: int,
     guidance: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
+    dynamic: bool = False,
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Denoise one latent clip per seed.
@@ -58,32 +60,45 @@ def denoise(
     Args:
         shape: (F, C, h, w) of a clip. CogVideoX 1.5's front padding is added, denoised too, and removed at the end.
         interval: noise levels t / T at which guidance is applied.
-        noise: initial noise [F, C, h, w] for all clips, instead of noise drawn from their seeds. The model call then
-            adds the padding.
+        dynamic: use `dynamic_scale` of `guidance` at each step instead of `guidance` itself. No effect at guidance 1.
+        noise: initial noise [F + padding, C, h, w] for all clips, instead of noise drawn from their seeds.
 
     Returns:
         x0 latents [len(seeds), F, C, h, w] as the scheduler leaves them, in the transformer's dtype.
     """
     reset_cache(transformer)
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-    padding = front_padding(transformer.config, shape[0]) if noise is None else 0
-    latents = (
-        _initial_noise(generators, (shape[0] + padding, *shape[1:]), transformer, condition)
-        if noise is None
-        else noise.expand(len(seeds), *shape)
-    )
+    padding = front_padding(transformer.config, shape[0])
+    padded = (shape[0] + padding, *shape[1:])
+    if noise is None:
+        latents = _initial_noise(generators, padded, transformer, condition)
+    else:
+        latents = noise.expand(len(seeds), *padded)
     latents = latents * scheduler.init_noise_sigma
     scheduler.set_timesteps(steps, device=latents.device)
     x0, previous = None, None
     for t in scheduler.timesteps:
-        is_guided = interval[0] <= t / scheduler.config["num_train_timesteps"] <= interval[1]
-        v = guided_v(transformer, latents, condition, t, guidance if is_guided else 1.0)
+        is_guided = guidance > 1 and interval[0] <= t / scheduler.config["num_train_timesteps"] <= interval[1]
+        scale = dynamic_scale(guidance, int(t), steps) if dynamic else guidance
+        v = guided_v(transformer, latents, condition, t, scale if is_guided else 1.0)
         if isinstance(scheduler, CogVideoXDPMScheduler):
             stepped, x0 = scheduler.step(v, x0, t, previous, latents, generator=generators, return_dict=False)  # type: ignore[arg-type]
         else:
             stepped = scheduler.step(v, t, latents, generator=generators, return_dict=False)[0]  # type: ignore[arg-type]
         latents, previous = stepped.to(latents.dtype), t
     return latents[:, padding:]
+
+
+def dynamic_scale(guidance: float, timestep: int, steps: int) -> float:
+    """The guidance scale of one step with `sampler.dynamic_guidance`, in [1, 1 + guidance].
+
+        1 + guidance (1 - cos(pi ((N - t) / N)^5)) / 2,    N denoising steps, t in 0 .. T-1
+
+    This is ``use_dynamic_cfg`` of diffusers' CogVideoX pipelines and `DynamicCFG` (exponent 5) of CogVideoX's own code,
+    with which the GAPO authors sample. Both compare the timestep t with the number of steps N, so the scale does not
+    rise steadily: with 50 steps it jumps between 1 and 1 + guidance, and is near 1 in the last four.
+    """
+    return 1 + guidance * ((1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2)
 
 
 def guided_v(

@@ -28,6 +28,7 @@ from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.images import first_frame
 from common.messages import Candidate, Conditioning, Prompt, SerializedTensor, WeightVersion, candidate_id
+from common.models.attention import set_attention
 from common.models.cogvideox import (
     ModelFolder,
     decode_latents,
@@ -71,7 +72,9 @@ class Sampler(SamplingLoop):
 
     def _open_transformer(self) -> Any:
         size = self._config.model
-        return apply_acceleration(self._model.load_transformer(size.dtype, size.device), self._config.sampler)
+        transformer = self._model.load_transformer(size.dtype, size.device)
+        set_attention(transformer, size.attention, self._shape)
+        return apply_acceleration(transformer, self._config.sampler)
 
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """Swap in a published version: all weights (kind `full`), or an adapter for the loaded base (`adapter`).
@@ -203,6 +206,7 @@ class Sampler(SamplingLoop):
             steps=settings.steps,
             guidance=settings.guidance,
             interval=settings.guidance_interval,
+            dynamic=settings.dynamic_guidance,
             noise=self.fixed_noise(),
         )
         if not torch.isfinite(latents).all():
@@ -210,7 +214,7 @@ class Sampler(SamplingLoop):
         return latents
 
     def fixed_noise(self) -> torch.Tensor | None:
-        """Initial noise [F, C, h, w] for all candidates; None: each candidate's noise is drawn from its seed."""
+        """Initial noise [F + padding, C, h, w] for all candidates; None: noise is drawn from each candidate's seed."""
         return None
 
     @torch.inference_mode()

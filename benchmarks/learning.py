@@ -43,10 +43,12 @@ from common.models.cogvideox import (
     encode_image,
     encode_text,
     encode_video,
+    pad_front,
     predict_v,
 )
 from common.models.lora import peft_settings
 from common.models.noise_schedule import NoiseSchedule
+from common.models.shapes import front_padding
 from learner.batch import Batch
 from learner.learner import Learner
 
@@ -145,14 +147,16 @@ class PlainDPO:
         return total
 
     def _losses(self, pairs: Batch) -> torch.Tensor:
-        chosen, rejected = pairs.latents.unbind(1)
+        padding = front_padding(self.policy.config, pairs.latents.shape[2])
+        chosen, rejected = (pad_front(clips, padding) for clips in pairs.latents.unbind(1))
         noise = torch.randn_like(chosen)
         t = torch.randint(0, self.schedule.steps, (len(pairs),), device=noise.device)
 
         def error(transformer: Any, x0: torch.Tensor) -> torch.Tensor:
             x_t = self.schedule.add_noise(x0, noise, t).to(x0.dtype)
             v = predict_v(transformer, x_t, pairs.image_latent, t, pairs.prompt_embeds)
-            return (v.float() - self.schedule.v_target(x0, noise, t)).square().flatten(1).mean(1)
+            squares = (v.float() - self.schedule.v_target(x0, noise, t)).square()
+            return squares[:, padding:].flatten(1).mean(1)
 
         with torch.no_grad():
             fixed = error(self.reference, chosen) - error(self.reference, rejected)

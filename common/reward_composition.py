@@ -9,7 +9,7 @@
 | R~ | `clip_reward` | [0, 1]; reports show 100 R~ |
 
 ```
-reward.weights | preset  ->  smoothness 1, motion 1, ...      one weight per AnimeReward dimension
+reward.weights, preset   ->  smoothness 1, motion 1, ...      one weight per AnimeReward dimension
 reward.judges.vs.weight  ->  vs.visual, vs.dynamic, ...       one weight, shared by the judge's outputs
 reward.feedback          ->  all of these | all scores with equal weight (global) | one of them
 ```

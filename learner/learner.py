@@ -19,8 +19,10 @@ from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
 from common.exchange.api import LearnerExchange
 from common.messages import WeightVersion
-from common.models.cogvideox import ModelFolder, compile_blocks, predict_v
+from common.models.attention import set_attention
+from common.models.cogvideox import ModelFolder, compile_blocks, image_factor, predict_v
 from common.models.noise_schedule import NoiseSchedule
+from common.models.shapes import front_padding
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import from_array, tensor_entry, whole_digest
 from learner import checkpoint
@@ -51,8 +53,11 @@ class Learner(LearningLoop):
         super().__init__(config, folder, worker, model.parts)
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
+        self._padding = front_padding(model.transformer_config, self._latent_shape[0])
+        self._image_factor = image_factor(model.vae_config)
         self._dtype = getattr(torch, config.model.dtype)
         module = without_dropout(model.load_transformer(self._dtype, config.model.device))
+        set_attention(module, config.model.attention, self._latent_shape)
         self._architecture = _architecture(module)
         recompute_in(module, self._learner_config.gradient_checkpointing)
         self.reference = make_reference(module, self._learner_config, config.seed, self.algorithm.needs_reference)
@@ -151,13 +156,17 @@ class Learner(LearningLoop):
 
         `batch` is a part of the global batch with the groups `ordinals` of optimizer step `step`.
         """
-        drawn = draw(self.config.seed, step, ordinals, self._learner_config, batch, self._schedule.steps)
-        drawn = drawn.to(self.engine.device)
+        drawn = self._draw(batch, ordinals, step).to(self.engine.device)
         batch, reference = batch.to(self.engine.device), None
         if self.algorithm.needs_reference:
             with self.reference.forward_context(self.engine) as model:
                 reference = self._v_errors(model, batch, drawn)
         return self._v_errors(self.engine.model, batch, drawn), reference
+
+    def _draw(self, batch: Batch, ordinals: Sequence[int], step: int) -> Draw:
+        rules, steps = self._learner_config, self._schedule.steps
+        scales = {"padding": self._padding, "image_scale": self._image_factor}
+        return draw(self.config.seed, step, ordinals, rules, batch, steps=steps, **scales)
 
     def _v_errors(self, model: torch.nn.Module, batch: Batch, drawn: Draw) -> torch.Tensor:
         empty = None if self.empty_embeds is None else from_array(self.empty_embeds, self.engine.device)

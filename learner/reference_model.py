@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Literal
 
@@ -27,6 +27,7 @@ import torch
 from common.config import LearnerConfig, LoraConfig
 from common.models.cogvideox import compile_blocks
 from common.models.lora import activate, adapter_parameters, inject_lora, using_adapter
+from common.models.trainable import trained_names
 from learner.engines.base import Engine
 
 POLICY, REFERENCE = "policy", "reference"
@@ -40,7 +41,7 @@ class Reference(ABC):
     """
 
     kind: Literal["adapter", "full"]  # of published versions
-    policy: Mapping[str, torch.Tensor]  # the trainable policy's live tensors, by public name
+    policy: Mapping[str, torch.Tensor]  # the policy's live tensors, by public name; frozen ones too in full training
     parameters: Mapping[str, torch.Tensor]  # the reference's live tensors, by the same names
 
     @abstractmethod
@@ -98,7 +99,6 @@ class CopyReference(Reference):
     kind = "full"
 
     def __init__(self, module: torch.nn.Module, placement: CopyPlacement = "whole") -> None:
-        module.requires_grad_(True)
         self._copy = copy.deepcopy(module).requires_grad_(False)
         self._placement = placement
         self._model = self._copy  # the module to call
@@ -140,7 +140,6 @@ class NoReference(Reference):
         self.kind = "full" if lora is None else "adapter"
         self.parameters = {}
         if lora is None:
-            module.requires_grad_(True)
             self.policy = module_tensors(module)
         else:
             inject_lora(module, lora, seed, POLICY)
@@ -158,11 +157,25 @@ class NoReference(Reference):
 
 
 def make_reference(module: torch.nn.Module, config: LearnerConfig, seed: int, needed: bool) -> Reference:
-    """Create the reference that the settings require; `NoReference` if it is not `needed`."""
+    """Create the reference that the settings require; `NoReference` if it is not `needed`.
+
+    In full training, the parameters that `learner.trainable` does not match are frozen. Raises `ConfigError` if one of
+    its patterns matches none.
+    """
     lora = config.lora if config.train == "lora" else None
+    if lora is None:
+        _freeze_others(module, config.trainable)
     if not needed:
         return NoReference(module, lora, seed)
     return CopyReference(module, config.reference) if lora is None else AdapterReference(module, lora, seed)
+
+
+def _freeze_others(module: torch.nn.Module, patterns: Sequence[str]) -> None:
+    """Make only the parameters that match `patterns` trainable."""
+    parameters = dict(module.named_parameters())
+    chosen = trained_names(parameters, patterns)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in chosen)
 
 
 def _blend(reference: torch.Tensor, policy: torch.Tensor, policy_fraction: float) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Reward heads on disk: per dimension a safetensors file with the weights and a JSON file that describes them.
 
 ```
-FOLDER/smoothness.json        {"class": "VideoSmoothness", "models": {"vision": "siglip"}, "options": {"frames": 24}...}
+FOLDER/smoothness.json        {"class": "VideoSmoothness", "models": {"vision": "siglip"}, "options": {"frames": 81}...}
 FOLDER/smoothness.safetensors the head
 FOLDER/siglip/                a transformers model; it may also be a folder elsewhere or a hub id
 ```
@@ -16,7 +16,7 @@ There are two formats:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -89,6 +89,7 @@ class EncoderFormat:
         """Opens the models, loads the head and checks the digest over both."""
         file = folder / f"{dimension}.json"
         kind = EncoderFormat._class(dimension, description, file)
+        _check_method(kind.METHOD, description.get("method"), file)
         try:
             reward = kind(dict(description.get("models", {})), dict(description.get("options", {})), device, folder)
         except (TypeError, ValueError) as error:  # ConfigError is a ValueError
@@ -144,6 +145,17 @@ class ToonFormat:
                 f"in {', '.join(wrong) or 'extra keys'}"
             )
         return head.to(device).eval().requires_grad_(False)
+
+
+def _check_method(now: Mapping[str, str], recorded: object, file: Path) -> None:
+    """Raises `ConfigError` if a head was trained on other inputs than it would get now, such as other frames."""
+    before = recorded if isinstance(recorded, dict) else {}
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise ConfigError(
+                f"{file}: trained with {name} = {before.get(name, 'unknown')}; this program has {value!r}: "
+                "train the head again"
+            )
 
 
 def _needed(dimension: str, found: dict[str, Any], folder: Path) -> Any:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen2VLForConditionalGeneration
 
-from common.errors import ConfigError
 from common.models.cogvideox import torch_dtype
+from common.models.pretrained import from_pretrained, load_model
 
 INSTRUCTION = (
     "These are frames of one short video, in order. Describe in one sentence who does what, and where. "
@@ -27,13 +27,11 @@ class Qwen2VLCaptioner:
     """A `Captioner`. `path` is the folder or hub id of a Qwen2-VL model. `ConfigError` if it cannot be loaded."""
 
     def __init__(self, path: str, dtype: str = "float32", device: str = "cpu") -> None:
-        try:
-            self._images: Any = AutoImageProcessor.from_pretrained(path)
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=torch_dtype(dtype))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"captioner {path}: not a Qwen2-VL model: {str(error).splitlines()[0]}") from None
-        self._model: Any = model.to(device).eval()  # type: ignore[arg-type]
+        where = f"captioner {path}"
+        self._images: Any = from_pretrained(AutoImageProcessor, path, where)
+        self._tokenizer: Any = from_pretrained(AutoTokenizer, path, where)
+        model, _ = load_model(Qwen2VLForConditionalGeneration, path, where, dtype=torch_dtype(dtype))
+        self._model: Any = model.to(device).eval()
 
     @torch.inference_mode()
     def __call__(self, frames: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 A source is a function of the ordinal alone, so that the exchange can admit, lease again and resume prompts by number:
 `source(ordinal)` gives training prompts without end (files are repeated, reshuffled every epoch), and
-`heldout(count, seed)` gives prompts for evaluation.
+`heldout(count, seed)` gives prompts for evaluation. `file_prompts` reads a file as it is, for `douga sample`.
 
 A prompt file has one prompt per line, with these columns (the first line of a CSV file names them):
 
@@ -80,15 +80,9 @@ class FilePrompts:
 
     def __init__(self, file: Path, seed: int, needs_image: bool = True, size: tuple[int, int] | None = None) -> None:
         self._file, self._seed, self._size = file, seed, size
-        rows: dict[str, Row] = {}
-        for line, data in read_table(file, "prompt file"):
-            row = _row(file, line, data, needs_image)
-            if row.id in rows:
-                raise ConfigError(f"{file}:{line}: another prompt already has the id {row.id!r}")
-            rows[row.id] = row
-        if not rows:
-            raise ConfigError(f"{file}: no prompts in it")
-        self._train, self._heldout = _split(list(rows.values()))
+        rows = _read_rows(file, needs_image)
+        self._train = [row for row in rows if row.split == "train"]
+        self._heldout = [row for row in rows if row.split == "heldout"]
         if not self._train:
             raise ConfigError(f"{file}: every prompt is held out; training needs some with split = train")
 
@@ -114,18 +108,48 @@ class FilePrompts:
         return [self._prompt(row, i, Purpose.EVAL) for i, row in enumerate(rows)]
 
     def _prompt(self, row: Row, ordinal: int, purpose: Purpose) -> Prompt:
-        image = None if row.image is None else _first_frame(row.image, self._size)
-        return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
+        return _prompt(row, ordinal, purpose, self._size)
 
 
-def _split(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Returns (train, heldout), by the split column or by position."""
-    if all(row.split is None for row in rows) and len(rows) >= SMALLEST_SPLIT:
-        rows = [
-            replace(row, split="heldout" if place % HELD_OUT_EVERY == 0 else "train")
-            for place, row in enumerate(rows, start=1)
-        ]
-    return [row for row in rows if row.split != "heldout"], [row for row in rows if row.split == "heldout"]
+def file_prompts(
+    file: Path, needs_image: bool = True, size: tuple[int, int] | None = None, split: str = "all"
+) -> Iterator[Prompt]:
+    """The prompts of a file in its order, each once. The ordinal is the row's place in the file, from 0.
+
+    `split` is all, train or heldout. The whole file is checked before the first prompt is returned; see `open_prompts`
+    for `size` and errors.
+    """
+    chosen = [(place, row) for place, row in enumerate(_read_rows(file, needs_image)) if split in ("all", row.split)]
+    if not chosen:
+        raise ConfigError(f"{file}: no prompt with split = {split}")
+    return (_prompt(row, place, Purpose.EVAL, size) for place, row in chosen)
+
+
+def _prompt(row: Row, ordinal: int, purpose: Purpose, size: tuple[int, int] | None) -> Prompt:
+    image = None if row.image is None else _first_frame(row.image, size)
+    return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
+
+
+def _read_rows(file: Path, needs_image: bool) -> list[Row]:
+    """All rows of a file, checked, each with its split. Raises `ConfigError`."""
+    rows: dict[str, Row] = {}
+    for line, data in read_table(file, "prompt file"):
+        row = _row(file, line, data, needs_image)
+        if row.id in rows:
+            raise ConfigError(f"{file}:{line}: another prompt already has the id {row.id!r}")
+        rows[row.id] = row
+    if not rows:
+        raise ConfigError(f"{file}: no prompts in it")
+    return _with_split(list(rows.values()))
+
+
+def _with_split(rows: list[Row]) -> list[Row]:
+    """Rows with `split` set, from the column, or by position if no row has it."""
+    every = HELD_OUT_EVERY if len(rows) >= SMALLEST_SPLIT and all(row.split is None for row in rows) else 0
+    return [
+        replace(row, split="heldout" if every and place % every == 0 else row.split or "train")
+        for place, row in enumerate(rows, start=1)
+    ]
 
 
 def _row(file: Path, line: int, data: dict[str, Any], needs_image: bool) -> Row:

@@ -30,10 +30,10 @@ from common.candidate_set.rows import (
     SetSettings,
     candidate_name,
     folder_of,
-    prompt_key,
     read_rows,
     read_settings,
 )
+from common.data.prompt_keys import prompt_key
 from common.digests import digest
 from common.errors import ConfigError, CorruptDataError
 from common.errors.disk import writing

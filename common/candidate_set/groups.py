@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from common.candidate_set.folder import CandidateSet, read_set
-from common.candidate_set.rows import CandidateRow, SetSettings, prompt_key
+from common.candidate_set.rows import CandidateRow, SetSettings
 from common.config import RunConfig
+from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.models.fingerprint import model_parts

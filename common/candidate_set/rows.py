@@ -24,14 +24,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.config import RunConfig, leaves
-from common.digests import digest
 from common.errors import ConfigError, CorruptDataError, NotFoundError
-from common.messages import Prompt
 
 FORMAT = 1
 SETTINGS, ROWS = "set.json", "candidates.jsonl"
 PROMPTS, CLIPS, LATENTS = "prompts", "clips", "latents"
-KEY_DIGITS, WEIGHTS_DIGITS = 16, 8  # of the digests in names
+WEIGHTS_DIGITS = 8  # of the weights' digest in names
 SET = "candidates"  # folder of a set in the folder of the run that collected it
 POLICY = "transformer"  # the part of a model that is trained; sets of different policies can be merged
 BATCHING = ("candidates", "micro_batch", "offload", "compile", "vae_tiling")  # sampler keys that need not be equal
@@ -139,11 +137,6 @@ def is_set(folder: Path) -> bool:
 def folder_of(place: Path) -> Path:
     """The folder of a set, given itself or the run that collected it."""
     return place / SET if (place / SET / SETTINGS).is_file() else place
-
-
-def prompt_key(prompt: Prompt) -> str:
-    """The name of a caption with its first frame: equal for equal content, whatever the prompt's id."""
-    return digest(prompt.text.encode(), b"\0", prompt.image or b"")[:KEY_DIGITS]
 
 
 def candidate_name(key: str, weights: str, seed: int) -> str:

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from common.config.section import Section
 
+ALL = ("*",)  # of `learner.trainable`
+
 
 class LoraConfig(Section):
     """Low-rank adapters on the transformer's attention."""
@@ -26,6 +28,12 @@ class LearnerConfig(Section):
     train: Literal["full", "lora"] = Field(
         default="full", description="train the whole transformer, or LoRA adapters only"
     )
+    trainable: tuple[str, ...] = Field(
+        default=ALL,
+        min_length=1,
+        description="full training: patterns of the parameters to train, e.g. transformer_blocks.* or *.attn1.*; the "
+        "others stay frozen",
+    )
     lora: LoraConfig = LoraConfig()
     lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
@@ -39,15 +47,21 @@ class LearnerConfig(Section):
         default=1, ge=1, description="optimizer steps between weight syncs (published versions)"
     )
     caption_drop: float = Field(
-        default=0.0, ge=0, le=1, description="probability that a pair is trained with the empty caption"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability that a pair is trained with the empty caption; 0.1 in the GAPO authors' code",
     )
     image_drop: float = Field(
-        default=0.0, ge=0, le=1, description="probability that a pair is trained without its first frame"
+        default=0.0,
+        ge=0,
+        le=1,
+        description="probability that a pair is trained without its first frame; 0.05 in the GAPO authors' code",
     )
     image_noise: bool = Field(
         default=False,
-        description="add noise of scale exp(N(-3, 0.5)) to the first-frame latent; CogVideoX was trained with it "
-        "on the pixels",
+        description="add noise of scale exp(N(-3, 0.5)) to each clip's first-frame latent before the VAE's scaling "
+        "factor; on in the GAPO authors' code",
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",
@@ -79,6 +93,15 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"checkpoint_every = {self.checkpoint_every} must be a multiple of steps_per_push = "
                 f"{self.steps_per_push}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_or_a_choice(self) -> LearnerConfig:
+        if self.train == "lora" and self.trainable != ALL:
+            raise ValueError(
+                f"trainable = {','.join(self.trainable)}: with train = 'lora' only adapters are trained; "
+                "set lora.targets instead"
             )
         return self
 

@@ -66,6 +66,8 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     _switch_algorithm(data, flags or {})
+    if "reward.preset" in (flags or {}) and isinstance(data.get("reward"), dict):
+        data["reward"] = _without(data["reward"], "weights")  # a run's file has them all, from the preset before
     where = {name: source for name in leaves(data)}
     for name, value in (flags or {}).items():
         dotted = name.replace("-", "_")

@@ -16,6 +16,11 @@ class ModelConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="dtype of weights and activations in every role"
     )
+    attention: Literal["full", "sparse_causal"] = Field(
+        default="full",
+        description="full, as CogVideoX was pretrained; or HuViDPO's: a frame sees the caption, the first and the "
+        "previous frame",
+    )
     device: str = Field(
         default="cpu", description="torch device of samplers, rewarders and learner, e.g. cpu or cuda:0"
     )

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from common.config.section import Section
 
 DIMENSIONS = ("smoothness", "motion", "appeal", "text", "image", "character")
-PRESETS: dict[str, dict[str, float]] = {"equal": dict.fromkeys(DIMENSIONS, 1.0)}  # name -> dimension -> weight
+# The weightings of Table 5 in "Aligning Anime Video Generation with Human Feedback", in the table's order.
+PRESETS: dict[str, dict[str, float]] = {  # name -> dimension -> weight
+    name: dict(zip(DIMENSIONS, weights, strict=True))
+    for name, weights in {
+        "no_dynamics": (0, 0, 1, 1, 1, 1),
+        "more_motion": (3, 5, 3, 3, 3, 3),
+        "more_appeal": (3, 3, 6, 4, 4, 4),
+        "equal": (1, 1, 1, 1, 1, 1),
+    }.items()
+}
 
 
 class RewardWeights(Section):
-    """Weights of the six AnimeReward dimensions in the mean reward; 0 leaves a dimension out."""
+    """Weights of the six AnimeReward dimensions in the mean reward; 0 leaves a dimension out. They override
+    `reward.preset`."""
 
     smoothness: float = Field(default=1.0, ge=0, description="weight of smooth motion: no flicker, no jitter")
     motion: float = Field(default=1.0, ge=0, description="weight of the amount of motion")
@@ -101,7 +111,7 @@ class RewardConfig(Section):
     path: str = Field(
         default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty for no heads"
     )
-    preset: str = Field(default="", description=f"named weights instead of reward.weights: {', '.join(PRESETS)}")
+    preset: str = Field(default="equal", description=f"weights that reward.weights does not set: {', '.join(PRESETS)}")
     weights: RewardWeights = RewardWeights()
     judges: dict[JudgeName, RewardJudgeConfig] = Field(default={})
     feedback: str = Field(
@@ -114,13 +124,18 @@ class RewardConfig(Section):
         default=0.0, ge=0, description="cluster mode: seconds that a partial batch waits for more clips"
     )
 
-    @model_validator(mode="after")
-    def _one_preset(self) -> RewardConfig:
-        if self.preset and self.preset not in PRESETS:
-            raise ValueError(f"preset = {self.preset!r}: must be one of {', '.join(PRESETS)}")
-        if self.preset and self.weights != RewardWeights():
-            raise ValueError(f"preset = {self.preset!r} and weights are both set: keep only one")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_preset(cls, data: Any) -> Any:
+        """Gives `weights` the preset's value for each dimension that it does not set."""
+        if not isinstance(data, dict):
+            return data
+        preset, weights = data.get("preset", "equal"), data.get("weights", {})
+        if preset not in PRESETS:
+            raise ValueError(f"preset = {preset!r}: must be one of {', '.join(PRESETS)}")
+        if isinstance(weights, RewardWeights):
+            weights = weights.model_dump(exclude_unset=True)
+        return data | {"weights": PRESETS[preset] | weights} if isinstance(weights, dict) else data
 
     @model_validator(mode="after")
     def _something_counts(self) -> RewardConfig:
@@ -135,7 +150,5 @@ class RewardConfig(Section):
 
     @property
     def head_weights(self) -> dict[str, float]:
-        """Weight of each AnimeReward dimension, from `preset` or `weights`; empty if `path` is empty."""
-        if not self.path:
-            return {}
-        return dict(PRESETS[self.preset]) if self.preset else self.weights.model_dump()
+        """Weight of each AnimeReward dimension; empty if `path` is empty."""
+        return self.weights.model_dump() if self.path else {}

@@ -42,6 +42,9 @@ class RunConfig(Section):
         default="",
         description="train on a candidate set instead of sampling: its folder, or the run that collected it",
     )
+    pairs_category: str = Field(
+        default="", description="train on the clips of one category of the pairs or ratings file only; empty: all"
+    )
     verify: bool = Field(
         default=False,
         description="exit with code 1 unless the held-out reward rose and the oracle found no loss of quality",
@@ -89,6 +92,12 @@ class RunConfig(Section):
         if isinstance(sampler, Mapping) and data.get("pairs") and "candidates" not in sampler:
             return {**data, "sampler": {**sampler, "candidates": 2}}
         return data
+
+    @model_validator(mode="after")
+    def _category_of_pairs(self) -> RunConfig:
+        if self.pairs_category and not self.pairs:
+            raise ValueError(f"pairs_category = {self.pairs_category!r}: set pairs as well")
+        return self
 
     @model_validator(mode="after")
     def _gpus_for_cuda(self) -> RunConfig:

@@ -26,6 +26,11 @@ class SamplerConfig(Section):
         default=10, ge=1, description="denoising steps per clip; must divide 1000"
     )
     guidance: float = Field(default=1.0, ge=1.0, description="classifier-free guidance scale; 1 turns guidance off")
+    dynamic_guidance: bool = Field(
+        default=False,
+        description="vary the guidance scale from step to step, like use_dynamic_cfg in diffusers; the GAPO authors "
+        "sample with it",
+    )
     scheduler: Literal["dpm", "ddim"] = Field(
         default="dpm", description="CogVideoX DPM (stochastic) or DDIM (deterministic)"
     )
@@ -52,6 +57,12 @@ class SamplerConfig(Section):
         low, high = self.guidance_interval
         if not 0 <= low < high <= 1:
             raise ValueError(f"guidance_interval = {low:g},{high:g}: must satisfy 0 <= from < to <= 1")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_vary(self) -> SamplerConfig:
+        if self.dynamic_guidance and self.guidance == 1:
+            raise ValueError("dynamic_guidance = true: needs guidance above 1")
         return self
 
 

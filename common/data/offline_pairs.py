@@ -59,14 +59,14 @@ class OfflinePair:
 
 
 class OfflinePairs:
-    """The usable pairs of a file or folder. Raises `ConfigError` if there is none.
+    """The usable pairs of a file or folder, of one `category` if that is given. Raises `ConfigError` if there is none.
 
     `faults` says, for each clip that is too short or unreadable, what is wrong with it.
     """
 
-    def __init__(self, place: Path, model: ModelConfig, seed: int) -> None:
+    def __init__(self, place: Path, model: ModelConfig, seed: int, category: str = "") -> None:
         self.place, self._seed = place, seed
-        found, self.faults = _usable(_pairs(place, seed), model)
+        found, self.faults = _usable(_of_category(place, _pairs(place, seed), category), model)
         if not found:
             why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
             raise ConfigError(f"{place}: no pair to train on{why}")
@@ -89,6 +89,14 @@ def _pairs(place: Path, seed: int) -> list[OfflinePair]:
     if _has_pairs(place):
         return list(_from_pairs(read_pairs(place)))
     return list(_from_ratings(read_ratings(place), seed))
+
+
+def _of_category(place: Path, pairs: list[OfflinePair], category: str) -> list[OfflinePair]:
+    chosen = [pair for pair in pairs if not category or pair.category == category]
+    if pairs and not chosen:
+        known = sorted({pair.category for pair in pairs if pair.category})
+        raise ConfigError(f"pairs_category = {category!r}: {place} has pairs of {', '.join(known) or 'no category'}")
+    return chosen
 
 
 def _has_pairs(file: Path) -> bool:

@@ -344,6 +344,10 @@ class HubExchange(Protocol):
         """Reason of each failed group that is not pruned yet, by ledger ordinal. Without retired probes."""
         ...
 
+    def unscored(self, purpose: Purpose, version: int) -> dict[tuple[int, str], str]:
+        """Why probes or evaluations queued for `version` failed: (prompt ordinal, prompt id) -> the last reason."""
+        ...
+
     def bytes_on_disk(self) -> int:
         """Total size of all blobs in bytes."""
         ...

@@ -265,6 +265,10 @@ class LocalExchange:
         failed = self._commit(self._ledger.in_state, State.FAILED)
         return {int(row["ordinal"]): row["reason"] for row in failed if row["reason"] != RETIRED}
 
+    def unscored(self, purpose: Purpose, version: int) -> dict[tuple[int, str], str]:
+        """See `HubExchange.unscored`."""
+        return self._commit(self._scoring.unscored, purpose, version)
+
     def bytes_on_disk(self) -> int:
         """See `HubExchange.bytes_on_disk`."""
         return self._commit(self._ledger.bytes_on_disk)

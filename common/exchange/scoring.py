@@ -178,6 +178,18 @@ class ScoringQueue:
                 found[group["position"], name] = group, row
         return list(found.values())
 
+    def unscored(self, purpose: Purpose, version: int) -> dict[tuple[int, str], str]:
+        """See `HubExchange.unscored`."""
+        failed = self.ledger.all(
+            "SELECT * FROM groups WHERE purpose = ? AND state = ? AND required_version = ? ORDER BY ordinal",
+            *(purpose, State.FAILED, version),
+        )
+        done = {
+            (group["position"], msgpack.unpackb(group["prompt"])["id"]) for group, _ in self.finished(purpose, version)
+        }
+        named = {(group["position"], msgpack.unpackb(group["prompt"])["id"]): group["reason"] for group in failed}
+        return {name: reason for name, reason in named.items() if name not in done}
+
     def open_finished(self, group: sqlite3.Row, row: sqlite3.Row) -> Callable[[], ScoredCandidate]:
         """Open the blobs of one entry of `finished`; the returned function reads them. Open one entry at a time."""
         prompt, values, candidate = (

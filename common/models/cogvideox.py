@@ -32,13 +32,12 @@ from diffusers import (
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError
 from transformers import T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
-from common.errors.oom import reraise_oom
 from common.models.fingerprint import TOON_PIPELINE, model_parts
+from common.models.pretrained import from_pretrained, load_model
 from common.models.shapes import front_padding, latent_shape
 
 PIPELINES = ("CogVideoXImageToVideoPipeline", "CogVideoXPipeline")
@@ -78,7 +77,8 @@ class ModelFolder:
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
         """The denoiser, in eval mode."""
-        return self._load(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype)).to(device).eval()
+        model = self._load_model(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype))
+        return model.to(device).eval()
 
     def empty_transformer(self, dtype: torch.dtype | str) -> CogVideoXTransformer3DModel:
         """The denoiser on the meta device: names, shapes and dtypes without weights. No file is read."""
@@ -88,26 +88,24 @@ class ModelFolder:
 
     def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
         """The video autoencoder, frozen."""
-        model = self._load(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))
+        model = self._load_model(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))
         return model.to(device).eval().requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype | str, device: torch.device | str) -> T5EncoderModel:
         """The caption encoder, frozen."""
-        model = self._load(T5EncoderModel, "text_encoder", dtype=torch_dtype(dtype))
+        model = self._load_model(T5EncoderModel, "text_encoder", dtype=torch_dtype(dtype))
         return model.to(device).eval().requires_grad_(False)
 
     def load_tokenizer(self) -> T5Tokenizer:
         """The caption tokenizer."""
-        return self._load(T5Tokenizer, "tokenizer")
+        folder = self.path / "tokenizer"
+        return from_pretrained(T5Tokenizer, str(folder), str(folder), local_files_only=True)
 
-    def _load(self, kind: Any, part: str, **options: Any) -> Any:
+    def _load_model(self, kind: Any, part: str, **options: Any) -> Any:
         """Load one part. Raises `ConfigError` if its weights are missing, broken or of another architecture."""
-        folder = self.path / part
-        try:
-            return kind.from_pretrained(str(folder), local_files_only=True, **options)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reraise_oom(error)
-            raise ConfigError(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+        folder = str(self.path / part)
+        model, _ = load_model(kind, folder, folder, local_files_only=True, **options)
+        return model
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:
         """A DPM or DDIM scheduler with the checkpoint's noise schedule."""
@@ -208,13 +206,9 @@ def predict_v(
 ) -> torch.Tensor:
     """Predict v, differentiably.
 
-    CogVideoX 1.5 needs a multiple of `patch_size_t` latent frames. If F is not a multiple, copies of the first latent
-    frame are prepended for the call and removed from the result. To get the prediction for the padding too, pass
-    latents that are already padded.
-
     Args:
         transformer: the denoiser, or a wrapper with `.module` such as a DeepSpeed engine.
-        latents: noisy latents [B, F, C, h, w].
+        latents: noisy latents [B, F, C, h, w], for CogVideoX 1.5 with their padding (`pad_front`).
         image_latent: VAE-scaled first frame [B, 1, C, h, w]; None for text-to-video models. It is concatenated with the
             first latent frame on the channel dimension; the other frames get zeros.
         timesteps: int64 [B].
@@ -222,16 +216,18 @@ def predict_v(
 
     Returns:
         v [B, F, C, h, w].
+
+    Raises:
+        ValueError: F is not a multiple of the model's `patch_size_t`.
     """
     config: Any = getattr(transformer, "module", transformer).config
-    count = latents.shape[1]
-    padding = front_padding(config, count)
-    inputs = torch.cat([latents[:, :1].expand(-1, padding, -1, -1, -1), latents], 1) if padding else latents
-    rotary = rotary_table(config, tuple(inputs.shape[1:]), inputs.device)
+    if front_padding(config, latents.shape[1]):
+        raise ValueError(f"{latents.shape[1]} latent frames: the model takes a multiple of {config['patch_size_t']}")
+    rotary, inputs = rotary_table(config, tuple(latents.shape[1:]), latents.device), latents
     if image_latent is not None:
-        rest = torch.zeros_like(inputs[:, 1:])
-        inputs = torch.cat([inputs, torch.cat([image_latent.to(inputs.dtype), rest], 1)], 2)
-    v = transformer(
+        rest = torch.zeros_like(latents[:, 1:])
+        inputs = torch.cat([latents, torch.cat([image_latent.to(latents.dtype), rest], 1)], 2)
+    return transformer(
         hidden_states=inputs,
         encoder_hidden_states=prompt_embeds,
         timestep=timesteps,
@@ -239,7 +235,16 @@ def predict_v(
         image_rotary_emb=rotary,
         return_dict=False,
     )[0]
-    return v[:, padding:]
+
+
+def pad_front(x0: torch.Tensor, padding: int) -> torch.Tensor:
+    """Prepend `padding` copies of the first latent frame to clean latents `x0` [B, F, C, h, w].
+
+    CogVideoX 1.5 puts `patch_size_t` latent frames into one token, and `common.models.shapes.front_padding` says how
+    many are missing. Its trainer copies the clean frame and then draws noise for every frame; noise that padding and
+    first frame share would be an input that sampling never makes.
+    """
+    return torch.cat([x0[:, :1].expand(-1, padding, -1, -1, -1), x0], 1) if padding else x0
 
 
 def rotary_table(
@@ -298,9 +303,16 @@ def to_pixels(values: torch.Tensor) -> torch.Tensor:
 def encode_image(vae: AutoencoderKLCogVideoX, images: torch.Tensor) -> torch.Tensor:
     """VAE-scaled latents [B, 1, C, h, w] of first frames [B, 3, H, W] in [-1, 1]: the posterior's mode."""
     mode = vae.encode(images.unsqueeze(2).to(vae.dtype)).latent_dist.mode()  # type: ignore[union-attr]
-    # CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
-    factor = vae.config["scaling_factor"]
-    return mode.transpose(1, 2) * (1 / factor if vae.config["invert_scale_latents"] else factor)
+    return mode.transpose(1, 2) * image_factor(vae.config)
+
+
+def image_factor(vae_config: Mapping[str, Any]) -> float:
+    """The factor of image latents.
+
+    CogVideoX 1.5 was trained with image latents divided by the factor that video latents are multiplied with.
+    """
+    factor = vae_config["scaling_factor"]
+    return 1 / factor if vae_config["invert_scale_latents"] else factor
 
 
 def encode_video(vae: AutoencoderKLCogVideoX, clips: torch.Tensor) -> torch.Tensor:

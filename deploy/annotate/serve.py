@@ -85,16 +85,16 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
          _range(one, _percent)) for one in results["win_rates"]
     ]  # fmt: skip
     opinions = [
-        (one["source"] or "all clips", one["dimension"], one["clips"], _number(one["mean"]), _range(one, _number))
-        for one in results["opinions"]
-    ]
+        (one["source"] or "all clips", one["dimension"], one["clips"], _number(one["mean"]), _range(one, _number),
+         f"{one['percent']:.1f} %") for one in results["opinions"]
+    ]  # fmt: skip
     agreeing = [(one["dimension"], one["answers"], _number(one["alpha"])) for one in results["ratings"]]
     compared = sum(one["compared"] for one in results["annotators"])
     agreeing.append(("comparisons", compared, _number(results["pairs"]["alpha"])))
     people = [(one["name"], one["rated"], one["compared"]) for one in results["annotators"]]
     made = [
         _table("win rate, by majority", ("", "wins", "losses", "ties", "rate", "95 %"), wins),
-        _table("mean opinion, 1 to 5", ("source", "dimension", "clips", "mean", "95 %"), opinions),
+        _table("mean opinion, 1 to 5", ("source", "dimension", "clips", "mean", "95 %", "of 5"), opinions),
         _table("agreement, Krippendorff's alpha", ("", "answers", "alpha"), agreeing),
         _table("annotators", ("", "rated", "compared"), people),
     ]

@@ -14,16 +14,20 @@ from common.errors import ConfigError
 from deploy.cli.flags import add_command
 
 SAMPLE = """\
-Reads a model, or a run's weights, and the configured prompts. Writes an mp4 per prompt, its first frame, samples.json
-with captions and seeds, and the contact sheet sheet.png to the folder --out.
+Reads a model, or a run's weights, and the configured prompts. Writes mp4 files, first frames, samples.json (prompt,
+clip and seed of each file) and the contact sheet sheet.png to the folder --out. The same command resumes an interrupted
+one; with a larger --count or --clips-per-prompt it adds clips. A folder with clips of other weights, settings or
+prompts is refused.
 
 examples:
   douga sample                      8 held-out toon prompts, the embedded model
   douga sample runs/toon --count 4  the newest weights of a run
-  douga sample /models/CogVideoX-5b-I2V --prompts my.jsonl --model.device cuda:0 ...
-  douga sample tuned --prompts my.jsonl --invert walk.mp4 --sampler.steps 50
+  douga sample runs/mine --prompts test.jsonl --clips-per-prompt 5 --out test
+  douga sample /models/CogVideoX-5b-I2V --config deploy/launch/configs/gapo.toml --prompts test.jsonl --out base
+  douga sample tuned --config my.toml --prompts my.jsonl --invert walk.mp4
 
-Any configuration key can be set. Prompt files: training prompts are used, in shuffled order.
+Any configuration key can be set. All rows of a prompt file are sampled, each once, in their order. Clip k of row i has
+a seed of its own, which depends on --seed, i and k only.
 """
 SCORE = """\
 Reads mp4 files, or folders written by `douga sample`. Prints each clip's score from every head and judge, and their
@@ -46,7 +50,17 @@ def add(commands: Any) -> None:
     summary = "generate clips with a model folder or a run's newest weights"
     sample = add_command(commands, "sample", _sample, summary, SAMPLE, takes_keys=True)
     sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
-    sample.add_argument("--count", type=int, default=8, help="number of prompts (default: 8)")
+    sample.add_argument(
+        "--config", type=Path, metavar="CONFIG.toml", help="with a pipeline folder: clip size and sampler settings"
+    )
+    sample.add_argument("--count", type=int, help="only the first prompts (default: the whole file; toon: 8)")
+    sample.add_argument("--clips-per-prompt", type=int, default=1, help="clips per prompt, of other seeds (default: 1)")
+    sample.add_argument(
+        "--split",
+        choices=("all", "train", "heldout"),
+        default="all",
+        help="rows of the prompt file: all, or as a run splits them (default: all)",
+    )
     sample.add_argument(
         "--version", type=int, help="weight version of the run (default: the newest; 0: the base model)"
     )
@@ -70,18 +84,25 @@ def add(commands: Any) -> None:
 
 
 def _sample(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    if options.count < 1:
+    if options.count is not None and options.count < 1:
         raise ConfigError(f"--count {options.count}: must be at least 1")
-    from deploy.results.clips import make_samples
+    if options.clips_per_prompt < 1:
+        raise ConfigError(f"--clips-per-prompt {options.clips_per_prompt}: must be at least 1")
+    if options.invert and options.clips_per_prompt > 1:
+        raise ConfigError("--invert: all clips of a prompt would be the same; leave out --clips-per-prompt")
+    from deploy.results.sampling import SampleRequest, make_samples
     from deploy.run_dir.source import generator_of
     from deploy.runtime.oom import needed_by
 
     deterministic = {"sampler.scheduler": "ddim"} if options.invert else {}
-    config, weights, version = generator_of(options.source, deterministic | dict(flags), options.version)
+    config, weights, version = generator_of(
+        options.source, deterministic | dict(flags), options.version, options.config
+    )
     if weights is None and options.version is not None:
         raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
+    request = SampleRequest(options.out, options.count, options.split, options.clips_per_prompt, options.invert)
     with needed_by("sampler", config):
-        make_samples(config, weights, version, options.count, options.out, options.invert)
+        make_samples(config, weights, version, request)
     return 0
 
 

@@ -55,7 +55,7 @@ def exit_code(act: Callable[[], int]) -> int:
         print(f"douga: {error}", file=sys.stderr)
         return 3
     except KeyboardInterrupt:
-        print("douga: interrupted; the same command resumes the run from its last checkpoint", file=sys.stderr)
+        print("douga: interrupted; the same command resumes a run from its last checkpoint", file=sys.stderr)
         return 130
 
 

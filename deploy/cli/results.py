@@ -34,6 +34,7 @@ learner.train = lora: writes DIR/pytorch_lora_weights.safetensors, for pipe.load
 alpha / rank is in the file's metadata.
 learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit its
 files: the untrained parts are hard links to the base model's files if the file system supports them.
+The pipeline squeezes an image of another aspect ratio than the clip, where douga crops it; so crop it yourself.
 
 examples:
   douga export runs/mine --out aligned              the newest version
@@ -85,7 +86,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if options.json:
         print(json.dumps(result, indent=1, ensure_ascii=False))
     else:
-        Console().print(comparison.table(result, result["prompts"]))
+        Console().print(comparison.table(result))
         Console().print(result["verdict"]["message"], markup=False, highlight=False)
     return 0
 

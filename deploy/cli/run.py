@@ -23,7 +23,7 @@ examples:
   douga run --name mine --learner.lr 1e-5     set any key; in flags - and _ are interchangeable
   douga run my.toml --steps 200               read a configuration file; flags override it
   douga run runs/mine/config.toml             resume an interrupted run
-  douga run --pairs rated/ratings.jsonl       train on human preference pairs (docs/annotate.md)
+  douga run my.toml --pairs rated.jsonl       train on human preference pairs (docs/annotate.md)
 
   All files of a run are written to its folder, runs/NAME. The same command resumes the run; for a finished run it
   prints the result. These keys may change on resume (model.path: to another copy of the same model):
@@ -31,13 +31,13 @@ examples:
 """
 FINETUNE = """\
 Reads your own clips and trains on them with the diffusion loss, conditioned on caption and clean first frame (the first
-stage of HuViDPO). This is a run with algorithm.name = sft: it writes to runs/finetune, the same command resumes it, and
-evaluate, report and export work on it.
+stage of HuViDPO). This is a run with algorithm.name = sft: the same command resumes it, and evaluate, report and export
+work on it. CLIPS has 8 to 16 clips, each NAME.mp4 with a NAME.txt.
 
 examples:
-  douga finetune clips --steps 200 --learner.lr 1e-4              8 to 16 clips, each NAME.mp4 with a NAME.txt
-  douga export finetune --out tuned                               export a pipeline folder
-  douga run --pairs rated/ratings.jsonl --model.path tuned --learner.train lora --algorithm.name human_pairs
+  douga finetune clips deploy/launch/configs/huvidpo-stage1.toml --prompts smile.jsonl
+  douga export huvidpo-stage1 --out tuned                         export a pipeline folder
+  douga run deploy/launch/configs/huvidpo-stage2.toml --pairs rated/ratings.jsonl --model.path tuned
 """
 
 
@@ -56,10 +56,9 @@ def add(commands: Any) -> None:
         commands, "finetune", _finetune, "fine-tune on a few clips with the diffusion loss", FINETUNE, takes_keys=True
     )
     finetune.add_argument("clips", type=Path, metavar="CLIPS", help="folder of mp4 files, each with a NAME.txt")
-    for one in (command, finetune):
-        one.add_argument(
-            "config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file (default: the toon run)"
-        )
+    config_help = "configuration file (default: the toon run; with --pairs it has to be given)"
+    command.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help=config_help)
+    finetune.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file; required")
     add_command(commands, "config", _config, "list every configuration key with its type, default and meaning")
 
 
@@ -69,12 +68,21 @@ def _config(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def _finetune(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    own = {"name": "finetune", "algorithm.name": "sft", "sampler.candidates": "1", "pairs": str(options.clips)}
-    return _run(options, own | dict(flags))
+    own = {"algorithm.name": "sft", "sampler.candidates": "1", "pairs": str(options.clips)}
+    return start(load_config(_config_of(options, "finetune", "huvidpo-stage1"), own | dict(flags)))
 
 
 def _run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    return start(load_config(options.config or TOON, flags))
+    file = _config_of(options, "--pairs", "huvidpo-stage2") if flags.get("pairs") else options.config or TOON
+    return start(load_config(file, flags))
+
+
+def _config_of(options: argparse.Namespace, what: str, example: str) -> Path:
+    """The given configuration file, for clips of the user's own: the toon run's settings would be wrong for them."""
+    if options.config is None:
+        file = TOON.with_name(f"{example}.toml")
+        raise ConfigError(f"{what}: needs a CONFIG.toml, because the default one is for the toon model; copy {file}")
+    return options.config
 
 
 def start(config: RunConfig) -> int:
@@ -125,7 +133,7 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
         for line in throughput.lines(result["throughput"]):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
         return 0
-    console.print(comparison.table(result, result["prompts"]))
+    console.print(comparison.table(result))
     console.print(result["verdict"]["message"], markup=False, highlight=False)
     console.print(f"report: {config.folder / layout.REPORT}", markup=False, highlight=False, soft_wrap=True)
     return 1 if config.verify and not result["verdict"]["passed"] else 0

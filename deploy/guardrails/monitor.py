@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.data.video import decode_clip
@@ -50,7 +51,6 @@ log = logging.getLogger(__name__)
 
 BASE = 0  # the version of the base model
 Judgement = tuple[dict[str, float], float]  # the held-out judge's scores of a clip, and its motion
-OTHER_SEED = 1  # added to the run's seed, so that probes use other held-out prompts than the comparison
 
 
 class PausedError(RunFailed):
@@ -72,7 +72,7 @@ def open_probes(config: RunConfig, source: PromptSource) -> Probes | None:
     """
     if config.simulate or config.collect.prompts or not config.guardrails.prompts:
         return None
-    prompts = source.heldout(config.guardrails.prompts, config.seed + OTHER_SEED)
+    prompts = heldout_prompts(source, config).probes
     return Probes([replace(prompt, purpose=Purpose.PROBE) for prompt in prompts], held_out_judge(config))
 
 

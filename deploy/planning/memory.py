@@ -1,8 +1,9 @@
 """The memory that each role of a run needs, computed from the config. No torch.
 
-P: parameters of the denoiser; T: trained parameters (P, or A of one LoRA adapter); b: bytes per number (2 or 4);
-N: ranks; M: `learner.micro_batch` groups of k kept clips (2 for a pair, 1 for supervised fine-tuning). S, d and saved
-activations: `deploy/planning/model_sizes.py`. GB = 10⁹ bytes. Without a reference its rows are 0.
+P: parameters of the denoiser; T: trained parameters: P, those that match `learner.trainable`, or A of one LoRA adapter;
+b: bytes per number (2 or 4); N: ranks; M: `learner.micro_batch` groups of k kept clips (2 for a pair, 1 for supervised
+fine-tuning). S, d and saved activations: `deploy/planning/model_sizes.py`; those of a part of the model are counted as
+if all of it were trained. GB = 10⁹ bytes. Without a reference its rows are 0.
 
 | role | term | bytes |
 |---|---|---|
@@ -62,6 +63,7 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("A800-80GB", 80, 312),
+        Gpu("A100-80GB", 80, 312),
         Gpu("H100-80GB", 80, 989),
         Gpu("H200-141GB", 141, 989),
         Gpu("RTX4090-24GB", 24, 165),
@@ -176,7 +178,7 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
     """Returns (resident, phases) of one rank of the learner in bytes, each name -> bytes. `tokens` is per clip."""
     rules, b, ranks, stage = config.learner, number_bytes(config), ranks_of(config), _stage(config)
     whole, lora = sizes.transformer_parameters, rules.lora if rules.train == "lora" else None
-    trained = sizes.adapter_parameters(lora) if lora else whole
+    trained = sizes.trained_parameters(rules)
     adapters = (1 + has_reference(config)) * trained if lora else 0
     resident = {
         "weights": b * (_split(whole + adapters, stage >= 3, ranks) + sizes.position_values),
@@ -190,9 +192,10 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
     elif stage and not rules.offload_optimizer:
         step = FLOAT32 * _split(trained, True, ranks)
     clips, block = kept_clips(config) * min(rules.micro_batch, rules.batch_size // ranks), 0
-    saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing)
+    copies = sizes.gathered(_latent_shape(config, sizes), config.model.attention)
+    saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing, copies)
     if rules.gradient_checkpointing != "off":
-        block = sizes.block_bytes(clips, tokens, b, lora)
+        block = sizes.block_bytes(clips, tokens, b, lora, copies)
     unit = clips * tokens * sizes.width * b
     copied = _reference(config, sizes) if rules.reference == "host" else 0
     return resident | ({} if rules.offload_optimizer else own), {
@@ -200,6 +203,10 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         "activations": saved + block + BACKWARD * unit,
         "optimizer step": step,
     }
+
+
+def _latent_shape(config: RunConfig, sizes: ModelSizes) -> tuple[int, int, int, int]:
+    return sizes.latent_shape(config.model.frames, config.model.height, config.model.width)
 
 
 def _exchanged(trained: int, whole: int, stage: int) -> int:
@@ -211,7 +218,7 @@ def _exchanged(trained: int, whole: int, stage: int) -> int:
 def host_bytes(config: RunConfig, sizes: ModelSizes) -> int:
     """Host memory of one rank of the learner in bytes, besides that of its process."""
     rules = config.learner
-    trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else sizes.transformer_parameters
+    trained = sizes.trained_parameters(rules)
     gradients = FLOAT32 * _split(trained, _stage(config) > 0, ranks_of(config))
     optimizer = gradients + sum(_optimizer_bytes(config, trained).values()) if rules.offload_optimizer else 0
     return optimizer + (_reference(config, sizes) if rules.reference == "host" else 0)

@@ -31,9 +31,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.config import LoraConfig
+from common.config import LearnerConfig, LoraConfig
 from common.errors import ConfigError
 from common.models.shapes import Config, front_padding, latent_shape
+from common.models.trainable import trained_names
 
 SAVED = {"full": 23, "lora": 14}  # S d b per block, see above
 SAVED_BY_TARGET = {"ff.net.0.proj": 1, "ff.net.2": 4}  # S d b that an adapter on this layer saves in addition
@@ -51,11 +52,6 @@ class Linear:
     inputs: int
     outputs: int
     bias: bool = True
-
-    @property
-    def parameters(self) -> int:
-        """Number of weights and biases."""
-        return self.inputs * self.outputs + self.bias * self.outputs
 
 
 @dataclass(frozen=True)
@@ -110,12 +106,30 @@ class ModelSizes:
         yield from (Linear(f"{name}.attn1.to_out.0", d, d), Linear(f"{name}.ff.net.0.proj", d, 4 * d))
         yield Linear(f"{name}.ff.net.2", 4 * d, d)
 
+    def parameters(self) -> Iterator[tuple[str, int]]:
+        """Yields the name and the size of every parameter of the denoiser."""
+        for one in self.linears():
+            yield f"{one.name}.weight", one.inputs * one.outputs
+            if one.bias:
+                yield f"{one.name}.bias", one.outputs
+        heads, blocks = self.transformer["attention_head_dim"], [f"transformer_blocks.{i}" for i in range(self.layers)]
+        norms = [(f"{block}.attn1.norm_{x}", heads) for block in blocks for x in "qk"]
+        if self.transformer["norm_elementwise_affine"]:
+            inside = [f"{block}.{norm}.norm" for block in blocks for norm in ("norm1", "norm2")]
+            norms += [(name, self.width) for name in (*inside, "norm_final", "norm_out.norm")]
+        yield from ((f"{name}.{part}", size) for name, size in norms for part in ("weight", "bias"))
+
     @property
     def transformer_parameters(self) -> int:
         """P: parameters of the denoiser, norms included."""
-        heads = 4 * self.transformer["attention_head_dim"]  # norms of q and k: weight and bias each
-        norms = 2 * self.width if self.transformer["norm_elementwise_affine"] else 0
-        return sum(one.parameters for one in self.linears()) + self.layers * (heads + 2 * norms) + 2 * norms
+        return sum(size for _, size in self.parameters())
+
+    def trained_parameters(self, rules: LearnerConfig) -> int:
+        """T: parameters that the learner trains. Raises `ConfigError` if a pattern or target matches none."""
+        if rules.train == "lora":
+            return self.adapter_parameters(rules.lora)
+        sizes = dict(self.parameters())
+        return sum(sizes[name] for name in trained_names(sizes, rules.trainable))
 
     @property
     def position_values(self) -> int:
@@ -162,9 +176,31 @@ class ModelSizes:
         video = padded * height * width // (c["patch_size"] ** 2 * (c["patch_size_t"] or 1))
         return c["max_text_seq_length"] + video
 
-    # Activations in bytes and FLOPs; `tokens` is S, `number` is b.
+    def frame_tokens(self, shape: tuple[int, int, int, int]) -> tuple[int, int]:
+        """Steps in time of latents (F, C, h, w), and tokens of each."""
+        c, (frames, _, height, width) = self.transformer, shape
+        return -(-frames // (c["patch_size_t"] or 1)), height * width // c["patch_size"] ** 2
 
-    def saved_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, recompute: str) -> int:
+    def attended(self, shape: tuple[int, int, int, int], attention: str) -> int:
+        """Products of queries and keys in one block, per head and clip; `attention` is `model.attention`."""
+        text, tokens = self.transformer["max_text_seq_length"], self.tokens(shape)
+        if attention == "full":
+            return tokens**2
+        frames, frame = self.frame_tokens(shape)
+        early = min(frames, 2) * frame * (text + frame)
+        return text * tokens + early + frame * self.gathered(shape, attention)
+
+    def gathered(self, shape: tuple[int, int, int, int], attention: str) -> int:
+        """Keys that a block copies per clip, as many as values: with sparse-causal attention those of late frames."""
+        frames, frame = self.frame_tokens(shape)
+        each = self.transformer["max_text_seq_length"] + 2 * frame
+        return 0 if attention == "full" else max(frames - 2, 0) * each
+
+    # Activations in bytes and FLOPs; `tokens` is S, `number` is b, `copies` is what `gathered` returns.
+
+    def saved_bytes(
+        self, batch: int, tokens: int, number: int, lora: LoraConfig | None, recompute: str, copies: int = 0
+    ) -> int:
         """Bytes that autograd saves for `batch` clips between forward and backward.
 
         `recompute` is `learner.gradient_checkpointing`; the activations of a block being recomputed are not included.
@@ -176,9 +212,9 @@ class ModelSizes:
         if recompute == "selective":
             statistics = batch * tokens * 4 * self.transformer["num_attention_heads"]
             return outside + self.layers * (2 * unit + statistics)
-        return outside + self.layers * self.block_bytes(batch, tokens, number, lora)
+        return outside + self.layers * self.block_bytes(batch, tokens, number, lora, copies)
 
-    def block_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None) -> int:
+    def block_bytes(self, batch: int, tokens: int, number: int, lora: LoraConfig | None, copies: int = 0) -> int:
         """Bytes that autograd saves for `batch` clips in one block without checkpointing."""
         units = SAVED["lora" if lora else "full"]
         inner = 0
@@ -186,11 +222,13 @@ class ModelSizes:
             units += sum(extra for target, extra in SAVED_BY_TARGET.items() if target in lora.targets)
             inner = lora.rank * len(lora.targets)
         statistics = 4 * STATISTICS * self.transformer["num_attention_heads"]
-        return batch * tokens * (number * (units * self.width + inner) + statistics)
+        gathered = 2 * copies * self.width * number  # keys and values
+        return batch * (tokens * (number * (units * self.width + inner) + statistics) + gathered)
 
-    def forward_flops(self, tokens: int) -> tuple[float, float]:
-        """FLOPs of one forward pass over one clip: (matrices, attention)."""
-        return self.layers * 24.0 * tokens * self.width**2, self.layers * 4.0 * tokens**2 * self.width
+    def forward_flops(self, tokens: int, attended: int | None = None) -> tuple[float, float]:
+        """FLOPs of one forward pass over one clip: (matrices, attention). `attended` is S^2 by default."""
+        products = tokens**2 if attended is None else attended
+        return self.layers * 24.0 * tokens * self.width**2, self.layers * 4.0 * products * self.width
 
     def decode_flops(self, shape: tuple[int, int, int, int]) -> float:
         """FLOPs of decoding the latents (F, C, h, w) of one clip."""

@@ -117,7 +117,8 @@ def _pace(
     config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int], gpus: Mapping[str, Gpu], mfu: float
 ) -> Pace:
     speed = {role: gpu.teraflops * 1e12 * mfu * min(1.0, share_of(role, config)) for role, gpu in gpus.items()}
-    matrices, attention = sizes.forward_flops(sizes.tokens(shape))
+    attended = sizes.attended(shape, config.model.attention)
+    matrices, attention = sizes.forward_flops(sizes.tokens(shape), attended)
     calls = config.sampler.steps + guided_steps(config)
     clip = (calls * (matrices + attention) + sizes.decode_flops(shape)) / speed["sampler"]
     ranks, rules = ranks_of(config), config.learner
@@ -150,9 +151,10 @@ def clips_per_step(config: RunConfig) -> int:
 def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> Disk:
     rules, b = config.learner, number_bytes(config)
     whole = sizes.transformer_parameters
-    trained = sizes.adapter_parameters(rules.lora) if rules.train == "lora" else whole
+    trained = sizes.trained_parameters(rules)
+    policy = trained if rules.train == "lora" else whole  # a version of full training has the frozen parameters too
     optimizer = 3 * FLOAT32 * trained if b == 2 or rules.zero_stage else 2 * FLOAT32 * trained
-    checkpoint = (1 + has_reference(config)) * b * trained + optimizer
+    checkpoint = (1 + has_reference(config)) * b * policy + optimizer
     versions = min(config.exchange.max_lag + 2, config.steps // rules.steps_per_push)
     group, pair, clip = _group_bytes(config, sizes, shape)
     all_pairs = config.steps * rules.batch_size
@@ -164,8 +166,8 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
         + min(until_freed + waiting, all_pairs) * pair
         + min(SHOWN, all_pairs) * kept_clips(config) * clip,
         checkpoints=checkpoint * (rules.keep_checkpoints + 1),  # one more while it is written
-        versions=b * whole + versions * b * trained,
-        push=b * trained,
+        versions=b * whole + versions * b * policy,
+        push=b * policy,
         group=group,
     )
 

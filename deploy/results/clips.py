@@ -1,8 +1,7 @@
-"""Generates and scores clips outside a run, in the same way as a run (`douga sample`, `douga score`)."""
+"""Scores clips outside a run, in the same way as a run (`douga score`)."""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,69 +11,16 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from actors.ddim_inversion import InvertedSampler
-from actors.prompts.source import open_prompts
-from actors.sampler import Sampler
 from common.config import RunConfig
-from common.data.video import contact_sheet, decode_clip
+from common.data.video import decode_clip
 from common.errors import ConfigError
-from common.files import write_whole
 from common.images import encode_png
 from common.messages import Prompt, ScoreTask
-from common.models.cogvideox import open_model
 from common.reward_composition import mean_score, reward_weights
-from common.seeds import candidate_seed
-from common.weights.store import WeightStore
 from deploy.results import comparison
 from deploy.run_dir.samples import SAMPLES, read_samples
 from rewarders.judges import open_rewards
 from rewarders.rewarder import rewarder_for
-
-SHEET = "sheet.png"
-
-
-def make_samples(
-    config: RunConfig, weights: WeightStore | None, version: int, count: int, out: Path, invert: Path | None = None
-) -> None:
-    """Samples one clip for each of `count` prompts; writes clips, first frames, samples.json and sheet.png to `out`.
-
-    With `weights` and a `version` above 0, samples with that version, else with the base model. With `invert`, all
-    clips start from the DDIM-inverted noise of that clip.
-    """
-    model = open_model(config.model.path)
-    prompts = _prompts(config, model.image_conditioned, count)
-    sampler = InvertedSampler(model, config, invert) if invert else Sampler(model, config)
-    if weights is not None and version:
-        sampler.load(*weights.load(version))
-    out.mkdir(parents=True, exist_ok=True)
-    records, clips = [], []
-    for prompt in prompts:
-        seed = candidate_seed(config.seed, "sample", prompt.ordinal, 0)
-        (made,) = sampler.sample(prompt, sampler.encode(prompt), [seed], [0])
-        record: dict[str, Any] = _keep_sample(out, prompt, made.clip) | {"seed": seed, "version": sampler.version}
-        records.append(record)
-        clips.append(decode_clip(made.clip))
-        print(out / record["clip"], "-", prompt.text)
-    contact_sheet(clips).save(out / SHEET)
-    write_whole(out / SAMPLES, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
-
-
-def _prompts(config: RunConfig, needs_image: bool, count: int) -> list[Prompt]:
-    source = open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
-    if config.prompts == "toon":
-        return source.heldout(count, config.seed)
-    return [source(ordinal) for ordinal in range(count)]
-
-
-def _keep_sample(folder: Path, prompt: Prompt, clip: bytes) -> dict[str, Any]:
-    name = f"{prompt.ordinal:04d}"
-    (folder / f"{name}.mp4").write_bytes(clip)
-    record = {"clip": f"{name}.mp4", "id": prompt.id, "text": prompt.text}
-    record |= {"character": prompt.character, "category": prompt.category}
-    if prompt.image is None:
-        return record
-    (folder / f"{name}.png").write_bytes(prompt.image)
-    return record | {"image": f"{name}.png"}
 
 
 def score_clips(

@@ -8,6 +8,10 @@ full run   DIR/model_index.json, transformer/ ...  pipe = CogVideoXImageToVideoP
 The tensors are bit for bit those of the version. An adapter's scale, alpha / rank, is in the file's metadata, where
 diffusers reads it. The untrained parts of a pipeline are hard links to the base model's files if the file system
 supports them, else copies. DIR is created atomically.
+
+With the same seed, steps, scheduler and guidance the loaded pipeline gives the sampler's latents, apart from the
+differences that `actors/denoise.py` lists. One of them matters to users: the pipeline squeezes an image of another
+aspect ratio, where douga crops it.
 """
 
 from __future__ import annotations
@@ -53,6 +57,8 @@ def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> st
     except OSError as error:
         raise ConfigError(f"{error.filename or out}: {error.strerror}; {out} was not created") from None
     load = f"pipe = {_index(model)['_class_name']}.from_pretrained"
+    if config.model.attention != "full":
+        load = f"# trained with model.attention = {config.model.attention!r}; diffusers has full attention only\n{load}"
     if manifest.kind == "adapter":
         return f'{load}("{model.path}")\npipe.load_lora_weights("{out}")'
     return f'{load}("{out}")'

@@ -19,7 +19,7 @@ from common.data.video import decode_clip, side_by_side
 from common.errors import ConfigError
 from deploy.guardrails.rules import Reading, mean_change, motion_share, read_readings
 from deploy.results import charts
-from deploy.results.comparison import REWARD, SIDES
+from deploy.results.comparison import REWARD, SIDES, compared_text
 from deploy.results.contact_sheet import preview_image
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import EVENTS, METRICS, latest_by_step, read_json_lines
@@ -86,6 +86,7 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
         config=config,
         result=result,
         reward=result["learned"][REWARD],
+        compared=compared_text(result),
         sides=SIDES,
         groups=_groups(result),
         shown=_shown_pairs(folder, config, result),

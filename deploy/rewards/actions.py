@@ -127,7 +127,7 @@ def _train_class(rated: RatedDataset, options: Options, plan: train.HeadTraining
     models = dict(_named("model", word) for word in options.model)
     how = {name: _value(text) for name, text in (_named("option", word) for word in options.option)}
     reward: Any = kind.create(models, options.device, plan.seed, how)
-    made_of = {"head": options.head, "models": models, "options": reward.options}
+    made_of = {"head": options.head, "models": models, "options": reward.options, "method": dict(reward.METHOD)}
     return train.train_reward(rated, reward, made_of, options.out, plan, print)
 
 

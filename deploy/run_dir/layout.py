@@ -125,7 +125,7 @@ def finished_result(config: RunConfig) -> dict[str, Any] | None:
     if result is None or "verdict" not in result:
         return None
     asked = (config.steps, config.evaluation.prompts)
-    return result if (result["step"], result["prompts"]) == asked else None
+    return result if (result["step"], result.get("asked")) == asked else None
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

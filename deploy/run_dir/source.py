@@ -14,22 +14,25 @@ from deploy.run_dir import layout
 
 
 def generator_of(
-    source: str, flags: Mapping[str, Any], version: int | None = None
+    source: str, flags: Mapping[str, Any], version: int | None = None, file: Path | None = None
 ) -> tuple[RunConfig, WeightStore | None, int]:
     """Returns the configuration, the weights and the version to generate clips with.
 
     `source` is a run, a pipeline folder, or 'toon'. Only a run has published weights; for the others they are None and
-    the version is 0. Raises `ConfigError` if `source` is neither, `NotFoundError` if the run lacks `version`.
+    the version is 0. `file` is the configuration of a pipeline folder; the others have theirs. Raises `ConfigError` if
+    `source` is neither, `NotFoundError` if the run lacks `version`.
     """
-    config, weights = _open(source, flags)
+    config, weights = _open(source, flags, file)
     return config, weights, 0 if weights is None else chosen_version(weights, config, version)
 
 
-def _open(source: str, flags: Mapping[str, Any]) -> tuple[RunConfig, WeightStore | None]:
+def _open(source: str, flags: Mapping[str, Any], file: Path | None) -> tuple[RunConfig, WeightStore | None]:
+    if (Path(source) / "model_index.json").is_file():
+        return load_config(file, {"model.path": source} | dict(flags)), None
+    if file is not None:
+        raise ConfigError(f"--config {file}: only for a pipeline folder; {source!r} has a configuration")
     if source == "toon":
         return load_config(layout.TOON, flags), None
-    if (Path(source) / "model_index.json").is_file():
-        return load_config(None, {"model.path": source} | dict(flags)), None
     try:
         layout.find_run(source)
     except NotFoundError:

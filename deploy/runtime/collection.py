@@ -20,8 +20,9 @@ from typing import Any
 
 from actors.prompts.source import PromptSource
 from common.candidate_set.folder import SetWriter, writing_to
-from common.candidate_set.rows import POLICY, SET, SetSettings, candidate_name, prompt_key
+from common.candidate_set.rows import POLICY, SET, SetSettings, candidate_name
 from common.config import RunConfig
+from common.data.prompt_keys import prompt_key
 from common.exchange.api import OVER, HubExchange, LearnerExchange
 from common.messages import Prompt, Purpose
 from common.models.fingerprint import check_same_model, model_parts

@@ -10,13 +10,14 @@ cluster                  ClusterRunLoop only waits: samplers and rewarders are o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
@@ -55,26 +56,46 @@ class HeldOutEvaluation:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The held-out prompts."""
-        return self.source.heldout(self.config.evaluation.prompts, self.config.seed)
+        return heldout_prompts(self.source, self.config).comparison
 
     def evaluate(self, version: int, phase: str) -> tuple[list[ScoredCandidate], int]:
-        """Returns all held-out clips of `version`, sorted by prompt, and how many of them were new.
+        """Returns the held-out clips of `version`, sorted by prompt, and how many of them were new.
 
-        Clips in the ledger are reused, so an interrupted evaluation resumes. Raises `StuckError` if a prompt failed or
-        no work is left.
+        Clips in the ledger are reused, so an interrupted evaluation resumes. A prompt whose clip could not be made or
+        scored is missing from the result; `unscored` says why. Raises `StuckError` if no work is left but some prompts
+        are unfinished, or if fewer than 2 clips have scores.
         """
         self.exchange.enqueue(self.prompts, version)
-        found = self._found(version)
-        missing = len(self.prompts) - len(found)
-        if missing:
-            self._finish(version, phase, missing)
-            found = self._found(version)
-        if len(found) < len(self.prompts):
+        before = self._found(version)
+        missing = len(self.prompts) - len(before)
+        if not missing:
+            return before, 0
+        self._finish(version, phase, missing)
+        found, failed = self._found(version), self.unscored(version)
+        unfinished = len(self.prompts) - len(found) - len(failed)
+        if unfinished or len(found) < 2:
             counts = {state.value: count for state, count in self._counts().items() if count}
-            why = next(iter(self.exchange.failures().values()), "no work is left")
+            why = "no work is left" if unfinished else next(iter(failed.values()))
             left = len(self.prompts) - len(found)
             raise StuckError(f"{phase}: {left} of {len(self.prompts)} prompts have no scores: {why}; groups: {counts}")
-        return found, missing
+        return found, len(found) - len(before)
+
+    def unscored(self, version: int) -> dict[int, str]:
+        """Returns why the clip of `version` has no score: place in `prompts` -> reason."""
+        reasons = self.exchange.unscored(Purpose.EVAL, version)
+        places = {(place, prompt.id): place for place, prompt in enumerate(self.prompts)}
+        return {places[name]: reason for name, reason in reasons.items() if name in places}
+
+    def left_out(self, versions: Mapping[str, int]) -> list[dict[str, str]]:
+        """Returns the prompts without a score on a side: ``side``, ``id``, ``text``, ``reason``.
+
+        `versions` are the versions that were evaluated, by the side of the comparison.
+        """
+        return [
+            {"side": side, "id": self.prompts[place].id, "text": self.prompts[place].text, "reason": reason}
+            for side, version in versions.items()
+            for place, reason in sorted(self.unscored(version).items())
+        ]
 
     def _finish(self, version: int, phase: str, missing: int) -> None:
         pace, total = ThroughputTracker(self.config), len(self.prompts)
@@ -95,7 +116,9 @@ class HeldOutEvaluation:
         return self.exchange.counts(Purpose.EVAL)
 
     def _found(self, version: int) -> list[ScoredCandidate]:
-        found = [one for one in self.exchange.results(Purpose.EVAL, version) if one.prompt.ordinal < len(self.prompts)]
+        asked = {(prompt.ordinal, prompt.id) for prompt in self.prompts}
+        results = self.exchange.results(Purpose.EVAL, version)
+        found = [one for one in results if (one.prompt.ordinal, one.prompt.id) in asked]
         return sorted(found, key=lambda one: one.prompt.ordinal)
 
 
@@ -130,4 +153,6 @@ def evaluate_again(folder: Path, config: RunConfig, version: int | None, progres
         if chosen != BASE:
             exchange.announce(manifest)
         aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
-    return comparison.conclude(comparison.by_prompt(base, aligned, config))
+        left_out = evaluation.left_out(dict(zip(comparison.SIDES, (BASE, chosen), strict=True)))
+    records = comparison.by_prompt(comparison.pairs_of(base, aligned), config)
+    return comparison.conclude(records, config.evaluation.prompts, left_out)

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource, open_prompts
 from common.config import RunConfig
 from deploy.observability.scalars import check_sinks
@@ -36,13 +37,13 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     pairs = open_pairs(config) if config.pairs else None
     prompts = open_training_prompts(config)
     if not config.collect.prompts:
-        heldout = prompts.heldout(config.evaluation.prompts, config.seed)
+        heldout = heldout_prompts(prompts, config)  # raises if there are not enough
     if config.candidates:
         from actors.stored import StoredPrompts
         from common.candidate_set.groups import open_groups
 
         groups = open_groups(config, notify)
-        groups.check_apart(heldout)
+        groups.check_apart([*heldout.comparison, *heldout.probes])
         return StoredPrompts(groups, prompts)
     if pairs is None:
         return prompts

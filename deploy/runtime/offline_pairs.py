@@ -19,7 +19,7 @@ MAX_NAMED = 5  # excluded clips that are reported individually
 def open_pairs(config: RunConfig) -> OfflinePairs:
     """Opens the pairs. Raises `ConfigError` if none is usable, or the configuration does not allow offline pairs."""
     _check(config)
-    return OfflinePairs(Path(config.pairs), config.model, config.seed)
+    return OfflinePairs(Path(config.pairs), config.model, config.seed, config.pairs_category)
 
 
 def name_faults(pairs: OfflinePairs, notify: Callable[[str], None]) -> None:

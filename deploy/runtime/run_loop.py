@@ -131,9 +131,11 @@ class RunLoop(ABC):
         self.phase = EVALUATING_ALIGNED
         base = self.evaluate(BASE, EVALUATING_BASE)
         aligned = self.evaluate(trained["version"], EVALUATING_ALIGNED)
-        records = comparison.by_prompt(base, aligned, self.config)
-        self._keep_clips(records, base, aligned)
-        result = trained | comparison.conclude(records)
+        left_out = self.evaluation.left_out(dict(zip(comparison.SIDES, (BASE, trained["version"]), strict=True)))
+        pairs = comparison.pairs_of(base, aligned)
+        records = comparison.by_prompt(pairs, self.config)
+        self._keep_clips(records, pairs)
+        result = trained | comparison.conclude(records, self.config.evaluation.prompts, left_out)
         self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["message"])
         layout.write_result(self.folder, result)
         report.write(self.folder)
@@ -148,7 +150,7 @@ class RunLoop(ABC):
         self.phase = TRAINING
 
     def evaluate(self, version: int, phase: str) -> list[ScoredCandidate]:
-        """Returns all held-out clips of `version`, sorted by prompt. Raises `Stopped`."""
+        """Returns the held-out clips of `version` that have scores, sorted by prompt. Raises `Stopped`."""
         found, made = self.evaluation.evaluate(version, phase)
         if made:
             self._record_evaluation(version, found)
@@ -160,14 +162,12 @@ class RunLoop(ABC):
         self.events.write(event="evaluated", version=version, reward=reward)
         log.info("version %d evaluated on %d held-out prompts: mean reward %.2f", version, len(found), reward)
 
-    def _keep_clips(
-        self, records: list[dict[str, Any]], base: list[ScoredCandidate], aligned: list[ScoredCandidate]
-    ) -> None:
+    def _keep_clips(self, records: list[dict[str, Any]], pairs: Sequence[comparison.Pair]) -> None:
         """Writes the clips to files, and their names into the records."""
         folder = self.folder / "clips"
         folder.mkdir(exist_ok=True)
-        for index, (record, *pair) in enumerate(zip(records, base, aligned, strict=True)):
+        for record, pair in zip(records, pairs, strict=True):
             for side, one in zip(comparison.SIDES, pair, strict=True):
-                name = f"heldout-{index:04d}-{side}.mp4"
+                name = f"heldout-{one.prompt.ordinal:04d}-{side}.mp4"
                 (folder / name).write_bytes(one.candidate.clip)
                 record[side]["clip"] = name

@@ -1,12 +1,14 @@
 """Gap-Aware Preference Optimization, GAPO ("Aligning Anime Video Generation with Human Feedback", arXiv:2504.10044).
 
-DPO on the best and the worst of N candidates. Each pair is weighted by the gap between its rewards:
+DPO on the best and the worst of N candidates. Each pair is weighted by the gap between its rewards (equations 12, 13):
 
     gap = alpha^R~w - alpha^R~l            L_GAPO = gap L_DPO
 
 Deviations from the paper:
-1. `normalise_gap` (off by default) divides the gaps by their batch mean. Small gaps shrink gradients 6 to 100 times;
-   the division restores their scale and keeps the relative weights of the pairs.
+1. `normalise_gap` (off by default) divides the gaps by their batch mean. It keeps the weights of the pairs within a
+   batch and removes those between batches: a step on small gaps counts as much as one on large gaps. It is no remedy
+   for gaps that are small everywhere: AdamW divides by the gradient's running size, so a constant factor cancels
+   (gradient clipping, `learner.clip_norm`, does see it).
 2. The base loss is `dpo_loss`, with the deviations listed in `learner/algorithms/dpo.py`.
 
 | symbol | here | range | meaning |
@@ -42,7 +44,9 @@ class Gapo(Dpo):
 
         alpha: float = Field(default=2.0, gt=1.0, description="base of the gap alpha^R_chosen - alpha^R_rejected")
         min_gap: float = Field(default=0.0, ge=0, description="groups with a smaller gap are ties and not trained on")
-        normalise_gap: bool = Field(default=False, description="divide gaps by their batch mean (not in the paper)")
+        normalise_gap: bool = Field(
+            default=False, description="divide gaps by their batch mean (not in the paper): all batches weigh the same"
+        )
 
     metrics = (
         *PREFERENCE_METRICS,

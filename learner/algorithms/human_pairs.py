@@ -8,13 +8,14 @@ condition:
     logit = -beta/2 [ (e_theta(w | c_w) - e_ref(w | c_w)) - (e_theta(l | c_l) - e_ref(l | c_l)) ]
 
 This is the loss of the paper's public code (`new_trian.py` in the repository Tankowa/HuViDPO), with the v error instead
-of the eps error. The formulas in the paper are not numbered.
+of the eps error; in the paper it is equation 9.
 
 Deviations from the public code:
 1. It inserts the clean first frame into x_t and excludes it from the error, because its model has no other image input.
    CogVideoX gets the frame in separate channels, and the error covers all frames, as in its pretraining.
-2. It uses one caption for all clips of a category, and dropout in the adapter. This module uses neither.
-3. It picks either clip as chosen if the mean opinions are equal. Here such pairs are dropped.
+2. Its U-Net has sparse-causal attention. Here that is an option, `model.attention` (`common/models/attention.py`).
+3. It uses one caption for all clips of a category, and dropout in the adapter. This module uses neither.
+4. It picks either clip as chosen if the mean opinions are equal. Here such pairs are dropped.
 
 | symbol | here | meaning |
 |---|---|---|

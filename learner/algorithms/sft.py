@@ -6,9 +6,10 @@ This is a baseline for the preference losses. It needs one forward pass and no r
 reward-weighted regression (Peters & Schaal 2007), with GAPO's gap divided by its batch mean as the weight.
 
 ``douga finetune`` applies it to real clips, which is HuViDPO's first stage. As in the paper's public code, eps is
-sampled, not obtained by DDIM inversion (`actors/ddim_inversion.py`). Deviation: the public code inserts the clean first
-frame into x_t and excludes it from the error; here the frame is the condition, and the error covers all frames
-(`learner/algorithms/human_pairs.py`).
+sampled, not obtained by DDIM inversion (`actors/ddim_inversion.py`). Deviations:
+1. The public code inserts the clean first frame into x_t and excludes it from the error; here the frame is the
+   condition, and the error covers all frames (`learner/algorithms/human_pairs.py`).
+2. The paper trains the attention and temporal layers; here `learner.trainable` chooses (`common/models/trainable.py`).
 
 | symbol | here | meaning |
 |---|---|---|

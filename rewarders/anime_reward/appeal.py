@@ -1,4 +1,9 @@
-"""Visual appeal: S_appeal = Aes(SigLIP(key frames)), the mean over key frames."""
+"""Visual appeal (Eq. 7): S_appeal = Aes(SigLIP(I_0, ..., I_K)), I_i in KeyFrm(V).
+
+The paper does not say what KeyFrm is. Here the key frames are spread over the whole clip, whether or not it has cuts,
+and by default they are all of its frames: a model that is optimised online against few fixed frames may spoil the
+others for free.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.shots import key_frames
-
-KEY_FRAMES = 8  # maximum number of key frames of a clip
+from rewarders.anime_reward.video import FRAMES, sample_frames
 
 
 class AppealHead(FrameHead):
@@ -40,7 +43,7 @@ class KeyFrameAppeal(EncoderReward):
 
     dimension = "appeal"
     ROLES = ("vision",)
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"key_frames": KEY_FRAMES}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"key_frames": FRAMES}
 
     def build(self) -> None:
         self.vision = Vision(self.folders["vision"], self.device)
@@ -48,4 +51,4 @@ class KeyFrameAppeal(EncoderReward):
 
     def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
         limit = self.options["key_frames"]
-        return pack(self.vision(clip[key_frames(clip, limit)]), limit)
+        return pack(self.vision(sample_frames(clip, limit)), limit)

@@ -1,4 +1,4 @@
-"""Character consistency: S_char = mean over frames of Cos(BLIP(mask_i I_i), BLIP(character)).
+"""Character consistency (Eq. 10): S_cc = 1/N sum_i Cos(BLIP(M_i), fea_c).
 
 ```
 first frame ── GroundingDINO ──> box ── SAM 2 over [first frame, I_1 .. I_N] ──> masks ── cut out ── BLIP ──> f_0 .. f_N

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from transformers.models.idefics2.modeling_idefics2 import Idefics2VisionTransfo
 from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
+from common.models.pretrained import from_pretrained, load_model
 from rewarders.anime_reward.video import Pixels
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # downloaded from the hub; no pickles
@@ -45,48 +46,53 @@ def locate_model(role: str, path: str, base: Path | None = None) -> Path:
         raise ConfigError(f"{role} model {path!r}: no such folder, and not on the hub: {one_line(error)}") from None
 
 
-def load(role: str, folder: Path, kind: Any = AutoModel, tower: str = "") -> Any:
-    """Loads the pretrained model in `folder`, frozen, float32.
-
-    Raises `ConfigError` if it is not a `kind`, or if weights are missing: those of `tower` if the model has one, else
-    any.
-    """
-    try:
-        model, loading = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:
-        reraise_oom(error)
-        raise ConfigError(f"{role} model {folder}: cannot be loaded as {kind.__name__}: {one_line(error)}") from None
-    needed = f"{tower}." if hasattr(model, tower or "-") else ""
-    missing = sorted(name for name in loading["missing_keys"] if name.startswith(needed) and "pooler" not in name)
-    if missing or loading["mismatched_keys"]:
-        raise ConfigError(
-            f"{role} model {folder}: not the weights of {type(model).__name__}: "
-            f"{len(missing)} missing ({', '.join(missing[:2])}), {len(loading['mismatched_keys'])} of another shape"
-        )
+def load(role: str, folder: Path, kind: Any = AutoModel) -> Any:
+    """Loads the pretrained model in `folder`, frozen, float32. Raises `ConfigError` as `load_model` does."""
+    model, _ = load_model(kind, folder, _where(role, folder), dtype=torch.float32)
     return model.eval().requires_grad_(False)
 
 
-def load_component(role: str, folder: Path, make: Callable[[Path], Any], what: str) -> Any:
-    """Loads a tokenizer, an image processor or a config. Raises `ConfigError` if `folder` has none."""
-    try:
-        return make(folder)
-    except Exception as error:
-        reraise_oom(error)
-        raise ConfigError(f"{role} model {folder}: no {what}: {one_line(error)}") from None
+def load_tower(role: str, folder: Path, name: str, kind: Any = AutoModel) -> tuple[Any, bool]:
+    """Loads a model of which one tower is used: its part `name`, or all of it if it has no such part.
+
+    Returns the model and whether the tower's pooler can be used. The files of published ViT classifiers have none, and
+    `transformers` draws one at random: such a tower counts as one without a pooler. Raises `ConfigError` if any other
+    weight of the tower is missing.
+    """
+    model, missing = load_model(
+        kind, folder, _where(role, folder), lambda model, missing: _needed(model, missing, name), dtype=torch.float32
+    )
+    return model.eval().requires_grad_(False), missing.isdisjoint(_pooler(model, name))
+
+
+def _needed(model: Any, missing: Set[str], name: str) -> Set[str]:
+    """Returns those `missing` weights that a tower's embedding depends on: all of its own, but for a whole pooler."""
+    own = {weight for weight in missing if weight.startswith(_prefix(model, name))}
+    pooler = _pooler(model, name)
+    return own - pooler if pooler <= own else own
+
+
+def _pooler(model: Any, name: str) -> set[str]:
+    start = f"{_prefix(model, name)}pooler."
+    return {weight for weight, _ in model.named_parameters() if weight.startswith(start)}
+
+
+def _prefix(model: Any, name: str) -> str:
+    return f"{name}." if hasattr(model, name) else ""
+
+
+def _where(role: str, folder: Path) -> str:
+    return f"{role} model {folder}"
 
 
 def image_processor(role: str, folder: Path) -> Any:
     """Always PIL's: torchvision resizes differently, and scores must not depend on what is installed."""
-    return load_component(
-        role, folder, lambda path: AutoImageProcessor.from_pretrained(path, backend="pil"), "image processor"
-    )
+    return from_pretrained(AutoImageProcessor, folder, _where(role, folder), "an image processor", backend="pil")
 
 
 def tokenizer(role: str, folder: Path) -> Any:
     """Loads the folder's tokenizer."""
-    return load_component(role, folder, AutoTokenizer.from_pretrained, "tokenizer")
+    return from_pretrained(AutoTokenizer, folder, _where(role, folder), "a tokenizer")
 
 
 def pixels(role: str, folder: Path, config: Any) -> Pixels:
@@ -102,7 +108,7 @@ def pixels(role: str, folder: Path, config: Any) -> Pixels:
 def _kind(role: str, folder: Path) -> Any:
     """Returns the class that loads a vision tower. AutoModel has none for a bare Idefics2 tower, and its BLIP class
     is deprecated."""
-    kind = load_component(role, folder, AutoConfig.from_pretrained, "config.json of a known model").model_type
+    kind = from_pretrained(AutoConfig, folder, _where(role, folder), "the config of a known model").model_type
     return {"blip": BlipForImageTextRetrieval, "idefics2_vision": Idefics2VisionTransformer}.get(kind, AutoModel)
 
 
@@ -110,11 +116,11 @@ class Vision:
     """E_v: the vision tower of SigLIP, CLIP, BLIP, ViT, or of a vision-language model such as Idefics2."""
 
     def __init__(self, folder: Path, device: str, role: str = "vision") -> None:
-        model = load(role, folder, _kind(role, folder), "vision_model")
+        model, self.pooled = load_tower(role, folder, "vision_model", _kind(role, folder))
         self.tower = getattr(model, "vision_model", model).to(device)
         config = self.tower.config
         if not hasattr(config, "image_size"):
-            raise ConfigError(f"{role} model {folder}: {type(model).__name__} has no vision tower")
+            raise ConfigError(f"{_where(role, folder)}: {type(model).__name__} has no vision tower")
         self.pixels = pixels(role, folder, config)
         self.width: int = config.hidden_size
         self.device = device
@@ -124,7 +130,7 @@ class Vision:
         """Maps uint8 ``[n, H, W, 3]`` to float32 ``[n, width]``: pooled, or the mean over tokens if there is no
         pooler."""
         seen = self.tower(pixel_values=self.pixels(frames).to(self.device))
-        pooled = getattr(seen, "pooler_output", None)
+        pooled = getattr(seen, "pooler_output", None) if self.pooled else None
         return seen.last_hidden_state.mean(1) if pooled is None else pooled
 
 
@@ -132,8 +138,8 @@ class Text:
     """E_t: the text tower of CLIP or SigLIP, or a BERT-like model."""
 
     def __init__(self, folder: Path, device: str, role: str = "text") -> None:
-        model = load(role, folder, tower="text_model")
-        self.pooled = hasattr(model, "text_model")
+        model, pooled = load_tower(role, folder, "text_model")
+        self.pooled = pooled and hasattr(model, "text_model")
         self.tower = getattr(model, "text_model", model).to(device)
         self.words = CaptionTokenizer(role, folder, self.tower.config)
         self.width: int = self.tower.config.hidden_size
@@ -141,7 +147,7 @@ class Text:
 
     @torch.no_grad()
     def __call__(self, text: str) -> torch.Tensor:
-        """Maps a caption to float32 ``[width]``."""
+        """Maps a caption to float32 ``[width]``: a joint model's pooled output, else the first token."""
         seen = self.tower(**self.words(text, self.device))
         return (seen.pooler_output if self.pooled else seen.last_hidden_state[:, 0])[0]
 

@@ -1,4 +1,4 @@
-"""Image-video consistency: S_image = Reg(E_v(V), E_v(I_p)), between the video and its first frame."""
+"""Image-video consistency (Eq. 9): S_ivc = Reg(E_v(V), E_v(I_p)), between the video and its first frame."""
 
 from __future__ import annotations
 

@@ -1,11 +1,20 @@
 """Visual motion (Eq. 6): S_motion = Cos(M_CLIP(V), M_CLIP(T_m)), as in ActionCLIP.
 
 ```
-8 frames ── CLIP's image tower ──> [8, D] ── adapter (trained): temporal transformer, residual, mean ──> video [D]
+N frames ── CLIP's image tower ──> [N, D] ── adapter (trained): temporal transformer, residual, mean ──> video [D]
                                                                                                          │ cosine
-LEVELS, six sentences ── CLIP's text tower ──────────────────────────────────────────────────────> [6, D]
-    training: cross-entropy over all six levels        scoring: softmax over the two ends, most motion against none
+PROMPTS ── CLIP's text tower ──> [2, D] ── six levels of amplitude on the arc between them ────────> [6, D]
+    training: cross-entropy over the six levels             scoring: the expected level, sum_i p_i i / 5
 ```
+
+Deviations. The paper has six levels of amplitude, but T_m for the two extreme ones only:
+
+1. The other four levels have no sentence. Their embeddings divide the arc between the two prompts' in equal angles.
+2. The clips are not labelled with levels. A mean rating 1..5 is the level 5 (r - 1) / 4; between two levels the target
+   probability is split linearly, so that the target's expected level is the rating.
+3. The score is the expected level under p = softmax(temperature cos), as trained. The published code takes the softmax
+   over the two prompts alone; a model that is trained on six levels leaves their difference free for all clips but the
+   extreme ones, and at CLIP's temperature of 100 a difference of 0.03 is already a score of 95.
 """
 
 from __future__ import annotations
@@ -23,23 +32,36 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import CaptionTokenizer, load, pixels
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import sample_frames
+from rewarders.anime_reward.video import FRAMES, sample_frames
 
-LEVELS = (  # T_m, from score 0 to score 100 in equal steps
-    "The protagonist stays still from the first to the last frame.",
-    "The protagonist hardly moves: only the eyes, the mouth or the expression change.",
-    "The protagonist moves a little, such as turning the head.",
-    "The protagonist moves somewhat, such as gesturing or shifting the body.",
-    "The protagonist moves clearly, such as walking or waving the arms.",
-    "The protagonist moves a lot, such as running, jumping, dancing or fighting.",
+PROMPTS = (  # T_m, word for word: the most motion, none
+    "The protagonist has a large range of movement, such as running, jumping, dancing, or waving arms.",
+    "The protagonist remains stationary in the video with no apparent movement.",
 )
-SEGMENTS = 8  # frames
+LEVELS = 6  # of amplitude, from score 0 to score 100 in equal steps
+
+
+def levels_between(large: torch.Tensor, still: torch.Tensor) -> torch.Tensor:
+    """Returns the levels' embeddings ``[6, D]``, from `still` to `large` ``[D]``; all have length 1.
+
+    They are on one great circle, in steps of equal angle. The two given must differ, and have length 1.
+    """
+    angle = torch.arccos(torch.dot(large, still).clamp(-1, 1))
+    share = torch.linspace(0, 1, LEVELS, device=large.device)[:, None]
+    return (((1 - share) * angle).sin() * still + (share * angle).sin() * large) / angle.sin()
+
+
+def level_targets(scores: torch.Tensor) -> torch.Tensor:
+    """Maps scores ``[n]``, 0..100, to target probabilities of the levels ``[n, 6]``, with the score as their mean."""
+    position = scores / 100 * (LEVELS - 1)
+    levels = torch.arange(LEVELS, device=scores.device)
+    return (1 - (position[:, None] - levels).abs()).clamp(min=0)
 
 
 class MotionHead(FrameHead):
     """ActionCLIP's adapter over frames.
 
-    `levels` ``[6, D]`` are the sentences' embeddings, of length 1; `temperature` is CLIP's logit scale (100).
+    `levels` ``[6, D]`` are the levels' embeddings, of length 1; `temperature` is CLIP's logit scale (100).
     """
 
     levels: torch.Tensor
@@ -64,9 +86,8 @@ class MotionHead(FrameHead):
         return self.temperature * video @ self.levels.T
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100: the probability of the highest level against the lowest."""
-        logits = self.logits(rows)
-        return 100 * (logits[:, -1] - logits[:, 0]).sigmoid()
+        """Maps rows ``[n, D]`` to scores ``[n]``, 0..100: the expected level."""
+        return self.logits(rows).softmax(1) @ torch.linspace(0, 100, LEVELS, device=rows.device)
 
 
 class PromptedMotion(EncoderReward):
@@ -74,7 +95,8 @@ class PromptedMotion(EncoderReward):
 
     dimension = "motion"
     ROLES = ("clip",)
-    OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": SEGMENTS, "layers": 2}
+    METHOD: ClassVar[Mapping[str, str]] = {**EncoderReward.METHOD, "score": "expected level between two prompts"}
+    OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES, "layers": 2}
 
     def build(self) -> None:
         folder = self.folders["clip"]
@@ -86,9 +108,11 @@ class PromptedMotion(EncoderReward):
         self.pixels = pixels("clip", folder, self.clip.config.vision_config)
         tokenize = CaptionTokenizer("clip", folder, self.clip.config.text_config)
         with torch.no_grad():
-            embeddings = [self.clip.get_text_features(**tokenize(level, self.device)).pooler_output for level in LEVELS]
-        levels = functional.normalize(torch.cat(embeddings), dim=1)
-        temperature = float(self.clip.logit_scale.exp())
+            words = [self.clip.get_text_features(**tokenize(prompt, self.device)).pooler_output for prompt in PROMPTS]
+        large, still = functional.normalize(torch.cat(words), dim=1)
+        if torch.allclose(large, still):
+            raise ConfigError(f"clip model {folder}: gives both motion prompts the same embedding")
+        levels, temperature = levels_between(large, still), float(self.clip.logit_scale.exp())
         self.head = MotionHead(levels, temperature, self.options["frames"], self.options["layers"])
 
     def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
@@ -96,8 +120,5 @@ class PromptedMotion(EncoderReward):
         return pack(self.clip.get_image_features(pixel_values=images).pooler_output, self.options["frames"])
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy over the six levels; the target of a score between two levels is split between them."""
-        position = scores / 100 * (len(LEVELS) - 1)
-        levels = torch.arange(len(LEVELS), device=scores.device)
-        target = (1 - (position[:, None] - levels).abs()).clamp(min=0)
-        return functional.cross_entropy(self.head.logits(features), target)  # type: ignore[operator]
+        """Cross-entropy over the six levels; see `level_targets`."""
+        return functional.cross_entropy(self.head.logits(features), level_targets(scores))  # type: ignore[operator]

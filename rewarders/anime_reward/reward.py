@@ -8,29 +8,32 @@ Deviations from the paper:
 2. Scores are bounded, 0..100. The published code divides the logits of smoothness and appeal by 100 without clamping.
 3. Image and text: the published heads are linear in the two concatenated embeddings, so they cannot compare them. Ours
    use a distance (image; 100 if nothing changes) and a product (text).
-4. Appeal follows the paper (key frames, SigLIP, aesthetic head); the published code uses a second Idefics2 instead.
+4. Appeal follows the paper (SigLIP, aesthetic head), with every frame as a key frame (`appeal.py`); the published code
+   uses a second Idefics2 instead. The clip's score is the mean of its frames'.
 5. Captions are truncated at the text encoder's limit; the published code truncates them at 30 tokens.
-6. Motion: six levels of amplitude on one scale, in our own words. Two of the six published classes are not amplitudes
-   (several shots; no person).
+6. Motion: four of the six levels of amplitude are interpolated, and the score is the expected level (`motion.py`). Two
+   of the six classes of the published code are not amplitudes (several shots; no person).
 7. Character: one character, GroundingDINO's most confident (published: up to five); cosine similarity with the stored
    character (published: a softmax over a closed gallery, meaningless for characters outside of it); SAM 2 alone tracks
    (published: SAMURAI); frames without the character count as 0, since a clip could otherwise drop it and score well.
 8. Smoothness: the head sees how embeddings change, not the embeddings, which it would memorise.
-9. Only the equations of smoothness and motion could be read verbatim; the others follow descriptions of them.
 
 | symbol | here | meaning |
 |---|---|---|
-| I_1 .. I_N | `video.sample_frames(clip)` | the clip's frames, at most 24, evenly spaced |
+| I_1 .. I_N | `video.sample_frames(clip)` | the clip's frames: all up to 81 (published code: 24, ActionCLIP: 8) |
 | I_p | `reference_frame(clip, prompt)` | the image to animate |
 | T | `prompt.text` | the caption |
 | E_v, E_t | `encoders.Vision`, `encoders.Text` | frozen encoders |
 | Reg, Aes | `reward.head` | the trained part: regression, aesthetics |
-| M_CLIP, T_m | `PromptedMotion.clip`, `motion.LEVELS` | CLIP, and the motion prompts |
+| M_CLIP, T_m | `PromptedMotion.clip`, `motion.PROMPTS` | CLIP, and the motion prompts |
+| KeyFrm | `video.sample_frames(clip)` | the key frames |
+| M_i, fea_c | `tracking.Tracker`, `TrackedCharacter.stored` | the character in frame i; the stored character |
 | R | `reward.preset = "equal"` | the mean of the six dimensions |
 
-    S_smooth = Reg(E_v(I_1, ..., I_N))    S_motion = Cos(M_CLIP(V), M_CLIP(T_m))    S_appeal = Aes(SigLIP(key frames))
-    S_text   = Reg(E_v(V), E_t(T))        S_image  = Reg(E_v(V), E_v(I_p))          R = mean of the six
-    S_char   = mean over frames of Cos(BLIP(mask_i I_i), BLIP(character)), masks by GroundingDINO and SAM 2
+    (5) S_smooth = Reg(E_v(I_1, ..., I_N))              (6) S_motion = Cos(M_CLIP(V), M_CLIP(T_m))
+    (7) S_appeal = Aes(SigLIP(I_0, ..., I_K)), I_i in KeyFrm(V)
+    (8) S_tvc = Reg(E_v(V), E_t(T))                     (9) S_ivc = Reg(E_v(V), E_v(I_p))
+    (10) S_cc = 1/N sum_i Cos(BLIP(M_i), fea_c)         (11) R = 1/|D| sum_d r_d
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ from common.models.fingerprint import fingerprint
 from common.weights.tensors import state_digest
 from rewarders.anime_reward.encoders import locate_model, resolve_folder
 from rewarders.anime_reward.heads import opinion_loss
+from rewarders.anime_reward.video import SAMPLING
 
 DIGITS = 3  # decimals of a score
 
@@ -68,6 +72,7 @@ class EncoderReward(ABC):
     ROLES: ClassVar[tuple[str, ...]]
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     PATHS: ClassVar[tuple[str, ...]] = ()  # options that are folders; their content counts, not their path
+    METHOD: ClassVar[Mapping[str, str]] = {"frames": SAMPLING}  # what else decides the scores; recorded with the head
     head: nn.Module
     identity: str  # identifies the frozen models by their files
 
@@ -119,10 +124,11 @@ class EncoderReward(ABC):
 
     @property
     def digest(self) -> str:
-        """blake2b-128 hex over class, options, the models' fingerprints and the head's weights."""
+        """blake2b-128 hex over class, options, method, the models' fingerprints and the head's weights."""
         hasher = blake2b(digest_size=16)
         options = {name: value for name, value in self.options.items() if name not in self.PATHS}
-        hasher.update(f"{type(self).__name__}|{json.dumps(options, sort_keys=True)}|{self.identity}|".encode())
+        parts = (json.dumps(part, sort_keys=True) for part in (options, self.METHOD))
+        hasher.update("|".join((type(self).__name__, *parts, self.identity, "")).encode())
         hasher.update(state_digest(self.head.state_dict()).encode())
         return hasher.hexdigest()
 
@@ -136,6 +142,7 @@ class EncoderReward(ABC):
                 name: self._portable_path(value, folder) if name in self.PATHS else value
                 for name, value in self.options.items()
             },
+            "method": dict(self.METHOD),
             "digest": self.digest,
         }
 

@@ -1,4 +1,4 @@
-"""Text-video consistency: S_text = Reg(E_v(V), E_t(T)), between the video and its caption."""
+"""Text-video consistency (Eq. 8): S_tvc = Reg(E_v(V), E_t(T)), between the video and its caption."""
 
 from __future__ import annotations
 

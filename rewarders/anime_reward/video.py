@@ -9,16 +9,26 @@ import numpy as np
 import torch
 from PIL import Image
 
-FRAMES = 24  # maximum number of frames used of a clip, as in the published AnimeReward
+FRAMES = 81  # maximum number of frames used of a clip: all of CogVideoX's 49 and of CogVideoX 1.5's 81
+SAMPLING = "first to last, odd steps"  # recorded with a head; change it with `frame_indices`
 
 
 def frame_indices(count: int, limit: int = FRAMES) -> list[int]:
-    """Returns which of `count` frames to use: all, or `limit` of them, evenly spaced from the first."""
-    return list(range(count)) if count <= limit else [i * count // limit for i in range(limit)]
+    """Returns which of `count` frames to use: all, or `limit` of them, evenly spread from the first to the last.
+
+    If frames are left out, the k-th frame used has the parity of k (but for the last, and never equal to another):
+    steps are odd, so what alternates from frame to frame shows. With even steps it would look steady.
+    """
+    if count <= limit:
+        return list(range(count))
+    if limit == 1:
+        return [0]
+    even = [k * (count - 1) // (limit - 1) for k in range(limit)]
+    return [place - (place - k) % 2 for k, place in enumerate(even[:-1])] + [count - 1]
 
 
 def sample_frames(clip: np.ndarray, limit: int = FRAMES) -> np.ndarray:
-    """Returns at most `limit` frames of a clip uint8 ``[F, H, W, 3]``."""
+    """Returns at most `limit` frames of a clip uint8 ``[F, H, W, 3]``; see `frame_indices`."""
     return clip[frame_indices(len(clip), limit)]
 
 

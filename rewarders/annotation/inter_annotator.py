@@ -3,12 +3,16 @@
 | figure | here | definition |
 |---|---|---|
 | mean opinion | `MeanOpinion` | mean over clips of the mean over annotators; 95 % bootstrap interval over clips |
+| percent | `MeanOpinion.percent` | 100 mean / 5, the scale of HuViDPO's Table 2 |
 | majority | `majority` | the choice of more than half of a pair's annotators; without one, a tie |
 | win rate | `WinRate` | wins / (wins + losses) over pairs by majority, ties excluded; 95 % Wilson interval |
 | Krippendorff's alpha | `alpha` | 1: full agreement, 0: as by chance; ordinal for ratings, nominal for choices |
 
 Krippendorff, "Content Analysis" (2018), chapter 12: alpha = 1 - observed / expected disagreement, for any number of
 annotators and missing answers; above 0.8 is reliable, below 0.667 is not. Computed by the package `krippendorff`.
+
+Deviation: HuViDPO says that scores were "converted to percentages", not how. We take the share of the highest rating,
+so that the worst possible mean, 1, is 20 %.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from scipy.stats import binomtest
 
 from common.bootstrap import bootstrap_mean
 from rewarders.annotation.items import Pair, SurveyClip
+from rewarders.annotation.rubric import HIGHEST
 from rewarders.annotation.store import Answer
 from rewarders.annotation.survey import Survey
 
@@ -41,6 +46,7 @@ class MeanOpinion:
     mean: float
     low: float | None  # None for a single clip
     high: float | None
+    percent: float  # of the highest rating, 20..100
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +131,14 @@ def _mean_opinions(survey: Survey, rated: Sequence[Answer]) -> list[MeanOpinion]
 
 def _mean_opinion(source: str, dimension: str, means: Sequence[float]) -> MeanOpinion:
     if len(means) < 2:
-        return MeanOpinion(source, dimension, len(means), means[0], None, None)
+        return MeanOpinion(source, dimension, len(means), means[0], None, None, _percent(means[0]))
     interval = bootstrap_mean(means)
-    return MeanOpinion(source, dimension, len(means), interval.mean, interval.low, interval.high)
+    percent = _percent(interval.mean)
+    return MeanOpinion(source, dimension, len(means), interval.mean, interval.low, interval.high, percent)
+
+
+def _percent(mean: float) -> float:
+    return 100 * mean / HIGHEST
 
 
 def group_by_item(answers: Sequence[Answer]) -> dict[str, list[Answer]]:

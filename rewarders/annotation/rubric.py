@@ -6,7 +6,7 @@ name = "mine"                       # answers to different rubrics are kept apar
 [[dimensions]]
 name = "smoothness"                 # a key of the ratings file
 question = "Is the motion smooth?"
-low = "flickers"                    # what 1 means, and 5
+low = "flickers"                    # what 1 means; `middle` and `high`: 3 and 5; all three are optional
 high = "flows"
 ```
 """
@@ -32,8 +32,9 @@ class Dimension(BaseModel):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")
     question: str = Field(min_length=1, max_length=200)
-    low: str = Field(default="", max_length=40)
-    high: str = Field(default="", max_length=40)
+    low: str = Field(default="", max_length=200)
+    middle: str = Field(default="", max_length=200)
+    high: str = Field(default="", max_length=200)
 
 
 class Rubric(BaseModel):

@@ -11,32 +11,29 @@ from safetensors.torch import load_file
 from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
+from common.models import pretrained
 
 PROMPT_FILE, CAPTION = "prompt.txt", "{text}"
 
 
 def from_pretrained(kind: Any, path: str, **kwargs: Any) -> Any:
-    """Returns ``kind.from_pretrained(path, **kwargs)``. Raises `ConfigError` if `path` is missing or holds something
-    else."""
-    if not path:
-        raise ConfigError("path: must be a model folder or hub id")
-    try:
-        return kind.from_pretrained(path, **kwargs)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        reraise_oom(error)
-        raise ConfigError(f"path = {path!r}: cannot be loaded as {kind.__name__}: {one_line(error)}") from None
+    """Loads a processor, tokenizer or config from the folder or hub id `path`. Raises `ConfigError` if it has none."""
+    return pretrained.from_pretrained(kind, path, _where(path), **kwargs)
 
 
 def load_frozen(kind: Any, path: str, **kwargs: Any) -> Any:
     """Loads a frozen model from safetensors, in its saved dtype.
 
-    Raises `ConfigError` also for pickled and for missing weights, which `transformers` would initialise at random.
+    Raises `ConfigError` also for pickled and for missing weights; see `common.models.pretrained.load_model`.
     """
-    model, loading = from_pretrained(kind, path, dtype="auto", use_safetensors=True, output_loading_info=True, **kwargs)
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise ConfigError(f"path = {path!r}: not a complete {kind.__name__}: {missing[0]} is missing")
+    model, _ = pretrained.load_model(kind, path, _where(path), dtype="auto", **kwargs)
     return model.eval().requires_grad_(False)
+
+
+def _where(path: str) -> str:
+    if not path:
+        raise ConfigError("path: must be a model folder or hub id")
+    return f"path = {path!r}"
 
 
 def linear_layers(file: Path, width: int) -> torch.nn.Sequential:

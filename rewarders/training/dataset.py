@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache, lru_cache
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -21,6 +21,7 @@ from common.errors import ConfigError
 from common.messages import Prompt
 
 SHARES = (0.7, 0.15, 0.15)  # training, validation, test
+IMAGES = 4  # first frames in memory
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class RatedDataset:
         if not self.rows:
             raise ConfigError(f"{table.file}: none of its {len(table.rows)} clips has a rating")
         self._lines = {row.clip: line for row, line in zip(table.rows, table.lines, strict=True)}
+        # 30,000 rows have some 5,000 first frames of a megabyte each: only a few are kept.
+        self._image = lru_cache(IMAGES)(lambda path: path.read_bytes())
+        self._image_digest = cache(lambda path: digest(path.read_bytes()))
 
     def scores(self, dimension: str) -> np.ndarray:
         """Returns mean ratings as scores 0..100, ``[n]``; NaN where the dimension is not rated."""
@@ -52,19 +56,29 @@ class RatedDataset:
         """Returns which clips a model generated, bool ``[n]``."""
         return np.array([row.source != REAL for row in self.rows])
 
-    def prompts(self) -> list[Prompt]:
-        """Returns the prompt of each clip; the first frame keeps its file's format."""
-        return [
-            Prompt(
-                ordinal=i,
-                id=row.clip,
-                text=row.prompt,
-                image=None if row.first_frame is None else self.table.place(row.first_frame).read_bytes(),
-                character=row.character,
-                category=row.category,
-            )
-            for i, row in enumerate(self.rows)
-        ]
+    def prompt(self, i: int) -> Prompt:
+        """Returns the prompt of clip `i`; its first frame is read now and keeps its file's format."""
+        row = self.rows[i]
+        return Prompt(
+            ordinal=i,
+            id=row.clip,
+            text=row.prompt,
+            image=None if row.first_frame is None else self._image(self.table.place(row.first_frame)),
+            character=row.character,
+            category=row.category,
+        )
+
+    def by_first_frame(self, rows: Iterable[int]) -> list[int]:
+        """Orders `rows` so that those of one first frame follow each other: `prompt` then reads each frame once."""
+        groups: dict[str | None, list[int]] = {}
+        for i in rows:
+            groups.setdefault(self.rows[i].first_frame, []).append(int(i))
+        return [i for group in groups.values() for i in group]
+
+    def first_frame_digest(self, i: int) -> str:
+        """Returns the digest of the first frame's file, or of no bytes. A file is read once and not kept."""
+        frame = self.rows[i].first_frame
+        return digest(b"") if frame is None else self._image_digest(self.table.place(frame))
 
     def clip_bytes(self, i: int) -> bytes:
         """Returns the file of clip `i`."""
@@ -92,17 +106,14 @@ class RatedDataset:
 
     def leak_keys(self) -> list[frozenset[str]]:
         """Returns what each row must not share with another part of the split: prompt, first frame and character."""
-        pictures: dict[Path, str] = {}
-        return [frozenset(self._leak_keys(row, pictures)) for row in self.rows]
+        return [frozenset(self._leak_keys(i, row)) for i, row in enumerate(self.rows)]
 
-    def _leak_keys(self, row: RatedClip, pictures: dict[Path, str]) -> Iterator[str]:
+    def _leak_keys(self, i: int, row: RatedClip) -> Iterator[str]:
         yield f"prompt {' '.join(row.prompt.lower().split())}"
         if row.character is not None:
             yield f"character {row.character.lower()}"
         if row.first_frame is not None:
-            path = self.table.place(row.first_frame)
-            pictures.setdefault(path, digest(path.read_bytes()))
-            yield f"first frame {pictures[path]}"
+            yield f"first frame {self.first_frame_digest(i)}"
 
 
 def split(leak_keys: Sequence[frozenset[str]], seed: int, where: str) -> Split:

@@ -127,12 +127,13 @@ def _measured(
     rewards: Sequence[Reward], rated: RatedDataset, rows: np.ndarray, log: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns scores by dimension and baselines by name, ``[n]`` each; NaN where there is none."""
-    rewarder, prompts = Rewarder(rewards, RewardConfig()), rated.prompts()
+    rewarder = Rewarder(rewards, RewardConfig())
     scores = {reward.dimension: np.full(len(rated.rows), np.nan) for reward in rewards}
     plain = {name: np.full(len(rated.rows), np.nan) for name in pixel_baselines.SIGNALS}
-    said = time.monotonic()
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
+    said, order = time.monotonic(), rated.by_first_frame(rows)
+    for start in range(0, len(order), BATCH):
+        part = order[start : start + BATCH]
+        prompts = {i: rated.prompt(i) for i in part}
         tasks = [ScoreTask(rated.rows[i].clip, prompts[i], rated.clip_bytes(i)) for i in part]
         for i, score in zip(part, rewarder.score(tasks), strict=True):
             for name, value in score.values.items():
@@ -144,6 +145,6 @@ def _measured(
             for name, value in pixel_baselines.measure_signals(clip, reference_frame(clip, prompts[i])).items():
                 plain[name][i] = value
         if time.monotonic() - said > EVERY:
-            log(f"scored {start + len(part)}/{len(rows)} clips")
+            log(f"scored {start + len(part)}/{len(order)} clips")
             said = time.monotonic()
     return scores, plain

@@ -36,7 +36,7 @@ from rewarders.first_frame import reference_frame
 from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead
 from rewarders.toon_heads.training.train import head_loss
 from rewarders.training.dataset import RatedDataset, Split, hash_keys, split
-from rewarders.training.features import features
+from rewarders.training.features import CachedRows, features
 
 Log = Callable[[str], None]
 TRAINING, SEEN = "training", "seen.json"
@@ -75,7 +75,7 @@ class TrainableHead(Protocol):
 class FeatureHead:
     """A small head over precomputed features."""
 
-    def __init__(self, reward: TrainableReward, rows: np.ndarray, seen: torch.Tensor, scores: np.ndarray) -> None:
+    def __init__(self, reward: TrainableReward, rows: np.ndarray, seen: CachedRows, scores: np.ndarray) -> None:
         self.module, self.rows = reward.head.requires_grad_(True), rows
         self._reward, self._seen = reward, seen
         self._scores = torch.from_numpy(scores).float()
@@ -92,10 +92,9 @@ class ClipHead:
     def __init__(
         self, head: ToonHead, rated: RatedDataset, rows: np.ndarray, clips: np.ndarray, scores: np.ndarray
     ) -> None:
-        prompts = rated.prompts()
         self.module, self.rows, self.clips = head, rows, clips
-        self.firsts = np.stack([reference_frame(clip, prompts[i]) for i, clip in zip(rows, clips, strict=True)])
-        self.captions = [prompts[i].text for i in rows]
+        self.firsts = np.stack([reference_frame(clip, rated.prompt(i)) for i, clip in zip(rows, clips, strict=True)])
+        self.captions = [rated.rows[i].prompt for i in rows]
         self._badness = (1 - scores[:, None] / 100).astype(np.float32)
 
     def badness_of(self, dimension: str) -> np.ndarray:
@@ -130,8 +129,8 @@ def train_reward(
     parts = _begin(rated, dimension, out, plan, made_of)
     rows, seen, bad = features(reward, rated, _folder(out, dimension) / "features", log)
     scores = rated.scores(dimension)
-    there = ~np.isnan(scores[rows])
-    rows, seen = rows[there], seen[torch.from_numpy(there)]
+    there = np.flatnonzero(~np.isnan(scores[rows]))
+    rows, seen = rows[there], seen.only(there)
     _fit(FeatureHead(reward, rows, seen, scores[rows]), dimension, parts, bad, out, plan, log)
     reward.head.eval().requires_grad_(False)
     return reward

@@ -20,6 +20,7 @@ from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, open_model, predict_v
+from common.models.shapes import front_padding
 from common.weights.tensors import from_array
 from deploy.cli.main import main
 from tests.actors.test_denoise import condition
@@ -62,13 +63,15 @@ def test_as_the_inverse_scheduler_of_diffusers(tmp_path: Path, family: str) -> N
     theirs = DDIMInverseScheduler(prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False)
     theirs.alphas_cumprod = scheduler.alphas_cumprod  # it has no snr_shift_scale
     theirs.set_timesteps(10)
-    expected, image = x0[None], None if given.image_latent is None else given.image_latent[None]
+    padded = front_padding(model.transformer_config, len(x0))
+    clip = torch.cat([x0[:1]] * padded + [x0])
+    expected, image = clip[None], None if given.image_latent is None else given.image_latent[None]
     with torch.no_grad():
         for t in theirs.timesteps:
             v = predict_v(transformer, expected, image, t[None], given.prompt_embeds[None])
             expected = theirs.step(v, int(t), expected).prev_sample  # type: ignore[union-attr]
     ours = invert(transformer, scheduler, given, x0, steps=10)
-    assert (expected[0] - x0).abs().max() > 0.5
+    assert (expected[0] - clip).abs().max() > 0.5
     torch.testing.assert_close(ours, expected[0], atol=1e-4, rtol=0)
 
 

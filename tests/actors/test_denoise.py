@@ -6,11 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from actors.denoise import Condition, denoise
+from actors.denoise import Condition, denoise, dynamic_scale
+from actors.sampler import Sampler
+from common.config import load_config
+from common.errors import ConfigError
+from common.images import encode_png, first_frame
+from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, encode_image, encode_text, open_model, to_unit
+from common.weights.tensors import from_array
 from tests.support.reference import open_pipeline, pipeline_latents
 from tests.support.tiny import FRAMES, HEIGHT, WIDTH, tiny_pipeline
 
@@ -78,6 +85,18 @@ def test_a_wide_posterior_differs_only_by_mode_against_sample(tmp_path: Path) ->
         torch.testing.assert_close(mine[0], expected[row], atol=TOLERANCE, rtol=0)
 
 
+def test_an_image_of_another_shape_is_cropped_where_the_pipeline_squeezes_it(model: ModelFolder) -> None:
+    """So an exported pipeline gives the same latents for the cropped image, and others for the whole one."""
+    wide = np.random.default_rng(2).integers(0, 256, (HEIGHT, 2 * WIDTH, 3), np.uint8)
+    flags = {"sampler.steps": STEPS, "sampler.scheduler": "ddim"}
+    sampler, prompt = Sampler(model, load_config(flags=flags)), Prompt(0, "p", TEXT, encode_png(wide))
+    group = sampler.sample(prompt, sampler.encode(prompt), SEEDS, range(len(SEEDS)))
+    latents, pipe = torch.stack([from_array(one.latents) for one in group]), open_pipeline(model.path)
+    for image, equal in ((first_frame(encode_png(wide), HEIGHT, WIDTH), True), (wide, False)):
+        expected = pipeline_latents(pipe, image, TEXT, SEEDS, kind="ddim", steps=STEPS)
+        assert ((latents - expected).abs().max() < TOLERANCE) == equal
+
+
 MUTATIONS = {
     "the image latent without the VAE's scale": lambda c, model: replace(
         c, image_latent=c.image_latent / model.vae_config["scaling_factor"]
@@ -111,3 +130,16 @@ def test_guidance_drops_the_caption_and_keeps_the_image(model: ModelFolder) -> N
 def test_guidance_needs_the_empty_caption(model: ModelFolder) -> None:
     with pytest.raises(ValueError, match="empty caption"):
         ours(model, "dpm", 6.0, replace(condition(model), empty_embeds=None))
+
+
+def test_the_dynamic_scale_by_hand() -> None:
+    """1 + 6 (1 - cos(pi x^5)) / 2 with x = (50 - t) / 50."""
+    assert dynamic_scale(6.0, 50, 50) == 1.0  # x = 0
+    assert dynamic_scale(6.0, 0, 50) == 7.0  # x = 1
+    assert dynamic_scale(6.0, 25, 50) == pytest.approx(1.0144458)  # x = 1/2: cos(pi / 32) = 0.9951847
+    assert dynamic_scale(6.0, 99, 50) == pytest.approx(6.8643718)  # x = -0.98: cos(0.9039208 pi) = -0.9547906
+
+
+def test_dynamic_guidance_without_guidance_is_refused() -> None:
+    with pytest.raises(ConfigError, match="dynamic_guidance = true: needs guidance above 1"):
+        load_config(flags={"sampler.dynamic_guidance": "on"})

@@ -213,11 +213,9 @@ def test_judges_are_written_to_toml_and_named_in_differences(tmp_path):
         ({"reward.judges.a": "x"}, "reward.judges.a.kind"),
         ({"reward.path": ""}, "nothing scores the clips"),
         ({"reward.feedback": "beauty"}, "feedback = 'beauty': must be one of all, global, smoothness"),
-        ({"reward.preset": "mine"}, "preset = 'mine': must be one of equal"),
-        (
-            {"reward.preset": "equal", "reward.weights.text": "0"},
-            "preset = 'equal' and weights are both set: keep only one",
-        ),
+        ({"reward.preset": "mine"}, "preset = 'mine': must be one of no_dynamics, more_motion"),
+        ({"reward.preset": "equal", "reward.weights.text": "-1"}, "--reward.weights.text = '-1'"),
+        ({"reward.preset": "equal", "reward.weights": "2"}, "--reward.weights: a section, not a value"),
     ],
 )
 def test_a_wrong_judge_gets_one_line(flags, line):

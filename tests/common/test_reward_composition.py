@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.config import DIMENSIONS, RewardConfig, load_config
+from common.config import DIMENSIONS, RewardConfig, load_config, parse_config, to_toml
+from common.config.reward import RewardWeights
 from common.errors import ConfigError
 from common.reward_composition import clip_reward, expected_scores, mean_score, reward_weights, weighted_mean
 
@@ -70,9 +71,45 @@ def test_weighted_scores_must_exist(flags, scored, line):
         reward_weights(reward(**flags), scored)
 
 
-def test_presets_set_the_weights():
-    config = reward(preset="equal")
-    assert config.head_weights == dict.fromkeys(DIMENSIONS, 1.0)
+@pytest.mark.parametrize(
+    ("preset", "proportion"),  # Table 5 of the AnimeReward paper, in its order of the dimensions
+    [
+        ("no_dynamics", "0:0:1:1:1:1"),
+        ("more_motion", "3:5:3:3:3:3"),
+        ("more_appeal", "3:3:6:4:4:4"),
+        ("equal", "1:1:1:1:1:1"),
+    ],
+)
+def test_presets_are_the_papers_weightings(preset: str, proportion: str):
+    weights = load_config(None, {"reward.preset": preset}).reward.head_weights
+    assert RewardConfig().preset == "equal"
+    assert list(weights) == ["smoothness", "motion", "appeal", "text", "image", "character"]
+    assert ":".join(f"{weight:g}" for weight in weights.values()) == proportion
+
+
+def test_a_presets_clip_reward():
+    """By hand: (3 * 40 + 5 * 80 + 3 * (10 + 20 + 30 + 60)) / 20 = 44."""
+    scores = dict(zip(DIMENSIONS, (40.0, 80.0, 10.0, 20.0, 30.0, 60.0), strict=True))
+    config = load_config(None, {"reward.preset": "more_motion"}).reward
+    assert clip_reward(config, scores) == pytest.approx(0.44)
+
+
+def test_single_weights_override_a_preset():
+    config = load_config(None, {"reward.preset": "more_motion", "reward.weights.text": "0", "reward.weights.motion": 9})
+    assert config.reward.head_weights == {
+        "smoothness": 3, "motion": 9, "appeal": 3, "text": 0, "image": 3, "character": 3,
+    }  # fmt: skip
+    again = parse_config(to_toml(config), "config.toml")  # as a run saves it
+    assert again == config
+    assert RewardConfig(preset="more_motion", weights=RewardWeights(text=0, motion=9)) == config.reward
+
+
+def test_a_preset_as_a_flag_overrides_the_files_weights():
+    """Flags override the file, which names all weights if a run has saved it."""
+    file = to_toml(load_config(None, {"reward.preset": "more_motion", "reward.weights.text": "0"}))
+    flags = {"reward.preset": "more_appeal", "reward.weights.image": "2"}
+    assert list(parse_config(file, "config.toml", flags).reward.head_weights.values()) == [3, 3, 6, 4, 2, 4]
+    assert parse_config(file, "config.toml", {"reward.weights.image": "2"}).reward.weights.image == 2
 
 
 def test_expected_scores_of_a_configuration():

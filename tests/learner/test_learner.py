@@ -17,11 +17,12 @@ from common.weights.tensors import to_array
 from learner.algorithms.base import LossInputs, LossOutput
 from learner.algorithms.dpo import dpo_logits
 from learner.algorithms.sft import Sft
+from learner.algorithms.v_prediction import draw
 from learner.batch import collate
 from learner.learner import Learner, without_dropout
 from tests.support.learner.fakes import LATENT, MemoryExchange, make_group, tiny_config, tiny_model
 from tests.support.learner.plain import plain_loss
-from tests.support.tiny import TEXT_LENGTH, TEXT_WIDTH
+from tests.support.tiny import CHANNELS, TEXT_LENGTH, TEXT_WIDTH
 
 
 def start(folder: Path, config: RunConfig | None = None, **settings: Any) -> Learner:
@@ -121,6 +122,23 @@ def test_two_learners_are_bit_identical(tmp_path: Path) -> None:
         digests.append(learner.policy_digest())
         learner.close()
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_image_noise_has_the_scale_of_the_models_image_latents(tmp_path: Path, inverted: bool) -> None:
+    """sigma eps' comes before the factor: 0.7, or 1/0.7 where the checkpoint divides image latents by it."""
+    model = tiny_model(tmp_path / "model", vae={"invert_scale_latents": inverted})
+    learner, pairs = Learner(model, tiny_config(image_noise=True), tmp_path / "run"), collate([make_group(0)])
+    images: list[torch.Tensor] = []
+    learner.engine.module.register_forward_pre_hook(
+        lambda module, args, kwargs: images.append(kwargs["hidden_states"][:, :1, CHANNELS:]), with_kwargs=True
+    )
+    learner.errors(pairs, pairs.ordinals, step=1)
+    learner.close()
+    own, rules = learner.config, learner.config.learner
+    unscaled = draw(own.seed, 1, (0,), rules, pairs, steps=1000, padding=0, image_scale=1.0).image_noise[0]
+    assert pairs.image_latent is not None
+    torch.testing.assert_close(images[0], pairs.image_latent + (1 / 0.7 if inverted else 0.7) * unscaled)
 
 
 def test_the_schedule_and_the_versions(tmp_path: Path) -> None:

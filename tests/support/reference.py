@@ -31,10 +31,11 @@ def pipeline_latents(
     kind: str = "dpm",
     steps: int = 4,
     guidance: float = 1.0,
+    **more: Any,
 ) -> torch.Tensor:
     """The pipeline's latents [N, F, C, h, w], one clip per seed, without the front padding of CogVideoX 1.5.
 
-    `image` is the first frame, uint8 [HEIGHT, WIDTH, 3]; None for text-to-video.
+    `image` is the first frame, uint8 [HEIGHT, WIDTH, 3]; None for text-to-video. `more` goes to the pipeline's call.
     """
     pipe.scheduler = SCHEDULERS[kind].from_config(pipe.scheduler.config)
     images = {} if image is None else {"image": [Image.fromarray(image)] * len(seeds)}
@@ -49,5 +50,6 @@ def pipeline_latents(
         max_sequence_length=TEXT_LENGTH,
         output_type="latent",
         **images,
+        **more,
     ).frames
     return latents[:, -((FRAMES - 1) // pipe.vae_scale_factor_temporal + 1) :]

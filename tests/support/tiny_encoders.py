@@ -36,6 +36,7 @@ from transformers import (
     VideoMAEForVideoClassification,
     VideoMAEImageProcessorPil,
     ViTConfig,
+    ViTForImageClassification,
     ViTImageProcessorPil,
     ViTModel,
 )
@@ -70,6 +71,14 @@ def tiny_siglip(folder: Path, seed: int = 0, hidden_size: int = 16) -> str:
     return str(folder)
 
 
+def tiny_vit(folder: Path, seed: int = 0, pooler: bool = False) -> str:
+    """A ViT: a published classifier, whose file has no pooler, or with `pooler` the bare model, whose file has one."""
+    config = ViTConfig(**TOWER)
+    _seeded(seed, lambda: ViTModel(config) if pooler else ViTForImageClassification(config)).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
+    return str(folder)
+
+
 def tiny_idefics2(folder: Path, seed: int = 0) -> str:
     """A complete vision-language model. Its vision tower has no pooler, 16 features, and accepts images of any size."""
     size = {name: READER[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
@@ -99,13 +108,6 @@ def tiny_clip(folder: Path, seed: int = 0) -> str:
     _seeded(seed, lambda: CLIPModel(config)).save_pretrained(folder)
     CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
-
-
-def tiny_vit(folder: Path, seed: int = 0) -> str:
-    """A vision tower without a pooler, as DINO's folders on the hub have it."""
-    _seeded(seed, lambda: ViTModel(ViTConfig(**TOWER), add_pooling_layer=False)).save_pretrained(folder)
-    ViTImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return str(folder)
 
 

@@ -170,12 +170,18 @@ function askRatings(task) {
       button.setAttribute("aria-label", `${dimension.name} ${value}`);
       return button;
     });
-    const ends = make("div", { className: "ends" }, make("span", { textContent: dimension.low }), make("span", { textContent: dimension.high }));
-    return make("div", { className: "question" }, make("span", { textContent: dimension.question }), make("div", { className: "marks" }, ...marks), ends);
+    return make("div", { className: "question" }, make("span", { textContent: dimension.question }), make("div", { className: "marks" }, ...marks), meanings(dimension));
   });
   const submit = make("button", { type: "button", id: "submit", className: "go", textContent: "Submit", onclick: submitRatings });
   $("asking").replaceChildren(...rows, make("div", { className: "submit" }, submit));
   paint();
+}
+
+// What the marks mean: two ends beside each other, or a line for each of three anchors.
+function meanings({ low, middle, high }) {
+  if (!middle) return make("div", { className: "ends" }, make("span", { textContent: low }), make("span", { textContent: high }));
+  const lines = [low, middle, high].map((words, place) => make("li", { value: 2 * place + 1, textContent: words }));
+  return make("ol", { className: "anchors" }, ...lines);
 }
 
 function mark(row, value) {
@@ -239,12 +245,12 @@ function table(title, heads, rows) {
 function showResults(found) {
   showOnly("results");
   const winning = found.win_rates.map((one) => [`${one.source} over ${one.against}`, one.wins, one.losses, one.ties, percent(one.rate), range(one.low, one.high, percent)]);
-  const opinions = found.opinions.map((one) => [one.source || "all clips", one.dimension, one.clips, number(one.mean), range(one.low, one.high, number)]);
+  const opinions = found.opinions.map((one) => [one.source || "all clips", one.dimension, one.clips, number(one.mean), range(one.low, one.high, number), `${number(one.percent, 1)} %`]);
   const agreeing = found.ratings.map((one) => [one.dimension, one.answers, number(one.alpha)]);
   agreeing.push(["comparisons", found.annotators.reduce((sum, one) => sum + one.compared, 0), number(found.pairs.alpha)]);
   $("results").replaceChildren(
     ...(winning.length ? table("Win rate, by majority", ["", "wins", "losses", "ties", "rate", "95 %"], winning) : []),
-    ...(opinions.length ? table("Mean opinion, 1 to 5", ["source", "dimension", "clips", "mean", "95 %"], opinions) : []),
+    ...(opinions.length ? table("Mean opinion, 1 to 5", ["source", "dimension", "clips", "mean", "95 %", "of 5"], opinions) : []),
     ...table("Agreement, Krippendorff's alpha", ["", "answers", "alpha"], agreeing),
     ...table("Annotators", ["", "rated", "compared"], found.annotators.map((one) => [one.name, one.rated, one.compared])),
     make("p", { className: "note", textContent: `${found.clips.rated} of ${found.clips.all} clips rated, ${found.pairs.answered} of ${found.pairs.all} pairs compared, ${found.pairs.complete} of them by all annotators.` }),

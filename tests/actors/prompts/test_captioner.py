@@ -12,6 +12,7 @@ from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGen
 
 from actors.prompts.captioner import Qwen2VLCaptioner
 from common.errors import ConfigError
+from tests.support.torn import without
 
 SPECIAL = (
     "<|endoftext|>",
@@ -71,6 +72,15 @@ def test_it_describes_what_it_sees(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a Qwen2-VL model") as error:
+    with pytest.raises(ConfigError, match=r"^captioner .*: cannot be loaded as AutoImageProcessor: ") as error:
         Qwen2VLCaptioner(str(tmp_path))
     assert "\n" not in str(error.value)
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    name = "model.visual.patch_embed.proj.weight"
+    without(tiny_qwen(tmp_path), name.replace("model.", ""))
+    with pytest.raises(ConfigError) as error:
+        Qwen2VLCaptioner(str(tmp_path))
+    model = "Qwen2VLForConditionalGeneration"
+    assert str(error.value) == f"captioner {tmp_path}: not a complete {model}: weights missing: {name}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.prompts.source import FilePrompts, open_prompts
+from actors.prompts.source import FilePrompts, file_prompts, open_prompts
 from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Purpose
@@ -152,3 +152,21 @@ def test_with_a_size_the_image_is_the_first_frame_itself(tmp_path: Path) -> None
     image = source(0).image
     assert image is not None
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(image))), np.full((48, 64, 3), 120))
+
+
+def test_a_file_can_be_read_as_it_is(tmp_path: Path) -> None:
+    file = numbered(tmp_path, 23)
+    prompts = list(file_prompts(file))
+    assert [prompt.text for prompt in prompts] == [f"text {i}" for i in range(1, 24)]
+    assert [prompt.ordinal for prompt in prompts] == list(range(23))
+    assert all(prompt.image for prompt in prompts)
+    held, train = (list(file_prompts(file, split=split)) for split in ("heldout", "train"))
+    assert [(prompt.ordinal, prompt.text) for prompt in held] == [(9, "text 10"), (19, "text 20")]
+    assert sorted([*held, *train], key=lambda prompt: prompt.ordinal) == prompts
+
+
+def test_a_file_of_held_out_rows_alone_can_be_read(tmp_path: Path) -> None:
+    file = numbered(tmp_path, 3, split="heldout")
+    assert [prompt.text for prompt in file_prompts(file)] == ["text 1", "text 2", "text 3"]
+    with pytest.raises(ConfigError, match=r"prompts\.jsonl: no prompt with split = train"):
+        file_prompts(file, split="train")

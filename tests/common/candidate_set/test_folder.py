@@ -10,7 +10,8 @@ import safetensors.torch
 import torch
 
 from common.candidate_set.folder import read_set, writing_to
-from common.candidate_set.rows import ROWS, SETTINGS, candidate_name, is_set, prompt_key
+from common.candidate_set.rows import ROWS, SETTINGS, candidate_name, is_set
+from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError, CorruptDataError, NotFoundError
 from common.messages import Score
 from tests.support.candidates import WEIGHTS, group, make_set, settings
@@ -49,7 +50,6 @@ def test_names_depend_on_content_alone() -> None:
     prompt = group(1, [1.0]).prompt
     other = group(2, [1.0]).prompt
     assert prompt_key(prompt) != prompt_key(other)
-    assert len(prompt_key(prompt)) == 16
     assert candidate_name("ab12", WEIGHTS, 7) == "ab12-abababab-7"
 
 

@@ -37,6 +37,19 @@ def test_all_pairs_of_a_category_with_different_opinions_are_made(tmp_path):
     assert {(pair.chosen.score, pair.rejected.score) for pair in pairs} == {(100.0, 25.0)}
 
 
+def test_one_category_can_be_chosen(tmp_path):
+    opinions = {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("jump", 2), "d.mp4": ("jump", 4)}
+    file = rated(tmp_path, opinions)
+    assert {pair.category for pair in OfflinePairs(file, MODEL, 0).pairs} == {"walk", "jump"}
+    (pair,) = OfflinePairs(file, MODEL, 0, "jump").pairs
+    assert (pair.chosen.clip.name, pair.rejected.clip.name) == ("d.mp4", "c.mp4")
+    with pytest.raises(ConfigError, match=r"pairs_category = 'smile': .* has pairs of jump, walk"):
+        OfflinePairs(file, MODEL, 0, "smile")
+    write_pairs(tmp_path / "pairs.jsonl", [RatedPair(prompt="p", chosen="a.mp4", rejected="b.mp4")])
+    with pytest.raises(ConfigError, match="has pairs of no category"):
+        OfflinePairs(tmp_path / "pairs.jsonl", MODEL, 0, "walk")
+
+
 def test_an_opinion_is_the_mean_over_annotators_of_their_means(tmp_path):
     write_clips(tmp_path, ["a.mp4", "b.mp4"])
     given = {"ann": {"text": 5, "appeal": 4}, "ben": {"text": 3}}

@@ -19,7 +19,8 @@ from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.scoring import SHOWN
 from common.exchange.storage.blobs import BlobError, BlobStore, pack, unpack
-from common.messages import Purpose, SerializedTensor
+from common.exchange.storage.ledger import FIRST_EVALUATION
+from common.messages import Purpose, Score, SerializedTensor
 from tests.support.exchange import fakes
 from tests.support.exchange.contract import ExchangeContract, Factory
 from tests.support.exchange.fakes import (
@@ -394,3 +395,20 @@ def test_a_copy_of_an_open_ledger_can_be_opened(tmp_path: Path) -> None:
     assert copy.counts() == exchange.counts()
     assert total(copy.counts()) == 6
     copy.check()
+
+
+def test_what_has_no_score_is_named_with_its_last_reason(tmp_path: Path) -> None:
+    exchange = fakes.open_exchange(tmp_path, small())
+    exchange.enqueue(heldout(2), version=0)
+    for _ in range(2):
+        sample(exchange)
+    broken, fine = (
+        Score(f"{FIRST_EVALUATION + i}-0-v0", "r", {"motion": v}) for i, v in enumerate((float("nan"), 5.0))
+    )
+    exchange.submit_scores("rewarder", [broken, fine])
+    assert exchange.unscored(Purpose.EVAL, 0) == {(0, "held-0"): "nan score: motion"}
+    assert exchange.unscored(Purpose.EVAL, 1) == exchange.unscored(Purpose.PROBE, 0) == {}
+    exchange.enqueue(heldout(2), version=0)  # tried again
+    sample(exchange)
+    exchange.submit_scores("rewarder", [Score(f"{FIRST_EVALUATION + 2}-0-v0", "r", {"motion": 7.0})])
+    assert exchange.unscored(Purpose.EVAL, 0) == {}

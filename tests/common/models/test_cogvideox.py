@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from common.models.cogvideox import (
     encode_image,
     encode_video,
     open_model,
+    pad_front,
     predict_v,
     rotary_table,
     to_pixels,
     to_unit,
 )
+from common.models.shapes import front_padding
 from tests.support.tiny import (
     CHANNELS,
     FAMILIES,
@@ -36,6 +39,7 @@ from tests.support.tiny import (
     WIDTH,
     tiny_pipeline,
 )
+from tests.support.torn import without
 
 SHAPE = (3, CHANNELS, 12, 16)
 
@@ -147,6 +151,28 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
         open_model(tmp_path / "two").load_transformer("float32", "cpu")
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("transformer", "norm_out.linear.weight"),
+        ("vae", "decoder.conv_out.conv.weight"),
+        ("text_encoder", "encoder.final_layer_norm.weight"),
+    ],
+)
+def test_missing_weights_are_refused(tmp_path: Path, part: str, name: str) -> None:
+    """Not drawn at random, which the libraries only warn of: each process would have another model."""
+    model = open_model(tiny_pipeline(tmp_path))
+    without(tmp_path / part, name)
+    load = {
+        "transformer": lambda: model.load_transformer("float32", "cpu"),
+        "vae": lambda: model.load_vae("float32", "cpu"),
+        "text_encoder": lambda: model.load_text_encoder("float32", "cpu"),
+    }[part]
+    where = re.escape(str(tmp_path / part))
+    with pytest.raises(ConfigError, match=rf"^{where}: not a complete \w+: weights missing: {re.escape(name)}$"):
+        load()
+
+
 def test_another_prediction_type_is_refused(tmp_path: Path) -> None:
     tiny_pipeline(tmp_path, scheduler={"prediction_type": "epsilon"})
     with pytest.raises(ConfigError, match="predicts 'epsilon'; CogVideoX needs 'v_prediction'"):
@@ -190,6 +216,7 @@ def test_a_rotary_table_made_while_sampling_serves_training(folder: Path) -> Non
 def test_a_batch_of_timesteps_is_the_single_calls(tmp_path: Path, overrides: dict[str, Any]) -> None:
     transformer = open_model(tiny_pipeline(tmp_path, **overrides)).load_transformer("float32", "cpu")
     latents, image, timesteps, embeds = batch(3)
+    latents = pad_front(latents, front_padding(transformer.config, latents.shape[1]))  # type: ignore[arg-type]
     with torch.no_grad():
         together = predict_v(transformer, latents, image, timesteps, embeds)
         alone = [
@@ -230,20 +257,27 @@ def test_a_wrapped_transformer_is_called_through_its_wrapper(folder: Path) -> No
     assert engine.calls == 1
 
 
-def test_1_5_pads_in_front_and_cuts_the_padding_off(tmp_path: Path) -> None:
+def test_1_5_takes_padded_clips_alone(tmp_path: Path) -> None:
+    """The image is beside the first frame that the model gets, which is the padding, as in diffusers."""
     transformer = open_model(tiny_pipeline(tmp_path, **V1_5)).load_transformer("float32", "cpu")
     latents, image, timesteps, embeds = batch(1)
     seen: dict[str, torch.Tensor] = {}
     transformer.register_forward_pre_hook(lambda module, args, kwargs: seen.update(kwargs), with_kwargs=True)
-    v = predict_v(transformer, latents, image, timesteps, embeds)
+    with pytest.raises(ValueError, match="3 latent frames: the model takes a multiple of 2"):
+        predict_v(transformer, latents, image, timesteps, embeds)
+    padded = pad_front(latents, front_padding(transformer.config, 3))  # type: ignore[arg-type]
+    assert predict_v(transformer, padded, image, timesteps, embeds).shape == padded.shape
     inputs = seen["hidden_states"]
-    assert inputs.shape[1] == 4
-    assert torch.equal(inputs[:, 0, :CHANNELS], latents[:, 0])
-    assert torch.equal(inputs[:, 1:, :CHANNELS], latents)
+    assert torch.equal(inputs[:, :, :CHANNELS], torch.cat([latents[:, :1], latents], 1))
     assert torch.equal(inputs[:, :1, CHANNELS:], image)
+    assert not inputs[:, 1:, CHANNELS:].any()
     assert seen["ofs"].tolist() == [2.0]
-    padded = torch.cat([latents[:, :1], latents], 1)
-    assert torch.equal(predict_v(transformer, padded, image, timesteps, embeds)[:, 1:], v)
+
+
+def test_padding_is_copies_of_the_first_frame() -> None:
+    clips = torch.arange(6.0).reshape(1, 3, 2, 1, 1)
+    assert pad_front(clips, 0) is clips
+    assert pad_front(clips, 2).flatten().tolist() == [0, 1, 0, 1, 0, 1, 2, 3, 4, 5]
 
 
 def test_text_to_video_takes_no_image(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from common.models.cogvideox import ModelFolder, decode_latents, open_model, pre
 from common.models.noise_schedule import NoiseSchedule
 from common.models.shapes import front_padding
 from common.weights.tensors import from_array
+from learner.algorithms import v_prediction
 from learner.algorithms.v_prediction import Draw, v_errors
 from learner.batch import Batch
 from learner.learner import without_dropout
@@ -77,30 +78,14 @@ class Family:
 
     @cached_property
     def calls(self) -> list[Call]:
-        """The transformer's calls while the pipeline makes one clip without guidance.
-
-        Training fills the front padding with a copy of the first frame, sampling with its own noise: where there is
-        padding, the copy is put into the pipeline's hands, and everything else is the pipeline's doing.
-        """
+        """The transformer's calls while the pipeline makes one clip without guidance."""
         found: list[Call] = []
-        padding = front_padding(self.model.transformer_config, 3)
-
-        def before(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-            x_t = kwargs["hidden_states"][:, :, :CHANNELS]
-            x_t[:, :padding] = x_t[:, padding : padding + 1]
 
         def after(module: Any, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
             found.append(Call(kwargs["hidden_states"][:, :, :CHANNELS].clone(), kwargs["timestep"], outputs[0].clone()))
 
-        hooks = [
-            self.pipe.transformer.register_forward_pre_hook(before, with_kwargs=True),
-            self.pipe.transformer.register_forward_hook(after, with_kwargs=True),
-        ]
-        try:
+        with self.pipe.transformer.register_forward_hook(after, with_kwargs=True):
             pipeline_latents(self.pipe, self.image, TEXT, SEEDS[:1], steps=STEPS)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return found
 
 
@@ -120,9 +105,9 @@ def fresh_tables() -> Iterator[None]:
 # Our side.
 
 
-def sampler_of(model: ModelFolder, kind: str = "dpm") -> Sampler:
+def sampler_of(model: ModelFolder, kind: str = "dpm", **more: str) -> Sampler:
     flags = {"sampler.steps": STEPS, "sampler.guidance": GUIDANCE, "sampler.scheduler": kind}
-    return Sampler(model, load_config(flags=flags))
+    return Sampler(model, load_config(flags=flags | more))
 
 
 def condition(sampler: Sampler, family: Family) -> tuple[Prompt, Conditioning]:
@@ -157,21 +142,22 @@ def pairs_of(sampler: Sampler, family: Family) -> Batch:
 def check_training(sampler: Sampler, family: Family) -> None:
     """e(w) of our training call equals that of the pipeline's own v, by diffusers' own schedule.
 
-    The noise is chosen so that the chosen clip's x_t is what the pipeline's transformer was given.
+    The noise is chosen so that the chosen clip's x_t is what the pipeline's transformer was given. The padding of
+    CogVideoX 1.5 is the pipeline's own, and belongs to no clip.
     """
     pairs, padding = pairs_of(sampler, family), front_padding(family.model.transformer_config, 3)
     timesteps = torch.cat([call.timestep for call in family.calls])
-    x_t, theirs = (torch.cat([getattr(call, name) for call in family.calls])[:, padding:] for name in ("x_t", "v"))
+    x_t, theirs = (torch.cat([getattr(call, name) for call in family.calls]) for name in ("x_t", "v"))
     scheduler = family.pipe.scheduler
     alphas = scheduler.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1, 1)
-    chosen = pairs.latents[:, 0]
+    chosen = torch.cat([pairs.latents[:, 0, :1]] * padding + [pairs.latents[:, 0]], 1)
     noise = ((x_t - alphas.sqrt() * chosen) / (1 - alphas).sqrt()).float()
     no = torch.zeros(len(timesteps), dtype=torch.bool)
-    drawn = Draw(timesteps, noise, no, no, torch.zeros(len(no), 1, *x_t.shape[2:]))
+    drawn = Draw(timesteps, noise, no, no, torch.zeros(len(no), 2, 1, *x_t.shape[2:]))
     transformer = without_dropout(family.model.load_transformer("float32", "cpu"))
     schedule = NoiseSchedule.from_config(sampler._model.scheduler_config)
     errors = v_errors(partial(predict_v, transformer), schedule, pairs, drawn, None)
-    expected = (theirs - scheduler.get_velocity(chosen, noise, timesteps)).square().mean((1, 2, 3, 4))
+    expected = (theirs - scheduler.get_velocity(chosen, noise, timesteps))[:, padding:].square().mean((1, 2, 3, 4))
     torch.testing.assert_close(errors[:, 0], expected, atol=TOLERANCE, rtol=TOLERANCE)
 
 
@@ -182,6 +168,28 @@ def check_training(sampler: Sampler, family: Family) -> None:
 def test_the_sampler_makes_the_pipelines_latents(family: Family, kind: str) -> None:
     assert family.latents(kind).std() > 0.1
     check_sampling(sampler_of(family.model, kind), family, kind)
+
+
+@pytest.mark.parametrize("kind", ["dpm", "ddim"])
+def test_dynamic_guidance_is_the_pipelines(family: Family, kind: str) -> None:
+    """The scale of every step is equal, bit for bit, and so are the latents.
+
+    Except for image-to-video, where the pipeline samples the image's posterior, of width 3e-7, and we take its mode.
+    """
+    scales: list[float] = []
+
+    def note(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        scales.append(pipe.guidance_scale)
+        return tensors
+
+    more: dict[str, Any] = {"use_dynamic_cfg": True, "callback_on_step_end": note}
+    how: dict[str, Any] = {"kind": kind, "steps": STEPS, "guidance": GUIDANCE}
+    theirs = pipeline_latents(family.pipe, family.image, TEXT, SEEDS, **how, **more)
+    assert [denoise.dynamic_scale(GUIDANCE, t, STEPS) for t in (999, 749, 499, 249)] == scales
+    assert max(scales) - min(scales) > 1
+    ours = sampled(sampler_of(family.model, kind, **{"sampler.dynamic_guidance": "on"}), family)
+    torch.testing.assert_close(ours, theirs, atol=0 if family.image is None else 1e-5, rtol=0)
+    assert (ours - family.latents(kind)).abs().max() > 10 * TOLERANCE
 
 
 def test_latents_become_the_pipelines_frames(family: Family) -> None:
@@ -209,9 +217,10 @@ def other_ofs(sampler: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cogvideox, "OFS", 0.0)
 
 
-def more_padding(sampler: Any, patch: pytest.MonkeyPatch) -> None:
-    for module in (cogvideox, denoise):
-        patch.setattr(module, "front_padding", lambda config, frames: front_padding(config, frames) and 3)
+def other_padding(sampler: Any, patch: pytest.MonkeyPatch) -> None:
+    """Sampling with three frames in front, training with copies of the last frame."""
+    patch.setattr(denoise, "front_padding", lambda config, frames: front_padding(config, frames) and 3)
+    patch.setattr(v_prediction, "pad_front", lambda x0, padding: torch.cat([x0[:, -1:]] * padding + [x0], 1))
 
 
 def turned_grid(sampler: Any, patch: pytest.MonkeyPatch) -> None:
@@ -252,7 +261,7 @@ MUTATIONS: list[tuple[str, Mutation]] = [
     ("1.5-5B-I2V", stretched_grid),
     ("1.5-5B-I2V", other_image_scale),
     ("1.5-5B-I2V", other_ofs),
-    ("1.5-5B-I2V", more_padding),
+    ("1.5-5B-I2V", other_padding),
 ]
 
 

@@ -249,9 +249,9 @@ def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
     capsys.readouterr()
     assert main(["score", str(out), "--reward.path", str(parts / "heads"), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)
-    assert first["clip"] == str(out / "0000.mp4")
+    assert first["clip"] == str(out / "0000-0.mp4")
     assert first["reward"] == pytest.approx(sum(first[name] for name in HEADS) / 6)
-    arguments = ["score", str(out / "0001.mp4"), "--text", base[1]["text"], "--reward.path", str(parts / "heads")]
+    arguments = ["score", str(out / "0001-0.mp4"), "--text", base[1]["text"], "--reward.path", str(parts / "heads")]
     assert main([*arguments, "--image", str(out / "0001.png"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["reward"] == pytest.approx(second["reward"])
     assert main(arguments) == 0

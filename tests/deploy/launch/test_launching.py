@@ -34,7 +34,7 @@ ROOT = Path(__file__).parents[3]
 KUBERAY = ROOT / "deploy" / "launch" / "kuberay"
 SCHEMA = json.loads((Path(__file__).parent / "kubernetes.schema.json").read_text())
 KUBERNETES = "1.37"
-CONFIGS = ("a800-online", "a800-gapo-paper", "cogvideox-1.5-5b")  # runs of the size that rayjob.yaml is for
+CONFIGS = ("a800-online", "gapo", "cogvideox-1.5-5b")  # runs of the size that rayjob.yaml is for
 DOCKERFILE = ROOT / "deploy" / "launch" / "docker" / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 

@@ -17,6 +17,7 @@ from transformers import T5Config, T5EncoderModel
 
 from common.config import LoraConfig, load_config
 from common.errors import ConfigError
+from common.models.attention import set_attention
 from common.models.cogvideox import open_model, predict_v
 from common.models.lora import adapter_parameters, inject_lora
 from deploy.cli.main import main
@@ -63,13 +64,14 @@ FULL = {
     "cluster.rewarder.gpus": 1,
     "cluster.learner.gpus": 1,
 }
+GPU_ROLES = ("sampler", "rewarder", "learner")
 OFF = {"learner__gradient_checkpointing": "off", "learner__keep_checkpoints": 3}
 
 
 def made(family: str = "5b-i2v", gpu: str = "A800-80GB", mfu: float = 0.4, check: bool = True, **changes: Any) -> Plan:
     """The plan of `FULL` with `changes` (``__`` for the dot)."""
     config = load_config(None, FULL | {name.replace("__", "."): value for name, value in changes.items()})
-    gpus = dict.fromkeys(("sampler", "rewarder", "learner"), GPUS[gpu])
+    gpus = dict.fromkeys(GPU_ROLES, GPUS[gpu])
     return (plan if check else draft)(config, family_sizes(family), gpus, mfu)
 
 
@@ -104,7 +106,7 @@ def test_parameters_come_from_a_folder_s_configs(tmp_path: Path, family: str) ->
     folder = tiny_pipeline(tmp_path, **TINY[family])
     sizes, model = folder_sizes(folder), open_model(folder)
     transformer = model.load_transformer("float32", "cpu")
-    assert sizes.transformer_parameters == count(transformer)
+    assert dict(sizes.parameters()) == {name: one.numel() for name, one in transformer.named_parameters()}
     assert sizes.position_values == sum(buffer.numel() for buffer in transformer.buffers())
     assert sizes.vae_parameters == count(model.load_vae("float32", "cpu"))
     assert sizes.text_parameters == count(model.load_text_encoder("float32", "cpu"))
@@ -118,6 +120,22 @@ def test_parameters_of_an_adapter(tmp_path: Path, targets: tuple[str, ...]) -> N
     sizes = sizes_of(transformer)
     inject_lora(transformer, lora, 0)
     assert sizes.adapter_parameters(lora) == sum(p.numel() for p in adapter_parameters(transformer, "policy").values())
+
+
+def test_trained_parameters_are_those_of_the_patterns() -> None:
+    """5B-I2V: a block's attention has four square layers with biases, and norms of 64 for queries and keys."""
+    sizes, d = family_sizes("5b-i2v"), 3072
+    attention = load_config(None, FULL | {"learner.train": "full", "learner.trainable": "*.attn1.*"})
+    count = 42 * (4 * (d * d + d) + 4 * 64)
+    assert sizes.trained_parameters(attention.learner) == count
+    held, _ = learner_bytes(attention, sizes, 1000)
+    assert held["moments"] == count  # 8 bytes over 8 ranks
+    whole, part = made(**OFF, check=False), draft(attention, sizes, dict.fromkeys(GPU_ROLES, GPUS["A800-80GB"]), 0.4)
+    assert part.disk.push == whole.disk.push  # versions are complete
+    assert part.disk.checkpoints < whole.disk.checkpoints
+    wrong = attention.learner.model_copy(update={"trainable": ("*.attn2.*",)})
+    with pytest.raises(ConfigError, match=r"learner\.trainable = '\*\.attn2\.\*': no parameter"):
+        sizes.trained_parameters(wrong)
 
 
 # Activations and operations.
@@ -201,13 +219,46 @@ def test_operations_of_decoding_are_those_that_torch_counts() -> None:
     assert sizes.decode_flops((3, 16, 8, 12)) == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
+@pytest.mark.parametrize("family", families())
+def test_sparse_causal_attention_does_fewer_products(family: str) -> None:
+    """Per query of a late frame the caption and two frames, of 13 (1.5: 11 pairs of 21, padded)."""
+    sizes = family_sizes(family)
+    frames, size = (21, (96, 170)) if family == "1.5-5b-i2v" else (13, (60, 90))
+    shape, text = (frames, 16, *size), sizes.transformer["max_text_seq_length"]
+    steps, frame = (11 if frames == 21 else 13), size[0] * size[1] // 4
+    assert sizes.frame_tokens(shape) == (steps, frame)
+    assert sizes.attended(shape, "full") == (text + steps * frame) ** 2
+    keys = [text + frame] * 2 + [text + 2 * frame] * (steps - 2)
+    assert sizes.attended(shape, "sparse_causal") == text * (text + steps * frame) + frame * sum(keys)
+    assert sizes.gathered(shape, "sparse_causal") == sum(keys[2:])
+    assert sizes.gathered(shape, "full") == 0
+
+
+def test_sparse_causal_attention_is_in_the_plan() -> None:
+    full, sparse = made(), made(model__attention="sparse_causal")
+    assert sparse.pace.clip < 0.7 * full.pace.clip
+    copies = 2 * 2 * 11 * (226 + 2 * 1350) * 3072 * 2  # keys and values of a pair's late frames, bfloat16
+    assert sparse.needs[2].phases["activations"] - full.needs[2].phases["activations"] == copies
+
+
+@pytest.mark.parametrize("recompute", ["off", "full"])
+def test_copied_keys_and_values_are_those_that_autograd_keeps(recompute: Recompute) -> None:
+    module, sizes = small(4, False, recompute)
+    shape = (3, 4, 16, 16)
+    set_attention(module, "sparse_causal", shape)
+    copies = sizes.gathered(shape, "sparse_causal")
+    planned = sizes.saved_bytes(2, sizes.tokens(shape), 4, None, recompute, copies)
+    assert planned == pytest.approx(saved_bytes(module, 2), rel=0.1)
+
+
 # Memory.
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "*.attn1.*"])
 @pytest.mark.parametrize(("dtype", "stage"), [("float32", 0), ("float32", 1), ("bfloat16", 2)])
 def test_a_learner_s_memory_is_what_a_real_one_holds(tmp_path: Path, kind: str, dtype: str, stage: int) -> None:
-    config = tiny_config(train=kind, zero_stage=stage)
+    choice = {"train": kind} if kind in ("full", "lora") else {"trainable": kind}
+    config = tiny_config(**choice, zero_stage=stage)
     config = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     model = tiny_model(tmp_path / "model")
     learner = Learner(model, config, tmp_path / "run")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 from rich.console import Console
 
-from common.bootstrap import Interval
+from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from common.config import load_config
 from common.data.video import encode_mp4
 from common.exchange.api import ScoredCandidate
@@ -14,33 +16,45 @@ from common.messages import Candidate, SerializedTensor
 from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from deploy.results import comparison
+from deploy.results.comparison import Compared
 
 SHOT = Shot("robot", "meadow", "walk_right", 4)
 STEADY = Interval(0.2, -0.4, 0.8)
+MANY = Compared(asked=96, clips=96, prompts=96)
 
 
 def records(reward, oracle):
     """One record per prompt of literal (base, aligned) rewards and oracle answers (identity, motion, smoothness)."""
     names = ("identity", "motion", "smoothness")
     return [
-        {
+        {"prompt": f"prompt {place}"}
+        | {
             side: {"learned": {"reward": r[i]}, "oracle": dict(zip(names, o[i], strict=True))}
             for i, side in enumerate(comparison.SIDES)
         }
-        for r, o in zip(reward, oracle, strict=True)
+        for place, (r, o) in enumerate(zip(reward, oracle, strict=True))
     ]
 
 
+def conclude(made, left_out=()):
+    return comparison.conclude(made, len(made) + len(left_out), left_out)
+
+
 def test_a_rise_with_a_steady_oracle_passes():
-    verdict = comparison.decide(Interval(3.0, 2.0, 4.0), {"identity": STEADY, "motion": STEADY, "smoothness": STEADY})
+    verdict = comparison.decide(
+        Interval(3.0, 2.0, 4.0), {"identity": STEADY, "motion": STEADY, "smoothness": STEADY}, MANY
+    )
     assert verdict.passed
-    expected = "Aligned: mean AnimeReward +3.00 [+2.00, +4.00], and the oracle's identity, motion, smoothness held."
+    expected = (
+        "Aligned: mean AnimeReward +3.00 [+2.00, +4.00] on 96 held-out prompts, and the oracle's identity, motion, "
+        "smoothness held."
+    )
     assert verdict.message == expected
 
 
 @pytest.mark.parametrize("low", [0.0, -0.01])
 def test_a_reward_interval_that_touches_zero_fails(low):
-    verdict = comparison.decide(Interval(1.0, low, 2.0), {"motion": STEADY})
+    verdict = comparison.decide(Interval(1.0, low, 2.0), {"motion": STEADY}, MANY)
     assert not verdict.passed
     assert "the 95 % interval is not above 0" in verdict.message
 
@@ -49,21 +63,21 @@ def test_a_reward_interval_that_touches_zero_fails(low):
 @pytest.mark.parametrize("name", ["identity", "motion", "smoothness"])
 def test_each_oracle_answer_may_fall_by_less_than_one_point(name, low, passed):
     held = dict.fromkeys(("identity", "motion", "smoothness"), STEADY) | {name: Interval(0.0, low, 1.0)}
-    verdict = comparison.decide(Interval(3.0, 2.0, 4.0), held)
+    verdict = comparison.decide(Interval(3.0, 2.0, 4.0), held, MANY)
     assert verdict.passed is passed
     assert (f"oracle {name}" in verdict.message) is not passed
 
 
 def test_prompts_without_oracle_are_judged_by_the_reward_alone_and_it_says_so():
-    assert comparison.decide(Interval(3.0, 2.0, 4.0), {}).message.endswith("no oracle judges these prompts.")
-    assert not comparison.decide(Interval(-3.0, -4.0, -2.0), {}).passed
+    assert comparison.decide(Interval(3.0, 2.0, 4.0), {}, MANY).message.endswith("no oracle judges these prompts.")
+    assert not comparison.decide(Interval(-3.0, -4.0, -2.0), {}, MANY).passed
 
 
 def test_a_policy_that_freezes_to_please_the_reward_fails():
     # Reward up by 8 to 12 on every prompt, identity and smoothness up as well: a still picture of the right figure.
     reward = [(50, 58), (52, 62), (48, 60), (51, 61)] * 6
     oracle = [((60, 80, 70), (75, 5, 99)), ((62, 70, 72), (78, 2, 98))] * 12
-    conclusion = comparison.conclude(records(reward, oracle))
+    conclusion = conclude(records(reward, oracle))
     assert conclusion["oracle"]["motion"]["change"]["mean"] == -71.5
     assert not conclusion["verdict"]["passed"]
     assert "oracle motion -71.5" in conclusion["verdict"]["message"]
@@ -73,7 +87,7 @@ def test_a_policy_that_freezes_to_please_the_reward_fails():
 def test_a_policy_that_moves_well_passes():
     reward = [(50, 58), (52, 62), (48, 60), (51, 61)] * 6
     oracle = [((60, 80, 70), (75, 84, 75)), ((62, 70, 72), (78, 69, 73))] * 12
-    conclusion = comparison.conclude(records(reward, oracle))
+    conclusion = conclude(records(reward, oracle))
     assert conclusion["verdict"]["passed"]
     assert conclusion["learned"]["reward"]["base"]["mean"] == 50.25
     assert conclusion["learned"]["reward"]["change"]["mean"] == 10.0
@@ -82,21 +96,21 @@ def test_a_policy_that_moves_well_passes():
 
 
 def test_nothing_learned_is_exactly_zero_and_fails():
-    conclusion = comparison.conclude(records([(50, 50), (60, 60)] * 4, [((1, 2, 3), (1, 2, 3))] * 8))
+    conclusion = conclude(records([(50, 50), (60, 60)] * 4, [((1, 2, 3), (1, 2, 3))] * 8))
     assert conclusion["learned"]["reward"]["change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert not conclusion["verdict"]["passed"]
 
 
-def scored(clip, seed=5, shot=SHOT):
+def scored(clip, seed=5, shot=SHOT, ordinal=0):
     values = dict.fromkeys(("smoothness", "motion", "appeal", "text", "image"), 50.0) | {"character": 80.0}
     latents = SerializedTensor("uint8", (1,), b"\0")
     candidate = Candidate("0-0-v0", 0, 0, seed, 0, latents, encode_mp4(clip, 8))
-    return ScoredCandidate(prompt_of(shot, 0), candidate, values)
+    return ScoredCandidate(prompt_of(shot, ordinal), candidate, values)
 
 
 def test_the_oracle_measures_toon_clips_of_the_worlds_size():
     moving, frozen = render(SHOT), render(SHOT, Defects(freeze=1.0))
-    (record,) = comparison.by_prompt([scored(moving)], [scored(frozen)], load_config())
+    (record,) = comparison.by_prompt(comparison.pairs_of([scored(moving)], [scored(frozen)]), load_config())
     assert record["id"] == "toon-robot-meadow-walk_right-x4-p0"
     assert record["base"]["learned"]["reward"] == 55.0
     assert record["base"]["oracle"]["motion"] > 90
@@ -113,14 +127,97 @@ def test_other_prompts_or_sizes_have_no_oracle(flags):
 def test_clips_of_other_seeds_or_prompts_are_no_pair():
     clip = render(SHOT)
     with pytest.raises(ValueError, match="do not pair up"):
-        comparison.by_prompt([scored(clip, seed=5)], [scored(clip, seed=6)], load_config())
+        comparison.pairs_of([scored(clip, seed=5)], [scored(clip, seed=6)])
 
 
 def test_the_table_shows_both_judges():
-    conclusion = comparison.conclude(records([(50, 58), (52, 62)] * 4, [((60, 80, 70), (75, 5, 99))] * 8))
+    conclusion = conclude(records([(50, 58), (52, 62)] * 4, [((60, 80, 70), (75, 5, 99))] * 8))
     console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(comparison.table(conclusion, 8))
+    console.print(comparison.table(conclusion))
     text = console.export_text()
     assert "learned reward" in text
     assert "-75.00 [-75.00, -75.00]" in text
     assert "+9.00 [" in text
+
+
+# Distinct prompts, and clips without a score.
+
+
+def test_a_prompt_counts_once_however_many_clips_it_has():
+    """By hand: prompt a changes by 2 and 4 (mean 3), b by 9; the mean over prompts is 6, over clips it would be 5."""
+    made = records([(50, 52), (50, 54), (10, 19)], [((1, 1, 1), (1, 1, 1))] * 3)
+    for record, prompt in zip(made, "aab", strict=True):
+        record["prompt"] = prompt
+    conclusion = conclude(made)
+    assert (conclusion["asked"], conclusion["clips"], conclusion["prompts"]) == (3, 3, 2)
+    assert conclusion["learned"]["reward"]["base"]["mean"] == 30.0
+    assert conclusion["learned"]["reward"]["change"] == {"mean": 6.0, "low": 3.0, "high": 9.0}
+    assert comparison.compared_text(conclusion) == "3 clips of 2 held-out prompts"
+    assert "3 clips of 2 held-out prompts, same seeds" in str(comparison.table(conclusion).title)
+
+
+@pytest.mark.parametrize(("prompts", "passed"), [(9, False), (10, True)])
+def test_fewer_than_ten_distinct_prompts_verify_nothing(prompts, passed):
+    made = records([(50, 60)] * 96, [((1, 1, 1), (1, 1, 1))] * 96)
+    for place, record in enumerate(made):
+        record["prompt"] = str(place % prompts)
+    verdict = conclude(made)["verdict"]
+    assert verdict["passed"] is passed
+    assert (f"{prompts} distinct held-out prompts: an interval needs 10 or more" in verdict["message"]) is not passed
+    assert ("on 96 clips of 10 held-out prompts" in verdict["message"]) is passed
+
+
+def test_a_clip_without_a_score_is_left_out_on_both_sides_and_named():
+    clip = render(SHOT)
+    base, aligned = ([scored(clip, ordinal=place) for place in places] for places in ((0, 1, 3), (0, 2, 3)))
+    assert [(one.prompt.ordinal, two.prompt.ordinal) for one, two in comparison.pairs_of(base, aligned)] == [
+        (0, 0),
+        (3, 3),
+    ]
+    left_out = [
+        {"side": "base", "id": "two", "text": "a robot", "reason": "nan score: motion"},
+        {"side": "aligned", "id": "one", "text": "a zombie", "reason": "no answer"},
+    ]
+    conclusion = conclude(records([(50, 60)] * 18, [((1, 1, 1), (1, 1, 1))] * 18), left_out)
+    assert conclusion["left_out"] == left_out
+    assert conclusion["verdict"]["passed"]
+    named = "Left out, without a score: two (base: nan score: motion), one (aligned: no answer)."
+    assert conclusion["verdict"]["message"].endswith(named)
+
+
+def test_a_model_whose_clips_often_have_no_score_is_not_verified():
+    left_out = [{"side": "aligned", "id": str(i), "text": "x", "reason": "nan"} for i in range(7)]
+    verdict = conclude(records([(50, 60)] * 20, [((1, 1, 1), (1, 1, 1))] * 20), left_out)["verdict"]
+    assert not verdict["passed"]
+    assert "more than 10 % of the clips have no score" in verdict["message"]
+    assert verdict["message"].endswith("4 (aligned: nan) and 2 more.")
+
+
+def share_aligned(monkeypatch, prompts, clips, trials, distinct=True):
+    """The share of `trials` comparisons without an effect that end as aligned. A prompt's clips are correlated."""
+    monkeypatch.setattr(comparison, "bootstrap_mean", partial(bootstrap_mean, resamples=2))  # not in the verdict
+    monkeypatch.setattr(comparison, "paired_bootstrap", partial(paired_bootstrap, resamples=500))
+    rng, passed = np.random.default_rng((prompts, clips)), 0
+    for _ in range(trials):
+        change = rng.normal(0, 2, prompts)[:, None] + rng.normal(0, 1, (prompts, clips))
+        made = [
+            {"prompt": str(prompt if distinct else (prompt, clip))}
+            | {"base": {"learned": {"reward": 50.0}, "oracle": {}}}
+            | {"aligned": {"learned": {"reward": 50.0 + change[prompt, clip]}, "oracle": {}}}
+            for prompt in range(prompts)
+            for clip in range(clips)
+        ]
+        passed += conclude(made)["verdict"]["passed"]
+    return passed / trials
+
+
+@pytest.mark.parametrize(
+    ("prompts", "clips", "trials"), [(20, 1, 2000), (20, 5, 2000), (100, 1, 1000), (200, 1, 500), (1000, 1, 800)]
+)
+def test_without_an_effect_few_comparisons_end_as_aligned(monkeypatch, prompts, clips, trials):
+    """2.5 % are expected of a 95 % interval, more of few prompts: with 20, P(t19 > 1.91) = 3.6 %."""
+    assert 0.005 < share_aligned(monkeypatch, prompts, clips, trials) <= 0.04
+
+
+def test_clips_of_a_prompt_taken_for_prompts_would_end_as_aligned_too_often(monkeypatch):
+    assert share_aligned(monkeypatch, 20, 5, 300, distinct=False) > 0.1

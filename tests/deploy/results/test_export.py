@@ -157,6 +157,15 @@ def test_the_exported_pipeline_is_the_runs_sampler(
     assert (theirs(open_pipeline(full.model)) - expected).abs().max() > 100 * TOLERANCE
 
 
+def test_an_export_says_that_diffusers_has_full_attention_only(tmp_path: Path, capsys: Any) -> None:
+    """A whole run with sparse-causal attention; its weights make other clips under full attention."""
+    run = made(tmp_path, **{"model.attention": "sparse_causal", "learner.lr": 0.01})
+    assert run.export(tmp_path / "out") == 0
+    assert "# trained with model.attention = 'sparse_causal'; diffusers has full" in capsys.readouterr().out
+    expected = run.ours(2)
+    assert (theirs(open_pipeline(tmp_path / "out")) - expected).abs().max() > 100 * TOLERANCE
+
+
 def test_the_exported_base_is_the_base(full: Run, tmp_path: Path) -> None:
     assert full.export(tmp_path / "out", "--version", "0") == 0
     base = open_model(full.model).load_transformer("float32", "cpu").state_dict()

@@ -22,6 +22,7 @@ from common.models.cogvideox import encode_video, open_model, to_unit
 from common.weights.tensors import from_array
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
+from deploy.run_dir.layout import TOON
 from deploy.runtime import serial
 from deploy.runtime.external_workers import ExternalWorkers, fingerprint_of
 from learner import learner
@@ -29,6 +30,7 @@ from tests.support import toy
 from tests.support.rewarders.survey import frames
 from tests.support.tiny import tiny_pipeline
 
+STAGE_1 = TOON.with_name("huvidpo-stage1.toml")
 LORA = {"sampler.candidates": 2, "learner.train": "lora", "algorithm.name": "dpo", "learner.lr": 1e-2}
 
 
@@ -182,11 +184,24 @@ def test_external_workers_need_the_same_pairs(parts, tmp_path):
 def test_the_commands(monkeypatch):
     asked = []
     monkeypatch.setattr("deploy.cli.run.start", lambda config: asked.append(config) or 0)
-    assert main(["run", "--pairs", "rated.jsonl", "--mode", "serial"]) == 0
-    assert main(["run", "--pairs", "rated.jsonl"]) == 0
-    assert main(["finetune", "clips", "--steps", "7"]) == 0
+    assert main(["run", str(TOON), "--pairs", "rated.jsonl", "--mode", "serial"]) == 0
+    assert main(["run", str(TOON), "--pairs", "rated.jsonl"]) == 0
+    assert main(["finetune", "clips", str(STAGE_1), "--steps", "7"]) == 0
     serially, run, finetune = asked
     assert (run.pairs, run.mode, run.sampler.candidates) == ("rated.jsonl", "cluster", 2)
     assert serially.mode == "serial"
-    assert (finetune.pairs, finetune.algorithm.name, finetune.name, finetune.steps) == ("clips", "sft", "finetune", 7)
+    assert (finetune.pairs, finetune.algorithm.name, finetune.steps) == ("clips", "sft", 7)
+    assert (finetune.name, finetune.learner.lr, finetune.model.height) == ("huvidpo-stage1", 3e-5, 480)
     assert load_config().pairs == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "example"),
+    [(["run", "--pairs", "rated.jsonl"], "huvidpo-stage2.toml"), (["finetune", "clips"], "huvidpo-stage1.toml")],
+)
+def test_ones_own_clips_are_not_trained_with_the_toon_runs_settings(capsys, words, example):
+    assert main([*words, "--steps", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "needs a CONFIG.toml, because the default one is for the toon model; copy " in said
+    assert Path(said.split("copy ")[1].strip()).is_file()
+    assert said.strip().endswith(example)

@@ -203,6 +203,37 @@ def test_rewards_without_pairs_are_an_error_instead_of_an_endless_loop(model, tm
         serial.run(config, toy.rewards(toy.ConstantReward))
 
 
+class Gap(toy.HashReward):
+    """Has no score for the first held-out prompt, and, with `all_held_out`, for none of them."""
+
+    all_held_out = False
+
+    def score(self, clips, prompts):
+        holes = [one.purpose is Purpose.EVAL and (self.all_held_out or one.ordinal == 0) for one in prompts]
+        values = super().score(clips, prompts)
+        return [float("nan") if hole else value for value, hole in zip(values, holes, strict=True)]
+
+
+def test_a_held_out_clip_without_a_score_does_not_stop_the_run(model, tmp_path):
+    config = toy.config(fresh(tmp_path, model), steps=1, **{"evaluation.prompts": 4})
+    result = serial.run(config, toy.rewards(Gap)).result
+    assert result is not None
+    assert (result["asked"], result["clips"], result["prompts"]) == (4, 3, 3)
+    left_out = [(one["side"], one["reason"].split(":")[0]) for one in result["left_out"]]
+    assert left_out == [("base", "nan score"), ("aligned", "nan score")]
+    assert len({one["id"] for one in result["left_out"]}) == 1
+    assert result["left_out"][0]["id"] not in {record["id"] for record in result["by_prompt"]}
+    assert result["left_out"][0]["id"] in result["verdict"]["message"]
+    assert serial.run(config, toy.rewards(Gap)).result == result  # it is finished
+
+
+def test_held_out_prompts_without_any_score_are_an_error(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(Gap, "all_held_out", True)
+    config = toy.config(fresh(tmp_path, model), steps=1)
+    with pytest.raises(StuckError, match="2 of 2 prompts have no scores: nan score"):
+        serial.run(config, toy.rewards(Gap))
+
+
 def test_bad_input_is_found_before_a_folder_is_created(model, tmp_path):
     root = fresh(tmp_path, model)
     for flags in ({"model.path": root / "none"}, {"model.frames": 10}, {"prompts": root / "none.csv"}):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.config import load_config
+from common.config import LearnerConfig, load_config
 from common.errors import ConfigError
 from learner.algorithms.base import LossInputs
 from learner.algorithms.dpo import Dpo
 from learner.algorithms.gapo import Gapo, gap
+from learner.optimizer import make_optimizer
 from tests.support.learner.algorithms import BETTER, inputs, weighted
 
 
@@ -62,6 +63,28 @@ def test_normalised_gaps_have_the_mean_one() -> None:
     assert gapo().weights(gaps).tolist() == pytest.approx([0.1, 0.3])
     assert gapo(normalise_gap=True).weights(gaps).tolist() == pytest.approx([0.5, 1.5])
     assert gapo(normalise_gap=True).weights(torch.zeros(2, 2)).tolist() == [0.0, 0.0]
+
+
+def test_normalised_batches_weigh_the_same() -> None:
+    """A batch of small gaps and one of large gaps, whose gaps have the same proportions."""
+    small, large = torch.tensor([[0.01, 0.01], [0.03, 0.03]]), torch.tensor([[0.2, 0.2], [0.6, 0.6]])
+    assert (gapo().weights(large) / gapo().weights(small)).tolist() == pytest.approx([20.0, 20.0])
+    own = gapo(normalise_gap=True)
+    torch.testing.assert_close(own.weights(small), own.weights(large))
+
+
+def test_the_optimizer_does_not_see_a_constant_factor() -> None:
+    """Why small gaps as such need no remedy: AdamW makes the same steps if all of them are 100 times smaller."""
+    weights = []
+    for factor in (1.0, 0.01):
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = make_optimizer([weight], LearnerConfig(lr=0.1))
+        for step in range(1, 6):
+            weight.grad = factor * torch.tensor([0.3, -0.1]) * step
+            optimizer.step()
+        weights.append(weight.detach())
+    assert (weights[0] - torch.tensor([1.0, -2.0])).abs().min() > 0.3
+    torch.testing.assert_close(*weights, rtol=1e-5, atol=0)
 
 
 def test_at_the_start_the_loss_is_gap_log_two() -> None:

@@ -10,6 +10,7 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 
 from common.models.noise_schedule import NoiseSchedule
+from learner.algorithms import v_prediction
 from learner.algorithms.v_prediction import Draw, draw, stratified_timesteps, v_errors
 from learner.batch import Batch, collate
 from tests.support.learner.fakes import LATENT, make_group, tiny_config
@@ -25,8 +26,9 @@ PAIRS = collate([make_group(ordinal) for ordinal in ORDINALS])
 EMPTY = torch.full(PAIRS.prompt_embeds.shape[1:], 7.0)
 
 
-def drawn(pairs: Batch = PAIRS, seed: int = 0, step: int = 1, **learner: Any) -> Draw:
-    return draw(seed, step, ORDINALS, tiny_config(**learner).learner, pairs, 1000)
+def drawn(pairs: Batch = PAIRS, seed: int = 0, step: int = 1, image_scale: float = 0.7, **learner: Any) -> Draw:
+    rules = tiny_config(**learner).learner
+    return draw(seed, step, ORDINALS, rules, pairs, steps=1000, padding=0, image_scale=image_scale)
 
 
 def same(one: Draw, other: Draw) -> bool:
@@ -76,20 +78,40 @@ def test_drops_have_the_configured_rates() -> None:
     pairs = collate([make_group(ordinal) for ordinal in range(200)])
     pairs = replace(pairs, latents=pairs.latents[..., :1, :1])
     rules = tiny_config(caption_drop=0.3, image_drop=0.1).learner
-    result = draw(0, 1, range(200), rules, pairs, 1000)
+    result = draw(0, 1, range(200), rules, pairs, steps=1000, padding=0, image_scale=0.7)
     assert result.drop_caption.float().mean().item() == pytest.approx(0.3, abs=0.08)
     assert result.drop_image.float().mean().item() == pytest.approx(0.1, abs=0.06)
     assert not drawn().drop_caption.any()
     assert drawn(image_drop=1.0).drop_image.all()
 
 
-def test_image_noise_has_the_trainers_scale() -> None:
+def test_image_noise_is_added_before_the_scaling_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sigma is exp(N(-3, 0.5)) per clip, on the latent that the factor has not scaled yet."""
     assert not drawn().image_noise.any()
-    noise = drawn(image_noise=True).image_noise
-    assert noise.shape == (4, 1, *LATENT[1:])
-    sigmas = noise.flatten(1).std(1)
-    assert all(0.005 < sigma < 0.35 for sigma in sigmas)  # exp(-3 +- 4 x 0.5)
-    assert len(set(sigmas.tolist())) == 4
+    pairs = collate([make_group(ordinal) for ordinal in range(200)])
+    rules = tiny_config(image_noise=True).learner
+    noise = draw(0, 1, range(200), rules, pairs, steps=1000, padding=0, image_scale=0.7).image_noise
+    assert noise.shape == (200, 2, 1, *LATENT[1:])
+    log_sigmas = (noise.flatten(2).std(2) / 0.7).log()
+    assert log_sigmas.mean().item() == pytest.approx(-3.0, abs=0.1)  # 400 clips: a standard error of 0.025
+    assert log_sigmas.std().item() == pytest.approx(0.5, abs=0.08)
+    assert torch.corrcoef(log_sigmas.T)[0, 1].abs() < 0.25  # chosen and rejected have their own sigma
+    monkeypatch.setattr(v_prediction, "IMAGE_NOISE_LOG_STD", 0.0)
+    whole, scaled = (drawn(image_noise=True, image_scale=scale).image_noise for scale in (1.0, 0.7))
+    eps = whole / 0.049787  # exp(-3)
+    assert eps.std().item() == pytest.approx(1.0, abs=0.05)
+    unscaled = torch.full_like(eps, 2.0)
+    torch.testing.assert_close(0.7 * unscaled + scaled, 0.7 * (unscaled + 0.049787 * eps))
+
+
+def test_image_noise_is_each_clips_own() -> None:
+    model, chance = Recorder(), drawn(image_noise=True)
+    v_errors(model, SCHEDULE, PAIRS, chance, None)
+    assert PAIRS.image_latent is not None
+    assert model.image is not None
+    noise = model.image - torch.cat([PAIRS.image_latent] * 2)
+    torch.testing.assert_close(noise, torch.cat(list(chance.image_noise.unbind(1))))
+    assert (noise[:4] - noise[4:]).abs().min(0).values.max() > 0.01
 
 
 class Recorder:
@@ -103,7 +125,7 @@ class Recorder:
 
 
 def test_candidates_share_time_noise_and_condition() -> None:
-    model, chance = Recorder(), drawn(image_noise=True, caption_drop=0.5, image_drop=0.5)
+    model, chance = Recorder(), drawn(caption_drop=0.5, image_drop=0.5)
     v_errors(model, SCHEDULE, PAIRS, chance, EMPTY)
     for tensor in (model.timesteps, model.image, model.text):
         assert tensor is not None
@@ -144,7 +166,7 @@ def test_dropped_captions_and_images_are_empty() -> None:
 @pytest.mark.parametrize("kept", [1, 3])
 def test_all_kept_candidates_share_one_forward_pass(kept: int) -> None:
     """Each candidate's error is the one that it has alone."""
-    model, chance = Recorder(), drawn(image_noise=True)
+    model, chance = Recorder(), drawn()
     batch = collate([make_group(ordinal, kept=kept) for ordinal in ORDINALS])
     errors = v_errors(model, SCHEDULE, batch, chance, None)
     assert errors.shape == (len(ORDINALS), kept)
@@ -193,7 +215,7 @@ def test_candidates_may_have_separate_conditions() -> None:
         torch.ones(1, 2), torch.tensor([[1.0, 0.0]]), torch.zeros(1),
     )  # fmt: skip
     flags = torch.zeros(1, dtype=torch.bool)
-    drawn = Draw(torch.tensor([5]), whole(1.0, 1, 2, 2, 2, 2), flags, flags, torch.zeros(1, 1, 2, 2, 2))
+    drawn = Draw(torch.tensor([5]), whole(1.0, 1, 2, 2, 2, 2), flags, flags, torch.zeros(1, 2, 1, 2, 2, 2))
     chosen, rejected = v_errors(predict, Flat(), pairs, drawn, None)[0]  # type: ignore[arg-type]
     # chosen: v = 0.5 + 1 = 1.5, v* = 0.6 - 0.8 = -0.2; rejected: v = -2 + 3 = 1, v* = 0.6 - 1.6 = -1
     assert chosen.item() == pytest.approx(1.7**2)

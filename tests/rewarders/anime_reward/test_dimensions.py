@@ -17,16 +17,12 @@ from common.messages import Prompt
 from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import (
-    KeyFrameAppeal,
-    PromptedMotion,
     TrackedCharacter,
     VideoImageConsistency,
     VideoSmoothness,
 )
-from rewarders.anime_reward.motion import LEVELS
-from rewarders.anime_reward.shots import cuts, key_frames
 from rewarders.anime_reward.tracking import cut_out
-from rewarders.anime_reward.video import Pixels, frame_indices
+from rewarders.anime_reward.video import Pixels
 from tests.support.tiny_encoders import tiny_tracker
 
 Models = Mapping[str, dict[str, str]]
@@ -69,46 +65,6 @@ def test_a_still_clip_scores_100_in_image(models: Models) -> None:
         assert reward.score([CLIP], [PROMPT]) < [100.0]
     away = Prompt(0, "away", "x", encode_png(np.zeros((48, 64, 3), np.uint8)))
     assert reward.score([STILL], [away]) < [100.0]
-
-
-def test_motion_is_a_matter_of_levels(models: Models) -> None:
-    reward = PromptedMotion.create(models["PromptedMotion"])
-    rows = reward.features([CLIP, STILL], [PROMPT] * 2)
-    logits = reward.head.logits(rows)
-    assert logits.shape == (2, len(LEVELS)) == (2, 6)
-    assert logits.abs().max() <= reward.head.temperature + 1e-4
-    ends = logits[:, [0, -1]].softmax(1)[:, 1]
-    assert torch.allclose(reward.head(rows), 100 * ends, atol=1e-3)
-    chosen = logits.log_softmax(1)
-    assert torch.isclose(reward.loss(rows, torch.tensor([100.0, 0.0])), -(chosen[0, 5] + chosen[1, 0]) / 2)
-    between = reward.loss(rows[:1], torch.tensor([50.0]))  # between levels 2 and 3
-    assert torch.isclose(between, -(chosen[0, 2] + chosen[0, 3]) / 2)
-
-
-def test_key_frames_are_the_shots_middles() -> None:
-    scenes = [
-        render(Shot("robot", scene, "climb", 0))[:count] for scene, count in [("snow", 5), ("cave", 3), ("night", 2)]
-    ]
-    clip = np.concatenate(scenes)
-    assert cuts(clip) == [5, 8]
-    assert key_frames(clip, 8) == [2, 6, 8]
-    assert key_frames(clip, 2) == [2, 6]
-    assert key_frames(CLIP, 8) == [4]
-    assert key_frames(CLIP[:1], 8) == [0]
-
-
-def test_appeal_is_the_mean_over_key_frames(models: Models) -> None:
-    reward = KeyFrameAppeal.create(models["KeyFrameAppeal"])
-    one, two = (render(Shot("robot", scene, "climb", 0))[:3] for scene in ("snow", "cave"))
-    alone = reward.score([one, two], [PROMPT] * 2)
-    assert alone[0] != alone[1]
-    assert reward.score([np.concatenate([one, two])], [PROMPT])[0] == pytest.approx(sum(alone) / 2, abs=2e-3)
-
-
-def test_frames_are_spread_evenly() -> None:
-    assert frame_indices(5) == [0, 1, 2, 3, 4]
-    assert frame_indices(49) == [int(i * 49 / 24) for i in range(24)]
-    assert frame_indices(9, 3) == [0, 3, 6]
 
 
 def test_pixels_are_what_the_models_processor_makes() -> None:

@@ -176,7 +176,7 @@ def test_unsuitable_models_are_refused(models: Models, tmp_path: Path) -> None:
         CLASSES["PromptedMotion"].create({"clip": siglip})
     with pytest.raises(ConfigError, match=r"detector model .*: not .*GroundingDinoForObjectDetection"):
         CLASSES["TrackedCharacter"].create(models["TrackedCharacter"] | {"detector": tracker})
-    with pytest.raises(ConfigError, match=r"VideoSmoothness: option frames = 0; allowed: frames \(such as 24\)"):
+    with pytest.raises(ConfigError, match=r"VideoSmoothness: option frames = 0; allowed: frames \(such as 81\)"):
         VideoSmoothness.create({"vision": siglip}, options={"frames": 0})
     torn = tmp_path / "torn"
     shutil.copytree(siglip, torn)

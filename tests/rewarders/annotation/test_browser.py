@@ -122,7 +122,7 @@ def test_rate_by_keys_and_by_hand_undo_and_resume(visit: Open, asked: Survey):
     page.keyboard.press("u")
     count(page, "0 of 6")
     assert clip(page) == first
-    expect(page.get_by_role("button", name="smoothness 4")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="appeal 4")).to_have_attribute("aria-pressed", "true")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("1")
     page.keyboard.press("Enter")
@@ -131,7 +131,17 @@ def test_rate_by_keys_and_by_hand_undo_and_resume(visit: Open, asked: Survey):
     page.reload()
     count(page, "1 of 6")
     assert clip(page) == before
-    assert [answer.value for answer in asked.given("rate")] == [{"text": 5, "smoothness": 1, "appeal": 3}]
+    assert [answer.value for answer in asked.given("rate")] == [{"text": 5, "appeal": 1, "smoothness": 3}]
+
+
+def test_the_anchors_are_numbered(visit: Open):
+    page = visit("ann")
+    anchors = page.locator(".anchors li")
+    expect(anchors).to_have_count(9)
+    assert [one.get_attribute("value") for one in anchors.all()[:3]] == ["1", "3", "5"]
+    expect(anchors.nth(4)).to_have_text(
+        "The video quality is acceptable; the main content is recognizable, though some details are rough."
+    )
 
 
 def test_all_is_done_and_can_be_taken_back(visit: Open):

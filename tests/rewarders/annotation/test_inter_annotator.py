@@ -75,6 +75,9 @@ def test_the_results_of_a_survey(tmp_path):
     by_source = {(one["source"], one["dimension"]): one["mean"] for one in found["opinions"]}
     assert by_source["aligned", "text"] == pytest.approx(14 / 3)
     assert by_source["base", "text"] == 2
+    percent = {(one["source"], one["dimension"]): one["percent"] for one in found["opinions"]}
+    assert percent["aligned", "text"] == pytest.approx(100 * (14 / 3) / 5)  # 93.3
+    assert percent["base", "text"] == 40
     assert found["pairs"] == {"all": 3, "answered": 2, "complete": 2, "ties": 0, "alpha": found["pairs"]["alpha"]}
     assert all(one["alpha"] > 0.8 for one in found["ratings"])
     assert found["clips"] == {"all": 6, "rated": 6}

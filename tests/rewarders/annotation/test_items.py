@@ -60,6 +60,35 @@ def test_the_built_in_rubrics():
     assert len(open_rubric("huvidpo").names) == 3
 
 
+def test_huvidpos_rubric_is_the_papers():
+    """HuViDPO, appendix C.2, word for word: question, then what 1, 3 and 5 points mean."""
+    assert [(one.name, one.question, one.low, one.middle, one.high) for one in open_rubric("huvidpo").dimensions] == [
+        (
+            "text",
+            "Video-Text Alignment: Does the video accurately reflect the description?",
+            "The video does not align with the description; it is almost impossible to recognize elements from the "
+            "text in the video.",
+            "The video partially aligns with the description, showing some relevant content, but with noticeable "
+            "mismatches or missing details.",
+            "The video perfectly aligns with the description, accurately reflecting all key elements of the text.",
+        ),
+        (
+            "appeal",
+            "Visual Quality: How clear and visually appealing is the video?",
+            "The video is blurry, with severe pixelation or visual defects.",
+            "The video quality is acceptable; the main content is recognizable, though some details are rough.",
+            "The video quality is excellent, with high clarity and well-represented details.",
+        ),
+        (
+            "smoothness",
+            "Frame Consistency: How smooth and seamless are the transitions between frames?",
+            "Frames are highly inconsistent, appearing jumpy or choppy, disrupting the viewing experience.",
+            "Frames are somewhat consistent, but transitions have some roughness or slight jumps.",
+            "Frames are consistently smooth, delivering a natural and seamless viewing experience.",
+        ),
+    ]
+
+
 def test_an_own_rubric(tmp_path):
     file = tmp_path / "mine.toml"
     file.write_text('name = "mine"\n[[dimensions]]\nname = "fun"\nquestion = "Is it fun?"\n')

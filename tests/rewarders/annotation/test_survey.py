@@ -164,7 +164,7 @@ def test_bad_answers_are_refused(tmp_path):
     clip, good = asked.clips[0].key, all_of(asked, 3)
     with pytest.raises(ValueError, match="text = 6: a rating is 1 to 5"):
         asked.rate("ann", clip, good | {"text": 6})
-    with pytest.raises(ValueError, match="expected text, smoothness, appeal"):
+    with pytest.raises(ValueError, match="expected text, appeal, smoothness"):
         asked.rate("ann", clip, {"text": 3})
     with pytest.raises(UnknownItemError, match="no such clip"):
         asked.rate("ann", "../secret", good)

@@ -219,6 +219,6 @@ def test_invalid_folders_are_named(tmp_path: Path):
     assert "its tokenizer has no <|TA_reward|>" in line(tiny(tmp_path / "words", special=SPECIAL[:-1]))
     bare = tiny(tmp_path / "bare")
     Qwen2VLModel(Qwen2VLConfig.from_pretrained(bare)).save_pretrained(bare)
-    assert "not a complete Qwen2VLReward: rm_head.weight is missing" in line(bare)
+    assert "not a complete Qwen2VLReward: weights missing: rm_head.weight" in line(bare)
     (tmp_path / "question" / "prompt.txt").unlink()
     assert "must hold the prompt that the model was trained on" in line(tmp_path / "question")

@@ -78,7 +78,7 @@ def test_scores_are_mean_opinions(tmp_path: Path) -> None:
     assert data.scores("light")[0] == 37.5
     assert np.isnan(data.scores("light")[1])
     assert data.candidates().tolist() == [False, False]
-    assert data.prompts()[1].image == (tmp_path / "1.png").read_bytes()
+    assert data.prompt(1).image == (tmp_path / "1.png").read_bytes()
     write_ratings(file, [row.model_copy(update={"ratings": {}}) for row in rows])
     with pytest.raises(ConfigError, match="none of its 3 clips has a rating"):
         rated(file)

@@ -30,15 +30,16 @@ def silent(line: str) -> None:
 def test_features_are_computed_once(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 3, 2))
     light = Light()
-    rows, seen, bad = cache.features(light, data, tmp_path / "f", silent)
+    rows, cached, bad = cache.features(light, data, tmp_path / "f", silent)
+    seen = cached[rows]
     assert (rows.tolist(), bad, light.looked) == (list(range(6)), [], 6)
     assert seen[:, 0].tolist() == pytest.approx((data.scores("light") / 100).tolist(), abs=0.02)
     again = Light()
-    assert torch.equal(cache.features(again, data, tmp_path / "f", silent)[1], seen)
+    assert torch.equal(cache.features(again, data, tmp_path / "f", silent)[1][rows], seen)
     assert again.looked == 1  # only the compared row
     kept = sorted((tmp_path / "f").iterdir())
     kept[0].unlink()
-    assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1], seen)
+    assert torch.equal(cache.features(Light(), data, tmp_path / "f", silent)[1][rows], seen)
     assert sorted((tmp_path / "f").iterdir()) == kept
     with pytest.raises(ConfigError, match="come from other models or options; delete the folder"):
         cache.features(Light(gain=2), data, tmp_path / "f", silent)
@@ -70,7 +71,7 @@ def test_a_head_learns_and_stops(tmp_path: Path) -> None:
     assert "validation" in lines[1]
     rest = unseen(data.leak_keys(), seen_in_training(tmp_path / "heads", "light"))
     assert 3 <= len(rest) <= 12
-    scores = light.score([clip for _, clip in data.clips(rest)], [data.prompts()[i] for i in rest])
+    scores = light.score([clip for _, clip in data.clips(rest)], [data.prompt(i) for i in rest])
     assert srcc(np.array(scores), data.scores("light")[rest]) > 0.99
     assert np.abs(np.array(scores) - data.scores("light")[rest]).max() < 12
 
@@ -135,7 +136,7 @@ def test_a_toon_head_learns_from_ratings_of_clips(toon: RatedDataset, tmp_path: 
     assert "[9, 16, 16, 3]; the toon heads take [9, 48, 64, 3]" in lines[0]
     rest = unseen(toon.leak_keys(), seen_in_training(tmp_path, "smoothness"))
     rest = rest[rest > 0]
-    scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompts()[i] for i in rest]))
+    scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompt(i) for i in rest]))
     good = toon.scores("smoothness")[rest] == 100
     assert scores[good].min() > scores[~good].max() + 20
     again: list[str] = []

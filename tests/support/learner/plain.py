@@ -25,7 +25,7 @@ def plain_loss(
     rules, count = config.learner, config.learner.batch_size
     leased = [make_group(ordinal) for ordinal in range((step - 1) * count, step * count)]
     batch = collate(leased)
-    chance = draw(config.seed, step, batch.ordinals, rules, batch, 1000)
+    chance = draw(config.seed, step, batch.ordinals, rules, batch, steps=1000, padding=0, image_scale=0.7)
     scheduler = model.make_scheduler("ddim")
     total, logits = torch.zeros(()), []
     for i, one in enumerate(leased):
@@ -49,18 +49,22 @@ def plain_loss(
 
 
 def plain_training(model: ModelFolder, config: RunConfig, steps: int) -> dict[str, torch.Tensor]:
-    """The policy's tensors after `steps` steps of AdamW with clipping, without refresh."""
+    """The policy's tensors after `steps` steps of AdamW with clipping, without refresh.
+
+    A config with `learner.trainable` trains attention alone.
+    """
     policy, rules = model.load_transformer("float32", "cpu"), config.learner
     reference = copy.deepcopy(policy)
     if rules.train == "lora":
         inject_lora(policy, rules.lora, config.seed)
-        trained = dict(adapter_parameters(policy, "policy"))
+        made = trained = dict(adapter_parameters(policy, "policy"))
     else:
-        trained = dict(policy.named_parameters())
+        made = dict(policy.named_parameters())
+        trained = {name: one for name, one in made.items() if rules.trainable == ("*",) or ".attn1." in name}
     optimizer = torch.optim.AdamW(trained.values(), lr=rules.lr, weight_decay=rules.weight_decay)
     for step in range(1, steps + 1):
-        optimizer.zero_grad()
+        policy.zero_grad()
         plain_loss(policy, reference, model, config, step)[0].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), rules.clip_norm)
         optimizer.step()
-    return {name: parameter.detach() for name, parameter in trained.items()}
+    return {name: parameter.detach() for name, parameter in made.items()}

@@ -21,6 +21,7 @@ STEPS, SAVED = 5, 3
 KINDS: dict[str, dict[str, Any]] = {
     "full": {"train": "full"},
     "lora": {"train": "lora"},
+    "part": {"train": "full", "trainable": "*.attn1.*"},
     "sharded": {"train": "full", "reference": "sharded"},
     "offload": {"train": "full", "offload_optimizer": True},
 }

@@ -1,0 +1,52 @@
+"""Loads pretrained models. Weights that a model's files lack are refused, never drawn at random.
+
+`transformers` and `diffusers` initialise such weights at random and only log a warning, so every process would have
+another model. All models that douga loads from a folder or the hub go through this module; processors and tokenizers,
+which have no weights, use `from_pretrained`. Weights that a file has beyond the model's are ignored: they belong to
+parts that are not used, such as a classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+from common.errors.messages import one_line
+from common.errors.oom import reraise_oom
+
+NAMED = 3  # missing weights that an error names
+
+Selection = Callable[[Any, Set[str]], Set[str]]
+"""(model, names of missing weights) -> those that the caller needs."""
+
+
+def from_pretrained(kind: Any, place: str | Path, where: str, what: str = "", **options: Any) -> Any:
+    """Returns ``kind.from_pretrained(place, **options)``.
+
+    Raises `ConfigError`, "`where`: cannot be loaded as `what`", if that fails; `what` defaults to the class's name.
+    """
+    try:
+        return kind.from_pretrained(place, **options)
+    except Exception as error:  # the libraries raise almost anything for a damaged file
+        reraise_oom(error)
+        raise ConfigError(f"{where}: cannot be loaded as {what or kind.__name__}: {one_line(error)}") from None
+
+
+def load_model(
+    kind: Any, place: str | Path, where: str, needed: Selection = lambda _, missing: missing, **options: Any
+) -> tuple[Any, frozenset[str]]:
+    """Loads a model from safetensors.
+
+    Returns the model and the names of its missing weights, all of them random and not `needed`. Raises `ConfigError`,
+    beginning with `where`, if it cannot be loaded, if a shape differs, or if `needed` weights are missing.
+    """
+    model, loading = from_pretrained(kind, place, where, use_safetensors=True, output_loading_info=True, **options)
+    missing = frozenset(loading["missing_keys"])
+    if lacking := sorted(needed(model, missing)):
+        more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+        raise ConfigError(
+            f"{where}: not a complete {type(model).__name__}: weights missing: {', '.join(lacking[:NAMED])}{more}"
+        )
+    return model, missing

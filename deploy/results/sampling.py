@@ -1,0 +1,163 @@
+"""Generates clips outside a run, in the same way as a run (`douga sample`). An interrupted call is resumed.
+
+```
+OUT/0007-2.mp4      clip 2 of prompt 7, both counted from 0; a prompt's number is its place in the prompt file
+OUT/0007.png        the first frame of prompt 7
+OUT/samples.json    one record per finished clip, sorted by prompt and clip
+OUT/settings.json   what the clips are a function of, besides prompt and seed
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from actors.ddim_inversion import InvertedSampler
+from actors.prompts.source import file_prompts, open_prompts
+from actors.sampler import Sampler
+from common.config import RunConfig, leaves, may_change
+from common.data.video import contact_sheet, decode_clip
+from common.digests import digest
+from common.errors import ConfigError
+from common.files import write_whole
+from common.messages import Candidate, Prompt
+from common.models.cogvideox import ModelFolder, open_model
+from common.seeds import candidate_seed
+from common.weights.store import WeightStore
+from deploy.run_dir.samples import SAMPLES, SETTINGS, read_samples, read_settings
+
+SHEET = "sheet.png"
+SHEET_ROWS = 24  # clips on the contact sheet
+TOON_COUNT = 8  # default number of prompts without a prompt file
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """What to sample, besides model and weights."""
+
+    out: Path
+    count: int | None = None  # the first prompts only; None: all of a file, or `TOON_COUNT` toon prompts
+    split: str = "all"  # all, train or heldout
+    clips_per_prompt: int = 1
+    invert: Path | None = None  # all clips start from the DDIM-inverted noise of this clip
+
+
+def make_samples(config: RunConfig, weights: WeightStore | None, version: int, request: SampleRequest) -> None:
+    """Samples the clips of `request` that its folder does not have yet; writes the files named above and sheet.png.
+
+    With `weights` and a `version` above 0, samples with that version, else with the base model. Raises `ConfigError`
+    for bad input, and if the folder has clips of other weights, settings or prompts.
+    """
+    model = open_model(config.model.path)
+    prompts = _prompts(config, model.image_conditioned, request)
+    folder = SampleFolder(request.out, _settings(config, model, weights, version, request))
+    sampler = InvertedSampler(model, config, request.invert) if request.invert else Sampler(model, config)
+    if weights is not None and version:
+        sampler.load(*weights.load(version))
+    for prompt in prompts:
+        folder.check(prompt)
+        for made in _missing(config, sampler, prompt, request.clips_per_prompt, folder):
+            print(folder.add(prompt, made), "-", prompt.text)
+    folder.write_sheet()
+
+
+def _prompts(config: RunConfig, needs_image: bool, request: SampleRequest) -> Iterator[Prompt]:
+    if config.prompts != "toon":
+        size = (config.model.height, config.model.width)
+        return islice(file_prompts(Path(config.prompts), needs_image, size, request.split), request.count)
+    if request.split != "all":
+        raise ConfigError(f"--split {request.split}: only a prompt file has splits; toon prompts are held out")
+    return iter(open_prompts("toon", config.seed).heldout(request.count or TOON_COUNT, config.seed))
+
+
+def _settings(
+    config: RunConfig, model: ModelFolder, weights: WeightStore | None, version: int, request: SampleRequest
+) -> dict[str, Any]:
+    """What clips are a function of, besides prompt and seed, by the names that an error shows."""
+    values = leaves(config.model_dump(mode="json"))
+    keys = [key for key in values if key.startswith(("model.", "sampler.")) and not may_change(key, config)]
+    settings = {key: values[key] for key in ["seed", *keys] if key != "sampler.candidates"}
+    settings |= {f"base model's {part}": found for part, found in model.parts.items()}
+    settings["weights"] = weights.manifest(version).digest if weights is not None and version else "base"
+    settings["--invert"] = _digest(request.invert) if request.invert else None
+    return settings
+
+
+def _digest(clip: Path) -> str:
+    try:
+        return digest(clip.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{clip}: cannot be read: {error.strerror}") from None
+
+
+def _missing(
+    config: RunConfig, sampler: Sampler, prompt: Prompt, count: int, folder: SampleFolder
+) -> Iterator[Candidate]:
+    """Samples the clips of a prompt that the folder lacks, of `count`."""
+    indices = [index for index in range(count) if (prompt.ordinal, index) not in folder.records]
+    if not indices:
+        return
+    seeds = [candidate_seed(config.seed, "sample", prompt.ordinal, index) for index in range(count)]
+    for part in sampler.parts(prompt, sampler.encode(prompt), seeds, indices):
+        yield from part
+
+
+class SampleFolder:
+    """The output folder. `records` are its finished clips by (prompt, clip), both counted from 0."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.records: dict[tuple[int, int], Record] = {}
+        path.mkdir(parents=True, exist_ok=True)
+        if (path / SAMPLES).exists() or (path / SETTINGS).exists():
+            self._check_settings(settings)
+        if (path / SAMPLES).exists():
+            self.records = {(one["prompt_index"], one["clip_index"]): one for one in read_samples(path)}
+        write_whole(path / SETTINGS, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        before = read_settings(self.path)
+        for name in dict.fromkeys([*before, *settings]):
+            if before.get(name) != settings.get(name):
+                self._refuse(f"made with {name} = {before.get(name)!r}, not {settings.get(name)!r}")
+
+    def check(self, prompt: Prompt) -> None:
+        """Raises `ConfigError` if the folder has a clip that was made for another prompt of the same number."""
+        one = next((one for (number, _), one in self.records.items() if number == prompt.ordinal), None)
+        if one is None:
+            return
+        if one["text"] != prompt.text:
+            self._refuse(f"prompt {prompt.ordinal} was {one['text']!r}, and is {prompt.text!r} now")
+        if prompt.image is not None and (self.path / one["image"]).read_bytes() != prompt.image:
+            self._refuse(f"prompt {prompt.ordinal} has another first frame now")
+
+    def _refuse(self, why: str) -> None:
+        raise ConfigError(f"{self.path}: has clips already: {why}; choose another --out, or delete the folder")
+
+    def add(self, prompt: Prompt, made: Candidate) -> Path:
+        """Writes a clip, then its record, so that every record has its clip. Returns the clip's path."""
+        name = f"{prompt.ordinal:04d}"
+        record: Record = {"clip": f"{name}-{made.index}.mp4", "id": prompt.id, "text": prompt.text}
+        record |= {"prompt_index": prompt.ordinal, "clip_index": made.index, "seed": made.seed}
+        record |= {"version": made.policy_version, "character": prompt.character, "category": prompt.category}
+        if prompt.image is not None:
+            record["image"] = f"{name}.png"
+            (self.path / record["image"]).write_bytes(prompt.image)
+        clip = self.path / record["clip"]
+        clip.write_bytes(made.clip)
+        self.records[prompt.ordinal, made.index] = record
+        ordered = [self.records[place] for place in sorted(self.records)]
+        write_whole(self.path / SAMPLES, json.dumps(ordered, indent=1, ensure_ascii=False) + "\n")
+        return clip
+
+    def write_sheet(self) -> None:
+        """Writes the contact sheet of the first clips."""
+        shown = [self.records[place]["clip"] for place in sorted(self.records)[:SHEET_ROWS]]
+        contact_sheet([decode_clip((self.path / name).read_bytes()) for name in shown]).save(self.path / SHEET)
