@@ -39,7 +39,7 @@ class PromptSource(Protocol):
     """A source of prompts, for the exchange and for evaluation."""
 
     def __call__(self, ordinal: int) -> Prompt:
-        """The training prompt with this ordinal, >= 0."""
+        """The training prompt with this ordinal, >= 0. Raises `ConfigError` if there are none."""
         ...
 
     @property
@@ -83,10 +83,10 @@ class FilePrompts:
         rows = _read_rows(file, needs_image)
         self._train = [row for row in rows if row.split == "train"]
         self._heldout = [row for row in rows if row.split == "heldout"]
-        if not self._train:
-            raise ConfigError(f"{file}: every prompt is held out; training needs some with split = train")
 
     def __call__(self, ordinal: int) -> Prompt:
+        if not self._train:
+            raise ConfigError(f"{self._file}: every prompt is held out; training needs some with split = train")
         epoch, place = divmod(ordinal, len(self._train))
         order = epoch_order(self._seed, epoch, len(self._train))
         return self._prompt(self._train[order[place]], ordinal, Purpose.TRAIN)

@@ -79,7 +79,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _enough_candidates(self) -> RunConfig:
         least = algorithm_class(self.algorithm.name).min_candidates
-        if self.sampler.candidates < least:
+        if self.sampler.candidates < least and not self.collect.prompts:
             raise ValueError(
                 f"sampler.candidates = {self.sampler.candidates}: algorithm {self.algorithm.name} needs {least} or more"
             )

@@ -72,5 +72,13 @@ class CollectConfig(Section):
     prompts: int = Field(
         default=0, ge=0, description="collect candidates of this many training prompts instead of training; 0: train"
     )
+    split: Literal["train", "heldout", "all"] = Field(
+        default="train", description="prompts to collect: training prompts, held-out ones, or all rows of the file"
+    )
     run: str = Field(default="", description="folder of the run whose weights sample; empty: the base model")
     version: int = Field(default=0, ge=0, description="weight version of that run")
+
+    @property
+    def seeds(self) -> str:
+        """The purpose that seeds are drawn for: held-out clips have the seeds of a run's held-out comparison."""
+        return "collect" if self.split == "train" else "eval"

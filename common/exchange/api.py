@@ -260,7 +260,8 @@ class HubExchange(Protocol):
     def enqueue(self, prompts: Sequence[Prompt], version: int | None = None, start: int = 0) -> None:
         """Add groups that are not trained on: probes and evaluations of one candidate, collections of N.
 
-        Candidate i of the prompt at `start` + p in `prompts` is seeded by (run seed, purpose, start + p, i).
+        Candidate i of the prompt at `start` + p in `prompts` is seeded by (run seed, purpose, start + p, i); the
+        purpose of a collection is `collect.seeds`.
 
         With `version`, only samplers that loaded it get the groups. Prompts that are already pending, running or done
         for that version are skipped, so a resumed evaluation continues. Without `version`, any sampler may take the

@@ -153,10 +153,10 @@ class SamplingQueue:
                 self.ledger.move(ordinal, State.PENDING, leased_by=None, lease_expires=None)
 
     def _seeds(self, group: sqlite3.Row) -> tuple[int, ...]:
-        count = candidates_of(group, self.config)
-        return tuple(
-            candidate_seed(self.config.seed, group["purpose"], group["position"], index) for index in range(count)
-        )
+        count, purpose = candidates_of(group, self.config), group["purpose"]
+        if purpose == Purpose.COLLECT:
+            purpose = self.config.collect.seeds
+        return tuple(candidate_seed(self.config.seed, purpose, group["position"], index) for index in range(count))
 
     def _release_expired(self) -> None:
         """Release the leases that expired; each counts as a failed attempt."""

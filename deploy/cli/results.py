@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.config import load_config
+from common.errors import ConfigError
 from deploy.cli.flags import RUN, add_command
+from deploy.evaluation import FORMATS
 from deploy.run_dir import layout
 
 EVALUATE = """\
-Reads the weights and config.toml of the run. Samples the held-out prompts with the base model and with the chosen
-version, scores all clips and prints the comparison and its verdict. Writes nothing into the run folder.
+Samples the same prompts with the same seeds with every MODEL, scores all clips with the configured rewards and judges,
+and prints one table: means, changes from the first model (or --against) with 95 % intervals over prompts, and shares of
+prompts won, tied and lost. Writes clips and scores as candidate sets, evaluation.json and evaluation.html (clips side
+by side, sorted by gain and loss) to --out. The same command resumes an interrupted evaluation. It runs where
+`douga run` does: in one process, or on a Ray cluster.
+
+MODEL is a run (its newest weights), RUN@VERSION, a pipeline folder, 'toon', or a candidate set. LABEL=PLACE names it.
+A run alone is compared with its base model.
 
 examples:
-  douga evaluate runs/mine                          the newest version, on the run's held-out prompts
-  douga evaluate mine --prompts 200                 more prompts, for narrower intervals
-  douga evaluate mine --version 30 --json           an earlier version that is still in runs/mine/weights
+  douga evaluate runs/mine                                        base and newest weights, on held-out prompts
+  douga evaluate base=toon gapo=runs/gapo dpo=runs/dpo@30 --count 200
+  douga evaluate /models/CogVideoX-5b-I2V runs/mine --config my.toml --prompts test.jsonl --split all --clips 5
+  douga evaluate runs/mine --format latex --export-vbench vb
+
+Any configuration key can be set; all models are sampled with the configuration of --config, else of the first run.
 """
 REPORT = """\
 Reads the run folder only (metrics, events, result, held-out clips) and writes RUN/report.html and RUN/report.png. No
@@ -55,40 +65,54 @@ example:
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    summary = "repeat a run's held-out comparison from its weights, without changing the run"
-    evaluate = add_command(commands, "evaluate", _evaluate, summary, EVALUATE)
-    evaluate.add_argument("--prompts", type=int, help="number of held-out prompts (default: the run's)")
-    evaluate.add_argument("--version", type=int, help="weight version to compare with the base (default: the newest)")
-    evaluate.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    summary = "compare any number of models on the same prompts and seeds"
+    evaluate = add_command(commands, "evaluate", _evaluate, summary, EVALUATE, takes_keys=True)
+    evaluate.add_argument("models", nargs="+", metavar="MODEL", help="[LABEL=]RUN, RUN@VERSION, FOLDER, toon or SET")
+    evaluate.add_argument("--against", metavar="LABEL", help="the model to compare with (default: the first)")
+    evaluate.add_argument("--config", type=Path, metavar="CONFIG.toml", help="how to sample and score")
+    evaluate.add_argument("--count", type=int, help="number of prompts (default: evaluation.prompts)")
+    evaluate.add_argument(
+        "--split",
+        choices=("heldout", "train", "all"),
+        default="heldout",
+        help="prompts: held-out ones, training prompts, or all rows of the file in order (default: heldout)",
+    )
+    evaluate.add_argument("--clips", type=int, default=1, help="clips per prompt (default: 1)")
+    evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: runs/LABEL-evaluation)")
+    evaluate.add_argument("--format", choices=FORMATS, default="text", help="of the printed table (default: text)")
+    evaluate.add_argument("--export-vbench", type=Path, metavar="DIR", help="also write the clips as VBench reads them")
     summary = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
     export = add_command(commands, "export", _export, summary, EXPORT)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     export.add_argument("--version", type=int, help="weight version (default: the newest; 0: the base model)")
     recover = add_command(commands, "recover", _recover, "restore a damaged ledger from a snapshot", RECOVER)
     report = add_command(commands, "report", _report, "write a finished run's report.html again", REPORT)
-    for command in (evaluate, export, recover, report):
+    for command in (export, recover, report):
         command.add_argument("run", help=RUN)
 
 
 def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    from rich.console import Console
+    from deploy.cli.run import execute
+    from deploy.evaluation.models import Request, models_of
+    from deploy.evaluation.report import evaluate
 
-    from deploy.results import comparison
-    from deploy.run_dir.progress import showing
-    from deploy.run_dir.source import find_run_with_model
-    from deploy.runtime.evaluation import evaluate_again
-
-    folder, config = find_run_with_model(options.run)
-    if options.prompts is not None:
-        config = load_config(folder / layout.CONFIG, {"evaluation.prompts": options.prompts})
-    with showing() as progress:
-        result = evaluate_again(folder, config, options.version, progress)
-    if options.json:
-        print(json.dumps(result, indent=1, ensure_ascii=False))
-    else:
-        Console().print(comparison.table(result))
-        Console().print(result["verdict"]["message"], markup=False, highlight=False)
-    return 0
+    for name in ("count", "clips"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} {value}: must be at least 1")
+    out = options.out or Path("runs") / f"{Path(options.models[-1].rpartition('=')[2]).name}-evaluation"
+    request = Request(options.models, out, options.config, flags, options.count, options.split, options.clips)
+    models = models_of(request)
+    against = options.against or models[0].label
+    if against not in [model.label for model in models]:
+        raise ConfigError(f"--against {against}: allowed are {', '.join(model.label for model in models)}")
+    for model in models:
+        if model.config is not None and layout.finished_result(model.config) is None:
+            print(f"{model.label}: sampling", file=sys.stderr)
+            if execute(model.config).result is None:
+                print("stopped; nothing is lost: the same command resumes the evaluation", file=sys.stderr)
+                return 130
+    return evaluate(models, against, out, options.format, options.export_vbench)
 
 
 def _export(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

@@ -15,6 +15,7 @@ from deploy.cli.flags import FILL, add_command, describe_keys
 from deploy.run_dir import layout
 from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
+from deploy.runtime.messages import Outcome
 
 EXAMPLES = f"""\
 examples:
@@ -92,16 +93,21 @@ def start(config: RunConfig) -> int:
         more = "--count to collect more" if config.collect.prompts else "--steps to train further"
         print(f"{config.folder}: already finished; raise {more}, or start another run with --name")
         return _conclude(config, before)
-    from deploy.run_dir.progress import showing
-
-    with stop_on_signals() as stop, showing() as progress:
-        outcome = _mode(config).run(config, stop=stop, progress=progress)
+    outcome = execute(config)
     if outcome.result is None:
         where = "" if config.collect.prompts else f" after step {outcome.step} of {config.steps}"
         print(f"stopped{where}; nothing is lost. Resume with:", file=sys.stderr)
         print(f"  {layout.resume_command(config.folder)}", file=sys.stderr)
         return 130
     return _conclude(config, outcome.result)
+
+
+def execute(config: RunConfig) -> Outcome:
+    """Runs from the state of the run folder to the end, or to a signal, with a progress display."""
+    from deploy.run_dir.progress import showing
+
+    with stop_on_signals() as stop, showing() as progress:
+        return _mode(config).run(config, stop=stop, progress=progress)
 
 
 def _mode(config: RunConfig) -> Any:

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.source import PromptSource
+from actors.prompts.heldout import heldout_prompts
+from actors.prompts.source import PromptSource, file_prompts
 from common.candidate_set.folder import SetWriter, writing_to
 from common.candidate_set.rows import POLICY, SET, SetSettings, candidate_name
 from common.config import RunConfig
 from common.data.prompt_keys import prompt_key
+from common.errors import ConfigError
 from common.exchange.api import OVER, HubExchange, LearnerExchange
 from common.messages import Prompt, Purpose
+from common.models.cogvideox import open_model
 from common.models.fingerprint import check_same_model, model_parts
 from common.roles import COLLECTING
 from common.seeds import candidate_seed
@@ -42,7 +45,7 @@ class Collection:
     """One start of a collection. `work` does part of the work, or waits for other processes."""
 
     config: RunConfig
-    source: PromptSource
+    prompts: Callable[[int], Prompt]  # position, 0 .. collect.prompts - 1, to prompt
     exchange: HubExchange
     writer: SetWriter
     weights: str  # digest of the policy's weights
@@ -56,7 +59,7 @@ class Collection:
         Raises `StuckError` if a prompt failed, or no work is left. The next start tries failed prompts again.
         """
         total, version = self.config.collect.prompts, self.config.collect.version
-        self._todo = deque(prompt for prompt in map(self.source, range(total)) if not self._complete(prompt))
+        self._todo = deque(prompt for prompt in map(self.prompts, range(total)) if not self._complete(prompt))
         missing, pace = len(self._todo), ThroughputTracker(self.config)
         log.info("%d of %d prompts are left to collect", missing, total)
 
@@ -89,20 +92,53 @@ class Collection:
     def _complete(self, prompt: Prompt) -> bool:
         key, rows = prompt_key(prompt), self.writer.set.rows
         seeds = (
-            candidate_seed(self.config.seed, Purpose.COLLECT, prompt.ordinal, index)
+            candidate_seed(self.config.seed, self.config.collect.seeds, prompt.ordinal, index)
             for index in range(self.config.sampler.candidates)
         )
         return all(candidate_name(key, self.weights, seed) in rows for seed in seeds)
 
     def _check_complete(self) -> None:
         total = self.config.collect.prompts
-        left = [prompt.id for prompt in map(self.source, range(total)) if not self._complete(prompt)]
+        left = [prompt.id for prompt in map(self.prompts, range(total)) if not self._complete(prompt)]
         if left:
             why = next(iter(self.exchange.failures().values()), "no work is left")
             raise StuckError(
                 f"{COLLECTING}: {len(left)} of {total} prompts have no candidates, {left[0]!r} the first: {why}; the "
                 f"same command tries them again"
             )
+
+
+def collected_prompts(config: RunConfig, source: PromptSource) -> Callable[[int], Prompt]:
+    """The prompts to collect, by position: training prompts, or distinct held-out ones, or all rows of the file.
+
+    Raises `ConfigError` if there are fewer than `collect.prompts`.
+    """
+    split, count = config.collect.split, config.collect.prompts
+    if split == "train":
+        found, known = source, source.training_prompts
+    else:
+        prompts = _heldout(source, config) if split == "heldout" else _rows(config)
+        found, known = _numbered(prompts), len(prompts)
+    if known is not None and known < count:
+        raise ConfigError(f"collect.prompts = {count}: prompts = {config.prompts!r} has {known} with split = {split}")
+    return found
+
+
+def _heldout(source: PromptSource, config: RunConfig) -> list[Prompt]:
+    evaluation = config.evaluation.model_copy(update={"prompts": config.collect.prompts})
+    drawn = heldout_prompts(source, config.model_copy(update={"evaluation": evaluation})).comparison
+    return list({prompt_key(prompt): prompt for prompt in reversed(drawn)}.values())[::-1]
+
+
+def _rows(config: RunConfig) -> list[Prompt]:
+    if config.prompts == "toon":
+        raise ConfigError("collect.split = 'all': prompts = 'toon' has no rows; allowed are train and heldout")
+    conditioned = open_model(config.model.path).image_conditioned
+    return list(file_prompts(Path(config.prompts), conditioned, (config.model.height, config.model.width)))
+
+
+def _numbered(prompts: Sequence[Prompt]) -> Callable[[int], Prompt]:
+    return lambda position: replace(prompts[position], ordinal=position)
 
 
 @contextmanager

@@ -3,35 +3,24 @@
 All modes share one class. They differ in where the work is done:
 
 ```
-serial, douga evaluate   LocalWorkers.evaluate: samples and scores in this process
-cluster                  ClusterRunLoop only waits: samplers and rewarders are other processes
+serial    LocalWorkers.evaluate: samples and scores in this process
+cluster   ClusterRunLoop only waits: samplers and rewarders are other processes
 ```
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
 from common.errors import RunFailed
 from common.exchange.api import OVER, HubExchange, ScoredCandidate, State
-from common.exchange.local import LocalExchange
 from common.messages import Prompt, Purpose
-from common.roles import EVALUATING_ALIGNED, EVALUATING_BASE
-from common.weights.store import WeightStore
-from deploy.results import comparison
-from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.progress import Progress, ThroughputTracker
-from deploy.run_dir.source import chosen_version
-from deploy.runtime.factories import open_inputs, open_scorers
-from deploy.runtime.workers.scratch import scratch
 
 BASE = 0  # the version of the base model
 
@@ -120,39 +109,3 @@ class HeldOutEvaluation:
         results = self.exchange.results(Purpose.EVAL, version)
         found = [one for one in results if (one.prompt.ordinal, one.prompt.id) in asked]
         return sorted(found, key=lambda one: one.prompt.ordinal)
-
-
-def evaluate_again(folder: Path, config: RunConfig, version: int | None, progress: Progress) -> dict[str, Any]:
-    """Repeats the held-out comparison of a run with `version` (None: the newest). Only reads the run folder.
-
-    Returns the result of `comparison.conclude`. The clips are stored in a scratch exchange that is deleted at the end.
-    """
-    from deploy.runtime.workers.local import LocalWorkers  # noqa: PLC0415 - it imports this module
-
-    store = WeightStore(folder / "weights")
-    chosen = chosen_version(store, config, version)
-    prompts = open_inputs(config)
-    sampler, rewarder = open_scorers(config)
-    manifest = store.manifest(chosen)
-    with ExitStack() as stack:
-        scratch_folder = stack.enter_context(scratch("evaluate"))
-        exchange = LocalExchange(scratch_folder, config, prompts)
-        stack.callback(exchange.close)
-        workers = LocalWorkers(
-            config=config,
-            sampler=sampler,
-            rewarder=rewarder,
-            exchange=exchange,
-            store=store,
-            journal=stack.enter_context(RunJournal(scratch_folder, dict)),
-            progress=progress,
-            between=lambda: None,
-        )
-        evaluation = workers.evaluation(prompts)
-        base, _ = evaluation.evaluate(BASE, EVALUATING_BASE)
-        if chosen != BASE:
-            exchange.announce(manifest)
-        aligned, _ = evaluation.evaluate(chosen, EVALUATING_ALIGNED)
-        left_out = evaluation.left_out(dict(zip(comparison.SIDES, (BASE, chosen), strict=True)))
-    records = comparison.by_prompt(comparison.pairs_of(base, aligned), config)
-    return comparison.conclude(records, config.evaluation.prompts, left_out)

@@ -37,6 +37,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     pairs = open_pairs(config) if config.pairs else None
     prompts = open_training_prompts(config)
     if not config.collect.prompts:
+        prompts(0)  # raises if every prompt is held out
         heldout = heldout_prompts(prompts, config)  # raises if there are not enough
     if config.candidates:
         from actors.stored import StoredPrompts

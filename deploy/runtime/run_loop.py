@@ -29,7 +29,7 @@ from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
-from deploy.runtime.collection import Collection, install_weights, open_set
+from deploy.runtime.collection import Collection, collected_prompts, install_weights, open_set
 from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
 
@@ -116,7 +116,7 @@ class RunLoop(ABC):
             part = self.evaluation
             result = Collection(
                 config=self.config,
-                source=part.source,
+                prompts=collected_prompts(self.config, part.source),
                 exchange=self.exchange,
                 writer=writer,
                 weights=weights,

@@ -1,4 +1,4 @@
-"""Sampler and rewarder in the calling process, for serial runs and `douga evaluate`."""
+"""Sampler and rewarder in the calling process, for serial runs."""
 
 from __future__ import annotations
 

@@ -229,11 +229,17 @@ def test_a_run_folder_of_another_configuration_is_refused_by_key(capsys, parts, 
     assert "seed (0 there, 5 now)" in capsys.readouterr().err
 
 
-def test_evaluate_repeats_the_figures_of_the_run(capsys, finished):
-    assert main(["evaluate", str(finished), "--json"]) == 0
+def test_evaluate_repeats_the_figures_of_the_run(capsys, tmp_path, finished):
+    out = tmp_path / "again"
+    assert main(["evaluate", str(finished), "--out", str(out), "--format", "json"]) == 0
     again, kept = json.loads(capsys.readouterr().out), json.loads((finished / "result.json").read_text())
-    assert again["learned"] == kept["learned"]
-    assert again["oracle"] == kept["oracle"]
+    assert again == json.loads((out / "evaluation.json").read_text())
+    for kind, prefix in (("learned", ""), ("oracle", "oracle.")):
+        for name, row in kept[kind].items():
+            base, aligned = again["figures"][f"{prefix}{name}"].values()
+            assert base["mean"] == row["base"]["mean"]
+            assert aligned["mean"] == row["aligned"]["mean"]
+            assert aligned["change"] == row["change"]
 
 
 def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
@@ -296,7 +302,7 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
         (["score", "x.mp4"], "x.mp4: cannot be read: No such file"),
         (["sample", "nowhere"], "nowhere: neither a run nor a pipeline folder"),
         (["sample", "--count", "0"], "--count 0: must be at least 1"),
-        (["evaluate", "nowhere"], "nowhere: no run folder"),
+        (["evaluate", "nowhere"], "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
         (["report", "nowhere"], "nowhere: no run folder"),
         (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),
     ],

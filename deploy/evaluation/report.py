@@ -1,0 +1,87 @@
+"""From candidate sets to the results of an evaluation: scores, table, evaluation.json, page, VBench export."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from common.bootstrap import Interval
+from common.candidate_set.folder import read_set
+from common.errors import ConfigError
+from common.files import write_whole
+from deploy.evaluation.figures import ORACLE, Evaluation, MeasuredModel, compare, measure
+from deploy.evaluation.models import EvaluatedModel
+from deploy.evaluation.page import write_page
+from deploy.evaluation.tables import WRITTEN, text_table
+from deploy.evaluation.vbench import export_vbench
+from deploy.guardrails.rules import REWARD
+from deploy.results.candidates import score_set
+from deploy.results.comparison import Compared, decide
+
+JSON = "evaluation.json"
+
+
+def evaluate(models: Sequence[EvaluatedModel], against: str, out: Path, form: str, vbench: Path | None) -> int:
+    """Measures and compares sampled models; prints the table and writes the results to `out`. Returns the exit code.
+
+    Sets that lack scores of the configured rewards are scored first.
+    """
+    config = next((model.config for model in models if model.config is not None), None)
+    if config is not None:
+        for model in models:
+            score_set(config, model.folder, again=False, notify=_on_stderr)
+    measured = [measure(model.label, read_set(model.folder), model.config or config) for model in models]
+    _name_differences(measured)
+    found = compare(measured, against)
+    out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / JSON, json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
+    page = write_page(out, found, measured)
+    _print(found, form)
+    if vbench is not None:
+        _on_stderr(f"{export_vbench(vbench, measured)} clips for VBench: {vbench}")
+    _on_stderr(f"clips side by side: {page}")
+    return 0
+
+
+def _name_differences(models: Sequence[MeasuredModel]) -> None:
+    """Says which sets were made with another size or other sampler settings than the first one."""
+    first = models[0].candidates.settings
+    for model in models[1:]:
+        try:
+            model.candidates.settings.check_same(model.label, first)
+        except ConfigError as error:
+            _on_stderr(f"note: {error}")
+
+
+def _print(found: Evaluation, form: str) -> None:
+    if form == "json":
+        print(json.dumps(found.to_json(), indent=1, ensure_ascii=False))
+    elif form in WRITTEN:
+        print(WRITTEN[form](found))
+    else:
+        console = Console()
+        console.print(text_table(found))
+        for line in verdicts(found):
+            console.print(line, markup=False, highlight=False)
+
+
+def verdicts(found: Evaluation) -> list[str]:
+    """For each compared model whether its reward rose and the oracle held, if there is a common reward."""
+    if REWARD not in found.figures:
+        return []
+    compared = Compared(found.clips, found.clips, len(found.prompts))
+    lines = []
+    for label in found.labels:
+        if label != found.against:
+            changes = {name: Interval(**row[label]["change"]) for name, row in found.figures.items()}
+            oracle = {name.removeprefix(ORACLE): one for name, one in changes.items() if name.startswith(ORACLE)}
+            lines.append(f"{label}: {decide(changes[REWARD], oracle, compared).message}")
+    return lines
+
+
+def _on_stderr(line: str) -> None:
+    print(line, file=sys.stderr)

@@ -1,0 +1,132 @@
+"""What `douga evaluate` is given becomes collections of one configuration; the whole command on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.candidate_set.folder import read_set
+from common.config import RunConfig
+from common.errors import ConfigError, NotFoundError
+from deploy.cli.main import main
+from deploy.evaluation.models import EvaluatedModel, Request, models_of
+from deploy.runtime import serial
+from tests.support import toy
+from tests.support.candidates import group, make_set
+from tests.support.tiny import tiny_pipeline
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, and a run of two steps with the toon heads."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    tiny_pipeline(folder / "model", perturb=0.3)
+    serial.run(toy.config(folder, steps=2), toy.rewards())
+    return folder
+
+
+def asked(root: Path, *models: str, **more: Any) -> list[EvaluatedModel]:
+    return models_of(Request([str(one) for one in models], root / "out", **more))
+
+
+def config(model: EvaluatedModel) -> RunConfig:
+    assert model.config is not None
+    return model.config
+
+
+def test_a_run_alone_is_compared_with_its_base_model(root: Path) -> None:
+    base, newest = asked(root, str(root / "runs" / "toy"), count=7, clips=3)
+    assert (base.label, newest.label) == ("base", "toy")
+    assert (config(base).collect.version, config(newest).collect.version) == (0, 2)
+    for model in (base, newest):
+        made = config(model)
+        assert (made.collect.prompts, made.collect.split, made.sampler.candidates) == (7, "heldout", 3)
+        assert made.collect.run == str((root / "runs" / "toy").resolve())
+        assert made.folder == root / "out" / model.label
+
+
+def test_versions_labels_and_folders(root: Path) -> None:
+    run, folder = root / "runs" / "toy", root / "model"
+    found = asked(root, f"first={run}@0", f"{run}@1", str(folder))
+    assert [model.label for model in found] == ["first", "toy-v1", "model"]
+    assert [config(model).collect.version for model in found] == [0, 1, 0]
+    assert config(found[2]).collect.run == ""
+    assert config(found[2]).model.path == str(folder)
+    assert config(found[2]).sampler == config(found[0]).sampler
+
+
+def test_a_set_is_taken_as_it_is(root: Path, tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", [group(0, [1.0])])
+    (found,) = asked(root, f"ours={folder}")
+    assert found == EvaluatedModel("ours", folder, None)
+
+
+@pytest.mark.parametrize(
+    ("models", "error", "said"),
+    [
+        (["nowhere"], ConfigError, "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
+        (["{model}"], ConfigError, "a pipeline folder has no clip size and no prompts; give --config"),
+        (["{run}@9"], NotFoundError, "no weight version 9"),
+        (["{run}@1", "toy-v1={run}"], ConfigError, "two models are called 'toy-v1'; name them: LABEL="),
+        (["a b={run}"], ConfigError, "'a b': a label has letters, digits"),
+    ],
+)
+def test_bad_input(root: Path, models: list[str], error: type[Exception], said: str) -> None:
+    named = [one.format(model=root / "model", run=root / "runs" / "toy") for one in models]
+    with pytest.raises(error, match=said):
+        asked(root, *named)
+
+
+def test_a_test_file_without_training_rows_is_sampled_in_order(root: Path, tmp_path: Path) -> None:
+    image = next((root / "runs" / "toy").glob("**/*.png"), None)
+    assert image is not None
+    rows = [{"image": str(image), "prompt": f"walk {number}", "split": "heldout"} for number in range(3)]
+    file = tmp_path / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = {"prompts": str(file)}
+    for model in asked(tmp_path, str(root / "runs" / "toy"), count=3, split="all", flags=flags):
+        serial.run(config(model), toy.rewards())
+        found = read_set(model.folder)
+        assert [row.prompt for row in found.rows.values()] == ["walk 0", "walk 1", "walk 2"]
+    too_many = asked(
+        tmp_path, str(root / "model"), count=4, split="all", flags=flags, file=root / "runs/toy/config.toml"
+    )
+    with pytest.raises(ConfigError, match=r"collect.prompts = 4: .* has 3 with split = all"):
+        serial.run(config(too_many[0]), toy.rewards())
+
+
+def test_the_command_writes_table_json_page_and_clips(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, run = tmp_path / "out", str(root / "runs" / "toy")
+    words = [
+        "evaluate",
+        run,
+        "--count",
+        "3",
+        "--clips",
+        "2",
+        "--out",
+        str(out),
+        "--export-vbench",
+        str(tmp_path / "vb"),
+    ]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "6 clips of 3 prompts" in " ".join(shown.out.split())
+    assert "Not verified. 3 distinct held-out prompts" in " ".join(shown.out.split())
+    assert (out / "evaluation.html").is_file()
+    found = json.loads((out / "evaluation.json").read_text())
+    assert found["labels"] == ["base", "toy"]
+    assert len(list((tmp_path / "vb" / "toy").iterdir())) == 6
+    again = read_set(out / "toy").digest
+    assert main([*words, "--format", "latex"]) == 0
+    assert r"\midrule" in capsys.readouterr().out
+    assert read_set(out / "toy").digest == again  # nothing was sampled again
+    assert main([*words, "--against", "nobody"]) == 2
+    assert "--against nobody: allowed are base, toy" in capsys.readouterr().err
