@@ -4,4 +4,7 @@ To add a reward, implement `interface.Reward` or `interface.Judge` (other packag
 a judge kind in `judges/registry.py` (`KINDS`), an AnimeReward class in `anime_reward/__init__.py` (`CLASSES`), a toon
 head in `toon_heads/heads.py` (`HEADS`). A change that alters a score must also change the reward's digest, because only
 scores with equal digests are compared.
+
+Metrics of single clips are judges too. Those over sets of clips are in `set_metrics`. `controls.py` shows whether a
+judge prefers a frozen or a flickering clip.
 """

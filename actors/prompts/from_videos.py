@@ -13,11 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from actors.prompts.source import read_table
-from common.data.video import clip_length, decode_frames
+from common.data.video import VIDEO_SUFFIXES, clip_length, decode_frames
 from common.errors import ConfigError
 from common.images import encode_png
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 THIRD = 2  # index of the third frame
 CAPTIONER_FRAMES = 8  # frames passed to a captioner, evenly spread over the video
 
@@ -42,9 +41,9 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     Raises:
         ConfigError: names the first video that is broken, too short or without a caption.
     """
-    videos = sorted(path for path in _listed(folder) if path.suffix.lower() in SUFFIXES)
+    videos = sorted(path for path in _listed(folder) if path.suffix.lower() in VIDEO_SUFFIXES)
     if not videos:
-        raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(SUFFIXES)}")
+        raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(VIDEO_SUFFIXES)}")
     given = {} if captions is None else _captions(captions)
     out.mkdir(parents=True, exist_ok=True)
     lines = []

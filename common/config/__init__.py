@@ -17,6 +17,7 @@ the file or flag it came from, and the allowed values.
 
 from common.config.algorithm import AlgorithmConfig, algorithm_class, open_algorithm
 from common.config.cluster import ClusterConfig, Placement
+from common.config.evaluation import SetMetricConfig
 from common.config.guardrails import GuardrailsConfig
 from common.config.key_rules import is_of_machine, may_change, may_change_text, of_machine_text
 from common.config.learner import LearnerConfig, LoraConfig
@@ -52,6 +53,7 @@ __all__ = [
     "RunConfig",
     "SamplerConfig",
     "Section",
+    "SetMetricConfig",
     "algorithm_class",
     "differences",
     "is_of_machine",

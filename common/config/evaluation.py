@@ -22,3 +22,12 @@ class EvaluationConfig(Section):
         if self.prompts == 1:
             raise ValueError("prompts = 1: a comparison needs 2 or more; 0 turns it off")
         return self
+
+
+class SetMetricConfig(Section):
+    """A metric over a set of clips."""
+
+    kind: str = Field(min_length=1, description="a built-in kind, or your own class as package.module:Class")
+    path: str = Field(default="", description="model folder or Hugging Face hub id")
+    reference: str = Field(default="", description="folder of real clips, or a file of their features (.npz)")
+    fps: float = Field(default=0.0, ge=0, description="frames per second at which clips are read; 0 = their own")

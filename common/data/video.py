@@ -26,6 +26,7 @@ from common.errors.oom import reraise_oom
 decord: Any = import_module("decord") if find_spec("decord") else None
 CPU = Path("/proc/cpuinfo")
 NO_AVX512 = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of the files that count as videos in a folder
 CRF = 10
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # contact sheet: frames per clip, and width of a frame in pixels
 BROWSER_CRF, BROWSER_WIDTH = 20, 256  # videos for people: quality, and the width small clips are enlarged to

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from actors.prompts.from_videos import SUFFIXES, THIRD, Captioner, from_videos
+from actors.prompts.from_videos import THIRD, Captioner, from_videos
 from actors.prompts.source import read_table
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
 from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
-from common.data.video import clip_length, decode_frames, encode_mp4
+from common.data.video import VIDEO_SUFFIXES, clip_length, decode_frames, encode_mp4
 from common.digests import digest
 from common.errors import ConfigError
 from common.files import replacing, write_whole
@@ -89,7 +89,9 @@ def build_from_videos(
         {"name": one.name, **one.config.model_dump(mode="json", include={"model", "sampler"})} for one in generators
     ]
     names_of_videos = (
-        sorted(path.name for path in videos.iterdir() if path.suffix.lower() in SUFFIXES) if videos.is_dir() else []
+        sorted(path.name for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
+        if videos.is_dir()
+        else []
     )
     if _is_done(out, {"videos": names_of_videos, "generators": made, "clips": clips, "seed": seed}):
         return out / RATINGS

@@ -120,7 +120,7 @@ def resize(frames: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _select_frames(count: int, fps: float, needs: InputSpec) -> tuple[np.ndarray, float]:
     """Returns the ascending indices of the selected frames, and their frame rate."""
     chosen = np.arange(count)
-    if needs.fps and not _same_rate(fps, needs.fps):
+    if needs.fps and not same_rate(fps, needs.fps):
         if fps < needs.fps:
             raise ValueError(f"a clip of {fps:g} frames per second; {needs.fps:g} are needed")
         step = fps / needs.fps
@@ -135,5 +135,6 @@ def _select_frames(count: int, fps: float, needs: InputSpec) -> tuple[np.ndarray
     return even, fps * max(1, wanted - 1) / (len(chosen) - 1)
 
 
-def _same_rate(one: float, other: float) -> bool:
+def same_rate(one: float, other: float) -> bool:
+    """Whether two frame rates count as equal."""
     return abs(one - other) <= RATE_TOLERANCE * other

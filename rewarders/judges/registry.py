@@ -7,13 +7,13 @@ or `Judge`. It may declare the clips that it needs in an attribute ``needs`` (`I
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 from common.config import JudgeConfig, RewardConfig
 from common.errors import ConfigError
 from rewarders.head_files import load_heads
 from rewarders.interface import Judge, Reward, as_judge
 from rewarders.judges.adapter import AdaptedJudge, NamedJudge
+from rewarders.kinds import class_of
 
 REWARD_JUDGES = "reward.judges"
 KINDS = {
@@ -24,6 +24,14 @@ KINDS = {
     "image_reward": "rewarders.judges.image_rewards:ImageReward",
     "videoscore": "rewarders.judges.videoscore:VideoScore",
     "videoreward": "rewarders.judges.videoreward:VideoReward",
+    "frame_ssim": "rewarders.judges.pixel_metrics:FrameSsim",
+    "frame_mse": "rewarders.judges.pixel_metrics:FrameMse",
+    "temporal_flicker": "rewarders.judges.pixel_metrics:TemporalFlicker",
+    "warp_error": "rewarders.judges.flow_metrics:WarpError",
+    "flow_magnitude": "rewarders.judges.flow_metrics:FlowMagnitude",
+    "subject_consistency": "rewarders.judges.frame_features:SubjectConsistency",
+    "background_consistency": "rewarders.judges.frame_features:BackgroundConsistency",
+    "i2v_subject": "rewarders.judges.frame_features:I2vSubject",
 }
 
 
@@ -43,22 +51,9 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
     """Opens one judge, wrapped so that its input is adapted and its values are 0..100. Its outputs have no prefix.
     Errors begin with `table`.`name`."""
     try:
-        made = _class(config.kind)(config, device)
+        made = class_of(config.kind, KINDS)(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: must be a Reward or a Judge (rewarders/interface.py)")
         return AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))
     except ConfigError as error:
         raise ConfigError(f"{table}.{name}: {error}") from None
-
-
-def _class(kind: str) -> type:
-    module, colon, attribute = KINDS.get(kind, kind).partition(":")
-    if not (module and colon and attribute):
-        raise ConfigError(f"kind = {kind!r}: must be {', '.join(KINDS)} or a class as package.module:Class")
-    try:
-        found = getattr(import_module(module), attribute, None)
-    except ImportError as error:
-        raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}") from None
-    if not isinstance(found, type):
-        raise ConfigError(f"kind = {kind!r}: {module} has no class {attribute}")
-    return found

@@ -12,6 +12,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from rewarders.optical_flow import grey, optical_flow
 from rewarders.training.ranking_metrics import srcc
 
 BINS = 8  # histogram bins per colour channel
@@ -20,11 +21,9 @@ Signal = Callable[[np.ndarray, np.ndarray], float]
 """uint8 clip ``[F, H, W, 3]``, F >= 2, and first frame ``[H, W, 3]`` of the same size -> a number."""
 
 
-def optical_flow(clip: np.ndarray, first: np.ndarray) -> float:
-    """Mean length of the optical flow between frames, pixels (Kroeger et al. 2016, dense inverse search)."""
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)  # type: ignore[attr-defined]
-    grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip]
-    flows = [dis.calc(before, after, None) for before, after in pairwise(grey)]
+def mean_flow(clip: np.ndarray, first: np.ndarray) -> float:
+    """Mean length of the optical flow between frames, pixels."""
+    flows = [optical_flow(before, after) for before, after in pairwise([grey(frame) for frame in clip])]
     return float(np.linalg.norm(flows, axis=-1).mean())
 
 
@@ -56,7 +55,7 @@ def last_frame_distance(clip: np.ndarray, first: np.ndarray) -> float:
 
 
 SIGNALS: dict[str, Signal] = {
-    "optical flow": optical_flow,
+    "optical flow": mean_flow,
     "frame difference": frame_difference,
     "histogram distance": histogram_distance,
     "second difference": second_difference,

@@ -150,7 +150,7 @@ def test_every_key_that_is_named_exists() -> None:
     sections = [name for name, field in RunConfig.model_fields.items() if hasattr(field.annotation, "model_fields")]
     dotted = rf"((?:{'|'.join(sections)})\.[a-z][a-z_.-]*[a-z0-9])"
     named = found(rf"^(?:--)?{dotted}(?=[ =]|$)", spans) | found(rf"--{dotted}", lines)
-    files = (".json", ".html", ".jsonl", ".safetensors", "algorithm.strength")  # the last: of the page's own algorithm
+    files = (".html", ".json", ".jsonl", ".safetensors", "algorithm.strength")  # the last: of the page's own algorithm
     asked = {(page, name.replace("-", "_")) for page, name in named if not name.endswith(files)}
     known = list(keys())
     groups = {key.name.rsplit(".", depth)[0] for key in known for depth in (1, 2) if key.name.count(".") >= depth}

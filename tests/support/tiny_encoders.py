@@ -6,6 +6,7 @@ They are the real classes; only the sizes are toys.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -31,6 +32,9 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
     SwinConfig,
+    VideoMAEConfig,
+    VideoMAEForVideoClassification,
+    VideoMAEImageProcessorPil,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -104,6 +108,16 @@ def tiny_clip(folder: Path, seed: int = 0) -> str:
     _seeded(seed, lambda: CLIPModel(config)).save_pretrained(folder)
     CLIPImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_videomae(folder: Path, seed: int = 0, kind: Any = VideoMAEForVideoClassification, **config: Any) -> str:
+    """A VideoMAE over 4 frames with 16 features, by default with a classifier for 3 classes."""
+    size = TOWER | {"num_frames": 4, "tubelet_size": 2, "num_labels": 3}
+    _seeded(seed, lambda: kind(VideoMAEConfig(**size | config))).save_pretrained(folder)
+    VideoMAEImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}).save_pretrained(
+        folder
+    )
     return str(folder)
 
 

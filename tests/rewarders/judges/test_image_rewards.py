@@ -25,7 +25,7 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip
-from rewarders.judges.image_rewards import Aesthetic, ClipScore, Hps, ImageReward, frame_weights
+from rewarders.judges.image_rewards import AESTHETIC_FILE, Aesthetic, ClipScore, Hps, ImageReward, frame_weights
 from rewarders.judges.registry import open_judge
 from tests.support.tiny_encoders import SIZE as BLIP_SIZE
 from tests.support.tiny_encoders import tiny_blip, tiny_tokenizer
@@ -110,6 +110,20 @@ def test_clip_score_of_frames(clip_model: Path):
     assert judge.score([clip], [ASKED]) == [pytest.approx(float(wanted), abs=1e-5)]
     other = Prompt(0, "p", "cat")
     assert judge.score([clip], [other]) != judge.score([clip], [ASKED])
+
+
+def test_clip_score_on_the_scale_of_cosines(clip_model: Path):
+    """With high = 2.5 the score is 100 cos, as HuViDPO's table 1 has it."""
+    clip, asked = noise(4, 8), Prompt(0, "p", "cat")
+    judge = open_judge("a", JudgeConfig(kind="clip_score", path=str(clip_model), high=2.5))
+    model, processor = CLIPModel.from_pretrained(clip_model).eval(), CLIPProcessor.from_pretrained(clip_model)
+    with torch.no_grad():
+        text = model.text_projection(model.text_model(**processor(text=["cat"], return_tensors="pt")).pooler_output)
+        cosines = torch.cosine_similarity(embeddings(clip_model, clip), text).clamp(min=0)
+    assert cosines.max() > 0
+    assert judge.judge([Clip(clip, 8.0)], [asked]) == [
+        {"clip_score": pytest.approx(float(100 * cosines.mean()), abs=1e-3)}
+    ]
 
 
 def test_aesthetic_head_and_the_weights_of_frames(clip_model: Path):
@@ -252,3 +266,17 @@ def test_an_incomplete_model_is_refused(tmp_path: Path, clip_model: Path, blip_m
     (tmp_path / "blip" / "image_reward.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"image_reward\.safetensors is missing"):
         open_judge("a", JudgeConfig(kind="image_reward", path=str(tmp_path / "blip")))
+
+
+def test_vbenchs_aesthetic_quality_has_one_layer(tmp_path: Path, clip_model: Path):
+    """A `torch.nn.Linear` under the names of docs/published-rewards.md; a tenth of it is VBench's value."""
+    for file in clip_model.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.manual_seed(3)
+    layer = torch.nn.Linear(WIDTH, 1)
+    save_file({f"layers.0.{name}": tensor for name, tensor in layer.state_dict().items()}, tmp_path / AESTHETIC_FILE)
+    clip = noise(4, 9)
+    with torch.no_grad():
+        wanted = float(layer(embeddings(clip_model, clip)).mean() / 10)
+    judge = open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path), low=0, high=10))
+    assert judge.judge([Clip(clip, 8.0)], [ASKED]) == [{"aesthetic": pytest.approx(100 * wanted, abs=1e-3)}]
