@@ -80,6 +80,12 @@ def add(commands: Any) -> None:
     evaluate.add_argument("--clips", type=int, default=1, help="clips per prompt (default: 1)")
     evaluate.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (default: runs/LABEL-evaluation)")
     evaluate.add_argument("--format", choices=FORMATS, default="text", help="of the printed table (default: text)")
+    evaluate.add_argument(
+        "--controls",
+        type=int,
+        default=8,
+        help="clips that judges compare with a frozen and a flickering one (default: 8)",
+    )
     evaluate.add_argument("--export-vbench", type=Path, metavar="DIR", help="also write the clips as VBench reads them")
     summary = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
     export = add_command(commands, "export", _export, summary, EXPORT)
@@ -107,12 +113,12 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if against not in [model.label for model in models]:
         raise ConfigError(f"--against {against}: allowed are {', '.join(model.label for model in models)}")
     for model in models:
-        if model.config is not None and layout.finished_result(model.config) is None:
+        if model.config is not None and not layout.is_collected(model.config):
             print(f"{model.label}: sampling", file=sys.stderr)
             if execute(model.config).result is None:
                 print("stopped; nothing is lost: the same command resumes the evaluation", file=sys.stderr)
                 return 130
-    return evaluate(models, against, out, options.format, options.export_vbench)
+    return evaluate(models, against, out, options.format, options.export_vbench, options.controls)
 
 
 def _export(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

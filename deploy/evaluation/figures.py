@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any
 
@@ -85,6 +85,10 @@ class Evaluation:
     left_out: Mapping[str, Sequence[str]]  # label -> ids of prompts that it lacks
     figures: Mapping[str, Mapping[str, Mapping[str, Any]]]
     changes: Mapping[str, Mapping[str, Mapping[str, float]]]  # label -> prompt key -> name -> change
+    sets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metric over all clips -> label -> value
+    controls: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
+        default_factory=dict
+    )  # score -> control -> result
 
     def to_json(self) -> dict[str, Any]:
         """The content of evaluation.json."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +17,8 @@ from common.files import write_whole
 from deploy.evaluation.figures import ORACLE, Evaluation, MeasuredModel, compare, measure
 from deploy.evaluation.models import EvaluatedModel
 from deploy.evaluation.page import write_page
-from deploy.evaluation.tables import WRITTEN, text_table
+from deploy.evaluation.sets import compare_controls, measure_sets
+from deploy.evaluation.tables import WRITTEN, notes, text_table
 from deploy.evaluation.vbench import export_vbench
 from deploy.guardrails.rules import REWARD
 from deploy.results.candidates import score_set
@@ -25,10 +27,13 @@ from deploy.results.comparison import Compared, decide
 JSON = "evaluation.json"
 
 
-def evaluate(models: Sequence[EvaluatedModel], against: str, out: Path, form: str, vbench: Path | None) -> int:
+def evaluate(
+    models: Sequence[EvaluatedModel], against: str, out: Path, form: str, vbench: Path | None, controls: int
+) -> int:
     """Measures and compares sampled models; prints the table and writes the results to `out`. Returns the exit code.
 
-    Sets that lack scores of the configured rewards are scored first.
+    Sets that lack scores of the configured rewards are scored first. `controls` clips of the first model are compared
+    with frozen and flickering ones.
     """
     config = next((model.config for model in models if model.config is not None), None)
     if config is not None:
@@ -37,6 +42,10 @@ def evaluate(models: Sequence[EvaluatedModel], against: str, out: Path, form: st
     measured = [measure(model.label, read_set(model.folder), model.config or config) for model in models]
     _name_differences(measured)
     found = compare(measured, against)
+    if config is not None:
+        found = replace(
+            found, sets=measure_sets(measured, config), controls=compare_controls(measured[0], config, controls)
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_whole(out / JSON, json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
     page = write_page(out, found, measured)
@@ -65,6 +74,8 @@ def _print(found: Evaluation, form: str) -> None:
     else:
         console = Console()
         console.print(text_table(found))
+        for line in notes(found):
+            console.print(line, markup=False, highlight=False)
         for line in verdicts(found):
             console.print(line, markup=False, highlight=False)
 

@@ -9,6 +9,8 @@ from rich.table import Table
 
 from deploy.evaluation.figures import TIE, Evaluation
 
+PREFERS = 0.5  # share of clips from which a score is said to prefer a control
+
 
 def heading(found: Evaluation) -> str:
     """What was compared, in one line."""
@@ -42,11 +44,27 @@ def _text(figure: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def notes(found: Evaluation) -> list[str]:
+    """Lines below the table: metrics over all clips of a model, and scores that prefer a control."""
+    lines = [
+        f"{name} over all clips: {', '.join(f'{label} {value:.3f}' for label, value in row.items())}"
+        for name, row in found.sets.items()
+    ]
+    for name, controls in found.controls.items():
+        for control, result in controls.items():
+            if result["preferred"] > PREFERS:
+                lines.append(
+                    f"{name} prefers the {control} clip in {result['preferred']:.0%} of {result['clips']:g} cases "
+                    f"({result['clip_mean']:.2f} -> {result['control_mean']:.2f})"
+                )
+    return lines
+
+
 def markdown(found: Evaluation) -> str:
     """The table in Markdown."""
     lines = [heading(found), "", _row(["", *found.labels]), _row(["---", *("---:" for _ in found.labels)])]
     lines += [_row([name, *(_markdown(row[label]) for label in found.labels)]) for name, row in found.figures.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *notes(found)]).rstrip()
 
 
 def _row(cells: list[str]) -> str:

@@ -32,6 +32,7 @@ from common.models.fingerprint import check_same_model, model_parts
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
 LOGS = "logs"
+OF_SCORES = ("reward.", "algorithm.", "learner.")  # keys that do not matter to clips which exist
 
 
 @contextmanager
@@ -61,6 +62,20 @@ def lock(folder: Path) -> Iterator[None]:
     """Locks a run folder. Raises `ConfigError` naming the process that holds it already."""
     with hold(folder):
         yield
+
+
+def is_collected(config: RunConfig) -> bool:
+    """Whether a collection is complete. Its rewards may be others than before: scores can be added to its set.
+
+    Raises `ConfigError` if the folder belongs to another run.
+    """
+    result, folder = read_result(config.folder), config.folder
+    if result is None or result.get("collected") != config.collect.prompts:
+        return False
+    changed = differences(load_config(folder / CONFIG), config)
+    if any(not (may_change(key, config) or key.startswith(OF_SCORES)) for key in changed):
+        check_belongs(folder, config)
+    return True
 
 
 def check_belongs(folder: Path, config: RunConfig) -> None:

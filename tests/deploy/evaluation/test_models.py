@@ -124,9 +124,15 @@ def test_the_command_writes_table_json_page_and_clips(
     found = json.loads((out / "evaluation.json").read_text())
     assert found["labels"] == ["base", "toy"]
     assert len(list((tmp_path / "vb" / "toy").iterdir())) == 6
-    again = read_set(out / "toy").digest
+    again, before = read_set(out / "toy").digest, read_set(out / "toy").rows
     assert main([*words, "--format", "latex"]) == 0
     assert r"\midrule" in capsys.readouterr().out
     assert read_set(out / "toy").digest == again  # nothing was sampled again
+    assert main([*words, "--reward.judges.mse.kind", "frame_mse", "--format", "markdown"]) == 0
+    shown = capsys.readouterr()
+    assert "| mse | " in shown.out  # a judge that was added later
+    assert read_set(out / "toy").rows.keys() == before.keys()
+    assert main([*words, "--sampler.steps", "4"]) == 2
+    assert "the run there has another configuration: sampler.steps (2 there, 4 now)" in capsys.readouterr().err
     assert main([*words, "--against", "nobody"]) == 2
     assert "--against nobody: allowed are base, toy" in capsys.readouterr().err
