@@ -141,9 +141,8 @@ def test_differences_name_the_keys_and_both_values():
 def test_every_key_is_listed_and_described():
     listed = list(keys())
     judges = {"reward.judges.NAME.kind": "x", "reward.judges.NAME.outputs.NAME": "1"}
-    judges["guardrails.judges.NAME.kind"] = "x"
-    with_judge = load_config(None, judges)
-    found = set(leaves(with_judge.model_dump()))
+    judges |= {"guardrails.judges.NAME.kind": "x", "evaluation.metrics.NAME.kind": "x"}
+    found = set(leaves(load_config(None, judges).model_dump()))
     for name in BUILT_IN:
         section = load_config(None, {"algorithm.name": name}).algorithm
         found |= {f"algorithm.{key}" for key in section.model_dump()}
