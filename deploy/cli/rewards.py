@@ -36,12 +36,15 @@ examples:
   douga run --reward.path heads                                                      train a policy with them
 """
 EVAL = """\
-Reads heads and a ratings file with its clips. Prints SRCC, PLCC, pairwise accuracy, MRR and Recall@1, 2, 4 among a
-prompt's candidates, each with a 95 % interval, calibration, and the same for simple pixel baselines. Clips that share a
-first frame, prompt or character with the training clips are left out. Writes no files.
+Reads heads, the judges of a configuration, and a ratings file with its clips. Prints SRCC, PLCC, pairwise accuracy, MRR
+and Recall@1, 2, 4 among a prompt's candidates, each with a 95 % interval, calibration, and the same for simple pixel
+baselines. Clips that share a first frame, prompt or character with the training clips are left out. Writes no files.
+The outputs of judges are compared with the ratings of every dimension.
 
-example:
+examples:
   douga reward eval heads --ratings rated/ratings.jsonl
+  douga reward eval none --ratings r.jsonl --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs
+  douga reward eval heads --ratings r.jsonl --config my.toml       the heads beside the judges of my.toml
 """
 
 
@@ -89,8 +92,10 @@ def _add_train(kinds: Any) -> None:
 
 
 def _add_eval(kinds: Any) -> None:
-    evaluate = add_command(kinds, "eval", _eval, "measure how well heads agree with people", EVAL)
-    evaluate.add_argument("heads", metavar="HEADS", help="folder of reward heads, or 'toon'")
+    summary = "measure how well heads and judges agree with people"
+    evaluate = add_command(kinds, "eval", _eval, summary, EVAL, takes_keys=True)
+    evaluate.add_argument("heads", metavar="HEADS", help="folder of reward heads, 'toon', or 'none' for judges alone")
+    evaluate.add_argument("--config", type=Path, metavar="CONFIG.toml", help="configuration with judges")
     evaluate.add_argument("--ratings", type=Path, required=True, metavar="FILE", help="ratings.jsonl")
     evaluate.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     evaluate.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples (default: 1000)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from common.config import load_config
 from common.data.ratings import dimensions, read_ratings
 from common.errors import ConfigError
 from deploy.rewards import rating_set
@@ -19,11 +21,15 @@ from deploy.rewards.rating_set import Generator
 from deploy.run_dir.source import generator_of
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.head_files import load_heads, save_heads
+from rewarders.judges.registry import open_judges
 from rewarders.toon_heads.heads import HEADS
 from rewarders.training import train
 from rewarders.training.dataset import RatedDataset
+from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.ranking_metrics import METRICS
-from rewarders.training.report import REWARD, report
+from rewarders.training.report import report
+
+NO_HEADS = "none"  # HEADS of `douga reward eval` for judges alone
 
 Options = argparse.Namespace
 Flags = Mapping[str, Any]
@@ -150,15 +156,19 @@ def eval_command(options: Options, flags: Flags) -> int:
     """Runs ``douga reward eval``. Raises `ConfigError` if no rated clip is left."""
     if options.resamples < 100:
         raise ConfigError(f"--resamples {options.resamples}: must be at least 100")
-    heads = load_heads(options.heads, options.device)
+    heads = [] if options.heads == NO_HEADS else load_heads(options.heads, options.device)
+    judges = open_judges(load_config(options.config, flags).reward.judges, options.device)
+    if not heads and not judges:
+        raise ConfigError(f"{NO_HEADS}: nothing to evaluate; name a judge with --reward.judges.NAME.kind or --config")
     table = read_ratings(options.ratings)
     notes = Console(stderr=True, highlight=False, soft_wrap=True)
     notes.print(table.summary(), markup=False)
-    folder = None if options.heads == "toon" else Path(options.heads)
+    folder = None if options.heads in ("toon", NO_HEADS) else Path(options.heads)
     seen = {} if folder is None else {h.dimension: train.seen_in_training(folder, h.dimension) for h in heads}
-    if not any(seen.values()):
+    if heads and not any(seen.values()):
         notes.print(f"{options.heads}: has no record of its training clips; all rated clips are used", markup=False)
-    found = report(heads, RatedDataset(table), seen, lambda line: notes.print(line, markup=False), options.resamples)
+    said, rated = partial(notes.print, markup=False), RatedDataset(table)
+    found = report(heads, rated, seen, said, options.resamples, judges)
     found = {"heads": options.heads, **found}
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -166,7 +176,8 @@ def eval_command(options: Options, flags: Flags) -> int:
     console = Console()
     for name, section in found["dimensions"].items():
         console.print(_agreement_table(name, section))
-        console.print(_calibration_table(section))
+        if section["calibration"]:
+            console.print(_calibration_table(section))
     if left := _left_out(found["left_out"]):
         console.print(f"left out: {left}", markup=False, highlight=False)
     return 0
@@ -179,7 +190,7 @@ def _agreement_table(name: str, section: Mapping[str, Any]) -> Table:
         grid.add_column(metric.replace("Recall", "R"), justify="right")
     for judge, found in section["judges"].items():
         grid.add_row(judge, *_cells(found, "value"))
-        if judge == REWARD:
+        if judge not in SIGNALS:
             grid.add_row("  95 % from", *_cells(found, "low"), style="dim")
             grid.add_row("  to", *_cells(found, "high"), style="dim")
     return grid

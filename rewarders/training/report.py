@@ -1,11 +1,14 @@
-"""The report of `douga reward eval`: rewards beside pixel baselines, on clips that share nothing with training.
+"""The report of `douga reward eval`: heads and judges beside pixel baselines, on clips unseen in training.
 
 ```
 {"ratings": FILE, "clips": n, "left_out": {"seen in training": n, "not scored": n, ...},
  "dimensions": {"smoothness": {"clips": n, "prompts": n, "calibration": [...],
-                               "judges": {"reward": {"SRCC": {"value", "low", "high"}, ...}, "optical flow": {...}}},
+                               "judges": {"reward": {"SRCC": {"value", "low", "high"}, ...}, "vs.temporal": {...},
+                                          "optical flow": {...}}},
                 ..., "overall": the mean of the dimensions}}
 ```
+
+A head is compared with the ratings of its own dimension ("reward"), the outputs of judges with those of every one.
 
 `rewarders/training/ranking_metrics.py` defines the metrics.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from common.data.ratings import BadRow, dimensions
 from common.errors import ConfigError
 from common.messages import ScoreTask
 from rewarders.first_frame import reference_frame
-from rewarders.interface import Reward
+from rewarders.interface import Judge, Reward
 from rewarders.rewarder import Rewarder
 from rewarders.training import pixel_baselines
 from rewarders.training.dataset import RatedDataset, unseen
@@ -41,14 +44,15 @@ def report(
     seen: Mapping[str, set[str]],
     log: Callable[[str], None],
     resamples: int = RESAMPLES,
+    judges: Sequence[Judge] = (),
 ) -> dict[str, Any]:
-    """Returns how `rewards` agree with the ratings, in the format above.
+    """Returns how `rewards` and `judges` agree with the ratings, in the format above.
 
     `seen` has, per dimension, the hashed leak keys of the training clips; clips that share one are left out. Raises
-    `ConfigError` if no dimension has both ratings and a reward, or if no clip is left.
+    `ConfigError` if no dimension has both ratings and a reward or judge, or if no clip is left.
     """
     by_dimension = {reward.dimension: reward for reward in rewards}
-    judged = _judged(by_dimension, rated)
+    judged = dimensions(rated.rows) if judges else _judged(by_dimension, rated)
     leak_keys, all_rows = rated.leak_keys(), np.arange(len(rated.rows))
     fresh = {name: np.isin(all_rows, unseen(leak_keys, seen.get(name, set()))) for name in judged}
     wanted = {name: fresh[name] & ~np.isnan(rated.scores(name)) for name in judged}
@@ -57,9 +61,15 @@ def report(
         raise ConfigError(
             f"{rated.table.file}: every rated clip shares a first frame, prompt or character with training"
         )
-    scores, plain = _measured([by_dimension[name] for name in judged], rated, rows, log)
-    scored = {name: ~np.isnan(scores[name]) for name in judged}
-    parts: dict[str, Part] = {name: (scores[name], rated.scores(name), wanted[name] & scored[name]) for name in judged}
+    heads = [by_dimension[name] for name in judged if name in by_dimension]
+    scores, plain = _measured([*heads, *judges], rated, rows, log)
+    outputs = [output for judge in judges for output in judge.outputs]
+    others = Others({output: scores[output] for output in outputs}, plain)
+    unasked = np.zeros(len(rated.rows))  # of a dimension without a head
+    scored = {name: ~np.isnan([scores.get(name, unasked), *others.judges.values()]).any(0) for name in judged}
+    parts: dict[str, Part] = {
+        name: (scores.get(name), rated.scores(name), wanted[name] & scored[name]) for name in judged
+    }
     if len(judged) > 1:
         parts[OVERALL] = _overall(parts)
     lost = {name: int((wanted[name] & ~scored[name]).sum()) for name in judged}
@@ -72,7 +82,7 @@ def report(
             "seen in training": {name: int((~fresh[name]).sum()) for name in judged},
             "not scored": lost,
         },
-        "dimensions": {name: _section(name, *part, rated, plain, resamples, log) for name, part in parts.items()},
+        "dimensions": {name: _section(name, *part, rated, others, resamples, log) for name, part in parts.items()},
     }
 
 
@@ -85,22 +95,32 @@ def _judged(rewards: Mapping[str, Reward], rated: RatedDataset) -> list[str]:
     return judged
 
 
-Part = tuple[np.ndarray, np.ndarray, np.ndarray]  # scores, opinions, and which clips have both: [n] each
+# The head's scores (None without a head), opinions, and which clips have all scores: [n] each.
+Part = tuple[np.ndarray | None, np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Others:
+    """What is measured besides heads, ``[n]`` each by name."""
+
+    judges: Mapping[str, np.ndarray]
+    baselines: Mapping[str, np.ndarray]
 
 
 def _overall(parts: Mapping[str, Part]) -> Part:
     """Returns the means over the dimensions, for the clips that have all of them."""
-    scores, opinions, there = (np.array(column) for column in zip(*parts.values(), strict=True))
-    return scores.mean(0), opinions.mean(0), np.all(there, axis=0)
+    heads, opinions, there = zip(*parts.values(), strict=True)
+    whole = None if any(head is None for head in heads) else np.mean(heads, axis=0)
+    return whole, np.mean(opinions, axis=0), np.all(there, axis=0)
 
 
 def _section(
     name: str,
-    scores: np.ndarray,
+    scores: np.ndarray | None,
     opinions: np.ndarray,
     there: np.ndarray,
     rated: RatedDataset,
-    plain: Mapping[str, np.ndarray],
+    others: Others,
     resamples: int,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
@@ -108,27 +128,31 @@ def _section(
     if not there.any():
         return {"clips": 0, "prompts": 0, "calibration": [], "judges": {}}
     log(f"{name}: {there.sum()} clips of {len(np.unique(groups))} prompts")
-    favoured = {signal: pixel_baselines.with_positive_srcc(values[there], wanted) for signal, values in plain.items()}
+    favoured = {
+        signal: pixel_baselines.with_positive_srcc(values[there], wanted) for signal, values in others.baselines.items()
+    }
+    head = {} if scores is None else {REWARD: scores[there]}
+    asked = head | {output: values[there] for output, values in others.judges.items()}
     judges = {
         judge: ranking_metrics(ScoredClips(values, wanted, groups, candidates), resamples)
-        for judge, values in ({REWARD: scores[there]} | favoured).items()
+        for judge, values in (asked | favoured).items()
     }
     for signal in favoured:
         judges[signal].pop("ECE")  # a baseline has no scale to calibrate
     return {
         "clips": int(there.sum()),
         "prompts": len(np.unique(groups)),
-        "calibration": [asdict(one) for one in calibration(scores[there], wanted)],
+        "calibration": [] if scores is None else [asdict(one) for one in calibration(scores[there], wanted)],
         "judges": {judge: {m: asdict(one) for m, one in found.items()} for judge, found in judges.items()},
     }
 
 
 def _measured(
-    rewards: Sequence[Reward], rated: RatedDataset, rows: np.ndarray, log: Callable[[str], None]
+    rewards: Sequence[Reward | Judge], rated: RatedDataset, rows: np.ndarray, log: Callable[[str], None]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Returns scores by dimension and baselines by name, ``[n]`` each; NaN where there is none."""
     rewarder = Rewarder(rewards, RewardConfig())
-    scores = {reward.dimension: np.full(len(rated.rows), np.nan) for reward in rewards}
+    scores = {name: np.full(len(rated.rows), np.nan) for name in rewarder.dimensions}
     plain = {name: np.full(len(rated.rows), np.nan) for name in pixel_baselines.SIGNALS}
     said, order = time.monotonic(), rated.by_first_frame(rows)
     for start in range(0, len(order), BATCH):

@@ -126,3 +126,15 @@ def test_left_out_clips_as_text() -> None:
     assert _left_out({"bad rows": 0, "seen in training": {"a": 3, "b": 3}, "not scored": {"a": 0, "b": 2}}) == (
         "3 seen in training, 0..2 not scored"
     )
+
+
+def test_judges_are_evaluated_beside_heads_or_alone(toon: Path, capsys: pytest.CaptureFixture) -> None:
+    evaluate = ["--ratings", str(toon), "--resamples", "100"]
+    judge = ["--reward.judges.still.kind", "frame_mse"]
+    assert main(["reward", "eval", "none", *evaluate, *judge, "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)["dimensions"]
+    assert all("still" in section["judges"] and "reward" not in section["judges"] for section in alone.values())
+    assert main(["reward", "eval", "toon", *evaluate, *judge]) == 0
+    assert "still" in capsys.readouterr().out
+    assert main(["reward", "eval", "none", *evaluate]) == 2
+    assert "none: nothing to evaluate; name a judge with --reward.judges.NAME.kind" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import ConfigError
 from common.messages import Prompt
+from rewarders.interface import Clip, JudgeResult
 from rewarders.training.dataset import hash_keys
 from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.report import report
@@ -79,3 +80,43 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     seen = hash_keys(key for one in data.leak_keys() for key in one)
     with pytest.raises(ConfigError, match="every rated clip shares a first frame, prompt or character with training"):
         report([Level("light")], data, {"light": seen}, silent)
+
+
+class Two:
+    """A judge of two outputs: the grey level, and its opposite. Refuses the prompts that end with `refuses`."""
+
+    outputs = ("up", "down")
+    digest = "two"
+
+    def __init__(self, refuses: str = "never") -> None:
+        self._refuses = refuses
+
+    def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
+        levels = [float(clip.frames.mean()) / 2.55 for clip in clips]
+        return [
+            "refused" if prompt.text.endswith(self._refuses) else {"up": level, "down": 100 - level}
+            for level, prompt in zip(levels, prompts, strict=True)
+        ]
+
+
+def test_a_judge_is_compared_with_every_dimension(tmp_path: Path) -> None:
+    """MRR and Recall@1 of OnlineVPO's table 2: the right output always finds the best candidate, the other never."""
+    data = rated(grey_clips(tmp_path, 6, 3, real=True))
+    found = report([Level("light")], data, {}, silent, 100, [Two()])["dimensions"]
+    assert list(found) == ["light", "dark", "overall"]
+    assert list(found["light"]["judges"])[:3] == ["reward", "up", "down"]
+    assert "reward" not in found["dark"]["judges"]  # it has no head
+    for dimension, right, wrong in (("light", "up", "down"), ("dark", "down", "up")):
+        best, worst = found[dimension]["judges"][right], found[dimension]["judges"][wrong]
+        assert [best[name]["value"] for name in ("MRR", "Recall@1")] == [1, 1]
+        assert [worst[name]["value"] for name in ("MRR", "Recall@1")] == [0.5, 0]
+        assert best["SRCC"]["value"] == pytest.approx(1, abs=0.01)
+    assert found["dark"]["calibration"] == []
+
+
+def test_judges_alone_and_clips_that_they_refuse(tmp_path: Path) -> None:
+    data = rated(grey_clips(tmp_path, 6, 3, real=True))
+    found = report([], data, {}, silent, 100, [Two(refuses="5")])
+    assert found["left_out"]["not scored"] == {"light": 3, "dark": 3}
+    assert found["dimensions"]["light"]["clips"] == 15
+    assert list(found["dimensions"]["overall"]["judges"])[:2] == ["up", "down"]
