@@ -11,7 +11,7 @@ RUN/model.json       fingerprint of the base model   RUN/report.html    the repo
 RUN/keys/            CURVE keys of a cluster run     RUN/guardrails.jsonl  one record per reading of the guardrails
 RUN/prometheus/      scrape targets for Prometheus   RUN/tensorboard/   with metrics.tensorboard
 RUN/logs/            one log file per process        RUN/wandb/         with metrics.wandb
-RUN/candidates/      the set that `douga collect` makes
+RUN/candidates/      the set that `douga collect` makes   RUN/trained_on.json  with candidates: which ones
 ```
 """
 
@@ -23,7 +23,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.candidate_set.rows import folder_of, read_rows
 from common.config import RunConfig, differences, load_config, may_change, may_change_text, to_toml
+from common.digests import digest
 from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
 from common.exchange.storage.run_lock import hold
 from common.files import write_whole
@@ -31,7 +33,7 @@ from common.models.fingerprint import check_same_model, model_parts
 
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
-LOGS = "logs"
+LOGS, TRAINED_ON = "logs", "trained_on.json"
 OF_SCORES = ("reward.", "algorithm.", "learner.")  # keys that do not matter to clips which exist
 
 
@@ -51,6 +53,7 @@ def claim(config: RunConfig) -> Iterator[Path]:
         check_belongs(folder, config)
         try:
             _check_model(folder, config)
+            _check_candidates(folder, config)
             write_whole(folder / CONFIG, to_toml(config))
         except StorageError as error:
             raise ConfigError(str(error)) from None
@@ -102,6 +105,21 @@ def _check_model(folder: Path, config: RunConfig) -> None:
     here, kept = model_parts(config.model.path), folder / MODEL
     if kept.exists():
         check_same_model(str(folder), _read_json(kept), here, config.model.path)
+    write_whole(kept, json.dumps(here, indent=1) + "\n")
+
+
+def _check_candidates(folder: Path, config: RunConfig) -> None:
+    """Raises `ConfigError` if the run began with other candidates: their number decides which group comes when."""
+    if not config.candidates:
+        return
+    place, kept = Path(config.candidates), folder / TRAINED_ON
+    names = list(read_rows(folder_of(place)))
+    here = {"candidates": len(names), "digest": digest("\n".join(names).encode())}
+    if kept.exists() and (there := _read_json(kept)) != here:
+        raise ConfigError(
+            f"{place}: the set has changed since {folder} began ({there['candidates']} candidates then, {len(names)} "
+            "now); a run cannot be resumed with other candidates: start another with --name"
+        )
     write_whole(kept, json.dumps(here, indent=1) + "\n")
 
 

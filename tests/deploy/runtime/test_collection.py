@@ -219,6 +219,15 @@ def test_a_run_that_samples_nothing_loads_no_model_and_trains_the_same_weights(
     assert lines(run_status(snapshot.RunReader(how.folder).read()))[:2] == ["offline: finished", "finished"]
 
 
+def test_a_run_is_not_resumed_on_a_set_that_has_grown(model: Path, tmp_path: Path) -> None:
+    small = collect(tmp_path, model, 3)
+    how = train(tmp_path, model, small)
+    assert serial.run(how, toy.rewards(), stop=toy.after(9, lambda: True)).result is None
+    collect(tmp_path, model, 4)
+    with pytest.raises(ConfigError, match=r"the set has changed since .* began \(9 candidates then, 12 now\)"):
+        serial.run(how, toy.rewards())
+
+
 def test_a_run_that_samples_nothing_takes_gpus_for_its_learner_alone(tmp_path: Path, model: Path) -> None:
     gpu = {"mode": "cluster", "model.device": "cuda", "cluster.learner.gpus": 1, "candidates": "set"}
     how = config(tmp_path, model, **gpu | {"evaluation.prompts": 0})
