@@ -166,7 +166,7 @@ def _row(file: Path, line: int, data: dict[str, Any], needs_image: bool) -> Row:
     return Row(
         id=_optional(data, "id") or f"{file.stem}-{line}",
         text=text,
-        image=_image_file(where, file.parent, _optional(data, "image")) if needs_image else None,
+        image=image_file(where, file.parent, _optional(data, "image")) if needs_image else None,
         character=_optional(data, "character"),
         category=_optional(data, "category"),
         split=split,
@@ -178,7 +178,8 @@ def _optional(data: dict[str, Any], column: str) -> str | None:
     return None if value is None or not str(value).strip() else str(value).strip()
 
 
-def _image_file(where: str, folder: Path, name: str | None) -> Path:
+def image_file(where: str, folder: Path, name: str | None) -> Path:
+    """The path of a row's image, relative to `folder`. Raises `ConfigError`, from `where`, if it is not an image."""
     if name is None:
         raise ConfigError(f"{where}: the image is empty")
     path = folder / name

@@ -19,6 +19,16 @@ examples:
   douga prompts from-videos videos/ --out prompts --captioner Qwen/Qwen2-VL-2B-Instruct
   douga run my.toml --prompts prompts/prompts.jsonl
 """
+FIRST_FRAMES = """\
+Makes an image for every row of a prompt file that has none, with a text-to-image pipeline of diffusers: any folder that
+AutoPipelineForText2Image loads, in safetensors. Writes OUT/images and OUT/prompts.jsonl, which has all columns of FILE.
+The same command resumes. A row whose caption changed gets a new image; so do all rows after a change of model, seed or
+settings. Models look best at the size that they were trained on; a run scales and crops images to its clips' size.
+
+examples:
+  douga prompts first-frames captions.jsonl --model sdxl --out prompts --height 832 --width 1216 --device cuda
+  douga run my.toml --prompts prompts/prompts.jsonl
+"""
 TOON_BUILD = """\
 Renders training clips, then trains the VAE, the text encoder, the transformer and the six reward heads. Writes
 training states to WORK, and OUT/pipeline and OUT/heads at the end. The same command resumes an interrupted training.
@@ -31,13 +41,14 @@ example:
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
     prompts = commands.add_parser("prompts", help="build prompt files", description="build prompt files")
-    kinds = prompts.add_subparsers(dest="kind", metavar="from-videos")
+    kinds = prompts.add_subparsers(dest="kind", metavar="from-videos | first-frames")
     summary = "take the third frame and the caption of every video in a folder"
     videos = add_command(kinds, "from-videos", _from_videos, summary, FROM_VIDEOS)
     videos.add_argument("folder", type=Path, help="folder of videos")
     videos.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and the images")
     videos.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
     videos.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
+    _add_first_frames(kinds)
     summary = "train the embedded toon model and its reward heads"
     toon = commands.add_parser("toon", help=summary, description=summary)
     kinds = toon.add_subparsers(dest="kind", metavar="build")
@@ -48,6 +59,32 @@ def add(commands: Any) -> None:
     )
     build.add_argument("--out", type=Path, help="folder for the weights (default: replace the embedded ones)")
     build.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
+
+
+def _add_first_frames(kinds: Any) -> None:
+    summary = "make a first frame for every caption, with a text-to-image model"
+    frames = add_command(kinds, "first-frames", _first_frames, summary, FIRST_FRAMES)
+    frames.add_argument("file", type=Path, help="prompt file: .jsonl or .csv with the column prompt")
+    frames.add_argument("--model", type=Path, required=True, metavar="FOLDER", help="folder of a diffusers pipeline")
+    frames.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and the images")
+    frames.add_argument("--height", type=int, default=480, help="pixels (default: 480)")
+    frames.add_argument("--width", type=int, default=720, help="pixels (default: 720)")
+    frames.add_argument("--steps", type=int, help="denoising steps (default: the pipeline's)")
+    frames.add_argument("--guidance", type=float, help="guidance scale (default: the pipeline's)")
+    frames.add_argument("--seed", type=int, default=0, help="each row's seed depends on it and the row (default: 0)")
+    frames.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    frames.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="default: float32")
+
+
+def _first_frames(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from actors.prompts.first_frames import first_frames
+    from actors.prompts.text_to_image import ImageSettings
+    from deploy.runtime.offline_pairs import on_stderr
+
+    settings = ImageSettings(options.height, options.width, options.steps, options.guidance, options.dtype)
+    where = (options.file, options.model, options.out)
+    print(first_frames(*where, settings, on_stderr, options.seed, options.device))
+    return 0
 
 
 def _from_videos(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

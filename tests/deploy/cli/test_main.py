@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from common.config import keys
 from common.data.video import encode_mp4
@@ -29,6 +30,7 @@ from deploy.runtime.evaluation import StuckError
 from rewarders.head_files import save_heads
 from rewarders.toon_heads.heads import HEADS, ToonHead
 from tests.support.tiny import tiny_pipeline
+from tests.support.tiny_text_to_image import tiny_text_to_image
 
 SMALL = {
     "mode": "serial",
@@ -305,6 +307,7 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
         (["evaluate", "nowhere"], "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
         (["report", "nowhere"], "nowhere: no run folder"),
         (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),
+        (["prompts", "first-frames", "x.csv", "--model", "m", "--out", "o"], "m: not a pipeline folder"),
     ],
 )
 def test_bad_input_of_the_other_commands_is_one_line(capsys, tmp_path, monkeypatch, arguments, line):
@@ -325,6 +328,20 @@ def test_prompts_from_videos(capsys, tmp_path, finished):
     assert main(["prompts", "from-videos", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     (record,) = read_json_lines(tmp_path / "out" / "prompts.jsonl")
     assert (record["prompt"], record["image"]) == ("a robot walks right", "clip.mp4.png")
+
+
+def test_prompts_first_frames(capsys, tmp_path):
+    tiny_text_to_image(tmp_path / "model")
+    (tmp_path / "captions.csv").write_text("prompt\na woman smiles\n")
+    places = [str(tmp_path / "captions.csv"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
+    sizes = ["--height", "16", "--width", "24", "--steps", "1", "--guidance", "2.5", "--seed", "3"]
+    assert main(["prompts", "first-frames", *places, *sizes, "--dtype", "bfloat16"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'out' / 'prompts.jsonl'}\n"
+    assert "douga: 1/1 first frames\n" in said.err
+    (record,) = read_json_lines(tmp_path / "out" / "prompts.jsonl")
+    with Image.open(tmp_path / "out" / record["image"]) as image:
+        assert image.size == (24, 16)
 
 
 # Stopping.
