@@ -79,7 +79,8 @@ class RunSnapshot:
         done = self.result or {}
         if self.config.collect.prompts:
             return done.get("collected") == self.config.collect.prompts
-        return done.get("step") == self.config.steps and ("asked" in done or "throughput" in done)
+        ended = any(name in done for name in ("verdict", "asked", "throughput"))
+        return ended and done.get("step") == self.config.steps
 
     def ended_since(self, time: float) -> Sequence[Record]:
         """Returns the units of work that ended at or after `time`, seconds since 1970."""

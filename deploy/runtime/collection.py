@@ -67,26 +67,25 @@ class Collection:
             pace.groups = missing - len(self._todo) - self._waiting()
             self.progress.update(pace.of_evaluation(COLLECTING, total - missing + pace.groups, total))
 
-        self._advance(version)
-        while self._waiting():
-            if not self.work(version, self._waiting(), show):
-                break
-            self._advance(version)
+        while self._advance(version) and self.work(version, self._waiting(), show):
             show()
+        self._advance(version)
         self._check_complete()
         embeds = self.exchange.empty_prompt()
         if embeds is not None:
             self.writer.keep_empty_prompt(embeds)
         return {"step": 0, "collected": total, "candidates": len(self.writer.set.rows)}
 
-    def _advance(self, version: int) -> None:
-        """Stores what is scored, and enqueues more prompts."""
+    def _advance(self, version: int) -> bool:
+        """Stores what is scored, and enqueues more prompts. Returns whether there is more to wait for."""
+        waiting = self._waiting()  # read first: a group may be done at any time, and must be stored before the end
         for group in self.exchange.collected():
             self.writer.append(group, self.weights)
             self.exchange.drop_collected(group.ordinal)
         while self._todo and self._waiting() < self.config.exchange.pipeline_depth:
             prompt = self._todo.popleft()
             self.exchange.enqueue([replace(prompt, purpose=Purpose.COLLECT)], version, prompt.ordinal)
+        return bool(waiting or self._waiting())
 
     def _waiting(self) -> int:
         counts = self.exchange.counts(Purpose.COLLECT)

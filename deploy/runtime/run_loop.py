@@ -29,7 +29,6 @@ from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
-from deploy.runtime.collection import Collection, collected_prompts, install_weights, open_set
 from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
 
@@ -125,6 +124,13 @@ class RunLoop(ABC):
         return result
 
     def _collect(self) -> dict[str, Any]:
+        from deploy.runtime.collection import (  # noqa: PLC0415 - imports torch, which a simulated run does without
+            Collection,
+            collected_prompts,
+            install_weights,
+            open_set,
+        )
+
         self.phase = COLLECTING
         self.events.write(event="started", step=0, config=to_toml(self.config))
         self.keep_empty_prompt()
