@@ -125,6 +125,17 @@ def file_prompts(
     return (_prompt(row, place, Purpose.EVAL, size) for place, row in chosen)
 
 
+def complete_rows(file: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
+    """The checked rows of a file in its order, each with all columns of its line, unknown ones too.
+
+    A row's image is None if its line names none. Raises `ConfigError`.
+    """
+    lines = list(read_table(file, "prompt file"))
+    for row, (line, data) in zip(_read_rows(file, needs_image=False), lines, strict=True):
+        name = _optional(data, "image")
+        yield (row if name is None else replace(row, image=_image_file(f"{file}:{line}", file.parent, name))), data
+
+
 def _prompt(row: Row, ordinal: int, purpose: Purpose, size: tuple[int, int] | None) -> Prompt:
     image = None if row.image is None else _first_frame(row.image, size)
     return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)

@@ -1,4 +1,4 @@
-"""Access control shared by all web servers: `douga watch`, `douga annotate`, and judges over HTTP.
+"""Access control shared by all web servers: `douga watch`, `douga annotate`, and judges over HTTP; clients' retries.
 
 Whatever is changed here changes all of them; `tests/common/web` states what must stay refused.
 """

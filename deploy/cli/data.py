@@ -1,12 +1,15 @@
-"""``douga prompts`` and ``toon``: build prompt files and the embedded toon model. Parsing imports no torch."""
+"""``douga prompts`` and ``toon``: build and rewrite prompt files; build the toon model. Parsing imports no torch."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from deploy.cli.flags import add_command
 
 FROM_VIDEOS = """\
@@ -29,6 +32,17 @@ examples:
   douga prompts first-frames captions.jsonl --model sdxl --out prompts --height 832 --width 1216 --device cuda
   douga run my.toml --prompts prompts/prompts.jsonl
 """
+REWRITE = """\
+CogVideoX was trained on long captions, and its authors let a language model extend short ones. This writes NEW.jsonl:
+the rows of FILE with rewritten captions; `original` has the old ones. The same command resumes: finished rows are kept,
+as long as their id and old caption are in FILE. An answer that is empty, cut or too long for T5 is an error: its row is
+left out, and the exit code is 1.
+
+examples:
+  douga prompts rewrite prompts.jsonl --out long.jsonl --model /models/Qwen2.5-7B-Instruct --device cuda:0
+  douga prompts rewrite prompts.jsonl --out long.jsonl --url http://localhost:8000 --pipeline /models/CogVideoX-5b-I2V
+  douga run my.toml --prompts long.jsonl
+"""
 TOON_BUILD = """\
 Renders training clips, then trains the VAE, the text encoder, the transformer and the six reward heads. Writes
 training states to WORK, and OUT/pipeline and OUT/heads at the end. The same command resumes an interrupted training.
@@ -40,8 +54,10 @@ example:
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    prompts = commands.add_parser("prompts", help="build prompt files", description="build prompt files")
-    kinds = prompts.add_subparsers(dest="kind", metavar="from-videos | first-frames")
+    prompts = commands.add_parser(
+        "prompts", help="build and rewrite prompt files", description="build and rewrite prompt files"
+    )
+    kinds = prompts.add_subparsers(dest="kind", metavar="KIND")
     summary = "take the third frame and the caption of every video in a folder"
     videos = add_command(kinds, "from-videos", _from_videos, summary, FROM_VIDEOS)
     videos.add_argument("folder", type=Path, help="folder of videos")
@@ -49,6 +65,7 @@ def add(commands: Any) -> None:
     videos.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
     videos.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
     _add_first_frames(kinds)
+    _add_rewrite(kinds)
     summary = "train the embedded toon model and its reward heads"
     toon = commands.add_parser("toon", help=summary, description=summary)
     kinds = toon.add_subparsers(dest="kind", metavar="build")
@@ -87,6 +104,25 @@ def _first_frames(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     return 0
 
 
+def _add_rewrite(kinds: Any) -> None:
+    summary = "rewrite captions into detailed ones with a language model"
+    command = add_command(kinds, "rewrite", _rewrite, summary, REWRITE)
+    command.add_argument("file", type=Path, metavar="FILE", help=".jsonl or .csv of prompts")
+    command.add_argument("--out", type=Path, required=True, metavar="NEW.jsonl", help="the new prompt file")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model", metavar="FOLDER", help="folder or hub id of a causal language model")
+    source.add_argument("--url", help="server with OpenAI's /v1/chat/completions: http(s)://HOST:PORT")
+    command.add_argument("--device", default="cpu", help="torch device of --model (default: cpu)")
+    command.add_argument("--served", metavar="NAME", help="the model's name at --url (default: the only one there)")
+    command.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token of --url (chmod 600)")
+    command.add_argument(
+        "--pipeline",
+        type=Path,
+        metavar="FOLDER",
+        help="a CogVideoX folder, to count tokens exactly (default: 4 characters per token)",
+    )
+
+
 def _from_videos(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from actors.prompts import from_videos
 
@@ -97,6 +133,25 @@ def _from_videos(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
         captioner = Qwen2VLCaptioner(options.captioner)
     print(from_videos.from_videos(options.folder, options.out, options.captions, captioner))
     return 0
+
+
+def _rewrite(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from actors.prompts.rewrite import length_check, rewrite
+    from actors.prompts.rewriters import LocalRewriter, RemoteRewriter
+
+    for name in ("served", "token_file") if options.model else ():
+        if getattr(options, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: only with --url")
+    check = length_check(options.pipeline)
+    if options.model:
+        writer = LocalRewriter(options.model, options.device)
+    else:
+        writer = RemoteRewriter(options.url, options.served, options.token_file)
+    failed = rewrite(options.file, options.out, writer, check, partial(print, file=sys.stderr, flush=True))
+    print(options.out)
+    if failed:
+        print(f"douga: {len(failed)} caption(s) not rewritten: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _build_toon(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

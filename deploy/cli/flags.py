@@ -28,17 +28,10 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser with one-line errors. It knows its options, and builds `late_epilog` only for ``--help``."""
 
     def __init__(self, *args: Any, late_epilog: Callable[[], str] | None = None, **how: Any) -> None:
-        self._own: set[str] = set()  # long options, without the dashes
         self._kinds: Mapping[str, Any] = {}  # subcommand -> its parser
         self._late_epilog = late_epilog
         how.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, allow_abbrev=False, **how)
-
-    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
-        """See argparse."""
-        action = super().add_argument(*names, **how)
-        self._own |= {name[2:] for name in action.option_strings if name.startswith("--")}
-        return action
 
     def add_subparsers(self, **how: Any) -> Any:
         """See argparse. A subcommand is required."""
@@ -50,7 +43,8 @@ class Parser(argparse.ArgumentParser):
         """Returns the option names, without dashes, of the command that `arguments` begins with."""
         if arguments and arguments[0] in self._kinds:
             return self._kinds[arguments[0]].own_options(arguments[1:])
-        return frozenset(self._own)
+        names = (name for action in self._actions for name in action.option_strings)  # those of groups are among them
+        return frozenset(name[2:] for name in names if name.startswith("--"))
 
     def format_help(self) -> str:
         """See argparse."""

@@ -1,7 +1,8 @@
 """The entry point of `douga`. Parsing and ``--help`` import no torch, so they are fast.
 
 Each module in `GROUPS` declares the options of its commands and their actions; an action imports what it needs when it
-runs. Exit codes: 0 success, 1 `--verify` failed, 2 bad input, 3 the run stopped with an error, 130 interrupted.
+runs. Exit codes: 0 success, 1 a check failed or rows are missing, 2 bad input, 3 the run stopped with an error, 130
+interrupted.
 """
 
 from __future__ import annotations

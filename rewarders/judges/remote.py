@@ -22,26 +22,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tenacity import (
-    RetryCallState,
-    RetryError,
-    Retrying,
-    retry_if_exception,
-    stop_after_attempt,
-    wait_exponential_jitter,
-)
+from tenacity import RetryCallState, RetryError
 
 from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.web.auth import read_token
+from common.web.retries import retrying
 from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavailableError
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 10.0  # seconds between two attempts; the pause doubles
 MAX_UNANSWERED = 3  # consecutive batches without an answer before the judge counts as failed
-RETRY_STATUS = (429, 502, 503, 504)  # HTTP statuses worth another attempt, perhaps at another server
 
 
 class RemoteJudge:
@@ -113,14 +105,8 @@ class RemoteJudge:
 
     def _request_with_retries(self, method: str, path: str, **body: Any) -> httpx.Response:
         """Returns the first successful response."""
-        retrying = Retrying(
-            stop=stop_after_attempt(self._attempts),
-            wait=wait_exponential_jitter(multiplier=FIRST_PAUSE, max=LONGEST_PAUSE, jitter=FIRST_PAUSE),
-            retry=retry_if_exception(_is_retryable),
-            before_sleep=self._log_retry,
-        )
         try:
-            answer = retrying(self._request, method, path, **body)
+            answer = retrying(self._attempts, self._log_retry)(self._request, method, path, **body)
         except RetryError as error:
             self._unanswered += 1
             cause = error.last_attempt.exception()
@@ -138,13 +124,6 @@ class RemoteJudge:
 
     def _request(self, method: str, path: str, **body: Any) -> httpx.Response:
         return self._client.request(method, f"{next(self._next_server)}{path}", **body).raise_for_status()
-
-
-def _is_retryable(error: BaseException) -> bool:
-    """Whether another attempt may succeed."""
-    if isinstance(error, httpx.HTTPStatusError):
-        return error.response.status_code in RETRY_STATUS
-    return isinstance(error, httpx.TransportError)
 
 
 def _refusal(answer: httpx.Response) -> Exception:

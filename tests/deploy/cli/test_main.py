@@ -29,6 +29,7 @@ from deploy.runtime import serial
 from deploy.runtime.evaluation import StuckError
 from rewarders.head_files import save_heads
 from rewarders.toon_heads.heads import HEADS, ToonHead
+from tests.support.chat_server import chat_server, said
 from tests.support.tiny import tiny_pipeline
 from tests.support.tiny_text_to_image import tiny_text_to_image
 
@@ -308,6 +309,11 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
         (["report", "nowhere"], "nowhere: no run folder"),
         (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),
         (["prompts", "first-frames", "x.csv", "--model", "m", "--out", "o"], "m: not a pipeline folder"),
+        (["prompts", "rewrite", "p.jsonl", "--out", "o.jsonl"], "one of the arguments --model --url is required"),
+        (
+            ["prompts", "rewrite", "p", "--out", "o", "--model", "m", "--token-file", "t"],
+            "--token-file: only with --url",
+        ),
     ],
 )
 def test_bad_input_of_the_other_commands_is_one_line(capsys, tmp_path, monkeypatch, arguments, line):
@@ -336,12 +342,29 @@ def test_prompts_first_frames(capsys, tmp_path):
     places = [str(tmp_path / "captions.csv"), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     sizes = ["--height", "16", "--width", "24", "--steps", "1", "--guidance", "2.5", "--seed", "3"]
     assert main(["prompts", "first-frames", *places, *sizes, "--dtype", "bfloat16"]) == 0
-    said = capsys.readouterr()
-    assert said.out == f"{tmp_path / 'out' / 'prompts.jsonl'}\n"
-    assert "douga: 1/1 first frames\n" in said.err
+    shown = capsys.readouterr()
+    assert shown.out == f"{tmp_path / 'out' / 'prompts.jsonl'}\n"
+    assert "douga: 1/1 first frames\n" in shown.err
     (record,) = read_json_lines(tmp_path / "out" / "prompts.jsonl")
     with Image.open(tmp_path / "out" / record["image"]) as image:
         assert image.size == (24, 16)
+
+
+def test_prompts_rewrite_names_the_failed_rows_and_resumes(capsys, tmp_path):
+    file, out = tmp_path / "p.csv", tmp_path / "long.jsonl"
+    file.write_text("id,prompt\na,walks\nb,runs\n")
+    answers = {"walks": "a robot walks", "runs": ""}
+    with chat_server(lambda caption: said(answers[caption])) as server:
+        command = ["prompts", "rewrite", str(file), "--out", str(out), "--url", server.url]
+        assert main(command) == 1
+        stderr = capsys.readouterr().err
+        assert "2/2 b: failed: the answer is empty\n" in stderr
+        assert stderr.endswith("douga: 1 caption(s) not rewritten: b\n")
+        answers["runs"] = "a robot runs over a wide and snowy meadow"
+        assert main([*command, "--pipeline", str(tiny_pipeline(tmp_path / "model"))]) == 0
+        assert capsys.readouterr().out == f"{out}\n"
+    assert [row["prompt"] for row in read_json_lines(out)] == [answers["walks"], answers["runs"]]
+    assert len(server.asked) == 3
 
 
 # Stopping.
