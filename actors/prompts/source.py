@@ -133,7 +133,7 @@ def complete_rows(file: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
     lines = list(read_table(file, "prompt file"))
     for row, (line, data) in zip(_read_rows(file, needs_image=False), lines, strict=True):
         name = _optional(data, "image")
-        yield (row if name is None else replace(row, image=_image_file(f"{file}:{line}", file.parent, name))), data
+        yield (row if name is None else replace(row, image=image_file(f"{file}:{line}", file.parent, name))), data
 
 
 def _prompt(row: Row, ordinal: int, purpose: Purpose, size: tuple[int, int] | None) -> Prompt:
