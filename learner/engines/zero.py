@@ -35,6 +35,7 @@ from common.errors import ConfigError
 from learner.engines.base import Engine, NonFiniteLossError
 from learner.optimizer import make_optimizer
 
+LINEAR = torch.nn.functional.linear  # DeepSpeed's stage 3 replaces it for the whole process
 REDUCE_BUCKET = 5 * 10**8  # elements; gradients reduced at once
 SHARD_FROM = 1000  # elements; stage 3 does not shard smaller parameters (norms, biases)
 
@@ -67,7 +68,6 @@ class ZeroEngine(Engine):
         self.stage = max(config.zero_stage, 1) if self._half else config.zero_stage
         if config.offload_optimizer and not self.stage:
             raise ConfigError("learner.offload_optimizer: several ranks need learner.zero_stage 1, 2 or 3")
-        self._linear = torch.nn.functional.linear  # stage 3 replaces it for the whole process
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = self._deepspeed.initialize(
             model=module, optimizer=make_optimizer(trainable, config), config=self._settings()
@@ -179,7 +179,7 @@ class ZeroEngine(Engine):
         """See `Engine.close`. The process group stays open, because DeepSpeed keeps one per process."""
         for engine in (*self._sharded, self._engine):
             engine.destroy()
-        torch.nn.functional.linear = self._linear
+        torch.nn.functional.linear = LINEAR
         gc.collect()
 
 

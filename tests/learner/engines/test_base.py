@@ -167,6 +167,10 @@ def test_a_closed_engine_leaves_the_process_as_it_was() -> None:
     engine = open_engine(Line(), 3)
     engine.close()
     assert torch.nn.functional.linear is linear
+    one, other = (make_engine(Line(), tiny_config(zero_stage=3).learner, "cpu") for _ in range(2))
+    one.close()
+    other.close()  # it was opened when the layer was replaced
+    assert torch.nn.functional.linear is linear
 
 
 @pytest.mark.parametrize("offload", [False, True])
