@@ -385,7 +385,7 @@ def test_with_keys_only_clients_with_a_key_are_served(
 ) -> None:
     """A run over CURVE. Meanwhile every port of the hub is tried without the key, and one with it."""
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
-    made = config(tmp_path, model, steps=2, **{"cluster.keys": "always"})
+    made = config(tmp_path, model, steps=6, **{"cluster.keys": "always"})
     lines, served = At({}), dict.fromkeys(("keyless", "keyed"), 0)
 
     def knock() -> None:
