@@ -2,7 +2,7 @@
 
 A source is a function of the ordinal alone, so that the exchange can admit, lease again and resume prompts by number:
 `source(ordinal)` gives training prompts without end (files are repeated, reshuffled every epoch), and
-`heldout(count, seed)` gives prompts for evaluation. `file_prompts` reads a file as it is, for `douga sample`.
+`heldout(count, seed)` returns prompts for evaluation. `file_prompts` returns all rows of a file, for `douga sample`.
 
 A prompt file has one prompt per line, with these columns (the first line of a CSV file names them):
 

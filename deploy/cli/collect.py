@@ -11,7 +11,7 @@ from typing import Any
 from common.config import load_config
 from common.errors import ConfigError
 from deploy.cli.flags import add_command
-from deploy.run_dir.layout import TOON
+from deploy.run_dir.layout import CONFIG, TOON
 
 COLLECT = """\
 Samples sampler.candidates clips of every training prompt with one set of weights, scores them, and keeps all of them:
@@ -62,11 +62,13 @@ def add(commands: Any) -> None:
 
 def _collect(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.cli.run import start
+    from deploy.run_dir.source import collect_keys
     from deploy.runtime.factories import open_training_prompts
 
     source, own = options.source or TOON, {}
     if source.suffix != ".toml":
-        source, own = _of_run(str(source), options.version)
+        folder, _, own = collect_keys(source, options.version)
+        source = folder / CONFIG
     elif options.version is not None:
         raise ConfigError(f"--version {options.version}: {source} is a configuration file, not a run")
     own |= {"pairs": "", "candidates": "", "verify": "false"} | dict(flags)
@@ -78,17 +80,6 @@ def _collect(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if count is None:
         raise ConfigError("prompts = 'toon': there is no end of them; give --count")
     return start(load_config(source, own | {"collect.prompts": str(count)}))
-
-
-def _of_run(name: str, version: int | None) -> tuple[Path, dict[str, Any]]:
-    """The configuration file of a run, and the keys that name its weights."""
-    from common.weights.store import WeightStore
-    from deploy.run_dir.layout import CONFIG
-    from deploy.run_dir.source import chosen_version, find_run_with_model
-
-    folder, config = find_run_with_model(name)
-    chosen = chosen_version(WeightStore(folder / "weights"), config, version)
-    return folder / CONFIG, {"collect.run": str(folder.resolve()), "collect.version": str(chosen)}
 
 
 def _show(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

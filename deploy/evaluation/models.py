@@ -20,9 +20,8 @@ from typing import Any
 from common.candidate_set.rows import is_set
 from common.config import RunConfig, leaves, load_config, parse_config, to_toml
 from common.errors import ConfigError, NotFoundError
-from common.weights.store import WeightStore
 from deploy.run_dir import layout
-from deploy.run_dir.source import chosen_version, find_run_with_model
+from deploy.run_dir.source import collect_keys, find_run_with_model
 
 BASE = "base"  # label of a run's base model
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -54,7 +53,7 @@ class Request:
 def models_of(request: Request) -> list[EvaluatedModel]:
     """The models in the order of the table. A run alone is compared with its base model, which comes first.
 
-    Raises `ConfigError` for a place that is none of the four, two models of one label, or a pipeline folder without a
+    Raises `ConfigError` for an unknown kind of model, two models with one label, or a pipeline folder without a
     configuration; `NotFoundError` for a version that a run does not have.
     """
     places = [_labelled(name) for name in request.models]
@@ -139,10 +138,9 @@ def _model(label: str, place: str, template: RunConfig | None, request: Request)
 
 def _keys_of_run(folder: Path, version: int | None) -> dict[str, str]:
     """The keys of a run that say what its weights are."""
-    _, config = find_run_with_model(str(folder))
-    chosen = chosen_version(WeightStore(folder / "weights"), config, version)
+    _, config, weights = collect_keys(folder, version)
     lora = leaves({"learner": {"lora": config.learner.lora.model_dump(mode="json")}})
     keys = {key: ",".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in lora.items()}
     keys |= {"model.path": config.model.path, "model.attention": config.model.attention}
     keys |= {"learner.train": config.learner.train, "learner.trainable": "*"}
-    return keys | {"collect.run": str(folder.resolve()), "collect.version": str(chosen)}
+    return keys | weights

@@ -57,6 +57,16 @@ def find_run_with_model(run: str) -> tuple[Path, RunConfig]:
     return folder, config
 
 
+def collect_keys(run: str | Path, version: int | None) -> tuple[Path, RunConfig, dict[str, str]]:
+    """Returns a run's folder, its configuration, and the keys that make a collection sample with its weights.
+
+    `version` None is the newest. Raises like `chosen_version` and `find_run_with_model`.
+    """
+    folder, config = find_run_with_model(str(run))
+    chosen = chosen_version(WeightStore(folder / "weights"), config, version)
+    return folder, config, {"collect.run": str(folder.resolve()), "collect.version": str(chosen)}
+
+
 def chosen_version(store: WeightStore, config: RunConfig, version: int | None) -> int:
     """Returns `version`, or the newest one for None.
 
