@@ -74,9 +74,11 @@ def _collect(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     own |= {"pairs": "", "candidates": "", "verify": "false"} | dict(flags)
     if "name" not in flags:
         own["name"] = f"{load_config(source, flags).name}-candidates"
-    count = options.count
+    count, config = options.count, load_config(source, own)
+    if count is None and config.collect.split != "train":
+        raise ConfigError(f"collect.split = {config.collect.split!r}: give the number of prompts with --count")
     if count is None:
-        count = open_training_prompts(load_config(source, own)).training_prompts
+        count = open_training_prompts(config).training_prompts
     if count is None:
         raise ConfigError("prompts = 'toon': there is no end of them; give --count")
     return start(load_config(source, own | {"collect.prompts": str(count)}))

@@ -300,6 +300,10 @@ def test_a_set_is_collected_shown_checked_merged_and_scored(
     ("command", "said"),
     [
         (["collect"], "prompts = 'toon': there is no end of them; give --count"),
+        (
+            ["collect", "--collect.split", "heldout"],
+            "collect.split = 'heldout': give the number of prompts with --count",
+        ),
         (["collect", "x.toml", "--version", "2", "--count", "1"], "--version 2: x.toml is a configuration file"),
         (["collect", "nothing", "--count", "1"], "nothing: no run folder"),
         (["candidates", "show", "nothing"], "nothing: no candidate set (no set.json)"),
