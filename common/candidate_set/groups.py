@@ -20,7 +20,8 @@ class StoredGroups:
     """The first `sampler.candidates` candidates of every group that has as many, reshuffled every epoch.
 
     `left_out` counts the groups that have too few. Raises `ConfigError` if none is left, if a candidate lacks a score
-    that has a weight, or if the set was made with another model or size than the run's.
+    that has a weight, if such scores of a group are of different reward models, or if the set was made with another
+    model or size than the run's.
     """
 
     def __init__(self, candidates: CandidateSet, config: RunConfig) -> None:
@@ -39,11 +40,20 @@ class StoredGroups:
         self._check_scores(config)
 
     def _check_scores(self, config: RunConfig) -> None:
-        for row in (row for group in self._groups for row in group):
-            try:
-                reward_weights(config.reward, row.scores)
-            except ConfigError as error:
-                raise ConfigError(f"{self.set.folder}: {row.clip}: {error}; `douga score` adds scores") from None
+        for group in self._groups:
+            for name in sorted({name for row in group for name in self._weighted(row, config)}):
+                if len({row.scored_by.get(name) for row in group}) > 1:
+                    raise ConfigError(
+                        f"{self.set.folder}: {group[0].clip}: {name}: candidates of a group were scored by different "
+                        "reward models; `douga score --again` scores all alike"
+                    )
+
+    def _weighted(self, row: CandidateRow, config: RunConfig) -> Iterable[str]:
+        """The scores of a candidate that make its reward."""
+        try:
+            return reward_weights(config.reward, row.scores)
+        except ConfigError as error:
+            raise ConfigError(f"{self.set.folder}: {row.clip}: {error}; `douga score` adds scores") from None
 
     def __len__(self) -> int:
         return len(self._groups)

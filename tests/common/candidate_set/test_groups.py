@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from common.candidate_set import groups as module
-from common.candidate_set.folder import read_set
+from common.candidate_set.folder import read_set, writing_to
 from common.candidate_set.groups import StoredGroups, open_groups
 from common.candidate_set.rows import SetSettings
 from common.config import load_config
 from common.errors import ConfigError
-from common.messages import Prompt, Purpose
+from common.messages import Prompt, Purpose, Score
 from tests.support.candidates import MODEL, group, make_set, settings
 
 
@@ -53,6 +53,21 @@ def test_a_missing_score_is_named_before_the_run(tmp_path: Path) -> None:
     made = [group(0, [10.0, 20.0]), group(1, [10.0, 20.0], name="motion")]
     with pytest.raises(ConfigError, match=r"reward.feedback = 'appeal': nothing scores it.*`douga score` adds scores"):
         StoredGroups(read_set(make_set(tmp_path / "set", made)), config())
+
+
+def test_scores_of_two_reward_models_are_not_compared(tmp_path: Path) -> None:
+    folder = make_set(tmp_path / "set", [group(0, [10.0, 20.0]), group(1, [10.0, 20.0])])
+    last = list(read_set(folder).rows)[-1]
+    with writing_to(folder) as writer:
+        writer.add_scores({last: Score(last, "judge-2", {"vs": 5.0})})
+    StoredGroups(read_set(folder), config())  # a score without a weight does not matter
+    with writing_to(folder) as writer:
+        writer.add_scores({last: Score(last, "judge-2", {"appeal": 99.0})})
+    message = (
+        "appeal: candidates of a group were scored by different reward models; `douga score --again` scores all alike"
+    )
+    with pytest.raises(ConfigError, match=message):
+        StoredGroups(read_set(folder), config())
 
 
 def test_a_set_of_another_size_is_refused(tmp_path: Path) -> None:
