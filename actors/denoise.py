@@ -16,7 +16,6 @@ on the micro-batch or on its neighbours in it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,9 @@ import torch
 from diffusers import CogVideoXDPMScheduler
 
 from actors.acceleration import reset_cache
+from common.config import SamplerConfig
 from common.models.cogvideox import Scheduler, predict_v
+from common.models.guidance import scale_at
 from common.models.shapes import front_padding
 
 
@@ -45,22 +46,17 @@ def denoise(
     condition: Condition,
     seeds: Sequence[int],
     shape: tuple[int, int, int, int],
-    *,
-    steps: int,
-    guidance: float = 1.0,
-    interval: tuple[float, float] = (0.0, 1.0),
-    dynamic: bool = False,
+    settings: SamplerConfig,
     noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Denoise one latent clip per seed.
 
-    Classifier-free guidance: v = v_empty + guidance (v_text - v_empty), with the image condition in both. With guidance
-    1, or at a timestep t with t / T outside of `interval`, the empty caption is not evaluated.
+    Classifier-free guidance: v = v_empty + scale (v_text - v_empty), with the image condition in both. At scale 1 the
+    empty caption is not evaluated.
 
     Args:
         shape: (F, C, h, w) of a clip. CogVideoX 1.5's front padding is added, denoised too, and removed at the end.
-        interval: noise levels t / T at which guidance is applied.
-        dynamic: use `dynamic_scale` of `guidance` at each step instead of `guidance` itself. No effect at guidance 1.
+        settings: the number of steps, and the guidance scale of each (`scale_at`).
         noise: initial noise [F + padding, C, h, w] for all clips, instead of noise drawn from their seeds.
 
     Returns:
@@ -75,30 +71,17 @@ def denoise(
     else:
         latents = noise.expand(len(seeds), *padded)
     latents = latents * scheduler.init_noise_sigma
-    scheduler.set_timesteps(steps, device=latents.device)
+    scheduler.set_timesteps(settings.steps, device=latents.device)
     x0, previous = None, None
     for t in scheduler.timesteps:
-        is_guided = guidance > 1 and interval[0] <= t / scheduler.config["num_train_timesteps"] <= interval[1]
-        scale = dynamic_scale(guidance, int(t), steps) if dynamic else guidance
-        v = guided_v(transformer, latents, condition, t, scale if is_guided else 1.0)
+        scale = scale_at(settings, int(t), scheduler.config["num_train_timesteps"])
+        v = guided_v(transformer, latents, condition, t, scale)
         if isinstance(scheduler, CogVideoXDPMScheduler):
             stepped, x0 = scheduler.step(v, x0, t, previous, latents, generator=generators, return_dict=False)  # type: ignore[arg-type]
         else:
             stepped = scheduler.step(v, t, latents, generator=generators, return_dict=False)[0]  # type: ignore[arg-type]
         latents, previous = stepped.to(latents.dtype), t
     return latents[:, padding:]
-
-
-def dynamic_scale(guidance: float, timestep: int, steps: int) -> float:
-    """The guidance scale of one step with `sampler.dynamic_guidance`, in [1, 1 + guidance].
-
-        1 + guidance (1 - cos(pi ((N - t) / N)^5)) / 2,    N denoising steps, t in 0 .. T-1
-
-    This is ``use_dynamic_cfg`` of diffusers' CogVideoX pipelines and `DynamicCFG` (exponent 5) of CogVideoX's own code,
-    with which the GAPO authors sample. Both compare the timestep t with the number of steps N, so the scale does not
-    rise steadily: with 50 steps it jumps between 1 and 1 + guidance, and is near 1 in the last four.
-    """
-    return 1 + guidance * ((1 - math.cos(math.pi * ((steps - timestep) / steps) ** 5.0)) / 2)
 
 
 def guided_v(

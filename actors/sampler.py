@@ -196,18 +196,14 @@ class Sampler(SamplingLoop):
 
     def denoise(self, conditioning: Conditioning, seeds: Sequence[int]) -> torch.Tensor:
         """x0 latents [B, F, C, h, w] of one micro-batch. Raises `SamplingError` if they are not finite."""
-        settings = self._config.sampler
         latents = denoise(
             self._transformer,
             self._scheduler,
             self._condition(conditioning),
             seeds,
             self._shape,
-            steps=settings.steps,
-            guidance=settings.guidance,
-            interval=settings.guidance_interval,
-            dynamic=settings.dynamic_guidance,
-            noise=self.fixed_noise(),
+            self._config.sampler,
+            self.fixed_noise(),
         )
         if not torch.isfinite(latents).all():
             raise NonFiniteLatentsError(f"non-finite latents under version {self.version}, seeds {list(seeds)}")

@@ -14,7 +14,7 @@ from diffusers import DDIMInverseScheduler
 from actors import ddim_inversion
 from actors.ddim_inversion import InvertedSampler, invert
 from actors.denoise import Condition, denoise
-from common.config import ModelConfig, load_config
+from common.config import ModelConfig, SamplerConfig, load_config
 from common.data.video import decode_clip, encode_mp4
 from common.errors import ConfigError
 from common.images import encode_png
@@ -83,7 +83,7 @@ def test_the_reconstruction_error_shrinks_with_the_step_size(tmp_path: Path, fam
     for steps in (20, 200):
         scheduler = model.make_scheduler("ddim")
         noise = invert(transformer, scheduler, given, x0, steps=steps)
-        back = denoise(transformer, scheduler, given, (1, 2), tuple(x0.shape), steps=steps, noise=noise)  # type: ignore[arg-type]
+        back = denoise(transformer, scheduler, given, (1, 2), tuple(x0.shape), SamplerConfig(steps=steps), noise)  # type: ignore[arg-type]
         assert torch.allclose(back[0], back[1], atol=1e-5)  # whatever the seeds
         errors.append((back[0] - x0).square().mean().sqrt().item())
     assert errors[1] < 0.05 * x0.std()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from actors.denoise import Condition, denoise, dynamic_scale
+from actors.denoise import Condition, denoise
 from actors.sampler import Sampler
-from common.config import load_config
+from common.config import SamplerConfig, load_config
 from common.errors import ConfigError
 from common.images import encode_png, first_frame
 from common.messages import Prompt
@@ -54,9 +54,8 @@ def ours(
     shape = model.latent_shape(FRAMES, HEIGHT, WIDTH)
     transformer = model.load_transformer("float32", "cpu")
     scheduler = model.make_scheduler(kind)
-    return denoise(
-        transformer, scheduler, given or condition(model), seeds, shape, steps=STEPS, guidance=guidance
-    ).clone()
+    settings = SamplerConfig(steps=STEPS, guidance=guidance)
+    return denoise(transformer, scheduler, given or condition(model), seeds, shape, settings).clone()
 
 
 @pytest.fixture(scope="module")
@@ -130,14 +129,6 @@ def test_guidance_drops_the_caption_and_keeps_the_image(model: ModelFolder) -> N
 def test_guidance_needs_the_empty_caption(model: ModelFolder) -> None:
     with pytest.raises(ValueError, match="empty caption"):
         ours(model, "dpm", 6.0, replace(condition(model), empty_embeds=None))
-
-
-def test_the_dynamic_scale_by_hand() -> None:
-    """1 + 6 (1 - cos(pi x^5)) / 2 with x = (50 - t) / 50."""
-    assert dynamic_scale(6.0, 50, 50) == 1.0  # x = 0
-    assert dynamic_scale(6.0, 0, 50) == 7.0  # x = 1
-    assert dynamic_scale(6.0, 25, 50) == pytest.approx(1.0144458)  # x = 1/2: cos(pi / 32) = 0.9951847
-    assert dynamic_scale(6.0, 99, 50) == pytest.approx(6.8643718)  # x = -0.98: cos(0.9039208 pi) = -0.9547906
 
 
 def test_dynamic_guidance_without_guidance_is_refused() -> None:

@@ -26,7 +26,7 @@ from actors import denoise
 from actors.sampler import Sampler
 from common.config import load_config
 from common.messages import Conditioning, Prompt
-from common.models import cogvideox
+from common.models import cogvideox, guidance
 from common.models.cogvideox import ModelFolder, decode_latents, open_model, predict_v
 from common.models.noise_schedule import NoiseSchedule
 from common.models.shapes import front_padding
@@ -185,7 +185,7 @@ def test_dynamic_guidance_is_the_pipelines(family: Family, kind: str) -> None:
     more: dict[str, Any] = {"use_dynamic_cfg": True, "callback_on_step_end": note}
     how: dict[str, Any] = {"kind": kind, "steps": STEPS, "guidance": GUIDANCE}
     theirs = pipeline_latents(family.pipe, family.image, TEXT, SEEDS, **how, **more)
-    assert [denoise.dynamic_scale(GUIDANCE, t, STEPS) for t in (999, 749, 499, 249)] == scales
+    assert [guidance.dynamic_scale(GUIDANCE, t, STEPS) for t in (999, 749, 499, 249)] == scales
     assert max(scales) - min(scales) > 1
     ours = sampled(sampler_of(family.model, kind, **{"sampler.dynamic_guidance": "on"}), family)
     torch.testing.assert_close(ours, theirs, atol=0 if family.image is None else 1e-5, rtol=0)
