@@ -162,6 +162,7 @@ class TrainingGroup:
     conditioning: Conditioning
     latents: tuple[SerializedTensor, ...]  # [F, C, h, w] of each kept candidate, [k]
     lag: int  # pushes since the group was sampled, 0 .. max_lag
+    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ text width.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
+import msgpack
 import torch
 from torch import distributed
 
-from common.messages import SerializedTensor, TrainingGroup
+from common.messages import Prompt, Purpose, SerializedTensor, TrainingGroup
 from common.weights.tensors import from_array
 from learner.engines.base import Engine
 
@@ -29,6 +29,7 @@ class Batch:
     weights: torch.Tensor  # float32 [n, k], `Selection.weights`
     rewards: torch.Tensor  # float32 [n, k], R~ in [0, 1]
     lag: torch.Tensor  # float32 [n], pushes
+    prompts: tuple[Prompt, ...] = ()  # [n]; `collate` sets them
 
     def __len__(self) -> int:
         return len(self.ordinals)
@@ -36,7 +37,7 @@ class Batch:
     def part(self, start: int, stop: int) -> Batch:
         """The slice of groups start .. stop-1."""
         cut = {name: tensor[start:stop] for name, tensor in self.tensors().items()}
-        return replace(self, ordinals=self.ordinals[start:stop], **cut)
+        return replace(self, ordinals=self.ordinals[start:stop], prompts=self.prompts[start:stop], **cut)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on another device."""
@@ -69,6 +70,7 @@ def collate(groups: Sequence[TrainingGroup]) -> Batch:
         weights=torch.tensor([one.selection.weights for one in ordered]),
         rewards=torch.tensor([one.rewards for one in ordered]),
         lag=torch.tensor([float(one.lag) for one in ordered]),
+        prompts=tuple(one.prompt for one in ordered),
     )
 
 
@@ -79,7 +81,7 @@ def _of_kept(condition: SerializedTensor, dimensions: int, group: TrainingGroup)
 
 
 def broadcast_batch(batch: Batch | None, engine: Engine) -> Batch | None:
-    """Broadcast rank 0's batch to all ranks, as a JSON header and tensors. None if rank 0 has none. Collective."""
+    """Broadcast rank 0's batch to all ranks, as a header and tensors. None if rank 0 has none. Collective."""
     if engine.world == 1:
         return batch
     device = engine.device
@@ -95,15 +97,17 @@ def broadcast_batch(batch: Batch | None, engine: Engine) -> Batch | None:
         )
         distributed.broadcast(own, 0)
         tensors[name] = own.cpu()
-    return Batch(tuple(header["ordinals"]), **tensors)  # type: ignore[arg-type]
+    prompts = tuple(Prompt(**one | {"purpose": Purpose(one["purpose"])}) for one in header["prompts"])
+    return Batch(tuple(header["ordinals"]), prompts=prompts, **tensors)  # type: ignore[arg-type]
 
 
 def _broadcast_header(batch: Batch | None, device: torch.device | str) -> dict | None:
-    """Broadcast ordinals, dtypes and shapes of rank 0's batch; None if it has no batch. Collective."""
+    """Broadcast ordinals, prompts, dtypes and shapes of rank 0's batch; None if it has no batch. Collective."""
     data = b""
     if batch is not None:
         layout = {name: (str(t.dtype).removeprefix("torch."), list(t.shape)) for name, t in batch.tensors().items()}
-        data = json.dumps({"ordinals": batch.ordinals, "tensors": layout}).encode()
+        prompts = [asdict(prompt) for prompt in batch.prompts]
+        data = msgpack.packb({"ordinals": batch.ordinals, "prompts": prompts, "tensors": layout}) or b""
     length = torch.tensor([len(data)], device=device)
     distributed.broadcast(length, 0)
     if not length.item():
@@ -112,4 +116,4 @@ def _broadcast_header(batch: Batch | None, device: torch.device | str) -> dict |
     if data:
         body.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     distributed.broadcast(body, 0)
-    return json.loads(bytes(body.tolist()))
+    return msgpack.unpackb(body.cpu().numpy().tobytes())

@@ -23,7 +23,7 @@ from common.exchange import retention, rules
 from common.exchange.api import State
 from common.exchange.probes import ProbeQueue
 from common.exchange.refresh_requests import RefreshRequests
-from common.exchange.sampling import CONDITIONING, latents_name
+from common.exchange.sampling import CONDITIONING, latents_name, open_prompt
 from common.exchange.scoring import return_to_sampled
 from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.ledger import Ledger
@@ -122,7 +122,7 @@ class TrainingQueue:
     def _open_group(self, group: sqlite3.Row) -> Callable[[], TrainingGroup]:
         ordinal, lag = group["ordinal"], self._lag(group)
         selection, rewards = stored_selection(group)
-        conditioning = self.ledger.open(ordinal, CONDITIONING)
+        conditioning, prompt = self.ledger.open(ordinal, CONDITIONING), open_prompt(self.ledger, group)
         latents = [self.ledger.open(ordinal, latents_name(index)) for index in selection.candidates]
 
         def read() -> TrainingGroup:
@@ -137,6 +137,7 @@ class TrainingQueue:
                 conditioning=Conditioning(embeds, image),
                 latents=tuple(blob.read_one() for blob in latents),
                 lag=lag,
+                prompt=prompt(),
             )
 
         return read

@@ -35,6 +35,7 @@ def test_a_part_keeps_every_row_together() -> None:
     whole = collate([make_group(ordinal) for ordinal in range(4)])
     part = whole.part(1, 3)
     assert part.ordinals == (1, 2)
+    assert [prompt.id for prompt in part.prompts] == ["prompt-1", "prompt-2"]
     for name, tensor in part.tensors().items():
         assert torch.equal(tensor, whole.tensors()[name][1:3]), name
 

@@ -131,6 +131,13 @@ def test_a_repeated_step_repeats_its_batch(tmp_path: Path) -> None:
     assert train(exchange, 2) == [2, 3]
 
 
+def test_a_leased_group_carries_its_prompt(tmp_path: Path) -> None:
+    """With its first frame: algorithms that follow a reward's gradient compare clips with it."""
+    exchange = fakes.open_exchange(tmp_path, small())
+    make_pairs(exchange, 2)
+    assert [group.prompt for group in exchange.lease_batch("learner-0", 1, 2)] == [fakes.source(0), fakes.source(1)]
+
+
 def test_rollback_undoes_expiry(tmp_path: Path) -> None:
     config = small()
     exchange = fakes.open_exchange(tmp_path, config)

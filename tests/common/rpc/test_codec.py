@@ -41,6 +41,7 @@ selections = st.lists(number, min_size=1, unique=True).map(lambda kept: Selectio
 groups = st.builds(
     TrainingGroup,
     *(number, number, selections, st.lists(real).map(tuple), conditionings, st.lists(arrays).map(tuple), number),
+    prompts,
 )
 versions = st.builds(
     WeightVersion,
