@@ -57,10 +57,7 @@ def load_heads(path: str, device: str = "cpu") -> list[Reward]:
     Raises `ConfigError` if a file is missing, damaged or of another format, or if a head does not fit its models. The
     message names the file.
     """
-    folder = WEIGHTS / "heads" if path == "toon" else Path(path)
-    if not folder.is_dir():
-        raise ConfigError(f"reward.path = {path!r}: no folder of reward heads at {folder}")
-    found = {name: _read(folder / f"{name}.json") for name in HEADS if (folder / f"{name}.json").is_file()}
+    folder, found = _descriptions(path)
     if not any(map(is_encoder_description, found.values())):
         return [ToonFormat.load(name, _needed(name, found, folder), folder, device) for name in HEADS]
     return [
@@ -69,6 +66,24 @@ def load_heads(path: str, device: str = "cpu") -> list[Reward]:
         else ToonFormat.load(name, description, folder, device)
         for name, description in found.items()
     ]
+
+
+def head_classes(path: str) -> dict[str, type]:
+    """Returns the class of each head that `load_heads` would load, by dimension, without loading it. Raises like it for
+    a missing folder or description."""
+    folder, found = _descriptions(path)
+    return {
+        name: EncoderFormat.class_of(name, one, folder / f"{name}.json") if is_encoder_description(one) else ToonHead
+        for name, one in found.items()
+    }
+
+
+def _descriptions(path: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of heads, and the content of its JSON files by dimension."""
+    folder = WEIGHTS / "heads" if path == "toon" else Path(path)
+    if not folder.is_dir():
+        raise ConfigError(f"reward.path = {path!r}: no folder of reward heads at {folder}")
+    return folder, {name: _read(folder / f"{name}.json") for name in HEADS if (folder / f"{name}.json").is_file()}
 
 
 def is_encoder_description(description: object) -> TypeGuard[dict[str, Any]]:
@@ -88,7 +103,7 @@ class EncoderFormat:
     def load(dimension: str, description: dict[str, Any], folder: Path, device: str) -> Reward:
         """Opens the models, loads the head and checks the digest over both."""
         file = folder / f"{dimension}.json"
-        kind = EncoderFormat._class(dimension, description, file)
+        kind = EncoderFormat.class_of(dimension, description, file)
         _check_method(kind.METHOD, description.get("method"), file)
         try:
             reward = kind(dict(description.get("models", {})), dict(description.get("options", {})), device, folder)
@@ -101,7 +116,8 @@ class EncoderFormat:
         return reward
 
     @staticmethod
-    def _class(dimension: str, description: dict[str, Any], file: Path) -> type[EncoderReward]:
+    def class_of(dimension: str, description: dict[str, Any], file: Path) -> type[EncoderReward]:
+        """Returns the class that the description names. Raises `ConfigError` for another one or another format."""
         from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - transformers takes seconds; toon heads do not need it
 
         kind = CLASSES.get(description["class"])

@@ -1,16 +1,20 @@
-"""The two interfaces of reward models: `Reward` (pixels to one score) and `Judge` (clip files to several scores)."""
+"""The interfaces of reward models: `Reward` (pixels to one score) and `Judge` (clip files to several scores); and
+`DifferentiableReward`, which a `Reward` may be as well."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
 from common.data.video import encode_mp4
 from common.messages import Prompt
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Reward(Protocol):
@@ -72,6 +76,19 @@ class Judge(Protocol):
 
         Raises `ValueError` as `Reward.score` does, and `JudgeUnavailableError` if no clip of the batch can be judged
         now and retrying them one by one would not help.
+        """
+        ...
+
+
+@runtime_checkable
+class DifferentiableReward(Protocol):
+    """What a `Reward` also needs for algorithms that follow its gradient (`rewarders/gradients.py`)."""
+
+    def frame_scores(self, clips: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """Returns a raw value of every frame, ``[n, F]``, with a gradient to `clips`; their mean is the clip's score.
+
+        `clips` are float32 ``[n, F, 3, H, W]`` in 0..1, one per prompt. Raises `ValueError` for a clip of an
+        unsupported shape.
         """
         ...
 

@@ -28,6 +28,7 @@ from common.config import JudgeConfig
 from common.messages import Prompt
 from common.weights.tensors import state_digest
 from rewarders.judges.adapter import InputSpec, resize
+from rewarders.judges.differentiable import preprocessed, resized
 from rewarders.judges.pretrained import from_pretrained, linear_layers, load_frozen
 
 CLIP_SCALE = 2.5  # the factor of CLIPScore
@@ -66,6 +67,16 @@ class FrameReward(ABC):
     def pixels(self, frames: np.ndarray) -> torch.Tensor:
         """Converts uint8 frames ``[F, H, W, 3]`` to the model's normalised input ``[F, 3, h, w]``."""
         return self.image_processor(images=list(frames), return_tensors="pt")["pixel_values"].to(self._device)
+
+    def frame_scores(self, clips: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """See `DifferentiableReward.frame_scores`. ``frame_weights`` count as in `score`."""
+        rows = [self.frame_values(self.tensor_pixels(clip), one) for clip, one in zip(clips, prompts, strict=True)]
+        count = clips.shape[1]
+        return torch.stack(rows).float() * (count * frame_weights(self._weights, count)).to(clips.device)
+
+    def tensor_pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """`pixels` of float frames ``[F, 3, H, W]`` in 0..1, with a gradient."""
+        return preprocessed(frames, self.image_processor).to(self._device, self.model.dtype)
 
     def tokens(self, prompt: Prompt, **limits: Any) -> dict[str, torch.Tensor]:
         """Tokenizes the caption, truncated to the text encoder's limit: ``input_ids`` and ``attention_mask``, ``[1,
@@ -123,6 +134,12 @@ class Hps(ClipReward):
         """See `FrameReward.pixels`."""
         return super().pixels(letterboxed(frames, self.model.config.vision_config.image_size))
 
+    def tensor_pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """See `FrameReward.tensor_pixels`."""
+        side = self.model.config.vision_config.image_size
+        size, bars = letterbox(frames.shape[2:4], side)
+        return super().tensor_pixels(torch.nn.functional.pad(resized(frames, size), (*bars[1], *bars[0])))
+
     def frame_values(self, pixels: torch.Tensor, prompt: Prompt) -> torch.Tensor:
         """See `FrameReward.frame_values`."""
         return 100.0 * self.cosines(pixels, prompt)
@@ -169,13 +186,18 @@ def to_unit_length(embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings / embeddings.norm(dim=-1, keepdim=True)
 
 
+def letterbox(size: Sequence[int], side: int) -> tuple[tuple[int, int], tuple[tuple[int, int], tuple[int, int]]]:
+    """How frames of `size` (H, W) fit into a square: their new size, and the bars (above, below), (left, right)."""
+    scale = side / max(size)
+    height, width = (max(1, round(scale * length)) for length in size)
+    top, left = (side - height) // 2, (side - width) // 2
+    return (height, width), ((top, side - height - top), (left, side - width - left))
+
+
 def letterboxed(frames: np.ndarray, side: int) -> np.ndarray:
     """Fits uint8 ``[F, H, W, 3]`` into ``[F, side, side, 3]``, with black bars beside the shorter side."""
-    scale = side / max(frames.shape[1:3])
-    height, width = (max(1, round(scale * length)) for length in frames.shape[1:3])
-    top, left = (side - height) // 2, (side - width) // 2
-    bars = ((0, 0), (top, side - height - top), (left, side - width - left), (0, 0))
-    return np.pad(resize(frames, (height, width)), bars)
+    size, bars = letterbox(frames.shape[1:3], side)
+    return np.pad(resize(frames, size), ((0, 0), *bars, (0, 0)))
 
 
 def frame_weights(kind: str, frames: int) -> torch.Tensor:

@@ -84,6 +84,21 @@ class ToonHead(HeadNetwork):
             values += self._score_chunk(clips[start : start + CHUNK], prompts[start : start + CHUNK])
         return values
 
+    def frame_scores(self, clips: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """See `DifferentiableReward.frame_scores`. Frame 0, which no head judges, gets the mean of the others."""
+        if tuple(clips.shape[1:]) != (FRAMES, 3, HEIGHT, WIDTH):
+            raise ValueError(
+                f"{self.dimension}: clips are {list(clips.shape)}, not [n, {FRAMES}, 3, {HEIGHT}, {WIDTH}]"
+            )
+        self.eval()
+        pixels = to_bytes(clips)
+        firsts = [reference_frame(clip, prompt) for clip, prompt in zip(pixels, prompts, strict=True)]
+        words = bag_of_words([prompt.text for prompt in prompts])
+        first = to_pixels(torch.from_numpy(np.stack(firsts)))
+        badness = self(clips, first.to(clips.device), words.to(clips.device))
+        scores = 100 * (1 - badness)
+        return torch.cat([scores.mean(1, keepdim=True), scores], 1)
+
     def _score_chunk(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
         """Scores up to `CHUNK` clips, padded to exactly `CHUNK`."""
         padding = CHUNK - len(clips)
@@ -97,6 +112,11 @@ class ToonHead(HeadNetwork):
             words.to(device),
         )
         return [round(100.0 * (1.0 - value), DIGITS) for value in badness.mean(1).tolist()[: len(clips)]]
+
+
+def to_bytes(clips: torch.Tensor) -> np.ndarray:
+    """Converts float ``[..., 3, H, W]`` in [0, 1] to uint8 ``[..., H, W, 3]``."""
+    return (clips.detach().movedim(-3, -1) * 255).round().byte().cpu().numpy()
 
 
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:

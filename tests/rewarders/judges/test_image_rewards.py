@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -280,3 +281,33 @@ def test_vbenchs_aesthetic_quality_has_one_layer(tmp_path: Path, clip_model: Pat
         wanted = float(layer(embeddings(clip_model, clip)).mean() / 10)
     judge = open_judge("a", JudgeConfig(kind="aesthetic", path=str(tmp_path), low=0, high=10))
     assert judge.judge([Clip(clip, 8.0)], [ASKED]) == [{"aesthetic": pytest.approx(100 * wanted, abs=1e-3)}]
+
+
+@pytest.mark.parametrize("kind", [ClipScore, Hps, Aesthetic])
+@pytest.mark.parametrize("weights", ["uniform", "central"])
+def test_with_a_gradient_the_score_is_nearly_the_same(clip_model: Path, kind: Any, weights: Any) -> None:
+    """PIL rounds resized pixels, the differentiable path does not; the mean over the frames is the score."""
+    judge = kind(JudgeConfig(kind="any", path=str(clip_model), frame_weights=weights), "cpu")
+    check_gradient(judge, wide_clips())
+
+
+def test_image_reward_has_a_gradient(blip_model: Path) -> None:
+    check_gradient(ImageReward(JudgeConfig(kind="image_reward", path=str(blip_model)), "cpu"), wide_clips())
+
+
+def wide_clips() -> np.ndarray:
+    """uint8 [2, 5, 20, 30, 3], smooth."""
+    rows, columns = np.meshgrid(np.linspace(0, 3, 20), np.linspace(0, 4, 30), indexing="ij")
+    waves = [np.sin(rows + 0.3 * phase)[..., None] * np.cos(columns[..., None] + np.arange(3)) for phase in range(10)]
+    return (127 + 120 * np.stack(waves)).astype(np.uint8).reshape(2, 5, 20, 30, 3)
+
+
+def check_gradient(judge: ClipScore | Hps | Aesthetic | ImageReward, clips: np.ndarray) -> None:
+    asked = [ASKED, Prompt(1, "q", "a cat walks")]
+    x = (torch.from_numpy(clips).movedim(-1, 2).float() / 255).requires_grad_()
+    frames = judge.frame_scores(x, asked)
+    assert frames.shape == (2, 5)
+    scores = judge.score(list(clips), asked)
+    assert frames.mean(1).tolist() == pytest.approx(scores, rel=2e-2)
+    (gradient,) = torch.autograd.grad(frames.sum(), x)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
