@@ -12,7 +12,8 @@ of clips or weights, so clips are noise, and ``--model 5b-i2v`` is a published f
 The last rows, for the toon model, show OnlineVPO's argument (Zhang et al. 2024, section 1) against reward gradients
 (ReFL, Xu et al. 2023): the bytes that autograd saves for the backward pass of one clip, for the preference loss and for
 a reward's gradient through the decoded clip, by frames and resolution. They are counted, not estimated: each saved
-tensor once.
+tensor once. The last of them, as in OnlineVPO's figure 7, are computed (`deploy/planning/memory.py`) for a published
+model in bfloat16 with full checkpointing: what the backward pass of one pair needs, and that of one clip of ReFL.
 """
 
 from __future__ import annotations
@@ -49,12 +50,16 @@ from common.models.cogvideox import (
 from common.models.lora import peft_settings
 from common.models.noise_schedule import NoiseSchedule
 from common.models.shapes import front_padding
+from deploy.planning.memory import GIGA, learner_bytes
+from deploy.planning.model_sizes import family_sizes
 from learner.batch import Batch
 from learner.learner import Learner
 
 ROUNDS = 5
 PAIRS, FAMILY_PAIRS = 8, 2  # pairs per step, for the toon model and for others
 SIZES = ((9, 48, 64), (9, 96, 128), (17, 96, 128))  # frames, height, width
+FULL_SIZE_MODEL = "1.5-5b-i2v"  # takes clips of any size
+FULL_SIZES = ((17, 240, 432), (65, 240, 432), (17, 480, 848), (65, 480, 848), (65, 720, 1280))
 MIB = 1 << 20
 
 
@@ -252,11 +257,28 @@ def memory(model: ModelFolder, frames: int, height: int, width: int) -> Row:
     return Row(case, "MiB", ours, other, None, ratio([other], [ours]))
 
 
+def computed_memory(frames: int, height: int, width: int) -> Row:
+    """Bytes of the backward pass of one group, as `douga plan` computes them, for `FULL_SIZE_MODEL`."""
+    sizes = family_sizes(FULL_SIZE_MODEL)
+    tokens = sizes.tokens(sizes.latent_shape(frames, height, width))
+
+    def needed(algorithm: str) -> float:
+        flags = {"model.frames": frames, "model.height": height, "model.width": width, "model.dtype": "bfloat16"}
+        flags |= {"algorithm.name": algorithm, "learner.gradient_checkpointing": "full"}
+        config = load_config(flags=flags | {"learner.batch_size": 1, "learner.micro_batch": 1})
+        return learner_bytes(config, sizes, tokens)[1]["activations"] / GIGA
+
+    ours, other = needed("dpo"), needed("refl")
+    case = f"computed, {sizes.name}, {frames} frames of {height} x {width}: for a pair; other: for one clip of ReFL"
+    return Row(case, "GB", ours, other, None, ratio([other], [ours]))
+
+
 def measure(given: argparse.Namespace, sizes: Sequence[tuple[int, int, int]] = SIZES) -> Report:
     """Measure speed, then saved bytes for the clip `sizes` (toon model only)."""
     model = open_given(given)
     rows, aims = steps(given, model)
-    rows += [memory(model, *size) for size in sizes if given.model == TOON]
+    if given.model == TOON:
+        rows += [memory(model, *size) for size in sizes] + [computed_memory(*size) for size in FULL_SIZES]
     return Report("learning", rows, aims, ("torch", "diffusers", "peft", "deepspeed"), given.device)
 
 

@@ -34,6 +34,7 @@ from learner.engines.base import Engine, NonFiniteLossError
 from learner.engines.single import SingleEngine
 from learner.loop import LearningLoop, StepResult
 from learner.reference_model import make_reference
+from learner.rollout import FrameRewards, Rollout, RolloutModels
 
 
 class Learner(LearningLoop):
@@ -49,7 +50,9 @@ class Learner(LearningLoop):
         config: RunConfig,
         folder: Path,
         worker: str = "learner-0",
+        rewards: FrameRewards | None = None,
     ) -> None:
+        """`rewards` scores frames with a gradient; for algorithms with `needs_rollouts`."""
         super().__init__(config, folder, worker, model.parts)
         self._schedule = NoiseSchedule.from_config(model.scheduler_config)
         self._latent_shape = model.latent_shape(config.model.frames, config.model.height, config.model.width)
@@ -66,6 +69,7 @@ class Learner(LearningLoop):
             self.reference.compile()
         self.engine = make_engine(module, self._learner_config, config.model.device)
         self.reference.shard(self.engine)
+        self._rollouts = RolloutModels(model, config, rewards) if rewards is not None else None
 
     # One optimizer step.
 
@@ -128,12 +132,27 @@ class Learner(LearningLoop):
 
         Adds the sums of their losses and metrics to `sums`, in the order of `Algorithm.metrics`.
         """
-        policy, reference = self.errors(batch.part(cut.start, cut.stop), batch.ordinals, self.step + 1)
-        parts = (part[cut].to(sums.device) for part in (weights, batch.rewards))
-        output = self._validated(self.algorithm.loss(LossInputs(policy, reference, *parts)), cut.stop - cut.start)
+        inputs = self._loss_inputs(batch, weights[cut].to(sums.device), cut)
+        output = self._validated(self.algorithm.loss(inputs), cut.stop - cut.start)
         values = (output.loss, *(output.metrics[metric.name] for metric in self.algorithm.metrics))
         sums.add_(torch.stack([value.detach().sum() for value in values]))
         return output.loss.sum() / len(batch)
+
+    def _loss_inputs(self, batch: Batch, weights: torch.Tensor, cut: slice) -> LossInputs | Rollout:
+        """What the algorithm's loss of the groups `cut` of the global `batch` needs."""
+        part = batch.part(cut.start, cut.stop)
+        if self._rollouts is None:
+            policy, reference = self.errors(part, batch.ordinals, self.step + 1)
+            return LossInputs(policy, reference, weights, part.rewards.to(weights.device))
+        return Rollout(
+            batch=part.to(self.engine.device),
+            weights=weights,
+            step=self.step + 1,
+            padding=self._padding,
+            predict=self._predict(self.engine.model),
+            empty_embeds=self._empty_caption(),
+            models=self._rollouts,
+        )
 
     def _validated(self, output: LossOutput, count: int) -> LossOutput:
         """Raises `ValueError` if the loss of a user's algorithm has wrong shapes or other metrics than declared."""
@@ -169,8 +188,10 @@ class Learner(LearningLoop):
         return draw(self.config.seed, step, ordinals, rules, batch, steps=steps, **scales)
 
     def _v_errors(self, model: torch.nn.Module, batch: Batch, drawn: Draw) -> torch.Tensor:
-        empty = None if self.empty_embeds is None else from_array(self.empty_embeds, self.engine.device)
-        return v_errors(self._predict(model), self._schedule, batch, drawn, empty)
+        return v_errors(self._predict(model), self._schedule, batch, drawn, self._empty_caption())
+
+    def _empty_caption(self) -> torch.Tensor | None:
+        return None if self.empty_embeds is None else from_array(self.empty_embeds, self.engine.device)
 
     def _predict(self, model: torch.nn.Module) -> Predict:
         def predict(

@@ -20,6 +20,9 @@ BUILT_IN = {
     "dpo": "learner.algorithms.dpo:Dpo",
     "sft": "learner.algorithms.sft:Sft",
     "human_pairs": "learner.algorithms.human_pairs:HumanPairs",
+    "refl": "learner.algorithms.refl:Refl",
+    "instruct_video": "learner.algorithms.instruct_video:InstructVideo",
+    "vader": "learner.algorithms.vader:Vader",
 }
 DEFAULT = "gapo"
 
@@ -42,7 +45,7 @@ def algorithm_class(name: str) -> Any:
         found = getattr(import_module(module), attribute, None)
     except ImportError as error:
         raise ValueError(f"name = {name!r}: cannot be imported: {error}") from None
-    if not all(hasattr(found, part) for part in ("Config", "select", "loss", "min_candidates")):
+    if not all(hasattr(found, part) for part in ("Config", "select", "loss", "min_candidates", "needs_rollouts")):
         raise ValueError(f"name = {name!r}: {module} has no Algorithm called {attribute} (learner/algorithms/base.py)")
     return found
 

@@ -85,6 +85,16 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rollouts_drop_nothing(self) -> RunConfig:
+        if algorithm_class(self.algorithm.name).needs_rollouts:
+            values = {key: getattr(self.learner, key) for key in ("caption_drop", "image_drop", "image_noise")}
+            for key, value in values.items():
+                if value:
+                    why = f"algorithm {self.algorithm.name} denoises clips with their whole condition; remove the key"
+                    raise ValueError(f"learner.{key} = {value}: {why}")
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _two_candidates_of_human_pairs(cls, data: Any) -> Any:

@@ -19,9 +19,15 @@ if all of it were trained. GB = 10⁹ bytes. Without a reference its rows are 0.
 | | exchange buffers | ZeRO: reduction bucket b min(T, 5e8); ZeRO 3: b min(P, 1e9) of gathered weights |
 | | reference pass | `FORWARD` S d b of k M clips; from host memory b P |
 | | activations | saved by autograd for k M clips (one forward), a recomputed block, `BACKWARD` S d b per clip |
+| | VAE, rewards | of an algorithm that follows a reward's gradient: b each |
+| | VAE backward | of such an algorithm, in activations: `SAVED_DECODE` x frames x H x W x channels x b per clip |
+| | | with checkpointing: `CHECKPOINTED_DECODE` for all frames and `SAVED_DECODE` for the 9 being recomputed |
 | | optimizer step | ZeRO: 4 T / N, the gradients in float32 |
 | rewarder | heads | size of their files |
 | each process | CUDA | `CUDA_BYTES`: context, library workspaces |
+
+With a reward's gradient, k is 1, guidance doubles the clips of a pass, and every denoising step with a gradient keeps
+its activations. What autograd saves in the reward models is not counted.
 
 `learner.offload_optimizer` moves master weights, moments and float32 gradients to host memory (`Need.host`). Denoising,
 decoding, the training passes and the optimizer step run one after the other, so only the largest counts. A worker with
@@ -44,6 +50,7 @@ FORWARD = 12  # S d b: peak of a forward pass without gradients; measured from t
 BACKWARD = 2  # S d b on top of the saved activations; measured in the same way
 DECODE = 12  # measured in the same way: 10; plus 2 for the convolutions' workspace
 REDUCE_BUCKET, LIVE_PARAMETERS = 5 * 10**8, 10**9  # DeepSpeed's defaults
+SAVED_DECODE, CHECKPOINTED_DECODE = 42, 4  # what autograd saves: counted for a decode of published sizes
 LATENTS_AT_ONCE = 2  # latent frames that the VAE decodes together; 3 once if their number is odd
 FLOAT32 = 4
 EIGHT_BIT = 2 + 2 * 4 / 256  # bytes per parameter: two 1-byte moments, a float32 scale per 256 values of each
@@ -146,6 +153,17 @@ def has_reference(config: RunConfig) -> bool:
     return algorithm_class(config.algorithm.name).needs_reference
 
 
+def has_rollouts(config: RunConfig) -> bool:
+    """Whether the learner denoises and decodes clips itself."""
+    return algorithm_class(config.algorithm.name).needs_rollouts
+
+
+def clips_of_a_pass(config: RunConfig) -> int:
+    """Clips of one group in a forward pass of the learner: k, doubled by guidance if it denoises itself."""
+    guided = has_rollouts(config) and config.sampler.guidance > 1
+    return kept_clips(config) * (2 if guided else 1)
+
+
 def number_bytes(config: RunConfig) -> int:
     """b: bytes per number."""
     return 2 if config.model.dtype == "bfloat16" else 4
@@ -167,8 +185,7 @@ def sampler_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
 def _decode_bytes(config: RunConfig, sizes: ModelSizes) -> int:
     """Bytes to decode one clip: its widest layer, for the latent frames decoded together, for one frame or tile."""
     size, vae = config.model, sizes.vae
-    frames = min(size.frames, LATENTS_AT_ONCE * int(vae["temporal_compression_ratio"]) + 1)
-    height, width = size.height, size.width
+    frames, height, width = _frames_at_once(config, sizes), size.height, size.width
     if config.sampler.vae_tiling:  # diffusers' default tile: half of the VAE's sample size
         height, width = min(height, vae["sample_height"] // 2), min(width, vae["sample_width"] // 2)
     return DECODE * frames * height * width * max(vae["block_out_channels"][:2]) * number_bytes(config)
@@ -191,11 +208,15 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         resident["gradients"] = 0 if rules.offload_optimizer else FLOAT32 * trained
     elif stage and not rules.offload_optimizer:
         step = FLOAT32 * _split(trained, True, ranks)
-    clips, block = kept_clips(config) * min(rules.micro_batch, rules.batch_size // ranks), 0
+    clips, block = clips_of_a_pass(config) * min(rules.micro_batch, rules.batch_size // ranks), 0
     copies = sizes.gathered(_latent_shape(config, sizes), config.model.attention)
-    saved = sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing, copies)
+    passes = open_algorithm(config.algorithm).gradient_passes
+    saved = passes * sizes.saved_bytes(clips, tokens, b, lora, rules.gradient_checkpointing, copies)
     if rules.gradient_checkpointing != "off":
         block = sizes.block_bytes(clips, tokens, b, lora, copies)
+    if has_rollouts(config):
+        resident["VAE, rewards"] = b * sizes.vae_parameters + _heads_bytes(config.reward)
+        saved += min(rules.micro_batch, rules.batch_size // ranks) * _vae_backward_bytes(config, sizes)
     unit = clips * tokens * sizes.width * b
     copied = _reference(config, sizes) if rules.reference == "host" else 0
     return resident | ({} if rules.offload_optimizer else own), {
@@ -203,6 +224,20 @@ def learner_bytes(config: RunConfig, sizes: ModelSizes, tokens: int) -> tuple[di
         "activations": saved + block + BACKWARD * unit,
         "optimizer step": step,
     }
+
+
+def _vae_backward_bytes(config: RunConfig, sizes: ModelSizes) -> int:
+    """Bytes that a backward pass through the decoding of one clip needs."""
+    size, vae = config.model, sizes.vae
+    frame = size.height * size.width * max(vae["block_out_channels"][:2]) * number_bytes(config)
+    if config.learner.gradient_checkpointing == "off":
+        return math.ceil(SAVED_DECODE * size.frames * frame)
+    return math.ceil((CHECKPOINTED_DECODE * size.frames + SAVED_DECODE * _frames_at_once(config, sizes)) * frame)
+
+
+def _frames_at_once(config: RunConfig, sizes: ModelSizes) -> int:
+    """Frames that the VAE decodes together."""
+    return min(config.model.frames, LATENTS_AT_ONCE * int(sizes.vae["temporal_compression_ratio"]) + 1)
 
 
 def _latent_shape(config: RunConfig, sizes: ModelSizes) -> tuple[int, int, int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from common.config import RunConfig
+from common.config import RunConfig, open_algorithm
 from common.errors import ConfigError
 from common.exchange.scoring import SHOWN
 from deploy.planning.memory import (
@@ -21,7 +21,9 @@ from deploy.planning.memory import (
     GIGA,
     Gpu,
     Need,
+    clips_of_a_pass,
     has_reference,
+    has_rollouts,
     kept_clips,
     needs,
     number_bytes,
@@ -125,7 +127,11 @@ def _pace(
     forwards = (1 + has_reference(config)) * (matrices + attention)
     again = {"off": 0.0, "selective": matrices, "full": matrices + attention}[rules.gradient_checkpointing]
     backward = (1 if rules.train == "lora" else 2) * matrices + 2 * attention
-    step = kept_clips(config) * rules.batch_size / ranks * (forwards + again + backward) / speed["learner"]
+    algorithm, clips = open_algorithm(config.algorithm), clips_of_a_pass(config) * rules.batch_size / ranks
+    step = clips * algorithm.gradient_passes * (forwards + again + backward) / speed["learner"]
+    if has_rollouts(config):
+        chain = algorithm.rollout_share * calls * (matrices + attention) + 3 * sizes.decode_flops(shape)
+        step += kept_clips(config) * rules.batch_size / ranks * chain / speed["learner"]
     samplers = config.cluster.sampler.count if config.mode == "cluster" else 1
     needed = math.ceil(clips_per_step(config) * clip / step) if config.mode == "cluster" else None
     return Pace(clip, step, samplers, needed)

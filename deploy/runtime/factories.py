@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource, open_prompts
-from common.config import RunConfig
+from common.config import RunConfig, algorithm_class
 from deploy.observability.scalars import check_sinks
 from deploy.runtime.offline_pairs import name_faults, on_stderr, open_pairs
 from deploy.runtime.oom import needed_by
@@ -34,6 +34,10 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     or invalid input.
     """
     check_sinks(config)
+    if algorithm_class(config.algorithm.name).needs_rollouts:
+        from rewarders.gradients import check_gradients
+
+        check_gradients(config.reward)
     pairs = open_pairs(config) if config.pairs else None
     prompts = open_training_prompts(config)
     if not config.collect.prompts:
@@ -139,4 +143,12 @@ def learner_of(config: RunConfig) -> Callable[[Path, str], LearningLoop]:
     from common.models.cogvideox import open_model
     from learner.learner import Learner
 
-    return lambda folder, worker: Learner(open_model(config.model.path), config, folder, worker)
+    def learner(folder: Path, worker: str) -> LearningLoop:
+        rewards = None
+        if algorithm_class(config.algorithm.name).needs_rollouts:
+            from rewarders.gradients import open_gradients
+
+            rewards = open_gradients(config.reward, config.model.device)
+        return Learner(open_model(config.model.path), config, folder, worker, rewards)
+
+    return learner

@@ -71,6 +71,7 @@ class Algorithm(ABC):
     Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     metrics: ClassVar[tuple[MetricSpec, ...]] = ()
     needs_reference: ClassVar[bool] = True  # whether the loss needs a reference and its forward pass
+    needs_rollouts: ClassVar[bool] = False  # whether `loss` gets a `Rollout`, to denoise clips and score them itself
     candidate_names: ClassVar[tuple[str, ...]] = ()  # display names of the selected candidates, e.g. chosen, rejected
     min_candidates: ClassVar[int] = 1  # minimum value of `sampler.candidates`
 
@@ -80,6 +81,16 @@ class Algorithm(ABC):
     def kept(self, candidates: int) -> int:
         """k, the number of candidates that `select` keeps of N = `candidates`. By default all of them."""
         return candidates
+
+    @property
+    def gradient_passes(self) -> int:
+        """Forward passes of the policy per micro-batch with a gradient. `douga plan` needs it."""
+        return 1
+
+    @property
+    def rollout_share(self) -> float:
+        """The fraction of the denoising steps that a rollout takes, with or without a gradient. For `douga plan`."""
+        return 0.0
 
     @abstractmethod
     def select(self, rewards: Sequence[float]) -> Selection | None:
@@ -93,8 +104,11 @@ class Algorithm(ABC):
         return selected
 
     @abstractmethod
-    def loss(self, inputs: LossInputs) -> LossOutput:
-        """Loss and metrics of each group of a micro-batch."""
+    def loss(self, inputs: Any) -> LossOutput:
+        """Loss and metrics of each group of a micro-batch.
+
+        `inputs` is a `LossInputs`, or with `needs_rollouts` a `learner.rollout.Rollout`.
+        """
 
     def reference_update(self, step: int) -> float:
         """The fraction r in [0, 1] for updating the reference after optimizer step `step` (1, 2, ...).

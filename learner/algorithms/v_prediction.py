@@ -95,14 +95,14 @@ def draw(
     strata = stratified_timesteps(seed, step, ordinals, steps)
     _, kept, frames, *frame = batch.latents.shape
     noise = [
-        torch.randn(padding + frames, *frame, generator=_generator(seed, step, "noise", ordinal))
+        torch.randn(padding + frames, *frame, generator=generator(seed, step, "noise", ordinal))
         for ordinal in batch.ordinals
     ]
-    chances = torch.stack([torch.rand(2, generator=_generator(seed, step, "drop", one)) for one in batch.ordinals])
+    chances = torch.stack([torch.rand(2, generator=generator(seed, step, "drop", one)) for one in batch.ordinals])
     image_noise = torch.zeros(len(batch), kept, 1, *frame)
     if config.image_noise:
         for row, ordinal in zip(image_noise, batch.ordinals, strict=True):
-            row.copy_(image_scale * _image_noise(_generator(seed, step, "image", ordinal), row.shape))
+            row.copy_(image_scale * _image_noise(generator(seed, step, "image", ordinal), row.shape))
     timesteps = torch.tensor([strata[ordinal] for ordinal in batch.ordinals])
     drop_caption, drop_image = chances[:, 0] < config.caption_drop, chances[:, 1] < config.image_drop
     return Draw(timesteps, torch.stack(noise), drop_caption, drop_image, image_noise)
@@ -111,8 +111,8 @@ def draw(
 def stratified_timesteps(seed: int, step: int, ordinals: Sequence[int], steps: int) -> dict[int, int]:
     """One t in 0 .. steps-1 per ordinal: floor(steps (stratum + u) / n), with random stratum and u in [0, 1)."""
     count = len(ordinals)
-    order = torch.randperm(count, generator=_generator(seed, step, "strata")).tolist()
-    jitter = [torch.rand((), generator=_generator(seed, step, "t", o), dtype=torch.float64).item() for o in ordinals]
+    order = torch.randperm(count, generator=generator(seed, step, "strata")).tolist()
+    jitter = [torch.rand((), generator=generator(seed, step, "t", o), dtype=torch.float64).item() for o in ordinals]
     drawn = [math.floor(steps * (s + u) / count) for s, u in zip(order, jitter, strict=True)]
     return {ordinal: min(t, steps - 1) for ordinal, t in zip(ordinals, drawn, strict=True)}
 
@@ -123,7 +123,7 @@ def _image_noise(generator: torch.Generator, shape: torch.Size) -> torch.Tensor:
     return log_sigma.exp().view(-1, 1, 1, 1, 1) * torch.randn(shape, generator=generator)
 
 
-def _generator(*parts: int | str) -> torch.Generator:
+def generator(*parts: int | str) -> torch.Generator:
     """A generator seeded with a digest of `parts`. It is on the CPU, so that the draws do not depend on the device."""
     digest = blake2b("|".join(map(str, parts)).encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

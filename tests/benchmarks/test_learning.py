@@ -40,7 +40,7 @@ def given(**more: object) -> argparse.Namespace:
 
 def test_the_report() -> None:
     report = learning.measure(given(), [(9, 48, 64)])
-    speed, use, memory = report.rows
+    speed, use, memory, *computed = report.rows
     assert speed.unit == "pairs/s"
     assert speed.other is not None
     assert report.aims[0].met == (report.aims[0].value >= 2)
@@ -50,3 +50,5 @@ def test_the_report() -> None:
     assert use.ratio.median == pytest.approx(speed.ours / speed.limit)  # on a CPU both stand on the same peak
     assert memory.other is not None
     assert memory.other > memory.ours > 1
+    assert [row.unit for row in computed] == ["GB"] * len(learning.FULL_SIZES)
+    assert all(row.other is not None and row.other > 5 * row.ours for row in computed)

@@ -43,6 +43,10 @@ def test_a_list_is_given_with_commas():
     ("flags", "line"),
     [
         ({"sampler.candidates": "1"}, "sampler.candidates = 1: algorithm gapo needs 2 or more"),
+        (
+            {"algorithm.name": "refl", "learner.image_noise": "on"},
+            "learner.image_noise = True: algorithm refl denoises clips with their whole condition; remove the key",
+        ),
         ({"algorithm.alpha": "0.9"}, "--algorithm.alpha = '0.9': Input should be greater than 1"),
         ({"exchange.max-lag": "-1"}, "--exchange.max-lag = '-1': Input should be greater than or equal to 0"),
         ({"learner.lr": "fast"}, "--learner.lr = 'fast': Input should be a valid number"),

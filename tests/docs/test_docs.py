@@ -219,7 +219,8 @@ def test_the_page_on_extending_does_what_it_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], one_thread: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for module in ("mine", "bright"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     said = {}
     for kind, body in blocks("extending.md"):
         if kind in ("python", "toml"):
@@ -227,8 +228,9 @@ def test_the_page_on_extending_does_what_it_says(
         for line in body.splitlines() if kind == "sh" else ():
             assert execute(line, monkeypatch) == 0, line
             said[line] = capsys.readouterr().out
-    assert sum(line.startswith("douga") for line in said) == 5
+    assert sum(line.startswith("douga") for line in said) == 6
     assert "moves.evenness" in said["douga score made --config judged.toml"]
     assert (tmp_path / "runs" / "small" / "report.html").exists()
-    (run,) = [out for line, out in said.items() if line.startswith("douga run")]
+    brighter, run = [out for line, out in said.items() if line.startswith("douga run")]
+    assert "light" in brighter
     assert {"warm", "moves.speed", "moves.evenness"} <= set(re.findall(r"[\w.]+", run))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-from common.config import RunConfig
+from common.config import RunConfig, algorithm_class
 from common.exchange.remote import RemoteExchange
 from common.messages import StepStats
 from deploy.run_dir.journal import timed
@@ -40,7 +40,7 @@ class LearnerWorker(Worker):
         learner.meters = self.metrics
         learner.resume(own)
         check_steps(config, learner.step)
-        if config.learner.caption_drop and not self._take_empty_prompt(learner, exchange):
+        if self._needs_empty_prompt and not self._take_empty_prompt(learner, exchange):
             return
         while learner.step < config.steps:
             if learner.any(self.stopping.is_set()):
@@ -67,6 +67,12 @@ class LearnerWorker(Worker):
             from learner.engines.zero import join_group  # noqa: PLC0415 - only several real ranks need a process group
 
             join_group(self._rank, self.config.cluster.learner.count, rendezvous, self.config.model.device)
+
+    @property
+    def _needs_empty_prompt(self) -> bool:
+        """Whether the learner drops captions, or denoises with guidance."""
+        guided = algorithm_class(self.config.algorithm.name).needs_rollouts and self.config.sampler.guidance > 1
+        return guided or self.config.learner.caption_drop > 0
 
     def _take_empty_prompt(self, learner: LearningLoop, exchange: RemoteExchange) -> bool:
         """Waits until a sampler has encoded the empty caption. Returns False if the run is stopped before."""

@@ -15,10 +15,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import T5Config, T5EncoderModel
 
+from benchmarks.learning import saved_bytes as kept_bytes
 from common.config import LoraConfig, load_config
 from common.errors import ConfigError
 from common.models.attention import set_attention
-from common.models.cogvideox import open_model, predict_v
+from common.models.cogvideox import decode_latents, open_model, predict_v
 from common.models.lora import adapter_parameters, inject_lora
 from deploy.cli.main import main
 from deploy.planning.memory import (
@@ -27,6 +28,7 @@ from deploy.planning.memory import (
     FORWARD,
     GIGA,
     GPUS,
+    _vae_backward_bytes,
     host_bytes,
     learner_bytes,
     sampler_bytes,
@@ -359,6 +361,42 @@ def test_supervised_fine_tuning_takes_a_third_of_the_passes_and_keeps_less() -> 
     p = family_sizes("5b-i2v").transformer_parameters
     assert gapo.disk.checkpoints - sft.disk.checkpoints == 4 * 2 * p
     assert sft.disk.blobs < gapo.disk.blobs
+
+
+@pytest.mark.parametrize("recompute", ["off", "full"])
+@pytest.mark.parametrize(("frames", "height", "width"), [(49, 480, 720), (17, 240, 368)])
+def test_a_rewards_gradient_goes_through_the_decoder(
+    recompute: Recompute, frames: int, height: int, width: int
+) -> None:
+    """The plan's VAE backward against the bytes that autograd saves to decode a clip, on a device without memory."""
+    sizes = family_sizes("1.5-5b-i2v")
+    size = {"model.frames": frames, "model.height": height, "model.width": width, "algorithm.name": "refl"}
+    stated = {
+        kind: _vae_backward_bytes(load_config(None, FULL | size | {"learner.gradient_checkpointing": kind}), sizes)
+        for kind in ("off", "full")
+    }
+    with torch.device("meta"):
+        vae: Any = AutoencoderKLCogVideoX.from_config(dict(sizes.vae))
+    vae = vae.to(torch.bfloat16).requires_grad_(False)
+    if recompute == "full":
+        vae.enable_gradient_checkpointing()
+    latents = torch.empty((1, *sizes.latent_shape(frames, height, width)), device="meta", dtype=torch.bfloat16)
+    found = kept_bytes(lambda: decode_latents(vae, latents.requires_grad_()))
+    recomputed = stated["off"] * 9 / frames if recompute == "full" else 0.0  # nine frames at once
+    assert stated[recompute] - recomputed == pytest.approx(found, rel=0.02)
+
+
+def test_a_rewards_gradient_needs_decoder_rewards_and_no_reference() -> None:
+    flags = {"algorithm.name": "vader", "algorithm.gradient_steps": 2, "sampler.guidance": 6.0}
+    sizes = family_sizes("5b-i2v")
+    config = load_config(None, FULL | flags)
+    held, phases = learner_bytes(config, sizes, 1000)
+    assert held["reference"] == phases["reference pass"] == 0
+    assert held["VAE, rewards"] > 2 * sizes.vae_parameters
+    once = load_config(None, FULL | flags | {"algorithm.gradient_steps": 1})
+    less = learner_bytes(once, sizes, 1000)[1]["activations"]
+    assert phases["activations"] - less == sizes.saved_bytes(2, 1000, 2, None, "full", 0)  # 2: guidance
+    assert made(check=False, algorithm__name="vader").pace.step > made(check=False, algorithm__name="sft").pace.step
 
 
 def test_bfloat16_runs_stage_0_of_several_ranks_as_stage_1() -> None:

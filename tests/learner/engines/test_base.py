@@ -20,8 +20,8 @@ from learner import checkpoint
 from learner.engines.base import Engine, NonFiniteLossError
 from learner.engines.single import SingleEngine
 from learner.engines.zero import ZeroEngine, join_group
-from learner.learner import make_engine
-from tests.support.learner.fakes import tiny_config, tiny_model
+from learner.learner import Learner, make_engine
+from tests.support.learner.fakes import MemoryExchange, brightness, policy_state, tiny_config, tiny_model
 from tests.support.learner.plain import plain_training
 from tests.support.learner.publishing import BUCKET, LAYERS, WIDTH, big_module
 from tests.support.learner.ranks import KINDS, SETTINGS, STEPS
@@ -75,6 +75,25 @@ def test_every_stage_trains_like_one_plain_optimizer(tmp_path: Path, world: int)
     run_on_ranks(tmp_path, world, cases)
     for case in cases:
         check_case(tmp_path, case)
+
+
+def test_a_rewards_gradient_is_the_same_on_two_ranks(tmp_path: Path) -> None:
+    """Each rank denoises its own groups and scores them for their prompts; ZeRO 3 gathers weights at every step."""
+    cases = ["reward-2", "reward-3"]
+    run_on_ranks(tmp_path, 2, cases)
+    config = tiny_config(**SETTINGS | KINDS["reward"])
+    learner = Learner(tiny_model(tmp_path / "model"), config, tmp_path / "alone", rewards=brightness)
+    before = policy_state(learner)
+    for _ in range(STEPS):
+        learner.work(MemoryExchange(gap=1.0, kept=1))  # type: ignore[arg-type]
+    alone = policy_state(learner)
+    learner.close()
+    assert max((alone[name] - before[name]).abs().max().item() for name in alone) > 3e-3
+    for case in cases:
+        with safe_open(tmp_path / f"{case}.safetensors", "pt") as file:
+            assert json.loads(file.metadata()["resumed"]) is True
+            for name, tensor in alone.items():
+                assert (tensor - file.get_tensor(name)).abs().max().item() < 1e-5, (case, name)
 
 
 def found(folder: Path, case: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from common.config import RunConfig, load_config
-from common.messages import Conditioning, Selection, SerializedTensor, TrainingGroup, WeightVersion
+from common.messages import Conditioning, Prompt, Selection, SerializedTensor, TrainingGroup, WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
 from common.weights.tensor_file import TensorStream
 from common.weights.tensors import tensor_entry, to_array, whole_digest
@@ -33,6 +33,12 @@ def tiny_config(algorithm: Mapping[str, Any] | None = None, **learner: Any) -> R
     return load_config(flags=flags | {f"algorithm.{name}": value for name, value in (algorithm or {}).items()})
 
 
+def brightness(clips: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+    """A reward with a gradient: each frame's mean level [n, F], times 1, 2, 1, 2 ... by the prompt's ordinal."""
+    factors = torch.tensor([1.0 + prompt.ordinal % 2 for prompt in prompts])
+    return clips.mean((2, 3, 4)) * factors[:, None]
+
+
 def make_group(ordinal: int, gap: float = 0.25, lag: int = 0, kept: int = 2) -> TrainingGroup:
     """A group of random latents, a function of the ordinal; rewards 0.75, 0.5, ... of the `kept` candidates."""
     generator = torch.Generator().manual_seed(1000 + ordinal)
@@ -48,6 +54,7 @@ def make_group(ordinal: int, gap: float = 0.25, lag: int = 0, kept: int = 2) -> 
         conditioning=Conditioning(normal(TEXT_LENGTH, TEXT_WIDTH), normal(1, *LATENT[1:])),
         latents=tuple(normal(*LATENT) for _ in range(kept)),
         lag=lag,
+        prompt=Prompt(ordinal, f"prompt-{ordinal}", "a robot walks right"),
     )
 
 

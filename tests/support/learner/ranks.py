@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from learner.engines.zero import join_group
 from learner.learner import Learner
-from tests.support.learner.fakes import MemoryExchange, policy_state, tiny_config, tiny_model
+from tests.support.learner.fakes import MemoryExchange, brightness, policy_state, tiny_config, tiny_model
 
 STEPS, SAVED = 5, 3
 KINDS: dict[str, dict[str, Any]] = {
@@ -24,6 +24,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "part": {"train": "full", "trainable": "*.attn1.*"},
     "sharded": {"train": "full", "reference": "sharded"},
     "offload": {"train": "full", "offload_optimizer": True},
+    "reward": {"train": "full", "algorithm": {"name": "refl"}},
 }
 SETTINGS: dict[str, Any] = {"batch_size": 4, "micro_batch": 1, "algorithm": {"beta": 50.0}, "weight_decay": 0.01}
 
@@ -34,13 +35,15 @@ def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:
     model = tiny_model(folder / "model")
     for case in cases:
         kind, stage = case.split("-")
-        config = tiny_config(**KINDS[kind], zero_stage=int(stage), checkpoint_every=SAVED, **SETTINGS)
-        exchange: Any = MemoryExchange() if rank == 0 else None
-        learner = Learner(model, config, folder / case)
+        config = tiny_config(**SETTINGS | KINDS[kind], zero_stage=int(stage), checkpoint_every=SAVED)
+        rewards = brightness if kind == "reward" else None
+        groups = MemoryExchange(gap=1.0, kept=1) if rewards else MemoryExchange()
+        exchange: Any = groups if rank == 0 else None
+        learner = Learner(model, config, folder / case, rewards=rewards)
         learner.resume(exchange)
         states = [_train(learner, exchange)]
         learner.close()
-        again = Learner(model, config, folder / case)
+        again = Learner(model, config, folder / case, rewards=rewards)
         resumed = again.resume(exchange)
         states.append(_train(again, exchange))
         again.close()
