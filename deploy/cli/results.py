@@ -28,6 +28,7 @@ examples:
   douga evaluate base=toon gapo=runs/gapo dpo=runs/dpo@30 --count 200
   douga evaluate /models/CogVideoX-5b-I2V runs/mine --config my.toml --prompts test.jsonl --split all --clips 5
   douga evaluate runs/mine --format latex --export-vbench vb
+  douga evaluate runs/mine --vbench-results evaluation_results/*_eval_results.json
 
 Any configuration key can be set; all models are sampled with the configuration of --config, else of the first run.
 """
@@ -87,6 +88,14 @@ def add(commands: Any) -> None:
         help="clips that judges compare with a frozen and a flickering one (default: 8)",
     )
     evaluate.add_argument("--export-vbench", type=Path, metavar="DIR", help="also write the clips as VBench reads them")
+    evaluate.add_argument(
+        "--vbench-results",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="results that VBench wrote for exported clips (*_eval_results.json): adds them to the table; LABEL=FILE "
+        "if the folder with the clips has not the model's name",
+    )
     summary = "write a run's weights for diffusers: a LoRA file or a whole pipeline"
     export = add_command(commands, "export", _export, summary, EXPORT)
     export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
@@ -118,7 +127,9 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
             if execute(model.config).result is None:
                 print("stopped; nothing is lost: the same command resumes the evaluation", file=sys.stderr)
                 return 130
-    return evaluate(models, against, out, options.format, options.export_vbench, options.controls)
+    return evaluate(
+        models, against, out, options.format, options.controls, options.export_vbench, options.vbench_results
+    )
 
 
 def _export(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

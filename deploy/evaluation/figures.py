@@ -5,8 +5,9 @@
     change      average of m_i(p) - m_base(p), paired by prompt, with an interval
     win, lose   share of the prompts with |m_i(p) - m_base(p)| >= TIE; the others are ties
 
-A prompt is a caption with its first frame. A prompt that lacks a clip or a score in any model is left out of all of
-them: otherwise the columns of the table would be about different prompts.
+A prompt is a caption with its first frame. A prompt that lacks a clip in any model is left out of all of them, and of a
+figure if it lacks a score there: otherwise the columns of the table would be about different prompts. So figures may
+have different prompts: VBench measures most dimensions on a part of its prompts.
 """
 
 from __future__ import annotations
@@ -84,7 +85,8 @@ class Evaluation:
     clips: int  # of each model, at most
     left_out: Mapping[str, Sequence[str]]  # label -> ids of prompts that it lacks
     figures: Mapping[str, Mapping[str, Mapping[str, Any]]]
-    changes: Mapping[str, Mapping[str, Mapping[str, float]]]  # label -> prompt key -> name -> change
+    counted: Mapping[str, int]  # name -> number of prompts whose clips all have this figure in all models
+    changes: Mapping[str, Mapping[str, Mapping[str, float]]]  # label -> prompt key -> name -> change, if counted
     sets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metric over all clips -> label -> value
     controls: Mapping[str, Mapping[str, Mapping[str, float]]] = field(
         default_factory=dict
@@ -100,42 +102,49 @@ def compare(models: Sequence[MeasuredModel], against: str) -> Evaluation:
 
     Raises `ConfigError` if fewer than 2 prompts have clips of all models, or no figure is common to all of them.
     """
-    base = next(model for model in models if model.label == against)
     clips = {model.label: model.by_prompt() for model in models}
-    names = _names(models)
     prompts = [key for key in clips[against] if all(key in found for found in clips.values())]
-    if len(prompts) < 2 or not names:
+    means = {model.label: [_means(model, clips[model.label][key]) for key in prompts] for model in models}
+    counted = _counted(means)
+    if len(prompts) < 2 or not counted:
         what = "no score" if len(prompts) > 1 else f"{len(prompts)} prompts"
         raise ConfigError(f"{', '.join(clips)}: {what} in common; compare models on the same prompts, with 2 or more")
-    means = {model.label: _means(model, clips[model.label], prompts, names) for model in models}
-    figures = {name: {label: _figure(found[name], means[against][name], label != against)
-                      for label, found in means.items()} for name in names}  # fmt: skip
     every = {key: rows[0].prompt_id for found in clips.values() for key, rows in found.items()}
     left_out = {label: [name for key, name in every.items() if key not in found] for label, found in clips.items()}
     return Evaluation(
         labels=[model.label for model in models],
         against=against,
         prompts=prompts,
-        clips=sum(len(clips[base.label][key]) for key in prompts),
+        clips=sum(len(clips[against][key]) for key in prompts),
         left_out={label: missing for label, missing in left_out.items() if missing},
-        figures=figures,
-        changes=_changes(means, against, prompts),
+        figures={name: _figures(name, places, means, against) for name, places in counted.items()},
+        counted={name: len(places) for name, places in counted.items()},
+        changes=_changes(means, against, prompts, counted),
     )
 
 
-def _names(models: Sequence[MeasuredModel]) -> list[str]:
-    """The figures that every clip of every model has, in the order of the first model's first clip."""
-    rows = [values for model in models for values in model.values.values()]
-    return [name for name in rows[0] if all(name in row for row in rows)] if rows else []
+PromptMeans = Sequence[Mapping[str, float]]  # of one model: for each prompt, name -> mean of its clips
 
 
-def _means(
-    model: MeasuredModel, clips: Mapping[str, Sequence[CandidateRow]], prompts: Sequence[str], names: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Name -> the mean of the model's clips of each prompt, [P]."""
-    return {
-        name: np.array([fmean(model.values[row.name][name] for row in clips[key]) for key in prompts]) for name in names
-    }
+def _means(model: MeasuredModel, rows: Sequence[CandidateRow]) -> dict[str, float]:
+    """Name -> mean over a prompt's clips, for the figures that all of them have."""
+    found = [model.values[row.name] for row in rows]
+    return {name: fmean(one[name] for one in found) for name in found[0] if all(name in one for one in found)}
+
+
+def _counted(means: Mapping[str, PromptMeans]) -> dict[str, list[int]]:
+    """Name -> places of the prompts that have it in all models; only figures with 2 or more of them."""
+    both = list(zip(*means.values(), strict=True))
+    names = dict.fromkeys(name for found in both for one in found for name in one)
+    places = {name: [place for place, found in enumerate(both) if all(name in one for one in found)] for name in names}
+    return {name: found for name, found in places.items() if len(found) > 1}
+
+
+def _figures(
+    name: str, places: Sequence[int], means: Mapping[str, PromptMeans], against: str
+) -> dict[str, dict[str, Any]]:
+    values = {label: np.array([found[place][name] for place in places]) for label, found in means.items()}
+    return {label: _figure(one, values[against], label != against) for label, one in values.items()}
 
 
 def _figure(values: np.ndarray, base: np.ndarray, compared: bool) -> dict[str, Any]:
@@ -148,13 +157,12 @@ def _figure(values: np.ndarray, base: np.ndarray, compared: bool) -> dict[str, A
 
 
 def _changes(
-    means: Mapping[str, Mapping[str, np.ndarray]], against: str, prompts: Sequence[str]
+    means: Mapping[str, PromptMeans], against: str, prompts: Sequence[str], counted: Mapping[str, Sequence[int]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    return {
-        label: {
-            key: {name: float(values[place] - means[against][name][place]) for name, values in found.items()}
-            for place, key in enumerate(prompts)
-        }
-        for label, found in means.items()
-        if label != against
-    }
+    changes: dict[str, dict[str, dict[str, float]]] = {}
+    for label in [label for label in means if label != against]:
+        changes[label] = {key: {} for key in prompts}
+        for name, places in counted.items():
+            for place in places:
+                changes[label][prompts[place]][name] = means[label][place][name] - means[against][place][name]
+    return changes

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from common.files import write_whole
 from deploy.evaluation.figures import Evaluation, MeasuredModel
-from deploy.evaluation.tables import heading, notes
+from deploy.evaluation.tables import heading, notes, title
 
 PAGE = "evaluation.html"
 
@@ -24,7 +24,11 @@ def write_page(out: Path, found: Evaluation, models: Sequence[MeasuredModel]) ->
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     page = environment.get_template(f"{PAGE}.j2").render(
-        found=found, heading=heading(found), notes=notes(found), data=Markup(_json(_data(out, found, models)))
+        found=found,
+        titles={name: title(found, name) for name in found.figures},
+        heading=heading(found),
+        notes=notes(found),
+        data=Markup(_json(_data(out, found, models))),
     )
     path = out / PAGE
     write_whole(path, page)

@@ -20,6 +20,7 @@ from deploy.evaluation.page import write_page
 from deploy.evaluation.sets import compare_controls, measure_sets
 from deploy.evaluation.tables import WRITTEN, notes, text_table
 from deploy.evaluation.vbench import export_vbench
+from deploy.evaluation.vbench_results import read_results
 from deploy.guardrails.rules import REWARD
 from deploy.results.candidates import score_set
 from deploy.results.comparison import Compared, decide
@@ -28,12 +29,18 @@ JSON = "evaluation.json"
 
 
 def evaluate(
-    models: Sequence[EvaluatedModel], against: str, out: Path, form: str, vbench: Path | None, controls: int
+    models: Sequence[EvaluatedModel],
+    against: str,
+    out: Path,
+    form: str,
+    controls: int,
+    export: Path | None = None,
+    results: Sequence[str] = (),
 ) -> int:
     """Measures and compares sampled models; prints the table and writes the results to `out`. Returns the exit code.
 
     Sets that lack scores of the configured rewards are scored first. `controls` clips of the first model are compared
-    with frozen and flickering ones.
+    with frozen and flickering ones. `export` is a folder for VBench's clips, `results` are files that VBench wrote.
     """
     config = next((model.config for model in models if model.config is not None), None)
     if config is not None:
@@ -41,6 +48,10 @@ def evaluate(
             score_set(config, model.folder, again=False, notify=_on_stderr)
     measured = [measure(model.label, read_set(model.folder), model.config or config) for model in models]
     _name_differences(measured)
+    if results:
+        measured, lines = read_results(measured, results)
+        for line in lines:
+            _on_stderr(f"note: {line}")
     found = compare(measured, against)
     if config is not None:
         found = replace(
@@ -50,8 +61,8 @@ def evaluate(
     write_whole(out / JSON, json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n")
     page = write_page(out, found, measured)
     _print(found, form)
-    if vbench is not None:
-        _on_stderr(f"{export_vbench(vbench, measured)} clips for VBench: {vbench}")
+    if export is not None:
+        _on_stderr(f"{export_vbench(export, measured)} clips for VBench: {export}")
     _on_stderr(f"clips side by side: {page}")
     return 0
 
@@ -84,7 +95,8 @@ def verdicts(found: Evaluation) -> list[str]:
     """For each compared model whether its reward rose and the oracle held, if there is a common reward."""
     if REWARD not in found.figures:
         return []
-    compared = Compared(found.clips, found.clips, len(found.prompts))
+    counted, prompts = found.counted[REWARD], len(found.prompts)
+    compared = Compared(found.clips, found.clips * counted // prompts, counted)
     lines = []
     for label in found.labels:
         if label != found.against:

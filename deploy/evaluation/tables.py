@@ -22,6 +22,12 @@ def heading(found: Evaluation) -> str:
     )
 
 
+def title(found: Evaluation, name: str) -> str:
+    """The name of a figure, and how many prompts it is about if those are not all."""
+    counted, prompts = found.counted[name], len(found.prompts)
+    return name if counted == prompts else f"{name} ({counted} of {prompts} prompts)"
+
+
 def text_table(found: Evaluation) -> Table:
     """The table for a terminal."""
     grid = Table(title=heading(found))
@@ -29,7 +35,7 @@ def text_table(found: Evaluation) -> Table:
     for label in found.labels:
         grid.add_column(label, justify="right")
     for name, row in found.figures.items():
-        grid.add_row(name, *(_text(row[label]) for label in found.labels))
+        grid.add_row(title(found, name), *(_text(row[label]) for label in found.labels))
     return grid
 
 
@@ -63,7 +69,8 @@ def notes(found: Evaluation) -> list[str]:
 def markdown(found: Evaluation) -> str:
     """The table in Markdown."""
     lines = [heading(found), "", _row(["", *found.labels]), _row(["---", *("---:" for _ in found.labels)])]
-    lines += [_row([name, *(_markdown(row[label]) for label in found.labels)]) for name, row in found.figures.items()]
+    lines += [_row([title(found, name), *(_markdown(row[label]) for label in found.labels)])
+              for name, row in found.figures.items()]  # fmt: skip
     return "\n".join([*lines, "", *notes(found)]).rstrip()
 
 
@@ -80,7 +87,8 @@ def _markdown(figure: Mapping[str, Any]) -> str:
 def latex(found: Evaluation) -> str:
     """One row per model, one column per figure, as the papers' tables have them; the best of each column is bold."""
     best = {name: max(row.values(), key=lambda one: one["mean"])["mean"] for name, row in found.figures.items()}
-    lines = [f"% {heading(found)}", " & ".join(["", *map(_escaped, found.figures)]) + r" \\ \midrule"]
+    names = [_escaped(title(found, name)) for name in found.figures]
+    lines = [f"% {heading(found)}", " & ".join(["", *names]) + r" \\ \midrule"]
     for label in found.labels:
         cells = [_latex(row[label], best[name]) for name, row in found.figures.items()]
         lines.append(" & ".join([_escaped(label), *cells]) + r" \\")

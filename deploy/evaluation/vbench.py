@@ -27,7 +27,7 @@ def export_vbench(out: Path, models: Sequence[MeasuredModel]) -> int:
     Raises `ConfigError`, before anything is written, if a prompt cannot be a file name, or if two first frames have the
     same prompt.
     """
-    named = [(model, _named(model)) for model in models]
+    named = [(model, named_clips(model)) for model in models]
     (out / "images").mkdir(parents=True, exist_ok=True)
     for model, clips in named:
         (out / model.label).mkdir(exist_ok=True)
@@ -43,8 +43,8 @@ def export_vbench(out: Path, models: Sequence[MeasuredModel]) -> int:
     return sum(len(clips) for _, clips in named)
 
 
-def _named(model: MeasuredModel) -> dict[str, CandidateRow]:
-    """File name -> candidate."""
+def named_clips(model: MeasuredModel) -> dict[str, CandidateRow]:
+    """The name of a clip's exported file -> candidate. Raises `ConfigError` as `export_vbench` does."""
     found: dict[str, CandidateRow] = {}
     for rows in model.by_prompt().values():
         for index, row in enumerate(rows):

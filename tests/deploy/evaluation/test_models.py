@@ -136,3 +136,28 @@ def test_the_command_writes_table_json_page_and_clips(
     assert "the run there has another configuration: sampler.steps (2 there, 4 now)" in capsys.readouterr().err
     assert main([*words, "--against", "nobody"]) == 2
     assert "--against nobody: allowed are base, toy" in capsys.readouterr().err
+
+
+def test_results_of_vbench_for_the_exported_clips_join_the_table(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Export, a results file as VBench writes it, read back: base has 0.5, 0.6, 0.7, and toy 0.1 more each."""
+    out, exported, run = tmp_path / "out", tmp_path / "vb", str(root / "runs" / "toy")
+    words = ["evaluate", run, "--count", "3", "--out", str(out), "--controls", "0", "--format", "markdown"]
+    assert main([*words, "--export-vbench", str(exported)]) == 0
+    capsys.readouterr()
+    files = []
+    for label, start in (("base", 0.5), ("toy", 0.6)):
+        clips = sorted((exported / label).iterdir())
+        rows = [{"video_path": str(clip), "video_results": start + place / 10} for place, clip in enumerate(clips)]
+        files.append(tmp_path / f"{label}_eval_results.json")
+        files[-1].write_text(json.dumps({"motion_smoothness": [start + 0.1, rows]}))
+    assert main([*words, "--vbench-results", *map(str, files)]) == 0
+    shown = capsys.readouterr()
+    assert "| vbench.motion_smoothness | 60.00 | 70.00 (+10.00 [+10.00, +10.00]) |" in shown.out
+    row = json.loads((out / "evaluation.json").read_text())["figures"]["vbench.motion_smoothness"]
+    assert (row["toy"]["win"], row["toy"]["lose"]) == (1, 0)
+    assert "vbench.motion_smoothness" in (out / "evaluation.html").read_text()
+    assert main([*words, "--vbench-results", str(exported / "base.json")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "base.json" in line]
+    assert "must be a mean and the list of the clips' results" in line
