@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.ndimage import map_coordinates
 from transformers import CLIPImageProcessorPil, CLIPModel, ViTModel
 
 from common.config import JudgeConfig
@@ -51,11 +52,28 @@ def unit(rows: torch.Tensor) -> np.ndarray:
     return (rows / rows.norm(dim=1, keepdim=True)).double().numpy()
 
 
-def class_tokens(folder: str, clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def bilinear(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(width, height) samples of the frame, each between the four nearest pixels: no antialiasing."""
+    rows = [
+        np.clip((np.arange(n) + 0.5) * old / n - 0.5, 0, old - 1)
+        for old, n in zip(frame.shape, size[::-1], strict=False)
+    ]
+    grid = np.meshgrid(*rows, indexing="ij")
+    return np.stack([map_coordinates(frame[..., one].astype(float), grid, order=1) for one in range(3)], -1).round()
+
+
+def bicubic_middle(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resized to (width, height) with antialiasing, and of that the middle of the model's size."""
+    left, top = (round((side - SIZE) / 2) for side in size)
+    picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))
+    return picture[top : top + SIZE, left : left + SIZE]
+
+
+def class_tokens(folder: str, clip: np.ndarray, size: tuple[int, int], resize=bilinear) -> np.ndarray:
     """One frame at a time: resized to (width, height), normalised by 0.5, the class token of the last layer."""
     model, rows = ViTModel.from_pretrained(folder, add_pooling_layer=False).eval(), []
     for frame in clip:
-        picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BILINEAR)) / 255.0
+        picture = resize(frame, size) / 255.0
         pixels = torch.tensor((picture - 0.5) / 0.5, dtype=torch.float32).permute(2, 0, 1)[None]
         with torch.no_grad():
             rows.append(model(pixels, interpolate_pos_encoding=True).last_hidden_state[0, 0])
@@ -110,16 +128,30 @@ def test_consistency_of_the_background(folders) -> None:
     assert judged("background_consistency", folders, clip) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_the_image_counts_once_and_consecutive_frames_on_average(folders) -> None:
-    clip, image = noise(5, 4), noise(1, 5)[0]
-    rows = class_tokens(folders["i2v_subject"], np.concatenate([image[None], clip]), (SIZE, SIZE))
+def test_the_background_is_that_of_the_middle(folders) -> None:
+    """CLIP's input: the shorter side resized, then the centre; 48 x 72 becomes 32 x 48, of which 8 columns go."""
+    clip = noise(3, 2, 48, 72)
+    edge = clip.copy()
+    edge[1, :, 62:] = 0
+    value = judged("background_consistency", folders, clip)
+    assert judged("background_consistency", folders, edge) == pytest.approx(value, abs=1e-6)
+    edge[1, :, 50:] = 0
+    assert judged("background_consistency", folders, edge) != pytest.approx(value, abs=1e-2)
+
+
+def test_the_image_counts_once_and_consecutive_frames_by_mean_and_worst(folders) -> None:
+    """Frames of 40 x 60 become 36 x 54, 256/224 of the model's size, and of these the middle 32 x 32 counts."""
+    clip, image = noise(5, 4, 40, 60), noise(1, 5, 40, 60)[0]
+    shown = np.concatenate([image[None], clip])
+    rows = class_tokens(folders["i2v_subject"], shown, (54, 36), bicubic_middle)
     to_image = max(max(0.0, rows[t] @ rows[0]) for t in range(1, 6))
-    consecutive = np.mean([max(0.0, rows[t] @ rows[t - 1]) for t in range(2, 6)])
+    consecutive = [max(0.0, rows[t] @ rows[t - 1]) for t in range(2, 6)]
+    wanted = 40 * to_image + 30 * np.mean(consecutive) + 30 * min(consecutive)
     asked = Prompt(0, "p", "walks", encode_png(image))
-    assert judged("i2v_subject", folders, clip, asked) == pytest.approx(50 * to_image + 50 * consecutive, abs=1e-3)
+    assert judged("i2v_subject", folders, clip, asked) == pytest.approx(wanted, abs=0.2)  # PIL rounds otherwise
     shown = clip.copy()
-    shown[3] = image  # one frame is the image: the first half is complete
-    assert judged("i2v_subject", folders, shown, asked) > 50
+    shown[3] = image  # one frame is the image: the first part is complete
+    assert judged("i2v_subject", folders, shown, asked) > 40
 
 
 def test_a_prompt_without_an_image_has_no_score(folders) -> None:
