@@ -19,9 +19,8 @@ mask of Ruder et al. 2016, "Artistic Style Transfer for Videos" (equation number
 of FlowNet 2, no mask of motion boundaries, the mean over channels of 0..255 instead of the sum over channels of 0..1,
 and a pair without any visible pixel (a cut) counts with all of its pixels, unwarped. A frozen clip has no error.
 
-`flow_magnitude` stands in for VBench's dynamic degree, which it is not: VBench computes RAFT flow at about 8 frames per
-second and counts the clips with L > 6 min(H, W) / 256 in a quarter of the pairs; that is a speed of 18.75 here. More
-motion is not better by itself: noise has most.
+`flow_magnitude` is the speed that VBench's dynamic degree (`dynamic_degree.py`) compares with a threshold, which is
+18.75 here, but by another flow. More motion is not better by itself: noise has most.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ KINDS = {
     "subject_consistency": "rewarders.judges.frame_features:SubjectConsistency",
     "background_consistency": "rewarders.judges.frame_features:BackgroundConsistency",
     "i2v_subject": "rewarders.judges.frame_features:I2vSubject",
+    "dynamic_degree": "rewarders.judges.dynamic_degree:DynamicDegree",
 }
 
 
