@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -31,6 +31,8 @@ def score_set(config: RunConfig, folder: Path, again: bool, notify: Callable[[st
     with writing_to(folder) as writer:
         rewards = open_rewards(config.reward, config.model.device)
         todo = [(reward, rows) for reward in rewards if (rows := _without(writer.set, reward, again))]
+        for line in () if again else _of_other_versions(writer.set, rewards):
+            notify(line)
         scored = failed = 0
         for reward, rows in todo:
             rewarder = Rewarder([reward], config.reward)
@@ -47,6 +49,24 @@ def _without(candidates: CandidateSet, reward: Reward | Judge, again: bool) -> l
         return rows
     dimensions = Rewarder([reward], RunConfig().reward).dimensions
     return [row for row in rows if any(name not in row.scores for name in dimensions)]
+
+
+def _of_other_versions(candidates: CandidateSet, rewards: Sequence[Reward | Judge]) -> Iterator[str]:
+    """A line for each dimension that has scores of other weights or code.
+
+    `scored_by` is the version of one reward, or of all that scored a candidate together.
+    """
+    together = Rewarder(rewards, RunConfig().reward).reward_version
+    for reward in rewards:
+        alone = Rewarder([reward], RunConfig().reward)
+        for name in alone.dimensions:
+            versions = [row.scored_by[name] for row in candidates.rows.values() if name in row.scored_by]
+            other = sum(version not in (together, alone.reward_version) for version in versions)
+            if other:
+                yield (
+                    f"{name}: {other} of {len(versions)} scores are from other weights or code, or were given together "
+                    "with other rewards; they stay, --again replaces them"
+                )
 
 
 def _score(

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from actors.sampler import Sampler
-from common.candidate_set.folder import CandidateSet, read_set
+from common.candidate_set.folder import CandidateSet, read_set, writing_to
 from common.config import RunConfig
 from common.data.video import decode_clip
 from common.errors import ConfigError
 from common.exchange.local import LocalExchange
-from common.messages import Purpose
+from common.messages import Purpose, Score
 from common.models.cogvideox import open_model
 from common.reward_composition import clip_reward
 from common.seeds import candidate_seed
@@ -285,11 +285,18 @@ def test_a_set_is_collected_shown_checked_merged_and_scored(
     assert main(["candidates", "check", "all"]) == 0
     assert "all: 4 candidates, 0 damaged" in capsys.readouterr().out
     assert main(["score", "all"]) == 0
-    assert "all: 0 scores added, 0 clips could not be scored" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "all: 0 scores added, 0 clips could not be scored" in said.out
+    assert "from other weights or code" not in said.out + said.err
     before = read_set(Path("all"))
     assert main(["score", "all", "--again"]) == 0
     rows = read_set(Path("all")).rows
     assert {name: row.scores for name, row in rows.items()} == {name: row.scores for name, row in before.rows.items()}
+    with writing_to(Path("all")) as writer:
+        writer.add_scores({name: Score(name, "older heads", {"motion": 1.0}) for name in list(rows)[:3]})
+    assert main(["score", "all"]) == 0
+    said = capsys.readouterr()
+    assert "motion: 3 of 4 scores are from other weights or code, or were given together" in said.out + said.err
     clip = Path("all") / next(iter(rows.values())).clip
     clip.write_bytes(b"")
     assert main(["candidates", "check", "all"]) == 1
