@@ -32,7 +32,7 @@ class Captioner(Protocol):
 def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner: Captioner | None = None) -> Path:
     """Write `out`/prompts.jsonl and one PNG per video in `folder`, in order of file names.
 
-    A video's caption comes from `captions` (JSONL or CSV with the columns video, prompt, and optionally character and
+    A video's caption comes from `captions` (JSONL or CSV with the column video, and optionally prompt, character and
     category), otherwise from its ``.txt`` file, otherwise from `captioner`.
 
     Returns:
@@ -84,12 +84,11 @@ def _captioner_frames(data: bytes) -> np.ndarray:
 
 
 def _captions(file: Path) -> dict[str, dict[str, str]]:
-    """Video name -> prompt, and character and category if given."""
+    """Video name -> prompt, character and category, as far as given."""
     captions = {}
     for line, data in read_table(file, "captions file"):
-        for column in ("video", "prompt"):
-            if not str(data.get(column) or "").strip():
-                raise ConfigError(f"{file}:{line}: no '{column}'")
+        if not str(data.get("video") or "").strip():
+            raise ConfigError(f"{file}:{line}: no 'video'")
         columns = {name: str(data.get(name) or "").strip() for name in ("prompt", "character", "category")}
         captions[Path(str(data["video"])).name] = {name: text for name, text in columns.items() if text}
     return captions

@@ -5,19 +5,17 @@ FILE ── a row without a rewritten caption ──> writer ── answer ─�
                                                                     └─────> failed: the row is left out
 ```
 
-NEW.jsonl has all columns of FILE, and `original`, the caption in FILE. `id` and `split` are always written: their
-defaults depend on the file's name and on the places of its rows, and held-out prompts must stay held out.
+NEW.jsonl has all columns of FILE, and `original`, the caption in FILE.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.source import Row, complete_rows
+from actors.prompts.source import Row, complete_rows, portable_row
 from common.errors import ConfigError
 from common.errors.disk import writing
 from common.files import write_whole
@@ -108,15 +106,7 @@ def _checked(answer: str, check: Check) -> str:
 
 def _record(row: Row, data: Mapping[str, Any], folder: Path) -> Record:
     """A line of the new file in `folder`, still with the old caption."""
-    image = {} if row.image is None else {"image": _path_from(folder, row.image, str(data["image"]).strip())}
-    return {**data, **image, "id": row.id, "split": row.split, "prompt": row.text, "original": row.text}
-
-
-def _path_from(folder: Path, image: Path, name: str) -> str:
-    """The path of `image` from `folder`; absolute names stay. Links are resolved: ``..`` does not go back over them."""
-    if Path(name).is_absolute():
-        return name
-    return os.path.relpath(image.parent.resolve() / image.name, folder.resolve())
+    return portable_row(row, data, folder) | {"prompt": row.text, "original": row.text}
 
 
 def _key(row: Record) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -134,6 +135,23 @@ def complete_rows(file: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
     for row, (line, data) in zip(_read_rows(file, needs_image=False), lines, strict=True):
         name = _optional(data, "image")
         yield (row if name is None else replace(row, image=image_file(f"{file}:{line}", file.parent, name))), data
+
+
+def portable_row(row: Row, data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A row of `complete_rows` as columns for a prompt file in another folder: its image's path is from there.
+
+    `id` and `split` are always written: their defaults depend on the file's name and on the places of its rows, and
+    held-out prompts must stay held out.
+    """
+    image = {} if row.image is None else {"image": _path_from(folder, row.image, str(data["image"]).strip())}
+    return {**data, **image, "id": row.id, "split": row.split}
+
+
+def _path_from(folder: Path, image: Path, name: str) -> str:
+    """The path of `image` from `folder`; absolute names stay. Links are resolved: ``..`` does not go back over them."""
+    if Path(name).is_absolute():
+        return name
+    return os.path.relpath(image.parent.resolve() / image.name, folder.resolve())
 
 
 def _prompt(row: Row, ordinal: int, purpose: Purpose, size: tuple[int, int] | None) -> Prompt:

@@ -33,7 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.data.video import clip_length, decode_frames
-from common.errors import ConfigError
+from common.errors import ConfigError, one_per_line
 from common.files import write_whole
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -164,9 +164,7 @@ class Table(Generic[Kind]):
         """The number of good and of skipped rows, and the first few skipped ones."""
         if not self.bad:
             return f"{self.file}: {len(self.rows)} rows"
-        shown = "".join(f"\n  {row}" for row in self.bad[:SHOWN])
-        more = f"\n  and {len(self.bad) - SHOWN} more" if len(self.bad) > SHOWN else ""
-        return f"{self.file}: {len(self.rows)} rows, {len(self.bad)} bad rows skipped:{shown}{more}"
+        return one_per_line(f"{self.file}: {len(self.rows)} rows, {len(self.bad)} bad rows skipped", self.bad, SHOWN)
 
 
 SHOWN = 10

@@ -6,11 +6,15 @@ StorageError, RunFailed                        exit code 3: the run stopped; not
 ```
 
 `disk.py` and `oom.py` recognise disk errors and out of memory in other libraries' exceptions. Every message is one line
-that says what is wrong, where, and what is allowed or what to do. Add a class only if callers handle it differently.
-Nothing here imports torch at import time.
+that says what is wrong, where, and what is allowed or what to do; a bad table has one such line per row. Add a class
+only if callers handle it differently. Nothing here imports torch at import time.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+MOST_LINES = 20
 
 
 class ConfigError(ValueError):
@@ -34,3 +38,9 @@ class StorageError(RuntimeError):
 
 class RunFailed(RuntimeError):
     """The run cannot continue; the message says why. All finished work is kept. Exit code 3."""
+
+
+def one_per_line(summary: str, faults: Sequence[object], most: int = MOST_LINES) -> str:
+    """A summary and the first `most` faults below it, one per line; the last line counts the others."""
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return "\n  ".join([f"{summary}:", *map(str, faults[:most]), *more])

@@ -32,6 +32,18 @@ examples:
   douga prompts first-frames captions.jsonl --model sdxl --out prompts --height 832 --width 1216 --device cuda
   douga run my.toml --prompts prompts/prompts.jsonl
 """
+BALANCE = """\
+Takes at most --most prompts of every action and writes them to NEW.jsonl, with all columns of FILE. An action with
+fewer than --least keeps all that it has. Both are named, and so are actions without a prompt. The column `category` is
+the action; one that --actions does not know is an error.
+
+examples:
+  douga prompts balance prompts/prompts.jsonl --out balanced.jsonl
+  douga prompts balance prompts.jsonl --out balanced.jsonl --actions mine.toml --least 10 --most 20
+  douga prompts rewrite balanced.jsonl --out long.jsonl --model /models/Qwen2.5-7B-Instruct
+
+mine.toml has lists of actions: affection = ["kissing", "hugging"]. actors/prompts/actions.toml is the default.
+"""
 REWRITE = """\
 CogVideoX was trained on long captions, and its authors let a language model extend short ones. This writes NEW.jsonl:
 the rows of FILE with rewritten captions; `original` has the old ones. The same command resumes: finished rows are kept,
@@ -62,8 +74,9 @@ def add(commands: Any) -> None:
     videos = add_command(kinds, "from-videos", _from_videos, summary, FROM_VIDEOS)
     videos.add_argument("folder", type=Path, help="folder of videos")
     videos.add_argument("--out", type=Path, required=True, help="folder for prompts.jsonl and the images")
-    videos.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
+    videos.add_argument("--captions", type=Path, help=".jsonl or .csv: video, prompt (else VIDEO.txt), category")
     videos.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
+    _add_balance(kinds)
     _add_first_frames(kinds)
     _add_rewrite(kinds)
     summary = "train the embedded toon model and its reward heads"
@@ -76,6 +89,28 @@ def add(commands: Any) -> None:
     )
     build.add_argument("--out", type=Path, help="folder for the weights (default: replace the embedded ones)")
     build.add_argument("--seed", type=int, default=0, help="seed of data and training (default: 0)")
+
+
+def _add_balance(kinds: Any) -> None:
+    summary = "take as many prompts of every action, and say which actions have too few"
+    command = add_command(kinds, "balance", _balance, summary, BALANCE)
+    command.add_argument("file", type=Path, metavar="FILE", help=".jsonl or .csv of prompts, with the column category")
+    command.add_argument("--out", type=Path, required=True, metavar="NEW.jsonl", help="the new prompt file")
+    command.add_argument("--actions", default="anime", help="anime (default), or a TOML file of actions")
+    command.add_argument("--least", type=int, default=30, help="prompts that an action should have (default: 30)")
+    command.add_argument("--most", type=int, default=50, help="prompts that are taken of an action (default: 50)")
+    command.add_argument("--seed", type=int, default=0, help="seed of the choice (default: 0)")
+
+
+def _balance(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from actors.prompts.balance import balance
+    from actors.prompts.vocabulary import open_vocabulary
+
+    limits = (options.least, options.most, options.seed)
+    found = balance(options.file, options.out, open_vocabulary(options.actions), *limits)
+    print("\n".join(found.lines()), file=sys.stderr)
+    print(options.out)
+    return 0
 
 
 def _add_first_frames(kinds: Any) -> None:

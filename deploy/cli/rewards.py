@@ -66,7 +66,7 @@ def _add_build(kinds: Any) -> None:
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for clips and ratings.jsonl")
     build.add_argument("--generators", default="toon", help="comma-separated models, runs or 'toon' (default: toon)")
     build.add_argument("--clips", type=int, default=1, help="clips per generator and prompt (default: 1)")
-    build.add_argument("--captions", type=Path, help=".jsonl or .csv with columns video, prompt (else VIDEO.txt)")
+    build.add_argument("--captions", type=Path, help=".jsonl or .csv: video, prompt (else VIDEO.txt), category")
     build.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
     build.add_argument("--count", type=int, default=300, help="toon: number of prompts (default: 300)")
     build.add_argument("--candidates", type=int, default=4, help="toon: clips per prompt (default: 4)")

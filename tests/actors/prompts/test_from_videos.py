@@ -71,9 +71,17 @@ def test_bad_folders_are_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"a\.mp4: no caption; give a captions file, a a\.txt, or a captioner"):
         from_videos(folder, tmp_path / "out")
     captions = tmp_path / "captions.jsonl"
-    captions.write_text('{"video": "a.mp4"}\n')
-    with pytest.raises(ConfigError, match=r"captions\.jsonl:1: no 'prompt'"):
+    captions.write_text('{"prompt": "a cat"}\n')
+    with pytest.raises(ConfigError, match=r"captions\.jsonl:1: no 'video'"):
         from_videos(folder, tmp_path / "out", captions)
+
+
+def test_labels_without_captions_leave_the_captions_to_others(folder: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "labels.csv"
+    captions.write_text("video,category\na.mp4,waving\n")
+    file = from_videos(folder, tmp_path / "out", captions, lambda frames: "from the captioner")
+    first = json.loads(file.read_text().splitlines()[0])
+    assert (first["id"], first["category"], first["prompt"]) == ("a.mp4", "waving", "from the captioner")
 
 
 @pytest.mark.parametrize(("frames", "message"), [(2, "of a video of 2 frames"), (0, "not a readable video")])
