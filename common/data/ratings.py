@@ -288,7 +288,7 @@ def _clip_fault(path: Path) -> str | None:
 def _image_fault(path: Path) -> str | None:
     try:
         with Image.open(path) as image:
-            image.verify()
+            image.load()
     except UnidentifiedImageError:
         return "not a readable image"
     except (OSError, SyntaxError, ValueError) as error:

@@ -28,6 +28,7 @@ from rewarders.training.dataset import RatedDataset
 from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.ranking_metrics import METRICS
 from rewarders.training.report import report
+from rewarders.training.split import split_rated, summary
 
 NO_HEADS = "none"  # HEADS of `douga reward eval` for judges alone
 
@@ -76,7 +77,8 @@ def train_command(options: Options, flags: Flags) -> int:
     plan = _plan(options)
     table = read_ratings(options.ratings)
     print(table.summary())
-    rated = RatedDataset(table)
+    rated = RatedDataset(table, print)
+    print("\n".join(summary(rated, split_rated(rated, plan.seed))))
     if options.head == "toon":
         names = _chosen(options, dimensions(rated.rows))
         heads: list[Any] = [train.train_toon_head(rated, name, options.out, plan, print) for name in names]
@@ -167,7 +169,8 @@ def eval_command(options: Options, flags: Flags) -> int:
     seen = {} if folder is None else {h.dimension: train.seen_in_training(folder, h.dimension) for h in heads}
     if heads and not any(seen.values()):
         notes.print(f"{options.heads}: has no record of its training clips; all rated clips are used", markup=False)
-    said, rated = partial(notes.print, markup=False), RatedDataset(table)
+    said = partial(notes.print, markup=False)
+    rated = RatedDataset(table, said)
     found = report(heads, rated, seen, said, options.resamples, judges)
     found = {"heads": options.heads, **found}
     if options.json:

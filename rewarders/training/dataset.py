@@ -1,44 +1,39 @@
-"""A ratings file as training data: clips, their prompts and mean ratings, and a split without leaks.
+"""A ratings file as training data: clips, their prompts and mean ratings, and what links them.
 
-Rows that share a first frame, a prompt or a character, directly or through other rows, form one group, and a group is
-never split. So a head trained on one part has seen no first frame, caption or character of another.
+The first frame of a clip without one is its frame 0 (`rewarders/first_frame.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+import time
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
 
 import numpy as np
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
+from PIL import Image
 
 from common.data.ratings import REAL, BadRow, RatedClip, Ratings, to_score
-from common.data.video import decode_clip
+from common.data.video import decode_clip, decode_frames
 from common.digests import digest
 from common.errors import ConfigError
+from common.images import decode_image
 from common.messages import Prompt
+from rewarders.first_frame import reference_frame
+from rewarders.training.pictures import fingerprint, groups
 
-SHARES = (0.7, 0.15, 0.15)  # training, validation, test
 IMAGES = 4  # first frames in memory
-
-
-@dataclass(frozen=True)
-class Split:
-    """Row indices of the three parts; no group has rows in two of them."""
-
-    train: np.ndarray
-    validation: np.ndarray
-    test: np.ndarray
+EVERY = 10.0  # seconds between progress lines
+FIRST_FRAME = "first frame"
 
 
 class RatedDataset:
     """The rated rows of a ratings file."""
 
-    def __init__(self, table: Ratings) -> None:
-        """Raises `ConfigError` if no clip is rated."""
-        self.table = table
+    def __init__(self, table: Ratings, log: Callable[[str], None] | None = None) -> None:
+        """`log` gets lines of progress. Raises `ConfigError` if no clip is rated."""
+        self.table, self._log = table, log
         self.rows = [row for row in table.rows if any(row.ratings.values())]
         if not self.rows:
             raise ConfigError(f"{table.file}: none of its {len(table.rows)} clips has a rating")
@@ -98,69 +93,70 @@ class RatedDataset:
 
     def groups(self) -> np.ndarray:
         """Returns int ``[n]``: clips of the same prompt and first frame have equal numbers."""
-        keys = [
-            tuple(sorted(one for one in leak_keys if not one.startswith("character"))) for leak_keys in self.leak_keys()
-        ]
+        keys = [(prompt_text(row.prompt), frame) for row, frame in zip(self.rows, self._frames, strict=True)]
         numbers = {key: i for i, key in enumerate(dict.fromkeys(keys))}
         return np.array([numbers[key] for key in keys])
 
     def leak_keys(self) -> list[frozenset[str]]:
-        """Returns what each row must not share with another part of the split: prompt, first frame and character."""
-        return [frozenset(self._leak_keys(i, row)) for i, row in enumerate(self.rows)]
+        """Returns what each row must not share with another part of a split: prompt, first frame and character.
 
-    def _leak_keys(self, i: int, row: RatedClip) -> Iterator[str]:
-        yield f"prompt {' '.join(row.prompt.lower().split())}"
+        Equal prompts (`prompt_text`) and equal pictures (`rewarders/training/pictures.py`) have equal keys.
+        """
+        return [
+            frozenset((*self.text_keys(i), f"{FIRST_FRAME} {frame}")) for i, frame in enumerate(self._frames.tolist())
+        ]
+
+    def text_keys(self, i: int) -> Iterator[str]:
+        """Yields the leak keys of row `i` that do not depend on other rows: prompt and character."""
+        row = self.rows[i]
+        yield f"prompt {prompt_text(row.prompt)}"
         if row.character is not None:
-            yield f"character {row.character.lower()}"
-        if row.first_frame is not None:
-            yield f"first frame {self.first_frame_digest(i)}"
+            yield f"character {row.character.casefold()}"
+
+    def strata(self) -> list[tuple[str, ...]]:
+        """Returns what each row should share evenly with all parts of a split: its action and its source."""
+        return [tuple(f"{kind} {name}" for kind, name in _labels(row) if name) for row in self.rows]
+
+    @cached_property
+    def fingerprints(self) -> np.ndarray:
+        """The first frames' fingerprints, uint8 ``[n, 2, LENGTH]``. Every file is decoded once, which takes minutes for
+        thousands of frames.
+
+        Raises `ConfigError` if one cannot be decoded any more.
+        """
+        first = {path: i for i, path in reversed(list(enumerate(map(self._frame_path, self.rows))))}
+        found: dict[Path, np.ndarray] = {}
+        said = time.monotonic()
+        for path, i in first.items():
+            found[path] = self._fingerprint(i)
+            if self._log and time.monotonic() - said > EVERY:
+                self._log(f"compared first frames: {len(found)}/{len(first)}")
+                said = time.monotonic()
+        return np.stack([found[self._frame_path(row)] for row in self.rows])
+
+    def _frame_path(self, row: RatedClip) -> Path:
+        return self.table.place(row.first_frame or row.clip)
+
+    def _fingerprint(self, i: int) -> np.ndarray:
+        try:
+            prompt = self.prompt(i)
+            if prompt.image is not None:
+                return fingerprint(decode_image(prompt.image))
+            return fingerprint(Image.fromarray(reference_frame(decode_frames(self.clip_bytes(i), [0]), prompt)))
+        except (OSError, ValueError) as error:
+            raise ConfigError(str(self.bad(i, f"no first frame: {error}"))) from None
+
+    @cached_property
+    def _frames(self) -> np.ndarray:
+        """int ``[n]``: rows whose first frames are the same picture have equal numbers."""
+        return groups(self.fingerprints)
 
 
-def split(leak_keys: Sequence[frozenset[str]], seed: int, where: str) -> Split:
-    """Assigns the groups, largest first, to the part that is furthest below its share in `SHARES`.
-
-    Raises `ConfigError`, beginning with `where`, if the rows form fewer than three groups.
-    """
-    group = _group_numbers(leak_keys)
-    sizes = np.bincount(group)
-    if len(sizes) < len(SHARES):
-        raise ConfigError(
-            f"{where}: {len(leak_keys)} rated clips form {len(sizes)} groups that share no first frame, prompt or "
-            f"character; training, validation and test need {len(SHARES)}{_largest_group_hint(leak_keys)}"
-        )
-    order = np.lexsort((np.random.default_rng(seed).random(len(sizes)), -sizes))
-    parts: list[list[int]] = [[] for _ in SHARES]
-    for one in order:
-        held = [sizes[part].sum() / (share * len(leak_keys)) for part, share in zip(parts, SHARES, strict=True)]
-        parts[int(np.argmin(held))].append(int(one))
-    return Split(*(np.flatnonzero(np.isin(group, part)) for part in parts))
+def prompt_text(prompt: str) -> str:
+    """Returns what is compared of a caption: its letters and digits, whatever their case and Unicode form."""
+    plain = unicodedata.normalize("NFKC", prompt).casefold()
+    return " ".join("".join(one if one.isalnum() else " " for one in plain).split())
 
 
-def unseen(leak_keys: Sequence[frozenset[str]], seen: Iterable[str]) -> np.ndarray:
-    """Returns the indices of rows that share none of their hashed leak keys with `seen`."""
-    known = set(seen)
-    return np.array([i for i, one in enumerate(leak_keys) if known.isdisjoint(hash_keys(one))], int)
-
-
-def hash_keys(leak_keys: Iterable[str]) -> set[str]:
-    """Hashes leak keys, to store them briefly and without their text."""
-    return {digest(key.encode())[:16] for key in leak_keys}
-
-
-def _group_numbers(leak_keys: Sequence[frozenset[str]]) -> np.ndarray:
-    """Returns each row's group number: the connected components of the graph of rows and leak keys."""
-    names = {key: i for i, key in enumerate(dict.fromkeys(key for one in leak_keys for key in one))}
-    edges = [(row, len(leak_keys) + names[key]) for row, one in enumerate(leak_keys) for key in one]
-    rows, columns = np.array(edges).T
-    nodes = len(leak_keys) + len(names)
-    _, component = connected_components(csr_array((np.ones(len(edges)), (rows, columns)), (nodes, nodes)), False)
-    return np.unique(component[: len(leak_keys)], return_inverse=True)[1]
-
-
-def _largest_group_hint(leak_keys: Sequence[frozenset[str]]) -> str:
-    """Names the leak key that most rows share."""
-    counts: dict[str, int] = {}
-    for key in (key for one in leak_keys for key in one):
-        counts[key] = counts.get(key, 0) + 1
-    most = max(counts, key=lambda key: counts[key])
-    return f" ({counts[most]} share the {most[:60]!r})" if counts[most] > 1 else ""
+def _labels(row: RatedClip) -> tuple[tuple[str, str | None], ...]:
+    return ("category", row.category), ("source", row.source)

@@ -30,8 +30,9 @@ from rewarders.first_frame import reference_frame
 from rewarders.interface import Judge, Reward
 from rewarders.rewarder import Rewarder
 from rewarders.training import pixel_baselines
-from rewarders.training.dataset import RatedDataset, unseen
+from rewarders.training.dataset import RatedDataset
 from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics
+from rewarders.training.split import Seen, unseen
 
 REWARD, OVERALL = "reward", "overall"
 BATCH = 16  # clips per scoring batch
@@ -41,20 +42,20 @@ EVERY = 10.0  # seconds between progress lines
 def report(
     rewards: Sequence[Reward],
     rated: RatedDataset,
-    seen: Mapping[str, set[str]],
+    seen: Mapping[str, Seen | None],
     log: Callable[[str], None],
     resamples: int = RESAMPLES,
     judges: Sequence[Judge] = (),
 ) -> dict[str, Any]:
     """Returns how `rewards` and `judges` agree with the ratings, in the format above.
 
-    `seen` has, per dimension, the hashed leak keys of the training clips; clips that share one are left out. Raises
+    `seen` has, per dimension, what the head saw in training; clips that show some of it are left out. Raises
     `ConfigError` if no dimension has both ratings and a reward or judge, or if no clip is left.
     """
     by_dimension = {reward.dimension: reward for reward in rewards}
     judged = dimensions(rated.rows) if judges else _judged(by_dimension, rated)
-    leak_keys, all_rows = rated.leak_keys(), np.arange(len(rated.rows))
-    fresh = {name: np.isin(all_rows, unseen(leak_keys, seen.get(name, set()))) for name in judged}
+    all_rows = np.arange(len(rated.rows))
+    fresh = {name: np.isin(all_rows, unseen(rated, seen.get(name))) for name in judged}
     wanted = {name: fresh[name] & ~np.isnan(rated.scores(name)) for name in judged}
     rows = np.flatnonzero(np.any(list(wanted.values()), axis=0))
     if not len(rows):

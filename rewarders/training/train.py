@@ -2,7 +2,7 @@
 
 ```
 ratings.jsonl ── split by group ─┬─ training ───> AdamW on the head's loss ─┐
-  (rewarders/training/dataset.py)  ├─ validation ─> early stopping ───────────┴─> OUT/DIMENSION.{json,safetensors}
+  (rewarders/training/split.py)  ├─ validation ─> early stopping ───────────┴─> OUT/DIMENSION.{json,safetensors}
                                  └─ test ───────> `douga reward eval`
 ```
 
@@ -10,7 +10,7 @@ There are two kinds of heads: a `TrainableReward`, a small head over cached feat
 whole network over the clips, with the loss and augmentation of `rewarders/toon_heads/training/train.py`.
 
 ``OUT/training/DIMENSION/`` holds the training state, so the same command resumes after an interruption, and
-`seen.json`: the hashed leak keys of training and validation clips, which evaluations exclude.
+`seen.json`: what training and validation clips show (`Seen`); evaluations leave out other clips of the same.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.first_frame import reference_frame
 from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead
 from rewarders.toon_heads.training.train import head_loss
-from rewarders.training.dataset import RatedDataset, Split, hash_keys, split
+from rewarders.training.dataset import RatedDataset
 from rewarders.training.features import CachedRows, features
+from rewarders.training.split import Seen, Split, split_rated
 
 Log = Callable[[str], None]
 TRAINING, SEEN = "training", "seen.json"
@@ -136,10 +137,21 @@ def train_reward(
     return reward
 
 
-def seen_in_training(heads: Path, dimension: str) -> set[str]:
-    """Returns the hashed leak keys of the head's training and validation clips; empty if unknown."""
+def seen_in_training(heads: Path, dimension: str) -> Seen | None:
+    """Returns what the head's training and validation clips show; None if there is no record.
+
+    Raises `ConfigError` for a record without first frames, which earlier versions wrote.
+    """
     path = _folder(heads, dimension) / SEEN
-    return set(json.loads(path.read_text())["seen"]) if path.is_file() else set()
+    if not path.is_file():
+        return None
+    try:
+        return Seen.from_record(json.loads(path.read_text()))
+    except KeyError:
+        raise ConfigError(
+            f"{path}: written by an earlier version, without the first frames that training saw; delete its folder and "
+            "run the same `douga reward train` again"
+        ) from None
 
 
 def _folder(out: Path, dimension: str) -> Path:
@@ -149,15 +161,15 @@ def _folder(out: Path, dimension: str) -> Path:
 def _begin(rated: RatedDataset, dimension: str, out: Path, plan: HeadTraining, made_of: dict[str, Any]) -> Split:
     """Splits the rows and records what is trained on what. Raises `ConfigError` if the folder holds another
     training."""
-    leak_keys = rated.leak_keys()
-    parts = split(leak_keys, plan.seed, str(rated.table.file))
-    known = np.concatenate([parts.train, parts.validation])
+    parts = split_rated(rated, plan.seed)
+    seen = Seen.of(rated, np.concatenate([parts.train, parts.validation]))
     record = {
         "ratings": digest("".join(row.model_dump_json() for row in rated.rows).encode()),
         "plan": asdict(plan),
         "made_of": made_of,
+        "split": digest(*(rows.astype(np.int64).tobytes() for rows in (parts.train, parts.validation))),
         "clips": {name: len(rows) for name, rows in asdict(parts).items()},
-        "seen": sorted(hash_keys(key for i in known for key in leak_keys[i])),
+        **seen.record(),
     }
     path = _folder(out, dimension) / SEEN
     if path.is_file() and (differs := _changed_keys(json.loads(path.read_text()), record)):
@@ -171,7 +183,7 @@ def _begin(rated: RatedDataset, dimension: str, out: Path, plan: HeadTraining, m
 
 def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     same = json.loads(json.dumps(now))
-    return [name for name in ("ratings", "made_of", "plan") if before.get(name) != same[name]]
+    return [name for name in ("ratings", "made_of", "plan", "split") if before.get(name) != same[name]]
 
 
 def _fit(

@@ -70,7 +70,9 @@ def test_a_head_over_pretrained_models(toon: Path, tmp_path: Path, capsys: pytes
     train = ["reward", "train", "--ratings", str(toon), "--out", str(heads), "--head", "VideoSmoothness"]
     train += ["--model", f"vision={siglip}", "--option", "frames=4", "--epochs", "3", "--batch", "4"]
     assert main(train) == 0
-    assert capsys.readouterr().out.count("validation ") == 3
+    said = capsys.readouterr().out
+    assert said.count("  validation ") == 3
+    assert "split: 12 clips for training, 2 clips for validation, 2 clips for test" in said
     (head,) = load_heads(str(heads))
     assert (head.dimension, head.options) == ("smoothness", {"frames": 4})  # type: ignore[attr-defined]
     evaluate = ["reward", "eval", str(heads), "--ratings", str(toon), "--resamples", "100", "--json"]
@@ -120,6 +122,21 @@ def test_bad_input_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.Captur
     assert "nomodel: neither a run nor a pipeline folder" in bad(capsys, *build, "--generators", "nomodel")
     assert "'toon' takes no configuration keys" in bad(capsys, "build", "toon", "--out", "o", "--sampler.steps", "2")
     assert "--sampler.steps: unknown option" in bad(capsys, *train, "--sampler.steps", "2")
+
+
+def test_a_record_without_first_frames_is_refused(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    heads = tmp_path / "heads"
+    train = ["reward", "train", "--ratings", str(toon), "--out", str(heads), "--dimensions", "motion", "--epochs", "1"]
+    assert main(train) == 0
+    capsys.readouterr()
+    record = heads / "training" / "motion" / "seen.json"
+    before = json.loads(record.read_text())
+    record.write_text(json.dumps({name: value for name, value in before.items() if name != "seen_frames"}))
+    assert main(["reward", "eval", str(heads), "--ratings", str(toon), "--resamples", "100"]) == 2
+    assert f"{record}: written by an earlier version, without the first frames" in capsys.readouterr().err
+    record.write_text(json.dumps(before | {"split": "another"}))
+    assert main(train) == 2
+    assert "was trained with other split; delete it" in capsys.readouterr().err
 
 
 def test_left_out_clips_as_text() -> None:

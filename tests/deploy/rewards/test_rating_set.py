@@ -15,7 +15,8 @@ from common.errors import ConfigError
 from common.toon.world import DIMENSIONS
 from deploy.rewards import rating_set
 from deploy.rewards.rating_set import Generator, build_from_videos, build_toon, source_clip
-from rewarders.training.dataset import RatedDataset, split
+from rewarders.training.dataset import RatedDataset
+from rewarders.training.split import split_rated
 from tests.support.tiny import tiny_pipeline
 
 
@@ -121,7 +122,7 @@ def test_rendered_clips_are_rated_by_the_renderer(tmp_path: Path) -> None:
     others = [row.mean_opinion(name) for row in table.rows if row.source != REAL for name in DIMENSIONS]
     assert min(filter(None, others)) < 3
     data = RatedDataset(table)
-    parts = split(data.leak_keys(), 0, "r")
+    parts = split_rated(data, 0)
     assert {row.character for row in (data.rows[i] for i in parts.train)} == {"mixed"}
     assert {data.rows[i].character for i in np.concatenate([parts.validation, parts.test])} == {
         "female_person",

@@ -14,7 +14,7 @@ import torch
 
 from common.data.ratings import read_ratings, write_ratings
 from rewarders.toon_heads.heads import ToonHead
-from rewarders.training.dataset import RatedDataset
+from rewarders.training.dataset import IMAGES, RatedDataset
 from rewarders.training.features import features
 from rewarders.training.report import BATCH, report
 from rewarders.training.train import ClipHead
@@ -97,4 +97,5 @@ def test_a_first_frame_is_read_once_and_hashed_once(
 
     monkeypatch.setattr(Path, "read_bytes", counted)
     use(data, tmp_path)
-    assert reads[".png"] == 2 * PROMPTS
+    # Once to compare or hash it, once to use it, if it is no longer in memory.
+    assert 2 * PROMPTS - IMAGES <= reads[".png"] <= 2 * PROMPTS

@@ -11,9 +11,9 @@ import pytest
 from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip, JudgeResult
-from rewarders.training.dataset import hash_keys
 from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.report import report
+from rewarders.training.split import Seen
 from tests.support.rewarders.rated_clips import grey_clips, rated
 
 
@@ -61,7 +61,7 @@ def test_good_and_bad_judges(tmp_path: Path) -> None:
 
 def test_left_out_clips_are_counted(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 6, 3))
-    seen = hash_keys(key for key in data.leak_keys()[0])
+    seen = Seen.of(data, [0])
     found = report([Level("light", refuses="grey 5"), Level("text")], data, {"light": seen}, silent, 100)
     assert list(found["dimensions"]) == ["light"]
     assert found["dimensions"]["light"]["clips"] == 12
@@ -77,7 +77,7 @@ def test_nothing_to_report(tmp_path: Path) -> None:
     data = rated(grey_clips(tmp_path, 3, 1))
     with pytest.raises(ConfigError, match=r"rates light, dark; rewards: text$"):
         report([Level("text")], data, {}, silent)
-    seen = hash_keys(key for one in data.leak_keys() for key in one)
+    seen = Seen.of(data, range(len(data.rows)))
     with pytest.raises(ConfigError, match="every rated clip shares a first frame, prompt or character with training"):
         report([Level("light")], data, {"light": seen}, silent)
 

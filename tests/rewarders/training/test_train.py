@@ -15,8 +15,9 @@ from common.errors import ConfigError
 from common.weights.tensors import state_digest
 from rewarders.toon_heads.heads import CLIP_SHAPE
 from rewarders.training import features as cache
-from rewarders.training.dataset import RatedDataset, unseen
+from rewarders.training.dataset import RatedDataset
 from rewarders.training.pixel_baselines import srcc
+from rewarders.training.split import unseen
 from rewarders.training.train import HeadTraining, seen_in_training, train_reward, train_toon_head
 from tests.support.rewarders.rated_clips import Light, grey_clips, rated
 
@@ -69,7 +70,7 @@ def test_a_head_learns_and_stops(tmp_path: Path) -> None:
     light = train_reward(data, Light(), {}, tmp_path / "heads", PLAN, lines.append)
     assert 2 < len(lines) <= 1 + PLAN.epochs
     assert "validation" in lines[1]
-    rest = unseen(data.leak_keys(), seen_in_training(tmp_path / "heads", "light"))
+    rest = unseen(data, seen_in_training(tmp_path / "heads", "light"))
     assert 3 <= len(rest) <= 12
     scores = light.score([clip for _, clip in data.clips(rest)], [data.prompt(i) for i in rest])
     assert srcc(np.array(scores), data.scores("light")[rest]) > 0.99
@@ -134,7 +135,7 @@ def test_a_toon_head_learns_from_ratings_of_clips(toon: RatedDataset, tmp_path: 
     head = train_toon_head(toon, "smoothness", tmp_path, plan, lines.append)
     assert "left out" in lines[0]
     assert "[9, 16, 16, 3]; the toon heads take [9, 48, 64, 3]" in lines[0]
-    rest = unseen(toon.leak_keys(), seen_in_training(tmp_path, "smoothness"))
+    rest = unseen(toon, seen_in_training(tmp_path, "smoothness"))
     rest = rest[rest > 0]
     scores = np.array(head.score([clip for _, clip in toon.clips(rest)], [toon.prompt(i) for i in rest]))
     good = toon.scores("smoothness")[rest] == 100

@@ -27,7 +27,7 @@ def grey_clips(folder: Path, prompts: int, candidates: int = 3, real: bool = Fal
     rows = []
     for p in range(prompts):
         frame = f"{p}.png"
-        (folder / frame).write_bytes(encode_png(np.full((16, 16, 3), p, np.uint8)))
+        (folder / frame).write_bytes(encode_png(picture(p)))
         for k in range(candidates):
             level = int(rng.integers(256))
             clip = f"clips/{p}-{k}.mp4"
@@ -40,6 +40,12 @@ def grey_clips(folder: Path, prompts: int, candidates: int = 3, real: bool = Fal
             )
     write_ratings(folder / "ratings.jsonl", rows)
     return folder / "ratings.jsonl"
+
+
+def picture(number: int, height: int = 16, width: int = 16) -> np.ndarray:
+    """A picture of 4 x 4 random colours, like no other: uint8 [height, width, 3]."""
+    cells = np.random.default_rng([1, number]).integers(256, size=(4, 4, 3), dtype=np.uint8)
+    return cells.repeat(height // 4, axis=0).repeat(width // 4, axis=1)
 
 
 def rated(file: Path) -> RatedDataset:
