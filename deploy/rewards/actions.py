@@ -181,6 +181,8 @@ def eval_command(options: Options, flags: Flags) -> int:
         console.print(_agreement_table(name, section))
         if section["calibration"]:
             console.print(_calibration_table(section))
+        if len(section["by_source"]) > 1:
+            console.print(_source_table(section))
     if left := _left_out(found["left_out"]):
         console.print(f"left out: {left}", markup=False, highlight=False)
     return 0
@@ -211,6 +213,17 @@ def _calibration_table(section: Mapping[str, Any]) -> Table:
     for one in section["calibration"]:
         cells = (f"{one['low']:.0f}..{one['high']:.0f}", str(one["clips"]))
         grid.add_row(*cells, f"{one['score']:.1f}", f"{one['opinion']:.1f}")
+    return grid
+
+
+def _source_table(section: Mapping[str, Any]) -> Table:
+    judges = list(next(iter(section["by_source"].values()))["SRCC"])
+    grid = Table(title="SRCC within the clips of one source", box=SIMPLE_HEAD)
+    for name in ("source", "clips", *judges):
+        grid.add_column(name, justify="left" if name == "source" else "right")
+    for source, one in section["by_source"].items():
+        values = ("–" if one["SRCC"][judge] is None else f"{one['SRCC'][judge]:.2f}" for judge in judges)
+        grid.add_row(source, str(one["clips"]), *values)
     return grid
 
 

@@ -4,7 +4,9 @@
 {"ratings": FILE, "clips": n, "left_out": {"seen in training": n, "not scored": n, ...},
  "dimensions": {"smoothness": {"clips": n, "prompts": n, "calibration": [...],
                                "judges": {"reward": {"SRCC": {"value", "low", "high"}, ...}, "vs.temporal": {...},
-                                          "optical flow": {...}}},
+                                          "optical flow": {...}},
+                               "by_source": {"cogvideox-5b": {"clips": n, "SRCC": {"reward": r, ...}}, ...},
+                               "by_category": {"waving": {...}, ...}},
                 ..., "overall": the mean of the dimensions}}
 ```
 
@@ -31,7 +33,7 @@ from rewarders.interface import Judge, Reward
 from rewarders.rewarder import Rewarder
 from rewarders.training import pixel_baselines
 from rewarders.training.dataset import RatedDataset
-from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics
+from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics, srcc
 from rewarders.training.split import Seen, unseen
 
 REWARD, OVERALL = "reward", "overall"
@@ -127,7 +129,7 @@ def _section(
 ) -> dict[str, Any]:
     groups, candidates, wanted = rated.groups()[there], rated.candidates()[there], opinions[there]
     if not there.any():
-        return {"clips": 0, "prompts": 0, "calibration": [], "judges": {}}
+        return {"clips": 0, "prompts": 0, "calibration": [], "judges": {}, "by_source": {}, "by_category": {}}
     log(f"{name}: {there.sum()} clips of {len(np.unique(groups))} prompts")
     favoured = {
         signal: pixel_baselines.with_positive_srcc(values[there], wanted) for signal, values in others.baselines.items()
@@ -145,7 +147,22 @@ def _section(
         "prompts": len(np.unique(groups)),
         "calibration": [] if scores is None else [asdict(one) for one in calibration(scores[there], wanted)],
         "judges": {judge: {m: asdict(one) for m, one in found.items()} for judge, found in judges.items()},
+        "by_source": _agreement_by([rated.rows[i].source for i in np.flatnonzero(there)], asked, wanted),
+        "by_category": _agreement_by([rated.rows[i].category for i in np.flatnonzero(there)], asked, wanted),
     }
+
+
+def _agreement_by(
+    labels: Sequence[str | None], asked: Mapping[str, np.ndarray], opinions: np.ndarray
+) -> dict[str, dict[str, Any]]:
+    """Returns the number of clips and each judge's SRCC within each label; None where it is undefined."""
+    found = {}
+    for label in sorted({one for one in labels if one is not None}):
+        there = np.array([one == label for one in labels])
+        values = {judge: srcc(scores[there], opinions[there]) for judge, scores in asked.items()}
+        known = {judge: None if np.isnan(value) else value for judge, value in values.items()}
+        found[label] = {"clips": int(there.sum()), "SRCC": known}
+    return found
 
 
 def _measured(

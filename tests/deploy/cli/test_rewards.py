@@ -152,6 +152,8 @@ def test_judges_are_evaluated_beside_heads_or_alone(toon: Path, capsys: pytest.C
     alone = json.loads(capsys.readouterr().out)["dimensions"]
     assert all("still" in section["judges"] and "reward" not in section["judges"] for section in alone.values())
     assert main(["reward", "eval", "toon", *evaluate, *judge]) == 0
-    assert "still" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "still" in shown
+    assert shown.count("SRCC within the clips of one source") == len(HEADS) + 1
     assert main(["reward", "eval", "none", *evaluate]) == 2
     assert "none: nothing to evaluate; name a judge with --reward.judges.NAME.kind" in capsys.readouterr().err

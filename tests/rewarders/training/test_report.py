@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.data.ratings import read_ratings, write_ratings
 from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip, JudgeResult
@@ -15,6 +16,10 @@ from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.report import report
 from rewarders.training.split import Seen
 from tests.support.rewarders.rated_clips import grey_clips, rated
+
+
+def approx(value: float) -> object:
+    return pytest.approx(value, abs=0.02)
 
 
 class Level:
@@ -120,3 +125,30 @@ def test_judges_alone_and_clips_that_they_refuse(tmp_path: Path) -> None:
     assert found["left_out"]["not scored"] == {"light": 3, "dark": 3}
     assert found["dimensions"]["light"]["clips"] == 15
     assert list(found["dimensions"]["overall"]["judges"])[:2] == ["up", "down"]
+
+
+def test_agreement_within_generators_and_actions(tmp_path: Path) -> None:
+    """A judge that is right about one generator's clips and upside down about the other's."""
+    file = grey_clips(tmp_path, 6, 4)
+    rows = [
+        row.model_copy(update={"source": ("vidu", "hailuo")[i % 2], "category": ("waving", None)[i // 12]})
+        for i, row in enumerate(read_ratings(file).rows)
+    ]
+    write_ratings(file, rows)
+
+    class Partial(Level):
+        def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+            right = super().score(clips, prompts)
+            known = {row.clip: row.source for row in rows}
+            return [
+                one if known[prompt.id] == "vidu" else 100 - one for one, prompt in zip(right, prompts, strict=True)
+            ]
+
+    found = report([Partial("light")], rated(file), {}, silent, 100, [Two()])["dimensions"]["light"]
+    assert found["by_source"] == {
+        "hailuo": {"clips": 12, "SRCC": {"reward": approx(-1), "up": approx(1), "down": approx(-1)}},
+        "vidu": {"clips": 12, "SRCC": {"reward": approx(1), "up": approx(1), "down": approx(-1)}},
+    }
+    assert list(found["by_category"]) == ["waving"]
+    assert found["by_category"]["waving"]["clips"] == 12
+    assert found["judges"]["reward"]["SRCC"]["value"] < 0.9
