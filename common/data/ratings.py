@@ -2,7 +2,7 @@
 
 ```
 ratings.jsonl   {"clip": "clips/0001.mp4", "first_frame": "frames/0001.png", "prompt": "a robot walks right",
-                 "character": "robot", "category": "walk", "source": "cogvideox-5b",
+                 "character": "robot", "category": "walk", "source": "cogvideox-5b", "seed": 17,
                  "ratings": {"alice": {"smoothness": 4, "motion": 5}, "bob": {"smoothness": 3}}}
 pairs.jsonl     {"prompt": "a robot walks right", "first_frame": "frames/0001.png", "chosen": "clips/0001.mp4",
                  "rejected": "clips/0002.mp4", "chosen_rating": 4.5, "rejected_rating": 2, "category": "walk",
@@ -12,8 +12,8 @@ pairs.jsonl     {"prompt": "a robot walks right", "first_frame": "frames/0001.pn
 ```
 
 One row per clip or pair; paths are relative to the file. `source` is the generator that made the clip, or `REAL` for a
-real video. A rating is a number from 1 (worst) to 5 (best); annotators may leave out dimensions, and a clip without
-ratings has an empty map. Dimension names are arbitrary.
+real video; `seed` is the generator's, if known. A rating is a number from 1 (worst) to 5 (best); annotators may leave
+out dimensions, and a clip without ratings has an empty map. Dimension names are arbitrary.
 
 Bad rows are skipped and listed with file and line (`Table.bad`). A file without any good row is a `ConfigError`.
 """
@@ -64,6 +64,7 @@ class RatedClip(Row):
     character: NonEmpty | None = None
     category: NonEmpty | None = None
     source: NonEmpty
+    seed: int | None = None
     ratings: dict[NonEmpty, dict[NonEmpty, Rating]] = {}
 
     def files(self) -> tuple[Sequence[str], Sequence[str]]:

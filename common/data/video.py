@@ -28,6 +28,8 @@ CPU = Path("/proc/cpuinfo")
 NO_AVX512 = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of the files that count as videos in a folder
 CRF = 10
+BITEXACT = {"fflags": "+bitexact"}  # no encoder signature, no creation time
+COPIED = ("h264", "hevc", "av1", "mpeg4")  # codecs that are not encoded again
 SHEET_FRAMES, SHEET_WIDTH = 9, 128  # contact sheet: frames per clip, and width of a frame in pixels
 BROWSER_CRF, BROWSER_WIDTH = 20, 256  # videos for people: quality, and the width small clips are enlarged to
 SIDE_WIDTH = 480  # width in pixels that large clips are shrunk to when two are shown side by side
@@ -38,7 +40,7 @@ def encode_mp4(frames: np.ndarray, fps: int | Fraction) -> bytes:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size:
         raise ValueError(f"a clip is uint8 [F, H, W, 3] with F, H, W >= 1; got {frames.dtype} {list(frames.shape)}")
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with av.open(file, "w", format="mp4", options=BITEXACT) as container:
         stream = container.add_stream("libx264", rate=fps, options=NO_AVX512 | {"crf": str(CRF), "threads": "1"})
         stream.codec_context.flags |= Flags.bitexact
         stream.height, stream.width = frames.shape[1:3]
@@ -59,13 +61,45 @@ def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
     frames = frames.repeat(scale, axis=1).repeat(scale, axis=2)
     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with av.open(file, "w", format="mp4", options=BITEXACT) as container:
         rate = Fraction(fps).limit_denominator(1001)
         stream = container.add_stream("libx264", rate=rate, options={"crf": str(BROWSER_CRF), "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def anonymous_mp4(data: bytes) -> bytes:
+    """A video's pictures alone, as mp4 without sound and tags, so that the file does not say what made it.
+
+    Codecs that mp4 holds are copied bit by bit; others are encoded as by `encode_mp4`. Raises `ValueError` if the video
+    is unreadable.
+    """
+    copied = _picture_track(data)
+    if copied is not None and clip_length(copied)[0] == clip_length(data)[0]:
+        return copied
+    clip, fps = decode_video(data)
+    return encode_mp4(clip, Fraction(fps).limit_denominator(1001))
+
+
+def _picture_track(data: bytes) -> bytes | None:
+    """The packets of the video track in a new mp4 file; None if the codec does not belong there."""
+    file = io.BytesIO()
+    try:
+        with av.open(io.BytesIO(data), "r") as source, av.open(file, "w", format="mp4", options=BITEXACT) as copy:
+            track = source.streams.video[0]
+            if track.codec_context.name not in COPIED:
+                return None
+            stream = copy.add_stream_from_template(track)
+            stream.metadata.clear()
+            for packet in source.demux(track):
+                if packet.dts is not None:  # the last one is empty
+                    packet.stream = stream
+                    copy.mux(packet)
+    except (av.FFmpegError, IndexError, ValueError):
+        return None
     return file.getvalue()
 
 

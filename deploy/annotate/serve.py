@@ -76,7 +76,7 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def tables(results: Mapping[str, Any]) -> list[Table]:
-    """Returns tables of win rates, mean opinion scores, agreement and annotators; empty ones are left out.
+    """Returns tables of win rates, opinions, agreement, annotators and coverage; empty ones are left out.
 
     `results` is the output of `inter_annotator.results`.
     """
@@ -92,11 +92,13 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
     compared = sum(one["compared"] for one in results["annotators"])
     agreeing.append(("comparisons", compared, _number(results["pairs"]["alpha"])))
     people = [(one["name"], one["rated"], one["compared"]) for one in results["annotators"]]
+    coverage = list(enumerate(results["clips"]["by_ratings"]))
     made = [
         _table("win rate, by majority", ("", "wins", "losses", "ties", "rate", "95 %"), wins),
         _table("mean opinion, 1 to 5", ("source", "dimension", "clips", "mean", "95 %", "of 5"), opinions),
         _table("agreement, Krippendorff's alpha", ("", "answers", "alpha"), agreeing),
         _table("annotators", ("", "rated", "compared"), people),
+        _table("coverage", ("ratings", "clips"), coverage[::-1] if people else ()),
     ]
     return [table for table in made if table.row_count]
 

@@ -91,7 +91,7 @@ def _of_ratings(place: Path) -> list[SurveyClip]:
 
 def _of_rated(table: Ratings, row: RatedClip) -> SurveyClip:
     image = None if row.first_frame is None else table.place(row.first_frame)
-    known = {"source": row.source, "character": row.character, "category": row.category}
+    known = {"source": row.source, "character": row.character, "category": row.category, "seed": row.seed}
     return _of_files(table.place(row.clip), image, row.clip, row.prompt, **known)
 
 

@@ -12,17 +12,20 @@ from deploy.cli.flags import add_command
 
 BUILD = """\
 VIDEOS is a folder of videos. The third frame and the caption of each become a prompt, and every generator makes clips
-for it; the video itself, cropped to the same size, is rated too. With 'toon' instead of a folder, clips with known
-defects are rendered and rated by the renderer. Writes DIR/clips, DIR/frames and DIR/ratings.jsonl. The same command
-resumes after an interruption.
+for it; the video itself, cropped to the same size, is rated too. --prompts takes the prompts from a file instead: those
+of `douga prompts from-videos`, balanced or rewritten since. --foreign adds clips of other generators, and can be given
+later. With 'toon' instead of a folder, clips with known defects are rendered and rated by the renderer. Writes
+DIR/clips, DIR/frames and DIR/ratings.jsonl. The same command resumes after an interruption.
 
 examples:
   douga reward build videos/ --generators toon,/models/CogVideoX-5b-I2V,runs/mine --captions c.csv --out rate
-  douga annotate rate                                then let people rate the clips
+  douga reward build videos/ --prompts long.jsonl --foreign clips.csv --actions anime --out rate
+  douga annotate rate --annotators 6                 then let people rate the clips
   douga reward build toon --out rated --count 300    without people
 
 Any configuration key can be set and applies to all generators. The captions file may also have the columns character
-and category.
+and category. clips.csv (or .jsonl) has the columns video, prompt, generator, and optionally category, character,
+first_frame and seed; paths are relative to it.
 """
 TRAIN = """\
 Reads a ratings file and its clips. Writes DIR/DIMENSION.json and DIR/DIMENSION.safetensors; use DIR as reward.path.
@@ -68,6 +71,9 @@ def _add_build(kinds: Any) -> None:
     build.add_argument("--clips", type=int, default=1, help="clips per generator and prompt (default: 1)")
     build.add_argument("--captions", type=Path, help=".jsonl or .csv: video, prompt (else VIDEO.txt), category")
     build.add_argument("--captioner", help="a Qwen2-VL folder or hub id, for videos without a caption")
+    build.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file; an id is the name of its video")
+    build.add_argument("--foreign", type=Path, metavar="FILE", help=".jsonl or .csv of other generators' clips")
+    build.add_argument("--actions", help="anime, or a TOML file: categories must be in it (default: any)")
     build.add_argument("--count", type=int, default=300, help="toon: number of prompts (default: 300)")
     build.add_argument("--candidates", type=int, default=4, help="toon: clips per prompt (default: 4)")
     build.add_argument("--seed", type=int, default=0, help="seed of the clips (default: 0)")

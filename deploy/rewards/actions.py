@@ -13,11 +13,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from actors.prompts.vocabulary import open_vocabulary
 from common.config import load_config
 from common.data.ratings import dimensions, read_ratings
 from common.errors import ConfigError
 from deploy.rewards import rating_set
-from deploy.rewards.rating_set import Generator
+from deploy.rewards.rating_set import Generator, Inputs
 from deploy.run_dir.source import generator_of
 from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.head_files import load_heads, save_heads
@@ -47,23 +48,26 @@ def build_command(options: Options, flags: Flags) -> int:
     if options.clips < 1:
         raise ConfigError(f"--clips {options.clips}: must be at least 1")
     generators = [_generator(name.strip(), flags) for name in options.generators.split(",") if name.strip()]
-    videos, captioner = Path(options.source), None
+    inputs = _inputs(options)
+    file = rating_set.build_from_videos(inputs, options.out, generators, options.clips, options.seed, print)
+    print(file)
+    return 0
+
+
+def _inputs(options: Options) -> Inputs:
+    for name in ("captions", "captioner") if options.prompts else ():
+        if getattr(options, name):
+            raise ConfigError(f"--{name}: not with --prompts, which has the captions")
+    if options.prompts and not options.prompts.is_file():
+        raise ConfigError(f"--prompts {options.prompts}: no such file")
+    captioner = None
     if options.captioner:
         from actors.prompts.captioner import Qwen2VLCaptioner  # noqa: PLC0415 - slow import, needed only here
 
         captioner = Qwen2VLCaptioner(options.captioner)
-    file = rating_set.build_from_videos(
-        videos,
-        options.out,
-        generators,
-        clips=options.clips,
-        seed=options.seed,
-        log=print,
-        captions=options.captions,
-        captioner=captioner,
-    )
-    print(file)
-    return 0
+    vocabulary = open_vocabulary(options.actions) if options.actions else None
+    videos = Path(options.source)
+    return Inputs(videos, options.prompts, options.captions, captioner, options.foreign, vocabulary)
 
 
 def _generator(source: str, flags: Flags) -> Generator:

@@ -1,21 +1,22 @@
 """Builds rating sets: clips that generators make from each video's third frame and caption, and the videos themselves.
 
 ```
-folder of videos ── third frame, caption ──> OUT/prompts/ ──> every generator ─┐
-        └────────── from the third frame on, at the generators' size ──────────┴─> OUT/clips/, OUT/ratings.jsonl
-rendered clips with known defects ── rated by the renderer, as one annotator ────> the same
+prompt file, or a folder's third frames and captions ──> every generator ─┐
+folder of videos ── from the third frame on, at the generators' size ─────┼─> OUT/clips/, OUT/ratings.jsonl
+manifest of other generators' clips ── without sound and tags ────────────┘
+rendered clips with known defects ── rated by the renderer, as one annotator ──> the same
 ```
 
 The source videos are rated too (source `common.data.ratings.REAL`): their ratings show what real clips get. File names
 do not reveal the source of a clip. Existing files are not made again, so the same command resumes after an
-interruption.
+interruption, and another manifest adds its clips to those that are there.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ import numpy as np
 from PIL import Image
 
 from actors.prompts.from_videos import THIRD, Captioner, from_videos
-from actors.prompts.source import read_table
+from actors.prompts.source import file_prompts
+from actors.prompts.vocabulary import Vocabulary
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
 from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
-from common.data.video import VIDEO_SUFFIXES, clip_length, decode_frames, encode_mp4
+from common.data.video import VIDEO_SUFFIXES, anonymous_mp4, clip_length, decode_frames, encode_mp4
 from common.digests import digest
-from common.errors import ConfigError
+from common.errors import ConfigError, one_per_line
 from common.files import replacing, write_whole
 from common.images import encode_png, fit
 from common.messages import Prompt
@@ -38,9 +40,13 @@ from common.seeds import candidate_seed
 from common.toon.prompts import shot_id
 from common.toon.world import DIMENSIONS, FPS, render
 from common.weights.store import WeightStore
+from deploy.rewards.foreign import ForeignClip, Manifest
+from rewarders.first_frame import reference_frame
 from rewarders.toon_heads.training.dataset import TEST_CHARACTERS, Samples, draw_samples
+from rewarders.training.dataset import prompt_text
 
 RATINGS, SETTINGS = "ratings.jsonl", "build.json"
+ADDED = "added"  # in `SETTINGS`: a digest of what another build may change: the manifest's clips, the vocabulary
 RENDERER = "renderer"  # source and annotator of rendered clips
 MIXED = "mixed"  # `character` of all figures composed from several characters' parts, because they share parts
 TEST_SHARE = 0.3  # approximate share of the prompts that show `TEST_CHARACTERS`
@@ -65,46 +71,60 @@ class Generator:
         return sampler
 
 
-def build_from_videos(
-    videos: Path,
-    out: Path,
-    generators: Sequence[Generator],
-    clips: int,
-    seed: int,
-    log: Log,
-    captions: Path | None = None,
-    captioner: Captioner | None = None,
-) -> Path:
-    """Makes `clips` clips per generator and one source clip for every video. Returns the path of the ratings file.
+@dataclass(frozen=True)
+class Inputs:
+    """What a rating set is made of. Without `prompts`, a prompt file, captions and third frames of the videos are."""
 
-    A video that is too short for a clip of the first generator's length gets no source clip; this is logged. Raises
-    `ConfigError` if `from_videos` does, if generators share a name, or if `out` holds a set with other settings.
+    videos: Path
+    prompts: Path | None = None
+    captions: Path | None = None
+    captioner: Captioner | None = None
+    foreign: Path | None = None  # a manifest
+    vocabulary: Vocabulary | None = None  # of the categories; None: any
+
+
+def build_from_videos(
+    inputs: Inputs, out: Path, generators: Sequence[Generator], clips: int, seed: int, log: Log
+) -> Path:
+    """Makes `clips` clips per generator and one source clip for every prompt. Returns the path of the ratings file.
+
+    A prompt's `id` is the name of its video. A prompt without a video, or with one that is too short for a clip of the
+    first generator's length, gets no source clip; this is logged. Raises `ConfigError` if `from_videos` or the manifest
+    does, if generators share a name, if a category is not in the vocabulary, or if `out` holds a set with other
+    settings.
     """
     names = [generator.name for generator in generators]
     if not names or len(set(names)) < len(names) or REAL in names:
         raise ConfigError(
             f"generators {', '.join(names) or 'none'}: at least one is needed, with unique names other than {REAL!r}"
         )
+    foreign = []
+    if inputs.foreign is not None:
+        foreign = Manifest(inputs.foreign, (REAL, *names), inputs.vocabulary).clips(log)
+    added = digest(repr((foreign, inputs.vocabulary)).encode())
+    if _is_done(out, _settings(inputs, generators, clips, seed), added):
+        return out / RATINGS
+    prompts = _prompts(inputs, out)
+    rows = _source_clips(inputs.videos, out, prompts, generators[0].config.model, seed, log)
+    for generator in generators:
+        rows += _generated(out, prompts, generator, clips, seed, log)
+    rows += _foreign(out, foreign, seed)
+    rows.sort(key=lambda row: (row.first_frame or "", row.clip))
+    write_ratings(out / RATINGS, rows)
+    for line in _coverage(prompts, rows):
+        log(line)
+    return out / RATINGS
+
+
+def _settings(inputs: Inputs, generators: Sequence[Generator], clips: int, seed: int) -> dict[str, Any]:
+    """What must not change between two builds of a folder."""
     made = [
         {"name": one.name, **one.config.model_dump(mode="json", include={"model", "sampler"})} for one in generators
     ]
-    names_of_videos = (
-        sorted(path.name for path in videos.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES)
-        if videos.is_dir()
-        else []
-    )
-    if _is_done(out, {"videos": names_of_videos, "generators": made, "clips": clips, "seed": seed}):
-        return out / RATINGS
-    table = out / "prompts" / "prompts.jsonl"
-    if not table.is_file():
-        from_videos(videos, table.parent, captions, captioner)
-    prompts = _prompts(table)
-    rows = _source_clips(videos, out, prompts, generators[0].config.model, seed, log)
-    for generator in generators:
-        rows += _generated(out, prompts, generator, clips, seed, log)
-    rows.sort(key=lambda row: (row.first_frame or "", row.clip))
-    write_ratings(out / RATINGS, rows)
-    return out / RATINGS
+    listed = inputs.videos.iterdir() if inputs.videos.is_dir() else ()
+    videos = sorted(path.name for path in listed if path.suffix.lower() in VIDEO_SUFFIXES)
+    settings = {"videos": videos, "generators": made, "clips": clips, "seed": seed}
+    return settings if inputs.prompts is None else settings | {"prompts": digest(inputs.prompts.read_bytes())}
 
 
 def build_toon(out: Path, prompts: int, candidates: int, seed: int, log: Log) -> Path:
@@ -131,43 +151,65 @@ def build_toon(out: Path, prompts: int, candidates: int, seed: int, log: Log) ->
     return out / RATINGS
 
 
-def _is_done(out: Path, settings: dict[str, Any]) -> bool:
+def _is_done(out: Path, settings: dict[str, Any], added: str = "") -> bool:
     """Creates the folder and records its settings. Returns whether it is finished already.
 
-    Raises `ConfigError` if the folder was built with other settings.
+    Raises `ConfigError` if it was built with other `settings`. With another `added` it is unfinished.
     """
     record = out / SETTINGS
-    if record.is_file() and json.loads(record.read_text()) != settings:
+    before = json.loads(record.read_text()) if record.is_file() else {**settings, ADDED: added}
+    same = before.pop(ADDED, "") == added
+    if before != settings:
         raise ConfigError(
             f"{out}: holds clips that were made from other inputs or with other options; choose another --out"
         )
     for name in ("clips", "frames"):
         (out / name).mkdir(parents=True, exist_ok=True)
-    write_whole(record, json.dumps(settings, indent=1) + "\n")
+    if not same:
+        (out / RATINGS).unlink(missing_ok=True)
+    write_whole(record, json.dumps({**settings, ADDED: added}, indent=1) + "\n")
     return (out / RATINGS).is_file()
 
 
-def _prompts(table: Path) -> list[Prompt]:
-    """Returns the prompts of a file in order."""
-    return [
-        Prompt(
-            ordinal=i,
-            id=data["id"],
-            text=data["prompt"],
-            image=(table.parent / data["image"]).read_bytes(),
-            character=data.get("character"),
-            category=data.get("category"),
-        )
-        for i, (_, data) in enumerate(read_table(table, "prompt file"))
-    ]
+def _prompts(inputs: Inputs, out: Path) -> list[Prompt]:
+    """The prompts in the order of their file. Raises `ConfigError`."""
+    table = inputs.prompts or out / "prompts" / "prompts.jsonl"
+    if not table.is_file() and inputs.prompts is None:
+        from_videos(inputs.videos, table.parent, inputs.captions, inputs.captioner)
+    prompts = list(file_prompts(table))
+    if inputs.vocabulary is None:
+        return prompts
+    known, bad = [], []
+    for prompt in prompts:
+        try:
+            known.append(replace(prompt, category=inputs.vocabulary.action(prompt.category)))
+        except ValueError as error:
+            bad.append(f"{prompt.id}: {error}")
+    if bad:
+        raise ConfigError(one_per_line(f"{table}: {len(bad)} prompts without a known action", bad))
+    return known
 
 
-def _row(out: Path, prompt: Prompt, source: str, clip: str) -> RatedClip:
-    frame = f"frames/{digest(prompt.image or b'')[:12]}.png"
-    if not (out / frame).exists():
-        _keep(out / frame, prompt.image or b"")
+def _coverage(prompts: Sequence[Prompt], rows: Sequence[RatedClip]) -> list[str]:
+    """How many clips each source has, and of how many of the prompts."""
+    known = {prompt_text(prompt.text) for prompt in prompts}
+    lines = []
+    for source in sorted({row.source for row in rows}):
+        captions = [prompt_text(row.prompt) for row in rows if row.source == source]
+        others = sum(caption not in known for caption in captions)
+        line = f"{source}: {len(captions)} clips, of {len(known & set(captions))} of {len(known)} captions"
+        lines.append(line + (f"; {others} of other captions" if others else ""))
+    return lines
+
+
+def _row(out: Path, prompt: Prompt, source: str, clip: str, seed: int | None = None) -> RatedClip:
+    frame = None
+    if prompt.image is not None:
+        frame = f"frames/{digest(prompt.image)[:12]}.png"
+        if not (out / frame).exists():
+            _keep(out / frame, prompt.image)
     parts = {"prompt": prompt.text, "character": prompt.character, "category": prompt.category}
-    return RatedClip(clip=clip, first_frame=frame, source=source, **parts)
+    return RatedClip(clip=clip, first_frame=frame, source=source, seed=seed, **parts)
 
 
 def _name(seed: int, *what: object) -> str:
@@ -183,17 +225,18 @@ def _keep(path: Path, data: bytes) -> None:
 def _source_clips(
     videos: Path, out: Path, prompts: Sequence[Prompt], size: ModelConfig, seed: int, log: Log
 ) -> list[RatedClip]:
-    rows, short = [], 0
+    rows, missing = [], 0
     for prompt in prompts:
         clip = _name(seed, prompt.id, REAL, 0)
         try:
             if not (out / clip).exists():
                 _keep(out / clip, encode_mp4(source_clip((videos / prompt.id).read_bytes(), size), size.fps))
             rows.append(_row(out, prompt, REAL, clip))
-        except ValueError as error:
-            short += 1
-            log(f"{videos / prompt.id}: no source clip: {error}")
-    log(f"{len(rows)} source clips" + (f"; {short} videos have none" if short else ""))
+        except (OSError, ValueError) as error:
+            missing += 1
+            why = error.strerror if isinstance(error, OSError) else error
+            log(f"{videos / prompt.id}: no source clip: {why}")
+    log(f"{len(rows)} source clips" + (f"; {missing} prompts have none" if missing else ""))
     return rows
 
 
@@ -218,13 +261,28 @@ def _generated(
     rows: list[RatedClip] = []
     for prompt in prompts:
         names = [_name(seed, prompt.id, generator.name, k) for k in range(clips)]
+        seeds = [candidate_seed(seed, f"ratings {generator.name}", prompt.ordinal, k) for k in range(clips)]
         if missing := [k for k, name in enumerate(names) if not (out / name).exists()]:
             sampler = sampler or generator.sampler()
-            seeds = [candidate_seed(seed, f"ratings {generator.name}", prompt.ordinal, k) for k in range(clips)]
             for made in sampler.sample(prompt, sampler.encode(prompt), seeds, missing):
                 _keep(out / names[made.index], made.clip)
             log(f"{generator.name}: {prompt.ordinal + 1}/{len(prompts)} prompts")
-        rows += [_row(out, prompt, generator.name, name) for name in names]
+        rows += [_row(out, prompt, generator.name, *clip) for clip in zip(names, seeds, strict=True)]
+    return rows
+
+
+def _foreign(out: Path, clips: Sequence[ForeignClip], seed: int) -> list[RatedClip]:
+    rows = []
+    for place, one in enumerate(clips):
+        name = _name(seed, one.generator, one.digest)
+        if not (out / name).exists():
+            _keep(out / name, anonymous_mp4(one.video.read_bytes()))
+        image = None if one.first_frame is None else one.first_frame.read_bytes()
+        prompt = Prompt(place, name, one.prompt, image, character=one.character, category=one.category)
+        if image is None:  # written down, so that the page shows a first frame for every clip
+            first = reference_frame(decode_frames((out / name).read_bytes(), [0]), prompt)
+            prompt = replace(prompt, image=encode_png(first))
+        rows.append(_row(out, prompt, one.generator, name, one.seed))
     return rows
 
 

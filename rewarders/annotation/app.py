@@ -7,7 +7,7 @@
 | GET /api/survey | rubric, numbers of clips, pairs and annotators |
 | GET /api/next?annotator&kind | this annotator's current task, and their progress |
 | POST /api/rate, /api/choose, /api/undo | stores an answer or takes the last one back; then as /api/next |
-| GET /api/results | `inter_annotator.results` |
+| GET /api/results | `inter_annotator.results` without sources: the page stays blind |
 | GET /clips/KEY, /frames/KEY | a video with Range support, a first frame |
 
 Authentication: `common/web/auth.py`. A KEY is looked up in the survey and never used as a path.
@@ -82,7 +82,7 @@ def _add_read_routes(app: FastAPI, survey: Survey) -> None:
 
     @app.get("/api/results")
     def results() -> dict:
-        return inter_annotator.results(survey)
+        return inter_annotator.without_sources(inter_annotator.results(survey))
 
 
 def _add_answer_routes(app: FastAPI, survey: Survey) -> None:

@@ -46,7 +46,9 @@ def export(survey: Survey, out: Path) -> str:
         write_ratings(out / RATINGS, rows)
     if pairs:
         write_pairs(out / PAIRS, pairs)
-    return f"{out}: {len(rows)} rated clips, {len(pairs)} pairs; {len(found) - len(pairs)} ties left out"
+    few = sum(len(row.ratings) < survey.annotators for row in rows)
+    said = f"{out}: {len(rows)} rated clips, {len(pairs)} pairs; {len(found) - len(pairs)} ties left out"
+    return said + (f"; {few} clips have fewer than {survey.annotators} annotators" if few else "")
 
 
 def all_ratings(survey: Survey) -> dict[str, Ratings]:
@@ -76,6 +78,7 @@ class Writer:
             character=clip.character,
             category=clip.category,
             source=clip.source,
+            seed=clip.seed,
             ratings={who: dict(given) for who, given in self.ratings[clip.key].items()},
         )
 

@@ -33,6 +33,7 @@ from rewarders.annotation.store import Answer
 from rewarders.annotation.survey import Survey
 
 Choice = Literal["first", "second", "tie"]
+BY_SOURCE = ("opinions", "win_rates")  # of `results`
 CODES = {"first": 0.0, "second": 1.0, "tie": 2.0}
 
 
@@ -101,12 +102,26 @@ def results(survey: Survey) -> dict[str, Any]:
     return {
         "rubric": survey.rubric.name,
         "annotators": _annotators(rated, compared),
-        "clips": {"all": len(survey.clips), "rated": len({answer.item for answer in rated})},
+        "clips": _coverage(survey, rated),
         "ratings": [_agreement(name, rated) for name in survey.rubric.names],
         "opinions": [asdict(one) for one in _mean_opinions(survey, rated)],
         "pairs": _pairs(survey, compared),
         "win_rates": [asdict(one) for one in _win_rates(survey, compared)],
     }
+
+
+def without_sources(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the statistics that do not name what made the clips: those that annotators may see."""
+    return {name: value for name, value in found.items() if name not in BY_SOURCE}
+
+
+def _coverage(survey: Survey, rated: Sequence[Answer]) -> dict[str, Any]:
+    """How many clips have how many ratings: ``by_ratings[k]`` clips have k, the last one that many or more."""
+    counts = Counter(answer.item for answer in rated)
+    clips = Counter(min(counts[clip.key], survey.annotators) for clip in survey.clips)
+    by_ratings = [clips[k] for k in range(survey.annotators + 1)]
+    every = len(survey.clips)
+    return {"all": every, "rated": every - by_ratings[0], "complete": by_ratings[-1], "by_ratings": by_ratings}
 
 
 def _annotators(rated: Sequence[Answer], compared: Sequence[Answer]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ class SurveyClip:
     source: str  # what made it; never shown to annotators
     character: str | None = None
     category: str | None = None
+    seed: int | None = None  # the generator's
     file: Path | None = None  # the mp4 file; None: the clip is in a run's blobs
     first_frame_file: Path | None = None
     read: Callable[[], bytes] = field(default=bytes, repr=False, compare=False)

@@ -233,8 +233,6 @@ function undo() {
 // Results.
 
 const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)} %`);
-const range = (low, high, words) => (low === null ? "–" : `${words(low)} to ${words(high)}`);
 
 function table(title, heads, rows) {
   const head = make("tr", {}, ...heads.map((words) => make("th", { textContent: words })));
@@ -244,16 +242,12 @@ function table(title, heads, rows) {
 
 function showResults(found) {
   showOnly("results");
-  const winning = found.win_rates.map((one) => [`${one.source} over ${one.against}`, one.wins, one.losses, one.ties, percent(one.rate), range(one.low, one.high, percent)]);
-  const opinions = found.opinions.map((one) => [one.source || "all clips", one.dimension, one.clips, number(one.mean), range(one.low, one.high, number), `${number(one.percent, 1)} %`]);
   const agreeing = found.ratings.map((one) => [one.dimension, one.answers, number(one.alpha)]);
   agreeing.push(["comparisons", found.annotators.reduce((sum, one) => sum + one.compared, 0), number(found.pairs.alpha)]);
   $("results").replaceChildren(
-    ...(winning.length ? table("Win rate, by majority", ["", "wins", "losses", "ties", "rate", "95 %"], winning) : []),
-    ...(opinions.length ? table("Mean opinion, 1 to 5", ["source", "dimension", "clips", "mean", "95 %", "of 5"], opinions) : []),
     ...table("Agreement, Krippendorff's alpha", ["", "answers", "alpha"], agreeing),
     ...table("Annotators", ["", "rated", "compared"], found.annotators.map((one) => [one.name, one.rated, one.compared])),
-    make("p", { className: "note", textContent: `${found.clips.rated} of ${found.clips.all} clips rated, ${found.pairs.answered} of ${found.pairs.all} pairs compared, ${found.pairs.complete} of them by all annotators.` }),
+    make("p", { className: "note", textContent: `${found.clips.rated} of ${found.clips.all} clips rated, ${found.clips.complete} of them by all annotators; ${found.pairs.answered} of ${found.pairs.all} pairs compared, ${found.pairs.complete} of them by all annotators.` }),
   );
 }
 

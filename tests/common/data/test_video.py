@@ -10,6 +10,7 @@ import pytest
 
 from common.data import video
 from common.data.video import (
+    anonymous_mp4,
     clip_length,
     decode_clip,
     decode_frames,
@@ -127,3 +128,28 @@ def test_two_clips_in_one_picture() -> None:
 def test_two_clips_of_real_videos_are_shrunk() -> None:
     clip = np.zeros((3, 480, 720, 3), np.uint8)
     assert decode_clip(side_by_side([clip, clip], 16)).shape == (3, 320, 960, 3)
+
+
+@pytest.mark.parametrize(("codec", "container", "copied"), [("libx264", "mov", True), ("ffv1", "matroska", False)])
+def test_an_anonymous_video_has_the_pictures_alone(codec: str, container: str, copied: bool) -> None:
+    clip = shots()[0]
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as made:
+        made.metadata["title"] = "by Vidu"
+        stream = made.add_stream(codec, rate=8)
+        stream.height, stream.width, stream.pix_fmt = *clip.shape[1:3], "yuv420p"
+        stream.metadata["title"] = "by Vidu"
+        for one in clip:
+            made.mux(stream.encode(av.VideoFrame.from_ndarray(one, format="rgb24")))
+        made.mux(stream.encode(None))
+    bare = anonymous_mp4(file.getvalue())
+    assert b"Vidu" in file.getvalue()
+    assert b"Vidu" not in bare
+    assert clip_length(bare) == (9, 8.0)
+    before, after = decode_clip(file.getvalue()), decode_clip(bare)
+    assert np.array_equal(before, after) == copied
+    assert np.abs(before.astype(int) - after).mean() < 2
+    with av.open(io.BytesIO(bare)) as made:
+        assert made.format.name.startswith("mov,mp4")
+    with pytest.raises(ValueError, match="not a readable video"):
+        anonymous_mp4(b"no video")

@@ -180,6 +180,7 @@ def test_answers_survive_a_kill_and_are_exported(run: Path, tmp_path: Path, caps
     assert "version 1 over base" in shown
     assert "100.0 %" in shown  # text: both clips got 5 of 5
     assert re.search(r"ann\W+2\W+1\W", shown)
+    assert re.search(r"coverage.*\n(.*\n){3}\W+3\W+0\W+2\W+0\W+1\W+2\W+0\W+\d", shown)  # clips by ratings
     assert douga(run, "--rubric", "huvidpo", "--export", tmp_path / "out") == 0
     assert "2 rated clips, 1 pairs; 0 ties left out" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "clips").glob("*.mp4"))) >= 2

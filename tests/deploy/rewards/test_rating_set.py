@@ -14,7 +14,7 @@ from common.data.video import decode_clip, encode_mp4
 from common.errors import ConfigError
 from common.toon.world import DIMENSIONS
 from deploy.rewards import rating_set
-from deploy.rewards.rating_set import Generator, build_from_videos, build_toon, source_clip
+from deploy.rewards.rating_set import Generator, Inputs, build_from_videos, build_toon, source_clip
 from rewarders.training.dataset import RatedDataset
 from rewarders.training.split import split_rated
 from tests.support.tiny import tiny_pipeline
@@ -57,7 +57,8 @@ def test_a_source_clip_is_the_videos_own_time_at_the_models_size() -> None:
 def test_generators_and_the_source_are_rated_alike(generator: Generator, videos: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     out = tmp_path / "out"
-    file = build_from_videos(videos, out, [generator], 2, 0, lines.append, videos / "captions.jsonl")
+    inputs = Inputs(videos, captions=videos / "captions.jsonl")
+    file = build_from_videos(inputs, out, [generator], 2, 0, lines.append)
     table = read_ratings(file)
     assert table.bad == ()
     assert sorted((row.prompt, row.source) for row in table.rows) == [
@@ -73,14 +74,16 @@ def test_generators_and_the_source_are_rated_alike(generator: Generator, videos:
     shapes = {decode_clip(table.place(row.clip).read_bytes()).shape for row in table.rows}
     assert shapes == {(9, 48, 64, 3)}
     assert any("short.mp4: no source clip: too short: 10 frames" in line for line in lines)
-    assert "1 source clips; 1 videos have none" in lines
+    assert "1 source clips; 1 prompts have none" in lines
+    assert lines[-2:] == ["real: 1 clips, of 1 of 2 captions", "tiny: 4 clips, of 2 of 2 captions"]
+    assert len({row.seed for row in table.rows if row.source == "tiny"}) == 4
 
 
 def test_an_interrupted_build_resumes(
     generator: Generator, videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    parts = (videos, out, [generator], 2, 0)
+    parts = (Inputs(videos, captions=videos / "captions.jsonl"), out, [generator], 2, 0)
     sampled: list[int] = []
     sample = rating_set.Sampler.sample
 
@@ -93,10 +96,10 @@ def test_an_interrupted_build_resumes(
     monkeypatch.setattr(rating_set.Sampler, "sample", once)
     stop = [True]
     with pytest.raises(KeyboardInterrupt):
-        build_from_videos(*parts, print, videos / "captions.jsonl")
+        build_from_videos(*parts, print)
     before = {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
     stop.clear()
-    file = build_from_videos(*parts, print, videos / "captions.jsonl")
+    file = build_from_videos(*parts, print)
     assert sampled == [0, 1]
     assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     content = file.read_text()
@@ -110,7 +113,7 @@ def test_an_interrupted_build_resumes(
 def test_generators_need_names_of_their_own(names: list[str], generator: Generator, videos: Path) -> None:
     generators = [Generator(name, generator.config) for name in names]
     with pytest.raises(ConfigError, match="at least one is needed, with unique names other than 'real'"):
-        build_from_videos(videos, videos / "out", generators, 1, 0, print)
+        build_from_videos(Inputs(videos), videos / "out", generators, 1, 0, print)
 
 
 def test_rendered_clips_are_rated_by_the_renderer(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def test_ratings_and_pairs_are_read_back(tmp_path):
     vote(asked, 1, {"ann": "aligned", "ben": "base", "cleo": None})
     vote(asked, 2, {"ann": "base"})
     out = tmp_path / "deep" / "out"
-    assert export(asked, out) == f"{out}: 2 rated clips, 2 pairs; 1 ties left out"
+    assert export(asked, out) == (
+        f"{out}: 2 rated clips, 2 pairs; 1 ties left out; 2 clips have fewer than 3 annotators"
+    )
 
     ratings, pairs = read_ratings(out / RATINGS), read_pairs(out / PAIRS)
     assert not ratings.bad

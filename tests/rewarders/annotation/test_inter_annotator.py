@@ -80,7 +80,16 @@ def test_the_results_of_a_survey(tmp_path):
     assert percent["base", "text"] == 40
     assert found["pairs"] == {"all": 3, "answered": 2, "complete": 2, "ties": 0, "alpha": found["pairs"]["alpha"]}
     assert all(one["alpha"] > 0.8 for one in found["ratings"])
-    assert found["clips"] == {"all": 6, "rated": 6}
+    assert found["clips"] == {"all": 6, "rated": 6, "complete": 6, "by_ratings": [0, 0, 0, 6]}
+
+
+def test_coverage_counts_the_clips_by_their_ratings(tmp_path):
+    asked = survey(tmp_path, annotators=2)
+    for person, count in (("ann", 4), ("ben", 2), ("cleo", 1)):
+        for clip in asked.clips[:count]:
+            asked.rate(person, clip.key, all_of(asked, 3))
+    found = results(asked)["clips"]
+    assert found == {"all": 6, "rated": 4, "complete": 2, "by_ratings": [2, 2, 2]}  # one clip has three
 
 
 def test_win_rates_do_not_depend_on_the_order_within_a_pair(tmp_path):
