@@ -37,6 +37,9 @@ class LearnerConfig(Section):
     lora: LoraConfig = LoraConfig()
     lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    adam_epsilon: float = Field(
+        default=1e-8, gt=0, description="AdamW's epsilon, added to the root of the second moment"
+    )
     clip_norm: float = Field(default=1.0, gt=0, description="maximum gradient norm")
     warmup_steps: int = Field(default=0, ge=0, description="optimizer steps of linear learning-rate warmup")
     batch_size: int = Field(

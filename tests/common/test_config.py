@@ -66,7 +66,7 @@ def test_a_list_is_given_with_commas():
         ({"guard.patience": "2"}, "guard.patience was renamed to guardrails.patience"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
-        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.batch_size, "),
+        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.adam_epsilon, "),
         ({"steps.more": "2"}, "--steps.more"),
         (
             {"learner.checkpoint_every": "5", "learner.steps_per_push": "2"},

@@ -61,7 +61,9 @@ def plain_training(model: ModelFolder, config: RunConfig, steps: int) -> dict[st
     else:
         made = dict(policy.named_parameters())
         trained = {name: one for name, one in made.items() if rules.trainable == ("*",) or ".attn1." in name}
-    optimizer = torch.optim.AdamW(trained.values(), lr=rules.lr, weight_decay=rules.weight_decay)
+    optimizer = torch.optim.AdamW(
+        trained.values(), lr=rules.lr, eps=rules.adam_epsilon, weight_decay=rules.weight_decay
+    )
     for step in range(1, steps + 1):
         policy.zero_grad()
         plain_loss(policy, reference, model, config, step)[0].backward()
