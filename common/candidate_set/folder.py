@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -41,7 +42,7 @@ from common.errors.disk import writing
 from common.exchange.api import CollectedGroup
 from common.exchange.storage.run_lock import hold
 from common.files import replacing, sync, write_whole
-from common.messages import Candidate, Conditioning, Prompt, Score, SerializedTensor
+from common.messages import Candidate, Conditioning, Prompt, Purpose, Score, SerializedTensor
 from common.weights.tensors import from_array, to_array
 
 LOCK = ".lock"  # of a set's folder
@@ -89,6 +90,11 @@ class CandidateSet:
     def empty_prompt(self) -> SerializedTensor:
         """The embedding [L, D] of the empty caption. Raises `CorruptDataError` if the set has none."""
         return self._tensors(EMPTY, self._bytes(EMPTY))[EMBEDS]
+
+    def bytes_on_disk(self) -> int:
+        """Size of the rows and of all files that they refer to, in bytes."""
+        names = {ROWS, SETTINGS, EMPTY, *(name for row in self.rows.values() for name in row.files())}
+        return sum(path.stat().st_size for name in names if (path := self.folder / name).exists())
 
     def faults(self) -> Iterator[str]:
         """What is wrong with the files of each damaged row. Reads every byte of the set."""
@@ -154,7 +160,7 @@ class SetWriter:
         ]
         if new:
             self._keep_prompt(key, group)
-            self.add([self._row(key, group.prompt, weights, *one) for one in new])
+            self.add([self._row(key, group, weights, *one) for one in new])
         return len(new)
 
     def _keep_prompt(self, key: str, group: CollectedGroup) -> None:
@@ -167,14 +173,19 @@ class SetWriter:
         if group.prompt.image is not None:
             self._write(condition.with_suffix(".png"), group.prompt.image)
 
+    @property
+    def has_empty_prompt(self) -> bool:
+        """Whether the set has the embedding of the empty caption."""
+        return (self.set.folder / EMPTY).exists()
+
     def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
         """Stores the embedding of the empty caption, which guidance and caption dropout need."""
         path = self.set.folder / EMPTY
         path.parent.mkdir(exist_ok=True)
         self._write(path, _serialized({EMBEDS: embeds}))
 
-    def _row(self, key: str, prompt: Prompt, weights: str, candidate: Candidate, score: Score) -> CandidateRow:
-        name = candidate_name(key, weights, candidate.seed)
+    def _row(self, key: str, group: CollectedGroup, weights: str, candidate: Candidate, score: Score) -> CandidateRow:
+        prompt, name = group.prompt, candidate_name(key, weights, candidate.seed)
         clip, latents = f"{CLIPS}/{name}.mp4", f"{LATENTS}/{name}.safetensors"
         data = _serialized({LATENT: candidate.latents})
         self._write(self.set.folder / clip, candidate.clip)
@@ -197,6 +208,7 @@ class SetWriter:
             weights=weights,
             scores=score.values,
             scored_by=dict.fromkeys(score.values, score.reward_version),
+            **_training_of(group, candidate.index),
         )
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -232,6 +244,17 @@ def with_scores(row: CandidateRow, scores: Mapping[str, float], scored_by: Mappi
     """The row with more scores, or other ones. Raises `ValueError` for a score that is not finite."""
     more = {"scores": {**row.scores, **scores}, "scored_by": {**row.scored_by, **scored_by}}
     return CandidateRow.model_validate(row.model_dump() | more)
+
+
+def _training_of(group: CollectedGroup, index: int) -> dict[str, Any]:
+    """The fields of a candidate's row that say what a run trained on."""
+    if group.prompt.purpose is not Purpose.TRAIN:
+        return {}
+    selection = group.selection
+    if selection is None or index not in selection.candidates:
+        return {"ordinal": group.ordinal}
+    place = selection.candidates.index(index)
+    return {"ordinal": group.ordinal, "selected": place, "weight": selection.weights[place]}
 
 
 def _serialized(tensors: Mapping[str, SerializedTensor]) -> bytes:

@@ -33,6 +33,7 @@ PROMPTS, CLIPS, LATENTS = "prompts", "clips", "latents"
 EMPTY = f"{PROMPTS}/empty.safetensors"
 WEIGHTS_DIGITS = 8  # of the weights' digest in names
 SET = "candidates"  # folder of a set in the folder of the run that collected it
+KEPT = "kept"  # folder of the set with the candidates that a run trained on, in the run's folder
 POLICY = "transformer"  # the part of a model that is trained; sets of different policies can be merged
 BATCHING = ("candidates", "micro_batch", "offload", "compile", "vae_tiling")  # sampler keys that need not be equal
 
@@ -63,6 +64,10 @@ class CandidateRow(BaseModel):
     weights: Digest  # of the policy's weights
     scores: dict[NonEmpty, Finite] = {}  # dimension -> raw score
     scored_by: dict[NonEmpty, str] = {}  # dimension -> digest of the reward models
+    # Of a run that trained on the group; None otherwise.
+    ordinal: int | None = Field(default=None, ge=0)  # of the group in that run
+    selected: int | None = Field(default=None, ge=0)  # place in its selection, of a pair 0: chosen, 1: rejected
+    weight: Finite | None = None  # in its selection
 
     @property
     def name(self) -> str:

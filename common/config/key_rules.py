@@ -8,7 +8,7 @@ from common.config.run import RunConfig
 UNRELATED = (
     "steps", "verify", "name", "root", "mode", "evaluation.", "guardrails.", "cluster.", "metrics.", "logs.",
     "collect.prompts", "model.path", "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
-    "learner.checkpoint_every", "learner.keep_checkpoints",
+    "keep_candidates_bytes", "learner.checkpoint_every", "learner.keep_checkpoints",
 )  # fmt: skip
 # Batching and memory. These change the summation order, hence the last bits, and let a run resume after running out of
 # memory.

@@ -45,6 +45,12 @@ class RunConfig(Section):
     pairs_category: str = Field(
         default="", description="train on the clips of one category of the pairs or ratings file only; empty: all"
     )
+    keep_candidates_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="keep all candidates of the training groups in the candidate set RUN/kept: the first groups, until "
+        "the next one would make it larger than this many bytes; 0: keep none",
+    )
     verify: bool = Field(
         default=False,
         description="exit with code 1 unless the held-out reward rose and the oracle found no loss of quality",
@@ -136,6 +142,16 @@ class RunConfig(Section):
         if self.candidates and (self.pairs or self.simulate):
             other = "pairs" if self.pairs else "simulate"
             raise ValueError(f"candidates = {self.candidates!r}: excludes {other}; remove one of the two keys")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_keep(self) -> RunConfig:
+        key = next((key for key in ("simulate", "pairs", "candidates") if getattr(self, key)), None)
+        if self.keep_candidates_bytes and key:
+            raise ValueError(
+                f"keep_candidates_bytes = {self.keep_candidates_bytes}: with {key} the run samples no training "
+                "candidates; remove one of the two keys"
+            )
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,7 @@ from common.messages import (
     Purpose,
     Score,
     ScoreTask,
+    Selection,
     SerializedTensor,
     TrainingGroup,
     WeightVersion,
@@ -102,6 +103,8 @@ class CollectedGroup:
     conditioning: Conditioning
     candidates: tuple[Candidate, ...]  # [N]
     scores: tuple[Score, ...]  # [N], in the order of the candidates
+    selection: Selection | None = None  # of a training group; None if it tied
+    weights: str = ""  # digest of the policy's weights as announced; empty for the base model of a collection
 
 
 class Leases(Protocol):
@@ -283,12 +286,22 @@ class HubExchange(Protocol):
         ...
 
     def collected(self) -> Iterator[CollectedGroup]:
-        """The scored groups of purpose `COLLECT` that were not dropped, oldest first; each is read when it is asked
-        for."""
+        """The scored groups that were not dropped, oldest first; each is read when it is asked for.
+
+        They are the groups of purpose `COLLECT` and, if the run keeps its candidates (`keep_candidates_bytes`), those
+        of training, whatever became of them since.
+        """
         ...
 
     def drop_collected(self, ordinal: int) -> None:
-        """Delete a collected group, which is stored elsewhere by now."""
+        """Delete a collected group, which is stored elsewhere by now; of a training group, what training does not need.
+
+        A retry has no effect.
+        """
+        ...
+
+    def stop_keeping(self) -> None:
+        """Let no training group wait to be collected any more, neither those that wait now nor later ones."""
         ...
 
     def rescore_probes(self, version: int) -> None:

@@ -6,7 +6,8 @@ import sqlite3
 
 from common.config import RunConfig
 from common.exchange.api import State
-from common.exchange.sampling import CONDITIONING, candidates_of, latents_name
+from common.exchange.sampling import candidates_of
+from common.exchange.storage.group_blobs import CONDITIONING, clip_name, latents_name, may_train
 from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
 from common.exchange.storage.ledger_reader import stored_selection
 from common.messages import Purpose
@@ -32,14 +33,14 @@ def check(ledger: Ledger, config: RunConfig) -> None:
     _check_states(ledger)
     _check_times_trained(ledger, config)
     _check_blobs(ledger)
-    oldest_step = ledger.meta("oldest_resumable_step", 0)
     for group in ledger.in_state(*FULL):
         ordinal, state = group["ordinal"], State(group["state"])
         stored = len(ledger.candidates(ordinal))
         _demand(stored == candidates_of(group, config), f"group {ordinal} is {state} with {stored} candidates")
-        ended = state in (State.TRAINED, State.EXPIRED)
-        if state in (State.READY, State.TRAINING) or (ended and group["ended_at_step"] > oldest_step):
+        if may_train(ledger, group):
             _check_selected(ledger, group)
+        if group["waits"]:
+            _check_whole(ledger, group, stored)
 
 
 def _demand(holds: bool, message: str) -> None:
@@ -92,3 +93,9 @@ def _check_selected(ledger: Ledger, group: sqlite3.Row) -> None:
     needed = {CONDITIONING, *map(latents_name, kept)}
     lost = needed.difference(ledger.names(ordinal))
     _demand(not lost, f"group {ordinal}: blobs {', '.join(sorted(lost))} are missing, but it may still be trained on")
+
+
+def _check_whole(ledger: Ledger, group: sqlite3.Row, count: int) -> None:
+    needed = {CONDITIONING, *(name(index) for index in range(count) for name in (latents_name, clip_name))}
+    lost = needed.difference(ledger.names(group["ordinal"]))
+    _demand(not lost, f"group {group['ordinal']}: blobs {', '.join(sorted(lost))} are missing, but it is not collected")

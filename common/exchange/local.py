@@ -84,13 +84,16 @@ class LocalExchange:
                 stack.callback(self._ledger.close)
                 self._ledger.settle_blobs()
                 self._sampling = SamplingQueue(self._ledger, config, source, clock)
-                self._scoring = ScoringQueue(self._ledger, config, clock, open_algorithm(config.algorithm).select)
+                select, keeping = open_algorithm(config.algorithm).select, config.keep_candidates_bytes > 0
+                self._scoring = ScoringQueue(self._ledger, config, clock, select, keeping)
                 self._training = TrainingQueue(self._ledger, config, clock)
                 self._probes = ProbeQueue(self._ledger)
                 self._collecting = CollectionQueue(self._ledger)
                 self._refreshes = RefreshRequests(self._ledger)
                 self._commit_queue = CommitQueue(self._ledger)
                 self._commit(self._training.release_all)
+                if not keeping:
+                    self.stop_keeping()
             except StorageError as error:
                 raise ConfigError(str(error)) from None
             stack.pop_all()
@@ -215,6 +218,11 @@ class LocalExchange:
     def drop_collected(self, ordinal: int) -> None:
         """See `HubExchange.drop_collected`."""
         self._commit(self._collecting.drop, ordinal)
+
+    def stop_keeping(self) -> None:
+        """See `HubExchange.stop_keeping`."""
+        self._scoring.keeping = False
+        self._commit(self._collecting.stop_keeping)
 
     def rescore_probes(self, version: int) -> None:
         """See `HubExchange.rescore_probes`."""

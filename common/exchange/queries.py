@@ -1,7 +1,7 @@
 """Read-only queries on a run's ledger: held-out clips, the newest selected groups, active leases.
 
 The exchange keeps clips of finished probes and evaluations. Of training groups it keeps only the clips of the newest
-`scoring.SHOWN` selected ones, and no longer than their latents.
+`group_blobs.SHOWN` selected ones, and no longer than their latents.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 import msgpack
 
 from common.exchange.api import State
-from common.exchange.sampling import IMAGE, clip_name
 from common.exchange.storage.blobs import BlobHandle
+from common.exchange.storage.group_blobs import IMAGE, clip_name
 from common.exchange.storage.ledger import FIRST_EVALUATION
 from common.exchange.storage.ledger_reader import LedgerReader, open_readonly, stored_selection
 from common.messages import Purpose

@@ -28,10 +28,10 @@ from common.errors.disk import writing
 from common.exchange import consistency
 from common.exchange.api import State, WasteReason
 from common.exchange.local import ledger_key
-from common.exchange.sampling import IMAGE, SamplingQueue
-from common.exchange.scoring import keep_shown
+from common.exchange.sampling import SamplingQueue
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import digest_of, raw
+from common.exchange.storage.group_blobs import IMAGE, release_waiting, show
 from common.exchange.storage.ledger import LEDGER, Ledger, LedgerDamaged
 from common.exchange.training import TrainingQueue
 from common.files import sync
@@ -159,7 +159,8 @@ def _repair(
             values = (newest_version, step, step // config.learner.steps_per_push)
             ledger.run("INSERT INTO versions (version, step, pushes, rolled_back) VALUES (?, ?, ?, 1)", *values)
         training.rollback(step)
-        keep_shown(ledger, most=0)  # training needs no clips, so a missing clip must not cost a pair
+        show(ledger, most=0)  # training needs no clips, so a missing clip must not cost a pair
+        release_waiting(ledger)  # nor other candidates, most of which were collected after the snapshot
         _relink_blobs(ledger)
         damaged = [ledger.group(ordinal) for ordinal in sorted(_groups_with_lost_blobs(ledger))]
         resampled = [one["ordinal"] for one in damaged if one["state"] in UNPAIRED and one["purpose"] == Purpose.TRAIN]

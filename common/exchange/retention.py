@@ -2,9 +2,10 @@
 
 | deleted rows                          | when                                             | counts kept in `archive` |
 |---------------------------------------|--------------------------------------------------|--------------------------|
-| finished training groups, with their  | `exchange.keep_groups` newer groups exist, and   | groups by state, uses,   |
-| candidates, batch entries, waste      | all kept checkpoints are at or after the step    | wasted candidates by     |
-|                                       | that ended the group                             | reason                   |
+| finished training groups, with their  | `exchange.keep_groups` newer groups exist, all   | groups by state, uses,   |
+| candidates, batch entries, waste      | kept checkpoints are at or after the step that   | wasted candidates by     |
+|                                       | ended the group, and it does not wait to be      | reason                   |
+|                                       | collected                                        |                          |
 | retired probes                        | at once                                          | the same                 |
 | versions                              | more than max_lag pushes older than every kept   | (the highest deleted id) |
 |                                       | checkpoint, so no sampler may use them           |                          |
@@ -28,7 +29,7 @@ TIMES_TRAINED, WASTED, VERSION = "times_trained", "wasted_candidates", "version"
 ADD = "ON CONFLICT (kind, name) DO UPDATE SET count = count + excluded.count"
 FINISHED = """
 SELECT ordinal FROM groups
-WHERE purpose = ? AND ordinal < ? AND (state IN (?, ?) OR (state IN (?, ?) AND ended_at_step <= ?))
+WHERE purpose = ? AND ordinal < ? AND NOT waits AND (state IN (?, ?) OR (state IN (?, ?) AND ended_at_step <= ?))
 """
 COLLECTED = "SELECT ordinal FROM groups WHERE ordinal = ?"
 RETIRED_PROBES = "SELECT ordinal FROM groups WHERE purpose = ? AND (state = ? OR (state = ? AND version != ?))"

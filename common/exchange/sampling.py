@@ -14,25 +14,15 @@ from common.config import RunConfig
 from common.exchange import retention, rules
 from common.exchange.api import State, Submitted, WasteReason
 from common.exchange.storage.blobs import DeferredRead, StagedBlob, raw
+from common.exchange.storage.group_blobs import CONDITIONING, IMAGE, clip_name, latents_name
 from common.exchange.storage.ledger import FIRST_EVALUATION, Ledger
 from common.exchange.storage.ledger_reader import LedgerReader
 from common.messages import Candidate, GroupLease, Prompt, Purpose
 from common.seeds import candidate_seed
 
-IMAGE, CONDITIONING = "image", "conditioning"
 WHOLE = (Purpose.TRAIN, Purpose.COLLECT)  # groups of N candidates with their conditioning
 DUPLICATE = Submitted(False, "duplicate")
 LOST_LEASE = Submitted(False, "lost lease")
-
-
-def latents_name(index: int) -> str:
-    """Name of the blob with the latents of candidate `index`."""
-    return f"latents/{index}"
-
-
-def clip_name(index: int) -> str:
-    """Name of the blob with the clip of candidate `index`."""
-    return f"clip/{index}"
 
 
 class RefusalReason(StrEnum):
@@ -125,15 +115,16 @@ class SamplingQueue:
         group = ledger.group(ordinal)
         if group["version"] not in (None, version):
             self.drop_candidates(ordinal, WasteReason.DEATH, keep=(IMAGE, CONDITIONING))
-        row = ledger.first("SELECT pushes FROM versions WHERE version = ?", version)
+        row = ledger.first("SELECT pushes, digest FROM versions WHERE version = ?", version)
         attempt = group["attempt"] + 1
         expires = self.clock() + self.config.exchange.lease_seconds
-        pushes = 0 if row is None else row["pushes"]
+        pushes, weights = (0, "") if row is None else (row["pushes"], row["digest"])
         ledger.move(
             ordinal,
             State.SAMPLING,
             version=version,
             pushes=pushes,
+            weights=weights,
             leased_by=worker,
             lease_expires=expires,
             attempt=attempt,

@@ -13,21 +13,18 @@ import msgpack
 from common.config import RunConfig
 from common.exchange.api import ScoredCandidate, State, Submitted, WasteReason
 from common.exchange.sampling import (
-    CONDITIONING,
     DUPLICATE,
     candidates_of,
-    clip_name,
-    latents_name,
     open_prompt,
 )
 from common.exchange.storage.blobs import DeferredRead
+from common.exchange.storage.group_blobs import clip_name, latents_name, settle, show
 from common.exchange.storage.ledger import Ledger
 from common.messages import Candidate, Prompt, Purpose, Score, ScoreTask, Selection
 from common.reward_composition import clip_reward
 
 OPEN = (State.SAMPLED, State.SCORING)
 LONGEST_REASON = 200  # characters kept of a judge's explanation for a missing score
-SHOWN = 16  # newest selected groups whose clips are kept with their latents, for `douga watch`
 
 
 @dataclass(slots=True)
@@ -41,6 +38,7 @@ class ScoringQueue:
     config: RunConfig
     clock: Callable[[], float]
     select: Callable[[Sequence[float]], Selection | None]  # `Algorithm.select` of the run
+    keeping: bool = False  # whether all candidates of scored training groups wait to be collected
 
     def lease_candidates(self, worker: str, limit: int) -> DeferredRead[list[ScoreTask]]:
         """See `RewarderExchange.lease_candidates`."""
@@ -135,7 +133,7 @@ class ScoringQueue:
             self._finish(group, rows)
 
     def _finish(self, group: sqlite3.Row, rows: Sequence[sqlite3.Row]) -> None:
-        """Select candidates of a fully scored group, or mark it tied or done. Deletes blobs no longer needed."""
+        """Select candidates of a fully scored group, or mark it tied or done. Deletes blobs that nothing needs."""
         ordinal = group["ordinal"]
         if group["purpose"] != Purpose.TRAIN:
             self.ledger.move(ordinal, State.DONE)
@@ -143,19 +141,18 @@ class ScoringQueue:
         rewards = [clip_reward(self.config.reward, json.loads(row["scores"])) for row in rows]
         selection = self.select(rewards)
         if selection is None:
-            self.ledger.move(ordinal, State.TIED)
-            self.ledger.keep_only(ordinal)
-            return
-        kept = selection.candidates
-        stored = asdict(selection) | {"rewards": [rewards[index] for index in kept]}
-        self.ledger.move(
-            ordinal,
-            State.READY,
-            selection=json.dumps(stored, sort_keys=True),
-            priority=max(selection.weights),
-        )
-        self.ledger.keep_only(ordinal, [CONDITIONING, *map(latents_name, kept), *map(clip_name, kept)])
-        keep_shown(self.ledger, ordinal)
+            self.ledger.move(ordinal, State.TIED, waits=self.keeping)
+        else:
+            stored = asdict(selection) | {"rewards": [rewards[index] for index in selection.candidates]}
+            self.ledger.move(
+                ordinal,
+                State.READY,
+                selection=json.dumps(stored, sort_keys=True),
+                priority=max(selection.weights),
+                waits=self.keeping,
+            )
+            show(self.ledger, ordinal)
+        settle(self.ledger, ordinal)
 
     def _fail_group(self, ordinal: int, reason: str, waste: WasteReason) -> None:
         self.ledger.waste(waste, ordinal, *(row["id"] for row in self.ledger.candidates(ordinal)))
@@ -227,13 +224,3 @@ def return_to_sampled(ledger: Ledger, ordinal: int) -> None:
     leased = ledger.first("SELECT 1 FROM candidates WHERE ordinal = ? AND leased_by IS NOT NULL", ordinal)
     if leased is None and ledger.group(ordinal)["state"] == State.SCORING:
         ledger.move(ordinal, State.SAMPLED)
-
-
-def keep_shown(ledger: Ledger, *newest: int, most: int = SHOWN) -> None:
-    """Add `newest`, the groups just selected, and delete the clips of all but the `most` newest selected groups."""
-    shown = [*json.loads(ledger.meta("shown", "[]")), *newest]
-    gone, shown = shown[: max(0, len(shown) - most)], shown[max(0, len(shown) - most) :]
-    for ordinal in gone:
-        clips = [clip_name(row["candidate_index"]) for row in ledger.candidates(ordinal)]
-        ledger.keep_only(ordinal, [name for name in ledger.names(ordinal) if name not in clips])
-    ledger.set_meta("shown", json.dumps(shown))

@@ -23,9 +23,10 @@ from common.exchange import retention, rules
 from common.exchange.api import State
 from common.exchange.probes import ProbeQueue
 from common.exchange.refresh_requests import RefreshRequests
-from common.exchange.sampling import CONDITIONING, latents_name, open_prompt
+from common.exchange.sampling import open_prompt
 from common.exchange.scoring import return_to_sampled
 from common.exchange.storage.blobs import DeferredRead
+from common.exchange.storage.group_blobs import CONDITIONING, latents_name, settle
 from common.exchange.storage.ledger import Ledger
 from common.exchange.storage.ledger_reader import stored_selection
 from common.messages import Conditioning, TrainingGroup, WeightVersion
@@ -181,8 +182,8 @@ class TrainingQueue:
                 return
             if version.version < self.next_version():
                 raise ValueError(f"version {version.version} was used before; the next id is {self.next_version()}")
-            values = (version.version, version.step, version.pushes)
-            self.ledger.run("INSERT INTO versions (version, step, pushes) VALUES (?, ?, ?)", *values)
+            values = (version.version, version.step, version.pushes, version.digest)
+            self.ledger.run("INSERT INTO versions (version, step, pushes, digest) VALUES (?, ?, ?, ?)", *values)
             self.ledger.set_meta("pushes", version.pushes)
 
     def next_version(self) -> int:
@@ -212,7 +213,7 @@ class TrainingQueue:
             *(*ENDED, oldest),
         )
         for row in rows:
-            self.ledger.keep_only(row["ordinal"])
+            settle(self.ledger, row["ordinal"])
         retention.prune(self.ledger, self.config, oldest)
 
     def rollback(self, step: int) -> None:

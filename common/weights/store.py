@@ -91,6 +91,14 @@ class WeightStore:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise CorruptDataError(f"{file}: broken manifest: {error!r}") from None
 
+    def name_in_sets(self, version: int, digest: str, base: str) -> str:
+        """The digest that names a run's weights in candidate sets: `digest` of the version, or `base`.
+
+        `base` is the fingerprint of the base model. Several versions may have its weights: 0, and those of starts that
+        were interrupted before the first push.
+        """
+        return base if version == 0 or digest == self.manifest(0).digest else digest
+
     def load(self, version: int) -> tuple[WeightVersion, dict[str, torch.Tensor]]:
         """Manifest and CPU tensors, with every digest verified. `CorruptDataError` names the first wrong tensor."""
         manifest, state = self.open(version)

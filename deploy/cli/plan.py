@@ -111,9 +111,11 @@ def _pace_lines(made: Plan) -> list[str]:
 
 def _disk_lines(made: Plan) -> list[str]:
     disk, config = made.disk, made.config
+    kept, key = config.keep_candidates_bytes, "keep_candidates_bytes"
     return [
         "the hub (no GPU): disk of its node, GB",
         f"  {disk.blobs / GIGA:8.1f}  blobs at most (exchange.max_bytes = {config.exchange.max_bytes / GIGA:.0f} GB)",
+        *([f"  {kept / GIGA:8.1f}  kept candidates at most, {kept / disk.group:.0f} groups ({key})"] if kept else []),
         f"  {disk.checkpoints / GIGA:8.1f}  checkpoints ({config.learner.keep_checkpoints} kept, one being written)",
         f"  {disk.versions / GIGA:8.1f}  weight versions, including the base",
         f"hub traffic: {disk.group / GIGA:.3f} GB per group, {disk.push / GIGA:.3f} GB per push and sampler",

@@ -66,7 +66,7 @@ class RunStatus:
     queue: Mapping[str, int]  # training groups, or those of a collection, by state, including final states
     rates: Mapping[str, float]
     window: float  # seconds over which the rates are measured
-    last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, start -> seconds ago, step, details
+    last: Mapping[str, Mapping[str, Any]]  # push, refresh, alarm, full, start -> seconds ago, step, details
     roles: Mapping[str, Mapping[str, float]]  # role -> number of workers, busy share, number of waiting workers
     bottleneck: str | None  # the role with the highest busy share; None if the run is stopped
     workers: Sequence[WorkerStatus] = field(default_factory=list)
@@ -225,12 +225,13 @@ def _open_bar(snapshot: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | 
 
 
 def _last(snapshot: RunSnapshot) -> dict[str, dict[str, Any]]:
-    """Returns the last push, refresh, alarm and start, if there was one."""
+    """Returns the last push, refresh, alarm, start, and when no more candidates could be kept, if it happened."""
     pushed = [one for one in snapshot.steps if one["pushed"]]
     refreshed = [one for one in snapshot.steps if one["refreshed"]]
     alarms = [one for one in snapshot.events if one["event"] == "alarm"]
     starts = [one for one in snapshot.events if one["event"] in STARTS]
-    found = (("push", pushed), ("refresh", refreshed), ("alarm", alarms), ("start", starts))
+    full = [one for one in snapshot.events if one["event"] == "candidates full"]
+    found = (("push", pushed), ("refresh", refreshed), ("alarm", alarms), ("full", full), ("start", starts))
     return {name: _ago(snapshot, records[-1]) for name, records in found if records}
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from common.config import RunConfig, open_algorithm
 from common.errors import ConfigError
-from common.exchange.scoring import SHOWN
+from common.exchange.storage.group_blobs import SHOWN
 from deploy.planning.memory import (
     FLOAT32,
     GIGA,

@@ -12,6 +12,7 @@ RUN/keys/            CURVE keys of a cluster run     RUN/guardrails.jsonl  one r
 RUN/prometheus/      scrape targets for Prometheus   RUN/tensorboard/   with metrics.tensorboard
 RUN/logs/            one log file per process        RUN/wandb/         with metrics.wandb
 RUN/candidates/      the set that `douga collect` makes   RUN/trained_on.json  with candidates: which ones
+RUN/kept/            the set that a run keeps of its own training candidates (keep_candidates_bytes)
 ```
 """
 

@@ -168,5 +168,6 @@ class ClusterRunLoop(RunLoop):
             raise StuckError(f"step {self.step}: {have}, the samplers wait for admission ({self.exchange.refusal})")
 
     def _pause(self) -> None:
+        self.keep_candidates()
         if self._stop.wait(POLL_SECONDS):
             raise Stopped

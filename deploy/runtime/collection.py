@@ -166,4 +166,4 @@ def install_weights(config: RunConfig, store: WeightStore, exchange: LearnerExch
         with other.file(version).open("rb") as file:
             store.receive(manifest, iter(lambda: file.read(CHUNK), b""))
     exchange.announce(manifest)
-    return manifest.digest
+    return other.name_in_sets(version, manifest.digest, parts[POLICY])

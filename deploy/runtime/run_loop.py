@@ -13,15 +13,19 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from common.candidate_set.rows import KEPT, POLICY, SetSettings
 from common.config import RunConfig, to_toml
 from common.errors.disk import writing
 from common.exchange.api import QUEUE, HubExchange, RunExchange, ScoredCandidate
 from common.messages import TrainingFinished
+from common.models.fingerprint import model_parts
 from common.reward_composition import mean_score
 from common.roles import COLLECTING, EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
@@ -31,6 +35,9 @@ from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
 from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
+
+if TYPE_CHECKING:
+    from common.candidate_set.keeping import CandidateKeeper
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +69,7 @@ class RunLoop(ABC):
         self.guardrails, self.evaluation = guardrails, evaluation
         self.store = WeightStore(folder / "weights")
         self.phase = TRAINING  # current phase
+        self._keeper: CandidateKeeper | None = None
 
     @abstractmethod
     def train(self) -> TrainingFinished:
@@ -81,14 +89,43 @@ class RunLoop(ABC):
         try:
             if self.config.collect.prompts:
                 return Outcome(0, self._collect())
-            trained = self.trained() or self._train()
-            with writing(self.folder):
-                result = self._conclude(trained)
+            with self._keeping():
+                trained = self.trained() or self._train()
+                self.keep_candidates()
+                with writing(self.folder):
+                    result = self._conclude(trained)
             return Outcome(trained["step"], result)
         except Stopped:
             self.events.write(event="interrupted", step=self.step)
             log.info("interrupted after step %d of %d", self.step, self.config.steps)
             return Outcome(self.step, None)
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Keeps the candidates of training groups meanwhile, if the configuration says so."""
+        limit = self.config.keep_candidates_bytes
+        if not limit:
+            yield
+            return
+        from common.candidate_set.folder import writing_to  # noqa: PLC0415 - imports torch
+        from common.candidate_set.keeping import CandidateKeeper  # noqa: PLC0415
+
+        self.keep_empty_prompt()
+        parts = model_parts(self.config.model.path)
+        with writing_to(self.folder / KEPT, SetSettings.of(self.config, parts)) as writer:
+            name = partial(self.store.name_in_sets, base=parts[POLICY])
+            self._keeper = CandidateKeeper(self.exchange, writer, name, limit, self._say_full)
+            self.keep_candidates()
+            yield
+
+    def keep_candidates(self) -> None:
+        """Stores the candidates of the groups that were scored since the last call, if the run keeps them."""
+        if self._keeper is not None:
+            self._keeper.advance()
+
+    def _say_full(self, line: str) -> None:
+        self.events.write(event="candidates full", step=self.step, words=line)
+        self.evaluation.progress.message(line)
 
     def trained(self) -> dict[str, Any] | None:
         """Returns result.json if training has reached `config.steps`, else None."""

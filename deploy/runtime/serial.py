@@ -163,6 +163,7 @@ class Serial(RunLoop):
             journal=journal,
             progress=progress,
             between=self._check_stop,
+            scored=self.keep_candidates,
         )
         super().__init__(
             config=config,

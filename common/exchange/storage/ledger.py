@@ -9,7 +9,9 @@ opened. If a disk operation fails, the ledger operation is rolled back and raise
 |-------------------|---------------------------------|-----------------------------------------------------------|
 | groups            | prompt group                    | `state`: `api.State`; `selection`: JSON of the kept       |
 |                   |                                 | candidates; `position`: place among the prompts of one    |
-|                   |                                 | `enqueue`, or the ordinal of a training group             |
+|                   |                                 | `enqueue`, or the ordinal of a training group;            |
+|                   |                                 | `weights`: digest of its policy; `waits`: 1 if all its    |
+|                   |                                 | blobs are kept until it is collected                      |
 | candidates        | stored candidate                | its scoring lease and its raw scores                      |
 | group_blobs       | (group, name) -> blob           | image, conditioning, latents/i, clip/i                    |
 | blobs             | distinct content                | its size in bytes, its file                               |
@@ -48,9 +50,10 @@ CREATE TABLE groups (
     position INTEGER NOT NULL, required_version INTEGER, version INTEGER, pushes INTEGER,
     leased_by TEXT, lease_expires REAL, attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '', selection TEXT, priority REAL, times_trained INTEGER NOT NULL DEFAULT 0,
-    step INTEGER, ended_at_step INTEGER);
+    step INTEGER, ended_at_step INTEGER, weights TEXT NOT NULL DEFAULT '', waits INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
 CREATE INDEX groups_by_purpose ON groups (purpose, state, times_trained);
+CREATE INDEX groups_that_wait ON groups (ordinal) WHERE waits;
 CREATE INDEX groups_by_worker ON groups (leased_by) WHERE leased_by IS NOT NULL;
 CREATE TABLE candidates (
     id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, candidate_index INTEGER NOT NULL,
@@ -69,7 +72,7 @@ CREATE TABLE batch_entries (
 CREATE INDEX batch_entries_by_group ON batch_entries (ordinal);
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, step INTEGER NOT NULL, pushes INTEGER NOT NULL,
-    rolled_back INTEGER NOT NULL DEFAULT 0);
+    rolled_back INTEGER NOT NULL DEFAULT 0, digest TEXT NOT NULL DEFAULT '');
 CREATE TABLE checkpoints (step INTEGER PRIMARY KEY);
 CREATE TABLE wasted_candidates (
     ordinal INTEGER NOT NULL, id TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ordinal, id, reason));

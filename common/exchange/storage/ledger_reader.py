@@ -16,7 +16,7 @@ from common.exchange import rules
 from common.exchange.api import State
 from common.messages import Purpose, Selection
 
-LEDGER_VERSION = 4
+LEDGER_VERSION = 5
 LEDGER = "ledger.sqlite"
 
 

@@ -27,7 +27,7 @@ OPEN = (State.PENDING, State.SAMPLING, State.SAMPLED, State.SCORING)
 class LocalWorkers:
     """A sampler and a rewarder that load versions from `store`.
 
-    `between` is called before every unit of work and may raise to stop.
+    `between` is called before every unit of work and may raise to stop, `scored` when no clip is left to score.
     """
 
     config: RunConfig
@@ -38,6 +38,7 @@ class LocalWorkers:
     journal: Journal
     progress: Progress
     between: Callable[[], None]
+    scored: Callable[[], None]
 
     def evaluation(self, source: PromptSource) -> HeldOutEvaluation:
         """Returns the evaluation on the held-out prompts of `source`, with these workers."""
@@ -111,6 +112,7 @@ class LocalWorkers:
         while self._score_batch():
             batches += 1
             self.between()
+        self.scored()
         return batches
 
     def _score_batch(self) -> int:

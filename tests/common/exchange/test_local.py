@@ -17,8 +17,8 @@ from common.errors import ConfigError, CorruptDataError, StorageError
 from common.exchange import consistency
 from common.exchange.api import State
 from common.exchange.local import LocalExchange
-from common.exchange.scoring import SHOWN
 from common.exchange.storage.blobs import BlobError, BlobStore, pack, unpack
+from common.exchange.storage.group_blobs import SHOWN
 from common.exchange.storage.ledger import FIRST_EVALUATION
 from common.messages import Purpose, Score, SerializedTensor
 from tests.support.exchange import fakes

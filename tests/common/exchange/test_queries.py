@@ -15,7 +15,7 @@ from common.errors import ConfigError, StorageError
 from common.exchange.api import State
 from common.exchange.queries import Work, newest_groups, read_blob, work_in_progress
 from common.exchange.sampling import admission_refusal
-from common.exchange.scoring import SHOWN
+from common.exchange.storage.group_blobs import SHOWN
 from common.exchange.storage.ledger_reader import NotBegun, open_readonly
 from common.exchange.storage.run_lock import lock_owner
 from common.messages import Purpose

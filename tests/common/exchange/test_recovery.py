@@ -13,8 +13,8 @@ from common.errors import ConfigError
 from common.exchange import recovery
 from common.exchange.api import State
 from common.exchange.recovery import Recovered
-from common.exchange.scoring import SHOWN
 from common.exchange.storage import snapshots
+from common.exchange.storage.group_blobs import SHOWN
 from common.exchange.storage.ledger import LedgerDamaged
 from common.messages import candidate_id
 from tests.support.exchange.fakes import (
@@ -106,6 +106,28 @@ def test_clips_deleted_after_the_snapshot_cost_no_pair(tmp_path: Path) -> None:
     exchange = open_exchange(tmp_path, CONFIG)
     assert exchange.counts()[State.READY] == 3
     exchange.check()
+    exchange.close()
+
+
+def test_candidates_collected_after_the_snapshot_cost_no_pair(tmp_path: Path) -> None:
+    """Groups that wait in the snapshot, of which one was then collected."""
+    config = small(exchange__max_lag=9, learner__keep_checkpoints=2, sampler__candidates=3, keep_candidates_bytes=1)
+    exchange = open_exchange(tmp_path, config)
+    exchange.announce(weight_version(0, 0, 0))
+    make_pairs(exchange, 5)
+    train(exchange, 1)
+    exchange.announce(weight_version(1, 1, 1))
+    exchange.record_checkpoint(1)
+    exchange.drop_collected(3)
+    train(exchange, 2)
+    exchange.close()
+    destroy(tmp_path)
+    assert recover(tmp_path, config).given_up == 0
+    exchange = open_exchange(tmp_path, config)
+    exchange.check()
+    assert list(exchange.collected()) == []
+    assert (exchange.counts()[State.TRAINED], exchange.counts()[State.READY]) == (2, 3)
+    assert train(exchange, 2) == [2, 3]
     exchange.close()
 
 

@@ -59,6 +59,7 @@ CONFIGS: list[RunConfig] = [
     ),
     small(exchange__lease_seconds=60, exchange__pipeline_depth=2, sampler__candidates=3, exchange__max_lag=3),
     small(exchange__keep_groups=1, exchange__lease_seconds=60, exchange__max_lag=0, learner__keep_checkpoints=2),
+    small(keep_candidates_bytes=1, exchange__keep_groups=1, exchange__lease_seconds=60, sampler__candidates=3),
     small(exchange__keep_groups=2, exchange__lease_seconds=60, exchange__max_times_trained=2, algorithm__min_gap=0.3),
     # max_bytes that four of these small groups reach. The configuration would reject such a small value.
     TIGHT.model_copy(update={"exchange": TIGHT.exchange.model_copy(update={"max_bytes": 1100})}),
@@ -312,9 +313,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def store_the_collected(self) -> None:
-        """What a collection does: read what is done, then drop it."""
+        """What a collection does, and a run that keeps its candidates: read what is done, then drop it."""
         for one in list(self.exchange.collected()):
             self.call("drop_collected", one.ordinal)
+
+    @precondition(lambda self: self.model.keeping)
+    @rule()
+    def stop_keeping(self) -> None:
+        self.call("stop_keeping")
 
     # Probes.
 

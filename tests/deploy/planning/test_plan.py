@@ -601,3 +601,15 @@ def test_the_plan_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert json.loads(done.stderr) == []
     assert "359    samplers keep the learner busy" in done.stdout
+
+
+def test_the_bound_of_kept_candidates_is_given_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(ONLINE), "--family", "5b-i2v"]
+    assert main(words) == 0
+    assert "kept candidates" not in capsys.readouterr().out
+    assert main([*words, "--keep-candidates-bytes", "1_000_000_000_000"]) == 0
+    out = capsys.readouterr().out
+    group = float(next(line for line in out.splitlines() if line.startswith("hub traffic")).split()[2])
+    found = next(line.split() for line in out.splitlines() if "kept candidates at most" in line)
+    assert found[0] == "1000.0"
+    assert int(found[5]) == pytest.approx(1000 / group, rel=0.05)

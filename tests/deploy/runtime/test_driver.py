@@ -116,8 +116,8 @@ def reopened(made: RunConfig) -> LocalExchange:
 def asynchronous(
     nodes: Cluster, model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[RunConfig, Lines, dict]:
-    """Twelve steps by two samplers, a rewarder and two learner ranks, watched by guardrails."""
-    watched = {"guardrails.prompts": 2, "guardrails.every_pushes": 4}
+    """Twelve steps by two samplers, a rewarder and two learner ranks, watched by guardrails; all candidates kept."""
+    watched = {"guardrails.prompts": 2, "guardrails.every_pushes": 4, "keep_candidates_bytes": 10**9}
     made = config(tmp_path_factory.mktemp("asynchronous"), model, **PLACES, **watched, steps=12)
     lines = Lines()
     outcome = driver.run(made, toy.rewards(), progress=lines)
@@ -247,6 +247,29 @@ def test_a_clip_is_reproducible_from_version_and_seed(asynchronous: Run) -> None
     exchange.close()
 
 
+def check_kept(made: RunConfig) -> None:
+    """Every scored training group of a finished run is in its set once, whole, and waits no more."""
+    exchange, kept = reopened(made), read_set(made.folder / "kept")
+    exchange.check()
+    counts = exchange.counts()
+    assert list(exchange.collected()) == []
+    exchange.close()
+    groups = sum(counts[state] for state in (State.READY, State.TRAINED, State.EXPIRED, State.TIED))
+    assert len({row.ordinal for row in kept.rows.values()}) == groups >= made.steps * made.learner.batch_size
+    assert len(kept.rows) == groups * made.sampler.candidates
+    assert len((made.folder / "kept" / "candidates.jsonl").read_text().splitlines()) == len(kept.rows)
+    assert list(kept.faults()) == []
+
+
+def test_a_cluster_run_keeps_the_candidates_of_all_training_groups(asynchronous: Run) -> None:
+    made, _, _ = asynchronous
+    check_kept(made)
+    rows = read_set(made.folder / "kept").rows.values()
+    store = WeightStore(made.folder / "weights")
+    newest = [row for row in rows if row.version == max(row.version for row in rows)]
+    assert {row.weights for row in newest} == {store.manifest(newest[0].version).digest}
+
+
 class At(Lines):
     """A `Lines` that calls functions once each, when a step is reached: ``{step: function}``."""
 
@@ -357,7 +380,7 @@ def test_offline_pairs_train_the_weights_of_a_serial_run(nodes: Cluster, model: 
 
 @pytest.mark.slow  # `tests/benchmarks/stress/test_chaos.py` kills the same roles in the default test run
 def test_after_a_hub_crash_all_processes_restart_from_the_folder(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    made = config(tmp_path, model, steps=8)
+    made = config(tmp_path, model, steps=8, keep_candidates_bytes=10**9)
     lines = At({})
     lines.what[3] = lambda: lines.kill("hub")
     assert driver.run(made, toy.rewards(), progress=lines).finished
@@ -366,6 +389,7 @@ def test_after_a_hub_crash_all_processes_restart_from_the_folder(nodes: Cluster,
     exchange.check()
     assert exchange.counts()[State.TRAINED] == 16
     exchange.close()
+    check_kept(made)
 
 
 def test_stale_pairs_expire_and_the_run_finishes(nodes: Cluster, model: Path, tmp_path: Path) -> None:

@@ -645,6 +645,63 @@ class ExchangeContract:
         assert exchange.bytes_on_disk() == 0
         exchange.check()
 
+    def test_training_groups_keep_all_candidates_until_they_are_dropped(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(keep_candidates_bytes=1, sampler__candidates=3, exchange__keep_groups=1))
+        exchange.announce(replace(weight_version(0, 0, 0), digest="ab" * 16))
+        lease, tied = sample(exchange), sample(exchange)
+        assert lease is not None
+        assert tied is not None
+        names = {f"{ordinal}-{index}-v0": 50.0 for ordinal in (0, 1) for index in range(3)}
+        score_all(exchange, names | {"0-1-v0": 80.0, "0-2-v0": 30.0})
+        assert [one.ordinal for one in exchange.collected()] == [0, 1]
+        make_pairs(exchange, 1)
+        train(exchange, 1)
+        exchange.announce(weight_version(1, 1, 1))
+        exchange.record_checkpoint(1)  # deletes neither the blobs nor the rows of a group that waits
+        exchange.check()
+        first, second, _ = exchange.collected()
+        assert first.candidates == tuple(candidate(lease, index) for index in range(3))
+        assert first.conditioning == conditioning(lease.prompt)
+        assert first.prompt == lease.prompt
+        assert [one.values["motion"] for one in first.scores] == [50.0, 80.0, 30.0]
+        assert (first.weights, first.selection and first.selection.candidates) == ("ab" * 16, (1, 2))
+        assert (len(second.candidates), second.selection) == (3, None)
+        for one in (first, second, first):
+            exchange.drop_collected(one.ordinal)
+        (last,) = exchange.collected()
+        exchange.drop_collected(last.ordinal)
+        assert exchange.bytes_on_disk() == 0  # the checkpoint is past both pairs
+        assert total(exchange.counts()) == 3
+        exchange.check()
+
+    def test_what_training_needs_of_a_dropped_group_stays(self, open_exchange: Factory) -> None:
+        kept, usual = (small(sampler__candidates=4, keep_candidates_bytes=size) for size in (1, 0))
+        exchange = open_exchange(kept)
+        make_pairs(exchange, 2)
+        for one in exchange.collected():
+            exchange.drop_collected(one.ordinal)
+        bytes_kept = exchange.bytes_on_disk()
+        batch = exchange.lease_batch("learner-0", 1, 2)
+        exchange.close()
+        exchange = open_exchange(usual)
+        assert exchange.bytes_on_disk() == bytes_kept
+        assert exchange.lease_batch("learner-0", 1, 2) == batch
+
+    def test_a_run_may_stop_keeping_candidates(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__candidates=4, keep_candidates_bytes=1))
+        make_pairs(exchange, 1)
+        exchange.stop_keeping()
+        make_pairs(exchange, 1)
+        assert list(exchange.collected()) == []
+        exchange.close()
+        exchange = open_exchange(small(sampler__candidates=4, keep_candidates_bytes=1))
+        make_pairs(exchange, 1)
+        assert [one.ordinal for one in exchange.collected()] == [2]  # another start decides anew
+        exchange.close()
+        exchange = open_exchange(small(sampler__candidates=4))
+        assert list(exchange.collected()) == []
+        exchange.check()
+
     def test_a_collected_group_needs_its_conditioning(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(collect__prompts=1))
         exchange.enqueue(heldout(1, Purpose.COLLECT), 0)

@@ -14,9 +14,9 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.exchange.scoring import SHOWN
 from common.exchange.storage import blobs
 from common.exchange.storage.blobs import pack
+from common.exchange.storage.group_blobs import SHOWN
 from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose, Score
 from tests.support.exchange.fakes import Clock, source
 
@@ -60,6 +60,7 @@ class Group:
     step: int | None = None
     ended_at_step: int | None = None
     blobs: dict[str, bytes] = field(default_factory=dict)
+    waits: bool = False  # until it is collected, with all blobs
 
     @property
     def trains(self) -> bool:
@@ -71,7 +72,8 @@ class Group:
         return self.prompt.purpose in (Purpose.TRAIN, Purpose.COLLECT)
 
     def keep(self, *names: str) -> None:
-        self.blobs = {name: data for name, data in self.blobs.items() if name in names}
+        if not self.waits:
+            self.blobs = {name: data for name, data in self.blobs.items() if name in names}
 
 
 class Model:
@@ -94,6 +96,7 @@ class Model:
         self.archived_version = -1
         self.pushes = self.oldest_resumable_step = self.largest = 0
         self.shown: list[Group] = []  # in the order of their selection
+        self.keeping = config.keep_candidates_bytes > 0
 
     # State.
 
@@ -272,7 +275,9 @@ class Model:
                 )
 
     def drop_collected(self, ordinal: int) -> None:
-        if ordinal in self.groups:
+        if ordinal in self.groups and self.groups[ordinal].trains:
+            self._release(self.groups[ordinal])
+        elif ordinal in self.groups:
             self.groups[ordinal].keep()
             self._archive([ordinal])
 
@@ -400,14 +405,33 @@ class Model:
         best, worst = raw.index(max(raw)), raw.index(min(raw))
         gap = 2 ** (raw[best] / 100) - 2 ** (raw[worst] / 100)
         if best == worst or gap < self.min_gap:
-            group.state = "tied"
+            group.state, group.waits = "tied", self.keeping
+        else:
+            group.state, group.waits, group.kept = "ready", self.keeping, (best, worst, gap)
+            self.shown.append(group)
+        for scored in (*self.shown[:-SHOWN], group):
+            self._settle(scored)
+
+    def _settle(self, group: Group) -> None:
+        ended = group.state == "tied" or (
+            group.state in ENDED and (group.ended_at_step or 0) <= self.oldest_resumable_step
+        )
+        if ended:
             group.keep()
             return
-        group.state, group.kept = "ready", (best, worst, gap)
-        group.keep("conditioning", *(f"{kind}/{end}" for kind in ("latents", "clip") for end in (best, worst)))
-        self.shown.append(group)
-        for old in self.shown[:-SHOWN]:
-            old.keep(*(name for name in old.blobs if not name.startswith("clip/")))
+        assert group.kept is not None
+        kinds = ("latents", "clip") if any(one is group for one in self.shown[-SHOWN:]) else ("latents",)
+        group.keep("conditioning", *(f"{kind}/{end}" for kind in kinds for end in group.kept[:2]))
+
+    def stop_keeping(self) -> None:
+        self.keeping = False
+        for group in self.groups.values():
+            self._release(group)
+
+    def _release(self, group: Group) -> None:
+        if group.waits:
+            group.waits = False
+            self._settle(group)
 
     # Training.
 
@@ -514,7 +538,7 @@ class Model:
             [
                 ordinal
                 for ordinal, one in self.groups.items()
-                if one.trains and ordinal < oldest
+                if one.trains and ordinal < oldest and not one.waits
                 if one.state in ("tied", "failed")
                 or (one.state in ENDED and (one.ended_at_step or 0) <= self.oldest_resumable_step)
             ]
@@ -532,7 +556,7 @@ class Model:
         self.committed = {one for one in self.committed if one <= step}
         uses: dict[int, int] = defaultdict(int)
         for one in self.committed:
-            for ordinal in self.batches[one]:
+            for ordinal in self.batches.get(one, []):  # missing: all its groups were pruned
                 uses[ordinal] += 1
         for ordinal, group in self.groups.items():
             group.times_trained = uses[ordinal]
@@ -573,6 +597,7 @@ class Model:
 
     def reopen(self) -> None:
         """Restart the exchange's process, which drops all leases."""
+        self.keeping = self.config.keep_candidates_bytes > 0
         for group in self.groups.values():
             for clip in group.clips.values():
                 clip.leased_by = None
