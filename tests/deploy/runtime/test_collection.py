@@ -131,6 +131,8 @@ def test_the_weights_of_a_run_sample(base: CandidateSet, model: Path, tmp_path: 
     seeds = [one.seed for one in found.groups()[row.group]]
     made = sampler.sample(prompt, sampler.encode(prompt), seeds, range(3))
     assert found.latents(row) == made[0].latents
+    of_base = collect(tmp_path, model, 2, **flags | {"collect.version": 0, "name": "base-of-run"})
+    assert of_base.rows.keys() == set(list(base.rows)[:6])  # the base model has one name in all sets
 
 
 def train(root: Path, model: Path, candidates: CandidateSet, **flags: Any) -> RunConfig:
