@@ -2,7 +2,7 @@
 
 | blob | kept |
 |---|---|
-| conditioning, latents of the selected candidates | until all kept checkpoints are at or after the group's end |
+| image, conditioning, latents of the selected candidates | until all kept checkpoints are at or after the group's end |
 | their clips, for `douga watch` | as long, but of the `SHOWN` newest selected groups only |
 | all blobs of a group that waits to be collected | until it is dropped |
 """
@@ -51,7 +51,7 @@ def _needed(ledger: LedgerReader, group: sqlite3.Row) -> list[str]:
         return []
     kept = stored_selection(group)[0].candidates
     clips = map(clip_name, kept) if group["ordinal"] in _shown(ledger) else ()
-    return [CONDITIONING, *map(latents_name, kept), *clips]
+    return [IMAGE, CONDITIONING, *map(latents_name, kept), *clips]
 
 
 def may_train(ledger: LedgerReader, group: sqlite3.Row) -> bool:

@@ -180,13 +180,13 @@ def test_blobs_are_deleted_when_no_state_needs_them(tmp_path: Path) -> None:
     sample(exchange)
     assert files(tmp_path) == 1 + 1 + 4 + 4  # image, conditioning, latents, clips
     score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0, "0-2-v0": 50.0, "0-3-v0": 40.0})
-    assert files(tmp_path) == 5  # conditioning, latents and clips of winner and loser
+    assert files(tmp_path) == 6  # first frame, conditioning, latents and clips of winner and loser
     sample(exchange)
     score_all(exchange, {f"1-{index}-v0": 50.0 for index in range(4)})  # a tie
-    assert files(tmp_path) == 5
+    assert files(tmp_path) == 6
     make_pairs(exchange, 1)
     train(exchange, 1)
-    assert files(tmp_path) == 10  # a rollback may still need them
+    assert files(tmp_path) == 12  # a rollback may still need them
     exchange.record_checkpoint(1)
     assert files(tmp_path) == exchange.bytes_on_disk() == 0
     exchange.check()
@@ -196,10 +196,10 @@ def test_only_the_newest_pairs_keep_their_clips(tmp_path: Path) -> None:
     config = small(exchange__max_lag=20)
     exchange = fakes.open_exchange(tmp_path, config)
     make_pairs(exchange, SHOWN)
-    assert files(tmp_path) == 5 * SHOWN - (SHOWN - 3)  # three alternating prompts: equal conditioning is stored once
+    assert files(tmp_path) == 4 * SHOWN + 2 * 3  # three prompts: equal first frames and conditioning are stored once
     exchange = reopen(exchange, tmp_path, config)
     make_pairs(exchange, 2)
-    assert files(tmp_path) == 2 * (SHOWN + 2) + 3 + 2 * SHOWN
+    assert files(tmp_path) == 2 * (SHOWN + 2) + 2 * 3 + 2 * SHOWN
     exchange.check()
 
 

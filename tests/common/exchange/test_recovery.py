@@ -31,7 +31,7 @@ from tests.support.exchange.fakes import (
     weight_version,
 )
 
-CONFIG = small(exchange__max_lag=9, learner__keep_checkpoints=2)
+CONFIG = small(exchange__max_lag=9, learner__keep_checkpoints=2, sampler__candidates=3)
 
 
 def run_past_checkpoint(folder: Path, config: RunConfig = CONFIG) -> None:
@@ -49,8 +49,8 @@ def run_past_checkpoint(folder: Path, config: RunConfig = CONFIG) -> None:
     assert leased is not None
     exchange.record_checkpoint(1)
     exchange.fail_group(leased, "returned")
-    raw = {f"{ordinal}-{index}-v{version}": 80.0 - 50 * index
-           for ordinal in (5, 6, 7) for index in (0, 1) for version in (1, 2)}  # fmt: skip
+    raw = {f"{ordinal}-{index}-v{version}": 80.0 - 25 * index
+           for ordinal in (5, 6, 7) for index in range(3) for version in (1, 2)}  # fmt: skip
     score_all(exchange, raw)
     train(exchange, 2)
     exchange.announce(weight_version(2, 2, 2))
@@ -79,13 +79,18 @@ def test_recovery_rolls_back_pairs_and_resamples_unfinished_groups(tmp_path: Pat
     with pytest.raises(LedgerDamaged, match=f"restore its last snapshot with: douga recover {tmp_path}"):
         open_exchange(tmp_path, CONFIG)
     done = recover(tmp_path)
-    assert (done.step, done.resampled, done.discarded, done.given_up) == (1, 2, 2, 0)
+    assert (done.step, done.resampled, done.discarded, done.given_up) == (
+        1,
+        1,
+        3,
+        0,
+    )  # candidate 1 of group 5 was not selected
     assert done.aside == tmp_path / "ledger.sqlite.damaged-1"
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()
     counts = exchange.counts()
     assert (counts[State.TRAINED], counts[State.READY], counts[State.PENDING]) == (2, 3, 2)
-    assert exchange.wasted() == {"damage": 2}
+    assert exchange.wasted() == {"damage": 3}
     assert len(exchange.results(heldout(1)[0].purpose, 0)) == 1  # the evaluation is complete
     exchange.rollback(1)
     again = sample(exchange, 1)
@@ -174,7 +179,7 @@ def test_pairs_and_evaluations_with_lost_blobs_are_given_up(tmp_path: Path) -> N
     (tmp_path / "blobs" / files[4]).unlink()
     (tmp_path / "blobs" / files[1 << 40]).write_bytes(b"noise")
     done = recover(tmp_path)
-    assert (done.resampled, done.given_up) == (2, 2)
+    assert (done.resampled, done.given_up) == (1, 2)
     assert "blob is missing or damaged (2 in all)" in done.damage
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()

@@ -421,7 +421,7 @@ class Model:
             return
         assert group.kept is not None
         kinds = ("latents", "clip") if any(one is group for one in self.shown[-SHOWN:]) else ("latents",)
-        group.keep("conditioning", *(f"{kind}/{end}" for kind in kinds for end in group.kept[:2]))
+        group.keep("image", "conditioning", *(f"{kind}/{end}" for kind in kinds for end in group.kept[:2]))
 
     def stop_keeping(self) -> None:
         self.keeping = False
