@@ -33,6 +33,7 @@ class FitConfig:
     betas: tuple[float, float] = (0.9, 0.99)
     clip_norm: float = 1.0
     save_every: int = 100
+    validate_every: int = 0  # steps; a validation is always followed by a save. 0: at every save
     patience: int = 0  # early stopping after this many validations without improvement; 0: off
 
     def rate(self, step: int) -> float:
@@ -53,13 +54,14 @@ def fit(
 ) -> None:
     """Train `model` in place on ``loss_of(step)``.
 
-    The state is saved to ``folder/name.safetensors`` every `plan.save_every` steps. A call with the same folder resumes
-    the training, or returns at once with the trained weights if it is finished.
+    The state is saved to ``folder/name.safetensors`` every `plan.save_every` steps and after every validation. A call
+    with the same folder resumes the training, or returns at once with the trained weights if it is finished.
 
     Args:
         matrices: parameters that Muon trains; AdamW trains the others.
-        validate: returns the loss on held-out data. It is called at every save. At the end the model gets the weights
-            with the lowest validation loss, and training stops early after `plan.patience` saves without improvement.
+        validate: returns the loss on held-out data. It is called every `plan.validate_every` steps and at the end. At
+            the end the model gets the weights with the lowest validation loss, and training stops early after
+            `plan.patience` validations without improvement.
 
     Raises:
         ConfigError: the saved state is from another model, or no validation loss was finite.
@@ -68,19 +70,21 @@ def fit(
     path = folder / f"{name}.safetensors"
     start = _restore(path, model, optimizers)
     best = _BestWeights(folder / f"{name}-best.safetensors", validate, plan)
-    began, total = time.monotonic(), 0.0
+    began, total, counted = time.monotonic(), 0.0, 0
     for step in range(start, plan.steps):
         if best.is_patience_over(step):
             break
         total += _train_step(model, optimizers, loss_of(step), plan.rate(step), plan.clip_norm)
         done = step + 1
-        if done % plan.save_every == 0 or done == plan.steps:
-            validated = best.update(model, done)  # before saving: if killed in between, the resumed run validates again
+        counted += 1
+        validating = done % (plan.validate_every or plan.save_every) == 0 or done == plan.steps
+        if validating or done % plan.save_every == 0:
+            # Before saving: if killed in between, the resumed run validates again.
+            validated = best.update(model, done) if validating else ""
             _store(path, model, optimizers, done)
-            span = (done - 1) % plan.save_every + 1
             pace = (time.monotonic() - began) / (done - start)
-            log(f"{name}: step {done}/{plan.steps}  loss {total / span:.4f}{validated}  {pace:.2f} s/step")
-            total = 0.0
+            log(f"{name}: step {done}/{plan.steps}  loss {total / counted:.4f}{validated}  {pace:.2f} s/step")
+            total, counted = 0.0, 0
     best.restore(model)
 
 
@@ -112,7 +116,8 @@ class _BestWeights:
     def is_patience_over(self, step: int) -> bool:
         """Whether training should stop early after `step` steps."""
         waited = step - self._step
-        return self._validate is not None and 0 < self._plan.patience * self._plan.save_every <= waited
+        every = self._plan.validate_every or self._plan.save_every
+        return self._validate is not None and 0 < self._plan.patience * every <= waited
 
     def update(self, model: nn.Module, done: int) -> str:
         """Validate, and keep the weights if they are the best. Returns text for the log line."""
@@ -159,7 +164,7 @@ def _store(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimi
 
 def _write(path: Path, state: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    copies = {key: value.detach().contiguous().clone() for key, value in state.items()}
+    copies = {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
     with replacing(path) as draft:
         save_file(copies, draft, metadata=metadata)
 
@@ -177,9 +182,10 @@ def _restore(path: Path, model: nn.Module, optimizers: Sequence[torch.optim.Opti
         model.load_state_dict({k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")})
     except RuntimeError:
         raise ConfigError(f"{path}: the training state of another model; delete it to start over") from None
-    for index, entry in enumerate(_states(model, optimizers)):
+    for index, (parameter, entry) in enumerate(zip(model.parameters(), _states(model, optimizers), strict=True)):
         prefix = f"optimizer.{index}."
-        entry.update({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        saved = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        entry.update({k: v if k == "step" else v.to(parameter.device) for k, v in saved.items()})  # AdamW's step: CPU
     return steps_done(path)
 
 

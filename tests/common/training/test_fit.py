@@ -122,3 +122,19 @@ def test_the_rate_rises_and_falls_to_zero() -> None:
     assert plan.rate(0) == pytest.approx(0.1)
     assert plan.rate(50) == pytest.approx(0.5)
     assert plan.rate(100) == pytest.approx(0.0)
+
+
+def test_saves_may_be_more_frequent_than_validations(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, validated, lines = nn.Linear(2, 1), list[int](), list[str]()
+
+    def validate() -> float:
+        validated.append(len(validated))
+        return 1.0 + len(validated)  # never better than the first
+
+    plan = FitConfig(steps=100, lr=0.1, save_every=2, validate_every=5, patience=2)
+    fit("toy", model, lambda step: model(torch.ones(2)).square().sum(), plan, tmp_path, lines.append, validate=validate)
+    steps = [int(line.split()[2].split("/")[0]) for line in lines]
+    assert steps == [2, 4, 5, 6, 8, 10, 12, 14, 15]
+    assert len(validated) == 3
+    assert ["validation" in line for line in lines] == [step % 5 == 0 for step in steps]
