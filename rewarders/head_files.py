@@ -4,12 +4,13 @@
 FOLDER/smoothness.json        {"class": "VideoSmoothness", "models": {"vision": "siglip"}, "options": {"frames": 81}...}
 FOLDER/smoothness.safetensors the head
 FOLDER/siglip/                a transformers model; it may also be a folder elsewhere or a hub id
+FOLDER/smoothness-vision/     an encoder that was fine-tuned with the head; the JSON file has its size in "encoders"
 ```
 
 There are two formats:
 
-- `EncoderFormat`: the description names a class of `rewarders.anime_reward`; the weights are a small head over frozen
-  pretrained encoders. A folder may have any of the six dimensions.
+- `EncoderFormat`: the description names a class of `rewarders.anime_reward`; the weights are a small head over
+  pretrained encoders, as published or fine-tuned. A folder may have any of the six dimensions.
 - `ToonFormat`: the description names no class; the weights are a whole toon network. A folder has all six.
 """
 
@@ -49,6 +50,23 @@ def save_heads(heads: Sequence[ToonHead | EncoderReward], folder: Path) -> None:
         state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in network.state_dict().items()}
         save_file(state, folder / f"{head.dimension}.safetensors")
         (folder / f"{head.dimension}.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def save_tuned(reward: EncoderReward, folder: Path) -> EncoderReward:
+    """Writes the fine-tuned encoders of `reward` to ``DIMENSION-ROLE`` in `folder`, then the head.
+
+    Returns the reward as it is loaded from there: its digest covers the encoders' files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    own = {role: folder.resolve() / f"{reward.dimension}-{role}" for role in reward.encoders}
+    for role, place in own.items():
+        reward.encoders[role].save(place)
+    models = reward.models | {role: str(place) for role, place in own.items()}
+    saved = type(reward)(models, reward.options, reward.device, reward.base, tuned=own)
+    saved.head.load_state_dict(reward.head.state_dict())
+    saved.head.requires_grad_(False)
+    save_heads([saved], folder)
+    return saved
 
 
 def load_heads(path: str, device: str = "cpu") -> list[Reward]:
@@ -106,7 +124,8 @@ class EncoderFormat:
         kind = EncoderFormat.class_of(dimension, description, file)
         _check_method(kind.METHOD, description.get("method"), file)
         try:
-            reward = kind(dict(description.get("models", {})), dict(description.get("options", {})), device, folder)
+            models, options = dict(description.get("models", {})), dict(description.get("options", {}))
+            reward = kind(models, options, device, folder, tuple(description.get("encoders", ())))
         except (TypeError, ValueError) as error:  # ConfigError is a ValueError
             raise ConfigError(f"{file}: {one_line(error)}") from None
         reward.head.load_state_dict(_weights(dimension, reward.head, folder))

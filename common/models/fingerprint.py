@@ -19,23 +19,27 @@ PARTS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")  # fold
 MODEL_SUFFIXES = {".json", ".safetensors", ".model", ".txt"}  # other files, such as READMEs and caches, are ignored
 
 
-def fingerprint(folder: Path) -> str:
-    """blake2b-128 in hex over names, sizes, first and last MiB of a folder's model files.
+def fingerprint(folder: Path, whole: bool = False) -> str:
+    """blake2b-128 in hex over names, sizes, first and last MiB of a folder's model files, or all of their bytes.
 
-    It detects a wrong path. It does not detect models that were built on purpose to differ only in the middle.
+    It detects a wrong path. Unless `whole`, it does not detect models that differ only in the middle of a file.
     """
-    whole = blake2b(digest_size=16)
+    hasher = blake2b(digest_size=16)
     files = sorted(file for file in folder.rglob("*") if file.suffix in MODEL_SUFFIXES)
     if not files:
         raise ConfigError(f"{folder}: no model files in it")
     for file in files:
         size = file.stat().st_size
-        whole.update(f"{file.relative_to(folder)}|{size}\n".encode())
+        hasher.update(f"{file.relative_to(folder)}|{size}\n".encode())
         with file.open("rb") as opened:
-            whole.update(opened.read(SAMPLE))
+            if whole:
+                while part := opened.read(SAMPLE):
+                    hasher.update(part)
+                continue
+            hasher.update(opened.read(SAMPLE))
             opened.seek(max(SAMPLE, size - SAMPLE))
-            whole.update(opened.read(SAMPLE))
-    return whole.hexdigest()
+            hasher.update(opened.read(SAMPLE))
+    return hasher.hexdigest()
 
 
 def model_parts(path: str | Path) -> dict[str, str]:

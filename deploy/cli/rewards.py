@@ -33,9 +33,14 @@ A test split that shares no first frame, prompt or character with the training c
 `douga reward eval`. Training stops early when the loss on a validation split no longer falls. The same command resumes
 after an interruption, from DIR/training.
 
+With --encoders the encoders are fine-tuned together with the head, which is trained before on frozen encoders, or comes
+from the folder of --start. DIR/DIMENSION-ROLE has the fine-tuned encoder, and DIR/frozen the head before, with which
+`douga reward eval` compares.
+
 examples:
   douga reward train --ratings rated/ratings.jsonl --out heads                       toon heads
   douga reward train --ratings r.jsonl --out heads --head VideoSmoothness --model vision=/models/siglip
+  douga reward train --ratings r.jsonl --out tuned --encoders --start heads --device cuda
   douga run --reward.path heads                                                      train a policy with them
 """
 EVAL = """\
@@ -86,14 +91,17 @@ def _add_train(kinds: Any) -> None:
     train.add_argument("--head", default="toon", help="'toon', or a class of rewarders/anime_reward (default: toon)")
     train.add_argument("--model", action="append", default=[], metavar="ROLE=PATH", help="a model that --head loads")
     train.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of --head")
-    train.add_argument("--dimensions", help="comma-separated; toon heads only (default: all that are rated)")
+    train.add_argument("--encoders", action="store_true", help="fine-tune the encoders of --head or --start too")
+    train.add_argument("--start", metavar="HEADS", help="folder of trained heads to start from; only with --encoders")
+    train.add_argument("--dimensions", help="comma-separated; of toon heads or --start (default: all that are rated)")
     train.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    train.add_argument("--epochs", type=int, default=60, help="maximum number of epochs (default: 60)")
-    train.add_argument("--batch", type=int, default=32, help="clips per step (default: 32)")
-    train.add_argument("--lr", type=float, help="learning rate of AdamW (default: 0.001; toon heads: 0.004)")
+    train.add_argument("--epochs", type=int, help="maximum number of epochs (default: 60; encoders: 10)")
+    train.add_argument("--batch", type=int, help="clips per step (default: 32)")
+    train.add_argument("--lr", type=float, help="learning rate of AdamW (default: 0.001; toon: 0.004; encoders: 1e-5)")
     train.add_argument(
-        "--patience", type=int, default=8, help="stop after this many epochs without a gain (default: 8)"
+        "--patience", type=int, help="stop after this many epochs without a gain (default: 8; encoders: 3)"
     )
+    train.add_argument("--frames", type=int, help="frames that an encoder takes at a time in training (default: 16)")
     train.add_argument("--seed", type=int, default=0, help="seed of split and training (default: 0)")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,15 @@ from actors.prompts.vocabulary import open_vocabulary
 from common.config import load_config
 from common.data.ratings import dimensions, read_ratings
 from common.errors import ConfigError
-from deploy.rewards import rating_set
+from deploy.rewards import rating_set, tuning
 from deploy.rewards.rating_set import Generator, Inputs
 from deploy.run_dir.source import generator_of
-from rewarders.anime_reward.trainable import TrainableReward
 from rewarders.head_files import load_heads, save_heads
 from rewarders.judges.registry import open_judges
 from rewarders.toon_heads.heads import HEADS
 from rewarders.training import train
 from rewarders.training.dataset import RatedDataset
+from rewarders.training.encoders import EncoderTraining
 from rewarders.training.pixel_baselines import SIGNALS
 from rewarders.training.ranking_metrics import METRICS
 from rewarders.training.report import report
@@ -83,26 +84,34 @@ def train_command(options: Options, flags: Flags) -> int:
     print(table.summary())
     rated = RatedDataset(table, print)
     print("\n".join(summary(rated, split_rated(rated, plan.seed))))
-    if options.head == "toon":
+    if isinstance(plan, EncoderTraining):
+        tuning.tune(options, rated, plan)
+    elif options.head == "toon":
         names = _chosen(options, dimensions(rated.rows))
         heads: list[Any] = [train.train_toon_head(rated, name, options.out, plan, print) for name in names]
-        heads += _rest(options.out, names)
+        save_heads([*heads, *_rest(options.out, names)], options.out)
     else:
-        heads = [_train_class(rated, options, plan)]
-    save_heads(heads, options.out)
+        save_heads([tuning.train_class(rated, options, plan, options.out)], options.out)
     print(f"{options.out}: trained; evaluate the heads with:")
     print(f"  douga reward eval {options.out} --ratings {options.ratings}")
     return 0
 
 
 def _plan(options: Options) -> train.HeadTraining:
-    for name in ("epochs", "batch", "patience"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} {getattr(options, name)}: must be at least 1")
-    rate = options.lr or (TOON_RATE if options.head == "toon" else train.HeadTraining.lr)
-    if not 0 < rate < 1:
-        raise ConfigError(f"--lr {rate:g}: must be above 0 and below 1")
-    return train.HeadTraining(options.epochs, options.batch, rate, patience=options.patience, seed=options.seed)
+    """Returns the hyperparameters; what is not given has the default of the kind of training."""
+    if options.start and not options.encoders:
+        raise ConfigError("--start: only with --encoders")
+    default = EncoderTraining() if options.encoders else train.HeadTraining()
+    if options.head == "toon" and not options.encoders:
+        default = replace(default, lr=TOON_RATE)
+    given = {name: getattr(options, name) for name in (one.name for one in fields(default)) if name in options}
+    plan = replace(default, **{name: value for name, value in given.items() if value is not None})
+    for name in ("epochs", "batch", "patience", "frames"):
+        if getattr(plan, name, 1) < 1:
+            raise ConfigError(f"--{name} {getattr(plan, name)}: must be at least 1")
+    if not 0 < plan.lr < 1:
+        raise ConfigError(f"--lr {plan.lr:g}: must be above 0 and below 1")
+    return plan
 
 
 def _chosen(options: Options, rated: list[str]) -> list[str]:
@@ -127,37 +136,6 @@ def _rest(out: Path, trained: Collection[str]) -> list[Any]:
     return [head for head in load_heads("toon") if head.dimension in missing]
 
 
-def _train_class(rated: RatedDataset, options: Options, plan: train.HeadTraining) -> TrainableReward:
-    """Trains a class of `rewarders.anime_reward`."""
-    from rewarders.anime_reward import CLASSES  # noqa: PLC0415 - importing transformers takes seconds
-
-    kind = CLASSES.get(options.head)
-    if kind is None:
-        raise ConfigError(f"--head {options.head}: allowed are toon, {', '.join(CLASSES)}")
-    if kind.dimension not in dimensions(rated.rows):
-        raise ConfigError(f"{options.ratings}: has no ratings of {kind.dimension}, which {options.head} scores")
-    models = dict(_named("model", word) for word in options.model)
-    how = {name: _value(text) for name, text in (_named("option", word) for word in options.option)}
-    reward: Any = kind.create(models, options.device, plan.seed, how)
-    made_of = {"head": options.head, "models": models, "options": reward.options, "method": dict(reward.METHOD)}
-    return train.train_reward(rated, reward, made_of, options.out, plan, print)
-
-
-def _named(option: str, word: str) -> tuple[str, str]:
-    name, equals, value = word.partition("=")
-    if not (name and equals and value):
-        raise ConfigError(f"--{option} {word}: NAME=VALUE is expected")
-    return name, value
-
-
-def _value(text: str) -> Any:
-    """Parses a JSON value, such as a number or a boolean; other text is returned unchanged."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
 def eval_command(options: Options, flags: Flags) -> int:
     """Runs ``douga reward eval``. Raises `ConfigError` if no rated clip is left."""
     if options.resamples < 100:
@@ -174,8 +152,8 @@ def eval_command(options: Options, flags: Flags) -> int:
     if heads and not any(seen.values()):
         notes.print(f"{options.heads}: has no record of its training clips; all rated clips are used", markup=False)
     said = partial(notes.print, markup=False)
-    rated = RatedDataset(table, said)
-    found = report(heads, rated, seen, said, options.resamples, judges)
+    rated, frozen = RatedDataset(table, said), tuning.frozen_heads(heads, folder, options.device, said)
+    found = report(heads, rated, seen, said, options.resamples, judges, frozen)
     found = {"heads": options.heads, **found}
     if options.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))

@@ -42,13 +42,13 @@ class KeyFrameAppeal(EncoderReward):
     """Scores how good the key frames look, 0..100."""
 
     dimension = "appeal"
-    ROLES = ("vision",)
+    ROLES = TRAINED = ("vision",)
     OPTIONS: ClassVar[Mapping[str, Any]] = {"key_frames": FRAMES}
 
     def build(self) -> None:
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = AppealHead(self.vision.width, self.options["key_frames"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         limit = self.options["key_frames"]
         return pack(self.vision(sample_frames(clip, limit)), limit)

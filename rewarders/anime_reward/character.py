@@ -67,6 +67,7 @@ class TrackedCharacter(EncoderReward):
 
     dimension = "character"
     ROLES = ("detector", "tracker", "vision")
+    TRAINED = ("vision",)
     OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES, "gallery": "", "phrase": "character.", "threshold": 0.5}
     PATHS = ("gallery",)
 
@@ -75,27 +76,46 @@ class TrackedCharacter(EncoderReward):
         self.tracker = Tracker(self.folders["tracker"], self.device)
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = CharacterHead(self.vision.width, 1 + self.options["frames"])
-        pictures = _gallery(self.options["gallery"], self.base)
-        self.identity += _digest(pictures)
-        self.stored = {name: self.vision(_picture(file)[None])[0] for name, file in pictures.items()}
+        files = _gallery(self.options["gallery"], self.base)
+        self.identity += _digest(files)
+        self.pictures = {name: _picture(file) for name, file in files.items()}
+        self.stored: dict[str, torch.Tensor] = {}
         self.missed: Counter[str] = Counter()
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        slots = self.options["frames"]
-        frames = np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, slots)])
+    def refresh(self) -> None:
+        """Forgets the stored characters' embeddings."""
+        self.stored = {}
+
+    def locate(self, clip: np.ndarray, prompt: Prompt) -> np.ndarray:
+        """Returns the character's bool masks ``[1 + n, H, W]`` in the first frame and the n sampled ones; ``[0, H, W]``
+        if there is none in the first frame."""
+        frames = self._frames(clip, prompt)
         box = self.detector(frames[0], self.options["threshold"])
-        masks = np.zeros(frames.shape[:3], bool) if box is None else self.tracker(frames, box)
-        lost = np.asarray(~masks.any((1, 2)))
+        return np.zeros((0, *frames.shape[1:3]), bool) if box is None else self.tracker(frames, box)
+
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+        assert found is not None  # see `locate`
+        frames, detected = self._frames(clip, prompt), len(found) > 0
+        lost = np.asarray(~found.any((1, 2))) if detected else np.ones(len(frames), bool)
         figures = torch.zeros(len(frames), self.vision.width, device=self.device)
         for i in np.flatnonzero(~lost):
-            figures[i] = self.vision(cut_out(frames[i], masks[i])[None])[0]
-        stored = self.stored.get(prompt.character or "")
+            figures[i] = self.vision(cut_out(frames[i], found[i])[None])[0]
+        stored = self._stored(prompt.character or "")
         if stored is not None:
             figures[0] = stored
-        if box is None or lost[1:].all() or (lost[0] and stored is None):
-            self._count_miss("no character in the first frame" if box is None else "lost in every frame", prompt)
+        if not detected or lost[1:].all() or (lost[0] and stored is None):
+            self._count_miss("lost in every frame" if detected else "no character in the first frame", prompt)
             lost[1:] = True
-        return pack(figures, 1 + slots, lost=torch.from_numpy(lost).to(self.device))
+        return pack(figures, 1 + self.options["frames"], lost=torch.from_numpy(lost).to(self.device))
+
+    def _frames(self, clip: np.ndarray, prompt: Prompt) -> np.ndarray:
+        return np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
+
+    def _stored(self, name: str) -> torch.Tensor | None:
+        """Returns the embedding of a character of the gallery."""
+        if name in self.pictures and name not in self.stored:
+            self.stored[name] = self.vision(self.pictures[name][None])[0]
+        return self.stored.get(name)
 
     def _count_miss(self, why: str, prompt: Prompt) -> None:
         self.missed[why] += 1

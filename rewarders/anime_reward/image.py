@@ -43,13 +43,13 @@ class VideoImageConsistency(EncoderReward):
     """Whether the video still shows the given first frame's picture."""
 
     dimension = "image"
-    ROLES = ("vision",)
+    ROLES = TRAINED = ("vision",)
     OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES}
 
     def build(self) -> None:
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = ImageHead(self.vision.width, 1 + self.options["frames"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         frames = np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
         return pack(self.vision(frames), 1 + self.options["frames"])

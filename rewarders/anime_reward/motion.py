@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from common.errors import ConfigError
 from common.messages import Prompt
-from rewarders.anime_reward.encoders import CaptionTokenizer, load, pixels
+from rewarders.anime_reward.encoders import ImageText
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.video import FRAMES, sample_frames
@@ -94,30 +94,26 @@ class PromptedMotion(EncoderReward):
     """How much moves. `clip` is a CLIP or SigLIP model with both towers."""
 
     dimension = "motion"
-    ROLES = ("clip",)
+    ROLES = TRAINED = ("clip",)
     METHOD: ClassVar[Mapping[str, str]] = {**EncoderReward.METHOD, "score": "expected level between two prompts"}
     OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES, "layers": 2}
 
     def build(self) -> None:
-        folder = self.folders["clip"]
-        self.clip = load("clip", folder).to(self.device)
-        if not hasattr(self.clip, "get_text_features"):
-            raise ConfigError(
-                f"clip model {folder}: {type(self.clip).__name__} has no joint embedding space of text and images"
-            )
-        self.pixels = pixels("clip", folder, self.clip.config.vision_config)
-        tokenize = CaptionTokenizer("clip", folder, self.clip.config.text_config)
-        with torch.no_grad():
-            words = [self.clip.get_text_features(**tokenize(prompt, self.device)).pooler_output for prompt in PROMPTS]
-        large, still = functional.normalize(torch.cat(words), dim=1)
-        if torch.allclose(large, still):
-            raise ConfigError(f"clip model {folder}: gives both motion prompts the same embedding")
-        levels, temperature = levels_between(large, still), float(self.clip.logit_scale.exp())
-        self.head = MotionHead(levels, temperature, self.options["frames"], self.options["layers"])
+        self.clip = ImageText(self.folders["clip"], self.device)
+        self.head = MotionHead(self._levels(), self.clip.temperature, self.options["frames"], self.options["layers"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        images = self.pixels(sample_frames(clip, self.options["frames"])).to(self.device)
-        return pack(self.clip.get_image_features(pixel_values=images).pooler_output, self.options["frames"])
+    def _levels(self) -> torch.Tensor:
+        large, still = functional.normalize(torch.stack([self.clip.text(prompt) for prompt in PROMPTS]), dim=1)
+        if torch.allclose(large, still):
+            raise ConfigError(f"clip model {self.clip.folder}: gives both motion prompts the same embedding")
+        return levels_between(large, still)
+
+    def refresh(self) -> None:
+        """Computes the levels' embeddings again."""
+        self.head.levels = self._levels()
+
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+        return pack(self.clip.images(sample_frames(clip, self.options["frames"])), self.options["frames"])
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Cross-entropy over the six levels; see `level_targets`."""

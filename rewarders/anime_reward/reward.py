@@ -1,10 +1,11 @@
 """Base class of the dimensions: named models, options, a head, and scores that depend on nothing else.
 
-A dimension has frozen `transformers` encoders and a small head that is trained on human ratings (`douga reward train`).
+A dimension has `transformers` encoders and a small head that is trained on human ratings (`douga reward train`). By
+default the encoders stay frozen: features are computed once per clip, and a trained reward is a head of a few MB. With
+``--encoders`` they are fine-tuned with the head, as in the paper; `rewarders/training/encoders.py` has what differs.
 
 Deviations from the paper:
-1. Only the heads are trained; the paper fine-tunes its encoders. So features are computed once per clip, and a trained
-   reward is a head of a few MB.
+1. All dimensions are trained on mean ratings, also character, whose BLIP the paper trains to recognise characters.
 2. Scores are bounded, 0..100. The published code divides the logits of smoothness and appeal by 100 without clamping.
 3. Image and text: the published heads are linear in the two concatenated embeddings, so they cannot compare them. Ours
    use a distance (image; 100 if nothing changes) and a product (text).
@@ -23,7 +24,7 @@ Deviations from the paper:
 | I_1 .. I_N | `video.sample_frames(clip)` | the clip's frames: all up to 81 (published code: 24, ActionCLIP: 8) |
 | I_p | `reference_frame(clip, prompt)` | the image to animate |
 | T | `prompt.text` | the caption |
-| E_v, E_t | `encoders.Vision`, `encoders.Text` | frozen encoders |
+| E_v, E_t | `encoders.Vision`, `encoders.Text` | encoders |
 | Reg, Aes | `reward.head` | the trained part: regression, aesthetics |
 | M_CLIP, T_m | `PromptedMotion.clip`, `motion.PROMPTS` | CLIP, and the motion prompts |
 | KeyFrm | `video.sample_frames(clip)` | the key frames |
@@ -40,7 +41,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -53,7 +54,7 @@ from common.errors import ConfigError
 from common.messages import Prompt
 from common.models.fingerprint import fingerprint
 from common.weights.tensors import state_digest
-from rewarders.anime_reward.encoders import locate_model, resolve_folder
+from rewarders.anime_reward.encoders import Encoder, locate_model, resolve_folder
 from rewarders.anime_reward.heads import opinion_loss
 from rewarders.anime_reward.video import SAMPLING
 
@@ -70,11 +71,14 @@ class EncoderReward(ABC):
 
     dimension: str
     ROLES: ClassVar[tuple[str, ...]]
+    TRAINED: ClassVar[
+        tuple[str, ...]
+    ]  # the roles that can be fine-tuned; each is an `Encoder` in the attribute of its name
     OPTIONS: ClassVar[Mapping[str, Any]] = {}
     PATHS: ClassVar[tuple[str, ...]] = ()  # options that are folders; their content counts, not their path
     METHOD: ClassVar[Mapping[str, str]] = {"frames": SAMPLING}  # what else decides the scores; recorded with the head
     head: nn.Module
-    identity: str  # identifies the frozen models by their files
+    identity: str  # identifies the models by their files
 
     def __init__(
         self,
@@ -82,9 +86,11 @@ class EncoderReward(ABC):
         options: Mapping[str, Any] | None = None,
         device: str = "cpu",
         base: Path | None = None,
+        tuned: Collection[str] = (),
     ) -> None:
         """`models` maps each role to a folder, absolute or relative to `base` or the working directory, or to a hub id.
 
+        The files of the roles `tuned`, which were fine-tuned for this head, count in the digest byte for byte.
         Raises `ConfigError` for a missing or unknown role or option, and for a model that cannot be loaded.
         """
         kind = type(self).__name__
@@ -99,10 +105,13 @@ class EncoderReward(ABC):
                 f"{kind}: option {invalid[0]} = {chosen[invalid[0]]!r}; allowed: {_allowed(self.OPTIONS)}"
             )
         self.models, self.options, self.device = dict(models), {**self.OPTIONS, **chosen}, device
-        self.base = base
+        self.base, self.tuned = base, tuple(role for role in self.TRAINED if role in tuned)
         self.folders = {role: locate_model(role, models[role], base) for role in self.ROLES}
-        self.identity = "|".join(f"{role}={fingerprint(folder)}" for role, folder in self.folders.items())
-        self.build()
+        self.identity = "|".join(
+            f"{role}={fingerprint(folder, whole=role in self.tuned)}" for role, folder in self.folders.items()
+        )
+        with torch.no_grad():
+            self.build()
         self.head.to(device).eval()
 
     @classmethod
@@ -118,9 +127,22 @@ class EncoderReward(ABC):
     def build(self) -> None:
         """Loads the encoders of `self.folders` and creates `self.head`."""
 
+    def locate(self, clip: np.ndarray, prompt: Prompt) -> np.ndarray | None:
+        """Returns what models that are never trained find in one clip, to be kept while the others train; None if there
+        are none."""
+        return None
+
     @abstractmethod
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
-        """Returns one clip's feature row, float32 ``[D]``."""
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+        """Returns one clip's feature row, float32 ``[D]``; `found` is from `locate`."""
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """The models that can be fine-tuned, by role."""
+        return {role: getattr(self, role) for role in self.TRAINED}
+
+    def refresh(self) -> None:  # noqa: B027 - most classes derive nothing
+        """Updates what is derived from the encoders' weights; to be called whenever they have changed."""
 
     @property
     def digest(self) -> str:
@@ -143,7 +165,17 @@ class EncoderReward(ABC):
                 for name, value in self.options.items()
             },
             "method": dict(self.METHOD),
+            **({"encoders": {role: self._size(role) for role in self.tuned}} if self.tuned else {}),
             "digest": self.digest,
+        }
+
+    def _size(self, role: str) -> dict[str, int]:
+        """The size of a fine-tuned encoder's weights."""
+        files = self.folders[role].glob("*.safetensors")
+        parameters = self.encoders[role].tower.parameters()
+        return {
+            "parameters": sum(one.numel() for one in parameters),
+            "bytes": sum(file.stat().st_size for file in files),
         }
 
     def _portable_path(self, value: str, root: Path) -> str:
@@ -158,14 +190,21 @@ class EncoderReward(ABC):
 
         Raises `ValueError` for clips of another shape and for unequal numbers of clips and prompts.
         """
+        self.check(clips, prompts)
+        with torch.no_grad():
+            rows = [
+                self.clip_features(clip, prompt, self.locate(clip, prompt))
+                for clip, prompt in zip(clips, prompts, strict=True)
+            ]
+        return torch.stack(rows) if rows else torch.empty(0, 0)
+
+    def check(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> None:
+        """Raises `ValueError` as `features` does."""
         if len(clips) != len(prompts):
             raise ValueError(f"{self.dimension}: {len(clips)} clips but {len(prompts)} prompts")
         for clip in clips:
             if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[-1] != 3 or not clip.size:
                 raise ValueError(f"{self.dimension}: a clip is {clip.dtype} {list(clip.shape)}, not uint8 [F, H, W, 3]")
-        with torch.no_grad():
-            rows = [self.clip_features(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True)]
-        return torch.stack(rows) if rows else torch.empty(0, 0)
 
     @torch.no_grad()
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:

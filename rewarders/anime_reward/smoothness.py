@@ -46,12 +46,12 @@ class VideoSmoothness(EncoderReward):
     """Whether anything flickers, tears or shakes."""
 
     dimension = "smoothness"
-    ROLES = ("vision",)
+    ROLES = TRAINED = ("vision",)
     OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES}
 
     def build(self) -> None:
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = SmoothnessHead(self.vision.width, self.options["frames"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         return pack(self.vision(sample_frames(clip, self.options["frames"])), self.options["frames"])

@@ -45,7 +45,7 @@ class VideoTextConsistency(EncoderReward):
     """Whether the video shows what the caption says."""
 
     dimension = "text"
-    ROLES = ("vision", "text")
+    ROLES = TRAINED = ("vision", "text")
     OPTIONS: ClassVar[Mapping[str, Any]] = {"frames": FRAMES}
 
     def build(self) -> None:
@@ -53,6 +53,6 @@ class VideoTextConsistency(EncoderReward):
         self.text = Text(self.folders["text"], self.device)
         self.head = TextHead(self.vision.width, self.options["frames"], self.text.width)
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt) -> torch.Tensor:
+    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         frames = self.vision(sample_frames(clip, self.options["frames"]))
         return pack(frames, self.options["frames"], self.text(prompt.text))

@@ -1,4 +1,4 @@
-"""The interface that `douga reward train` needs: frozen encoders with a small trainable head.
+"""The interface that `douga reward train` needs without `--encoders`: frozen encoders with a small trainable head.
 
 ```
 clips, prompts ── features (frozen encoders, once per clip, cached) ──> [n, D] ── head (trained) ──> score [n], 0..100

@@ -54,7 +54,7 @@ def features(
     `ConfigError` if all rows are bad.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{_key(rated, i)}.safetensors" for i in range(len(rated.rows))]
+    files = [folder / f"{cache_key(rated, i)}.safetensors" for i in range(len(rated.rows))]
     cached = [i for i, file in enumerate(files) if file.exists()]
     if cached:
         _check_cached(reward, rated, cached[0], files[cached[0]])
@@ -76,7 +76,8 @@ def features(
     return np.array(good), CachedRows([files[i] for i in good]), [bad[i] for i in sorted(bad)]
 
 
-def _key(rated: RatedDataset, i: int) -> str:
+def cache_key(rated: RatedDataset, i: int) -> str:
+    """Returns the digest of clip `i`, its caption and its first frame."""
     parts = (digest(rated.clip_bytes(i)), digest(rated.rows[i].prompt.encode()), rated.first_frame_digest(i))
     return digest(*(part.encode() for part in parts))
 

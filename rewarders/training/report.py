@@ -3,14 +3,15 @@
 ```
 {"ratings": FILE, "clips": n, "left_out": {"seen in training": n, "not scored": n, ...},
  "dimensions": {"smoothness": {"clips": n, "prompts": n, "calibration": [...],
-                               "judges": {"reward": {"SRCC": {"value", "low", "high"}, ...}, "vs.temporal": {...},
-                                          "optical flow": {...}},
+                               "judges": {"reward": {"SRCC": {"value", "low", "high"}, ...}, "frozen encoders": {...},
+                                          "vs.temporal": {...}, "optical flow": {...}},
                                "by_source": {"cogvideox-5b": {"clips": n, "SRCC": {"reward": r, ...}}, ...},
                                "by_category": {"waving": {...}, ...}},
                 ..., "overall": the mean of the dimensions}}
 ```
 
 A head is compared with the ratings of its own dimension ("reward"), the outputs of judges with those of every one.
+"frozen encoders" is the head from which one with fine-tuned encoders started.
 
 `rewarders/training/ranking_metrics.py` defines the metrics.
 """
@@ -27,7 +28,7 @@ import numpy as np
 from common.config import RewardConfig
 from common.data.ratings import BadRow, dimensions
 from common.errors import ConfigError
-from common.messages import ScoreTask
+from common.messages import Prompt, ScoreTask
 from rewarders.first_frame import reference_frame
 from rewarders.interface import Judge, Reward
 from rewarders.rewarder import Rewarder
@@ -36,7 +37,7 @@ from rewarders.training.dataset import RatedDataset
 from rewarders.training.ranking_metrics import RESAMPLES, ScoredClips, calibration, ranking_metrics, srcc
 from rewarders.training.split import Seen, unseen
 
-REWARD, OVERALL = "reward", "overall"
+REWARD, FROZEN, OVERALL = "reward", "frozen encoders", "overall"
 BATCH = 16  # clips per scoring batch
 EVERY = 10.0  # seconds between progress lines
 
@@ -48,9 +49,11 @@ def report(
     log: Callable[[str], None],
     resamples: int = RESAMPLES,
     judges: Sequence[Judge] = (),
+    frozen: Sequence[Reward] = (),
 ) -> dict[str, Any]:
     """Returns how `rewards` and `judges` agree with the ratings, in the format above.
 
+    `frozen` has heads that some of `rewards` started from before their encoders were fine-tuned.
     `seen` has, per dimension, what the head saw in training; clips that show some of it are left out. Raises
     `ConfigError` if no dimension has both ratings and a reward or judge, or if no clip is left.
     """
@@ -65,11 +68,17 @@ def report(
             f"{rated.table.file}: every rated clip shares a first frame, prompt or character with training"
         )
     heads = [by_dimension[name] for name in judged if name in by_dimension]
-    scores, plain = _measured([*heads, *judges], rated, rows, log)
+    before = {one.dimension: BeforeTuning(one) for one in frozen if one.dimension in judged}
+    scores, plain = _measured([*heads, *before.values(), *judges], rated, rows, log)
     outputs = [output for judge in judges for output in judge.outputs]
-    others = Others({output: scores[output] for output in outputs}, plain)
+    others = Others(
+        {output: scores[output] for output in outputs},
+        {name: scores[one.dimension] for name, one in before.items()},
+        plain,
+    )
     unasked = np.zeros(len(rated.rows))  # of a dimension without a head
-    scored = {name: ~np.isnan([scores.get(name, unasked), *others.judges.values()]).any(0) for name in judged}
+    asked = {name: [scores.get(name, unasked), others.frozen.get(name, unasked)] for name in judged}
+    scored = {name: ~np.isnan([*asked[name], *others.judges.values()]).any(0) for name in judged}
     parts: dict[str, Part] = {
         name: (scores.get(name), rated.scores(name), wanted[name] & scored[name]) for name in judged
     }
@@ -107,7 +116,29 @@ class Others:
     """What is measured besides heads, ``[n]`` each by name."""
 
     judges: Mapping[str, np.ndarray]
+    frozen: Mapping[str, np.ndarray]  # by dimension
     baselines: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class BeforeTuning:
+    """A head under another name, to be scored beside the one that was fine-tuned from it."""
+
+    reward: Reward
+
+    @property
+    def dimension(self) -> str:
+        """The head's dimension and `FROZEN`."""
+        return f"{self.reward.dimension} {FROZEN}"
+
+    @property
+    def digest(self) -> str:
+        """See `Reward.digest`."""
+        return self.reward.digest
+
+    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
+        """See `Reward.score`."""
+        return self.reward.score(clips, prompts)
 
 
 def _overall(parts: Mapping[str, Part]) -> Part:
@@ -135,6 +166,8 @@ def _section(
         signal: pixel_baselines.with_positive_srcc(values[there], wanted) for signal, values in others.baselines.items()
     }
     head = {} if scores is None else {REWARD: scores[there]}
+    if name in others.frozen:
+        head[FROZEN] = others.frozen[name][there]
     asked = head | {output: values[there] for output, values in others.judges.items()}
     judges = {
         judge: ranking_metrics(ScoredClips(values, wanted, groups, candidates), resamples)

@@ -55,6 +55,13 @@ class Seen:
         keys = {hashed(key) for i in chosen for key in rated.text_keys(i)}
         return cls(frozenset(keys), np.unique(rated.fingerprints[chosen], axis=0))
 
+    def with_other(self, other: Seen | None) -> Seen:
+        """What both have seen; None has seen nothing."""
+        if other is None:
+            return self
+        frames = np.unique(np.concatenate([self.frames, other.frames]), axis=0)
+        return Seen(self.keys | other.keys, frames)
+
     def record(self) -> dict[str, Any]:
         """As JSON, brief and without the text."""
         return {"seen": sorted(self.keys), "seen_frames": [one.tobytes().hex() for one in self.frames]}

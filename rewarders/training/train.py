@@ -6,8 +6,9 @@ ratings.jsonl ── split by group ─┬─ training ───> AdamW on the h
                                  └─ test ───────> `douga reward eval`
 ```
 
-There are two kinds of heads: a `TrainableReward`, a small head over cached features (`features.py`), and a toon head, a
-whole network over the clips, with the loss and augmentation of `rewarders/toon_heads/training/train.py`.
+There are three kinds of heads: a `TrainableReward`, a small head over cached features (`features.py`); one whose
+encoders are fine-tuned with it (`encoders.py`); and a toon head, a whole network over the clips, with the loss and
+augmentation of `rewarders/toon_heads/training/train.py`.
 
 ``OUT/training/DIMENSION/`` holds the training state, so the same command resumes after an interruption, and
 `seen.json`: what training and validation clips show (`Seen`); evaluations leave out other clips of the same.
@@ -37,6 +38,7 @@ from rewarders.toon_heads.heads import CLIP_SHAPE, ToonHead
 from rewarders.toon_heads.training.train import head_loss
 from rewarders.training.dataset import RatedDataset
 from rewarders.training.features import CachedRows, features
+from rewarders.training.ranking_metrics import srcc
 from rewarders.training.split import Seen, Split, split_rated
 
 Log = Callable[[str], None]
@@ -69,7 +71,11 @@ class TrainableHead(Protocol):
         ...
 
     def loss(self, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
-        """Returns the loss on `chosen`, positions in `rows`; without `rng` there is no augmentation."""
+        """Returns the loss on `chosen`, positions in `rows`, with augmentation drawn from `rng`."""
+        ...
+
+    def measure(self, chosen: np.ndarray) -> tuple[float, np.ndarray | None]:
+        """Returns the loss on `chosen` without augmentation, and the scores ``[n]`` if they are known."""
         ...
 
 
@@ -83,8 +89,16 @@ class FeatureHead:
 
     def loss(self, chosen: np.ndarray, rng: np.random.Generator | None) -> torch.Tensor:
         """See `TrainableHead`."""
+        return self._reward.loss(*self._batch(chosen))
+
+    def measure(self, chosen: np.ndarray) -> tuple[float, np.ndarray | None]:
+        """See `TrainableHead`."""
+        features, scores = self._batch(chosen)
+        return self._reward.loss(features, scores).item(), self.module(features).cpu().numpy()
+
+    def _batch(self, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         device = next(self.module.parameters()).device
-        return self._reward.loss(self._seen[chosen].to(device), self._scores[chosen].to(device))
+        return self._seen[chosen].to(device), self._scores[chosen].to(device)
 
 
 class ClipHead:
@@ -106,16 +120,20 @@ class ClipHead:
         """See `TrainableHead`."""
         return head_loss(self.module, self, chosen, rng)
 
+    def measure(self, chosen: np.ndarray) -> tuple[float, np.ndarray | None]:
+        """See `TrainableHead`."""
+        return head_loss(self.module, self, chosen, None).item(), None
+
 
 def train_toon_head(rated: RatedDataset, dimension: str, out: Path, plan: HeadTraining, log: Log) -> ToonHead:
     """Trains a new toon head on the ratings of one dimension. Raises `ConfigError` if there are too few."""
-    parts = _begin(rated, dimension, out, plan, {"head": "toon"})
+    parts = begin(rated, dimension, out, plan, {"head": "toon"})
     scores = rated.scores(dimension)
     rows, clips, bad = _toon_clips(rated, np.flatnonzero(~np.isnan(scores)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed((plan.seed << 32) + crc32(dimension.encode()))
         head = ToonHead(dimension)
-    _fit(ClipHead(head, rated, rows, clips, scores[rows]), dimension, parts, bad, out, plan, log)
+    fit_head(ClipHead(head, rated, rows, clips, scores[rows]), scores[rows], dimension, parts, bad, out, plan, log)
     return head.eval().requires_grad_(False)
 
 
@@ -127,12 +145,13 @@ def train_reward(
     Raises `ConfigError` if there are too few ratings.
     """
     dimension = reward.dimension
-    parts = _begin(rated, dimension, out, plan, made_of)
-    rows, seen, bad = features(reward, rated, _folder(out, dimension) / "features", log)
+    parts = begin(rated, dimension, out, plan, made_of)
+    rows, seen, bad = features(reward, rated, training_folder(out, dimension) / "features", log)
     scores = rated.scores(dimension)
     there = np.flatnonzero(~np.isnan(scores[rows]))
     rows, seen = rows[there], seen.only(there)
-    _fit(FeatureHead(reward, rows, seen, scores[rows]), dimension, parts, bad, out, plan, log)
+    head = FeatureHead(reward, rows, seen, scores[rows])
+    fit_head(head, scores[rows], dimension, parts, bad, out, plan, log)
     reward.head.eval().requires_grad_(False)
     return reward
 
@@ -142,7 +161,7 @@ def seen_in_training(heads: Path, dimension: str) -> Seen | None:
 
     Raises `ConfigError` for a record without first frames, which earlier versions wrote.
     """
-    path = _folder(heads, dimension) / SEEN
+    path = training_folder(heads, dimension) / SEEN
     if not path.is_file():
         return None
     try:
@@ -154,15 +173,25 @@ def seen_in_training(heads: Path, dimension: str) -> Seen | None:
         ) from None
 
 
-def _folder(out: Path, dimension: str) -> Path:
+def training_folder(out: Path, dimension: str) -> Path:
+    """Returns where the training of a head keeps its state."""
     return out / TRAINING / dimension
 
 
-def _begin(rated: RatedDataset, dimension: str, out: Path, plan: HeadTraining, made_of: dict[str, Any]) -> Split:
-    """Splits the rows and records what is trained on what. Raises `ConfigError` if the folder holds another
-    training."""
+def begin(
+    rated: RatedDataset,
+    dimension: str,
+    out: Path,
+    plan: HeadTraining,
+    made_of: dict[str, Any],
+    seen_before: Seen | None = None,
+) -> Split:
+    """Splits the rows and records what is trained on what; `seen_before` is what an earlier training saw.
+
+    Raises `ConfigError` if the folder holds another training.
+    """
     parts = split_rated(rated, plan.seed)
-    seen = Seen.of(rated, np.concatenate([parts.train, parts.validation]))
+    seen = Seen.of(rated, np.concatenate([parts.train, parts.validation])).with_other(seen_before)
     record = {
         "ratings": digest("".join(row.model_dump_json() for row in rated.rows).encode()),
         "plan": asdict(plan),
@@ -171,7 +200,7 @@ def _begin(rated: RatedDataset, dimension: str, out: Path, plan: HeadTraining, m
         "clips": {name: len(rows) for name, rows in asdict(parts).items()},
         **seen.record(),
     }
-    path = _folder(out, dimension) / SEEN
+    path = training_folder(out, dimension) / SEEN
     if path.is_file() and (differs := _changed_keys(json.loads(path.read_text()), record)):
         raise ConfigError(
             f"{path.parent}: was trained with other {' and '.join(differs)}; delete it, or choose another --out"
@@ -186,9 +215,21 @@ def _changed_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [name for name in ("ratings", "made_of", "plan", "split") if before.get(name) != same[name]]
 
 
-def _fit(
-    head: TrainableHead, dimension: str, parts: Split, bad: list[BadRow], out: Path, plan: HeadTraining, log: Log
+def fit_head(
+    head: TrainableHead,
+    scores: np.ndarray,
+    dimension: str,
+    parts: Split,
+    bad: list[BadRow],
+    out: Path,
+    plan: HeadTraining,
+    log: Log,
+    save_every: int = 0,
 ) -> None:
+    """Trains `head` on the `scores` ``[m]`` of its rows, and saves every `save_every` steps (0: every epoch).
+
+    Raises `ConfigError` for less than 2 clips to train or to validate on.
+    """
     for row in bad:
         log(f"{dimension}: left out: {row}")
     train, validation = _positions(head, dimension, parts)
@@ -202,15 +243,28 @@ def _fit(
         place = step % epoch * batch
         return head.loss(order[place : place + batch], np.random.default_rng([plan.seed, stream, step, 1]))
 
+    note = ""
+
     def validate() -> float:
-        cuts = range(0, len(validation), batch)
-        losses = [(len(part), head.loss(part, None).item()) for part in (validation[i : i + batch] for i in cuts)]
-        return sum(count * loss for count, loss in losses) / len(validation)
+        nonlocal note
+        cuts = [validation[i : i + batch] for i in range(0, len(validation), batch)]
+        losses, given = zip(*map(head.measure, cuts), strict=True)
+        if given[0] is not None:
+            note = f"  held-out SRCC {srcc(np.concatenate(given), scores[validation]):.3f}"
+        return sum(len(cut) * loss for cut, loss in zip(cuts, losses, strict=True)) / len(validation)
+
+    def log_with_note(line: str) -> None:
+        nonlocal note
+        log(line + note)
+        note = ""
 
     steps = plan.epochs * epoch
-    how = FitConfig(steps, plan.lr, min(50, epoch), plan.weight_decay, save_every=epoch, patience=plan.patience)
+    how = FitConfig(
+        steps, plan.lr, min(50, epoch), plan.weight_decay, save_every=min(epoch, save_every or epoch),
+        validate_every=epoch, patience=plan.patience,
+    )  # fmt: skip
     head.module.train()
-    fit(dimension, head.module, loss_of, how, _folder(out, dimension), log, validate=validate)
+    fit(dimension, head.module, loss_of, how, training_folder(out, dimension), log_with_note, validate=validate)
 
 
 def _positions(head: TrainableHead, dimension: str, parts: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -69,6 +70,16 @@ def tiny_siglip(folder: Path, seed: int = 0, hidden_size: int = 16) -> str:
     ).save_pretrained(folder)
     SiglipImageProcessorPil(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return str(folder)
+
+
+def blind_to_blue(folder: str) -> str:
+    """Sets the weights of a vision tower's blue channel to 0: nothing of it is in the features."""
+    file = Path(folder) / "model.safetensors"
+    weights = load_file(file)
+    (name,) = (name for name in weights if name.endswith("patch_embedding.weight"))
+    weights[name][:, 2] = 0
+    save_file(weights, file, {"format": "pt"})
+    return folder
 
 
 def tiny_vit(folder: Path, seed: int = 0, pooler: bool = False) -> str:

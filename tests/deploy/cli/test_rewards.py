@@ -12,8 +12,8 @@ from deploy.cli.main import main
 from deploy.rewards.actions import _left_out
 from rewarders.head_files import load_heads
 from rewarders.toon_heads.heads import HEADS
-from tests.support.rewarders.rated_clips import grey_clips
-from tests.support.tiny_encoders import tiny_siglip
+from tests.support.rewarders.rated_clips import blue_clips, grey_clips
+from tests.support.tiny_encoders import blind_to_blue, tiny_siglip
 
 
 @pytest.fixture(scope="module")
@@ -157,3 +157,56 @@ def test_judges_are_evaluated_beside_heads_or_alone(toon: Path, capsys: pytest.C
     assert shown.count("SRCC within the clips of one source") == len(HEADS) + 1
     assert main(["reward", "eval", "none", *evaluate]) == 2
     assert "none: nothing to evaluate; name a judge with --reward.judges.NAME.kind" in capsys.readouterr().err
+
+
+def test_encoders_are_fine_tuned_and_compared_with_frozen_ones(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    ratings, siglip = blue_clips(tmp_path, 10, "appeal"), blind_to_blue(tiny_siglip(tmp_path / "siglip"))
+    words = [
+        "reward",
+        "train",
+        "--ratings",
+        str(ratings),
+        "--encoders",
+        "--epochs",
+        "1",
+        "--batch",
+        "7",
+        "--lr",
+        "1e-3",
+    ]
+    model = ["--head", "KeyFrameAppeal", "--model", f"vision={siglip}", "--option", "key_frames=2"]
+    tuned, again = tmp_path / "tuned", tmp_path / "again"
+    assert main([*words, "--out", str(tuned), *model]) == 0
+    said = capsys.readouterr().out
+    assert said.index("the head first, on frozen encoders") < said.index("appeal: encoders and head together")
+    assert f"{tuned / 'appeal-vision'}: 0.0 M parameters, 0.0 MiB" in said
+    assert main([*words, "--out", str(tuned), *model]) == 0
+    assert "step" not in capsys.readouterr().out
+    assert main([*words, "--out", str(again), "--start", str(tuned / "frozen")]) == 0
+    assert "head first" not in capsys.readouterr().out
+    (one,), (other,) = load_heads(str(tuned)), load_heads(str(again))
+    assert one.digest == other.digest
+    evaluate = ["reward", "eval", str(tuned), "--ratings", str(ratings), "--resamples", "100", "--json"]
+    assert main(evaluate) == 0
+    found = json.loads(capsys.readouterr().out)["dimensions"]["appeal"]["judges"]
+    assert list(found)[:2] == ["reward", "frozen encoders"]
+    assert found["reward"]["SRCC"] != found["frozen encoders"]["SRCC"]
+    (tuned / "frozen/appeal.safetensors").unlink()
+    assert main(evaluate) == 0
+    out, err = capsys.readouterr()
+    assert "frozen encoders" not in out
+    assert "not compared with frozen encoders" in err
+
+
+def test_bad_input_to_fine_tuning_is_one_line(toon: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    train = ("train", "--ratings", str(toon), "--out", str(tmp_path / "h"))
+    assert "--start: only with --encoders" in bad(capsys, *train, "--start", "toon")
+    assert "--encoders: toon heads have none; name a class with --head" in bad(capsys, *train, "--encoders")
+    assert "--start toon: rated, and with encoders in toon: none" in bad(
+        capsys, *train, "--encoders", "--start", "toon"
+    )
+    both = ("--encoders", "--start", "toon", "--head", "KeyFrameAppeal")
+    assert "leave out --head, --model, --option" in bad(capsys, *train, *both)
+    same = ("--encoders", "--start", str(tmp_path / "h"))
+    assert "must not be the folder of --out" in bad(capsys, *train, *same)
+    assert "--frames 0: must be at least 1" in bad(capsys, *train, "--encoders", "--frames", "0")

@@ -88,3 +88,12 @@ def test_weights_that_no_embedding_uses_may_be_missing(tmp_path: Path) -> None:
     without(bert, "encoder.layer.0.output.dense.bias")
     with pytest.raises(ConfigError, match=r"^text model .*weights missing: encoder\.layer\.0\.output\.dense\.bias$"):
         Text(bert, "cpu")
+
+
+def test_a_text_tower_alone_gives_what_it_gives_in_its_model(tmp_path: Path) -> None:
+    clip = Path(tiny_clip(tmp_path / "clip"))
+    text = Text(clip, "cpu")
+    text.save(tmp_path / "tower")
+    alone = Text(tmp_path / "tower", "cpu")
+    assert type(alone.tower).__name__ == "CLIPTextModel"
+    assert torch.equal(alone("a robot walks"), text("a robot walks"))

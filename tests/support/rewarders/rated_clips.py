@@ -48,6 +48,26 @@ def picture(number: int, height: int = 16, width: int = 16) -> np.ndarray:
     return cells.repeat(height // 4, axis=0).repeat(width // 4, axis=1)
 
 
+def blue_clips(folder: Path, prompts: int, dimension: str, candidates: int = 2, size: int = 32) -> Path:
+    """Clips of one colour each. The rating of `dimension` is how blue they are; red and green are random."""
+    rng = np.random.default_rng(prompts)
+    (folder / "clips").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for p in range(prompts):
+        frame = f"{p}.png"
+        (folder / frame).write_bytes(encode_png(picture(p, size, size)))
+        for k in range(candidates):
+            colour = rng.integers(40, 216, 3)
+            clip = f"clips/{p}-{k}.mp4"
+            (folder / clip).write_bytes(encode_mp4(np.full((2, size, size, 3), colour, np.uint8), 8))
+            given = {dimension: round(to_rating((int(colour[2]) - 40) / 1.76), 3)}
+            rows.append(
+                RatedClip(clip=clip, first_frame=frame, prompt=f"a robot {p}", source="toy", ratings={"eye": given})
+            )
+    write_ratings(folder / "ratings.jsonl", rows)
+    return folder / "ratings.jsonl"
+
+
 def rated(file: Path) -> RatedDataset:
     return RatedDataset(read_ratings(file))
 
