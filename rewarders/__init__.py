@@ -5,6 +5,8 @@ a judge kind in `judges/registry.py` (`KINDS`), an AnimeReward class in `anime_r
 head in `toon_heads/heads.py` (`HEADS`). A change that alters a score must also change the reward's digest, because only
 scores with equal digests are compared.
 
+`conversion` makes model folders from published checkpoints (`douga reward convert`).
+
 Metrics of single clips are judges too. Those over sets of clips are in `set_metrics`. `controls.py` shows whether a
 judge prefers a frozen or a flickering clip.
 """

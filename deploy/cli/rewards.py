@@ -1,4 +1,7 @@
-"""``douga reward``: builds rating sets; trains, evaluates and serves reward heads. Parsing imports no torch."""
+"""``douga reward``: builds rating sets; trains, evaluates and serves reward heads; converts published checkpoints.
+
+Parsing imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -54,17 +57,36 @@ examples:
   douga reward eval none --ratings r.jsonl --reward.judges.vs.kind videoscore --reward.judges.vs.path /models/vs
   douga reward eval heads --ratings r.jsonl --config my.toml       the heads beside the judges of my.toml
 """
+CONVERT = """\
+Reads a published checkpoint, a pickle, without running code from it, and writes DIR as a folder of safetensors. A file
+that holds more than tensors is refused. Weights that are missing or unknown are named.
+
+kinds:
+  aesthetic              LAION's or VBench's linear layers        image_reward           ImageReward.pt
+  hps                    HPS_v2_compressed.pt, HPS_v2.1...        animereward_image      AnimeReward, image-video
+  animereward_text       AnimeReward, text-video                  animereward_character  AnimeReward, characters
+  animereward_motion     AnimeReward, ActionCLIP                  transformers           a folder, pytorch_model.bin
+  raft                   raft-things.pth
+
+--base names the model, a folder or hub id, whose tokenizer, image processor or sizes the file lacks. Each kind has a
+default, which is downloaded.
+
+examples:
+  douga reward convert hps HPS_v2.1_compressed.pt --out hpsv2
+  douga reward convert animereward_image weights/Pretrain_humangt_meanvideo_trainset_wGT/checkpoint_06.pth --out image
+"""
 
 
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
-    summary = "build rating sets; train, evaluate and serve reward heads"
+    summary = "build rating sets; train, evaluate and serve reward heads; convert checkpoints"
     examples = "example:\n  douga reward eval toon --ratings rated/ratings.jsonl\n\nhelp: douga reward KIND --help"
     reward = commands.add_parser("reward", help=summary, description=summary, epilog=examples)
     kinds = reward.add_subparsers(dest="kind", metavar="KIND")
     _add_build(kinds)
     _add_train(kinds)
     _add_eval(kinds)
+    _add_convert(kinds)
     serve_rewards.add(kinds)
 
 
@@ -116,6 +138,14 @@ def _add_eval(kinds: Any) -> None:
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
+def _add_convert(kinds: Any) -> None:
+    convert = add_command(kinds, "convert", _convert, "convert published checkpoints to safetensors", CONVERT)
+    convert.add_argument("checkpoint", metavar="KIND", help="what the file is; see below")
+    convert.add_argument("file", type=Path, metavar="FILE", help="the published file, or folder")
+    convert.add_argument("--out", type=Path, required=True, metavar="DIR", help="the new folder")
+    convert.add_argument("--base", default="", metavar="MODEL", help="model with what the file lacks")
+
+
 def _build(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.rewards import actions
 
@@ -132,3 +162,10 @@ def _eval(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.rewards import actions
 
     return actions.eval_command(options, flags)
+
+
+def _convert(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    from rewarders.conversion.kinds import convert
+
+    convert(options.checkpoint, options.file, options.out, options.base, print)
+    return 0

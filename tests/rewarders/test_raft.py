@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.weights.tensors import state_digest
 from rewarders.judges.dynamic_degree import ITERATIONS, load_raft
 from rewarders.raft import Raft, correlations, look_up, positions, upsampled
 from tests.support.rafts import arbitrary, raft_of_flow
@@ -36,17 +35,6 @@ def test_a_flow_that_the_weights_fix(tmp_path: Path) -> None:
         flow = model(*torch.rand(2, 1, 3, 128, 144), ITERATIONS)
     inside = flow[0, :, 8:-8, 8:-8]
     assert torch.allclose(inside, torch.tensor([6.0, -2.5])[:, None, None], atol=1e-4)
-
-
-def test_the_documented_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The published file holds the weights of a model in `DataParallel`."""
-    page = (Path(__file__).parents[2] / "docs" / "published-rewards.md").read_text()
-    code = page.split("**RAFT**")[1].split("```python")[1].split("```")[0]
-    model = Raft()
-    monkeypatch.chdir(tmp_path)
-    torch.save({f"module.{name}": one for name, one in model.state_dict().items()}, "raft-things.pth")
-    exec(code, {})
-    assert state_digest(load_raft("raft").state_dict()) == state_digest(model.state_dict())
 
 
 def test_correlations_by_hand() -> None:

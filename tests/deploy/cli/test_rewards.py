@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.data.ratings import read_ratings
 from deploy.cli.main import main
 from deploy.rewards.actions import _left_out
+from rewarders.conversion.kinds import KINDS
 from rewarders.head_files import load_heads
 from rewarders.toon_heads.heads import HEADS
 from tests.support.rewarders.rated_clips import blue_clips, grey_clips
-from tests.support.tiny_encoders import blind_to_blue, tiny_siglip
+from tests.support.tiny_encoders import blind_to_blue, tiny_clip, tiny_siglip
 
 
 @pytest.fixture(scope="module")
@@ -210,3 +213,20 @@ def test_bad_input_to_fine_tuning_is_one_line(toon: Path, tmp_path: Path, capsys
     same = ("--encoders", "--start", str(tmp_path / "h"))
     assert "must not be the folder of --out" in bad(capsys, *train, *same)
     assert "--frames 0: must be at least 1" in bad(capsys, *train, "--encoders", "--frames", "0")
+
+
+def test_published_checkpoints_are_converted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    clip, layers = tiny_clip(tmp_path / "clip"), tmp_path / "layers.pth"
+    torch.save({"weight": torch.ones(1, 16), "bias": torch.ones(1)}, layers)
+    convert = ("convert", "aesthetic", str(layers), "--base", clip, "--out", str(tmp_path / "out"))
+    assert main(["reward", *convert]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: a judge of kind aesthetic\n"
+    assert (tmp_path / "out/aesthetic.safetensors").is_file()
+    assert "exists; a new folder is needed" in bad(capsys, *convert)
+    torch.save({"weight": torch.ones(1), "trainer": argparse.Namespace(lr=1)}, layers)
+    gone = ("convert", "aesthetic", str(layers), "--base", clip, "--out", str(tmp_path / "no"))
+    assert f"{layers}: has more than tensors (argparse.Namespace), which only running" in bad(capsys, *gone)
+    with pytest.raises(SystemExit):
+        main(["reward", "convert", "--help"])
+    shown = capsys.readouterr().out
+    assert all(f" {kind} " in shown for kind in KINDS)

@@ -270,7 +270,7 @@ def test_an_incomplete_model_is_refused(tmp_path: Path, clip_model: Path, blip_m
 
 
 def test_vbenchs_aesthetic_quality_has_one_layer(tmp_path: Path, clip_model: Path):
-    """A `torch.nn.Linear` under the names of docs/published-rewards.md; a tenth of it is VBench's value."""
+    """A `torch.nn.Linear` under the names that `douga reward convert` gives it; a tenth of it is VBench's value."""
     for file in clip_model.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     torch.manual_seed(3)
