@@ -23,7 +23,7 @@ if all of it were trained. GB = 10⁹ bytes. Without a reference its rows are 0.
 | | VAE backward | of such an algorithm, in activations: `SAVED_DECODE` x frames x H x W x channels x b per clip |
 | | | with checkpointing: `CHECKPOINTED_DECODE` for all frames and `SAVED_DECODE` for the 9 being recomputed |
 | | optimizer step | ZeRO: 4 T / N, the gradients in float32 |
-| rewarder | heads | size of their files |
+| rewarder | heads | size of their files, with the encoders that are folders here |
 | each process | CUDA | `CUDA_BYTES`: context, library workspaces |
 
 With a reward's gradient, k is 1, guidance doubles the clips of a pass, and every denoising step with a gradient keeps
@@ -36,12 +36,14 @@ a share of a GPU gets that share of its memory and speed. In serial mode one pro
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import RewardConfig, RunConfig, algorithm_class, open_algorithm
+from common.errors import ConfigError
 from common.toon import WEIGHTS
 from deploy.planning.model_sizes import ModelSizes
 
@@ -292,12 +294,28 @@ def _split(count: int, sharded: bool, ranks: int) -> int:
 
 
 def _heads_bytes(reward: RewardConfig) -> int:
-    """Bytes of the heads and the local judges.
+    """Bytes of the heads, with their local encoders, and of the local judges.
 
     If the heads' folder is not on this machine, the size of the embedded heads is used: they have the same layers.
     """
     heads = _weights_bytes(Path(reward.path)) or _weights_bytes(WEIGHTS / "heads") if reward.path else 0
-    return heads + sum(_weights_bytes(Path(judge.path)) for judge in reward.judges.values() if judge.path)
+    encoders = _encoders_bytes(Path(reward.path)) if reward.path else 0
+    return heads + encoders + sum(_weights_bytes(Path(one.path)) for one in reward.judges.values() if one.path)
+
+
+def _encoders_bytes(folder: Path) -> int:
+    """Bytes of the models that the heads of `folder` name as folders, absolute or relative to `folder` or to here.
+
+    Raises `ConfigError` if a description cannot be read.
+    """
+    total = 0
+    for file in folder.glob("*.json"):
+        try:
+            paths = json.loads(file.read_text()).get("models", {}).values()
+        except (ValueError, AttributeError):
+            raise ConfigError(f"{file}: not the description of a reward head") from None
+        total += sum(_weights_bytes(folder / path if (folder / path).is_dir() else Path(path)) for path in paths)
+    return total
 
 
 def _weights_bytes(folder: Path) -> int:
