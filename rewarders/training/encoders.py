@@ -104,16 +104,15 @@ class EncoderHead:
 
     def _batch(self, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         self._reward.refresh()
-        rows, device = self.rows[chosen], torch.device(self._reward.device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            features = torch.stack([self._features(i, clip) for i, clip in _decoded(self._rated, rows)])
-        return features.float(), self._scores[chosen].to(device)
+        features = [self._features(i, clip) for i, clip in _decoded(self._rated, self.rows[chosen])]
+        return torch.stack(features).float(), self._scores[chosen].to(self._reward.device)
 
     def _features(self, i: int, clip: np.ndarray | str) -> torch.Tensor:
         if isinstance(clip, str):
             raise ConfigError(f"{self._rated.bad(i, clip)}; it could be decoded when training began")
-        prompt = self._rated.prompt(i)
-        return self._reward.clip_features(clip, prompt, self._found(i, clip))
+        found, device = self._found(i, clip), torch.device(self._reward.device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return self._reward.clip_features(clip, self._rated.prompt(i), found)
 
 
 class FoundInClips:

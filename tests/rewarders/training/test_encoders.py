@@ -147,6 +147,31 @@ def parts_of(reward: EncoderReward) -> dict[str, torch.nn.Module]:
     return {"head": reward.head, **{role: one.tower for role, one in reward.encoders.items()}, **frozen}
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_it_resumes_and_scores_in_float32(siglip: str, tmp_path: Path) -> None:
+    data = rated(blue_clips(tmp_path, 20, "appeal"))
+
+    def cut(line: str) -> None:
+        if "step 3/" in line:
+            raise KeyboardInterrupt
+
+    def reward() -> KeyFrameAppeal:
+        return KeyFrameAppeal.create({"vision": siglip}, "cuda", options={"key_frames": 2})
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(data, reward(), tmp_path / "out", PLAN, cut)
+    tuned, lines = reward(), list[str]()
+    fine_tune(data, tuned, tmp_path / "out", PLAN, lines.append)
+    assert not any("step 3/" in line for line in lines)
+    save_tuned(tuned, tmp_path / "out")
+    rows = np.arange(len(data.rows))
+    assert agreement(tuned, data, rows) > 0.5
+    (back,) = load_heads(str(tmp_path / "out"), "cpu")
+    clips, prompts = zip(*((clip, data.prompt(i)) for i, clip in data.clips(rows)), strict=True)
+    assert np.allclose(back.score(clips, prompts), tuned.score(clips, prompts), atol=0.05)
+
+
 def test_the_digest_covers_every_byte_of_the_encoders(siglip: str, tmp_path: Path) -> None:
     save_tuned(appeal(siglip), tmp_path)
     said = json.loads((tmp_path / "appeal.json").read_text())
