@@ -8,7 +8,7 @@
 | x_df | `DifferentiableReward.frame_scores` | raw score of frame f; for judges mapped to 0 .. 100 |
 | R_f | `FrameRewards.__call__` | reward of frame f; the mean over the frames is the clip's, R~ before clamping |
 
-With a gradient are the toon heads, the image rewards (`clip_score`, `hps`, `aesthetic`, `image_reward`) and every class
+With a gradient are all heads, the image rewards (`clip_score`, `hps`, `aesthetic`, `image_reward`) and every class
 with a method ``frame_scores``. A run whose reward has another part cannot use such an algorithm.
 """
 
@@ -80,7 +80,7 @@ def check_gradients(config: RewardConfig) -> dict[str, float]:
     for name in weights:
         if not hasattr(classes[name], "frame_scores"):
             raise ConfigError(
-                f"reward {name}: {classes[name].__name__} has no gradient, which the algorithm needs; the toon heads, "
+                f"reward {name}: {classes[name].__name__} has no gradient, which the algorithm needs; the heads, "
                 f"the judges {', '.join(DIFFERENTIABLE)} and classes with frame_scores have one (docs/extending.md)"
             )
     return weights

@@ -18,7 +18,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import FRAMES, sample_frames
+from rewarders.anime_reward.video import FRAMES, Frames, sample_frames
 
 
 class AppealHead(FrameHead):
@@ -49,6 +49,6 @@ class KeyFrameAppeal(EncoderReward):
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = AppealHead(self.vision.width, self.options["key_frames"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         limit = self.options["key_frames"]
         return pack(self.vision(sample_frames(clip, limit)), limit)

@@ -32,8 +32,7 @@ from rewarders.anime_reward.encoders import Vision, resolve_folder
 from rewarders.anime_reward.heads import EMPTY, SEEN, FrameHead, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
 from rewarders.anime_reward.tracking import Detector, Tracker, cut_out
-from rewarders.anime_reward.video import FRAMES, sample_frames
-from rewarders.first_frame import reference_frame
+from rewarders.anime_reward.video import FRAMES, Frames, with_reference
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class TrackedCharacter(EncoderReward):
         box = self.detector(frames[0], self.options["threshold"])
         return np.zeros((0, *frames.shape[1:3]), bool) if box is None else self.tracker(frames, box)
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         assert found is not None  # see `locate`
         frames, detected = self._frames(clip, prompt), len(found) > 0
         lost = np.asarray(~found.any((1, 2))) if detected else np.ones(len(frames), bool)
@@ -108,8 +107,8 @@ class TrackedCharacter(EncoderReward):
             lost[1:] = True
         return pack(figures, 1 + self.options["frames"], lost=torch.from_numpy(lost).to(self.device))
 
-    def _frames(self, clip: np.ndarray, prompt: Prompt) -> np.ndarray:
-        return np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
+    def _frames(self, clip: Frames, prompt: Prompt) -> Any:
+        return with_reference(clip, prompt, self.options["frames"])
 
     def _stored(self, name: str) -> torch.Tensor | None:
         """Returns the embedding of a character of the gallery."""

@@ -1,8 +1,9 @@
 """Locates and loads the pretrained encoders, and computes their embeddings, on any device.
 
-Scores are computed in float32, a clip at a time and without gradients. With gradients (`douga reward train --encoders`)
-an encoder takes `Encoder.per_pass` frames at a time and keeps no activations: the backward pass computes those of one
-pass again. So memory does not grow with the clip or the batch, and the gradient is that of the whole batch.
+Scores are computed in float32, a clip at a time and without gradients. Where gradients are needed (`douga reward train
+--encoders`, algorithms that follow the gradient of a reward), an encoder takes `Encoder.per_pass` frames at a time and
+keeps no activations: the backward pass computes those of one pass again. So memory does not grow with the clip or the
+batch, and the gradient is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from PIL import Image
@@ -32,7 +32,7 @@ from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
 from common.files import new_folder
 from common.models.pretrained import from_pretrained, load_model
-from rewarders.anime_reward.video import Pixels
+from rewarders.anime_reward.video import Frames, Pixels
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # downloaded from the hub; no pickles
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -173,8 +173,8 @@ class Vision(Encoder):
         self.pixels = pixels(role, folder, config)
         self.width: int = config.hidden_size
 
-    def __call__(self, frames: np.ndarray) -> torch.Tensor:
-        """Maps uint8 ``[n, H, W, 3]`` to float32 ``[n, width]``: pooled, or the mean over tokens if there is no
+    def __call__(self, frames: Frames) -> torch.Tensor:
+        """Maps n frames to float32 ``[n, width]``: pooled, or the mean over tokens if there is no
         pooler."""
         return self._run(self._embedded, self.pixels(frames).to(self.device))
 
@@ -225,8 +225,8 @@ class ImageText(Encoder):
         self.words = CaptionTokenizer(role, folder, self.tower.config.text_config)
         self.temperature = float(self.tower.logit_scale.exp())
 
-    def images(self, frames: np.ndarray) -> torch.Tensor:
-        """Maps uint8 ``[n, H, W, 3]`` to float32 ``[n, D]``."""
+    def images(self, frames: Frames) -> torch.Tensor:
+        """Maps n frames to float32 ``[n, D]``."""
         images = self.pixels(frames).to(self.device)
         return self._run(lambda part: self.tower.get_image_features(pixel_values=part).pooler_output, images)
 

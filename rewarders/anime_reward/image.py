@@ -13,8 +13,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import FRAMES, sample_frames
-from rewarders.first_frame import reference_frame
+from rewarders.anime_reward.video import FRAMES, Frames, with_reference
 
 HIDDEN = 64
 
@@ -50,6 +49,6 @@ class VideoImageConsistency(EncoderReward):
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = ImageHead(self.vision.width, 1 + self.options["frames"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
-        frames = np.concatenate([reference_frame(clip, prompt)[None], sample_frames(clip, self.options["frames"])])
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+        frames = with_reference(clip, prompt, self.options["frames"])
         return pack(self.vision(frames), 1 + self.options["frames"])

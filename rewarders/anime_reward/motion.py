@@ -32,7 +32,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import ImageText
 from rewarders.anime_reward.heads import SEEN, FrameHead, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import FRAMES, sample_frames
+from rewarders.anime_reward.video import FRAMES, Frames, sample_frames
 
 PROMPTS = (  # T_m, word for word: the most motion, none
     "The protagonist has a large range of movement, such as running, jumping, dancing, or waving arms.",
@@ -112,7 +112,7 @@ class PromptedMotion(EncoderReward):
         """Computes the levels' embeddings again."""
         self.head.levels = self._levels()
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         return pack(self.clip.images(sample_frames(clip, self.options["frames"])), self.options["frames"])
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -56,7 +56,8 @@ from common.models.fingerprint import fingerprint
 from common.weights.tensors import state_digest
 from rewarders.anime_reward.encoders import Encoder, locate_model, resolve_folder
 from rewarders.anime_reward.heads import opinion_loss
-from rewarders.anime_reward.video import SAMPLING
+from rewarders.anime_reward.video import SAMPLING, Frames
+from rewarders.differentiable import to_bytes
 
 DIGITS = 3  # decimals of a score
 
@@ -133,7 +134,7 @@ class EncoderReward(ABC):
         return None
 
     @abstractmethod
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         """Returns one clip's feature row, float32 ``[D]``; `found` is from `locate`."""
 
     @property
@@ -214,6 +215,20 @@ class EncoderReward(ABC):
         """
         self.head.eval()
         return [round(self.head(row[None]).item(), DIGITS) for row in self.features(clips, prompts)]
+
+    def frame_scores(self, clips: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        """See `DifferentiableReward.frame_scores`. A clip's score counts for each of its frames: they are judged
+        together. What `locate` finds has no gradient."""
+        self.head.eval()
+        rows = [
+            self.clip_features(clip, prompt, self._located(to_bytes(clip), prompt))
+            for clip, prompt in zip(clips, prompts, strict=True)
+        ]
+        return self.head(torch.stack(rows))[:, None].expand(-1, clips.shape[1])
+
+    @torch.no_grad()
+    def _located(self, clip: np.ndarray, prompt: Prompt) -> np.ndarray | None:
+        return self.locate(clip, prompt)
 
     def loss(self, features: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """See `TrainableReward.loss`."""

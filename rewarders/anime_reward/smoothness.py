@@ -13,7 +13,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import FRAMES, sample_frames
+from rewarders.anime_reward.video import FRAMES, Frames, sample_frames
 
 HIDDEN = 64
 
@@ -53,5 +53,5 @@ class VideoSmoothness(EncoderReward):
         self.vision = Vision(self.folders["vision"], self.device)
         self.head = SmoothnessHead(self.vision.width, self.options["frames"])
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         return pack(self.vision(sample_frames(clip, self.options["frames"])), self.options["frames"])

@@ -14,7 +14,7 @@ from common.messages import Prompt
 from rewarders.anime_reward.encoders import Text, Vision
 from rewarders.anime_reward.heads import SEEN, FrameHead, Scale, mean_of, pack
 from rewarders.anime_reward.reward import EncoderReward
-from rewarders.anime_reward.video import FRAMES, sample_frames
+from rewarders.anime_reward.video import FRAMES, Frames, sample_frames
 
 HIDDEN = 64
 
@@ -53,6 +53,6 @@ class VideoTextConsistency(EncoderReward):
         self.text = Text(self.folders["text"], self.device)
         self.head = TextHead(self.vision.width, self.options["frames"], self.text.width)
 
-    def clip_features(self, clip: np.ndarray, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
+    def clip_features(self, clip: Frames, prompt: Prompt, found: np.ndarray | None) -> torch.Tensor:
         frames = self.vision(sample_frames(clip, self.options["frames"]))
         return pack(frames, self.options["frames"], self.text(prompt.text))

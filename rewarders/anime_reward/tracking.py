@@ -13,7 +13,7 @@ from transformers import GroundingDinoForObjectDetection, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 from rewarders.anime_reward.encoders import image_processor, load, tokenizer
-from rewarders.anime_reward.video import Pixels
+from rewarders.anime_reward.video import Frames, Pixels
 
 # SAM 2 uses ImageNet's statistics; transformers' Sam2ImageProcessor has them, but needs torchvision.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,14 +75,16 @@ class Tracker:
         }
 
 
-def cut_out(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Returns the masked part, `mask` ``[H, W]``, of uint8 ``[H, W, 3]``, on black and padded to a centred square."""
+def cut_out(picture: Frames, mask: np.ndarray) -> Any:
+    """Returns the masked part, `mask` ``[H, W]``, of one frame (see `Frames`), on black and padded to a centred
+    square."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    figure = picture[window] * mask[window][..., None]
-    high, wide = figure.shape[:2]
+    high, wide = mask[window].shape
     side = max(high, wide)
-    square = np.zeros((side, side, 3), np.uint8)
     top, left = (side - high) // 2, (side - wide) // 2
-    square[top : top + high, left : left + wide] = figure
-    return square
+    bars = (top, side - high - top), (left, side - wide - left)
+    if isinstance(picture, np.ndarray):
+        return np.pad(picture[window] * mask[window][..., None], (*bars, (0, 0)))
+    figure = picture[:, *window] * torch.from_numpy(mask[window]).to(picture.device)
+    return functional.pad(figure, (*bars[1], *bars[0]))

@@ -27,8 +27,8 @@ from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetr
 from common.config import JudgeConfig
 from common.messages import Prompt
 from common.weights.tensors import state_digest
+from rewarders.differentiable import preprocessed, resized
 from rewarders.judges.adapter import InputSpec, resize
-from rewarders.judges.differentiable import preprocessed, resized
 from rewarders.judges.pretrained import from_pretrained, linear_layers, load_frozen
 
 CLIP_SCALE = 2.5  # the factor of CLIPScore

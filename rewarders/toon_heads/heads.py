@@ -11,6 +11,7 @@ import torch
 from common.messages import Prompt
 from common.toon.world import FRAMES, HEIGHT, WIDTH
 from common.weights.tensors import state_digest
+from rewarders.differentiable import to_bytes
 from rewarders.first_frame import reference_frame
 from rewarders.toon_heads.network import HeadNetwork, View, bag_of_words
 
@@ -112,11 +113,6 @@ class ToonHead(HeadNetwork):
             words.to(device),
         )
         return [round(100.0 * (1.0 - value), DIGITS) for value in badness.mean(1).tolist()[: len(clips)]]
-
-
-def to_bytes(clips: torch.Tensor) -> np.ndarray:
-    """Converts float ``[..., 3, H, W]`` in [0, 1] to uint8 ``[..., H, W, 3]``."""
-    return (clips.detach().movedim(-3, -1) * 255).round().byte().cpu().numpy()
 
 
 def to_pixels(frames: torch.Tensor) -> torch.Tensor:

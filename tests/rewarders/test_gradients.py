@@ -114,9 +114,7 @@ def test_one_feedback_alone() -> None:
 @pytest.mark.parametrize("kind", ["frame_ssim", "videoscore"])
 def test_a_reward_without_a_gradient_is_refused(kind: str) -> None:
     settings = config(**{"path": "", "judges.own.kind": kind, "judges.own.path": "nowhere"})
-    with pytest.raises(
-        ConfigError, match=r"reward own: \w+ has no gradient, which the algorithm needs; the toon heads"
-    ):
+    with pytest.raises(ConfigError, match=r"reward own: \w+ has no gradient, which the algorithm needs; the heads"):
         open_gradients(settings)
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import CLASSES, EncoderReward, VideoSmoothness, VideoTextConsistency
 from rewarders.anime_reward.trainable import TrainableReward
+from rewarders.differentiable import from_bytes
 from rewarders.head_files import load_heads, save_heads
 from tests.support.tiny_encoders import tiny_clip, tiny_idefics2, tiny_idefics2_tower, tiny_siglip
 
@@ -226,3 +228,17 @@ def test_a_first_frame_of_another_size(models: Models) -> None:
     wide[:, :32] = wide[:, -32:] = 255
     flat, large = (Prompt(0, "flat", "x", encode_png(image)) for image in (np.full((48, 64, 3), 90, np.uint8), wide))
     assert reward.score(CLIPS[:1], [flat]) == reward.score(CLIPS[:1], [large])
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+@pytest.mark.parametrize("name", CLASSES)
+def test_with_a_gradient_the_score_is_nearly_the_same(name: str, models: Models, with_image: bool) -> None:
+    """PIL rounds resized pixels, the differentiable path does not. Every frame has the clip's score."""
+    reward = make(name, models)
+    prompts = PROMPTS if with_image else [replace(prompt, image=None) for prompt in PROMPTS]
+    x = from_bytes(np.stack(CLIPS)).requires_grad_()
+    frames = reward.frame_scores(x, prompts)
+    assert frames.shape == x.shape[:2]
+    assert frames.mean(1).tolist() == pytest.approx(reward.score(CLIPS, prompts), abs=0.5)
+    (gradient,) = torch.autograd.grad(frames.sum(), x)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()

@@ -1,4 +1,5 @@
-"""The image preprocessing of `transformers` with a gradient, for rewards whose gradient an algorithm follows.
+"""Pictures as float tensors: the image preprocessing of `transformers` with a gradient, for rewards whose gradient an
+algorithm follows.
 
 ```
 frames in 0..1 ──> resize (bicubic, antialiased) ──> crop the centre ──> (x - mean) / std
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
@@ -26,7 +28,11 @@ def preprocessed(frames: torch.Tensor, processor: Any) -> torch.Tensor:
     Raises `ConfigError` for a processor with other steps than resizing, cropping and normalising.
     """
     if processor.do_resize:
-        frames = resized(frames, _size_for(processor, frames.shape[2], frames.shape[3]), _mode(processor))
+        frames = resized(
+            frames,
+            _size_for(processor, frames.shape[2], frames.shape[3]),
+            mode_of(Image.Resampling(int(processor.resample))),
+        )
     if getattr(processor, "do_center_crop", False):
         frames = _centre(frames, processor.crop_size["height"], processor.crop_size["width"])
     if not processor.do_normalize:
@@ -42,11 +48,21 @@ def resized(frames: torch.Tensor, size: tuple[int, int], mode: str = "bicubic") 
     return interpolate(frames, size, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
-def _mode(processor: Any) -> str:
-    how = Image.Resampling(int(processor.resample))
+def mode_of(how: Image.Resampling) -> str:
+    """The `interpolate` mode of a PIL filter. Raises `ConfigError` for another one than bicubic and bilinear."""
     if how not in MODES:
         raise ConfigError(f"its image processor resizes with {how.name}; a gradient needs BICUBIC or BILINEAR")
     return MODES[how]
+
+
+def to_bytes(frames: torch.Tensor) -> np.ndarray:
+    """Converts float ``[..., 3, H, W]`` in 0..1 to uint8 ``[..., H, W, 3]``."""
+    return (frames.detach().movedim(-3, -1) * 255).round().byte().cpu().numpy()
+
+
+def from_bytes(frames: np.ndarray) -> torch.Tensor:
+    """Converts uint8 ``[..., H, W, 3]`` to float32 ``[..., 3, H, W]`` in 0..1."""
+    return torch.from_numpy(frames).movedim(-1, -3).float() / 255
 
 
 def _size_for(processor: Any, height: int, width: int) -> tuple[int, int]:
