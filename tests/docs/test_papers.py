@@ -115,3 +115,12 @@ def numbers(kind: str, rows: list[str]) -> set[int]:
                 found |= set(range(first, end + 1))
             found |= {int(number) for number in re.findall(r"\d+", words)}
     return found
+
+
+def test_every_module_that_the_page_names_has_tests() -> None:
+    """Its own file, or those of its folder, as the page says."""
+    named = set(re.findall(r"`((?:actors|common|deploy|learner|rewarders)/[\w/]+)\.py`", PAGE))
+    assert len(named) > 20
+    for module in named:
+        assert (ROOT / f"{module}.py").is_file(), module
+        assert list((ROOT / "tests" / module).parent.glob("test_*.py")), module
