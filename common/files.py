@@ -13,11 +13,18 @@ from common.errors.disk import writing
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """``with replacing(path) as draft:`` writes `draft`, which then replaces `path`. Raises `StorageError`."""
+    """``with replacing(path) as draft:`` writes `draft`, which then replaces `path`. After an error nothing is left.
+
+    Raises `StorageError`.
+    """
     draft = path.with_name(f".{path.name}.part")
-    with writing(path):
-        yield draft
-        draft.replace(path)
+    try:
+        with writing(path):
+            yield draft
+            draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_whole(path: Path, text: str) -> None:
