@@ -24,6 +24,7 @@ from deploy.run_dir import layout
 from deploy.run_dir.source import collect_keys, find_run_with_model
 
 BASE = "base"  # label of a run's base model
+EMBEDDED = "toon"  # the embedded model
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 FREE = {"pairs": "", "candidates": "", "verify": "false", "simulate": "false"}  # keys of training that do not apply
 
@@ -84,8 +85,8 @@ def _split_version(place: str) -> tuple[str, int | None]:
 
 
 def _run_of(place: str) -> Path | None:
-    """The folder of a run; None if `place` is not one."""
-    if (Path(place) / "model_index.json").is_file():
+    """The folder of a run; None if `place` is not one. The embedded model comes before a run of its name."""
+    if place == EMBEDDED or (Path(place) / "model_index.json").is_file():
         return None
     try:
         return layout.find_run(_split_version(place)[0])[0]
@@ -104,7 +105,7 @@ def _template(request: Request, places: Sequence[str]) -> RunConfig | None:
     run = next((folder for place in sampled if (folder := _run_of(place))), None)
     if run is not None:
         return load_config(find_run_with_model(str(run))[0] / layout.CONFIG, flags)
-    if sampled[0] == "toon":
+    if sampled[0] == EMBEDDED:
         return load_config(layout.TOON, flags)
     if not (Path(sampled[0]) / "model_index.json").is_file():
         raise ConfigError(f"{sampled[0]}: neither a run, nor a pipeline folder, nor a candidate set")
@@ -121,7 +122,7 @@ def _model(label: str, place: str, template: RunConfig | None, request: Request)
     run, own = _run_of(place), {}
     if run is not None:
         own = _keys_of_run(run, _split_version(place)[1])
-    elif place != "toon" and not (Path(place) / "model_index.json").is_file():
+    elif place != EMBEDDED and not (Path(place) / "model_index.json").is_file():
         raise ConfigError(f"{place}: neither a run, nor a pipeline folder, nor a candidate set")
     else:
         own = {"model.path": place}

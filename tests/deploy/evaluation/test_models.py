@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_versions_labels_and_folders(root: Path) -> None:
     assert config(found[2]).collect.run == ""
     assert config(found[2]).model.path == str(folder)
     assert config(found[2]).sampler == config(found[0]).sampler
+
+
+def test_toon_is_the_embedded_model_even_if_a_run_is_called_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make run` leaves a run of this name."""
+    shutil.copytree(root / "runs" / "toy", tmp_path / "runs" / "toon")
+    monkeypatch.chdir(tmp_path)
+    base, aligned = asked(tmp_path, "base=toon", "aligned=runs/toon", count=2)
+    assert (config(base).collect.run, config(base).model.path) == ("", "toon")
+    assert config(aligned).collect.run == str(tmp_path / "runs" / "toon")
 
 
 def test_a_set_is_taken_as_it_is(root: Path, tmp_path: Path) -> None:
