@@ -84,6 +84,8 @@ class Collection:
             self.exchange.drop_collected(group.ordinal)
         while self._todo and self._waiting() < self.config.exchange.pipeline_depth:
             prompt = self._todo.popleft()
+            if self._complete(prompt):  # it was in flight when an earlier start ended
+                continue
             self.exchange.enqueue([replace(prompt, purpose=Purpose.COLLECT)], version, prompt.ordinal)
         return bool(waiting or self._waiting())
 

@@ -65,6 +65,10 @@ def content(candidates: CandidateSet) -> dict[str, tuple[Any, ...]]:
     }
 
 
+def sampled_groups(run: Path) -> int:
+    return sum(one["kind"] == "sampling" for one in read_json_lines(run / "timeline.jsonl"))
+
+
 def test_every_candidate_is_what_the_sampler_makes_from_its_seed(
     base: CandidateSet, model: Path, tmp_path: Path
 ) -> None:
@@ -92,14 +96,14 @@ def test_an_interrupted_collection_resumes_to_the_same_set(base: CandidateSet, m
         assert starts < 20
     assert starts > 1
     assert content(read_set(how.folder)) == content(base)
+    assert sampled_groups(how.folder) == 4  # also those that were in flight when it was interrupted
 
 
 def test_a_larger_count_adds_prompts_and_samples_none_again(base: CandidateSet, model: Path, tmp_path: Path) -> None:
     collect(tmp_path, model, 2)
     whole = collect(tmp_path, model, 4)
     assert content(whole) == content(base)
-    sampled = [one for one in read_json_lines(whole.folder.parent / "timeline.jsonl") if one["kind"] == "sampling"]
-    assert len(sampled) == 4
+    assert sampled_groups(whole.folder.parent) == 4
 
 
 def test_a_prompt_that_fails_ends_the_collection_and_keeps_the_others(model: Path, tmp_path: Path) -> None:
