@@ -3,6 +3,7 @@
 ```
 {"name", "command", "machine": {...}, "versions": {...},
  "rows": [{"case", "unit", "ours", "other", "limit", "ratio"}],
+ "grid": {"columns": [...], "rows": {case: [{"value", "low", "high", "signed"} or null, ...]}} or null,
  "aims": [{"aim", "value", "target", "met"}]}
 ```
 
@@ -19,7 +20,7 @@ import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -58,6 +59,24 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A value, with its 95 % interval if it has one. `signed`: a change, which is shown with its sign."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    signed: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cases that are not pairs of ours and another: one row of cells each, None for an empty one."""
+
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Cell | None]]
+
+
+@dataclass(frozen=True)
 class Aim:
     """A performance target: `value` is measured; `target` is the condition in words."""
 
@@ -77,6 +96,7 @@ class Report:
     packages: Sequence[str]  # installed packages whose versions are recorded
     device: str = "cpu"  # a GPU's name is recorded too
     package: str = "benchmarks"  # Python package of the benchmark's module
+    grid: Grid | None = None
 
 
 def ratio(ours: Sequence[float], other: Sequence[float]) -> Ratio:
@@ -93,6 +113,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "machine": _machine(report.device),
         "versions": {"python": platform.python_version()} | _versions(report.packages),
         "rows": [asdict(row) for row in report.rows],
+        "grid": None if report.grid is None else asdict(report.grid),
         "aims": [asdict(aim) for aim in report.aims],
     }
 
@@ -115,18 +136,38 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def show(report: Report) -> None:
-    """Print the rows and targets."""
+    """Print the rows, the grid and the targets."""
     console = Console(soft_wrap=True)
-    table = Table("case", "unit", "ours", "other", "limit", "ratio (min .. max)")
-    for row in report.rows:
-        numbers = [_number(row.ours), _number(row.other), _number(row.limit)]
-        spread = "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.min:.2f} .. {row.ratio.max:.2f})"
-        table.add_row(row.case, row.unit, *numbers, spread)
-    console.print(table)
+    if report.rows:
+        console.print(_pairs(report.rows))
+    if report.grid is not None:
+        console.print(_grid(report.grid))
     for aim in report.aims:
         console.print(
             f"{'met   ' if aim.met else 'MISSED'} {aim.aim}: {aim.value:.3g}, wanted {aim.target}", markup=False
         )
+
+
+def _pairs(rows: Sequence[Row]) -> Table:
+    table = Table("case", "unit", "ours", "other", "limit", "ratio (min .. max)")
+    for row in rows:
+        numbers = [_number(row.ours), _number(row.other), _number(row.limit)]
+        spread = "" if row.ratio is None else f"{row.ratio.median:.2f} ({row.ratio.min:.2f} .. {row.ratio.max:.2f})"
+        table.add_row(row.case, row.unit, *numbers, spread)
+    return table
+
+
+def _grid(grid: Grid) -> Table:
+    table = Table("case", *grid.columns)
+    for case, cells in grid.rows.items():
+        table.add_row(case, *("" if cell is None else cell_text(**asdict(cell)).replace("[", r"\[") for cell in cells))
+    return table
+
+
+def cell_text(value: float, low: float | None, high: float | None, signed: bool) -> str:
+    """A cell as it is printed: ``+1.23 [+0.98, +1.50]``; a whole number without decimals."""
+    form = "+.2f" if signed else ".0f" if value == round(value) else ".2f"
+    return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def _number(value: float | None) -> str:

@@ -16,10 +16,11 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, starmap
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import cell_text
 from common.config import Key, RunConfig, keys, leaves, load_config, may_change
 from common.roles import PROCESSES
 from deploy.observability.definitions import HISTOGRAM, OF_PROCESS, TABLE, TARGET_LABELS, Metric
@@ -179,6 +180,9 @@ and its baseline. The columns:
 - *ratio*: ours / other per round, as median (min .. max); other / ours where the unit is a time. Above 1, douga is
   better.
 
+A table without these columns compares trainings: the means of the base model, the changes that each training makes with
+their 95 % intervals, and what the training took.
+
 Missed aims stay in the tables.
 """
 
@@ -191,10 +195,20 @@ def results_page(folder: Path = RESULTS) -> str:
 def _result(file: Path) -> str:
     found = json.loads(file.read_text("utf-8"))
     title = f"{found['name']}, {file.stem.removeprefix(found['name'] + '-')}"
-    rows = _table(("case", "unit", "ours", "other", "limit", "ratio"), map(_result_row, found["rows"]))
+    parts = [f"## {title}\n", f"{_measured_on(found)}\n"]
+    if found["rows"]:
+        parts.append(_table(("case", "unit", "ours", "other", "limit", "ratio"), map(_result_row, found["rows"])))
+    grid = found.get("grid")
+    if grid:
+        parts.append(_table(("case", *grid["columns"]), starmap(_grid_row, grid["rows"].items())))
     judged = [(one["aim"], f"{one['value']:.3g}", one["target"], _met(one)) for one in found["aims"]]
-    aims = "\n" + _table(("aim", "measured", "target", ""), judged) if judged else ""
-    return f"\n## {title}\n\n{_measured_on(found)}\n\n{rows}{aims}"
+    if judged:
+        parts.append(_table(("aim", "measured", "target", ""), judged))
+    return "".join(f"\n{part}" for part in parts)
+
+
+def _grid_row(case: str, cells: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
+    return case, *("" if cell is None else cell_text(**cell) for cell in cells)
 
 
 def _met(aim: Mapping[str, Any]) -> str:

@@ -35,6 +35,20 @@ def test_generated_pages_are_as_their_command_writes_them(tmp_path: Path) -> Non
     assert [name for name in generate.PAGES if (tmp_path / name).read_text() != (DOCS / name).read_text()] == []
 
 
+def test_a_grid_is_a_table_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "ways-box.json").write_text(
+        '{"name": "ways", "command": "python -m benchmarks.ways", "machine": {"processor": "P", "cores": 2, '
+        '"memory_bytes": 16e9}, "versions": {"python": "3.11"}, "rows": [], "aims": [], "grid": {"columns": ["reward", '
+        '"clips"], "rows": {"base": [{"value": 59.5, "low": null, "high": null, "signed": false}, null], "ours": '
+        '[{"value": 1, "low": 0.5, "high": 1.5, "signed": true}, {"value": 640, "low": null, "high": null, "signed": '
+        "false}]}}}"
+    )
+    page = generate.results_page(tmp_path)
+    table = "| case | reward | clips |\n|---|---|---|\n| base | 59.50 |  |\n| ours | +1.00 [+0.50, +1.50] | 640 |\n"
+    assert f"; python 3.11.\n\n{table}" in page
+    assert "| ours | other |" not in page
+
+
 def test_every_key_is_on_the_page() -> None:
     page = generate.config_page()
     assert [key.name for key in keys() if f"| `{key.name}` |" not in page] == []
