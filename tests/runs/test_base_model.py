@@ -72,7 +72,11 @@ def test_another_base_model_is_refused_everywhere(bases: Bases, capsys: pytest.C
 
 def _other_commands(bases: Bases, capsys: pytest.CaptureFixture[str]) -> None:
     file = bases.folder / layout.CONFIG
-    doors = {"export": ["--out", bases.root / "a"], "evaluate": ["--out", bases.root / "c"], "sample": ["--out", bases.root / "b", "--count", 1]}
+    doors = {
+        "export": ["--out", bases.root / "a"],
+        "evaluate": ["--out", bases.root / "c"],
+        "sample": ["--out", bases.root / "b", "--count", 1],
+    }
     for command, more in doors.items():
         words = [command, str(bases.folder), *map(str, more)]
         text = file.read_text()

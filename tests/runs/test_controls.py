@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 class TurnedAround:
     """A head with inverted scores of training clips, for this share of the prompts.
 
-    All six heads invert the same prompts, so that the best and the worst clip are swapped. Held-out clips keep their scores.
+    All six heads invert the same prompts, so that the best and the worst clip are swapped. Held-out clips keep their
+    scores.
     """
 
     def __init__(self, head: Reward, share: float) -> None:

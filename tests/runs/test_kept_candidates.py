@@ -41,7 +41,9 @@ def config(root: Path, model: Path, **flags: Any) -> RunConfig:
     return toy.config(root, **base | flags)
 
 
-def run(how: RunConfig, stop: Callable[[], bool] = lambda: False, said: toy.Said | None = None) -> dict[str, Any] | None:
+def run(
+    how: RunConfig, stop: Callable[[], bool] = lambda: False, said: toy.Said | None = None
+) -> dict[str, Any] | None:
     return serial.run(how, toy.rewards(), stop=stop, progress=said).result
 
 
