@@ -1,8 +1,10 @@
 """Every method of the papers on the toon world, in one table: ``python -m benchmarks.methods [--json FILE]``.
 
 Each method is the toon run (`deploy/launch/configs/toon.toml`) with a few keys changed, in one process and without lag.
-All sample equally many clips to train on (steps x batch x candidates), use each group once, and are evaluated together
-on the same held-out prompts with the same seeds. Offline methods share one candidate set of the base model.
+All take equally many steps and use each group once. Those that compare candidates sample equally many clips (steps x
+batch x candidates); offline methods share one candidate set of the base model. Those that follow a reward's gradient
+sample one clip of each group, and the learner denoises another one, which counts as time and not as a clip. All are
+evaluated together on the same held-out prompts with the same seeds.
 
 The table has the base model's means, and each method's change with its 95 % interval over prompts. With several seeds
 a change is the mean over the seeds, and the lowest and the highest mean change of the reward of a seed are shown too.
@@ -30,6 +32,7 @@ REFRESHES = 5  # of OnlineVPO in a run, as in deploy/launch/configs/onlinevpo.to
 SFT = {"algorithm.name": "sft"}
 DPO = {"algorithm.name": "dpo", "algorithm.refresh_every": "0"}
 GAPO = {"algorithm.name": "gapo", "algorithm.refresh_every": "0", "algorithm.normalise_gap": "false"}
+GRADIENT = {"sampler.candidates": "1"}  # the learner denoises clips itself, one of each group
 # HuViDPO's settings (docs/papers.md) with ten times its learning rates, as the toon run has ten times GAPO's: the model
 # is small and a run short.
 STAGE_1 = Variant(
@@ -53,6 +56,17 @@ def methods(steps: int) -> tuple[Variant, ...]:
         Variant("online-dpo", "DPO, online, frozen reference", DPO),
         Variant("onlinevpo", f"OnlineVPO: DPO, online, K = {vpo['algorithm.refresh_every']}", vpo),
         Variant("online-gapo", "GAPO, online, frozen reference", GAPO),
+        Variant("refl", "ReFL: gradient of the reward", GRADIENT | {"algorithm.name": "refl"}),
+        Variant(
+            "instruct-video",
+            "InstructVideo: the same, of a few frames",
+            GRADIENT | {"algorithm.name": "instruct_video"},
+        ),
+        Variant(
+            "vader",
+            "VADER: the same, through the last step",
+            GRADIENT | {"algorithm.name": "vader", "algorithm.frames": "0"},
+        ),
         STAGE_1,
         Variant("huvidpo-2", "HuViDPO, stage 2: LoRA on pairs of rated clips", stage_2, RatedClips(STAGE_1)),
     )

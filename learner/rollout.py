@@ -19,6 +19,7 @@ Deviations from the papers that the algorithms share:
 2. CogVideoX's VAE decodes frames together (causal convolutions over time), so all frames are decoded, also where a
    paper decodes only those that it scores.
 3. R is not clamped to [0, 1], as the reward of a selection is: a clamped reward has no gradient.
+4. A clip's reward is the mean over its frames. Decoded pixels are clamped to [0, 1]; saturated ones have no gradient.
 
 Guidance is the samplers' (`common/models/guidance.py`). All draws are functions of the run seed, the step and the
 group's ordinal; they do not depend on ranks or micro-batches.

@@ -76,6 +76,8 @@ def check_gradients(config: RewardConfig) -> dict[str, float]:
     for name, judge in config.judges.items():
         classes[name] = class_of(judge.kind, KINDS)
         classes |= {f"{name}.{output}": classes[name] for output in judge.outputs}
+        if config.feedback.startswith(f"{name}."):
+            classes[config.feedback] = classes[name]
     weights = reward_weights(config, classes)
     for name in weights:
         if not hasattr(classes[name], "frame_scores"):

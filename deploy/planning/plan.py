@@ -147,7 +147,9 @@ def guided_steps(config: RunConfig) -> int:
 
 
 def clips_per_step(config: RunConfig) -> int:
-    """Candidates per optimizer step if no group is tied."""
+    """Candidates per optimizer step if no group is tied; 0 if the clips exist before the run."""
+    if config.offline:
+        return 0
     return config.learner.batch_size * config.sampler.candidates
 
 

@@ -2,8 +2,13 @@
 applied to the best and the worst of N samples of the current policy, with a reference that is refreshed every K steps
 (Zhang et al. 2024, "OnlineVPO").
 
-Deviations from the paper:
-1. The paper's equation 14 uses the noise error and a factor T omega(lambda_t). This module uses the unweighted v error
+    L = -log sigma(-beta T omega(lambda_t) [ (n_theta(w) - n_ref(w)) - (n_theta(l) - n_ref(l)) ])
+
+is equation 14 of Wallace et al. and equation 4 of GAPO, with n the squared errors of the noise. Equation 3 of OnlineVPO
+has log-likelihoods in their place; it is printed without the minus, and its algorithm ascends.
+
+Deviations from the papers:
+1. They use the noise error and the factor T omega(lambda_t). This module uses the unweighted v error
    without T, like the GAPO authors' code: (x0_hat - x0)^2 / (1 - a_t) = (v_hat - v*)^2.
 2. The temperature is halved (logit = -beta/2 ...), and errors are means instead of sums. beta = 5000 assumes both.
 

@@ -17,7 +17,8 @@ Deviations from the paper:
 | alpha | `algorithm.alpha` | > 1 | base of the gap; at 1 every gap would be 0 |
 | gap | `gap`, `Selection.weights` | [0, alpha - 1] | the pair's weight |
 
-With equal weights of the six AnimeReward dimensions, R~ is the paper's R / 100, where R is their mean. The gap scales
+The paper normalises R to R~ without saying how. Here each dimension is divided by 100 and clamped to [0, 1], so with
+equal weights of the six AnimeReward dimensions R~ is R / 100 (`common/reward_composition.py`). The gap scales
 the loss and so the gradient; it is not a margin inside the sigmoid.
 """
 

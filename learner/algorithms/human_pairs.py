@@ -8,7 +8,7 @@ condition:
     logit = -beta/2 [ (e_theta(w | c_w) - e_ref(w | c_w)) - (e_theta(l | c_l) - e_ref(l | c_l)) ]
 
 This is the loss of the paper's public code (`new_trian.py` in the repository Tankowa/HuViDPO), with the v error instead
-of the eps error; in the paper it is equation 9.
+of the eps error. It stands for the paper's equation 9.
 
 Deviations from the public code:
 1. It inserts the clean first frame into x_t and excludes it from the error, because its model has no other image input.

@@ -5,6 +5,8 @@
 Noise x_T is denoised without a gradient until a random step among the last ones. From there the clean clip x0' is
 predicted at once, with a gradient, decoded and scored.
 
+OnlineVPO only says that the step is random; that it is among the last quarter, 10 of 40, is ImageReward's.
+
 Deviations:
 1. ImageReward applies a ReLU to r and adds the loss of pretraining; OnlineVPO's equation has neither.
 2. All groups of an optimizer step stop at the same step, as in ImageReward's code, which draws one per batch.

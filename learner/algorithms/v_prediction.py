@@ -1,8 +1,12 @@
 """The v errors that the losses use, and their random draws. All candidates of a group share timestep, noise and drops;
 policy and reference share everything.
 
-The error has no deviation from the papers. CogVideoX 1.5 needs padding in front (`pad_front`). As in its trainer, the
-padding has its own noise; deviation: the trainer's mean includes the error of the padding, which no clip shows.
+Deviations from the papers (GAPO, equations 1 and 4; HuViDPO): a mean v error in the place of a summed noise error; the
+clips of a pair share their noise, as in HuViDPO's code; and the timesteps of a batch are stratified. Sharing and strata
+lower the variance of a pair's difference and of a step.
+
+CogVideoX 1.5 needs padding in front (`pad_front`). As in its trainer, the padding has its own noise; deviation: the
+trainer's mean includes the error of the padding, which no clip shows.
 
 `learner.image_noise`, `.caption_drop` and `.image_drop` are off by default, as no paper mentions them. The published
 code of the GAPO authors (`anisora_rl` in the repository bilibili/Index-anisora) has all three, with drops of 0.1 and

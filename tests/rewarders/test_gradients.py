@@ -118,6 +118,12 @@ def test_a_reward_without_a_gradient_is_refused(kind: str) -> None:
         open_gradients(settings)
 
 
+def test_an_output_of_a_judge_without_a_gradient_is_refused() -> None:
+    settings = config(**{"path": "", "feedback": "vs.temporal", "judges.vs.kind": "videoscore", "judges.vs.path": "x"})
+    with pytest.raises(ConfigError, match=r"reward vs.temporal: VideoScore has no gradient"):
+        check_gradients(settings)
+
+
 def test_a_reward_without_weight_needs_no_gradient() -> None:
     settings = config(**{"judges.own.kind": "frame_ssim", "judges.own.weight": 0.0})
     assert "own" not in check_gradients(settings)

@@ -34,7 +34,7 @@ from deploy.planning.memory import (
     sampler_bytes,
 )
 from deploy.planning.model_sizes import ModelSizes, families, family_sizes, folder_sizes
-from deploy.planning.plan import Plan, draft, guided_steps, plan
+from deploy.planning.plan import Plan, clips_per_step, draft, guided_steps, plan
 from learner.activation_checkpointing import Recompute, recompute_in
 from learner.learner import Learner
 from tests.support.learner.fakes import MemoryExchange, tiny_config, tiny_model
@@ -472,6 +472,12 @@ def test_guidance_takes_two_calls_where_there_is_guidance(interval: str, guided:
     flags = {"sampler.steps": 10, "sampler.guidance_interval": interval}
     assert guided_steps(load_config(None, FULL | flags)) == guided
     assert guided_steps(load_config(None, FULL | flags | {"sampler.guidance": 1.0})) == 0
+
+
+def test_a_run_on_clips_that_exist_samples_none() -> None:
+    drafted = made(check=False, pairs="pairs.jsonl", sampler__candidates=2)
+    assert drafted.pace.samplers_needed == 0
+    assert drafted.pace.total(10, clips_per_step(drafted.config)) == pytest.approx(10 * drafted.pace.step)
 
 
 def test_samplers_that_keep_the_learner_busy() -> None:
