@@ -1,17 +1,33 @@
-"""First frames: the one place that says what part of an image a model, its rewards and people see.
+"""Images: the one place that says what a model, its rewards and people see of an image file.
 
-An image of another size than the clip is scaled until it covers the clip, and cropped at its center, never squeezed: a
-squeezed frame differs from every clip that a model can make of it, and rewards would punish all of them for that.
+```
+file ──> upright (EXIF) ──> sRGB (ICC profile) ──> 8 bits ──> on white where transparent ──> RGB
+     ──> scaled to cover the clip's size, cropped at its center ──> first frame
+```
+
+An image of another size than the clip is never squeezed: a squeezed frame differs from every clip that a model can make
+of it, and rewards would punish all of them for that. What cannot be shown rightly is refused by name.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-ORIENTATION = ExifTags.Base.Orientation
+BACKGROUND = (255, 255, 255)  # behind transparent pixels, everywhere
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+GAMMA, SRGB_GAMMA = b"gAMA", 0.45455
+SRGB_LIKE = {1, 2, 6, 13}  # transfer functions of ITU-T H.273 that are shown as sRGB
+BT709_LIKE = {1, 2, 5, 6, 7}  # primaries
+STILL = ("JPEG", "MPO", "TGA", "BMP", "PPM", "ICO")  # formats whose further pictures, if any, are no animation
+PICTURES = ("GIF", "PNG", "WEBP", "JPEG", "TIFF", "BMP", "AVIF")
+PROFILED = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> colour space of its profile
+MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
+BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -22,16 +38,43 @@ def encode_png(pixels: np.ndarray) -> bytes:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """An encoded image in RGB, turned upright as its EXIF data says.
+    """An encoded image as a viewer shows it: 8-bit sRGB, upright, transparent parts on `BACKGROUND`.
 
     Raises:
-        ValueError: it is not an image, or broken.
+        ValueError: it is not an image, broken, animated, or cannot be shown rightly.
     """
+    return on_background(decode_layer(data))
+
+
+def decode_layer(data: bytes) -> Image.Image:
+    """`decode_image` without a background: RGBA if parts are transparent, else RGB."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            _check_still(image)
+            _check_colours(data, image)
+            image.load()
+            profile = image.info.get("icc_profile")
+            upright = ImageOps.exif_transpose(image)
+            return _in_srgb(_eight_bits(upright), profile)
+    except BROKEN as error:
         raise ValueError(f"broken image: {str(error).split(' <')[0]}") from None
+
+
+def on_background(image: Image.Image) -> Image.Image:
+    """An RGB or RGBA image as RGB, its transparent parts on `BACKGROUND`."""
+    if image.mode == "RGB":
+        return image
+    behind = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+    return Image.alpha_composite(behind, image).convert("RGB")
+
+
+def picture_format(data: bytes) -> str | None:
+    """The format of a picture file, such as GIF; None for anything else."""
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURES) as image:
+            return image.format
+    except BROKEN:
+        return None
 
 
 def fit(image: Image.Image, height: int, width: int) -> np.ndarray:
@@ -47,15 +90,106 @@ def first_frame(data: bytes, height: int, width: int) -> np.ndarray:
 
 
 def first_frame_png(data: bytes, height: int, width: int) -> bytes:
-    """`first_frame` as PNG: the same bytes, unchecked, if they are a PNG of that size. Raises like `decode_image`."""
-    if _is_png_of(data, height, width):
+    """`first_frame` as PNG: the same bytes if they are a bare PNG of that size. Raises like `decode_image`."""
+    if _is_bare_png(data, height, width):
         return data
     return encode_png(first_frame(data, height, width))
 
 
-def _is_png_of(data: bytes, height: int, width: int) -> bool:
+def _check_still(image: Image.Image) -> None:
+    count = getattr(image, "n_frames", 1)
+    if count > 1 and image.format not in STILL:
+        raise ValueError(f"{count} pictures in one {image.format} file, animated or pages: save one of them as PNG")
+
+
+def _check_colours(data: bytes, image: Image.Image) -> None:
+    """Refuse what Pillow would show in wrong colours: HDR and wide-gamut pictures, and gamma other than sRGB's."""
+    coded = None
+    if image.format == "PNG":
+        chunks = dict(_png_chunks(data))
+        if "icc_profile" not in image.info and b"sRGB" not in chunks and len(chunks.get(GAMMA, b"")) == 4:
+            gamma = struct.unpack(">I", chunks[GAMMA])[0] / 100000
+            if abs(gamma - SRGB_GAMMA) > 0.01:
+                raise ValueError(f"a gamma of {gamma:g}, not sRGB's: save the image in sRGB")
+        if len(chunks.get(b"cICP", b"")) == 4:
+            coded = chunks[b"cICP"][0], chunks[b"cICP"][1]
+    elif image.format == "AVIF" and (place := data.find(b"colrnclx")) >= 0:
+        coded = struct.unpack_from(">HH", data, place + 8)
+    if coded is not None and not (coded[0] in BT709_LIKE and coded[1] in SRGB_LIKE):
+        kind = {16: "HDR (PQ)", 18: "HDR (HLG)"}.get(coded[1], "wide-gamut")
+        raise ValueError(f"{kind} colours, which need tone mapping: save the image in sRGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image with 8 bits per channel, in mode L, RGB, RGBA or CMYK."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _from_16_bits(image)
+    if image.mode not in MODES:
+        raise ValueError(f"pixels of the kind {image.mode}, whose range is unknown: save the image as 8-bit RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or image.has_transparency_data:
+        if image.mode in ("La", "RGBa"):
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        return image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _from_16_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32)
+    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if hidden is None:
+        return grey
+    alpha = Image.fromarray(np.where(values == hidden, 0, 255).astype(np.uint8))
+    return Image.merge("LA", (grey, alpha)).convert("RGBA")
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image of `_eight_bits` as RGB or RGBA in sRGB. Without a profile it is in sRGB already."""
+    if not profile:
+        return image if image.mode in ("RGB", "RGBA") else image.convert("RGB")
+    alpha = image.getchannel("A") if image.mode == "RGBA" else None
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            return image.size == (width, height) and ORIENTATION not in image.getexif()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = str(getattr(given.profile, "xcolor_space", "")).strip()
+        colours = image.convert("RGB") if image.mode == "RGBA" or (image.mode, space) == ("L", "RGB") else image
+        colours = colours.convert("L") if space == "GRAY" and _is_grey(colours) else colours
+        if PROFILED[colours.mode] != space:
+            raise ValueError(f"a colour profile for {space} in a picture of {colours.mode}: save the image in sRGB")
+        shown = ImageCms.profileToProfile(colours, given, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError) as error:
+        raise ValueError(f"its colour profile cannot be used ({error}): save the image in sRGB") from None
+    assert shown is not None  # only in place
+    if alpha is not None:
+        shown.putalpha(alpha)
+    return shown
+
+
+def _is_grey(image: Image.Image) -> bool:
+    pixels = np.asarray(image)
+    return image.mode == "RGB" and bool((pixels == pixels[..., :1]).all())
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """(name, content) of a PNG's chunks, as far as they are whole."""
+    found, place = [], len(SIGNATURE)
+    while place + 12 <= len(data):
+        length = struct.unpack_from(">I", data, place)[0]
+        name, content = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
+        check = data[place + 8 + length : place + 12 + length]
+        if len(check) < 4 or struct.unpack(">I", check)[0] != zlib.crc32(name + content):
+            break
+        found.append((name, content))
+        place += 12 + length
+    return found
+
+
+def _is_bare_png(data: bytes, height: int, width: int) -> bool:
+    """Whether the data is a whole PNG of 8-bit RGB of that size, with nothing but its pixels in it."""
+    if not data.startswith(SIGNATURE):
         return False
+    chunks = _png_chunks(data)
+    names = [name for name, _ in chunks]
+    if names != [b"IHDR", *[b"IDAT"] * (len(names) - 2), b"IEND"]:
+        return False
+    whole = len(SIGNATURE) + sum(12 + len(content) for _, content in chunks) == len(data)
+    return whole and chunks[0][1][:10] == struct.pack(">IIBB", width, height, 8, 2)

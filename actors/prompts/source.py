@@ -24,10 +24,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from PIL import Image, UnidentifiedImageError
-
 from common.errors import ConfigError
-from common.images import first_frame_png
+from common.images import decode_image, first_frame_png
 from common.messages import Prompt, Purpose
 from common.seeds import epoch_order
 from common.toon.prompts import ToonPrompts
@@ -215,10 +213,10 @@ def image_file(where: str, folder: Path, name: str | None) -> Path:
     if not path.is_file():
         raise ConfigError(f"{where}: no image {path}")
     try:
-        with Image.open(path) as image:
-            image.verify()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"{where}: broken image {path}: {error}") from None
+        decode_image(path.read_bytes())
+    except (OSError, ValueError) as error:
+        why = str(error).removeprefix("broken image: ")
+        raise ConfigError(f"{where}: broken image {path}: {why}") from None
     return path
 
 

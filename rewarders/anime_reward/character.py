@@ -22,11 +22,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional
 
 from common.errors import ConfigError
+from common.images import decode_layer
 from common.messages import Prompt
 from rewarders.anime_reward.encoders import Vision, resolve_folder
 from rewarders.anime_reward.heads import EMPTY, SEEN, FrameHead, mean_of, pack
@@ -147,8 +147,8 @@ def _digest(pictures: dict[str, Path]) -> str:
 def _picture(file: Path) -> np.ndarray:
     """Loads a stored character, masked and padded as the clip's figures are."""
     try:
-        picture = np.asarray(Image.open(file).convert("RGBA"))
-    except OSError as error:
+        picture = np.asarray(decode_layer(file.read_bytes()).convert("RGBA"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be decoded as a picture: {error}") from None
     opaque = picture[..., 3] > 127
     return cut_out(picture[..., :3], opaque if opaque.any() else np.ones_like(opaque))
