@@ -23,8 +23,9 @@ from PIL import Image
 from actors.prompts.source import PromptSource
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
-from common.data.offline_pairs import OfflinePairs, PairClip, frame_places
-from common.data.video import clip_length, decode_frames, encode_mp4
+from common.data.offline_pairs import OfflinePairs, PairClip
+from common.data.player import frames_at, timeline
+from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.images import encode_png, first_frame_png, fit
 from common.messages import Candidate, Conditioning, Prompt, Purpose, SerializedTensor, candidate_id
@@ -112,16 +113,15 @@ def _stacked(arrays: Sequence[SerializedTensor]) -> SerializedTensor:
 def frames_of(clip: Path, size: ModelConfig, count: int | None = None) -> np.ndarray:
     """The first `count` frames of a clip, uint8 [count, H, W, 3], at the model's rate and size.
 
-    The default `count` is the model's number of frames. Frames are scaled to cover the model's size and center-cropped,
-    like first frames.
+    The default `count` is the model's number of frames. Each is the one on screen at its time. Frames are scaled to
+    cover the model's size and center-cropped, like first frames.
 
     Raises:
         ConfigError: the clip is broken or too short.
     """
     try:
         data = clip.read_bytes()
-        places = frame_places(*clip_length(data), size.frames, size.fps)[:count]
-        frames = decode_frames(data, places)
+        frames = frames_at(data, timeline(data).places(size.frames, size.fps)[:count])
     except (OSError, ValueError) as error:
         raise ConfigError(f"{clip}: {error}") from None
     return np.stack([fit(Image.fromarray(frame), size.height, size.width) for frame in frames])

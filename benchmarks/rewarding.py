@@ -119,7 +119,7 @@ def measure(given: argparse.Namespace) -> Report:
         *parts(many, tasks),
     ]
     aim = Aim("batched against one at a time", gain.median, f">= {AIM:g}", gain.median >= AIM)
-    return Report("rewarding", rows, [aim], ("torch", "decord", "numpy"), given.device)
+    return Report("rewarding", rows, [aim], ("torch", "av", "numpy"), given.device)
 
 
 OPTIONS = (

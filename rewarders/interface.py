@@ -48,7 +48,7 @@ class Clip:
 
     frames: np.ndarray  # uint8 [F, H, W, 3]
     fps: float  # frames per second
-    file: bytes | None = field(default=None, repr=False)  # the video file the frames come from; None if resampled
+    file: bytes | None = field(default=None, repr=False)  # the video file if it shows exactly these frames, else None
 
     def mp4(self) -> bytes:
         """Returns the clip as a video file: the original one, or a new encoding of the frames."""

@@ -1,7 +1,7 @@
 """Decodes clips and scores them with every reward model of the run.
 
 ```
-ScoreTask (mp4) --> decode (decord) --> every judge, one batch --> Score
+ScoreTask (mp4) --> decode --> every judge, one batch --> Score
 ```
 
 A clip that cannot be decoded or scored gets NaN and a reason; the rest of the batch is scored normally. The exchange
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from common.config import RewardConfig
-from common.data.video import decode_video
+from common.data.player import frames_at, timeline
 from common.errors import ConfigError
 from common.messages import Prompt, Score, ScoreTask
 from common.reward_composition import reward_weights
@@ -90,8 +90,12 @@ def _decode(task: ScoreTask) -> tuple[Clip, Prompt] | str:
 
 
 def read_clip(file: bytes) -> Clip:
-    """Decodes a video file. Raises `ValueError` if that fails."""
-    return Clip(*decode_video(file), file)
+    """Decodes a video file. Judges get the file itself only if every decoder shows the same of it.
+
+    Raises `ValueError` if that fails.
+    """
+    shown = timeline(file)
+    return Clip(frames_at(file, shown.evenly()), shown.fps, file if shown.plain else None)
 
 
 def _add_result(score: Score, judge: Judge, result: JudgeResult) -> None:

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from actors.prompts.source import read_table
-from common.data.video import VIDEO_SUFFIXES, clip_length, decode_frames
+from common.data.player import frames_at, timeline
+from common.data.video import VIDEO_SUFFIXES
 from common.errors import ConfigError
 from common.images import encode_png
 
@@ -73,14 +74,14 @@ def _listed(folder: Path) -> list[Path]:
 
 def _third_frame(video: Path, data: bytes) -> np.ndarray:
     try:
-        return decode_frames(data, [THIRD])[0]
+        return frames_at(data, [THIRD])[0]
     except ValueError as error:
         raise ConfigError(f"{video}: no third frame: {error}") from None
 
 
 def _captioner_frames(data: bytes) -> np.ndarray:
-    count, _ = clip_length(data)
-    return decode_frames(data, sorted({int(i) for i in np.linspace(0, count - 1, CAPTIONER_FRAMES)}))
+    shown = timeline(data)
+    return frames_at(data, sorted(set(shown.on_screen(np.linspace(0, shown.times[-1], CAPTIONER_FRAMES)).tolist())))
 
 
 def _captions(file: Path) -> dict[str, dict[str, str]]:

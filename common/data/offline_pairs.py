@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from common.config import ModelConfig
+from common.data.player import timeline
 from common.data.ratings import Pairs, RatedPair, Ratings, overall, read_pairs, read_ratings, to_score
-from common.data.video import clip_length
 from common.digests import digest
 from common.errors import ConfigError
 from common.seeds import epoch_order
@@ -171,22 +171,7 @@ def _usable(pairs: Sequence[OfflinePair], model: ModelConfig) -> tuple[list[Offl
 
 def _fault(clip: Path, model: ModelConfig) -> str | None:
     try:
-        frame_places(*clip_length(clip.read_bytes()), model.frames, model.fps)
+        timeline(clip.read_bytes()).places(model.frames, model.fps)
     except (OSError, ValueError) as error:
         return f"{clip}: {error}"
     return None
-
-
-def frame_places(count: int, clip_fps: float, frames: int, fps: int) -> list[int]:
-    """The indices of a clip's `count` frames that resample its start to `frames` frames at `fps`.
-
-    Raises:
-        ValueError: the clip is too short.
-    """
-    places = [round(place * clip_fps / fps) for place in range(frames)]
-    if places[-1] >= count:
-        raise ValueError(
-            f"{count} frames at {clip_fps:g} frames per second are too few: the model takes {frames} at {fps} "
-            f"(model.frames, model.fps)"
-        )
-    return places

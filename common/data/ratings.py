@@ -29,12 +29,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.data.video import clip_length, decode_frames
+from common.data.player import timeline
 from common.errors import ConfigError, one_per_line
 from common.files import write_whole
+from common.images import decode_image
 
 LOWEST, HIGHEST = 1.0, 5.0
 REAL = "real"  # `source` of a clip that was not generated
@@ -272,13 +272,9 @@ def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None
 
 
 def _clip_fault(path: Path) -> str | None:
-    """What is wrong with a clip, or None. Decodes its first and last frame."""
+    """What is wrong with a clip, or None. Decodes all of it."""
     try:
-        data = path.read_bytes()
-        count, _ = clip_length(data)
-        if not count:
-            return "a clip without frames"
-        decode_frames(data, sorted({0, count - 1}))
+        timeline(path.read_bytes())
     except OSError as error:
         return f"not a readable clip: {error.strerror}"
     except ValueError as error:
@@ -288,10 +284,9 @@ def _clip_fault(path: Path) -> str | None:
 
 def _image_fault(path: Path) -> str | None:
     try:
-        with Image.open(path) as image:
-            image.load()
-    except UnidentifiedImageError:
-        return "not a readable image"
-    except (OSError, SyntaxError, ValueError) as error:
-        return f"not a readable image: {getattr(error, 'strerror', None) or error}"
+        decode_image(path.read_bytes())
+    except OSError as error:
+        return f"not a readable image: {error.strerror}"
+    except ValueError as error:
+        return f"not a readable image: {error}"
     return None

@@ -1,9 +1,8 @@
-"""Encoding and decoding of clips as mp4: H.264, yuv444p, constant rate factor 10. PyAV writes, decord reads.
+"""Encoding and decoding of clips as mp4: H.264, yuv444p, constant rate factor 10. `common/data/player.py` reads.
 
 Chroma is not subsampled (4:4:4): sprites a few pixels wide would lose their colour, and reward models would see that.
 Encoding is deterministic: one thread, no encoder signature, no creation time, and not libx264's AVX-512 code, whose
-macroblock trees depend on uninitialized memory. On platforms without decord wheels (it has them for x86-64 only), PyAV
-reads as well; both give the same pixels.
+macroblock trees depend on uninitialized memory.
 """
 
 from __future__ import annotations
@@ -11,19 +10,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from fractions import Fraction
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
 from av.codec.context import Flags
 from PIL import Image
 
-from common.errors.oom import reraise_oom
+from common.data.player import frames_at, timeline
 
-decord: Any = import_module("decord") if find_spec("decord") else None
 CPU = Path("/proc/cpuinfo")
 NO_AVX512 = {"x264-params": "asm=avx2"} if CPU.exists() and "avx512" in CPU.read_text("utf-8") else {}
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")  # of the files that count as videos in a folder
@@ -74,11 +69,12 @@ def encode_for_browsers(frames: np.ndarray, fps: float) -> bytes:
 def anonymous_mp4(data: bytes) -> bytes:
     """A video's pictures alone, as mp4 without sound and tags, so that the file does not say what made it.
 
-    Codecs that mp4 holds are copied bit by bit; others are encoded as by `encode_mp4`. Raises `ValueError` if the video
-    is unreadable.
+    Plain files (`Timeline.plain`) of codecs that mp4 holds are copied bit by bit; others are encoded as by
+    `encode_mp4`, as a player shows them. Raises `ValueError` if the video is unreadable.
     """
-    copied = _picture_track(data)
-    if copied is not None and clip_length(copied)[0] == clip_length(data)[0]:
+    shown = timeline(data)
+    copied = _picture_track(data) if shown.plain else None
+    if copied is not None and clip_length(copied)[0] == len(shown.times):
         return copied
     clip, fps = decode_video(data)
     return encode_mp4(clip, Fraction(fps).limit_denominator(1001))
@@ -122,80 +118,35 @@ def side_by_side(clips: Sequence[np.ndarray], fps: float) -> bytes:
 
 
 def plays_everywhere(data: bytes) -> bool:
-    """Whether every browser can play this video file: H.264, yuv420p, in mp4. False for broken files."""
+    """Whether every browser shows this file as it is read here: plain, H.264, yuv420p, mp4. False for broken files."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
             codec = container.streams.video[0].codec_context
-            return "mp4" in container.format.name and (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
-    except (av.FFmpegError, IndexError):
+            common = "mp4" in container.format.name and (codec.name, codec.pix_fmt) == ("h264", "yuv420p")
+        return common and timeline(data).plain
+    except (av.FFmpegError, IndexError, ValueError):
         return False
 
 
 def decode_clip(data: bytes) -> np.ndarray:
-    """All frames, uint8 [F, H, W, 3], of a video file's bytes. Raises `ValueError` if it is unreadable."""
-    return decode_video(data)[0]
+    """The frames of a video file's bytes, uint8 [F, H, W, 3]. Raises `ValueError` if it is unreadable."""
+    return frames_at(data, range(len(timeline(data).times)))
 
 
 def decode_video(data: bytes) -> tuple[np.ndarray, float]:
-    """All frames, uint8 [F, H, W, 3], and the frames per second. Raises `ValueError` if it is unreadable."""
-    count, fps = clip_length(data)
-    if not count:
-        raise ValueError(f"a video of {len(data)} bytes without frames")
-    return _frames(data, range(count)), fps
+    """A video as it is played: frames uint8 [F, H, W, 3] at a constant rate, and the frames per second.
 
-
-def decode_frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
-    """Some frames, uint8 [len(indices), H, W, 3]. Raises `ValueError` if the file is broken or has fewer frames."""
-    count, _ = clip_length(data)
-    if not all(0 <= index < count for index in indices):
-        raise ValueError(f"frames {list(indices)} of a video of {count} frames")
-    return _frames(data, indices)
-
-
-def _frames(data: bytes, indices: Sequence[int]) -> np.ndarray:
-    if decord is None:
-        return _by_pyav(data, indices)
-    try:
-        return _reader(data).get_batch(list(indices)).asnumpy()
-    except (decord.DECORDError, RuntimeError) as error:
-        reraise_oom(error)
-        # decord 0.6 cannot copy the padded rows of frames that are 8, 16, 24, 48 or 72 pixels wide.
-        if "size must exactly match" in str(error):
-            return _by_pyav(data, indices)
-        raise ValueError(f"a video with unreadable frames: {str(error).splitlines()[0]}") from None
+    These are the file's frames. Of a video with a variable rate they are the frames on screen at 0, 1/fps, 2/fps ... s,
+    where fps is its usual rate. Raises `ValueError` if the file is unreadable.
+    """
+    shown = timeline(data)
+    return frames_at(data, shown.evenly()), shown.fps
 
 
 def clip_length(data: bytes) -> tuple[int, float]:
     """(frames, frames per second) of a video file's bytes. Raises `ValueError` if it is unreadable."""
-    if decord is not None:
-        reader = _reader(data)
-        return len(reader), float(reader.get_avg_fps())
-    try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
-            return sum(1 for _ in container.decode(stream)), float(stream.average_rate or 0)
-    except (av.FFmpegError, IndexError) as error:
-        raise _unreadable(data, error) from None
-
-
-def _reader(data: bytes) -> Any:
-    try:
-        return decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
-    except (decord.DECORDError, RuntimeError) as error:
-        reraise_oom(error)
-        raise _unreadable(data, error) from None
-
-
-def _by_pyav(data: bytes, indices: Sequence[int]) -> np.ndarray:
-    wanted = set(indices)
-    with av.open(io.BytesIO(data), "r") as container:
-        pictures = enumerate(container.decode(video=0))
-        frames = {i: picture.to_ndarray(format="rgb24") for i, picture in pictures if i in wanted}
-    return np.stack([frames[index] for index in indices])
-
-
-def _unreadable(data: bytes, error: Exception) -> ValueError:
-    return ValueError(f"{len(data)} bytes that are not a readable video: {str(error).splitlines()[0]}")
+    shown = timeline(data)
+    return len(shown.times), shown.fps
 
 
 def contact_sheet(clips: Sequence[np.ndarray]) -> Image.Image:

@@ -28,12 +28,13 @@ from actors.prompts.source import file_prompts
 from actors.prompts.vocabulary import Vocabulary
 from actors.sampler import Sampler
 from common.config import ModelConfig, RunConfig
+from common.data.player import frames_at, timeline
 from common.data.ratings import REAL, RatedClip, to_rating, write_ratings
-from common.data.video import VIDEO_SUFFIXES, anonymous_mp4, clip_length, decode_frames, encode_mp4
+from common.data.video import VIDEO_SUFFIXES, anonymous_mp4, encode_mp4
 from common.digests import digest
 from common.errors import ConfigError, one_per_line
 from common.files import replacing, write_whole
-from common.images import encode_png, fit
+from common.images import decode_image, encode_png, fit
 from common.messages import Prompt
 from common.models.cogvideox import open_model
 from common.seeds import candidate_seed
@@ -207,7 +208,7 @@ def _row(out: Path, prompt: Prompt, source: str, clip: str, seed: int | None = N
     if prompt.image is not None:
         frame = f"frames/{digest(prompt.image)[:12]}.png"
         if not (out / frame).exists():
-            _keep(out / frame, prompt.image)
+            _keep(out / frame, encode_png(np.asarray(decode_image(prompt.image))))
     parts = {"prompt": prompt.text, "character": prompt.character, "category": prompt.category}
     return RatedClip(clip=clip, first_frame=frame, source=source, seed=seed, **parts)
 
@@ -243,15 +244,11 @@ def _source_clips(
 def source_clip(data: bytes, size: ModelConfig) -> np.ndarray:
     """Returns a video from its third frame on in a model's format: uint8 ``[frames, height, width, 3]`` at `size.fps`.
 
-    Takes the nearest frames in time, scales them to cover the size and center-crops them. Raises `ValueError` if the
-    video is too short.
+    Takes the frames on screen at each time, scales them to cover the size and center-crops them. Raises `ValueError` if
+    the video is too short.
     """
-    count, fps = clip_length(data)
-    chosen = [THIRD + round(i * fps / size.fps) for i in range(size.frames)]
-    if chosen[-1] >= count:
-        seconds = (size.frames - 1) / size.fps
-        raise ValueError(f"too short: {count} frames at {fps:g} fps; {seconds:g} s after the third frame are needed")
-    return np.stack([fit(Image.fromarray(one), size.height, size.width) for one in decode_frames(data, chosen)])
+    chosen = timeline(data).places(size.frames, size.fps, first=THIRD)
+    return np.stack([fit(Image.fromarray(one), size.height, size.width) for one in frames_at(data, chosen)])
 
 
 def _generated(
@@ -280,7 +277,7 @@ def _foreign(out: Path, clips: Sequence[ForeignClip], seed: int) -> list[RatedCl
         image = None if one.first_frame is None else one.first_frame.read_bytes()
         prompt = Prompt(place, name, one.prompt, image, character=one.character, category=one.category)
         if image is None:  # written down, so that the page shows a first frame for every clip
-            first = reference_frame(decode_frames((out / name).read_bytes(), [0]), prompt)
+            first = reference_frame(frames_at((out / name).read_bytes(), [0]), prompt)
             prompt = replace(prompt, image=encode_png(first))
         rows.append(_row(out, prompt, one.generator, name, one.seed))
     return rows

@@ -9,7 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from common.data.video import clip_length, decode_clip, decode_frames, encode_for_browsers, plays_everywhere
+from common.data.player import frames_at
+from common.data.video import decode_video, encode_for_browsers, plays_everywhere
 from common.images import first_frame_png
 from rewarders.annotation.items import SurveyClip
 from rewarders.annotation.survey import UnknownItemError
@@ -34,7 +35,7 @@ class PlaybackCheck:
             playable = plays_everywhere(data)
             if playable and clip.file is not None:
                 return clip.file
-            self._write(made, data if playable else encode_for_browsers(decode_clip(data), clip_length(data)[1]))
+            self._write(made, data if playable else encode_for_browsers(*decode_video(data)))
         except (OSError, ValueError, RuntimeError) as error:
             raise UnknownItemError(f"the clip cannot be read: {error}") from None
         return made
@@ -54,7 +55,7 @@ class PlaybackCheck:
         if clip.first_frame is None:
             raise UnknownItemError("this clip has no first-frame image")
         try:
-            height, width = decode_frames(clip.read(), [0])[0].shape[:2]
+            height, width = frames_at(clip.read(), [0])[0].shape[:2]
             return first_frame_png(clip.first_frame(), height, width)
         except (OSError, ValueError, RuntimeError) as error:
             raise UnknownItemError(f"the first frame cannot be read: {error}") from None

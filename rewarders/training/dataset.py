@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.data.player import frames_at
 from common.data.ratings import REAL, BadRow, RatedClip, Ratings, to_score
-from common.data.video import decode_clip, decode_frames
+from common.data.video import decode_video
 from common.digests import digest
 from common.errors import ConfigError
 from common.images import decode_image
@@ -83,7 +84,7 @@ class RatedDataset:
         """Yields (index, uint8 ``[F, H, W, 3]``), or the bad row if a clip cannot be decoded completely."""
         for i in rows:
             try:
-                yield i, decode_clip(self.clip_bytes(i))
+                yield i, decode_video(self.clip_bytes(i))[0]
             except ValueError as error:
                 yield i, self.bad(i, str(error))
 
@@ -142,7 +143,7 @@ class RatedDataset:
             prompt = self.prompt(i)
             if prompt.image is not None:
                 return fingerprint(decode_image(prompt.image))
-            return fingerprint(Image.fromarray(reference_frame(decode_frames(self.clip_bytes(i), [0]), prompt)))
+            return fingerprint(Image.fromarray(reference_frame(frames_at(self.clip_bytes(i), [0]), prompt)))
         except (OSError, ValueError) as error:
             raise ConfigError(str(self.bad(i, f"no first frame: {error}"))) from None
 

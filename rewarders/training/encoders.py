@@ -42,7 +42,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.data.video import decode_clip
+from common.data.video import decode_video
 from common.errors import ConfigError
 from common.errors.oom import reraise_oom
 from common.files import replacing, write_whole
@@ -216,6 +216,6 @@ def _decoded(rated: RatedDataset, rows: Collection[int]) -> Iterator[tuple[int, 
 
 def _clip(rated: RatedDataset, i: int) -> np.ndarray | str:
     try:
-        return decode_clip(rated.clip_bytes(i))
+        return decode_video(rated.clip_bytes(i))[0]
     except ValueError as error:
         return str(error)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 BARE = """
 from tests.support.bare import hide
 
-hide({"ray", "zmq", "deepspeed", "decord", "prometheus_client", "jinja2", "scipy", "sentencepiece"})
+hide({"ray", "zmq", "deepspeed", "prometheus_client", "jinja2", "scipy", "sentencepiece"})
 """
 IMPORTS = "import benchmarks.sampling, benchmarks.learning, benchmarks.iteration\n"
 SAMPLES = """

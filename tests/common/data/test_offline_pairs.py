@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from common.config import ModelConfig
-from common.data.offline_pairs import PAIRS_PER_CLIP, OfflinePairs, PairClip, _two_of, frame_places
+from common.data.offline_pairs import PAIRS_PER_CLIP, OfflinePairs, PairClip, _two_of
 from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
@@ -147,22 +147,6 @@ def test_a_folder_gives_each_clip_alone(tmp_path):
         ("a.mp4", "a square walks", 1),
         ("b.mp4", "it too", 1),
     ]
-
-
-@pytest.mark.parametrize(
-    ("count", "clip_fps", "frames", "fps", "places"),
-    [
-        (9, 8, 9, 8, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
-        (30, 24, 5, 8, [0, 3, 6, 9, 12]),
-        (5, 4, 9, 8, None),
-        (3, 8, 1, 8, [0]),
-    ],
-)
-def test_frames_are_taken_at_the_models_rate(count, clip_fps, frames, fps, places):
-    if places is None:
-        assert frame_places(count, clip_fps, frames, fps) == [0, 0, 1, 2, 2, 2, 3, 4, 4]
-    else:
-        assert frame_places(count, clip_fps, frames, fps) == places
 
 
 def test_a_pairs_file_with_old_columns_is_refused(tmp_path):

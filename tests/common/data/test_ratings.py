@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data import ratings
 from common.data.ratings import (
     RatedClip,
     RatedPair,
@@ -109,12 +108,6 @@ def test_bad_rows_are_named_counted_and_left_out(folder: Path) -> None:
     assert summary[0] == f"{file}: 2 rows, {len(BAD)} bad rows skipped:"
     assert summary[1] == f"  {read.bad[0]}"
     assert summary[-1] == f"  and {len(BAD) - 10} more"
-
-
-def test_a_clip_of_zero_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ratings, "clip_length", lambda data: (0, 8.0))
-    with pytest.raises(ConfigError, match=r"r.jsonl:1: clips/a.mp4: a clip without frames; all 1 rows are bad$"):
-        read_ratings(lines(folder / "r.jsonl", row()))
 
 
 def test_files_without_a_good_row(folder: Path) -> None:

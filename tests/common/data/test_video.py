@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from common.data import video
+from common.data.player import frames_at
 from common.data.video import (
     anonymous_mp4,
     clip_length,
     decode_clip,
-    decode_frames,
     encode_mp4,
     plays_everywhere,
     side_by_side,
@@ -70,21 +70,9 @@ def test_the_format_is_h264_without_subsampling() -> None:
 def test_some_frames() -> None:
     data = encode_mp4(shots()[0], 8)
     whole = decode_clip(data)
-    assert np.array_equal(decode_frames(data, [2, 8]), whole[[2, 8]])
+    assert np.array_equal(frames_at(data, [2, 8]), whole[[2, 8]])
     with pytest.raises(ValueError, match=r"frames \[9\] of a video of 9 frames"):
-        decode_frames(data, [9])
-
-
-def test_without_decord_the_pixels_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encode_mp4(shots()[1], 8)
-    whole = decode_clip(data)
-    monkeypatch.setattr(video, "decord", None)
-    assert np.array_equal(decode_clip(data), whole)
-    assert np.array_equal(decode_frames(data, [8, 2]), whole[[8, 2]])
-    assert clip_length(data) == (9, 8.0)
-    for broken in (b"", b"nonsense", data[: len(data) // 2]):
-        with pytest.raises(ValueError, match="not a readable video"):
-            decode_clip(broken)
+        frames_at(data, [9])
 
 
 def test_a_contact_sheet_has_a_row_per_clip() -> None:
