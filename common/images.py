@@ -16,7 +16,9 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
+
+from common.errors.oom import reraise_oom
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels, everywhere
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -27,7 +29,6 @@ STILL = ("JPEG", "MPO", "TGA", "BMP", "PPM", "ICO")  # formats whose further pic
 PICTURES = ("GIF", "PNG", "WEBP", "JPEG", "TIFF", "BMP", "AVIF")
 PROFILED = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> colour space of its profile
 MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
-BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -56,8 +57,10 @@ def decode_layer(data: bytes) -> Image.Image:
             profile = image.info.get("icc_profile")
             upright = ImageOps.exif_transpose(image)
             return _in_srgb(_eight_bits(upright), profile)
-    except BROKEN as error:
-        raise ValueError(f"broken image: {str(error).split(' <')[0]}") from None
+    except Exception as error:  # of a damaged file, Pillow's plugins raise almost anything
+        reraise_oom(error)
+        why = " ".join(str(error).split(" <")[0].split()) or type(error).__name__
+        raise ValueError(f"broken image: {why}") from None
 
 
 def on_background(image: Image.Image) -> Image.Image:
@@ -73,7 +76,8 @@ def picture_format(data: bytes) -> str | None:
     try:
         with Image.open(io.BytesIO(data), formats=PICTURES) as image:
             return image.format
-    except BROKEN:
+    except Exception as error:  # as in `decode_layer`
+        reraise_oom(error)
         return None
 
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.error import MemoryError as FFmpegMemoryError
 from av.stream import Disposition
 
 from common.data.screen import Screen
@@ -140,7 +141,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
     if kind := picture_format(data):
         raise ValueError(f"a picture ({kind}), not a video; convert an animated one: ffmpeg -i FILE clip.mp4")
     try:
-        with av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS}) as container:
+        with _container(data) as container:
             stream = _chosen(list(container.streams.video))
             context = stream.codec_context
             if context.codec.name not in CONCEALED:
@@ -152,13 +153,20 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
         raise ValueError(f"{len(data)} bytes that are not a readable video: {why}") from None
 
 
+def _container(data: bytes) -> Any:
+    try:
+        return av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS})
+    except FFmpegMemoryError:  # of a damaged size, which FFmpeg does not even try: nothing is decoded yet
+        raise ValueError(f"{len(data)} bytes that are not a readable video: a size in its header is damaged") from None
+
+
 def _chosen(streams: list[Any]) -> Any:
     """The stream that players show: not a cover picture, and of several the one that is marked as the default."""
-    moving = [one for one in streams if not one.disposition & STILL]
+    moving = [one for one in streams if one.codec_context is not None and not one.disposition & STILL]
     marked = [one for one in moving if one.disposition & Disposition.default]
     chosen = moving if len(moving) == 1 else marked
     if not moving:
-        raise ValueError("no video stream in it")
+        raise ValueError("no video stream in it, or none of a known codec")
     if len(chosen) != 1:
         sizes = ", ".join(f"{one.width}x{one.height}" for one in moving)
         raise ValueError(f"{len(moving)} video streams ({sizes}), and not one default: keep one, ffmpeg -map 0:v:N")

@@ -215,6 +215,22 @@ def test_a_png_of_the_right_size_is_checked_too() -> None:
         assert np.array_equal(pixels(first_frame_png(other, 4, 8)), pixels(other))
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about tags
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "WEBP", "TIFF", "AVIF", "JPEG"])
+def test_damaged_files_are_errors_in_one_line(kind: str) -> None:
+    whole = saved(half_hidden().convert("RGB"), kind)
+    for _ in range(100):
+        data = bytearray(whole)
+        for place in RNG.integers(0, len(data), 3):
+            data[place] = RNG.integers(0, 256)
+        found = None
+        try:
+            assert decode_image(bytes(data)).mode == "RGB"
+        except ValueError as error:
+            found = str(error)
+        assert "\n" not in (found or "")
+
+
 def test_a_phones_picture_with_a_second_one_for_the_depth_is_no_animation() -> None:
     data = animated("MPO")
     assert pixels(data).shape == (8, 8, 3)

@@ -14,6 +14,7 @@ from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from tests.support.rewarders.survey import frames, write_clips
+from tests.support.videos import cut, quarters, video
 
 MODEL = ModelConfig(frames=9, height=48, width=64, fps=8)
 
@@ -128,6 +129,13 @@ def test_clips_that_are_too_short_are_named_and_left_out(tmp_path):
     assert "c.mp4: 8 frames at 8 frames per second are too few: the model takes 9 at 8" in fault
     with pytest.raises(ConfigError, match=r"no pair to train on: .*too few"):
         OfflinePairs(file, ModelConfig(frames=17, fps=8), 0)
+
+
+def test_a_stream_copied_cut_has_no_frames_before_it(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(cut(video(quarters(16), options={"g": "100", "bf": "0"}), 1.25))
+    (tmp_path / "a.txt").write_text("a square walks")
+    with pytest.raises(ConfigError, match=r"a.mp4: 6 frames at 8 frames per second are too few: the model takes 9"):
+        OfflinePairs(tmp_path, MODEL, 0)
 
 
 def test_equal_opinions_alone_are_no_pairs(tmp_path):

@@ -223,6 +223,27 @@ def test_of_two_streams_the_default_one_is_shown() -> None:
         timeline(joined(large, small, [0, 1]))
 
 
+def test_an_unknown_codec_is_named() -> None:
+    data = video(quarters(3)).replace(b"avc1", b"zzz9")
+    with pytest.raises(ValueError, match="no video stream in it, or none of a known codec"):
+        timeline(data)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "avi"])
+def test_damaged_headers_are_errors_in_one_line(container: str) -> None:
+    whole, random = video(quarters(9), container, "mpeg4"), np.random.default_rng(0)
+    for _ in range(60):
+        data = bytearray(whole)
+        for place in random.integers(0, 600, 4):
+            data[-place if random.random() < 0.5 else place] = random.integers(0, 256)
+        found = None
+        try:
+            assert 0 < len(timeline(bytes(data)).times) <= 9
+        except ValueError as error:
+            found = str(error)
+        assert "\n" not in (found or "")
+
+
 def test_transparent_parts_are_white() -> None:
     clip = np.dstack([quarters(1)[0], np.full((48, 64), 255, np.uint8)])
     clip[:24, :, 3] = 0
