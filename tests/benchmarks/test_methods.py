@@ -166,7 +166,10 @@ def test_rated_clips_of_two_prompts_are_told_apart(sampler: Sampler, tmp_path: P
 
 
 def test_every_method_samples_equally_many_clips_or_says_what_it_takes_instead() -> None:
-    """The budget is steps x batch x candidates; only offline data changes the candidates of a group."""
+    """The budget is steps x batch x candidates; only offline data changes the candidates of a group.
+
+    Methods that follow a reward's gradient compare none: they sample one, and denoise another in the learner.
+    """
     budget = {
         "steps",
         "learner.batch_size",
@@ -174,12 +177,22 @@ def test_every_method_samples_equally_many_clips_or_says_what_it_takes_instead()
         "learner.steps_per_push",
         "exchange.max_times_trained",
     }
-    assert {label: budget & row.flags.keys() for label, row in ROWS.items() if budget & row.flags.keys()} == {}
+    changed = {label: budget & row.flags.keys() for label, row in ROWS.items() if budget & row.flags.keys()}
+    assert changed == {label: {"sampler.candidates"} for label in ("refl", "instruct-video", "vader")}
+    assert {ROWS[label].flags["sampler.candidates"] for label in changed} == {"1"}
 
 
 def test_the_rows_are_the_papers_methods() -> None:
     found = {label: load_config(layout.TOON, dict(row.flags)).algorithm for label, row in ROWS.items()}
-    assert {one.name for one in found.values()} == {"sft", "dpo", "gapo", "human_pairs"}
+    assert {one.name for one in found.values()} == {
+        "sft",
+        "dpo",
+        "gapo",
+        "human_pairs",
+        "refl",
+        "instruct_video",
+        "vader",
+    }
     refreshed = [label for label, one in found.items() if getattr(one, "refresh_every", 0)]
     assert refreshed == ["onlinevpo"]
     assert not any(getattr(one, "normalise_gap", False) for one in found.values())
