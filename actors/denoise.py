@@ -26,7 +26,7 @@ from diffusers import CogVideoXDPMScheduler
 from actors.acceleration import reset_cache
 from common.config import SamplerConfig
 from common.models.cogvideox import Scheduler, predict_v
-from common.models.guidance import scale_at
+from common.models.guidance import guided, scale_at
 from common.models.shapes import front_padding
 
 
@@ -105,10 +105,7 @@ def guided_v(
     inputs = torch.cat([latents] * len(captions))
     with transformer.cache_context(f"{len(captions)} captions"):  # separate block caches with and without guidance
         v = predict_v(transformer, inputs, image, timestep.expand(len(inputs)), embeds).float()
-    if guidance > 1:
-        empty, text = v.chunk(2)
-        v = empty + guidance * (text - empty)
-    return v
+    return guided(v, guidance) if guidance > 1 else v
 
 
 def _initial_noise(

@@ -165,7 +165,7 @@ def _grid(grid: Grid) -> Table:
 
 
 def cell_text(value: float, low: float | None, high: float | None, signed: bool) -> str:
-    """A cell as it is printed: ``+1.23 [+0.98, +1.50]``; a whole number without decimals."""
+    """The text of a cell: ``+1.23 [+0.98, +1.50]``; whole numbers have no decimals."""
     form = "+.2f" if signed else ".0f" if value == round(value) else ".2f"
     return f"{value:{form}}" if low is None or high is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 

@@ -36,7 +36,7 @@ import torch
 from common.config import RunConfig
 from common.messages import Prompt
 from common.models.cogvideox import ModelFolder, decode_latents, pad_front
-from common.models.guidance import scale_at
+from common.models.guidance import guided, scale_at
 from common.models.noise_schedule import NoiseSchedule
 from learner.algorithms.v_prediction import Predict, generator
 from learner.batch import Batch
@@ -129,10 +129,7 @@ class Rollout:
         images = None if image is None else torch.cat([image] * copies)
         timesteps = torch.full((copies * len(x),), timestep, device=x.device)
         v = self.predict(torch.cat([x] * copies), images, timesteps, torch.cat(captions)).float()
-        if scale > 1:
-            empty, text = v.chunk(2)
-            v = empty + scale * (text - empty)
-        return v
+        return guided(v, scale) if scale > 1 else v
 
     def _captions(self) -> torch.Tensor:
         text = self.batch.prompt_embeds

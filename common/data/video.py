@@ -118,7 +118,7 @@ def side_by_side(clips: Sequence[np.ndarray], fps: float) -> bytes:
 
 
 def plays_everywhere(data: bytes) -> bool:
-    """Whether every browser shows this file as it is read here: plain, H.264, yuv420p, mp4. False for broken files."""
+    """Whether every browser shows the frames that are read here: plain, H.264, yuv420p, mp4. False for broken files."""
     try:
         with av.open(io.BytesIO(data), "r") as container:
             codec = container.streams.video[0].codec_context
@@ -134,7 +134,7 @@ def decode_clip(data: bytes) -> np.ndarray:
 
 
 def decode_video(data: bytes) -> tuple[np.ndarray, float]:
-    """A video as it is played: frames uint8 [F, H, W, 3] at a constant rate, and the frames per second.
+    """A video as players show it: frames uint8 [F, H, W, 3] at a constant rate, and the frames per second.
 
     These are the file's frames. Of a video with a variable rate they are the frames on screen at 0, 1/fps, 2/fps ... s,
     where fps is its usual rate. Raises `ValueError` if the file is unreadable.

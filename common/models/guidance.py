@@ -1,4 +1,4 @@
-"""The scale of classifier-free guidance at each denoising step. Imports no torch.
+"""Classifier-free guidance, for samplers and learner. Imports no torch.
 
 v = v_empty + scale (v_text - v_empty)
 """
@@ -6,8 +6,18 @@ v = v_empty + scale (v_text - v_empty)
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from common.config import SamplerConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def guided(v: Tensor, scale: float) -> Tensor:
+    """v with guidance, [B, ...], from `v` [2 B, ...]: predictions for the empty caption, then for the text."""
+    empty, text = v.chunk(2)
+    return empty + scale * (text - empty)
 
 
 def scale_at(config: SamplerConfig, timestep: int, timesteps: int) -> float:

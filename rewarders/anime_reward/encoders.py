@@ -9,6 +9,7 @@ batch, and the gradient is that of the whole batch.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def _kind(role: str, folder: Path) -> Any:
     return {"blip": BlipForImageTextRetrieval, **BARE_TOWERS}.get(kind, AutoModel)
 
 
-class Encoder:
+class Encoder(ABC):
     """A pretrained model, or the tower of one, that can be fine-tuned and saved."""
 
     tower: Any  # the part that is used and trained
@@ -149,8 +150,9 @@ class Encoder:
             self.tower.save_pretrained(draft, state_dict=kept)
             self._save_preprocessing(draft)
 
+    @abstractmethod
     def _save_preprocessing(self, folder: Path) -> None:
-        raise NotImplementedError
+        """Writes the image processor or tokenizer, or both."""
 
     def _run(self, embed: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
         """Returns ``embed(*inputs)``, in float32; see the module's docstring on gradients."""
