@@ -25,7 +25,7 @@ from common.candidate_set.rows import POLICY, SET, SetSettings, candidate_name
 from common.config import RunConfig
 from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError
-from common.exchange.api import OVER, LearnerExchange, RunExchange
+from common.exchange.api import OVER, LearnerExchange, RunExchange, State
 from common.messages import Prompt, Purpose
 from common.models.cogvideox import open_model
 from common.models.fingerprint import check_same_model, model_parts
@@ -52,6 +52,7 @@ class Collection:
     progress: Progress
     work: Work
     _todo: deque[Prompt] = field(default_factory=deque)
+    _stored: int = 0  # prompts that this start added to the set
 
     def collect(self) -> dict[str, Any]:
         """Samples and scores what the set lacks. Returns the figures for result.json.
@@ -64,12 +65,13 @@ class Collection:
         log.info("%d of %d prompts are left to collect", missing, total)
 
         def show() -> None:
-            pace.groups = missing - len(self._todo) - self._waiting()
+            self._store()
+            pace.groups = min(missing, self._stored + self._sampled())
             self.progress.update(pace.of_evaluation(COLLECTING, total - missing + pace.groups, total))
 
         while self._advance(version) and self.work(version, self._waiting(), show):
             show()
-        self._advance(version)
+        show()
         self._check_complete()
         embeds = self.exchange.empty_prompt()
         if embeds is not None:
@@ -79,9 +81,7 @@ class Collection:
     def _advance(self, version: int) -> bool:
         """Stores what is scored, and enqueues more prompts. Returns whether there is more to wait for."""
         waiting = self._waiting()  # read first: a group may be done at any time, and must be stored before the end
-        for group in self.exchange.collected():
-            self.writer.append(group, self.weights)
-            self.exchange.drop_collected(group.ordinal)
+        self._store()
         while self._todo and self._waiting() < self.config.exchange.pipeline_depth:
             prompt = self._todo.popleft()
             if self._complete(prompt):  # it was in flight when an earlier start ended
@@ -89,9 +89,20 @@ class Collection:
             self.exchange.enqueue([replace(prompt, purpose=Purpose.COLLECT)], version, prompt.ordinal)
         return bool(waiting or self._waiting())
 
+    def _store(self) -> None:
+        for group in self.exchange.collected():
+            self._stored += not self._complete(group.prompt)
+            self.writer.append(group, self.weights)
+            self.exchange.drop_collected(group.ordinal)
+
     def _waiting(self) -> int:
         counts = self.exchange.counts(Purpose.COLLECT)
         return sum(count for state, count in counts.items() if state not in OVER)
+
+    def _sampled(self) -> int:
+        """Groups whose candidates wait for their scores."""
+        counts = self.exchange.counts(Purpose.COLLECT)
+        return sum(counts[state] for state in (State.SAMPLED, State.SCORING))
 
     def _complete(self, prompt: Prompt) -> bool:
         key, rows = prompt_key(prompt), self.writer.set.rows

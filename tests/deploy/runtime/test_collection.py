@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from deploy.cli.main import main
 from deploy.inspect import snapshot
 from deploy.inspect.status import lines, run_status
 from deploy.run_dir.jsonl import read_json_lines
+from deploy.run_dir.progress import NullProgress, Status
 from deploy.runtime import serial
 from deploy.runtime.evaluation import StuckError
 from rewarders import rewarder
@@ -55,6 +57,14 @@ def collect(root: Path, model: Path, count: int = 4, **flags: Any) -> CandidateS
 def base(model: Path, tmp_path_factory: pytest.TempPathFactory) -> CandidateSet:
     """Three candidates of four prompts, by the base model."""
     return collect(tmp_path_factory.mktemp("base"), model)
+
+
+@dataclass
+class Shown(NullProgress):
+    statuses: list[Status] = field(default_factory=list)
+
+    def update(self, status: Status) -> None:
+        self.statuses.append(status)
 
 
 def content(candidates: CandidateSet) -> dict[str, tuple[Any, ...]]:
@@ -90,11 +100,14 @@ def test_every_candidate_is_what_the_sampler_makes_from_its_seed(
 
 def test_an_interrupted_collection_resumes_to_the_same_set(base: CandidateSet, model: Path, tmp_path: Path) -> None:
     how = config(tmp_path, model, **{"collect.prompts": 4})
-    starts = 0
-    while serial.run(how, toy.rewards(), stop=toy.after(4, lambda: True)).result is None:
+    starts, shown = 0, Shown()
+    while serial.run(how, toy.rewards(), stop=toy.after(4, lambda: True), progress=shown).result is None:
         starts += 1
         assert starts < 20
     assert starts > 1
+    done = [status.done for status in shown.statuses]
+    assert done == sorted(done)
+    assert set(done) == {1, 2, 3, 4}
     assert content(read_set(how.folder)) == content(base)
     assert sampled_groups(how.folder) == 4  # also those that were in flight when it was interrupted
 
