@@ -86,7 +86,7 @@ def duties(clients: int) -> dict[str, str]:
 
 def _start(what: str, **arguments: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.exchange_clients", what, json.dumps(arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8")
 
 
 def _line(process: subprocess.Popen[str]) -> str:

@@ -193,7 +193,7 @@ def main(
         parser.exit(2, f"{parser.prog}: {error}\n")
     show(report)
     if given.json is not None:
-        given.json.write_text(json.dumps(as_json(report), indent=1) + "\n")
+        given.json.write_text(json.dumps(as_json(report), indent=1) + "\n", encoding="utf-8")
     return report
 
 

@@ -110,14 +110,14 @@ def read_tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
 
 def write_progress(folder: Path, progress: Progress) -> None:
     """Write state.json. It must be written last: it marks the checkpoint as complete."""
-    (folder / STATE).write_text(json.dumps(asdict(progress), indent=1))
+    (folder / STATE).write_text(json.dumps(asdict(progress), indent=1), encoding="utf-8")
 
 
 def read_progress(folder: Path) -> Progress:
     """Read state.json. Raises `CorruptDataError` if it is missing or invalid."""
     file = folder / STATE
     try:
-        return Progress(**json.loads(file.read_text()))
+        return Progress(**json.loads(file.read_text("utf-8")))
     except (OSError, json.JSONDecodeError, TypeError) as error:
         raise CorruptDataError(f"{file}: not a checkpoint: {error}") from None
 

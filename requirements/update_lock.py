@@ -23,7 +23,7 @@ HEADER = "# Constraints for pip, for Python {python} on Linux. Made by `make upd
 
 def pythons() -> list[str]:
     """The supported Pythons, as pyproject.toml classifies them: 3.11, ..."""
-    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["classifiers"]
     kind = "Programming Language :: Python :: "
     return [one.removeprefix(kind) for one in classifiers if one.startswith(kind)]
 
@@ -34,7 +34,7 @@ def resolve(python: str, machine: str, torch: str) -> list[str]:
     command += ["--python-version", python, "--python-platform", f"{machine}-manylinux_2_28"]
     command += ["--no-annotate", "--no-header", "--no-python-downloads", "--quiet"]
     return subprocess.run(
-        command, cwd=ROOT, input=torch, stdout=subprocess.PIPE, text=True, check=True
+        command, cwd=ROOT, input=torch, stdout=subprocess.PIPE, encoding="utf-8", check=True
     ).stdout.splitlines()
 
 
@@ -54,7 +54,7 @@ def main(torch: str) -> None:
     for python in pythons():
         lines = combine({machine: resolve(python, machine, torch) for machine in MACHINES})
         file = ROOT / "requirements" / f"lock-{python}.txt"
-        file.write_text(HEADER.format(python=python) + "".join(f"{line}\n" for line in lines))
+        file.write_text(HEADER.format(python=python) + "".join(f"{line}\n" for line in lines), encoding="utf-8")
         print(f"{file.relative_to(ROOT)}: {len(lines)} packages")
 
 

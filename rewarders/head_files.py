@@ -49,7 +49,7 @@ def save_heads(heads: Sequence[ToonHead | EncoderReward], folder: Path) -> None:
             network, description = head.head, EncoderFormat.describe(head, folder)
         state = {name: tensor.detach().to("cpu").contiguous() for name, tensor in network.state_dict().items()}
         save_file(state, folder / f"{head.dimension}.safetensors")
-        (folder / f"{head.dimension}.json").write_text(json.dumps(description, indent=2) + "\n")
+        (folder / f"{head.dimension}.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def save_tuned(reward: EncoderReward, folder: Path) -> EncoderReward:
@@ -201,7 +201,7 @@ def _needed(dimension: str, found: dict[str, Any], folder: Path) -> Any:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ConfigError(f"{file}: not valid JSON: {one_line(error)}") from None
 

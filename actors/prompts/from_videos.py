@@ -62,7 +62,7 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
         row = {"image": image, "id": video.name} | columns | {"prompt": text}
         lines.append(json.dumps(row, ensure_ascii=False))
     file = out / "prompts.jsonl"
-    file.write_text("\n".join(lines) + "\n")
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
 
 
@@ -97,4 +97,4 @@ def _captions(file: Path) -> dict[str, dict[str, str]]:
 
 def _caption_file(video: Path) -> str:
     text = video.with_suffix(".txt")
-    return text.read_text().strip() if text.is_file() else ""
+    return text.read_text("utf-8").strip() if text.is_file() else ""

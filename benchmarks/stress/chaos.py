@@ -204,7 +204,7 @@ def wait_for(what: str, holds: Callable[[], object], run: Run, seconds: float) -
 
 def tail(log: Path) -> str:
     """The last lines of a run's output."""
-    return " | ".join(log.read_text(errors="replace").splitlines()[-6:])
+    return " | ".join(log.read_text(errors="replace", encoding="utf-8").splitlines()[-6:])
 
 
 @dataclass

@@ -164,7 +164,7 @@ def _check_channels(model: ModelFolder) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{file}: missing; this is not a CogVideoX pipeline folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

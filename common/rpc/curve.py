@@ -92,7 +92,7 @@ def _pair() -> tuple[str, str]:
 def _write(file: Path, kind: str, values: Mapping[str, str]) -> None:
     lines = [f'kind = "{kind}"  # key of a douga run; keep it secret like a password']
     lines += [f'{name} = "{value}"' for name, value in values.items()]  # Z85 has neither quotes nor backslashes
-    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as opened:
         opened.write("\n".join(lines) + "\n")
         opened.flush()
         os.fsync(opened.fileno())

@@ -83,7 +83,7 @@ class WeightStore:
         """The manifest alone. Raises `NotFoundError` for an unknown version, `CorruptDataError` for a broken one."""
         file = self._place(version) / MANIFEST
         try:
-            data = json.loads(file.read_text())
+            data = json.loads(file.read_text("utf-8"))
             entries = tuple(TensorEntry(**(entry | {"shape": tuple(entry["shape"])})) for entry in data["tensors"])
             return WeightVersion(**(data | {"tensors": entries}))
         except FileNotFoundError:
@@ -131,7 +131,7 @@ class WeightStore:
 
 
 def _write_manifest(folder: Path, manifest: WeightVersion) -> None:
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1), encoding="utf-8")
 
 
 def manifest_checker(manifest: WeightVersion) -> Checker:

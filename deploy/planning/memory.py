@@ -311,7 +311,7 @@ def _encoders_bytes(folder: Path) -> int:
     total = 0
     for file in folder.glob("*.json"):
         try:
-            paths = json.loads(file.read_text()).get("models", {}).values()
+            paths = json.loads(file.read_text("utf-8")).get("models", {}).values()
         except (ValueError, AttributeError):
             raise ConfigError(f"{file}: not the description of a reward head") from None
         total += sum(_weights_bytes(folder / path if (folder / path).is_dir() else Path(path)) for path in paths)

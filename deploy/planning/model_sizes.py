@@ -297,7 +297,7 @@ def _norm(channels: int, latent: int, space: int, time: int) -> Iterator[Convolu
 
 @cache
 def _published() -> dict[str, Any]:
-    return json.loads((Path(__file__).parent / "families.json").read_text())
+    return json.loads((Path(__file__).parent / "families.json").read_text("utf-8"))
 
 
 def families() -> tuple[str, ...]:
@@ -329,7 +329,7 @@ def _filled(part: str, own: Mapping[str, Any]) -> Config:
 
 def _read(file: Path) -> Mapping[str, Any]:
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(file.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}; plan a published model with --family NAME") from None
     except ValueError as error:

@@ -99,7 +99,7 @@ def _write_pipeline(
 
 
 def _index(model: ModelFolder) -> dict[str, object]:
-    return json.loads((model.path / INDEX).read_text())
+    return json.loads((model.path / INDEX).read_text("utf-8"))
 
 
 def _take_over(source: Path, target: Path) -> None:

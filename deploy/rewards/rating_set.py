@@ -158,7 +158,7 @@ def _is_done(out: Path, settings: dict[str, Any], added: str = "") -> bool:
     Raises `ConfigError` if it was built with other `settings`. With another `added` it is unfinished.
     """
     record = out / SETTINGS
-    before = json.loads(record.read_text()) if record.is_file() else {**settings, ADDED: added}
+    before = json.loads(record.read_text("utf-8")) if record.is_file() else {**settings, ADDED: added}
     same = before.pop(ADDED, "") == added
     if before != settings:
         raise ConfigError(

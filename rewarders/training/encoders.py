@@ -174,7 +174,7 @@ def _unusable(
 ) -> dict[int, str]:
     """Returns which of `rows` cannot be used, and why. Looks at every clip once, and finds what `found` keeps."""
     if file.is_file():
-        return {int(i): why for i, why in json.loads(file.read_text()).items()}
+        return {int(i): why for i, why in json.loads(file.read_text("utf-8")).items()}
     bad: dict[int, str] = {}
     last_log = time.monotonic()
     for done, (i, clip) in enumerate(_decoded(rated, rated.by_first_frame(rows))):

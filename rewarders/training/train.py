@@ -165,7 +165,7 @@ def seen_in_training(heads: Path, dimension: str) -> Seen | None:
     if not path.is_file():
         return None
     try:
-        return Seen.from_record(json.loads(path.read_text()))
+        return Seen.from_record(json.loads(path.read_text("utf-8")))
     except KeyError:
         raise ConfigError(
             f"{path}: written by an earlier version, without the first frames that training saw; delete its folder and "
@@ -201,7 +201,7 @@ def begin(
         **seen.record(),
     }
     path = training_folder(out, dimension) / SEEN
-    if path.is_file() and (differs := _changed_keys(json.loads(path.read_text()), record)):
+    if path.is_file() and (differs := _changed_keys(json.loads(path.read_text("utf-8")), record)):
         raise ConfigError(
             f"{path.parent}: was trained with other {' and '.join(differs)}; delete it, or choose another --out"
         )

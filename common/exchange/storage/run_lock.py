@@ -27,7 +27,7 @@ def hold(folder: Path, name: str = LOCK, advice: str = "wait for it or choose an
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / name).open("a+")
+        file = (folder / name).open("a+", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be a run folder ({error}); choose another --root or --name") from None
     try:
@@ -47,7 +47,7 @@ def lock_owner(folder: Path, name: str = LOCK) -> int | None:
     """The id of the process that holds the lock of a folder; None if it is free. Takes no lock."""
     asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
     try:
-        with (folder / name).open("r") as file:
+        with (folder / name).open(encoding="utf-8") as file:
             kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))
             return None if kind == fcntl.F_UNLCK else int(file.read())
     except (OSError, ValueError):  # no lock file, or the holder has not written its id yet

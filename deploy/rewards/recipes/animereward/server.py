@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--token-file", type=Path, help="file with the clients' token; required off loopback")
     parser.add_argument("--most-mb", type=int, default=256, help="maximum size of a request, MiB (default: 256)")
     given = parser.parse_args()
-    token = given.token_file.read_text().strip() if given.token_file else ""
+    token = given.token_file.read_text("utf-8").strip() if given.token_file else ""
     if not token and not given.host.startswith("127."):
         parser.error(f"--host {given.host}: off loopback a token is needed; give --token-file")
     if not given.script.is_file():
