@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.source import complete_rows, portable_row, read_table
+from actors.prompts.source import complete_rows, portable_row
 from actors.prompts.vocabulary import Vocabulary
 from common.digests import digest
 from common.errors import ConfigError, one_per_line
@@ -64,11 +64,11 @@ def balance(file: Path, out: Path, vocabulary: Vocabulary, least: int, most: int
 def _labelled(file: Path, out: Path, vocabulary: Vocabulary) -> list[dict[str, Any]]:
     """All rows, each with its action as the vocabulary writes it."""
     rows, bad = [], []
-    for (row, data), (line, _) in zip(complete_rows(file), read_table(file, "prompt file"), strict=True):
+    for row, data in complete_rows(file):
         try:
             rows.append(portable_row(row, data, out.parent) | {"category": vocabulary.action(row.category)})
         except ValueError as error:
-            bad.append(f"{file}:{line}: {error}")
+            bad.append(f"{file}:{row.line}: {error}")
     if bad:
         raise ConfigError(one_per_line(f"{file}: {len(bad)} prompts without a known action", bad))
     return rows

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.source import file_prompts, image_file, read_table
+from actors.prompts.source import complete_rows
 from actors.prompts.text_to_image import INDEX, ImageSettings, TextToImage
 from common.digests import digest
 from common.errors import ConfigError
@@ -75,18 +75,15 @@ def _rows(file: Path, model: Path, out: Path, settings: ImageSettings, seed: int
     if not (model / INDEX).is_file():
         raise ConfigError(f"{model}: not a pipeline folder: no {INDEX} in it")
     made_by = json.dumps([fingerprint(model), asdict(settings)])
-    prompts = file_prompts(file, needs_image=False)
-    for prompt, (line, columns) in zip(prompts, read_table(file, "prompt file"), strict=True):
-        where = f"{file}:{line}"
-        own = str(columns.get("image") or "").strip()
-        row_seed = candidate_seed(seed, "first frame", prompt.ordinal, 0)
-        if own:
-            image, name = None, os.path.relpath(image_file(where, file.parent, own), out)
+    for place, (row, columns) in enumerate(complete_rows(file)):
+        row_seed = candidate_seed(seed, "first frame", place, 0)
+        if row.image is not None:
+            image, name = None, os.path.relpath(row.image, out)
         else:
-            name = f"{IMAGES}/{digest(json.dumps([made_by, prompt.text, row_seed]).encode())}.png"
+            name = f"{IMAGES}/{digest(json.dumps([made_by, row.text, row_seed]).encode())}.png"
             image = out / name
         # The id is written even if it is the default one, which depends on the file's name.
-        yield _Row(where, columns | {"id": prompt.id, "image": name}, prompt.text, row_seed, image)
+        yield _Row(f"{file}:{row.line}", columns | {"id": row.id, "image": name}, row.text, row_seed, image)
 
 
 def _make(rows: list[_Row], model: TextToImage, log: Log) -> None:

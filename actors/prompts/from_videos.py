@@ -12,13 +12,15 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.prompts.source import read_table
+from common.data.folders import files_of, same_form
 from common.data.player import frames_at, timeline
+from common.data.tables import BadRows, caption_file, read_table, text_of
 from common.data.video import VIDEO_SUFFIXES
 from common.errors import ConfigError
 from common.images import encode_png
 
 THIRD = 2  # index of the third frame
+COLUMNS = ("prompt", "character", "category")  # of a captions file
 CAPTIONER_FRAMES = 8  # frames passed to a captioner, evenly spread over the video
 
 
@@ -42,7 +44,9 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     Raises:
         ConfigError: names the first video that is broken, too short or without a caption.
     """
-    videos = sorted(path for path in _listed(folder) if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder of videos")
+    videos = files_of(folder, VIDEO_SUFFIXES)
     if not videos:
         raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(VIDEO_SUFFIXES)}")
     given = {} if captions is None else _captions(captions)
@@ -51,8 +55,8 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     for video in videos:
         data = video.read_bytes()
         first = _third_frame(video, data)
-        columns = given.get(video.name, {})
-        text = columns.get("prompt") or _caption_file(video)
+        columns = given.get(same_form(video.name), {})
+        text = columns.get("prompt") or caption_file(video)
         if not text and captioner:
             text = captioner(_captioner_frames(data)).strip()
         if not text:
@@ -64,12 +68,6 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     file = out / "prompts.jsonl"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return file
-
-
-def _listed(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: no such folder of videos")
-    return list(folder.iterdir())
 
 
 def _third_frame(video: Path, data: bytes) -> np.ndarray:
@@ -85,16 +83,20 @@ def _captioner_frames(data: bytes) -> np.ndarray:
 
 
 def _captions(file: Path) -> dict[str, dict[str, str]]:
-    """Video name -> prompt, character and category, as far as given."""
-    captions = {}
-    for line, data in read_table(file, "captions file"):
-        if not str(data.get("video") or "").strip():
-            raise ConfigError(f"{file}:{line}: no 'video'")
-        columns = {name: str(data.get(name) or "").strip() for name in ("prompt", "character", "category")}
-        captions[Path(str(data["video"])).name] = {name: text for name, text in columns.items() if text}
+    """Video name -> prompt, character and category, as far as given. Raises `ConfigError` that names all bad rows."""
+    captions: dict[str, dict[str, str]] = {}
+    bad = BadRows(file)
+    for line, data in read_table(file, "captions file", bad):
+        try:
+            video = text_of(data, "video")
+            if video is None:
+                raise ValueError("no 'video'")
+            columns = {name: text_of(data, name, numbers=name != "prompt") for name in COLUMNS}
+            name = same_form(Path(video).name)
+            if name in captions:
+                raise ValueError(f"video {name} is there twice")
+            captions[name] = {name: text for name, text in columns.items() if text}
+        except ValueError as fault:
+            bad.add(line, fault)
+    bad.check()
     return captions
-
-
-def _caption_file(video: Path) -> str:
-    text = video.with_suffix(".txt")
-    return text.read_text("utf-8").strip() if text.is_file() else ""

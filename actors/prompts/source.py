@@ -4,34 +4,38 @@ A source is a function of the ordinal alone, so that the exchange can admit, lea
 `source(ordinal)` gives training prompts without end (files are repeated, reshuffled every epoch), and
 `heldout(count, seed)` returns prompts for evaluation. `file_prompts` returns all rows of a file, for `douga sample`.
 
-A prompt file has one prompt per line, with these columns (the first line of a CSV file names them):
+A prompt file has one prompt per line (`common/data/tables.py` says how files are read), with these columns, which the
+first line of a CSV file names:
 
-- `prompt`: the caption. Required.
+- `prompt`: the caption, a text. Required.
 - `image`: the first frame, a path relative to the file. Required for image-to-video models.
 - `id`, `character`, `category`: optional. The default id is FILE-LINE.
 - `split`: `train` or `heldout`, optional. If no line has it, every 10th prompt is held out, in files of 20 or more
-  prompts. In smaller files none is, so evaluation needs its own prompts.
+  prompts, and with it its repetitions. In smaller files none is, so evaluation needs its own prompts.
+
+The whole file is checked when it is opened, with every picture, and all bad rows are named in one error.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from actors.prompts.pictures import Tell, broken_pictures, silent
+from common.data.folders import find_file, same_form
+from common.data.tables import BadRows, Columns, not_a_text, printable, read_table, text_of
 from common.errors import ConfigError
-from common.images import decode_image, first_frame_png
+from common.images import first_frame_png
 from common.messages import Prompt, Purpose
 from common.seeds import epoch_order
 from common.toon.prompts import ToonPrompts
 
 HELD_OUT_EVERY = 10  # for files without a split column
 SMALLEST_SPLIT = 20  # files with fewer prompts have no held-out ones
+SPLITS = ("train", "heldout")
 
 
 class PromptSource(Protocol):
@@ -52,20 +56,21 @@ class PromptSource(Protocol):
 
 
 def open_prompts(
-    prompts: str, seed: int, needs_image: bool = True, size: tuple[int, int] | None = None
+    prompts: str, seed: int, needs_image: bool = True, size: tuple[int, int] | None = None, tell: Tell = silent
 ) -> PromptSource:
-    """Open ``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` names file, line and fault of a bad file.
+    """Open ``"toon"`` or a ``.jsonl``/``.csv`` file. `ConfigError` names file, line and fault of all its bad rows.
 
     With `size`, height and width of the model's clips, every prompt's image is the first frame itself, as PNG: what the
-    model is conditioned on, what rewards compare with, and what people are shown.
+    model is conditioned on, what rewards compare with, and what people are shown. `tell` gets lines of progress.
     """
-    return ToonPrompts(seed) if prompts == "toon" else FilePrompts(Path(prompts), seed, needs_image, size)
+    return ToonPrompts(seed) if prompts == "toon" else FilePrompts(Path(prompts), seed, needs_image, size, tell)
 
 
 @dataclass(frozen=True)
 class Row:
     """One checked line of a prompt file."""
 
+    line: int
     id: str
     text: str
     image: Path | None
@@ -73,15 +78,27 @@ class Row:
     category: str | None
     split: str | None
 
+    @property
+    def content(self) -> tuple[str, Path | None]:
+        """What makes two rows the same prompt."""
+        return same_form(self.text), self.image
+
 
 class FilePrompts:
     """Prompts of a JSONL or CSV file. All lines are checked at the start, so that a run never stops at prompt 900."""
 
-    def __init__(self, file: Path, seed: int, needs_image: bool = True, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        seed: int,
+        needs_image: bool = True,
+        size: tuple[int, int] | None = None,
+        tell: Tell = silent,
+    ) -> None:
         self._file, self._seed, self._size = file, seed, size
-        rows = _read_rows(file, needs_image)
-        self._train = [row for row in rows if row.split == "train"]
-        self._heldout = [row for row in rows if row.split == "heldout"]
+        self.rows = prompt_rows(file, needs_image, tell)
+        self._train = [row for row in self.rows if row.split == "train"]
+        self._heldout = [row for row in self.rows if row.split == "heldout"]
 
     def __call__(self, ordinal: int) -> Prompt:
         if not self._train:
@@ -111,28 +128,35 @@ class FilePrompts:
 
 
 def file_prompts(
-    file: Path, needs_image: bool = True, size: tuple[int, int] | None = None, split: str = "all"
+    file: Path,
+    needs_image: bool = True,
+    size: tuple[int, int] | None = None,
+    split: str = "all",
+    tell: Tell = silent,
 ) -> Iterator[Prompt]:
     """The prompts of a file in its order, each once. The ordinal is the row's place in the file, from 0.
 
     `split` is all, train or heldout. The whole file is checked before the first prompt is returned; see `open_prompts`
-    for `size` and errors.
+    for `size`, `tell` and errors.
     """
-    chosen = [(place, row) for place, row in enumerate(_read_rows(file, needs_image)) if split in ("all", row.split)]
+    rows = enumerate(prompt_rows(file, needs_image, tell))
+    chosen = [(place, row) for place, row in rows if split in ("all", row.split)]
     if not chosen:
         raise ConfigError(f"{file}: no prompt with split = {split}")
     return (_prompt(row, place, Purpose.EVAL, size) for place, row in chosen)
 
 
-def complete_rows(file: Path) -> Iterator[tuple[Row, dict[str, Any]]]:
+def prompt_rows(file: Path, needs_image: bool = True, tell: Tell = silent) -> list[Row]:
+    """The checked rows of a file in its order. Raises `ConfigError`; see `open_prompts`."""
+    return [row for row, _ in _read_rows(file, "needed" if needs_image else "ignored", tell)]
+
+
+def complete_rows(file: Path) -> list[tuple[Row, Columns]]:
     """The checked rows of a file in its order, each with all columns of its line, unknown ones too.
 
     A row's image is None if its line names none. Raises `ConfigError`.
     """
-    lines = list(read_table(file, "prompt file"))
-    for row, (line, data) in zip(_read_rows(file, needs_image=False), lines, strict=True):
-        name = _optional(data, "image")
-        yield (row if name is None else replace(row, image=image_file(f"{file}:{line}", file.parent, name))), data
+    return _read_rows(file, "optional", silent)
 
 
 def portable_row(row: Row, data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -157,66 +181,97 @@ def _prompt(row: Row, ordinal: int, purpose: Purpose, size: tuple[int, int] | No
     return Prompt(ordinal, row.id, row.text, image, purpose, row.character, row.category)
 
 
-def _read_rows(file: Path, needs_image: bool) -> list[Row]:
-    """All rows of a file, checked, each with its split. Raises `ConfigError`."""
-    rows: dict[str, Row] = {}
-    for line, data in read_table(file, "prompt file"):
-        row = _row(file, line, data, needs_image)
-        if row.id in rows:
-            raise ConfigError(f"{file}:{line}: another prompt already has the id {row.id!r}")
-        rows[row.id] = row
+def _read_rows(file: Path, image: str, tell: Tell) -> list[tuple[Row, Columns]]:
+    """All rows of a file, checked, each with its split and its columns. `image` is needed, optional or ignored.
+
+    Raises `ConfigError` that names all bad rows.
+    """
+    bad, rows, ids = BadRows(file), [], {}
+    for line, data in read_table(file, "prompt file", bad):
+        try:
+            row = _row(file, line, data, image)
+            if first := ids.get(same_form(row.id)):
+                raise ValueError(f"line {first} already has the id {row.id!r}")
+        except ValueError as fault:
+            bad.add(line, fault)
+            continue
+        ids[same_form(row.id)] = line
+        rows.append((row, data))
+    _check_pictures(file, [row for row, _ in rows], bad, tell)
+    bad.check()
     if not rows:
         raise ConfigError(f"{file}: no prompts in it")
-    return _with_split(list(rows.values()))
+    split = _with_split(file, [row for row, _ in rows], image)
+    return list(zip(split, (data for _, data in rows), strict=True))
 
 
-def _with_split(rows: list[Row]) -> list[Row]:
-    """Rows with `split` set, from the column, or by position if no row has it."""
+def _check_pictures(file: Path, rows: Sequence[Row], bad: BadRows, tell: Tell) -> None:
+    faults = broken_pictures(file, dict.fromkeys(row.image for row in rows if row.image is not None), tell)
+    for row in rows:
+        if row.image in faults:
+            bad.add(row.line, f"image {row.image}: {faults[row.image]}")
+
+
+def _with_split(file: Path, rows: list[Row], image: str) -> list[Row]:
+    """Rows with `split` set, from the column, or by position if no row has it. Repetitions are in the same split; rows
+    whose pictures are still to be made are none.
+
+    Raises `ConfigError` for rows of one caption and picture that the column puts into both splits.
+    """
     every = HELD_OUT_EVERY if len(rows) >= SMALLEST_SPLIT and all(row.split is None for row in rows) else 0
-    return [
-        replace(row, split="heldout" if every and place % every == 0 else row.split or "train")
-        for place, row in enumerate(rows, start=1)
-    ]
+    first: dict[tuple[str, Path | None], Row] = {}
+    found, bad = [], BadRows(file)
+    for place, row in enumerate(rows, start=1):
+        chosen = replace(row, split="heldout" if every and place % every == 0 else row.split or SPLITS[0])
+        unmade = image == "optional" and row.image is None
+        same = chosen if unmade else first.setdefault(row.content, chosen)
+        if same.split != chosen.split and not every:
+            bad.add(row.line, f"split = {chosen.split}, but line {same.line} is the same prompt, and {same.split}")
+        found.append(replace(chosen, split=same.split))
+    bad.check()
+    return found
 
 
-def _row(file: Path, line: int, data: dict[str, Any], needs_image: bool) -> Row:
-    where = f"{file}:{line}"
-    for column in ("prompt", "image") if needs_image else ("prompt",):
+def repetitions(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """The rows whose caption and picture an earlier row has: (row, that earlier row)."""
+    first: dict[tuple[str, Path | None], Row] = {}
+    return [(row, first[row.content]) for row in rows if first.setdefault(row.content, row) is not row]
+
+
+def _row(file: Path, line: int, data: Columns, image: str) -> Row:
+    """Raises `ValueError`."""
+    for column in ("prompt", "image") if image == "needed" else ("prompt",):
         if column not in data:
-            raise ConfigError(f"{where}: no column '{column}'; the columns are {', '.join(map(str, data)) or 'none'}")
-    text = str(data["prompt"] or "").strip()
-    if not text:
-        raise ConfigError(f"{where}: the prompt is empty")
-    split = _optional(data, "split")
-    if split not in (None, "train", "heldout"):
-        raise ConfigError(f"{where}: split = {split!r}; allowed: train, heldout")
+            raise ValueError(f"no column {column!r}; the columns are {', '.join(map(str, data)) or 'none'}")
+    if data["prompt"] is None:
+        raise ValueError(not_a_text("prompt", None))
+    text = text_of(data, "prompt", numbers=False)
+    if text is None:
+        raise ValueError("the prompt is empty")
+    split = text_of(data, "split", numbers=False)
+    if split not in (None, *SPLITS):
+        raise ValueError(f"split = {split!r}; allowed: {', '.join(SPLITS)}")
     return Row(
-        id=_optional(data, "id") or f"{file.stem}-{line}",
+        line=line,
+        id=text_of(data, "id") or f"{file.stem}-{line}",
         text=text,
-        image=image_file(where, file.parent, _optional(data, "image")) if needs_image else None,
-        character=_optional(data, "character"),
-        category=_optional(data, "category"),
+        image=None if image == "ignored" else _image(file.parent, data, image == "needed"),
+        character=text_of(data, "character"),
+        category=text_of(data, "category"),
         split=split,
     )
 
 
-def _optional(data: dict[str, Any], column: str) -> str | None:
-    value = data.get(column)
-    return None if value is None or not str(value).strip() else str(value).strip()
-
-
-def image_file(where: str, folder: Path, name: str | None) -> Path:
-    """The path of a row's image, relative to `folder`. Raises `ConfigError`, from `where`, if it is not an image."""
+def _image(folder: Path, data: Columns, needed: bool) -> Path | None:
+    """The path of a row's image, relative to `folder`. Raises `ValueError` if there is no such file."""
+    name = text_of(data, "image", numbers=False)
     if name is None:
-        raise ConfigError(f"{where}: the image is empty")
-    path = folder / name
+        if needed:
+            raise ValueError("the image is empty")
+        return None
+    path = find_file(folder, name)
     if not path.is_file():
-        raise ConfigError(f"{where}: no image {path}")
-    try:
-        decode_image(path.read_bytes())
-    except (OSError, ValueError) as error:
-        why = str(error).removeprefix("broken image: ")
-        raise ConfigError(f"{where}: broken image {path}: {why}") from None
+        raise ValueError(f"no image {path}")
     return path
 
 
@@ -226,42 +281,4 @@ def _first_frame(path: Path, size: tuple[int, int] | None) -> bytes:
         data = path.read_bytes()
         return data if size is None else first_frame_png(data, *size)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}") from None
-
-
-def read_table(file: Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, columns) for each line of a ``.jsonl`` or ``.csv`` file. `what` names the file in errors."""
-    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
-    if file.suffix not in readers:
-        raise ConfigError(f"{what} {file}: allowed are {' and '.join(readers)}")
-    try:
-        text = file.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{what} {file}: no such file") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{what} {file}: cannot be read: {error}") from None
-    return readers[file.suffix](file, text)
-
-
-def _read_jsonl(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            data = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{file}:{line}: not valid JSON: {error}") from None
-        if not isinstance(data, dict):
-            raise ConfigError(f'{file}:{line}: expected an object like {{"image": ..., "prompt": ...}}')
-        yield line, data
-
-
-def _read_csv(file: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    try:
-        for data in reader:
-            if None in data or None in data.values():
-                raise ConfigError(f"{file}:{reader.line_num}: expected {len(reader.fieldnames or ())} columns")
-            yield reader.line_num, data
-    except csv.Error as error:
-        raise ConfigError(f"{file}:{reader.line_num}: not valid CSV: {error}") from None
+        raise ConfigError(f"{printable(str(path))}: {error}") from None

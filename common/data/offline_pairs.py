@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -24,10 +25,13 @@ from pathlib import Path
 import numpy as np
 
 from common.config import ModelConfig
+from common.data.folders import files_of
 from common.data.player import timeline
-from common.data.ratings import Pairs, RatedPair, Ratings, overall, read_pairs, read_ratings, to_score
+from common.data.ratings import BadRow, Pairs, RatedPair, Ratings, overall, read_pairs, read_ratings, to_score
+from common.data.tables import caption_file, read_text
+from common.data.video import VIDEO_SUFFIXES
 from common.digests import digest
-from common.errors import ConfigError
+from common.errors import ConfigError, bad_input
 from common.seeds import epoch_order
 
 CHOSEN_SCORE, REJECTED_SCORE = 100.0, 0.0  # for pairs without ratings
@@ -61,16 +65,28 @@ class OfflinePair:
 class OfflinePairs:
     """The usable pairs of a file or folder, of one `category` if that is given. Raises `ConfigError` if there is none.
 
-    `faults` says, for each clip that is too short or unreadable, what is wrong with it.
+    `faults` says, for each clip that is too short or unreadable, what is wrong with it; `skipped` has the bad rows of
+    the file.
     """
 
     def __init__(self, place: Path, model: ModelConfig, seed: int, category: str = "") -> None:
         self.place, self._seed = place, seed
-        found, self.faults = _usable(_of_category(place, _pairs(place, seed), category), model)
+        pairs, self.skipped = _pairs(place, seed)
+        found, self.faults = _usable(_of_category(place, pairs, category), model)
         if not found:
             why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
             raise ConfigError(f"{place}: no pair to train on{why}")
         self.pairs = tuple(found)
+
+    def summary(self) -> str:
+        """How many pairs, clips and categories there are."""
+        clips = {one.clip for pair in self.pairs for one in pair.clips}
+        kinds = {pair.category for pair in self.pairs if pair.category}
+        if self.pairs[0].rejected is None:
+            return f"{self.place}: {len(clips)} clips"
+        return f"{self.place}: {len(self.pairs)} pairs of {len(clips)} clips" + (
+            f" in {len(kinds)} categories" if kinds else ""
+        )
 
     def __call__(self, ordinal: int) -> OfflinePair:
         """The pair with this ordinal, >= 0."""
@@ -83,12 +99,15 @@ class OfflinePairs:
         return digest("|".join(f"{one.clip.name}:{one.score}" for pair in self.pairs for one in pair.clips).encode())
 
 
-def _pairs(place: Path, seed: int) -> list[OfflinePair]:
+def _pairs(place: Path, seed: int) -> tuple[list[OfflinePair], tuple[BadRow, ...]]:
+    """All pairs, and the rows that are none."""
     if place.is_dir():
-        return list(_from_folder(place))
+        return list(_from_folder(place)), ()
     if _has_pairs(place):
-        return list(_from_pairs(read_pairs(place)))
-    return list(_from_ratings(read_ratings(place), seed))
+        pairs = read_pairs(place)
+        return list(_from_pairs(pairs)), pairs.bad
+    ratings = read_ratings(place)
+    return list(_from_ratings(ratings, seed)), ratings.bad
 
 
 def _of_category(place: Path, pairs: list[OfflinePair], category: str) -> list[OfflinePair]:
@@ -100,13 +119,12 @@ def _of_category(place: Path, pairs: list[OfflinePair], category: str) -> list[O
 
 
 def _has_pairs(file: Path) -> bool:
-    """Whether the file holds pairs rather than ratings, by its first row."""
-    try:
-        with file.open(encoding="utf-8-sig") as lines:
-            first = json.loads(next((line for line in lines if line.strip()), "{}"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"pairs = {str(file)!r}: cannot be read: {error}") from None
-    return isinstance(first, dict) and not first.keys().isdisjoint({"chosen", *RatedPair.renamed})
+    """Whether the file holds pairs rather than ratings, by its first row that is an object."""
+    for line in read_text(file, "pairs").split("\n"):
+        with suppress(ValueError, RecursionError):
+            if isinstance(row := json.loads(line), dict):
+                return not row.keys().isdisjoint({"chosen", *RatedPair.renamed})
+    return False
 
 
 def _from_pairs(table: Pairs) -> Iterator[OfflinePair]:
@@ -151,14 +169,14 @@ def _two_of(clips: Sequence[PairClip], seed: int) -> Iterable[tuple[PairClip, Pa
 
 
 def _from_folder(folder: Path) -> Iterator[OfflinePair]:
-    clips = sorted(folder.glob("*.mp4"))
+    clips = files_of(folder, VIDEO_SUFFIXES)
     if not clips:
-        raise ConfigError(f"{folder}: no mp4 files in it")
-    for clip in clips:
-        caption = clip.with_suffix(".txt")
-        text = caption.read_text("utf-8").strip() if caption.is_file() else ""
-        if not text:
-            raise ConfigError(f"{clip}: no caption; write it to {caption.name} in the same folder")
+        raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(VIDEO_SUFFIXES)}")
+    captions = {clip: caption_file(clip) for clip in clips}
+    place = "in the same folder"
+    if missing := [f"{clip}: no caption; write it to {clip.stem}.txt {place}" for clip in clips if not captions[clip]]:
+        raise bad_input(f"{folder}: clips without a caption", missing)
+    for clip, text in captions.items():
         yield OfflinePair(PairClip(clip, text, None, CHOSEN_SCORE), None, None)
 
 

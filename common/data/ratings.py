@@ -29,9 +29,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from common.data.folders import find_file
 from common.data.player import timeline
+from common.data.tables import printable, read_text
 from common.errors import ConfigError, one_per_line
 from common.files import write_whole
 from common.images import decode_image
@@ -42,6 +44,7 @@ SCORE_PER_POINT = 25.0  # a score is 0..100, a rating 1..5
 
 Rating = Annotated[float, Field(strict=True, ge=LOWEST, le=HIGHEST, allow_inf_nan=False)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Caption = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class Row(BaseModel, ABC):
@@ -60,7 +63,7 @@ class RatedClip(Row):
 
     clip: NonEmpty
     first_frame: NonEmpty | None = None
-    prompt: NonEmpty
+    prompt: Caption
     character: NonEmpty | None = None
     category: NonEmpty | None = None
     source: NonEmpty
@@ -95,11 +98,11 @@ class RatedPair(Row):
         "loser_rating": "rejected_rating",
     }
 
-    prompt: NonEmpty
+    prompt: Caption
     first_frame: NonEmpty | None = None
     chosen: NonEmpty
     rejected: NonEmpty
-    rejected_prompt: NonEmpty | None = None
+    rejected_prompt: Caption | None = None
     rejected_first_frame: NonEmpty | None = None
     chosen_rating: Rating | None = None
     rejected_rating: Rating | None = None
@@ -142,7 +145,7 @@ class BadRow:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.why}"
+        return printable(f"{self.file}:{self.line}: {self.why}")
 
 
 Kind = TypeVar("Kind", bound=Row)
@@ -159,7 +162,7 @@ class Table(Generic[Kind]):
 
     def place(self, name: str) -> Path:
         """The path of a file that a row refers to."""
-        return self.file.parent / name
+        return find_file(self.file.parent, name)
 
     def summary(self) -> str:
         """The number of good and of skipped rows, and the first few skipped ones."""
@@ -212,7 +215,7 @@ def _read(file: Path, kind: type[Kind], key: Callable[[Kind], str]) -> Table[Kin
     good: dict[str, tuple[int, Kind]] = {}
     bad: list[BadRow] = []
     opened: dict[Path, str | None] = {}
-    for line, text in enumerate(_text(file).split("\n"), start=1):
+    for line, text in enumerate(read_text(file, "").split("\n"), start=1):
         if not text.strip():
             continue
         try:
@@ -232,20 +235,11 @@ def _read(file: Path, kind: type[Kind], key: Callable[[Kind], str]) -> Table[Kin
     return Table(file, rows, lines, tuple(bad))
 
 
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{file}: cannot be read: {error}") from None
-
-
 def _row(text: str, kind: type[Kind], where: str) -> Kind:
     """Parse a row. Raises `ValueError` with a one-line message, and `ConfigError` for renamed columns."""
     try:
         data: Any = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from None
     old = [name for name in kind.renamed if isinstance(data, dict) and name in data]
     if old:
@@ -264,7 +258,7 @@ def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None
     """Raise `ValueError` for a missing or unreadable file. `opened` caches the result per file, None if it is good."""
     clips, images = row.files()
     for name, fault_of in [*((clip, _clip_fault) for clip in clips), *((image, _image_fault) for image in images)]:
-        path = folder / name
+        path = find_file(folder, name)
         if path not in opened:
             opened[path] = fault_of(path)
         if fault := opened[path]:

@@ -44,3 +44,8 @@ def one_per_line(summary: str, faults: Sequence[object], most: int = MOST_LINES)
     """A summary and the first `most` faults below it, one per line; the last line counts the others."""
     more = [f"and {len(faults) - most} more"] if len(faults) > most else []
     return "\n  ".join([f"{summary}:", *map(str, faults[:most]), *more])
+
+
+def bad_input(summary: str, faults: Sequence[object]) -> ConfigError:
+    """The error of one or more faults: the fault itself if it is the only one, else a summary with `one_per_line`."""
+    return ConfigError(str(faults[0]) if len(faults) == 1 else one_per_line(f"{summary} ({len(faults)})", faults))

@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from actors.prompts.source import read_table
 from actors.prompts.vocabulary import Vocabulary
+from common.data.folders import find_file
+from common.data.tables import BadRows, Columns, read_table, text_of
 from common.data.video import clip_length
 from common.digests import digest
-from common.errors import ConfigError, one_per_line
+from common.errors import ConfigError
 from common.images import decode_image
 
 REQUIRED = ("video", "prompt", "generator")
@@ -58,23 +58,22 @@ class Manifest:
     def clips(self, log: Log) -> list[ForeignClip]:
         """Returns all rows. `log` gets lines of progress. Raises `ConfigError` with one line per bad row."""
         good: list[ForeignClip] = []
-        bad: list[str] = []
+        bad = BadRows(self._file)
         said = time.monotonic()
-        for line, data in read_table(self._file, "manifest"):
+        for line, data in read_table(self._file, "manifest", bad):
             if fault := _columns_fault(data):
-                bad.append(f"{self._file}:{line}: {fault}")
+                bad.add(line, fault)
                 if self._file.suffix == ".csv":
                     break  # all rows have these columns
                 continue
             try:
                 good.append(self._clip(line, _texts(data)))
             except ValueError as error:
-                bad.append(f"{self._file}:{line}: {error}")
+                bad.add(line, error)
             if time.monotonic() - said > EVERY:
-                log(f"{self._file}: {len(good) + len(bad)} rows checked")
+                log(f"{self._file}: {line} lines checked")
                 said = time.monotonic()
-        if bad:
-            raise ConfigError(one_per_line(f"{self._file}: bad rows ({len(bad)})", bad))
+        bad.check()
         if not good:
             raise ConfigError(f"{self._file}: no clips in it")
         return good
@@ -84,7 +83,7 @@ class Manifest:
             raise ValueError(f"no {' and no '.join(empty)}")
         if row["generator"] in self._taken:
             raise ValueError(f"generator = {row['generator']!r}: the set has clips under this name; choose another")
-        path = self._file.parent / row["video"]
+        path = find_file(self._file.parent, row["video"])
         self._check_once(line, "video", os.path.normpath(path))
         clip = ForeignClip(
             video=path,
@@ -108,11 +107,12 @@ class Manifest:
             raise ValueError(f"{what}: already in line {first}")
 
 
-def _texts(row: dict[str, Any]) -> dict[str, str]:
-    return {name: "" if value is None else str(value).strip() for name, value in row.items()}
+def _texts(row: Columns) -> dict[str, str]:
+    """Raises `ValueError` for a column that is no text; a seed may be a number."""
+    return {name: text_of(row, name, numbers=name == "seed") or "" for name in row}
 
 
-def _columns_fault(row: dict[str, Any]) -> str | None:
+def _columns_fault(row: Columns) -> str | None:
     missing = [name for name in REQUIRED if name not in row]
     unknown = [name for name in row if name not in REQUIRED + OPTIONAL]
     if not missing and not unknown:
@@ -138,13 +138,14 @@ def _checked_video(path: Path) -> bytes:
 def _checked_image(folder: Path, name: str) -> Path | None:
     if not name:
         return None
+    path = find_file(folder, name)
     try:
-        decode_image((folder / name).read_bytes())
+        decode_image(path.read_bytes())
     except OSError as error:
-        raise ValueError(f"first_frame {folder / name}: {error.strerror}") from None
+        raise ValueError(f"first_frame {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"first_frame {folder / name}: {error}") from None
-    return folder / name
+        raise ValueError(f"first_frame {path}: {error}") from None
+    return path
 
 
 def _seed(text: str) -> int | None:

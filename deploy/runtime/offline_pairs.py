@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common.config import RunConfig, algorithm_class
 from common.data.offline_pairs import OfflinePairs
-from common.errors import ConfigError
+from common.errors import ConfigError, one_per_line
 
 MAX_NAMED = 5  # excluded clips that are reported individually
 
@@ -23,7 +23,11 @@ def open_pairs(config: RunConfig) -> OfflinePairs:
 
 
 def name_faults(pairs: OfflinePairs, notify: Callable[[str], None]) -> None:
-    """Reports the clips that do not fit the model through `notify`."""
+    """Reports how many pairs there are, bad rows, and the clips that do not fit the model, through `notify`."""
+    notify(pairs.summary())
+    if pairs.skipped:
+        rows = f"{pairs.place}: bad rows left out ({len(pairs.skipped)})"
+        notify(one_per_line(rows, pairs.skipped, MAX_NAMED))
     for fault in list(pairs.faults.values())[:MAX_NAMED]:
         notify(f"{fault}; left out")
     if len(pairs.faults) > MAX_NAMED:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.prompts.source import FilePrompts, file_prompts, open_prompts
+from actors.prompts.source import FilePrompts, file_prompts, open_prompts, repetitions
 from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Purpose
@@ -93,16 +93,27 @@ def test_a_small_file_has_nothing_to_evaluate_on(tmp_path: Path) -> None:
 
 BROKEN = {
     r"prompts.jsonl:2: no image .*gone\.png": {"image": "gone.png", "prompt": "x"},
-    r"prompts.jsonl:2: broken image .*text\.png": {"image": "text.png", "prompt": "x"},
-    r"prompts.jsonl:2: broken image .*half\.png": {"image": "half.png", "prompt": "x"},
+    r"prompts.jsonl:2: image .*text\.png: broken image": {"image": "text.png", "prompt": "x"},
+    r"prompts.jsonl:2: image .*half\.png: broken image": {"image": "half.png", "prompt": "x"},
     r"prompts.jsonl:2: the prompt is empty": {"image": "a.png", "prompt": "  "},
+    r"prompts.jsonl:2: prompt = \[\"a\", \"b\"\] is a list; a text is expected": {
+        "image": "a.png",
+        "prompt": ["a", "b"],
+    },
+    r"prompts.jsonl:2: prompt = {\"text\": \"x\"} is an object": {"image": "a.png", "prompt": {"text": "x"}},
+    r"prompts.jsonl:2: prompt = 12 is a number": {"image": "a.png", "prompt": 12},
+    r"prompts.jsonl:2: prompt = null is no text": {"image": "a.png", "prompt": None},
+    r"prompts.jsonl:2: image = \[\"a.png\"\] is a list": {"image": ["a.png"], "prompt": "x"},
+    r"prompts.jsonl:2: category = {} is an object": {"image": "a.png", "prompt": "x", "category": {}},
+    r"prompts.jsonl:2: prompt: '.ud83e' is half of a character": '{"image": "a.png", "prompt": "a \\ud83e"}',
+    r"prompts.jsonl:2: no image .*/a.nb.png": {"image": "a\nb.png", "prompt": "x"},
     r"prompts.jsonl:2: the image is empty": {"image": "", "prompt": "x"},
     r"prompts.jsonl:2: no column 'prompt'; the columns are image": {"image": "a.png"},
     r"prompts.jsonl:2: no column 'image'; the columns are prompt": {"prompt": "x"},
     r"prompts.jsonl:2: split = 'test'; allowed: train, heldout": {"image": "a.png", "prompt": "x", "split": "test"},
     r"prompts.jsonl:2: not valid JSON": "{",
     r"prompts.jsonl:2: expected an object": "[1]",
-    r"prompts.jsonl:2: another prompt already has the id 'one'": {"image": "a.png", "prompt": "x", "id": "one"},
+    r"prompts.jsonl:2: line 1 already has the id 'one'": {"image": "a.png", "prompt": "x", "id": "one"},
 }
 
 
@@ -170,3 +181,45 @@ def test_a_file_of_held_out_rows_alone_can_be_read(tmp_path: Path) -> None:
     assert [prompt.text for prompt in file_prompts(file)] == ["text 1", "text 2", "text 3"]
     with pytest.raises(ConfigError, match=r"prompts\.jsonl: no prompt with split = train"):
         file_prompts(file, split="train")
+
+
+def test_all_bad_rows_are_named_at_once(tmp_path: Path) -> None:
+    """Also pictures that end too early, which only decoding finds."""
+    whole = encode_png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
+    good = {"image": "a.png", "prompt": "x"}
+    file = jsonl(tmp_path, good, {"image": "half.png", "prompt": "x"}, good, "{", {"image": "b.png", "prompt": 1}, good)
+    with pytest.raises(ConfigError) as caught:
+        FilePrompts(file, seed=0)
+    first, *lines = str(caught.value).split("\n  ")
+    assert first == f"{file}: bad rows (3):"
+    assert [line.removeprefix(f"{file}:")[0] for line in lines] == ["2", "4", "5"]
+
+
+def test_a_picture_is_found_in_either_form_of_its_name(tmp_path: Path) -> None:
+    picture(tmp_path / "e\u0301.png", value=7)
+    source = FilePrompts(jsonl(tmp_path, {"image": "\u00e9.png", "prompt": "x"}), seed=0)
+    assert source(0).image == (tmp_path / "e\u0301.png").read_bytes()
+
+
+def test_ids_are_the_same_in_either_form(tmp_path: Path) -> None:
+    one, other = ({"image": "a.png", "prompt": "x", "id": id} for id in ("\u00e9", "e\u0301"))
+    with pytest.raises(ConfigError, match="line 1 already has the id"):
+        FilePrompts(jsonl(tmp_path, one, other), seed=0)
+
+
+def test_repetitions_are_in_the_split_of_the_first(tmp_path: Path) -> None:
+    """Otherwise the comparison would use prompts that were trained on."""
+    rows = [{"image": "a.png", "prompt": f"text {i % 19}"} for i in range(40)]
+    source = FilePrompts(jsonl(tmp_path, *rows), seed=0)
+    train, held = ({row.text for row in source.rows if row.split == split} for split in ("train", "heldout"))
+    assert train | held == {f"text {i}" for i in range(19)}
+    assert held == {"text 9"}
+    assert not train & held
+    assert [(row.line, first.line) for row, first in repetitions(source.rows)][:2] == [(20, 1), (21, 2)]
+
+
+def test_a_prompt_in_both_splits_is_refused(tmp_path: Path) -> None:
+    rows = [{"image": "a.png", "prompt": "x", "split": split} for split in ("train", "train", "heldout")]
+    with pytest.raises(ConfigError, match="jsonl:3: split = heldout, but line 1 is the same prompt, and train"):
+        FilePrompts(jsonl(tmp_path, *rows), seed=0)

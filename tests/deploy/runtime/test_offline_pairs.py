@@ -156,7 +156,7 @@ def test_clips_are_resampled_to_the_models_size_and_rate(tmp_path):
     ("flags", "said"),
     [
         ({"sampler.candidates": 4}, "a group is a pair; sampler.candidates = 4 must be 2"),
-        ({"pairs": "nowhere.jsonl"}, "pairs = 'nowhere.jsonl': cannot be read"),
+        ({"pairs": "nowhere.jsonl"}, "pairs nowhere.jsonl: no such file"),
         ({"pairs": "CLIPS"}, "a folder of clips has no preferences"),
     ],
 )

@@ -1,0 +1,214 @@
+"""Tables that users write: JSONL and CSV files of prompts, captions and clips, and files with one caption.
+
+A text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; lines end as on any system. A CSV file
+has commas, semicolons or tabs between its columns, as its first line shows. Names of columns are read without regard to
+case. Empty lines are skipped.
+
+What is wrong with rows is collected in `BadRows`, so that a user sees all of it at once.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError, bad_input
+
+Columns = dict[str, Any]
+
+# UTF-32's mark begins with UTF-16's
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+DELIMITERS = ",;\t"
+EXCEL_HINT = re.compile(r"sep=(.)\n", re.IGNORECASE)  # a first line that Excel writes and hides
+MARK = "\ufeff"  # a byte order mark that is not at the start: files were joined
+LARGEST = 1 << 20  # characters of a CSV field
+KINDS: dict[type, str] = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+SHOWN = 60  # characters of a bad value that an error shows
+
+
+class BadRows:
+    """The faults of a file's rows, by line."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._found: list[tuple[int, str]] = []
+
+    def add(self, line: int, fault: object) -> None:
+        """Records what is wrong with a line."""
+        self._found.append((line, printable(str(fault))))
+
+    def check(self) -> None:
+        """Raises `ConfigError` if there are faults, in the order of the file."""
+        name = printable(str(self._file))
+        if self._found:
+            raise bad_input(f"{name}: bad rows", [f"{name}:{line}: {fault}" for line, fault in sorted(self._found)])
+
+
+def printable(text: str) -> str:
+    """A text with line breaks, lone surrogates and invisible characters escaped, so that it is one line anywhere."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def read_text(file: Path, what: str) -> str:
+    """A file's text, without byte order marks and with ``\\n`` line ends.
+
+    Raises `ConfigError`, which begins with `what` and the file, if it is missing or is no text.
+    """
+    where = f"{what} {printable(str(file))}".lstrip()
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{where}: no such file") from None
+    except OSError as error:
+        raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{where}: cannot be read: byte 0x{data[error.start]:02x} in line {line} is not {encoding[:6].upper()}; "
+            "save the file as UTF-8"
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ConfigError(f"{where}: cannot be read: a zero byte in line {line}; save the file as UTF-8")
+    return text.replace(MARK, "").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def caption_file(clip: Path) -> str:
+    """The text of the ``.txt`` file beside a clip; empty if there is none. Raises `ConfigError` if it is no text."""
+    file = clip.with_suffix(".txt")
+    return read_text(file, "caption").strip() if file.is_file() else ""
+
+
+def read_table(file: Path, what: str, bad: BadRows | None = None) -> Iterator[tuple[int, Columns]]:
+    """Yields (line number, columns) for each line of a ``.jsonl`` or ``.csv`` file.
+
+    Lines that are no rows are added to `bad` and left out; without `bad` the first one raises `ConfigError`. It is
+    raised at once for a file that is missing, no text, or of another kind; `what` names it there.
+    """
+    readers = {".jsonl": _read_jsonl, ".csv": _read_csv}
+    if file.suffix.lower() not in readers:
+        raise ConfigError(f"{what} {printable(str(file))}: allowed are {' and '.join(readers)}")
+    return _rows(readers[file.suffix.lower()](read_text(file, what)), file, bad)
+
+
+def _rows(lines: Iterator[tuple[int, Columns | str]], file: Path, bad: BadRows | None) -> Iterator[tuple[int, Columns]]:
+    for line, found in lines:
+        fault = found if isinstance(found, str) else _surrogate(found)
+        if fault is None and isinstance(found, dict):
+            yield line, found
+            continue
+        found_here = BadRows(file) if bad is None else bad
+        found_here.add(line, fault)
+        if bad is None:
+            found_here.check()
+
+
+def _surrogate(columns: Columns) -> str | None:
+    """What is wrong with a row that has half of a surrogate pair: it is in no encoding, and no message can carry it."""
+    for name, value in columns.items():
+        try:
+            json.dumps([name, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return f"{name}: {error.object[error.start]!r} is half of a character; write the character itself"
+    return None
+
+
+def _read_jsonl(text: str) -> Iterator[tuple[int, Columns | str]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            data = json.loads(content, object_pairs_hook=_object)
+        except (ValueError, RecursionError) as error:
+            yield line, f"not valid JSON: {error}"
+            continue
+        yield line, data if isinstance(data, dict) else 'expected an object like {"image": ..., "prompt": ...}'
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Columns:
+    names = [column_name(name) for name, _ in pairs]
+    if twice := _twice(names):
+        raise ValueError(f"{twice!r} is there twice")
+    return dict(zip(names, (value for _, value in pairs), strict=True))
+
+
+def _read_csv(text: str) -> Iterator[tuple[int, Columns | str]]:
+    hint = EXCEL_HINT.match(text)
+    text = text[hint.end() :] if hint else text
+    offset = int(hint is not None)
+    csv.field_size_limit(LARGEST)
+    mark = hint[1] if hint else _delimiter(text)
+    reader = csv.reader(io.StringIO(text), strict=True, delimiter=mark, skipinitialspace=True)
+    names: list[str] | None = None
+    try:
+        for row in reader:
+            line = reader.line_num + offset
+            if not any(field.strip() for field in row):
+                continue
+            if names is None:
+                names = [column_name(name) for name in row]
+                if twice := _twice(names):
+                    yield line, f"two columns are called {twice!r}"
+                    return
+                continue
+            if len(row) != len(names):
+                yield line, _wrong_length(row, names, mark)
+                continue
+            yield line, dict(zip(names, row, strict=True))
+    except csv.Error as error:
+        yield reader.line_num + offset, f"not valid CSV: {error}"
+
+
+def _delimiter(text: str) -> str:
+    """The one that cuts the first line into most columns."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    return max(DELIMITERS, key=lambda mark: len(next(csv.reader([first], delimiter=mark), [])))
+
+
+def _wrong_length(row: list[str], names: list[str], mark: str) -> str:
+    hint = f"; put quotation marks around a text with {mark!r} in it" if len(row) > len(names) else ""
+    return f"expected {len(names)} columns ({', '.join(names)}), found {len(row)}{hint}"
+
+
+def column_name(name: str) -> str:
+    """A column's name as it is looked up."""
+    return name.strip().lower()
+
+
+def _twice(names: list[str]) -> str | None:
+    return next((name for place, name in enumerate(names) if name in names[:place]), None)
+
+
+def text_of(columns: Mapping[str, Any], name: str, numbers: bool = True) -> str | None:
+    """The text of a column, without white space around it; None if it is missing, null or empty.
+
+    Raises `ValueError` for lists and objects, and unless `numbers`, for numbers: an id may be one, a caption may not.
+    """
+    value = columns.get(name)
+    if value is None or isinstance(value, str):
+        return (value or "").strip() or None
+    if numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(not_a_text(name, value))
+
+
+def not_a_text(name: str, value: object) -> str:
+    """What is wrong with a column that should be a text."""
+    shown = json.dumps(value, ensure_ascii=False)
+    shown = shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+    return f"{name} = {shown} is {KINDS.get(type(value), 'no text')}; a text is expected"

@@ -1,0 +1,145 @@
+"""Tables of users: encodings, dialects of CSV, values that are no text, and all faults at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.data.tables import BadRows, caption_file, read_table, read_text, text_of
+from common.errors import ConfigError
+
+ROBOT = {"image": "a.png", "prompt": "a robot, 日本 é"}
+
+
+def rows(file: Path, content: str | bytes) -> list[tuple[int, dict]]:
+    file.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_table(file, "prompt file"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_byte_order_marks_and_line_ends_are_not_content(tmp_path: Path, encoding: str, end: str) -> None:
+    line = json.dumps(ROBOT, ensure_ascii=False)
+    found = rows(tmp_path / "a.jsonl", end.join([line, "", line, "", ""]).encode(encoding))
+    assert found == [(1, ROBOT), (3, ROBOT)]
+    table = end.join(["image,prompt", 'a.png,"a robot, 日本 é"', "", ",", ""]).encode(encoding)
+    assert rows(tmp_path / "a.csv", table) == [(2, ROBOT)]
+
+
+def test_a_caption_file_has_no_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa robot walks\r\n")
+    assert caption_file(tmp_path / "a.mp4") == "a robot walks"
+    assert caption_file(tmp_path / "b.mp4") == ""
+
+
+def test_a_mark_between_joined_files_is_not_content(tmp_path: Path) -> None:
+    one = b"\xef\xbb\xbf" + json.dumps(ROBOT).encode() + b"\n"
+    assert [row for _, row in rows(tmp_path / "a.jsonl", one + one)] == [ROBOT, ROBOT]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a\nb é".encode("latin-1"), "byte 0xe9 in line 2 is not UTF-8; save the file as UTF-8"),
+        ("a\nb".encode("utf-16-le"), "a zero byte in line 1; save the file as UTF-8"),
+        (b"\xff\xfea", "byte 0x61 in line 1 is not UTF-16; save the file as UTF-8"),
+    ],
+)
+def test_what_is_no_text_is_said_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        read_text(tmp_path / "a.csv", "captions file")
+    assert str(caught.value) == f"captions file {tmp_path / 'a.csv'}: cannot be read: {said}"
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        'image,prompt\na.png,"a robot, 日本 é"\n',
+        "image;prompt\r\na.png;a robot, 日本 é\r\n;\r\n",
+        "image\tprompt\na.png\ta robot, 日本 é\n\t\n",
+        'sep=;\nimage;prompt\na.png;"a robot, 日本 é"\n',
+        ' Image , "PROMPT"\na.png, "a robot, 日本 é"\n   \n',
+        '\n"prompt","image"\n"a robot, 日本 é","a.png"',
+    ],
+)
+def test_dialects_of_csv(tmp_path: Path, table: str) -> None:
+    ((_, found),) = rows(tmp_path / "a.csv", table)
+    assert found == ROBOT
+
+
+def test_quotes_line_breaks_and_delimiters_stay_in_a_quoted_text(tmp_path: Path) -> None:
+    table = 'image;prompt\na.png;"says ""hi""; then\nwalks"\nb.png;x\n'
+    assert rows(tmp_path / "a.csv", table) == [
+        (3, {"image": "a.png", "prompt": 'says "hi"; then\nwalks'}),
+        (4, {"image": "b.png", "prompt": "x"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "a.csv",
+            "image,prompt\na.png,a robot, walking\n",
+            "a.csv:2: expected 2 columns (image, prompt), found 3",
+        ),
+        ("a.csv", "image,prompt\na.png\n", "a.csv:2: expected 2 columns (image, prompt), found 1"),
+        ("a.csv", "prompt,Prompt\na,b\n", "a.csv:1: two columns are called 'prompt'"),
+        ("a.csv", 'image,prompt\na.png,"a', "a.csv:2: not valid CSV"),
+        ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "a.jsonl:1: not valid JSON: 'prompt' is there twice"),
+        ("a.jsonl", '"a robot"', "a.jsonl:1: expected an object like"),
+        ("a.jsonl", "[" * 100_000, "a.jsonl:1: not valid JSON"),
+        ("a.jsonl", '{"prompt": "a robot \\ud83e"}', r"a.jsonl:1: prompt: '\ud83e' is half of a character"),
+        ("a.jsonl", '{"tags": ["\\udc80"]}', r"a.jsonl:1: tags: '\udc80' is half of a character"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, name: str, content: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rows(tmp_path / name, content)
+    assert said in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_a_whole_surrogate_pair_is_a_character(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.jsonl", '{"prompt": "\\ud83e\\udd16"}') == [(1, {"prompt": "🤖"})]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (["a", "b"], "a list"),
+        ({"text": "x"}, "an object"),
+        (12, "a number"),
+        (1.5, "a number"),
+        (True, "a truth value"),
+    ],
+)
+def test_a_value_that_is_no_text_is_refused(value: object, kind: str) -> None:
+    with pytest.raises(ValueError, match="a text is expected") as caught:
+        text_of({"prompt": value}, "prompt", numbers=False)
+    assert str(caught.value) == f"prompt = {json.dumps(value)} is {kind}; a text is expected"
+
+
+def test_an_id_may_be_a_number() -> None:
+    assert text_of({"id": 7}, "id") == "7"
+    assert text_of({"id": None}, "id") is None
+    assert text_of({"id": "  "}, "id") is None
+
+
+def test_all_bad_rows_are_in_one_message_in_the_order_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(["{", *['{"prompt": "x"}'] * 3, *["[]"] * 30]), encoding="utf-8")
+    bad = BadRows(file)
+    assert [line for line, _ in read_table(file, "prompt file", bad)] == [2, 3, 4]
+    bad.add(3, "no\nimage")
+    with pytest.raises(ConfigError) as caught:
+        bad.check()
+    lines = str(caught.value).split("\n  ")
+    assert lines[0] == f"{file}: bad rows (32):"
+    assert lines[1].startswith(f"{file}:1: not valid JSON")
+    assert lines[2] == f"{file}:3: no\\nimage"
+    assert len(lines) == 22
+    assert lines[-1] == "and 12 more"
