@@ -75,7 +75,7 @@ def load_heads(path: str, device: str = "cpu") -> list[Reward]:
     Raises `ConfigError` if a file is missing, damaged or of another format, or if a head does not fit its models. The
     message names the file.
     """
-    folder, found = _descriptions(path)
+    folder, found = head_descriptions(path)
     if not any(map(is_encoder_description, found.values())):
         return [ToonFormat.load(name, _needed(name, found, folder), folder, device) for name in HEADS]
     return [
@@ -89,14 +89,14 @@ def load_heads(path: str, device: str = "cpu") -> list[Reward]:
 def head_classes(path: str) -> dict[str, type]:
     """Returns the class of each head that `load_heads` would load, by dimension, without loading it. Raises like it for
     a missing folder or description."""
-    folder, found = _descriptions(path)
+    folder, found = head_descriptions(path)
     return {
         name: EncoderFormat.class_of(name, one, folder / f"{name}.json") if is_encoder_description(one) else ToonHead
         for name, one in found.items()
     }
 
 
-def _descriptions(path: str) -> tuple[Path, dict[str, Any]]:
+def head_descriptions(path: str) -> tuple[Path, dict[str, Any]]:
     """The folder of heads, and the content of its JSON files by dimension."""
     folder = WEIGHTS / "heads" if path == "toon" else Path(path)
     if not folder.is_dir():

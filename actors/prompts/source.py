@@ -95,14 +95,14 @@ class FilePrompts:
         size: tuple[int, int] | None = None,
         tell: Tell = silent,
     ) -> None:
-        self._file, self._seed, self._size = file, seed, size
+        self.file, self._seed, self._size = file, seed, size
         self.rows = prompt_rows(file, needs_image, tell)
         self._train = [row for row in self.rows if row.split == "train"]
         self._heldout = [row for row in self.rows if row.split == "heldout"]
 
     def __call__(self, ordinal: int) -> Prompt:
         if not self._train:
-            raise ConfigError(f"{self._file}: every prompt is held out; training needs some with split = train")
+            raise ConfigError(f"{self.file}: every prompt is held out; training needs some with split = train")
         epoch, place = divmod(ordinal, len(self._train))
         order = epoch_order(self._seed, epoch, len(self._train))
         return self._prompt(self._train[order[place]], ordinal, Purpose.TRAIN)
@@ -116,7 +116,7 @@ class FilePrompts:
         """Held-out prompts in shuffled order, repeated if the file has fewer than `count`."""
         if not self._heldout:
             raise ConfigError(
-                f"{self._file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
+                f"{self.file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
                 "or a column split with the value heldout"
             )
         order = epoch_order(seed, 0, len(self._heldout))
@@ -139,8 +139,12 @@ def file_prompts(
     `split` is all, train or heldout. The whole file is checked before the first prompt is returned; see `open_prompts`
     for `size`, `tell` and errors.
     """
-    rows = enumerate(prompt_rows(file, needs_image, tell))
-    chosen = [(place, row) for place, row in rows if split in ("all", row.split)]
+    return prompts_of(file, prompt_rows(file, needs_image, tell), size, split)
+
+
+def prompts_of(file: Path, rows: Sequence[Row], size: tuple[int, int] | None, split: str = "all") -> Iterator[Prompt]:
+    """`file_prompts` of the file's checked rows."""
+    chosen = [(place, row) for place, row in enumerate(rows) if split in ("all", row.split)]
     if not chosen:
         raise ConfigError(f"{file}: no prompt with split = {split}")
     return (_prompt(row, place, Purpose.EVAL, size) for place, row in chosen)

@@ -11,6 +11,7 @@ OUT/settings.json   what the clips are a function of, besides prompt and seed
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.ddim_inversion import InvertedSampler
-from actors.prompts.source import file_prompts, open_prompts
+from actors.prompts.source import open_prompts, prompt_rows, prompts_of
 from actors.sampler import Sampler
 from common.config import RunConfig, leaves, may_change
 from common.data.video import contact_sheet, decode_clip
@@ -26,6 +27,7 @@ from common.digests import digest
 from common.errors import ConfigError
 from common.files import write_whole
 from common.messages import Candidate, Prompt
+from common.models.captions import policy_reader, report_captions
 from common.models.cogvideox import ModelFolder, open_model
 from common.seeds import candidate_seed
 from common.weights.store import WeightStore
@@ -56,7 +58,7 @@ def make_samples(config: RunConfig, weights: WeightStore | None, version: int, r
     for bad input, and if the folder has clips of other weights, settings or prompts.
     """
     model = open_model(config.model.path)
-    prompts = _prompts(config, model.image_conditioned, request)
+    prompts = _prompts(config, model, request)
     folder = SampleFolder(request.out, _settings(config, model, weights, version, request))
     sampler = InvertedSampler(model, config, request.invert) if request.invert else Sampler(model, config)
     if weights is not None and version:
@@ -68,13 +70,20 @@ def make_samples(config: RunConfig, weights: WeightStore | None, version: int, r
     folder.write_sheet()
 
 
-def _prompts(config: RunConfig, needs_image: bool, request: SampleRequest) -> Iterator[Prompt]:
+def _prompts(config: RunConfig, model: ModelFolder, request: SampleRequest) -> Iterator[Prompt]:
     if config.prompts != "toon":
-        size = (config.model.height, config.model.width)
-        return islice(file_prompts(Path(config.prompts), needs_image, size, request.split), request.count)
+        file, size = Path(config.prompts), (config.model.height, config.model.width)
+        rows = prompt_rows(file, model.image_conditioned, _tell)
+        captions = [(f"line {row.line}", row.text) for row in rows]
+        report_captions(str(file), captions, policy_reader(model), _tell)
+        return islice(prompts_of(file, rows, size, request.split), request.count)
     if request.split != "all":
         raise ConfigError(f"--split {request.split}: only a prompt file has splits; toon prompts are held out")
     return iter(open_prompts("toon", config.seed).heldout(request.count or TOON_COUNT, config.seed))
+
+
+def _tell(line: str) -> None:
+    print(f"douga: {line}", file=sys.stderr)
 
 
 def _settings(

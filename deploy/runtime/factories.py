@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) -> PromptSource:
     """Opens the run's prompts, and checks the model folder and the offline pairs. Call before creating a run folder.
 
-    Offline clips that do not fit the model are left out and passed to `notify`. Raises `ConfigError` for missing
+    `notify` is told of offline clips that do not fit the model and are left out, of captions that are not read whole,
+    and of repeated prompts. Raises `ConfigError` for missing
     or invalid input.
     """
     check_sinks(config)
@@ -40,6 +41,10 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
         check_gradients(config.reward)
     pairs = open_pairs(config) if config.pairs else None
     prompts = open_training_prompts(config)
+    if not config.simulate:
+        from deploy.runtime.captions import report_run
+
+        report_run(config, prompts, pairs, notify)
     if not config.collect.prompts:
         prompts(0)  # raises if every prompt is held out
         heldout = heldout_prompts(prompts, config)  # raises if there are not enough
@@ -65,7 +70,7 @@ def open_training_prompts(config: RunConfig) -> PromptSource:
         from common.models.cogvideox import open_model
 
         needs_image = open_model(config.model.path).image_conditioned
-    return open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width))
+    return open_prompts(config.prompts, config.seed, needs_image, (config.model.height, config.model.width), on_stderr)
 
 
 def sampler_of(config: RunConfig) -> Callable[[str], SamplingLoop]:

@@ -44,6 +44,7 @@ class FrameReward(ABC):
     dimension: str
     needs: InputSpec
     model_class: ClassVar[Any]  # the model's class
+    most_tokens: ClassVar[int | None] = None  # of a caption; None: as many as the tokenizer says
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """Raises `ConfigError` if ``path`` does not hold such a model with its image processor and tokenizer."""
@@ -53,6 +54,12 @@ class FrameReward(ABC):
         self.tokenizer = from_pretrained(AutoTokenizer, judge.path)
         self._device, self._weights = device, judge.frame_weights
         self.digest = f"{state_digest(self.model.state_dict())} {self._weights}"
+
+    @classmethod
+    def text_reader(cls, judge: JudgeConfig) -> tuple[Any, int] | None:
+        """The tokenizer, and how many tokens of a caption are read; None for models that read none. No weights."""
+        tokenizer = from_pretrained(AutoTokenizer, judge.path, local_files_only=True)
+        return tokenizer, min(tokenizer.model_max_length, cls.most_tokens or tokenizer.model_max_length)
 
     @torch.inference_mode()
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
@@ -151,6 +158,11 @@ class Aesthetic(ClipReward):
     dimension = "aesthetic"
     needs = InputSpec(low=1.0, high=10.0)
 
+    @classmethod
+    def text_reader(cls, judge: JudgeConfig) -> None:
+        """See `FrameReward.text_reader`."""
+        return None
+
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """Raises `ConfigError` also if the layers are missing or do not fit the embedding."""
         super().__init__(judge, device)
@@ -167,6 +179,7 @@ class ImageReward(FrameReward):
     dimension = "image_reward"
     needs = InputSpec(low=-3.0, high=3.0)  # three standard deviations
     model_class = BlipForImageTextRetrieval
+    most_tokens = TOKENS
 
     def __init__(self, judge: JudgeConfig, device: str) -> None:
         """Raises `ConfigError` also if the layers are missing or do not fit the text encoder."""

@@ -48,11 +48,20 @@ def open_judges(configs: Mapping[str, JudgeConfig], device: str = "cpu", table: 
     return [NamedJudge(name, open_judge(name, judge, device, table)) for name, judge in configs.items()]
 
 
+def class_of_judge(name: str, config: JudgeConfig, table: str = REWARD_JUDGES) -> type:
+    """The class of a judge's kind. Raises `ConfigError`, which begins with `table`.`name`."""
+    try:
+        return class_of(config.kind, KINDS)
+    except ConfigError as error:
+        raise ConfigError(f"{table}.{name}: {error}") from None
+
+
 def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str = REWARD_JUDGES) -> Judge:
     """Opens one judge, wrapped so that its input is adapted and its values are 0..100. Its outputs have no prefix.
     Errors begin with `table`.`name`."""
+    kind = class_of_judge(name, config, table)
     try:
-        made = class_of(config.kind, KINDS)(config, device)
+        made = kind(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: must be a Reward or a Judge (rewarders/interface.py)")
         return AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))

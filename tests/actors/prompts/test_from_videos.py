@@ -92,3 +92,35 @@ def test_short_and_broken_videos_are_named(folder: Path, tmp_path: Path, frames:
         (folder / "a.mp4").write_text("no video")
     with pytest.raises(ConfigError, match=rf"a\.mp4: no third frame: .*{message}"):
         from_videos(folder, tmp_path / "out", captioner=lambda frames: "x")
+
+
+def test_hidden_files_are_no_videos_and_marks_no_captions(folder: Path, tmp_path: Path) -> None:
+    for name in ("._a.mp4", ".DS_Store", "Thumbs.db"):
+        (folder / name).write_bytes(b"\x00\x05\x16\x07")
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbfa robot walks\r\n")
+    (folder / "b.txt").write_bytes("a zombie \u00e9".encode("utf-16"))
+    file = from_videos(folder, tmp_path / "out")
+    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["a robot walks", "a zombie \u00e9"]
+
+
+def test_captions_are_found_in_either_form_of_the_name(folder: Path, tmp_path: Path) -> None:
+    video(folder / "e\u0301.mp4")
+    captions = tmp_path / "captions.csv"
+    captions.write_text("video;prompt\na.mp4;x\nb.mp4;y\n\u00e9.mp4;z\n", encoding="utf-8")
+    rows = from_videos(folder, tmp_path / "out", captions).read_text("utf-8").splitlines()
+    assert [json.loads(row)["prompt"] for row in rows] == ["x", "y", "z"]
+
+
+def test_bad_captions_are_all_named(folder: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.jsonl"
+    lines = ['{"video": "a.mp4", "prompt": ["x"]}', '{"video": "b.mp4"}', '{"video": "x/b.mp4"}', '{"prompt": "x"}']
+    captions.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        from_videos(folder, tmp_path / "out", captions)
+    assert [line.partition("jsonl:")[2] for line in str(caught.value).split("\n")[1:]] == [
+        '1: prompt = ["x"] is a list; a text is expected',
+        "3: video b.mp4 is there twice",
+        "4: no 'video'",
+    ]
+    assert not (tmp_path / "out").exists()

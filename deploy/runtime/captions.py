@@ -1,0 +1,61 @@
+"""Says at the start what the policy and the rewards do not read of a run's captions, and which prompts are repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from actors.prompts.source import FilePrompts, PromptSource, repetitions
+from common.config import RunConfig
+from common.data.offline_pairs import OfflinePairs
+from common.models.captions import Caption, TextReader, policy_reader, report_captions, report_cut
+from common.models.cogvideox import open_model
+
+Tell = Callable[[str], None]
+
+
+def report_run(config: RunConfig, prompts: PromptSource, pairs: OfflinePairs | None, tell: Tell) -> None:
+    """Tells of captions that encoders cut or do not know, one line for each file and encoder, and of repeated prompts.
+
+    Raises `ConfigError` if the policy knows no word of a file.
+    """
+    files = [*_of_file(prompts), *_of_pairs(pairs)]
+    if isinstance(prompts, FilePrompts):
+        _report_repetitions(prompts, tell)
+    if not files:
+        return
+    policy = policy_reader(open_model(config.model.path))
+    for file, captions in files:
+        report_captions(file, captions, policy, tell)
+    for reader in _rewards(config):
+        for file, captions in files:
+            report_cut(file, captions, reader, tell)
+
+
+def _rewards(config: RunConfig) -> list[TextReader]:
+    if not config.samples or not (config.reward.judges or config.reward.path not in ("", "toon")):
+        return []
+    from rewarders.captions import text_readers  # noqa: PLC0415 - transformers' models take seconds
+
+    return list(text_readers(config.reward))
+
+
+def _of_file(prompts: PromptSource) -> list[tuple[str, list[Caption]]]:
+    if not isinstance(prompts, FilePrompts):
+        return []
+    return [(str(prompts.file), [(f"line {row.line}", row.text) for row in prompts.rows])]
+
+
+def _of_pairs(pairs: OfflinePairs | None) -> list[tuple[str, list[Caption]]]:
+    if pairs is None:
+        return []
+    texts = {(one.clip.name, one.text): None for pair in pairs.pairs for one in pair.clips}
+    return [(str(pairs.place), list(texts))]
+
+
+def _report_repetitions(prompts: FilePrompts, tell: Tell) -> None:
+    if found := repetitions(prompts.rows):
+        row, first = found[0]
+        tell(
+            f"{prompts.file}: {len(found)} of {len(prompts.rows)} prompts repeat another one, caption and image; "
+            f"first line {row.line}, as line {first.line}"
+        )
