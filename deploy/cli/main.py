@@ -7,6 +7,7 @@ interrupted.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +42,8 @@ GROUPS = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `douga` command, by default from `sys.argv`. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show is no error
     return exit_code(partial(_dispatch, arguments))
 
 

@@ -417,3 +417,16 @@ def test_unexpected_errors_keep_their_traceback(monkeypatch):
     with pytest.raises(RuntimeError, match="a bug"):
         main(["config"])
     assert issubclass(ConfigError, ValueError)
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_the_locale_does_not_matter(tmp_path: Path, locale: dict[str, str]) -> None:
+    (tmp_path / "mine.toml").write_text('a = ["größer"]', encoding="utf-8")
+    row = '{"prompt": "日本 é", "category": "Größer"}\n'
+    (tmp_path / "p.jsonl").write_text(row, encoding="utf-8-sig")
+    words = ["prompts", "balance", "p.jsonl", "--out", "é.jsonl", "--actions", "mine.toml", "--least", "1"]
+    place = {"PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-m", "deploy.cli", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | locale | place, capture_output=True, check=False)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
+    assert '"prompt": "日本 é"' in (tmp_path / "é.jsonl").read_text("utf-8")

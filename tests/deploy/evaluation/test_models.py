@@ -97,14 +97,14 @@ def test_bad_input(root: Path, models: list[str], error: type[Exception], said: 
 def test_a_test_file_without_training_rows_is_sampled_in_order(root: Path, tmp_path: Path) -> None:
     image = next((root / "runs" / "toy").glob("**/*.png"), None)
     assert image is not None
-    rows = [{"image": str(image), "prompt": f"walk {number}", "split": "heldout"} for number in range(3)]
+    rows = [{"image": str(image), "prompt": f"walks {number}", "split": "heldout"} for number in range(3)]
     file = tmp_path / "test.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = {"prompts": str(file)}
     for model in asked(tmp_path, str(root / "runs" / "toy"), count=3, split="all", flags=flags):
         serial.run(config(model), toy.rewards())
         found = read_set(model.folder)
-        assert [row.prompt for row in found.rows.values()] == ["walk 0", "walk 1", "walk 2"]
+        assert [row.prompt for row in found.rows.values()] == ["walks 0", "walks 1", "walks 2"]
     too_many = asked(
         tmp_path, str(root / "model"), count=4, split="all", flags=flags, file=root / "runs/toy/config.toml"
     )

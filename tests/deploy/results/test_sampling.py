@@ -35,7 +35,7 @@ def prompt_file(folder: Path, rows: int = ROWS, **last: Any) -> Path:
     folder.mkdir(exist_ok=True)
     for value in range(3):
         Image.fromarray(np.full((48, 64, 3), 80 * value, np.uint8)).save(folder / f"{value}.png")
-    table = [{"image": f"{row % 3}.png", "prompt": f"walk {row}", "id": f"p{row}"} for row in range(rows)]
+    table = [{"image": f"{row % 3}.png", "prompt": f"walks {row}", "id": f"p{row}"} for row in range(rows)]
     table[-1] |= last
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, table)))
@@ -59,7 +59,7 @@ def test_every_row_of_a_file_is_sampled_once_in_its_order(model: Path, tmp_path:
     assert main(command(model, prompt_file(tmp_path), out)) == 0
     made = records(out)
     assert [one["id"] for one in made] == [f"p{row}" for row in range(ROWS)]
-    assert [one["text"] for one in made] == [f"walk {row}" for row in range(ROWS)]
+    assert [one["text"] for one in made] == [f"walks {row}" for row in range(ROWS)]
     assert [(one["prompt_index"], one["clip_index"]) for one in made] == [(row, 0) for row in range(ROWS)]
     assert all((out / one[kind]).is_file() for one in made for kind in ("clip", "image"))
 
@@ -145,7 +145,7 @@ def test_a_folder_of_other_settings_is_refused(
 @pytest.mark.parametrize(
     ("last", "message"),
     [
-        ({"prompt": "jump"}, "prompt 1 was 'walk 1', and is 'jump' now"),
+        ({"prompt": "jumps"}, "prompt 1 was 'walks 1', and is 'jumps' now"),
         ({"image": "2.png"}, "prompt 1 has another first frame"),
     ],
 )
