@@ -26,8 +26,8 @@ from common.models.cogvideox import (
     build_tokenizer,
     open_model,
     torch_dtype,
-    with_defaults,
 )
+from common.models.pipeline_folder import with_defaults
 from common.toon.world import CHARACTERS
 from deploy.planning.model_sizes import (
     ModelSizes,

@@ -12,7 +12,10 @@ from common.config.section import Section
 class ModelConfig(Section):
     """The image-to-video model to align."""
 
-    path: str = Field(default="toon", description="'toon' (the embedded toy model) or a CogVideoX pipeline folder")
+    path: str = Field(
+        default="toon",
+        description="'toon' (the embedded toy model), a CogVideoX pipeline folder, or a hub id in the local cache",
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="dtype of weights and activations in every role"
     )

@@ -14,8 +14,6 @@ width.
 
 from __future__ import annotations
 
-import inspect
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -32,16 +30,15 @@ from diffusers import (
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
 from diffusers.utils import logging as diffusers_logging
-from transformers import T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from common.errors import ConfigError
-from common.models.fingerprint import TOON_PIPELINE, model_parts
-from common.models.pretrained import from_pretrained, load_model
+from common.models.fingerprint import model_folder, model_parts
+from common.models.json_files import read_json
+from common.models.pipeline_folder import SCHEDULERS, defaults, load_tokenizer, read_folder
+from common.models.pretrained import check_finite, load_model, move
 from common.models.shapes import front_padding, latent_shape
 
-PIPELINES = ("CogVideoXImageToVideoPipeline", "CogVideoXPipeline")
-SCHEDULERS = {"dpm": CogVideoXDPMScheduler, "ddim": CogVideoXDDIMScheduler}
 OFS = 2.0  # the offset that CogVideoX 1.5 was trained with
 
 Scheduler = CogVideoXDPMScheduler | CogVideoXDDIMScheduler
@@ -77,8 +74,7 @@ class ModelFolder:
 
     def load_transformer(self, dtype: torch.dtype | str, device: torch.device | str) -> CogVideoXTransformer3DModel:
         """The denoiser, in eval mode."""
-        model = self._load_model(CogVideoXTransformer3DModel, "transformer", torch_dtype=torch_dtype(dtype))
-        return model.to(device).eval()
+        return self._load_model(CogVideoXTransformer3DModel, "transformer", device, torch_dtype=torch_dtype(dtype))
 
     def empty_transformer(self, dtype: torch.dtype | str) -> CogVideoXTransformer3DModel:
         """The denoiser on the meta device: names, shapes and dtypes without weights. No file is read."""
@@ -88,30 +84,33 @@ class ModelFolder:
 
     def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
         """The video autoencoder, frozen."""
-        model = self._load_model(AutoencoderKLCogVideoX, "vae", torch_dtype=torch_dtype(dtype))
-        return model.to(device).eval().requires_grad_(False)
+        model = self._load_model(AutoencoderKLCogVideoX, "vae", device, torch_dtype=torch_dtype(dtype))
+        return model.requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype | str, device: torch.device | str) -> T5EncoderModel:
         """The caption encoder, frozen."""
-        model = self._load_model(T5EncoderModel, "text_encoder", dtype=torch_dtype(dtype))
-        return model.to(device).eval().requires_grad_(False)
+        model = self._load_model(T5EncoderModel, "text_encoder", device, dtype=torch_dtype(dtype))
+        return model.requires_grad_(False)
 
     def load_tokenizer(self) -> T5Tokenizer:
         """The caption tokenizer."""
-        folder = self.path / "tokenizer"
-        return from_pretrained(T5Tokenizer, str(folder), str(folder), local_files_only=True)
+        vocabulary = read_json(self.path / "text_encoder" / "config.json").get("vocab_size", T5Config().vocab_size)
+        return load_tokenizer(self.path / "tokenizer", vocabulary, self.max_text_length)
 
-    def _load_model(self, kind: Any, part: str, **options: Any) -> Any:
-        """Load one part. Raises `ConfigError` if its weights are missing, broken or of another architecture."""
+    def _load_model(self, kind: Any, part: str, device: torch.device | str, **options: Any) -> Any:
+        """Load one part in eval mode.
+
+        Raises `ConfigError` if its weights are missing, broken, not finite or of another architecture, or if there is
+        no such device.
+        """
         folder = str(self.path / part)
         model, _ = load_model(kind, folder, folder, local_files_only=True, **options)
-        return model
+        check_finite(model, folder)
+        return move(model, device).eval()
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:
         """A DPM or DDIM scheduler with the checkpoint's noise schedule."""
-        own = {name: value for name, value in self.scheduler_config.items() if not name.startswith("_")}
-        known = inspect.signature(SCHEDULERS[kind].__init__).parameters
-        return SCHEDULERS[kind](**{name: value for name, value in own.items() if name in known})
+        return SCHEDULERS[kind](**{name: self.scheduler_config[name] for name in defaults(SCHEDULERS[kind])})
 
 
 def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -120,72 +119,18 @@ def torch_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def open_model(path: str | Path) -> ModelFolder:
-    """Read the configs of a CogVideoX pipeline folder. ``"toon"`` is the embedded toon model.
+    """Read a CogVideoX pipeline folder and check that it is whole; see `pipeline_folder.py`. Loads no weights.
+
+    Args:
+        path: a folder, a hub id in the local cache, or "toon" for the embedded model.
 
     Raises:
-        ConfigError: the folder is missing or broken, or holds another kind of model.
+        ConfigError: the folder is missing, broken, or holds another kind of model.
     """
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()  # loading bars would break our progress lines
-    folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
-    if str(path) == "toon" and not (folder / "model_index.json").exists():
-        raise ConfigError(f"model.path = 'toon': no complete pipeline in {folder}; build it with: douga toon build")
-    if not folder.is_dir():
-        raise ConfigError(f"model.path = {str(path)!r}: no folder {folder}; allowed: 'toon' or a pipeline folder")
-    index = _read_json(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
-        raise ConfigError(
-            f"{folder / 'model_index.json'}: is a {index.get('_class_name')}, must be one of {', '.join(PIPELINES)}"
-        )
-    model = ModelFolder(
-        folder,
-        _filled(CogVideoXTransformer3DModel, folder / "transformer" / "config.json"),
-        _filled(AutoencoderKLCogVideoX, folder / "vae" / "config.json"),
-        _filled(CogVideoXDPMScheduler, folder / "scheduler" / "scheduler_config.json", check_class=False),
-    )
-    for part in ("text_encoder", "tokenizer"):
-        if not (folder / part).is_dir():
-            raise ConfigError(f"{folder}: the pipeline has no {part} folder")
-    _check_channels(model)
-    return model
-
-
-def _check_channels(model: ModelFolder) -> None:
-    channels, in_channels = model.vae_config["latent_channels"], model.transformer_config["in_channels"]
-    if in_channels not in (channels, 2 * channels):
-        raise ConfigError(
-            f"{model.path}: the transformer has {in_channels} input channels, the VAE {channels} latent channels; "
-            f"the transformer needs {channels} (text-to-video) or {2 * channels} (image-to-video)"
-        )
-    prediction = model.scheduler_config["prediction_type"]
-    if prediction != "v_prediction":
-        raise ConfigError(f"{model.path}: the scheduler predicts {prediction!r}; CogVideoX needs 'v_prediction'")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: missing; this is not a CogVideoX pipeline folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not valid JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise ConfigError(f"{file}: expected a JSON object")
-    return data
-
-
-def _filled(kind: type, file: Path, check_class: bool = True) -> dict[str, Any]:
-    """Read a part's config and fill in defaults: old checkpoints lack newer keys."""
-    data = _read_json(file)
-    if check_class and data.get("_class_name") != kind.__name__:
-        raise ConfigError(f"{file}: is a {data.get('_class_name')}, must be a {kind.__name__}")
-    return with_defaults(kind, data)
-
-
-def with_defaults(kind: type, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The config `own`, with missing keys filled in from the defaults of its class."""
-    parameters = inspect.signature(kind.__init__).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(own)
+    folder = model_folder(path)
+    return ModelFolder(folder, *read_folder(folder))
 
 
 def compile_blocks(transformer: Any) -> None:

@@ -6,6 +6,7 @@ adapter can be loaded into any model of the same shapes, but is only useful on t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
@@ -42,9 +43,50 @@ def fingerprint(folder: Path, whole: bool = False) -> str:
     return hasher.hexdigest()
 
 
+def model_folder(path: str | Path) -> Path:
+    """The folder of `model.path`: a path, "toon" for the embedded pipeline, or a hub id with a snapshot in the cache.
+
+    Nothing is downloaded: workers of a run must not get different snapshots.
+
+    Raises:
+        ConfigError: there is no such folder or snapshot.
+    """
+    if str(path) == "toon":
+        if not (TOON_PIPELINE / "model_index.json").exists():
+            raise ConfigError(
+                f"model.path = 'toon': no complete pipeline in {TOON_PIPELINE}; build it with: douga toon build"
+            )
+        return TOON_PIPELINE
+    folder = cached_snapshot(str(path)) or Path(path)
+    if not folder.is_dir():
+        hint = f", nor a snapshot of it in the hub's cache; get one with: hf download {path}" * is_hub_id(str(path))
+        raise ConfigError(
+            f"model.path = {str(path)!r}: no folder {folder}{hint}; allowed: 'toon', a pipeline folder, or a hub id in "
+            "the cache"
+        )
+    return folder
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path` has the form OWNER/NAME and is no folder here."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not path.startswith(".") and not Path(path).exists()
+
+
+def cached_snapshot(path: str) -> Path | None:
+    """The snapshot of a hub id in the local cache of huggingface_hub (HF_HOME); None if there is none."""
+    if not is_hub_id(path):
+        return None
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import, and seldom needed
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (OSError, ValueError):  # not in the cache; not a valid id
+        return None
+
+
 def model_parts(path: str | Path) -> dict[str, str]:
-    """The fingerprint of every part of a pipeline folder. `path` 'toon' is the embedded one."""
-    folder = TOON_PIPELINE if str(path) == "toon" else Path(path)
+    """The fingerprint of every part of a pipeline folder. `path` is as for `model_folder`."""
+    folder = model_folder(path)
     return {part: fingerprint(folder / part) for part in PARTS}
 
 

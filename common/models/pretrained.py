@@ -3,7 +3,7 @@
 `transformers` and `diffusers` initialise such weights at random and only log a warning, so every process would have
 another model. All models that douga loads from a folder or the hub go through this module; processors and tokenizers,
 which have no weights, use `from_pretrained`. Weights that a file has beyond the model's are ignored: they belong to
-parts that are not used, such as a classifier.
+parts that are not used, such as a classifier. The parts of a policy are checked more strictly, in `pipeline_folder.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from common.errors import ConfigError
 from common.errors.messages import one_line
@@ -50,3 +52,23 @@ def load_model(
             f"{where}: not a complete {type(model).__name__}: weights missing: {', '.join(lacking[:NAMED])}{more}"
         )
     return model, missing
+
+
+def check_finite(model: torch.nn.Module, where: str) -> None:
+    """Raise `ConfigError`, beginning with `where`, if a weight is NaN or infinite, e.g. too large for its dtype."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+            raise ConfigError(f"{where}: {name} has values in {tensor.dtype} that are NaN or infinite")
+
+
+def move(model: Any, device: torch.device | str) -> Any:
+    """`model`, moved to `device`. Raises `ConfigError` if this machine or this build of torch has no such device."""
+    try:
+        return model.to(device)
+    except Exception as error:  # AssertionError for a build without CUDA, RuntimeError for an unknown device
+        reraise_oom(error)
+        raise ConfigError(f"model.device = {str(device)!r}: {one_line(error)}; allowed here: {_devices()}") from None
+
+
+def _devices() -> str:
+    return ", ".join(["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))])

@@ -9,6 +9,7 @@ from typing import Any
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError
+from common.models.fingerprint import cached_snapshot
 from common.toon import WEIGHTS
 from deploy.cli.flags import add_command
 from deploy.planning.memory import GIGA, GPUS, Gpu, Need
@@ -52,7 +53,7 @@ def _sizes(config: RunConfig, family: str | None) -> ModelSizes:
     if family is not None:
         return family_sizes(family)
     path = config.model.path
-    return folder_sizes(WEIGHTS / "pipeline" if path == "toon" else Path(path))
+    return folder_sizes(WEIGHTS / "pipeline" if path == "toon" else cached_snapshot(path) or Path(path))
 
 
 def _gpu(options: argparse.Namespace, role: str) -> Gpu:

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, NotFoundError
-from common.models.fingerprint import check_same_model, model_parts
+from common.models.fingerprint import cached_snapshot, check_same_model, model_parts
 from common.weights.store import WeightStore
 from deploy.run_dir import layout
 
@@ -27,7 +27,7 @@ def generator_of(
 
 
 def _open(source: str, flags: Mapping[str, Any], file: Path | None) -> tuple[RunConfig, WeightStore | None]:
-    if (Path(source) / "model_index.json").is_file():
+    if ((cached_snapshot(source) or Path(source)) / "model_index.json").is_file():
         return load_config(file, {"model.path": source} | dict(flags)), None
     if file is not None:
         raise ConfigError(f"--config {file}: only for a pipeline folder; {source!r} has a configuration")

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 from common.config import RunConfig, to_toml
 from common.errors import ConfigError
 from common.messages import WorkerKey
-from common.models.fingerprint import TOON_PIPELINE, fingerprint
+from common.models.fingerprint import TOON_PIPELINE, fingerprint, model_folder
 from common.rpc.client import Client, calling
 from common.rpc.curve import ServerKeys
 from common.rpc.server import LOOPBACK, Service
@@ -184,15 +184,13 @@ def fingerprint_of(config: RunConfig, role: str) -> str:
 
         parts.append(open_groups(config).set.digest)
     if role == "sampler":
-        return " ".join([*parts, _fingerprint(config.model.path, "pipeline")])
+        return " ".join([*parts, fingerprint(model_folder(config.model.path))])
     reward = config.reward
-    parts += [_fingerprint(reward.path, "heads")] if reward.path else []
-    parts += [_fingerprint(judge.path) for judge in reward.judges.values() if Path(judge.path or "-").is_dir()]
+    heads = TOON_PIPELINE.parent / "heads" if reward.path == "toon" else Path(reward.path)
+    parts += [fingerprint(heads)] if reward.path else []
+    judges = [Path(judge.path) for judge in reward.judges.values() if judge.path]
+    parts += [fingerprint(judge) for judge in judges if judge.is_dir()]
     return " ".join(parts)
-
-
-def _fingerprint(path: str, embedded: str = "") -> str:
-    return fingerprint(TOON_PIPELINE.parent / embedded if embedded and path == "toon" else Path(path))
 
 
 def registry_service(workers: ExternalWorkers, address: str = LOOPBACK, keys: ServerKeys | None = None) -> Service:
