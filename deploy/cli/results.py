@@ -42,10 +42,10 @@ example:
 EXPORT = """\
 Reads a weight version of the run and its base model.
 learner.train = lora: writes DIR/pytorch_lora_weights.safetensors, for pipe.load_lora_weights(DIR). The scale
-alpha / rank is in the file's metadata.
-learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). Do not edit its
-files: the untrained parts are hard links to the base model's files if the file system supports them.
-The pipeline squeezes an image of another aspect ratio than the clip, where douga crops it; so crop it yourself.
+alpha / rank is multiplied into B, so tools that add B A to the weights are right without reading the metadata.
+learner.train = full: writes a pipeline folder, for CogVideoXImageToVideoPipeline.from_pretrained(DIR). It is a complete
+copy: the base model's files are neither linked nor changed.
+docs/models.md has a script that samples a clip of `douga sample` with diffusers.
 
 examples:
   douga export runs/mine --out aligned              the newest version
@@ -141,7 +141,8 @@ def _export(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     store = WeightStore(folder / "weights")
     version = chosen_version(store, config, options.version)
     code = export.export(config, store, version, options.out)
-    print(f"{folder}: exported version {version} to {options.out}; load it with diffusers:\n{code}")
+    size = f"{export.size_of(options.out) / 1e6:,.1f} MB"
+    print(f"{folder}: exported version {version} to {options.out} ({size}); load it with diffusers:\n{code}")
     return 0
 
 

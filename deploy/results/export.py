@@ -5,9 +5,13 @@ LoRA run   DIR/pytorch_lora_weights.safetensors    pipe.load_lora_weights(DIR)
 full run   DIR/model_index.json, transformer/ ...  pipe = CogVideoXImageToVideoPipeline.from_pretrained(DIR)
 ```
 
-The tensors are bit for bit those of the version. An adapter's scale, alpha / rank, is in the file's metadata, where
-diffusers reads it. The untrained parts of a pipeline are hard links to the base model's files if the file system
-supports them, else copies. DIR is created atomically.
+A pipeline's tensors are bit for bit those of the version. An adapter's scale, alpha / rank, is multiplied into B, and
+the metadata says alpha = rank. So W + B A is right, for tools that read no metadata as for those that do. With a scale
+that is no power of two, B is rounded once to its dtype.
+
+An export shares no file with the base model: tools that rewrite an export must not change the base. Its other parts are
+copies, which share disk blocks until one of them is written if the file system can do that (`FICLONE`). DIR is created
+atomically.
 
 With the same seed, steps, scheduler and guidance the loaded pipeline gives the sampler's latents, apart from the
 differences that `actors/denoise.py` lists. One of them matters to users: the pipeline squeezes an image of another
@@ -16,8 +20,8 @@ aspect ratio, where douga crops it.
 
 from __future__ import annotations
 
+import fcntl
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +30,7 @@ import torch
 from diffusers import CogVideoXImageToVideoPipeline
 from safetensors.torch import save_file
 
-from common.config import RunConfig
+from common.config import LoraConfig, RunConfig
 from common.errors import ConfigError, StorageError
 from common.files import new_folder
 from common.messages import WeightVersion
@@ -35,6 +39,7 @@ from common.models.lora import adapter_state, inject_lora, peft_settings
 from common.weights.store import WeightStore, check_fits
 
 INDEX, TRANSFORMER = "model_index.json", "transformer"
+FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file (btrfs, XFS)
 
 
 def export(config: RunConfig, store: WeightStore, version: int, out: Path) -> str:
@@ -78,9 +83,15 @@ def _write_adapter(
     check_fits(version, state, own, own.keys())
     CogVideoXImageToVideoPipeline.save_lora_weights(  # text-to-video models have the same format
         folder,
-        transformer_lora_layers=dict(state),
-        transformer_lora_adapter_metadata=peft_settings(config.learner.lora),
+        transformer_lora_layers={**scaled_adapter(state, config.learner.lora)},
+        transformer_lora_adapter_metadata=peft_settings(config.learner.lora) | {"lora_alpha": config.learner.lora.rank},
     )
+
+
+def scaled_adapter(state: Mapping[str, torch.Tensor], lora: LoraConfig) -> dict[str, torch.Tensor]:
+    """The adapter with its scale alpha / rank in B, so that the layer's weight is W + B A."""
+    scale = lora.alpha / lora.rank
+    return {name: tensor * scale if ".lora_B." in name else tensor for name, tensor in state.items()}
 
 
 def _write_pipeline(
@@ -103,13 +114,26 @@ def _index(model: ModelFolder) -> dict[str, object]:
 
 
 def _take_over(source: Path, target: Path) -> None:
-    """Hard-links or copies all files of a folder. Symbolic links, as in the Hugging Face cache, are resolved first."""
+    """Copies all files of a folder. Symbolic links, as in the Hugging Face cache, become files."""
     for file in source.rglob("*"):
         if file.is_dir():
             continue
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
+        _copy(file, place)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a file. The copy shares the disk blocks that neither side changes, if the file system can."""
+    with source.open("rb") as read, target.open("wb") as written:
         try:
-            os.link(file.resolve(), place)
-        except OSError:  # another file system, or one without hard links
-            shutil.copyfile(file, place)
+            fcntl.ioctl(written.fileno(), FICLONE, read.fileno())
+            return
+        except OSError:  # another file system, or one that cannot
+            pass
+    shutil.copyfile(source, target)
+
+
+def size_of(folder: Path) -> int:
+    """The bytes of a folder's files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
