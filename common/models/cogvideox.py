@@ -268,7 +268,7 @@ def encode_video(vae: AutoencoderKLCogVideoX, clips: torch.Tensor) -> torch.Tens
 
 def decode_latents(vae: AutoencoderKLCogVideoX, latents: torch.Tensor) -> torch.Tensor:
     """Clips [B, frames, 3, H, W], nominally in [-1, 1], of VAE-scaled latents [B, F, C, h, w]; differentiable."""
-    scaled = latents.transpose(1, 2).to(vae.dtype) / vae.config["scaling_factor"]
+    scaled = 1 / vae.config["scaling_factor"] * latents.transpose(1, 2).to(vae.dtype)  # the pipelines' order: same bits
     return vae.decode(scaled).sample.transpose(1, 2)  # type: ignore[union-attr]
 
 

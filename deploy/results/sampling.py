@@ -3,7 +3,7 @@
 ```
 OUT/0007-2.mp4      clip 2 of prompt 7, both counted from 0; a prompt's number is its place in the prompt file
 OUT/0007.png        the first frame of prompt 7
-OUT/samples.json    one record per finished clip, sorted by prompt and clip
+OUT/samples.json    one record per finished clip, sorted by prompt and clip: prompt, seed, model, size, sampler settings
 OUT/settings.json   what the clips are a function of, besides prompt and seed
 ```
 """
@@ -29,6 +29,7 @@ from common.files import write_whole
 from common.messages import Candidate, Prompt
 from common.models.captions import policy_reader, report_captions
 from common.models.cogvideox import ModelFolder, open_model
+from common.models.fingerprint import model_folder
 from common.seeds import candidate_seed
 from common.weights.store import WeightStore
 from deploy.run_dir.samples import SAMPLES, SETTINGS, read_samples, read_settings
@@ -59,7 +60,7 @@ def make_samples(config: RunConfig, weights: WeightStore | None, version: int, r
     """
     model = open_model(config.model.path)
     prompts = _prompts(config, model, request)
-    folder = SampleFolder(request.out, _settings(config, model, weights, version, request))
+    folder = SampleFolder(request.out, _settings(config, model, weights, version, request), recipe(config))
     sampler = InvertedSampler(model, config, request.invert) if request.invert else Sampler(model, config)
     if weights is not None and version:
         sampler.load(*weights.load(version))
@@ -99,6 +100,16 @@ def _settings(
     return settings
 
 
+def recipe(config: RunConfig) -> Record:
+    """What diffusers needs, besides prompt, seed and trained weights, to sample the same clip: part of each record."""
+    size, sampler = config.model, config.sampler
+    place = str(model_folder(size.path).resolve())
+    made: Record = {"model": place, "dtype": size.dtype, "frames": size.frames}
+    made |= {"height": size.height, "width": size.width, "fps": size.fps}
+    made |= {"scheduler": sampler.scheduler, "steps": sampler.steps, "guidance": sampler.guidance}
+    return made | {"dynamic_guidance": sampler.dynamic_guidance}
+
+
 def _digest(clip: Path) -> str:
     try:
         return digest(clip.read_bytes())
@@ -121,8 +132,8 @@ def _missing(
 class SampleFolder:
     """The output folder. `records` are its finished clips by (prompt, clip), both counted from 0."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, settings: Mapping[str, Any], recipe: Record) -> None:
+        self.path, self._recipe = path, recipe
         self.records: dict[tuple[int, int], Record] = {}
         path.mkdir(parents=True, exist_ok=True)
         if (path / SAMPLES).exists() or (path / SETTINGS).exists():
@@ -156,6 +167,7 @@ class SampleFolder:
         record: Record = {"clip": f"{name}-{made.index}.mp4", "id": prompt.id, "text": prompt.text}
         record |= {"prompt_index": prompt.ordinal, "clip_index": made.index, "seed": made.seed}
         record |= {"version": made.policy_version, "character": prompt.character, "category": prompt.category}
+        record |= self._recipe
         if prompt.image is not None:
             record["image"] = f"{name}.png"
             (self.path / record["image"]).write_bytes(prompt.image)

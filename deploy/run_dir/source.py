@@ -37,7 +37,8 @@ def _open(source: str, flags: Mapping[str, Any], file: Path | None) -> tuple[Run
         layout.find_run(source)
     except NotFoundError:
         raise ConfigError(
-            f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json)"
+            f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json), "
+            "nor a hub id in the local cache"
         ) from None
     folder, _ = find_run_with_model(source)
     return load_config(folder / layout.CONFIG, flags), WeightStore(folder / "weights")
