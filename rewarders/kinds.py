@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 
 from common.errors import ConfigError
+
+OURS = ("actors", "benchmarks", "common", "deploy", "learner", "rewarders")  # top-level packages of douga
 
 
 def class_of(kind: str, built_in: Mapping[str, str]) -> type:
@@ -19,7 +23,22 @@ def class_of(kind: str, built_in: Mapping[str, str]) -> type:
     try:
         found = getattr(import_module(module), attribute, None)
     except ImportError as error:
-        raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}") from None
+        raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}; {_way_out(error.name or '')}") from None
     if not isinstance(found, type):
         raise ConfigError(f"kind = {kind!r}: {module} has no class {attribute}")
     return found
+
+
+def _way_out(missing: str) -> str:
+    """What a user can do about a module that Python did not find."""
+    package = missing.partition(".")[0]
+    if package not in OURS:
+        return "Python looks in PYTHONPATH, not in this folder: PYTHONPATH=. douga ..."
+    places = [str(Path(folder or ".").resolve() / package) for folder in sys.path]
+    own = str(Path(sys.modules[package].__file__ or "").parent) if package in sys.modules else package
+    other = next((place for place in places if place != own and Path(place).exists()), "")
+    hidden = f", which hides {other}" if other else ""
+    return (
+        f"{package} is douga's own package, {own}{hidden}: rename yours, keep the reward in a file that does not "
+        "import it, or serve the reward over HTTP (kind = 'remote')"
+    )

@@ -71,7 +71,7 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
     where = {name: source for name in leaves(data)}
     for name, value in (flags or {}).items():
         dotted = name.replace("-", "_")
-        _put(data, dotted, _listed(dotted, value))
+        _put(data, dotted, _typed(dotted, value))
         where[dotted] = f"--{name}"
     for name, place in where.items():
         _check_renamed(name, place)
@@ -131,12 +131,23 @@ def _without(section: Any, key: str) -> Any:
     return {name: value for name, value in section.items() if name != key} if isinstance(section, dict) else section
 
 
-def _listed(dotted: str, value: Any) -> Any:
-    """Split a flag's text at commas if the key holds a list."""
+def _typed(dotted: str, value: Any) -> Any:
+    """Split a flag's text at commas if the key holds a list; read it as a TOML value if the key holds anything."""
     found = next((key for key in keys() if key.covers(dotted)), None)
+    if isinstance(value, str) and found is not None and found.kind == ANY:
+        return _toml_value(value)
     if isinstance(value, str) and found is not None and isinstance(found.default, tuple):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _toml_value(text: str) -> Any:
+    """The TOML value that `text` is (0.3, true, [1, 2], "0.3"), or else `text` itself."""
+    try:
+        value = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return value["value"] if len(value) == 1 and isinstance(value["value"], str | int | float | list) else text
 
 
 def _one_line(error: ValidationError, where: Mapping[str, str], algorithm: str) -> str:
@@ -193,6 +204,7 @@ def _entry(annotation: Any) -> Any:
 # The list of keys; writing and comparing resolved configurations.
 
 NAME = "NAME"  # in a key: stands for a user-chosen name
+ANY = "text, number, true, false or list"  # kind of a key that a user's own class reads
 
 
 @dataclass(frozen=True)
@@ -220,6 +232,8 @@ def keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[Key]:
             yield from keys(field.annotation, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif _is_section(entry):
             yield from keys(entry, f"{prefix}{name}.{NAME}.")
+        elif entry is Any:
+            yield Key(f"{prefix}{name}.{NAME}", "", ANY, field.description or "")
         elif entry is not None:
             yield Key(f"{prefix}{name}.{NAME}", 1.0, "float >= 0", field.description or "")
         else:

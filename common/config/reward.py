@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from common.config.section import Section
 
@@ -60,6 +61,17 @@ class JudgeConfig(Section):
         default="uniform",
         description="image rewards: weight frames equally, or by exp(-distance to the middle frame) as InstructVideo",
     )
+    options: dict[str, Any] = Field(default={}, description="option of your own class, which reads `judge.options`")
+
+    @field_validator("options")
+    @classmethod
+    def _plain_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name, value in options.items():
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                raise ValueError(f"{name!r}: an option's name starts with a letter and has only letters, digits and _")
+            if not _is_plain(value):
+                raise ValueError(f"{name} = {value!r}: must be a text, a finite number, true, false, or a list of them")
+        return options
 
     @model_validator(mode="after")
     def _fits(self) -> JudgeConfig:
@@ -91,6 +103,12 @@ class RewardJudgeConfig(JudgeConfig):
         if self.outputs and not any(self.outputs.values()):
             raise ValueError("outputs: at least one weight must be above 0; the judge's own weight = 0 leaves it out")
         return self
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_is_plain(one) for one in value)
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _judge_name(name: str) -> str:

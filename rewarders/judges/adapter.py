@@ -13,6 +13,7 @@ refused with a message that says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -56,6 +57,7 @@ class AdaptedJudge:
     def __init__(self, judge: Judge, config: JudgeConfig, own: InputSpec | None = None) -> None:
         self.needs = input_spec_of(config, own or InputSpec())
         self._judge = judge
+        self._options = f"|{json.dumps(config.options, sort_keys=True)}" if config.options else ""
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -64,8 +66,8 @@ class AdaptedJudge:
 
     @property
     def digest(self) -> str:
-        """Covers the judge and its input format."""
-        return blake2b(f"{self._judge.digest}|{self.needs}".encode(), digest_size=16).hexdigest()
+        """Covers the judge, its options and its input format."""
+        return blake2b(f"{self._judge.digest}|{self.needs}{self._options}".encode(), digest_size=16).hexdigest()
 
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`. Also raises `ValueError` for a clip that cannot be adapted."""

@@ -61,6 +61,8 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
     Errors begin with `table`.`name`."""
     kind = class_of_judge(name, config, table)
     try:
+        if config.options and config.kind in KINDS:
+            raise ConfigError(f"options: kind {config.kind!r} takes none; they are for classes of your own")
         made = kind(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: must be a Reward or a Judge (rewarders/interface.py)")

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from common.config import AlgorithmConfig, RunConfig, differences, keys, leaves, load_config, parse_config, to_toml
+from common.config import (
+    AlgorithmConfig,
+    RunConfig,
+    differences,
+    keys,
+    leaves,
+    load_config,
+    may_change,
+    parse_config,
+    to_toml,
+)
 from common.config.algorithm import BUILT_IN
 from common.config.loading import RENAMED
 from common.errors import ConfigError
@@ -145,6 +155,7 @@ def test_differences_name_the_keys_and_both_values():
 def test_every_key_is_listed_and_described():
     listed = list(keys())
     judges = {"reward.judges.NAME.kind": "x", "reward.judges.NAME.outputs.NAME": "1"}
+    judges |= {f"{table}.judges.NAME.options.NAME": "x" for table in ("reward", "guardrails")}
     judges |= {"guardrails.judges.NAME.kind": "x", "evaluation.metrics.NAME.kind": "x"}
     found = set(leaves(load_config(None, judges).model_dump()))
     for name in BUILT_IN:
@@ -194,6 +205,33 @@ def test_judges_in_a_file_and_as_flags(tmp_path):
     assert (judges["mine"].kind, judges["mine"].size) == ("my.judges:Mine", (8, 16))
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0.3", 0.3), ("3", 3), ("-1", -1), ("true", True), ("[1, 2.5]", [1, 2.5]), ("red", "red"), ('"0.3"', "0.3"),
+        ("", ""), ("a, b", "a, b"), ("2026-01-01", "2026-01-01"), ("True", "True"), ("3 # x", 3),
+        ("1\nx = 2", "1\nx = 2"), ("[", "["), ("{a = 1}", "{a = 1}"),
+    ],
+)  # fmt: skip
+def test_an_option_on_the_command_line_is_a_toml_value_or_a_text(tmp_path, text, value):
+    flags = {"reward.judges.red.kind": "mine:Red", "reward.judges.red.options.threshold": text}
+    config = load_config(None, flags)
+    found = config.reward.judges["red"].options["threshold"]
+    assert (found, type(found)) == (value, type(value))
+    assert load_config(write(tmp_path, to_toml(config))) == config
+
+
+def test_options_in_a_file_and_over_it(tmp_path):
+    file = write(
+        tmp_path, '[reward.judges.red]\nkind = "mine:Red"\n[reward.judges.red.options]\nlimit = 2\ncolour = "red"\n'
+    )
+    config = load_config(file, {"reward.judges.red.options.limit": "0.5"})
+    assert config.reward.judges["red"].options == {"limit": 0.5, "colour": "red"}
+    assert differences(load_config(file), config) == {"reward.judges.red.options.limit": (2, 0.5)}
+    flags = {"reward.judges.red.options.url": "http://x"}
+    assert not may_change("reward.judges.red.options.url", load_config(file, flags))
+
+
 def test_judges_are_written_to_toml_and_named_in_differences(tmp_path):
     config = load_config(write(tmp_path, JUDGES))
     assert load_config(write(tmp_path, to_toml(config))) == config
@@ -214,6 +252,8 @@ def test_judges_are_written_to_toml_and_named_in_differences(tmp_path):
         ({"reward.judges.a.kind": "x", "reward.judges.a.size": "8"}, "size = 8: must be height,width in pixels"),
         ({"reward.judges.a.kind": "x", "reward.judges.a.low": "2"}, "low = 2, high = 0: low must be below high"),
         ({"reward.judges.a": "x"}, "reward.judges.a.kind"),
+        ({"reward.judges.a.kind": "x", "reward.judges.a.options.b": "nan"}, "b = nan: must be a text, a finite number"),
+        ({"reward.judges.a.kind": "x", "reward.judges.a.options.1": "2"}, "'1': an option's name starts with a letter"),
         ({"reward.path": ""}, "nothing scores the clips"),
         ({"reward.feedback": "beauty"}, "feedback = 'beauty': must be one of all, global, smoothness"),
         ({"reward.preset": "mine"}, "preset = 'mine': must be one of no_dynamics, more_motion"),

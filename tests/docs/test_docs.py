@@ -243,7 +243,7 @@ def test_the_page_on_extending_does_what_it_says(
         for line in body.splitlines() if kind == "sh" else ():
             assert execute(line, monkeypatch) == 0, line
             said[line] = capsys.readouterr().out
-    assert sum(line.startswith("douga") for line in said) == 6
+    assert sum(line.startswith("douga") for line in said) == 8
     assert "moves.evenness" in said["douga score made --config judged.toml"]
     assert (tmp_path / "runs" / "small" / "report.html").exists()
     brighter, run = [out for line, out in said.items() if line.startswith("douga run")]
