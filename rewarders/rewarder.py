@@ -50,7 +50,7 @@ class Rewarder(ScoringLoop):
         return self._version
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
-        """See `ScoringLoop.score`."""
+        """See `ScoringLoop.score`. Raises `ConfigError` if a reward in doubt scores none of the clips."""
         decoded = [_decode(task) for task in tasks]
         readable = [i for i, one in enumerate(decoded) if not isinstance(one, str)]
         pairs = [one for one in decoded if not isinstance(one, str)]
@@ -62,7 +62,19 @@ class Rewarder(ScoringLoop):
                 results[i] = result
             for score, result in zip(scores, results, strict=True):
                 _add_result(score, judge, result)
+        self._resolve_doubts(scores)
         return scores
+
+    def _resolve_doubts(self, scores: Sequence[Score]) -> None:
+        for output, before in self.doubts.items():
+            if not any(math.isfinite(score.values[output]) for score in scores):
+                why = next((score.problems[output] for score in scores if output in score.problems), before)
+                raise ConfigError(
+                    f"reward {output}: it scored neither the first clips of this run nor made ones: {why}; the run "
+                    "ends here, because no clip without a score can be compared"
+                )
+        if scores:
+            self.doubts = {}
 
 
 def rewarder_for(rewards: Sequence[Reward | Judge], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:

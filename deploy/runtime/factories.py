@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import PromptSource, open_prompts
 from common.config import RunConfig, algorithm_class
+from common.errors import ConfigError
 from deploy.observability.scalars import check_sinks
 from deploy.runtime.offline_pairs import name_faults, on_stderr, open_pairs
 from deploy.runtime.oom import needed_by
@@ -35,6 +36,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     or invalid input.
     """
     check_sinks(config)
+    _check_toon_heads(config)
     if algorithm_class(config.algorithm.name).needs_rollouts:
         from rewarders.gradients import check_gradients
 
@@ -61,6 +63,19 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
 
     name_faults(pairs, notify)
     return OfflinePrompts(pairs, prompts, config.model)
+
+
+def _check_toon_heads(config: RunConfig) -> None:
+    """Raises `ConfigError` if the embedded heads are to score clips of another size. Loads none of them."""
+    from common.toon.world import FRAMES, HEIGHT, WIDTH
+
+    size = (config.model.frames, config.model.height, config.model.width)
+    if config.reward.path == "toon" and config.samples and not config.simulate and size != (FRAMES, HEIGHT, WIDTH):
+        raise ConfigError(
+            f"reward.path = 'toon': these heads score clips of {FRAMES}x{HEIGHT}x{WIDTH}; the model makes "
+            f'{"x".join(map(str, size))}: name a folder of heads, or set reward.path to "" and add a judge '
+            "(docs/rewards.md)"
+        )
 
 
 def open_training_prompts(config: RunConfig) -> PromptSource:
@@ -110,6 +125,7 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
         return partial(SimulatedRewarder, config)
     from rewarders.judges import open_rewards
     from rewarders.offline import rewarder_of_groups, rewarder_of_pairs
+    from rewarders.rehearsal import rehearse
     from rewarders.rewarder import rewarder_for
 
     def of_groups(online: ScoringLoop | None, worker: str) -> ScoringLoop:
@@ -122,6 +138,7 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
             return of_groups(None, worker)
         scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
         usual = rewarder_for(scorers, config.reward, worker)
+        rehearse(usual, config.model)
         if config.candidates:
             return of_groups(usual, worker)
         return rewarder_of_pairs(usual, open_pairs(config), config.reward) if config.pairs else usual

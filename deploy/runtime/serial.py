@@ -49,7 +49,7 @@ from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from deploy.runtime.workers.local import LocalWorkers
 from learner.loop import LearningLoop
-from rewarders.interface import Reward
+from rewarders.interface import Judge, Reward
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Roles:
 
 
 def open_roles(
-    config: RunConfig, rewards: Sequence[Reward] | None = None, notify: Callable[[str], None] = on_stderr
+    config: RunConfig, rewards: Sequence[Reward | Judge] | None = None, notify: Callable[[str], None] = on_stderr
 ) -> Roles:
     """Opens prompts, model and rewards. Excluded clips are reported through `notify`.
 
@@ -83,7 +83,7 @@ def open_roles(
 
 def run(
     config: RunConfig,
-    rewards: Sequence[Reward] | None = None,
+    rewards: Sequence[Reward | Judge] | None = None,
     stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> Outcome:

@@ -103,7 +103,10 @@ class LocalWorkers:
         """Samples one group, if the exchange admits it. Returns whether it did."""
         self.between()
         with needed_by(self.sampler.worker, self.config):
-            return timed(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+            sampled = timed(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+        if sampled and self.rewarder.doubts:  # a reward that can score nothing ends the run at the first clip
+            self.score()
+        return sampled
 
     def score(self) -> int:
         """Scores until there are no clips left. Returns the number of batches."""
