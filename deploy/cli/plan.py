@@ -59,6 +59,11 @@ def _sizes(config: RunConfig, family: str | None) -> ModelSizes:
 def _gpu(options: argparse.Namespace, role: str) -> Gpu:
     own = {"sampler": options.sampler_gpu, "learner": options.learner_gpu}.get(role)
     flag, name = (f"--{role}-gpu", own) if own else ("--gpu", options.gpu)
+    return gpu_named(flag, name)
+
+
+def gpu_named(flag: str, name: str) -> Gpu:
+    """Returns a GPU by its name. Raises `ConfigError`, beginning with `flag`, if it is not planned for."""
     if name not in GPUS:
         raise ConfigError(f"{flag} {name}: allowed are {', '.join(GPUS)}")
     return GPUS[name]

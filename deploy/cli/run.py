@@ -1,4 +1,4 @@
-"""``douga run``, ``finetune`` and ``config``. Parsing imports no torch, no rich and no Ray."""
+"""``douga run``, ``init``, ``finetune`` and ``config``. Parsing imports no torch, no rich and no Ray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from common.candidate_set.rows import SET
 from common.config import RunConfig, load_config, may_change_text
 from common.errors import ConfigError
 from deploy.cli.flags import FILL, add_command, describe_keys
+from deploy.cli.plan import gpu_named
+from deploy.planning.memory import GPUS
 from deploy.run_dir import layout
 from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
@@ -42,6 +44,18 @@ examples:
 """
 
 
+INIT = """\
+Reads the model folder and writes a run.toml that fits it: clip size, frame rate, dtype, scheduler, LoRA, and with a
+known GPU the memory settings. Every setting has a comment. Also writes prompts.jsonl with sample prompts and, for an
+image-to-video model, two placeholder pictures, so that the run works at once. Existing files are never overwritten.
+
+examples:
+  douga init mine --model /models/CogVideoX-5b-I2V
+  douga init mine --model /models/CogVideoX-5b-I2V --gpu RTX4090-24GB    for a machine with this GPU
+  douga run mine/run.toml                                                then edit the prompts and the reward
+"""
+
+
 def add(commands: Any) -> None:
     """Adds the commands of this file."""
     command = add_command(
@@ -60,11 +74,37 @@ def add(commands: Any) -> None:
     config_help = "configuration file (default: the toon run; with --pairs it has to be given)"
     command.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help=config_help)
     finetune.add_argument("config", nargs="?", type=Path, metavar="CONFIG.toml", help="configuration file; required")
+    init = add_command(commands, "init", _init, "write a configuration that fits your model", INIT)
+    init.add_argument("folder", type=Path, metavar="DIR", help="folder to write to")
+    init.add_argument("--model", required=True, metavar="PATH", help="CogVideoX pipeline folder")
+    init.add_argument("--gpu", help=f"one of {', '.join(GPUS)} (default: the GPU of this machine, or the CPU)")
     add_command(commands, "config", _config, "list every configuration key with its type, default and meaning")
 
 
 def _config(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     print(describe_keys())
+    return 0
+
+
+def _init(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    import torch
+
+    from common.models.cogvideox import open_model
+    from deploy.planning.starter import CONFIG, PICTURES, PROMPTS, facts_of, matching_gpu, write_starter
+
+    if options.model == "toon":
+        raise ConfigError("--model toon: the embedded model has a configuration; douga run uses it")
+    seen = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    gpu = gpu_named("--gpu", options.gpu) if options.gpu else matching_gpu(seen)
+    facts = facts_of(open_model(options.model), "cuda:0" if gpu or seen else "cpu")
+    for line in write_starter(options.folder, facts, gpu):
+        print(f"douga: {line}", file=sys.stderr)
+    where = gpu.name if gpu else seen or "the CPU"
+    size = f"{facts.frames} frames of {facts.height}x{facts.width} at {facts.fps} fps"
+    print(f"{options.folder / CONFIG}: {size}, {facts.dtype}, LoRA, for {where}")
+    pictures = f" and {options.folder / PICTURES}" if facts.takes_image else ""
+    print(f"{options.folder / PROMPTS}{pictures}: samples; replace them by yours")
+    print(f"next: douga run {options.folder / CONFIG}")
     return 0
 
 
@@ -74,8 +114,15 @@ def _finetune(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def _run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    file = _config_of(options, "--pairs", "huvidpo-stage2") if flags.get("pairs") else options.config or TOON
-    return start(load_config(file, flags))
+    if flags.get("pairs"):
+        return start(load_config(_config_of(options, "--pairs", "huvidpo-stage2"), flags))
+    model = flags.get("model.path", "toon")
+    if options.config is None and model != "toon":
+        raise ConfigError(
+            f"--model.path {model}: needs a CONFIG.toml, because the default one is for the toon model; to write "
+            f"one: douga init my-run --model {model}"
+        )
+    return start(load_config(options.config or TOON, flags))
 
 
 def _config_of(options: argparse.Namespace, what: str, example: str) -> Path:

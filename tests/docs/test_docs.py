@@ -19,6 +19,7 @@ from mkdocs.config import load_config as site_config
 from common.config import RunConfig, keys
 from deploy.cli.main import build_parser, main
 from docs import generate
+from tests.support.tiny import FAMILIES, tiny_pipeline
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -228,6 +229,19 @@ def execute(line: str, monkeypatch: pytest.MonkeyPatch) -> int:
         case ["douga", *words]:
             return main(words)
     raise AssertionError(f"not understood: {line}")
+
+
+def test_the_page_on_large_models_starts_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: Any
+) -> None:
+    """With a tiny model of the same architecture in the place of the named one, and fewer clips."""
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline(tmp_path / "model", **FAMILIES["5B-I2V"])
+    fewer = " --steps 1 --sampler.steps 2 --sampler.candidates 2 --learner.batch-size 1 --evaluation.prompts 2"
+    (block,) = [body for kind, body in blocks("models.md") if kind == "sh"]
+    for line in block.replace("/models/CogVideoX-5b-I2V", "model").splitlines():
+        assert execute(line + (fewer if line.startswith("douga run") else ""), monkeypatch) == 0, line
+    assert (tmp_path / "mine" / "runs" / "mine" / "report.html").exists()
 
 
 def test_the_page_on_extending_does_what_it_says(

@@ -24,6 +24,7 @@ from deploy.cli import main as cli
 from deploy.cli import run
 from deploy.cli.main import main
 from deploy.run_dir.jsonl import read_json_lines
+from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
 from deploy.runtime import serial
 from deploy.runtime.evaluation import StuckError
@@ -59,7 +60,7 @@ def parts(tmp_path_factory) -> Path:
 
 def words(root: Path, parts: Path, **flags) -> list[str]:
     values = SMALL | {"root": root, "name": "r", "model.path": parts / "model", "reward.path": parts / "heads"} | flags
-    return ["run", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+    return ["run", str(TOON), *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
 
 
 def douga(*arguments: str) -> subprocess.CompletedProcess:
