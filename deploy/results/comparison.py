@@ -153,7 +153,7 @@ class Compared:
 
 def decide(reward: Interval, oracle: Mapping[str, Interval], compared: Compared) -> Verdict:
     """Returns the verdict on the changes (aligned - base, points) of the mean reward and of each oracle figure."""
-    gain = f"mean AnimeReward {reward.mean:+.2f} [{reward.low:+.2f}, {reward.high:+.2f}]"
+    gain = f"mean reward {reward.mean:+.2f} [{reward.low:+.2f}, {reward.high:+.2f}]"
     problems = compared.problems
     problems += [] if reward.low > 0 else [f"{gain}: the 95 % interval is not above 0"]
     problems += [

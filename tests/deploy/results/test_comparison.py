@@ -46,7 +46,7 @@ def test_a_rise_with_a_steady_oracle_passes():
     )
     assert verdict.passed
     expected = (
-        "Aligned: mean AnimeReward +3.00 [+2.00, +4.00] on 96 held-out prompts, and the oracle's identity, motion, "
+        "Aligned: mean reward +3.00 [+2.00, +4.00] on 96 held-out prompts, and the oracle's identity, motion, "
         "smoothness held."
     )
     assert verdict.message == expected
