@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from common.data.video import encode_mp4
+from common.errors import RunFailed
 from common.messages import Prompt
 
 if TYPE_CHECKING:
@@ -101,6 +102,10 @@ class JudgeFailedError(Exception):
     """A judge is gone for good, or its digest has changed since the start: scoring cannot continue."""
 
 
+class JudgeBrokenError(RunFailed):
+    """A judge's code fails for every clip. A restart would not help: the message names the error, file and line."""
+
+
 @dataclass(frozen=True)
 class RewardAsJudge:
     """Adapts a `Reward` to the `Judge` interface, with one output."""
@@ -120,6 +125,8 @@ class RewardAsJudge:
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`."""
         values = self.reward.score([clip.frames for clip in clips], prompts)
+        if isinstance(values, str) or not hasattr(values, "__len__"):
+            raise ValueError(f"gave {type(values).__name__} instead of a list of values")
         return [{self.reward.dimension: value} for value in values]
 
 

@@ -8,6 +8,8 @@ from importlib import import_module
 from pathlib import Path
 
 from common.errors import ConfigError
+from common.errors.messages import one_line
+from common.errors.places import describe_error
 
 OURS = ("actors", "benchmarks", "common", "deploy", "learner", "rewarders")  # top-level packages of douga
 
@@ -23,7 +25,11 @@ def class_of(kind: str, built_in: Mapping[str, str]) -> type:
     try:
         found = getattr(import_module(module), attribute, None)
     except ImportError as error:
-        raise ConfigError(f"kind = {kind!r}: cannot be imported: {error}; {_way_out(error.name or '')}") from None
+        raise ConfigError(
+            f"kind = {kind!r}: cannot be imported: {one_line(error)}; {_way_out(error.name or '')}"
+        ) from None
+    except Exception as error:  # the module's own code, or its syntax
+        raise ConfigError(f"kind = {kind!r}: cannot be imported: {describe_error(error)}") from error
     if not isinstance(found, type):
         raise ConfigError(f"kind = {kind!r}: {module} has no class {attribute}")
     return found

@@ -21,10 +21,13 @@ from common.errors import ConfigError
 from common.messages import Prompt, Score, ScoreTask
 from common.reward_composition import reward_weights
 from rewarders.first_frame import with_first_frame
-from rewarders.interface import Clip, Judge, JudgeResult, JudgeUnavailableError, Reward, as_judge
+from rewarders.interface import Clip, Judge, JudgeBrokenError, JudgeResult, Reward, as_judge
+from rewarders.judging import OnceLog, UnexpectedError, judge_clips
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
+
+MAX_BROKEN = 3  # consecutive batches in which a judge's code fails for every clip before the run ends
 
 
 class Rewarder(ScoringLoop):
@@ -38,6 +41,8 @@ class Rewarder(ScoringLoop):
             raise ConfigError(f"rewards {names}: at least one is needed, and dimensions must be unique")
         super().__init__(worker, config.batch)
         self._version = _version(self.judges)
+        self._broken = [0] * len(self.judges)  # batches in a row without a score, because the judge's code failed
+        self._once = OnceLog()
 
     @property
     def dimensions(self) -> list[str]:
@@ -50,15 +55,18 @@ class Rewarder(ScoringLoop):
         return self._version
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
-        """See `ScoringLoop.score`. Raises `ConfigError` if a reward in doubt scores none of the clips."""
+        """See `ScoringLoop.score`. Raises `JudgeBrokenError` if a judge's code fails for every clip, `MAX_BROKEN` times
+        in a row, and `ConfigError` if a reward in doubt scores none of the clips."""
         decoded = [_decode(task) for task in tasks]
         readable = [i for i, one in enumerate(decoded) if not isinstance(one, str)]
         pairs = [one for one in decoded if not isinstance(one, str)]
         clips, prompts = [clip for clip, _ in pairs], [prompt for _, prompt in pairs]
         scores = [Score(task.candidate_id, self._version, {}, purpose=task.purpose) for task in tasks]
-        for judge in self.judges:
+        for number, judge in enumerate(self.judges):
             results: list[JudgeResult] = [one if isinstance(one, str) else "" for one in decoded]
-            for i, result in zip(readable, judge_clips(judge, clips, prompts), strict=True):
+            judged = judge_clips(judge, clips, prompts, self._once)
+            self._check_broken(number, judged)
+            for i, result in zip(readable, judged, strict=True):
                 results[i] = result
             for score, result in zip(scores, results, strict=True):
                 _add_result(score, judge, result)
@@ -75,6 +83,14 @@ class Rewarder(ScoringLoop):
                 )
         if scores:
             self.doubts = {}
+
+    def _check_broken(self, number: int, judged: Sequence[JudgeResult]) -> None:
+        if not judged:
+            return
+        broken = all(isinstance(one, UnexpectedError) for one in judged)
+        self._broken[number] = self._broken[number] + 1 if broken else 0
+        if self._broken[number] >= MAX_BROKEN:
+            raise JudgeBrokenError(f"{judged[0]}; it failed for every clip of {MAX_BROKEN} batches in a row")
 
 
 def rewarder_for(rewards: Sequence[Reward | Judge], config: RewardConfig, worker: str = "rewarder-0") -> Rewarder:
@@ -115,21 +131,3 @@ def _add_result(score: Score, judge: Judge, result: JudgeResult) -> None:
         score.values[output] = math.nan if isinstance(result, str) else result.get(output, math.nan)
         if isinstance(result, str):
             score.problems[output] = result
-
-
-def judge_clips(judge: Judge, clips: list[Clip], prompts: list[Prompt]) -> list[JudgeResult]:
-    """Returns the judge's results. If it refuses the batch, its clips are retried one by one, so a bad clip fails
-    alone."""
-    if not clips:
-        return []
-    name = ", ".join(judge.outputs)
-    try:
-        return [*judge.judge(clips, prompts)]
-    except JudgeUnavailableError as error:
-        log.warning("%s of %d clips: %s", name, len(clips), error)
-        return [str(error)] * len(clips)
-    except ValueError as error:
-        if len(clips) == 1:
-            log.warning("%s of a clip for prompt %s: %s", name, prompts[0].id, error)
-            return [str(error)]
-    return [judge_clips(judge, [clip], [prompt])[0] for clip, prompt in zip(clips, prompts, strict=True)]

@@ -44,6 +44,9 @@ class JudgeConfig(Section):
     )
     url: str = Field(default="", description="kind remote: http(s)://HOST:PORT; several servers as a,b,c")
     token_file: str = Field(default="", description="kind remote: file with the servers' bearer token")
+    proxy: str = Field(
+        default="", description="kind remote: http://HOST:PORT of a proxy; empty: none, also if HTTP_PROXY is set"
+    )
     timeout: float = Field(default=60.0, gt=0, description="kind remote: timeout per call in seconds")
     retries: int = Field(default=3, ge=0, description="kind remote: retries of a failed call")
     fps: float = Field(

@@ -44,7 +44,7 @@ from deploy.guardrails.rules import (
 )
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import GUARD, JsonLines
-from rewarders.interface import JudgeFailedError
+from rewarders.interface import JudgeBrokenError, JudgeFailedError
 from rewarders.rewarder import Rewarder
 
 log = logging.getLogger(__name__)
@@ -213,7 +213,7 @@ class GuardrailMonitor:
         if self.probes.judge is not None:
             try:
                 score = self.probes.judge.score([ScoreTask(one.candidate.id, one.prompt, one.candidate.clip)])[0]
-            except JudgeFailedError as lost:
+            except (JudgeBrokenError, JudgeFailedError) as lost:
                 return str(lost)  # the judge may recover, and the run does not depend on it
             answers = score.values
             if broken := [name for name, value in answers.items() if not math.isfinite(value)]:

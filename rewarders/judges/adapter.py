@@ -25,6 +25,7 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip, Judge, JudgeResult
+from rewarders.judging import checked_results
 
 RATE_TOLERANCE = 0.01  # relative difference below which two frame rates count as equal: 23.976 is 24
 
@@ -74,13 +75,12 @@ class AdaptedJudge:
         if len(clips) != len(prompts):
             raise ValueError(f"{len(clips)} clips but {len(prompts)} prompts")
         raw = self._judge.judge([adapt_clip(clip, self.needs) for clip in clips], prompts)
-        if len(raw) != len(clips):
-            raise ValueError(f"got {len(raw)} results for {len(clips)} clips")
-        return [one if isinstance(one, str) else self._scaled(one) for one in raw]
+        results = checked_results(self.outputs, raw, len(clips))
+        return [one if isinstance(one, str) else self._scaled(one) for one in results]
 
     def _scaled(self, values: dict[str, float]) -> dict[str, float]:
         low, scale = self.needs.low, 100.0 / (self.needs.high - self.needs.low)
-        return {output: scale * (float(values[output]) - low) for output in self.outputs}
+        return {output: scale * (value - low) for output, value in values.items()}
 
 
 class NamedJudge:

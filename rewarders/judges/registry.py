@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from common.config import JudgeConfig, RewardConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, RunFailed, StorageError
+from common.errors.oom import reraise_oom
+from common.errors.places import describe_error
 from rewarders.head_files import load_heads
 from rewarders.interface import Judge, Reward, as_judge
 from rewarders.judges.adapter import AdaptedJudge, NamedJudge
@@ -66,6 +68,20 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
         made = kind(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: must be a Reward or a Judge (rewarders/interface.py)")
-        return AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))
+        judge = AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))
+        _check_names(judge)
+        return judge
     except ConfigError as error:
-        raise ConfigError(f"{table}.{name}: {error}") from None
+        raise ConfigError(f"{table}.{name}: {error}") from error.__cause__
+    except (RunFailed, StorageError):
+        raise
+    except Exception as error:  # a user's own constructor or properties
+        reraise_oom(error)
+        raise ConfigError(f"{table}.{name}: kind = {config.kind!r}: {describe_error(error)}") from error
+
+
+def _check_names(judge: Judge) -> None:
+    """Raises `ConfigError` unless a judge's outputs are distinct names."""
+    outputs = list(judge.outputs)
+    if not outputs or len(set(outputs)) < len(outputs) or not all(isinstance(one, str) and one for one in outputs):
+        raise ConfigError(f"outputs = {outputs!r:.100}: must be distinct names, at least one")

@@ -10,6 +10,8 @@ POST /score  multipart/form-data:
                                 --> {"digest": "...", "scores": [{OUTPUT: value} | null], "problems": [null | "why"]}
 Authorization: Bearer TOKEN     if the server has a token; else it answers 401
 ```
+
+Proxies in the environment (HTTP_PROXY, ALL_PROXY) are not used; the key ``proxy`` sets one.
 """
 
 from __future__ import annotations
@@ -43,14 +45,14 @@ class RemoteJudge:
         """Raises `ConfigError` if no server answers, or if none has the judge `judge.path` (empty: the only one)."""
         self._servers = judge.servers
         for url in self._servers:
-            if not url.startswith(("http://", "https://")):
-                raise ConfigError(f"url = {url!r}: must be http://HOST:PORT or https://HOST:PORT")
+            _check_address(url)
         if not self._servers:
             raise ConfigError("url: must be at least one http(s)://HOST:PORT")
         self._next_server = cycle(self._servers)
         token = read_token(Path(judge.token_file)) if judge.token_file else ""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = httpx.Client(timeout=judge.timeout, headers=headers)
+        self._client = _client(judge, headers)
+        self._through = f" through the proxy {judge.proxy}" if judge.proxy else ""
         self._attempts, self._unanswered = judge.retries + 1, 0
         self.name, self.outputs, self.digest = self._discover(judge.path)
 
@@ -110,20 +112,48 @@ class RemoteJudge:
         except RetryError as error:
             self._unanswered += 1
             cause = error.last_attempt.exception()
-            message = f"{', '.join(self._servers)}: no answer in {self._attempts} attempts: {cause!r}"
+            message = f"{', '.join(self._servers)}: no answer{self._through} in {self._attempts} attempts: {cause!r}"
             raise (JudgeFailedError if self._unanswered >= MAX_UNANSWERED else JudgeUnavailableError)(message) from None
         except httpx.HTTPStatusError as error:
             raise _refusal(error.response) from None
+        except httpx.HTTPError as error:  # redirects without end, an answer that cannot be decoded
+            raise ValueError(f"{', '.join(self._servers)}: {error!r}") from None
         self._unanswered = 0
         return answer
 
     def _log_retry(self, state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        servers = ", ".join(self._servers)
+        servers = ", ".join(self._servers) + self._through
         log.warning("judge at %s: attempt %d of %d failed: %r", servers, state.attempt_number, self._attempts, error)
 
     def _request(self, method: str, path: str, **body: Any) -> httpx.Response:
         return self._client.request(method, f"{next(self._next_server)}{path}", **body).raise_for_status()
+
+
+def _check_address(url: str) -> None:
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigError(f"url = {url!r}: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ConfigError(f"url = {url!r}: must be http://HOST:PORT or https://HOST:PORT")
+
+
+def _client(judge: JudgeConfig, headers: dict[str, str]) -> httpx.Client:
+    """Returns a client that uses the configured proxy alone.
+
+    The environment's proxies are for the internet, and judges are on the same machine or cluster: HTTP_PROXY would
+    take their clips elsewhere, or refuse them.
+    """
+    settings: dict[str, Any] = {"timeout": judge.timeout, "headers": headers, "trust_env": False}
+    if not judge.proxy:
+        return httpx.Client(verify=httpx.create_ssl_context(), **settings)  # honours SSL_CERT_FILE
+    try:
+        return httpx.Client(verify=httpx.create_ssl_context(), proxy=judge.proxy, **settings)
+    except ImportError:
+        raise ConfigError(f"proxy = {judge.proxy!r}: needs a package: pip install httpx[socks]") from None
+    except (ValueError, httpx.InvalidURL) as error:
+        raise ConfigError(f"proxy = {judge.proxy!r}: must be http://HOST:PORT or socks5://HOST:PORT: {error}") from None
 
 
 def _refusal(answer: httpx.Response) -> Exception:

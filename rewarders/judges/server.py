@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse
 from common.messages import Prompt
 from common.web.auth import AuthMiddleware
 from rewarders.interface import Clip, Judge, JudgeResult, Reward
-from rewarders.rewarder import judge_clips, read_clip
+from rewarders.judging import judge_clips
+from rewarders.rewarder import read_clip
 
 Json = dict[str, Any]
 

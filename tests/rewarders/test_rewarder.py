@@ -99,7 +99,10 @@ def test_unscorable_clips_are_nan_and_the_others_are_scored(caplog: pytest.LogCa
     assert scores[3].values["text"] == 5
     assert values(scores[4]) == pytest.approx([200, 5], abs=2)
     assert "candidate 1-0-v0" in caplog.text
-    assert "appeal of a clip for prompt p3: one frame is no clip" in caplog.text
+    assert (
+        "appeal of a clip for prompt p3: judge appeal: ValueError: one frame is no clip (test_rewarder.py:"
+        in caplog.text
+    )
 
 
 def test_nothing_but_broken_clips() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Event
@@ -68,7 +69,8 @@ def test_scores_come_back_with_reasons_for_those_that_are_missing():
         found = judge.judge([clip(80), clip(80), clip(0), Clip(np.empty(0), 8, b"no video")], asked)
         health = httpx.get(f"{url}/health").json()
     assert found[0] == {"mean": pytest.approx(80, abs=2), "image": 4.0}
-    assert found[1:3] == ["mean: no finite score", "too dark"]
+    assert found[1] == "mean: no finite score"
+    assert re.fullmatch(r"judge mean, image: ValueError: too dark \(test_remote.py:\d+\)", str(found[2]))
     assert "not a readable video" in str(found[3])
     assert health == {"status": "ok", "scored": 1, "refused": 3}
     assert {one.character for one in grey.asked} == {"robot"}
@@ -198,3 +200,34 @@ def test_wrong_addresses_get_one_line(changes, line):
         config = {"url": url} | changes
         with pytest.raises(ConfigError, match=f"reward.judges.a: .*{line}"):
             open_judge("a", JudgeConfig(kind="remote", retries=0, **config))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:9"},
+        {"http_proxy": "http://127.0.0.1:9", "no_proxy": "10.0.0.0/8"},
+        {"ALL_PROXY": "socks5h://127.0.0.1:9"},
+        {"HTTP_PROXY": "no address"},
+    ],
+    ids=["http", "cidr", "socks", "malformed"],
+)
+def test_proxies_of_the_environment_are_not_asked(environment, monkeypatch: pytest.MonkeyPatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with serving({"grey": Grey()}) as url:
+        assert len(remote(url).judge([clip(80)], [prompt()])) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"proxy": "http://127.0.0.1:9"}, "no answer through the proxy http://127.0.0.1:9 in 1 attempts: ConnectError"),
+        ({"proxy": "ftp://x"}, "proxy = 'ftp://x': must be http://HOST:PORT or socks5://HOST:PORT"),
+        ({"url": "http://[::1"}, r"url = 'http://\[::1': Invalid port"),
+        ({"url": "http://"}, "must be http://HOST:PORT"),
+    ],
+)
+def test_a_configured_proxy_is_named(changes, line):
+    with serving({"grey": Grey()}) as url, pytest.raises(ConfigError, match=line):
+        remote(**({"url": url} | changes))
