@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from common.data.video import encode_mp4
-from common.errors import RunFailed
+from common.errors import UserCodeError
 from common.messages import Prompt
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class JudgeFailedError(Exception):
     """A judge is gone for good, or its digest has changed since the start: scoring cannot continue."""
 
 
-class JudgeBrokenError(RunFailed):
-    """A judge's code fails for every clip. A restart would not help: the message names the error, file and line."""
+class JudgeBrokenError(UserCodeError):
+    """A judge's code fails for every clip."""
 
 
 @dataclass(frozen=True)

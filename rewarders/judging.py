@@ -89,7 +89,7 @@ def _attempt(
         return checked_results(judge.outputs, judge.judge(clips, prompts), len(clips))
     except JudgeUnavailableError as error:
         log.warning("%s of %d clips: %s", name, len(clips), error)
-        return [str(error)] * len(clips)
+        return [str(error) for _ in clips]
     except (ConfigError, JudgeFailedError):
         raise
     except ValueError as error:

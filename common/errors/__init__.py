@@ -40,6 +40,10 @@ class RunFailed(RuntimeError):
     """The run cannot continue; the message says why. All finished work is kept. Exit code 3."""
 
 
+class UserCodeError(RunFailed):
+    """Code of the user's own fails every time, so a restart cannot help; the message names file and line."""
+
+
 def one_per_line(summary: str, faults: Sequence[object], most: int = MOST_LINES) -> str:
     """A summary and the first `most` faults below it, one per line; the last line counts the others."""
     more = [f"and {len(faults) - most} more"] if len(faults) > most else []

@@ -1,19 +1,23 @@
 """The entry point of `douga`. Parsing and ``--help`` import no torch, so they are fast.
 
 Each module in `GROUPS` declares the options of its commands and their actions; an action imports what it needs when it
-runs. Exit codes: 0 success, 1 a check failed or rows are missing, 2 bad input, 3 the run stopped with an error, 130
-interrupted.
+runs. Exit codes: 0 success, 1 a check failed or rows are missing, 2 bad input, 3 the run stopped with an error, or an
+unexpected error, whose traceback is kept in a file, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
 
 try:
-    from common.errors import BAD_INPUT, ConfigError, RunFailed, StorageError
+    from common.errors import ConfigError
+    from common.errors.endings import UNEXPECTED, ending_of
     from common.version import VERSION
     from deploy.cli import annotate, clips, collect, data, inspect, logs, monitor, plan, results, rewards, run, worker
     from deploy.cli.flags import Parser, split_flags
@@ -52,15 +56,22 @@ def exit_code(act: Callable[[], int]) -> int:
     try:
         with needed_by("this process"):
             return act()
-    except BAD_INPUT as error:
-        print(f"douga: {error}", file=sys.stderr)
-        return 2
-    except (RunFailed, StorageError) as error:
-        print(f"douga: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("douga: interrupted; the same command resumes a run from its last checkpoint", file=sys.stderr)
-        return 130
+    except (Exception, KeyboardInterrupt) as error:
+        ending = ending_of(error)
+        where = _traceback_file(error) if ending.line.startswith(UNEXPECTED) else ""
+        print(f"douga: {ending.line}{where}", file=sys.stderr)
+        return ending.code
+
+
+def _traceback_file(error: BaseException) -> str:
+    """Writes the traceback of an unexpected error to a file, and returns the words that name it."""
+    try:
+        number, name = tempfile.mkstemp(prefix="douga-", suffix=".txt")
+        with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return ""
+    return f"; traceback: {name}"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -30,6 +30,7 @@ from deploy.run_dir.timeline import STARTS, Bar
 WINDOW = 120.0  # seconds
 LONGEST_UNITS = 3  # the window is at least this many times the longest unit of work
 UNITS = 5  # number of a worker's last units of work that tell how long one usually takes
+KILLED = "ended without recording why: killed by SIGKILL, the OOM killer or a power cut; see douga logs"
 STARTING, FINISHED, STOPPED = "starting", "finished", "not running"
 
 
@@ -168,12 +169,26 @@ def _progress_text(snapshot: RunSnapshot, phase: str, status: Status, rates: Map
         return "starting: no records yet"
     if phase != STOPPED:
         return replace(status, groups_per_second=rates["groups_per_second"]).line()
-    last = snapshot.events[-1] if snapshot.events else {}
+    return _why_stopped(snapshot)
+
+
+def _why_stopped(snapshot: RunSnapshot) -> str:
+    last = _last_end(snapshot.events)
     if last.get("event") == "interrupted":
         return "interrupted" if snapshot.config.collect.prompts else f"interrupted after step {last['step']}"
+    if last.get("event") == "failed":
+        return f"failed after step {last['step']} with exit code {last['exit_code']}: {last['words']}"
     if last.get("event") == "alarm" and last.get("action") == "pause":
         return f"paused by the guardrails after step {last['step']}: {last['words']}"
-    return "stopped without a recorded reason; see the logs" if snapshot.events else "not started yet"
+    return KILLED if snapshot.events else "not started yet"
+
+
+def _last_end(events: Sequence[Record]) -> Record:
+    """Returns the event that says best why the run ended: a pause by the guardrails rather than the exit after it."""
+    last = events[-2:]
+    if len(last) == 2 and last[1]["event"] == "failed" and last[0].get("action") == "pause":
+        return last[0]
+    return last[-1] if last else {}
 
 
 def _conclusion(snapshot: RunSnapshot) -> str:

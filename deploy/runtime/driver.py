@@ -30,7 +30,10 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup
 
 from common.config import RunConfig
-from common.errors import BAD_INPUT, ConfigError, StorageError
+from common.errors import BAD_INPUT, ConfigError, StorageError, UserCodeError
+from common.errors.endings import Ending, ending_of
+from common.errors.messages import one_line
+from common.errors.places import describe_error
 from common.messages import LogEntry
 from common.roles import LEARNER
 from deploy.logs.files import DRIVER, LogFiles
@@ -38,6 +41,7 @@ from deploy.logs.forward import ForwardingHandler, Send
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability import targets
+from deploy.run_dir.endings import record_ending
 from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
 from deploy.runtime.messages import HubReady, HubStatus, Outcome
@@ -63,13 +67,14 @@ class HubLostError(RuntimeError):
 
 
 def is_fatal(error: Exception) -> bool:
-    """Whether a restart cannot help: bad input, a failing disk, or too little memory for the first unit of work.
+    """Whether a restart cannot help: bad input, broken code of the user's own, a failing disk, or too little memory for
+    the first unit of work.
 
     A process that the kernel or Ray killed for lack of host memory is restarted: another process may have used it.
     """
     if isinstance(error, OutOfMemory):
         return not error.worked
-    return isinstance(error, (*BAD_INPUT, StorageError))
+    return isinstance(error, (*BAD_INPUT, StorageError, UserCodeError))
 
 
 def run(
@@ -104,13 +109,14 @@ def run(
 
 @contextmanager
 def _keeping_driver_log(logs: ForwardingHandler, config: RunConfig) -> Iterator[None]:
-    """Writes the driver's log itself when the hub is given up, if the run folder is on this node."""
+    """Writes the driver's log and the end itself when the hub is given up, if the run folder is on this node."""
     try:
         yield
     except RestartLimitError as error:
         log.error("%s", error)
         if (config.folder / CONFIG).is_file():
             LogFiles(config.folder, config).write(DRIVER, logs.take())
+            record_ending(config.folder, ending_of(error))
         raise
 
 
@@ -151,7 +157,7 @@ class Driver:
         self.hub = launch_hub(config, group)
         self.units = restart_units(config, group, rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
-        self.external_samplers = 0
+        self.external_samplers, self.opened = 0, False
         self.pending_locations: dict[Any, LocationQuery] = {}  # pending answer -> its process
 
     def run(self) -> Outcome:
@@ -161,6 +167,7 @@ class Driver:
                 unit.processes = unit.make()  # they import in parallel with the hub
             host = self.host or self._ask(self.hub.host.remote(), OPEN_SECONDS)
             opened = self._ask(self.hub.call.remote("open", host), OPEN_SECONDS)
+            self.opened = True
             if isinstance(opened, Outcome):
                 return opened
             self.logs.start(self._log_at_hub)
@@ -172,10 +179,17 @@ class Driver:
             raise  # no graceful stop without a hub, nor after a second interrupt
         except BaseException as error:
             log.error("the run ends: %s: %s", type(error).__name__, error)
+            if self.opened:
+                self._record(ending_of(error))
             self._close()
             raise
         finally:
             self._kill()
+
+    def _record(self, ending: Ending) -> None:
+        """Lets the hub, which has the run folder, record the end."""
+        with suppress(RayError):
+            ray.get(self.hub.call.remote("ended", ending), timeout=OPEN_SECONDS)
 
     @contextmanager
     def _log_at_hub(self) -> Iterator[Send]:
@@ -249,7 +263,7 @@ class Driver:
         for error in errors:
             if is_fatal(error):
                 raise error
-        reason = " ".join(str(errors[0]).split())[:300]
+        reason = one_line(errors[0]) if isinstance(errors[0], RayError) else describe_error(errors[0])
         for name in unit.members:
             self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
         now = time.monotonic()

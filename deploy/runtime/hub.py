@@ -21,6 +21,7 @@ from threading import Event
 
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
+from common.errors.endings import Ending
 from common.exchange.remote import exchange_service
 from common.messages import LogEntry
 from common.roles import HUB
@@ -32,6 +33,7 @@ from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.process import errors_logged, logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.run_dir import layout
+from deploy.run_dir.endings import ending_recorded, record_ending
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.runtime.cluster_run_loop import BufferedProgress, ClusterRunLoop
@@ -81,7 +83,7 @@ class Hub:
         for line in left_out:
             log.warning("%s", line)
             self._progress.message(line)
-        with errors_logged(HUB):
+        with ending_recorded(folder), errors_logged(HUB):
             return self._start(stack, host, folder, prompts, probes)
 
     def _open_logs(self, stack: ExitStack, folder: Path) -> None:
@@ -225,6 +227,11 @@ class Hub:
     def found_ray(self, exporters: list[str]) -> None:
         """Adds Ray's own exporters to the scrape targets. `exporters` are ``HOST:PORT``."""
         self._run_metrics.targets.ray(exporters)
+
+    def ended(self, ending: Ending) -> None:
+        """Records why the driver ends a run that has not finished."""
+        log.error("the run ends: %s", ending.line)
+        record_ending(self._run_loop.folder, ending)
 
     def stop(self) -> None:
         """Makes `run` return soon. Stop the workers first: they need the services until they end."""

@@ -37,6 +37,7 @@ from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability.exporter import GaugeSample
 from deploy.run_dir import layout
+from deploy.run_dir.endings import ending_recorded
 from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
@@ -99,6 +100,7 @@ def run(
     roles, shown = open_roles(config, rewards, left_out.append), progress or NullProgress()
     with ExitStack() as stack:
         folder = stack.enter_context(layout.claim(config))
+        stack.enter_context(ending_recorded(folder))
         _open_log(stack, config, folder)
         for line in left_out:
             log.warning("%s", line)

@@ -11,6 +11,7 @@ from functools import partial
 from threading import Event
 
 from common.config import RunConfig
+from common.errors.places import keep_place
 from common.exchange.remote import Heartbeat, RemoteExchange
 from common.roles import role_of
 from deploy.logs.forward import ForwardingHandler, Send
@@ -60,6 +61,9 @@ class Worker(ABC):
                     self._run(addresses)
             except OutOfMemory as error:
                 error.worked = self._worked
+                raise
+            except Exception as error:
+                keep_place(error)  # Ray pickles the error, without its traceback
                 raise
 
     @contextmanager

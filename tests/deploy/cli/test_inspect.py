@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> Path:
 def test_status_of_a_killed_run(run: Path, capsys) -> None:
     assert main(["status", str(run)]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("mine: not running\nstopped without a recorded reason; see the logs\n")
+    assert said.startswith("mine: not running\nended without recording why: killed by SIGKILL")
     assert f"; resume with: douga run {run / 'config.toml'}\n" in said
     assert "groups   3 ready\n" in said
     assert main(["status", str(run), "--json", "--follow"]) == 0  # returns, because the run is not running

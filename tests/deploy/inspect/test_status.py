@@ -141,7 +141,11 @@ def test_a_stopped_run_shows_since_when_why_and_how_to_resume() -> None:
     ledger, steps = ledger_summary({"learner-0": Work("learning", 3, "train", 0, 8)}, step=2), [step(2, 1100.0)]
     started = event(1000.0, "started")
     ends = {
-        "stopped without a recorded reason; see the logs": [started],
+        "ended without recording why: killed by SIGKILL, the OOM killer or a power cut; see douga logs": [started],
+        "failed after step 3 with exit code 3: judge red: ValueError: boom (mine.py:12)": [
+            started,
+            event(1010.0, "failed", step=3, words="judge red: ValueError: boom (mine.py:12)", exit_code=3),
+        ],
         "interrupted after step 2": [started, event(1101.0, "interrupted", step=2)],
         "paused by the guardrails after step 2: frozen": [
             started, event(1101.0, "alarm", step=2, action="pause", rule="motion", words="frozen")
