@@ -65,33 +65,33 @@ class OfflinePair:
 class OfflinePairs:
     """The usable pairs of a file or folder, of one `category` if that is given. Raises `ConfigError` if there is none.
 
-    `faults` says, for each clip that is too short or unreadable, what is wrong with it; `skipped` has the bad rows of
-    the file.
+    `faults` says, for each clip that is too short or unreadable, what is wrong with it; `bad_rows` are the rows of the
+    file that are skipped.
     """
 
     def __init__(self, place: Path, model: ModelConfig, seed: int, category: str = "") -> None:
         self.place, self._seed = place, seed
-        pairs, self.skipped = _pairs(place, seed)
-        found, self.faults = _usable(_of_category(place, pairs, category), model)
+        every, self.bad_rows = _pairs(place, seed)
+        found, self.faults = _usable(_of_category(place, every, category), model)
         if not found:
             why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
             raise ConfigError(f"{place}: no pair to train on{why}")
         self.pairs = tuple(found)
 
-    def summary(self) -> str:
-        """How many pairs, clips and categories there are."""
-        clips = {one.clip for pair in self.pairs for one in pair.clips}
-        kinds = {pair.category for pair in self.pairs if pair.category}
-        if self.pairs[0].rejected is None:
-            return f"{self.place}: {len(clips)} clips"
-        return f"{self.place}: {len(self.pairs)} pairs of {len(clips)} clips" + (
-            f" in {len(kinds)} categories" if kinds else ""
-        )
-
     def __call__(self, ordinal: int) -> OfflinePair:
         """The pair with this ordinal, >= 0."""
         epoch, place = divmod(ordinal, len(self.pairs))
         return self.pairs[epoch_order(self._seed, epoch, len(self.pairs))[place]]
+
+    def summary(self) -> str:
+        """How much there is to train on: "23 pairs of 8 clips in 2 categories"."""
+        clips = {one.clip for pair in self.pairs for one in pair.clips}
+        if all(pair.rejected is None for pair in self.pairs):
+            return f"{self.place}: {len(clips)} clips"
+        names = {pair.category for pair in self.pairs if pair.category}
+        among = f" in {_counted(len(names), 'category', 'categories')}" if names else ""
+        pairs, clips_text = _counted(len(self.pairs), "pair", "pairs"), _counted(len(clips), "clip", "clips")
+        return f"{self.place}: {pairs} of {clips_text}{among}"
 
     @property
     def digest(self) -> str:
@@ -99,8 +99,12 @@ class OfflinePairs:
         return digest("|".join(f"{one.clip.name}:{one.score}" for pair in self.pairs for one in pair.clips).encode())
 
 
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
 def _pairs(place: Path, seed: int) -> tuple[list[OfflinePair], tuple[BadRow, ...]]:
-    """All pairs, and the rows that are none."""
+    """Returns the pairs of a file or folder, and the rows of the file that are skipped."""
     if place.is_dir():
         return list(_from_folder(place)), ()
     if _has_pairs(place):

@@ -152,7 +152,9 @@ def _status(snapshot: RunSnapshot, phase: str, rates: Mapping[str, float]) -> St
             moment[0] = record["time"]
             pace.add(StepStats(**{name: record[name] for name in names}))
     ledger = snapshot.ledger
-    return pace.status(ledger.step if ledger else 0, ledger.version if ledger else 0)
+    if ledger is None:
+        return pace.status(0, 0)
+    return pace.status(ledger.step, ledger.version, ledger.groups[State.TIED])
 
 
 def _training_since(snapshot: RunSnapshot) -> float:

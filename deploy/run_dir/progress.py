@@ -32,12 +32,14 @@ class Status:
     loss: float | None = None
     groups_per_second: float = 0.0
     eta: float | None = None  # seconds to the end of the phase
+    tied: int = 0  # groups without a pair, because their rewards are equal
 
     def line(self) -> str:
         """Returns the status as one line."""
         parts = [f"{self.phase} {self.done}/{self.total}"]
         if self.phase == TRAINING:
-            parts += [f"pairs {self.pairs}", f"version {self.version}", f"lag {self.lag:.1f}"]
+            parts += [f"pairs {self.pairs}", *([f"tied {self.tied}"] if self.tied else [])]
+            parts += [f"version {self.version}", f"lag {self.lag:.1f}"]
             parts += [
                 f"{name} {value:{form}}"
                 for name, value, form in (
@@ -70,11 +72,11 @@ class ThroughputTracker:
         self._steps.append(stats)
         self._ends.append(self._clock())
 
-    def status(self, step: int, version: int) -> Status:
-        """Returns the status of training after `step`; the samplers hold `version`."""
+    def status(self, step: int, version: int, tied: int = 0) -> Status:
+        """Returns the status of training after `step`; the samplers hold `version`, and `tied` groups made no pair."""
         rate = self.groups / max(self._clock() - self._began, 1e-6)
         pairs = step * self._config.learner.batch_size
-        status = Status(TRAINING, step, self._config.steps, version, pairs, groups_per_second=rate)
+        status = Status(TRAINING, step, self._config.steps, version, pairs, groups_per_second=rate, tied=tied)
         if not self._steps:
             return status
         last = self._steps[-1]

@@ -128,7 +128,9 @@ class ClusterRunLoop(RunLoop):
                 last, ended = self.journal.last, self._ended()
                 pace.add(last)
             pace.groups = self._sampled() - began
-            self.progress.update(pace.status(self.step, self.exchange.current_version()))
+            counts = self.exchange.counts()
+            self.progress.update(pace.status(self.step, self.exchange.current_version(), counts[State.TIED]))
+            self.pair_watch.advance(counts, self.exchange.failures)
             self._check_stuck(self._ended() - ended)
             self._check_full()
             self._refusals.observe(self.exchange.refusal, sum(self.exchange.counts().values()), time.monotonic())

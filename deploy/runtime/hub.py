@@ -110,6 +110,8 @@ class Hub:
         journal = self._journal(stack, folder)
         events = stack.enter_context(JsonLines(folder / EVENTS))
         self._run_loop = self._make_run_loop(folder, events, journal, prompts, probes, saved)
+        if not config.simulate:
+            self._exchange.on_scores = self._run_loop.pair_watch.seen
         addresses = self._serve(stack, host, folder, journal, keys)
         self._serve_registration(stack, host, addresses, keys)
         run_metrics.watch(self._run_loop, self._error_replies)

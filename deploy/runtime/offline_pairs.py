@@ -13,7 +13,7 @@ from common.config import RunConfig, algorithm_class
 from common.data.offline_pairs import OfflinePairs
 from common.errors import ConfigError, one_per_line
 
-MAX_NAMED = 5  # excluded clips that are reported individually
+MAX_NAMED = 5  # excluded clips, and rows, that are reported individually
 
 
 def open_pairs(config: RunConfig) -> OfflinePairs:
@@ -23,15 +23,15 @@ def open_pairs(config: RunConfig) -> OfflinePairs:
 
 
 def name_faults(pairs: OfflinePairs, notify: Callable[[str], None]) -> None:
-    """Reports how many pairs there are, bad rows, and the clips that do not fit the model, through `notify`."""
-    notify(pairs.summary())
-    if pairs.skipped:
-        rows = f"{pairs.place}: bad rows left out ({len(pairs.skipped)})"
-        notify(one_per_line(rows, pairs.skipped, MAX_NAMED))
+    """Reports bad rows, clips that do not fit the model, and how much is left, through `notify`."""
+    if pairs.bad_rows:
+        rows = f"{pairs.place}: bad rows left out ({len(pairs.bad_rows)})"
+        notify(one_per_line(rows, pairs.bad_rows, MAX_NAMED))
     for fault in list(pairs.faults.values())[:MAX_NAMED]:
         notify(f"{fault}; left out")
     if len(pairs.faults) > MAX_NAMED:
         notify(f"{len(pairs.faults)} clips are left out in all")
+    notify(pairs.summary())
 
 
 def on_stderr(line: str) -> None:

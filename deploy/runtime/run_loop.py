@@ -35,6 +35,7 @@ from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
 from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
+from deploy.runtime.pair_watch import PairWatch
 
 if TYPE_CHECKING:
     from common.candidate_set.keeping import CandidateKeeper
@@ -69,6 +70,7 @@ class RunLoop(ABC):
         self.guardrails, self.evaluation = guardrails, evaluation
         self.store = WeightStore(folder / "weights")
         self.phase = TRAINING  # current phase
+        self.pair_watch = PairWatch(config, evaluation.progress.message)
         self._keeper: CandidateKeeper | None = None
 
     @abstractmethod

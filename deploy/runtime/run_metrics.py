@@ -266,6 +266,7 @@ class MeteredExchange(LocalExchange):
     ) -> None:
         super().__init__(folder, config, source, held=True)  # the run holds the folder's lock
         self.run_metrics = run_metrics
+        self.on_scores: Callable[[Sequence[Score]], None] = lambda scores: None  # called with what was accepted
 
     def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
         """See `SamplerExchange.submit_candidate`."""
@@ -286,7 +287,9 @@ class MeteredExchange(LocalExchange):
         answers = super().submit_scores(worker, scores)
         metrics = self.run_metrics.process_metrics
         metrics.observe("douga_score_batch_clips", len(scores))
-        for score in (score for score, answer in zip(scores, answers, strict=True) if answer.accepted):
+        accepted = [score for score, answer in zip(scores, answers, strict=True) if answer.accepted]
+        self.on_scores(accepted)
+        for score in accepted:
             if not all(map(isfinite, score.values.values())):
                 metrics.add("douga_nonfinite_total", role=REWARDER)
             elif score.purpose is Purpose.TRAIN:

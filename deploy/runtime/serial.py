@@ -28,6 +28,7 @@ from pathlib import Path
 from actors.loop import SamplingLoop
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
+from common.exchange.api import State
 from common.messages import SerializedTensor, StepStats, TrainingFinished
 from common.roles import SAMPLER, SERIAL
 from common.weights.store import WeightStore
@@ -136,8 +137,11 @@ def _open_run_loop(
         notify=progress.message,
         on_reading=run_metrics.reading,
     )
-    return Serial(config=config, roles=roles, folder=folder, exchange=exchange, events=events, guardrails=guardrails,
+    loop = Serial(config=config, roles=roles, folder=folder, exchange=exchange, events=events, guardrails=guardrails,
                   journal=journal, stop=stop, progress=progress)  # fmt: skip
+    if not config.simulate:  # simulated scores have no judges
+        exchange.on_scores = loop.pair_watch.seen
+    return loop
 
 
 class Serial(RunLoop):
@@ -219,6 +223,7 @@ class Serial(RunLoop):
             self._read_guardrails()
             self._load_newest(learner)
             self._pace.start()
+            self.pair_watch.advance(self.exchange.counts(), self.exchange.failures)
             while learner.step < self.config.steps:
                 self._iterate(learner)
         except (Stopped, PausedError):
@@ -262,6 +267,7 @@ class Serial(RunLoop):
         for _ in range(MAX_ROUNDS_WITHOUT_STEP):
             if not self._sample() + self.workers.score():
                 return
+            self.pair_watch.advance(self.exchange.counts(), self.exchange.failures)
             self._check_stop()
         raise StuckError(self._stuck_message(learner))
 
@@ -274,7 +280,8 @@ class Serial(RunLoop):
         return groups
 
     def _show(self) -> None:
-        self.progress.update(self._pace.status(self.step, self.roles.sampler.version))
+        tied = self.exchange.counts()[State.TIED]
+        self.progress.update(self._pace.status(self.step, self.roles.sampler.version, tied))
 
     def _check_stop(self) -> None:
         if self.stop():
