@@ -75,6 +75,9 @@ def _traceback_file(error: BaseException) -> str:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    for argument in arguments:
+        if "\x00" in argument:
+            raise ConfigError(f"{argument!r:.80}: has a NUL character")
     parser = build_parser()
     flags, rest = split_flags(arguments, parser.own_options(arguments))
     options = parser.parse_args(rest)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rich.table import Table
-
+from common.stacked_table import StackedTable
 from deploy.evaluation.figures import TIE, Evaluation
 
 PREFERS = 0.5  # share of clips from which a score is said to prefer a control
@@ -28,15 +27,10 @@ def title(found: Evaluation, name: str) -> str:
     return name if counted == prompts else f"{name} ({counted} of {prompts} prompts)"
 
 
-def text_table(found: Evaluation) -> Table:
+def text_table(found: Evaluation) -> StackedTable:
     """The table for a terminal."""
-    grid = Table(title=heading(found))
-    grid.add_column("")
-    for label in found.labels:
-        grid.add_column(label, justify="right")
-    for name, row in found.figures.items():
-        grid.add_row(title(found, name), *(_text(row[label]) for label in found.labels))
-    return grid
+    rows = [(title(found, name), *(_text(row[label]) for label in found.labels)) for name, row in found.figures.items()]
+    return StackedTable(heading(found), ["", *found.labels], rows)
 
 
 def _text(figure: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from rich.markup import escape
 
 from common.config import RunConfig
 from common.data.video import decode_clip
@@ -17,6 +17,7 @@ from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Prompt, ScoreTask
 from common.reward_composition import mean_score, reward_weights
+from common.stacked_table import StackedTable
 from deploy.results import comparison
 from deploy.run_dir.samples import SAMPLES, read_samples
 from rewarders.judges import open_rewards
@@ -82,16 +83,10 @@ def _frames(path: Path, clip: bytes) -> np.ndarray:
         raise ConfigError(f"{path}: not a readable video: {error}") from None
 
 
-def score_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+def score_table(rows: Sequence[Mapping[str, Any]]) -> StackedTable:
     """Returns the rows of `score_clips` as a table; several rows get a mean row."""
-    grid = Table(title="scores, 0..100")
     names = [name for name in rows[0] if name != "clip"]
-    grid.add_column("clip")
-    for name in names:
-        grid.add_column(name, justify="right")
-    for row in rows:
-        grid.add_row(row["clip"], *(f"{row[name]:.2f}" for name in names))
+    cells = [(escape(row["clip"]), *(f"{row[name]:.2f}" for name in names)) for row in rows]
     if len(rows) > 1:
-        grid.add_section()
-        grid.add_row("mean", *(f"{np.mean([row[name] for row in rows]):.2f}" for name in names))
-    return grid
+        cells.append(("mean", *(f"{np.mean([row[name] for row in rows]):.2f}" for name in names)))
+    return StackedTable("scores, 0..100", ["clip", *names], cells, sections=[len(rows)])

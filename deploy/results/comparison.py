@@ -200,7 +200,8 @@ def table(result: Mapping[str, Any]) -> Any:
     title = f"{compared_text(result)}, same seeds: mean, change with 95 % paired bootstrap interval"
     grid = Table(title=title)
     for name, side in (("judge", "left"), ("", "left"), ("base", "right"), ("aligned", "right"), ("change", "right")):
-        grid.add_column(name, justify=side)  # type: ignore[arg-type]
+        figures_column = side == "right"  # never cut; long names wrap
+        grid.add_column(name, justify=side, no_wrap=figures_column, overflow="fold")  # type: ignore[arg-type]
     for kind, label in (("learned", "learned reward"), ("oracle", "oracle")):
         for name, row in result[kind].items():
             change = row["change"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from actors.prompts.vocabulary import open_vocabulary
 from common.config import load_config
 from common.data.ratings import dimensions, read_ratings
 from common.errors import ConfigError
+from common.stacked_table import StackedTable
 from deploy.rewards import rating_set, tuning
 from deploy.rewards.rating_set import Generator, Inputs
 from deploy.run_dir.source import generator_of
@@ -170,17 +171,14 @@ def eval_command(options: Options, flags: Flags) -> int:
     return 0
 
 
-def _agreement_table(name: str, section: Mapping[str, Any]) -> Table:
-    grid = Table(title=f"{name}: {section['clips']} clips of {section['prompts']} prompts", box=SIMPLE_HEAD)
-    grid.add_column("judge", no_wrap=True)
-    for metric in METRICS:
-        grid.add_column(metric.replace("Recall", "R"), justify="right")
+def _agreement_table(name: str, section: Mapping[str, Any]) -> StackedTable:
+    rows: list[Sequence[str]] = []
     for judge, found in section["judges"].items():
-        grid.add_row(judge, *_cells(found, "value"))
+        rows.append((judge, *_cells(found, "value")))
         if judge not in SIGNALS:
-            grid.add_row("  95 % from", *_cells(found, "low"), style="dim")
-            grid.add_row("  to", *_cells(found, "high"), style="dim")
-    return grid
+            rows += [("  95 % from", *_cells(found, "low")), ("  to", *_cells(found, "high"))]
+    title = f"{name}: {section['clips']} clips of {section['prompts']} prompts"
+    return StackedTable(title, ["judge", *(one.replace("Recall", "R") for one in METRICS)], rows, SIMPLE_HEAD)
 
 
 def _cells(found: Mapping[str, Mapping[str, float | None]], what: str) -> list[str]:
@@ -198,15 +196,13 @@ def _calibration_table(section: Mapping[str, Any]) -> Table:
     return grid
 
 
-def _source_table(section: Mapping[str, Any]) -> Table:
+def _source_table(section: Mapping[str, Any]) -> StackedTable:
     judges = list(next(iter(section["by_source"].values()))["SRCC"])
-    grid = Table(title="SRCC within the clips of one source", box=SIMPLE_HEAD)
-    for name in ("source", "clips", *judges):
-        grid.add_column(name, justify="left" if name == "source" else "right")
+    rows = []
     for source, one in section["by_source"].items():
         values = ("–" if one["SRCC"][judge] is None else f"{one['SRCC'][judge]:.2f}" for judge in judges)
-        grid.add_row(source, str(one["clips"]), *values)
-    return grid
+        rows.append((source, str(one["clips"]), *values))
+    return StackedTable("SRCC within the clips of one source", ["source", "clips", *judges], rows, SIMPLE_HEAD)
 
 
 def _left_out(left: Mapping[str, Any]) -> str:

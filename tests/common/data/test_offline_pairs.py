@@ -13,6 +13,7 @@ from common.data.offline_pairs import PAIRS_PER_CLIP, OfflinePairs, PairClip, _t
 from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
+from deploy.runtime.offline_pairs import name_faults
 from tests.support.rewarders.survey import frames, write_clips
 from tests.support.videos import cut, quarters, video
 
@@ -136,6 +137,19 @@ def test_a_stream_copied_cut_has_no_frames_before_it(tmp_path):
     (tmp_path / "a.txt").write_text("a square walks")
     with pytest.raises(ConfigError, match=r"a.mp4: 6 frames at 8 frames per second are too few: the model takes 9"):
         OfflinePairs(tmp_path, MODEL, 0)
+
+
+def test_skipped_rows_are_named_and_what_is_left_is_counted(tmp_path):
+    file = rated(tmp_path, {"a.mp4": ("walk", 5), "b.mp4": ("walk", 2), "c.mp4": ("jump", 1), "d.mp4": ("jump", 4)})
+    good = file.read_text()
+    file.write_text(f'{good}{good.splitlines()[0]}\n{{"clip": "gone.mp4"}}\nno json\n')
+    offline = OfflinePairs(file, MODEL, 0)
+    assert [row.line for row in offline.bad_rows] == [5, 6, 7]
+    said: list[str] = []
+    name_faults(offline, said.append)
+    assert said[0] == f"{file}:5: a.mp4: already in line 1; skipped"
+    assert said[2].startswith(f"{file}:7: not valid JSON")
+    assert said[3:] == [f"{file}: 2 pairs of 4 clips in 2 categories"]
 
 
 def test_equal_opinions_alone_are_no_pairs(tmp_path):
