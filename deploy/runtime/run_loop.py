@@ -30,12 +30,12 @@ from common.reward_composition import mean_score
 from common.roles import COLLECTING, EVALUATING_ALIGNED, EVALUATING_BASE, TRAINING
 from common.weights.store import WeightStore
 from deploy.guardrails.monitor import GuardrailMonitor
+from deploy.guardrails.pair_watch import PairWatch
 from deploy.results import comparison, report
 from deploy.run_dir import layout, throughput
 from deploy.run_dir.jsonl import JsonLines
 from deploy.runtime.evaluation import BASE, HeldOutEvaluation
 from deploy.runtime.messages import Outcome
-from deploy.runtime.pair_watch import PairWatch
 
 if TYPE_CHECKING:
     from common.candidate_set.keeping import CandidateKeeper

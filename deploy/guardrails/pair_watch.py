@@ -3,7 +3,7 @@
 ```
 scores of training groups ──> seen()      a value outside of the range that is not clamped: one line a score
 states of training groups ──> advance()   8, 16 groups in a row tied or failed: one line; 32 of them without a
-                                          difference between any two rewards, or all failed: `StuckError`
+                                          difference between any two rewards, or all failed: `NoPairsError`
 ```
 
 Ties with a difference (below `algorithm.min_gap`) are chance and do not end the run here; the run loops bound them.
@@ -18,11 +18,11 @@ from math import isfinite
 from threading import Lock
 
 from common.config import RunConfig
+from common.errors import RunFailed
 from common.exchange.api import State
 from common.exchange.storage.ledger import FIRST_EVALUATION
 from common.messages import Purpose, Score
 from common.reward_composition import RANGE, clip_reward
-from deploy.runtime.evaluation import StuckError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,10 @@ FIRST_SAID = 8  # groups in a row without a pair before the first line; the next
 MOST_FUTILE = 32  # groups in a row without a pair, and without a sign that there will be one
 PAIRED = (State.READY, State.TRAINING, State.TRAINED, State.EXPIRED)
 SLACK = 1e-3  # rounding: a score of 100.0001 is not worth a line
+
+
+class NoPairsError(RunFailed):
+    """The scores make no pairs; the message says what the judges gave."""
 
 
 @dataclass
@@ -73,7 +77,7 @@ class PairWatch:
     def advance(self, counts: Mapping[State, int], failures: Callable[[], Mapping[int, str]]) -> None:
         """Takes in the number of training groups by state, and `HubExchange.failures`.
 
-        Raises `StuckError` if pairs are out of reach.
+        Raises `NoPairsError` if pairs are out of reach.
         """
         paired, lost = sum(counts[state] for state in PAIRED), (counts[State.TIED], counts[State.FAILED])
         if self._paired is None or paired > self._paired:
@@ -88,7 +92,7 @@ class PairWatch:
             self._next *= 2
         why = f"{tied + failed} groups in a row {self._reason(tied, failed, failures())}"
         if tied + failed >= MOST_FUTILE and (not tied or not self._differ):
-            raise StuckError(f"no pairs: {why}")
+            raise NoPairsError(f"no pairs: {why}")
         self._tell(why)
 
     def _reason(self, tied: int, failed: int, failures: Mapping[int, str]) -> str:

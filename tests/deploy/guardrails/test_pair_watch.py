@@ -10,8 +10,7 @@ import pytest
 from common.config import RunConfig, load_config
 from common.exchange.api import State
 from common.messages import Purpose, Score
-from deploy.runtime.evaluation import StuckError
-from deploy.runtime.pair_watch import PairWatch
+from deploy.guardrails.pair_watch import NoPairsError, PairWatch
 
 CLAMPED = "values outside of 0..100 are clamped; set reward.judges.red.low and high"
 
@@ -55,7 +54,7 @@ def test_a_constant_judge_is_named_after_8_groups_and_ends_the_run_after_32():
     for _ in range(31):
         run.group(State.TIED, [50.0, 50.0])
     assert run.said == [f"{n} groups in a row tied: red gave 50.00 to every clip" for n in (8, 16)]
-    with pytest.raises(StuckError, match=r"^no pairs: 32 groups in a row tied: red gave 50.00 to every clip$"):
+    with pytest.raises(NoPairsError, match=r"^no pairs: 32 groups in a row tied: red gave 50.00 to every clip$"):
         run.group(State.TIED, [50.0, 50.0])
 
 
@@ -66,13 +65,13 @@ def test_values_below_the_range_are_named_at_once_and_again_as_the_cause():
     for _ in range(30):
         run.group(State.TIED, [-0.75, -0.25])
     assert run.said[1] == f"8 groups in a row tied: red gave -0.75 to -0.25; {CLAMPED}"
-    with pytest.raises(StuckError, match=r"red gave -0.75 to -0.25; values outside of 0..100 are clamped"):
+    with pytest.raises(NoPairsError, match=r"red gave -0.75 to -0.25; values outside of 0..100 are clamped"):
         run.group(State.TIED, [-0.75, -0.25])
 
 
 def test_a_saturated_judge():
     run = Run()
-    with pytest.raises(StuckError, match=r"32 groups in a row tied: red gave 120.00 to 150.00; values outside"):
+    with pytest.raises(NoPairsError, match=r"32 groups in a row tied: red gave 120.00 to 150.00; values outside"):
         run.groups(32, State.TIED, [120.0, 150.0])
 
 
@@ -80,7 +79,7 @@ def test_a_judge_of_the_caption_alone_gives_each_group_one_value():
     run = Run()
     for number in range(31):
         run.group(State.TIED, [float(number)] * 2)
-    with pytest.raises(StuckError, match=r"32 groups in a row tied: red gave 0.00 to 31.00$"):
+    with pytest.raises(NoPairsError, match=r"32 groups in a row tied: red gave 0.00 to 31.00$"):
         run.group(State.TIED, [31.0, 31.0])
 
 
@@ -103,7 +102,7 @@ def test_a_pair_begins_the_count_again():
 
 def test_failed_groups_are_named_with_the_last_reason():
     run = Run()
-    with pytest.raises(StuckError, match=r"^no pairs: 32 groups in a row failed: nan score: red: no face 31$"):
+    with pytest.raises(NoPairsError, match=r"^no pairs: 32 groups in a row failed: nan score: red: no face 31$"):
         run.groups(32, State.FAILED)
     assert run.said == [f"{n} groups in a row failed: nan score: red: no face {n - 1}" for n in (8, 16)]
 
