@@ -83,7 +83,7 @@ class Judge(Protocol):
 
 @runtime_checkable
 class DifferentiableReward(Protocol):
-    """What a `Reward` also needs for algorithms that follow its gradient (`rewarders/gradients.py`)."""
+    """What a `Reward` also needs for algorithms that follow its gradient (`rewarders/gradient/reward.py`)."""
 
     def frame_scores(self, clips: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
         """Returns a raw value of every frame, ``[n, F]``, with a gradient to `clips`; their mean is the clip's score.

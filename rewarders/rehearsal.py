@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
 from common.images import encode_png
-from common.messages import Prompt
+from common.messages import Prompt, Purpose
 from rewarders.interface import Clip, Judge, JudgeResult
 from rewarders.rewarder import Rewarder
 
@@ -54,7 +54,7 @@ def made_clips(model: ModelConfig) -> list[Clip]:
 
 def _result(judge: Judge, clip: Clip) -> JudgeResult | ValueError | None:
     """The judge's answer or refusal; None if it failed in another way, which the run's own scoring reports."""
-    prompt = Prompt(0, "rehearsal", TEXT, encode_png(clip.frames[0]))
+    prompt = Prompt(0, "rehearsal", TEXT, encode_png(clip.frames[0]), purpose=Purpose.PROBE)
     try:
         return next(iter(judge.judge([clip], [prompt])))
     except ConfigError:

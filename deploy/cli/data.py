@@ -131,7 +131,7 @@ def _add_first_frames(kinds: Any) -> None:
 def _first_frames(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from actors.prompts.first_frames import first_frames
     from actors.prompts.text_to_image import ImageSettings
-    from deploy.runtime.offline_pairs import on_stderr
+    from deploy.runtime.inputs.offline_pairs import on_stderr
 
     settings = ImageSettings(options.height, options.width, options.steps, options.guidance, options.dtype)
     where = (options.file, options.model, options.out)

@@ -44,6 +44,7 @@ from deploy.observability import targets
 from deploy.run_dir.endings import record_ending
 from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
+from deploy.runtime.factories import check_toon_heads
 from deploy.runtime.messages import HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory
 from deploy.runtime.ray_backend import RestartUnit, connected, launch_hub, placed, ray_exporters, restart_units
@@ -90,6 +91,8 @@ def run(
     or lacks the resources. Raises `StorageError` if the disk fails in any process.
     """
     _check_root(config)
+    if rewards is None:
+        check_toon_heads(config)
     progress = progress or NullProgress()
     supervisor = Supervisor(config.cluster.restarts, config.cluster.restart_seconds)
     logs = ForwardingHandler(Redactor(secrets_of(config, os.environ)))
@@ -263,7 +266,8 @@ class Driver:
         for error in errors:
             if is_fatal(error):
                 raise error
-        reason = one_line(errors[0]) if isinstance(errors[0], RayError) else describe_error(errors[0])
+        expected = isinstance(errors[0], (RayError, OutOfMemory))  # their messages say it all
+        reason = one_line(errors[0]) if expected else describe_error(errors[0])
         for name in unit.members:
             self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
         now = time.monotonic()

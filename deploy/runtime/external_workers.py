@@ -31,8 +31,8 @@ from common.models.fingerprint import TOON_PIPELINE, fingerprint, model_folder
 from common.rpc.client import Client, calling
 from common.rpc.curve import ServerKeys
 from common.rpc.server import LOOPBACK, Service
+from deploy.runtime.inputs.offline_pairs import open_pairs
 from deploy.runtime.messages import Addresses
-from deploy.runtime.offline_pairs import open_pairs
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from actors.prompts.source import PromptSource, open_prompts
 from common.config import RunConfig, algorithm_class
 from common.errors import ConfigError
 from deploy.observability.scalars import check_sinks
-from deploy.runtime.offline_pairs import name_faults, on_stderr, open_pairs
+from deploy.runtime.inputs.offline_pairs import name_faults, on_stderr, open_pairs
 from deploy.runtime.oom import needed_by
 
 if TYPE_CHECKING:
@@ -32,19 +32,17 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     """Opens the run's prompts, and checks the model folder and the offline pairs. Call before creating a run folder.
 
     `notify` is told of offline clips that do not fit the model and are left out, of captions that are not read whole,
-    and of repeated prompts. Raises `ConfigError` for missing
-    or invalid input.
+    and of repeated prompts. Raises `ConfigError` for missing or invalid input.
     """
     check_sinks(config)
-    _check_toon_heads(config)
     if algorithm_class(config.algorithm.name).needs_rollouts:
-        from rewarders.gradients import check_gradients
+        from rewarders.gradient.reward import check_gradients
 
         check_gradients(config.reward)
     pairs = open_pairs(config) if config.pairs else None
     prompts = open_training_prompts(config)
     if not config.simulate:
-        from deploy.runtime.captions import report_run
+        from deploy.runtime.inputs.captions import report_run
 
         report_run(config, prompts, pairs, notify)
     if not config.collect.prompts:
@@ -65,7 +63,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     return OfflinePrompts(pairs, prompts, config.model)
 
 
-def _check_toon_heads(config: RunConfig) -> None:
+def check_toon_heads(config: RunConfig) -> None:
     """Raises `ConfigError` if the embedded heads are to score clips of another size. Loads none of them."""
     from common.toon.world import FRAMES, HEIGHT, WIDTH
 
@@ -168,7 +166,7 @@ def learner_of(config: RunConfig) -> Callable[[Path, str], LearningLoop]:
     def learner(folder: Path, worker: str) -> LearningLoop:
         rewards = None
         if algorithm_class(config.algorithm.name).needs_rollouts:
-            from rewarders.gradients import open_gradients
+            from rewarders.gradient.reward import open_gradients
 
             rewards = open_gradients(config.reward, config.model.device)
         return Learner(open_model(config.model.path), config, folder, worker, rewards)

@@ -43,9 +43,9 @@ from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
 from deploy.runtime.evaluation import StuckError
-from deploy.runtime.factories import learner_of, open_inputs, open_scorers
+from deploy.runtime.factories import check_toon_heads, learner_of, open_inputs, open_scorers
+from deploy.runtime.inputs.offline_pairs import on_stderr
 from deploy.runtime.messages import Outcome
-from deploy.runtime.offline_pairs import on_stderr
 from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
@@ -77,6 +77,8 @@ def open_roles(
 
     Raises `ConfigError` for missing or invalid input.
     """
+    if rewards is None:
+        check_toon_heads(config)
     prompts = open_inputs(config, notify)
     probes = open_probes(config, prompts)
     sampler, rewarder = open_scorers(config, rewards)

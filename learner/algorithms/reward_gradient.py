@@ -8,7 +8,7 @@
 | InstructVideo | `instruct_video.py` | the sampled clip, partly noisy | the last steps | one of each segment |
 | VADER | `vader.py` | noise | the last steps | some at random |
 
-All rewards of the run must have a gradient (`rewarders/gradients.py`). There is no reference and no comparison of
+All rewards of the run must have a gradient (`rewarders/gradient/reward.py`). There is no reference and no comparison of
 candidates: the first candidate of each group is kept, so ``sampler.candidates = 1`` suffices. Its sampled clip is the
 start of InstructVideo; for the others it only shows the policy's reward in the journal.
 

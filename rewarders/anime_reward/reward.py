@@ -57,7 +57,7 @@ from common.weights.tensors import state_digest
 from rewarders.anime_reward.encoders import Encoder, locate_model, resolve_folder
 from rewarders.anime_reward.heads import opinion_loss
 from rewarders.anime_reward.video import SAMPLING, Frames
-from rewarders.differentiable import to_bytes
+from rewarders.gradient.pixels import to_bytes
 
 DIGITS = 3  # decimals of a score
 

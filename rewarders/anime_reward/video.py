@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from common.messages import Prompt
-from rewarders.differentiable import from_bytes, mode_of, resized, to_bytes
 from rewarders.first_frame import reference_frame
+from rewarders.gradient.pixels import from_bytes, mode_of, resized, to_bytes
 
 FRAMES = 81  # maximum number of frames used of a clip: all of CogVideoX's 49 and of CogVideoX 1.5's 81
 # Frames of a clip: uint8 [n, H, W, 3], or with a gradient float32 [n, 3, H, W] in 0..1.

@@ -39,7 +39,7 @@ from rewarders.conversion.checkpoints import Tensors, fill, groups, listed, part
 from rewarders.conversion.names import bert_sizes, blip_vision_sizes, blip_vision_weights, clip_weights
 from rewarders.judges.dynamic_degree import RAFT_FILE
 from rewarders.judges.image_rewards import AESTHETIC_FILE, IMAGE_REWARD_FILE
-from rewarders.raft import Raft
+from rewarders.optical_flow.raft import Raft
 
 BERT, CLIP_B, CLIP_L, CLIP_H = (
     "bert-base-uncased",

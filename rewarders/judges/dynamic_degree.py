@@ -1,4 +1,4 @@
-"""VBench's dynamic degree: whether a clip moves, by the optical flow of RAFT (`rewarders/raft.py`).
+"""VBench's dynamic degree: whether a clip moves, by the optical flow of RAFT (`rewarders/optical_flow/raft.py`).
 
 A clip with rate r is read at about 8 frames per second: every n-th frame, n = max(1, round(r / 8)). Of the F frames
 that remain, H x W pixels each:
@@ -38,8 +38,8 @@ from common.weights.tensors import state_digest
 from rewarders.interface import Clip, JudgeResult
 from rewarders.judges.adapter import InputSpec
 from rewarders.judges.flow_metrics import fastest_mean
-from rewarders.raft import SCALE, Raft
-from rewarders.raft import SMALLEST as SMALLEST_PADDED
+from rewarders.optical_flow.raft import SCALE, Raft
+from rewarders.optical_flow.raft import SMALLEST as SMALLEST_PADDED
 
 RAFT_FILE = "raft.safetensors"
 ITERATIONS = 20

@@ -1,4 +1,4 @@
-"""Metrics of consecutive frames over optical flow (`rewarders/optical_flow.py`), without a model.
+"""Metrics of consecutive frames over optical flow (`rewarders/optical_flow/dis.py`), without a model.
 
 f is the flow from v_t to v_t+1, b the flow back, p a pixel, and ~ marks what is looked up at p + f(p), bilinearly:
 
@@ -31,7 +31,7 @@ import numpy as np
 from rewarders.interface import Clip
 from rewarders.judges.adapter import InputSpec
 from rewarders.judges.frame_pairs import FramePairMetric
-from rewarders.optical_flow import SMALLEST, grey, optical_flow
+from rewarders.optical_flow.dis import SMALLEST, grey, optical_flow
 
 RELATIVE, ABSOLUTE = 0.01, 0.5  # Ruder et al.; the second in pixels squared
 FASTEST = 0.05  # share of pixels, as in VBench's dynamic degree

@@ -27,7 +27,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BlipForImageTextRetr
 from common.config import JudgeConfig
 from common.messages import Prompt
 from common.weights.tensors import state_digest
-from rewarders.differentiable import preprocessed, resized
+from rewarders.gradient.pixels import preprocessed, resized
 from rewarders.judges.adapter import InputSpec, resize
 from rewarders.judges.pretrained import from_pretrained, linear_layers, load_frozen
 

@@ -25,7 +25,7 @@ from skimage.metrics import structural_similarity
 
 from rewarders.judges.adapter import InputSpec
 from rewarders.judges.frame_pairs import FramePairMetric
-from rewarders.optical_flow import grey
+from rewarders.optical_flow.dis import grey
 
 WANG: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 

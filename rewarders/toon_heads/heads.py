@@ -11,8 +11,8 @@ import torch
 from common.messages import Prompt
 from common.toon.world import FRAMES, HEIGHT, WIDTH
 from common.weights.tensors import state_digest
-from rewarders.differentiable import to_bytes
 from rewarders.first_frame import reference_frame
+from rewarders.gradient.pixels import to_bytes
 from rewarders.toon_heads.network import HeadNetwork, View, bag_of_words
 
 CHUNK = 4  # clips in every forward pass: a fixed batch size keeps floating-point sums independent of the batch

@@ -12,7 +12,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
-from rewarders.optical_flow import grey, optical_flow
+from rewarders.optical_flow.dis import grey, optical_flow
 from rewarders.training.ranking_metrics import srcc
 
 BINS = 8  # histogram bins per colour channel

@@ -199,7 +199,7 @@ def test_what_cannot_be_shown_rightly_is_refused_at_the_start(why: str, tmp_path
     (tmp_path / "bad.png").write_bytes(data)
     rows = [f'{{"image": "{name}.png", "prompt": "it walks"}}\n' for name in ("good", "bad", "good")]
     (tmp_path / "prompts.jsonl").write_text("".join(rows))
-    with pytest.raises(ConfigError, match=rf"prompts.jsonl:2: broken image .*bad.png: .*{why}") as error:
+    with pytest.raises(ConfigError, match=rf"prompts.jsonl:2: image .*bad.png: broken image: .*{why}") as error:
         FilePrompts(tmp_path / "prompts.jsonl", 0)
     assert "\n" not in str(error.value)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from rewarders.judges.dynamic_degree import ITERATIONS, RAFT_FILE
-from rewarders.raft import SCALE, Raft
+from rewarders.optical_flow.raft import SCALE, Raft
 
 State = dict[str, torch.Tensor]
 

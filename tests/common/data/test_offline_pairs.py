@@ -13,7 +13,7 @@ from common.data.offline_pairs import PAIRS_PER_CLIP, OfflinePairs, PairClip, _t
 from common.data.ratings import RatedClip, RatedPair, write_pairs, write_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
-from deploy.runtime.offline_pairs import name_faults
+from deploy.runtime.inputs.offline_pairs import name_faults
 from tests.support.rewarders.survey import frames, write_clips
 from tests.support.videos import cut, quarters, video
 
@@ -147,9 +147,10 @@ def test_skipped_rows_are_named_and_what_is_left_is_counted(tmp_path):
     assert [row.line for row in offline.bad_rows] == [5, 6, 7]
     said: list[str] = []
     name_faults(offline, said.append)
-    assert said[0] == f"{file}:5: a.mp4: already in line 1; skipped"
-    assert said[2].startswith(f"{file}:7: not valid JSON")
-    assert said[3:] == [f"{file}: 2 pairs of 4 clips in 2 categories"]
+    rows, left = said
+    assert rows.startswith(f"{file}: bad rows left out (3):\n  {file}:5: a.mp4: already in line 1\n  {file}:6: ")
+    assert f"\n  {file}:7: not valid JSON" in rows
+    assert left == f"{file}: 2 pairs of 4 clips in 2 categories"
 
 
 def test_equal_opinions_alone_are_no_pairs(tmp_path):

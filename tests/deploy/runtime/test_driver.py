@@ -46,7 +46,7 @@ from deploy.runtime.messages import Outcome
 from deploy.runtime.restart_policy import RestartLimitError
 from learner import checkpoint
 from tests.deploy.guardrails.test_monitor import DriftingReward
-from tests.deploy.runtime.test_offline_pairs import rate_clips
+from tests.deploy.runtime.inputs.test_offline_pairs import rate_clips
 from tests.runs.test_simulate import config as simulated
 from tests.support import toy
 from tests.support.rewarders.survey import frames

@@ -31,14 +31,14 @@ GPU = (
 
 
 class Greedy(toy.HashReward):
-    """Allocates more than any machine has. With `worked` (a file): only once, after it has scored something."""
+    """Allocates more than any machine has. With `worked` (a file): only once, after it has scored a clip of the run."""
 
     def __init__(self, dimension: str, worked: Path | None = None) -> None:
         super().__init__(dimension)
         self.worked, self.scored = worked, 0
 
     def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
-        self.scored += 1
+        self.scored += prompts[0].id != "rehearsal"
         if self.worked is None or (self.scored > 1 and not self.worked.exists()):
             if self.worked is not None:
                 self.worked.touch()

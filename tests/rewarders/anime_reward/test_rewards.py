@@ -21,7 +21,7 @@ from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
 from rewarders.anime_reward import CLASSES, EncoderReward, VideoSmoothness, VideoTextConsistency
 from rewarders.anime_reward.trainable import TrainableReward
-from rewarders.differentiable import from_bytes
+from rewarders.gradient.pixels import from_bytes
 from rewarders.head_files import load_heads, save_heads
 from tests.support.tiny_encoders import tiny_clip, tiny_idefics2, tiny_idefics2_tower, tiny_siglip
 

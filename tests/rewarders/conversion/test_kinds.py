@@ -23,7 +23,7 @@ from rewarders.conversion.names import HEAD
 from rewarders.judges.dynamic_degree import load_raft
 from rewarders.judges.image_rewards import Aesthetic, ImageReward
 from rewarders.judges.pretrained import load_frozen
-from rewarders.raft import Raft
+from rewarders.optical_flow.raft import Raft
 from tests.support.tiny_encoders import tiny_bert, tiny_clip
 
 WIDTH, PATCH, SIZE = 2 * HEAD, 8, 32

@@ -16,7 +16,7 @@ from rewarders.controls import compare_with_controls
 from rewarders.interface import Clip
 from rewarders.judges.dynamic_degree import RAFT_FILE, DynamicDegree, moves, padded
 from rewarders.judges.registry import open_judge
-from rewarders.raft import Raft
+from rewarders.optical_flow.raft import Raft
 from tests.support.rafts import arbitrary, raft_of_flow, saved
 
 pytestmark = pytest.mark.usefixtures("one_thread")

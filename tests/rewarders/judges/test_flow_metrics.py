@@ -11,7 +11,7 @@ from common.messages import Prompt
 from rewarders.interface import Clip
 from rewarders.judges.flow_metrics import fastest_mean, look_up, visible_pixels, warped_error
 from rewarders.judges.registry import open_judge
-from rewarders.optical_flow import optical_flow
+from rewarders.optical_flow.dis import optical_flow
 
 ASKED = Prompt(0, "p", "walks")
 H, W = 96, 128

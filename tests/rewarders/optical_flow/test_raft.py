@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rewarders.judges.dynamic_degree import ITERATIONS, load_raft
-from rewarders.raft import Raft, correlations, look_up, positions, upsampled
+from rewarders.optical_flow.raft import Raft, correlations, look_up, positions, upsampled
 from tests.support.rafts import arbitrary, raft_of_flow
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 
 from common.errors import ConfigError
-from rewarders.differentiable import preprocessed
+from rewarders.gradient.pixels import preprocessed
 
 ROWS, COLUMNS = np.meshgrid(np.linspace(0, 3, 30), np.linspace(0, 4, 40), indexing="ij")
 WAVES = [np.sin(ROWS + phase)[..., None] * np.cos(COLUMNS[..., None] + np.arange(3)) for phase in range(2)]

@@ -15,13 +15,13 @@ from common.images import encode_png
 from common.messages import Prompt
 from common.reward_composition import clip_reward
 from common.toon.world import FRAMES, HEIGHT, WIDTH
-from rewarders.gradients import check_gradients, open_gradients
+from rewarders.gradient.reward import check_gradients, open_gradients
 from rewarders.head_files import load_heads
 from rewarders.judges.adapter import InputSpec
 from rewarders.judges.registry import open_rewards
 from rewarders.toon_heads.heads import ToonHead, to_pixels
 
-ME = "tests.rewarders.test_gradients"
+ME = "tests.rewarders.gradient.test_reward"
 
 
 class Level:
