@@ -25,14 +25,19 @@ def make_optimizer(parameters: Iterable[torch.Tensor], config: LearnerConfig) ->
     settings: dict[str, Any] = {"lr": config.lr, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters), fused=True, **settings)
-    if importlib.util.find_spec("bitsandbytes") is None:
+    check_optimizer(config)
+    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - takes five seconds to import
+
+    return AdamW8bit(list(parameters), **settings)
+
+
+def check_optimizer(config: LearnerConfig) -> None:
+    """Raises `ConfigError` if the package of the configured optimizer is not installed. Imports nothing."""
+    if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "learner.optimizer = 'adamw_8bit': needs the package bitsandbytes, which is not installed: "
             "pip install 'douga[bitsandbytes]', or set 'adamw'"
         )
-    from bitsandbytes.optim import AdamW8bit  # noqa: PLC0415 - takes five seconds to import
-
-    return AdamW8bit(list(parameters), **settings)
 
 
 def saved_state(

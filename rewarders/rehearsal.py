@@ -1,4 +1,6 @@
-"""Shows a run's rewards two made clips before anything is sampled: sampling a clip can take minutes of a GPU.
+"""Shows two made clips to a run's rewards, and to the held-out judges of its guardrails, before anything is sampled.
+
+Sampling a clip can take minutes of a GPU.
 
 A reward raises `ValueError` for a clip of an unsupported shape or frame rate (`rewarders/interface.py`). If it does so
 for both clips, it can score nothing of this run. A reward that gives a reason or NaN may miss something that made clips
@@ -34,7 +36,7 @@ def rehearse(rewarder: Rewarder, model: ModelConfig) -> None:
         if all(isinstance(one, ValueError) for one in found):
             size = f"{model.frames}x{model.height}x{model.width} at {model.fps} fps"
             raise ConfigError(
-                f"reward {', '.join(judge.outputs)}: no clip of {size} can be scored: {one_line(found[0])}"
+                f"{rewarder.what} {', '.join(judge.outputs)}: no clip of {size} can be scored: {one_line(found[0])}"
             )
         for output in judge.outputs:
             reasons = [_missing(one, output) for one in found]

@@ -33,8 +33,15 @@ MAX_BROKEN = 3  # consecutive batches in which a judge's code fails for every cl
 class Rewarder(ScoringLoop):
     """Scores clips with all of `rewards`."""
 
-    def __init__(self, rewards: Sequence[Reward | Judge], config: RewardConfig, worker: str = "rewarder-0") -> None:
-        """Raises `ConfigError` if there is no reward, or if two share a dimension."""
+    def __init__(
+        self,
+        rewards: Sequence[Reward | Judge],
+        config: RewardConfig,
+        worker: str = "rewarder-0",
+        what: str = "reward",
+    ) -> None:
+        """Errors call a reward `what`. Raises `ConfigError` if there is no reward, or if two share a dimension."""
+        self.what = what
         self.judges = tuple(as_judge(reward) for reward in rewards)
         names = self.dimensions
         if not names or len(set(names)) < len(names):
@@ -78,8 +85,8 @@ class Rewarder(ScoringLoop):
             if not any(math.isfinite(score.values[output]) for score in scores):
                 why = next((score.problems[output] for score in scores if output in score.problems), before)
                 raise ConfigError(
-                    f"reward {output}: it scored neither the first clips of this run nor made ones: {why}; the run "
-                    "ends here, because no clip without a score can be compared"
+                    f"{self.what} {output}: it scored neither the first clips of this run nor made ones: {why}; the "
+                    "run ends here, because no clip without a score can be compared"
                 )
         if scores:
             self.doubts = {}

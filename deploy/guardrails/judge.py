@@ -17,6 +17,7 @@ from common.messages import Prompt
 from common.toon.oracle import OracleScores, judge, oracle_applies
 from common.toon.prompts import shot_of
 from rewarders.judges import open_judges
+from rewarders.rehearsal import rehearse
 from rewarders.rewarder import Rewarder
 
 ANSWERS = ("identity", "motion", "smoothness")
@@ -25,13 +26,18 @@ ANSWERS = ("identity", "motion", "smoothness")
 def held_out_judge(config: RunConfig) -> Rewarder | None:
     """Returns the judges of ``guardrails.judges``, else the oracle; None if that does not apply (`oracle_applies`).
 
-    Raises `ConfigError` for an invalid judge or one that cannot be opened.
+    Judges are shown made clips first, as rewards are (`rewarders/rehearsal.py`). Raises `ConfigError` for a judge that
+    is invalid, cannot be opened, or refuses every clip of the model's size.
     """
     device = "cpu" if config.mode == "cluster" else config.model.device
     judges = open_judges(config.guardrails.judges, device, "guardrails.judges")
-    if not judges and not oracle_applies(config):
+    if judges:
+        rewarder = Rewarder(judges, config.reward, "judge", "guardrails.judges")
+        rehearse(rewarder, config.model)
+        return rewarder
+    if not oracle_applies(config):
         return None
-    return Rewarder(judges or [OracleAnswer(name) for name in ANSWERS], config.reward, "judge")
+    return Rewarder([OracleAnswer(name) for name in ANSWERS], config.reward, "judge")
 
 
 class OracleAnswer:

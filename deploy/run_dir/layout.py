@@ -19,7 +19,7 @@ RUN/kept/            the set that a run keeps of its own training candidates (ke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageE
 from common.exchange.storage.run_lock import hold
 from common.files import write_whole
 from common.models.fingerprint import check_same_model, model_parts
+from deploy.run_dir.beginnings import begin_anew, has_work
 
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
@@ -39,11 +40,12 @@ OF_SCORES = ("reward.", "algorithm.", "learner.")  # keys that do not matter to 
 
 
 @contextmanager
-def claim(config: RunConfig) -> Iterator[Path]:
+def claim(config: RunConfig, notify: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
     """Creates or reopens the run folder and locks it. Yields the folder.
 
-    Raises `ConfigError` if it cannot be created, another process holds it, or it belongs to another configuration or
-    base model.
+    A run that has made nothing yet (`deploy/run_dir/beginnings.py`) begins anew if configuration, base model or
+    candidate set are others; `notify` is told. Raises `ConfigError` if the folder cannot be created, another process
+    holds it, or it belongs to another run.
     """
     folder = config.folder
     try:
@@ -51,10 +53,17 @@ def claim(config: RunConfig) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be created: {error.strerror}; choose another --root or --name") from None
     with lock(folder):
-        check_belongs(folder, config)
+        records = _records(config)
         try:
-            _check_model(folder, config)
-            _check_candidates(folder, config)
+            _check_same_run(folder, config, records)
+        except ConfigError:
+            if has_work(folder):
+                raise
+            notify(f"{folder}: nothing was trained or scored there; it begins anew with the changed configuration")
+            begin_anew(folder, (CONFIG, MODEL, TRAINED_ON))
+        try:
+            for name, record in records.items():
+                write_whole(folder / name, json.dumps(record, indent=1) + "\n")
             write_whole(folder / CONFIG, to_toml(config))
         except StorageError as error:
             raise ConfigError(str(error)) from None
@@ -83,7 +92,27 @@ def is_collected(config: RunConfig) -> bool:
 
 
 def check_belongs(folder: Path, config: RunConfig) -> None:
-    """Raises `ConfigError` if the folder was created with different values of keys that must not change on resume."""
+    """Raises `ConfigError` if the run there has made something, with other values of keys that must not change."""
+    try:
+        _check_configuration(folder, config)
+    except ConfigError:
+        if has_work(folder):
+            raise
+
+
+def _check_same_run(folder: Path, config: RunConfig, records: Mapping[str, Any]) -> None:
+    _check_configuration(folder, config)
+    there = {name: _read_json(folder / name) for name in records if (folder / name).exists()}
+    if MODEL in there:
+        check_same_model(str(folder), there[MODEL], records[MODEL], config.model.path)
+    if TRAINED_ON in there and (before := there[TRAINED_ON]) != (now := records[TRAINED_ON]):
+        raise ConfigError(
+            f"{config.candidates}: the set has changed since {folder} began ({before['candidates']} candidates then, "
+            f"{now['candidates']} now); a run cannot be resumed with other candidates: start another with --name"
+        )
+
+
+def _check_configuration(folder: Path, config: RunConfig) -> None:
     if not (folder / CONFIG).exists():
         return
     changed = {
@@ -99,29 +128,14 @@ def check_belongs(folder: Path, config: RunConfig) -> None:
         )
 
 
-def _check_model(folder: Path, config: RunConfig) -> None:
-    """Raises `ConfigError` if the run was started with another base model. Call before any work is done."""
-    if config.simulate:
-        return
-    here, kept = model_parts(config.model.path), folder / MODEL
-    if kept.exists():
-        check_same_model(str(folder), _read_json(kept), here, config.model.path)
-    write_whole(kept, json.dumps(here, indent=1) + "\n")
-
-
-def _check_candidates(folder: Path, config: RunConfig) -> None:
-    """Raises `ConfigError` if the run began with other candidates: their number decides which group comes when."""
-    if not config.candidates:
-        return
-    place, kept = Path(config.candidates), folder / TRAINED_ON
-    names = list(read_rows(folder_of(place)))
-    here = {"candidates": len(names), "digest": digest("\n".join(names).encode())}
-    if kept.exists() and (there := _read_json(kept)) != here:
-        raise ConfigError(
-            f"{place}: the set has changed since {folder} began ({there['candidates']} candidates then, {len(names)} "
-            "now); a run cannot be resumed with other candidates: start another with --name"
-        )
-    write_whole(kept, json.dumps(here, indent=1) + "\n")
+def _records(config: RunConfig) -> dict[str, Any]:
+    """What a run must find again when it resumes, by file: its base model, and the candidates that it trains on, whose
+    number decides which group comes when."""
+    records: dict[str, Any] = {} if config.simulate else {MODEL: model_parts(config.model.path)}
+    if config.candidates:
+        names = list(read_rows(folder_of(Path(config.candidates))))
+        records[TRAINED_ON] = {"candidates": len(names), "digest": digest("\n".join(names).encode())}
+    return records
 
 
 def check_steps(config: RunConfig, done: int) -> None:

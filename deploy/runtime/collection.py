@@ -163,18 +163,29 @@ def open_set(config: RunConfig, folder: Path) -> Iterator[SetWriter]:
         yield writer
 
 
+def source_weights(config: RunConfig) -> WeightStore | None:
+    """The store of the run named in `collect.run`; None to sample with the base model.
+
+    Raises `NotFoundError` if it lacks the version, and `ConfigError` if that was trained from another base model.
+    """
+    if not config.collect.run:
+        return None
+    store, version = WeightStore(Path(config.collect.run) / "weights"), config.collect.version
+    parts = model_parts(config.model.path)
+    what = f"{config.collect.run}: version {version}"
+    check_same_model(what, store.manifest(version).model, parts, config.model.path)
+    return store
+
+
 def install_weights(config: RunConfig, store: WeightStore, exchange: LearnerExchange) -> str:
     """Copies the weights to sample with into the run's own store, and announces them. Returns their digest.
 
-    Raises `NotFoundError` if the run named in `collect.run` lacks the version, and `ConfigError` if it was trained from
-    another base model.
+    Raises like `source_weights`.
     """
-    parts, version = model_parts(config.model.path), config.collect.version
-    if not config.collect.run:
+    parts, version, other = model_parts(config.model.path), config.collect.version, source_weights(config)
+    if other is None:
         return parts[POLICY]
-    other = WeightStore(Path(config.collect.run) / "weights")
     manifest = other.manifest(version)
-    check_same_model(f"{config.collect.run}: version {version}", manifest.model, parts, config.model.path)
     if version not in store.versions():
         with other.file(version).open("rb") as file:
             store.receive(manifest, iter(lambda: file.read(CHUNK), b""))

@@ -45,6 +45,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
         from deploy.runtime.inputs.captions import report_run
 
         report_run(config, prompts, pairs, notify)
+        _check_work(config, prompts)
     if not config.collect.prompts:
         prompts(0)  # raises if every prompt is held out
         heldout = heldout_prompts(prompts, config)  # raises if there are not enough
@@ -61,6 +62,23 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
 
     name_faults(pairs, notify)
     return OfflinePrompts(pairs, prompts, config.model)
+
+
+def _check_work(config: RunConfig, prompts: PromptSource) -> None:
+    """Checks what workers, the learner or the collection would find later. Raises `ConfigError`, `NotFoundError`."""
+    from common.models.cogvideox import open_model
+
+    model = open_model(config.model.path)
+    model.latent_shape(config.model.frames, config.model.height, config.model.width)
+    if config.collect.prompts:
+        from deploy.runtime.collection import collected_prompts, source_weights
+
+        collected_prompts(config, prompts)
+        source_weights(config)
+        return
+    from learner.checks import check_learner
+
+    check_learner(model, config)
 
 
 def check_toon_heads(config: RunConfig) -> None:

@@ -78,7 +78,7 @@ class Hub:
         config, left_out = self.config, []
         prompts = open_inputs(config, left_out.append)
         probes = open_probes(config, prompts)
-        folder = stack.enter_context(layout.claim(config)).resolve()
+        folder = stack.enter_context(layout.claim(config, left_out.append)).resolve()
         self._open_logs(stack, folder)
         for line in left_out:
             log.warning("%s", line)

@@ -102,7 +102,7 @@ def run(
     left_out: list[str] = []
     roles, shown = open_roles(config, rewards, left_out.append), progress or NullProgress()
     with ExitStack() as stack:
-        folder = stack.enter_context(layout.claim(config))
+        folder = stack.enter_context(layout.claim(config, left_out.append))
         stack.enter_context(ending_recorded(folder))
         _open_log(stack, config, folder)
         for line in left_out:

@@ -45,8 +45,7 @@ class Engine(ABC):
     """
 
     def __init__(self, module: torch.nn.Module, config: LearnerConfig, device: str, rank: int, world: int) -> None:
-        if config.batch_size % world:
-            raise ConfigError(f"learner.batch_size = {config.batch_size}: must be divisible by {world} ranks")
+        check_divisible(config, world)
         self.module, self.rank, self.world = module, rank, world
         self.device = torch.device(device)
         self._config = config
@@ -182,6 +181,12 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release buffers and hooks."""
+
+
+def check_divisible(config: LearnerConfig, world: int) -> None:
+    """Raises `ConfigError` if a batch cannot be split evenly over `world` ranks."""
+    if config.batch_size % world:
+        raise ConfigError(f"learner.batch_size = {config.batch_size}: must be divisible by {world} ranks")
 
 
 def _buckets(tensors: Mapping[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:

@@ -18,6 +18,7 @@ zero gradients, which decays AdamW's moments.
 from __future__ import annotations
 
 import gc
+import importlib.util
 import logging
 import math
 import os
@@ -57,6 +58,21 @@ def join_group(rank: int = 0, world: int = 1, init_method: str | None = None, de
         distributed.init_process_group(backend, init_method=init_method, rank=rank, world_size=world)
 
 
+def check_deepspeed() -> None:
+    """Raises `ConfigError` if DeepSpeed is not installed. Imports nothing."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "learner.zero_stage, and cluster.learner.count above 1, need the package deepspeed, which is not "
+            "installed: pip install 'douga[deepspeed]'"
+        )
+
+
+def check_offload(config: LearnerConfig, half: bool) -> None:
+    """Raises `ConfigError` if the optimizer is to be offloaded at stage 0. A bfloat16 (`half`) model is never at it."""
+    if config.offload_optimizer and not (config.zero_stage or half):
+        raise ConfigError("learner.offload_optimizer: several ranks need learner.zero_stage 1, 2 or 3")
+
+
 class ZeroEngine(Engine):
     """DeepSpeed engine; see the module docstring. With several ranks, call `join_group` on each of them first."""
 
@@ -66,8 +82,7 @@ class ZeroEngine(Engine):
         self._deepspeed = _import_deepspeed(device)
         self._half = next(module.parameters()).dtype == torch.bfloat16
         self.stage = max(config.zero_stage, 1) if self._half else config.zero_stage
-        if config.offload_optimizer and not self.stage:
-            raise ConfigError("learner.offload_optimizer: several ranks need learner.zero_stage 1, 2 or 3")
+        check_offload(config, self._half)
         trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._engine, *_ = self._deepspeed.initialize(
             model=module, optimizer=make_optimizer(trainable, config), config=self._settings()
@@ -189,13 +204,8 @@ def _import_deepspeed(device: str) -> Any:
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("LOCAL_SIZE", str(distributed.get_world_size()))
-    try:
-        import deepspeed  # noqa: PLC0415 - reads the environment when imported
-    except ImportError:
-        raise ConfigError(
-            "learner.zero_stage, and cluster.learner.count above 1, need the package deepspeed, which is not "
-            "installed: pip install 'douga[deepspeed]'"
-        ) from None
+    check_deepspeed()
+    import deepspeed  # noqa: PLC0415 - reads the environment when imported
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning)

@@ -17,6 +17,11 @@ def config(root, **flags):
     return load_config(None, {"root": str(root), "name": "r"} | {name: str(value) for name, value in flags.items()})
 
 
+def with_work(folder):
+    """A ledger that the run itself has to look at."""
+    (folder / "ledger.sqlite").write_bytes(b"damaged" * 100)
+
+
 def test_claim_makes_the_folder_and_keeps_the_resolved_configuration(tmp_path):
     wanted = config(tmp_path / "deep", steps=7)
     with layout.claim(wanted) as folder:
@@ -39,8 +44,8 @@ def test_a_second_process_gets_an_error_that_names_the_owner(tmp_path):
 
 
 def test_steps_verify_and_evaluation_may_change(tmp_path):
-    with layout.claim(config(tmp_path, steps=4)):
-        pass
+    with layout.claim(config(tmp_path, steps=4)) as folder:
+        with_work(folder)
     changed = config(tmp_path, steps=9, verify=True, **{"evaluation.prompts": 5})
     with layout.claim(changed) as folder:
         assert load_config(folder / "config.toml") == changed
@@ -51,8 +56,8 @@ def test_memory_settings_may_change_unless_they_change_clips(tmp_path):
         less = {"sampler.micro_batch": 1, "sampler.offload": True, "reward.batch": 1}
         return config(tmp_path, **less, **{"learner.micro_batch": 1, "learner.gradient_checkpointing": "full"}, **flags)
 
-    with layout.claim(config(tmp_path)):
-        pass
+    with layout.claim(config(tmp_path)) as folder:
+        with_work(folder)
     with layout.claim(smaller()) as folder:
         assert load_config(folder / "config.toml") == smaller()
     with pytest.raises(ConfigError, match=r"sampler\.vae_tiling \(False there, True now\)"):
@@ -61,14 +66,14 @@ def test_memory_settings_may_change_unless_they_change_clips(tmp_path):
 
 def test_with_a_cache_the_micro_batch_decides_what_is_skipped(tmp_path):
     with layout.claim(config(tmp_path, **{"sampler.cache_threshold": 0.1})) as folder:
-        pass
+        with_work(folder)
     with pytest.raises(ConfigError, match=r"sampler\.micro_batch \(4 there, 1 now\)"):
         layout.check_belongs(folder, config(tmp_path, **{"sampler.cache_threshold": 0.1, "sampler.micro_batch": 1}))
 
 
 def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
-    with layout.claim(config(tmp_path, seed=1)):
-        pass
+    with layout.claim(config(tmp_path, seed=1)) as folder:
+        with_work(folder)
     with pytest.raises(ConfigError) as caught, layout.claim(config(tmp_path, seed=2, **{"learner.lr": 1e-3})):
         pass
     line = str(caught.value)
@@ -79,8 +84,8 @@ def test_another_configuration_is_refused_by_the_names_of_its_keys(tmp_path):
 
 
 def test_a_moved_run_is_the_same_run(tmp_path):
-    with layout.claim(config(tmp_path / "a")):
-        pass
+    with layout.claim(config(tmp_path / "a")) as folder:
+        with_work(folder)
     (tmp_path / "a").rename(tmp_path / "b")
     with layout.claim(config(tmp_path / "b")) as folder:
         assert load_config(folder / "config.toml").root == tmp_path / "b"
