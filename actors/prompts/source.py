@@ -142,6 +142,20 @@ def file_prompts(
     return prompts_of(file, prompt_rows(file, needs_image, tell), size, split)
 
 
+def one_prompt(text: str, image: Path | None, needs_image: bool, size: tuple[int, int]) -> Prompt:
+    """The prompt of a command line. `size` is the height and width of the first frame. Raises `ConfigError`."""
+    caption = text.strip()
+    if not caption:
+        raise ConfigError("--text: the caption is empty")
+    if needs_image and image is None:
+        raise ConfigError("--text: the model needs a first frame as well; give --image")
+    if image is not None and not needs_image:
+        raise ConfigError(f"--image {image}: the model takes no image")
+    if image is not None and not image.is_file():
+        raise ConfigError(f"--image {image}: no such file")
+    return _prompt(Row(1, "text", caption, image, None, None, None), 0, Purpose.EVAL, size)
+
+
 def prompts_of(file: Path, rows: Sequence[Row], size: tuple[int, int] | None, split: str = "all") -> Iterator[Prompt]:
     """`file_prompts` of the file's checked rows."""
     chosen = [(place, row) for place, row in enumerate(rows) if split in ("all", row.split)]

@@ -27,7 +27,7 @@ class ModelConfig(Section):
     device: str = Field(
         default="cpu", description="torch device of samplers, rewarders and learner, e.g. cpu or cuda:0"
     )
-    frames: int = Field(default=9, ge=1, description="frames per clip; CogVideoX needs 4k+1")
+    frames: int = Field(default=9, ge=1, description="frames per clip; CogVideoX needs 8k+1")
     height: int = Field(default=48, ge=8, description="clip height in pixels; published models need a multiple of 16")
     width: int = Field(default=64, ge=8, description="clip width in pixels; published models need a multiple of 16")
     fps: int = Field(default=8, ge=1, description="frame rate of the clips, frames per second")

@@ -4,7 +4,7 @@ Three model families share this code. Differences are read from the configs, nev
 
 | family | image latent | positions | extras |
 |---|---|---|---|
-| 5B-I2V (1.0) | concatenated on channels | rotary, plus learned ones if the config says so | 4k+1 frames |
+| 5B-I2V (1.0) | concatenated on channels | rotary, plus learned ones if the config says so | 8k+1 frames |
 | 1.5-5B-I2V | concatenated; scaled by 1/factor | rotary, grid_type "slice" | `patch_size_t`, `ofs` |
 | 2B (text-to-video) | none | sincos | – |
 
@@ -80,7 +80,8 @@ class ModelFolder:
         """The denoiser on the meta device: names, shapes and dtypes without weights. No file is read."""
         with torch.device("meta"):
             model: Any = CogVideoXTransformer3DModel.from_config(self.transformer_config)
-        return model.to(torch_dtype(dtype))
+        torch.nn.Module.to(model, torch_dtype(dtype))  # in place; diffusers' own `to` warns of modules that it has not
+        return model
 
     def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
         """The video autoencoder, frozen."""

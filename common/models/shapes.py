@@ -15,6 +15,15 @@ def spatial_ratio(vae: Config) -> int:
     return 2 ** (len(vae["block_out_channels"]) - 1)
 
 
+def frame_step(vae: Config) -> int:
+    """Clips have a multiple of this many frames, and one more: an odd number of latent frames.
+
+    The decoder takes two latent frames at a time. Of an odd number it gives the first one's single frame alone; of an
+    even number it would give 4 frames for the first as well, so that 13 frames became 16.
+    """
+    return 2 * int(vae["temporal_compression_ratio"])
+
+
 def latent_shape(
     name: str, transformer: Config, vae: Config, frames: int, height: int, width: int
 ) -> tuple[int, int, int, int]:
@@ -24,10 +33,10 @@ def latent_shape(
         ConfigError: the size does not fit the model. The message calls the model `name`.
     """
     temporal, ratio = int(vae["temporal_compression_ratio"]), spatial_ratio(vae)
-    unit = ratio * transformer["patch_size"]
-    excess = (frames - 1) % temporal
+    unit, frame_unit = ratio * transformer["patch_size"], frame_step(vae)
+    excess = (frames - 1) % frame_unit
     if excess:
-        _refuse(name, "frames", frames, f"{temporal}k+1 frames", frames - excess, temporal)
+        _refuse(name, "frames", frames, f"{frame_unit}k+1 frames", frames - excess, frame_unit)
     for side, value in (("height", height), ("width", width)):
         if value % unit:
             _refuse(name, side, value, f"a multiple of {unit} pixels", value - value % unit, unit)

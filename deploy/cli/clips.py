@@ -23,11 +23,13 @@ examples:
   douga sample                      8 held-out toon prompts, the embedded model
   douga sample runs/toon --count 4  the newest weights of a run
   douga sample runs/mine --prompts test.jsonl --clips-per-prompt 5 --out test
+  douga sample /models/CogVideoX-5b-I2V --text "a robot walks" --image first.png
   douga sample /models/CogVideoX-5b-I2V --config deploy/launch/configs/gapo.toml --prompts test.jsonl --out base
   douga sample tuned --config my.toml --prompts my.jsonl --invert walk.mp4
 
-Any configuration key can be set. All rows of a prompt file are sampled, each once, in their order. Clip k of row i has
-a seed of its own, which depends on --seed, i and k only.
+Any configuration key can be set. A pipeline folder is sampled at the size that it was trained on, with 50 steps and
+guidance 6, unless --config or keys say otherwise. All rows of a prompt file are sampled, each once, in their order;
+with --split heldout, those that a run holds out. Clip k of row i has a seed that depends on --seed, i and k only.
 """
 SCORE = """\
 Reads mp4 files, or folders written by `douga sample`. Prints each clip's score from every head and judge, and their
@@ -51,8 +53,10 @@ def add(commands: Any) -> None:
     sample = add_command(commands, "sample", _sample, summary, SAMPLE, takes_keys=True)
     sample.add_argument("source", nargs="?", default="toon", help="'toon', a pipeline folder, or a run (default: toon)")
     sample.add_argument(
-        "--config", type=Path, metavar="CONFIG.toml", help="with a pipeline folder: clip size and sampler settings"
+        "--config", type=Path, metavar="CONFIG.toml", help="with a pipeline folder: other settings than its usual ones"
     )
+    sample.add_argument("--text", help="sample this one caption instead of a prompt file")
+    sample.add_argument("--image", type=Path, help="first frame for --text; image-to-video models need one")
     sample.add_argument("--count", type=int, help="only the first prompts (default: the whole file; toon: 8)")
     sample.add_argument("--clips-per-prompt", type=int, default=1, help="clips per prompt, of other seeds (default: 1)")
     sample.add_argument(
@@ -90,6 +94,7 @@ def _sample(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
         raise ConfigError(f"--clips-per-prompt {options.clips_per_prompt}: must be at least 1")
     if options.invert and options.clips_per_prompt > 1:
         raise ConfigError("--invert: all clips of a prompt would be the same; leave out --clips-per-prompt")
+    _check_prompts(options, flags)
     from deploy.results.sampling import SampleRequest, make_samples
     from deploy.run_dir.source import generator_of
     from deploy.runtime.oom import needed_by
@@ -100,10 +105,28 @@ def _sample(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     )
     if weights is None and options.version is not None:
         raise ConfigError(f"--version {options.version}: {options.source!r} is a model, not a run")
-    request = SampleRequest(options.out, options.count, options.split, options.clips_per_prompt, options.invert)
+    one = None if options.text is None else (options.text, options.image)
+    request = SampleRequest(options.out, options.count, options.split, options.clips_per_prompt, options.invert, one)
     with needed_by("sampler", config):
         make_samples(config, weights, version, request)
     return 0
+
+
+def _check_prompts(options: argparse.Namespace, flags: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if it is not clear what to sample."""
+    from deploy.run_dir.source import is_pipeline
+
+    if options.text is not None:
+        others = {"--prompts": "prompts" in flags, "--count": options.count, "--split": options.split != "all"}
+        if other := next((name for name, given in others.items() if given), None):
+            raise ConfigError(f"{other}: not with --text, which is the only prompt")
+    elif options.image is not None:
+        raise ConfigError(f"--image {options.image}: give its caption with --text")
+    elif options.config is None and "prompts" not in flags and is_pipeline(options.source):
+        raise ConfigError(
+            f"{options.source}: which prompts? give --prompts FILE, or --text and --image ('--prompts toon': those of "
+            "the toon world)"
+        )
 
 
 def _score(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

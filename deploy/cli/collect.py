@@ -61,10 +61,11 @@ def add(commands: Any) -> None:
 
 
 def _collect(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
-    from deploy.cli.run import start
+    from deploy.cli.run import check_toon_defaults, start
     from deploy.run_dir.source import collect_keys
     from deploy.runtime.factories import open_training_prompts
 
+    check_toon_defaults(options.source, flags)
     source, own = options.source or TOON, {}
     if source.suffix != ".toml":
         folder, _, own = collect_keys(source, options.version)

@@ -50,7 +50,7 @@ docs/models.md has a script that samples a clip of `douga sample` with diffusers
 examples:
   douga export runs/mine --out aligned              the newest version
   douga export mine --out halfway --version 30      an earlier one that is still in runs/mine/weights
-  douga sample aligned                              sample from an exported pipeline
+  douga sample aligned --prompts test.jsonl         sample from an exported pipeline
 """
 RECOVER = """\
 A run takes a snapshot of its ledger at every checkpoint. If `douga run` reports that the ledger or blobs are damaged or

@@ -90,19 +90,21 @@ def _init(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     import torch
 
     from common.models.cogvideox import open_model
-    from deploy.planning.starter import CONFIG, PICTURES, PROMPTS, facts_of, matching_gpu, write_starter
+    from common.models.usual import usual_settings
+    from deploy.planning.starter import CONFIG, PICTURES, PROMPTS, matching_gpu, write_starter
 
     if options.model == "toon":
         raise ConfigError("--model toon: the embedded model has a configuration; douga run uses it")
     seen = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     gpu = gpu_named("--gpu", options.gpu) if options.gpu else matching_gpu(seen)
-    facts = facts_of(open_model(options.model), "cuda:0" if gpu or seen else "cpu")
-    for line in write_starter(options.folder, facts, gpu):
+    model = open_model(options.model)
+    usual = usual_settings(model, "cuda:0" if gpu or seen else "cpu")
+    for line in write_starter(options.folder, model, usual, gpu):
         print(f"douga: {line}", file=sys.stderr)
     where = gpu.name if gpu else seen or "the CPU"
-    size = f"{facts.frames} frames of {facts.height}x{facts.width} at {facts.fps} fps"
-    print(f"{options.folder / CONFIG}: {size}, {facts.dtype}, LoRA, for {where}")
-    pictures = f" and {options.folder / PICTURES}" if facts.takes_image else ""
+    size = f"{usual.frames} frames of {usual.height}x{usual.width} at {usual.fps} fps"
+    print(f"{options.folder / CONFIG}: {size}, {usual.dtype}, LoRA, for {where}")
+    pictures = f" and {options.folder / PICTURES}" if model.image_conditioned else ""
     print(f"{options.folder / PROMPTS}{pictures}: samples; replace them by yours")
     print(f"next: douga run {options.folder / CONFIG}")
     return 0
@@ -116,13 +118,18 @@ def _finetune(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 def _run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if flags.get("pairs"):
         return start(load_config(_config_of(options, "--pairs", "huvidpo-stage2"), flags))
+    check_toon_defaults(options.config, flags)
+    return start(load_config(options.config or TOON, flags))
+
+
+def check_toon_defaults(file: Path | None, flags: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if another model than toon would get its default configuration, without a `file`."""
     model = flags.get("model.path", "toon")
-    if options.config is None and model != "toon":
+    if file is None and model != "toon":
         raise ConfigError(
             f"--model.path {model}: needs a CONFIG.toml, because the default one is for the toon model; to write "
             f"one: douga init my-run --model {model}"
         )
-    return start(load_config(options.config or TOON, flags))
 
 
 def _config_of(options: argparse.Namespace, what: str, example: str) -> Path:

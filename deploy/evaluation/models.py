@@ -21,7 +21,7 @@ from common.candidate_set.rows import is_set
 from common.config import RunConfig, leaves, load_config, parse_config, to_toml
 from common.errors import ConfigError, NotFoundError
 from deploy.run_dir import layout
-from deploy.run_dir.source import collect_keys, find_run_with_model
+from deploy.run_dir.source import collect_keys, config_of_pipeline, find_run_with_model, is_pipeline
 
 BASE = "base"  # label of a run's base model
 EMBEDDED = "toon"  # the embedded model
@@ -86,7 +86,7 @@ def _split_version(place: str) -> tuple[str, int | None]:
 
 def _run_of(place: str) -> Path | None:
     """The folder of a run; None if `place` is not one. The embedded model comes before a run of its name."""
-    if place == EMBEDDED or (Path(place) / "model_index.json").is_file():
+    if place == EMBEDDED or is_pipeline(place):
         return None
     try:
         return layout.find_run(_split_version(place)[0])[0]
@@ -107,9 +107,14 @@ def _template(request: Request, places: Sequence[str]) -> RunConfig | None:
         return load_config(find_run_with_model(str(run))[0] / layout.CONFIG, flags)
     if sampled[0] == EMBEDDED:
         return load_config(layout.TOON, flags)
-    if not (Path(sampled[0]) / "model_index.json").is_file():
+    if not is_pipeline(sampled[0]):
         raise ConfigError(f"{sampled[0]}: neither a run, nor a pipeline folder, nor a candidate set")
-    raise ConfigError(f"{sampled[0]}: a pipeline folder has no clip size and no prompts; give --config CONFIG.toml")
+    if "prompts" not in flags:
+        raise ConfigError(
+            f"{sampled[0]}: a pipeline folder has no prompts and no rewards; give --config CONFIG.toml, or --prompts "
+            "FILE and what scores the clips"
+        )
+    return config_of_pipeline(sampled[0], flags)
 
 
 def _model(label: str, place: str, template: RunConfig | None, request: Request) -> EvaluatedModel:
@@ -122,7 +127,7 @@ def _model(label: str, place: str, template: RunConfig | None, request: Request)
     run, own = _run_of(place), {}
     if run is not None:
         own = _keys_of_run(run, _split_version(place)[1])
-    elif place != EMBEDDED and not (Path(place) / "model_index.json").is_file():
+    elif place != EMBEDDED and not is_pipeline(place):
         raise ConfigError(f"{place}: neither a run, nor a pipeline folder, nor a candidate set")
     else:
         own = {"model.path": place}

@@ -12,9 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +23,12 @@ from common.errors import ConfigError
 from common.files import write_whole
 from common.images import encode_png
 from common.models.cogvideox import ModelFolder
-from common.models.shapes import spatial_ratio
+from common.models.usual import GUIDANCE, STEPS, UsualSettings
 from deploy.planning.memory import GPUS, Gpu
 from deploy.planning.model_sizes import folder_sizes
 from deploy.planning.plan import plan
 
 CONFIG, PROMPTS, PICTURES = "run.toml", "prompts.jsonl", "pictures"
-CLIP_1_5 = (768, 1360)  # height, width that CogVideoX 1.5 was trained on; its config names only the largest
 MFU = 0.4
 # Settings that need less and less memory, at the price of time; the first that fits is written.
 THRIFT: tuple[dict[str, Any], ...] = (
@@ -52,81 +49,26 @@ CAPTIONS = (
 PLACES = ("in the snow", "in the rain", "at night", "in the sun")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What the folder and the machine say of a model."""
-
-    path: Path
-    frames: int
-    height: int
-    width: int
-    fps: int
-    dtype: str
-    device: str
-    scheduler: str
-    takes_image: bool
-    only_size: bool  # learned positions: no other size works
-
-
-def facts_of(model: ModelFolder, device: str) -> Facts:
-    """Reads the configs and the head of a weight file. Raises `ConfigError` if there are no weights."""
-    config, ratio = model.transformer_config, spatial_ratio(model.vae_config)
-    most = (config["sample_height"] * ratio, config["sample_width"] * ratio)
-    newer = bool(config["patch_size_t"])
-    height, width = CLIP_1_5 if newer and most >= CLIP_1_5 else most
-    unit, temporal = ratio * config["patch_size"], int(model.vae_config["temporal_compression_ratio"])
-    frames = (config["sample_frames"] - 1) // temporal * temporal + 1
-    stored = _stored_dtype(model.path)
-    ddim = "DDIM" in str(model.scheduler_config.get("_class_name", ""))
-    return Facts(
-        path=model.path.resolve(),
-        frames=frames,
-        height=height // unit * unit,
-        width=width // unit * unit,
-        fps=16 if newer else 8,
-        dtype="float32" if device == "cpu" or stored == "F32" else "bfloat16",
-        device=device,
-        scheduler="ddim" if ddim else "dpm",
-        takes_image=model.image_conditioned,
-        only_size=bool(config["use_learned_positional_embeddings"]),
-    )
-
-
-def _stored_dtype(folder: Path) -> str:
-    """The dtype of most tensors in a transformer's first weight file, as safetensors writes it: F32, F16, BF16."""
-    files = sorted((folder / "transformer").glob("*.safetensors"))
-    if not files:
-        raise ConfigError(f"{folder / 'transformer'}: no weights (*.safetensors) in it")
-    with files[0].open("rb") as file:
-        head = file.read(8)
-        try:
-            described = json.loads(file.read(struct.unpack("<Q", head)[0]))
-            kinds = [one["dtype"] for name, one in described.items() if name != "__metadata__"]
-        except (ValueError, struct.error, KeyError, MemoryError, OverflowError):
-            raise ConfigError(f"{files[0]}: not a safetensors file") from None
-    return max(kinds, key=kinds.count, default="F32")
-
-
 def matching_gpu(seen: str) -> Gpu | None:
     """The planned GPU that a device's name, such as "NVIDIA A100-SXM4-80GB", means; None if there is none."""
     words = seen.replace(" ", "")
     return next((gpu for name, gpu in GPUS.items() if all(part in words for part in name.split("-"))), None)
 
 
-def write_starter(folder: Path, facts: Facts, gpu: Gpu | None) -> list[str]:
+def write_starter(folder: Path, model: ModelFolder, usual: UsualSettings, gpu: Gpu | None) -> list[str]:
     """Writes the files. Returns lines for the user. Raises `ConfigError` if one of them exists already."""
     for name in (CONFIG, PROMPTS, PICTURES):
         if (folder / name).exists():
             raise ConfigError(f"{folder / name}: exists already; choose another folder, or delete it")
     folder = folder.resolve()
-    text, lines = _fitting(folder, facts, gpu)
+    text, lines = _fitting(folder, model, usual, gpu)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if facts.takes_image:
+        if model.image_conditioned:
             (folder / PICTURES).mkdir()
             for place in (1, 2):
-                (folder / PICTURES / f"{place}.png").write_bytes(_picture(facts, place))
-        rows = "".join(f"{json.dumps(row)}\n" for row in _prompts(facts))
+                (folder / PICTURES / f"{place}.png").write_bytes(_picture(usual, place))
+        rows = "".join(f"{json.dumps(row)}\n" for row in _prompts(model))
         write_whole(folder / PROMPTS, rows)
         write_whole(folder / CONFIG, text)
     except OSError as error:
@@ -134,20 +76,24 @@ def write_starter(folder: Path, facts: Facts, gpu: Gpu | None) -> list[str]:
     return lines
 
 
-def _fitting(folder: Path, facts: Facts, gpu: Gpu | None) -> tuple[str, list[str]]:
+def _fitting(folder: Path, model: ModelFolder, usual: UsualSettings, gpu: Gpu | None) -> tuple[str, list[str]]:
     """The configuration of the first `THRIFT` that fits into `gpu`, and what to say about it."""
     if gpu is None:
         text = _toml(
-            folder, facts, THRIFT[0 if facts.device == "cpu" else -1], "not planned: douga plan says what it needs"
+            folder,
+            model,
+            usual,
+            THRIFT[0 if usual.device == "cpu" else -1],
+            "not planned: douga plan says what it needs",
         )
         return text, []
     why = ""
     for thrift in THRIFT:
-        text = _toml(folder, facts, thrift, f"the fastest that fits one {gpu.name}, by douga plan")
+        text = _toml(folder, model, usual, thrift, f"the fastest that fits one {gpu.name}, by douga plan")
         try:
             plan(
                 parse_config(text, CONFIG),
-                folder_sizes(facts.path),
+                folder_sizes(model.path),
                 dict.fromkeys(("sampler", "rewarder", "learner"), gpu),
                 MFU,
             )
@@ -158,33 +104,35 @@ def _fitting(folder: Path, facts: Facts, gpu: Gpu | None) -> tuple[str, list[str
     return text, [f"does not fit one {gpu.name}: {why}"]
 
 
-def _prompts(facts: Facts) -> Iterator[Mapping[str, str]]:
+def _prompts(model: ModelFolder) -> Iterator[Mapping[str, str]]:
     """24 captions; every second is held out, so that the comparison has at least 10 distinct prompts."""
     for place, (caption, where) in enumerate((c, w) for w in PLACES for c in CAPTIONS):
         row = {"prompt": f"{caption} {where}", "split": ("train", "heldout")[place % 2]}
-        picture = {"image": f"{PICTURES}/{place // 2 % 2 + 1}.png"} if facts.takes_image else {}
+        picture = {"image": f"{PICTURES}/{place // 2 % 2 + 1}.png"} if model.image_conditioned else {}
         yield picture | row
 
 
-def _picture(facts: Facts, place: int) -> bytes:
+def _picture(usual: UsualSettings, place: int) -> bytes:
     """A placeholder of the clip's size: a disc in front of a shaded ground."""
-    y, x = np.mgrid[0 : facts.height, 0 : facts.width]
-    ground = np.stack([60 + 120 * y // facts.height, np.full_like(y, 140), 220 - 120 * y // facts.height], -1)
-    radius = math.hypot(facts.height, facts.width) / 8
-    disc = np.hypot(y - facts.height / 2, x - place * facts.width / 3) < radius
+    y, x = np.mgrid[0 : usual.height, 0 : usual.width]
+    ground = np.stack([60 + 120 * y // usual.height, np.full_like(y, 140), 220 - 120 * y // usual.height], -1)
+    radius = math.hypot(usual.height, usual.width) / 8
+    disc = np.hypot(y - usual.height / 2, x - place * usual.width / 3) < radius
     return encode_png(np.where(disc[..., None], (230, 90 * place, 60), ground).astype(np.uint8))
 
 
-def _toml(folder: Path, facts: Facts, thrift: Mapping[str, Any], how: str) -> str:
+def _toml(folder: Path, model: ModelFolder, usual: UsualSettings, thrift: Mapping[str, Any], how: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name).lstrip("._-") or "mine"
-    size = "its positions are learned: no other size works" if facts.only_size else "of its training; smaller is faster"
-    text = {key: json.dumps(str(value), ensure_ascii=False) for key, value in _places(folder, facts).items()}
+    size = "its positions are learned: no other size works" if usual.only_size else "of its training; smaller is faster"
+    text = {key: json.dumps(str(value), ensure_ascii=False) for key, value in _places(folder, model).items()}
     flag = {key: str(bool(thrift.get(key))).lower() for key in ("tiling", "offload")}
-    columns = '"image": a picture, relative to the file; ' if facts.takes_image else ""
+    columns = '"image": a picture, relative to the file; ' if model.image_conditioned else ""
     return f"""\
-# Written by douga init for {facts.path.name}. Every key: docs/configuration.md, or douga config.
-#   douga run {CONFIG}             start, and resume
-#   douga watch NAME               look at it;  douga export NAME  for the weights
+# Written by douga init for {model.path.name}. Every key: docs/configuration.md, or douga config.
+#   douga run {folder / CONFIG}
+#   douga watch {folder / "runs" / name}
+#   douga export {folder / "runs" / name} --out aligned
+# The first command also resumes an interrupted run. The others show it, and write the weights for diffusers.
 name = "{name}"
 root = {text["root"]}  # folder of the run folders
 mode = "serial"  # one process; "cluster": asynchronous, on any number of GPUs
@@ -197,18 +145,18 @@ prompts = {text["prompts"]}
 
 [model]
 path = {text["model"]}
-frames = {facts.frames}  # {size}
-height = {facts.height}
-width = {facts.width}
-fps = {facts.fps}  # frames per second that this family was trained on
-dtype = "{facts.dtype}"
-device = "{facts.device}"
+frames = {usual.frames}  # {size}
+height = {usual.height}
+width = {usual.width}
+fps = {usual.fps}  # frames per second that this family was trained on
+dtype = "{usual.dtype}"
+device = "{usual.device}"
 
 [sampler]
 candidates = 4  # clips per prompt; the best and the worst make a pair
-steps = 50  # denoising steps; must divide 1000
-guidance = 6.0  # CogVideoX's default
-scheduler = "{facts.scheduler}"  # the checkpoint's
+steps = {STEPS}  # denoising steps; must divide 1000
+guidance = {GUIDANCE}  # CogVideoX's default
+scheduler = "{usual.scheduler}"  # the checkpoint's
 micro_batch = 1
 vae_tiling = {flag["tiling"]}  # {how}
 offload = {flag["offload"]}
@@ -250,5 +198,5 @@ prompts = 2  # held-out prompts that are sampled again during the run
 """
 
 
-def _places(folder: Path, facts: Facts) -> Mapping[str, Path]:
-    return {"root": folder / "runs", "prompts": folder / PROMPTS, "model": facts.path}
+def _places(folder: Path, model: ModelFolder) -> Mapping[str, Path]:
+    return {"root": folder / "runs", "prompts": folder / PROMPTS, "model": model.path.resolve()}

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from actors.ddim_inversion import InvertedSampler
-from actors.prompts.source import open_prompts, prompt_rows, prompts_of
+from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of
 from actors.sampler import Sampler
 from common.config import RunConfig, leaves, may_change
 from common.data.video import contact_sheet, decode_clip
 from common.digests import digest
 from common.errors import ConfigError
-from common.files import write_whole
+from common.files import replacing, write_whole
 from common.messages import Candidate, Prompt
 from common.models.captions import policy_reader, report_captions
 from common.models.cogvideox import ModelFolder, open_model
@@ -50,6 +50,9 @@ class SampleRequest:
     split: str = "all"  # all, train or heldout
     clips_per_prompt: int = 1
     invert: Path | None = None  # all clips start from the DDIM-inverted noise of this clip
+    one: tuple[str, Path | None] | None = (
+        None  # caption and first frame of the only prompt, instead of those of the file
+    )
 
 
 def make_samples(config: RunConfig, weights: WeightStore | None, version: int, request: SampleRequest) -> None:
@@ -72,8 +75,13 @@ def make_samples(config: RunConfig, weights: WeightStore | None, version: int, r
 
 
 def _prompts(config: RunConfig, model: ModelFolder, request: SampleRequest) -> Iterator[Prompt]:
+    size = config.model.height, config.model.width
+    if request.one is not None:
+        prompt = one_prompt(*request.one, model.image_conditioned, size)
+        report_captions("--text", [("it", prompt.text)], policy_reader(model), _tell)
+        return iter([prompt])
     if config.prompts != "toon":
-        file, size = Path(config.prompts), (config.model.height, config.model.width)
+        file = Path(config.prompts)
         rows = prompt_rows(file, model.image_conditioned, _tell)
         captions = [(f"line {row.line}", row.text) for row in rows]
         report_captions(str(file), captions, policy_reader(model), _tell)
@@ -170,7 +178,8 @@ class SampleFolder:
         record |= self._recipe
         if prompt.image is not None:
             record["image"] = f"{name}.png"
-            (self.path / record["image"]).write_bytes(prompt.image)
+            with replacing(self.path / record["image"]) as draft:  # an earlier clip's record may name it already
+                draft.write_bytes(prompt.image)
         clip = self.path / record["clip"]
         clip.write_bytes(made.clip)
         self.records[prompt.ordinal, made.index] = record

@@ -19,19 +19,21 @@ def generator_of(
     """Returns the configuration, the weights and the version to generate clips with.
 
     `source` is a run, a pipeline folder, or 'toon'. Only a run has published weights; for the others they are None and
-    the version is 0. `file` is the configuration of a pipeline folder; the others have theirs. Raises `ConfigError` if
-    `source` is neither, `NotFoundError` if the run lacks `version`.
+    the version is 0. `file` is the configuration of a pipeline folder, by default its usual settings; the others have
+    theirs. Raises `ConfigError` if `source` is neither, `NotFoundError` if the run lacks `version`.
     """
     config, weights = _open(source, flags, file)
     return config, weights, 0 if weights is None else chosen_version(weights, config, version)
 
 
 def _open(source: str, flags: Mapping[str, Any], file: Path | None) -> tuple[RunConfig, WeightStore | None]:
-    if ((cached_snapshot(source) or Path(source)) / "model_index.json").is_file():
-        return load_config(file, {"model.path": source} | dict(flags)), None
+    if is_pipeline(source):
+        return config_of_pipeline(source, flags, file), None
     if file is not None:
         raise ConfigError(f"--config {file}: only for a pipeline folder; {source!r} has a configuration")
     if source == "toon":
+        if (model := flags.get("model.path", source)) != source:
+            raise ConfigError(f"--model.path {model}: 'toon' is the embedded model; name the folder instead of it")
         return load_config(layout.TOON, flags), None
     try:
         layout.find_run(source)
@@ -42,6 +44,28 @@ def _open(source: str, flags: Mapping[str, Any], file: Path | None) -> tuple[Run
         ) from None
     folder, _ = find_run_with_model(source)
     return load_config(folder / layout.CONFIG, flags), WeightStore(folder / "weights")
+
+
+def is_pipeline(source: str) -> bool:
+    """Whether `source` is a pipeline folder, or a hub id in the local cache."""
+    return ((cached_snapshot(source) or Path(source)) / "model_index.json").is_file()
+
+
+def config_of_pipeline(source: str, flags: Mapping[str, Any], file: Path | None = None) -> RunConfig:
+    """The configuration to sample a pipeline folder with: that of `file`, else its usual settings; `flags` override it.
+
+    Raises `ConfigError` for bad input.
+    """
+    own = {"model.path": source} | dict(flags)
+    if file is not None:
+        return load_config(file, own)
+    import torch  # noqa: PLC0415 - slow, as is what reads a folder; other sources do without
+
+    from common.models.cogvideox import open_model  # noqa: PLC0415
+    from common.models.usual import usual_settings  # noqa: PLC0415
+
+    usual = usual_settings(open_model(source), "cuda:0" if torch.cuda.is_available() else "cpu")
+    return load_config(None, usual.keys() | own)
 
 
 def find_run_with_model(run: str) -> tuple[Path, RunConfig]:

@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from actors.prompts.heldout import heldout_prompts
+from actors.prompts.heldout import HeldOutPrompts, heldout_prompts
 from actors.prompts.source import PromptSource, open_prompts
+from common.bootstrap import LEAST_VALUES
 from common.config import RunConfig, algorithm_class
+from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError
 from deploy.observability.scalars import check_sinks
 from deploy.runtime.inputs.offline_pairs import name_faults, on_stderr, open_pairs
@@ -49,6 +51,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
     if not config.collect.prompts:
         prompts(0)  # raises if every prompt is held out
         heldout = heldout_prompts(prompts, config)  # raises if there are not enough
+        _tell_few(config, heldout, notify)
     if config.candidates:
         from actors.stored import StoredPrompts
         from common.candidate_set.groups import open_groups
@@ -62,6 +65,16 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
 
     name_faults(pairs, notify)
     return OfflinePrompts(pairs, prompts, config.model)
+
+
+def _tell_few(config: RunConfig, heldout: HeldOutPrompts, notify: Callable[[str], None]) -> None:
+    """Says so if the run will end without a verdict."""
+    distinct = len({prompt_key(prompt) for prompt in heldout.comparison})
+    if 0 < distinct < LEAST_VALUES and not config.simulate:
+        notify(
+            f"prompts = {config.prompts!r}: {distinct} distinct held-out prompts are compared; a verdict needs "
+            f"{LEAST_VALUES}: hold out more rows (column split), or raise evaluation.prompts"
+        )
 
 
 def _check_work(config: RunConfig, prompts: PromptSource) -> None:

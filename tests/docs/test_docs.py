@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -238,9 +239,11 @@ def test_the_page_on_large_models_starts_a_run(
     monkeypatch.chdir(tmp_path)
     tiny_pipeline(tmp_path / "model", **FAMILIES["5B-I2V"])
     fewer = " --steps 1 --sampler.steps 2 --sampler.candidates 2 --learner.batch-size 1 --evaluation.prompts 2"
-    (block,) = [body for kind, body in blocks("models.md") if kind == "sh"]
-    for line in block.replace("/models/CogVideoX-5b-I2V", "model").splitlines():
-        assert execute(line + (fewer if line.startswith("douga run") else ""), monkeypatch) == 0, line
+    more = {"run": fewer, "sample": " --sampler.steps 2"}
+    shown = "".join(body for kind, body in blocks("models.md") if kind == "sh")
+    for line in shown.replace("/models/CogVideoX-5b-I2V", "model").splitlines():
+        assert execute(line + more.get(line.split()[1], ""), monkeypatch) == 0, line
+    assert len(json.loads((tmp_path / "some" / "samples.json").read_text())) == 2
     assert (tmp_path / "mine" / "runs" / "mine" / "report.html").exists()
 
 

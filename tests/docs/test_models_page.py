@@ -38,7 +38,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch, script: str = SCRIPT) -> bytes:
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", DiagonalGaussianDistribution.sample)  # restored later
     names: dict[str, Any] = {}
     exec(script, names)
-    return encode_mp4(np.stack([np.asarray(frame) for frame in names["frames"]]), 8)
+    return encode_mp4(np.stack([np.asarray(frame) for frame in names["frames"]]), names["made"]["fps"])
 
 
 def test_the_script_has_twelve_lines() -> None:

@@ -220,7 +220,7 @@ def test_a_nan_loss_reports_step_and_ordinals(tmp_path: Path) -> None:
 
 def test_latents_of_another_size_are_refused(tmp_path: Path) -> None:
     config = tiny_config()
-    small = config.model_copy(update={"model": config.model.model_copy(update={"frames": 5})})
+    small = config.model_copy(update={"model": config.model.model_copy(update={"frames": 17})})
     learner = start(tmp_path, small)
     with pytest.raises(ConfigError, match=rf"candidates have latents \[{LATENT[0]}, 4, 12, 16\]"):
         learner.work(MemoryExchange())  # type: ignore[arg-type]

@@ -71,8 +71,9 @@ def test_shapes_come_from_the_configs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        ((10, 48, 64), r"model.frames = 10: .* needs 4k\+1 frames: 9 or 13$"),
-        ((12, 48, 64), r"model.frames = 12: .* needs 4k\+1 frames: 9 or 13$"),
+        ((10, 48, 64), r"model.frames = 10: .* needs 8k\+1 frames: 9 or 17$"),
+        ((13, 48, 64), r"model.frames = 13: .* needs 8k\+1 frames: 9 or 17$"),
+        ((12, 48, 64), r"model.frames = 12: .* needs 8k\+1 frames: 9 or 17$"),
         ((9, 44, 64), "model.height = 44: .* multiple of 8 pixels: 40 or 48$"),
         ((9, 48, 60), "model.width = 60: .* multiple of 8 pixels: 56 or 64$"),
         ((9, 48, 5), "model.width = 5: .* multiple of 8 pixels: 8$"),
@@ -83,7 +84,17 @@ def test_a_size_that_does_not_fit_is_one_line(folder: Path, size: tuple[int, int
         open_model(folder).latent_shape(*size)
 
 
-@pytest.mark.parametrize("size", [(9, 64, 64), (13, 48, 64)])
+@pytest.mark.parametrize("frames", [1, 9, 17, 25])
+def test_a_clip_of_an_allowed_length_is_decoded_to_that_length(folder: Path, frames: int) -> None:
+    model = open_model(folder)
+    latents = torch.zeros(1, *model.latent_shape(frames, 8, 8))
+    with torch.no_grad():
+        assert decode_latents(model.load_vae("float32", "cpu"), latents).shape == (1, frames, 3, 8, 8)
+        if frames > 1:  # the length between two allowed ones: its number of latent frames is even
+            assert decode_latents(model.load_vae("float32", "cpu"), latents[:, 1:]).shape[1] == frames - 1
+
+
+@pytest.mark.parametrize("size", [(9, 64, 64), (17, 48, 64)])
 def test_learned_positions_allow_one_size(tmp_path: Path, size: tuple[int, int, int]) -> None:
     model = open_model(tiny_pipeline(tmp_path, **LEARNED))
     assert model.latent_shape(FRAMES, HEIGHT, WIDTH) == SHAPE

@@ -248,7 +248,7 @@ def test_evaluate_repeats_the_figures_of_the_run(capsys, tmp_path, finished):
 
 def test_samples_are_written_and_scored(capsys, tmp_path, parts, finished):
     out = tmp_path / "samples"
-    flags = ["--model.path", str(parts / "model"), "--sampler.steps", "2"]
+    flags = ["--prompts", "toon", "--sampler.steps", "2"]
     assert main(["sample", str(finished), "--count", "2", "--out", str(out)]) == 0
     assert main(["sample", str(parts / "model"), "--count", "2", "--out", str(tmp_path / "base"), *flags]) == 0
     assert (out / "sheet.png").is_file()
@@ -306,6 +306,8 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
         (["score", "x.mp4"], "x.mp4: cannot be read: No such file"),
         (["sample", "nowhere"], "nowhere: neither a run nor a pipeline folder"),
         (["sample", "--count", "0"], "--count 0: must be at least 1"),
+        (["sample", "--model.path", "m"], "--model.path m: 'toon' is the embedded model; name the folder"),
+        (["collect", "--model.path", "m", "--count", "1"], "--model.path m: needs a CONFIG.toml"),
         (["evaluate", "nowhere"], "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
         (["report", "nowhere"], "nowhere: no run folder"),
         (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),

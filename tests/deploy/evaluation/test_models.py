@@ -82,7 +82,7 @@ def test_a_set_is_taken_as_it_is(root: Path, tmp_path: Path) -> None:
     ("models", "error", "said"),
     [
         (["nowhere"], ConfigError, "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
-        (["{model}"], ConfigError, "a pipeline folder has no clip size and no prompts; give --config"),
+        (["{model}"], ConfigError, "a pipeline folder has no prompts and no rewards; give --config"),
         (["{run}@9"], NotFoundError, "no weight version 9"),
         (["{run}@1", "toy-v1={run}"], ConfigError, "two models are called 'toy-v1'; name them: LABEL="),
         (["a b={run}"], ConfigError, "'a b': a label has letters, digits"),

@@ -528,7 +528,7 @@ def test_disk_holds_checkpoints_versions_and_the_blobs_of_groups_and_pairs() -> 
         ({"simulate": True}, ["simulate"]),
         ({"mfu": 0.0}, ["--mfu 0.0"]),
         ({"mfu": 1.5}, ["--mfu 1.5"]),
-        ({"model__frames": 50}, ["model.frames = 50", "4k+1"]),
+        ({"model__frames": 50}, ["model.frames = 50", "8k+1"]),
         ({"model__height": 256, "model__width": 256}, ["learned positions", "480x720"]),
         ({"learner__train": "lora", "learner__lora__targets": "nothing"}, ["learner.lora.targets = ['nothing']"]),
     ],

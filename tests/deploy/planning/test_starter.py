@@ -14,9 +14,10 @@ from actors.prompts.heldout import heldout_prompts
 from actors.prompts.source import open_prompts
 from common.config import load_config
 from common.models.cogvideox import open_model
+from common.models.usual import usual_settings
 from deploy.cli.main import main
 from deploy.planning.memory import GPUS, Gpu
-from deploy.planning.starter import facts_of, matching_gpu, write_starter
+from deploy.planning.starter import matching_gpu, write_starter
 from tests.support.tiny import FAMILIES, tiny_pipeline
 
 
@@ -83,27 +84,28 @@ def test_the_dtype_is_the_checkpoints(stored: str, written: str, tmp_path: Path)
     folder = tiny_pipeline(tmp_path / "model")
     file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({name: tensor.to(getattr(torch, stored)) for name, tensor in load_file(file).items()}, file)
-    assert facts_of(open_model(folder), "cuda:0").dtype == written
+    assert usual_settings(open_model(folder), "cuda:0").dtype == written
     file.write_bytes(b"no weights")
     assert main(["init", str(tmp_path / "mine"), "--model", str(folder)]) == 2
 
 
 def test_the_scheduler_is_the_checkpoints(tmp_path: Path) -> None:
     folder = tiny_pipeline(tmp_path / "model")
-    assert facts_of(open_model(folder), "cpu").scheduler == "dpm"
+    assert usual_settings(open_model(folder), "cpu").scheduler == "dpm"
     file = folder / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace("CogVideoXDPMScheduler", "CogVideoXDDIMScheduler"))
-    assert facts_of(open_model(folder), "cpu").scheduler == "ddim"
+    assert usual_settings(open_model(folder), "cpu").scheduler == "ddim"
 
 
 def test_memory_settings_are_those_of_the_plan(models: dict[str, Path], tmp_path: Path) -> None:
-    facts = facts_of(open_model(models["5B-I2V"]), "cuda:0")
-    assert write_starter(tmp_path / "large", facts, GPUS["A800-80GB"]) == []
+    model = open_model(models["5B-I2V"])
+    usual = usual_settings(model, "cuda:0")
+    assert write_starter(tmp_path / "large", model, usual, GPUS["A800-80GB"]) == []
     large = load_config(tmp_path / "large" / "run.toml")
     assert (large.learner.gradient_checkpointing, large.sampler.offload, large.model.device) == ("off", False, "cuda:0")
     assert main(["plan", str(tmp_path / "large" / "run.toml"), "--gpu", "A800-80GB"]) == 0
     small = Gpu("none", 0.1, 100)
-    (line,) = write_starter(tmp_path / "small", facts, small)
+    (line,) = write_starter(tmp_path / "small", model, usual, small)
     assert line.startswith("does not fit one none: ")
     little = load_config(tmp_path / "small" / "run.toml")
     assert (little.learner.gradient_checkpointing, little.sampler.offload) == ("full", True)

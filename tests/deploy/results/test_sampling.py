@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.video import decode_clip
 from common.seeds import candidate_seed
 from deploy.cli.main import main
-from tests.support.tiny import tiny_pipeline
+from tests.support.tiny import LEARNED, TEXT_TO_VIDEO, V1_5, tiny_pipeline
 
 ROWS = 23  # a run would hold out rows 10 and 20
 SAMPLED = ["--sampler.steps", "2"]
@@ -175,6 +176,67 @@ def test_a_pipeline_folder_is_sampled_with_a_configuration(
     assert json.loads((out / "settings.json").read_text())["model.fps"] == 9
     assert main(["sample", "--config", str(file), "--out", str(out)]) == 2
     assert "only for a pipeline folder; 'toon' has a configuration" in capsys.readouterr().err
+
+
+SIZES: dict[
+    str, tuple[dict[str, Any], list[int]]
+] = {  # family, changes of its transformer -> frames, height, width, fps of the usual clip
+    "learned": (LEARNED | {"sample_height": 8, "sample_width": 12}, [9, 32, 48, 8]),
+    "newer": (V1_5 | {"sample_height": 20, "sample_width": 20, "sample_frames": 20}, [17, 80, 80, 16]),
+    "text to video": (TEXT_TO_VIDEO | {"sample_height": 12, "sample_width": 20, "sample_frames": 1}, [1, 48, 80, 8]),
+}
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_a_pipeline_folder_alone_is_sampled_at_its_usual_size(family: str, tmp_path: Path) -> None:
+    overrides, size = SIZES[family]
+    folder, out = tiny_pipeline(tmp_path / "model", **overrides), tmp_path / "out"
+    Image.new("RGBA", (90, 60), (255, 0, 0, 128)).save(tmp_path / "first.png")
+    image = [] if family == "text to video" else ["--image", str(tmp_path / "first.png")]
+    one = ["--text", " a robot walks ", *image, "--out", str(out), "--sampler.steps", "2"]
+    assert main(["sample", str(folder), *one]) == 0
+    (made,) = records(out)
+    assert [made[key] for key in ("frames", "height", "width", "fps")] == size
+    assert (made["text"], made["steps"], made["guidance"], made["dtype"]) == ("a robot walks", 2, 6.0, "float32")
+    assert decode_clip((out / made["clip"]).read_bytes()).shape == (*size[:3], 3)
+    if image:
+        with Image.open(out / made["image"]) as shown:
+            assert shown.size == (size[2], size[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "which prompts? give --prompts FILE, or --text and --image"),
+        (["--text", "a robot"], "--text: the model needs a first frame as well; give --image"),
+        (["--text", "  ", "--image", "0.png"], "--text: the caption is empty"),
+        (["--text", "a robot", "--image", "gone.png"], "--image gone.png: no such file"),
+        (["--text", "a robot", "--image", "prompts.jsonl"], "prompts.jsonl: "),
+        (["--text", "zzz", "--image", "0.png"], "--text: the policy's text encoder knows no word"),
+        (["--text", "a robot", "--image", "0.png", "--prompts", "prompts.jsonl"], "--prompts: not with --text"),
+        (["--text", "a robot", "--image", "0.png", "--split", "train"], "--split: not with --text"),
+        (["--image", "0.png"], "--image 0.png: give its caption with --text"),
+    ],
+)
+def test_a_prompt_on_the_command_line_is_checked(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    message: str,
+) -> None:
+    prompt_file(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", str(model), *SAMPLED, *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_model_without_images_refuses_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_pipeline(tmp_path / "model", **TEXT_TO_VIDEO)
+    assert main(["sample", str(folder), "--text", "a robot", "--image", "x.png"]) == 2
+    assert "--image x.png: the model takes no image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

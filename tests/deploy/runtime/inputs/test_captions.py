@@ -40,7 +40,7 @@ def told(models: Path, folder: Path, captions: list[str], **values: Any) -> list
     rows += [{"image": "a.png", "prompt": text, "split": "heldout"} for text in ("the robot runs", "the robot jumps")]
     file = folder / "prompts.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return opened(config_of({"model.path": models / "pipeline", "prompts": file, **values}))
+    return opened(config_of({"model.path": models / "pipeline", "prompts": file, "evaluation.prompts": 0, **values}))
 
 
 def config_of(values: dict[str, Any]) -> RunConfig:
@@ -91,3 +91,12 @@ def test_repeated_prompts_are_said(models: Path, tmp_path: Path) -> None:
         f"{tmp_path / 'prompts.jsonl'}: 1 of 5 prompts repeat another one, caption and image; "
         "first line 3, as line 1"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("asked", "said"), [(0, False), (2, True), (10, True)])
+def test_too_few_held_out_prompts_for_a_verdict_are_said_at_the_start(
+    models: Path, tmp_path: Path, asked: int, said: bool
+) -> None:
+    lines = told(models, tmp_path, CAPTIONS[:2], **{"evaluation.prompts": asked})
+    few = f"prompts = '{tmp_path / 'prompts.jsonl'}': 2 distinct held-out prompts are compared; a verdict needs 10: "
+    assert [line.startswith(few) for line in lines] == [True] * said
