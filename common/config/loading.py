@@ -75,7 +75,7 @@ def parse_config(text: str, source: str, flags: Mapping[str, Any] | None = None)
         where[dotted] = f"--{name}"
     for name, place in where.items():
         _check_renamed(name, place)
-    if where.get("pairs") == "--pairs" and where.get("sampler.candidates") == source:
+    if data.get("pairs") and where.get("pairs") == "--pairs" and where.get("sampler.candidates") == source:
         data["sampler"] = _without(data["sampler"], "candidates")  # it is about the prompts that --pairs replaces
     try:
         return RunConfig.model_validate(data)

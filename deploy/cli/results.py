@@ -26,7 +26,7 @@ A run alone is compared with its base model.
 examples:
   douga evaluate runs/mine                                        base and newest weights, on held-out prompts
   douga evaluate base=toon gapo=runs/gapo dpo=runs/dpo@30 --count 200
-  douga evaluate /models/CogVideoX-5b-I2V runs/mine --config my.toml --prompts test.jsonl --split all --clips 5
+  douga evaluate /models/CogVideoX-5b-I2V runs/mine --config my.toml --prompts test.jsonl --split all --out runs/test
   douga evaluate runs/mine --format latex --export-vbench vb
   douga evaluate runs/mine --vbench-results evaluation_results/*_eval_results.json
 

@@ -319,6 +319,8 @@ def test_a_flag_that_names_another_algorithm_drops_the_files_keys_for_the_old_on
         ('pairs = "rated.jsonl"', {}, 2),
         ('pairs = "rated.jsonl"\n[sampler]\nsteps = 20', {}, 2),
         ("[sampler]\ncandidates = 4", {"pairs": "rated.jsonl"}, 2),  # of the file's other prompts
+        ("[sampler]\ncandidates = 8", {"pairs": ""}, 8),  # as `douga collect` sets it
+        ('pairs = "rated.jsonl"\n[sampler]\ncandidates = 3', {"pairs": ""}, 3),
         ('pairs = "rated.jsonl"\n[sampler]\ncandidates = 3', {}, 3),  # refused where the pairs are opened
         ('pairs = "rated.jsonl"', {"sampler.candidates": "3"}, 3),
         ('pairs = "rated.jsonl"', {"pairs": ""}, 4),
