@@ -1,7 +1,8 @@
 """Every command that the documentation shows is one: its own parser takes it, or `ELSEWHERE` says why none can here.
 
-Blocks marked ``sh`` are also executed, with a tiny model in the place of the named one: those of models.md and
-extending.md in `test_docs.py`, that of rewards.md in `test_rewards_page.py`.
+Pages are also executed, with a tiny model in the place of the named one: the blocks marked ``sh`` of models.md and
+extending.md in `test_docs.py` and of rewards.md in `test_rewards_page.py`; all of annotate.md in
+`test_annotate_page.py`, of candidates.md and evaluation.md in `test_own_model_pages.py`.
 """
 
 from __future__ import annotations
