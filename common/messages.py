@@ -197,6 +197,7 @@ class StepStats:
     step: int  # 1, 2, ...
     loss: float
     grad_norm: float  # before clipping
+    lr: float  # learning rate of the step
     lag: float  # mean, pushes
     lag_max: int  # largest of the batch, pushes
     reward: float  # mean R~ of the kept candidates

@@ -32,6 +32,7 @@ from learner.algorithms.v_prediction import Draw, Predict, draw, v_errors
 from learner.batch import Batch, broadcast_batch, collate
 from learner.engines.base import Engine, NonFiniteLossError
 from learner.engines.single import SingleEngine
+from learner.learning_rate import learning_rates
 from learner.loop import LearningLoop, StepResult
 from learner.reference_model import make_reference
 from learner.rollout import FrameRewards, Rollout, RolloutModels
@@ -67,6 +68,7 @@ class Learner(LearningLoop):
         if self._learner_config.compile:
             compile_blocks(module)
             self.reference.compile()
+        self._learning_rate = learning_rates(self._learner_config, config.steps)
         self.engine = make_engine(module, self._learner_config, config.model.device)
         self.reference.shard(self.engine)
         self._rollouts = RolloutModels(model, config, rewards) if rewards is not None else None
@@ -83,6 +85,7 @@ class Learner(LearningLoop):
             ordinals=batch.ordinals,
             loss=means.pop("loss"),
             grad_norm=norm,
+            lr=self._learning_rate(self.step + 1),
             lag=batch.lag.mean().item(),
             lag_max=int(batch.lag.max().item()),
             reward=batch.rewards.mean().item(),
@@ -163,10 +166,6 @@ class Learner(LearningLoop):
             if tuple(values.shape) != (count,):
                 raise ValueError(f"algorithm: {name} has shape {list(values.shape)}, expected [{count}], one per group")
         return output
-
-    def _learning_rate(self, step: int) -> float:
-        """The learning rate at `step`: linear warm-up over `warmup_steps`, then constant."""
-        return self._learner_config.lr * min(1.0, step / max(1, self._learner_config.warmup_steps))
 
     # Errors.
 

@@ -42,6 +42,7 @@ class StepResult:
     ordinals: Sequence[int]
     loss: float
     grad_norm: float
+    lr: float
     lag: float
     lag_max: int
     reward: float
@@ -53,6 +54,7 @@ class StepResult:
             step=step,
             loss=self.loss,
             grad_norm=self.grad_norm,
+            lr=self.lr,
             lag=self.lag,
             lag_max=self.lag_max,
             reward=self.reward,

@@ -22,7 +22,12 @@ from common.errors import ConfigError
 
 def make_optimizer(parameters: Iterable[torch.Tensor], config: LearnerConfig) -> torch.optim.Optimizer:
     """Create the configured AdamW for float32 `parameters`. Raises `ConfigError` if its package is not installed."""
-    settings: dict[str, Any] = {"lr": config.lr, "eps": config.adam_epsilon, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.weight_decay,
+    }
     if config.optimizer == "adamw":
         return torch.optim.AdamW(list(parameters), fused=True, **settings)
     check_optimizer(config)

@@ -46,6 +46,7 @@ class SimulatedLearner(LearningLoop):
             ordinals=[one.ordinal for one in groups],
             loss=0.0,
             grad_norm=0.0,
+            lr=0.0,
             lag=fmean(one.lag for one in groups),
             lag_max=max(one.lag for one in groups),
             reward=fmean(reward for one in groups for reward in one.rewards),

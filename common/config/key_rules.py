@@ -27,6 +27,8 @@ def may_change(key: str, config: RunConfig) -> bool:
     """Whether a key may differ between a run and the configuration that resumes it."""
     if key == "sampler.micro_batch" and config.sampler.cache_threshold > 0:
         return False  # the cache decides per micro-batch which blocks to skip, so its size changes the clips
+    if key == "steps" and config.learner.rate_depends_on_steps:
+        return False  # the steps that were taken would have had other learning rates
     if _of_judge(key, SERVER):
         return True  # if the server reports another digest, groups in flight are rescored
     return any(key == one or (one.endswith(".") and key.startswith(one)) for one in UNRELATED + MEMORY)

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from common.config.section import Section
 
 ALL = ("*",)  # of `learner.trainable`
+LrSchedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr", "inverse_sqrt"]
+OVER_ALL_STEPS = ("linear", "cosine", "cosine_with_min_lr")  # schedules that end at the run's last step
 
 
 class LoraConfig(Section):
@@ -35,13 +37,27 @@ class LearnerConfig(Section):
         "others stay frozen",
     )
     lora: LoraConfig = LoraConfig()
-    lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW")
+    lr: float = Field(default=5e-6, ge=0, description="learning rate of AdamW, the highest of its schedule")
+    lr_schedule: LrSchedule = Field(
+        default="constant",
+        description="how the learning rate changes over the steps; the schedules of transformers of the same names",
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="optimizer steps over which the learning rate rises linearly, from 0"
+    )
+    warmup_ratio: float = Field(
+        default=0.0, ge=0, lt=1, description="the same as a share of steps, rounded up; instead of warmup_steps"
+    )
+    min_lr_ratio: float = Field(
+        default=0.0, ge=0, lt=1, description="cosine_with_min_lr: share of lr at which the schedule ends"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="decoupled weight decay of AdamW")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay rate of the first moment")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's decay rate of the second moment")
     adam_epsilon: float = Field(
         default=1e-8, gt=0, description="AdamW's epsilon, added to the root of the second moment"
     )
     clip_norm: float = Field(default=1.0, gt=0, description="maximum gradient norm")
-    warmup_steps: int = Field(default=0, ge=0, description="optimizer steps of linear learning-rate warmup")
     batch_size: int = Field(
         default=8, ge=1, description="prompt groups (GAPO, DPO: pairs) per optimizer step, over all ranks"
     )
@@ -96,6 +112,30 @@ class LearnerConfig(Section):
             raise ValueError(
                 f"checkpoint_every = {self.checkpoint_every} must be a multiple of steps_per_push = "
                 f"{self.steps_per_push}"
+            )
+        return self
+
+    @property
+    def rate_depends_on_steps(self) -> bool:
+        """Whether the number of steps of the run changes the learning rate of its steps."""
+        return self.lr_schedule in OVER_ALL_STEPS or self.warmup_ratio > 0
+
+    @model_validator(mode="after")
+    def _schedule_has_its_keys(self) -> LearnerConfig:
+        warmup = next((key for key in ("warmup_steps", "warmup_ratio") if getattr(self, key)), None)
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"warmup_ratio = {self.warmup_ratio:g}: warmup_steps is set as well; remove one of the two"
+            )
+        if self.lr_schedule == "constant" and warmup:
+            raise ValueError(
+                f"{warmup} = {getattr(self, warmup):g}: lr_schedule = 'constant' has no warm-up; "
+                "use 'constant_with_warmup' or another schedule"
+            )
+        if (self.lr_schedule == "cosine_with_min_lr") != bool(self.min_lr_ratio):
+            raise ValueError(
+                f"min_lr_ratio = {self.min_lr_ratio:g}: above 0 with lr_schedule = 'cosine_with_min_lr', "
+                f"else 0; it is {self.lr_schedule!r}"
             )
         return self
 

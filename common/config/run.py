@@ -32,7 +32,12 @@ class RunConfig(Section):
     name: str = Field(default="toon", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     root: Path = Field(default=Path("runs"), description="folder that holds the run folders")
     seed: int = Field(default=0, ge=0, description="seed that all random numbers are derived from")
-    steps: int = Field(default=60, ge=1, description="total optimizer steps; raise it to continue a finished run")
+    steps: int = Field(
+        default=60,
+        ge=1,
+        description="total optimizer steps; raise it to continue a finished run, "
+        "unless learner.lr_schedule or learner.warmup_ratio depends on it",
+    )
     prompts: str = Field(default="toon", description="'toon', or a .jsonl/.csv file with the columns image and prompt")
     pairs: str = Field(
         default="",

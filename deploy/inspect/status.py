@@ -150,7 +150,7 @@ def _status(snapshot: RunSnapshot, phase: str, rates: Mapping[str, float]) -> St
     for record in snapshot.steps:
         if record["time"] >= moment[0]:
             moment[0] = record["time"]
-            pace.add(StepStats(**{name: record[name] for name in names}))
+            pace.add(StepStats(**{name: record.get(name, 0.0) for name in names}))  # older records lack some
     ledger = snapshot.ledger
     if ledger is None:
         return pace.status(0, 0)

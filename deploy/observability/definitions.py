@@ -123,6 +123,7 @@ ROWS = (
            buckets=SECONDS),
     Metric("douga_loss", GAUGE, HUB_ALONE, "Loss of the last step, mean over the batch."),
     Metric("douga_grad_norm", GAUGE, HUB_ALONE, "Gradient norm of the last step before clipping, >= 0."),
+    Metric("douga_learning_rate", GAUGE, HUB_ALONE, "Learning rate of the last step, 0 to learner.lr."),
     Metric("douga_reward", GAUGE, HUB_ALONE, "Mean reward of the candidates that the last step trained on, 0 to 1."),
     Metric("douga_reference_refreshes_total", COUNTER, HUB_ALONE, "Times the reference was refreshed from the policy."),
     # Weight versions.

@@ -66,7 +66,7 @@ def series(
 ) -> str:
     """Returns a chart of several quantities on one scale. `at` are the x positions of all rows, ascending.
 
-    Each of `marks` is a vertical line. With `until` the x axis spans at least 0..`until`; `unit` labels it.
+    Each of `marks` is a vertical line. `unit` labels the x axis, which spans at least 0..`until`, if that is given.
     """
     left, right, top, bottom = 52.0, WIDTH - 12.0, 12.0, 146.0
     at, rows = _thinned(at, rows)
@@ -89,8 +89,10 @@ def series(
         points = " ".join(f"{x(point):.1f},{y(value):.1f}" for point, value in zip(at, row, strict=True))
         parts.append(f'<polyline class="curve {kind}" points="{points}"><title>{escape(name)}</title></polyline>')
         parts.append(f'<circle class="{kind}" cx="{x(at[-1]):.1f}" cy="{y(row[-1]):.1f}" r="3"/>')
-    ends = (f"{first:g}", f"{unit} {last:g}") if until is None else ("0", f"{last:.3g} {unit}")
-    parts += [_text(left, bottom + 18, ends[0], "middle"), _text(right, bottom + 18, ends[1], "end")]
+    parts += [
+        _text(left, bottom + 18, f"{first:g}", "middle"),
+        _text(right, bottom + 18, f"{unit} {last:g}", "end"),
+    ]
     return _svg(bottom + 26, parts, title)
 
 

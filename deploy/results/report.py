@@ -6,7 +6,7 @@ Both are made from the files in the run folder; no model is loaded.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,13 @@ from learner.algorithms.base import MetricSpec
 
 STILL_PAIRS = 3  # pairs in report.png: the two largest gains and the smallest
 KINDS = ("sampling", "scoring", "learning", "loading")
-Curve = tuple[
-    str, str, Callable[[Mapping[str, Any]], float]
-]  # title, note, function from a metrics record to the value
+# Title, note, and the function from a metrics record to the value; None in records of before there was such a value.
+Curve = tuple[str, str, Callable[[Mapping[str, Any]], float | None]]
 CURVES: tuple[Curve, ...] = (
     ("Batch mean reward", "of the candidates trained on, 0..100", lambda r: 100 * r["reward"]),
     ("Loss", "mean over the batch", lambda r: r["loss"]),
+    ("Learning rate", "of AdamW, `learner.lr_schedule`", lambda r: r.get("lr")),
+    ("Gradient norm", "before clipping to `learner.clip_norm`", lambda r: r["grad_norm"]),
     ("Lag", "pushes between sampling and training, mean of the batch", lambda r: r["lag"]),
 )
 
@@ -45,7 +46,15 @@ def curves_of(config: RunConfig) -> list[Curve]:
 
 def _curve(metric: MetricSpec) -> Curve:
     note = f"{metric.help} {metric.unit}".strip()
-    return metric.name.replace("_", " ").capitalize(), note, lambda record: record["metrics"][metric.name]
+    return metric.name.replace("_", " ").capitalize(), note, lambda record: record["metrics"].get(metric.name)
+
+
+def drawn_curves(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str, list, list]]:
+    """Yields title, note, steps and values of each curve, from the metrics records that have its value."""
+    for title, note, of in curves_of(config):
+        points = {record["step"]: value for record in steps if (value := of(record)) is not None}
+        if points:
+            yield title, note, list(points), list(points.values())
 
 
 @dataclass(frozen=True)
@@ -148,13 +157,10 @@ def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _curves(config: RunConfig, steps: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    if not steps:
-        return []
-    numbers = [record["step"] for record in steps]
     marks = [record["step"] for record in steps if record["refreshed"]]
     return [
-        {"title": title, "note": note, "chart": Markup(charts.curve(title, numbers, [of(r) for r in steps], marks))}
-        for title, note, of in curves_of(config)
+        {"title": title, "note": note, "chart": Markup(charts.curve(title, at, values, marks))}
+        for title, note, at, values in drawn_curves(config, steps)
     ]
 
 

@@ -51,6 +51,7 @@ ROLE_OF = {"sampling": SAMPLER, "loading": SAMPLER, "scoring": REWARDER, "learni
 SHOWN = {  # field of StepStats -> gauge
     "loss": "douga_loss",
     "grad_norm": "douga_grad_norm",
+    "lr": "douga_learning_rate",
     "lag": "douga_policy_lag_mean_pushes",
     "lag_max": "douga_policy_lag_max_pushes",
     "reward": "douga_reward",

@@ -43,6 +43,7 @@ PREFERENCE_METRICS = (
     MetricSpec("reward_margin", "Mean reward of the chosen less that of the rejected candidates, 0 .. 1."),
     MetricSpec("chosen_error", "Mean v error of the chosen less the reference's. Below 0: the policy fits better."),
     MetricSpec("rejected_error", "The same of the rejected. Both rising: likelihood is displaced, quality will fall."),
+    MetricSpec("accuracy", "Share of pairs whose dpo_logits are above 0: the policy prefers the chosen, 0 .. 1."),
 )
 
 
@@ -112,4 +113,5 @@ def preference_metrics(inputs: LossInputs, logits: Tensor) -> dict[str, Tensor]:
         "reward_margin": inputs.rewards[:, 0] - inputs.rewards[:, 1],
         "chosen_error": gain[:, 0],
         "rejected_error": gain[:, 1],
+        "accuracy": (logits > 0).float(),
     }

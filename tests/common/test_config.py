@@ -76,12 +76,31 @@ def test_a_list_is_given_with_commas():
         ({"guard.patience": "2"}, "guard.patience was renamed to guardrails.patience"),
         ({"lr": "2"}, "--lr: unknown key; did you mean learner.lr?"),
         ({"lerner.lr": "2"}, "--lerner.lr: unknown key; did you mean learner?"),
-        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.adam_epsilon, "),
+        ({"learner": "2"}, "--learner: a section, not a value; set one of learner.adam_beta1, "),
         ({"steps.more": "2"}, "--steps.more"),
         (
             {"learner.checkpoint_every": "5", "learner.steps_per_push": "2"},
             "checkpoint_every = 5 must be a multiple of steps_per_push = 2",
         ),
+        (
+            {"learner.lr_schedule": "cosin"},
+            "--learner.lr_schedule = 'cosin': Input should be 'constant', 'constant_with_warmup', 'linear', 'cosine', "
+            "'cosine_with_min_lr' or 'inverse_sqrt'",
+        ),
+        (
+            {"learner.warmup_steps": "5"},
+            "warmup_steps = 5: lr_schedule = 'constant' has no warm-up; use 'constant_with_warmup'",
+        ),
+        (
+            {"learner.lr_schedule": "linear", "learner.warmup_steps": "5", "learner.warmup_ratio": "0.1"},
+            "warmup_ratio = 0.1: warmup_steps is set as well; remove one of the two",
+        ),
+        (
+            {"learner.lr_schedule": "cosine", "learner.min_lr_ratio": "0.1"},
+            "min_lr_ratio = 0.1: above 0 with lr_schedule = 'cosine_with_min_lr', else 0; it is 'cosine'",
+        ),
+        ({"learner.lr_schedule": "cosine_with_min_lr"}, "min_lr_ratio = 0: above 0 with lr_schedule = "),
+        ({"learner.adam_beta2": "1"}, "--learner.adam_beta2 = '1': Input should be less than 1"),
         ({"name": "../up"}, "--name = '../up'"),
         (
             {

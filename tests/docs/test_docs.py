@@ -56,7 +56,7 @@ def test_every_key_is_on_the_page() -> None:
     assert [key.name for key in keys() if f"| `{key.name}` |" not in page] == []
     assert "| `algorithm.beta` | float > 0 | `5000.0` |  |  | gapo, dpo, human_pairs: DPO temperature" in page
     assert (
-        "| `steps` | int >= 1 | `60` | `20` | yes | total optimizer steps; raise it to continue a finished run |"
+        "| `steps` | int >= 1 | `60` | `20` | yes | total optimizer steps; raise it to continue a finished run, "
         in page
     )
     assert "| `algorithm.name` | text |" in page

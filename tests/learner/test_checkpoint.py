@@ -19,7 +19,9 @@ from tests.support.learner.fakes import MemoryExchange, reference_digest, tiny_c
 SETTINGS: dict[str, Any] = {
     "algorithm": {"refresh_every": 3},
     "checkpoint_every": 2,
+    "lr_schedule": "cosine",
     "warmup_steps": 3,
+    "adam_beta2": 0.95,
     "steps_per_push": 2,
 }
 

@@ -178,13 +178,17 @@ def test_a_full_version_is_a_state_dict_and_an_adapter_names_its_base(tmp_path: 
         learner.close()
 
 
-def test_warm_up_is_linear_then_constant(tmp_path: Path) -> None:
-    learner, exchange = start(tmp_path, warmup_steps=4, lr=0.008), MemoryExchange()
-    rates = []
+@pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimizer_takes_the_rate_of_the_schedule_and_the_statistics_say_it(tmp_path: Path, stage: int) -> None:
+    keys = {"lr_schedule": "constant_with_warmup", "warmup_steps": 4, "lr": 0.008, "zero_stage": stage}
+    learner, exchange = start(tmp_path, **keys), MemoryExchange()
+    taken, told = [], []
     for _ in range(6):
-        learner.work(exchange)  # type: ignore[arg-type]
-        rates.append(learner.engine.optimizer.param_groups[0]["lr"])
-    assert rates == pytest.approx([0.002, 0.004, 0.006, 0.008, 0.008, 0.008])
+        stats = learner.work(exchange)  # type: ignore[arg-type]
+        assert stats is not None
+        taken.append(learner.engine.optimizer.param_groups[0]["lr"])
+        told.append(stats.lr)
+    assert taken == told == pytest.approx([0.0, 0.002, 0.004, 0.006, 0.008, 0.008])
     learner.close()
 
 
@@ -194,7 +198,8 @@ def test_step_result_has_lag_reward_and_metrics(tmp_path: Path) -> None:
     assert stats is not None
     assert (stats.step, stats.reward, stats.lag) == (1, 0.625, 0.0)
     gap = 2**0.75 - 2**0.5
-    expected = {"dpo_logits": 0.0, "reward_margin": 0.25, "chosen_error": 0.0, "rejected_error": 0.0, "gap": gap}
+    expected = {"dpo_logits": 0.0, "reward_margin": 0.25, "chosen_error": 0.0, "rejected_error": 0.0}
+    expected |= {"accuracy": 0.0, "gap": gap}
     assert stats.metrics == pytest.approx(expected)
     assert stats.loss == pytest.approx(0.25 * math.log(2))
     assert stats.seconds > 0

@@ -26,9 +26,10 @@ def event(time: float, name: str, **more: Any) -> dict[str, Any]:
 
 def step(number: int, time: float, **more: Any) -> dict[str, Any]:
     """A step that pushed, with a queue of three pairs."""
-    own = {"dpo_logits": 0.25, "reward_margin": 0.1, "chosen_error": -0.5, "rejected_error": 0.5, "gap": 0.0625}
+    own = {"dpo_logits": 0.25, "reward_margin": 0.1, "chosen_error": -0.5, "rejected_error": 0.5}
+    own |= {"accuracy": 0.75, "gap": 0.0625}
     figures = {"loss": 0.5, "metrics": own}
-    rest = {"grad_norm": 2.0, "lag": 0.5, "lag_max": 1, "reward": 0.75, "seconds": 4.0, "refreshed": False}
+    rest = {"grad_norm": 2.0, "lr": 5e-6, "lag": 0.5, "lag_max": 1, "reward": 0.75, "seconds": 4.0, "refreshed": False}
     return {"time": time, "step": number, **figures, **rest, "pushed": True, "queue": {"ready": 3}, **more}
 
 

@@ -28,9 +28,8 @@ from deploy.inspect.snapshot import RunReader, RunSnapshot
 from deploy.inspect.status import run_status
 from deploy.inspect.web.videos import GONE
 from deploy.results import charts
-from deploy.results.report import KINDS, curves_of, guard_rows
+from deploy.results.report import KINDS, drawn_curves, guard_rows
 from deploy.run_dir import timeline
-from deploy.run_dir.timeline import Timeline
 
 GROUPS = 6  # number of groups shown
 FRESH = 0.5  # seconds for which the data of one read answers all requests
@@ -114,58 +113,48 @@ def _kept(candidate: KeptCandidate, name: Sequence[str]) -> dict[str, Any]:
 
 
 def curves(snapshot: RunSnapshot) -> list[dict[str, str]]:
-    """Returns all curves as SVG, over the run's minutes."""
-    axis = snapshot.timeline
-    return [*_learned(snapshot, axis), *_watched(snapshot, axis)]
+    """Returns all curves as SVG, over the optimizer steps."""
+    return [*_learned(snapshot), *_watched(snapshot)]
 
 
-def _learned(snapshot: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
-    if not snapshot.steps:
-        return []
-    at, marks = [axis.at(one["time"]) / 60 for one in snapshot.steps], _marks(snapshot, axis)
+def _learned(snapshot: RunSnapshot) -> list[dict[str, str]]:
     return [
-        _drawn(title, note, at, [(title, "aligned", [of(one) for one in snapshot.steps])], marks, axis)
-        for title, note, of in curves_of(snapshot.config)
+        _drawn(title, note, at, [(title, "aligned", values)], snapshot)
+        for title, note, at, values in drawn_curves(snapshot.config, snapshot.steps)
     ]
 
 
-def _watched(snapshot: RunSnapshot, axis: Timeline) -> list[dict[str, str]]:
-    """Returns the curves of the guardrails' readings, each placed at the time of its step."""
-    times = {one["step"]: axis.at(one["time"]) / 60 for one in snapshot.steps}
-    at, marks = [times.get(one.step, 0.0) for one in snapshot.readings], _marks(snapshot, axis)
+def _watched(snapshot: RunSnapshot) -> list[dict[str, str]]:
+    """Returns the curves of the guardrails' readings."""
+    at = [one.step for one in snapshot.readings]
     return [
-        _drawn(title, NOTES.get(title, JUDGE_NOTE), at, rows, marks, axis)
-        for title, rows in guard_rows(snapshot.readings)
+        _drawn(title, NOTES.get(title, JUDGE_NOTE), at, rows, snapshot) for title, rows in guard_rows(snapshot.readings)
     ]
 
 
 def _drawn(
-    title: str,
-    note: str,
-    at: Sequence[float],
-    rows: Sequence[charts.Series],
-    marks: Sequence[charts.Mark],
-    axis: Timeline,
+    title: str, note: str, at: Sequence[int], rows: Sequence[charts.Series], snapshot: RunSnapshot
 ) -> dict[str, str]:
-    svg = charts.series(title, at, rows, marks, "min", axis.seconds / 60)
+    last = snapshot.steps[-1]["step"] if snapshot.steps else 0
+    svg = charts.series(title, at, rows, _marks(snapshot), "step", until=last)
     return {"title": title, "note": note, "now": f"{rows[-1][2][-1]:.4g}", "svg": svg}
 
 
-def _marks(snapshot: RunSnapshot, axis: Timeline) -> list[charts.Mark]:
-    """Returns the marks of pushes, refreshes, alarms and resumes; positions in minutes."""
+def _marks(snapshot: RunSnapshot) -> list[charts.Mark]:
+    """Returns the marks of pushes, refreshes, alarms and resumes, each after a step."""
     happened = [
-        (one["time"], kind, f"{kind} after step {one['step']}")
+        (one["step"], kind, f"{kind} after step {one['step']}")
         for one in snapshot.steps
         for kind, did in (("push", one["pushed"]), ("refresh", one["refreshed"]))
         if did
     ]
     kinds = {"alarm": "alarm", "resumed": "resume"}
     happened += [
-        (one["time"], kinds[one["event"]], f"{one['event']} after step {one['step']} {one.get('words', '')}".strip())
+        (one["step"], kinds[one["event"]], f"{one['event']} after step {one['step']} {one.get('words', '')}".strip())
         for one in snapshot.events
         if one["event"] in kinds
     ]
-    return [(axis.at(time) / 60, kind, words) for time, kind, words in happened]
+    return happened
 
 
 def lanes(snapshot: RunSnapshot) -> str | None:

@@ -161,6 +161,8 @@ LEARNER = Dashboard("learner", "douga: learner", "Is the policy learning, and ho
           {"loss": 'douga_loss{run="$run"}'}),
     Panel("Gradient norm", POINTS, "Gradient norm of the last step before clipping.",
           {"norm": 'douga_grad_norm{run="$run"}'}),
+    Panel("Learning rate", POINTS, "Learning rate of the last step (learner.lr_schedule).",
+          {"rate": 'douga_learning_rate{run="$run"}'}),
     *FIGURES,
     Panel("Reference refreshes", NUMBER, "Reference refreshes since the last start.",
           {"refreshes": 'sum(douga_reference_refreshes_total{run="$run"})'}),

@@ -108,7 +108,7 @@ def work(exchange: WorkerExchange) -> None:
 
 
 def report(journal: WorkerJournal) -> None:
-    journal.step(StepStats(1, 0.5, 0.5, 0.0, 1, 0.5, 1.0, False, True, {"gap": 0.5}))
+    journal.step(StepStats(1, 0.5, 0.5, 1e-5, 0.0, 1, 0.5, 1.0, False, True, {"gap": 0.5}))
     journal.span(Span("sampler-0", "sampling", 1.0, 2.0))
     journal.trained(TrainingFinished(1, 1, "0" * 32))
     journal.exporting("sampler-0", "127.0.0.1:9000")

@@ -66,16 +66,16 @@ def test_a_curve_of_one_step_is_drawn():
     assert len(circles(charts.curve("loss", [1], [0.0]))) == 1
 
 
-def test_a_time_axis_begins_at_nought_and_has_marks_of_several_kinds():
+def test_a_common_axis_begins_at_nought_and_has_marks_of_several_kinds():
     marks = [(2.0, "push", "push after step 4"), (5.0, "alarm", "a < b")]
     rows = [("loss", "aligned", [0.5, 0.25]), ("other", "base", [0.5, 1.0])]
-    root = ElementTree.fromstring(charts.series("loss", [1.0, 5.0], rows, marks, "min", until=10.0))
+    root = ElementTree.fromstring(charts.series("loss", [1.0, 5.0], rows, marks, "step", until=10.0))
     by_class = {node.attrib["class"]: node for node in root if node.tag == "line"}
     assert float(by_class["push"].attrib["x1"]) == pytest.approx(52 + (388 - 52) * 0.2)
     assert float(by_class["alarm"].attrib["x1"]) == pytest.approx(52 + (388 - 52) * 0.5)
     assert float(by_class["push"].attrib["y1"]) > float(by_class["alarm"].attrib["y1"])  # short ones, at the bottom
     assert [node.text for node in by_class["alarm"]] == ["a < b"]
-    assert [node.text for node in root if node.tag == "text"][-2:] == ["0", "10 min"]
+    assert [node.text for node in root if node.tag == "text"][-2:] == ["0", "step 10"]
 
 
 def test_many_points_are_drawn_as_means_of_neighbours():

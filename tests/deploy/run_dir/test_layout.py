@@ -51,6 +51,22 @@ def test_steps_verify_and_evaluation_may_change(tmp_path):
         assert load_config(folder / "config.toml") == changed
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"learner.lr_schedule": "linear"},
+        {"learner.lr_schedule": "cosine"},
+        {"learner.lr_schedule": "constant_with_warmup", "learner.warmup_ratio": 0.5},
+    ],
+)
+def test_steps_may_not_change_where_the_learning_rate_depends_on_them(tmp_path, keys):
+    with layout.claim(config(tmp_path, steps=4, **keys)) as folder:
+        pass
+    layout.check_belongs(folder, config(tmp_path, steps=4, verify=True, **keys))
+    with pytest.raises(ConfigError, match=r"steps \(4 there, 9 now\)"):
+        layout.check_belongs(folder, config(tmp_path, steps=9, **keys))
+
+
 def test_memory_settings_may_change_unless_they_change_clips(tmp_path):
     def smaller(**flags):
         less = {"sampler.micro_batch": 1, "sampler.offload": True, "reward.batch": 1}

@@ -23,7 +23,7 @@ def test_an_evaluation_line_is_short():
 
 
 def stats(step: int, reward: float) -> StepStats:
-    return StepStats(step, 0.1, 1.0, 0.5, 1, reward, 3.0, False, True, {})
+    return StepStats(step, 0.1, 1.0, 1e-5, 0.5, 1, reward, 3.0, False, True, {})
 
 
 def test_the_time_left_follows_the_last_steps():

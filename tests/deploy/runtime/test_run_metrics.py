@@ -41,13 +41,21 @@ STATS = StepStats(
     step=3,
     loss=0.5,
     grad_norm=1.5,
+    lr=1e-5,
     lag=0.5,
     lag_max=1,
     reward=0.6,
     seconds=2.5,
     refreshed=True,
     pushed=True,
-    metrics={"dpo_logits": 0.1, "reward_margin": 0.2, "chosen_error": -0.01, "rejected_error": 0.02, "gap": 0.05},
+    metrics={
+        "dpo_logits": 0.1,
+        "reward_margin": 0.2,
+        "chosen_error": -0.01,
+        "rejected_error": 0.02,
+        "accuracy": 0.75,
+        "gap": 0.05,
+    },
 )
 SECONDS = 60.0
 
@@ -83,7 +91,9 @@ def test_a_step_as_gauges() -> None:
         "douga_algorithm_gap": 0.05,
         "douga_algorithm_chosen_error": -0.01,
         "douga_algorithm_rejected_error": 0.02,
+        "douga_algorithm_accuracy": 0.75,
         "douga_grad_norm": 1.5,
+        "douga_learning_rate": 1e-5,
         "douga_policy_lag_mean_pushes": 0.5,
         "douga_policy_lag_max_pushes": 1.0,
         "douga_reward": 0.6,

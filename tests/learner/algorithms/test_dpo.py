@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.messages import Selection
+from learner.algorithms.base import LossInputs
 from learner.algorithms.dpo import Dpo, dpo_logits, dpo_loss
 from tests.support.learner.algorithms import BETTER, SWAPPED, inputs
 
@@ -24,8 +25,19 @@ def test_by_hand() -> None:
     assert dpo_logits(BETTER, 5.0).item() == pytest.approx(0.5)
     assert made.loss.item() == pytest.approx(0.4740770)
     assert {name: value.item() for name, value in made.metrics.items()} == pytest.approx(
-        {"dpo_logits": 0.5, "reward_margin": 0.25, "chosen_error": -0.1, "rejected_error": 0.1}
+        {"dpo_logits": 0.5, "reward_margin": 0.25, "chosen_error": -0.1, "rejected_error": 0.1, "accuracy": 1.0}
     )
+
+
+def test_the_accuracy_is_the_share_of_pairs_that_the_policy_ranks_as_the_rewards_do() -> None:
+    def accuracy(one: LossInputs) -> float:
+        return dpo(beta=5.0).loss(one).metrics["accuracy"].mean().item()
+
+    start = inputs(policy=(0.7, 0.3), reference=(0.7, 0.3))
+    assert [accuracy(one) for one in (BETTER, SWAPPED, start)] == [1.0, 0.0, 0.0]
+    reference = torch.cat([one.reference for one in (BETTER, SWAPPED, BETTER, start) if one.reference is not None])
+    policy = torch.cat([BETTER.policy, SWAPPED.policy, BETTER.policy, start.policy])
+    assert accuracy(LossInputs(policy, reference, torch.ones(4), torch.tensor([[0.75, 0.5]] * 4))) == 0.5
 
 
 def test_beta_scales_the_logits() -> None:

@@ -1,4 +1,5 @@
-"""A slow reference implementation of GAPO: diffusers' scheduler, one clip per forward pass, torch's AdamW.
+"""A slow reference implementation of GAPO: diffusers' scheduler, one clip per forward pass, torch's AdamW,
+transformers' learning-rate schedule.
 
 The learner's results with shared forward passes, micro-batches, ranks and ZeRO are compared with it.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from transformers import get_scheduler
 
 from common.config import RunConfig
 from common.models.cogvideox import ModelFolder, predict_v
@@ -62,11 +64,17 @@ def plain_training(model: ModelFolder, config: RunConfig, steps: int) -> dict[st
         made = dict(policy.named_parameters())
         trained = {name: one for name, one in made.items() if rules.trainable == ("*",) or ".attn1." in name}
     optimizer = torch.optim.AdamW(
-        trained.values(), lr=rules.lr, eps=rules.adam_epsilon, weight_decay=rules.weight_decay
+        trained.values(),
+        lr=rules.lr,
+        betas=(rules.adam_beta1, rules.adam_beta2),
+        eps=rules.adam_epsilon,
+        weight_decay=rules.weight_decay,
     )
+    schedule = get_scheduler(rules.lr_schedule, optimizer, rules.warmup_steps, config.steps)
     for step in range(1, steps + 1):
         policy.zero_grad()
         plain_loss(policy, reference, model, config, step)[0].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), rules.clip_norm)
         optimizer.step()
+        schedule.step()
     return {name: parameter.detach() for name, parameter in made.items()}

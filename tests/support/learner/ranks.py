@@ -26,7 +26,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "offload": {"train": "full", "offload_optimizer": True},
     "reward": {"train": "full", "algorithm": {"name": "refl"}},
 }
-SETTINGS: dict[str, Any] = {"batch_size": 4, "micro_batch": 1, "algorithm": {"beta": 50.0}, "weight_decay": 0.01}
+SETTINGS: dict[str, Any] = {
+    "batch_size": 4,
+    "micro_batch": 1,
+    "algorithm": {"beta": 50.0},
+    "weight_decay": 0.01,
+    "adam_beta2": 0.95,
+    "lr_schedule": "linear",
+    "warmup_steps": 1,
+}
 
 
 def main(rank: int, world: int, folder: Path, cases: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from contextlib import closing
@@ -108,18 +109,38 @@ def test_curves_are_sent_only_when_they_have_changed(client, run) -> None:
     told = ask(client)
     drawn = {one["title"]: one for one in told["curves"]["drawn"]}
     assert list(drawn) == [
-        *("Batch mean reward", "Loss", "Lag"),
-        *("Dpo logits", "Reward margin", "Chosen error", "Rejected error", "Gap"),
+        *("Batch mean reward", "Loss", "Learning rate", "Gradient norm", "Lag"),
+        *("Dpo logits", "Reward margin", "Chosen error", "Rejected error", "Accuracy", "Gap"),
     ]
-    assert (drawn["Batch mean reward"]["now"], drawn["Gap"]["now"]) == ("75", "0.0625")
+    told_now = {title: drawn[title]["now"] for title in ("Batch mean reward", "Gap", "Learning rate", "Accuracy")}
+    assert told_now == {"Batch mean reward": "75", "Gap": "0.0625", "Learning rate": "5e-06", "Accuracy": "0.75"}
     svg = drawn["Gap"]["svg"]
     assert [svg.count(f'class="{kind}"') for kind in ("push", "refresh", "alarm", "resume")] == [2, 1, 1, 1]
     assert "71 % of &lt;b&gt;motion" in svg
+    at = {kind: re.findall(f'class="{kind}" x1="([0-9.]+)"', svg) for kind in ("push", "refresh", "alarm", "resume")}
+    assert at == {"push": ["220.0", "388.0"], "refresh": ["388.0"], "alarm": ["388.0"], "resume": ["220.0"]}
+    assert ">step 2</text>" in svg
     tag = told["curves"]["tag"]
     assert ask(client, tag)["curves"] is None
     write(run, "metrics.jsonl", step(3, time.time()))
     assert ask(client, tag)["curves"]["tag"] != tag
     assert "sampler-0: sampling, 5.0 s" in told["lanes"]
+
+
+def test_steps_recorded_before_a_curve_existed_are_left_out_of_it(client, run) -> None:
+    old = step(3, time.time())
+    del old["lr"], old["metrics"]["accuracy"]
+    (run / "metrics.jsonl").unlink()
+    write(run, "metrics.jsonl", old)
+    titles = [one["title"] for one in ask(client)["curves"]["drawn"]]
+    assert "Loss" in titles
+    assert not {"Learning rate", "Accuracy"} & set(titles)
+    write(run, "metrics.jsonl", step(4, time.time(), lr=1e-4))
+    drawn = {one["title"]: one for one in ask(client)["curves"]["drawn"]}
+    assert drawn["Learning rate"]["now"] == "0.0001"
+    points = {title: re.findall(r'points="([^"]*)"', one["svg"])[0].split() for title, one in drawn.items()}
+    assert [len(points[title]) for title in ("Loss", "Learning rate", "Accuracy")] == [2, 1, 1]
+    assert points["Learning rate"][0].split(",")[0] == points["Loss"][1].split(",")[0]
 
 
 def test_a_run_that_is_starting_and_one_whose_folder_is_gone(tmp_path: Path, monkeypatch) -> None:
