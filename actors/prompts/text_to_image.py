@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoPipelineForText2Image, ModelMixin
-from diffusers.utils import logging as diffusers_logging
 from PIL import Image
-from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
 from common.errors.messages import one_line
@@ -55,8 +53,6 @@ class TextToImage:
     """Makes images of captions. `ConfigError` if the folder holds no complete text-to-image pipeline."""
 
     def __init__(self, folder: Path, settings: ImageSettings, device: str, log: Callable[[str], None]) -> None:
-        for library in (diffusers_logging, transformers_logging):
-            library.disable_progress_bar()  # loading bars would break our progress lines
         self._folder, self._log = folder, log
         _check_device(device)
         self._pipeline: Any = _load(folder, torch_dtype(settings.dtype)).to(device)

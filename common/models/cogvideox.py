@@ -29,9 +29,7 @@ from diffusers import (
 )
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
-from diffusers.utils import logging as diffusers_logging
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
-from transformers.utils import logging as transformers_logging
 
 from common.models.fingerprint import model_folder, model_parts
 from common.models.json_files import read_json
@@ -128,8 +126,6 @@ def open_model(path: str | Path) -> ModelFolder:
     Raises:
         ConfigError: the folder is missing, broken, or holds another kind of model.
     """
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()  # loading bars would break our progress lines
     folder = model_folder(path)
     return ModelFolder(folder, *read_folder(folder))
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
 from common.errors.messages import one_line
@@ -29,6 +31,8 @@ def from_pretrained(kind: Any, place: str | Path, where: str, what: str = "", **
 
     Raises `ConfigError`, "`where`: cannot be loaded as `what`", if that fails; `what` defaults to the class's name.
     """
+    for library in (diffusers_logging, transformers_logging):
+        library.disable_progress_bar()  # loading bars would break our progress lines
     try:
         return kind.from_pretrained(place, **options)
     except Exception as error:  # the libraries raise almost anything for a damaged file

@@ -21,6 +21,7 @@ try:
     from common.version import VERSION
     from deploy.cli import annotate, clips, collect, data, inspect, logs, monitor, plan, results, rewards, run, worker
     from deploy.cli.flags import Parser, split_flags
+    from deploy.logs.library_messages import drop_meaningless
     from deploy.runtime.oom import needed_by
 except ModuleNotFoundError as missing:
     # In a Ray job, `python` is the one on the PATH of the process that started Ray.
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show is no error
+    drop_meaningless()
     return exit_code(partial(_dispatch, arguments))
 
 

@@ -15,6 +15,7 @@ from importlib import metadata
 from typing import Any
 
 from common.config import RunConfig
+from deploy.logs.library_messages import drop_meaningless
 from deploy.run_dir.layout import CONFIG
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ def logging_to(handler: logging.Handler, config: RunConfig, process: str) -> Ite
     Other libraries are logged from level WARNING on. The terminal shows warnings as it would without the handler.
     An error that leaves the block is logged and raised again.
     """
+    drop_meaningless()
     root = logging.getLogger()
     level = config.logs.level.upper()
     own = {name: logging.getLogger(name) for name in OWN}
