@@ -10,8 +10,8 @@ from typing import Any
 from deploy.cli.flags import RUN, add_command
 
 MONITOR = """\
-Starts Prometheus, Alertmanager, and Grafana if grafana-server is installed, all on loopback, with the project's alerts
-and dashboards. Ctrl-C stops them. Prometheus reads the addresses of the run's processes from
+Starts Prometheus, and Alertmanager and Grafana if they are installed, all on loopback, with the project's alerts and
+dashboards. Ctrl-C stops them. Prometheus reads the addresses of the run's processes from
 RUN/prometheus/targets.json, and follows its changes. Data and logs are written to RUN/prometheus/ of the first run.
 See docs/monitoring.md.
 

@@ -1,4 +1,4 @@
-"""`douga monitor`: runs Prometheus, Alertmanager and Grafana on loopback for one or more run folders.
+"""`douga monitor`: runs Prometheus, and Alertmanager and Grafana if they are installed, on loopback.
 
 ```
 RUN/prometheus/targets.json ──> PROMETHEUS ── rules.yml ──> ALERTMANAGER ──> receivers
@@ -55,33 +55,42 @@ def monitor(options: argparse.Namespace) -> int:
     if not 0 <= options.port <= 65533:
         raise ConfigError(f"--port {options.port}: allowed are 0 to 65533")
     folders = [find_run(run)[0].resolve() for run in options.runs]
-    programs, receivers = find_programs(), _receivers(options.alertmanager)
+    programs = find_programs()
+    receivers = _receivers(options.alertmanager, programs)
     with stop_on_signals(f"stopping Prometheus and the others; {AGAIN}") as stop, ExitStack() as stack:
         servers = start(stack, programs, folders, receivers, options.port)
         for server in servers:
             print(f"{server.name:13} http://{server.address}", flush=True)
-        if not programs["grafana"]:
-            print(f"{'grafana':13} not installed; its dashboards: {GRAFANA / 'dashboards'}", flush=True)
+        alerts = f"http://{servers[0].address}/alerts"
+        missing = {
+            "alertmanager": f"not installed; alerts are shown at {alerts}, and sent nowhere",
+            "grafana": f"not installed; its dashboards: {GRAFANA / 'dashboards'}",
+        }
+        for name, words in missing.items():
+            if not programs[name]:
+                print(f"{name:13} {words}", flush=True)
         print(f"watching {', '.join(map(str, folders))}; Ctrl-C ends all", flush=True)
         _wait(servers, stop)
     return 0
 
 
 def find_programs() -> dict[str, str]:
-    """Returns the programs' paths, "" for a missing Grafana. Raises `ConfigError` if another one is missing."""
+    """Returns the programs' paths, "" for a missing one. Raises `ConfigError` if Prometheus is missing."""
     return {name: _program(name) for name in NAMES}
 
 
 def _program(name: str) -> str:
     path = next((path for program in NAMES[name] if (path := shutil.which(program))), "")
-    if not path and name != "grafana":
+    if not path and name == "prometheus":
         raise ConfigError(f"monitor: {NAMES[name][0]} is not installed, or not on the PATH. {INSTALL}")
     return path
 
 
-def _receivers(given: Path | None) -> Path:
+def _receivers(given: Path | None, programs: Mapping[str, str]) -> Path:
     if given is not None and not given.is_file():
         raise ConfigError(f"--alertmanager {given}: no such file; {PROMETHEUS / 'alertmanager.yml'} is an example")
+    if given is not None and not programs["alertmanager"]:
+        raise ConfigError(f"--alertmanager {given}: Alertmanager is not installed, or not on the PATH. {INSTALL}")
     return (given or PROMETHEUS / "alertmanager.yml").resolve()
 
 
@@ -107,33 +116,35 @@ class Server:
 def start(
     stack: ExitStack, programs: Mapping[str, str], folders: Sequence[Path], receivers: Path, port: int
 ) -> list[Server]:
-    """Starts Prometheus on `port`, Alertmanager on the next port and Grafana, if installed, on the one after.
+    """Starts Prometheus on `port`, Alertmanager on the next port and Grafana on the one after, if installed.
 
-    With `port` 0 the system chooses free ports. The servers end when `stack` closes. Alertmanager starts first, because
-    Prometheus needs its address, as Grafana needs that of Prometheus.
+    Returns the servers, Prometheus first. With `port` 0 the system chooses free ports. The servers end when `stack`
+    closes. Alertmanager starts first, because Prometheus needs its address, as Grafana needs that of Prometheus.
     """
     place = folders[0] / FOLDER
     place.mkdir(parents=True, exist_ok=True)
     ports = [port + after if port else 0 for after in range(3)]
-    command = alertmanager_command(programs["alertmanager"], place, receivers, ports[1])
-    alertmanager = stack.enter_context(running("alertmanager", command, place, "/-/ready"))
+    others = []
+    if programs["alertmanager"]:
+        command = alertmanager_command(programs["alertmanager"], place, receivers, ports[1])
+        others.append(stack.enter_context(running("alertmanager", command, place, "/-/ready")))
     config = place / "prometheus.yml"
-    write_whole(config, yaml.safe_dump(prometheus_config(folders, alertmanager.address), sort_keys=False))
+    addresses = [one.address for one in others]
+    write_whole(config, yaml.safe_dump(prometheus_config(folders, addresses), sort_keys=False))
     command = prometheus_command(programs["prometheus"], place, config, ports[0])
     prometheus = stack.enter_context(running("prometheus", command, place, "/-/ready"))
-    servers = [prometheus, alertmanager]
     if programs["grafana"]:
         environment = grafana_environment(place, prometheus.address, ports[2])
         command = [programs["grafana"], "--homepath", os.environ.get("GF_PATHS_HOME", "/usr/share/grafana")]
-        servers.append(stack.enter_context(running("grafana", command, place, "/api/health", environment)))
-    return servers
+        others.append(stack.enter_context(running("grafana", command, place, "/api/health", environment)))
+    return [prometheus, *others]
 
 
-def prometheus_config(folders: Sequence[Path], alertmanager: str) -> dict[str, Any]:
-    """Returns ``prometheus.yml`` for these runs, with absolute paths and Alertmanager's ``HOST:PORT``."""
+def prometheus_config(folders: Sequence[Path], alertmanagers: Sequence[str]) -> dict[str, Any]:
+    """Returns ``prometheus.yml`` for these runs, with absolute paths and the ``HOST:PORT`` of each Alertmanager."""
     config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text("utf-8"))
     config["rule_files"] = [str(PROMETHEUS / file) for file in config["rule_files"]]
-    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = list(alertmanagers)
     for job in config["scrape_configs"]:
         for lists in job["file_sd_configs"]:
             lists["files"] = [str(folder / FOLDER / Path(file).name) for folder in folders for file in lists["files"]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,7 +18,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,10 +223,11 @@ def folder_of_a_run(root: Path) -> Path:
 
 
 @contextmanager
-def command(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def command(folder: Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
     """``douga monitor``, as a user starts it; stopped after the block."""
     words = [sys.executable, "-m", "deploy.cli", "monitor", str(folder), "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment, pipe = os.environ | (env or {}), subprocess.PIPE
+    with subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         try:
             yield process
         finally:
@@ -250,6 +252,37 @@ def test_the_command_prints_addresses_and_stops_all_on_ctrl_c(tmp_path: Path) ->
         assert process.wait(60) == 0
         assert "stopping" in process.stderr.read()
     assert not psutil.wait_procs(children, 10)[1]
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus; Debian: apt-get install prometheus")
+def test_prometheus_alone_shows_the_alerts(tmp_path: Path) -> None:
+    folder, programs = folder_of_a_run(tmp_path), tmp_path / "bin"
+    programs.mkdir()
+    (programs / "prometheus").symlink_to(shutil.which("prometheus") or "")
+    with command(folder, {"PATH": str(programs)}) as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        said = dict(line.split(maxsplit=1) for line in itertools.takewhile(lambda line: "Ctrl-C" not in line, lines))
+        address = said["prometheus"].strip()
+        assert said["alertmanager"].strip() == f"not installed; alerts are shown at {address}/alerts, and sent nowhere"
+        assert {child.name() for child in psutil.Process(process.pid).children()} == {"prometheus"}
+        found = httpx.get(f"{address}/api/v1/alertmanagers", timeout=60, trust_env=False).json()["data"]
+        assert found == {"activeAlertmanagers": [], "droppedAlertmanagers": []}
+        rules = httpx.get(f"{address}/api/v1/rules", timeout=60, trust_env=False).json()["data"]["groups"]
+        assert "DougaRewardFell" in {rule["name"] for group in rules for rule in group["rules"]}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def test_receivers_need_alertmanager(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of_a_run(tmp_path)
+    monkeypatch.setattr(stack, "find_programs", lambda: {"prometheus": "x", "alertmanager": "", "grafana": ""})
+    receivers = tmp_path / "team.yml"
+    receivers.write_text("")
+    assert main(["monitor", str(folder), "--alertmanager", str(receivers)]) == 2
+    assert f"--alertmanager {receivers}: Alertmanager is not installed, or not on the PATH" in capsys.readouterr().err
 
 
 @needs_programs
