@@ -23,6 +23,7 @@ from typing import Any
 from common.config import RunConfig, algorithm_class
 from common.errors import BAD_INPUT
 from common.exchange.queries import KeptCandidate, RecentGroup, newest_groups
+from common.exchange.storage.group_blobs import SHOWN
 from common.exchange.storage.ledger_reader import open_readonly
 from deploy.inspect.snapshot import RunReader, RunSnapshot
 from deploy.inspect.status import run_status
@@ -31,7 +32,7 @@ from deploy.results import charts
 from deploy.results.report import KINDS, drawn_curves, guard_rows
 from deploy.run_dir import timeline
 
-GROUPS = 6  # number of groups shown
+GROUPS = 6  # number of groups shown: the newest that still have their clips; without any, the newest
 FRESH = 0.5  # seconds for which the data of one read answers all requests
 LANES = 180.0  # seconds of work in the drawing of the workers
 NOTES = {"Motion": "% of the base clips' motion"}
@@ -79,14 +80,21 @@ class DashboardState:
     def _groups(self) -> list[RecentGroup]:
         try:
             with open_readonly(self._reader.folder) as ledger:
-                return newest_groups(ledger, GROUPS)
+                groups = newest_groups(ledger, SHOWN)
         except BAD_INPUT:  # the ledger is just being created
             return []
+        whole = [one for one in groups if _has_clips(one)]
+        return (whole or groups)[:GROUPS]
+
+
+def _has_clips(group: RecentGroup) -> bool:
+    """Whether no clip was deleted: the exchange does that once all kept checkpoints are at or after the group's end."""
+    return all(one.file is not None for one in group.kept)
 
 
 def group_data(group: RecentGroup, config: RunConfig) -> dict[str, Any]:
     """Returns a group as the page receives it: ``clip`` is the URL of its video, or ``why`` says why it has none."""
-    there = not config.simulate and all(one.file is not None for one in group.kept)
+    there = not config.simulate and _has_clips(group)
     why = "simulated work has no clips" if config.simulate else GONE
     names = algorithm_class(config.algorithm.name).candidate_names
     return {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from common.config import load_config
 from common.data.video import clip_length, decode_clip, encode_mp4, plays_everywhere
 from common.exchange.storage.blobs import BlobStore, raw
 from deploy.inspect.snapshot import RunReader
@@ -20,7 +21,7 @@ from deploy.inspect.web import videos, view
 from deploy.inspect.web.app import make_app
 from deploy.inspect.web.videos import VideoCache
 from deploy.inspect.web.view import DashboardState
-from tests.support.exchange.fakes import make_pairs, open_exchange
+from tests.support.exchange.fakes import make_pairs, open_exchange, train
 from tests.support.runs import step
 from tests.support.web_runs import begun, killed, write
 
@@ -80,6 +81,25 @@ def test_a_deleted_clip_is_404_and_a_cached_video_still_plays(client, run) -> No
     assert len(ask(client)["groups"]) == 3
     for name in ("groups/99.mp4", "groups/..%2f..%2fledger.sqlite.mp4", "groups/-1.mp4"):
         assert client.get(f"/{name}").status_code in (404, 422)
+
+
+def test_pairs_whose_clips_were_deleted_after_training_give_way_to_those_that_have_theirs(client, run) -> None:
+    config = load_config(run / "config.toml")
+    exchange = open_exchange(run, config)
+    train(exchange, 1)
+    trained = {one["ordinal"] for one in ask(client)["groups"] if one["state"] == "trained"}
+    assert trained == {0, 1}
+    exchange.record_checkpoint(1)
+    left = ask(client)["groups"]
+    assert [(one["ordinal"], client.get(f"/{one['clip']}").status_code) for one in left] == [(2, 200)]
+    make_pairs(exchange, 1)
+    assert [one["ordinal"] for one in ask(client)["groups"]] == [3, 2]
+    train(exchange, 2)
+    exchange.record_checkpoint(2)
+    exchange.close()
+    ended = ask(client)["groups"]
+    assert [one["ordinal"] for one in ended] == [3, 2, 1, 0]  # none has its clips: their scores are still there
+    assert {(one["clip"], one["why"]) for one in ended} == {(None, "the clip no longer exists")}
 
 
 def test_the_video_cache_is_bounded(run, monkeypatch, tmp_path) -> None:
