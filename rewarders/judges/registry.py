@@ -68,6 +68,8 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
         made = kind(config, device)
         if not isinstance(made, Judge) and not (hasattr(made, "score") and hasattr(made, "dimension")):
             raise ConfigError(f"kind = {config.kind!r}: must be a Reward or a Judge (rewarders/interface.py)")
+        if not hasattr(made, "digest"):
+            raise ConfigError(f"kind = {config.kind!r}: has no digest, which every Reward and Judge needs")
         judge = AdaptedJudge(as_judge(made), config, getattr(made, "needs", None))
         _check_names(judge)
         return judge

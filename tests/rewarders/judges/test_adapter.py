@@ -127,6 +127,11 @@ class Bright:
 class Nothing:
     def __init__(self, judge, device): ...
 
+class NoDigest(Nothing):
+    dimension = "brightness"
+    def score(self, clips, prompts):
+        return [1.0 for _ in clips]
+
 number = 3
 """
 
@@ -157,6 +162,7 @@ def test_a_class_of_the_users_beside_the_heads(mine):
         ("{mine}:Beauty", "my_judges has no class Beauty"),
         ("{mine}:number", "my_judges has no class number"),
         ("{mine}:Nothing", "must be a Reward or a Judge"),
+        ("{mine}:NoDigest", "kind = 'my_judges:NoDigest': has no digest, which every Reward and Judge needs"),
     ],
 )
 def test_a_wrong_kind_gets_one_line(mine, kind, line):
