@@ -34,10 +34,11 @@ def may_change(key: str, config: RunConfig) -> bool:
     return any(key == one or (one.endswith(".") and key.startswith(one)) for one in UNRELATED + MEMORY)
 
 
-def may_change_text() -> str:
+def may_change_text(config: RunConfig) -> str:
     """The keys of `may_change`, for messages and help."""
-    free = [f"{one}*" if one.endswith(".") else one for one in UNRELATED]
-    return ", ".join([*free, *(f"{JUDGE}NAME.{one}" for one in SERVER), *MEMORY])
+    free, memory = ([one for one in keys if may_change(one, config)] for keys in (UNRELATED, MEMORY))
+    named = [f"{one}*" if one.endswith(".") else one for one in free]
+    return ", ".join([*named, *(f"{JUDGE}NAME.{one}" for one in SERVER), *memory])
 
 
 def is_of_machine(key: str) -> bool:

@@ -30,7 +30,7 @@ examples:
 
   All files of a run are written to its folder, runs/NAME. The same command resumes the run; for a finished run it
   prints the result. These keys may change on resume (model.path: to another copy of the same model):
-{FILL.fill(may_change_text())}
+{FILL.fill(may_change_text(RunConfig()))}
 """
 FINETUNE = """\
 Reads your own clips and trains on them with the diffusion loss, conditioned on caption and clean first frame (the first

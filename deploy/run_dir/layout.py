@@ -124,7 +124,7 @@ def _check_configuration(folder: Path, config: RunConfig) -> None:
         listed = ", ".join(f"{key} ({old!r} there, {new!r} now)" for key, (old, new) in sorted(changed.items()))
         raise ConfigError(
             f"{folder}: the run there has another configuration: {listed}; choose another --name or the same values "
-            f"({may_change_text()} may change)"
+            f"({may_change_text(config)} may change)"
         )
 
 
