@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import io
 import struct
-import zlib
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from common.errors.oom import reraise_oom
+from common.image_formats import FORMATS, SIGNATURE, Depth, check_format, depth_of, hidden_colour, png_chunks
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels, everywhere
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-GAMMA, SRGB_GAMMA = b"gAMA", 0.45455
-SRGB_LIKE = {1, 2, 6, 13}  # transfer functions of ITU-T H.273 that are shown as sRGB
-BT709_LIKE = {1, 2, 5, 6, 7}  # primaries
-STILL = ("JPEG", "MPO", "TGA", "BMP", "PPM", "ICO")  # formats whose further pictures, if any, are no animation
 PICTURES = ("GIF", "PNG", "WEBP", "JPEG", "TIFF", "BMP", "AVIF")
 PROFILED = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> colour space of its profile
 MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
@@ -50,13 +45,16 @@ def decode_image(data: bytes) -> Image.Image:
 def decode_layer(data: bytes) -> Image.Image:
     """`decode_image` without a background: RGBA if parts are transparent, else RGB."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            _check_still(image)
-            _check_colours(data, image)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_format(data, image)
             image.load()
-            profile = image.info.get("icc_profile")
+            profile, depth = image.info.get("icc_profile"), depth_of(image)
+            if (hidden := hidden_colour(data, image)) is not None:
+                image.info["transparency"] = hidden
             upright = ImageOps.exif_transpose(image)
-            return _in_srgb(_eight_bits(upright), profile)
+            return _in_srgb(_eight_bits(upright, depth), profile)
+    except UnidentifiedImageError:
+        raise ValueError(f"broken image: not a whole picture of a kind that is read: {', '.join(FORMATS)}") from None
     except Exception as error:  # of a damaged file, Pillow's plugins raise almost anything
         reraise_oom(error)
         why = " ".join(str(error).split(" <")[0].split()) or type(error).__name__
@@ -100,34 +98,10 @@ def first_frame_png(data: bytes, height: int, width: int) -> bytes:
     return encode_png(first_frame(data, height, width))
 
 
-def _check_still(image: Image.Image) -> None:
-    count = getattr(image, "n_frames", 1)
-    if count > 1 and image.format not in STILL:
-        raise ValueError(f"{count} pictures in one {image.format} file, animated or pages: save one of them as PNG")
-
-
-def _check_colours(data: bytes, image: Image.Image) -> None:
-    """Refuse what Pillow would show in wrong colours: HDR and wide-gamut pictures, and gamma other than sRGB's."""
-    coded = None
-    if image.format == "PNG":
-        chunks = dict(_png_chunks(data))
-        if "icc_profile" not in image.info and b"sRGB" not in chunks and len(chunks.get(GAMMA, b"")) == 4:
-            gamma = struct.unpack(">I", chunks[GAMMA])[0] / 100000
-            if abs(gamma - SRGB_GAMMA) > 0.01:
-                raise ValueError(f"a gamma of {gamma:g}, not sRGB's: save the image in sRGB")
-        if len(chunks.get(b"cICP", b"")) == 4:
-            coded = chunks[b"cICP"][0], chunks[b"cICP"][1]
-    elif image.format == "AVIF" and (place := data.find(b"colrnclx")) >= 0:
-        coded = struct.unpack_from(">HH", data, place + 8)
-    if coded is not None and not (coded[0] in BT709_LIKE and coded[1] in SRGB_LIKE):
-        kind = {16: "HDR (PQ)", 18: "HDR (HLG)"}.get(coded[1], "wide-gamut")
-        raise ValueError(f"{kind} colours, which need tone mapping: save the image in sRGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, depth: Depth | None) -> Image.Image:
     """The image with 8 bits per channel, in mode L, RGB, RGBA or CMYK."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-        return _from_16_bits(image)
+    if depth is not None:
+        return _from_deep_grey(image, depth)
     if image.mode not in MODES:
         raise ValueError(f"pixels of the kind {image.mode}, whose range is unknown: save the image as 8-bit RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or image.has_transparency_data:
@@ -137,9 +111,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _from_16_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+def _from_deep_grey(image: Image.Image, depth: Depth) -> Image.Image:
+    values = np.asarray(image).astype(np.uint32).clip(0, depth.largest)
+    levels = ((values * 255 + depth.largest // 2) // depth.largest).astype(np.uint8)
+    grey = Image.fromarray(255 - levels if depth.inverted else levels)
     hidden = image.info.get("transparency")
     if hidden is None:
         return grey
@@ -173,25 +148,11 @@ def _is_grey(image: Image.Image) -> bool:
     return image.mode == "RGB" and bool((pixels == pixels[..., :1]).all())
 
 
-def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """(name, content) of a PNG's chunks, as far as they are whole."""
-    found, place = [], len(SIGNATURE)
-    while place + 12 <= len(data):
-        length = struct.unpack_from(">I", data, place)[0]
-        name, content = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
-        check = data[place + 8 + length : place + 12 + length]
-        if len(check) < 4 or struct.unpack(">I", check)[0] != zlib.crc32(name + content):
-            break
-        found.append((name, content))
-        place += 12 + length
-    return found
-
-
 def _is_bare_png(data: bytes, height: int, width: int) -> bool:
     """Whether the data is a whole PNG of 8-bit RGB of that size, with nothing but its pixels in it."""
     if not data.startswith(SIGNATURE):
         return False
-    chunks = _png_chunks(data)
+    chunks = png_chunks(data)
     names = [name for name, _ in chunks]
     if names != [b"IHDR", *[b"IDAT"] * (len(names) - 2), b"IEND"]:
         return False
