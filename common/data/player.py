@@ -18,6 +18,7 @@ readers, and what is done here:
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,12 +32,15 @@ from av.stream import Disposition
 
 from common.data.screen import Screen
 from common.errors.oom import reraise_oom
+from common.image_formats import clean_aperture
 from common.images import picture_format
 
 CONTAINERS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"  # others may open further files, as playlists do
 ERRORS = {"err_detect": "crccheck+bitstream+buffer+explode"}  # damage is an error, and not concealed
 CONCEALED = ("libdav1d", "libvpx", "libvpx-vp9")  # decoders that know no `ERRORS`; they fail by themselves
 STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+# Matroska's tracks, up to the first frames, and in them a crop of the top, bottom, left or right other than 0
+TRACKS, CLUSTER, CROP = b"\x16\x54\xae\x6b", b"\x1f\x43\xb6\x75", rb"\x54[\xaa\xbb\xcc\xdd](?:\x81[^\0]|\x82(?!\0\0).)"
 SLACK = 0.5  # seconds between a last frame and the stated duration that are not missed
 LONGEST = 60.0  # seconds that one frame may be on screen; longer ones are broken time stamps
 
@@ -146,6 +150,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
             context = stream.codec_context
             if context.codec.name not in CONCEALED:
                 context.options = ERRORS
+            _check_crop(data, container, stream)
             yield container, stream
     except (av.FFmpegError, IndexError, RuntimeError) as error:
         reraise_oom(error)
@@ -197,6 +202,20 @@ class _Packets:
                 yield frame
 
 
+def _check_crop(data: bytes, container: Any, stream: Any) -> None:
+    """Refuse a file that says which part of its frames to show. The `ffmpeg` program crops, its libraries do not."""
+    if container.format.name.startswith("mov"):
+        aperture = clean_aperture(data)
+        cropped = aperture not in (None, (stream.codec_context.width, stream.codec_context.height, 0, 0))
+    elif container.format.name.startswith("matroska"):
+        header = data[max(0, data.find(TRACKS)) :]
+        cropped = re.search(CROP, header[: max(0, header.find(CLUSTER))], re.DOTALL) is not None
+    else:
+        return
+    if cropped:
+        raise ValueError("its container crops the frames; write the file again: ffmpeg -i FILE clip.mp4")
+
+
 def _check_whole(container: Any, stream: Any, length: int) -> None:
     """Refuse a file whose table of frames points behind its end."""
     table = stream.index_entries
@@ -205,11 +224,11 @@ def _check_whole(container: Any, stream: Any, length: int) -> None:
 
 
 def _check_end(container: Any, stream: Any, last: float) -> None:
-    """Refuse a Matroska or AVI file whose last frame is far from the duration that it states."""
+    """Refuse a Matroska, FLV, ASF or AVI file whose last frame is far from the duration that it states."""
     stated = 0.0
     if container.format.name == "avi" and stream.average_rate:
         stated = stream.frames / float(stream.average_rate)
-    elif container.format.name.startswith("matroska"):
+    elif container.format.name.startswith(("matroska", "flv", "asf")):
         alone = len(container.streams) == 1
         stated = _seconds(stream.metadata.get("DURATION", "")) or alone * (container.duration or 0) / av.time_base
     if stated - last > max(SLACK, 0.1 * stated):

@@ -54,7 +54,12 @@ class Screen:
         graph.link_nodes(*nodes).configure()
 
     def check(self, frame: Any) -> None:
-        """Raise `ValueError` for a frame of another format than the first."""
+        """Raise `ValueError` for a frame of another format than the first, or of two fields."""
+        if frame.interlaced_frame:
+            raise ValueError(
+                "interlaced: a frame shows two moments; deinterlace it: "
+                "ffmpeg -i FILE -vf bwdif=mode=send_frame clip.mp4"
+            )
         if _format(frame) != self._format:
             raise ValueError("the video changes its size, turn or colours midway")
 

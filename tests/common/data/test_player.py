@@ -11,7 +11,7 @@ import pytest
 from common.data.player import frames_at, timeline
 from common.data.video import anonymous_mp4, clip_length, decode_clip, decode_video, plays_everywhere
 from rewarders.rewarder import read_clip
-from tests.support.videos import by_ffmpeg, cut, joined, quarters, video, without_frame
+from tests.support.videos import by_ffmpeg, cut, joined, quarters, video, with_aperture, without_frame
 
 ONE = 1 << 16
 MATRICES = {  # a, b, c, d of a display matrix -> how numpy does the same to a frame
@@ -206,7 +206,12 @@ def test_a_damaged_frame_is_no_copy_of_another(container: str, codec: str) -> No
 @pytest.mark.parametrize("share", [0.5, 0.75])
 @pytest.mark.parametrize(
     ("container", "codec", "options"),
-    [("mp4", "libx264", {"movflags": "faststart"}), ("matroska", "libx264", {}), ("avi", "mpeg4", {})],
+    [
+        ("mp4", "libx264", {"movflags": "faststart"}),
+        ("matroska", "libx264", {}),
+        ("avi", "mpeg4", {}),
+        ("flv", "libx264", {}),
+    ],
 )
 def test_a_truncated_file_is_refused(container: str, codec: str, options: dict[str, str], share: float) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
@@ -266,6 +271,24 @@ def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match="not a readable video"):
             timeline(text.encode())
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_a_crop_by_the_container_is_refused(container: str) -> None:
+    """ffmpeg and players cut the frames; decoders give them whole."""
+    whole = video(quarters(4))
+    assert clip_length(with_aperture(whole, 64, 48)) == (4, 8.0)  # all of it
+    data = with_aperture(whole, 48, 32)
+    data = data if container == "mp4" else cut(data, 0.0, container)
+    for read in (timeline, decode_clip, anonymous_mp4, lambda data: frames_at(data, [0])):
+        with pytest.raises(ValueError, match="its container crops the frames; write the file again: ffmpeg -i FILE"):
+            read(data)
+
+
+def test_interlaced_frames_are_refused() -> None:
+    data = video(quarters(4), options={"flags": "+ildct+ilme", "x264-params": "tff=1"})
+    with pytest.raises(ValueError, match="interlaced: a frame shows two moments; deinterlace it: ffmpeg -i FILE -vf"):
+        timeline(data)
 
 
 def test_judges_get_a_file_only_if_every_decoder_shows_the_same() -> None:
