@@ -7,14 +7,17 @@ The third frame is used because first frames are often black or part of a fade. 
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from actors.prompts.pictures import Tell, silent
+from common.data.caption_files import CaptionFiles
 from common.data.folders import files_of, same_form
 from common.data.player import frames_at, timeline
-from common.data.tables import BadRows, caption_file, read_table, text_of
+from common.data.tables import BadRows, printable, read_table, text_of, unread_columns
 from common.data.video import VIDEO_SUFFIXES
 from common.errors import ConfigError
 from common.images import encode_png
@@ -32,11 +35,14 @@ class Captioner(Protocol):
         ...
 
 
-def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner: Captioner | None = None) -> Path:
+def from_videos(
+    folder: Path, out: Path, captions: Path | None = None, captioner: Captioner | None = None, tell: Tell = silent
+) -> Path:
     """Write `out`/prompts.jsonl and one PNG per video in `folder`, in order of file names.
 
     A video's caption comes from `captions` (JSONL or CSV with the column video, and optionally prompt, character and
-    category), otherwise from its ``.txt`` file, otherwise from `captioner`.
+    category), otherwise from its ``.txt`` file, otherwise from `captioner`. `tell` gets a line about captions of no
+    video, and about columns that nothing reads.
 
     Returns:
         The path of the JSONL file.
@@ -49,14 +55,17 @@ def from_videos(folder: Path, out: Path, captions: Path | None = None, captioner
     videos = files_of(folder, VIDEO_SUFFIXES)
     if not videos:
         raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(VIDEO_SUFFIXES)}")
-    given = {} if captions is None else _captions(captions)
+    given = {} if captions is None else _captions(captions, {same_form(video.name) for video in videos}, tell)
+    texts = CaptionFiles(videos)
+    for line in texts.strays():
+        tell(line)
     out.mkdir(parents=True, exist_ok=True)
     lines = []
     for video in videos:
         data = video.read_bytes()
         first = _third_frame(video, data)
         columns = given.get(same_form(video.name), {})
-        text = columns.get("prompt") or caption_file(video)
+        text = columns.get("prompt") or texts.caption(video)
         if not text and captioner:
             text = captioner(_captioner_frames(data)).strip()
         if not text:
@@ -82,11 +91,12 @@ def _captioner_frames(data: bytes) -> np.ndarray:
     return frames_at(data, sorted(set(shown.on_screen(np.linspace(0, shown.times[-1], CAPTIONER_FRAMES)).tolist())))
 
 
-def _captions(file: Path) -> dict[str, dict[str, str]]:
+def _captions(file: Path, videos: Set[str], tell: Tell) -> dict[str, dict[str, str]]:
     """Video name -> prompt, character and category, as far as given. Raises `ConfigError` that names all bad rows."""
     captions: dict[str, dict[str, str]] = {}
-    bad = BadRows(file)
+    bad, unread, strays = BadRows(file), set[str](), []
     for line, data in read_table(file, "captions file", bad):
+        unread |= data.keys() - {"video", *COLUMNS, ""}
         try:
             video = text_of(data, "video")
             if video is None:
@@ -96,7 +106,15 @@ def _captions(file: Path) -> dict[str, dict[str, str]]:
             if name in captions:
                 raise ValueError(f"video {name} is there twice")
             captions[name] = {name: text for name, text in columns.items() if text}
+            if name not in videos:
+                strays.append(f"line {line}: {name}")
         except ValueError as fault:
             bad.add(line, fault)
     bad.check()
+    if unread:
+        tell(unread_columns(file, unread))
+    if strays:
+        tell(
+            printable(f"{file}: {len(strays)} of {len(captions)} rows are of no video in the folder; first {strays[0]}")
+        )
     return captions

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from actors.prompts.pictures import Tell, broken_pictures, silent
 from common.data.folders import find_file, same_form
-from common.data.tables import BadRows, Columns, not_a_text, printable, read_table, text_of
+from common.data.tables import BadRows, Columns, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
 from common.images import first_frame_png
 from common.messages import Prompt, Purpose
@@ -36,6 +36,8 @@ from common.toon.prompts import ToonPrompts
 HELD_OUT_EVERY = 10  # for files without a split column
 SMALLEST_SPLIT = 20  # files with fewer prompts have no held-out ones
 SPLITS = ("train", "heldout")
+# `original` is the caption that `douga prompts rewrite` replaced; "" is a comma at the end of CSV lines
+COLUMNS = {"prompt", "image", "id", "character", "category", "split", "original", ""}
 
 
 class PromptSource(Protocol):
@@ -219,6 +221,9 @@ def _read_rows(file: Path, image: str, tell: Tell) -> list[tuple[Row, Columns]]:
     bad.check()
     if not rows:
         raise ConfigError(f"{file}: no prompts in it")
+    read = COLUMNS - {"image"} if image == "ignored" else COLUMNS
+    if unread := {name for _, data in rows for name in data if data[name]} - read:
+        tell(unread_columns(file, unread))
     split = _with_split(file, [row for row, _ in rows], image)
     return list(zip(split, (data for _, data in rows), strict=True))
 
@@ -254,6 +259,16 @@ def repetitions(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
     """The rows whose caption and picture an earlier row has: (row, that earlier row)."""
     first: dict[tuple[str, Path | None], Row] = {}
     return [(row, first[row.content]) for row in rows if first.setdefault(row.content, row) is not row]
+
+
+def report_repetitions(file: str, rows: Sequence[Row], tell: Tell) -> None:
+    """Tells how many rows of a prompt file have the caption and the image of an earlier one."""
+    if found := repetitions(rows):
+        row, first = found[0]
+        tell(
+            f"{file}: {len(found)} of {len(rows)} prompts repeat another one, caption and image; "
+            f"first line {row.line}, as line {first.line}"
+        )
 
 
 def _row(file: Path, line: int, data: Columns, image: str) -> Row:

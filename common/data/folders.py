@@ -41,15 +41,17 @@ def files_of(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     """The files of a folder with one of these suffixes, in any case, sorted by name.
 
     Hidden files are none of them: macOS writes a file of its own, ``._clip.mp4``, beside each clip on foreign disks.
-    Raises `ConfigError` if a name cannot be written down because its bytes are not UTF-8.
+    Raises `ConfigError` if a name cannot be written down because its bytes are not UTF-8, or for a link to nowhere.
     """
     allowed = {suffix.lower() for suffix in suffixes}
     found = sorted(
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in allowed and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in allowed and not path.name.startswith(".") and (path.is_file() or not path.exists())
     )
     for path in found:
+        if not path.exists():
+            raise ConfigError(f"{folder}: {path.name!r} is a link to a file that is not there")
         try:
             path.name.encode()
         except UnicodeEncodeError:

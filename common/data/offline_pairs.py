@@ -25,10 +25,11 @@ from pathlib import Path
 import numpy as np
 
 from common.config import ModelConfig
+from common.data.caption_files import CaptionFiles
 from common.data.folders import files_of
 from common.data.player import timeline
 from common.data.ratings import BadRow, Pairs, RatedPair, Ratings, overall, read_pairs, read_ratings, to_score
-from common.data.tables import caption_file, read_text
+from common.data.tables import read_text
 from common.data.video import VIDEO_SUFFIXES
 from common.digests import digest
 from common.errors import ConfigError, bad_input
@@ -66,12 +67,13 @@ class OfflinePairs:
     """The usable pairs of a file or folder, of one `category` if that is given. Raises `ConfigError` if there is none.
 
     `faults` says, for each clip that is too short or unreadable, what is wrong with it; `bad_rows` are the rows of the
-    file that are skipped.
+    file that are skipped; `strays` names the captions of a folder that describe no video of it.
     """
 
     def __init__(self, place: Path, model: ModelConfig, seed: int, category: str = "") -> None:
         self.place, self._seed = place, seed
         every, self.bad_rows = _pairs(place, seed)
+        self.strays = CaptionFiles(files_of(place, VIDEO_SUFFIXES)).strays() if place.is_dir() else []
         found, self.faults = _usable(_of_category(place, every, category), model)
         if not found:
             why = f": {next(iter(self.faults.values()))}" if self.faults else ", because all opinions are equal"
@@ -176,7 +178,8 @@ def _from_folder(folder: Path) -> Iterator[OfflinePair]:
     clips = files_of(folder, VIDEO_SUFFIXES)
     if not clips:
         raise ConfigError(f"{folder}: no videos in it; looked for {', '.join(VIDEO_SUFFIXES)}")
-    captions = {clip: caption_file(clip) for clip in clips}
+    texts = CaptionFiles(clips)
+    captions = {clip: texts.caption(clip) for clip in clips}
     place = "in the same folder"
     if missing := [f"{clip}: no caption; write it to {clip.stem}.txt {place}" for clip in clips if not captions[clip]]:
         raise bad_input(f"{folder}: clips without a caption", missing)

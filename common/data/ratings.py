@@ -27,13 +27,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from common.data.folders import find_file
 from common.data.player import timeline
-from common.data.tables import printable, read_text
+from common.data.tables import parse_json, printable, read_text
 from common.errors import ConfigError, one_per_line
 from common.files import write_whole
 from common.images import decode_image
@@ -238,7 +238,7 @@ def _read(file: Path, kind: type[Kind], key: Callable[[Kind], str]) -> Table[Kin
 def _row(text: str, kind: type[Kind], where: str) -> Kind:
     """Parse a row. Raises `ValueError` with a one-line message, and `ConfigError` for renamed columns."""
     try:
-        data: Any = json.loads(text)
+        data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from None
     old = [name for name in kind.renamed if isinstance(data, dict) and name in data]

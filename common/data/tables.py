@@ -1,4 +1,4 @@
-"""Tables that users write: JSONL and CSV files of prompts, captions and clips, and files with one caption.
+"""Tables that users write: JSONL and CSV files of prompts, captions and clips.
 
 A text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; lines end as on any system. A CSV file
 has commas, semicolons or tabs between its columns, as its first line shows. Names of columns are read without regard to
@@ -13,8 +13,9 @@ import codecs
 import csv
 import io
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +89,9 @@ def read_text(file: Path, what: str) -> str:
     return text.replace(MARK, "").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def caption_file(clip: Path) -> str:
-    """The text of the ``.txt`` file beside a clip; empty if there is none. Raises `ConfigError` if it is no text."""
-    file = clip.with_suffix(".txt")
-    return read_text(file, "caption").strip() if file.is_file() else ""
+def stripped(text: str) -> str:
+    """A text without white space around it; empty if nothing of it can be seen, as of zero-width characters."""
+    return text.strip() if any(one.isprintable() and not one.isspace() for one in text) else ""
 
 
 def read_table(file: Path, what: str, bad: BadRows | None = None) -> Iterator[tuple[int, Columns]]:
@@ -108,7 +108,7 @@ def read_table(file: Path, what: str, bad: BadRows | None = None) -> Iterator[tu
 
 def _rows(lines: Iterator[tuple[int, Columns | str]], file: Path, bad: BadRows | None) -> Iterator[tuple[int, Columns]]:
     for line, found in lines:
-        fault = found if isinstance(found, str) else _surrogate(found)
+        fault = found if isinstance(found, str) else _unwritable(found)
         if fault is None and isinstance(found, dict):
             yield line, found
             continue
@@ -118,9 +118,12 @@ def _rows(lines: Iterator[tuple[int, Columns | str]], file: Path, bad: BadRows |
             found_here.check()
 
 
-def _surrogate(columns: Columns) -> str | None:
-    """What is wrong with a row that has half of a surrogate pair: it is in no encoding, and no message can carry it."""
+def _unwritable(columns: Columns) -> str | None:
+    """What is wrong with a row that has half of a surrogate pair, which is in no encoding, or a zero character, which
+    no file name can have and terminals drop."""
     for name, value in columns.items():
+        if "\0" in name or (isinstance(value, str) and "\0" in value):
+            return f"{name}: a zero character; write the text without it"
         try:
             json.dumps([name, value], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
@@ -133,18 +136,35 @@ def _read_jsonl(text: str) -> Iterator[tuple[int, Columns | str]]:
         if not content.strip():
             continue
         try:
-            data = json.loads(content, object_pairs_hook=_object)
+            data = parse_json(content, column_name)
         except (ValueError, RecursionError) as error:
             yield line, f"not valid JSON: {error}"
             continue
         yield line, data if isinstance(data, dict) else 'expected an object like {"image": ..., "prompt": ...}'
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Columns:
-    names = [column_name(name) for name, _ in pairs]
-    if twice := _twice(names):
-        raise ValueError(f"{twice!r} is there twice")
-    return dict(zip(names, (value for _, value in pairs), strict=True))
+def parse_json(text: str, named: Callable[[str], str] = str) -> Any:
+    """JSON of a row, with its names of columns as `named` reads them.
+
+    Raises `ValueError`, also for what Python's parser takes: a name that is there twice, NaN and infinities.
+    """
+
+    def whole(pairs: list[tuple[str, Any]]) -> Columns:
+        names = [named(name) for name, _ in pairs]
+        if twice := _twice(names):
+            raise ValueError(f"{twice!r} is there twice")
+        return dict(zip(names, (value for _, value in pairs), strict=True))
+
+    return json.loads(text, object_pairs_hook=whole, parse_constant=_no_number, parse_float=_finite)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _read_csv(text: str) -> Iterator[tuple[int, Columns | str]]:
@@ -185,6 +205,11 @@ def _wrong_length(row: list[str], names: list[str], mark: str) -> str:
     return f"expected {len(names)} columns ({', '.join(names)}), found {len(row)}{hint}"
 
 
+def unread_columns(file: Path, names: Iterable[str]) -> str:
+    """A line that says which columns of a table are not read: their names may be misspelt."""
+    return printable(f"{file}: nothing reads the columns {', '.join(sorted(names))}")
+
+
 def column_name(name: str) -> str:
     """A column's name as it is looked up."""
     return name.strip().lower()
@@ -201,7 +226,7 @@ def text_of(columns: Mapping[str, Any], name: str, numbers: bool = True) -> str 
     """
     value = columns.get(name)
     if value is None or isinstance(value, str):
-        return (value or "").strip() or None
+        return stripped(value or "") or None
     if numbers and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     raise ValueError(not_a_text(name, value))

@@ -5,7 +5,7 @@ run folder   ledger.sqlite, blobs/     held-out clips; source "base" or "version
 folder       ratings.jsonl             the clips of the ratings file (`common/data/ratings.py`)
 folder       samples.json              the clips that `douga sample` wrote
 set          candidates.jsonl          the candidates that `douga collect` made; source "base" or "version 12"
-folder       any *.mp4 below it        NAME.txt next to NAME.mp4 is its caption; the subfolder is its source
+folder       any videos below it       NAME.txt next to NAME.mp4 is its caption; the subfolder is its source
 ```
 """
 
@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from common.candidate_set.rows import CandidateRow, folder_of, is_set, read_rows
+from common.data.caption_files import CaptionFiles
+from common.data.folders import files_of
 from common.data.ratings import RatedClip, Ratings, read_ratings
-from common.data.video import clip_length
+from common.data.video import VIDEO_SUFFIXES, clip_length
 from common.errors import ConfigError
 from common.exchange.queries import HeldOutClip, heldout_clips
 from deploy.run_dir import layout
@@ -54,7 +56,7 @@ def _find(place: Path) -> tuple[Path, list[SurveyClip]]:
         return place, _of_ratings(place)
     if (place / SAMPLES).is_file():
         return place, _of_samples(place)
-    return place, [_of_file(place, path) for path in sorted(place.rglob("*.mp4"))]
+    return place, _of_videos(place)
 
 
 def _run_folder(place: Path) -> Path | None:
@@ -116,9 +118,17 @@ def _of_candidate(place: Path, row: CandidateRow) -> SurveyClip:
     return _of_files(place / row.clip, image, row.clip, row.prompt, **more)
 
 
-def _of_file(place: Path, path: Path) -> SurveyClip:
-    caption = path.with_suffix(".txt")
-    text = caption.read_text("utf-8", "replace").strip() if caption.is_file() else ""
+def _of_videos(place: Path) -> list[SurveyClip]:
+    folders = [place, *(path for path in place.rglob("*") if path.is_dir())]
+    shown = [folder for folder in folders if not any(part[0] == "." for part in folder.relative_to(place).parts)]
+    videos = sorted(video for folder in shown for video in files_of(folder, VIDEO_SUFFIXES))
+    texts = CaptionFiles(videos)
+    for line in texts.strays():
+        print(f"douga: {line}", file=sys.stderr)
+    return [_of_file(place, path, texts.caption(path)) for path in videos]
+
+
+def _of_file(place: Path, path: Path, text: str) -> SurveyClip:
     source = place.resolve().name if path.parent == place else str(path.parent.relative_to(place))
     return _of_files(path, None, str(path.relative_to(place)), text, source=source)
 

@@ -160,13 +160,14 @@ def _add_rewrite(kinds: Any) -> None:
 
 def _from_videos(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from actors.prompts import from_videos
+    from deploy.runtime.offline_pairs import on_stderr
 
     captioner = None
     if options.captioner:
         from actors.prompts.captioner import Qwen2VLCaptioner
 
         captioner = Qwen2VLCaptioner(options.captioner)
-    print(from_videos.from_videos(options.folder, options.out, options.captions, captioner))
+    print(from_videos.from_videos(options.folder, options.out, options.captions, captioner, on_stderr))
     return 0
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.ddim_inversion import InvertedSampler
-from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of
+from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of, report_repetitions
 from actors.sampler import Sampler
 from common.config import RunConfig, leaves, may_change
+from common.data.tables import printable
 from common.data.video import contact_sheet, decode_clip
 from common.digests import digest
 from common.errors import ConfigError
@@ -70,7 +71,7 @@ def make_samples(config: RunConfig, weights: WeightStore | None, version: int, r
     for prompt in prompts:
         folder.check(prompt)
         for made in _missing(config, sampler, prompt, request.clips_per_prompt, folder):
-            print(folder.add(prompt, made), "-", prompt.text)
+            print(folder.add(prompt, made), "-", printable(prompt.text))
     folder.write_sheet()
 
 
@@ -83,6 +84,7 @@ def _prompts(config: RunConfig, model: ModelFolder, request: SampleRequest) -> I
     if config.prompts != "toon":
         file = Path(config.prompts)
         rows = prompt_rows(file, model.image_conditioned, _tell)
+        report_repetitions(str(file), rows, _tell)
         captions = [(f"line {row.line}", row.text) for row in rows]
         report_captions(str(file), captions, policy_reader(model), _tell)
         return islice(prompts_of(file, rows, size, request.split), request.count)

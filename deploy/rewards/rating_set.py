@@ -105,7 +105,7 @@ def build_from_videos(
     added = digest(repr((foreign, inputs.vocabulary)).encode())
     if _is_done(out, _settings(inputs, generators, clips, seed), added):
         return out / RATINGS
-    prompts = _prompts(inputs, out)
+    prompts = _prompts(inputs, out, log)
     rows = _source_clips(inputs.videos, out, prompts, generators[0].config.model, seed, log)
     for generator in generators:
         rows += _generated(out, prompts, generator, clips, seed, log)
@@ -172,11 +172,11 @@ def _is_done(out: Path, settings: dict[str, Any], added: str = "") -> bool:
     return (out / RATINGS).is_file()
 
 
-def _prompts(inputs: Inputs, out: Path) -> list[Prompt]:
+def _prompts(inputs: Inputs, out: Path, log: Log) -> list[Prompt]:
     """The prompts in the order of their file. Raises `ConfigError`."""
     table = inputs.prompts or out / "prompts" / "prompts.jsonl"
     if not table.is_file() and inputs.prompts is None:
-        from_videos(inputs.videos, table.parent, inputs.captions, inputs.captioner)
+        from_videos(inputs.videos, table.parent, inputs.captions, inputs.captioner, log)
     prompts = list(file_prompts(table))
     if inputs.vocabulary is None:
         return prompts

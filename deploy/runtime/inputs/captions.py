@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from actors.prompts.source import FilePrompts, PromptSource, repetitions
+from actors.prompts.source import FilePrompts, PromptSource, report_repetitions
 from common.config import RunConfig
 from common.data.offline_pairs import OfflinePairs
 from common.models.captions import Caption, TextReader, policy_reader, report_captions, report_cut
@@ -20,7 +20,7 @@ def report_run(config: RunConfig, prompts: PromptSource, pairs: OfflinePairs | N
     """
     files = [*_of_file(prompts), *_of_pairs(pairs)]
     if isinstance(prompts, FilePrompts):
-        _report_repetitions(prompts, tell)
+        report_repetitions(str(prompts.file), prompts.rows, tell)
     if not files:
         return
     policy = policy_reader(open_model(config.model.path))
@@ -50,12 +50,3 @@ def _of_pairs(pairs: OfflinePairs | None) -> list[tuple[str, list[Caption]]]:
         return []
     texts = {(one.clip.name, one.text): None for pair in pairs.pairs for one in pair.clips}
     return [(str(pairs.place), list(texts))]
-
-
-def _report_repetitions(prompts: FilePrompts, tell: Tell) -> None:
-    if found := repetitions(prompts.rows):
-        row, first = found[0]
-        tell(
-            f"{prompts.file}: {len(found)} of {len(prompts.rows)} prompts repeat another one, caption and image; "
-            f"first line {row.line}, as line {first.line}"
-        )

@@ -23,7 +23,9 @@ def open_pairs(config: RunConfig) -> OfflinePairs:
 
 
 def name_faults(pairs: OfflinePairs, notify: Callable[[str], None]) -> None:
-    """Reports bad rows, clips that do not fit the model, and how much is left, through `notify`."""
+    """Reports bad rows, stray captions, clips that do not fit the model, and how much is left, through `notify`."""
+    for line in pairs.strays:
+        notify(line)
     if pairs.bad_rows:
         rows = f"{pairs.place}: bad rows left out ({len(pairs.bad_rows)})"
         notify(one_per_line(rows, pairs.bad_rows, MAX_NAMED))

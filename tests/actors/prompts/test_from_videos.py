@@ -124,3 +124,25 @@ def test_bad_captions_are_all_named(folder: Path, tmp_path: Path) -> None:
         "4: no 'video'",
     ]
     assert not (tmp_path / "out").exists()
+
+
+def test_captions_of_no_video_and_unread_columns_are_told(folder: Path, tmp_path: Path) -> None:
+    captions = tmp_path / "captions.csv"
+    captions.write_text("video,prompt,caption\na.mp4,x,y\nzzz.mp4,z,\n")
+    for name in ("b", "c"):
+        (folder / f"{name}.txt").write_text("it walks")
+    told: list[str] = []
+    from_videos(folder, tmp_path / "out", captions, tell=told.append)
+    assert told == [
+        f"{captions}: nothing reads the columns caption",
+        f"{captions}: 1 of 2 rows are of no video in the folder; first line 3: zzz.mp4",
+        f"{folder}: 1 .txt files describe no video: c.txt",
+    ]
+
+
+def test_one_caption_for_two_videos_is_refused(folder: Path, tmp_path: Path) -> None:
+    video(folder / "a.mov")
+    for name in "ab":
+        (folder / f"{name}.txt").write_text("it walks")
+    with pytest.raises(ConfigError, match=r"a\.txt: would be the caption of a\.mov, a\.mp4"):
+        from_videos(folder, tmp_path / "out")

@@ -223,3 +223,10 @@ def test_a_prompt_in_both_splits_is_refused(tmp_path: Path) -> None:
     rows = [{"image": "a.png", "prompt": "x", "split": split} for split in ("train", "train", "heldout")]
     with pytest.raises(ConfigError, match="jsonl:3: split = heldout, but line 1 is the same prompt, and train"):
         FilePrompts(jsonl(tmp_path, *rows), seed=0)
+
+
+def test_columns_that_nothing_reads_are_told(tmp_path: Path) -> None:
+    file, told = tmp_path / "a.jsonl", []
+    file.write_text('{"prompt": "it walks", "image": "x.png", "spilt": "heldout", "note": null}\n')
+    file_prompts(file, needs_image=False, tell=told.append)
+    assert told == [f"{file}: nothing reads the columns image, spilt"]

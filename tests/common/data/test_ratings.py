@@ -91,7 +91,7 @@ BAD = [
     (row(ratings={"alice": {"motion": 0.5}}), "ratings.alice.motion = 0.5: "),
     (row(ratings={"alice": {"motion": "4"}}), 'ratings.alice.motion = "4": Input should be a valid number'),
     (row(ratings={"alice": {"motion": True}}), "ratings.alice.motion = true: "),
-    (row(ratings={"alice": {"motion": float("nan")}}), "ratings.alice.motion = NaN: "),
+    (row(ratings={"alice": {"motion": float("nan")}}), "not valid JSON: NaN is no number of JSON"),
 ]
 
 

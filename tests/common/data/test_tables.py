@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.tables import BadRows, caption_file, read_table, read_text, text_of
+from common.data.tables import BadRows, read_table, read_text, text_of
 from common.errors import ConfigError
 
 ROBOT = {"image": "a.png", "prompt": "a robot, 日本 é"}
@@ -26,12 +26,6 @@ def test_byte_order_marks_and_line_ends_are_not_content(tmp_path: Path, encoding
     assert found == [(1, ROBOT), (3, ROBOT)]
     table = end.join(["image,prompt", 'a.png,"a robot, 日本 é"', "", ",", ""]).encode(encoding)
     assert rows(tmp_path / "a.csv", table) == [(2, ROBOT)]
-
-
-def test_a_caption_file_has_no_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa robot walks\r\n")
-    assert caption_file(tmp_path / "a.mp4") == "a robot walks"
-    assert caption_file(tmp_path / "b.mp4") == ""
 
 
 def test_a_mark_between_joined_files_is_not_content(tmp_path: Path) -> None:
@@ -90,6 +84,11 @@ def test_quotes_line_breaks_and_delimiters_stay_in_a_quoted_text(tmp_path: Path)
         ("a.csv", "prompt,Prompt\na,b\n", "a.csv:1: two columns are called 'prompt'"),
         ("a.csv", 'image,prompt\na.png,"a', "a.csv:2: not valid CSV"),
         ("a.jsonl", '{"prompt": "a", "prompt": "b"}', "a.jsonl:1: not valid JSON: 'prompt' is there twice"),
+        ("a.jsonl", '{"id": NaN}', "a.jsonl:1: not valid JSON: NaN is no number of JSON"),
+        ("a.jsonl", '{"id": [-Infinity]}', "a.jsonl:1: not valid JSON: -Infinity is no number of JSON"),
+        ("a.jsonl", '{"id": 1e999}', "a.jsonl:1: not valid JSON: 1e999 is no number of JSON"),
+        ("a.jsonl", '{"meta": {"a": 1, "a": 2}}', "a.jsonl:1: not valid JSON: 'a' is there twice"),
+        ("a.jsonl", '{"prompt": "a\\u0000b"}', "a.jsonl:1: prompt: a zero character; write the text without it"),
         ("a.jsonl", '"a robot"', "a.jsonl:1: expected an object like"),
         ("a.jsonl", "[" * 100_000, "a.jsonl:1: not valid JSON"),
         ("a.jsonl", '{"prompt": "a robot \\ud83e"}', r"a.jsonl:1: prompt: '\ud83e' is half of a character"),
@@ -127,6 +126,13 @@ def test_an_id_may_be_a_number() -> None:
     assert text_of({"id": 7}, "id") == "7"
     assert text_of({"id": None}, "id") is None
     assert text_of({"id": "  "}, "id") is None
+
+
+def test_a_text_of_which_nothing_can_be_seen_is_empty() -> None:
+    for text in ("\u200b\u200d", "\u00a0\u3000\n", "\u200f \u2060", "\ufeff"):
+        assert text_of({"prompt": text}, "prompt") is None
+    for text in ("...", "🤖", "e\u0301", "日本"):
+        assert text_of({"prompt": f" {text}\n"}, "prompt") == text
 
 
 def test_all_bad_rows_are_in_one_message_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from common.config import to_toml
 from common.data.ratings import RatedClip, write_ratings
 from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.exchange.queries import heldout_clips
 from deploy.annotate.sources import find_clips
 from deploy.cli.main import main
@@ -184,3 +185,18 @@ def test_answers_survive_a_kill_and_are_exported(run: Path, tmp_path: Path, caps
     assert douga(run, "--rubric", "huvidpo", "--export", tmp_path / "out") == 0
     assert "2 rated clips, 1 pairs; 0 ties left out" in capsys.readouterr().out
     assert len(list((tmp_path / "out" / "clips").glob("*.mp4"))) >= 2
+
+
+def test_a_folder_of_videos_has_every_kind_and_captions_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    clip = encode_mp4(frames(1), 8)
+    for name in ("a.mp4", "b.MOV", "._a.mp4", "sub/c.mp4", ".trash/d.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(clip)
+    (tmp_path / "a.txt").write_bytes("\ufeffit walks \u00e9\r\n".encode("utf-16"))
+    (tmp_path / "lost.txt").write_text("x")
+    _, clips = find_clips(tmp_path)
+    assert [(one.name, one.prompt) for one in clips] == [("a.mp4", "it walks \u00e9"), ("b.MOV", ""), ("sub/c.mp4", "")]
+    assert capsys.readouterr().err == f"douga: {tmp_path}: 1 .txt files describe no video: lost.txt\n"
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match="byte 0xe9 in line 1 is not UTF-8"):
+        find_clips(tmp_path)
