@@ -34,7 +34,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from common.models.fingerprint import model_folder, model_parts
 from common.models.json_files import read_json
 from common.models.pipeline_folder import SCHEDULERS, defaults, load_tokenizer, read_folder
-from common.models.pretrained import check_finite, load_model, move
+from common.models.pretrained import check_weights, load_model, move
 from common.models.shapes import front_padding, latent_shape
 
 OFS = 2.0  # the offset that CogVideoX 1.5 was trained with
@@ -99,12 +99,12 @@ class ModelFolder:
     def _load_model(self, kind: Any, part: str, device: torch.device | str, **options: Any) -> Any:
         """Load one part in eval mode.
 
-        Raises `ConfigError` if its weights are missing, broken, not finite or of another architecture, or if there is
-        no such device.
+        Raises `ConfigError` if its weights are missing, broken, not finite, all zeros or of another architecture, or if
+        there is no such device.
         """
         folder = str(self.path / part)
         model, _ = load_model(kind, folder, folder, local_files_only=True, **options)
-        check_finite(model, folder)
+        check_weights(model, folder)
         return move(model, device).eval()
 
     def make_scheduler(self, kind: Literal["dpm", "ddim"]) -> Scheduler:

@@ -41,6 +41,7 @@ PART_CLASSES: dict[str, tuple[str, ...]] = {
     "tokenizer": TOKENIZER_CLASSES,
     "scheduler": SCHEDULER_CLASSES,
 }
+LIBRARIES = {part: "transformers" if part in ("text_encoder", "tokenizer") else "diffusers" for part in PART_CLASSES}
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # names of weight files
 TIMESTEPS = 1000  # `sampler.steps` must divide it
 
@@ -74,7 +75,8 @@ def read_folder(folder: Path) -> Configs:
     ):
         check_checkpoint(folder / part, DIFFUSERS_STEM, _built(kind.from_config, folder / part, own))
     check_checkpoint(text_encoder, TRANSFORMERS_STEM, _built(T5EncoderModel, text_encoder, text))
-    load_tokenizer(folder / "tokenizer", text.vocab_size, configs.transformer["max_text_seq_length"])
+    tokenizer = load_tokenizer(folder / "tokenizer", text.vocab_size, configs.transformer["max_text_seq_length"])
+    _check_special_tokens(folder, tokenizer, text)
     return configs
 
 
@@ -102,6 +104,17 @@ def load_tokenizer(folder: Path, vocabulary: int, length: int) -> T5Tokenizer:
     return tokenizer
 
 
+def _check_special_tokens(folder: Path, tokenizer: T5Tokenizer, text: T5Config) -> None:
+    """Tokenizers of other models have other special tokens: LLaMA's, of as many tokens as T5's, ends texts with 2."""
+    for name in ("pad_token_id", "eos_token_id"):
+        given, needed = getattr(tokenizer, name), getattr(text, name)
+        if given != needed:
+            raise ConfigError(
+                f"{folder / 'tokenizer'}: {name} = {given}, but the text encoder has {needed}: the tokenizer is of "
+                "another model"
+            )
+
+
 def _check_index(file: Path) -> str:
     """The pipeline's class. The index names the classes that diffusers would load."""
     index = read_json(file)
@@ -112,6 +125,10 @@ def _check_index(file: Path) -> str:
         name = found[1] if isinstance(found, list) and len(found) == 2 else found
         if name not in classes:
             raise ConfigError(f"{file}: {part} is {name!r}, must be one of {', '.join(classes)}")
+        if isinstance(found, list) and found[0] != LIBRARIES[part]:
+            raise ConfigError(
+                f"{file}: {part} is code of {found[0]!r}, which douga does not run; must be {LIBRARIES[part]!r}"
+            )
         if not (file.parent / part).is_dir():
             raise ConfigError(f"{file.parent}: the pipeline has no {part} folder")
     return index["_class_name"]
@@ -122,8 +139,16 @@ def _filled(kind: type, file: Path) -> dict[str, Any]:
     own = read_json(file)
     if own.get("_class_name") != kind.__name__:
         raise ConfigError(f"{file}: is a {own.get('_class_name')}, must be a {kind.__name__}")
+    _check_plain(file, own)
     _check_values(kind, file, own)
     return with_defaults(kind, own)
+
+
+def _check_plain(file: Path, own: Mapping[str, Any]) -> None:
+    """The libraries would quantise the part while they load it, whatever its weights are."""
+    if method := own.get("quantization_config"):
+        method = method.get("quant_method", method) if isinstance(method, dict) else method
+        raise ConfigError(f"{file}: quantization_config ({method}): take the model that is not quantised")
 
 
 def defaults(kind: type) -> dict[str, Any]:
@@ -156,6 +181,7 @@ def _read_text_config(folder: Path) -> T5Config:
     own = read_json(folder / "config.json")
     if own.get("model_type") != "t5":
         raise ConfigError(f"{folder / 'config.json'}: model_type is {own.get('model_type')!r}, must be 't5'")
+    _check_plain(folder / "config.json", own)
     return from_pretrained(T5Config, str(folder), str(folder), local_files_only=True)
 
 

@@ -58,11 +58,22 @@ def load_model(
     return model, missing
 
 
-def check_finite(model: torch.nn.Module, where: str) -> None:
-    """Raise `ConfigError`, beginning with `where`, if a weight is NaN or infinite, e.g. too large for its dtype."""
+def check_weights(model: torch.nn.Module, where: str) -> None:
+    """Raise `ConfigError`, beginning with `where`, for weights that no training leaves.
+
+    These are NaN and infinities, e.g. of values too large for their dtype, and matrices of zeros: an interrupted
+    download, and a copy of a sparse file, may have the right size and zeros where nothing was written.
+    """
     for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        least, most = tensor.aminmax()
+        if not (least.isfinite() and most.isfinite()):
             raise ConfigError(f"{where}: {name} has values in {tensor.dtype} that are NaN or infinite")
+        if tensor.ndim > 1 and least == most == 0:
+            raise ConfigError(
+                f"{where}: {name} is all zeros, as in a file that was not written whole; download it again"
+            )
 
 
 def move(model: Any, device: torch.device | str) -> Any:

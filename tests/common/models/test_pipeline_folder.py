@@ -31,6 +31,7 @@ WEIGHTS = {
     "text_encoder": "model.safetensors",
 }
 PARTS = [*WEIGHTS]
+EIGHT_BITS = {"quant_method": "bitsandbytes", "load_in_8bit": True}
 SCHEDULER = "scheduler/scheduler_config.json"
 
 
@@ -137,6 +138,16 @@ def test_weights_that_are_not_finite_are_named(folder: Path, part: str, value: f
         getattr(open_model(folder), f"load_{part}")("float32", "cpu")
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_zeros_of_an_interrupted_download_are_named(folder: Path, part: str) -> None:
+    """The file has its size and its header, and nothing behind the middle."""
+    file = folder / part / WEIGHTS[part]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] + bytes(len(whole) - len(whole) // 2))
+    with pytest.raises(ConfigError, match=r"is all zeros, as in a file that was not written whole; download it again$"):
+        getattr(open_model(folder), f"load_{part}")("float32", "cpu")
+
+
 def test_either_name_of_tied_weights_will_do(folder: Path, whole: Path) -> None:
     """T5's embedding is saved as `shared.weight` or as `encoder.embed_tokens.weight`."""
     rewrite(
@@ -236,6 +247,31 @@ def test_a_variant_alone_and_a_pointer(folder: Path) -> None:
         ("model_index.json", {"_class_name": "CogVideoXPipeline"}, "but the other parts need 'CogVideoXImageToVideoP"),
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "vae is 'AutoencoderKL', must be one of"),
         ("model_index.json", {"text_encoder": None}, "text_encoder is None"),
+        (
+            "model_index.json",
+            {"vae": ["mine", "AutoencoderKLCogVideoX"]},
+            "vae is code of 'mine', which douga does not",
+        ),
+        (
+            "text_encoder/config.json",
+            {"quantization_config": EIGHT_BITS},
+            "quantization_config (bitsandbytes): take the",
+        ),
+        (
+            "transformer/config.json",
+            {"quantization_config": EIGHT_BITS},
+            "quantization_config (bitsandbytes): take the",
+        ),
+        (
+            "text_encoder/config.json",
+            {"pad_token_id": 2},
+            "pad_token_id = 0, but the text encoder has 2: the tokenizer",
+        ),
+        (
+            "text_encoder/config.json",
+            {"eos_token_id": 2},
+            "eos_token_id = 1, but the text encoder has 2: the tokenizer",
+        ),
     ],
 )
 def test_a_config_that_contradicts(folder: Path, file: str, values: dict[str, Any], said: str) -> None:
