@@ -150,7 +150,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
             context = stream.codec_context
             if context.codec.name not in CONCEALED:
                 context.options = ERRORS
-            _check_crop(data, container, stream)
+            _check_crop(bytes(data), container, stream)  # the exchange gives a view
             yield container, stream
     except (av.FFmpegError, IndexError, RuntimeError) as error:
         reraise_oom(error)
