@@ -1,14 +1,27 @@
-"""Atomic and durable writes of files and folders. Raises `StorageError` if the disk is full, read-only or broken."""
+"""Atomic and durable writes of files and folders. Raises `StorageError` if the disk is full, read-only or broken.
+
+And reads of files that users name, which may be anything.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors.disk import writing
+
+
+def read_file(path: Path) -> bytes:
+    """A file's content. Raises `OSError`, also for a pipe or a device, which might never end."""
+    kind = path.stat().st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return path.read_bytes()
 
 
 @contextmanager

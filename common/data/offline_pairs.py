@@ -33,6 +33,7 @@ from common.data.tables import read_text
 from common.data.video import VIDEO_SUFFIXES
 from common.digests import digest
 from common.errors import ConfigError, bad_input
+from common.files import read_file
 from common.seeds import epoch_order
 
 CHOSEN_SCORE, REJECTED_SCORE = 100.0, 0.0  # for pairs without ratings
@@ -196,7 +197,7 @@ def _usable(pairs: Sequence[OfflinePair], model: ModelConfig) -> tuple[list[Offl
 
 def _fault(clip: Path, model: ModelConfig) -> str | None:
     try:
-        timeline(clip.read_bytes()).places(model.frames, model.fps)
+        timeline(read_file(clip)).places(model.frames, model.fps)
     except (OSError, ValueError) as error:
         return f"{clip}: {error}"
     return None

@@ -154,7 +154,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
             yield container, stream
     except (av.FFmpegError, IndexError, RuntimeError) as error:
         reraise_oom(error)
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        why = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{len(data)} bytes that are not a readable video: {why}") from None
 
 

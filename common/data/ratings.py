@@ -35,7 +35,7 @@ from common.data.folders import find_file
 from common.data.player import timeline
 from common.data.tables import parse_json, printable, read_text
 from common.errors import ConfigError, one_per_line
-from common.files import write_whole
+from common.files import read_file, write_whole
 from common.images import decode_image
 
 LOWEST, HIGHEST = 1.0, 5.0
@@ -268,7 +268,7 @@ def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None
 def _clip_fault(path: Path) -> str | None:
     """What is wrong with a clip, or None. Decodes all of it."""
     try:
-        timeline(path.read_bytes())
+        timeline(read_file(path))
     except OSError as error:
         return f"not a readable clip: {error.strerror}"
     except ValueError as error:
@@ -278,7 +278,7 @@ def _clip_fault(path: Path) -> str | None:
 
 def _image_fault(path: Path) -> str | None:
     try:
-        decode_image(path.read_bytes())
+        decode_image(read_file(path))
     except OSError as error:
         return f"not a readable image: {error.strerror}"
     except ValueError as error:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, bad_input
+from common.files import read_file
 
 Columns = dict[str, Any]
 
@@ -69,7 +70,7 @@ def read_text(file: Path, what: str) -> str:
     """
     where = f"{what} {printable(str(file))}".lstrip()
     try:
-        data = file.read_bytes()
+        data = read_file(file)
     except FileNotFoundError:
         raise ConfigError(f"{where}: no such file") from None
     except OSError as error:

@@ -111,6 +111,8 @@ def _init(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def _finetune(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    if not options.clips.is_dir():
+        raise ConfigError(f"{options.clips}: no such folder of clips")
     own = {"algorithm.name": "sft", "sampler.candidates": "1", "pairs": str(options.clips)}
     return start(load_config(_config_of(options, "finetune", "huvidpo-stage1"), own | dict(flags)))
 

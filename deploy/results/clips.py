@@ -12,8 +12,10 @@ import numpy as np
 from rich.markup import escape
 
 from common.config import RunConfig
+from common.data.tables import stripped
 from common.data.video import decode_clip
 from common.errors import ConfigError
+from common.files import read_file
 from common.images import encode_png
 from common.messages import Prompt, ScoreTask
 from common.reward_composition import mean_score, reward_weights
@@ -54,7 +56,7 @@ def _score_tasks(place: Path, text: str | None, image: Path | None) -> list[Scor
     if place.is_dir():
         return [_sample_task(place, record) for record in read_samples(place)]
     clip = _bytes(place)
-    if not text:
+    if not text or not stripped(text):
         raise ConfigError(f"{place}: no caption; give --text, or a folder with a {SAMPLES}")
     first = _bytes(image) if image else encode_png(_frames(place, clip)[0])
     return [ScoreTask(str(place), Prompt(0, place.stem, text, first), clip)]
@@ -71,7 +73,7 @@ def _sample_task(folder: Path, record: Mapping[str, Any]) -> ScoreTask:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 

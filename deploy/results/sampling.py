@@ -26,7 +26,7 @@ from common.data.tables import printable
 from common.data.video import contact_sheet, decode_clip
 from common.digests import digest
 from common.errors import ConfigError
-from common.files import replacing, write_whole
+from common.files import read_file, replacing, write_whole
 from common.messages import Candidate, Prompt
 from common.models.captions import policy_reader, report_captions
 from common.models.cogvideox import ModelFolder, open_model
@@ -122,7 +122,7 @@ def recipe(config: RunConfig) -> Record:
 
 def _digest(clip: Path) -> str:
     try:
-        return digest(clip.read_bytes())
+        return digest(read_file(clip))
     except OSError as error:
         raise ConfigError(f"{clip}: cannot be read: {error.strerror}") from None
 

@@ -24,6 +24,7 @@ from common.data.tables import BadRows, Columns, read_table, text_of
 from common.data.video import clip_length
 from common.digests import digest
 from common.errors import ConfigError
+from common.files import read_file
 from common.images import decode_image
 
 REQUIRED = ("video", "prompt", "generator")
@@ -124,7 +125,7 @@ def _columns_fault(row: Columns) -> str | None:
 def _checked_video(path: Path) -> bytes:
     """The file's content. Raises `ValueError` if it is missing, unreadable or too short."""
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         frames, _ = clip_length(data)
     except OSError as error:
         raise ValueError(f"video {path}: {error.strerror}") from None
@@ -140,7 +141,7 @@ def _checked_image(folder: Path, name: str) -> Path | None:
         return None
     path = find_file(folder, name)
     try:
-        decode_image(path.read_bytes())
+        decode_image(read_file(path))
     except OSError as error:
         raise ValueError(f"first_frame {path}: {error.strerror}") from None
     except ValueError as error:

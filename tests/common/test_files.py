@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import StorageError
-from common.files import replacing, write_whole
+from common.files import read_file, replacing, write_whole
 
 
 def full() -> None:
@@ -35,3 +35,17 @@ def test_an_error_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
         replace(file, wrong)
     assert [path.name for path in tmp_path.iterdir()] == ["targets.json"]
     assert file.read_text() == "old"
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    assert read_file(tmp_path / "file") == b"x"
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for place, why in (
+        (tmp_path / "pipe.mp4", "a pipe or a device"),
+        (Path("/dev/zero"), "a pipe or a device"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "gone", "No such file"),
+    ):
+        with pytest.raises(OSError, match=why):
+            read_file(place)

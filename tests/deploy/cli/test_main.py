@@ -304,6 +304,7 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
     ("arguments", "line"),
     [
         (["score", "x.mp4"], "x.mp4: cannot be read: No such file"),
+        (["finetune", "nowhere", "x.toml"], "nowhere: no such folder of clips"),
         (["sample", "nowhere"], "nowhere: neither a run nor a pipeline folder"),
         (["sample", "--count", "0"], "--count 0: must be at least 1"),
         (["sample", "--model.path", "m"], "--model.path m: 'toon' is the embedded model; name the folder"),
