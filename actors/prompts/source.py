@@ -82,8 +82,8 @@ class Row:
 
     @property
     def content(self) -> tuple[str, Path | None]:
-        """What makes two rows the same prompt."""
-        return same_form(self.text), self.image
+        """What makes two rows the same prompt. A picture may have several names."""
+        return same_form(self.text), self.image and self.image.resolve()
 
 
 class FilePrompts:

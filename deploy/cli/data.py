@@ -160,7 +160,7 @@ def _add_rewrite(kinds: Any) -> None:
 
 def _from_videos(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from actors.prompts import from_videos
-    from deploy.runtime.offline_pairs import on_stderr
+    from deploy.runtime.inputs.offline_pairs import on_stderr
 
     captioner = None
     if options.captioner:

@@ -230,3 +230,16 @@ def test_columns_that_nothing_reads_are_told(tmp_path: Path) -> None:
     file.write_text('{"prompt": "it walks", "image": "x.png", "spilt": "heldout", "note": null}\n')
     file_prompts(file, needs_image=False, tell=told.append)
     assert told == [f"{file}: nothing reads the columns image, spilt"]
+
+
+def test_other_names_of_a_picture_are_the_same_prompt(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
+    (tmp_path / "link.png").symlink_to("a.png")
+    file = tmp_path / "a.jsonl"
+    names = {"a.png": "train", "link.png": "heldout", "sub/../a.png": "heldout"}
+    rows = [{"prompt": "it walks", "image": name, "split": split} for name, split in names.items()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="split = heldout, but line 1 is the same prompt, and train") as caught:
+        FilePrompts(file, 0)
+    assert "a.jsonl:3: " in str(caught.value)
