@@ -29,11 +29,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from common.data.folders import find_file
 from common.data.player import timeline
-from common.data.tables import parse_json, printable, read_text
+from common.data.tables import parse_json, printable, read_text, stripped, unwritable
 from common.errors import ConfigError, one_per_line
 from common.files import read_file, write_whole
 from common.images import decode_image
@@ -44,7 +44,8 @@ SCORE_PER_POINT = 25.0  # a score is 0..100, a rating 1..5
 
 Rating = Annotated[float, Field(strict=True, ge=LOWEST, le=HIGHEST, allow_inf_nan=False)]
 NonEmpty = Annotated[str, Field(min_length=1)]
-Caption = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Visible = BeforeValidator(lambda given: stripped(given) if isinstance(given, str) else given)
+Caption = Annotated[str, Field(min_length=1), Visible]
 
 
 class Row(BaseModel, ABC):
@@ -241,6 +242,8 @@ def _row(text: str, kind: type[Kind], where: str) -> Kind:
         data = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not valid JSON: {error}") from None
+    if isinstance(data, dict) and (fault := unwritable(data)):
+        raise ValueError(fault)
     old = [name for name in kind.renamed if isinstance(data, dict) and name in data]
     if old:
         now = ", ".join(kind.renamed[name] for name in old)

@@ -109,7 +109,7 @@ def read_table(file: Path, what: str, bad: BadRows | None = None) -> Iterator[tu
 
 def _rows(lines: Iterator[tuple[int, Columns | str]], file: Path, bad: BadRows | None) -> Iterator[tuple[int, Columns]]:
     for line, found in lines:
-        fault = found if isinstance(found, str) else _unwritable(found)
+        fault = found if isinstance(found, str) else unwritable(found)
         if fault is None and isinstance(found, dict):
             yield line, found
             continue
@@ -119,7 +119,7 @@ def _rows(lines: Iterator[tuple[int, Columns | str]], file: Path, bad: BadRows |
             found_here.check()
 
 
-def _unwritable(columns: Columns) -> str | None:
+def unwritable(columns: Columns) -> str | None:
     """What is wrong with a row that has half of a surrogate pair, which is in no encoding, or a zero character, which
     no file name can have and terminals drop."""
     for name, value in columns.items():

@@ -91,6 +91,10 @@ BAD = [
     (row(ratings={"alice": {"motion": 0.5}}), "ratings.alice.motion = 0.5: "),
     (row(ratings={"alice": {"motion": "4"}}), 'ratings.alice.motion = "4": Input should be a valid number'),
     (row(ratings={"alice": {"motion": True}}), "ratings.alice.motion = true: "),
+    (row(prompt="\u200b\u200d"), "prompt = "),
+    (row(prompt="a\0b"), "prompt: a zero character"),
+    (row(prompt="a \ud83e"), "prompt: '\\ud83e' is half of a character"),
+    ('{"clip": "a.mp4", "clip": "b.mp4"}', "not valid JSON: 'clip' is there twice"),
     (row(ratings={"alice": {"motion": float("nan")}}), "not valid JSON: NaN is no number of JSON"),
 ]
 
