@@ -10,10 +10,10 @@ UNRELATED = (
     "collect.prompts", "model.path", "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
     "keep_candidates_bytes", "learner.checkpoint_every", "learner.keep_checkpoints",
 )  # fmt: skip
-# Batching and memory. These change the summation order, hence the last bits, and let a run resume after running out of
-# memory.
+# Batching, memory and threads. These change the summation order, hence the last bits, and let a run resume after
+# running out of memory.
 MEMORY = (
-    "sampler.micro_batch", "sampler.offload", "reward.batch",
+    "threads", "sampler.micro_batch", "sampler.offload", "reward.batch",
     "learner.micro_batch", "learner.gradient_checkpointing", "learner.reference",
 )  # fmt: skip
 JUDGE = "reward.judges."

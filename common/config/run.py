@@ -32,6 +32,13 @@ class RunConfig(Section):
     name: str = Field(default="toon", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run's folder")
     root: Path = Field(default=Path("runs"), description="folder that holds the run folders")
     seed: int = Field(default=0, ge=0, description="seed that all random numbers are derived from")
+    threads: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads of a serial run; 0: those it began with, at first as many as torch takes "
+        "(OMP_NUM_THREADS, else one per core). Another number changes the last bits",
+    )
     steps: int = Field(
         default=60,
         ge=1,

@@ -43,6 +43,7 @@ from deploy.runtime.messages import RENDEZVOUS_PREFIX, Addresses, HubReady, HubS
 from deploy.runtime.run_loop import queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from deploy.runtime.workers.remote_journal import journal_service
+from deploy.runtime.workers.threads import set_worker_threads
 from learner import checkpoint
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class Hub:
 
     def _open(self, stack: ExitStack, host: str) -> HubReady:
         config, left_out = self.config, []
+        set_worker_threads(config)  # a held-out judge computes in this process
         prompts = open_inputs(config, left_out.append)
         probes = open_probes(config, prompts)
         folder = stack.enter_context(layout.claim(config, left_out.append)).resolve()

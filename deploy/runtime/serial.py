@@ -11,7 +11,8 @@ until `steps` optimizer steps:
 evaluate(aligned)                   same prompts, same seeds
 ```
 
-The result is a function of configuration and seed. All state is in the run folder: after a kill at any point the same
+The result is a function of configuration, seed and number of CPU threads, which is kept in the run folder
+(`deploy.runtime.workers.threads.py`). All state is in the run folder: after a kill at any point the same
 command resumes the run, and the final weights are bit-identical. `stop` is called between any two units of work; when
 it returns True, the learner saves a checkpoint and the run returns.
 """
@@ -50,6 +51,7 @@ from deploy.runtime.oom import needed_by
 from deploy.runtime.run_loop import RunLoop, Stopped, queue
 from deploy.runtime.run_metrics import MeteredExchange, RunMetrics
 from deploy.runtime.workers.local import LocalWorkers
+from deploy.runtime.workers.threads import threads_kept
 from learner.loop import LearningLoop
 from rewarders.interface import Judge, Reward
 from rewarders.loop import ScoringLoop
@@ -100,8 +102,10 @@ def run(
     if done is not None:
         return Outcome(done["step"], done)
     left_out: list[str] = []
-    roles, shown = open_roles(config, rewards, left_out.append), progress or NullProgress()
+    shown = progress or NullProgress()
     with ExitStack() as stack:
+        config = stack.enter_context(threads_kept(config, shown.message))
+        roles = open_roles(config, rewards, left_out.append)
         folder = stack.enter_context(layout.claim(config, left_out.append))
         stack.enter_context(ending_recorded(folder))
         _open_log(stack, config, folder)

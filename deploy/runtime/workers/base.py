@@ -21,6 +21,7 @@ from deploy.observability.exporter import ProcessMetrics, exporting, own_address
 from deploy.runtime.messages import Addresses
 from deploy.runtime.oom import OutOfMemory, needed_by
 from deploy.runtime.workers.remote_journal import RemoteJournal
+from deploy.runtime.workers.threads import set_worker_threads
 
 IDLE_SECONDS, LONGEST_IDLE = 0.02, 0.32  # poll interval of an idle worker; doubles up to the second value
 IDLE = "douga_idle_seconds_total"
@@ -87,10 +88,7 @@ class Worker(ABC):
             self.logs.stop()
 
     def _run(self, addresses: Addresses) -> None:
-        if not self.config.simulate:
-            import torch  # noqa: PLC0415 - simulated work does not need torch
-
-            torch.set_num_threads(self.config.cluster.threads)
+        set_worker_threads(self.config)
         beat = self.config.exchange.lease_seconds / BEATS
 
         def exchange() -> RemoteExchange:
