@@ -25,6 +25,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from common.config import ClusterConfig, RunConfig
 from common.errors import ConfigError
 from common.roles import LEARNER
+from deploy.machine.folders import ray_folder
+from deploy.machine.ray_address import check_ray
 from deploy.runtime.messages import RENDEZVOUS_PREFIX
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
@@ -46,25 +48,30 @@ QUIET = {
 def connected(config: ClusterConfig) -> Iterator[bool]:
     """Connects to the configured Ray. Yields True if it was started for this run and ends with it.
 
-    Raises `ConfigError` if Ray cannot be reached.
+    Raises `ConfigError` if Ray cannot be reached, or a Ray of its own cannot be started.
     """
     if ray.is_initialized():
         yield False
         return
+    name = "cluster.address" if config.address else "RAY_ADDRESS"
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        for name, value in QUIET.items():
-            os.environ.setdefault(name, value)
+        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE, "_temp_dir": str(ray_folder())}
+        for variable, value in QUIET.items():
+            os.environ.setdefault(variable, value)
+    else:
+        check_ray(name, address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**options)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray has replaced it with its own
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         line = " ".join(str(error).split())
-        raise ConfigError(f"cluster.address = {address!r}: no Ray can be reached there: {line:.300}") from None
+        if address == "local":
+            raise ConfigError(f"Ray cannot be started on this machine: {line:.300}") from None
+        raise ConfigError(f"{name} = {address!r}: no Ray can be reached there: {line:.300}") from None
     try:
         yield address == "local"
     finally:
