@@ -162,6 +162,15 @@ def check_reaching(address: str, keyed: bool) -> None:
         raise ConfigError(f"{address}: off loopback a key is needed (the run's RUN/{KEYS}/{WORKER})")
 
 
+def _use_ipv6_for(socket: zmq.Socket[Any], address: str) -> None:
+    """Allows IPv6 for an IPv6 address only: a name may resolve to one first, but services listen at one IPv4 address.
+
+    ZeroMQ tries the first address of a name and no other.
+    """
+    ip = _ip(_host(address))
+    socket.setsockopt(zmq.IPV6, int(ip is not None and ip.version == 6))
+
+
 def _host(address: str) -> str:
     found = re.fullmatch(r"tcp://(\[.+\]|.+):(\*|\d+)", address)
     if found is None:
@@ -201,6 +210,7 @@ class CurveAuthenticator:
             socket.setsockopt_string(zmq.CURVE_SECRETKEY, self._keys.secret)
             socket.setsockopt_string(zmq.ZAP_DOMAIN, DOMAIN)
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # reject clients while the authenticator is not running
+        _use_ipv6_for(socket, address)
         socket.bind(address)
 
     def close(self) -> None:
@@ -226,4 +236,5 @@ def connect(socket: zmq.Socket[Any], address: str, key: WorkerKey | None) -> Non
         socket.setsockopt_string(zmq.CURVE_SERVERKEY, key.server)
         socket.setsockopt_string(zmq.CURVE_PUBLICKEY, key.public)
         socket.setsockopt_string(zmq.CURVE_SECRETKEY, key.secret)
+    _use_ipv6_for(socket, address)
     socket.connect(address)

@@ -85,7 +85,16 @@ def _dispatch(arguments: list[str]) -> int:
     options = parser.parse_args(rest)
     if flags and not options.takes_keys:
         raise ConfigError(f"--{next(iter(flags))}: unknown option; see: {options.prog} --help")
+    _check_working_directory()
     return options.act(options, flags)
+
+
+def _check_working_directory() -> None:
+    """Raises `ConfigError` if it was deleted: no relative path means anything then, and Ray cannot start."""
+    try:
+        os.getcwd()  # noqa: PTH109 - Path.cwd() is no clearer
+    except OSError as error:
+        raise ConfigError(f"the current directory cannot be used: {error.strerror}; cd to another one") from None
 
 
 def build_parser() -> Parser:

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event
 
 from actors.prompts.source import PromptSource
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.errors.endings import Ending
 from common.exchange.remote import exchange_service
 from common.messages import LogEntry
@@ -114,8 +115,9 @@ class Hub:
         self._run_loop = self._make_run_loop(folder, events, journal, prompts, probes, saved)
         if not config.simulate:
             self._exchange.on_scores = self._run_loop.pair_watch.seen
-        addresses = self._serve(stack, host, folder, journal, keys)
-        self._serve_registration(stack, host, addresses, keys)
+        with _ports_named(config.cluster.port):
+            addresses = self._serve(stack, host, folder, journal, keys)
+            self._serve_registration(stack, host, addresses, keys)
         run_metrics.watch(self._run_loop, self._error_replies)
         run_metrics.export(stack, host)
         return HubReady(addresses, not config.collect.prompts and self._run_loop.trained() is None)
@@ -201,7 +203,8 @@ class Hub:
     def _at(self, host: str, number: int) -> str:
         """Returns the address to bind service number `number` to. With `cluster.port` 0 the system chooses the port."""
         port = self.config.cluster.port
-        return f"tcp://{host}:{port + number if port else '*'}"
+        shown = f"[{host}]" if ":" in host else host
+        return f"tcp://{shown}:{port + number if port else '*'}"
 
     def run(self) -> Outcome:
         """Runs from the state of the folder to the end of the run, or to `stop`."""
@@ -244,6 +247,17 @@ class Hub:
     def close(self) -> None:
         """Ends the services and unlocks the run folder."""
         self._stack.close()
+
+
+@contextmanager
+def _ports_named(first: int) -> Iterator[None]:
+    """Raises `ConfigError` for the `OSError` of a service whose port is in use or not allowed."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cluster.port = {first}: this and the next three ports must be free: {error}; 0 picks free ports"
+        ) from None
 
 
 def _sweep(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgpack
@@ -181,3 +182,16 @@ def test_a_malformed_error_reply_is_a_wire_error(answer: dict[str, Any]) -> None
     frames = [msgpack.packb({"schema": 1, "id": 1, "blobs": []} | answer)]
     with pytest.raises(WireError, match="take: an error reply without a name or a message"):
         RemoteCalls.__new__(RemoteCalls)._read(calls(Calls)["take"], unpack(frames))
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_a_service_at_an_ipv6_address_is_reached(target: Counting) -> None:
+    with serving(Service(Calls, target, "tcp://[::1]:*")) as service, RemoteCalls.at(service.address, "c") as client:
+        assert client.take(1) == b"\1"
+
+
+def test_localhost_means_the_ipv4_address(service: Service) -> None:
+    """Also where the system's table of hosts has ::1 for it, and has it first."""
+    port = service.address.rpartition(":")[2]
+    with RemoteCalls.at(f"tcp://localhost:{port}", "c") as client:
+        assert client.take(1) == b"\1"

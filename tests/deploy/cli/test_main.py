@@ -438,3 +438,16 @@ def test_the_locale_does_not_matter(tmp_path: Path, locale: dict[str, str]) -> N
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | locale | place, capture_output=True, check=False)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     assert '"prompt": "日本 é"' in (tmp_path / "é.jsonl").read_text("utf-8")
+
+
+@pytest.mark.parametrize("words", [["run", "--steps", "1"], ["status", "mine"], ["config"]])
+def test_a_deleted_current_directory_is_one_line(words: list[str], tmp_path: Path, capfd) -> None:
+    script = "import os, sys; os.rmdir(os.getcwd()); from deploy.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    gone, here = tmp_path / "gone", Path.cwd()
+    gone.mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *words], cwd=gone, env=os.environ | {"PYTHONPATH": str(here)}, timeout=60
+    )
+    assert ended.returncode == 2
+    line = "douga: the current directory cannot be used: No such file or directory; cd to another one\n"
+    assert capfd.readouterr() == ("", line)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigError
 from deploy.runtime import cluster_run_loop
 from deploy.runtime.cluster_run_loop import RefusalWatch
 from deploy.runtime.evaluation import StuckError
@@ -50,6 +52,49 @@ def test_a_max_bytes_too_small_for_a_step_is_reported(tmp_path: Path, monkeypatc
     try:
         with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened), pytest.raises(StuckError, match=message):
             middle.run()
+    finally:
+        middle.close()
+
+
+@pytest.mark.parametrize("taken", range(4))
+def test_a_port_in_use_is_named_with_its_key(taken: int, tmp_path: Path) -> None:
+    with ExitStack() as others:
+        first = four_ports(others, taken)
+        middle = Hub(config(tmp_path, **{"cluster.port": first}))
+        with pytest.raises(ConfigError, match=rf"^cluster\.port = {first}: .*127\.0\.0\.1:{first + taken}: Addr"):
+            middle.open()
+
+
+def four_ports(others: ExitStack, taken: int) -> int:
+    """The first of four ports of which only number `taken` is in use."""
+    while True:
+        server = others.enter_context(socket.create_server(("127.0.0.1", 0)))
+        first = server.getsockname()[1] - taken
+        free = [first + number for number in range(4) if number != taken]
+        if all(is_free(port) for port in free):
+            return first
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as own:
+        try:
+            own.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+def test_a_run_works_over_ipv6(tmp_path: Path) -> None:
+    made = config(tmp_path, **{"cluster.keys": "always"})
+    workers = [LearnerWorker(made, "learner-0", 0, RENDEZVOUS_PREFIX), SamplerWorker(made, "sampler-0")]
+    middle = Hub(made)
+    opened = middle.open("::1")
+    assert isinstance(opened, HubReady)
+    assert opened.addresses.exchange.startswith("tcp://[::1]:")
+    try:
+        with at_work([*workers, RewarderWorker(made, "rewarder-0")], opened):
+            assert middle.run().step == made.steps
     finally:
         middle.close()
 
