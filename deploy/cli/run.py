@@ -13,6 +13,7 @@ from common.config import RunConfig, load_config, may_change_text
 from common.errors import ConfigError
 from deploy.cli.flags import FILL, add_command, describe_keys
 from deploy.cli.plan import gpu_named
+from deploy.machine.jobs import check_sent
 from deploy.planning.memory import GPUS
 from deploy.run_dir import layout
 from deploy.run_dir.layout import TOON
@@ -118,6 +119,8 @@ def _finetune(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
 
 def _run(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    if options.config is not None:
+        check_sent("CONFIG.toml", options.config)
     if flags.get("pairs"):
         return start(load_config(_config_of(options, "--pairs", "huvidpo-stage2"), flags))
     check_toon_defaults(options.config, flags)
@@ -149,6 +152,7 @@ def start(config: RunConfig) -> int:
         more = "--count to collect more" if config.collect.prompts else "--steps to train further"
         print(f"{config.folder}: already finished; raise {more}, or start another run with --name")
         return _conclude(config, before)
+    layout.check_unused(config.folder)  # before Ray and the model are started
     outcome = execute(config)
     if outcome.result is None:
         where = "" if config.collect.prompts else f" after step {outcome.step} of {config.steps}"

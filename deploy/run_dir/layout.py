@@ -28,7 +28,7 @@ from common.candidate_set.rows import folder_of, read_rows
 from common.config import RunConfig, differences, load_config, may_change, may_change_text, to_toml
 from common.digests import digest
 from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageError
-from common.exchange.storage.run_lock import hold
+from common.exchange.storage.run_lock import hold, lock_owner
 from common.files import write_whole
 from common.models.fingerprint import check_same_model, model_parts
 from deploy.run_dir.beginnings import begin_anew, has_work
@@ -75,6 +75,13 @@ def lock(folder: Path) -> Iterator[None]:
     """Locks a run folder. Raises `ConfigError` naming the process that holds it already."""
     with hold(folder):
         yield
+
+
+def check_unused(folder: Path) -> None:
+    """Raises `ConfigError` if a process on this machine holds the folder. `claim` decides; this only tells earlier."""
+    owner = lock_owner(folder)
+    if owner is not None:
+        raise ConfigError(f"{folder}: in use by process {owner}; wait for it or choose another --name")
 
 
 def is_collected(config: RunConfig) -> bool:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -40,6 +39,7 @@ from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.forward import ForwardingHandler, Send
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
+from deploy.machine.jobs import check_sent, in_job
 from deploy.observability import targets
 from deploy.run_dir.endings import record_ending
 from deploy.run_dir.layout import CONFIG
@@ -90,7 +90,7 @@ def run(
     only the hub needs to access. Raises `ConfigError` for bad input found by any process, and if Ray cannot be reached
     or lacks the resources. Raises `StorageError` if the disk fails in any process.
     """
-    _check_root(config)
+    _check_job_paths(config)
     if rewards is None:
         check_toon_heads(config)
     progress = progress or NullProgress()
@@ -123,12 +123,15 @@ def _keeping_driver_log(logs: ForwardingHandler, config: RunConfig) -> Iterator[
         raise
 
 
-def _check_root(config: RunConfig) -> None:
-    """Rejects relative roots in Ray jobs: a job runs in a copy of the working directory, which Ray deletes."""
-    if not config.root.is_absolute() and "runtime_resources" in Path.cwd().parts:
+def _check_job_paths(config: RunConfig) -> None:
+    """Rejects relative paths that mean nothing in a Ray job: it runs in a copy of the working directory."""
+    if in_job() and not config.root.is_absolute():
         raise ConfigError(
             f"root = '{config.root}': a job's working directory is a copy that Ray deletes; use an absolute path"
         )
+    for key, value in (("prompts", config.prompts), ("pairs", config.pairs), ("candidates", config.candidates)):
+        if value not in ("", "toon"):
+            check_sent(key, value)
 
 
 @dataclass

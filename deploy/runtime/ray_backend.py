@@ -26,6 +26,7 @@ from common.config import ClusterConfig, RunConfig
 from common.errors import ConfigError
 from common.roles import LEARNER
 from deploy.machine.folders import ray_folder
+from deploy.machine.limits import raise_open_files
 from deploy.machine.ray_address import check_ray
 from deploy.runtime.messages import RENDEZVOUS_PREFIX
 
@@ -53,6 +54,7 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
+    raise_open_files()
     name = "cluster.address" if config.address else "RAY_ADDRESS"
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"address": address, "log_to_driver": False, "logging_level": logging.ERROR}
@@ -125,6 +127,7 @@ class Process:
 
     def __init__(self, kind: str, home: str, *arguments: Any) -> None:
         """`kind` is ``module:Class``. Relative paths are resolved against `home`, the driver's working directory."""
+        raise_open_files()  # of this node
         if Path(home).is_dir():
             os.chdir(home)
         module, name = kind.split(":")

@@ -131,6 +131,7 @@ class Ledger(LedgerReader):
             self._db.executescript(f"BEGIN; {TABLES} PRAGMA user_version = {LEDGER_VERSION}; COMMIT;")
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA temp_store = MEMORY")  # else a full TMPDIR looks like a full disk of the run
         self._db.execute(f"PRAGMA journal_size_limit = {LARGEST_LOG}")
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
         if found != LEDGER_VERSION:

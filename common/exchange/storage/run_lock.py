@@ -10,10 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from common.errors import ConfigError
+from common.errors import ConfigError, StorageError
+from common.errors.disk import writing
 
 LOCK = "ledger.lock"
 _FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
@@ -23,7 +25,7 @@ def hold(folder: Path, name: str = LOCK, advice: str = "wait for it or choose an
     """Lock a folder until the returned file is closed: a run's, or with another `name` of the lock, any. Creates it.
 
     Raises `ConfigError` if another process, or another handle in this one, holds the lock, or if the folder is not
-    writable. `advice` says what to do in the first case.
+    writable, and `StorageError` if its disk is full. `advice` says what to do in the first case.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,9 +39,15 @@ def hold(folder: Path, name: str = LOCK, advice: str = "wait for it or choose an
         file.close()
         who = "another process" if holder is None else f"process {holder}"
         raise ConfigError(f"{folder}: in use by {who}; {advice}") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
+    try:
+        with writing(folder / name):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+    except StorageError:
+        with suppress(OSError):  # closing writes the rest once more
+            file.close()
+        raise
     return file
 
 

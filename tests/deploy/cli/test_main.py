@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from deploy.cli import flags as cli_flags
 from deploy.cli import main as cli
 from deploy.cli import run
 from deploy.cli.main import main
+from deploy.run_dir import layout
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
@@ -446,8 +448,22 @@ def test_a_deleted_current_directory_is_one_line(words: list[str], tmp_path: Pat
     gone, here = tmp_path / "gone", Path.cwd()
     gone.mkdir()
     ended = subprocess.run(
-        [sys.executable, "-c", script, *words], cwd=gone, env=os.environ | {"PYTHONPATH": str(here)}, timeout=60
+        [sys.executable, "-c", script, *words],
+        check=False,
+        cwd=gone,
+        env=os.environ | {"PYTHONPATH": str(here)},
+        timeout=60,
     )
     assert ended.returncode == 2
     line = "douga: the current directory cannot be used: No such file or directory; cd to another one\n"
     assert capfd.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("mode", ["serial", "cluster"])
+def test_a_second_run_of_the_same_name_is_refused_before_anything_starts(mode: str, tmp_path: Path, capsys) -> None:
+    began = time.monotonic()
+    with layout.lock(tmp_path / "mine"):
+        assert main(["run", "--simulate", "--mode", mode, "--root", str(tmp_path), "--name", "mine"]) == 2
+    line = f"douga: {tmp_path}/mine: in use by process {os.getpid()}; wait for it or choose another --name\n"
+    assert capsys.readouterr() == ("", line)
+    assert time.monotonic() - began < 5  # no Ray was started

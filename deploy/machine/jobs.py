@@ -1,0 +1,21 @@
+"""Ray jobs: `ray job submit --working-dir` copies a folder without the files that its .gitignore names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.errors import ConfigError
+
+
+def in_job() -> bool:
+    """Whether this process runs in a copy of a working directory that Ray made, and will delete."""
+    return "runtime_resources" in Path.cwd().parts
+
+
+def check_sent(name: str, path: Path | str) -> None:
+    """Raises `ConfigError` if this is a job and its copy lacks the file or folder `path`, which `name` asks for."""
+    if in_job() and not Path(path).exists():
+        raise ConfigError(
+            f"{name}: {path}: not found; a job has a copy of --working-dir without the files that .gitignore names: "
+            "use an absolute path, or submit with RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1"
+        )
