@@ -37,6 +37,7 @@ from common.weights.store import WeightStore
 from deploy.guardrails.rules import read_readings
 from deploy.logs.forward import ForwardingHandler
 from deploy.logs.process import logging_to
+from deploy.machine.ray_address import check_ray
 from deploy.run_dir import layout, timeline
 from deploy.run_dir.jsonl import latest_by_step, read_json_lines
 from deploy.runtime import driver, serial
@@ -464,6 +465,16 @@ def test_bad_input_is_found_before_a_folder_is_created(model: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match=r"none\.csv"):
         Hub(config(tmp_path, model, prompts=tmp_path / "none.csv")).open()
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_ray_that_runs_is_found_at_its_address(nodes: Cluster) -> None:
+    check_ray("cluster.address", nodes.address)
+
+
+def test_a_port_of_ray_that_is_not_its_heads_is_refused(nodes: Cluster) -> None:
+    port = nodes.head_node.node_manager_port
+    with pytest.raises(ConfigError, match=r"no Ray can be reached there: what listens there"):
+        check_ray("cluster.address", f"{nodes.address.rpartition(':')[0]}:{port}")
 
 
 def test_a_job_needs_an_absolute_root(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
