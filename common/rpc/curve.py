@@ -172,8 +172,8 @@ def _use_ipv6_for(socket: zmq.Socket[Any], address: str) -> None:
 
 
 def _host(address: str) -> str:
-    found = re.fullmatch(r"tcp://(\[.+\]|.+):(\*|\d+)", address)
-    if found is None:
+    found = re.fullmatch(r"tcp://(\[.+\]|.+):(\*|[0-9]{1,5})", address)
+    if found is None or (found[2] != "*" and int(found[2]) > 65535):
         raise ConfigError(f"{address}: not an address: tcp://HOST:PORT is needed")
     return found[1].strip("[]")
 

@@ -11,6 +11,7 @@ import msgpack
 import pytest
 import zmq
 
+from common.errors import ConfigError
 from common.rpc import server as serving_side
 from common.rpc.client import Client, ServiceFailed, calling, calls
 from common.rpc.codec import WireError, pack, unpack
@@ -195,3 +196,9 @@ def test_localhost_means_the_ipv4_address(service: Service) -> None:
     port = service.address.rpartition(":")[2]
     with RemoteCalls.at(f"tcp://localhost:{port}", "c") as client:
         assert client.take(1) == b"\1"
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "123456", "-1", "５"])
+def test_a_port_that_cannot_exist_is_refused(port: str) -> None:
+    with pytest.raises(ConfigError, match=r"not an address: tcp://HOST:PORT is needed"):
+        RemoteCalls.at(f"tcp://127.0.0.1:{port}", "c")
