@@ -17,7 +17,7 @@ import numpy as np
 
 from common.messages import Prompt
 from rewarders.interface import Clip, Judge
-from rewarders.judging import judge_clips
+from rewarders.judging.results import judge_clips
 
 LEVELS = 16  # of 255
 

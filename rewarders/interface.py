@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
@@ -125,8 +125,8 @@ class RewardAsJudge:
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         """See `Judge.judge`."""
         values = self.reward.score([clip.frames for clip in clips], prompts)
-        if isinstance(values, str) or not hasattr(values, "__len__"):
-            raise ValueError(f"gave {type(values).__name__} instead of a list of values")
+        if isinstance(values, str | Mapping | Set) or not hasattr(values, "__len__"):
+            return values  # type: ignore[return-value]  # `checked_results` names it
         return [{self.reward.dimension: value} for value in values]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import ConfigError
 from common.errors.messages import one_line
-from common.errors.places import describe_error
+from common.errors.places import describe_error, place_of
 
 OURS = ("actors", "benchmarks", "common", "deploy", "learner", "rewarders")  # top-level packages of douga
 
@@ -28,6 +28,9 @@ def class_of(kind: str, built_in: Mapping[str, str]) -> type:
         raise ConfigError(
             f"kind = {kind!r}: cannot be imported: {one_line(error)}; {_way_out(error.name or '')}"
         ) from None
+    except SystemExit as error:
+        ended = f"it called sys.exit({error.code!r}) ({place_of(error)})"
+        raise ConfigError(f"kind = {kind!r}: cannot be imported: {ended}") from error
     except Exception as error:  # the module's own code, or its syntax
         raise ConfigError(f"kind = {kind!r}: cannot be imported: {describe_error(error)}") from error
     if not isinstance(found, type):

@@ -21,7 +21,7 @@ class ScoringLoop(ABC):
 
     def __init__(self, worker: str, batch: int) -> None:
         self.worker, self._batch = worker, batch
-        self.doubts: dict[str, str] = {}  # score -> why nothing was given it so far (`rewarders/rehearsal.py`)
+        self.doubts: dict[str, str] = {}  # score -> why nothing was given it so far (`rewarders/judging/rehearsal.py`)
 
     @abstractmethod
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -22,7 +23,8 @@ from common.messages import Prompt, Score, ScoreTask
 from common.reward_composition import reward_weights
 from rewarders.first_frame import with_first_frame
 from rewarders.interface import Clip, Judge, JudgeBrokenError, JudgeResult, Reward, as_judge
-from rewarders.judging import OnceLog, UnexpectedError, judge_clips
+from rewarders.judging.pace import Pace
+from rewarders.judging.results import OnceLog, UnexpectedError, judge_clips
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,10 @@ class Rewarder(ScoringLoop):
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"rewards {names}: at least one is needed, and dimensions must be unique")
         super().__init__(worker, config.batch)
+        self.seconds = config.judge_seconds
         self._version = _version(self.judges)
         self._broken = [0] * len(self.judges)  # batches in a row without a score, because the judge's code failed
+        self._paces = [Pace(", ".join(judge.outputs)) for judge in self.judges]
         self._once = OnceLog()
 
     @property
@@ -63,7 +67,8 @@ class Rewarder(ScoringLoop):
 
     def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
         """See `ScoringLoop.score`. Raises `JudgeBrokenError` if a judge's code fails for every clip, `MAX_BROKEN` times
-        in a row, and `ConfigError` if a reward in doubt scores none of the clips."""
+        in a row or for the first ones, `JudgeHangsError`, and `ConfigError` if a reward in doubt scores none of the
+        clips."""
         decoded = [_decode(task) for task in tasks]
         readable = [i for i, one in enumerate(decoded) if not isinstance(one, str)]
         pairs = [one for one in decoded if not isinstance(one, str)]
@@ -71,7 +76,9 @@ class Rewarder(ScoringLoop):
         scores = [Score(task.candidate_id, self._version, {}, purpose=task.purpose) for task in tasks]
         for number, judge in enumerate(self.judges):
             results: list[JudgeResult] = [one if isinstance(one, str) else "" for one in decoded]
-            judged = judge_clips(judge, clips, prompts, self._once)
+            began = time.perf_counter()
+            judged = judge_clips(judge, clips, prompts, self._once, self.seconds)
+            self._paces[number].add(len(clips), time.perf_counter() - began)
             self._check_broken(number, judged)
             for i, result in zip(readable, judged, strict=True):
                 results[i] = result
@@ -84,6 +91,8 @@ class Rewarder(ScoringLoop):
         for output, before in self.doubts.items():
             if not any(math.isfinite(score.values[output]) for score in scores):
                 why = next((score.problems[output] for score in scores if output in score.problems), before)
+                if isinstance(why, UnexpectedError):
+                    raise JudgeBrokenError(f"{why}; it failed for made clips and for the first clips of this run")
                 raise ConfigError(
                     f"{self.what} {output}: it scored neither the first clips of this run nor made ones: {why}; the "
                     "run ends here, because no clip without a score can be compared"

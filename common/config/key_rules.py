@@ -7,8 +7,8 @@ from common.config.run import RunConfig
 # A name that ends with a dot stands for all keys of that section. Paths may change: the model itself is compared.
 UNRELATED = (
     "steps", "verify", "name", "root", "mode", "evaluation.", "guardrails.", "cluster.", "metrics.", "logs.",
-    "collect.prompts", "model.path", "reward.batch_seconds", "exchange.keep_groups", "timeline_bytes",
-    "keep_candidates_bytes", "learner.checkpoint_every", "learner.keep_checkpoints",
+    "collect.prompts", "model.path", "reward.batch_seconds", "reward.judge_seconds", "exchange.keep_groups",
+    "timeline_bytes", "keep_candidates_bytes", "learner.checkpoint_every", "learner.keep_checkpoints",
 )  # fmt: skip
 # Batching, memory and threads. These change the summation order, hence the last bits, and let a run resume after
 # running out of memory.
@@ -17,7 +17,7 @@ MEMORY = (
     "learner.micro_batch", "learner.gradient_checkpointing", "learner.reference",
 )  # fmt: skip
 JUDGE = "reward.judges."
-SERVER = ("url", "token_file", "timeout", "retries")  # of a judge: where it is served
+SERVER = ("url", "token_file", "proxy", "timeout", "retries")  # of a judge: where it is served
 
 OF_MACHINE = ("model.path", "model.device", "reward.path", "pairs", "candidates", "cluster.threads", "metrics.enabled")
 OF_MACHINE_JUDGE = ("path", "url", "token_file")

@@ -144,6 +144,11 @@ class RewardConfig(Section):
     batch_seconds: float = Field(
         default=0.0, ge=0, description="cluster mode: seconds that a partial batch waits for more clips"
     )
+    judge_seconds: float = Field(
+        default=1800.0,
+        gt=0,
+        description="seconds that a judge may take to open, and for one batch; then the run ends (exit code 3)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -152,7 +157,7 @@ class RewardConfig(Section):
         if not isinstance(data, dict):
             return data
         preset, weights = data.get("preset", "equal"), data.get("weights", {})
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"preset = {preset!r}: must be one of {', '.join(PRESETS)}")
         if isinstance(weights, RewardWeights):
             weights = weights.model_dump(exclude_unset=True)

@@ -153,8 +153,8 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
 
         return partial(SimulatedRewarder, config)
     from rewarders.judges import open_rewards
+    from rewarders.judging.rehearsal import rehearse
     from rewarders.offline import rewarder_of_groups, rewarder_of_pairs
-    from rewarders.rehearsal import rehearse
     from rewarders.rewarder import rewarder_for
 
     def of_groups(online: ScoringLoop | None, worker: str) -> ScoringLoop:

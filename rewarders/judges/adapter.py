@@ -25,7 +25,7 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from rewarders.interface import Clip, Judge, JudgeResult
-from rewarders.judging import checked_results
+from rewarders.judging.results import checked_results
 
 RATE_TOLERANCE = 0.01  # relative difference below which two frame rates count as equal: 23.976 is 24
 

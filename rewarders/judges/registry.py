@@ -6,6 +6,7 @@ or `Judge`. It may declare the clips that it needs in an attribute ``needs`` (`I
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from common.config import JudgeConfig, RewardConfig
@@ -15,6 +16,7 @@ from common.errors.places import describe_error
 from rewarders.head_files import load_heads
 from rewarders.interface import Judge, Reward, as_judge
 from rewarders.judges.adapter import AdaptedJudge, NamedJudge
+from rewarders.judging.thread import JUDGES, in_process
 from rewarders.kinds import class_of
 
 REWARD_JUDGES = "reward.judges"
@@ -42,12 +44,14 @@ def open_rewards(config: RewardConfig, device: str = "cpu") -> list[Reward | Jud
     """Returns the heads of ``reward.path`` and all of ``reward.judges``. Raises `ConfigError` for missing or damaged
     ones."""
     heads = load_heads(config.path, device) if config.path else []
-    return [*heads, *open_judges(config.judges, device)]
+    return [*heads, *open_judges(config.judges, device, seconds=config.judge_seconds)]
 
 
-def open_judges(configs: Mapping[str, JudgeConfig], device: str = "cpu", table: str = REWARD_JUDGES) -> list[Judge]:
-    """Returns the judges of a configuration's `table`, each under its name."""
-    return [NamedJudge(name, open_judge(name, judge, device, table)) for name, judge in configs.items()]
+def open_judges(
+    configs: Mapping[str, JudgeConfig], device: str = "cpu", table: str = REWARD_JUDGES, seconds: float = math.inf
+) -> list[Judge]:
+    """Returns the judges of a configuration's `table`, each under its name. `seconds` bounds the time of each."""
+    return [NamedJudge(name, open_judge(name, judge, device, table, seconds)) for name, judge in configs.items()]
 
 
 def class_of_judge(name: str, config: JudgeConfig, table: str = REWARD_JUDGES) -> type:
@@ -58,9 +62,15 @@ def class_of_judge(name: str, config: JudgeConfig, table: str = REWARD_JUDGES) -
         raise ConfigError(f"{table}.{name}: {error}") from None
 
 
-def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str = REWARD_JUDGES) -> Judge:
+def open_judge(
+    name: str, config: JudgeConfig, device: str = "cpu", table: str = REWARD_JUDGES, seconds: float = math.inf
+) -> Judge:
     """Opens one judge, wrapped so that its input is adapted and its values are 0..100. Its outputs have no prefix.
-    Errors begin with `table`.`name`."""
+    Errors begin with `table`.`name`. Raises `JudgeHangsError` after `seconds`."""
+    return JUDGES.call(f"{table}.{name}: opening", lambda: _open(name, config, device, table), seconds)
+
+
+def _open(name: str, config: JudgeConfig, device: str, table: str) -> Judge:
     kind = class_of_judge(name, config, table)
     try:
         if config.options and config.kind in KINDS:
@@ -77,7 +87,8 @@ def open_judge(name: str, config: JudgeConfig, device: str = "cpu", table: str =
         raise ConfigError(f"{table}.{name}: {error}") from error.__cause__
     except (RunFailed, StorageError):
         raise
-    except Exception as error:  # a user's own constructor or properties
+    except (Exception, SystemExit) as error:  # a user's own constructor or properties
+        error = in_process(error)
         reraise_oom(error)
         raise ConfigError(f"{table}.{name}: kind = {config.kind!r}: {describe_error(error)}") from error
 

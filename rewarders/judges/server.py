@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from common.messages import Prompt
 from common.web.auth import AuthMiddleware
 from rewarders.interface import Clip, Judge, JudgeResult, Reward
-from rewarders.judging import judge_clips
+from rewarders.judging.results import judge_clips
 from rewarders.rewarder import read_clip
 
 Json = dict[str, Any]

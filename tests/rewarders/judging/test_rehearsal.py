@@ -15,8 +15,8 @@ from common.config import ModelConfig, RewardConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from deploy.runtime import serial
-from rewarders.interface import Clip, JudgeResult, JudgeUnavailableError
-from rewarders.rehearsal import made_clips, rehearse
+from rewarders.interface import Clip, JudgeBrokenError, JudgeResult, JudgeUnavailableError
+from rewarders.judging.rehearsal import made_clips, rehearse
 from rewarders.rewarder import Rewarder
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
@@ -69,10 +69,44 @@ def test_a_reward_without_a_value_is_in_doubt(answer: Any, words: str) -> None:
     assert found.doubts == {"red": words}
 
 
-@pytest.mark.parametrize("error", [JudgeUnavailableError("busy"), RuntimeError("boom")])
-def test_other_failures_are_left_to_the_run(error: Exception) -> None:
-    found = rewarder(error)
+def test_a_server_that_is_away_is_left_to_the_run() -> None:
+    found = rewarder(JudgeUnavailableError("busy"))
     rehearse(found, ModelConfig())
+    assert found.doubts == {}
+
+
+def test_a_reward_whose_code_fails_ends_the_run_at_the_first_clip(tmp_path: Path, model: Path) -> None:
+    judge = Answers(KeyError("boom"))
+    with pytest.raises(JudgeBrokenError, match=r"judge red: KeyError: 'boom' \(test_rehearsal.py:\d+\); it failed for"):
+        serial.run(of_red(tmp_path, model, **{"evaluation.prompts": 4}), [judge])
+    assert judge.asked == 2 + 1  # made clips, then the first held-out one
+
+
+def test_an_answer_of_another_type_is_refused() -> None:
+    class Lazy(Answers):
+        def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> Any:
+            return (answer for answer in super().judge(clips, prompts))
+
+    with pytest.raises(ConfigError, match=r"reward red: .*: gave generator instead of a list of results"):
+        rehearse(Rewarder([Lazy(1.0)], RewardConfig()), ModelConfig())
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ((10.0, 20.0, 10.0, 20.0), []),
+        ((10.0, 20.0, 10.05, 20.0), []),
+        ((10.0, 20.0, 10.0, 23.5), ["reward red gave the same clip 20.00 alone and 23.50 in a batch of 2"]),
+        ((math.nan, 20.0), []),
+        ((10.0, 20.0, math.nan, 20.0), []),
+    ],
+)
+def test_a_score_that_depends_on_chance_or_on_the_batch_is_said(
+    answers: tuple[float, ...], said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = rewarder(*answers)
+    rehearse(found, ModelConfig())
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == said
     assert found.doubts == {}
 
 
@@ -109,7 +143,7 @@ def test_a_doubtful_reward_that_scores_the_first_clip_goes_on(tmp_path: Path, mo
 
 def test_one_clip_without_a_score_does_not_end_the_run(tmp_path: Path, model: Path) -> None:
     config = of_red(tmp_path, model, **{"evaluation.prompts": 4})
-    assert serial.run(config, [Answers(50.0, 50.0, "no face", None)]).step == 1
+    assert serial.run(config, [Answers(50.0, 50.0, 50.0, 50.0, "no face", None)]).step == 1
 
 
 def test_the_toon_heads_are_refused_for_another_size_before_a_folder_is_made(tmp_path: Path, model: Path) -> None:

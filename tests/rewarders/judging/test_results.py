@@ -17,7 +17,7 @@ from common.errors import ConfigError
 from common.messages import Prompt, ScoreTask
 from rewarders.interface import Clip, JudgeBrokenError, JudgeResult
 from rewarders.judges.registry import open_judge
-from rewarders.judging import OnceLog, UnexpectedError, judge_clips
+from rewarders.judging.results import OnceLog, UnexpectedError, judge_clips
 from rewarders.rewarder import Rewarder
 
 CLIPS = [Clip(np.full((3, 8, 8, 3), grey, np.uint8), 8.0) for grey in (10, 20, 30)]
@@ -36,6 +36,10 @@ class Red:
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
         self.calls += 1
         return self.act([int(clip.frames[0, 0, 0, 0]) for clip in clips])
+
+
+async def lazily(greys: list[int]) -> list[JudgeResult]:
+    return [{"red": 1.0} for _ in greys]
 
 
 def results(act: Callable[[list[int]], Any]) -> list[JudgeResult]:
@@ -89,6 +93,9 @@ def test_values_that_are_not_finite_stay_for_the_exchange_to_refuse(bad, place):
     [
         (lambda greys: [{"red": 1.0}] * (len(greys) - 1), "gave 0 results for 1 clips"),
         (lambda greys: [{"red": 1.0}] * (len(greys) + 1), "gave 2 results for 1 clips"),
+        (lambda greys: ({"red": 1.0} for _ in greys), "gave generator instead of a list of results"),
+        (lazily, "is an async function; it must return a list of results"),
+        (lambda greys: {*greys}, "gave set instead of a list of results"),
         (lambda greys: None, "gave NoneType instead of a list of results"),
         (lambda greys: {"red": 1.0}, "gave dict instead of a list of results"),
         (lambda greys: "nothing", "gave str instead of a list of results"),
@@ -107,7 +114,7 @@ def boom(greys: list[int]) -> Any:
 def test_an_error_for_one_clip_costs_that_clip_alone(caplog: pytest.LogCaptureFixture):
     line = boom.__code__.co_firstlineno + 2
     found = results(boom)
-    assert found == [{"red": 10.0}, f"judge red: KeyError: 'boom in my reward' (test_judging.py:{line})", {"red": 30.0}]
+    assert found == [{"red": 10.0}, f"judge red: KeyError: 'boom in my reward' (test_results.py:{line})", {"red": 30.0}]
     assert isinstance(found[1], UnexpectedError)
     assert sum(record.exc_info is not None for record in caplog.records) == 1  # the batch and the clip: one place
 
@@ -136,9 +143,9 @@ def test_a_judge_whose_code_always_fails_ends_the_run_with_its_line():
 
     rewarder = Rewarder([Red(always)], RewardConfig())
     for place in range(2):
-        assert "ZeroDivisionError: boom (test_judging.py:" in rewarder.score([task(place)])[0].problems["red"]
+        assert "ZeroDivisionError: boom (test_results.py:" in rewarder.score([task(place)])[0].problems["red"]
     with pytest.raises(
-        JudgeBrokenError, match=r"judge red: ZeroDivisionError: boom \(test_judging.py:\d+\); it failed"
+        JudgeBrokenError, match=r"judge red: ZeroDivisionError: boom \(test_results.py:\d+\); it failed"
     ):
         rewarder.score([task(2)])
 
@@ -195,11 +202,11 @@ class TwoOfOne(NoDigest):
 @pytest.mark.parametrize(
     ("kind", "line"),
     [
-        ("tests.rewarders.test_judging:Raises", r"KeyError: 'weights' \(test_judging.py:\d+\)"),
-        ("tests.rewarders.test_judging:NoArguments", "TypeError: .*takes no arguments"),
-        ("tests.rewarders.test_judging:NoDigest", "must be a Reward or a Judge"),
-        ("tests.rewarders.test_judging:TwoOfOne", "must be distinct names"),
-        ("tests.rewarders.test_judging:boom", "has no class boom"),
+        ("tests.rewarders.judging.test_results:Raises", r"KeyError: 'weights' \(test_results.py:\d+\)"),
+        ("tests.rewarders.judging.test_results:NoArguments", "TypeError: .*takes no arguments"),
+        ("tests.rewarders.judging.test_results:NoDigest", "must be a Reward or a Judge"),
+        ("tests.rewarders.judging.test_results:TwoOfOne", "must be distinct names"),
+        ("tests.rewarders.judging.test_results:boom", "has no class boom"),
         ("nowhere.at_all:Red", "cannot be imported"),
     ],
 )

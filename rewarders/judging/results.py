@@ -8,13 +8,15 @@
 | raises anything else | the same, as `UnexpectedError`: class, message, file and line; the traceback is logged |
 | raises `JudgeUnavailableError` | the reason, for the whole batch |
 
-Out of memory, a failed GPU, `JudgeFailedError` and `ConfigError` are raised: no other clip would fare better.
+Out of memory, a failed GPU, `JudgeHangsError`, `JudgeFailedError` and `ConfigError` are raised: no other clip would
+fare better.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Coroutine, Mapping, Sequence, Set
 from typing import Any
 
 from common.errors import ConfigError
@@ -23,6 +25,7 @@ from common.errors.oom import reraise_oom
 from common.errors.places import describe_error, is_from_user_code, place_of
 from common.messages import Prompt
 from rewarders.interface import Clip, Judge, JudgeFailedError, JudgeResult, JudgeUnavailableError
+from rewarders.judging.thread import JUDGES, JudgeHangsError
 
 log = logging.getLogger(__name__)
 
@@ -60,37 +63,45 @@ _ONCE = OnceLog()
 
 
 def judge_clips(
-    judge: Judge, clips: Sequence[Clip], prompts: Sequence[Prompt], once: OnceLog = _ONCE
+    judge: Judge,
+    clips: Sequence[Clip],
+    prompts: Sequence[Prompt],
+    once: OnceLog = _ONCE,
+    seconds: float = math.inf,
 ) -> list[JudgeResult]:
     """Returns the judge's results; if it refuses the batch, those of its clips one by one.
 
-    Raises the errors that no clip causes (see above).
+    `seconds` bounds each call. Raises the errors that no clip causes (see above).
     """
     if not clips:
         return []
     name = ", ".join(judge.outputs)
-    whole = _attempt(judge, name, clips, prompts, once)
+    whole = _attempt(judge, name, clips, prompts, once, seconds)
     if isinstance(whole, list):
         return whole
     if len(clips) == 1:
         log.warning("%s of a clip for prompt %s: %s", name, prompts[0].id, whole)
         return [whole]
-    alone = [judge_clips(judge, [clip], [prompt], once)[0] for clip, prompt in zip(clips, prompts, strict=True)]
+    alone = [
+        judge_clips(judge, [clip], [prompt], once, seconds)[0] for clip, prompt in zip(clips, prompts, strict=True)
+    ]
     if not any(isinstance(one, str) for one in alone):
         once.slow(name, len(clips), whole)
     return alone
 
 
 def _attempt(
-    judge: Judge, name: str, clips: Sequence[Clip], prompts: Sequence[Prompt], once: OnceLog
+    judge: Judge, name: str, clips: Sequence[Clip], prompts: Sequence[Prompt], once: OnceLog, seconds: float
 ) -> list[JudgeResult] | str:
     """Returns the results, or why the judge refuses the batch."""
     try:
-        return checked_results(judge.outputs, judge.judge(clips, prompts), len(clips))
+        what = f"judge {name}: scoring {len(clips)} clips"
+        answer = JUDGES.call(what, lambda: judge.judge(clips, prompts), seconds)
+        return checked_results(judge.outputs, answer, len(clips))
     except JudgeUnavailableError as error:
         log.warning("%s of %d clips: %s", name, len(clips), error)
         return [str(error) for _ in clips]
-    except (ConfigError, JudgeFailedError):
+    except (ConfigError, JudgeFailedError, JudgeHangsError):
         raise
     except ValueError as error:
         if not is_from_user_code(error):
@@ -110,7 +121,10 @@ def checked_results(outputs: Sequence[str], results: Any, clips: int) -> list[Ju
 
     Raises `ValueError` if there is not one result per clip.
     """
-    if isinstance(results, str | Mapping) or not hasattr(results, "__len__"):
+    if isinstance(results, Coroutine):
+        results.close()
+        raise ValueError("is an async function; it must return a list of results")
+    if isinstance(results, str | Mapping | Set) or not hasattr(results, "__len__"):
         raise ValueError(f"gave {type(results).__name__} instead of a list of results")
     if len(results) != clips:
         raise ValueError(f"gave {len(results)} results for {clips} clips")
