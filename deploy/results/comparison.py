@@ -21,6 +21,7 @@ from common.bootstrap import LEAST_VALUES, Interval, bootstrap_mean, paired_boot
 from common.config import DIMENSIONS, RunConfig
 from common.data.prompt_keys import prompt_key
 from common.data.video import decode_clip
+from common.errors import RunFailed
 from common.exchange.api import ScoredCandidate
 from common.messages import Prompt
 from common.reward_composition import mean_score
@@ -28,6 +29,7 @@ from deploy.guardrails.rules import REWARD
 
 ORACLE_TOLERANCE = 1.0  # points of 100 by which an oracle interval may extend below 0
 MOST_LEFT_OUT = 0.1  # share of the prompts: with more of them left out, those that remain are a biased choice
+LEAST_COMPARED = 2  # distinct prompts with a score on both sides: one has no interval
 NAMED = 5  # left-out prompts that the verdict names; result.json has all
 SIDES = ("base", "aligned")
 Pair = tuple[ScoredCandidate, ScoredCandidate]  # the clips of one prompt and seed: base, aligned
@@ -174,9 +176,15 @@ def conclude(
     """Returns the comparison of `asked` clips for result.json.
 
     ``asked``, ``clips``, ``prompts`` and ``left_out`` are those of `Compared`; the others are ``verdict``, ``learned``,
-    ``oracle`` and ``by_prompt``.
+    ``oracle`` and ``by_prompt``. Raises `RunFailed` if both sides have scores for less than `LEAST_COMPARED` distinct
+    prompts.
     """
     compared = Compared(asked, len(records), len({record["prompt"] for record in records}), list(left_out))
+    if compared.prompts < LEAST_COMPARED:
+        raise RunFailed(
+            f"no verdict: {compared.clips} of {asked} held-out clips have a score on both sides, of {compared.prompts} "
+            f"distinct prompts; {LEAST_COMPARED} are needed.{compared.named} The weights are kept: douga export"
+        )
     summary = summarise(records)
     verdict = asdict(judge_summary(summary, compared))
     return {**asdict(compared), "verdict": verdict, **summary, "by_prompt": list(records)}

@@ -11,6 +11,7 @@ from rich.console import Console
 from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from common.config import load_config
 from common.data.video import encode_mp4
+from common.errors import RunFailed
 from common.exchange.api import ScoredCandidate
 from common.messages import Candidate, SerializedTensor
 from common.toon.prompts import prompt_of
@@ -99,6 +100,21 @@ def test_nothing_learned_is_exactly_zero_and_fails():
     conclusion = conclude(records([(50, 50), (60, 60)] * 4, [((1, 2, 3), (1, 2, 3))] * 8))
     assert conclusion["learned"]["reward"]["change"] == {"mean": 0.0, "low": 0.0, "high": 0.0}
     assert not conclusion["verdict"]["passed"]
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_sides_that_lost_different_prompts_have_no_verdict(shared):
+    lost = [
+        {"side": "base", "id": "p1", "text": "a", "reason": "no figure"},
+        {"side": "aligned", "id": "p2", "text": "b", "reason": "too dark"},
+    ]
+    with pytest.raises(RunFailed) as caught:
+        conclude(records([(50, 58)] * shared, [((60, 80, 70), (75, 5, 99))] * shared), lost)
+    assert str(caught.value) == (
+        f"no verdict: {shared} of {2 + shared} held-out clips have a score on both sides, of {shared} distinct "
+        "prompts; 2 are needed. Left out, without a score: p1 (base: no figure), p2 (aligned: too dark). The weights "
+        "are kept: douga export"
+    )
 
 
 def scored(clip, seed=5, shot=SHOT, ordinal=0):
