@@ -80,6 +80,10 @@ def _dispatch(arguments: list[str]) -> int:
     for argument in arguments:
         if "\x00" in argument:
             raise ConfigError(f"{argument!r:.80}: has a NUL character")
+        try:
+            os.fsencode(argument)
+        except UnicodeEncodeError:
+            raise ConfigError(f"{argument!r:.80}: cannot be encoded as {sys.getfilesystemencoding()}") from None
     parser = build_parser()
     flags, rest = split_flags(arguments, parser.own_options(arguments))
     options = parser.parse_args(rest)

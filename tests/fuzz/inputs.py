@@ -13,7 +13,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,7 @@ def run_case(seed: int) -> Case:
     with tempfile.TemporaryDirectory(prefix="douga-fuzz-") as folder:
         what, act = make(draw, Path(folder))
         err = io.StringIO()
-        with redirect_stderr(err), redirect_stdout(io.StringIO()):
+        with chdir(folder), redirect_stderr(err), redirect_stdout(io.StringIO()):  # what a command writes goes there
             try:
                 code = act()
             except SystemExit as error:
