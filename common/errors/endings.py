@@ -11,6 +11,7 @@ from common.errors.messages import one_line
 from common.errors.places import describe_error
 
 INTERRUPTED = 130
+READER_LEFT = 141  # as a shell reports SIGPIPE
 PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP)
 UNEXPECTED = "unexpected error"
 
@@ -34,6 +35,8 @@ def ending_of(error: BaseException) -> Ending:
         return Ending(3, str(error))
     if isinstance(error, KeyboardInterrupt):
         return Ending(INTERRUPTED, "interrupted; the same command resumes a run from its last checkpoint")
+    if isinstance(error, BrokenPipeError):
+        return Ending(READER_LEFT, "nobody reads the output any more, as after `| head`")
     if isinstance(error, OSError) and error.errno in PATHS and error.filename is not None:
         return Ending(2, f"{one_line(os.fsdecode(error.filename))}: {error.strerror}")
     return Ending(3, f"{UNEXPECTED}: {describe_error(error)}")

@@ -2,7 +2,7 @@
 
 Each module in `GROUPS` declares the options of its commands and their actions; an action imports what it needs when it
 runs. Exit codes: 0 success, 1 a check failed or rows are missing, 2 bad input, 3 the run stopped with an error, or an
-unexpected error, whose traceback is kept in a file, 130 interrupted.
+unexpected error, whose traceback is kept in a file, 130 interrupted, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 
 try:
     from common.errors import ConfigError
-    from common.errors.endings import UNEXPECTED, ending_of
+    from common.errors.endings import READER_LEFT, UNEXPECTED, ending_of
     from common.version import VERSION
     from deploy.cli import annotate, clips, collect, data, inspect, logs, monitor, plan, results, rewards, run, worker
     from deploy.cli.flags import Parser, split_flags
@@ -60,6 +60,9 @@ def exit_code(act: Callable[[], int]) -> int:
             return act()
     except (Exception, KeyboardInterrupt) as error:
         ending = ending_of(error)
+        if ending.code == READER_LEFT:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left in the buffer goes there
+            return ending.code
         where = _traceback_file(error) if ending.line.startswith(UNEXPECTED) else ""
         print(f"douga: {ending.line}{where}", file=sys.stderr)
         return ending.code

@@ -24,13 +24,13 @@ from common.messages import StepStats
 from common.roles import COLLECTING, EVALUATING_ALIGNED, EVALUATING_BASE, LEARNER, ROLES, TRAINING, role_of
 from deploy.inspect.snapshot import LedgerSummary, Record, RunSnapshot
 from deploy.run_dir import layout, throughput, timeline
+from deploy.run_dir.endings import ENDS, KILLED
 from deploy.run_dir.progress import Status, ThroughputTracker, minutes
 from deploy.run_dir.timeline import STARTS, Bar
 
 WINDOW = 120.0  # seconds
 LONGEST_UNITS = 3  # the window is at least this many times the longest unit of work
 UNITS = 5  # number of a worker's last units of work that tell how long one usually takes
-KILLED = "ended without recording why: killed by SIGKILL, the OOM killer or a power cut; see douga logs"
 STARTING, FINISHED, STOPPED = "starting", "finished", "not running"
 
 
@@ -180,6 +180,8 @@ def _why_stopped(snapshot: RunSnapshot) -> str:
         return "interrupted" if snapshot.config.collect.prompts else f"interrupted after step {last['step']}"
     if last.get("event") == "failed":
         return f"failed after step {last['step']} with exit code {last['exit_code']}: {last['words']}"
+    if last.get("event") == "killed":
+        return last["words"]
     if last.get("event") == "alarm" and last.get("action") == "pause":
         return f"paused by the guardrails after step {last['step']}: {last['words']}"
     return KILLED if snapshot.events else "not started yet"
@@ -242,14 +244,17 @@ def _open_bar(snapshot: RunSnapshot, worker: WorkerStatus, now: float) -> Bar | 
 
 
 def _last(snapshot: RunSnapshot) -> dict[str, dict[str, Any]]:
-    """Returns the last push, refresh, alarm, start, and when no more candidates could be kept, if it happened."""
+    """Returns the last push, refresh, alarm, end, start, and when no more candidates could be kept, if it happened."""
     pushed = [one for one in snapshot.steps if one["pushed"]]
     refreshed = [one for one in snapshot.steps if one["refreshed"]]
     alarms = [one for one in snapshot.events if one["event"] == "alarm"]
     starts = [one for one in snapshot.events if one["event"] in STARTS]
+    ends = [one for one in snapshot.events if one["event"] in ENDS]
     full = [one for one in snapshot.events if one["event"] == "candidates full"]
-    found = (("push", pushed), ("refresh", refreshed), ("alarm", alarms), ("full", full), ("start", starts))
-    return {name: _ago(snapshot, records[-1]) for name, records in found if records}
+    found = {
+        "push": pushed, "refresh": refreshed, "alarm": alarms, "full": full, "end": ends, "start": starts,
+    }  # fmt: skip
+    return {name: _ago(snapshot, records[-1]) for name, records in found.items() if records}
 
 
 def _ago(snapshot: RunSnapshot, record: Record) -> dict[str, Any]:

@@ -6,11 +6,16 @@ interrupted   {"event": "interrupted", "step": 12}                              
 anything else {"event": "failed", "step": 12, "words": "...", "exit_code": 3}   here; a second signal: "interrupted"
 ```
 
-A process that is killed (SIGKILL, the kernel's OOM killer, a power cut) writes nothing.
+A process that is killed (SIGKILL, the kernel's OOM killer, a power cut) writes nothing. The next start records that:
+
+```
+killed        {"event": "killed", "step": 12, "words": "..."}
+```
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +23,12 @@ from pathlib import Path
 from common.errors import StorageError
 from common.errors.endings import INTERRUPTED, Ending, ending_of
 from deploy.run_dir.jsonl import EVENTS, METRICS, JsonLines, read_json_lines
+
+log = logging.getLogger(__name__)
+
+
+ENDS = ("finished", "interrupted", "failed", "killed")
+KILLED = "ended without recording why: killed by SIGKILL, the OOM killer or a power cut; see douga logs"
 
 
 @contextmanager
@@ -30,11 +41,23 @@ def ending_recorded(folder: Path) -> Iterator[None]:
         raise
 
 
+def record_kill(folder: Path) -> None:
+    """Records, at a start, that the process before left no end."""
+    events = read_json_lines(folder / EVENTS)
+    if not events or events[-1]["event"] in (*ENDS, "recovered"):
+        return
+    log.warning("the process before %s", KILLED)
+    with JsonLines(folder / EVENTS) as file:
+        file.write(event="killed", step=_step(folder), words=KILLED)
+
+
 def record_ending(folder: Path, ending: Ending) -> None:
     """Appends the event of a run that did not finish. A disk that cannot be written keeps its own error."""
     event = "interrupted" if ending.code == INTERRUPTED else "failed"
-    with suppress(OSError, ValueError, StorageError):
-        steps = read_json_lines(folder / METRICS)
-        step = steps[-1]["step"] if steps else 0
-        with JsonLines(folder / EVENTS) as events:
-            events.write(event=event, step=step, words=ending.line, exit_code=ending.code)
+    with suppress(OSError, ValueError, StorageError), JsonLines(folder / EVENTS) as events:
+        events.write(event=event, step=_step(folder), words=ending.line, exit_code=ending.code)
+
+
+def _step(folder: Path) -> int:
+    steps = read_json_lines(folder / METRICS)
+    return steps[-1]["step"] if steps else 0

@@ -34,7 +34,7 @@ from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.process import errors_logged, logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.run_dir import layout
-from deploy.run_dir.endings import ending_recorded, record_ending
+from deploy.run_dir.endings import ending_recorded, record_ending, record_kill
 from deploy.run_dir.journal import RunJournal
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.runtime.cluster_run_loop import BufferedProgress, ClusterRunLoop
@@ -83,6 +83,7 @@ class Hub:
         probes = open_probes(config, prompts)
         folder = stack.enter_context(layout.claim(config, left_out.append)).resolve()
         self._open_logs(stack, folder)
+        record_kill(folder)
         for line in left_out:
             log.warning("%s", line)
             self._progress.message(line)

@@ -39,7 +39,7 @@ from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability.exporter import GaugeSample
 from deploy.run_dir import layout
-from deploy.run_dir.endings import ending_recorded
+from deploy.run_dir.endings import ending_recorded, record_kill
 from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import EVENTS, JsonLines
 from deploy.run_dir.progress import NullProgress, Progress, ThroughputTracker
@@ -109,6 +109,7 @@ def run(
         folder = stack.enter_context(layout.claim(config, left_out.append))
         stack.enter_context(ending_recorded(folder))
         _open_log(stack, config, folder)
+        record_kill(folder)
         for line in left_out:
             log.warning("%s", line)
         loop = _open_run_loop(stack, config, folder, roles, stop, shown)

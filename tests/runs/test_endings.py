@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +95,20 @@ def test_a_second_interrupt(tmp_path, model, capsys):
     assert code == 130
     assert (event["event"], event["step"], event["exit_code"]) == ("interrupted", 0, 130)
     assert "interrupted after step 0" in status
+
+
+def test_a_process_that_was_killed(tmp_path, model, capsys):
+    (tmp_path / "model").symlink_to(model)
+    config = toy.config(tmp_path)
+    command = [sys.executable, "-m", "tests.support.toy", str(tmp_path), "9"]
+    assert subprocess.run(command, timeout=300, check=False, capture_output=True).returncode == -signal.SIGKILL
+    assert serial.run(config, toy.rewards()).finished
+    events = read_json_lines(config.folder / "events.jsonl")
+    names = [one["event"] for one in events]
+    assert names.count("killed") == 1
+    assert names[names.index("killed") + 1] in ("started", "resumed")
+    assert events[names.index("killed")]["words"].startswith("ended without recording why: killed by SIGKILL")
+    assert "the process before ended without recording why" in (config.folder / "logs" / "serial.log").read_text()
 
 
 def test_a_judge_that_gives_everything_one_value(tmp_path, model, capsys):

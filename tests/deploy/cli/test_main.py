@@ -376,14 +376,16 @@ def test_prompts_rewrite_names_the_failed_rows_and_resumes(capsys, tmp_path):
 # Stopping.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_requests_a_stop_and_restores_the_handlers(number, capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_requests_a_stop_and_the_second_one_interrupts(number, capsys):
     before = signal.getsignal(number)
     with stop_on_signals() as stop:
         assert not stop()
         os.kill(os.getpid(), number)
         assert stop()
-        assert signal.getsignal(number) is before
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
     assert "press Ctrl-C again to stop now" in capsys.readouterr().err
 
 
@@ -413,6 +415,27 @@ def test_ctrl_c_outside_a_run_exits_with_130(capsys, monkeypatch):
     monkeypatch.setattr(cli, "_dispatch", interrupted)
     assert main(["config"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_argument_that_is_no_text_is_refused(capsys):
+    assert main(["score", "\ud83e"]) == 2
+    assert capsys.readouterr().err == "douga: '\\ud83e': cannot be encoded as utf-8\n"
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly():
+    command = f"{sys.executable} -m deploy.cli config | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (141, "", 1)
 
 
 def test_unexpected_errors_keep_their_traceback_in_a_file(monkeypatch, capsys):

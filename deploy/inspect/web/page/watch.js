@@ -104,6 +104,8 @@ function showWhere(status) {
   if (groups) parts.push(`groups: ${groups}`);
   if (status.last.refresh) parts.push(`reference refreshed after step ${status.last.refresh.step}`);
   if (status.last.alarm) parts.push(`last alarm after step ${status.last.alarm.step}: ${status.last.alarm.words}`);
+  const end = status.last.end;
+  if (end && end.words && status.process) parts.push(`the run before ${end.event} after step ${end.step}: ${end.words}`);
   $("words").textContent = parts.join(" · ");
 }
 
