@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from hashlib import blake2b
 
 from common.config import RewardConfig
@@ -25,6 +26,7 @@ from rewarders.first_frame import with_first_frame
 from rewarders.interface import Clip, Judge, JudgeBrokenError, JudgeResult, Reward, as_judge
 from rewarders.judging.pace import Pace
 from rewarders.judging.results import OnceLog, UnexpectedError, judge_clips
+from rewarders.judging.thread import JUDGES
 from rewarders.loop import ScoringLoop
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,7 @@ class Rewarder(ScoringLoop):
         if not names or len(set(names)) < len(names):
             raise ConfigError(f"rewards {names}: at least one is needed, and dimensions must be unique")
         super().__init__(worker, config.batch)
-        self.seconds = config.judge_seconds
+        self.call = partial(JUDGES.call, seconds=config.judge_seconds)
         self._version = _version(self.judges)
         self._broken = [0] * len(self.judges)  # batches in a row without a score, because the judge's code failed
         self._paces = [Pace(", ".join(judge.outputs)) for judge in self.judges]
@@ -77,7 +79,7 @@ class Rewarder(ScoringLoop):
         for number, judge in enumerate(self.judges):
             results: list[JudgeResult] = [one if isinstance(one, str) else "" for one in decoded]
             began = time.perf_counter()
-            judged = judge_clips(judge, clips, prompts, self._once, self.seconds)
+            judged = judge_clips(judge, clips, prompts, self._once, self.call)
             self._paces[number].add(len(clips), time.perf_counter() - began)
             self._check_broken(number, judged)
             for i, result in zip(readable, judged, strict=True):

@@ -24,6 +24,7 @@ from actors.prompts.rewrite import RewriteError
 from common.errors import ConfigError
 from common.models.pretrained import from_pretrained, load_model
 from common.web.auth import read_token
+from common.web.clients import open_client
 from common.web.retries import retrying
 
 INSTRUCTION = """\
@@ -92,13 +93,17 @@ class LocalRewriter:
 class RemoteRewriter:
     """A `Writer`: a model behind OpenAI's chat interface, such as one that vLLM serves."""
 
-    def __init__(self, url: str, name: str | None = None, token_file: Path | None = None) -> None:
-        """`name` is the model's at the server; None: the only one there. Raises `ConfigError` if it does not answer."""
+    def __init__(self, url: str, name: str | None = None, token_file: Path | None = None, proxy: str = "") -> None:
+        """`name` is the model's at the server; None: the only one there. Proxies of the environment are not used.
+
+        Raises `ConfigError` if it does not answer.
+        """
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url}: must be http://HOST:PORT or https://HOST:PORT")
         self._url = url.rstrip("/").removesuffix("/v1")
         headers = {"Authorization": f"Bearer {read_token(token_file)}"} if token_file else {}
-        self._client = httpx.Client(timeout=TIMEOUT, headers=headers)
+        self._client = open_client("--proxy", proxy, TIMEOUT, headers)
+        self._through = f" through the proxy {proxy}" if proxy else ""
         self._name = name or self._only_model()
 
     def __call__(self, caption: str) -> str:
@@ -133,7 +138,7 @@ class RemoteRewriter:
             return retrying(ATTEMPTS)(self._once, method, path, **body).json()
         except RetryError as error:
             cause = error.last_attempt.exception()
-            raise ConfigError(f"{self._url}: no answer in {ATTEMPTS} attempts: {cause!r}") from None
+            raise ConfigError(f"{self._url}: no answer{self._through} in {ATTEMPTS} attempts: {cause!r}") from None
         except httpx.HTTPStatusError as error:
             answer = error.response
             message = (

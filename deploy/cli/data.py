@@ -150,6 +150,8 @@ def _add_rewrite(kinds: Any) -> None:
     command.add_argument("--device", default="cpu", help="torch device of --model (default: cpu)")
     command.add_argument("--served", metavar="NAME", help="the model's name at --url (default: the only one there)")
     command.add_argument("--token-file", type=Path, metavar="FILE", help="bearer token of --url (chmod 600)")
+    proxy = "http://HOST:PORT of a proxy for --url (default: none, also if HTTP_PROXY is set)"
+    command.add_argument("--proxy", default="", metavar="URL", help=proxy)
     command.add_argument(
         "--pipeline",
         type=Path,
@@ -175,14 +177,14 @@ def _rewrite(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from actors.prompts.rewrite import length_check, rewrite
     from actors.prompts.rewriters import LocalRewriter, RemoteRewriter
 
-    for name in ("served", "token_file") if options.model else ():
+    for name in ("served", "token_file", "proxy") if options.model else ():
         if getattr(options, name):
             raise ConfigError(f"--{name.replace('_', '-')}: only with --url")
     check = length_check(options.pipeline)
     if options.model:
         writer = LocalRewriter(options.model, options.device)
     else:
-        writer = RemoteRewriter(options.url, options.served, options.token_file)
+        writer = RemoteRewriter(options.url, options.served, options.token_file, options.proxy)
     failed = rewrite(options.file, options.out, writer, check, partial(print, file=sys.stderr, flush=True))
     print(options.out)
     if failed:

@@ -30,6 +30,7 @@ from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
 from common.web.auth import read_token
+from common.web.clients import open_client
 from common.web.retries import retrying
 from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavailableError
 
@@ -51,7 +52,7 @@ class RemoteJudge:
         self._next_server = cycle(self._servers)
         token = read_token(Path(judge.token_file)) if judge.token_file else ""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._client = _client(judge, headers)
+        self._client = open_client("proxy", judge.proxy, judge.timeout, headers)
         self._through = f" through the proxy {judge.proxy}" if judge.proxy else ""
         self._attempts, self._unanswered = judge.retries + 1, 0
         self.name, self.outputs, self.digest = self._discover(judge.path)
@@ -137,23 +138,6 @@ def _check_address(url: str) -> None:
         raise ConfigError(f"url = {url!r}: {error}") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ConfigError(f"url = {url!r}: must be http://HOST:PORT or https://HOST:PORT")
-
-
-def _client(judge: JudgeConfig, headers: dict[str, str]) -> httpx.Client:
-    """Returns a client that uses the configured proxy alone.
-
-    The environment's proxies are for the internet, and judges are on the same machine or cluster: HTTP_PROXY would
-    take their clips elsewhere, or refuse them.
-    """
-    settings: dict[str, Any] = {"timeout": judge.timeout, "headers": headers, "trust_env": False}
-    if not judge.proxy:
-        return httpx.Client(verify=httpx.create_ssl_context(), **settings)  # honours SSL_CERT_FILE
-    try:
-        return httpx.Client(verify=httpx.create_ssl_context(), proxy=judge.proxy, **settings)
-    except ImportError:
-        raise ConfigError(f"proxy = {judge.proxy!r}: needs a package: pip install httpx[socks]") from None
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ConfigError(f"proxy = {judge.proxy!r}: must be http://HOST:PORT or socks5://HOST:PORT: {error}") from None
 
 
 def _refusal(answer: httpx.Response) -> Exception:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from threading import Lock
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, UploadFile
@@ -18,7 +17,8 @@ from starlette.responses import JSONResponse
 from common.messages import Prompt
 from common.web.auth import AuthMiddleware
 from rewarders.interface import Clip, Judge, JudgeResult, Reward
-from rewarders.judging.results import judge_clips
+from rewarders.judging.results import OnceLog, judge_clips
+from rewarders.judging.thread import JUDGES, Call
 from rewarders.rewarder import read_clip
 
 Json = dict[str, Any]
@@ -45,10 +45,13 @@ class ScoreRequest(BaseModel):
     prompts: list[RequestPrompt] = Field(min_length=1)
 
 
-def create_app(judges: Mapping[str, Judge], token: str, most_bytes: int) -> FastAPI:
-    """Returns the web application that serves `judges`. With an empty `token`, requests need no authentication."""
+def create_app(judges: Mapping[str, Judge], token: str, most_bytes: int, call: Call = JUDGES.call) -> FastAPI:
+    """Returns the web application that serves `judges`. With an empty `token`, requests need no authentication.
+
+    `call` runs the judges' code: a client in the same process needs another thread than the server.
+    """
     app = FastAPI(title="douga judges", docs_url=None, redoc_url=None, openapi_url=None)
-    service = JudgeService(judges)
+    service = JudgeService(judges, call)
 
     @app.get("/health")
     def health() -> Json:
@@ -89,8 +92,9 @@ class RewardsAsJudge:
 class JudgeService:
     """Parses requests and runs the judges, one request at a time."""
 
-    def __init__(self, judges: Mapping[str, Judge]) -> None:
-        self._judges, self._lock = dict(judges), Lock()
+    def __init__(self, judges: Mapping[str, Judge], call: Call = JUDGES.call) -> None:
+        self._judges, self._call = dict(judges), call  # calls wait for each other
+        self._once = OnceLog()
         self.scored = self.refused = 0  # clips
 
     def list_judges(self) -> Json:
@@ -118,8 +122,8 @@ class JudgeService:
 
     def _judge_readable(self, judge: Judge, clips: list[Clip | str], prompts: list[Prompt]) -> list[JudgeResult]:
         good = [(clip, prompt) for clip, prompt in zip(clips, prompts, strict=True) if isinstance(clip, Clip)]
-        with self._lock:
-            results = iter(judge_clips(judge, [clip for clip, _ in good], [prompt for _, prompt in good]))
+        shown, asked = [clip for clip, _ in good], [prompt for _, prompt in good]
+        results = iter(judge_clips(judge, shown, asked, self._once, self._call))
         return [clip if isinstance(clip, str) else next(results) for clip in clips]
 
 

@@ -27,7 +27,7 @@ from common.images import encode_png
 from common.messages import Prompt, Purpose
 from rewarders.interface import Clip, Judge, JudgeFailedError, JudgeResult, JudgeUnavailableError
 from rewarders.judging.results import UnexpectedError, checked_results
-from rewarders.judging.thread import JUDGES, JudgeHangsError
+from rewarders.judging.thread import Call, JudgeHangsError
 from rewarders.rewarder import Rewarder
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def rehearse(rewarder: Rewarder, model: ModelConfig) -> None:
     """
     clips = made_clips(model)
     for judge in rewarder.judges:
-        found = [_results(judge, [clip], rewarder.seconds)[0] for clip in clips]
+        found = [_results(judge, [clip], rewarder.call)[0] for clip in clips]
         if all(isinstance(one, ValueError) for one in found):
             size = f"{model.frames}x{model.height}x{model.width} at {model.fps} fps"
             raise ConfigError(
@@ -55,7 +55,7 @@ def rehearse(rewarder: Rewarder, model: ModelConfig) -> None:
                 rewarder.doubts[output] = reasons[0]
         alone = [one for one in found if isinstance(one, dict) and all(map(math.isfinite, one.values()))]
         if len(alone) == len(clips):
-            _compare(judge, alone, _results(judge, clips, rewarder.seconds))
+            _compare(judge, alone, _results(judge, clips, rewarder.call))
 
 
 def made_clips(model: ModelConfig) -> list[Clip]:
@@ -68,14 +68,14 @@ def made_clips(model: ModelConfig) -> list[Clip]:
     return [Clip(moving, float(model.fps)), Clip(noise, float(model.fps))]
 
 
-def _results(judge: Judge, clips: Sequence[Clip], seconds: float) -> list[JudgeResult | ValueError | None]:
+def _results(judge: Judge, clips: Sequence[Clip], call: Call) -> list[JudgeResult | ValueError | None]:
     """The judge's answers or its refusal; None if it is not there, which the run's own scoring reports."""
     prompts = [
         Prompt(0, "rehearsal", TEXT, encode_png(clip.frames[0]), purpose=Purpose.PROBE) for clip in clips
     ]
     name = ", ".join(judge.outputs)
     try:
-        answer = JUDGES.call(f"judge {name}: scoring a made clip", lambda: judge.judge(clips, prompts), seconds)
+        answer = call(f"judge {name}: scoring a made clip", lambda: judge.judge(clips, prompts))
         return [*checked_results(judge.outputs, answer, len(clips))]
     except (ConfigError, JudgeHangsError):
         raise

@@ -15,7 +15,6 @@ fare better.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Coroutine, Mapping, Sequence, Set
 from typing import Any
 
@@ -25,7 +24,7 @@ from common.errors.oom import reraise_oom
 from common.errors.places import describe_error, is_from_user_code, place_of
 from common.messages import Prompt
 from rewarders.interface import Clip, Judge, JudgeFailedError, JudgeResult, JudgeUnavailableError
-from rewarders.judging.thread import JUDGES, JudgeHangsError
+from rewarders.judging.thread import JUDGES, Call, JudgeHangsError
 
 log = logging.getLogger(__name__)
 
@@ -67,36 +66,34 @@ def judge_clips(
     clips: Sequence[Clip],
     prompts: Sequence[Prompt],
     once: OnceLog = _ONCE,
-    seconds: float = math.inf,
+    call: Call = JUDGES.call,
 ) -> list[JudgeResult]:
     """Returns the judge's results; if it refuses the batch, those of its clips one by one.
 
-    `seconds` bounds each call. Raises the errors that no clip causes (see above).
+    `call` runs the judge's code (`JudgeThread.call`). Raises the errors that no clip causes (see above).
     """
     if not clips:
         return []
     name = ", ".join(judge.outputs)
-    whole = _attempt(judge, name, clips, prompts, once, seconds)
+    whole = _attempt(judge, name, clips, prompts, once, call)
     if isinstance(whole, list):
         return whole
     if len(clips) == 1:
         log.warning("%s of a clip for prompt %s: %s", name, prompts[0].id, whole)
         return [whole]
-    alone = [
-        judge_clips(judge, [clip], [prompt], once, seconds)[0] for clip, prompt in zip(clips, prompts, strict=True)
-    ]
+    alone = [judge_clips(judge, [clip], [prompt], once, call)[0] for clip, prompt in zip(clips, prompts, strict=True)]
     if not any(isinstance(one, str) for one in alone):
         once.slow(name, len(clips), whole)
     return alone
 
 
 def _attempt(
-    judge: Judge, name: str, clips: Sequence[Clip], prompts: Sequence[Prompt], once: OnceLog, seconds: float
+    judge: Judge, name: str, clips: Sequence[Clip], prompts: Sequence[Prompt], once: OnceLog, call: Call
 ) -> list[JudgeResult] | str:
     """Returns the results, or why the judge refuses the batch."""
     try:
         what = f"judge {name}: scoring {len(clips)} clips"
-        answer = JUDGES.call(what, lambda: judge.judge(clips, prompts), seconds)
+        answer = call(what, lambda: judge.judge(clips, prompts))
         return checked_results(judge.outputs, answer, len(clips))
     except JudgeUnavailableError as error:
         log.warning("%s of %d clips: %s", name, len(clips), error)

@@ -113,3 +113,4 @@ def _serve(queue: SimpleQueue[Any]) -> None:
 
 
 JUDGES = JudgeThread()
+Call = Callable[[str, Callable[[], Any]], Any]  # `JudgeThread.call` with a bound

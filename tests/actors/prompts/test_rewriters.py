@@ -126,3 +126,24 @@ def test_an_address_without_a_server_is_one_line(monkeypatch: pytest.MonkeyPatch
         RemoteRewriter(server.url)
     with pytest.raises(ConfigError, match=r"^--url localhost:80: must be http://HOST:PORT or https://HOST:PORT$"):
         RemoteRewriter("localhost:80")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HTTP_PROXY": "http://127.0.0.1:9"},
+        {"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.0/8"},
+        {"ALL_PROXY": "socks5h://127.0.0.1:9"},
+        {"all_proxy": "no address"},
+    ],
+)
+def test_the_proxies_of_the_environment_are_not_asked(environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with chat_server(lambda caption: said("long")) as server:
+        assert RemoteRewriter(server.url)("x") == "long"
+
+
+def test_an_invalid_proxy_is_named():
+    with pytest.raises(ConfigError, match=r"^--proxy = 'ftp://x': must be http://HOST:PORT or socks5://HOST:PORT"):
+        RemoteRewriter("http://127.0.0.1:9", proxy="ftp://x")

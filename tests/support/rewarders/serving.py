@@ -11,6 +11,7 @@ import uvicorn
 from common.web.auth import listen
 from rewarders.interface import Judge
 from rewarders.judges.server import create_app
+from rewarders.judging.thread import JudgeThread
 
 SECONDS = 20.0
 
@@ -19,7 +20,9 @@ SECONDS = 20.0
 def serving(judges: Mapping[str, Judge], token: str = "", most_bytes: int = 1 << 20) -> Iterator[str]:
     """Run a server inside the context; yields its address."""
     with listen("127.0.0.1", 0, token) as listening:
-        server = uvicorn.Server(uvicorn.Config(create_app(judges, token, most_bytes), log_level="error"))
+        server = uvicorn.Server(
+            uvicorn.Config(create_app(judges, token, most_bytes, JudgeThread().call), log_level="error")
+        )
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
