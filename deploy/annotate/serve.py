@@ -106,7 +106,7 @@ def tables(results: Mapping[str, Any]) -> list[Table]:
 def _table(title: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     grid = Table(title=title)
     for place, head in enumerate(heads):
-        grid.add_column(head, justify="right" if place else "left")
+        grid.add_column(head, justify="right" if place else "left", overflow="fold", no_wrap=place > 1)
     for row in rows:
         grid.add_row(*map(str, row))
     return grid

@@ -110,7 +110,8 @@ def summary(candidates: CandidateSet) -> Table:
         f"groups of {' or '.join(map(str, sizes)) or 0}"
     )
     for name in ("dimension", "scored", "mean", "spread in a group"):
-        grid.add_column(name, justify="left" if name == "dimension" else "right")
+        text = name == "dimension"
+        grid.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for name in sorted({name for row in candidates.rows.values() for name in row.scores}):
         scored = [[row.scores[name] for row in rows if name in row.scores] for rows in groups]
         values = [value for rows in scored for value in rows]

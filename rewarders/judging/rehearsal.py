@@ -70,9 +70,7 @@ def made_clips(model: ModelConfig) -> list[Clip]:
 
 def _results(judge: Judge, clips: Sequence[Clip], call: Call) -> list[JudgeResult | ValueError | None]:
     """The judge's answers or its refusal; None if it is not there, which the run's own scoring reports."""
-    prompts = [
-        Prompt(0, "rehearsal", TEXT, encode_png(clip.frames[0]), purpose=Purpose.PROBE) for clip in clips
-    ]
+    prompts = [Prompt(0, "rehearsal", TEXT, encode_png(clip.frames[0]), purpose=Purpose.PROBE) for clip in clips]
     name = ", ".join(judge.outputs)
     try:
         answer = call(f"judge {name}: scoring a made clip", lambda: judge.judge(clips, prompts))

@@ -1,4 +1,5 @@
-"""Random input of a user: command lines, configurations, prompt files and rating files, most of them wrong.
+"""Random input of a user: command lines, configurations, prompt and rating files, pictures, videos and model folders,
+most of them wrong.
 
 Each case is a function of its seed. ``python -m tests.fuzz.inputs --cases 10000`` runs many and prints those that end
 in anything else than exit code 0 with a checked result, or one line and exit code 2 or 3.
@@ -10,21 +11,28 @@ import argparse
 import io
 import json
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from actors.prompts.source import open_prompts
 from common.config import RunConfig, keys, load_config, to_toml
 from common.data.ratings import read_pairs, read_ratings
+from common.data.video import encode_mp4
+from common.errors import ConfigError
 from common.errors.endings import UNEXPECTED
 from deploy.cli.main import exit_code, main
+from rewarders.rewarder import read_clip
+from tests.support.tiny import tiny_pipeline
 
 WORDS = [
     "",
@@ -65,7 +73,11 @@ COMMANDS = [
     "reward",
     "config",
 ]
-COMMANDS += ["recover", "finetune"]
+COMMANDS += ["recover", "finetune", "init", "candidates show", "candidates check", "candidates merge"]
+COMMANDS += [f"prompts {kind}" for kind in ("from-videos", "balance", "rewrite", "first-frames")]
+COMMANDS += [f"reward {kind}" for kind in ("build", "train", "eval", "convert")]
+OPTIONS = ["model", "out", "count", "ratings", "prompts", "json", "gpu", "family", "url", "head", "start", "version"]
+OPTIONS += ["actions", "generators", "foreign", "captions", "since", "level", "worker", "seed", "format", "device"]
 TOML = ["1", "-1", "nan", "inf", "true", '"x"', '""', "[]", "{}", "[1, 2]", "{a = 1}", "1979-05-27", "9" * 30, "1e400"]
 TOML += ["0x10", '"\\u0000"', '"日本"', "[[1]]", "+", "'", "1_0"]
 OTHER_KEYS = ["a", "a.b", '"é"', "model", "reward.judges.x.kind"]
@@ -96,7 +108,9 @@ class Case:
 def run_case(seed: int) -> Case:
     """Runs the case of a seed."""
     draw = random.Random(seed)
-    make = draw.choice([_command_line, _config, _prompts, _ratings])
+    make = draw.choices([_command_line, _config, _prompts, _ratings, _picture, _video, _model], [3, 3, 2, 2, 2, 2, 1])[
+        0
+    ]
     with tempfile.TemporaryDirectory(prefix="douga-fuzz-") as folder:
         what, act = make(draw, Path(folder))
         err = io.StringIO()
@@ -114,9 +128,10 @@ Act = Callable[[], int]
 def _command_line(draw: random.Random, folder: Path) -> tuple[str, Act]:
     command = draw.choice(COMMANDS)
     names = [key.name for key in keys()]
-    words = [command]
+    words = command.split()
     for _ in range(draw.randrange(5)):
-        flag = draw.choice([f"--{draw.choice(names)}", f"--{draw.choice(names).replace('_', '-')}", *WORDS])
+        name = draw.choice([*names, *OPTIONS])
+        flag = draw.choice([f"--{name}", f"--{name.replace('_', '-')}", draw.choice(WORDS)])
         words += [flag, str(draw.choice([*WORDS, *NUMBERS]))] if draw.random() < 0.8 else [flag]
     if command in ("run", "collect", "finetune"):  # nothing that could start
         words += [f"--root={folder}", "--mode=serial", "--model.path", str(folder / "nowhere")]
@@ -201,6 +216,106 @@ def _ratings(draw: random.Random, folder: Path) -> tuple[str, Act]:
         assert (read_ratings if kind == "ratings" else read_pairs)(file).rows
 
     return f"{file.name} {data!r:.300}", _checked(check)
+
+
+def _damaged(draw: random.Random, whole: bytes) -> bytes:
+    """The file with other bytes, mostly in its header, or cut, or with a part twice."""
+    data = bytearray(whole)
+    for _ in range(draw.randrange(1, 6)):
+        place = draw.randrange(min(len(data), draw.choice([16, 64, 256, len(data)])))
+        what = draw.randrange(5)
+        if what == 0:
+            del data[max(1, place) :]
+        elif what == 1:
+            data[place:place] = draw.randbytes(draw.randrange(1, 9))
+        elif what == 2:
+            data[place:place] = data[place : place + draw.randrange(1, 64)]
+        else:
+            data[place] = draw.randrange(256)
+    return bytes(data)
+
+
+@cache
+def _pictures() -> list[bytes]:
+    made = []
+    for form, mode in (("PNG", "RGBA"), ("PNG", "P"), ("JPEG", "RGB"), ("JPEG", "CMYK"), ("GIF", "P"), ("WEBP", "RGB")):
+        file = io.BytesIO()
+        Image.new("RGB", (64, 48), "red").convert(mode).save(file, form)
+        made.append(file.getvalue())
+    return made
+
+
+@cache
+def _clip() -> bytes:
+    frames = np.random.default_rng(0).integers(0, 256, (9, 48, 64, 3), np.uint8)
+    return encode_mp4(frames, 8)
+
+
+def _picture(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    data = _damaged(draw, draw.choice(_pictures()))
+    (folder / "a.png").write_bytes(data)
+    (folder / "p.jsonl").write_text('{"image": "a.png", "prompt": "a robot walks"}')
+
+    def check() -> None:
+        prompt = open_prompts(str(folder / "p.jsonl"), 0, True, (48, 64))(0)
+        assert prompt.image is not None
+        assert Image.open(io.BytesIO(prompt.image)).size == (64, 48)
+
+    return f"picture {data[:80]!r}", _checked(check)
+
+
+def _video(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    data = _damaged(draw, _clip())
+
+    def check() -> None:
+        try:
+            clip = read_clip(data)
+        except ValueError as error:  # why a clip has no score
+            raise ConfigError(str(error)) from None
+        assert clip.frames.dtype == np.uint8
+        assert clip.frames.ndim == 4
+        assert clip.fps > 0
+
+    return f"video {data[:80]!r}", _checked(check)
+
+
+@cache
+def _whole_model() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="douga-fuzz-model-")
+    tiny_pipeline(Path(folder.name) / "model")
+    return folder
+
+
+def _model(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    place, whole = folder / "model", Path(_whole_model().name) / "model"
+    shutil.copytree(whole, place)
+    for _ in range(draw.randrange(1, 3)):
+        file = draw.choice(sorted(one for one in place.rglob("*") if one.is_file()))
+        if file.suffix == ".json" and draw.random() < 0.8:
+            found = json.loads(file.read_text("utf-8"))
+            if isinstance(found, dict) and found:
+                key = draw.choice([*found, "x"])
+                found[key] = _value(draw)
+                if draw.random() < 0.3:
+                    del found[key]
+            file.write_bytes(json.dumps(found).encode())
+        elif draw.random() < 0.5:
+            file.unlink()
+        else:
+            file.write_bytes(_damaged(draw, file.read_bytes() or b" "))
+    changed = [one for one in whole.rglob("*") if one.is_file() and not _same(one, place / one.relative_to(whole))]
+
+    def act() -> int:
+        code = main(["init", str(folder / "made"), "--model", str(place)])
+        if not code:
+            assert load_config(folder / "made" / "run.toml").model.frames > 0
+        return code
+
+    return f"model, changed {[str(one.relative_to(whole)) for one in changed]}", act
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def run(cases: int, first: int = 0) -> list[Case]:

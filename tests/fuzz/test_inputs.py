@@ -1,4 +1,4 @@
-"""No input ends in a traceback: random command lines, configurations, prompt and rating files."""
+"""No input ends in a traceback: random command lines, configurations, prompt, rating and media files, model folders."""
 
 from __future__ import annotations
 
