@@ -17,7 +17,7 @@ from common.messages import Prompt
 from common.toon.oracle import OracleScores, judge, oracle_applies
 from common.toon.prompts import shot_of
 from rewarders.judges import open_judges
-from rewarders.rehearsal import rehearse
+from rewarders.judging.rehearsal import rehearse
 from rewarders.rewarder import Rewarder
 
 ANSWERS = ("identity", "motion", "smoothness")
