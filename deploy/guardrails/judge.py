@@ -26,7 +26,7 @@ ANSWERS = ("identity", "motion", "smoothness")
 def held_out_judge(config: RunConfig) -> Rewarder | None:
     """Returns the judges of ``guardrails.judges``, else the oracle; None if that does not apply (`oracle_applies`).
 
-    Judges are shown made clips first, as rewards are (`rewarders/rehearsal.py`). Raises `ConfigError` for a judge that
+    Judges are shown made clips first, as rewards are (`rewarders/judging/rehearsal.py`). Raises `ConfigError` for a judge that
     is invalid, cannot be opened, or refuses every clip of the model's size.
     """
     device = "cpu" if config.mode == "cluster" else config.model.device
