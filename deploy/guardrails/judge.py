@@ -26,8 +26,8 @@ ANSWERS = ("identity", "motion", "smoothness")
 def held_out_judge(config: RunConfig) -> Rewarder | None:
     """Returns the judges of ``guardrails.judges``, else the oracle; None if that does not apply (`oracle_applies`).
 
-    Judges are shown made clips first, as rewards are (`rewarders/judging/rehearsal.py`). Raises `ConfigError` for a judge that
-    is invalid, cannot be opened, or refuses every clip of the model's size.
+    Judges are shown made clips first, as rewards are (`rewarders/judging/rehearsal.py`). Raises `ConfigError` for one
+    that is invalid, cannot be opened, or refuses every clip of the model's size.
     """
     device = "cpu" if config.mode == "cluster" else config.model.device
     judges = open_judges(config.guardrails.judges, device, "guardrails.judges")
