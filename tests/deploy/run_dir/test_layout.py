@@ -61,7 +61,7 @@ def test_steps_verify_and_evaluation_may_change(tmp_path):
 )
 def test_steps_may_not_change_where_the_learning_rate_depends_on_them(tmp_path, keys):
     with layout.claim(config(tmp_path, steps=4, **keys)) as folder:
-        pass
+        with_work(folder)
     layout.check_belongs(folder, config(tmp_path, steps=4, verify=True, **keys))
     with pytest.raises(ConfigError, match=r"steps \(4 there, 9 now\).*same values \(verify, name, root, "):
         layout.check_belongs(folder, config(tmp_path, steps=9, **keys))
