@@ -11,6 +11,7 @@
 ```
 reward.weights, preset   ->  smoothness 1, motion 1, ...      one weight per AnimeReward dimension
 reward.judges.vs.weight  ->  vs.visual, vs.dynamic, ...       one weight, shared by the judge's outputs
+no heads, no judges      ->  people                           the ratings of `pairs`, the whole reward
 reward.feedback          ->  all of these | all scores with equal weight (global) | one of them
 ```
 
@@ -25,6 +26,7 @@ from common.config import RewardConfig, RewardJudgeConfig
 from common.errors import ConfigError
 
 ALL, GLOBAL = "all", "global"
+PEOPLE = "people"  # the one score of a clip where people's ratings are the whole reward (`RewardConfig.empty`)
 RANGE = 100.0  # raw scores are nominally 0 .. RANGE
 
 
@@ -49,6 +51,8 @@ def reward_weights(config: RewardConfig, scored: Collection[str]) -> dict[str, f
 
     Raises `ConfigError` if a dimension or judge with a weight has no score in `scored`.
     """
+    if config.empty:
+        return {PEOPLE: 1.0}
     if config.feedback == GLOBAL:
         return dict.fromkeys(scored, 1.0)
     if config.feedback != ALL:
@@ -65,6 +69,8 @@ def reward_weights(config: RewardConfig, scored: Collection[str]) -> dict[str, f
 
 def expected_scores(config: RewardConfig) -> list[str]:
     """Names of the scores that the configuration implies, before any clip is scored."""
+    if config.empty:
+        return [PEOPLE]
     names = [name for name, weight in config.head_weights.items() if weight > 0 or name == config.feedback]
     for name, judge in config.judges.items():
         names += [f"{name}.{output}" for output in judge.outputs] or [name]

@@ -44,8 +44,19 @@ class OfflineRewarder(ScoringLoop):
         return Score(task.candidate_id, self._version, dict(self._known(task)), purpose=task.purpose)
 
 
+class WithoutReward(ScoringLoop):
+    """Passes clips on without a score: the run has no reward, and people rate its held-out clips."""
+
+    def score(self, tasks: Sequence[ScoreTask]) -> list[Score]:
+        """See `ScoringLoop.score`."""
+        return [Score(task.candidate_id, "none", {}, purpose=task.purpose) for task in tasks]
+
+
 def rewarder_of_pairs(online: ScoringLoop, pairs: OfflinePairs, config: RewardConfig) -> OfflineRewarder:
-    """Gives a clip its mean opinion score, 0..100, in every dimension, so dimension weights do not matter."""
+    """Gives a clip its mean opinion score, 0..100, in every dimension, so dimension weights do not matter.
+
+    Without a reward it is the only score (`PEOPLE`).
+    """
     dimensions = expected_scores(config)
 
     def known(task: ScoreTask) -> dict[str, float]:

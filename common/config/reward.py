@@ -130,7 +130,9 @@ class RewardConfig(Section):
     """How clips are scored, and which scores make up the reward (`common/reward_composition.py`)."""
 
     path: str = Field(
-        default="toon", description="'toon' (embedded heads), a folder of reward heads, or empty for no heads"
+        default="toon",
+        description="'toon' (embedded heads), a folder of reward heads, or empty for no heads; without judges as well, "
+        "only pairs can be trained on, and people compare the held-out clips",
     )
     preset: str = Field(default="equal", description=f"weights that reward.weights does not set: {', '.join(PRESETS)}")
     weights: RewardWeights = RewardWeights()
@@ -165,14 +167,17 @@ class RewardConfig(Section):
 
     @model_validator(mode="after")
     def _something_counts(self) -> RewardConfig:
-        if not self.path and not self.judges:
-            raise ValueError("path is empty and there are no judges: nothing scores the clips")
-        if not any([*self.head_weights.values(), *(judge.weight for judge in self.judges.values())]):
+        if not self.empty and not any([*self.head_weights.values(), *(judge.weight for judge in self.judges.values())]):
             raise ValueError("weights: at least one weight must be above 0")
         names = (*(DIMENSIONS if self.path else ()), *self.judges)
         if self.feedback not in ("all", "global", *names) and self.feedback.partition(".")[0] not in self.judges:
             raise ValueError(f"feedback = {self.feedback!r}: must be one of all, global, {', '.join(names)}")
         return self
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing scores clips: no heads, no judges. Only a run on `pairs` may go without."""
+        return not self.path and not self.judges
 
     @property
     def head_weights(self) -> dict[str, float]:

@@ -121,6 +121,29 @@ class RunConfig(Section):
             return {**data, "sampler": {**sampler, "candidates": 2}}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_guardrails_without_reward(cls, data: Any) -> Any:
+        reward = data.get("reward", {}) if isinstance(data, Mapping) else None
+        if isinstance(reward, Mapping) and reward.get("path") == "" and not reward.get("judges"):
+            guardrails = data.get("guardrails", {})
+            if isinstance(guardrails, Mapping) and "prompts" not in guardrails:
+                return {**data, "guardrails": {**guardrails, "prompts": 0}}
+        return data
+
+    @model_validator(mode="after")
+    def _something_scores(self) -> RunConfig:
+        if not self.reward.empty:
+            return self
+        nothing = "reward.path is empty and there are no judges: nothing scores the clips"
+        if not self.pairs:
+            raise ValueError(f"{nothing}; only pairs, which people rated, need no reward")
+        if self.verify:
+            raise ValueError(f"verify: {nothing}; remove it, or add a judge")
+        if self.guardrails.prompts:
+            raise ValueError(f"guardrails.prompts = {self.guardrails.prompts}: {nothing}; set it to 0, or add a judge")
+        return self
+
     @model_validator(mode="after")
     def _category_of_pairs(self) -> RunConfig:
         if self.pairs_category and not self.pairs:

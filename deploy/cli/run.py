@@ -202,7 +202,8 @@ def _conclude(config: RunConfig, result: Mapping[str, Any]) -> int:
     if not config.evaluation.prompts:
         print(f"{config.folder}: {result['step']} steps; without a comparison, because evaluation.prompts = 0")
         return 0
-    console.print(comparison.table(result))
-    console.print(result["verdict"]["message"], markup=False, highlight=False)
+    if result["learned"]:
+        console.print(comparison.table(result))
+    console.print(result["verdict"]["message"], markup=False, highlight=False, soft_wrap=not result["learned"])
     console.print(f"report: {config.folder / layout.REPORT}", markup=False, highlight=False, soft_wrap=True)
     return 1 if config.verify and not result["verdict"]["passed"] else 0

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,14 +38,19 @@ Pair = tuple[ScoredCandidate, ScoredCandidate]  # the clips of one prompt and se
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the comparison is positive, and the reason in one or two sentences."""
+    """Whether the comparison is positive (None: people have to say), and the reason in one or two sentences."""
 
-    passed: bool
+    passed: bool | None
     message: str
 
 
 def measure(scored: ScoredCandidate, config: RunConfig) -> dict[str, dict[str, float]]:
-    """Returns one clip's figures, 0..100: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``."""
+    """Returns one clip's figures, 0..100: ``{"learned": {reward and dimensions}, "oracle": {...} or empty}``.
+
+    Both are empty in a run without a reward.
+    """
+    if config.reward.empty:
+        return {"learned": {}, "oracle": {}}
     ordered = {name: scored.values[name] for name in (*DIMENSIONS, *scored.values) if name in scored.values}
     learned = {REWARD: mean_score(config.reward, scored.values)} | ordered
     return {"learned": learned, "oracle": _oracle(scored.candidate.clip, scored.prompt, config)}
@@ -188,6 +194,20 @@ def conclude(
     summary = summarise(records)
     verdict = asdict(judge_summary(summary, compared))
     return {**asdict(compared), "verdict": verdict, **summary, "by_prompt": list(records)}
+
+
+def leave_to_people(
+    records: Sequence[Mapping[str, Any]], asked: int, left_out: Sequence[Mapping[str, str]], folder: Path
+) -> dict[str, Any]:
+    """Returns what `conclude` does, for a run without a reward: no figures, and who compares the clips instead."""
+    compared = Compared(asked, len(records), len({record["prompt"] for record in records}), list(left_out))
+    verdict = Verdict(
+        None,
+        f"No reward scores the clips. People can compare base and aligned model on {compared}: "
+        f"douga annotate {folder}{compared.named}",
+    )
+    figures = {"learned": {}, "oracle": {}}
+    return {**asdict(compared), "verdict": asdict(verdict), **figures, "by_prompt": list(records)}
 
 
 def judge_summary(summary: Mapping[str, Any], compared: Compared) -> Verdict:

@@ -19,12 +19,14 @@ LINE, MARGIN, SIZE = 26, 10, 17  # pixels: line height, margin and font size of 
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
-def preview_image(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], float]]) -> Image.Image:
-    """Returns the image for `pairs`, each a record of `by_prompt` and its change in points. `folder` is the run's."""
+def preview_image(folder: Path, title: str, pairs: Sequence[tuple[Mapping[str, Any], float | None]]) -> Image.Image:
+    """Returns the image for `pairs`, each a record of `by_prompt` and its change in points, if
+    it has one. `folder` is the run's."""
     blocks = [_text_strip(title)]
     for record, change in pairs:
         base, aligned = (_row(folder / "clips" / record[side]["clip"]) for side in SIDES)
-        blocks += [_text_strip(f"{record['text']}: {change:+.1f}, base above aligned"), base, aligned]
+        gain = "" if change is None else f"{change:+.1f}, "
+        blocks += [_text_strip(f"{record['text']}: {gain}base above aligned"), base, aligned]
     width = max(block.width for block in blocks)
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), PAPER)
     top = 0

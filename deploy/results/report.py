@@ -62,7 +62,7 @@ class ClipPair:
     """One held-out prompt on the page. Changes are aligned - base, in points of 100."""
 
     text: str
-    change: float  # of the mean reward
+    change: float | None  # of the mean reward; None without a reward
     video: str  # data URI of one video with base left and aligned right, so that both play in sync
     dimensions: list[tuple[str, float]]
     oracle: list[tuple[str, float]]
@@ -71,15 +71,17 @@ class ClipPair:
 def write(folder: Path) -> Path:
     """Writes report.html and report.png to a run folder and returns the path of report.html.
 
-    Raises `ConfigError` if the run has no result yet.
+    Raises `ConfigError` if the run has no result yet, or no comparison.
     """
     config, result = load_config(folder / layout.CONFIG), layout.read_result(folder)
+    if result is not None and result.get("asked") == 0:
+        raise ConfigError(f"{folder}: no comparison to report, because evaluation.prompts = 0")
     if result is None or "verdict" not in result:
         raise ConfigError(f"{folder}: no result yet; finish the run first: {layout.resume_command(folder)}")
     path = folder / layout.REPORT
     layout.write_whole(path, render(folder, config, result))
     gains, least = extremes(result["by_prompt"], STILL_PAIRS)
-    pairs = [(record, change_of(record)) for record in (*gains, *least)]
+    pairs = [(record, gain_of(record)) for record in (*gains, *least)]
     preview_image(folder, result["verdict"]["message"], pairs).save(folder / layout.PICTURE)
     return path
 
@@ -94,7 +96,6 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
     return environment.get_template("report.html.j2").render(
         config=config,
         result=result,
-        reward=result["learned"][REWARD],
         compared=compared_text(result),
         sides=SIDES,
         groups=_groups(result),
@@ -115,6 +116,8 @@ def render(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> str:
 
 def _shown_pairs(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> list[tuple[str, list[ClipPair]]]:
     gains, least = extremes(result["by_prompt"], config.evaluation.clips)
+    if not result["learned"]:
+        return [("", [clip_pair(folder, record, config.model.fps) for record in gains])]
     return [
         ("Largest gains", [clip_pair(folder, record, config.model.fps) for record in gains]),
         ("Smallest gains, or losses", [clip_pair(folder, record, config.model.fps) for record in least]),
@@ -122,10 +125,20 @@ def _shown_pairs(folder: Path, config: RunConfig, result: Mapping[str, Any]) -> 
 
 
 def extremes(records: Sequence[Mapping[str, Any]], count: int) -> tuple[list, list]:
-    """Returns (largest gains, smallest gains or losses) of the mean reward: at most `count` distinct records in all."""
+    """Returns (largest gains, smallest gains or losses) of the mean reward: at most `count` distinct records in all.
+
+    Without a reward it is (the first `count` records, none).
+    """
+    if any(gain_of(record) is None for record in records):
+        return list(records[:count]), []
     ordered = sorted(records, key=change_of, reverse=True)
     count = min(count, len(ordered))
     return ordered[: count - count // 2], ordered[::-1][: count // 2]
+
+
+def gain_of(record: Mapping[str, Any]) -> float | None:
+    """Returns `change_of` for the mean reward, None in a run without a reward."""
+    return change_of(record) if REWARD in record["base"]["learned"] else None
 
 
 def change_of(record: Mapping[str, Any], kind: str = "learned", name: str = REWARD) -> float:
@@ -142,7 +155,7 @@ def clip_pair(folder: Path, record: Mapping[str, Any], fps: int) -> ClipPair:
     }
     video = base64.b64encode(side_by_side(clips, fps)).decode()
     uri = f"data:video/mp4;base64,{video}"
-    return ClipPair(record["text"], change_of(record), uri, changes["learned"], changes["oracle"])
+    return ClipPair(record["text"], gain_of(record), uri, changes["learned"], changes["oracle"])
 
 
 def _groups(result: Mapping[str, Any]) -> list[dict[str, Any]]:

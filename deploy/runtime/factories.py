@@ -70,7 +70,7 @@ def open_inputs(config: RunConfig, notify: Callable[[str], None] = on_stderr) ->
 def _tell_few(config: RunConfig, heldout: HeldOutPrompts, notify: Callable[[str], None]) -> None:
     """Says so if the run will end without a verdict."""
     distinct = len({prompt_key(prompt) for prompt in heldout.comparison})
-    if 0 < distinct < LEAST_VALUES and not config.simulate:
+    if 0 < distinct < LEAST_VALUES and not (config.simulate or config.reward.empty):
         notify(
             f"prompts = {config.prompts!r}: {distinct} distinct held-out prompts are compared; a verdict needs "
             f"{LEAST_VALUES}: hold out more rows (column split), or raise evaluation.prompts"
@@ -154,8 +154,14 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
         return partial(SimulatedRewarder, config)
     from rewarders.judges import open_rewards
     from rewarders.judging.rehearsal import rehearse
-    from rewarders.offline import rewarder_of_groups, rewarder_of_pairs
+    from rewarders.offline import WithoutReward, rewarder_of_groups, rewarder_of_pairs
     from rewarders.rewarder import rewarder_for
+
+    def of_rewards(worker: str) -> ScoringLoop:
+        scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
+        found = rewarder_for(scorers, config.reward, worker)
+        rehearse(found, config.model)
+        return found
 
     def of_groups(online: ScoringLoop | None, worker: str) -> ScoringLoop:
         from common.candidate_set.groups import open_groups
@@ -165,9 +171,7 @@ def rewarder_of(config: RunConfig, rewards: Sequence[Reward | Judge] | None = No
     def make(worker: str) -> ScoringLoop:
         if not config.samples:
             return of_groups(None, worker)
-        scorers = open_rewards(config.reward, config.model.device) if rewards is None else rewards
-        usual = rewarder_for(scorers, config.reward, worker)
-        rehearse(usual, config.model)
+        usual = WithoutReward(worker, config.reward.batch) if config.reward.empty else of_rewards(worker)
         if config.candidates:
             return of_groups(usual, worker)
         return rewarder_of_pairs(usual, open_pairs(config), config.reward) if config.pairs else usual

@@ -197,7 +197,11 @@ class RunLoop(ABC):
         pairs = comparison.pairs_of(base, aligned)
         records = comparison.by_prompt(pairs, self.config)
         self._keep_clips(records, pairs)
-        result = trained | comparison.conclude(records, self.config.evaluation.prompts, left_out)
+        asked = self.config.evaluation.prompts
+        if self.config.reward.empty:
+            result = trained | comparison.leave_to_people(records, asked, left_out, self.folder)
+        else:
+            result = trained | comparison.conclude(records, asked, left_out)
         self.events.write(event="finished", step=trained["step"], verdict=result["verdict"]["message"])
         layout.write_result(self.folder, result)
         report.write(self.folder)
@@ -219,6 +223,10 @@ class RunLoop(ABC):
         return found
 
     def _record_evaluation(self, version: int, found: Sequence[ScoredCandidate]) -> None:
+        if self.config.reward.empty:
+            self.events.write(event="evaluated", version=version)
+            log.info("version %d: %d held-out clips", version, len(found))
+            return
         rewards = [mean_score(self.config.reward, one.values) for one in found]
         reward = sum(rewards) / len(rewards)
         self.events.write(event="evaluated", version=version, reward=reward)
