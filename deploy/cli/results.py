@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.errors import ConfigError
+from common.errors import BAD_INPUT, ConfigError
 from deploy.cli.flags import RUN, add_command
 from deploy.evaluation import FORMATS
 from deploy.run_dir import layout
@@ -106,6 +108,19 @@ def add(commands: Any) -> None:
         command.add_argument("run", help=RUN)
 
 
+@contextmanager
+def _advising_out() -> Iterator[None]:
+    """Errors of a run folder advise another --name. Here --out is the option that says where the folders are."""
+    try:
+        yield
+    except BAD_INPUT as error:
+        words = str(error)
+        said = re.sub(r"choose another (--root or )?--name", "choose another --out", words)
+        if said == words:
+            raise
+        raise ConfigError(said) from error
+
+
 def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.cli.run import execute
     from deploy.evaluation.models import Request, models_of
@@ -122,7 +137,9 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     if against not in [model.label for model in models]:
         raise ConfigError(f"--against {against}: allowed are {', '.join(model.label for model in models)}")
     for model in models:
-        if model.config is not None and not layout.is_collected(model.config):
+        with _advising_out():
+            if model.config is None or layout.is_collected(model.config):
+                continue
             print(f"{model.label}: sampling", file=sys.stderr)
             if execute(model.config).result is None:
                 print("stopped; nothing is lost: the same command resumes the evaluation", file=sys.stderr)

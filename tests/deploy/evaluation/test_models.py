@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from common.candidate_set.folder import read_set
 from common.config import RunConfig
 from common.errors import ConfigError, NotFoundError
+from common.exchange.storage.run_lock import hold
 from deploy.cli.main import main
 from deploy.evaluation.models import EvaluatedModel, Request, models_of
 from deploy.runtime import serial
@@ -145,9 +147,31 @@ def test_the_command_writes_table_json_page_and_clips(
     assert "| mse | " in shown.out  # a judge that was added later
     assert read_set(out / "toy").rows.keys() == before.keys()
     assert main([*words, "--sampler.steps", "4"]) == 2
-    assert "the run there has another configuration: sampler.steps (2 there, 4 now)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "the run there has another configuration: sampler.steps (2 there, 4 now); choose another --out" in told
     assert main([*words, "--against", "nobody"]) == 2
     assert "--against nobody: allowed are base, toy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fault", ["a file", "in use", "damaged"])
+def test_a_folder_that_cannot_be_used_asks_for_another_out(
+    root: Path, tmp_path: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is no --name: the labels name the folders below --out."""
+    out = tmp_path / "out"
+    base = out / "base"
+    with ExitStack() as stack:
+        if fault == "a file":
+            out.touch()
+        elif fault == "in use":
+            stack.callback(hold(base).close)
+        else:
+            base.mkdir(parents=True)
+            (base / "ledger.sqlite").write_bytes(b"no database" * 100)
+        assert main(["evaluate", str(root / "runs" / "toy"), "--count", "2", "--out", str(out)]) == 2
+    told = capsys.readouterr().err
+    assert "choose another --out" in told
+    assert "--name" not in told
 
 
 def test_results_of_vbench_for_the_exported_clips_join_the_table(
