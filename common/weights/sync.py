@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from mmap import MAP_SHARED, PROT_READ, mmap
 from pathlib import Path
@@ -50,6 +50,10 @@ KEPT = 2  # staged versions on a sampler's disk, besides the base of an adapter
 class WeightSource(Protocol):
     """The download interface on the learner's side."""
 
+    def versions(self) -> Sequence[int]:
+        """The versions that exist, in ascending order."""
+        ...
+
     def manifest(self, version: int) -> WeightVersion:
         """A version's manifest. Raises `NotFoundError` if the version does not exist (any more)."""
         ...
@@ -71,6 +75,10 @@ class StoredWeights:
     def __init__(self, store: WeightStore) -> None:
         self._store = store
         self._inode, self._view = -1, memoryview(b"")  # the last file, memory-mapped
+
+    def versions(self) -> Sequence[int]:
+        """See `WeightSource`."""
+        return self._store.versions()
 
     def manifest(self, version: int) -> WeightVersion:
         """See `WeightSource`."""
@@ -211,6 +219,8 @@ class WeightPuller:
         """Download the version that the exchange wants and the one that `staged` was asked for, if they are missing."""
         try:
             wanted = {self._wanted, self._ask()} - {-1, *self.store.versions()}
+            if not wanted or not source.versions():  # the learner has yet to publish its first version
+                return None
         except (Unreachable, ServiceFailed, StorageError, *BAD_INPUT, WireError) as error:
             return self._log_failure(error)
         for version in sorted(wanted):

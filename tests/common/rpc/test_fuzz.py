@@ -117,6 +117,7 @@ def report(journal: WorkerJournal) -> None:
 
 
 def fetch(weights: WeightSource) -> None:
+    assert list(weights.versions()) == [0]
     (entry,) = weights.manifest(0).tensors
     assert len(weights.chunk(0, 0)) == file_size([entry])
 

@@ -244,6 +244,32 @@ def test_an_older_version_is_pulled_at_once_when_the_sampler_asks(
         assert torch.equal(puller.store.load(0)[1]["w"], store.load(0)[1]["w"])
 
 
+def test_nothing_is_said_before_the_first_version_is_published(
+    store: WeightStore,
+    wanted: Wanted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(sync, "ASK_SECONDS", 0.01)
+    asked = Event()
+    source = StoredWeights(store)
+    monkeypatch.setattr(source, "versions", lambda: (StoredWeights.versions(source), asked.set())[0])
+    with (
+        serving(Service(WeightSource, source)) as late,
+        WeightPuller(late.address, wanted, tmp_path / "mine", "sampler-0") as puller,
+    ):
+        assert asked.wait(WAIT)
+        publish(store, 0)
+        assert puller.wait(0, WAIT)
+        assert puller.failed == 0
+        assert not caplog.records
+        wanted.version = 7
+        wait_for(lambda: puller.failed > 0)
+    assert "weights not pulled" in caplog.text
+    assert "no weight version 7; there are [0]" in caplog.text
+
+
 def test_a_puller_retries_when_the_exchange_fails(
     store: WeightStore, service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
