@@ -7,9 +7,9 @@ become one token, ``<unk>``, which says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from common.errors import ConfigError
 from common.models.cogvideox import ModelFolder
@@ -18,6 +18,33 @@ CHUNK = 1000  # captions that are tokenized at once
 SHOWN = 60  # characters of a caption that a message shows
 
 Caption = tuple[str, str]  # where it is, and its text
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A caption that is longer than an encoder reads."""
+
+    tokens: int  # of the whole caption, with those that are added to every caption
+    read: str
+    lost: str
+
+
+class CaptionReader(Protocol):
+    """What cuts captions, here or on a judge server."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """The tokens that it reads, with those that are added to every caption."""
+        ...
+
+    def cuts(self, texts: Sequence[str]) -> list[Cut | None]:
+        """What is lost of each text; None if it is read whole."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,6 +66,18 @@ class TextReader:
             chunk = list(texts[start : start + CHUNK])
             yield from self.tokenizer(chunk, add_special_tokens=False, verbose=False).input_ids
 
+    def cuts(self, texts: Sequence[str]) -> list[Cut | None]:
+        """See `CaptionReader`."""
+        return self.cuts_of(self.tokens(texts))
+
+    def cuts_of(self, tokens: Iterable[list[int]]) -> list[Cut | None]:
+        """`cuts` of texts whose `tokens` are known."""
+        room, decode = self.room, self.tokenizer.decode
+        return [
+            Cut(len(ids) + self.length - room, decode(ids[:room]), decode(ids[room:])) if len(ids) > room else None
+            for ids in tokens
+        ]
+
 
 def policy_reader(model: ModelFolder) -> TextReader:
     """The text encoder of a model. Raises `ConfigError` if its tokenizer cannot be loaded."""
@@ -48,34 +87,32 @@ def policy_reader(model: ModelFolder) -> TextReader:
 def report_captions(file: str, captions: Sequence[Caption], policy: TextReader, tell: Callable[[str], None]) -> None:
     """Tells how many captions of a file the policy cuts or does not know. `ConfigError` if it knows none of them."""
     tokens = list(policy.tokens([text for _, text in captions]))
-    _report_cut(file, captions, tokens, policy, tell)
+    _report_cut(file, captions, policy.cuts_of(tokens), policy, tell)
     _report_unknown(file, captions, tokens, policy, tell)
 
 
-def report_cut(file: str, captions: Sequence[Caption], reader: TextReader, tell: Callable[[str], None]) -> None:
+def report_cut(file: str, captions: Sequence[Caption], reader: CaptionReader, tell: Callable[[str], None]) -> None:
     """Tells how many captions of a file are longer than `reader` reads, and what is lost of the first of them."""
-    _report_cut(file, captions, list(reader.tokens([text for _, text in captions])), reader, tell)
+    _report_cut(file, captions, reader.cuts([text for _, text in captions]), reader, tell)
 
 
 def _report_cut(
     file: str,
     captions: Sequence[Caption],
-    tokens: Sequence[list[int]],
-    reader: TextReader,
+    cuts: Sequence[Cut | None],
+    reader: CaptionReader,
     tell: Callable[[str], None],
 ) -> None:
-    room = reader.room
-    cut = [place for place, ids in enumerate(tokens) if len(ids) > room]
+    cut = [(caption, one) for caption, one in zip(captions, cuts, strict=True) if one is not None]
     if not cut:
         return
-    (where, _), ids = captions[cut[0]], tokens[cut[0]]
-    texts = len({captions[place][1] for place in cut})
-    alike = texts - len({tuple(tokens[place][:room]) for place in cut})
+    (where, _), first = cut[0]
+    texts = len({text for (_, text), _ in cut})
+    alike = texts - len({one.read for _, one in cut})
     same = f"; {alike + 1} of them differ only in what is lost" if alike else ""
     tell(
         f"{file}: {len(cut)} of {len(captions)} captions are longer than {reader.name} reads ({reader.length} tokens); "
-        f"first {where}: {len(ids) + reader.length - room} tokens, lost is "
-        f"{_short(reader.tokenizer.decode(ids[room:]))!r}{same}"
+        f"first {where}: {first.tokens} tokens, lost is {_short(first.lost)!r}{same}"
     )
 
 

@@ -54,6 +54,7 @@ def app_of(config: RunConfig, token: str, most_bytes: int) -> Any:
 
     `most_bytes` is the maximum size of a request.
     """
+    from rewarders.captions import head_readers, judge_readers
     from rewarders.head_files import load_heads
     from rewarders.judges import open_judge
     from rewarders.judges.server import RewardsAsJudge, create_app
@@ -63,4 +64,6 @@ def app_of(config: RunConfig, token: str, most_bytes: int) -> Any:
     if HEADS in reward.judges and judges:
         raise ConfigError(f"reward.judges.{HEADS}: the heads of reward.path are served under this name")
     judges |= {name: open_judge(name, judge, device) for name, judge in reward.judges.items()}
-    return create_app(judges, token, most_bytes)
+    readers = {HEADS: list(head_readers(reward.path))}
+    readers |= {name: list(judge_readers("", judge)) for name, judge in reward.judges.items()}
+    return create_app(judges, token, most_bytes, readers=readers)

@@ -2,12 +2,16 @@
 answers.
 
 ```
-GET  /judges                    --> {"NAME": {"outputs": [...], "digest": "..."}, ...}
+GET  /judges                    --> {"NAME": {"outputs": [...], "digest": "...",
+                                              "readers": [{"name": "...", "length": tokens}]}, ...}
+POST /captions  {"judge": "NAME", "reader": its place in "readers", "captions": ["...", ...]}
+                                --> {"cuts": [null | {"tokens": n, "read": "...", "lost": "..."}, ...]}
 POST /score  multipart/form-data:
      request  {"judge": "NAME", "prompts": [{"id", "text", "character", "category", "image": true|false}, ...]}
      clips    an mp4 file per prompt
      images   a first frame (PNG) for each prompt with "image": true
                                 --> {"digest": "...", "scores": [{OUTPUT: value} | null], "problems": [null | "why"]}
+"readers" are the text encoders that cut captions. A server may leave them out, and then needs no /captions.
 Authorization: Bearer TOKEN     if the server has a token; else it answers 401
 ```
 
@@ -19,6 +23,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -29,6 +34,7 @@ from tenacity import RetryCallState, RetryError
 from common.config import JudgeConfig
 from common.errors import ConfigError
 from common.messages import Prompt
+from common.models.captions import CHUNK, Cut
 from common.web.auth import read_token
 from common.web.clients import open_client
 from common.web.retries import retrying
@@ -37,6 +43,21 @@ from rewarders.interface import Clip, JudgeFailedError, JudgeResult, JudgeUnavai
 log = logging.getLogger(__name__)
 
 MAX_UNANSWERED = 3  # consecutive batches without an answer before the judge counts as failed
+
+
+@dataclass(frozen=True)
+class RemoteReader:
+    """A `CaptionReader` on a judge server."""
+
+    name: str
+    length: int
+    judge: RemoteJudge
+    place: int  # in the server's list
+
+    def cuts(self, texts: Sequence[str]) -> list[Cut | None]:
+        """See `CaptionReader`. Raises `ConfigError` if the server does not answer."""
+        chunks = [texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK)]
+        return [cut for chunk in chunks for cut in self.judge.cuts(self.place, chunk)]
 
 
 class RemoteJudge:
@@ -55,6 +76,7 @@ class RemoteJudge:
         self._client = open_client("proxy", judge.proxy, judge.timeout, headers)
         self._through = f" through the proxy {judge.proxy}" if judge.proxy else ""
         self._attempts, self._unanswered = judge.retries + 1, 0
+        self._readers: list[dict[str, Any]] = []
         self.name, self.outputs, self.digest = self._discover(judge.path)
 
     def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
@@ -84,6 +106,28 @@ class RemoteJudge:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{answer.url}: malformed answer: {error!r}") from None
 
+    def readers(self, name: str) -> list[RemoteReader]:
+        """The text encoders of the judge that cut captions; messages call the judge `name`."""
+        called = [f"{name} ({one['name']})" if one["name"] else name for one in self._readers]
+        return [
+            RemoteReader(said, one["length"], self, place)
+            for place, (said, one) in enumerate(zip(called, self._readers, strict=True))
+        ]
+
+    def cuts(self, reader: int, captions: Sequence[str]) -> list[Cut | None]:
+        """See `CaptionReader.cuts`. Raises `ConfigError` if the server does not answer as the protocol says."""
+        asked = {"judge": self.name, "reader": reader, "captions": list(captions)}
+        try:
+            answer = self._request_with_retries("POST", "/captions", json=asked).json()["cuts"]
+            found = [
+                None if one is None else Cut(int(one["tokens"]), str(one["read"]), str(one["lost"])) for one in answer
+            ]
+            if len(found) != len(captions):
+                raise ValueError(f"got {len(found)} results for {len(captions)} captions")
+            return found
+        except (JudgeUnavailableError, JudgeFailedError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self._servers[0]}: /captions: {error}") from None
+
     def _result(self, values: dict[str, Any] | None, problem: str | None) -> JudgeResult:
         if values is None:
             return str(problem or "no score")
@@ -98,6 +142,9 @@ class RemoteJudge:
             if path and path not in reply:
                 raise ConfigError(f"path = {path!r}: {self._servers[0]} serves {', '.join(names) or 'nothing'}")
             name = path or names[0]
+            self._readers = [
+                {"name": str(one["name"]), "length": int(one["length"])} for one in reply[name].get("readers", [])
+            ]
             return name, tuple(reply[name]["outputs"]), str(reply[name]["digest"])
         except (JudgeUnavailableError, JudgeFailedError) as error:
             raise ConfigError(str(error)) from None

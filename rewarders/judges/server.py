@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from fastapi import FastAPI, File, Form, HTTPException, UploadFile
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse
 
 from common.messages import Prompt
+from common.models.captions import CaptionReader
 from common.web.auth import AuthMiddleware
 from rewarders.interface import Clip, Judge, JudgeResult, Reward
 from rewarders.judging.results import OnceLog, judge_clips
@@ -45,13 +48,30 @@ class ScoreRequest(BaseModel):
     prompts: list[RequestPrompt] = Field(min_length=1)
 
 
-def create_app(judges: Mapping[str, Judge], token: str, most_bytes: int, call: Call = JUDGES.call) -> FastAPI:
+class CaptionsRequest(BaseModel):
+    """The body of a request to /captions."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    judge: str
+    reader: int = Field(ge=0)
+    captions: list[str]
+
+
+def create_app(
+    judges: Mapping[str, Judge],
+    token: str,
+    most_bytes: int,
+    call: Call = JUDGES.call,
+    readers: Mapping[str, Sequence[CaptionReader]] = MappingProxyType({}),
+) -> FastAPI:
     """Returns the web application that serves `judges`. With an empty `token`, requests need no authentication.
 
+    `readers` are the judges' text encoders that cut captions.
     `call` runs the judges' code: a client in the same process needs another thread than the server.
     """
     app = FastAPI(title="douga judges", docs_url=None, redoc_url=None, openapi_url=None)
-    service = JudgeService(judges, call)
+    service = JudgeService(judges, call, readers)
 
     @app.get("/health")
     def health() -> Json:
@@ -60,6 +80,10 @@ def create_app(judges: Mapping[str, Judge], token: str, most_bytes: int, call: C
     @app.get("/judges")
     def list_judges() -> Json:
         return service.list_judges()
+
+    @app.post("/captions")
+    def captions(request: CaptionsRequest) -> Json:
+        return service.captions(request)
 
     @app.post("/score")
     def score(
@@ -92,14 +116,36 @@ class RewardsAsJudge:
 class JudgeService:
     """Parses requests and runs the judges, one request at a time."""
 
-    def __init__(self, judges: Mapping[str, Judge], call: Call = JUDGES.call) -> None:
+    def __init__(
+        self,
+        judges: Mapping[str, Judge],
+        call: Call = JUDGES.call,
+        readers: Mapping[str, Sequence[CaptionReader]] = MappingProxyType({}),
+    ) -> None:
         self._judges, self._call = dict(judges), call  # calls wait for each other
+        self._readers = {name: list(readers.get(name, ())) for name in judges}
         self._once = OnceLog()
         self.scored = self.refused = 0  # clips
 
     def list_judges(self) -> Json:
-        """Returns name, outputs and digest of every judge."""
-        return {name: {"outputs": judge.outputs, "digest": judge.digest} for name, judge in self._judges.items()}
+        """Returns name, outputs, digest and text encoders of every judge."""
+        return {
+            name: {
+                "outputs": judge.outputs,
+                "digest": judge.digest,
+                "readers": [{"name": one.name, "length": one.length} for one in self._readers[name]],
+            }
+            for name, judge in self._judges.items()
+        }
+
+    def captions(self, asked: CaptionsRequest) -> Json:
+        """Returns what a text encoder does not read of captions. Raises `HTTPException` if there is no such encoder."""
+        readers = self._readers.get(asked.judge, [])
+        if asked.reader >= len(readers):
+            raise HTTPException(
+                422, f"judge {asked.judge!r:.60} has {len(readers)} readers, none of place {asked.reader}"
+            )
+        return {"cuts": [cut and asdict(cut) for cut in readers[asked.reader].cuts(asked.captions)]}
 
     def score(self, request: str, files: list[bytes], images: list[bytes]) -> Json:
         """Returns the response to a score request. Raises `HTTPException` if the request is malformed."""

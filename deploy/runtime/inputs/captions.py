@@ -7,7 +7,7 @@ from collections.abc import Callable
 from actors.prompts.source import FilePrompts, PromptSource, report_repetitions
 from common.config import RunConfig
 from common.data.offline_pairs import OfflinePairs
-from common.models.captions import Caption, TextReader, policy_reader, report_captions, report_cut
+from common.models.captions import Caption, CaptionReader, policy_reader, report_captions, report_cut
 from common.models.cogvideox import open_model
 
 Tell = Callable[[str], None]
@@ -31,7 +31,7 @@ def report_run(config: RunConfig, prompts: PromptSource, pairs: OfflinePairs | N
             report_cut(file, captions, reader, tell)
 
 
-def _rewards(config: RunConfig) -> list[TextReader]:
+def _rewards(config: RunConfig) -> list[CaptionReader]:
     if not config.samples or not (config.reward.judges or config.reward.path not in ("", "toon")):
         return []
     from rewarders.captions import text_readers  # noqa: PLC0415 - transformers' models take seconds

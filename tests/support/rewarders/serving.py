@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from threading import Thread
 
 import uvicorn
+from fastapi import FastAPI
 
 from common.web.auth import listen
 from rewarders.interface import Judge
@@ -19,10 +20,15 @@ SECONDS = 20.0
 @contextmanager
 def serving(judges: Mapping[str, Judge], token: str = "", most_bytes: int = 1 << 20) -> Iterator[str]:
     """Run a server inside the context; yields its address."""
+    with serving_app(create_app(judges, token, most_bytes, JudgeThread().call), token) as url:
+        yield url
+
+
+@contextmanager
+def serving_app(app: FastAPI, token: str = "") -> Iterator[str]:
+    """Run a web application inside the context; yields its address."""
     with listen("127.0.0.1", 0, token) as listening:
-        server = uvicorn.Server(
-            uvicorn.Config(create_app(judges, token, most_bytes, JudgeThread().call), log_level="error")
-        )
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:

@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from common.config import RunConfig, load_config
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.images import encode_png
+from deploy.cli.serve_rewards import app_of
 from deploy.runtime.factories import open_inputs
 from rewarders.anime_reward import VideoTextConsistency
 from rewarders.head_files import save_heads
+from tests.support.rewarders.serving import serving_app
 from tests.support.tiny import FRAMES, HEIGHT, WIDTH, tiny_pipeline
 from tests.support.tiny_encoders import tiny_clip
 
@@ -68,6 +72,42 @@ def test_each_encoder_that_cuts_captions_is_named_once(models: Path, tmp_path: P
         ]
     ]
     assert lines[0].endswith("lost is 'cave'; 2 of them differ only in what is lost")
+
+
+def test_the_encoders_of_a_judge_server_are_named(models: Path, tmp_path: Path) -> None:
+    served = {"reward.path": models / "heads", "reward.judges.one.kind": "clip_score"}
+    served |= {"reward.judges.one.path": models / "clip", "reward.judges.two.kind": "frame_ssim"}
+    with serving_app(app_of(config_of(served), "", 1 << 20)) as url:
+        rewards: dict[str, Any] = {"reward.path": ""}
+        for name, path in (("a", "heads"), ("b", "one"), ("c", "two")):
+            how = {"kind": "remote", "url": url, "path": path, "retries": 0}
+            rewards |= {f"reward.judges.{name}.{key}": value for key, value in how.items()}
+        _, *lines = told(models, tmp_path, [*CAPTIONS, LONG, f"{LONG} left"], **rewards)
+        refused = httpx.post(f"{url}/captions", json={"judge": "two", "reader": 0, "captions": ["x"]})
+    said = "2 of 12 captions are longer than {} reads (40 tokens); first line 9: 62 tokens, lost is "
+    assert [line.partition(": ")[2].split("'")[0] for line in lines] == [
+        said.format("reward.judges.a (head text)"),
+        said.format("reward.judges.b"),
+    ]
+    assert all(line.endswith("2 of them differ only in what is lost") for line in lines)
+    assert refused.status_code == 422
+    assert "has 0 readers" in refused.text
+
+
+def test_a_server_that_names_no_encoders_or_does_not_answer_is_passed_over(models: Path, tmp_path: Path) -> None:
+    rewards = {"reward.path": "", "reward.judges.a.kind": "remote", "reward.judges.a.retries": 0}
+    with serving_app(described({"grey": {"outputs": ["mean"], "digest": "1"}})) as url:
+        old = told(models, tmp_path, [LONG], **rewards, **{"reward.judges.a.url": url})
+    gone = told(models, tmp_path, [LONG], **rewards, **{"reward.judges.a.url": url})
+    assert len(old) == len(gone) == 1
+    assert "the policy's text encoder" in old[0]
+
+
+def described(judges: dict[str, Any]) -> FastAPI:
+    """A server with another implementation of the protocol, which has no /captions."""
+    app = FastAPI()
+    app.get("/judges")(lambda: judges)
+    return app
 
 
 def test_captions_that_are_read_whole_are_not_mentioned(models: Path, tmp_path: Path) -> None:
