@@ -112,7 +112,7 @@ def _report_cut(
     same = f"; {alike + 1} of them differ only in what is lost" if alike else ""
     tell(
         f"{file}: {len(cut)} of {len(captions)} captions are longer than {reader.name} reads ({reader.length} tokens); "
-        f"first {where}: {first.tokens} tokens, lost is {_short(first.lost)!r}{same}"
+        f"first {where}: {first.tokens} tokens, lost is {short(first.lost)!r}{same}"
     )
 
 
@@ -134,7 +134,7 @@ def _report_unknown(
     if not sum(lost):
         return
     place = next(place for place, count in enumerate(lost) if count)
-    first = f"first {captions[place][0]}: {_short(captions[place][1])!r}"
+    first = f"first {captions[place][0]}: {short(captions[place][1])!r}"
     if not sum(read):
         raise ConfigError(f"{file}: {reader.name} knows no word of any caption; {first}")
     blank = sum(bool(missed) and not known for missed, known in zip(lost, read, strict=True))
@@ -150,6 +150,7 @@ def _unknown_token(tokenizer: Any) -> int | None:
     return None if found in (None, tokenizer.eos_token_id, tokenizer.bos_token_id) else found
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The beginning of a caption, on one line."""
     line = " ".join(text.split())
     return line if len(line) <= SHOWN else f"{line[:SHOWN]}..."

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from actors.prompts.source import FilePrompts, PromptSource, report_repetitions
 from common.config import RunConfig
 from common.data.offline_pairs import OfflinePairs
-from common.models.captions import Caption, CaptionReader, policy_reader, report_captions, report_cut
+from common.models.captions import Caption, CaptionReader, policy_reader, report_captions, report_cut, short
 from common.models.cogvideox import open_model
 
 Tell = Callable[[str], None]
@@ -26,6 +26,9 @@ def report_run(config: RunConfig, prompts: PromptSource, pairs: OfflinePairs | N
     policy = policy_reader(open_model(config.model.path))
     for file, captions in files:
         report_captions(file, captions, policy, tell)
+    if config.reward.path == "toon" and config.samples:
+        for file, captions in _of_file(prompts):
+            _report_actions(file, captions, tell)
     for reader in _rewards(config):
         for file, captions in files:
             report_cut(file, captions, reader, tell)
@@ -37,6 +40,20 @@ def _rewards(config: RunConfig) -> list[CaptionReader]:
     from rewarders.captions import text_readers  # noqa: PLC0415 - transformers' models take seconds
 
     return list(text_readers(config.reward))
+
+
+def _report_actions(file: str, captions: Sequence[Caption], tell: Tell) -> None:
+    """Tells how many captions say nothing to the embedded heads, which read only words of actions."""
+    from rewarders.toon_heads.network import bag_of_words, vocabulary  # noqa: PLC0415 - torch
+
+    known = bag_of_words([text for _, text in captions]).any(1).tolist()
+    none = [caption for caption, some in zip(captions, known, strict=True) if not some]
+    if none:
+        where, text = none[0]
+        tell(
+            f"{file}: the toon heads motion and text know no word of {len(none)} of {len(captions)} captions "
+            f"(they know {', '.join(vocabulary())}); first {where}: {short(text)!r}"
+        )
 
 
 def _of_file(prompts: PromptSource) -> list[tuple[str, list[Caption]]]:
