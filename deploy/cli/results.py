@@ -177,6 +177,7 @@ def _recover(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.runtime.factories import open_inputs
 
     folder, config = layout.find_run(options.run)
-    done = recovery.recover(folder, config, open_inputs(config), print)
+    prompts = open_inputs(config, lambda line: None)  # the run itself says what it thinks of its input
+    done = recovery.recover(folder, config, prompts, print)
     print("\n".join(recovery.lines(folder, done)))
     return 0

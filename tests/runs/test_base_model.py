@@ -95,7 +95,7 @@ def test_a_base_model_that_changes_in_place_is_refused(bases: Bases) -> None:
     """Also in a full run, and before its first checkpoint: its clips were sampled by the first model."""
     full = {"learner.train": "full", "name": "full"}
     with pytest.raises(Killed):
-        serial.run(bases.config("model", **full), toy.rewards(), stop=_die)
+        serial.run(bases.config("model", **full), toy.rewards(), stop=toy.after(6, _die))
     shutil.rmtree(bases.root / "model")
     shutil.copytree(bases.root / "other", bases.root / "model")
     with pytest.raises(ConfigError, match=REFUSED.format(bases.root / "model", "transformer, vae, text_encoder")):

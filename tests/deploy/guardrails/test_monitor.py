@@ -237,7 +237,7 @@ class Lost(Brightness):
     calls = 0
 
     def score(self, clips, prompts):
-        Lost.calls += 1
+        Lost.calls += prompts[0].id != "rehearsal"
         if Lost.calls > WATCHED["guardrails.prompts"]:
             raise JudgeFailedError("http://judge: 401")
         return super().score(clips, prompts)

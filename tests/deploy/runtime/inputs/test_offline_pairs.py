@@ -181,6 +181,15 @@ def test_external_workers_need_the_same_pairs(parts, tmp_path):
             registry.join(role, fingerprint_of(theirs, role))
 
 
+@pytest.fixture
+def clips_here(tmp_path, monkeypatch):
+    """The working folder has a folder of clips, and a file of pairs."""
+    monkeypatch.chdir(tmp_path)
+    Path("clips").mkdir()
+    Path("rated.jsonl").touch()
+
+
+@pytest.mark.usefixtures("clips_here")
 def test_the_commands(monkeypatch):
     asked = []
     monkeypatch.setattr("deploy.cli.run.start", lambda config: asked.append(config) or 0)
@@ -195,6 +204,7 @@ def test_the_commands(monkeypatch):
     assert load_config().pairs == ""
 
 
+@pytest.mark.usefixtures("clips_here")
 @pytest.mark.parametrize(
     ("words", "example"),
     [(["run", "--pairs", "rated.jsonl"], "huvidpo-stage2.toml"), (["finetune", "clips"], "huvidpo-stage1.toml")],
