@@ -147,7 +147,7 @@ def test_deleted_clips_are_reported(visit: Visit, serve: Serve, stopped: Path):
 def test_a_phone_needs_no_horizontal_scrolling(visit: Visit, serve: Serve, stopped: Path, width: int):
     page = visit(serve(stopped), viewport={"width": width, "height": 844}, has_touch=True, is_mobile=True)
     expect(page.locator("#pairs video")).to_have_count(3)
-    expect(page.locator("#curves svg")).to_have_count(8)  # three of every run, five of the algorithm
+    expect(page.locator("#curves svg")).to_have_count(11)  # five of every run, six of the algorithm
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     box = page.locator("#pairs video").first.bounding_box()
     assert box is not None
