@@ -212,7 +212,7 @@ def unread_columns(file: Path, names: Iterable[str]) -> str:
 
 
 def column_name(name: str) -> str:
-    """A column's name as it is looked up."""
+    """A column's name in the form that columns are compared in."""
     return name.strip().lower()
 
 

@@ -49,6 +49,77 @@ CAPTIONS = (
 PLACES = ("in the snow", "in the rain", "at night", "in the sun")
 
 
+TEMPLATE = """\
+# Written by douga init for {model_name}. Every key: docs/configuration.md, or douga config.
+#   douga run {config}
+#   douga watch {run}
+#   douga export {run} --out aligned
+# The first command also resumes an interrupted run. The others show it, and write the weights for diffusers.
+name = "{name}"
+root = {root}  # folder of the run folders
+mode = "serial"  # one process; "cluster": asynchronous, on any number of GPUs
+steps = 20  # a first look; papers take 250 and more
+
+# One prompt a line. {columns}"prompt": the caption. Optional: "split", train or heldout
+# (without it, every 10th line of 20 or more is held out: it is compared and never trained on), "id", "character",
+# "category". Pictures are scaled to cover the clip and cut at the centre. Replace the samples by your own.
+prompts = {prompts}
+
+[model]
+path = {model}
+frames = {usual.frames}  # {size}
+height = {usual.height}
+width = {usual.width}
+fps = {usual.fps}  # frames per second that this family was trained on
+dtype = "{usual.dtype}"
+device = "{usual.device}"
+
+[sampler]
+candidates = 4  # clips per prompt; the best and the worst make a pair
+steps = {steps}  # denoising steps; must divide 1000
+guidance = {guidance}  # CogVideoX's default
+scheduler = "{usual.scheduler}"  # the checkpoint's
+micro_batch = 1
+vae_tiling = {tiling}  # {how}
+offload = {offload}
+
+# What is a good clip? This judge needs no download, so that the first run works: it prefers clips that do not flicker,
+# and would end at still pictures. Choose your own before you train in earnest (docs/rewards.md).
+[reward]
+path = ""  # or a folder of AnimeReward heads, trained on your ratings: douga reward train --help
+
+[reward.judges.steady]
+kind = "temporal_flicker"
+
+# [reward.judges.caption]       # how well the clip fits its caption; a CLIP folder
+# kind = "clip_score"
+# path = "/models/clip-vit-large-patch14"
+
+# [reward.judges.mine]          # a class of yours in mine.py: PYTHONPATH=. douga run ... (docs/extending.md)
+# kind = "mine:Warmth"
+# [reward.judges.mine.options]
+# blue = 2.0
+
+[algorithm]
+name = "gapo"
+
+[learner]
+train = "lora"
+lr = 1e-4  # of LoRA; full training: 5e-6
+batch_size = 4  # pairs per optimizer step
+micro_batch = 1
+checkpoint_every = 5
+gradient_checkpointing = "{checkpointing}"  # {how}
+
+[evaluation]
+prompts = 10  # held-out clips before and after; a verdict needs 10 distinct prompts
+clips = 4
+
+[guardrails]
+prompts = 2  # held-out prompts that are sampled again during the run
+"""
+
+
 def matching_gpu(seen: str) -> Gpu | None:
     """The planned GPU that a device's name, such as "NVIDIA A100-SXM4-80GB", means; None if there is none."""
     words = seen.replace(" ", "")
@@ -123,79 +194,25 @@ def _picture(usual: UsualSettings, place: int) -> bytes:
 
 def _toml(folder: Path, model: ModelFolder, usual: UsualSettings, thrift: Mapping[str, Any], how: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name).lstrip("._-") or "mine"
-    size = "its positions are learned: no other size works" if usual.only_size else "of its training; smaller is faster"
-    text = {key: json.dumps(str(value), ensure_ascii=False) for key, value in _places(folder, model).items()}
-    flag = {key: str(bool(thrift.get(key))).lower() for key in ("tiling", "offload")}
-    columns = '"image": a picture, relative to the file; ' if model.image_conditioned else ""
-    return f"""\
-# Written by douga init for {model.path.name}. Every key: docs/configuration.md, or douga config.
-#   douga run {folder / CONFIG}
-#   douga watch {folder / "runs" / name}
-#   douga export {folder / "runs" / name} --out aligned
-# The first command also resumes an interrupted run. The others show it, and write the weights for diffusers.
-name = "{name}"
-root = {text["root"]}  # folder of the run folders
-mode = "serial"  # one process; "cluster": asynchronous, on any number of GPUs
-steps = 20  # a first look; papers take 250 and more
-
-# One prompt a line. {columns}"prompt": the caption. Optional: "split", train or heldout
-# (without it, every 10th line of 20 or more is held out: it is compared and never trained on), "id", "character",
-# "category". Pictures are scaled to cover the clip and cut at the centre. Replace the samples by your own.
-prompts = {text["prompts"]}
-
-[model]
-path = {text["model"]}
-frames = {usual.frames}  # {size}
-height = {usual.height}
-width = {usual.width}
-fps = {usual.fps}  # frames per second that this family was trained on
-dtype = "{usual.dtype}"
-device = "{usual.device}"
-
-[sampler]
-candidates = 4  # clips per prompt; the best and the worst make a pair
-steps = {STEPS}  # denoising steps; must divide 1000
-guidance = {GUIDANCE}  # CogVideoX's default
-scheduler = "{usual.scheduler}"  # the checkpoint's
-micro_batch = 1
-vae_tiling = {flag["tiling"]}  # {how}
-offload = {flag["offload"]}
-
-# What is a good clip? This judge needs no download, so that the first run works: it prefers clips that do not flicker,
-# and would end at still pictures. Choose your own before you train in earnest (docs/rewards.md).
-[reward]
-path = ""  # or a folder of AnimeReward heads, trained on your ratings: douga reward train --help
-
-[reward.judges.steady]
-kind = "temporal_flicker"
-
-# [reward.judges.caption]       # how well the clip fits its caption; a CLIP folder
-# kind = "clip_score"
-# path = "/models/clip-vit-large-patch14"
-
-# [reward.judges.mine]          # a class of yours in mine.py: PYTHONPATH=. douga run ... (docs/extending.md)
-# kind = "mine:Warmth"
-# [reward.judges.mine.options]
-# blue = 2.0
-
-[algorithm]
-name = "gapo"
-
-[learner]
-train = "lora"
-lr = 1e-4  # of LoRA; full training: 5e-6
-batch_size = 4  # pairs per optimizer step
-micro_batch = 1
-checkpoint_every = 5
-gradient_checkpointing = "{thrift["checkpointing"]}"  # {how}
-
-[evaluation]
-prompts = 10  # held-out clips before and after; a verdict needs 10 distinct prompts
-clips = 4
-
-[guardrails]
-prompts = 2  # held-out prompts that are sampled again during the run
-"""
+    places = {key: json.dumps(str(value), ensure_ascii=False) for key, value in _places(folder, model).items()}
+    return TEMPLATE.format(
+        model_name=model.path.name,
+        config=folder / CONFIG,
+        run=folder / "runs" / name,
+        name=name,
+        size="its positions are learned: no other size works"
+        if usual.only_size
+        else "of its training; smaller is faster",
+        columns='"image": a picture, relative to the file; ' if model.image_conditioned else "",
+        usual=usual,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        tiling=str(bool(thrift.get("tiling"))).lower(),
+        offload=str(bool(thrift.get("offload"))).lower(),
+        checkpointing=thrift["checkpointing"],
+        how=how,
+        **places,
+    )
 
 
 def _places(folder: Path, model: ModelFolder) -> Mapping[str, Path]:

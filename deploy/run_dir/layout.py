@@ -31,7 +31,7 @@ from common.errors import ConfigError, CorruptDataError, NotFoundError, StorageE
 from common.exchange.storage.run_lock import hold, lock_owner
 from common.files import write_whole
 from common.models.fingerprint import check_same_model, model_parts
-from deploy.run_dir.beginnings import begin_anew, has_work
+from deploy.run_dir.start_over import has_work, start_over
 
 TOON = Path(__file__).parents[1] / "launch" / "configs" / "toon.toml"  # the default configuration
 CONFIG, MODEL, RESULT, REPORT, PICTURE = "config.toml", "model.json", "result.json", "report.html", "report.png"
@@ -43,7 +43,7 @@ OF_SCORES = ("reward.", "algorithm.", "learner.")  # keys that do not matter to 
 def claim(config: RunConfig, notify: Callable[[str], None] = lambda line: None) -> Iterator[Path]:
     """Creates or reopens the run folder and locks it. Yields the folder.
 
-    A run that has made nothing yet (`deploy/run_dir/beginnings.py`) begins anew if configuration, base model or
+    A run that has made nothing yet (`deploy/run_dir/start_over.py`) starts over if configuration, base model or
     candidate set are others; `notify` is told. Raises `ConfigError` if the folder cannot be created, another process
     holds it, or it belongs to another run.
     """
@@ -59,8 +59,8 @@ def claim(config: RunConfig, notify: Callable[[str], None] = lambda line: None) 
         except ConfigError:
             if has_work(folder):
                 raise
-            notify(f"{folder}: nothing was trained or scored there; it begins anew with the changed configuration")
-            begin_anew(folder, (CONFIG, MODEL, TRAINED_ON))
+            notify(f"{folder}: nothing was trained or scored there; it starts over with the changed configuration")
+            start_over(folder, (CONFIG, MODEL, TRAINED_ON))
         try:
             for name, record in records.items():
                 write_whole(folder / name, json.dumps(record, indent=1) + "\n")

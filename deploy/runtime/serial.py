@@ -12,7 +12,7 @@ evaluate(aligned)                   same prompts, same seeds
 ```
 
 The result is a function of configuration, seed and number of CPU threads, which is kept in the run folder
-(`deploy.runtime.workers.threads.py`). All state is in the run folder: after a kill at any point the same
+(`deploy/runtime/workers/threads.py`). All state is in the run folder: after a kill at any point the same
 command resumes the run, and the final weights are bit-identical. `stop` is called between any two units of work; when
 it returns True, the learner saves a checkpoint and the run returns.
 """

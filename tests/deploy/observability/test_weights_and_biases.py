@@ -18,10 +18,11 @@ from deploy.observability import weights_and_biases
 from deploy.observability.weights_and_biases import check_wandb
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.run_metrics import RunMetrics, of_step
-from tests.deploy.runtime.test_run_metrics import START, STATS, reading
+from tests.deploy.runtime.test_run_metrics import START, reading
 from tests.runs.test_bare import run as run_without
 from tests.runs.test_simulate import config
 from tests.support import toy
+from tests.support.steps import STATS
 
 installed = pytest.mark.skipif(
     find_spec("wandb") is None, reason="wandb is not installed in this environment: pip install 'douga[wandb]'"

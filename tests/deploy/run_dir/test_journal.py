@@ -6,32 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from common.messages import Span, StepStats, TrainingFinished
+from common.messages import Span, TrainingFinished
 from common.rpc.server import serving
 from deploy.run_dir.journal import RunJournal, timed
 from deploy.run_dir.jsonl import read_json_lines
 from deploy.runtime.workers.remote_journal import RemoteJournal, journal_service
-
-STATS = StepStats(
-    step=3,
-    loss=0.5,
-    grad_norm=1.5,
-    lr=1e-5,
-    lag=0.5,
-    lag_max=1,
-    reward=0.6,
-    seconds=2.5,
-    refreshed=True,
-    pushed=True,
-    metrics={
-        "dpo_logits": 0.1,
-        "reward_margin": 0.2,
-        "chosen_error": -0.01,
-        "rejected_error": 0.02,
-        "accuracy": 0.75,
-        "gap": 0.05,
-    },
-)
+from tests.support.steps import STATS
 
 
 def test_reports_of_a_remote_worker_are_in_the_run_folder(tmp_path: Path) -> None:

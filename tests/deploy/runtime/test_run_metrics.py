@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from common.config import RunConfig, algorithm_class
 from common.exchange.api import FailureKind
-from common.messages import Score, Span, StepStats, TrainingFinished
+from common.messages import Score, Span, TrainingFinished
 from deploy.observability.definitions import HISTOGRAM, OF_ALGORITHMS, TABLE, TARGET_LABELS, algorithm_metric
 from deploy.observability.exporter import GaugeSample
 from deploy.observability.targets import Targets
@@ -34,29 +34,10 @@ from tests.runs.test_bare import run as run_without
 from tests.runs.test_simulate import config
 from tests.support import toy
 from tests.support.exchange import fakes
+from tests.support.steps import STATS
 
 __all__ = ["model"]  # the fixture
 
-STATS = StepStats(
-    step=3,
-    loss=0.5,
-    grad_norm=1.5,
-    lr=1e-5,
-    lag=0.5,
-    lag_max=1,
-    reward=0.6,
-    seconds=2.5,
-    refreshed=True,
-    pushed=True,
-    metrics={
-        "dpo_logits": 0.1,
-        "reward_margin": 0.2,
-        "chosen_error": -0.01,
-        "rejected_error": 0.02,
-        "accuracy": 0.75,
-        "gap": 0.05,
-    },
-)
 SECONDS = 60.0
 
 

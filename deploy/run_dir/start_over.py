@@ -1,13 +1,13 @@
-"""Whether a run has made anything that another configuration must not replace; a run that has not may begin anew.
+"""Decides whether a run may start over with another configuration, because there is nothing in its folder to lose.
 
-| the ledger of the run has | with another configuration |
+| the run's ledger has | with another configuration the run |
 |---|---|
-| a scored group, or a step that was trained | refused: choose another name |
-| clips without scores, and the run was interrupted or killed | refused: the same configuration would use them |
-| clips without scores, and the run failed | begins anew: a reward, the disk or the memory was at fault |
-| none of these | begins anew |
+| a scored group, or a trained step | is refused: choose another name |
+| unscored clips, and the run was interrupted or killed | is refused: the same configuration would use them |
+| unscored clips, and the run failed | starts over: a reward, the disk or memory failed |
+| none of these | starts over |
 
-So a configuration that is refused, at the start or by a run's first clips, does not keep its name for itself.
+So a configuration that is refused, at the start or at the run's first clips, does not block its name.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def has_work(folder: Path) -> bool:
     return bool(sampled) and not (events and events[-1]["event"] == "failed")
 
 
-def begin_anew(folder: Path, names: Iterable[str]) -> None:
+def start_over(folder: Path, names: Iterable[str]) -> None:
     """Deletes the state of the run in `folder`, which the caller has locked, and the files `names` in it.
 
     Raises `ConfigError` if that fails."""
@@ -55,4 +55,4 @@ def begin_anew(folder: Path, names: Iterable[str]) -> None:
             else:
                 found.unlink()
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot begin anew: {error.strerror}: {error.filename}") from None
+        raise ConfigError(f"{folder}: cannot start over: {error.strerror}: {error.filename}") from None

@@ -1,4 +1,4 @@
-"""A run folder without work may begin anew with another configuration; one with work may not."""
+"""A run folder without work may start over with another configuration; one with work may not."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from actors.simulated import SimulatedSampler
 from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.run_dir import layout
-from deploy.run_dir.beginnings import has_work
 from deploy.run_dir.jsonl import EVENTS, JsonLines
+from deploy.run_dir.start_over import has_work
 from deploy.runtime import serial
 from deploy.runtime.hub import Hub
 from tests.runs.test_simulate import config, ledger
@@ -37,7 +37,7 @@ def sampled(made: RunConfig) -> None:
     exchange.close()
 
 
-def test_a_run_that_did_nothing_begins_anew(tmp_path: Path) -> None:
+def test_a_run_that_did_nothing_starts_over(tmp_path: Path) -> None:
     first, second = config(tmp_path, seed=1), config(tmp_path, seed=2)
     opened(first)
     (first.folder / "my notes.txt").write_text("kept")
@@ -47,7 +47,7 @@ def test_a_run_that_did_nothing_begins_anew(tmp_path: Path) -> None:
         assert layout.find_run(str(folder))[1] == second
         kept = ["config.toml", "ledger.lock", "logs", "my notes.txt", "prometheus"]
         assert sorted(path.name for path in folder.iterdir()) == [*kept]
-    assert said == [f"{folder}: nothing was trained or scored there; it begins anew with the changed configuration"]
+    assert said == [f"{folder}: nothing was trained or scored there; it starts over with the changed configuration"]
 
 
 def test_clips_without_scores_are_kept_unless_the_run_failed(tmp_path: Path) -> None:
