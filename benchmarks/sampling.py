@@ -38,9 +38,9 @@ from benchmarks.device import Variant, is_cuda, matmul_peak, memory_rows, mfu_ai
 from benchmarks.harness import Aim, Report, Row, main, ratio
 from benchmarks.options import model_flags, open_given, prompts_for
 from benchmarks.random_models import TOON, RandomModel, sizes_of
-from common.bootstrap import paired_bootstrap
 from common.config import DIMENSIONS, RunConfig, load_config
 from common.data.video import decode_clip, encode_mp4
+from common.intervals import paired_interval
 from common.messages import Prompt
 from common.models.cogvideox import ModelFolder
 
@@ -175,7 +175,7 @@ def cost(before: PromptScores, after: PromptScores, shortcut_name: str) -> list[
     """The change of the mean reward and of the oracle's scores, with 95 % intervals."""
     rows = []
     for name in before:
-        change = paired_bootstrap(before[name], after[name])
+        change = paired_interval(before[name], after[name])
         spread = f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
         rows.append(Row(f"{shortcut_name}: {name} {spread}; other: exact", "points", float(np.mean(after[name])),
                         float(np.mean(before[name]))))  # fmt: skip

@@ -12,10 +12,10 @@ from itertools import islice
 from typing import NamedTuple
 
 from actors.prompts.source import PromptSource
-from common.bootstrap import LEAST_VALUES
 from common.config import RunConfig
 from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError
+from common.intervals import LEAST_VALUES
 from common.messages import Prompt
 
 OTHER_SEED = 1  # added to the run's seed for the order in which probes are drawn

@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness import Cell, Grid
 from benchmarks.training.runs import BASE, Trained, Variant, run_label
-from common.bootstrap import bootstrap_mean
+from common.intervals import mean_interval
 from deploy.evaluation.figures import ORACLE
 from deploy.guardrails.rules import REWARD
 
@@ -37,7 +37,7 @@ def _changes(found: Mapping[str, Any], label: str, seeds: int, name: str) -> np.
 
 def _change(values: np.ndarray) -> Cell:
     """The mean of ``[seeds, prompts]``. Prompts are resampled, because runs of one prompt are not independent."""
-    interval = bootstrap_mean(values.mean(0))
+    interval = mean_interval(values.mean(0))
     return Cell(interval.mean, interval.low, interval.high, signed=True)
 
 

@@ -1,7 +1,7 @@
 """The figures of an evaluation: one value per clip, then means over prompts with intervals, and comparisons.
 
     m_i(p)      mean of model i's clips of prompt p
-    mean        average of m_i(p) over the prompts, with a bootstrap interval over prompts
+    mean        average of m_i(p) over the prompts, with a 95 % interval over prompts
     change      average of m_i(p) - m_base(p), paired by prompt, with an interval
     win, lose   share of the prompts with |m_i(p) - m_base(p)| >= TIE; the others are ties
 
@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from common.bootstrap import bootstrap_mean, paired_bootstrap
 from common.candidate_set.folder import CandidateSet
 from common.candidate_set.rows import CandidateRow
 from common.config import DIMENSIONS, RunConfig
 from common.data.video import decode_clip
 from common.errors import ConfigError
+from common.intervals import mean_interval, paired_interval
 from common.reward_composition import mean_score
 from deploy.guardrails.rules import REWARD
 
@@ -148,11 +148,11 @@ def _figures(
 
 
 def _figure(values: np.ndarray, base: np.ndarray, compared: bool) -> dict[str, Any]:
-    found: dict[str, Any] = asdict(bootstrap_mean(values))
+    found: dict[str, Any] = asdict(mean_interval(values))
     if compared:
         change = values - base
         win, lose = float(np.mean(change >= TIE)), float(np.mean(change <= -TIE))
-        found |= {"change": asdict(paired_bootstrap(base, values)), "win": win, "lose": lose, "tie": 1 - win - lose}
+        found |= {"change": asdict(paired_interval(base, values)), "win": win, "lose": lose, "tie": 1 - win - lose}
     return found
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from common.bootstrap import Interval
 from common.candidate_set.folder import read_set
 from common.errors import ConfigError
 from common.files import write_whole
+from common.intervals import Interval
 from deploy.evaluation.figures import ORACLE, Evaluation, MeasuredModel, compare, measure
 from deploy.evaluation.models import EvaluatedModel
 from deploy.evaluation.page import write_page

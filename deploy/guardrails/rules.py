@@ -10,10 +10,10 @@ model's clips, rescored at the same time. The reading of step 0 is the base mode
 | motion | the clips have less than the share `motion_floor` of the motion of the base model's clips |
 | scorer | the base model's clips score differently than at the start: the scorer changed, not the policy |
 
-Comparisons are paired by prompt and seed. A rule triggers only if the 95 % paired bootstrap interval over the prompts
-excludes "no change" (`common/bootstrap.py`), so the noise of few prompts does not trigger it. Many readings are
-compared, and the best of many is biased upwards, so an **alarm** needs `patience` consecutive readings that trigger the
-same rule. If the rule keeps triggering, the alarm repeats every `patience` readings.
+Comparisons are paired by prompt and seed. A rule triggers only if the 95 % interval over the prompts excludes "no
+change" (`common/intervals.py`), so the noise of few prompts does not trigger it. Many readings are compared, and the
+best of many is biased upwards, so an **alarm** needs `patience` consecutive readings that trigger the same rule. If the
+rule keeps triggering, the alarm repeats every `patience` readings.
 
 The policy's trained reward is measured relative to the base model's in the same reading, so that drift of the scorer is
 not attributed to the policy.
@@ -26,8 +26,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.bootstrap import Interval, paired_bootstrap
 from common.config import GuardrailsConfig
+from common.intervals import Interval, paired_interval
 from deploy.run_dir.jsonl import GUARD, read_json_lines
 
 REWARD = "reward"  # key of the weighted mean of a clip's trained scores, 0 to 100
@@ -95,7 +95,7 @@ def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) 
     falls = [(_mean_change(one, now, _judged(answer)), one) for one in judged if len(_common(one, now)) >= 2]
     if not falls:
         return ""
-    _, best = min(falls, key=lambda pair: pair[0])  # one bootstrap, not one per earlier reading
+    _, best = min(falls, key=lambda pair: pair[0])  # one interval, not one per earlier reading
     fall, rise = _change(best, now, _judged(answer)), _change(best, now, _gain)
     if fall is None or rise is None or fall.mean >= -most or fall.high >= 0 or rise.low <= 0:
         return ""
@@ -108,7 +108,7 @@ def _fallen(history: Sequence[Reading], now: Reading, answer: str, most: float) 
 def _frozen(now: Reading, floor: float) -> str:
     ordinals = sorted(now.policy)
     base, policy = ([side[ordinal].motion for ordinal in ordinals] for side in (now.base, now.policy))
-    if len(ordinals) < 2 or paired_bootstrap([floor * value for value in base], policy).high >= 0:
+    if len(ordinals) < 2 or paired_interval([floor * value for value in base], policy).high >= 0:
         return ""
     return f"{100 * sum(policy) / sum(base):.0f} % of the base clips' motion, the floor is {100 * floor:g} %"
 
@@ -131,7 +131,7 @@ def _change(before: Reading, after: Reading, value: PromptValue) -> Interval | N
     ordinals = _common(before, after)
     if len(ordinals) < 2:
         return None
-    return paired_bootstrap(
+    return paired_interval(
         [value(before, ordinal) for ordinal in ordinals], [value(after, ordinal) for ordinal in ordinals]
     )
 

@@ -6,7 +6,7 @@ verdict is positive if the 95 % interval of the reward's change lies above 0 and
 above -`ORACLE_TOLERANCE`. So a policy that stops moving to please the reward fails, because the oracle's motion drops.
 
 Clips of one prompt (caption and first frame) are not independent, so figures are means over a prompt's clips first, and
-the bootstrap resamples distinct prompts. A clip without a score is left out on both sides.
+intervals resample distinct prompts (`common/intervals.py`). A clip without a score is left out on both sides.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from common.bootstrap import LEAST_VALUES, Interval, bootstrap_mean, paired_bootstrap
 from common.config import DIMENSIONS, RunConfig
 from common.data.prompt_keys import prompt_key
 from common.data.video import decode_clip
 from common.errors import RunFailed
 from common.exchange.api import ScoredCandidate
+from common.intervals import LEAST_VALUES, Interval, mean_interval, paired_interval
 from common.messages import Prompt
 from common.reward_composition import mean_score
 from deploy.guardrails.rules import REWARD
@@ -97,7 +97,7 @@ def by_prompt(pairs: Sequence[Pair], config: RunConfig) -> list[dict[str, Any]]:
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
     """Returns kind (learned, oracle) -> name -> ``base``, ``aligned``, ``change`` -> mean, low, high over prompts.
 
-    A distinct prompt counts once, with the mean of its clips. ``low`` and ``high`` are 95 % bootstrap intervals over
+    A distinct prompt counts once, with the mean of its clips. ``low`` and ``high`` are 95 % intervals over
     distinct prompts, paired by prompt for ``change``.
     """
     prompts = list(dict.fromkeys(record["prompt"] for record in records))
@@ -116,7 +116,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[
 
 
 def _change(before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, float]]:
-    intervals = (bootstrap_mean(before), bootstrap_mean(after), paired_bootstrap(before, after))
+    intervals = (mean_interval(before), mean_interval(after), paired_interval(before, after))
     return dict(zip((*SIDES, "change"), map(asdict, intervals), strict=True))
 
 
@@ -225,7 +225,7 @@ def table(result: Mapping[str, Any]) -> Any:
     """Returns the output of `conclude` as a `rich.table.Table`."""
     from rich.table import Table  # noqa: PLC0415 - keeps `--help` fast
 
-    title = f"{compared_text(result)}, same seeds: mean, change with 95 % paired bootstrap interval"
+    title = f"{compared_text(result)}, same seeds: mean, change with 95 % interval, paired by prompt"
     grid = Table(title=title)
     for name, side in (("judge", "left"), ("", "left"), ("base", "right"), ("aligned", "right"), ("change", "right")):
         figures_column = side == "right"  # never cut; long names wrap

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from actors.prompts.heldout import HeldOutPrompts, heldout_prompts
 from actors.prompts.source import PromptSource, open_prompts
-from common.bootstrap import LEAST_VALUES
 from common.config import RunConfig, algorithm_class
 from common.data.prompt_keys import prompt_key
 from common.errors import ConfigError
+from common.intervals import LEAST_VALUES
 from deploy.observability.scalars import check_sinks
 from deploy.runtime.inputs.offline_pairs import name_faults, on_stderr, open_pairs
 from deploy.runtime.oom import needed_by

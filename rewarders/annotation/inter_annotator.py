@@ -2,7 +2,7 @@
 
 | figure | here | definition |
 |---|---|---|
-| mean opinion | `MeanOpinion` | mean over clips of the mean over annotators; 95 % bootstrap interval over clips |
+| mean opinion | `MeanOpinion` | mean over clips of the mean over annotators; 95 % interval over clips |
 | percent | `MeanOpinion.percent` | 100 mean / 5, the scale of HuViDPO's Table 2 |
 | majority | `majority` | the choice of more than half of a pair's annotators; without one, a tie |
 | win rate | `WinRate` | wins / (wins + losses) over pairs by majority, ties excluded; 95 % Wilson interval |
@@ -26,7 +26,7 @@ import krippendorff
 import numpy as np
 from scipy.stats import binomtest
 
-from common.bootstrap import bootstrap_mean
+from common.intervals import mean_interval
 from rewarders.annotation.items import Pair, SurveyClip
 from rewarders.annotation.rubric import HIGHEST
 from rewarders.annotation.store import Answer
@@ -147,7 +147,7 @@ def _mean_opinions(survey: Survey, rated: Sequence[Answer]) -> list[MeanOpinion]
 def _mean_opinion(source: str, dimension: str, means: Sequence[float]) -> MeanOpinion:
     if len(means) < 2:
         return MeanOpinion(source, dimension, len(means), means[0], None, None, _percent(means[0]))
-    interval = bootstrap_mean(means)
+    interval = mean_interval(means)
     percent = _percent(interval.mean)
     return MeanOpinion(source, dimension, len(means), interval.mean, interval.low, interval.high, percent)
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.bootstrap import bootstrap_mean
 from common.config import load_config
+from common.intervals import mean_interval
 from common.messages import Prompt, Purpose
 from deploy.run_dir import layout
 from deploy.runtime import serial
@@ -78,12 +78,12 @@ def test_without_a_learning_rate_nothing_changes(folder: Path) -> None:
 def test_the_reward_rises_only_with_correct_preferences(folder: Path, gapo: np.ndarray) -> None:
     control = np.stack([gains(folder, f"random-{seed}", share=0.5, seed=seed) for seed in SEEDS])
     print(f"GAPO {gapo.mean(1)}, swapped at random {control.mean(1)}")
-    assert bootstrap_mean(gapo.mean(0)).low > 0
+    assert mean_interval(gapo.mean(0)).low > 0
     assert control.mean() < gapo.mean() / 3
-    assert bootstrap_mean((gapo - control).mean(0)).low > 0
+    assert mean_interval((gapo - control).mean(0)).low > 0
 
 
 def test_with_swapped_preferences_the_reward_falls(folder: Path, gapo: np.ndarray) -> None:
     swapped = gains(folder, "swapped", share=1.0, seed=0)
     print(f"GAPO {gapo[0].mean():+.2f}, swapped throughout {swapped.mean():+.2f}")
-    assert bootstrap_mean(swapped).high < 0
+    assert mean_interval(swapped).high < 0

@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.methods import REFRESHES, methods
 from benchmarks.training.runs import COMMON
-from common.bootstrap import bootstrap_mean
 from common.config import DIMENSIONS, load_config
+from common.intervals import mean_interval
 from common.messages import Prompt
 from deploy.run_dir import layout
 from deploy.run_dir.jsonl import read_json_lines
@@ -48,7 +48,7 @@ def test_an_online_method_makes_brighter_clips(label: str, tmp_path: Path) -> No
     sides = [[one[side]["learned"]["reward"] for one in result["by_prompt"]] for side in ("base", "aligned")]
     gains = np.array(sides[1]) - np.array(sides[0])
     print(f"{label}: {gains.mean():+.2f}")
-    assert bootstrap_mean(gains).low > 0.5
+    assert mean_interval(gains).low > 0.5
     steps = read_json_lines(config.folder / "metrics.jsonl")
     assert [one["lag_max"] for one in steps] == [0] * STEPS
     refreshed = [one["step"] for one in steps if one["refreshed"]]

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from common.bootstrap import paired_bootstrap
 from common.config import GuardrailsConfig, load_config
 from common.errors import ConfigError
+from common.intervals import paired_interval
 from deploy.guardrails import rules
 from deploy.guardrails.rules import (
     ClipMeasurement,
@@ -75,9 +75,9 @@ def test_the_judge_is_compared_with_its_best_reading() -> None:
 
 
 def test_the_cost_of_a_reading_does_not_grow_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bootstrap intervals take the time, and a week has thousands of readings."""
+    """The intervals take the time, and a week has thousands of readings."""
     calls, made = list[int](), list[int]()
-    monkeypatch.setattr(rules, "paired_bootstrap", lambda *sides: calls.append(1) or paired_bootstrap(*sides))
+    monkeypatch.setattr(rules, "paired_interval", lambda *sides: calls.append(1) or paired_interval(*sides))
     for count in (2, 200):
         findings([START, *(reading(step) for step in range(1, count))], reading(count, **HACKED), RULES)
         made.append(len(calls))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from common.bootstrap import Interval, bootstrap_mean, paired_bootstrap
 from common.config import load_config
 from common.data.video import encode_mp4
 from common.errors import RunFailed
 from common.exchange.api import ScoredCandidate
+from common.intervals import Interval, mean_interval, paired_interval
 from common.messages import Candidate, SerializedTensor
 from common.toon.prompts import prompt_of
 from common.toon.world import Defects, Shot, render
@@ -209,31 +209,54 @@ def test_a_model_whose_clips_often_have_no_score_is_not_verified():
     assert verdict["message"].endswith("4 (aligned: nan) and 2 more.")
 
 
-def share_aligned(monkeypatch, prompts, clips, trials, distinct=True):
-    """The share of `trials` comparisons without an effect that end as aligned. A prompt's clips are correlated."""
-    monkeypatch.setattr(comparison, "bootstrap_mean", partial(bootstrap_mean, resamples=2))  # not in the verdict
-    monkeypatch.setattr(comparison, "paired_bootstrap", partial(paired_bootstrap, resamples=500))
+NOTHING = {  # what clips score in a comparison without an effect: base and aligned could be swapped
+    "normal": lambda rng, size: rng.normal(50, 10, size),
+    "skewed": lambda rng, size: 100 - rng.lognormal(1, 1, size),
+    "heavy tails": lambda rng, size: 50 + rng.standard_cauchy(size),
+    "saturated": lambda rng, size: np.where(rng.random(size) < 0.9, 100.0, 60.0),
+    "two values": lambda rng, size: np.where(rng.random(size) < 0.5, 100.0, 0.0),
+}
+
+
+def scores_of(rng, scores, prompts, clips):
+    """Scores ``[2, clips]`` of both sides and the owner of each: `clips` of a prompt on average, correlated."""
+    counts = np.full(prompts, clips) if clips == 1 else rng.integers(1, 2 * clips, prompts)
+    owners = np.repeat(np.arange(prompts), counts)
+    shared = scores(rng, (2, prompts))[:, owners]  # the policies differ from prompt to prompt, not on average
+    own = scores(rng, (2, len(owners)))
+    return (shared + own) / 2 if clips > 1 else own, owners
+
+
+def share_aligned(monkeypatch, name, prompts, clips, trials, distinct=True):
+    """The share of `trials` comparisons without an effect that end as aligned."""
+    monkeypatch.setattr(comparison, "mean_interval", partial(mean_interval, resamples=2))  # not in the verdict
+    monkeypatch.setattr(comparison, "paired_interval", partial(paired_interval, resamples=500))
     rng, passed = np.random.default_rng((prompts, clips)), 0
     for _ in range(trials):
-        change = rng.normal(0, 2, prompts)[:, None] + rng.normal(0, 1, (prompts, clips))
+        (base, aligned), owners = scores_of(rng, NOTHING[name], prompts, clips)
         made = [
-            {"prompt": str(prompt if distinct else (prompt, clip))}
-            | {"base": {"learned": {"reward": 50.0}, "oracle": {}}}
-            | {"aligned": {"learned": {"reward": 50.0 + change[prompt, clip]}, "oracle": {}}}
-            for prompt in range(prompts)
-            for clip in range(clips)
+            {"prompt": str(owner if distinct else clip)}
+            | {"base": {"learned": {"reward": before}, "oracle": {}}}
+            | {"aligned": {"learned": {"reward": after}, "oracle": {}}}
+            for clip, (owner, before, after) in enumerate(zip(owners, base, aligned, strict=True))
         ]
         passed += conclude(made)["verdict"]["passed"]
     return passed / trials
 
 
 @pytest.mark.parametrize(
-    ("prompts", "clips", "trials"), [(20, 1, 2000), (20, 5, 2000), (100, 1, 1000), (200, 1, 500), (1000, 1, 800)]
+    ("prompts", "clips", "trials"), [(10, 1, 1000), (20, 1, 1000), (20, 5, 500), (100, 1, 300), (200, 1, 200)]
 )
-def test_without_an_effect_few_comparisons_end_as_aligned(monkeypatch, prompts, clips, trials):
-    """2.5 % are expected of a 95 % interval, more of few prompts: with 20, P(t19 > 1.91) = 3.6 %."""
-    assert 0.005 < share_aligned(monkeypatch, prompts, clips, trials) <= 0.04
+@pytest.mark.parametrize("name", NOTHING)
+def test_without_an_effect_few_comparisons_end_as_aligned(monkeypatch, name, prompts, clips, trials):
+    """At most 2.5 % are expected; of `trials` a little more."""
+    assert share_aligned(monkeypatch, name, prompts, clips, trials) <= 0.04
+
+
+def test_without_an_effect_as_many_comparisons_as_promised_end_as_aligned(monkeypatch):
+    """So the rule is not safe because it never says yes: 2.5 % are expected."""
+    assert 0.01 < share_aligned(monkeypatch, "normal", 1000, 1, 250) <= 0.04
 
 
 def test_clips_of_a_prompt_taken_for_prompts_would_end_as_aligned_too_often(monkeypatch):
-    assert share_aligned(monkeypatch, 20, 5, 300, distinct=False) > 0.1
+    assert share_aligned(monkeypatch, "normal", 20, 5, 300, distinct=False) > 0.1
