@@ -359,7 +359,8 @@ class HubExchange(Protocol):
         ...
 
     def unscored(self, purpose: Purpose, version: int) -> dict[tuple[int, str], str]:
-        """Why probes or evaluations queued for `version` failed: (prompt ordinal, prompt id) -> the last reason."""
+        """Why probes, evaluations or prompts to collect for `version` failed: (prompt ordinal, prompt id) -> the last
+        reason. Of prompts to collect also those that an earlier start failed at."""
         ...
 
     def bytes_on_disk(self) -> int:

@@ -181,8 +181,10 @@ class ScoringQueue:
             "SELECT * FROM groups WHERE purpose = ? AND state = ? AND required_version = ? ORDER BY ordinal",
             *(purpose, State.FAILED, version),
         )
+        collected = purpose is Purpose.COLLECT  # those done are in the set, and the caller knows them
         done = {
-            (group["position"], msgpack.unpackb(group["prompt"])["id"]) for group, _ in self.finished(purpose, version)
+            (group["position"], msgpack.unpackb(group["prompt"])["id"])
+            for group, _ in ([] if collected else self.finished(purpose, version))
         }
         named = {(group["position"], msgpack.unpackb(group["prompt"])["id"]): group["reason"] for group in failed}
         return {name: reason for name, reason in named.items() if name not in done}

@@ -124,7 +124,7 @@ def _advising_out() -> Iterator[None]:
 def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     from deploy.cli.run import execute
     from deploy.evaluation.models import Request, models_of
-    from deploy.evaluation.report import evaluate
+    from deploy.evaluation.report import check_scored, evaluate
 
     for name in ("count", "clips"):
         value = getattr(options, name)
@@ -140,6 +140,7 @@ def _evaluate(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
         with _advising_out():
             if model.config is None or layout.is_collected(model.config):
                 continue
+            check_scored(model.config, options.export_vbench, options.vbench_results)
             print(f"{model.label}: sampling", file=sys.stderr)
             if execute(model.config).result is None:
                 print("stopped; nothing is lost: the same command resumes the evaluation", file=sys.stderr)

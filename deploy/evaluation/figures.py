@@ -7,14 +7,15 @@
 
 A prompt is a caption with its first frame. A prompt that lacks a clip in any model is left out of all of them, and of a
 figure if it lacks a score there: otherwise the columns of the table would be about different prompts. So figures may
-have different prompts: VBench measures most dimensions on a part of its prompts.
+have different prompts: VBench measures most dimensions on a part of its prompts. What is left out is named.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from statistics import fmean
 from typing import Any
 
@@ -28,6 +29,7 @@ from common.errors import ConfigError
 from common.intervals import mean_interval, paired_interval
 from common.reward_composition import mean_score
 from deploy.guardrails.rules import REWARD
+from deploy.run_dir.progress import Progress, tracked
 
 TIE = 0.5  # points of 100
 ORACLE = "oracle."  # prefix of the names of the oracle's figures
@@ -49,10 +51,17 @@ class MeasuredModel:
         return dict(found)
 
 
-def measure(label: str, candidates: CandidateSet, config: RunConfig | None) -> MeasuredModel:
+def measure(
+    label: str, candidates: CandidateSet, config: RunConfig | None, progress: Progress | None = None
+) -> MeasuredModel:
     """Every clip's scores, their weighted mean under `config`, and the oracle's figures for toon prompts."""
+    from common.toon.oracle import oracle_applies  # noqa: PLC0415 - torch
+
     values = {}
-    for name, row in candidates.rows.items():
+    rows = candidates.rows.items()
+    if progress is not None and config is not None and oracle_applies(config):
+        rows = tracked(progress, f"oracle of {label}", rows, len(rows))
+    for name, row in rows:
         ordered = {key: row.scores[key] for key in (*DIMENSIONS, *row.scores) if key in row.scores}
         values[name] = _reward(row, config) | ordered | _oracle(candidates, row, config)
     return MeasuredModel(label, candidates, values)
@@ -83,7 +92,9 @@ class Evaluation:
     against: str
     prompts: Sequence[str]  # keys, in the order of the base's set
     clips: int  # of each model, at most
-    left_out: Mapping[str, Sequence[str]]  # label -> ids of prompts that it lacks
+    asked: int  # `clips` with those of the prompts that are left out
+    same_seeds: bool  # whether the clips of every prompt were sampled with the same seeds by all models
+    left_out: Mapping[str, Mapping[str, str]]  # label -> id of a prompt -> why it has no clip or no reward
     figures: Mapping[str, Mapping[str, Mapping[str, Any]]]
     counted: Mapping[str, int]  # name -> number of prompts whose clips all have this figure in all models
     changes: Mapping[str, Mapping[str, Mapping[str, float]]]  # label -> prompt key -> name -> change, if counted
@@ -97,30 +108,69 @@ class Evaluation:
         return asdict(self)
 
 
-def compare(models: Sequence[MeasuredModel], against: str) -> Evaluation:
-    """Compares all models with the one called `against`.
+def compare(
+    models: Sequence[MeasuredModel], against: str, refused: Mapping[str, Mapping[str, str]] | None = None
+) -> Evaluation:
+    """Compares all models with the one called `against`. `refused`: label -> id of a prompt -> why it has no clip.
 
-    Raises `ConfigError` if fewer than 2 prompts have clips of all models, or no figure is common to all of them.
+    Raises `ConfigError` if fewer than 2 prompts have clips of all models.
     """
     clips = {model.label: model.by_prompt() for model in models}
     prompts = [key for key in clips[against] if all(key in found for found in clips.values())]
     means = {model.label: [_means(model, clips[model.label][key]) for key in prompts] for model in models}
     counted = _counted(means)
-    if len(prompts) < 2 or not counted:
-        what = "no score" if len(prompts) > 1 else f"{len(prompts)} prompts"
-        raise ConfigError(f"{', '.join(clips)}: {what} in common; compare models on the same prompts, with 2 or more")
-    every = {key: rows[0].prompt_id for found in clips.values() for key, rows in found.items()}
-    left_out = {label: [name for key, name in every.items() if key not in found] for label, found in clips.items()}
+    if len(prompts) < 2:
+        raise ConfigError(
+            f"{', '.join(clips)}: {len(prompts)} prompts in common; compare models on the same prompts, with 2 or more"
+        )
+    left_out = _left_out(clips, _unrewarded(prompts, means) if REWARD in counted else {}, refused or {})
     return Evaluation(
         labels=[model.label for model in models],
         against=against,
         prompts=prompts,
         clips=sum(len(clips[against][key]) for key in prompts),
+        asked=_asked(clips, left_out),
+        same_seeds=all(len({_seeds(found[key]) for found in clips.values()}) == 1 for key in prompts),
         left_out={label: missing for label, missing in left_out.items() if missing},
         figures={name: _figures(name, places, means, against) for name, places in counted.items()},
         counted={name: len(places) for name, places in counted.items()},
         changes=_changes(means, against, prompts, counted),
     )
+
+
+PromptRows = Mapping[str, Sequence[CandidateRow]]  # of one model: its candidates by the prompt's key
+
+
+def _seeds(rows: Sequence[CandidateRow]) -> tuple[int, ...]:
+    return tuple(sorted(row.seed for row in rows))
+
+
+def _asked(clips: Mapping[str, PromptRows], left_out: Mapping[str, Mapping[str, str]]) -> int:
+    """Clips of each model, at most, with those of prompts that no model has."""
+    keys = dict.fromkeys(chain(*clips.values()))
+    sizes = [max(len(found.get(key, ())) for found in clips.values()) for key in keys]
+    known = {rows[0].prompt_id for found in clips.values() for rows in found.values()}
+    nowhere = {name for missing in left_out.values() for name in missing} - known
+    return sum(sizes) + len(nowhere) * max(sizes)
+
+
+def _unrewarded(prompts: Sequence[str], means: Mapping[str, PromptMeans]) -> dict[str, set[str]]:
+    """Label -> keys of prompts whose clips do not all have a reward."""
+    return {label: {key for key, mean in zip(prompts, found, strict=True) if REWARD not in mean}
+            for label, found in means.items()}  # fmt: skip
+
+
+def _left_out(
+    clips: Mapping[str, PromptRows], unrewarded: Mapping[str, Set[str]], refused: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """`Evaluation.left_out`, with every label."""
+    every = {key: rows[0].prompt_id for found in clips.values() for key, rows in found.items()}
+    found: dict[str, dict[str, str]] = {}
+    for label, own in clips.items():
+        found[label] = {name: "no clip" for key, name in every.items() if key not in own}
+        found[label] |= {every[key]: f"no {REWARD}" for key in unrewarded.get(label, ())}
+        found[label] |= refused.get(label, {})
+    return found
 
 
 PromptMeans = Sequence[Mapping[str, float]]  # of one model: for each prompt, name -> mean of its clips

@@ -15,8 +15,9 @@ def heading(found: Evaluation) -> str:
     """What was compared, in one line."""
     prompts = len(found.prompts)
     what = f"{prompts} prompts" if found.clips == prompts else f"{found.clips} clips of {prompts} prompts"
+    seeds = "same seeds" if found.same_seeds else "other seeds"
     return (
-        f"{what}, same seeds; mean, and change from {found.against} with its 95 % interval over prompts; "
+        f"{what}, {seeds}; mean, and change from {found.against} with its 95 % interval over prompts; "
         f"win/tie/lose of prompts (tie: less than {TIE:g} points)"
     )
 

@@ -78,7 +78,7 @@ class RunSnapshot:
         """Whether the result covers all configured steps, or all prompts of a collection."""
         done = self.result or {}
         if self.config.collect.prompts:
-            return done.get("collected") == self.config.collect.prompts
+            return done.get("collected", 0) + len(done.get("left_out", ())) == self.config.collect.prompts
         ended = any(name in done for name in ("verdict", "asked", "throughput"))
         return ended and done.get("step") == self.config.steps
 

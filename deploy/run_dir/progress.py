@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 
 from common.config import RunConfig
 from common.messages import StepStats
 from common.roles import TRAINING
 
 INTERVAL = 10.0  # seconds between plain lines
+Item = TypeVar("Item")
 RECENT = 10  # steps over which reward, loss and pace are averaged
 
 
@@ -33,6 +34,7 @@ class Status:
     groups_per_second: float = 0.0
     eta: float | None = None  # seconds to the end of the phase
     tied: int = 0  # groups without a pair, because their rewards are equal
+    unit: str = "groups"  # of the rate
 
     def line(self) -> str:
         """Returns the status as one line."""
@@ -48,7 +50,7 @@ class Status:
                 )
                 if value is not None
             ]
-        parts.append(f"{self.groups_per_second:.2f} groups/s")
+        parts.append(f"{self.groups_per_second:.2f} {self.unit}/s")
         return "  ".join(parts if self.eta is None else [*parts, f"{minutes(self.eta)} left"])
 
 
@@ -149,6 +151,23 @@ class Panel:
     def message(self, line: str) -> None:
         """See `Progress`."""
         self._live.console.print(line, highlight=False, markup=False)
+
+
+def tracked(
+    progress: Progress,
+    phase: str,
+    items: Iterable[Item],
+    total: int,
+    unit: str = "clips",
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Item]:
+    """Passes `total` items on, and shows how many of them the caller is done with."""
+    began = clock()
+    progress.update(Status(phase, 0, total, unit=unit))
+    for done, item in enumerate(items, start=1):
+        yield item
+        rate = done / max(clock() - began, 1e-6)
+        progress.update(Status(phase, done, total, groups_per_second=rate, unit=unit, eta=(total - done) / rate))
 
 
 @contextmanager

@@ -57,7 +57,9 @@ class Collection:
     def collect(self) -> dict[str, Any]:
         """Samples and scores what the set lacks. Returns the figures for result.json.
 
-        Raises `StuckError` if a prompt failed, or no work is left. The next start tries failed prompts again.
+        A held-out prompt that failed is in ``left_out`` (``id``, ``text``, ``reason``): models are compared on the
+        others. Raises `StuckError` if a training prompt failed, no work is left, or all prompts failed. The next start
+        tries failed prompts again.
         """
         total, version = self.config.collect.prompts, self.config.collect.version
         self._todo = deque(prompt for prompt in map(self.prompts, range(total)) if not self._complete(prompt))
@@ -72,11 +74,12 @@ class Collection:
         while self._advance(version) and self.work(version, self._waiting(), show):
             show()
         show()
-        self._check_complete()
+        left_out = self._left_out()
         embeds = self.exchange.empty_prompt()
         if embeds is not None:
             self.writer.keep_empty_prompt(embeds)
-        return {"step": 0, "collected": total, "candidates": len(self.writer.set.rows)}
+        found = {"step": 0, "collected": total - len(left_out), "candidates": len(self.writer.set.rows)}
+        return found | ({"left_out": left_out} if left_out else {})
 
     def _advance(self, version: int) -> bool:
         """Stores what is scored, and enqueues more prompts. Returns whether there is more to wait for."""
@@ -112,15 +115,24 @@ class Collection:
         )
         return all(candidate_name(key, self.weights, seed) in rows for seed in seeds)
 
-    def _check_complete(self) -> None:
+    def _left_out(self) -> list[dict[str, str]]:
+        """The prompts that failed, as `collect` returns them. Raises as it does."""
         total = self.config.collect.prompts
-        left = [prompt.id for prompt in map(self.prompts, range(total)) if not self._complete(prompt)]
-        if left:
-            why = next(iter(self.exchange.failures().values()), "no work is left")
+        left = [prompt for prompt in map(self.prompts, range(total)) if not self._complete(prompt)]
+        reasons = self.exchange.unscored(Purpose.COLLECT, self.config.collect.version)
+        found = [
+            {"id": prompt.id, "text": prompt.text, "reason": reasons[prompt.ordinal, prompt.id]}
+            for prompt in left
+            if (prompt.ordinal, prompt.id) in reasons
+        ]
+        training = self.config.collect.split == "train"
+        if left and (training or len(found) < len(left) or len(left) == total):
+            why = found[0]["reason"] if found else "no work is left"
             raise StuckError(
-                f"{COLLECTING}: {len(left)} of {total} prompts have no candidates, {left[0]!r} the first: {why}; the "
-                f"same command tries them again"
+                f"{COLLECTING}: {len(left)} of {total} prompts have no candidates, {left[0].id!r} the first: {why}; "
+                "the same command tries them again"
             )
+        return found
 
 
 def collected_prompts(config: RunConfig, source: PromptSource) -> Callable[[int], Prompt]:

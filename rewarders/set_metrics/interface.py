@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from common.messages import Prompt
 from rewarders.interface import Clip
 
+Watch = Callable[[str, Sequence[Any]], Iterable[Any]]  # passes the items on, and shows how many are done
+
 
 @runtime_checkable
 class SetMetric(Protocol):
-    """Measures a whole set of clips. Constructed as ``Class(config: SetMetricConfig, device: str)``."""
+    """Measures a whole set of clips. Constructed as ``Class(config: SetMetricConfig, device: str)``.
+
+    A metric that reads more than the clips, such as a reference, may have an attribute ``watch`` (`Watch`), called with
+    what is read and its items.
+    """
 
     @property
     def outputs(self) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from rewarders.interface import Clip
 from rewarders.judges.adapter import same_rate
 from rewarders.rewarder import read_clip
 from rewarders.set_metrics.frechet import Gaussian, GaussianFit, frechet_distance
+from rewarders.set_metrics.interface import Watch
 from rewarders.set_metrics.video_encoder import VideoEncoder
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class FrechetVideoDistance:
             raise ConfigError("reference: must be a folder of real clips, or a file of their features")
         self._reference = self._load() if self._source.suffix == ".npz" else None
         self._videos = [] if self._reference else self._list_videos()
+        self.watch: Watch = lambda what, items: items
 
     def measure(self, clips: Iterable[tuple[Clip, Prompt]]) -> dict[str, float]:
         """See `SetMetric.measure`."""
@@ -130,7 +132,7 @@ class FrechetVideoDistance:
         return videos
 
     def _read_videos(self) -> Iterator[tuple[str, Clip]]:
-        for file in self._videos:
+        for file in self.watch("reference", self._videos):
             try:
                 yield file.name, read_clip(file.read_bytes())
             except (ValueError, OSError) as error:

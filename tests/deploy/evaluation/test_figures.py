@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import pytest
 from common.candidate_set.folder import read_set
 from common.errors import ConfigError
 from deploy.evaluation.figures import Evaluation, MeasuredModel, compare, measure
+from deploy.evaluation.report import verdicts
+from deploy.evaluation.tables import heading
 from tests.support.candidates import group, make_set
 
 
@@ -55,13 +58,52 @@ def test_prompts_that_a_model_lacks_are_left_out_of_all(tmp_path: Path) -> None:
     both = {0: [10.0], 1: [20.0]}
     found = compared(tmp_path, both | {2: [90.0]}, both, both | {7: [1.0]})
     assert [found.figures["appeal"][label]["mean"] for label in "abc"] == [15.0] * 3
-    assert found.left_out == {"a": ["prompt-7"], "b": ["prompt-2", "prompt-7"], "c": ["prompt-2"]}
+    lacks = {"a": ["prompt-7"], "b": ["prompt-2", "prompt-7"], "c": ["prompt-2"]}
+    assert found.left_out == {label: dict.fromkeys(names, "no clip") for label, names in lacks.items()}
+    assert (found.clips, found.asked) == (2, 4)
+
+
+def test_the_verdict_of_a_model_that_often_has_no_clip_says_so_and_names_the_prompts(tmp_path: Path) -> None:
+    """20 prompts rise by 10, but the other model has no clip of 4 more, and one is refused on both sides."""
+    base = {number: [50.0] for number in range(24)}
+    sides = [
+        model(tmp_path, label, given, "reward") for label, given in (("a", base), ("b", {n: [60.0] for n in range(20)}))
+    ]
+    sides = [replace(one, values={name: {"reward": row.scores["reward"]} for name, row in one.candidates.rows.items()})
+             for one in sides]  # fmt: skip
+    refused = {"a": {"bad": "no figure"}, "b": {"bad": "no figure", "prompt-20": "too dark"}}
+    found = compare(sides, "a", refused)
+    assert (found.clips, found.asked) == (20, 25)
+    (line,) = verdicts(found)
+    assert line.startswith("b: Not verified. more than 10 % of the clips have no score.")
+    assert "bad (a: no figure)" in line
+    assert "prompt-20 (b: too dark)" in line
+    assert verdicts(compare([sides[0], replace(sides[0], label="b")], "a"))[0].startswith("b: Not verified. mean")
+
+
+def test_a_prompt_without_a_reward_is_named(tmp_path: Path) -> None:
+    given = {number: [50.0, 50.0] for number in range(12)}
+    sides = [model(tmp_path, label, given, "reward") for label in "ab"]
+    clip = next(name for name, row in sides[1].candidates.rows.items() if row.prompt_id == "prompt-3")
+    sides[1] = replace(sides[1], values={**sides[1].values, clip: {}})
+    found = compare(sides, "a")
+    assert found.left_out == {"b": {"prompt-3": "no reward"}}
+    assert found.counted["reward"] == 11
+    assert "Left out, without a score: prompt-3 (b: no reward)." in verdicts(found)[0]
+
+
+def test_other_seeds_are_not_called_the_same(tmp_path: Path) -> None:
+    a = model(tmp_path, "a", {0: [1.0], 1: [2.0]})
+    made = [group(number, [1.0], seed=seed) for number, seed in ((0, 0), (1, 5))]
+    b = measure("b", read_set(make_set(tmp_path / "other", made)), None)
+    assert compare([a, replace(a, label="b")], "a").same_seeds
+    assert not compare([a, b], "a").same_seeds
+    assert "2 prompts, other seeds;" in heading(compare([a, b], "a"))
 
 
 def test_only_figures_of_every_clip_are_compared(tmp_path: Path) -> None:
     a, b = model(tmp_path, "a", {0: [1.0], 1: [2.0]}), model(tmp_path, "b", {0: [1.0], 1: [2.0]}, name="motion")
-    with pytest.raises(ConfigError, match="a, b: no score in common"):
-        compare([a, b], "a")
+    assert compare([a, b], "a").figures == {}
     with pytest.raises(ConfigError, match="1 prompts in common; compare models on the same prompts"):
         compare([a, model(tmp_path, "c", {0: [1.0], 5: [2.0]})], "a")
 

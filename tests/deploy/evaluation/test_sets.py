@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.messages import Prompt
 from deploy.evaluation.figures import MeasuredModel, compare, measure
 from deploy.evaluation.sets import compare_controls, measure_sets
 from deploy.evaluation.tables import markdown, notes
+from deploy.run_dir.progress import NullProgress, Plain
 from rewarders.interface import Clip
 from tests.support.candidates import group, make_set
 
@@ -65,19 +67,24 @@ def config(**flags: Any) -> RunConfig:
 def test_a_metric_sees_all_clips_of_a_model(model: MeasuredModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rewarders.set_metrics.registry.KINDS", {"lengths": "unused:unused"})
     monkeypatch.setattr("rewarders.set_metrics.registry.class_of", lambda kind, kinds: Lengths)
-    found = measure_sets([model], config(evaluation__metrics__mine__kind="lengths"))
+    said = io.StringIO()
+    found = measure_sets([model], config(evaluation__metrics__mine__kind="lengths"), Plain(said))
     assert found["mine.clips"] == {"ours": 4.0}
     assert 100 < found["mine.brightness"]["ours"] < 130
+    first, last = said.getvalue().splitlines()
+    assert (first, last.split("  ")[0]) == ("mine of ours 0/4  0.00 clips/s", "mine of ours 4/4")
     with pytest.raises(ConfigError, match=r"evaluation.metrics.mine: ours: too few clips"):
         measure_sets(
-            [model], config(evaluation__metrics__mine__kind="lengths", evaluation__metrics__mine__reference="x")
+            [model],
+            config(evaluation__metrics__mine__kind="lengths", evaluation__metrics__mine__reference="x"),
+            NullProgress(),
         )
 
 
 def test_a_judge_that_prefers_the_frozen_clip_is_named(model: MeasuredModel) -> None:
     """The similarity of consecutive frames is 100 in a frozen clip; that of a moving one is lower."""
     judged = config(reward__path="", reward__judges__ssim__kind="frame_ssim", reward__judges__ssim__weight=1)
-    controls = compare_controls(model, judged, 3)
+    controls = compare_controls(model, judged, 3, NullProgress())
     assert controls["ssim"]["frozen"]["clips"] == 3
     assert controls["ssim"]["frozen"]["control_mean"] == pytest.approx(100)
     assert controls["ssim"]["frozen"]["preferred"] == 1.0
@@ -87,5 +94,5 @@ def test_a_judge_that_prefers_the_frozen_clip_is_named(model: MeasuredModel) -> 
     assert told[0] == "fvd over all clips: ours 12.500"
     (line,) = told[1:]
     assert line.startswith("ssim prefers the frozen clip in 100% of 3 cases (")
-    assert compare_controls(model, judged, 0) == {}
+    assert compare_controls(model, judged, 0, NullProgress()) == {}
     assert markdown(found).splitlines()[-1].startswith("| appeal | 55.00")

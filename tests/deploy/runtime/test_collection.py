@@ -26,6 +26,7 @@ from deploy.cli.main import main
 from deploy.inspect import snapshot
 from deploy.inspect.status import lines, run_status
 from deploy.run_dir.jsonl import read_json_lines
+from deploy.run_dir.layout import is_collected
 from deploy.run_dir.progress import NullProgress, Status
 from deploy.runtime import serial
 from deploy.runtime.evaluation import StuckError
@@ -130,6 +131,26 @@ def test_a_prompt_that_fails_ends_the_collection_and_keeps_the_others(model: Pat
         serial.run(how, bad)
     assert len(read_set(how.folder).rows) == 6
     assert serial.run(how, toy.rewards()).result == {"step": 0, "collected": 3, "candidates": 9}
+
+
+def test_a_held_out_prompt_that_fails_is_left_out_and_tried_again(model: Path, tmp_path: Path) -> None:
+    class Refuses(toy.HashReward):
+        def score(self, clips: Any, prompts: Any) -> list[float]:
+            return [float("nan") if prompt.ordinal in bad else 1.0 for prompt in prompts]
+
+    bad = {1}
+    how = config(tmp_path, model, **{"collect.prompts": 3, "collect.split": "heldout"})
+    given = [*toy.rewards()[:-1], Refuses(toy.rewards()[-1].dimension)]
+    result = serial.run(how, given).result
+    assert result is not None
+    (left_out,) = result.pop("left_out")
+    assert result == {"step": 0, "collected": 2, "candidates": 6}
+    assert left_out["reason"].startswith("nan score")
+    assert left_out["id"] not in {row.prompt_id for row in read_set(how.folder).rows.values()}
+    assert not is_collected(how)
+    bad.clear()
+    assert serial.run(how, given).result == {"step": 0, "collected": 3, "candidates": 9}
+    assert is_collected(how)
 
 
 def test_the_weights_of_a_run_sample(base: CandidateSet, model: Path, tmp_path: Path) -> None:
