@@ -2,7 +2,8 @@
 
 A text is UTF-8, with or without a byte order mark, or UTF-16 or UTF-32 with one; lines end as on any system. A CSV file
 has commas, semicolons or tabs between its columns, as its first line shows. Names of columns are read without regard to
-case. Empty lines are skipped.
+case. Empty lines are skipped, and so are empty cells behind the last column. A quoted text may go on over lines that do
+not look like rows: a stray quotation mark would swallow those.
 
 What is wrong with rows is collected in `BadRows`, so that a user sees all of it at once.
 """
@@ -17,7 +18,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common.errors import ConfigError, bad_input
 from common.files import read_file
@@ -175,10 +176,11 @@ def _read_csv(text: str) -> Iterator[tuple[int, Columns | str]]:
     csv.field_size_limit(LARGEST)
     mark = hint[1] if hint else _delimiter(text)
     reader = csv.reader(io.StringIO(text), strict=True, delimiter=mark, skipinitialspace=True)
-    names: list[str] | None = None
+    lines, names, read = text.split("\n"), cast("list[str] | None", None), 0
     try:
         for row in reader:
-            line = reader.line_num + offset
+            first, read = read + 1, reader.line_num
+            line = first + offset
             if not any(field.strip() for field in row):
                 continue
             if names is None:
@@ -187,12 +189,28 @@ def _read_csv(text: str) -> Iterator[tuple[int, Columns | str]]:
                     yield line, f"two columns are called {twice!r}"
                     return
                 continue
-            if len(row) != len(names):
-                yield line, _wrong_length(row, names, mark)
-                continue
-            yield line, dict(zip(names, row, strict=True))
+            whole = _without_empty_end(row, names)
+            if len(whole) != len(names):
+                yield line, _wrong_length(whole, names, mark)
+            elif swallowed := _swallowed(lines[first:read], names, mark):
+                yield line, f"a quotation mark opens a text that goes on to line {read + offset}: {swallowed}"
+            else:
+                yield line, {name: value for name, value in zip(names, whole, strict=True) if name or value}
     except csv.Error as error:
-        yield reader.line_num + offset, f"not valid CSV: {error}"
+        yield read + 1 + offset, f"not valid CSV from here on: {error}; a quotation mark in a text is written twice"
+
+
+def _without_empty_end(row: list[str], names: list[str]) -> list[str]:
+    """The row without empty cells beyond the last column, which spreadsheets write."""
+    return row[: len(names)] if not any(field.strip() for field in row[len(names) :]) else row
+
+
+def _swallowed(lines: list[str], names: list[str], mark: str) -> str:
+    """What is wrong with a text that goes on in `lines`; empty unless one of them looks like a row of its own."""
+    row = next((line for line in lines if line.count(mark) >= len(names) - 1), None)
+    if row is None:
+        return ""
+    return f"{row[:SHOWN]!r} looks like a row; write the text on one line, and a quotation mark in it twice"
 
 
 def _delimiter(text: str) -> str:
@@ -208,7 +226,7 @@ def _wrong_length(row: list[str], names: list[str], mark: str) -> str:
 
 def unread_columns(file: Path, names: Iterable[str]) -> str:
     """A line that says which columns of a table are not read: their names may be misspelt."""
-    return printable(f"{file}: nothing reads the columns {', '.join(sorted(names))}")
+    return printable(f"{file}: nothing reads the columns {', '.join(sorted(name or '(no name)' for name in names))}")
 
 
 def column_name(name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.tables import BadRows, read_table, read_text, text_of
+from common.data.tables import BadRows, read_table, read_text, text_of, unread_columns
 from common.errors import ConfigError
 
 ROBOT = {"image": "a.png", "prompt": "a robot, 日本 é"}
@@ -67,7 +67,7 @@ def test_dialects_of_csv(tmp_path: Path, table: str) -> None:
 def test_quotes_line_breaks_and_delimiters_stay_in_a_quoted_text(tmp_path: Path) -> None:
     table = 'image;prompt\na.png;"says ""hi""; then\nwalks"\nb.png;x\n'
     assert rows(tmp_path / "a.csv", table) == [
-        (3, {"image": "a.png", "prompt": 'says "hi"; then\nwalks'}),
+        (2, {"image": "a.png", "prompt": 'says "hi"; then\nwalks'}),
         (4, {"image": "b.png", "prompt": "x"}),
     ]
 
@@ -149,3 +149,33 @@ def test_all_bad_rows_are_in_one_message_in_the_order_of_the_file(tmp_path: Path
     assert lines[2] == f"{file}:3: no\\nimage"
     assert len(lines) == 22
     assert lines[-1] == "and 12 more"
+
+
+@pytest.mark.parametrize(
+    ("table", "where", "said"),
+    [
+        ('image,prompt\na.png,x\nb.png,"a cat\nc.png,a dog\nd.png,y\n', 3, "unexpected end of data"),
+        ('image,prompt\na.png,"a robot\nb.png,a cat\nc.png,a dog"\nd.png,y\n', 2, "'b.png,a cat' looks like a row"),
+        ('image,prompt\n\na.png,"a robot\nb.png,"a cat, walks"\n', 3, "expected after"),
+        ('id;image;prompt\n1;a.png;"a robot\n\n2;b.png;a cat"\n', 2, "goes on to line 4: '2;b.png;a cat\"' looks"),
+        ('prompt\na\n"b\nc"\n', 3, "write the text on one line"),
+        ('sep=;\nimage;prompt\na.png;"a\nb.png;c"\n', 3, "goes on to line 4"),
+    ],
+)
+def test_a_stray_quotation_mark_swallows_no_rows(tmp_path: Path, table: str, where: int, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rows(tmp_path / "a.csv", table)
+    assert f"a.csv:{where}: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("header", "row"), [("", ","), (",", ","), (",,", ",,"), ("", ",, ")])
+def test_empty_columns_at_the_end_are_skipped(tmp_path: Path, header: str, row: str, end: str) -> None:
+    table = f"\ufeffimage,prompt{header}{end}a.png,a cat{row}{end}"
+    assert rows(tmp_path / "a.csv", table) == [(2, {"image": "a.png", "prompt": "a cat"})]
+
+
+def test_a_column_without_a_name_is_named_as_one_that_nothing_reads(tmp_path: Path) -> None:
+    assert rows(tmp_path / "a.csv", ",prompt\n0,a cat\n") == [(2, {"": "0", "prompt": "a cat"})]
+    assert unread_columns(tmp_path / "a.csv", [""]).endswith("nothing reads the columns (no name)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from deploy.evaluation.tables import heading
 from tests.support.candidates import group, make_set
 
 
-def model(folder: Path, label: str, scores: dict[int, Sequence[float]], name: str = "appeal") -> MeasuredModel:
+def model(folder: Path, label: str, scores: Mapping[int, Sequence[float]], name: str = "appeal") -> MeasuredModel:
     """A model whose clips of prompt `number` have `scores[number]`."""
     made = [group(number, given, name=name) for number, given in scores.items()]
     return measure(label, read_set(make_set(folder / label, made)), None)
 
 
-def compared(folder: Path, *scores: dict[int, Sequence[float]]) -> Evaluation:
+def compared(folder: Path, *scores: Mapping[int, Sequence[float]]) -> Evaluation:
     models = [model(folder, label, given) for label, given in zip("abc", scores, strict=False)]
     return compare(models, "a")
 
