@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
@@ -74,13 +74,18 @@ class AdaptedJudge:
         """See `Judge.judge`. Also raises `ValueError` for a clip that cannot be adapted."""
         if len(clips) != len(prompts):
             raise ValueError(f"{len(clips)} clips but {len(prompts)} prompts")
-        raw = self._judge.judge([adapt_clip(clip, self.needs) for clip in clips], prompts)
+        raw = self._judge.judge([_own(adapt_clip(clip, self.needs), clip) for clip in clips], prompts)
         results = checked_results(self.outputs, raw, len(clips))
         return [one if isinstance(one, str) else self._scaled(one) for one in results]
 
     def _scaled(self, values: dict[str, float]) -> dict[str, float]:
         low, scale = self.needs.low, 100.0 / (self.needs.high - self.needs.low)
         return {output: scale * (value - low) for output, value in values.items()}
+
+
+def _own(adapted: Clip, clip: Clip) -> Clip:
+    """The adapted clip with pixels of its own: a judge may write into them, and others are given the clip, too."""
+    return replace(adapted, frames=clip.frames.copy()) if adapted.frames is clip.frames else adapted
 
 
 class NamedJudge:

@@ -2,6 +2,7 @@
 
 ```
 caller ── call(act) ──> judges' thread: act()      prints of act go to stderr; `sys.exit` becomes an error
+   │                                               a forked child that gets here ends
    └── waits: a line after 60, 120, 240 ... s; `JudgeHangsError` after `seconds`
 ```
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,11 +45,14 @@ class _Call(Generic[Answer]):
         self._error: Exception | None = None
 
     def run(self) -> None:
+        process = os.getpid()
         try:
             with redirect_stdout(sys.stderr):  # stdout is for what a command was asked for
                 self._answer = self._act()
         except BaseException as error:
             self._error = in_process(error)
+        if os.getpid() != process:
+            os._exit(1)  # a child of `os.fork` in the judge's code, which returned or raised here: it is no run
         self.done.set()
 
     def result(self) -> Answer:

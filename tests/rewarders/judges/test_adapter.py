@@ -206,3 +206,15 @@ def test_an_unavailable_judge_is_not_retried_clip_by_clip():
     assert [score.problems for score in scores] == [{"one": "no answer in 3 s"}] * 3
     assert len(judge.clips) == 3
     assert decode_clip(file).shape == judge.clips[0].frames.shape
+
+
+def test_a_judge_that_writes_into_its_pixels_changes_them_for_nobody():
+    class Blackens(Seen):
+        def judge(self, clips: Sequence[Clip], prompts: Sequence[Prompt]) -> list[JudgeResult]:
+            for clip in clips:
+                clip.frames[:] = 0
+            return [{"seen": 1.0} for _ in clips]
+
+    shown = Clip(np.full((3, 8, 8, 3), 200, np.uint8), 8.0)
+    AdaptedJudge(Blackens(), JudgeConfig(kind="a:B")).judge([shown], [Prompt(0, "a", "a")])
+    assert shown.frames.min() == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sqlite3
 from collections.abc import Sequence
@@ -178,3 +179,19 @@ def test_a_judge_that_gets_slower_is_said(
     pace.add(clips, seconds)
     pace.add(clips, seconds)  # as slow as before: not said again
     assert len(caplog.records) == said
+
+
+@pytest.mark.parametrize("ends", ["raises", "returns"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_that_leaves_the_judges_code_ends(ends: str) -> None:
+    """It has copies of the run's thread, files and sockets, and its parent may wait for it."""
+
+    def act() -> int:
+        child = os.fork()
+        if child:
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if ends == "raises":
+            raise ValueError("in the child")
+        return 0
+
+    assert JudgeThread().call("judge red: scoring 1 clips", act, 30) == 1
