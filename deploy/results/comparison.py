@@ -225,7 +225,7 @@ def table(result: Mapping[str, Any]) -> Any:
     """Returns the output of `conclude` as a `rich.table.Table`."""
     from rich.table import Table  # noqa: PLC0415 - keeps `--help` fast
 
-    title = f"{compared_text(result)}, same seeds: mean, change with 95 % interval, paired by prompt"
+    title = f"{compared_text(result)}, same seeds: means, and change with 95 % interval"
     grid = Table(title=title)
     for name, side in (("judge", "left"), ("", "left"), ("base", "right"), ("aligned", "right"), ("change", "right")):
         figures_column = side == "right"  # never cut; long names wrap
