@@ -21,7 +21,7 @@ import torch
 from benchmarks.harness import Aim, Row, ratio
 from common.config import LearnerConfig, RunConfig
 from common.errors import ConfigError
-from deploy.planning.memory import GPUS, Gpu
+from deploy.planning.memory import Gpu, gpu_of
 from deploy.planning.model_sizes import ModelSizes
 from deploy.planning.plan import draft
 
@@ -134,8 +134,7 @@ def stated_peak(device: str) -> Gpu | None:
     """The GPU's data sheet; None for a CPU, or for a GPU that `deploy.planning.memory` does not list."""
     if not is_cuda(device):
         return None
-    name = torch.cuda.get_device_name(device).replace(" ", "")
-    return next((gpu for gpu in GPUS.values() if gpu.name.split("-")[0] in name), None)
+    return gpu_of(torch.cuda.get_device_name(device))
 
 
 def mfu_row(device: str, measured: float, needed: float, ours: Sequence[float], other: Sequence[float]) -> Row:

@@ -104,19 +104,27 @@ class Client:
         timeout: float = TIMEOUT_SECONDS,
         limits: Limits = LIMITS,
         key: WorkerKey | None = None,
+        attempts: int = ATTEMPTS,
     ) -> None:
         check_reaching(address, key is not None)
         self.address, self.who, self._key = address, who, key
-        self._timeout, self._limits = timeout, limits
+        self._timeout, self._limits, self._attempts = timeout, limits, attempts
         self._client, self._number = uuid4().hex, 0
         self._lock = RLock()
         self._context = zmq.Context()
         self._socket = self._connect()
 
     @classmethod
-    def at(cls, address: str, who: str, key: WorkerKey | None = None, timeout: float = TIMEOUT_SECONDS) -> Self:
+    def at(
+        cls,
+        address: str,
+        who: str,
+        key: WorkerKey | None = None,
+        timeout: float = TIMEOUT_SECONDS,
+        attempts: int = ATTEMPTS,
+    ) -> Self:
         """Like the constructor, whose signature type checkers do not see in subclasses of a `Protocol`."""
-        return cls(address, who, timeout, key=key)
+        return cls(address, who, timeout, key=key, attempts=attempts)
 
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
@@ -135,7 +143,7 @@ class Client:
         """
         with self._lock:
             number, request = self._request(call, arguments)
-            for _ in range(ATTEMPTS):
+            for _ in range(self._attempts):
                 with suppress(zmq.Again):
                     self._socket.send_multipart(request, copy=False)
                     answer = self._await(number)
@@ -151,7 +159,7 @@ class Client:
             return self._number, pack({"client": self._client, "id": self._number, "call": call.name}, list(arguments))
 
     def _unreachable(self, call: Call) -> Unreachable:
-        seconds = ATTEMPTS * self._timeout
+        seconds = self._attempts * self._timeout
         hint = "; is the key from this run?" if self._key else ""
         return Unreachable(f"{self.who}: {call.name}: no answer from {self.address} in {seconds:g} s{hint}")
 
@@ -190,7 +198,7 @@ class Client:
                         answer = unpack(frames, self._limits)
                         if answer.header.get("id") in {number for number, _ in waiting}:
                             arrived[answer.header["id"]] = answer
-                elif attempts == ATTEMPTS:
+                elif attempts == self._attempts:
                     raise self._unreachable(call)
                 else:
                     socket.close()

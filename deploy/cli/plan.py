@@ -12,10 +12,11 @@ from common.errors import ConfigError
 from common.models.fingerprint import cached_snapshot
 from common.toon import WEIGHTS
 from deploy.cli.flags import add_command
-from deploy.planning.memory import GIGA, GPUS, Gpu, Need
+from deploy.planning.memory import GIGA, GPUS, Gpu, Need, gpu_of
 from deploy.planning.model_sizes import ModelSizes, family_sizes, folder_sizes
 from deploy.planning.plan import Plan, clips_per_step, plan
 
+GPU_HELP = f"{', '.join(GPUS)}, also in short (A100), or NAME:GB:TFLOPS, dense bfloat16"
 PLAN = """\
 Reads a configuration and the config files in its model.path, and loads no model. Prints the memory of each role term by
 term, the time of a clip and of a step, how many samplers keep the learner busy, and the disk usage. If a role does not
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
     command = add_command(commands, "plan", _plan, summary, PLAN, takes_keys=True)
     command.add_argument("config", type=Path, metavar="CONFIG.toml", help="configuration of the run")
     command.add_argument("--family", help="2b, 5b-i2v or 1.5-5b-i2v, instead of the files in model.path")
-    command.add_argument("--gpu", default="A800-80GB", help=f"{', '.join(GPUS)} (default: A800-80GB)")
+    command.add_argument("--gpu", default="A800-80GB", help=f"{GPU_HELP} (default: A800-80GB)")
     command.add_argument("--sampler-gpu", help="GPU of the samplers (default: --gpu)")
     command.add_argument("--learner-gpu", help="GPU of the learner (default: --gpu)")
     command.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation, 0..1 (default: 0.4)")
@@ -63,10 +64,11 @@ def _gpu(options: argparse.Namespace, role: str) -> Gpu:
 
 
 def gpu_named(flag: str, name: str) -> Gpu:
-    """Returns a GPU by its name. Raises `ConfigError`, beginning with `flag`, if it is not planned for."""
-    if name not in GPUS:
-        raise ConfigError(f"{flag} {name}: allowed are {', '.join(GPUS)}")
-    return GPUS[name]
+    """Returns a GPU by its name (`gpu_of`). Raises `ConfigError`, beginning with `flag`, if it is not known."""
+    gpu = gpu_of(name)
+    if gpu is None:
+        raise ConfigError(f"{flag} {name}: allowed are {', '.join(GPUS)}, and NAME:GB:TFLOPS for any other GPU")
+    return gpu
 
 
 def lines(made: Plan) -> list[str]:

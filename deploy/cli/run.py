@@ -12,9 +12,8 @@ from common.candidate_set.rows import SET
 from common.config import RunConfig, load_config, may_change_text
 from common.errors import ConfigError
 from deploy.cli.flags import FILL, add_command, describe_keys
-from deploy.cli.plan import gpu_named
+from deploy.cli.plan import GPU_HELP, gpu_named
 from deploy.machine.jobs import check_sent
-from deploy.planning.memory import GPUS
 from deploy.run_dir import layout
 from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
@@ -78,7 +77,7 @@ def add(commands: Any) -> None:
     init = add_command(commands, "init", _init, "write a configuration that fits your model", INIT)
     init.add_argument("folder", type=Path, metavar="DIR", help="folder to write to")
     init.add_argument("--model", required=True, metavar="PATH", help="CogVideoX pipeline folder")
-    init.add_argument("--gpu", help=f"one of {', '.join(GPUS)} (default: the GPU of this machine, or the CPU)")
+    init.add_argument("--gpu", help=f"{GPU_HELP} (default: the GPU of this machine, or the CPU)")
     add_command(commands, "config", _config, "list every configuration key with its type, default and meaning")
 
 
@@ -92,12 +91,13 @@ def _init(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
 
     from common.models.cogvideox import open_model
     from common.models.usual import usual_settings
-    from deploy.planning.starter import CONFIG, PICTURES, PROMPTS, matching_gpu, write_starter
+    from deploy.planning.memory import gpu_of
+    from deploy.planning.starter import CONFIG, PICTURES, PROMPTS, write_starter
 
     if options.model == "toon":
         raise ConfigError("--model toon: the embedded model has a configuration; douga run uses it")
     seen = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    gpu = gpu_named("--gpu", options.gpu) if options.gpu else matching_gpu(seen)
+    gpu = gpu_named("--gpu", options.gpu) if options.gpu else gpu_of(seen)
     model = open_model(options.model)
     usual = usual_settings(model, "cuda:0" if gpu or seen else "cpu")
     for line in write_starter(options.folder, model, usual, gpu):

@@ -34,11 +34,18 @@ def add(commands: Any) -> None:
     worker.add_argument("--key", type=Path, metavar="FILE", help="copy of RUN/keys/worker.key; not needed on loopback")
     worker.add_argument(
         "--patience",
-        type=float,
+        type=_seconds,
         default=300.0,
         metavar="SECONDS",
-        help="exit if the hub does not answer for this long (default: 300)",
+        help="exit if no hub can be joined for this long, at the start or after the hub was lost (default: 300)",
     )
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds >= 0:  # NaN, too
+        raise argparse.ArgumentTypeError(f"{text}: a number of seconds from 0, or inf")
+    return seconds
 
 
 def _work(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,11 +74,30 @@ GPUS = {
     for gpu in (
         Gpu("A800-80GB", 80, 312),
         Gpu("A100-80GB", 80, 312),
+        Gpu("A100-40GB", 40, 312),
         Gpu("H100-80GB", 80, 989),
         Gpu("H200-141GB", 141, 989),
+        Gpu("L40S-48GB", 48, 362),
         Gpu("RTX4090-24GB", 24, 165),
     )
 }
+OTHER_GPU = re.compile(r"([\w.-]+):(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")  # NAME:GB:TFLOPS
+
+
+def gpu_of(words: str) -> Gpu | None:
+    """The GPU that `words` mean: a name of `GPUS`, part of one ("a100", "4090"), a device's name ("NVIDIA H100 80GB
+    HBM3"), or NAME:GB:TFLOPS for any other. None if there is none; the first of `GPUS` if the memory is not given."""
+    other = OTHER_GPU.fullmatch(words)
+    if other:
+        memory, speed = float(other[2]), float(other[3])
+        return Gpu(other[1], memory, speed) if memory and speed else None
+    said = set(re.findall(r"[A-Z]*\d+[A-Z]*", words.upper().replace("RTX", " ")))
+    memories = {word for word in said if re.fullmatch(r"\d+GB?", word)}
+    for gpu in GPUS.values():
+        model = gpu.name.partition("-")[0].removeprefix("RTX")
+        if model in said and memories <= {f"{gpu.gigabytes}GB", f"{gpu.gigabytes}G"}:
+            return gpu
+    return None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from common.files import write_whole
 from common.images import encode_png
 from common.models.cogvideox import ModelFolder
 from common.models.usual import GUIDANCE, STEPS, UsualSettings
-from deploy.planning.memory import GPUS, Gpu
+from deploy.planning.memory import Gpu
 from deploy.planning.model_sizes import folder_sizes
 from deploy.planning.plan import plan
 
@@ -118,12 +118,6 @@ clips = 4
 [guardrails]
 prompts = 2  # held-out prompts that are sampled again during the run
 """
-
-
-def matching_gpu(seen: str) -> Gpu | None:
-    """The planned GPU that a device's name, such as "NVIDIA A100-SXM4-80GB", means; None if there is none."""
-    words = seen.replace(" ", "")
-    return next((gpu for name, gpu in GPUS.items() if all(part in words for part in name.split("-"))), None)
 
 
 def write_starter(folder: Path, model: ModelFolder, usual: UsualSettings, gpu: Gpu | None) -> list[str]:

@@ -33,6 +33,7 @@ from deploy.runtime.messages import Addresses
 from deploy.runtime.workers.base import Worker
 
 ASK_SECONDS = 5.0  # timeout per attempt of a request
+LEAST_ASK_SECONDS = 0.2  # of the last attempt before the patience ends
 RETRY_SECONDS = 2.0  # between two attempts to join
 POLL_SECONDS = 0.2  # between two checks whether to stop
 
@@ -50,18 +51,26 @@ def work(role: str, connect: str, key_file: Path | None, patience: float, flags:
     key = read_worker_key(key_file) if key_file else None
     with stop_on_signals() as stop:
         membership = _Membership(role=role, connect=connect, key=key, flags=flags, stop=stop)
-        reached = time.monotonic()
+        ends = time.monotonic() + patience
         while not stop():
+            left = max(ends - time.monotonic(), LEAST_ASK_SECONDS)
             try:
-                if membership.run():
+                if membership.run(min(ASK_SECONDS, left)):
                     return 0
-                reached = time.monotonic()
+                ends = time.monotonic() + patience
             except (Unreachable, ServiceFailed) as error:
-                if time.monotonic() - reached > patience:
-                    _print(f"douga: {error}; gave up after {patience:g} s (--patience)")
+                if time.monotonic() >= ends:
+                    _print(f"douga: {_reason(error, connect, key)}; gave up after {patience:g} s (--patience)")
                     return 3
-            time.sleep(RETRY_SECONDS)
+            time.sleep(max(0.0, min(RETRY_SECONDS, ends - time.monotonic())))
     return 0
+
+
+def _reason(error: Exception, connect: str, key: WorkerKey | None) -> str:
+    """Why the run could not be joined. The time-out of the last attempt, which `Unreachable` names, does not matter."""
+    if not isinstance(error, Unreachable):
+        return str(error)
+    return f"no run answers at {connect}{'; is the key from this run?' if key else ''}"
 
 
 @dataclass
@@ -76,10 +85,15 @@ class _Membership:
     _last: MembershipState = MembershipState.ACTIVE  # the hub's latest answer
     _logs: ForwardingHandler = field(default_factory=ForwardingHandler)  # unsent records go to the next hub
 
-    def run(self) -> bool:
-        """Joins, works, leaves. Returns True if the run is over or the worker stopped, False if the hub was lost."""
-        with RemoteRegistry.at(self.connect, f"a {self.role}", self.key, ASK_SECONDS) as registry:
-            config = parse_config(registry.configuration(), f"the run at {self.connect}", self.flags)
+    def run(self, seconds: float = ASK_SECONDS) -> bool:
+        """Joins, works, leaves. Returns True if the run is over or the worker stopped, False if the hub was lost.
+
+        Raises `Unreachable` if the hub does not answer within `seconds`."""
+        who = f"a {self.role}"
+        with RemoteRegistry.at(self.connect, who, self.key, seconds, attempts=1) as first:
+            text = first.configuration()
+        with RemoteRegistry.at(self.connect, who, self.key, ASK_SECONDS) as registry:
+            config = parse_config(text, f"the run at {self.connect}", self.flags)
             worker_class = _worker_class(self.role)
             registration: Registration = registry.join(self.role, fingerprint_of(config, self.role))
             self._last = MembershipState.ACTIVE

@@ -16,8 +16,8 @@ from common.config import load_config
 from common.models.cogvideox import open_model
 from common.models.usual import usual_settings
 from deploy.cli.main import main
-from deploy.planning.memory import GPUS, Gpu
-from deploy.planning.starter import matching_gpu, write_starter
+from deploy.planning.memory import GPUS, Gpu, gpu_of
+from deploy.planning.starter import write_starter
 from tests.support.tiny import FAMILIES, tiny_pipeline
 
 
@@ -111,11 +111,42 @@ def test_memory_settings_are_those_of_the_plan(models: dict[str, Path], tmp_path
     assert (little.learner.gradient_checkpointing, little.sampler.offload) == ("full", True)
 
 
-def test_a_device_is_found_among_the_planned_ones() -> None:
-    names = {"NVIDIA A100-SXM4-80GB": "A100-80GB", "NVIDIA H100 80GB HBM3": "H100-80GB", "Tesla T4": None}
-    for seen, name in names.items():
-        found = matching_gpu(seen)
-        assert (found.name if found else None) == name
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100-80GB"),
+        ("NVIDIA GeForce RTX 4090", "RTX4090-24GB"),
+        ("NVIDIA H200", "H200-141GB"),
+        ("NVIDIA L40S", "L40S-48GB"),
+        *((gpu, gpu) for gpu in GPUS),
+        ("A100", "A100-80GB"),
+        ("a100", "A100-80GB"),
+        ("a100 40gb", "A100-40GB"),
+        ("A100-80G", "A100-80GB"),
+        ("4090", "RTX4090-24GB"),
+        ("rtx-4090", "RTX4090-24GB"),
+        ("Tesla T4", None),
+        ("H20", None),
+        ("NVIDIA RTX A1000", None),
+        ("L40", None),
+        ("H100-96GB", None),
+        ("80GB", None),
+        ("", None),
+        ("B200:180:2250", "B200"),
+        ("B200:0:2250", None),
+        ("B200:-1:2", None),
+        ("B200:180", None),
+    ],
+)
+def test_a_gpu_by_its_obvious_names(words: str, name: str | None) -> None:
+    found = gpu_of(words)
+    assert (found.name if found else None) == name
+
+
+def test_a_gpu_that_is_not_listed() -> None:
+    assert gpu_of("B200:180:2250") == Gpu("B200", 180, 2250)
 
 
 def test_odd_folder_names_give_a_valid_file(models: dict[str, Path], tmp_path: Path) -> None:

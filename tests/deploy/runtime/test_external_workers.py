@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -110,6 +111,23 @@ def test_a_fingerprint_tells_files_apart(tmp_path: Path) -> None:
         assert fingerprint(tmp_path) != before
     with pytest.raises(ConfigError, match="no model files in it"):
         fingerprint(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("patience", ["0", "0.5"])
+def test_patience_is_how_long_a_worker_waits(patience: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))  # bound and not listening: nobody answers
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        began = time.monotonic()
+        assert main(["worker", "sampler", "--connect", address, "--patience", patience]) == 3
+    assert float(patience) <= time.monotonic() - began < 20  # most of it are imports
+    assert capsys.readouterr().err == f"douga: no run answers at {address}; gave up after {patience} s (--patience)\n"
+
+
+@pytest.mark.parametrize("patience", ["nan", "-1", "soon"])
+def test_a_patience_that_is_no_time_is_refused(patience: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker", "sampler", "--connect", "tcp://127.0.0.1:1", f"--patience={patience}"]) == 2
+    assert "argument --patience: " in capsys.readouterr().err
 
 
 # Real external workers at a real hub. The learner is a thread of this process; samplers and rewarders are processes.
