@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+from platform import python_version
 from queue import Empty, SimpleQueue
 from select import select
 from threading import Thread
@@ -28,8 +29,13 @@ STATUS = """\
 import sys
 from ray.scripts.scripts import cli
 print("loaded", flush=True)
-cli(["status", "--address", sys.argv[1]])
+try:
+    cli(["status", "--address", sys.argv[1]], standalone_mode=False)
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
 """
+OTHER_RAY = re.compile(r"Ray version mismatch: cluster has Ray version (\S+) but local Ray version is (\S+)")
+OTHER_PYTHON = re.compile(r"Version mismatch: The cluster was started with: Ray: (\S+) Python: (\S+)")
 
 
 def check_ray(name: str, address: str) -> None:
@@ -71,19 +77,41 @@ def _connection_fault(host: str, port: int) -> str:
 
 
 def _ray_fault(address: str) -> str:
-    """Asks for Ray's status. The child's messages are dropped: gRPC repeats each failed attempt on stderr."""
+    """Asks for Ray's status. Of the child's messages only the error counts: gRPC repeats each failed attempt."""
     words = [sys.executable, "-c", STATUS, address]
-    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert child.stdout is not None
     try:
         if not select([child.stdout], [], [], LOAD_SECONDS)[0] or not os.read(child.stdout.fileno(), len(LOADED)):
             return f"{sys.executable} cannot load Ray"
-        child.communicate(timeout=STATUS_SECONDS)
+        _, said = child.communicate(timeout=STATUS_SECONDS)
     except subprocess.TimeoutExpired:
         return f"what listens there does not answer as Ray does within {STATUS_SECONDS:g} s"
     finally:
         child.kill()
         child.wait()
-    if child.returncode:
-        return "no Ray runs on this machine" if address == "auto" else "what listens there is not the head of a Ray"
+    if not child.returncode:
+        return ""
+    words_of_ray = refusal(said.decode("utf-8", "replace"))
+    return words_of_ray or (
+        "no Ray runs on this machine" if address == "auto" else "what listens there is not the head of a Ray"
+    )
+
+
+def refusal(said: str) -> str:
+    """Why a Ray that does answer refuses this process, from its words `said`; "" if they name no known reason."""
+    line = " ".join(said.split())
+    other = OTHER_RAY.search(line)
+    if other:
+        return f"Ray {other[1]} runs there, and this is Ray {other[2]}: install the same version on all nodes"
+    other = OTHER_PYTHON.search(line)
+    if other:
+        return (
+            f"Ray {other[1]} with Python {other[2]} runs there, and this is Python {python_version()}: use the same "
+            "versions on all nodes"
+        )
+    if "InvalidAuthToken" in line:
+        return (
+            "that Ray wants a token: set RAY_AUTH_MODE=token, and have its token in RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        )
     return ""

@@ -27,7 +27,7 @@ from common.errors import ConfigError
 from common.roles import LEARNER
 from deploy.machine.folders import ray_folder
 from deploy.machine.limits import raise_open_files
-from deploy.machine.ray_address import check_ray
+from deploy.machine.ray_address import check_ray, refusal
 from deploy.runtime.messages import RENDEZVOUS_PREFIX
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
@@ -73,7 +73,8 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         line = " ".join(str(error).split())
         if address == "local":
             raise ConfigError(f"Ray cannot be started on this machine: {line:.300}") from None
-        raise ConfigError(f"{name} = {address!r}: no Ray can be reached there: {line:.300}") from None
+        why = refusal(line) or f"{line:.300}"
+        raise ConfigError(f"{name} = {address!r}: no Ray can be reached there: {why}") from None
     try:
         yield address == "local"
     finally:

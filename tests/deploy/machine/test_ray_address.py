@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from platform import python_version
 from threading import Thread
 
 import pytest
@@ -13,7 +19,9 @@ import pytest
 from common.config import ClusterConfig
 from common.errors import ConfigError
 from deploy.machine import ray_address
+from deploy.machine.ray_address import refusal
 from deploy.runtime.ray_backend import connected
+from tests.support.toy import wait_until
 
 FORM = "give HOST:PORT of the head"
 
@@ -104,3 +112,58 @@ def test_the_variable_is_named_if_the_address_is_from_it(monkeypatch: pytest.Mon
         connected(ClusterConfig()),
     ):
         pass
+
+
+# A Ray that answers, and refuses. Its words are those of heads of Ray 2.49.0 (Python 3.11) and 2.60.0 (Python 3.12).
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "RuntimeError: Ray version mismatch: cluster has Ray version 2.49.0 but local Ray version is 2.60.0",
+            "Ray 2.49.0 runs there, and this is Ray 2.60.0: install the same version on all nodes",
+        ),
+        (
+            "Version mismatch: The cluster was started with:\n    Ray: 2.60.0\n    Python: 3.12.1\nThis process on "
+            "node 192.0.2.2 was started with:\n    Ray: 2.60.0\n    Python: 3.11.7\n",
+            f"Ray 2.60.0 with Python 3.12.1 runs there, and this is Python {python_version()}: use the same versions "
+            "on all nodes",
+        ),
+        ("Failed to connect to GCS", ""),
+    ],
+)
+def test_a_ray_of_another_version(said: str, why: str) -> None:
+    assert refusal(said) == why
+
+
+@pytest.fixture
+def head_with_token(tmp_path: Path) -> Iterator[int]:
+    """The port of a Ray of this version that wants a token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as short:  # Ray's sockets need a short path
+        options = ["--head", f"--port={port}", f"--temp-dir={short}", "--include-dashboard=false", "--num-cpus=1"]
+        options += ["--object-store-memory=80000000", "--disable-usage-stats", "--dashboard-agent-listen-port=0"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "HOME": str(tmp_path)}
+        with (tmp_path / "head.log").open("w") as log:
+            words = [ray, "start", *options, "--block"]
+            head = subprocess.Popen(words, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            try:
+                wait_until(lambda: "Ray runtime started" in (tmp_path / "head.log").read_text(), 60)
+                yield port
+            finally:
+                head.terminate()
+                head.wait(30)
+
+
+@pytest.mark.timeout(180)
+def test_a_ray_that_wants_a_token(head_with_token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert refused(f"127.0.0.1:{head_with_token}").startswith("that Ray wants a token: set RAY_AUTH_MODE=token, and ")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
+    ray_address.check_ray("cluster.address", f"127.0.0.1:{head_with_token}")
