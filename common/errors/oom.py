@@ -17,8 +17,10 @@ from dataclasses import dataclass
 
 import psutil
 
+from common.errors import RunFailed
+
 UNITS = {"bytes": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "PiB": 1 << 50}
-AMOUNT = rf"(\d+(?:\.\d+)?) ({'|'.join(UNITS)})"
+AMOUNT = rf"(\d+(?:\.\d*)?) ({'|'.join(UNITS)})"
 REQUESTED = re.compile(rf"(?:allocate|mmap) {AMOUNT}")
 GPU_MEMORY = re.compile(rf"GPU (\d+) has a total capacity of {AMOUNT} of which {AMOUNT} is free")
 # Messages of torch's host allocator, the CUDA runtime, cuBLAS and cuDNN, C++, oneDNN.
@@ -44,6 +46,8 @@ def is_shortage(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, RunFailed):  # it quotes another error
+        return False
     return isinstance(error, RuntimeError) and OOM_MESSAGES.search(str(error)) is not None
 
 

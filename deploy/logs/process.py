@@ -92,8 +92,9 @@ def _is_wanted(record: logging.LogRecord) -> bool:
 
 
 def _is_for_terminals(record: logging.LogRecord) -> bool:
-    """Excludes this module's own records: the terminal shows those errors anyway, when they are raised."""
-    return record.name != __name__
+    """Excludes the records of this module and the driver: the terminal shows their lines anyway, as the progress or as
+    the error that ends the run."""
+    return record.name not in (__name__, "deploy.runtime.driver")
 
 
 def _thread_ended(hook: Callable[[Any], object], ended: Any) -> None:

@@ -46,7 +46,7 @@ from deploy.run_dir.layout import CONFIG
 from deploy.run_dir.progress import NullProgress, Progress
 from deploy.runtime.factories import check_toon_heads
 from deploy.runtime.messages import HubReady, HubStatus, Outcome
-from deploy.runtime.oom import OutOfMemory
+from deploy.runtime.oom import OutOfMemory, describe_death, kernel_kills
 from deploy.runtime.ray_backend import RestartUnit, connected, launch_hub, placed, ray_exporters, restart_units
 from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor
 
@@ -164,6 +164,7 @@ class Driver:
         self.units = restart_units(config, group, rewards)
         self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
         self.external_samplers, self.opened = 0, False
+        self.kernel_kills = kernel_kills()  # so far
         self.pending_locations: dict[Any, LocationQuery] = {}  # pending answer -> its process
 
     def run(self) -> Outcome:
@@ -269,8 +270,7 @@ class Driver:
         for error in errors:
             if is_fatal(error):
                 raise error
-        expected = isinstance(errors[0], (RayError, OutOfMemory))  # their messages say it all
-        reason = one_line(errors[0]) if expected else describe_error(errors[0])
+        reason = self._reason(unit, errors[0])
         for name in unit.members:
             self._ask(self.hub.call.remote("release", name), OPEN_SECONDS)
         now = time.monotonic()
@@ -285,6 +285,13 @@ class Driver:
         line = f"{unit.name} died ({reason}); restarting in {unit.starts_at - now:.1f} s"
         log.warning("%s", line)
         self.progress.message(line)
+
+    def _reason(self, unit: RestartUnit, error: Exception) -> str:
+        if isinstance(error, RayError):
+            now = kernel_kills()
+            kills, self.kernel_kills = now - self.kernel_kills, now
+            return describe_death(unit.members[0], one_line(error), self.config, kills)
+        return one_line(error) if isinstance(error, OutOfMemory) else describe_error(error)
 
     def _check_samplers(self) -> None:
         samplers = [unit for unit in self.units if unit.is_sampler]

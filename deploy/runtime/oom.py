@@ -5,12 +5,17 @@ sampler-0: out of memory: asked for 19.11 GB, 2.31 of 25.39 GB are free of GPU 0
 ```
 
 The settings are those that `douga plan` names. As there, GB are 10⁹ bytes.
+
+A process that the kernel's OOM killer ends leaves no error. But the kernel counts what it killed: a higher count than
+before makes it the likely cause, on this machine (`kernel_kills`, `describe_death`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from common.config import RunConfig, may_change
@@ -20,6 +25,9 @@ from deploy.planning.memory import GIGA
 from deploy.planning.plan import CHANGES
 from deploy.run_dir.layout import CONFIG
 
+VMSTAT = Path("/proc/vmstat")
+LOW = re.compile(r"low on memory|OutOfMemory|memory usage threshold")  # words of Ray's own memory monitor
+GONE = "worker process has died"  # Ray saw a connection close, and knows no more
 SECTIONS = {"sampler": ("sampler", "model"), "rewarder": ("reward",), "learner": ("learner", "model")}
 
 
@@ -49,8 +57,35 @@ def needed_by(worker: str, config: RunConfig | None = None) -> Iterator[None]:
         found = shortage(error)
         if found is None:
             raise
-        knobs = "" if config is None else _knobs(worker.partition("-")[0], config)
+        knobs = "" if config is None else _settings(worker, config)
         raise OutOfMemory(f"{worker}: out of memory: {_figures(found)}{knobs}") from error
+
+
+def kernel_kills(file: Path = VMSTAT) -> int:
+    """Processes that the kernel's OOM killer has ended since this machine booted; 0 if it does not tell."""
+    try:
+        found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def describe_death(worker: str, words: str, config: RunConfig, kills: int) -> str:
+    """Why the process of `worker` is gone, in place of Ray's `words`, which are many and name no cause.
+
+    `kills`: processes that the kernel ended for lack of memory meanwhile, on this machine.
+    """
+    advice = _settings(worker, config)
+    if LOW.search(words):
+        return f"Ray ended its process because the node ran out of memory{advice}"
+    if GONE not in words:
+        return words
+    if kills:
+        return f"its process was killed; meanwhile the kernel's OOM killer ended {kills} on this machine{advice}"
+    return (
+        "its process was killed (SIGKILL) or crashed, without an error of its own; `dmesg` on its node tells whether "
+        f"it was out of memory: if so{advice.replace(';', ',', 1)}"
+    )
 
 
 def _figures(found: Shortage) -> str:
@@ -60,8 +95,9 @@ def _figures(found: Shortage) -> str:
     return f"{asked}{found.free / GIGA:.2f} of {found.total / GIGA:.2f} GB are free of {found.where}"
 
 
-def _knobs(role: str, config: RunConfig) -> str:
-    """Lists the remaining settings in the order to try them: for this run, then for a new run."""
+def _settings(worker: str, config: RunConfig) -> str:
+    """Lists the remaining settings in the order to try them, after "; ": for this run, then for a new run."""
+    role = worker.partition("-")[0]
     if role not in SECTIONS:
         return ""
     left = [name for name, change in CHANGES if _is_left(name, change, role, config)]

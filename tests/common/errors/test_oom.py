@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 
+from common.errors import RunFailed
 from common.errors.oom import is_shortage, reraise_oom, shortage
 
 MUCH = 10**15  # bytes; more than any machine has
@@ -34,6 +35,7 @@ def error_of(what: Callable[[], Any]) -> Exception:
     [
         (lambda: torch.empty(MUCH, dtype=torch.uint8), MUCH),
         (lambda: np.empty(1 << 50, np.uint8), 1 << 50),
+        (lambda: np.empty(123 << 40, np.uint8), 123 << 40),  # numpy writes "123. TiB"
         (lambda: bytearray(MUCH), None),
     ],
 )
@@ -79,6 +81,10 @@ def test_other_errors_are_not_out_of_memory(error: Exception) -> None:
     assert not is_shortage(error)
     assert shortage(error) is None
     reraise_oom(error)
+
+
+def test_an_error_that_quotes_another_is_not_out_of_memory() -> None:
+    assert not is_shortage(RunFailed("rewarder-0 died 2 times within an hour; last error: rewarder-0: out of memory"))
 
 
 def test_reraise_oom_raises_out_of_memory_errors() -> None:

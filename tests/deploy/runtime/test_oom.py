@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from common.errors import RunFailed
 from common.messages import Prompt
 from deploy.run_dir.layout import read_result
 from deploy.runtime import driver, serial
-from deploy.runtime.oom import OutOfMemory, needed_by
+from deploy.runtime.oom import OutOfMemory, describe_death, kernel_kills, needed_by
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline
 
@@ -167,3 +170,64 @@ def test_the_innermost_role_is_named_once_and_other_errors_pass() -> None:
         raise MemoryError
     with pytest.raises(ValueError, match=r"^out of memory$"), needed_by("sampler-0", RunConfig()):
         raise ValueError("out of memory")
+
+
+# Processes that are killed.
+
+DEAD = (
+    "The actor died unexpectedly before finishing this task. class_name: Process pid: 32294 The actor is dead because "
+    "its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits with a "
+    "connection error code 2. End of file."
+)
+
+
+def test_a_process_that_died_without_a_word() -> None:
+    rewarder = RunConfig()
+    assert describe_death("rewarder-0", DEAD, rewarder, 0).startswith(
+        "its process was killed (SIGKILL) or crashed, without an error of its own; `dmesg` on its node tells whether "
+        "it was out of memory: if so, use reward.batch = 1 and resume the run; douga plan "
+    )
+    assert describe_death("sampler-1", DEAD, rewarder, 1).startswith(
+        "its process was killed; meanwhile the kernel's OOM killer ended 1 on this machine; use sampler."
+    )
+    low = "Task was killed due to the node running low on memory. Memory on the node was 22.9GB / 23.5GB (0.975)"
+    assert describe_death("rewarder-0", low, rewarder, 0).startswith(
+        "Ray ended its process because the node ran out of memory; use reward.batch = 1 "
+    )
+    assert (
+        describe_death("learner-0", "The actor died: node 7 is gone", rewarder, 0) == "The actor died: node 7 is gone"
+    )
+
+
+def test_the_kernels_count_of_kills(tmp_path: Path) -> None:
+    file = tmp_path / "vmstat"
+    assert kernel_kills(file) == 0
+    file.write_text("drop_slab 0\noom_kill 17\npgfault 3\n")
+    assert kernel_kills(file) == 17
+    file.write_text("drop_slab 0\n")
+    assert kernel_kills(file) == 0
+
+
+@contextmanager
+def memory_group(most: int) -> Iterator[Path]:
+    """A control group whose processes may use `most` bytes together."""
+    place = Path("/sys/fs/cgroup/memory") / f"douga-{os.getpid()}"
+    try:
+        place.mkdir()
+        (place / "memory.limit_in_bytes").write_text(str(most))
+    except OSError as error:
+        pytest.skip(f"no control group for memory can be made here: {error}")
+    try:
+        yield place
+    finally:
+        place.rmdir()
+
+
+def test_the_kernel_counts_a_process_that_it_kills() -> None:
+    with memory_group(64 << 20) as group:
+        before = kernel_kills()
+        join = f"open('{group}/cgroup.procs', 'w').write(str(__import__('os').getpid()))"
+        code = f"{join}; kept = [b'x' * (1 << 20) for _ in range(1000)]"
+        done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+        assert done.returncode == -signal.SIGKILL
+        assert kernel_kills() > before
