@@ -13,9 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.errors import StorageError
@@ -48,7 +49,27 @@ def writing(path: Path | str) -> Iterator[None]:
         reason = describe_disk_error(error)
         if reason is None:
             raise
-        raise StorageError(f"{getattr(error, 'filename', None) or path}: {reason}") from error
+        place = getattr(error, "filename", None) or path
+        raise StorageError(f"{place}: {reason}{_space(error, Path(os.fsdecode(place)))}") from error
+
+
+def _space(error: Exception, path: Path) -> str:
+    """The free space at `path`, if the disk is full."""
+    if _errno(error) != errno.ENOSPC:
+        return ""
+    with suppress(OSError):
+        there = next(place for place in (path, *path.absolute().parents) if place.exists())
+        usage = shutil.disk_usage(there)
+        return f"; {amount(usage.free)} of {amount(usage.total)} are free there"
+    return ""
+
+
+def amount(size: float) -> str:
+    """A number of bytes as text: "11.21 GB", "350.0 MB", "4 KB" (powers of 1000)."""
+    for unit, digits, many in (("GB", 2, 1e9), ("MB", 1, 1e6)):
+        if size >= many:
+            return f"{size / many:.{digits}f} {unit}"
+    return f"{size / 1e3:.0f} KB"
 
 
 def describe_disk_error(error: Exception) -> str | None:

@@ -60,6 +60,7 @@ class Disk:
     versions: int
     push: int  # that each sampler pulls per version
     group: int  # all candidates of a prompt and its conditioning
+    clip: int  # one mp4
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def draft(config: RunConfig, sizes: ModelSizes, gpus: Mapping[str, Gpu], mfu: fl
     tokens = sizes.tokens(shape)
     pace = _pace(config, sizes, shape, gpus, mfu)
     held = needs(config, sizes, gpus, tokens)
-    return Plan(config, sizes, mfu, shape, tokens, held, pace, _disk(config, sizes, shape))
+    return Plan(config, sizes, mfu, shape, tokens, held, pace, disk_of(config, sizes, shape))
 
 
 def _check(config: RunConfig, mfu: float) -> None:
@@ -156,7 +157,8 @@ def clips_per_step(config: RunConfig) -> int:
 # Disk.
 
 
-def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> Disk:
+def disk_of(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]) -> Disk:
+    """The disk of a run whose latents have `shape` (F, C, h, w)."""
     rules, b = config.learner, number_bytes(config)
     whole = sizes.transformer_parameters
     trained = sizes.trained_parameters(rules)
@@ -174,9 +176,10 @@ def _disk(config: RunConfig, sizes: ModelSizes, shape: tuple[int, int, int, int]
         + min(until_freed + waiting, all_pairs) * pair
         + min(SHOWN, all_pairs) * kept_clips(config) * clip,
         checkpoints=checkpoint * (rules.keep_checkpoints + 1),  # one more while it is written
-        versions=b * whole + versions * b * policy,
+        versions=(1 + versions) * b * policy,
         push=b * policy,
         group=group,
+        clip=clip,
     )
 
 

@@ -33,6 +33,7 @@ from deploy.guardrails.monitor import GuardrailMonitor, Probes, open_probes
 from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.process import errors_logged, logging_to
 from deploy.logs.redaction import Redactor, secrets_of
+from deploy.planning.free_space import check_space
 from deploy.run_dir import layout
 from deploy.run_dir.endings import ending_recorded, record_ending, record_kill
 from deploy.run_dir.journal import RunJournal
@@ -81,6 +82,7 @@ class Hub:
         set_worker_threads(config)  # a held-out judge computes in this process
         prompts = open_inputs(config, left_out.append)
         probes = open_probes(config, prompts)
+        check_space(config, left_out.append)
         folder = stack.enter_context(layout.claim(config, left_out.append)).resolve()
         self._open_logs(stack, folder)
         record_kill(folder)

@@ -38,6 +38,7 @@ from deploy.logs.files import LogFiles
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
 from deploy.observability.exporter import GaugeSample
+from deploy.planning.free_space import check_space
 from deploy.run_dir import layout
 from deploy.run_dir.endings import ending_recorded, record_kill
 from deploy.run_dir.journal import RunJournal, timed
@@ -106,6 +107,7 @@ def run(
     with ExitStack() as stack:
         config = stack.enter_context(threads_kept(config, shown.message))
         roles = open_roles(config, rewards, left_out.append)
+        check_space(config, left_out.append)
         folder = stack.enter_context(layout.claim(config, left_out.append))
         stack.enter_context(ending_recorded(folder))
         _open_log(stack, config, folder)

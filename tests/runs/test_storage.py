@@ -117,6 +117,7 @@ def toy_prompts(config: RunConfig) -> Any:
     return open_prompts(config.prompts, config.seed)
 
 
+ROOM = r"[\d.]+ [KMG]B of [\d.]+ [KMG]B are free there"
 FULL = r"/[a-z]+(\.sqlite|/.*)?: cannot be written: No space left on device; free some space, then rerun the"
 
 
@@ -133,7 +134,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_resumes(
     with mounted(tmp_path / "disk", str(int(share * unbroken["bytes"]))) as disk:
         config = six(disk, model)
         assert run(config, monkeypatch) == 3
-        assert re.search(f"^{disk}.*{FULL} same command to resume$", told(capsys))
+        assert re.search(f"^{disk}.*{FULL} same command to resume; {ROOM}$", told(capsys))
         remount(disk, "size=32m")
         is_whole(config)
         assert run(config, monkeypatch) == 0
@@ -221,7 +222,7 @@ def test_a_full_disk_ends_a_cluster_run_at_once(
     with mounted(config.folder / part, "200k") as disk:
         message = (
             rf"^{disk}/.*: cannot be written: No space left on device; "
-            r"free some space, then rerun the same command to resume$"
+            rf"free some space, then rerun the same command to resume; {ROOM}$"
         )
         with pytest.raises(StorageError, match=message):
             driver.run(config, toy.rewards(), progress=said)
