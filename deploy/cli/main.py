@@ -28,6 +28,7 @@ except ModuleNotFoundError as missing:
     print(f"douga: {sys.executable} has no {missing.name}; use the full path of .venv/bin/python", file=sys.stderr)
     sys.exit(2)
 
+UTF8 = "PYTHONUTF8"
 GROUPS = (
     run,
     worker,
@@ -46,11 +47,19 @@ GROUPS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `douga` command, by default from `sys.argv`. Returns the exit code."""
+    if argv is None:
+        _use_utf8()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show is no error
     drop_meaningless()
     return exit_code(partial(_dispatch, arguments))
+
+
+def _use_utf8() -> None:
+    """Starts this program again in Python's UTF-8 mode, unless it has UTF-8 file names: libraries need them."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get(UTF8) != "1":
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {UTF8: "1"})
 
 
 def exit_code(act: Callable[[], int]) -> int:

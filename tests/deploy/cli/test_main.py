@@ -490,3 +490,16 @@ def test_a_second_run_of_the_same_name_is_refused_before_anything_starts(mode: s
     line = f"douga: {tmp_path}/mine: in use by process {os.getpid()}; wait for it or choose another --name\n"
     assert capsys.readouterr() == ("", line)
     assert time.monotonic() - began < 5  # no Ray was started
+
+
+@pytest.mark.timeout(120)
+def test_names_that_the_locale_cannot_encode(tmp_path: Path) -> None:
+    """Python then names files in ASCII, and tokenizers cannot open them; douga starts again in UTF-8 mode."""
+    place = tmp_path / "modèle 日本"
+    model = tiny_pipeline(place / "été")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "deploy.cli", "init", str(place / "projet é"), "--model", str(model)]
+    ended = subprocess.run(words, env=environment, capture_output=True, check=False, timeout=100)
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert str(place / "projet é" / "run.toml") in ended.stdout.decode("utf-8")
+    assert "modèle 日本" in (place / "projet é" / "run.toml").read_text("utf-8")
