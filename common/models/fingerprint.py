@@ -59,17 +59,23 @@ def model_folder(path: str | Path) -> Path:
         return TOON_PIPELINE
     folder = cached_snapshot(str(path)) or Path(path)
     if not folder.is_dir():
-        hint = f", nor a snapshot of it in the hub's cache; get one with: hf download {path}" * is_hub_id(str(path))
+        name, _, revision = str(path).partition("@")
+        download = f"hf download {name}{f' --revision {revision}' if revision else ''}"
+        hint = f", nor a snapshot of it in the hub's cache; get one with: {download}" * is_hub_id(str(path))
         raise ConfigError(
-            f"model.path = {str(path)!r}: no folder {folder}{hint}; allowed: 'toon', a pipeline folder, or a hub id in "
-            "the cache"
+            f"model.path = {str(path)!r}: no folder {folder}{hint}; allowed: 'toon', a pipeline folder, or a hub id, "
+            "OWNER/NAME or OWNER/NAME@REVISION, in the cache"
         )
     return folder
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` has the form OWNER/NAME and is no folder here."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", path)) and not path.startswith(".") and not Path(path).exists()
+    """Whether `path` has the form OWNER/NAME or OWNER/NAME@REVISION and is no folder here."""
+    return (
+        bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", path))
+        and not path.startswith(".")
+        and not Path(path).exists()
+    )
 
 
 def cached_snapshot(path: str) -> Path | None:
@@ -78,8 +84,9 @@ def cached_snapshot(path: str) -> Path | None:
         return None
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import, and seldom needed
 
+    name, _, revision = path.partition("@")
     try:
-        return Path(snapshot_download(path, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision or None, local_files_only=True))
     except (OSError, ValueError):  # not in the cache; not a valid id
         return None
 
