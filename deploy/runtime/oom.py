@@ -64,7 +64,7 @@ def needed_by(worker: str, config: RunConfig | None = None) -> Iterator[None]:
 def kernel_kills(file: Path = VMSTAT) -> int:
     """Processes that the kernel's OOM killer has ended since this machine booted; 0 if it does not tell."""
     try:
-        found = re.search(r"^oom_kill (\d+)$", file.read_text(), re.MULTILINE)
+        found = re.search(r"^oom_kill (\d+)$", file.read_text("ascii"), re.MULTILINE)
     except OSError:
         return 0
     return int(found[1]) if found else 0
