@@ -11,7 +11,7 @@ import warnings
 import zlib
 from typing import Any, NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd tags and large pictures; what is wrong is an error here
 
@@ -25,8 +25,10 @@ CHROMATICITIES, SRGB_CHROMATICITIES = b"cHRM", (0.3127, 0.329, 0.64, 0.33, 0.3, 
 NEAR = 0.02  # the primaries of BT.601 are that near to sRGB's; those of wide gamuts are not
 SRGB_LIKE = {1, 2, 6, 13}  # transfer functions of ITU-T H.273 that are shown as sRGB
 BT709_LIKE = {1, 2, 5, 6, 7}  # primaries
-BITS, PHOTOMETRIC, SUBFILE, DNG = 258, 262, 254, 50706  # tags of TIFF
+BITS, PHOTOMETRIC, SUBFILE, EXTRA, DNG = 258, 262, 254, 338, 50706  # tags of TIFF
 WHITE_IS_ZERO, REDUCED = 0, 1
+START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"  # markers of JPEG
+TAIL = bytes(256)  # zeros, which no compressed picture ends in
 
 
 class Depth(NamedTuple):
@@ -48,7 +50,27 @@ def check_format(data: bytes, image: Image.Image) -> None:
         raise ValueError("a preview inside a camera's raw file: develop the file, and save it as PNG")
     if image.format == "AVIF" and clean_aperture(data):
         raise ValueError("an AVIF that its clean aperture crops: save it as PNG")
+    _check_end(data, image)
+    _check_alpha(data, image)
     _check_colours(data, image)
+
+
+def check_turn(image: Image.Image) -> None:
+    """Raise `ValueError` for a loaded picture that says how to turn it, but where only some programs look for that.
+
+    Pillow also turns by XMP and by a PNG's text of ImageMagick; browsers and FFmpeg do not.
+    """
+    own = Image.Exif()
+    own.load(image.info.get("exif", b""))
+    orientation = ExifTags.Base.Orientation
+    if image.format != "TIFF" and own.get(orientation, 1) != image.getexif().get(orientation, 1):
+        raise ValueError("an orientation that only some programs read (XMP, text): save the picture upright")
+
+
+def chosen_profile(data: bytes, image: Image.Image) -> bytes | None:
+    """The ICC profile of an opened picture's colours. A PNG's `cICP` chunk goes before it; such colours are sRGB's."""
+    coded = image.format == "PNG" and len(dict(png_chunks(data)).get(b"cICP", b"")) == 4
+    return None if coded else image.info.get("icc_profile")
 
 
 def depth_of(image: Image.Image) -> Depth | None:
@@ -103,6 +125,38 @@ def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
         found.append((name, content))
         place += 12 + length
     return found
+
+
+def _check_end(data: bytes, image: Image.Image) -> None:
+    """Refuse a file whose end was not written, where decoders show grey and say nothing."""
+    if image.format in ("JPEG", "MPO"):
+        whole = data.find(END_OF_IMAGE, _first_scan(data)) >= 0
+    else:
+        whole = image.format not in ("WEBP", "AVIF") or not data.endswith(TAIL)
+    if not whole:
+        raise ValueError("truncated: its end is missing, as in a download that was not finished")
+
+
+def _first_scan(data: bytes) -> int:
+    """Where a JPEG's pixels begin. The segments before may hold a whole small picture."""
+    place = 2
+    while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != START_OF_SCAN:
+        if data[place + 1] == 0xFF:  # a fill byte
+            place += 1
+        else:
+            place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+    return place
+
+
+def _check_alpha(data: bytes, image: Image.Image) -> None:
+    """Refuse a fourth channel of which the file does not say whether it is transparency."""
+    said = True
+    if image.format == "TGA":
+        said = bool(data[17] & 0xF)
+    elif image.format == "TIFF":
+        said = _tag(image, EXTRA, None) is not None
+    if image.mode == "RGBA" and not said:
+        raise ValueError("a fourth channel that may be transparency or not: save the image as PNG")
 
 
 def _tag(image: Image.Image, number: int, default: Any) -> Any:

@@ -18,7 +18,17 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from common.errors.oom import reraise_oom
-from common.image_formats import FORMATS, SIGNATURE, Depth, check_format, depth_of, hidden_colour, png_chunks
+from common.image_formats import (
+    FORMATS,
+    SIGNATURE,
+    Depth,
+    check_format,
+    check_turn,
+    chosen_profile,
+    depth_of,
+    hidden_colour,
+    png_chunks,
+)
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels, everywhere
 PICTURES = ("GIF", "PNG", "WEBP", "JPEG", "TIFF", "BMP", "AVIF")
@@ -48,7 +58,8 @@ def decode_layer(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_format(data, image)
             image.load()
-            profile, depth = image.info.get("icc_profile"), depth_of(image)
+            check_turn(image)
+            profile, depth = chosen_profile(data, image), depth_of(image)
             if (hidden := hidden_colour(data, image)) is not None:
                 image.info["transparency"] = hidden
             upright = ImageOps.exif_transpose(image)

@@ -27,6 +27,8 @@ from typing import Any
 
 import av
 import numpy as np
+from av.codec.context import Flags
+from av.error import ArgumentError
 from av.error import MemoryError as FFmpegMemoryError
 from av.stream import Disposition
 
@@ -148,6 +150,7 @@ def _opened(data: bytes) -> Iterator[tuple[Any, Any]]:
         with _container(data) as container:
             stream = _chosen(list(container.streams.video))
             context = stream.codec_context
+            context.flags |= Flags.unaligned  # crops at the left to the pixel, as the `ffmpeg` program does
             if context.codec.name not in CONCEALED:
                 context.options = ERRORS
             _check_crop(bytes(data), container, stream)  # the exchange gives a view
@@ -163,6 +166,10 @@ def _container(data: bytes) -> Any:
         return av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS})
     except FFmpegMemoryError:  # of a damaged size, which FFmpeg does not even try: nothing is decoded yet
         raise ValueError(f"{len(data)} bytes that are not a readable video: a size in its header is damaged") from None
+    except ArgumentError:  # a format that FFmpeg knows, and that is not in the list
+        raise ValueError(
+            "a file of another kind than mp4, mov, mkv, webm, avi, ts, mpg, flv, wmv and ogv: ffmpeg -i FILE clip.mp4"
+        ) from None
 
 
 def _chosen(streams: list[Any]) -> Any:

@@ -38,7 +38,8 @@ class Screen:
     def __init__(self, stream: Any, first: Any) -> None:
         """`first` is the stream's first frame. Raises `ValueError` if it cannot be shown rightly."""
         _check_colours(stream, first)
-        self._format = _format(first)
+        self._context = stream.codec_context
+        self._format = self._of(first)
         self._alpha = first.format.has_palette or any(one.is_alpha for one in first.format.components)
         if stream.metadata.get("alpha_mode", "0") != "0":
             raise ValueError("a video with a transparent layer that decoders leave out; write it on a background")
@@ -60,8 +61,8 @@ class Screen:
                 "interlaced: a frame shows two moments; deinterlace it: "
                 "ffmpeg -i FILE -vf bwdif=mode=send_frame clip.mp4"
             )
-        if _format(frame) != self._format:
-            raise ValueError("the video changes its size, turn or colours midway")
+        if self._of(frame) != self._format:
+            raise ValueError("the video changes its size, turn, colours or shape of pixels midway")
 
     def show(self, frame: Any) -> np.ndarray:
         """The frame as uint8 ``[H, W, 3]``."""
@@ -69,10 +70,10 @@ class Screen:
         pixels = self._graph.pull().to_ndarray()
         return np.asarray(on_background(Image.fromarray(pixels, "RGBA"))) if self._alpha else pixels
 
-
-def _format(frame: Any) -> tuple[object, ...]:
-    colours = int(frame.color_trc), int(frame.color_primaries), int(frame.colorspace), int(frame.color_range)
-    return frame.width, frame.height, frame.format.name, _matrix(frame), colours
+    def _of(self, frame: Any) -> tuple[object, ...]:
+        colours = int(frame.color_trc), int(frame.color_primaries), int(frame.colorspace), int(frame.color_range)
+        square = self._context.sample_aspect_ratio or 1
+        return frame.width, frame.height, frame.format.name, _matrix(frame), colours, square
 
 
 def _check_colours(stream: Any, frame: Any) -> None:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from common.images import decode_image
+from tests.common.test_image_files import RNG, chunk, of_gamma, saved
 
 SHORT, LONG = 3, 4  # types of TIFF tags
 
@@ -45,6 +46,11 @@ def tiff(
     start = 8 + 2 + 12 * (len(tags) + 1) + 4
     entries = [struct.pack("<HHII", *tag[:2], 1, tag[2]) for tag in sorted([*tags, (273, LONG, start)])]
     return struct.pack("<2sHIH", b"II", 42, 8, len(entries)) + b"".join(entries) + bytes(4) + row
+
+
+def tga(bits: int, pixel: bytes) -> bytes:
+    """A TGA of one pixel, without a word about transparency."""
+    return bytes([0, 0, 2, *[0] * 9]) + struct.pack("<HHBB", 1, 1, bits, 0x20) + pixel
 
 
 def test_a_hidden_shade_of_few_bits() -> None:
@@ -78,6 +84,40 @@ def test_primaries_without_a_profile(red: tuple[float, float], refused: bool) ->
         decode_image(data)
 
 
+def test_cicp_goes_before_a_colour_profile() -> None:
+    profile = b"iCCP", b"x\0\0" + zlib.compress(of_gamma(1.0))
+    assert pixels(png(1, 8, 2, bytes([55] * 3), profile)) == grey(128)
+    assert pixels(png(1, 8, 2, bytes([55] * 3), profile, (b"cICP", bytes([1, 13, 0, 1])))) == grey(55)
+
+
+XMP = b'<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><a tiff:Orientation="6"/></x:xmpmeta>'
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "AVIF"])
+def test_an_orientation_that_browsers_do_not_read_is_refused(kind: str) -> None:
+    """One in EXIF goes before it."""
+    image = Image.fromarray(RNG.integers(0, 256, (8, 16, 3), dtype=np.uint8))
+    text = b"XML:com.adobe.xmp\0\0\0\0\0" + XMP
+    with pytest.raises(ValueError, match="an orientation that only some programs read"):
+        decode_image(chunk(saved(image), b"iTXt", text) if kind == "PNG" else saved(image, kind, xmp=XMP))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    data = saved(image, kind, exif=exif) if kind == "PNG" else saved(image, kind, exif=exif, xmp=XMP)
+    assert decode_image(chunk(data, b"iTXt", text) if kind == "PNG" else data).size == (8, 16)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF", "GIF", "PNG"])
+def test_an_end_of_zeros_is_an_unfinished_download(kind: str) -> None:
+    """The file has its whole size; decoders show grey, and most say nothing."""
+    thumbnail, picture = saved(Image.new("RGB", (9, 9)), "JPEG"), RNG.integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    options = {"comment": thumbnail} if kind == "JPEG" else {}  # it has an end of its own
+    data = saved(Image.fromarray(picture), kind, **options)
+    assert decode_image(data).size == (128, 128)
+    half = len(data) // 2
+    with pytest.raises(ValueError, match=r"truncated|broken data"):
+        decode_image(data[:half] + bytes(len(data) - half))
+
+
 def partial_gif() -> bytes:
     """A picture of 2 x 2 in a screen of 4 x 4; the rest is transparent in a viewer."""
     file = io.BytesIO()
@@ -93,6 +133,11 @@ def partial_gif() -> bytes:
         (tiff(2, 8, bytes(2), more=[(254, LONG, 1)]), "a preview inside a camera's raw file"),
         (tiff(2, 8, bytes(2), more=[(50706, LONG, 1)]), "a preview inside a camera's raw file"),
         (tiff(2, 16, bytes(4), more=[(339, SHORT, 2)]), "pixels of the kind I"),
+        (tga(32, bytes(4)), "a fourth channel that may be transparency or not"),
+        (
+            saved(Image.new("RGBA", (1, 1)), "TIFF").replace(struct.pack("<H", 338), struct.pack("<H", 340)),
+            "a fourth channel that may be transparency",
+        ),
         (partial_gif(), "a GIF whose picture does not fill its size"),
         (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n%%EndComments\nshowpage\n",
@@ -101,7 +146,7 @@ def partial_gif() -> bytes:
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), "kind that is read: JPEG, PNG, WEBP"),
         (b"", "not a whole picture of a kind that is read"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_what_would_be_shown_wrongly_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=f"^broken image: .*{why}"):

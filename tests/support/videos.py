@@ -79,6 +79,23 @@ def cut(data: bytes, start: float, container: str = "mp4") -> bytes:
     return file.getvalue()
 
 
+def filtered(filters: str, *parts: bytes) -> bytes:
+    """The packets of H.264 files one after the other, passed through a bitstream filter, in one transport stream."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mpegts") as made:
+        stream: Any = None
+        for number, part in enumerate(parts):
+            with av.open(io.BytesIO(part)) as source:
+                track = source.streams.video[0]
+                stream = stream or made.add_stream_from_template(track)
+                graph = av.BitStreamFilterContext(filters, track)
+                for packet in [one for given in [*source.demux(track), None] for one in graph.filter(given)]:
+                    shift = round(number * float(source.duration or 0) / 1e6 / packet.time_base)
+                    packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                    made.mux(packet)
+    return file.getvalue()
+
+
 def without_frame(data: bytes, number: int) -> bytes:
     """The same file with the bytes of one packet overwritten."""
     with av.open(io.BytesIO(data)) as source:
