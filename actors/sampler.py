@@ -57,9 +57,7 @@ class Sampler(SamplingLoop):
         self._shape = model.latent_shape(size.frames, size.height, size.width)
         self._transformer = self._open_transformer()
         idle = "cpu" if config.sampler.offload else size.device
-        self._vae = model.load_vae(size.dtype, idle)
-        if config.sampler.vae_tiling:
-            self._vae.enable_tiling()
+        self._vae = model.load_vae(size.dtype, idle, config.sampler.vae_tiling)
         self._text_encoder = model.load_text_encoder(size.dtype, idle)
         self._tokenizer = model.load_tokenizer()
         self._scheduler = model.make_scheduler(config.sampler.scheduler)

@@ -53,9 +53,7 @@ class RolloutModels:
         self.scheduler: Any = model.make_scheduler("ddim")
         self.scheduler.set_timesteps(config.sampler.steps)
         self.schedule = NoiseSchedule.from_config(model.scheduler_config)
-        self.vae = model.load_vae(config.model.dtype, config.model.device)
-        if config.sampler.vae_tiling:
-            self.vae.enable_tiling()
+        self.vae = model.load_vae(config.model.dtype, config.model.device, config.sampler.vae_tiling)
         if config.learner.gradient_checkpointing != "off":
             self.vae.enable_gradient_checkpointing()
 

@@ -35,7 +35,7 @@ from common.models.fingerprint import model_folder, model_parts
 from common.models.json_files import read_json
 from common.models.pipeline_folder import SCHEDULERS, defaults, load_tokenizer, read_folder
 from common.models.pretrained import check_weights, load_model, move
-from common.models.shapes import front_padding, latent_shape
+from common.models.shapes import front_padding, latent_shape, tiles
 
 OFS = 2.0  # the offset that CogVideoX 1.5 was trained with
 
@@ -81,9 +81,13 @@ class ModelFolder:
         torch.nn.Module.to(model, torch_dtype(dtype))  # in place; diffusers' own `to` warns of modules that it has not
         return model
 
-    def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
-        """The video autoencoder, frozen."""
+    def load_vae(
+        self, dtype: torch.dtype | str, device: torch.device | str, tiling: bool = False
+    ) -> AutoencoderKLCogVideoX:
+        """The video autoencoder, frozen. With `tiling` it works on overlapping tiles."""
         model = self._load_model(AutoencoderKLCogVideoX, "vae", device, torch_dtype=torch_dtype(dtype))
+        if tiling:
+            model.enable_tiling(**tiles(self.vae_config))
         return model.requires_grad_(False)
 
     def load_text_encoder(self, dtype: torch.dtype | str, device: torch.device | str) -> T5EncoderModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -13,6 +14,28 @@ Config = Mapping[str, Any]  # a part's config.json, with the class's defaults fi
 def spatial_ratio(vae: Config) -> int:
     """Pixels per latent along one side."""
     return 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def tiles(vae: Config) -> dict[str, Any]:
+    """Arguments of diffusers' `enable_tiling`: its tiles of half the VAE's sample size, and its overlaps or a bit more.
+
+    diffusers rounds steps in pixels and in latents apart. If they do not fit, it returns clips of another size, or
+    fails; so tiles and overlaps are whole latents here. CogVideoX's own are: 40 of 240 and 72 of 360 pixels.
+    """
+    ratio, found = spatial_ratio(vae), {}
+    for side, share in (("height", 1 / 6), ("width", 1 / 5)):
+        latents = max(2, vae[f"sample_{side}"] // 2 // ratio)
+        overlaps = range(max(1, math.ceil(latents * share)), latents)
+        found[f"tile_sample_min_{side}"] = latents * ratio
+        found[f"tile_overlap_factor_{side}"] = next(one / latents for one in overlaps if _fits(one, latents, ratio))
+    return found
+
+
+def _fits(overlap: int, latents: int, ratio: int) -> bool:
+    """Whether diffusers makes of overlap / latents the steps that are meant. It rounds down, what is inexact by one."""
+    share, pixels, step = overlap / latents, latents * ratio, latents - overlap
+    steps = {int(latents * (1 - share)), latents - int(latents * share)}
+    return steps == {step} and {int(pixels * (1 - share)), pixels - int(pixels * share)} == {step * ratio}
 
 
 def frame_step(vae: Config) -> int:

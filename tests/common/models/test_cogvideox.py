@@ -25,7 +25,7 @@ from common.models.cogvideox import (
     to_pixels,
     to_unit,
 )
-from common.models.shapes import front_padding
+from common.models.shapes import front_padding, spatial_ratio, tiles
 from tests.support.tiny import (
     CHANNELS,
     FAMILIES,
@@ -42,6 +42,10 @@ from tests.support.tiny import (
 from tests.support.torn import without
 
 SHAPE = (3, CHANNELS, 12, 16)
+
+
+PUBLISHED = {"tile_sample_min_height": 240, "tile_overlap_factor_height": 1 / 6}  # what diffusers takes for 480 x 720
+PUBLISHED |= {"tile_sample_min_width": 360, "tile_overlap_factor_width": 1 / 5}
 
 
 @pytest.fixture(scope="module")
@@ -356,3 +360,20 @@ def test_both_schedulers_follow_the_checkpoints_schedule(folder: Path) -> None:
     assert dpm.alphas_cumprod[-1] == 0  # zero terminal SNR
     dpm.set_timesteps(10)
     assert dpm.timesteps.tolist() == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
+
+
+@pytest.mark.parametrize("sample", [(48, 64), (40, 72), (8, 8), (100, 84)])
+def test_tiles_of_any_size_give_the_clips_size(tmp_path: Path, sample: tuple[int, int]) -> None:
+    """diffusers' own overlaps fail for the first, where a step of 25 pixels is 6 latents of 4 pixels and a bit."""
+    model = open_model(tiny_pipeline(tmp_path, vae={"sample_height": sample[0], "sample_width": sample[1]}))
+    assert spatial_ratio(model.vae_config) == 4
+    vae = model.load_vae("float32", "cpu", tiling=True)
+    clip = torch.rand(1, 1, 3, 60, 100) * 2 - 1
+    latents = encode_video(vae, clip)
+    assert latents.shape == (1, 1, CHANNELS, 15, 25)
+    assert decode_latents(vae, latents).shape == clip.shape
+
+
+def test_the_tiles_of_published_models_are_diffusers_own() -> None:
+    vae = {"block_out_channels": (128, 256, 256, 512), "sample_height": 480, "sample_width": 720}
+    assert tiles(vae) == PUBLISHED
