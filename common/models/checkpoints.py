@@ -22,11 +22,10 @@ from safetensors import safe_open
 
 from common.errors import ConfigError
 from common.errors.messages import one_line
-from common.models.json_files import read_json
+from common.models.json_files import check_pointer, read_json
 
 NAMED = 3  # tensors that an error names
 DTYPES = ("F64", "F32", "F16", "BF16")
-LFS = b"version https://git-lfs"
 TO_SAFETENSORS = (
     "douga never unpickles weights; convert the pipeline once with diffusers: "
     "DiffusionPipeline.from_pretrained(DIR).save_pretrained(NEW_DIR)"
@@ -86,6 +85,9 @@ def _weight_files(folder: Path, stem: str) -> dict[Path, set[str] | None]:
     visible = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
     pickled = [name for name in visible if re.search(r"model.*\.(bin|pt|pth|ckpt)(\.index\.json)?$", name)]
     weights = [name for name in visible if name.endswith((".safetensors", ".safetensors.index.json"))]
+    for name in visible:
+        if not (folder / name).exists():
+            raise ConfigError(f"{folder / name}: a link to a file that is not there")
     if not single.is_file() and not index.is_file():
         if pickled:
             raise ConfigError(f"{folder}: only pickled weights ({_listed(pickled)}); {TO_SAFETENSORS}")
@@ -131,13 +133,5 @@ def read_header(file: Path) -> dict[str, Header]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
             return {name: Header(tuple(one.get_shape()), one.get_dtype()) for name, one in slices.items()}
     except Exception as error:  # the library raises its own class, OSError and others
-        why = "a Git LFS pointer, not the weights; run: git lfs pull" if _is_pointer(file) else one_line(error)
-        raise ConfigError(f"{file}: cannot be loaded: {why}") from None
-
-
-def _is_pointer(file: Path) -> bool:
-    try:
-        with file.open("rb") as opened:
-            return opened.read(len(LFS)) == LFS
-    except OSError:
-        return False
+        check_pointer(file)
+        raise ConfigError(f"{file}: cannot be loaded: {one_line(error)}") from None

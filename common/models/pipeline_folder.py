@@ -25,7 +25,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.models.checkpoints import check_checkpoint
-from common.models.json_files import read_json
+from common.models.json_files import check_pointer, read_json
 from common.models.noise_schedule import NoiseSchedule
 from common.models.pretrained import from_pretrained
 
@@ -44,6 +44,7 @@ PART_CLASSES: dict[str, tuple[str, ...]] = {
 LIBRARIES = {part: "transformers" if part in ("text_encoder", "tokenizer") else "diffusers" for part in PART_CLASSES}
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # names of weight files
 TIMESTEPS = 1000  # `sampler.steps` must divide it
+MOST_LAYERS = 1000  # more take minutes to build even without memory; CogVideoX has 42
 
 
 class Configs(NamedTuple):
@@ -88,6 +89,8 @@ def load_tokenizer(folder: Path, vocabulary: int, length: int) -> T5Tokenizer:
     """
     if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make an empty vocabulary
         raise ConfigError(f"{folder}: no vocabulary in it; allowed are {' and '.join(VOCABULARIES)}")
+    for name in VOCABULARIES:
+        check_pointer(folder / name)
     file = folder / "tokenizer_config.json"
     if (
         file.exists()
@@ -187,6 +190,9 @@ def _read_text_config(folder: Path) -> T5Config:
 
 def _built(build: Any, folder: Path, config: Any) -> torch.nn.Module:
     """A part on the meta device: names and shapes without weights."""
+    for name, value in (config.to_dict() if isinstance(config, T5Config) else config).items():
+        if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+            raise ConfigError(f"{folder / 'config.json'}: {name} = {value}: at most {MOST_LAYERS} can be built")
     try:
         with torch.device("meta"):
             return build(config)

@@ -213,7 +213,25 @@ def test_a_variant_alone_and_a_pointer(folder: Path) -> None:
     assert f"no {file.name} in it; rename diffusion_pytorch_model.fp16.safetensors" in refusal(folder)
     file.with_name("diffusion_pytorch_model.fp16.safetensors").unlink()
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
-    assert "cannot be loaded: a Git LFS pointer, not the weights; run: git lfs pull" in refusal(folder)
+    assert "cannot be loaded: a Git LFS pointer, not the file itself; run: git lfs pull" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["vae/config.json", "tokenizer/tokenizer.json", "tokenizer/spiece.model"])
+def test_a_pointer_in_place_of_a_small_file(folder: Path, name: str) -> None:
+    file = folder / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    assert refusal(folder) == f"{file}: cannot be loaded: a Git LFS pointer, not the file itself; run: git lfs pull"
+
+
+def test_a_link_to_nowhere_and_a_pipe(folder: Path) -> None:
+    file = folder / "vae" / WEIGHTS["vae"]
+    file.unlink()
+    file.symlink_to("../../blobs/0")
+    assert refusal(folder) == f"{file}: a link to a file that is not there"
+    config = folder / "vae" / "config.json"
+    config.unlink()
+    os.mkfifo(config)
+    assert refusal(folder).startswith(f"{config}: ")
 
 
 # Configs.
@@ -232,6 +250,8 @@ def test_a_variant_alone_and_a_pointer(folder: Path) -> None:
         ("transformer/config.json", {"num_layers": 1}, "has not: transformer_blocks.1."),
         ("transformer/config.json", {"num_layers": "2"}, "num_layers = '2': does not fit; the default is 30"),
         ("transformer/config.json", {"patch_size": 0}, "patch_size = 0: does not fit"),
+        ("transformer/config.json", {"num_layers": 10**9}, "num_layers = 1000000000: at most 1000 can be built"),
+        ("text_encoder/config.json", {"num_layers": 10**9}, "num_layers = 1000000000: at most 1000 can be built"),
         ("transformer/config.json", {"text_embed_dim": 64}, "text_embed_dim = 64, but the other parts need 32"),
         ("transformer/config.json", {"out_channels": 8}, "out_channels = 8, but the other parts need 4"),
         ("transformer/config.json", {"activation_fn": "none"}, "no model can be built of it"),
