@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.errors import ConfigError
 from common.errors.disk import writing
 
 TAIL = 1 << 16  # bytes per read while searching for the end of the last complete line
@@ -100,7 +101,7 @@ class Tail:
         self._known, self._end, self._lines = 0, 0, 0  # inode of the file; bytes and lines already read
 
     def read(self) -> list[dict[str, Any]]:
-        """Returns all complete records in order, [] without a file. Raises `ValueError` naming an invalid line."""
+        """Returns all complete records in order, [] without a file. Raises `ConfigError` naming an invalid line."""
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -129,14 +130,16 @@ def _parsed(whole: bytes, path: Path, lines: int) -> list[dict[str, Any]]:
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+            raise ConfigError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(records[-1], dict):
+            raise ConfigError(f"{path}:{number}: not a JSON object")
     return records
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Returns all complete records of a file and its older part in order, [] without a file.
 
-    Raises `ValueError` naming an invalid line.
+    Raises `ConfigError` naming an invalid line.
     """
     return Tail(path).read()
 

@@ -1,5 +1,5 @@
-"""Random input of a user: command lines, configurations, prompt and rating files, pictures, videos and model folders,
-most of them wrong.
+"""Random input of a user: command lines, configurations, prompt and rating files, pictures, videos, model and run
+folders, most of them wrong.
 
 Each case is a function of its seed. ``python -m tests.fuzz.inputs --cases 10000`` runs many and prints those that end
 in anything else than exit code 0 with a checked result, or one line and exit code 2 or 3.
@@ -30,7 +30,7 @@ from common.data.ratings import read_pairs, read_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.errors.endings import UNEXPECTED
-from deploy.cli.main import exit_code, main
+from deploy.cli.main import build_parser, exit_code, main
 from rewarders.rewarder import read_clip
 from tests.support.tiny import tiny_pipeline
 
@@ -55,29 +55,9 @@ WORDS = [
 ]
 WORDS += ["%s", "{}", "nan", "inf", "-1", "0", "1e999", "9" * 400, "true", "x" * 5000, "\ud83e"]
 NUMBERS = [0, -1, 1, 2**63, -(2**63), 10**400, 0.0, -0.0, 1e308, float("nan"), float("inf"), -float("inf"), True, None]
-# Without those that serve until they are stopped.
-COMMANDS = [
-    "run",
-    "plan",
-    "status",
-    "trace",
-    "logs",
-    "report",
-    "export",
-    "evaluate",
-    "sample",
-    "score",
-    "collect",
-    "candidates",
-    "prompts",
-    "reward",
-    "config",
-]
-COMMANDS += ["recover", "finetune", "init", "candidates show", "candidates check", "candidates merge"]
-COMMANDS += [f"prompts {kind}" for kind in ("from-videos", "balance", "rewrite", "first-frames")]
-COMMANDS += [f"reward {kind}" for kind in ("build", "train", "eval", "convert")]
-OPTIONS = ["model", "out", "count", "ratings", "prompts", "json", "gpu", "family", "url", "head", "start", "version"]
-OPTIONS += ["actions", "generators", "foreign", "captions", "since", "level", "worker", "seed", "format", "device"]
+SERVING = {"worker", "watch", "annotate", "monitor", "toon", "reward serve"}  # until they are stopped, or for minutes
+FOLLOWING = {"--follow", "--help", "--version"}  # options that go on for ever, or end at once
+STARTING = ("run", "collect", "finetune")  # commands that would train
 TOML = ["1", "-1", "nan", "inf", "true", '"x"', '""', "[]", "{}", "[1, 2]", "{a = 1}", "1979-05-27", "9" * 30, "1e400"]
 TOML += ["0x10", '"\\u0000"', '"日本"', "[[1]]", "+", "'", "1_0"]
 OTHER_KEYS = ["a", "a.b", '"é"', "model", "reward.judges.x.kind"]
@@ -108,9 +88,8 @@ class Case:
 def run_case(seed: int) -> Case:
     """Runs the case of a seed."""
     draw = random.Random(seed)
-    make = draw.choices([_command_line, _config, _prompts, _ratings, _picture, _video, _model], [3, 3, 2, 2, 2, 2, 1])[
-        0
-    ]
+    makers = {_command_line: 3, _config: 3, _prompts: 2, _ratings: 2, _picture: 2, _video: 2, _model: 1, _run_folder: 1}
+    make = draw.choices(list(makers), list(makers.values()))[0]
     with tempfile.TemporaryDirectory(prefix="douga-fuzz-") as folder:
         what, act = make(draw, Path(folder))
         err = io.StringIO()
@@ -125,15 +104,36 @@ def run_case(seed: int) -> Case:
 Act = Callable[[], int]
 
 
+@cache
+def _commands() -> dict[str, list[str]]:
+    """Every command that ends by itself, with its own options."""
+    found: dict[str, list[str]] = {}
+    left: list[tuple[str, argparse.ArgumentParser]] = [("", build_parser())]
+    while left:
+        name, parser = left.pop()
+        groups = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
+        for group in groups:
+            left += [(f"{name} {word}".strip(), one) for word, one in group.choices.items()]
+        if not groups and name not in SERVING and name.split()[0] not in SERVING:
+            found[name] = [flag for one in parser._actions for flag in one.option_strings if flag not in FOLLOWING]
+    return found
+
+
 def _command_line(draw: random.Random, folder: Path) -> tuple[str, Act]:
-    command = draw.choice(COMMANDS)
-    names = [key.name for key in keys()]
+    command = draw.choice(sorted(_commands()))
+    names = [f"--{key.name}" for key in keys()]
+    (folder / "a.mp4").write_bytes(_clip())
+    (folder / "p.jsonl").write_text('{"prompt": "a robot walks"}\n')
+    (folder / "empty").mkdir()
+    values = [*WORDS, *NUMBERS, "a.mp4", "p.jsonl", "empty", "nowhere"]
     words = command.split()
     for _ in range(draw.randrange(5)):
-        name = draw.choice([*names, *OPTIONS])
-        flag = draw.choice([f"--{name}", f"--{name.replace('_', '-')}", draw.choice(WORDS)])
-        words += [flag, str(draw.choice([*WORDS, *NUMBERS]))] if draw.random() < 0.8 else [flag]
-    if command in ("run", "collect", "finetune"):  # nothing that could start
+        flag = draw.choice(draw.choice([names, _commands()[command] or names, WORDS, ["a.mp4", "p.jsonl", "empty"]]))
+        flag = flag.replace("_", "-") if draw.random() < 0.3 else flag
+        words += [flag, str(draw.choice(values))] if draw.random() < 0.8 else [flag]
+    if command == "sample":  # not the embedded model, for minutes
+        words.insert(1, "nowhere")
+    if command in STARTING:  # nothing that could start
         words += [f"--root={folder}", "--mode=serial", "--model.path", str(folder / "nowhere")]
     return f"douga {words!r:.300}", lambda: main(words)
 
@@ -291,14 +291,15 @@ def _model(draw: random.Random, folder: Path) -> tuple[str, Act]:
     shutil.copytree(whole, place)
     for _ in range(draw.randrange(1, 3)):
         file = draw.choice(sorted(one for one in place.rglob("*") if one.is_file()))
-        if file.suffix == ".json" and draw.random() < 0.8:
-            found = json.loads(file.read_text("utf-8"))
+        if file.suffix == ".json" and draw.random() < 0.8 and (found := _json(file)) is not None:
             if isinstance(found, dict) and found:
                 key = draw.choice([*found, "x"])
                 found[key] = _value(draw)
                 if draw.random() < 0.3:
                     del found[key]
             file.write_bytes(json.dumps(found).encode())
+        elif file.suffix == ".safetensors" and draw.random() < 0.6:
+            file.write_bytes(_other_header(draw, file.read_bytes()))
         elif draw.random() < 0.5:
             file.unlink()
         else:
@@ -312,6 +313,62 @@ def _model(draw: random.Random, folder: Path) -> tuple[str, Act]:
         return code
 
     return f"model, changed {[str(one.relative_to(whole)) for one in changed]}", act
+
+
+def _other_header(draw: random.Random, data: bytes) -> bytes:
+    """A safetensors file with another value in its header, which names each tensor's dtype, shape and place."""
+    size = int.from_bytes(data[:8], "little")
+    try:
+        header = json.loads(data[8 : 8 + size])
+        tensor = header[draw.choice(sorted(header))]
+        name = draw.choice(sorted(tensor))
+    except (ValueError, LookupError, TypeError):  # damaged before
+        return data[: len(data) // 2]
+    if isinstance(tensor[name], list) and tensor[name] and draw.random() < 0.5:
+        tensor[name][0] = draw.choice(NUMBERS)
+    else:
+        tensor[name] = draw.choice(["I8", "F8_E4M3", "F16", [], [0], [-1, 2], None, _value(draw)])
+    made = json.dumps(header).encode()
+    return len(made).to_bytes(8, "little") + made + data[8 + size :]
+
+
+@cache
+def _whole_run() -> tempfile.TemporaryDirectory[str]:
+    folder = tempfile.TemporaryDirectory(prefix="douga-fuzz-run-")
+    few = ["--steps=1", "--learner.batch_size=2", "--sampler.candidates=2", "--evaluation.prompts=0"]
+    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        assert main(["run", "--root", folder.name, "--name=a", "--mode=serial", "--simulate", *few]) == 0
+    return folder
+
+
+def _run_folder(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    """A finished run of which files are missing, cut or changed, and a command that reads it."""
+    place, whole = folder / "runs" / "a", Path(_whole_run().name) / "a"
+    shutil.copytree(whole, place)
+    files, done = sorted(one for one in place.rglob("*") if one.is_file()), []
+    for _ in range(draw.randrange(1, 3)):
+        file = draw.choice(
+            [one for one in draw.choice([files, [o for o in files if o.parent == place]]) if one.exists()]
+        )
+        done.append(str(file.relative_to(place)))
+        if draw.random() < 0.4:
+            file.unlink()
+        else:
+            file.write_bytes(_damaged(draw, file.read_bytes() or b" "))
+    out, root = ["--out", str(folder / "out")], ["--root", str(folder / "runs")]
+    reading: dict[str, list[str]] = {one: [] for one in ("status", "logs", "trace", "report", "recover", "score")}
+    reading |= {"export": out, "sample": out, "run": root, "candidates show": []}
+    command = draw.choice(sorted(reading))
+    of = place / "config.toml" if command == "run" else place
+    return f"{command} of a run, changed {done}", lambda: main([*command.split(), str(of), *reading[command]])
+
+
+def _json(file: Path) -> Any:
+    """The content of a JSON file; None once it is damaged."""
+    try:
+        return json.loads(file.read_bytes())
+    except ValueError:
+        return None
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -20,8 +20,6 @@ ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 TESTS = sorted(Path(__file__).parent.glob("rules-*.yml"))
 CASES = {case["name"]: case for file in TESTS for case in yaml.safe_load(file.read_text("utf-8"))["tests"]}
 
-alerts = pytest.mark.parametrize("name", ALERTS)
-
 
 def promtool(*words: str | Path) -> str:
     """Returns its output. Its tests are short, but the machine may be busy."""
@@ -45,14 +43,14 @@ def test_alerts_fire_only_above_their_thresholds(file: Path) -> None:
     assert "SUCCESS" in promtool("test", "rules", file)
 
 
-@alerts
-def test_every_alert_is_tested_firing_and_not_firing(name: str) -> None:
-    early, late = CASES[name]["alert_rule_test"]
-    assert early["alertname"] == late["alertname"] == name
-    assert not early.get("exp_alerts")  # before its `for` has passed
-    fired = {alert["exp_labels"]["run"] for alert in late["exp_alerts"]}
-    runs = {run for one in CASES[name]["input_series"] for run in re.findall(r'run="(\w+)"', one["series"])}
-    assert fired < runs  # the other runs are just below the threshold
+def test_every_alert_is_tested_firing_and_not_firing() -> None:
+    for name in ALERTS:
+        early, late = CASES[name]["alert_rule_test"]
+        assert early["alertname"] == late["alertname"] == name
+        assert not early.get("exp_alerts")  # before its `for` has passed
+        fired = {alert["exp_labels"]["run"] for alert in late["exp_alerts"]}
+        runs = {run for one in CASES[name]["input_series"] for run in re.findall(r'run="(\w+)"', one["series"])}
+        assert fired < runs  # the other runs are just below the threshold
 
 
 def test_rules_use_only_defined_metrics() -> None:
@@ -62,15 +60,14 @@ def test_rules_use_only_defined_metrics() -> None:
     assert {name for rule in RULES for name in re.findall(r"\brun\w*:\w+:\w+", rule["expr"])} <= recorded
 
 
-@alerts
-def test_an_alert_says_what_is_wrong_and_what_to_do(name: str) -> None:
-    rule = ALERTS[name]
-    assert name.startswith("Douga")
-    assert "for" in rule or "increase(" in rule["expr"]  # an increase over a window does not flap
-    assert rule["labels"]["severity"] in ("critical", "warning", "info")
-    assert rule["annotations"]["summary"].startswith("{{ $labels.run }}: ")
-    assert rule["annotations"]["summary"].endswith(".")
-    assert rule["annotations"]["runbook"].endswith(f" docs/alerts.md#{name.lower()}")
+def test_an_alert_says_what_is_wrong_and_what_to_do() -> None:
+    for name, rule in ALERTS.items():
+        assert name.startswith("Douga")
+        assert "for" in rule or "increase(" in rule["expr"]  # an increase over a window does not flap
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"]["summary"].startswith("{{ $labels.run }}: ")
+        assert rule["annotations"]["summary"].endswith(".")
+        assert rule["annotations"]["runbook"].endswith(f" docs/alerts.md#{name.lower()}")
 
 
 def test_a_rule_covers_every_run() -> None:
@@ -99,13 +96,13 @@ def test_every_alert_has_its_paragraph_in_the_order_of_the_rules() -> None:
     assert list(paragraphs()) == list(ALERTS)
 
 
-@alerts
-def test_a_paragraph_names_meaning_checks_and_keys(name: str) -> None:
-    text, config = paragraphs()[name], load_config(None)
-    assert re.findall(r"^- \*\*(.+)\*\*:", text, flags=re.MULTILINE) == ["Means", "Check", "Fix"]
-    sections = {key.name.partition(".")[0] for key in keys() if "." in key.name}
-    known = {key.name for key in keys()} | {"reward.weights", "reward.judges"}
-    for key, star in re.findall(r"`(\w+\.[\w.]+)`(\*?)", text):
-        if key.partition(".")[0] in sections:
-            assert key in known
-            assert bool(star) == may_change(key, config), f"{key}: * says that it may change on resume"
+def test_a_paragraph_names_meaning_checks_and_keys() -> None:
+    for name in ALERTS:
+        text, config = paragraphs()[name], load_config(None)
+        assert re.findall(r"^- \*\*(.+)\*\*:", text, flags=re.MULTILINE) == ["Means", "Check", "Fix"]
+        sections = {key.name.partition(".")[0] for key in keys() if "." in key.name}
+        known = {key.name for key in keys()} | {"reward.weights", "reward.judges"}
+        for key, star in re.findall(r"`(\w+\.[\w.]+)`(\*?)", text):
+            if key.partition(".")[0] in sections:
+                assert key in known
+                assert bool(star) == may_change(key, config), f"{key}: * says that it may change on resume"

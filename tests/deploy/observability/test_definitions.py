@@ -6,45 +6,41 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from common.config import DIMENSIONS
 from common.exchange.api import State
 from common.messages import Purpose
 from common.roles import PROCESSES
-from deploy.observability.definitions import COUNTER, GAUGE, HISTOGRAM, OF_PROCESS, TABLE, TARGET_LABELS, Metric
-
-metrics = pytest.mark.parametrize("metric", TABLE.values(), ids=TABLE)
+from deploy.observability.definitions import COUNTER, GAUGE, HISTOGRAM, OF_PROCESS, TABLE, TARGET_LABELS
 
 
-@metrics
-def test_names_follow_prometheus_conventions(metric: Metric) -> None:
-    assert re.fullmatch(r"douga_[a-z]+(_[a-z]+)*", metric.name)
-    assert (metric.kind == COUNTER) == metric.name.endswith("_total")
-    if metric.kind == HISTOGRAM:
-        assert metric.name.endswith(("_seconds", "_bytes", "_clips", "_score"))
-    for unit in ("milliseconds", "ms", "minutes", "hours", "mb", "gb", "percent"):
-        assert unit not in metric.name.split("_")
-    assert not metric.name.endswith(("_count", "_sum", "_bucket", "_created", "_info"))
+def test_names_follow_prometheus_conventions() -> None:
+    for metric in TABLE.values():
+        assert re.fullmatch(r"douga_[a-z]+(_[a-z]+)*", metric.name)
+        assert (metric.kind == COUNTER) == metric.name.endswith("_total")
+        if metric.kind == HISTOGRAM:
+            assert metric.name.endswith(("_seconds", "_bytes", "_clips", "_score"))
+        for unit in ("milliseconds", "ms", "minutes", "hours", "mb", "gb", "percent"):
+            assert unit not in metric.name.split("_")
+        assert not metric.name.endswith(("_count", "_sum", "_bucket", "_created", "_info"))
 
 
-@metrics
-def test_every_row_is_complete(metric: Metric) -> None:
-    assert metric.kind in (COUNTER, GAUGE, HISTOGRAM)
-    assert metric.by
-    assert set(metric.by) <= set(PROCESSES)
-    assert metric.help.endswith(".")
-    assert "\n" not in metric.help
-    assert bool(metric.buckets) == (metric.kind == HISTOGRAM)
-    assert list(metric.buckets) == sorted(set(metric.buckets))
-    assert all(metric.labels.values())
+def test_every_row_is_complete() -> None:
+    for metric in TABLE.values():
+        assert metric.kind in (COUNTER, GAUGE, HISTOGRAM)
+        assert metric.by
+        assert set(metric.by) <= set(PROCESSES)
+        assert metric.help.endswith(".")
+        assert "\n" not in metric.help
+        assert bool(metric.buckets) == (metric.kind == HISTOGRAM)
+        assert list(metric.buckets) == sorted(set(metric.buckets))
+        assert all(metric.labels.values())
 
 
-@metrics
-def test_labels_are_of_low_cardinality_and_leave_the_targets_alone(metric: Metric) -> None:
-    allowed = {"role", "state", "dimension", "model", "reason", "phase", "purpose", "rule", "service", "device"}
-    assert set(metric.labels) <= allowed
-    assert not set(metric.labels) & set(TARGET_LABELS)  # else Prometheus renames the metric's own label
+def test_labels_are_of_low_cardinality_and_leave_the_targets_alone() -> None:
+    for metric in TABLE.values():
+        allowed = {"role", "state", "dimension", "model", "reason", "phase", "purpose", "rule", "service", "device"}
+        assert set(metric.labels) <= allowed
+        assert not set(metric.labels) & set(TARGET_LABELS)  # else Prometheus renames the metric's own label
 
 
 def test_label_values_equal_their_enums() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from common.errors import ConfigError
 from deploy.run_dir.jsonl import TAIL, JsonLines, Tail, latest_by_step, older, read_json_lines
 
 
@@ -108,5 +109,8 @@ def test_a_tail_reads_new_records_and_restarts_with_a_new_file(tmp_path):
     assert tail.read() == [{"step": 7}]
     with path.open("ab") as file:
         file.write(b"no JSON\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: not valid JSON"):
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:2: not valid JSON"):
         tail.read()
+    path.write_bytes(b"7\n")
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:1: not a JSON object"):
+        Tail(path).read()
