@@ -118,7 +118,7 @@ def read_progress(folder: Path) -> Progress:
     file = folder / STATE
     try:
         return Progress(**json.loads(file.read_text("utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise CorruptDataError(f"{file}: not a checkpoint: {error}") from None
 
 

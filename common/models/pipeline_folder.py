@@ -8,7 +8,6 @@ command starts.
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +43,7 @@ PART_CLASSES: dict[str, tuple[str, ...]] = {
 LIBRARIES = {part: "transformers" if part in ("text_encoder", "tokenizer") else "diffusers" for part in PART_CLASSES}
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"  # names of weight files
 TIMESTEPS = 1000  # `sampler.steps` must divide it
+LARGEST = 1e15  # of a config's numbers
 MOST_LAYERS = 1000  # more take minutes to build even without memory; CogVideoX has 42
 
 
@@ -173,11 +173,11 @@ def _check_values(kind: type, file: Path, own: Mapping[str, Any]) -> None:
             fits = default is None or type(value) is type(default)
         elif isinstance(default, (int, float)):
             number = type(value) is int or (isinstance(default, float) and type(value) is float)
-            fits = number and math.isfinite(value) and (value > 0 or default <= 0)
+            fits = number and abs(value) < LARGEST and (value > 0 or default <= 0)  # NaN is not less
         else:
             fits = isinstance(value, (list, tuple)) and len(value) > 0
         if not fits:
-            raise ConfigError(f"{file}: {name} = {value!r}: does not fit; the default is {default!r}")
+            raise ConfigError(f"{file}: {name} = {value!r:.60}: does not fit; the default is {default!r}")
 
 
 def _read_text_config(folder: Path) -> T5Config:

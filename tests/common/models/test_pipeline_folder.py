@@ -230,6 +230,7 @@ def test_a_link_to_nowhere_and_a_pipe(folder: Path) -> None:
     assert refusal(folder) == f"{file}: a link to a file that is not there"
     config = folder / "vae" / "config.json"
     config.unlink()
+    assert refusal(folder).startswith(f"{config}: missing; ")
     os.mkfifo(config)
     assert refusal(folder).startswith(f"{config}: ")
 
@@ -250,6 +251,7 @@ def test_a_link_to_nowhere_and_a_pipe(folder: Path) -> None:
         ("transformer/config.json", {"num_layers": 1}, "has not: transformer_blocks.1."),
         ("transformer/config.json", {"num_layers": "2"}, "num_layers = '2': does not fit; the default is 30"),
         ("transformer/config.json", {"patch_size": 0}, "patch_size = 0: does not fit"),
+        ("transformer/config.json", {"norm_eps": 10**400}, "norm_eps = 1000"),
         ("transformer/config.json", {"num_layers": 10**9}, "num_layers = 1000000000: at most 1000 can be built"),
         ("text_encoder/config.json", {"num_layers": 10**9}, "num_layers = 1000000000: at most 1000 can be built"),
         ("transformer/config.json", {"text_embed_dim": 64}, "text_embed_dim = 64, but the other parts need 32"),
