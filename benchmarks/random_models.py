@@ -28,6 +28,7 @@ from common.models.cogvideox import (
     torch_dtype,
 )
 from common.models.pipeline_folder import with_defaults
+from common.models.shapes import tiles
 from common.toon.world import CHARACTERS
 from deploy.planning.model_sizes import (
     ModelSizes,
@@ -62,10 +63,15 @@ class RandomModel(ModelFolder):
         make: Any = CogVideoXTransformer3DModel.from_config
         return _make(lambda: make(self.transformer_config), dtype, device)
 
-    def load_vae(self, dtype: torch.dtype | str, device: torch.device | str) -> AutoencoderKLCogVideoX:
+    def load_vae(
+        self, dtype: torch.dtype | str, device: torch.device | str, tiling: bool = False
+    ) -> AutoencoderKLCogVideoX:
         """See `ModelFolder.load_vae`."""
         make: Any = AutoencoderKLCogVideoX.from_config
-        return _make(lambda: make(self.vae_config), dtype, device).requires_grad_(False)
+        model = _make(lambda: make(self.vae_config), dtype, device).requires_grad_(False)
+        if tiling:
+            model.enable_tiling(**tiles(self.vae_config))
+        return model
 
     def load_text_encoder(self, dtype: torch.dtype | str, device: torch.device | str) -> T5EncoderModel:
         """See `ModelFolder.load_text_encoder`."""
