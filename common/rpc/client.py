@@ -104,11 +104,11 @@ class Client:
         timeout: float = TIMEOUT_SECONDS,
         limits: Limits = LIMITS,
         key: WorkerKey | None = None,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> None:
         check_reaching(address, key is not None)
         self.address, self.who, self._key = address, who, key
-        self._timeout, self._limits, self._attempts = timeout, limits, attempts
+        self._timeout, self._limits, self._attempts = timeout, limits, attempts or ATTEMPTS
         self._client, self._number = uuid4().hex, 0
         self._lock = RLock()
         self._context = zmq.Context()
@@ -121,7 +121,7 @@ class Client:
         who: str,
         key: WorkerKey | None = None,
         timeout: float = TIMEOUT_SECONDS,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> Self:
         """Like the constructor, whose signature type checkers do not see in subclasses of a `Protocol`."""
         return cls(address, who, timeout, key=key, attempts=attempts)
