@@ -1,7 +1,7 @@
-"""The sampler's work loop, common to all samplers: lease a group, sample its missing candidates, submit them.
+"""The sampler's work loop, common to all samplers: lease some candidates of a group, sample them, submit them.
 
 ```
-lease_group ──> encode (once per prompt) ──> parts: some candidates at a time ──> submit_candidate
+lease_sampling ──> encode (once per prompt) ──> parts: some candidates at a time ──> submit_candidate
      ▲ waits for admission                                                             │
      └──────────── load(version): weights are swapped between groups ──────────────────┘
 ```
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import ConfigError
 from common.exchange.api import FailureKind, SamplerExchange, Submitted
-from common.messages import Candidate, Conditioning, GroupLease, Prompt, SerializedTensor, WeightVersion
+from common.messages import Candidate, Conditioning, Prompt, SamplingLease, SerializedTensor, WeightVersion
 
 if TYPE_CHECKING:  # a simulated sampler starts without torch
     import torch
@@ -33,7 +33,10 @@ class NonFiniteLatentsError(SamplingError):
 
 
 class SamplingLoop(ABC):
-    """A sampler. It holds the weights of one policy version, `version`: at first 0, the base model."""
+    """A sampler. It holds the weights of one policy version, `version`: at first 0, the base model.
+
+    Several samplers may share a group; each encodes its prompt, and the first one stores the conditioning.
+    """
 
     def __init__(self, worker: str) -> None:
         self.version, self.worker = 0, worker
@@ -62,17 +65,17 @@ class SamplingLoop(ABC):
             SamplingError: the latents are not finite.
         """
 
-    def work(self, exchange: SamplerExchange) -> bool:
-        """Lease one group, sample its missing candidates and submit them.
+    def work(self, exchange: SamplerExchange) -> int:
+        """Lease some candidates of one group, at most a micro-batch, sample and submit them.
 
         Bad input and non-finite latents return the lease with a reason. If the lease is lost, the rest is skipped.
 
         Returns:
-            False if there is no group to sample now.
+            The number of leased candidates, 0 if there is nothing to sample now.
         """
-        lease = exchange.lease_group(self.worker, self.version)
+        lease = exchange.lease_sampling(self.worker, self.version)
         if lease is None:
-            return False
+            return 0
         if lease.version != self.version:
             raise RuntimeError(f"{self.worker} holds version {self.version} but was leased version {lease.version}")
         try:
@@ -80,19 +83,18 @@ class SamplingLoop(ABC):
         except (ConfigError, SamplingError) as error:
             log.warning("group %d failed: %s", lease.prompt.ordinal, error)
             kind = FailureKind.NON_FINITE if isinstance(error, NonFiniteLatentsError) else FailureKind.OTHER
-            exchange.fail_group(lease, str(error), kind)
-        return True
+            exchange.fail_sampling(lease, str(error), kind)
+        return len(lease.indices)
 
-    def _sample_lease(self, exchange: SamplerExchange, lease: GroupLease) -> None:
+    def _sample_lease(self, exchange: SamplerExchange, lease: SamplingLease) -> None:
         conditioning = self.encode(lease.prompt)
-        if _lost(exchange.submit_conditioning(lease, conditioning)):
+        if not lease.encoded and _lost(exchange.submit_conditioning(lease, conditioning)):
             return
-        rest = [index for index in range(len(lease.seeds)) if index not in lease.done]
-        for part in self.parts(lease.prompt, conditioning, lease.seeds, rest):
+        for part in self.parts(lease.prompt, conditioning, lease.seeds, lease.indices):
             if any(_lost(exchange.submit_candidate(lease, candidate)) for candidate in part):
                 return
             exchange.renew(self.worker)
-        log.debug("group %d sampled under version %d", lease.prompt.ordinal, lease.version)
+        log.debug("group %d: %s sampled under version %d", lease.prompt.ordinal, lease.indices, lease.version)
 
 
 def _lost(answer: Submitted) -> bool:

@@ -44,7 +44,7 @@ CLIENTS, ROUNDS = (1, 8, 64), 3
 PROCESSES = 2  # the clients are threads of these processes
 WARMUP, SECONDS, LIMIT_SECONDS = 2.0, 6.0, 2.0
 QUEUE_ITEMS = 64  # that Ray's queue holds at most
-LEASES = ("lease_group", "lease_candidates", "lease_batch")
+LEASES = ("lease_sampling", "lease_candidates", "lease_batch")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from common.config import DIMENSIONS, RunConfig, load_config
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange, exchange_service
-from common.messages import Candidate, Conditioning, GroupLease, Prompt, Score, SerializedTensor, candidate_id
+from common.messages import Candidate, Conditioning, Prompt, SamplingLease, Score, SerializedTensor, candidate_id
 from common.rpc.server import serving
 
 GROUP, PAIRS, CLIPS = 4, 8, 8  # candidates per group, pairs per step, clips per lease
@@ -77,7 +77,7 @@ class Noise:
 def settings(samplers: int) -> RunConfig:
     """An endless run in which only the disk limit and the workers themselves slow anything down."""
     flags = {
-        "sampler.candidates": GROUP, "steps": FOREVER,
+        "sampler.candidates": GROUP, "sampler.micro_batch": GROUP, "steps": FOREVER,
         "learner.batch_size": PAIRS, "learner.steps_per_push": 1, "learner.checkpoint_every": 1,
         "learner.keep_checkpoints": 1, "exchange.max_lag": FOREVER, "exchange.max_bytes": MAX_BYTES,
         "exchange.pipeline_depth": 2 * samplers + PAIRS, "exchange.lease_seconds": 3600,
@@ -88,15 +88,16 @@ def settings(samplers: int) -> RunConfig:
 class NullExchange:
     """An exchange that accepts everything and stores nothing, to measure the clients alone."""
 
-    def lease_group(self, worker: str, version: int) -> GroupLease:
+    def lease_sampling(self, worker: str, version: int) -> SamplingLease:
         """Always the same group."""
-        return GroupLease(Prompt(0, "0", "a cat"), worker, 1, version, tuple(range(GROUP)))
+        indices = tuple(range(GROUP))
+        return SamplingLease(Prompt(0, "0", "a cat"), worker, 1, version, seeds=indices, indices=indices)
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+    def submit_conditioning(self, lease: SamplingLease, conditioning: Conditioning) -> Submitted:
         """Accept it."""
         return Submitted(True)
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> Submitted:
         """Accept it."""
         return Submitted(True)
 
@@ -151,18 +152,19 @@ class Client:
         self.record(kind, time.monotonic() - began)
 
     def sample(self) -> bool:
-        """Lease a group, submit its conditioning and candidates."""
-        with self.timed("lease_group"):
-            lease = self._exchange.lease_group(self.name, 0)
+        """Lease candidates, submit them, and the conditioning of their group."""
+        with self.timed("lease_sampling"):
+            lease = self._exchange.lease_sampling(self.name, 0)
         if lease is None:
             return False
-        conditioning = Conditioning(self._array(self._sizes.conditioning), None)
-        self._check_accepted(self._exchange.submit_conditioning(lease, conditioning))
-        self.record("bytes", self._sizes.conditioning)
-        for index in range(len(lease.seeds)):
+        if not lease.encoded:
+            conditioning = Conditioning(self._array(self._sizes.conditioning), None)
+            self._check_accepted(self._exchange.submit_conditioning(lease, conditioning))
+            self.record("bytes", self._sizes.conditioning)
+        for index in lease.indices:
             self._check_accepted(self._exchange.submit_candidate(lease, self._candidate(lease, index)))
             self.record("bytes", self._sizes.candidate)
-        self.record("group", 1)
+        self.record("group", len(lease.indices) / GROUP)
         return True
 
     def _check_accepted(self, answer: Submitted) -> None:
@@ -172,7 +174,7 @@ class Client:
     def _array(self, size: int) -> SerializedTensor:
         return SerializedTensor("uint8", (size,), self._noise(size))
 
-    def _candidate(self, lease: GroupLease, index: int) -> Candidate:
+    def _candidate(self, lease: SamplingLease, index: int) -> Candidate:
         ordinal, latents = lease.prompt.ordinal, self._sizes.latents
         return Candidate(
             id=candidate_id(ordinal, index, lease.version),

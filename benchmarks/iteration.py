@@ -229,7 +229,8 @@ def iterate(given: argparse.Namespace, model: ModelFolder, folder: Path, timer: 
         with timer.phase("encode"):
             learner.empty_embeds = sampler.empty_prompt_embeds()
         with timer.phase("submit"):
-            sampler.work(exchange)
+            for _ in range(0, N, config.sampler.micro_batch):
+                sampler.work(exchange)
         with timer.phase("pair"):
             rewarder.work(exchange)
         with timer.phase("commit"):

@@ -121,15 +121,16 @@ class Selection:
 
 
 @dataclass(frozen=True, slots=True)
-class GroupLease:
-    """A lease to sample one group. Exchange -> sampler."""
+class SamplingLease:
+    """A lease to sample some candidates of one group: one micro-batch. Exchange -> sampler."""
 
     prompt: Prompt
     worker: str
-    attempt: int  # 1, 2, ...
+    attempt: int  # 1, 2, ...: counts the leases of the group
     version: int  # the policy version that all candidates of the group must have
-    seeds: tuple[int, ...]  # one per candidate, a function of (run seed, ordinal, index)
-    done: tuple[int, ...] = ()  # indices already submitted under this version
+    seeds: tuple[int, ...]  # of all N candidates, a function of (run seed, ordinal, index)
+    indices: tuple[int, ...]  # the candidates to sample, ascending
+    encoded: bool = False  # whether the group's conditioning is already stored
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,7 @@ class Span:
     kind: str  # "sampling", "scoring", "learning", "loading"
     began: float  # seconds since 1970
     seconds: float
-    units: int = 1  # groups sampled, clips scored, steps taken, versions loaded
+    units: int = 1  # candidates sampled, clips scored, steps taken, versions loaded
 
 
 @dataclass(frozen=True, slots=True)

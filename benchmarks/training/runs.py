@@ -167,7 +167,7 @@ def cost_of(folder: Path) -> Cost:
         kind, count = span["kind"], span["units"]
         units[kind] += count
         fastest[kind] = min(fastest.get(kind, math.inf), span["seconds"] / count)
-    clips = 0 if config.offline else units["sampling"] * config.sampler.candidates
+    clips = 0 if config.offline else units["sampling"]
     return Cost(clips, sum(count * fastest[kind] for kind, count in units.items()))
 
 

@@ -20,7 +20,9 @@ class ExchangeConfig(Section):
     pipeline_depth: int = Field(default=64, ge=1, description="groups being sampled or scored at the same time")
     max_times_trained: int = Field(default=1, ge=1, description="optimizer steps that may use the same pair")
     max_attempts: int = Field(
-        default=3, ge=1, description="leases of a group that may expire or be given back before it counts as failed"
+        default=3,
+        ge=1,
+        description="leases of a candidate that may expire or be given back before its group counts as failed",
     )
     lease_seconds: float = Field(
         default=600.0,

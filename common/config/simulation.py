@@ -28,7 +28,7 @@ class SimulationConfig(Section):
         default=0.0,
         ge=0,
         lt=1,
-        description="probability that a sampler gives a group back, and that a clip is scored NaN",
+        description="probability that a sampler gives a lease back, and that a clip is scored NaN",
     )
     latents_bytes: int = Field(default=100_000, ge=1, description="size of one candidate's latents in bytes")
     clip_bytes: int = Field(default=20_000, ge=1, description="size of one clip in bytes")

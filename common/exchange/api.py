@@ -25,9 +25,9 @@ from typing import Protocol
 from common.messages import (
     Candidate,
     Conditioning,
-    GroupLease,
     Prompt,
     Purpose,
+    SamplingLease,
     Score,
     ScoreTask,
     Selection,
@@ -35,6 +35,7 @@ from common.messages import (
     TrainingGroup,
     WeightVersion,
 )
+from common.rpc.interface import long_poll
 
 
 class State(StrEnum):
@@ -107,11 +108,28 @@ class CollectedGroup:
     weights: str = ""  # digest of the policy's weights as announced; empty for the base model of a collection
 
 
+class Work(StrEnum):
+    """A kind of work that workers lease."""
+
+    SAMPLING = "sampling"
+    SCORING = "scoring"
+    TRAINING = "training"
+
+
 class Leases(Protocol):
-    """The call that every worker makes while it holds leases."""
+    """The calls of every worker."""
 
     def renew(self, worker: str) -> None:
         """Heartbeat: extend all leases of `worker`, of every kind, to lease_seconds from now."""
+        ...
+
+    @long_poll
+    def changes(self, work: Work, seen: int) -> int:
+        """How often something happened that may have made `work` available, since the exchange was opened.
+
+        For idle workers: the service answers once the number differs from `seen`, the answer of the call before, at the
+        latest after a second. A worker that asked before its last lease call therefore misses no work.
+        """
         ...
 
 
@@ -122,27 +140,32 @@ class SamplerExchange(Leases, Protocol):
         """Store the embedding [L, D] of the empty caption. Samplers compute it; the learner has no text encoder."""
         ...
 
-    def wanted_version(self) -> int:
-        """The version to load now: the one that a pending probe or evaluation needs, else the current version."""
+    def wanted_version(self, held: int | None = None) -> int:
+        """The version to load next: the one that a pending probe or evaluation needs, else the current version.
+
+        For a sampler that holds version `held` it is `held` as long as an open group needs more candidates of it.
+        """
         ...
 
-    def lease_group(self, worker: str, version: int) -> GroupLease | None:
-        """Lease the next group to a sampler that has loaded `version`: probes and evaluations first, then training.
+    def lease_sampling(self, worker: str, version: int) -> SamplingLease | None:
+        """Lease the next candidates, at most one micro-batch, to a sampler that has loaded `version`.
 
-        A training group is leased only if admission control allows one and `version` was not rolled back and is at most
-        max_lag pushes old. If the result is None, `HubExchange.refusal` says why.
+        Probes and evaluations come first, then open training groups of this version, the oldest first; up to N samplers
+        share a group. Else a new training group is opened, if admission control allows one, `version` was not rolled
+        back, and the group will be at most max_lag pushes old when its turn to be trained comes. If the result is None,
+        `HubExchange.refusal` says why.
 
         Raises:
             ValueError: `version` was never announced. Version 0, the base model, is always known.
         """
         ...
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+    def submit_conditioning(self, lease: SamplingLease, conditioning: Conditioning) -> Submitted:
         """Store the encoded prompt of the group, before its last candidate. Rejected as "duplicate" or "lost lease"."""
         ...
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
-        """Store one candidate. The Nth one moves the group to `sampled`. Idempotent per candidate id.
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> Submitted:
+        """Store one candidate. The group's Nth one moves it to `sampled`. Idempotent per candidate id.
 
         Rejected as "duplicate" or "lost lease". In the second case the candidate counts as wasted.
 
@@ -152,10 +175,10 @@ class SamplerExchange(Leases, Protocol):
         """
         ...
 
-    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """Return a lease unfinished, with a reason. No effect if the lease is already lost.
+    def fail_sampling(self, lease: SamplingLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
+        """Return the unsampled candidates of a lease, with a reason. No effect if the lease is already lost.
 
-        The group becomes `pending` again and keeps its candidates; after max_attempts failures it becomes `failed`.
+        Other samplers may then lease them. After max_attempts failures at one candidate its group becomes `failed`.
         """
         ...
 
@@ -212,6 +235,9 @@ class LearnerExchange(Leases, Protocol):
 
     def lease_batch(self, worker: str, step: int, count: int) -> Sequence[TrainingGroup]:
         """Lease exactly `count` selected groups for optimizer step `step` >= 1, or none. Expires stale groups first.
+
+        There is none for a step that ends in a push as long as a group is under way that would be too stale after it:
+        the learner waits for a slow sampler rather than let its work expire.
 
         A repeated call of the same worker for the same step returns the same groups. So does a step that is repeated
         after a rollback, if its groups are still available.
@@ -347,7 +373,7 @@ class HubExchange(Protocol):
 
     @property
     def refusal(self) -> str:
-        """Why the last `lease_group` returned None, with the config key that limits it. Empty if it did not."""
+        """Why the last `lease_sampling` returned None, with the config key that limits it. Empty if it did not."""
         ...
 
     def wasted(self) -> dict[str, int]:

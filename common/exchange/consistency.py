@@ -33,6 +33,7 @@ def check(ledger: Ledger, config: RunConfig) -> None:
     _check_states(ledger)
     _check_times_trained(ledger, config)
     _check_blobs(ledger)
+    _check_unsampled(ledger, config)
     for group in ledger.in_state(*FULL):
         ordinal, state = group["ordinal"], State(group["state"])
         stored = len(ledger.candidates(ordinal))
@@ -68,12 +69,25 @@ def _check_times_trained(ledger: Ledger, config: RunConfig) -> None:
         _demand(times == row["committed"], f"{name}: trained {times} times, but in {row['committed']} committed steps")
         _demand(times <= config.exchange.max_times_trained, f"{name}: trained {times} times")
         _demand((row["state"] == State.TRAINED) <= (times > 0), f"{name}: no step used it")
-    for table in ("batch_entries", "candidates", "group_blobs"):
+    for table in ("batch_entries", "unsampled", "candidates", "group_blobs"):
         stray = ledger.first(f"SELECT ordinal FROM {table} WHERE ordinal NOT IN (SELECT ordinal FROM groups)")
         _demand(stray is None, f"group {stray and stray['ordinal']}: deleted, but its {table} remain")
     sql = "SELECT step FROM batch_entries GROUP BY step HAVING MIN(committed) != MAX(committed)"
     half = ledger.first(sql)
     _demand(half is None, f"step {half and half['step']}: only partly committed")
+
+
+def _check_unsampled(ledger: Ledger, config: RunConfig) -> None:
+    """Every candidate of an open group is either stored or missing; nobody samples for a group that is not open."""
+    for group in ledger.in_state(State.SAMPLING):
+        missing = [row["candidate_index"] for row in ledger.unsampled(group["ordinal"])]
+        stored = [row["candidate_index"] for row in ledger.candidates(group["ordinal"])]
+        whole = sorted(missing + stored) == list(range(candidates_of(group, config)))
+        _demand(whole and bool(missing), f"group {group['ordinal']}: sampling, with {stored} stored, {missing} missing")
+        _demand(group["leased_by"] is not None, f"group {group['ordinal']}: sampling, but nobody holds it")
+    sql = "SELECT ordinal FROM unsampled JOIN groups USING (ordinal) WHERE state != ? AND unsampled.leased_by NOT NULL"
+    stray = ledger.first(sql, State.SAMPLING)
+    _demand(stray is None, f"group {stray and stray['ordinal']}: not open, but candidates of it are being sampled")
 
 
 def _check_blobs(ledger: Ledger) -> None:

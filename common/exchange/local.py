@@ -1,7 +1,7 @@
 """The in-process exchange: implements the calls of `api.py` on the ledger in a run folder.
 
 ```
-            lease_group                 lease_candidates              lease_batch
+          lease_sampling                lease_candidates              lease_batch
  SAMPLERS <------------- pending   REWARDERS <---------- sampled   LEARNER <------- ready
           -------------> sampled             ----------> ready             -------> trained
             submit_candidate            submit_scores    | tied             commit_step
@@ -21,11 +21,12 @@ from typing import Any, TypeVar
 from common.config import RunConfig, open_algorithm
 from common.errors import ConfigError, StorageError
 from common.exchange import consistency
-from common.exchange.api import CollectedGroup, FailureKind, ScoredCandidate, State, Submitted
+from common.exchange.admission import RefusalReason
+from common.exchange.api import CollectedGroup, FailureKind, ScoredCandidate, State, Submitted, Work
 from common.exchange.collecting import CollectionQueue
 from common.exchange.probes import RETIRED, ProbeQueue
 from common.exchange.refresh_requests import RefreshRequests
-from common.exchange.sampling import RefusalReason, SamplingQueue, check_candidate
+from common.exchange.sampling import SamplingQueue, check_candidate
 from common.exchange.scoring import ScoringQueue
 from common.exchange.storage.blobs import DeferredRead, pack, raw, unpack
 from common.exchange.storage.group_commit import CommitQueue
@@ -35,9 +36,9 @@ from common.exchange.training import TrainingQueue
 from common.messages import (
     Candidate,
     Conditioning,
-    GroupLease,
     Prompt,
     Purpose,
+    SamplingLease,
     Score,
     ScoreTask,
     SerializedTensor,
@@ -123,36 +124,39 @@ class LocalExchange:
         """See `Leases.renew`."""
         self._commit(self._training.renew, worker)
 
+    def changes(self, work: Work, seen: int) -> int:
+        """See `Leases.changes`. Never waits."""
+        return self._ledger.changes[work]
+
     # Samplers.
 
     def keep_empty_prompt(self, embeds: SerializedTensor) -> None:
         """See `SamplerExchange.keep_empty_prompt`."""
         self._commit(self._ledger.set_meta, "empty_prompt", pack([embeds]))
 
-    def wanted_version(self) -> int:
+    def wanted_version(self, held: int | None = None) -> int:
         """See `SamplerExchange.wanted_version`."""
-        required = self._commit(self._sampling.required_version)
-        return self.current_version() if required is None else required
+        return self._commit(self._sampling.wanted_version, held)
 
-    def lease_group(self, worker: str, version: int) -> GroupLease | None:
-        """See `SamplerExchange.lease_group`."""
-        return self._commit_then_read(self._sampling.lease_group, worker, version)
+    def lease_sampling(self, worker: str, version: int) -> SamplingLease | None:
+        """See `SamplerExchange.lease_sampling`."""
+        return self._commit_then_read(self._sampling.lease_sampling, worker, version)
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+    def submit_conditioning(self, lease: SamplingLease, conditioning: Conditioning) -> Submitted:
         """See `SamplerExchange.submit_conditioning`."""
         arrays = (conditioning.prompt_embeds, conditioning.image_latent)
         with self._ledger.blobs.staging(arrays) as (staged,):
             return self._commit(self._sampling.submit_conditioning, lease, staged)
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> Submitted:
         """See `SamplerExchange.submit_candidate`."""
         check_candidate(lease, candidate)
         with self._ledger.blobs.staging([candidate.latents], [raw(candidate.clip)]) as (latents, clip):
             return self._commit(self._sampling.submit_candidate, lease, candidate, latents, clip)
 
-    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """See `SamplerExchange.fail_group`."""
-        self._commit(self._sampling.fail_group, lease, reason)
+    def fail_sampling(self, lease: SamplingLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
+        """See `SamplerExchange.fail_sampling`."""
+        self._commit(self._sampling.fail_sampling, lease, reason)
 
     # Rewarders.
 
@@ -260,7 +264,7 @@ class LocalExchange:
 
     @property
     def refused_for(self) -> RefusalReason | None:
-        """The reason behind `refusal` as an enum; None if the last `lease_group` was not refused."""
+        """The reason behind `refusal` as an enum; None if the last `lease_sampling` was not refused."""
         refusal = self._sampling.refusal
         return None if refusal is None else refusal.reason
 

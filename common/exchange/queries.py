@@ -35,6 +35,10 @@ WHERE g.purpose != ? AND g.state = ? ORDER BY c.ordinal, c.candidate_index
 LEASES = "SELECT leased_by, MIN(lease_expires) AS lease_expires, COUNT(*) AS n"
 SCORING = f"{LEASES}, 0 AS what FROM candidates WHERE leased_by IS NOT NULL GROUP BY leased_by"
 LEARNING = f"{LEASES}, step AS what FROM groups WHERE state = 'training' GROUP BY leased_by, step"
+SAMPLING = (
+    "SELECT u.leased_by, u.ordinal, u.lease_expires, g.purpose FROM unsampled u JOIN groups g USING (ordinal) "
+    "WHERE u.leased_by IS NOT NULL"
+)
 LOST = float("-inf")  # expiry that `release` sets
 
 
@@ -151,12 +155,12 @@ class Work:
     lost: bool = False  # the worker is dead; the next lease call releases its lease
 
 
-def work_in_progress(ledger: LedgerReader, candidates: int) -> dict[str, Work]:
-    """Work by worker name. `candidates` is the size of a training group. Includes leases of dead workers."""
+def work_in_progress(ledger: LedgerReader) -> dict[str, Work]:
+    """Work by worker name. Includes leases of dead workers."""
     found: dict[str, Work] = {}
-    for row in ledger.in_state(State.SAMPLING):
-        of = candidates if row["purpose"] == Purpose.TRAIN else 1
+    for row in ledger.all(SAMPLING):
         done, lost = len(ledger.candidates(row["ordinal"])), row["lease_expires"] == LOST
+        of = done + len(ledger.unsampled(row["ordinal"]))
         found[row["leased_by"]] = Work("sampling", row["ordinal"], row["purpose"], done, of, lost)
     for kind, sql in (("scoring", SCORING), ("learning", LEARNING)):
         for row in ledger.all(sql):

@@ -9,10 +9,11 @@ from threading import Event, Thread
 
 from common.errors import StorageError
 from common.exchange.api import Submitted, WorkerExchange
-from common.messages import Candidate, Conditioning, GroupLease
-from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls
+from common.messages import Candidate, Conditioning, SamplingLease
+from common.rpc.client import Client, ServiceFailed, Unreachable, calling
 from common.rpc.codec import LIMITS, Limits, WireError
 from common.rpc.curve import ServerKeys
+from common.rpc.interface import calls
 from common.rpc.server import LOOPBACK, Service
 
 log = logging.getLogger(__name__)
@@ -32,16 +33,16 @@ def exchange_service(
 class RemoteExchange(Client, WorkerExchange):
     """Implements `WorkerExchange` by calling the service at `address`."""
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+    def submit_conditioning(self, lease: SamplingLease, conditioning: Conditioning) -> Submitted:
         """See `SamplerExchange.submit_conditioning`."""
         return self.ask(CALLS["submit_conditioning"], (_without_image(lease), conditioning))
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> Submitted:
         """See `SamplerExchange.submit_candidate`."""
         return self.ask(CALLS["submit_candidate"], (_without_image(lease), candidate))
 
 
-def _without_image(lease: GroupLease) -> GroupLease:
+def _without_image(lease: SamplingLease) -> SamplingLease:
     """Drop the first frame before sending: the exchange already has it."""
     return replace(lease, prompt=replace(lease.prompt, image=None))
 

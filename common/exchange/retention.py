@@ -74,7 +74,7 @@ def _archive_and_delete(ledger: Ledger, which: str, *values: Any) -> None:
     )
     for select, grouped in sums:
         ledger.run(f"INSERT INTO archive {select} WHERE ordinal IN ({which}) {grouped} {ADD}", *values)
-    for table in ("wasted_candidates", "candidates", "batch_entries", "groups"):
+    for table in ("wasted_candidates", "unsampled", "candidates", "batch_entries", "groups"):
         ledger.run(f"DELETE FROM {table} WHERE ordinal IN ({which})", *values)
 
 

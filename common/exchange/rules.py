@@ -66,8 +66,9 @@ def capacity(bounds: Bounds, load: Load, pushes: int) -> int:
     """How many groups may start sampling now, >= 0. Never more than the run's remaining steps can use.
 
     Two limits apply: `pipeline_depth` groups may run at once, and after `pushes` pushes at most
-    (max_lag + pushes + 1) x groups_per_push uses are planned, because later ones would be too stale. If every pair is
-    trained on once, that is
+    (max_lag + pushes + 1) x groups_per_push uses are planned, because later ones would be too stale. `pushes` is the
+    push count of the weights that sample the group, so what counts is the lag that it will have when its turn comes: a
+    sampler with older weights stops earlier. If every pair is trained on once, the number is
 
         min(pipeline_depth - running, (max_lag + pushes + 1) x groups_per_push - (accepted + running))
 
@@ -92,6 +93,15 @@ def lag(pushes_now: int, pushes_then: int) -> int:
 def is_stale(pair_lag: int, max_lag: int) -> bool:
     """Whether a pair is too off-policy to train on; lags are in pushes."""
     return pair_lag > max_lag
+
+
+def outlives_a_push(pushes_now: int, pushes_then: int, max_lag: int) -> bool:
+    """Whether a group may still be trained on after one more push.
+
+    The learner does not push before a group under way for which this is false: it waits for the group's last clips
+    rather than let them expire.
+    """
+    return not is_stale(lag(pushes_now + 1, pushes_then), max_lag)
 
 
 def freshness(pair_lag: int) -> float:

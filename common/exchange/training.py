@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from common.config import RunConfig
 from common.errors import ConfigError
 from common.exchange import retention, rules
-from common.exchange.api import State
+from common.exchange.api import State, Work
 from common.exchange.probes import ProbeQueue
 from common.exchange.refresh_requests import RefreshRequests
 from common.exchange.sampling import open_prompt
@@ -28,10 +28,11 @@ from common.exchange.scoring import return_to_sampled
 from common.exchange.storage.blobs import DeferredRead
 from common.exchange.storage.group_blobs import CONDITIONING, latents_name, settle
 from common.exchange.storage.ledger import Ledger
-from common.exchange.storage.ledger_reader import stored_selection
-from common.messages import Conditioning, TrainingGroup, WeightVersion
+from common.exchange.storage.ledger_reader import LedgerReader, stored_selection
+from common.messages import Conditioning, Purpose, TrainingGroup, WeightVersion
 
 ENDED = (State.TRAINED, State.EXPIRED)
+LEASES = ("groups", "unsampled", "candidates")  # tables with leases
 
 
 @dataclass(slots=True)
@@ -86,6 +87,8 @@ class TrainingQueue:
                 return before
             if all((row["state"], row["step"]) == (State.TRAINING, step) for row in rows):
                 return before if rows[0]["leased_by"] == worker else []
+        if straggler(self.ledger, self.config, step) is not None:
+            return []
         batch = rules.next_batch(self._ready_groups(), count, self.config.exchange.order)
         if batch:
             self.ledger.run("DELETE FROM batch_entries WHERE step = ?", step)
@@ -185,6 +188,7 @@ class TrainingQueue:
             values = (version.version, version.step, version.pushes, version.digest)
             self.ledger.run("INSERT INTO versions (version, step, pushes, digest) VALUES (?, ?, ?, ?)", *values)
             self.ledger.set_meta("pushes", version.pushes)
+            self.ledger.tell(Work.SAMPLING)
 
     def next_version(self) -> int:
         """See `LearnerExchange.next_version`."""
@@ -215,6 +219,7 @@ class TrainingQueue:
         for row in rows:
             settle(self.ledger, row["ordinal"])
         retention.prune(self.ledger, self.config, oldest)
+        self.ledger.tell(Work.SAMPLING)  # the disk has room again
 
     def rollback(self, step: int) -> None:
         """See `LearnerExchange.rollback`. The caller takes the snapshot."""
@@ -253,14 +258,15 @@ class TrainingQueue:
         """See `Leases.renew`."""
         expires = self.clock() + self.config.exchange.lease_seconds
         with self.ledger.transaction():
-            for table in ("groups", "candidates"):
+            for table in LEASES:
                 self.ledger.run(f"UPDATE {table} SET lease_expires = ? WHERE leased_by = ?", expires, worker)
 
     def release(self, worker: str) -> None:
         """See `HubExchange.release`."""
         with self.ledger.transaction():
-            for table in ("groups", "candidates"):
+            for table in LEASES:
                 self.ledger.run(f"UPDATE {table} SET lease_expires = ? WHERE leased_by = ?", float("-inf"), worker)
+            self.ledger.tell(*Work)
 
     def release_all(self) -> None:
         """Release all leases after a restart of the exchange. They do not count as failed attempts."""
@@ -269,6 +275,22 @@ class TrainingQueue:
                 self.ledger.move(group["ordinal"], State.PENDING, leased_by=None, lease_expires=None)
             for group in self.ledger.in_state(State.TRAINING):
                 self._return_to_ready(group["ordinal"])
-            self.ledger.run("UPDATE candidates SET leased_by = NULL, lease_expires = NULL WHERE leased_by IS NOT NULL")
+            for table in ("unsampled", "candidates"):
+                sql = f"UPDATE {table} SET leased_by = NULL, lease_expires = NULL WHERE leased_by IS NOT NULL"
+                self.ledger.run(sql)
             for group in self.ledger.in_state(State.SCORING):
                 return_to_sampled(self.ledger, group["ordinal"])
+
+
+def straggler(ledger: LedgerReader, config: RunConfig, step: int) -> int | None:
+    """The oldest group under way that would be too stale after the push of `step`, so that the learner waits for it.
+
+    None if there is none, or if `step` does not end in a push.
+    """
+    if config.offline or step % config.learner.steps_per_push:
+        return None
+    pushes, max_lag = ledger.meta("pushes", 0), config.exchange.max_lag
+    for row in ledger.in_state(*rules.RUNNING):
+        if row["purpose"] == Purpose.TRAIN and not rules.outlives_a_push(pushes, row["pushes"], max_lag):
+            return int(row["ordinal"])
+    return None

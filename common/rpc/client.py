@@ -1,8 +1,8 @@
 """The client side of remote calls over ZeroMQ. A `Protocol` class is the interface; its annotations are the schema.
 
 ```
-DEALER  {"client": "3f..", "id": 17, "call": "lease_group"}  ["sampler-0", 3]   ──>  ROUTER
-        {"id": 17}                                           GroupLease | None  <──
+DEALER  {"client": "3f..", "id": 17, "call": "lease_sampling"}  ["sampler-0", 3]   ──>  ROUTER
+        {"id": 17}                                           SamplingLease | None  <──
         {"id": 17, "error": "ValueError", "message": "..."}                     <──
 ```
 
@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import inspect
 import time
-import typing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from threading import RLock
 from typing import Any, Self, TypeVar
@@ -34,10 +31,9 @@ from common.errors import BAD_INPUT, StorageError
 from common.messages import WorkerKey
 from common.rpc.codec import LIMITS, Frames, Limits, WireError, pack, unpack
 from common.rpc.curve import check_reaching, connect
+from common.rpc.interface import Call, calls
 
 TIMEOUT_SECONDS, ATTEMPTS = 10.0, 12  # seconds per attempt; a restarted hub is reached within one attempt
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Unreachable(ConnectionError):
@@ -52,42 +48,6 @@ class ServiceFailed(RuntimeError):
 ERRORS: dict[str, type[Exception]] = {
     error.__name__: error for error in (*BAD_INPUT, StorageError, ValueError, WireError)
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One method or property of an interface: its parameters in order, and the types of arguments and result."""
-
-    name: str
-    parameters: tuple[inspect.Parameter, ...]
-    kinds: tuple[Any, ...]
-    answer: Any
-    is_property: bool  # read rather than called
-    repeatable: bool
-    doc: str
-
-
-@cache
-def calls(interface: type) -> dict[str, Call]:
-    """All public methods and properties of an interface by name."""
-    return {name: _call(interface, name) for name in dir(interface) if not name.startswith("_")}
-
-
-def _call(interface: type, name: str) -> Call:
-    member: Any = inspect.getattr_static(interface, name)
-    function: Any = member.fget if isinstance(member, property) else member
-    hints = typing.get_type_hints(function)
-    parameters = tuple(inspect.signature(function).parameters.values())[1:]
-    kinds = tuple(hints[one.name] for one in parameters)
-    doc = inspect.getdoc(function) or ""
-    is_property, is_repeatable = isinstance(member, property), hasattr(function, "repeatable")
-    return Call(name, parameters, kinds, hints["return"], is_property, is_repeatable, doc)
-
-
-def repeatable(method: Method) -> Method:
-    """Mark an interface method that is safe to run again on a retry. The server does not cache its (large) replies."""
-    method.repeatable = True  # type: ignore[attr-defined]
-    return method
 
 
 class Client:

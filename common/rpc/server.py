@@ -14,6 +14,8 @@ A retry of a request that is still running waits for its result, and an id older
 rejected. A retry that arrives after its reply was evicted runs again; that is safe only because an unused lease
 expires.
 
+A long poll (`client.long_poll`) holds no thread: it is parked until its result changes, for at most `HOLD_SECONDS`.
+
 Malformed requests never stop the server: each gets a one-line error reply, logged at most once a second. Memory is
 bounded: a client with `MAX_QUEUED` open requests gets errors for further ones, and beyond `MAX_PENDING` requests or
 `MAX_PENDING_BYTES` in total the socket is not read, so that ZeroMQ applies backpressure. Requests wait undecoded, and
@@ -36,14 +38,15 @@ from typing import Any, Self
 import zmq
 
 from common.errors import ConfigError
-from common.rpc.client import Call, calls
 from common.rpc.codec import LIMITS, Limits, WireError, pack, unpack
 from common.rpc.curve import CurveAuthenticator, ServerKeys
+from common.rpc.interface import Call, calls
 
 log = logging.getLogger(__name__)
 
 LOOPBACK = "tcp://127.0.0.1:*"
-POLL_SECONDS = 0.02  # upper bound on the delay until `stop` is noticed
+POLL_SECONDS = 0.02  # upper bound on the delay until `stop`, or the new result of a parked request, is noticed
+HOLD_SECONDS = 1.0  # how long a long poll is parked; a worker that was told to stop notices it after that time
 CLIENTS, KEPT_BYTES = 1024, 256 << 20  # reply cache: clients, and bytes in total; the newest reply is always kept
 MAX_QUEUED = 64  # open requests per client; also the ZeroMQ high-water mark per connection, each way
 MAX_PENDING, MAX_PENDING_BYTES = 1024, 256 << 20  # open requests of all clients; the last one may exceed the bytes
@@ -62,6 +65,7 @@ class Request:
     call: Call
     frames: Sequence[bytes]  # undecoded: a decoded header can take sixty times the memory
     has_run: bool = False  # the arguments were valid, so the call was made
+    deadline: float | None = None  # of a parked long poll, by the monotonic clock
 
     @property
     def is_large(self) -> bool:
@@ -87,6 +91,14 @@ class ErrorReply:
         message = f"{error!s:.{MAX_ERROR_CHARS}}"
         printable = "".join(letter if letter.isprintable() else "?" for letter in message)
         return cls(type(error).__name__, printable)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A long poll without a new result yet."""
+
+    name: str
+    arguments: tuple[Any, ...]
 
 
 class Service:
@@ -117,7 +129,8 @@ class Service:
         self._pending_count, self._pending_bytes = 0, 0
         self._queue: PriorityQueue[tuple[bool, int, Request | None]] = PriorityQueue()  # large?, sequence; None: stop
         self._sequence, self._large_header_lock = count(), Lock()
-        self._done: deque[tuple[Request, list[bytes] | ErrorReply]] = deque()
+        self._done: deque[tuple[Request, list[bytes] | ErrorReply | Held]] = deque()
+        self._parked: dict[Held, deque[Request]] = {}  # long polls, by call and arguments
         self._context = zmq.Context()
         self._authenticator, self._wakeup = CurveAuthenticator(self._context, keys), WakeupSocket(self._context)
         self._socket = self._context.socket(zmq.ROUTER)
@@ -151,6 +164,7 @@ class Service:
                 if self._wakeup.reader in ready:
                     self._wakeup.drain()
                     self._send_replies()
+                self._answer_parked()
                 if self._socket in ready:
                     self._receive()
         finally:
@@ -236,6 +250,9 @@ class Service:
         """Send all finished replies, and schedule the next request of each client."""
         while self._done:
             request, reply = self._done.popleft()
+            if isinstance(reply, Held):
+                self._park(request, reply)
+                continue
             if isinstance(reply, ErrorReply):
                 reply = self._reject(request.number, reply)
             if request.has_run:  # otherwise the client may retry with valid arguments under the same id
@@ -244,6 +261,28 @@ class Service:
                     self._cache_reply(request.client, request.number, reply)
             self._send(request.peer, reply)
             self._finish(request)
+
+    def _park(self, request: Request, held: Held) -> None:
+        """Hold a long poll back. Meanwhile it does not count as pending, so that many of them block nobody."""
+        request.deadline = request.deadline or time.monotonic() + HOLD_SECONDS
+        self._parked.setdefault(held, deque()).append(request)
+        self._pending_count -= 1
+        self._pending_bytes -= request.memory
+
+    def _answer_parked(self) -> None:
+        """Answer the long polls that have a new result, or were held long enough."""
+        now = time.monotonic()
+        for held, requests in list(self._parked.items()):
+            result = getattr(self._target, held.name)(*held.arguments)
+            changed = result != held.arguments[-1]
+            while requests and (changed or (requests[0].deadline or 0.0) <= now):
+                request = requests.popleft()
+                self._pending_count += 1
+                self._pending_bytes += request.memory
+                self._done.append((request, pack({"id": request.number}, result)))
+            if not requests:
+                del self._parked[held]
+        self._send_replies()
 
     def _finish(self, request: Request) -> None:
         pending = self._pending[request.client]
@@ -289,13 +328,16 @@ class Service:
         self._wakeup.wake()
         return True
 
-    def _run(self, request: Request) -> list[bytes] | ErrorReply:
+    def _run(self, request: Request) -> list[bytes] | ErrorReply | Held:
         call, names = request.call, [one.name for one in request.call.parameters]
         try:
             with self._large_header_lock if len(request.frames[0]) > SMALL_REQUEST else nullcontext():
                 arguments = unpack(request.frames, self._limits).read_list(call.kinds, call.name, names)
                 request.has_run = True
-                return pack({"id": request.number}, self._invoke(call, arguments))
+                result = self._invoke(call, arguments)
+                if call.long_poll and result == arguments[-1]:
+                    return Held(call.name, tuple(arguments))
+                return pack({"id": request.number}, result)
         except Exception as error:
             return ErrorReply.of(error)
 

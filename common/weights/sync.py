@@ -32,9 +32,10 @@ import torch
 from common.errors import BAD_INPUT, CorruptDataError, NotFoundError, StorageError
 from common.messages import WeightVersion, WorkerKey
 from common.meters import NULL_METERS, Meters, TimedIterator
-from common.rpc.client import Client, ServiceFailed, Unreachable, calling, calls, repeatable
+from common.rpc.client import Client, ServiceFailed, Unreachable, calling
 from common.rpc.codec import WireError
 from common.rpc.curve import ServerKeys, check_reaching
+from common.rpc.interface import calls, repeatable
 from common.rpc.server import LOOPBACK, Service
 from common.weights.store import WeightStore
 from common.weights.tensor_file import file_size

@@ -19,11 +19,12 @@ from typing import Any
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError
+from common.exchange.admission import admission_refusal
 from common.exchange.api import State
 from common.exchange.queries import Work, work_in_progress
-from common.exchange.sampling import admission_refusal
 from common.exchange.storage.ledger_reader import LedgerReader, NotBegun, open_readonly
 from common.exchange.storage.run_lock import lock_owner
+from common.exchange.training import straggler
 from common.messages import Purpose
 from deploy.guardrails.rules import Reading, from_record, in_order
 from deploy.run_dir import layout, timeline
@@ -44,6 +45,7 @@ class LedgerSummary:
     step: int = 0  # last committed step
     version: int = 0
     pushes: int = 0
+    straggler: int | None = None  # group that the learner waits for before it pushes; see `training.straggler`
     refusal: str = ""  # why a sampler with the newest version gets no training group; empty if it gets one
     wasted: dict[str, int] = field(default_factory=dict)  # candidates by reason
 
@@ -146,10 +148,11 @@ def _summary(ledger: LedgerReader, config: RunConfig) -> LedgerSummary:
         groups=ledger.counts(Purpose.COLLECT if config.collect.prompts else Purpose.TRAIN),
         held_out={State(row["state"]): row["n"] for row in ledger.all(by_state, Purpose.EVAL, held_out)},
         held_out_version=held_out,
-        work=work_in_progress(ledger, config.sampler.candidates),
+        work=work_in_progress(ledger),
         step=ledger.committed_step(),
         version=version,
         pushes=int(ledger.meta("pushes", 0)),
         refusal="" if refusal is None else refusal.message,
+        straggler=straggler(ledger, config, ledger.committed_step() + 1),
         wasted=ledger.wasted(),
     )

@@ -82,7 +82,7 @@ def run_status(snapshot: RunSnapshot) -> RunStatus:
     ledger, phase = snapshot.ledger or LedgerSummary(), _phase(snapshot)
     live = phase not in (FINISHED, STOPPED)
     workers = _workers(snapshot) if live and phase != STARTING else []
-    window, rates, roles = _flow(snapshot, workers)
+    window, rates, roles = _flow(snapshot, workers, phase in (EVALUATING_BASE, EVALUATING_ALIGNED))
     status = _status(snapshot, phase, rates)
     return RunStatus(
         run=snapshot.config.name,
@@ -206,7 +206,7 @@ def _conclusion(snapshot: RunSnapshot) -> str:
 
 
 def _flow(
-    snapshot: RunSnapshot, workers: Sequence[WorkerStatus]
+    snapshot: RunSnapshot, workers: Sequence[WorkerStatus], evaluating: bool
 ) -> tuple[float, dict[str, float], dict[str, dict[str, float]]]:
     """Returns (length of the window in seconds, rates, role -> number of workers and busy share)."""
     end = snapshot.now if workers else snapshot.last_record or snapshot.now
@@ -224,7 +224,7 @@ def _flow(
 
     steps = [one for one in snapshot.steps if one["time"] >= begin]
     rates = {
-        "groups_per_second": count("sampling") / seconds,
+        "groups_per_second": count("sampling") / seconds / (1 if evaluating else snapshot.config.sampler.candidates),
         "clips_per_second": count("scoring") / seconds,
         "steps_per_minute": 60 * len(steps) / seconds,
         "pushes_per_minute": 60 * sum(one["pushed"] for one in steps) / seconds,
@@ -340,6 +340,10 @@ def _learner_waits(snapshot: RunSnapshot, units: Sequence[Record]) -> tuple[str,
     if ledger.step >= snapshot.config.steps:
         return "no more: all steps are done", ""
     have = ledger.groups[State.READY]
+    if have >= need and ledger.straggler is not None:
+        holder = next((name for name, work in ledger.work.items() if work.what == ledger.straggler), None)
+        words = f"for group {ledger.straggler}, which would be too old after the next push (exchange.max_lag)"
+        return words, role_of(holder) if holder else "rewarder"
     if have >= need:
         return ("between two steps" if units else ""), ""
     coming = have + ledger.groups[State.SAMPLED] + ledger.groups[State.SCORING]

@@ -87,8 +87,7 @@ ROWS = (
     Metric("douga_candidates_total", COUNTER, HUB_ALONE, "Candidates stored by the exchange.",
            {"purpose": tuple(Purpose)}),
     Metric("douga_sample_seconds", HISTOGRAM, HUB_ALONE,
-           "Seconds a sampler spends on one group: all candidates of a training prompt, or the single clip of a "
-           "held-out prompt.", buckets=SECONDS),
+           "Seconds a sampler spends on one lease: up to sampler.micro_batch candidates of a prompt.", buckets=SECONDS),
     Metric("douga_candidates_wasted_total", COUNTER, HUB_ALONE,
            "Candidates whose sampling was wasted: the worker was lost (death), the lease had expired (late), the "
            "group failed (failed, nan) or its files were damaged (damage). 0 in a healthy run.",

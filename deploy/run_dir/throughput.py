@@ -31,7 +31,7 @@ def figures(folder: Path, exchange: HubExchange) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 3),
         "steps": len(steps),
-        "groups": sum(bar.kind == "sampling" for bar in work.bars),
+        "clips": sum(bar.units for bar in work.bars if bar.kind == "sampling"),
         "lost": {state.value: counts[state] for state in LOST if counts[state]},
         "wasted": exchange.wasted(),
         "lag_mean": sum(step["lag"] for step in steps) / max(len(steps), 1),
@@ -62,8 +62,8 @@ def lines(found: Mapping[str, Any]) -> list[str]:
     lost = [f"{count} {what}" for what, count in found["lost"].items()]
     wasted = [f"{count} by {reason}" for reason, count in found["wasted"].items()]
     return [
-        f"{found['steps']} steps and {found['groups']} groups in {seconds:.1f} s: "
-        f"{found['steps'] / seconds:.2f} steps/s, {found['groups'] / seconds:.2f} groups/s",
+        f"{found['steps']} steps and {found['clips']} clips in {seconds:.1f} s: "
+        f"{found['steps'] / seconds:.2f} steps/s, {found['clips'] / seconds:.2f} clips/s",
         f"busy: {', '.join(shares)}; the {busiest(found['roles'])} is the bottleneck",
         f"lag: mean {found['lag_mean']:.2f}, maximum {found['lag_max']} pushes",
         f"groups lost: {', '.join(lost) or 'none'}; candidates wasted: {', '.join(wasted) or 'none'}",

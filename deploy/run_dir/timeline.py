@@ -28,6 +28,7 @@ class Bar:
     kind: str
     start: float  # seconds on the axis
     end: float
+    units: int = 1  # `Span.units`
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,10 @@ def read(spans: Sequence[Record], events: Sequence[Record]) -> Timeline:
         return time - next((shift for begins, shift in reversed(shifts) if time >= begins), moments[0][0])
 
     bars = [
-        Bar(span["worker"], span["kind"], at(span["began"]), at(span["began"]) + span["seconds"])
+        Bar(
+            *(span["worker"], span["kind"], at(span["began"]), at(span["began"]) + span["seconds"]),
+            units=span.get("units", 1),
+        )
         for span in sorted(spans, key=lambda span: span["began"])
     ]
     marks = tuple((at(event["time"]), event["event"]) for event in events)

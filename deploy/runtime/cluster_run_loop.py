@@ -14,9 +14,9 @@ from threading import Event, Lock
 
 from actors.prompts.source import PromptSource
 from common.config import RunConfig, to_toml
+from common.exchange.admission import RefusalReason
 from common.exchange.api import LOST, State
 from common.exchange.local import LocalExchange
-from common.exchange.sampling import RefusalReason
 from common.messages import TrainingFinished
 from deploy.guardrails.monitor import GuardrailMonitor
 from deploy.run_dir.journal import RunJournal

@@ -27,9 +27,9 @@ from common.exchange.api import LOST, FailureKind, Submitted
 from common.exchange.local import LocalExchange
 from common.messages import (
     Candidate,
-    GroupLease,
     Prompt,
     Purpose,
+    SamplingLease,
     Score,
     Span,
     StepStats,
@@ -269,7 +269,7 @@ class MeteredExchange(LocalExchange):
         self.run_metrics = run_metrics
         self.on_scores: Callable[[Sequence[Score]], None] = lambda scores: None  # called with what was accepted
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> Submitted:
         """See `SamplerExchange.submit_candidate`."""
         answer = super().submit_candidate(lease, candidate)
         self.run_metrics.process_metrics.add(
@@ -277,9 +277,9 @@ class MeteredExchange(LocalExchange):
         )
         return answer
 
-    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
-        """See `SamplerExchange.fail_group`."""
-        super().fail_group(lease, reason, kind)
+    def fail_sampling(self, lease: SamplingLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
+        """See `SamplerExchange.fail_sampling`."""
+        super().fail_sampling(lease, reason, kind)
         if kind is FailureKind.NON_FINITE:
             self.run_metrics.process_metrics.add("douga_nonfinite_total", role=SAMPLER)
 

@@ -17,7 +17,7 @@ from common.config import RunConfig, load_config
 from common.data.video import decode_clip
 from common.errors import ConfigError
 from common.exchange.api import FailureKind, SamplerExchange, Submitted
-from common.messages import Candidate, Conditioning, GroupLease, Prompt, WeightVersion
+from common.messages import Candidate, Conditioning, Prompt, SamplingLease, WeightVersion
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.lora import adapter_state, inject_lora
 from common.toon.prompts import ToonPrompts
@@ -238,49 +238,51 @@ def test_foreign_or_altered_weights_are_refused_and_nothing_changes(model: Model
 class Desk:
     """An exchange that hands out the given leases and writes down what it gets."""
 
-    def __init__(self, *leases: GroupLease, answers: Iterator[Submitted] | None = None) -> None:
+    def __init__(self, *leases: SamplingLease, answers: Iterator[Submitted] | None = None) -> None:
         self.leases, self.answers = list(leases), answers
         self.conditionings: list[Conditioning] = []
         self.candidates: list[Candidate] = []
         self.failures: list[str] = []
         self.renewals = 0
 
-    def lease_group(self, worker: str, version: int) -> GroupLease | None:
+    def lease_sampling(self, worker: str, version: int) -> SamplingLease | None:
         return self.leases.pop(0) if self.leases else None
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> Submitted:
+    def submit_conditioning(self, lease: SamplingLease, conditioning: Conditioning) -> Submitted:
         self.conditionings.append(conditioning)
         return Submitted(True)
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> Submitted:
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> Submitted:
         self.candidates.append(candidate)
         return Submitted(True) if self.answers is None else next(self.answers)
 
-    def fail_group(self, lease: GroupLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
+    def fail_sampling(self, lease: SamplingLease, reason: str, kind: FailureKind = FailureKind.OTHER) -> None:
         self.failures.append(reason)
 
     def renew(self, worker: str) -> None:
         self.renewals += 1
 
 
-def lease(prompt: Prompt, version: int = 0, done: tuple[int, ...] = ()) -> GroupLease:
-    return GroupLease(prompt, "sampler-0", 1, version, SEEDS, done)
+def lease(prompt: Prompt, version: int = 0) -> SamplingLease:
+    return SamplingLease(prompt, "sampler-0", 1, version, SEEDS, tuple(range(len(SEEDS))))
 
 
 def test_work_is_one_lease(model: ModelFolder, prompt: Prompt) -> None:
     sampler, desk = Sampler(model, config()), Desk(lease(prompt))
-    assert sampler.work(cast(SamplerExchange, desk)) is True
+    assert sampler.work(cast(SamplerExchange, desk)) == 4
     assert [candidate.index for candidate in desk.candidates] == [0, 1, 2, 3]
     assert desk.conditionings == [sampler.encode(prompt)]
     assert (desk.failures, desk.renewals) == ([], 2)
-    assert sampler.work(cast(SamplerExchange, desk)) is False
+    assert sampler.work(cast(SamplerExchange, desk)) == 0
 
 
-def test_finished_candidates_are_not_sampled_again(model: ModelFolder, prompt: Prompt) -> None:
-    sampler, desk, rest = Sampler(model, config()), Desk(lease(prompt)), Desk(lease(prompt, done=(0, 1, 3)))
+def test_only_the_leased_candidates_are_sampled(model: ModelFolder, prompt: Prompt) -> None:
+    rest = Desk(replace(lease(prompt), indices=(2,), encoded=True))
+    sampler, desk = Sampler(model, config()), Desk(lease(prompt))
     sampler.work(cast(SamplerExchange, desk))
     sampler.work(cast(SamplerExchange, rest))
     assert rest.candidates == [desk.candidates[2]]
+    assert rest.conditionings == []
     assert rest.renewals == 1
 
 

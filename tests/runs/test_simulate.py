@@ -75,7 +75,7 @@ def test_every_start_is_in_the_log(tmp_path: Path) -> None:
     (file,) = (made.folder / "logs").iterdir()
     first, second = file.read_text().split("serial ended\n")[:2]
     assert "DEBUG serial rewarders.loop: 4 clips scored\n" in first
-    assert re.search(r"DEBUG serial actors.loop: group \d+ sampled under version 0\n", first)
+    assert re.search(r"DEBUG serial actors.loop: group \d+: \(.*\) sampled under version 0\n", first)
     assert "DEBUG" not in second
     step = re.search(r"INFO serial deploy.runtime.run_loop: interrupted after step (\d+) of 6\n", first)
     assert step is not None
@@ -140,7 +140,7 @@ def test_the_throughput_is_printed_and_stored(tmp_path: Path, capsys: pytest.Cap
     words = [f"--{name}={value}" for name, value in _flags(made).items()]
     assert main(["run", *words]) == 0
     first = capsys.readouterr().out
-    assert "6 steps and 12 groups in" in first
+    assert "6 steps and 24 clips in" in first
     assert "the sampler is the bottleneck" in first
     assert "lag: mean 0.83, maximum 1 pushes" in first  # the first step's pairs are of version 0, at lag 0
     assert main(["run", *words]) == 0  # a finished run prints its result
@@ -175,7 +175,7 @@ def test_a_long_run_reports_the_throughput_of_its_end(tmp_path: Path) -> None:
     pace, kept = result["throughput"], len(read_json_lines(made.folder / "timeline.jsonl"))
     assert kept < 1000  # of some 2000 units of work
     assert 150 < pace["steps"] < 350
-    assert pace["groups"] == pytest.approx(2 * pace["steps"], abs=4)
+    assert pace["clips"] == pytest.approx(2 * 2 * pace["steps"], abs=8)
     assert 0 < sum(role["busy"] for role in pace["roles"].values()) <= 1
 
 
@@ -183,7 +183,7 @@ def test_busy_shares_by_hand() -> None:
     pace = {
         "seconds": 10.0,
         "steps": 5,
-        "groups": 20,
+        "clips": 20,
         "lost": {"tied": 1},
         "wasted": {"death": 3},
         "lag_mean": 0.5,
@@ -195,7 +195,7 @@ def test_busy_shares_by_hand() -> None:
         },
     }
     assert throughput.lines(pace) == [
-        "5 steps and 20 groups in 10.0 s: 0.50 steps/s, 2.00 groups/s",
+        "5 steps and 20 clips in 10.0 s: 0.50 steps/s, 2.00 clips/s",
         "busy: sampler 25% of 2, rewarder 5% of 1, learner 90% of 1; the learner is the bottleneck",
         "lag: mean 0.50, maximum 1 pushes",
         "groups lost: 1 tied; candidates wasted: 3 by death",

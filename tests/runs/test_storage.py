@@ -194,7 +194,7 @@ def test_a_limit_on_file_sizes(
     config = six(tmp_path, model)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     bounds = {
-        150_000: "weights/v000000: cannot be written: File too large; free some space",
+        170_000: "weights/v000000: cannot be written: File too large; free some space",
         250_000: "ledger.sqlite: cannot be written: Input/output error; check the disk",
     }
     for size, message in bounds.items():

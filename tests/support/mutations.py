@@ -169,7 +169,7 @@ def miscount(header: dict[Any, Any], random: Random) -> None:
 @_header
 def other_call(header: dict[Any, Any], random: Random) -> None:
     """Send one call's arguments to another call."""
-    header["call"] = random.choice(("lease_group", "announce", "submit_scores", "chunk", "span", "close", "_target"))
+    header["call"] = random.choice(("lease_sampling", "announce", "submit_scores", "chunk", "span", "close", "_target"))
 
 
 KINDS = (

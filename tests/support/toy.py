@@ -20,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from common.config import DIMENSIONS, RunConfig, algorithm_class, load_config
-from common.messages import Prompt, Purpose
+from common.messages import Prompt
 from deploy.run_dir import layout
-from deploy.run_dir.jsonl import read_json_lines
 
 
 class HashReward:
@@ -59,19 +58,6 @@ class Said:
     def message(self, line: str) -> None:
         """See `Progress`."""
         self.lines.append(line)
-
-
-class SlowReward(HashReward):
-    """Delays the scores of the first training prompt until `step` optimizer steps are in `metrics`."""
-
-    def __init__(self, dimension: str, metrics: Path, step: int) -> None:
-        super().__init__(dimension)
-        self.metrics, self.step = metrics, step
-
-    def score(self, clips: Sequence[np.ndarray], prompts: Sequence[Prompt]) -> list[float]:
-        if any(prompt.purpose is Purpose.TRAIN and prompt.ordinal == 0 for prompt in prompts):
-            wait_until(lambda: len(read_json_lines(self.metrics)) >= self.step)
-        return super().score(clips, prompts)
 
 
 def wait_until(holds: Callable[[], bool], seconds: float = 120.0) -> None:

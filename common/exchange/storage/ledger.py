@@ -12,6 +12,8 @@ opened. If a disk operation fails, the ledger operation is rolled back and raise
 |                   |                                 | `enqueue`, or the ordinal of a training group;            |
 |                   |                                 | `weights`: digest of its policy; `waits`: 1 if all its    |
 |                   |                                 | blobs are kept until it is collected                      |
+| unsampled         | missing candidate of a group    | its sampling lease                                        |
+|                   | that was opened                 |                                                           |
 | candidates        | stored candidate                | its scoring lease and its raw scores                      |
 | group_blobs       | (group, name) -> blob           | image, conditioning, latents/i, clip/i                    |
 | blobs             | distinct content                | its size in bytes, its file                               |
@@ -36,7 +38,7 @@ from typing import Any
 from common.errors import ConfigError, CorruptDataError, StorageError
 from common.errors.disk import describe_disk_error, is_damage, writing
 from common.exchange import rules
-from common.exchange.api import State, WasteReason
+from common.exchange.api import State, WasteReason, Work
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import BlobHandle, BlobStore, StagedBlob
 from common.exchange.storage.ledger_reader import LEDGER, LEDGER_VERSION, LedgerReader
@@ -48,13 +50,18 @@ TABLES = """
 CREATE TABLE groups (
     ordinal INTEGER PRIMARY KEY, purpose TEXT NOT NULL, state TEXT NOT NULL, prompt BLOB NOT NULL,
     position INTEGER NOT NULL, required_version INTEGER, version INTEGER, pushes INTEGER,
-    leased_by TEXT, lease_expires REAL, attempt INTEGER NOT NULL DEFAULT 0, failures INTEGER NOT NULL DEFAULT 0,
+    leased_by TEXT, lease_expires REAL, attempt INTEGER NOT NULL DEFAULT 0,
     reason TEXT NOT NULL DEFAULT '', selection TEXT, priority REAL, times_trained INTEGER NOT NULL DEFAULT 0,
     step INTEGER, ended_at_step INTEGER, weights TEXT NOT NULL DEFAULT '', waits INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX groups_by_state ON groups (state, ordinal);
 CREATE INDEX groups_by_purpose ON groups (purpose, state, times_trained);
 CREATE INDEX groups_that_wait ON groups (ordinal) WHERE waits;
 CREATE INDEX groups_by_worker ON groups (leased_by) WHERE leased_by IS NOT NULL;
+CREATE TABLE unsampled (
+    ordinal INTEGER NOT NULL REFERENCES groups, candidate_index INTEGER NOT NULL, attempt INTEGER NOT NULL DEFAULT 0,
+    leased_by TEXT, lease_expires REAL, failures INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (ordinal, candidate_index));
+CREATE INDEX unsampled_by_worker ON unsampled (leased_by) WHERE leased_by IS NOT NULL;
+CREATE INDEX unsampled_by_lease ON unsampled (lease_expires) WHERE lease_expires IS NOT NULL;
 CREATE TABLE candidates (
     id TEXT PRIMARY KEY, ordinal INTEGER NOT NULL REFERENCES groups, candidate_index INTEGER NOT NULL,
     seed INTEGER NOT NULL, version INTEGER NOT NULL, fps INTEGER NOT NULL, height INTEGER NOT NULL,
@@ -79,6 +86,18 @@ CREATE TABLE wasted_candidates (
 CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL);
 CREATE TABLE archive (kind TEXT, name TEXT, count INTEGER NOT NULL, PRIMARY KEY (kind, name));
 """
+UNSAMPLED = (State.PENDING, State.SAMPLING)  # states of groups that may miss candidates
+# New state of a group -> kinds of work that may have become available.
+NEWS: dict[State, tuple[Work, ...]] = {
+    State.PENDING: (Work.SAMPLING, Work.TRAINING),
+    State.SAMPLING: (Work.SAMPLING,),  # opened: its other candidates
+    State.SAMPLED: (Work.SCORING,),
+    State.READY: (Work.TRAINING, Work.SAMPLING),
+    State.TRAINED: (Work.SAMPLING,),
+    State.EXPIRED: (Work.SAMPLING,),
+    State.TIED: (Work.SAMPLING, Work.TRAINING),
+    State.FAILED: (Work.SAMPLING, Work.TRAINING),
+}
 LARGEST_LOG = 1 << 24  # bytes; SQLite truncates the write-ahead log to this size after a checkpoint
 
 
@@ -104,6 +123,8 @@ class Ledger(LedgerReader):
         self._staged: list[StagedBlob] = []  # staged blobs that the current batch references
         self._touched: list[tuple[str, str]] = []  # digest and file of blobs that the batch wrote or dropped
         self._garbage: deque[str] = deque()  # files that no commit references any more
+        self.changes = dict.fromkeys(Work, 1)  # see `Leases.changes`
+        self._news: set[Work] = set()  # what the current batch may have made available
         try:
             self.blobs = BlobStore(folder / "blobs")
             database = sqlite3.connect(folder / name, isolation_level=None, check_same_thread=False)
@@ -181,6 +202,7 @@ class Ledger(LedgerReader):
             if self._written:
                 self.blobs.sync(self._written)
             self.run("COMMIT")
+            self._count_news()
         except BaseException:
             with suppress(sqlite3.Error):  # report the first error
                 if self.in_batch:
@@ -189,6 +211,15 @@ class Ledger(LedgerReader):
         finally:
             with suppress(sqlite3.Error, StorageError):  # on failure the next opening deletes the files
                 self._settle()
+
+    def tell(self, *kinds: Work) -> None:
+        """Say that the current batch may make work available, so that idle workers ask for it after the commit."""
+        self._news.update(kinds)
+
+    def _count_news(self) -> None:
+        for kind in self._news:
+            self.changes[kind] += 1
+        self._news.clear()
 
     @property
     def in_batch(self) -> bool:
@@ -255,6 +286,7 @@ class Ledger(LedgerReader):
             *(ordinal, purpose, State.PENDING, prompt, position, required_version),
         )
         self.set_meta(f"admitted:{purpose}", self.admitted(purpose) + 1)
+        self.tell(Work.SAMPLING)
 
     def move(self, ordinal: int, to: State, **columns: Any) -> None:
         """Change a group's state and other columns. Raises `RuntimeError` if `rules.TRANSITIONS` forbids it."""
@@ -262,6 +294,9 @@ class Ledger(LedgerReader):
         if not rules.allowed(old, to):
             raise RuntimeError(f"group {ordinal}: {old} may not become {to}")
         self.update(ordinal, state=to, **columns)
+        self.tell(*NEWS.get(to, ()))
+        if to not in UNSAMPLED:
+            self.run("DELETE FROM unsampled WHERE ordinal = ?", ordinal)
 
     def update(self, ordinal: int, **columns: Any) -> None:
         """Set columns of a group, without checking the transition."""

@@ -16,7 +16,7 @@ from common.exchange import rules
 from common.exchange.api import State
 from common.messages import Purpose, Selection
 
-LEDGER_VERSION = 5
+LEDGER_VERSION = 6
 LEDGER = "ledger.sqlite"
 
 
@@ -65,6 +65,10 @@ class LedgerReader:
     def candidates(self, ordinal: int) -> list[sqlite3.Row]:
         """The stored candidates of one group, by index."""
         return self.all("SELECT * FROM candidates WHERE ordinal = ? ORDER BY candidate_index", ordinal)
+
+    def unsampled(self, ordinal: int) -> list[sqlite3.Row]:
+        """The missing candidates of one opened group, by index, with their sampling leases."""
+        return self.all("SELECT * FROM unsampled WHERE ordinal = ? ORDER BY candidate_index", ordinal)
 
     def admitted(self, purpose: Purpose) -> int:
         """Number of groups ever admitted with this purpose. For training it is also the next ordinal."""

@@ -12,6 +12,7 @@ from threading import Event
 
 from common.config import RunConfig
 from common.errors.places import keep_place
+from common.exchange.api import Leases, Work
 from common.exchange.remote import Heartbeat, RemoteExchange
 from common.roles import role_of
 from deploy.logs.forward import ForwardingHandler, Send
@@ -38,14 +39,14 @@ class Worker(ABC):
         self.metrics.add(IDLE, 0.0, role=self.role)
         self.stopping = Event()
         self.logs = ForwardingHandler()
-        self._idle, self._worked = IDLE_SECONDS, False
+        self._idle, self._worked, self._seen = IDLE_SECONDS, False, 0
 
     def stop(self) -> None:
         """Stops after the current unit of work."""
         self.stopping.set()
 
     def rest(self, done: object) -> None:
-        """Backs off if nothing was `done`: the wait doubles each time, so that idle workers do not flood the hub."""
+        """Backs off if nothing was `done`: the wait doubles each time. For what `wait_for` cannot wait for."""
         if done:
             self._idle, self._worked = IDLE_SECONDS, True
             return
@@ -53,6 +54,18 @@ class Worker(ABC):
         self.stopping.wait(self._idle)
         self.metrics.add(IDLE, time.perf_counter() - began, role=self.role)
         self._idle = min(2 * self._idle, LONGEST_IDLE)
+
+    def wait_for(self, work: Work, exchange: Leases | None, done: object) -> None:
+        """Waits at the exchange if nothing was `done`, until there may be work again, for at most a second.
+
+        Does not wait without an exchange, as in a learner rank that follows another one.
+        """
+        self._worked |= bool(done)
+        if done or exchange is None:
+            return
+        began = time.perf_counter()
+        self._seen = exchange.changes(work, self._seen)
+        self.metrics.add(IDLE, time.perf_counter() - began, role=self.role)
 
     def run(self, addresses: Addresses) -> None:
         """Connects, works, disconnects. Sets `OutOfMemory.worked` if a unit of work had succeeded before."""

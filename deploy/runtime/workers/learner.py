@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from common.config import RunConfig, algorithm_class
+from common.exchange.api import Work
 from common.exchange.remote import RemoteExchange
 from common.messages import StepStats
 from deploy.run_dir.journal import timed
@@ -47,9 +48,9 @@ class LearnerWorker(Worker):
                 learner.pause(own)
                 return
             stats = timed(journal, self.name, "learning", lambda: self._learn(learner, own, journal))
-            self.rest(stats)
             if stats is not None and self._rank == 0:
                 journal.step(stats)
+            self.wait_for(Work.TRAINING, own, stats)
         trained = learner.finish(own)
         if self._rank == 0:
             journal.trained(trained)

@@ -100,13 +100,18 @@ class LocalWorkers:
         return True
 
     def sample(self) -> bool:
-        """Samples one group, if the exchange admits it. Returns whether it did."""
-        self.between()
-        with needed_by(self.sampler.worker, self.config):
-            sampled = timed(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
+        """Samples all candidates of one group, if the exchange admits it. Returns whether it did."""
+        sampled = self._sample_micro_batch()
+        while any(self._counted(purpose, State.SAMPLING) for purpose in Purpose):
+            self._sample_micro_batch()
         if sampled and self.rewarder.doubts:  # a reward that can score nothing ends the run at the first clip
             self.score()
-        return sampled
+        return bool(sampled)
+
+    def _sample_micro_batch(self) -> int:
+        self.between()
+        with needed_by(self.sampler.worker, self.config):
+            return timed(self.journal, self.sampler.worker, "sampling", lambda: self.sampler.work(self.exchange))
 
     def score(self) -> int:
         """Scores until there are no clips left. Returns the number of batches."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from common.config import RunConfig
+from common.exchange.api import Work
 from common.exchange.remote import RemoteExchange
 from deploy.run_dir.journal import timed
 from deploy.runtime.factories import rewarder_of
@@ -28,4 +29,5 @@ class RewarderWorker(Worker):
         rewarder, patience = self._make(self.name), self.config.reward.batch_seconds
         while not self.stopping.is_set():
             tasks = rewarder.gather(exchange, patience, self.stopping.wait)
-            self.rest(timed(journal, self.name, "scoring", partial(rewarder.finish, exchange, tasks)))
+            scored = timed(journal, self.name, "scoring", partial(rewarder.finish, exchange, tasks))
+            self.wait_for(Work.SCORING, exchange, scored)

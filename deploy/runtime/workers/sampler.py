@@ -8,6 +8,7 @@ from functools import partial
 
 from actors.loop import SamplingLoop
 from common.config import RunConfig
+from common.exchange.api import Work
 from common.exchange.remote import RemoteExchange
 from common.roles import SAMPLER
 from common.weights.sync import WeightPuller
@@ -40,10 +41,15 @@ class SamplerWorker(Worker):
         )
         self.metrics.read(lambda: [GaugeSample("douga_policy_version", sampler.version, {"role": SAMPLER})])
         while not self.stopping.is_set():
-            wanted = exchange.wanted_version()
+            wanted = exchange.wanted_version(sampler.version)
             if wanted != sampler.version and puller.staged(wanted):
                 timed(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
-            self.rest(timed(journal, self.name, "sampling", lambda: sampler.work(exchange)))
+                continue  # meanwhile there may be a newer one
+            sampled = timed(journal, self.name, "sampling", lambda: sampler.work(exchange))
+            if wanted == sampler.version:
+                self.wait_for(Work.SAMPLING, exchange, sampled)
+            else:  # its weights are still being staged here
+                self.rest(sampled)
 
 
 def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:

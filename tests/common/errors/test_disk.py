@@ -105,7 +105,7 @@ def test_a_version_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
 def test_a_call_is_rolled_back_when_the_disk_is_full(tmp_path: Path) -> None:
     """It can be retried once there is space. Until then it leaves nothing behind, not even a file."""
     exchange = open_exchange(tmp_path, small())
-    lease = exchange.lease_group("sampler-0", 0)
+    lease = exchange.lease_sampling("sampler-0", 0)
     assert lease is not None
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     before, files = exchange.counts(), set(tmp_path.rglob("*"))

@@ -81,15 +81,16 @@ class Run:
 
     def sampler(self) -> bool:
         version = self.exchange.current_version()
-        lease = self.call("lease_group", "sampler-0", version)
+        lease = self.call("lease_sampling", "sampler-0", version)
         if lease is None:
             return False
-        self.call("submit_conditioning", lease, conditioning(lease.prompt))
-        weights = self.stored()[str(version)][1]
-        for index in range(len(lease.seeds)):
-            if index not in lease.done:
-                self.call("submit_candidate", lease, candidate(lease, index, weights))
-        return True
+        while True:
+            self.call("submit_conditioning", lease, conditioning(lease.prompt))
+            for index in lease.indices:
+                self.call("submit_candidate", lease, candidate(lease, index, self.stored()[str(version)][1]))
+            if lease.indices[-1] == len(lease.seeds) - 1:
+                return True
+            lease = self.call("lease_sampling", "sampler-0", version)
 
     def rewarder(self) -> bool:
         tasks = self.call("lease_candidates", "rewarder-0", 3)

@@ -83,7 +83,7 @@ def test_reopening_releases_all_leases(tmp_path: Path) -> None:
         sample(exchange)
     tasks = exchange.lease_candidates("rewarder-0", 3)
     exchange.submit_scores("rewarder-0", [fakes.score(tasks[0], 80.0)])
-    lease = exchange.lease_group("sampler-0", 0)
+    lease = exchange.lease_sampling("sampler-0", 0)
     assert lease is not None
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     exchange.submit_candidate(lease, candidate(lease, 0))
@@ -92,9 +92,9 @@ def test_reopening_releases_all_leases(tmp_path: Path) -> None:
     counts = exchange.counts()
     assert (counts[State.PENDING], counts[State.SAMPLED], counts[State.READY]) == (1, 2, 2)
     exchange.check()
-    again = exchange.lease_group("sampler-0", 0)
+    again = exchange.lease_sampling("sampler-0", 0)
     assert again is not None
-    assert (again.prompt.ordinal, again.done) == (4, (0,))
+    assert (again.prompt.ordinal, again.indices, again.encoded) == (4, (1,), True)
     assert [task.candidate_id for task in exchange.lease_candidates("rewarder-0", 9)] == ["2-1-v0", "3-0-v0", "3-1-v0"]
     assert exchange.wasted() == {}
 
@@ -108,8 +108,8 @@ def test_rollback_undoes_uses_and_versions(tmp_path: Path) -> None:
     assert (counts[State.TRAINED], counts[State.READY]) == (2, 4)
     assert (exchange.current_version(), exchange.next_version()) == (1, 3)
     exchange.check()
-    assert exchange.lease_group("sampler-0", 1) is None  # 6 pairs are accepted, the limit is (1 + 1 + 1) * 2 = 6
-    assert exchange.lease_group("sampler-0", 2) is None
+    assert exchange.lease_sampling("sampler-0", 1) is None  # 6 pairs are accepted, the limit is (1 + 1 + 1) * 2 = 6
+    assert exchange.lease_sampling("sampler-0", 2) is None
     assert "rolled back" in exchange.refusal
     assert train(exchange, 2) == [2, 3]
     later = exchange.lease_batch("learner-0", 3, 2)
@@ -159,19 +159,19 @@ def test_a_pending_group_waits_until_admission_allows_it_again(tmp_path: Path) -
     """A group that was pending at the crash is leased only once the admission rule would admit it again."""
     config = small()
     exchange = two_steps(tmp_path, config)
-    lease = exchange.lease_group("sampler-0", 2)
+    lease = exchange.lease_sampling("sampler-0", 2)
     assert lease is not None
     assert lease.prompt.ordinal == 6
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     exchange.submit_candidate(lease, candidate(lease, 0))
     exchange = reopen(exchange, tmp_path, config)
     exchange.rollback(1)
-    assert exchange.lease_group("sampler-0", 1) is None
+    assert exchange.lease_sampling("sampler-0", 1) is None
     train(exchange, 2)
     exchange.announce(weight_version(3, 2, 2))
-    again = exchange.lease_group("sampler-0", 3)
+    again = exchange.lease_sampling("sampler-0", 3)
     assert again is not None
-    assert (again.prompt.ordinal, again.version, again.done) == (6, 3, ())
+    assert (again.prompt.ordinal, again.version, again.indices) == (6, 3, (0, 1))
     assert exchange.wasted() == {"death": 1}
 
 

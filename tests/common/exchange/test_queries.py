@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, StorageError
+from common.exchange.admission import admission_refusal
 from common.exchange.api import State
 from common.exchange.queries import Work, newest_groups, read_blob, work_in_progress
-from common.exchange.sampling import admission_refusal
 from common.exchange.storage.group_blobs import SHOWN
 from common.exchange.storage.ledger_reader import NotBegun, open_readonly
 from common.exchange.storage.run_lock import lock_owner
@@ -73,14 +73,14 @@ def test_work_in_progress(tmp_path: Path) -> None:
     sample(exchange)
     exchange.lease_candidates("rewarder-1", 1)
     exchange.lease_batch("learner-0", 1, 2)
-    lease = exchange.lease_group("sampler-2", 0)
+    lease = exchange.lease_sampling("sampler-2", 0)
     assert lease is not None
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     exchange.submit_candidate(lease, candidate(lease, 0))
     exchange.enqueue(heldout(1, Purpose.PROBE), 0)
-    exchange.lease_group("sampler-3", 0)
+    exchange.lease_sampling("sampler-3", 0)
     with open_readonly(tmp_path) as ledger:
-        found = work_in_progress(ledger, 2)
+        found = work_in_progress(ledger)
     assert found == {
         "sampler-2": Work("sampling", 3, "train", 1, 2),
         "sampler-3": Work("sampling", 1 << 40, "probe", 0, 1),
@@ -90,7 +90,7 @@ def test_work_in_progress(tmp_path: Path) -> None:
     for worker, work in found.items():
         exchange.release(worker)
         with open_readonly(tmp_path) as ledger:
-            assert work_in_progress(ledger, 2)[worker] == replace(work, lost=True)
+            assert work_in_progress(ledger)[worker] == replace(work, lost=True)
     exchange.close()
 
 
@@ -100,7 +100,7 @@ def test_admission_refusal_equals_the_exchanges_refusal(tmp_path: Path) -> None:
     with open_readonly(tmp_path) as ledger:
         assert admission_refusal(ledger, config, 0) is None
     make_pairs(exchange, 2)
-    assert exchange.lease_group("sampler-0", 0) is None
+    assert exchange.lease_sampling("sampler-0", 0) is None
     with open_readonly(tmp_path) as ledger:
         refusal = admission_refusal(ledger, config, 0)
         assert refusal is not None

@@ -45,10 +45,10 @@ def run_past_checkpoint(folder: Path, config: RunConfig = CONFIG) -> None:
     train(exchange, 1)
     exchange.announce(weight_version(1, 1, 1))
     sample(exchange, 1)  # 5
-    leased = exchange.lease_group("sampler-0", 1)  # 6
+    leased = exchange.lease_sampling("sampler-0", 1)  # 6
     assert leased is not None
     exchange.record_checkpoint(1)
-    exchange.fail_group(leased, "returned")
+    exchange.fail_sampling(leased, "returned")
     raw = {f"{ordinal}-{index}-v{version}": 80.0 - 25 * index
            for ordinal in (5, 6, 7) for index in range(3) for version in (1, 2)}  # fmt: skip
     score_all(exchange, raw)
@@ -95,7 +95,7 @@ def test_recovery_rolls_back_pairs_and_resamples_unfinished_groups(tmp_path: Pat
     exchange.rollback(1)
     again = sample(exchange, 1)
     assert again is not None
-    assert (again.prompt.ordinal, again.prompt.image, again.done) == (5, source(5).image, ())
+    assert (again.prompt.ordinal, again.prompt.image, again.indices) == (5, source(5).image, (0, 1, 2))
     assert train(exchange, 2) == [2, 3]  # their blobs were kept, because checkpoint 1 precedes their step
     exchange.check()
     exchange.close()
@@ -185,7 +185,7 @@ def test_pairs_and_evaluations_with_lost_blobs_are_given_up(tmp_path: Path) -> N
     exchange.check()
     assert exchange.counts()[State.EXPIRED] == 1
     exchange.enqueue(heldout(1), 0)
-    waiting = exchange.lease_group("sampler-0", 0)
+    waiting = exchange.lease_sampling("sampler-0", 0)
     assert waiting is not None
     assert waiting.prompt.id == "held-0"  # queued again
     exchange.close()
@@ -198,17 +198,17 @@ def test_recovery_finds_content_that_was_rewritten_after_the_snapshot(tmp_path: 
     make_pairs(exchange, 2)
     train(exchange, 1)
     exchange.announce(weight_version(1, 1, 1))
-    lease = exchange.lease_group("sampler-0", 1)
+    lease = exchange.lease_sampling("sampler-0", 1)
     assert lease is not None
     exchange.submit_conditioning(lease, conditioning(lease.prompt))
     first = candidate(lease, 0)
     assert exchange.submit_candidate(lease, first).accepted
     exchange.record_checkpoint(1)
     exchange.announce(weight_version(2, 2, 2))
-    exchange.fail_group(lease, "returned")
-    lease = exchange.lease_group("sampler-0", 2)  # discards its candidate and the files
+    exchange.fail_sampling(lease, "returned")
+    lease = exchange.lease_sampling("sampler-0", 2)  # discards its candidate and the files
     assert lease is not None
-    assert lease.done == ()
+    assert lease.indices == (0, 1, 2)
     name = candidate_id(lease.prompt.ordinal, 0, 2)
     assert exchange.submit_candidate(lease, replace(first, id=name, policy_version=2)).accepted
     exchange.close()
@@ -218,9 +218,9 @@ def test_recovery_finds_content_that_was_rewritten_after_the_snapshot(tmp_path: 
     exchange = open_exchange(tmp_path, CONFIG)
     exchange.check()
     exchange.rollback(1)
-    lease = exchange.lease_group("sampler-0", 1)
+    lease = exchange.lease_sampling("sampler-0", 1)
     assert lease is not None
-    assert (lease.prompt.ordinal, lease.done) == (2, (0,))
+    assert (lease.prompt.ordinal, lease.indices) == (2, (1, 2))
     exchange.close()
 
 

@@ -19,8 +19,9 @@ from common.exchange.local import LocalExchange
 from common.exchange.remote import Heartbeat, RemoteExchange, exchange_service
 from common.messages import Candidate
 from common.rpc import client as rpc
-from common.rpc.client import ServiceFailed, Unreachable, calls
+from common.rpc.client import ServiceFailed, Unreachable
 from common.rpc.codec import Limits, pack, unpack
+from common.rpc.interface import calls
 from common.rpc.server import Service, serving
 from tests.support.exchange import fakes
 from tests.support.exchange.contract import ExchangeContract, Factory
@@ -111,7 +112,7 @@ def test_the_calls_of_the_hub_are_not_served(ask: Ask) -> None:
 def test_errors_keep_their_class(service: Service) -> None:
     with RemoteExchange(service.address, "tester") as exchange:
         with pytest.raises(ValueError, match="version 7"):
-            exchange.lease_group("sampler-0", 7)
+            exchange.lease_sampling("sampler-0", 7)
         with pytest.raises(ConfigError, match="step"):
             exchange.rollback(5)
         assert service.counts["error"] == 2
@@ -126,12 +127,12 @@ def test_an_unexpected_error_becomes_service_failed(service: Service, local: Loc
 
 
 def test_a_retry_gets_the_cached_reply(ask: Ask, local: LocalExchange) -> None:
-    first = ask(*request("lease_group", "sampler-0", 0))
-    again = ask(*request("lease_group", "sampler-0", 0))
+    first = ask(*request("lease_sampling", "sampler-0", 0))
+    again = ask(*request("lease_sampling", "sampler-0", 0))
     assert first == again
     assert local.counts()[State.SAMPLING] == 1
-    assert ask(*request("lease_group", "sampler-0", 0, number=2))["body"]["prompt"]["ordinal"] == 1
-    assert ask(*request("lease_group", "sampler-0", 0, client="d"))["body"]["prompt"]["ordinal"] == 2
+    assert ask(*request("lease_sampling", "sampler-0", 0, number=2))["body"]["prompt"]["ordinal"] == 1
+    assert ask(*request("lease_sampling", "sampler-0", 0, client="d"))["body"]["prompt"]["ordinal"] == 2
 
 
 def test_a_lost_reply_does_not_lease_twice(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +151,7 @@ def test_a_lost_reply_does_not_lease_twice(local: LocalExchange, monkeypatch: py
             return answer
 
         monkeypatch.setattr(exchange, "_await", lossy)
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         assert lease.prompt.ordinal == 0
         assert local.counts()[State.SAMPLING] == 1
@@ -179,11 +180,11 @@ def test_a_timeout_names_client_call_and_server(monkeypatch: pytest.MonkeyPatch)
         ([msgpack.packb({"schema": 99})], "schema 99; this program uses schema 1"),
         ([msgpack.packb({"schema": 1, "blobs": [3]})], "blobs of [] bytes, but the header says [3]"),
         (pack({"id": 1}), "a request needs a client and an id"),
-        (request("close"), "no call 'close'; there are announce, commit_step, empty_prompt"),
+        (request("close"), "no call 'close'; there are announce, changes, commit_step, empty_prompt"),
         (request("__class__"), "no call '__class__'"),
-        (request("lease_group", "a"), "lease_group: expected 2 arguments (worker, version)"),
-        (request("lease_group", "a", "b"), "lease_group.version: expected int, got 'b'"),
-        (request("lease_group", "a", True), "lease_group.version: expected int, got True"),
+        (request("lease_sampling", "a"), "lease_sampling: expected 2 arguments (worker, version)"),
+        (request("lease_sampling", "a", "b"), "lease_sampling.version: expected int, got 'b'"),
+        (request("lease_sampling", "a", True), "lease_sampling.version: expected int, got True"),
     ],
 )
 def test_malformed_requests_get_an_error_reply(
@@ -197,7 +198,7 @@ def test_malformed_requests_get_an_error_reply(
 
 
 def test_a_tensor_with_a_wrong_size_is_rejected(ask: Ask, local: LocalExchange) -> None:
-    lease = local.lease_group("sampler-0", 0)
+    lease = local.lease_sampling("sampler-0", 0)
     assert lease is not None
     header, *blobs = request("submit_candidate", lease, candidate(lease, 0))
     tampered = msgpack.unpackb(header)
@@ -210,7 +211,7 @@ def test_a_tensor_with_a_wrong_size_is_rejected(ask: Ask, local: LocalExchange) 
 def test_a_frame_beyond_the_limit_is_never_read(local: LocalExchange, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "ATTEMPTS", 1)
     with serving(exchange_service(local, limits=Limits(blob=10_000))) as service:
-        lease = local.lease_group("sampler-0", 0)
+        lease = local.lease_sampling("sampler-0", 0)
         assert lease is not None
         large = Candidate(**{**_fields(candidate(lease, 0)), "clip": bytes(20_000)})
         with (
@@ -247,7 +248,7 @@ def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
 
     local.renew = renew  # type: ignore[method-assign]
     with serving(exchange_service(local)) as service:
-        lease = local.lease_group("sampler-0", 0)
+        lease = local.lease_sampling("sampler-0", 0)
         assert lease is not None
         with Heartbeat(lambda: RemoteExchange(service.address, "sampler-0"), "sampler-0", seconds=0.01):
             for _ in range(3):
@@ -256,7 +257,7 @@ def test_a_heartbeat_keeps_leases_alive(tmp_path: Path) -> None:
                 assert renewed.wait(10)
         assert local.submit_conditioning(lease, conditioning(lease.prompt)).accepted
         clock.now += 11
-        again = local.lease_group("sampler-1", 0)
+        again = local.lease_sampling("sampler-1", 0)
         assert again is not None
         assert again.prompt.ordinal == lease.prompt.ordinal
         assert local.submit_candidate(lease, candidate(lease, 0)).reason == "lost lease"
@@ -267,7 +268,7 @@ def test_first_frames_are_not_sent_back(
     service: Service, local: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RemoteExchange(service.address, "sampler-0", timeout=10) as exchange:
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         assert lease.prompt.image is not None
         came: list[bytes | None] = []
@@ -287,7 +288,7 @@ def test_two_samplers_share_the_ordinals(service: Service, local: LocalExchange)
     def work(name: str) -> None:
         with RemoteExchange(service.address, name, timeout=10) as exchange:
             for _ in range(2):
-                lease = exchange.lease_group(name, 0)
+                lease = exchange.lease_sampling(name, 0)
                 if lease is not None:
                     leased.append(lease.prompt.ordinal)
 

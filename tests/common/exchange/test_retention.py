@@ -105,9 +105,9 @@ def test_pruned_ties_failures_and_waste_are_counted(tmp_path: Path) -> None:
     lease = sample(exchange)
     assert lease is not None
     score_all(exchange, {"0-0-v0": 50.0, "0-1-v0": 50.0})
-    lease = exchange.lease_group("sampler-0", 0)
+    lease = exchange.lease_sampling("sampler-0", 0)
     assert lease is not None
-    exchange.fail_group(lease, "no such image")
+    exchange.fail_sampling(lease, "no such image")
     assert exchange.submit_candidate(lease, candidate(lease, 0)).reason == "lost lease"
     steps(exchange, 1, 1)
     found = exchange.counts()
@@ -126,10 +126,10 @@ def test_a_pruned_version_is_refused_as_stale(tmp_path: Path) -> None:
     steps(exchange, 1, 9)
     assert 0 < retention.highest_pruned_version(exchange._ledger) < exchange.current_version()
     for version in (0, 1):
-        assert exchange.lease_group("sampler-0", version) is None
+        assert exchange.lease_sampling("sampler-0", version) is None
         assert "pushes old" in exchange.refusal
     with pytest.raises(ValueError, match="never announced"):
-        exchange.lease_group("sampler-0", 99)
+        exchange.lease_sampling("sampler-0", 99)
     assert not exchange.rolled_back(1)
     exchange.close()
 

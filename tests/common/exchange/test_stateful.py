@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from common.config import RunConfig
 from common.exchange.api import Submitted
 from common.exchange.local import LocalExchange
-from common.messages import GroupLease, Purpose, Score, ScoreTask, TrainingGroup
+from common.messages import Purpose, SamplingLease, Score, ScoreTask, TrainingGroup
 from tests.support.exchange.fakes import (
     Clock,
     candidate,
@@ -58,6 +58,7 @@ CONFIGS: list[RunConfig] = [
         steps=4,
     ),
     small(exchange__lease_seconds=60, exchange__pipeline_depth=2, sampler__candidates=3, exchange__max_lag=3),
+    small(exchange__lease_seconds=60, sampler__candidates=3, sampler__micro_batch=2, exchange__max_attempts=2),
     small(exchange__keep_groups=1, exchange__lease_seconds=60, exchange__max_lag=0, learner__keep_checkpoints=2),
     small(keep_candidates_bytes=1, exchange__keep_groups=1, exchange__lease_seconds=60, sampler__candidates=3),
     small(exchange__keep_groups=2, exchange__lease_seconds=60, exchange__max_times_trained=2, algorithm__min_gap=0.3),
@@ -128,7 +129,7 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
     for row in ledger.all("SELECT ordinal, name FROM group_blobs ORDER BY ordinal, name"):
         names.setdefault(row["ordinal"], []).append(row["name"])
     columns = [
-        *("state", "version", "pushes", "leased_by", "attempt", "failures", "reason", "times_trained", "step"),
+        *("state", "version", "pushes", "leased_by", "attempt", "reason", "times_trained", "step"),
         "ended_at_step",
     ]
     batches: dict[int, tuple[list[int], bool]] = {}
@@ -142,6 +143,10 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
                 names.get(row["ordinal"], []),
             )
             for row in ledger.all("SELECT * FROM groups ORDER BY ordinal")
+        },
+        "missing": {
+            (row["ordinal"], row["candidate_index"]): (row["leased_by"], row["failures"])
+            for row in ledger.all("SELECT * FROM unsampled")
         },
         "clips": {
             row["id"]: (row["ordinal"], row["candidate_index"], row["leased_by"], row["failures"], row["raw"])
@@ -158,7 +163,8 @@ def view(exchange: LocalExchange) -> dict[str, Any]:
         "versions": {row[0]: (row[1], row[2], bool(row[3])) for row in ledger.all("SELECT * FROM versions")},
         "checkpoints": set(ledger.checkpoints()),
         "current": (
-            *(exchange.next_version(), exchange.current_version(), exchange.wanted_version()),
+            *(exchange.next_version(), exchange.current_version()),
+            *(exchange.wanted_version(), exchange.wanted_version(0)),
             *(ledger.meta("pushes", 0), ledger.meta("oldest_resumable_step", 0)),
         ),
         "bytes": exchange.bytes_on_disk(),
@@ -169,8 +175,8 @@ def plain(answer: Any) -> Any:
     """Convert a result of the exchange to the form that the model returns."""
     if isinstance(answer, Submitted):
         return answer.accepted, answer.reason
-    if isinstance(answer, GroupLease):
-        return answer.prompt.ordinal, answer.attempt, answer.version, answer.done
+    if isinstance(answer, SamplingLease):
+        return answer.prompt.ordinal, answer.attempt, answer.version, answer.indices, answer.encoded
     if isinstance(answer, ScoreTask):
         return answer.candidate_id
     if isinstance(answer, TrainingGroup):
@@ -186,7 +192,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="ledger-", dir=FOLDERS))
         self.config, self.clock, self.crash_timer = config, Clock(), CrashTimer()
         self.model = Model(config, self.clock)
-        self.leases: list[GroupLease] = []
+        self.leases: list[SamplingLease] = []
         self.tasks: list[ScoreTask] = []
         self.batches: list[tuple[int, list[int]]] = []
         self.open()
@@ -265,42 +271,43 @@ class LedgerMachine(RuleBasedStateMachine):
     # Sampling.
 
     @rule(worker=WORKERS, version=st.sampled_from(["current", "wanted", "base", "any", "unknown"]), which=SOME)
-    def lease_group(self, worker: str, version: str, which: int) -> None:
-        self.lease(worker, version, which)
-
-    def lease(self, worker: str, version: str, which: int) -> GroupLease | None:
+    def lease_sampling(self, worker: str, version: str, which: int) -> None:
         known = sorted({0, *self.model.versions})
         number = {"current": self.exchange.current_version(), "wanted": self.exchange.wanted_version(), "base": 0,
                   "any": known[which % len(known)], "unknown": 1000}[version]  # fmt: skip
-        lease = self.call("lease_group", worker, number)
+        self.lease(worker, number)
+
+    def lease(self, worker: str, number: int) -> SamplingLease | None:
+        lease = self.call("lease_sampling", worker, number)
         assert lease is None or not self.exchange.refusal
         if lease is not None:
             self.leases.append(lease)
         return lease
 
-    @rule(groups=st.integers(1, 3))
-    def sample_groups(self, groups: int) -> None:
+    @rule(leases=st.integers(1, 6))
+    def sample_candidates(self, leases: int) -> None:
         """A well-behaved sampler."""
-        for _ in range(groups):
-            lease = self.lease("a", "current", 0)
+        held = self.exchange.current_version()
+        for _ in range(leases):
+            lease = self.lease("a", held)
             if lease is not None:
-                self.sample(lease, True, len(lease.seeds))
+                self.sample(lease, True, len(lease.indices))
 
     @precondition(lambda self: self.leases)
     @rule(which=SOME, with_conditioning=st.booleans(), upto=st.integers(0, 3))
     def submit(self, which: int, with_conditioning: bool, upto: int) -> None:
         self.sample(self.leases[which % len(self.leases)], with_conditioning, upto)
 
-    def sample(self, lease: GroupLease, with_conditioning: bool, upto: int) -> None:
+    def sample(self, lease: SamplingLease, with_conditioning: bool, upto: int) -> None:
         if with_conditioning:
             self.call("submit_conditioning", lease, conditioning(lease.prompt))
-        for index in range(min(upto, len(lease.seeds))):
+        for index in lease.indices[:upto]:
             self.call("submit_candidate", lease, candidate(lease, index))
 
     @precondition(lambda self: self.leases)
     @rule(which=SOME)
     def fail(self, which: int) -> None:
-        self.call("fail_group", self.leases[which % len(self.leases)], "broken image")
+        self.call("fail_sampling", self.leases[which % len(self.leases)], "broken image")
 
     @rule(
         count=st.integers(1, 2),
@@ -329,9 +336,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """What the guardrails do: sample and score probes of version 0, then score them again."""
         self.call("enqueue", heldout(2, Purpose.PROBE), 0)
         for _ in range(2):
-            lease = self.lease("a", "base", 0)
+            lease = self.lease("a", 0)
             if lease is not None:
-                self.sample(lease, True, len(lease.seeds))
+                self.sample(lease, True, len(lease.indices))
         self.score("b", 16, 16)
         self.call("rescore_probes", 0)
 
@@ -392,7 +399,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def work(self, rounds: int) -> None:
         """Some rounds of well-behaved workers."""
         for _ in range(rounds):
-            self.sample_groups(3)
+            self.sample_candidates(3 * self.config.sampler.candidates)
             self.score("b", 16, 16)
             self.step()
 

@@ -13,8 +13,9 @@ import zmq
 
 from common.errors import ConfigError
 from common.rpc import server as serving_side
-from common.rpc.client import Client, ServiceFailed, calling, calls
+from common.rpc.client import Client, ServiceFailed, calling
 from common.rpc.codec import WireError, pack, unpack
+from common.rpc.interface import calls
 from common.rpc.server import RateLimitedLogger, Service, serving
 
 WAIT = 10_000  # ms

@@ -15,9 +15,9 @@ from common.messages import (
     ITEM_BYTES,
     Candidate,
     Conditioning,
-    GroupLease,
     Prompt,
     Purpose,
+    SamplingLease,
     Score,
     ScoreTask,
     Selection,
@@ -50,8 +50,8 @@ versions = st.builds(
     st.text(),
 )
 MESSAGES: dict[Any, st.SearchStrategy[Any]] = {
-    GroupLease | None: st.none()
-    | st.builds(GroupLease, prompts, st.text(), number, number, st.lists(number).map(tuple)),
+    SamplingLease | None: st.none()
+    | st.builds(SamplingLease, prompts, st.text(), number, number, st.lists(number).map(tuple)),
     Conditioning: conditionings,
     Candidate: candidates,
     Sequence[ScoreTask]: st.lists(st.builds(ScoreTask, st.text(), prompts, st.binary(), number, number), max_size=3),

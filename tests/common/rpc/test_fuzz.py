@@ -16,12 +16,13 @@ import msgpack
 import pytest
 import zmq
 
-from common.exchange.api import WorkerExchange
+from common.exchange.api import Work, WorkerExchange
 from common.exchange.remote import RemoteExchange
 from common.messages import LogEntry, Score, Span, StepStats, TrainingFinished
 from common.rpc import client as rpc
-from common.rpc.client import Client, Unreachable, calls
+from common.rpc.client import Client, Unreachable
 from common.rpc.codec import Frames, WireError, pack, unpack
+from common.rpc.interface import calls
 from common.weights.sync import RemoteWeights, WeightSource
 from common.weights.tensor_file import file_size
 from deploy.run_dir.journal import WorkerJournal
@@ -84,7 +85,7 @@ def tapped(client: Client) -> Any:
 def work(exchange: WorkerExchange) -> None:
     """Every call of the exchange."""
     for _ in range(2):
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         exchange.submit_conditioning(lease, conditioning(lease.prompt))
         for index in range(2):
@@ -99,10 +100,11 @@ def work(exchange: WorkerExchange) -> None:
     exchange.rollback(1)
     assert not exchange.refresh_due(1)
     exchange.keep_empty_prompt(array(b"empty"))
-    lease = exchange.lease_group("sampler-0", 1)
+    lease = exchange.lease_sampling("sampler-0", 1)
     assert lease is not None
-    exchange.fail_group(lease, "broken image")
+    exchange.fail_sampling(lease, "broken image")
     exchange.renew("sampler-0")
+    exchange.changes(Work.SAMPLING, 0)
     assert (exchange.next_version(), exchange.wanted_version()) == (2, 1)
     assert exchange.empty_prompt() == array(b"empty")
 

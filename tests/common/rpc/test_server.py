@@ -14,8 +14,9 @@ import zmq
 
 from common.rpc import client as rpc
 from common.rpc import server as serving_side
-from common.rpc.client import Client, Unreachable, calling, repeatable
+from common.rpc.client import Client, Unreachable, calling
 from common.rpc.codec import pack, unpack
+from common.rpc.interface import repeatable
 from common.rpc.server import Service, serving
 
 SECONDS = 20  # timeout of every wait

@@ -22,7 +22,7 @@ def test_a_learner_waits_for_samplers_which_set_the_pace() -> None:
         "sampler-1": Work("sampling", 18, "train", 0, 4),
     }
     spans = [
-        *(span(f"sampler-{n}", 1000.0 + 20 * k, 20.0) for n in (0, 1) for k in range(5)),  # until 1100
+        *(span(f"sampler-{n}", 1000.0 + 20 * k, 20.0, units=4) for n in (0, 1) for k in range(5)),  # until 1100
         span("rewarder-0", 1090.0, 4.0, units=20),
         span("learner-0", 1050.0, 9.0),
     ]
@@ -189,13 +189,23 @@ def test_a_finished_run_shows_its_verdict() -> None:
     assert more.phase == "finished"
 
 
+def test_the_learner_waits_for_a_straggler() -> None:
+    work = {"sampler-1": Work("sampling", 17, "train", 2, 4)}
+    ledger = ledger_summary(work, {"sampling": 1, "ready": 9}, step=3, refusal=LAG, straggler=17)
+    spans = [span("learner-0", 1000.0, 60.0)]
+    found = run_status(snapshot(1080.0, ledger, spans, [step(n, 1020.0 * n) for n in (1, 2, 3)]))
+    learner = next(one for one in found.workers if one.name == "learner-0")
+    assert learner.words == "for group 17, which would be too old after the next push (exchange.max_lag)"
+    assert (learner.state, learner.on) == ("waits", "sampler")
+
+
 def test_the_lines_of_a_terminal() -> None:
     events = [event(1000.0, "started"), event(1080.0, "alarm", step=2, rule="motion", action="warn", words="frozen")]
     steps = [step(1, 1030.0), step(2, 1060.0, refreshed=True), step(3, 1090.0, pushed=False)]
     ledger = ledger_summary(
         {}, {"pending": 1, "ready": 3, "trained": 24}, step=3, version=2, wasted={"death": 4}, refusal=LAG
     )
-    spans = [span("sampler-0", 1000.0, 50.0), span("rewarder-0", 1050.0, 10.0, 4), span("learner-0", 1060.0, 30.0)]
+    spans = [span("sampler-0", 1000.0, 50.0, 4), span("rewarder-0", 1050.0, 10.0, 4), span("learner-0", 1060.0, 30.0)]
     assert lines(run_status(snapshot(1100.0, ledger, spans, steps, events))) == [
         "mine: training, process 4711",
         "training 3/20  pairs 24  version 2  lag 0.5  reward 75.00  loss 0.5000  0.01 groups/s  8:30 left",

@@ -21,7 +21,7 @@ from ray.cluster_utils import Cluster
 from actors.prompts.source import open_prompts
 from actors.sampler import Sampler
 from common.candidate_set.folder import read_set
-from common.config import DIMENSIONS, RunConfig
+from common.config import RunConfig
 from common.data.video import encode_mp4
 from common.errors import ConfigError, RunFailed
 from common.exchange.api import State
@@ -391,18 +391,6 @@ def test_after_a_hub_crash_all_processes_restart_from_the_folder(nodes: Cluster,
     assert exchange.counts()[State.TRAINED] == 16
     exchange.close()
     check_kept(made)
-
-
-def test_stale_pairs_expire_and_the_run_finishes(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    made = config(tmp_path, model, **{"cluster.rewarder.count": 2, "reward.batch": 2, "steps": 6})
-    slow = [toy.SlowReward(name, made.folder / "metrics.jsonl", step=3) for name in DIMENSIONS]
-    assert driver.run(made, slow).finished
-    exchange = reopened(made)
-    exchange.check()
-    assert exchange.counts()[State.EXPIRED] >= 1
-    assert exchange.counts()[State.TRAINED] == 12
-    exchange.close()
-    assert max(record["lag_max"] for record in read_json_lines(made.folder / "metrics.jsonl")) <= 1
 
 
 def test_with_keys_only_clients_with_a_key_are_served(

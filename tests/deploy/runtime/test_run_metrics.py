@@ -144,9 +144,9 @@ def test_nonfinite_values_are_counted_by_role(tmp_path: Path) -> None:
         (task, _) = exchange.lease_candidates("rewarder-0", 2)
         exchange.submit_scores("rewarder-0", [Score(task.candidate_id, "heads-1", fakes.values(math.nan))])
         for reason, kind in (("latents are NaN", FailureKind.NON_FINITE), ("no such image", FailureKind.OTHER)):
-            lease = exchange.lease_group("sampler-0", 0)
+            lease = exchange.lease_sampling("sampler-0", 0)
             assert lease is not None
-            exchange.fail_group(lease, reason, kind)
+            exchange.fail_sampling(lease, reason, kind)
         run_metrics.not_finite("learner-0")
         run_metrics.not_finite("nobody")
         found = now(run_metrics)

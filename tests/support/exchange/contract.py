@@ -53,7 +53,7 @@ class ExchangeContract:
     def test_a_group_goes_through_all_states(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
         for _ in range(2):
-            lease = exchange.lease_group("sampler-0", 0)
+            lease = exchange.lease_sampling("sampler-0", 0)
             assert lease is not None
             assert exchange.counts()[State.SAMPLING] == 1
             assert exchange.submit_conditioning(lease, conditioning(lease.prompt)) == Submitted(True)
@@ -73,7 +73,7 @@ class ExchangeContract:
 
     def test_leases_carry_prompt_seeds_and_version(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(sampler__candidates=4))
-        first, second = exchange.lease_group("a", 0), exchange.lease_group("b", 0)
+        first, second = exchange.lease_sampling("a", 0), exchange.lease_sampling("b", 0)
         assert first is not None
         assert second is not None
         assert (first.prompt.ordinal, first.prompt.id, first.prompt.image) == (0, "train-0", b"png")
@@ -95,7 +95,7 @@ class ExchangeContract:
 
     def test_conditioning_without_image(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(learner__batch_size=1))
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         text_only = type(conditioning(lease.prompt))(array(digest("text")), None)
         exchange.submit_conditioning(lease, text_only)
@@ -106,7 +106,7 @@ class ExchangeContract:
 
     def test_submits_are_idempotent(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         exchange.submit_conditioning(lease, conditioning(lease.prompt))
         assert exchange.submit_conditioning(lease, conditioning(lease.prompt)) == Submitted(False, "duplicate")
@@ -123,18 +123,20 @@ class ExchangeContract:
 
     def test_a_candidate_outside_its_lease_is_rejected(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
-        lease, other = exchange.lease_group("a", 0), exchange.lease_group("b", 0)
+        lease, other = exchange.lease_sampling("a", 0), exchange.lease_sampling("b", 0)
         assert lease is not None
         assert other is not None
-        with pytest.raises(ValueError, match="0-0-v0: not one of group 1"):
+        with pytest.raises(ValueError, match="0-0-v0: not one of the leased 1 x"):
             exchange.submit_candidate(other, candidate(lease, 0))
         wrong = candidate(lease, 0)
         with pytest.raises(ValueError, match="sampled with seed"):
             exchange.submit_candidate(lease, replace(wrong, seed=1))
+        with pytest.raises(ValueError, match="0-0-v0: not one of the leased"):
+            exchange.submit_candidate(replace(lease, indices=(1,)), wrong)
 
     def test_the_last_candidate_requires_the_conditioning(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
-        lease = exchange.lease_group("a", 0)
+        lease = exchange.lease_sampling("a", 0)
         assert lease is not None
         exchange.submit_candidate(lease, candidate(lease, 0))
         with pytest.raises(ValueError, match="conditioning must be submitted"):
@@ -145,9 +147,9 @@ class ExchangeContract:
     def test_admission_waits_for_the_learner(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())  # (max_lag + pushes + 1) * 2 = (1 + 0 + 1) * 2 = 4 groups
         make_pairs(exchange, 4)
-        assert exchange.lease_group("sampler-0", 0) is None
+        assert exchange.lease_sampling("sampler-0", 0) is None
         train(exchange, 1)
-        assert exchange.lease_group("sampler-0", 0) is None  # only a push raises the limit, not a step
+        assert exchange.lease_sampling("sampler-0", 0) is None  # only a push raises the limit, not a step
         exchange.announce(weight_version(1, 1, 1))
         assert [sample(exchange, 1) is not None for _ in range(3)] == [True, True, False]
 
@@ -160,18 +162,18 @@ class ExchangeContract:
     def test_pipeline_depth_bounds_running_groups(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=2))
         assert sample(exchange) is not None
-        assert exchange.lease_group("b", 0) is not None
-        assert exchange.lease_group("c", 0) is None
+        assert exchange.lease_sampling("b", 0) is not None
+        assert exchange.lease_sampling("c", 0) is None
         score_all(exchange, {"0-0-v0": 80.0, "0-1-v0": 30.0})
-        assert exchange.lease_group("c", 0) is not None
+        assert exchange.lease_sampling("c", 0) is not None
 
     def test_ties_and_failures_free_admission_capacity(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_lag=0, exchange__max_attempts=1))  # at most 2 groups
         sample(exchange)
         score_all(exchange, {"0-0-v0": 50.0, "0-1-v0": 50.0})
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
-        exchange.fail_group(lease, "image is broken")
+        exchange.fail_sampling(lease, "image is broken")
         make_pairs(exchange, 2)
         counts = exchange.counts()
         assert (counts[State.TIED], counts[State.FAILED], counts[State.READY]) == (1, 1, 2)
@@ -182,54 +184,169 @@ class ExchangeContract:
         make_pairs(exchange, 2)
         train(exchange, 1)
         exchange.announce(weight_version(1, 1, 1))
-        assert exchange.lease_group("sampler-0", 0) is None
-        assert exchange.lease_group("sampler-0", 1) is not None
+        assert exchange.lease_sampling("sampler-0", 0) is None
+        assert exchange.lease_sampling("sampler-0", 1) is not None
         with pytest.raises(ValueError, match="version 5 was never announced"):
-            exchange.lease_group("sampler-0", 5)
+            exchange.lease_sampling("sampler-0", 5)
 
     def test_a_group_fails_after_max_attempts(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_attempts=2))
         for attempt in (1, 2):
-            lease = exchange.lease_group("sampler-0", 0)
+            lease = exchange.lease_sampling("sampler-0", 0)
             assert lease is not None
             assert (lease.prompt.ordinal, lease.attempt) == (0, attempt)
             if attempt == 2:
                 exchange.submit_candidate(lease, candidate(lease, 0))
-            exchange.fail_group(lease, "no such image")
+            exchange.fail_sampling(lease, "no such image")
         assert exchange.counts()[State.FAILED] == 1
         assert exchange.failures() == {0: "no such image"}
         assert exchange.wasted() == {"failed": 1}
-        following = exchange.lease_group("sampler-0", 0)
+        following = exchange.lease_sampling("sampler-0", 0)
         assert following is not None
         assert following.prompt.ordinal == 1
+
+    # Leases of single candidates.
+
+    def test_samplers_share_a_group(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__candidates=3, sampler__micro_batch=1))
+        leases = [exchange.lease_sampling(worker, 0) for worker in "abcd"]
+        assert [(one.prompt.ordinal, one.indices, one.attempt) for one in leases if one] == [
+            *((0, (0,), 1), (0, (1,), 2), (0, (2,), 3), (1, (0,), 1))
+        ]
+        first, second, third, _ = [one for one in leases if one]
+        for lease, index in ((third, 2), (first, 0)):
+            exchange.submit_conditioning(lease, conditioning(lease.prompt))
+            assert exchange.submit_candidate(lease, candidate(lease, index)).accepted
+        assert exchange.counts()[State.SAMPLED] == 0
+        assert exchange.submit_candidate(second, candidate(second, 1)).accepted
+        assert exchange.counts()[State.SAMPLED] == 1
+        following = exchange.lease_sampling("a", 0)  # the oldest open group, though admission allows another one
+        assert following is not None
+        assert (following.prompt.ordinal, following.indices, following.encoded) == (1, (1,), False)
+        exchange.check()
+
+    def test_a_lease_is_one_slice_of_the_group(self, open_exchange: Factory) -> None:
+        """A micro-batch always has the same rows, so that every candidate gets the same bits."""
+        exchange = open_exchange(small(sampler__candidates=5, sampler__micro_batch=2))
+        leases = [exchange.lease_sampling(worker, 0) for worker in "abc"]
+        assert [one.indices for one in leases if one] == [(0, 1), (2, 3), (4,)]
+
+    def test_an_open_group_is_continued_by_its_version_alone(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__micro_batch=1))
+        exchange.announce(weight_version(1, 1, 1))
+        old = exchange.lease_sampling("old", 0)
+        assert old is not None
+        assert (exchange.wanted_version(0), exchange.wanted_version(1), exchange.wanted_version()) == (0, 1, 1)
+        new = exchange.lease_sampling("new", 1)
+        assert new is not None
+        assert (new.prompt.ordinal, new.version) == (1, 1)
+        exchange.submit_conditioning(old, conditioning(old.prompt))
+        exchange.submit_candidate(old, candidate(old, 0))
+        assert exchange.counts()[State.SAMPLING] == 2  # it stays open for the sampler that comes back
+        last = exchange.lease_sampling("old", exchange.wanted_version(0))
+        assert last is not None
+        assert (last.prompt.ordinal, last.indices, last.version) == (0, (1,), 0)
+        assert exchange.wanted_version(0) == 1  # no candidate is left for the old weights
+        assert exchange.wasted() == {}
+
+    def test_a_group_whose_sampler_comes_back_with_other_weights_is_sampled_anew(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__micro_batch=1))
+        lease = exchange.lease_sampling("a", 0)
+        assert lease is not None
+        exchange.submit_conditioning(lease, conditioning(lease.prompt))
+        exchange.submit_candidate(lease, candidate(lease, 0))
+        exchange.announce(weight_version(1, 1, 1))
+        again = exchange.lease_sampling("a", 1)
+        assert again is not None
+        assert (again.prompt.ordinal, again.indices, again.version) == (0, (0,), 1)
+        assert exchange.wasted() == {"death": 1}
+        exchange.check()
+
+    def test_a_death_loses_the_candidates_of_one_lease(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(sampler__candidates=3, sampler__micro_batch=1, exchange__max_attempts=2))
+        dying, alive = exchange.lease_sampling("dying", 0), exchange.lease_sampling("alive", 0)
+        assert dying is not None
+        assert alive is not None
+        exchange.release("dying")
+        exchange.announce(weight_version(1, 1, 1))
+        again = exchange.lease_sampling("other", 0)
+        assert again is not None
+        assert (again.prompt.ordinal, again.indices, again.version) == (0, (0,), 0)
+        for lease in (again, alive):
+            exchange.submit_conditioning(lease, conditioning(lease.prompt))
+            assert exchange.submit_candidate(lease, candidate(lease, lease.indices[0])).accepted
+        exchange.release("alive")  # between two leases: nothing of it is lost
+        exchange.release("other")
+        last = exchange.lease_sampling("third", 0)
+        assert last is not None
+        assert (last.prompt.ordinal, last.indices) == (0, (2,))
+        assert exchange.wasted() == {}
+        exchange.fail_sampling(last, "out of memory")
+        for worker in ("fourth", "fifth"):  # the second failure at candidate 2 fails the group
+            lease = exchange.lease_sampling(worker, 0)
+            assert lease is not None
+            exchange.fail_sampling(lease, "out of memory")
+        assert exchange.failures() == {0: "out of memory"}
+        assert exchange.wasted() == {"failed": 2}
+        exchange.check()
+
+    # Pacing.
+
+    def test_older_weights_open_no_group_that_would_be_too_old_at_its_turn(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=1))  # (1 + 0 + 1) x 2 = 4 groups of version 0
+        make_pairs(exchange, 3)
+        train(exchange, 1)
+        exchange.announce(weight_version(1, 1, 1))
+        assert sample(exchange, 0) is not None  # the fourth: trained before the second push, so at lag 1
+        assert exchange.lease_sampling("a", 0) is None
+        assert exchange.refusal == "exchange.max_lag = 1: pairs of older weights would be too old at their turn"
+        assert exchange.lease_sampling("a", 1) is not None
+
+    def test_the_learner_waits_for_a_straggler_rather_than_let_its_group_expire(self, open_exchange: Factory) -> None:
+        exchange = open_exchange(small(exchange__max_lag=1, sampler__micro_batch=1))
+        slow = exchange.lease_sampling("slow", 0)
+        assert slow is not None
+        assert exchange.lease_sampling("also slow", 0) is not None
+        make_pairs(exchange, 3)
+        assert train(exchange, 1) == [1, 2]  # lag 1 after the push, which is allowed
+        exchange.announce(weight_version(1, 1, 1))
+        make_pairs(exchange, 2, version=1)
+        assert train(exchange, 2) == []  # lag 2 after the push
+        for worker in ("slow", "also slow"):
+            exchange.release(worker)
+        restarted = exchange.lease_sampling("slow", 1)
+        assert restarted is not None
+        assert (restarted.prompt.ordinal, restarted.version) == (0, 1)
+        assert train(exchange, 2) == [3, 4]
+        assert exchange.counts()[State.EXPIRED] == 0
 
     # Leases.
 
     def test_a_dead_samplers_group_is_leased_again(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__lease_seconds=60))
-        dead = exchange.lease_group("dead", 0)
+        dead = exchange.lease_sampling("dead", 0)
         assert dead is not None
         exchange.submit_conditioning(dead, conditioning(dead.prompt))
         exchange.submit_candidate(dead, candidate(dead, 0))
         clock.now += 61
-        again = exchange.lease_group("alive", 0)
+        again = exchange.lease_sampling("alive", 0)
         assert again is not None
-        assert (again.prompt.ordinal, again.attempt, again.done) == (0, 2, (0,))
+        assert (again.prompt.ordinal, again.attempt, again.indices) == (0, 2, (1,))
         assert exchange.submit_candidate(dead, candidate(dead, 1)) == Submitted(False, "lost lease")
         assert exchange.submit_candidate(again, candidate(again, 1)).accepted
         assert exchange.wasted() == {"late": 1}
 
     def test_another_version_resamples_the_group(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__lease_seconds=60))
-        dead = exchange.lease_group("dead", 0)
+        dead = exchange.lease_sampling("dead", 0)
         assert dead is not None
         exchange.submit_conditioning(dead, conditioning(dead.prompt))
         exchange.submit_candidate(dead, candidate(dead, 0))
         exchange.announce(weight_version(1, 1, 1))
         clock.now += 61
-        again = exchange.lease_group("alive", 1)
+        again = exchange.lease_sampling("alive", 1)
         assert again is not None
-        assert (again.version, again.done) == (1, ())
+        assert (again.version, again.indices) == (1, (0, 1))
         assert exchange.wasted() == {"death": 1}
         for index in (0, 1):
             assert exchange.submit_candidate(again, candidate(again, index)).accepted
@@ -237,12 +354,12 @@ class ExchangeContract:
 
     def test_heartbeats_keep_a_lease(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__lease_seconds=60))
-        lease = exchange.lease_group("slow", 0)
+        lease = exchange.lease_sampling("slow", 0)
         assert lease is not None
         for _ in range(3):
             clock.now += 50
             exchange.renew("slow")
-        other = exchange.lease_group("fast", 0)
+        other = exchange.lease_sampling("fast", 0)
         assert other is not None
         assert other.prompt.ordinal == 1
         assert exchange.submit_candidate(lease, candidate(lease, 0)).accepted
@@ -264,18 +381,18 @@ class ExchangeContract:
     def test_release_frees_the_leases_of_a_dead_worker_at_once(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__max_attempts=2))
         for _ in range(2):
-            lease = exchange.lease_group("dying", 0)
+            lease = exchange.lease_sampling("dying", 0)
             assert lease is not None
             assert lease.prompt.ordinal == 0
             exchange.release("dying")
-        after = exchange.lease_group("alive", 0)
+        after = exchange.lease_sampling("alive", 0)
         assert after is not None
         assert after.prompt.ordinal == 1  # group 0 failed, because its sampler died twice
         assert exchange.failures() == {0: "lease of dying expired"}
 
     def test_release_does_not_affect_other_workers(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
-        alive = exchange.lease_group("alive", 0)
+        alive = exchange.lease_sampling("alive", 0)
         assert alive is not None
         exchange.release("dead")
         assert exchange.submit_candidate(alive, candidate(alive, 0)).accepted
@@ -294,7 +411,7 @@ class ExchangeContract:
 
     def test_a_half_sampled_group_is_not_scored(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small())
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         exchange.submit_candidate(lease, candidate(lease, 0))
         assert exchange.lease_candidates("rewarder-0", 8) == []
@@ -419,7 +536,7 @@ class ExchangeContract:
         exchange.announce(weight_version(1, 1, 1))
         exchange.enqueue(heldout(2), version=1)
         exchange.enqueue(heldout(1, Purpose.PROBE))
-        lease = exchange.lease_group("sampler-0", 1)
+        lease = exchange.lease_sampling("sampler-0", 1)
         assert lease is not None
         assert exchange.wanted_version() == 1
         exchange.rollback(0)
@@ -427,7 +544,7 @@ class ExchangeContract:
         assert exchange.counts(Purpose.EVAL)[State.FAILED] == 2
         assert exchange.counts(Purpose.PROBE)[State.PENDING] == 1  # any version may sample it
         assert exchange.submit_candidate(lease, candidate(lease, 0)) == Submitted(False, "lost lease")
-        again = exchange.lease_group("sampler-0", 0)
+        again = exchange.lease_sampling("sampler-0", 0)
         assert again is not None
         assert again.prompt.purpose is Purpose.PROBE
         exchange.check()
@@ -450,13 +567,13 @@ class ExchangeContract:
 
     def test_a_failed_group_reports_its_last_cause(self, open_exchange: Factory, clock: Clock) -> None:
         exchange = open_exchange(small(exchange__max_attempts=2, exchange__lease_seconds=60, exchange__max_lag=9))
-        lost = exchange.lease_group("dying", 0)  # group 0: one sampler dies, another cannot read the image
+        lost = exchange.lease_sampling("dying", 0)  # group 0: one sampler dies, another cannot read the image
         assert lost is not None
         clock.now += 61
-        again = exchange.lease_group("sampler-0", 0)
+        again = exchange.lease_sampling("sampler-0", 0)
         assert again is not None
         assert again.prompt.ordinal == 0
-        exchange.fail_group(again, "image is broken")
+        exchange.fail_sampling(again, "image is broken")
         for _ in range(2):  # group 1: rewarders die; group 2: a score is NaN
             sample(exchange)
         for worker in ("rewarder-0", "rewarder-1"):
@@ -705,7 +822,7 @@ class ExchangeContract:
     def test_a_collected_group_needs_its_conditioning(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(collect__prompts=1))
         exchange.enqueue(heldout(1, Purpose.COLLECT), 0)
-        lease = exchange.lease_group("sampler-0", 0)
+        lease = exchange.lease_sampling("sampler-0", 0)
         assert lease is not None
         exchange.submit_candidate(lease, candidate(lease, 0))
         with pytest.raises(ValueError, match="its conditioning must be submitted before its last candidate"):
@@ -717,17 +834,17 @@ class ExchangeContract:
         train(exchange, 1)
         for version in (1, 2):
             exchange.announce(weight_version(version, version, version))
-        assert exchange.lease_group("sampler-0", 0) is not None  # whatever version the sampler holds
+        assert exchange.lease_sampling("sampler-0", 0) is not None  # whatever version the sampler holds
         assert train(exchange, 2) == [2, 3]
         assert exchange.counts()[State.EXPIRED] == 0
 
     def test_the_next_lease_clears_the_refusal(self, open_exchange: Factory) -> None:
         exchange = open_exchange(small(exchange__pipeline_depth=1))
         sample(exchange)
-        assert exchange.lease_group("sampler-0", 0) is None
+        assert exchange.lease_sampling("sampler-0", 0) is None
         assert "pipeline_depth" in exchange.refusal
         exchange.enqueue(heldout(1))
-        assert exchange.lease_group("sampler-0", 0) is not None
+        assert exchange.lease_sampling("sampler-0", 0) is not None
         assert exchange.refusal == ""
 
     def test_evaluations_do_not_count_in_admission(self, open_exchange: Factory) -> None:

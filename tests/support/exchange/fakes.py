@@ -13,9 +13,9 @@ from common.exchange.local import LocalExchange
 from common.messages import (
     Candidate,
     Conditioning,
-    GroupLease,
     Prompt,
     Purpose,
+    SamplingLease,
     Score,
     ScoreTask,
     SerializedTensor,
@@ -67,7 +67,7 @@ def conditioning(prompt: Prompt) -> Conditioning:
     return Conditioning(array(digest("text", prompt.text)), array(digest("image", prompt.image)))
 
 
-def candidate(lease: GroupLease, index: int, weights: object = 0) -> Candidate:
+def candidate(lease: SamplingLease, index: int, weights: object = 0) -> Candidate:
     """The candidate that a sampler with `weights` makes from a seed."""
     data = digest(weights, lease.prompt.id, lease.seeds[index])
     name = f"{lease.prompt.ordinal}-{index}-v{lease.version}"
@@ -91,14 +91,16 @@ def weight_version(version: int, step: int, pushes: int) -> WeightVersion:
     return WeightVersion(version, step, pushes, "full", version, (), "0" * 32)
 
 
-def sample(exchange: WorkerExchange, version: int = 0, worker: str = "sampler-0") -> GroupLease | None:
-    """Sample one complete group, if admission allows one."""
-    lease = exchange.lease_group(worker, version)
-    if lease is not None:
+def sample(exchange: WorkerExchange, version: int = 0, worker: str = "sampler-0") -> SamplingLease | None:
+    """Sample one complete group, if admission allows one. Returns the last of its leases."""
+    lease = exchange.lease_sampling(worker, version)
+    while lease is not None:
         exchange.submit_conditioning(lease, conditioning(lease.prompt))
-        for index in range(len(lease.seeds)):
-            if index not in lease.done:
-                assert exchange.submit_candidate(lease, candidate(lease, index)).accepted
+        for index in lease.indices:
+            assert exchange.submit_candidate(lease, candidate(lease, index)).accepted
+        if lease.indices[-1] == len(lease.seeds) - 1:
+            break
+        lease = exchange.lease_sampling(worker, version)
     return lease
 
 

@@ -8,6 +8,7 @@ cache, no transaction and no file: a blob is its bytes, stored under the name th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, inf, isfinite, isnan
 from typing import Any
@@ -17,7 +18,7 @@ from common.errors import ConfigError
 from common.exchange.storage import blobs
 from common.exchange.storage.blobs import pack
 from common.exchange.storage.group_blobs import SHOWN
-from common.messages import Candidate, Conditioning, GroupLease, Prompt, Purpose, Score
+from common.messages import Candidate, Conditioning, Prompt, Purpose, SamplingLease, Score
 from tests.support.exchange.fakes import Clock, source
 
 EVALUATIONS = 1 << 40  # ordinals of probe and eval groups
@@ -39,6 +40,16 @@ class Clip:
 
 
 @dataclass
+class Missing:
+    """A candidate of an opened group that is not sampled yet."""
+
+    attempt: int = 0
+    leased_by: str | None = None
+    lease_expires: float = 0.0
+    failures: int = 0
+
+
+@dataclass
 class Group:
     """One prompt and its candidates by index."""
 
@@ -52,8 +63,8 @@ class Group:
     leased_by: str | None = None
     lease_expires: float = 0.0
     attempt: int = 0
-    failures: int = 0
     reason: str = ""
+    missing: dict[int, Missing] = field(default_factory=dict)
     clips: dict[int, Clip] = field(default_factory=dict)
     kept: tuple[int, int, float] | None = None  # indices of chosen and rejected, gap
     times_trained: int = 0
@@ -105,10 +116,15 @@ class Model:
         return {
             "groups": {
                 ordinal: (
-                    *(one.state, one.version, one.pushes, one.leased_by, one.attempt, one.failures, one.reason),
+                    *(one.state, one.version, one.pushes, one.leased_by, one.attempt, one.reason),
                     *(one.times_trained, one.step, one.ended_at_step, one.kept and one.kept[:2], sorted(one.blobs)),
                 )
                 for ordinal, one in self.groups.items()
+            },
+            "missing": {
+                (ordinal, index): (place.leased_by, place.failures)
+                for ordinal, one in self.groups.items()
+                for index, place in one.missing.items()
             },
             "clips": {
                 clip.id: (ordinal, index, clip.leased_by, clip.failures, clip.raw)
@@ -131,6 +147,7 @@ class Model:
                 self.next_version(),
                 self.current_version(),
                 self.wanted_version(),
+                self.wanted_version(0),
                 self.pushes,
                 self.oldest_resumable_step,
             ),
@@ -143,24 +160,57 @@ class Model:
 
     # Sampling.
 
-    def lease_group(self, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]] | None:
-        """Ordinal, attempt, version, indices done."""
+    def lease_sampling(self, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...], bool] | None:
+        """Ordinal, attempt, version, leased indices, whether the conditioning is stored."""
         if version and version not in self.versions and version > self.archived_version:
             raise ValueError
+        self._release_expired()
         for group in self.groups.values():
-            if group.state == "sampling" and group.lease_expires < self.clock.now:
-                self._count_failure(group, f"lease of {group.leased_by} expired")
+            if group.state == "sampling" and group.leased_by == worker and group.version != version:
+                self._return_to_pending(group)
         waiting = {ordinal: one for ordinal, one in sorted(self.groups.items()) if one.state == "pending"}
-        for ordinal, one in waiting.items():
-            if not one.trains and one.required_version in (None, version):
-                return self._lease(ordinal, worker, version)
+        opened = self._open_ordinals(version)
+        first = [o for o, one in waiting.items() if not one.trains and one.required_version in (None, version)]
+        first = sorted(first + [ordinal for ordinal in opened if ordinal >= EVALUATIONS]) or opened
+        if first:
+            return self._lease(first[0], worker, version)
         if not self.admits(version):
             return None
-        first = next((ordinal for ordinal, one in waiting.items() if one.trains), None)
-        if first is None:
-            first = self.admitted(Purpose.TRAIN)
-            self._admit(first, source(first), first, None)
-        return self._lease(first, worker, version)
+        training = next((ordinal for ordinal, one in waiting.items() if one.trains), None)
+        if training is None:
+            training = self.admitted(Purpose.TRAIN)
+            self._admit(training, source(training), training, None)
+        return self._lease(training, worker, version)
+
+    def _open_ordinals(self, version: int) -> list[int]:
+        """Open groups of `version` with a candidate that nobody samples."""
+        return [
+            ordinal
+            for ordinal, one in sorted(self.groups.items())
+            if (one.state, one.version) == ("sampling", version)
+            and any(place.leased_by is None for place in one.missing.values())
+        ]
+
+    def _release_expired(self) -> None:
+        late = [
+            (group, place)
+            for _, group in sorted(self.groups.items())
+            for _, place in sorted(group.missing.items())
+            if place.leased_by is not None and place.lease_expires < self.clock.now
+        ]
+        for group, place in late:
+            self._count_failure(group, place, f"lease of {place.leased_by} expired")
+        for group in self.groups.values():
+            if group.state == "sampling" and group.lease_expires < self.clock.now:
+                self._return_to_pending(group)
+
+    def _return_to_pending(self, group: Group) -> None:
+        """Unless another worker samples it."""
+        for place in (place for _, place in sorted(group.missing.items()) if place.leased_by is not None):
+            group.leased_by, group.lease_expires = place.leased_by, place.lease_expires
+            return
+        if group.state == "sampling":
+            group.state, group.leased_by = "pending", None
 
     def admits(self, version: int) -> bool:
         """Whether a training group may start now under `version`."""
@@ -175,7 +225,7 @@ class Model:
         spent = sum(one.times_trained for one in mine) + sum(self.archived_uses.values())
         m = self.rules.max_times_trained
         per_step = self.config.learner.batch_size
-        ahead = (self.rules.max_lag + self.pushes + 1) * per_step * self.config.learner.steps_per_push
+        ahead = (self.rules.max_lag + min(pushes, self.pushes) + 1) * per_step * self.config.learner.steps_per_push
         unspent = min(ahead, self.config.steps * per_step) - spent  # planned uses that are not committed yet
         promised = sum(m - one.times_trained for one in live) + m * running
         room = ceil((unspent - promised) / m)
@@ -197,21 +247,36 @@ class Model:
         assert prompt.image is not None
         group.blobs["image"] = packed(prompt.image)
 
-    def _lease(self, ordinal: int, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...]]:
-        group = self.groups[ordinal]
-        if group.version not in (None, version):
-            self._drop_candidates(group, "death", "image", "conditioning")
-        group.state, group.leased_by, group.version = "sampling", worker, version
-        group.pushes = self.versions.get(version, (0, 0, False))[1]
+    def _lease(self, ordinal: int, worker: str, version: int) -> tuple[int, int, int, tuple[int, ...], bool]:
+        group, expires = self.groups[ordinal], self.clock.now + self.rules.lease_seconds
+        if group.state == "pending":
+            if group.version not in (None, version):
+                self._drop_candidates(group, "death", "image", "conditioning")
+            group.state, group.version = "sampling", version
+            group.pushes = self.versions.get(version, (0, 0, False))[1]
+            for index in range(group.size):
+                if index not in group.clips:
+                    group.missing.setdefault(index, Missing())
         group.attempt += 1
-        group.lease_expires = self.clock.now + self.rules.lease_seconds
-        return ordinal, group.attempt, version, tuple(sorted(group.clips))
+        group.leased_by, group.lease_expires = worker, expires
+        size, free = (
+            self.config.sampler.micro_batch,
+            [index for index, one in sorted(group.missing.items()) if one.leased_by is None],
+        )
+        indices = tuple(index for index in free if index // size == free[0] // size)
+        for index in indices:
+            failures = group.missing[index].failures
+            group.missing[index] = Missing(group.attempt, worker, expires, failures)
+        return ordinal, group.attempt, version, indices, not group.whole or "conditioning" in group.blobs
 
-    def _count_failure(self, group: Group, reason: str) -> None:
-        group.failures += 1
-        group.state, group.leased_by = "pending", None
-        if group.failures >= self.rules.max_attempts:
-            group.state, group.reason = "failed", reason
+    def _count_failure(self, group: Group, place: Missing, reason: str) -> None:
+        if place.failures + 1 < self.rules.max_attempts:
+            worker, place.leased_by = place.leased_by, None
+            place.failures += 1
+            if group.leased_by == worker:
+                self._return_to_pending(group)
+        elif group.state == "sampling":
+            group.state, group.reason, group.leased_by, group.missing = "failed", reason, None, {}
             self._drop_candidates(group, "failed")
 
     def _drop_candidates(self, group: Group, reason: str, *kept: str) -> None:
@@ -219,16 +284,19 @@ class Model:
         group.clips = {}
         group.keep(*kept)
 
-    def _held_group(self, lease: GroupLease) -> Group | None:
-        """The group, if this is its current lease."""
+    def _held_group(self, lease: SamplingLease, indices: Sequence[int]) -> Group | None:
+        """The group, if the lease of one of these candidates is current."""
         group = self.groups.get(lease.prompt.ordinal)
-        if group is None:
+        if group is None or (group.state, group.version) != ("sampling", lease.version):
             return None
-        mine = (group.leased_by, group.attempt, group.version) == (lease.worker, lease.attempt, lease.version)
-        return group if group.state == "sampling" and mine else None
+        mine = [index for index in indices if index in group.missing and self._is_mine(group.missing[index], lease)]
+        return group if mine else None
 
-    def submit_conditioning(self, lease: GroupLease, conditioning: Conditioning) -> tuple[bool, str]:
-        group = self._held_group(lease)
+    def _is_mine(self, place: Missing, lease: SamplingLease) -> bool:
+        return (place.leased_by, place.attempt) == (lease.worker, lease.attempt)
+
+    def submit_conditioning(self, lease: SamplingLease, conditioning: Conditioning) -> tuple[bool, str]:
+        group = self._held_group(lease, lease.indices)
         if group is None:
             return False, "lost lease"
         if group.whole:
@@ -237,10 +305,11 @@ class Model:
             group.blobs["conditioning"] = pack([conditioning.prompt_embeds, conditioning.image_latent])
         return True, ""
 
-    def submit_candidate(self, lease: GroupLease, candidate: Candidate) -> tuple[bool, str]:
+    def submit_candidate(self, lease: SamplingLease, candidate: Candidate) -> tuple[bool, str]:
         if any(clip.id == candidate.id for one in self.groups.values() for clip in one.clips.values()):
             return False, "duplicate"
-        group, index = self._held_group(lease), candidate.index
+        index = candidate.index
+        group = self._held_group(lease, (index,))
         if group is None:
             if candidate.ordinal in self.groups:
                 self.wasted.add((candidate.id, "late"))
@@ -249,17 +318,20 @@ class Model:
         if last and group.whole and "conditioning" not in group.blobs:
             raise ValueError
         group.clips[index] = Clip(candidate.id)
+        del group.missing[index]
         group.blobs |= {f"latents/{index}": pack([candidate.latents]), f"clip/{index}": packed(candidate.clip)}
+        group.leased_by, group.lease_expires = lease.worker, self.clock.now + self.rules.lease_seconds
         if last:
             group.state, group.leased_by = "sampled", None
             if group.trains:
                 self.largest = max(self.largest, sum(map(len, group.blobs.values())))
         return True, ""
 
-    def fail_group(self, lease: GroupLease, reason: str, kind: str = "") -> None:
-        group = self._held_group(lease)
-        if group is not None:
-            self._count_failure(group, reason)
+    def fail_sampling(self, lease: SamplingLease, reason: str, kind: str = "") -> None:
+        group = self.groups.get(lease.prompt.ordinal)
+        for place in [] if group is None else list(group.missing.values()):
+            if group is not None and self._is_mine(place, lease):
+                self._count_failure(group, place, reason)
 
     def enqueue(self, prompts: list[Prompt], version: int | None) -> None:
         for position, prompt in enumerate(prompts):
@@ -297,6 +369,7 @@ class Model:
         for group in self._probes("pending"):
             if group.required_version != 0:
                 group.state, group.reason = "failed", "retired before it was sampled"
+                group.missing = {}
                 group.keep()
         for group in self._probes("done"):
             if group.version != 0:
@@ -465,7 +538,7 @@ class Model:
                 return before
             if all((self.groups[o].state, self.groups[o].step) == ("training", step) for o in before):
                 return before if self.groups[before[0]].leased_by == worker else []
-        if len(queue) < count:
+        if len(queue) < count or self._awaits_straggler(step):
             return []
 
         def worth(ordinal: int) -> float:
@@ -476,6 +549,13 @@ class Model:
         batch = sorted(queue, key=lambda o: (worth(o), self.groups[o].times_trained, o))[:count]
         self.batches[step] = batch
         return batch
+
+    def _awaits_straggler(self, step: int) -> bool:
+        """Whether the push after `step` would make a group under way too stale."""
+        lags = [
+            self.pushes + 1 - (one.pushes or 0) for one in self.groups.values() if one.trains and one.state in RUNNING
+        ]
+        return step % self.config.learner.steps_per_push == 0 and max(lags, default=0) > self.rules.max_lag
 
     def _return_to_ready(self, group: Group) -> None:
         group.state, group.leased_by, group.step = "ready", None, None
@@ -512,7 +592,9 @@ class Model:
     def current_version(self) -> int:
         return max((version for version, (_, _, rolled_back) in self.versions.items() if not rolled_back), default=0)
 
-    def wanted_version(self) -> int:
+    def wanted_version(self, held: int | None = None) -> int:
+        if held is not None and self._open_ordinals(held):
+            return held
         waiting = [
             one.required_version for _, one in sorted(self.groups.items()) if one.state == "pending" and not one.trains
         ]
@@ -570,6 +652,7 @@ class Model:
             discarded = self.versions.get(group.required_version, (0, 0, False))[2]
             if not group.trains and group.state in ("pending", "sampling") and discarded:
                 group.state, group.reason, group.leased_by = "failed", "retired before it was sampled", None
+                group.missing = {}
                 group.keep()
         self.pushes = step // self.config.learner.steps_per_push
         self.refreshes = {
@@ -585,7 +668,8 @@ class Model:
 
     def _leases_of(self, worker: str) -> list[Any]:
         clips = [clip for one in self.groups.values() for clip in one.clips.values()]
-        return [one for one in [*self.groups.values(), *clips] if one.leased_by == worker]
+        places = [place for one in self.groups.values() for place in one.missing.values()]
+        return [one for one in [*self.groups.values(), *places, *clips] if one.leased_by == worker]
 
     def renew(self, worker: str) -> None:
         for one in self._leases_of(worker):
@@ -602,6 +686,8 @@ class Model:
             for clip in group.clips.values():
                 clip.leased_by = None
             self._return_to_sampled(group)
+            for place in group.missing.values():
+                place.leased_by = None
             if group.state == "sampling":
                 group.state, group.leased_by = "pending", None
             if group.state == "training":

@@ -20,7 +20,7 @@ from common.exchange.api import State
 from common.exchange.local import LocalExchange
 from common.exchange.storage.blobs import BlobStore
 from common.exchange.storage.ledger import Ledger
-from common.messages import GroupLease, Score
+from common.messages import SamplingLease, Score
 from tests.support.exchange import fakes
 from tests.support.exchange.fakes import candidate, conditioning, small
 
@@ -37,8 +37,8 @@ def exchange(tmp_path: Path) -> Iterator[LocalExchange]:
     opened.close()
 
 
-def lease(exchange: LocalExchange) -> GroupLease:
-    found = exchange.lease_group("sampler-0", 0)
+def lease(exchange: LocalExchange) -> SamplingLease:
+    found = exchange.lease_sampling("sampler-0", 0)
     assert found is not None
     exchange.submit_conditioning(found, conditioning(found.prompt))
     return found
@@ -75,9 +75,9 @@ def test_queued_calls_share_a_commit_in_order(exchange: LocalExchange, monkeypat
     """Five calls queue behind a running one. One of them fails, which does not affect the others."""
     commits = Commits(monkeypatch)
     with ThreadPoolExecutor(8) as pool:
-        first = pool.submit(exchange.lease_group, "sampler-0", 0)
+        first = pool.submit(exchange.lease_sampling, "sampler-0", 0)
         assert commits.entered.wait(SECONDS)
-        rest = [queued(exchange, pool, 1 + n, exchange.lease_group, f"s{n}", 0 if n != 2 else 9) for n in range(5)]
+        rest = [queued(exchange, pool, 1 + n, exchange.lease_sampling, f"s{n}", 0 if n != 2 else 9) for n in range(5)]
         commits.released.set()
         leases = [one.result(SECONDS) for one in (first, *rest[:2], *rest[3:])]
         with pytest.raises(ValueError, match="version 9 was never announced"):
@@ -91,7 +91,7 @@ def test_only_the_failed_operation_of_a_batch_is_rolled_back(
     exchange: LocalExchange, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last candidate without conditioning is rejected after its blobs were referenced."""
-    bad, good = exchange.lease_group("sampler-0", 0), lease(exchange)
+    bad, good = exchange.lease_sampling("sampler-0", 0), lease(exchange)
     assert bad is not None
     exchange.submit_candidate(bad, candidate(bad, 0))
     commits = Commits(monkeypatch)
@@ -128,7 +128,7 @@ def test_a_failed_commit_is_retried_call_by_call(exchange: LocalExchange, monkey
         held = pool.submit(exchange.counts)
         assert commits.entered.wait(SECONDS)
         good = queued(exchange, pool, 1, exchange.submit_candidate, found, candidate(found, 0))
-        bad = queued(exchange, pool, 2, exchange.lease_group, "sampler-1", 0)
+        bad = queued(exchange, pool, 2, exchange.lease_sampling, "sampler-1", 0)
         also = queued(exchange, pool, 3, exchange.counts)
         commits.released.set()
         held.result(SECONDS)
@@ -197,7 +197,7 @@ def test_a_batch_that_sqlite_rolled_back_is_retried(exchange: LocalExchange, mon
         held = pool.submit(exchange.counts)
         assert commits.entered.wait(SECONDS)
         one = queued(exchange, pool, 1, exchange.submit_candidate, found, candidate(found, 0))
-        lost = queued(exchange, pool, 2, exchange.fail_group, found, "broken image")
+        lost = queued(exchange, pool, 2, exchange.fail_sampling, found, "broken image")
         last = queued(exchange, pool, 3, exchange.submit_candidate, found, candidate(found, 1))
         exchange._ledger._db = FailingConnection(real, "UPDATE groups", sqlite3.SQLITE_IOERR, True)  # type: ignore[assignment]
         commits.released.set()
@@ -223,7 +223,7 @@ def test_an_interrupt_of_one_thread_does_not_affect_the_others(
         held = pool.submit(exchange.counts)
         assert commits.entered.wait(SECONDS)
         bad = queued(exchange, pool, 1, exchange._commit, interrupted)
-        good = queued(exchange, pool, 2, exchange.lease_group, "sampler-0", 0)
+        good = queued(exchange, pool, 2, exchange.lease_sampling, "sampler-0", 0)
         commits.released.set()
         held.result(SECONDS)
         with suppress(Interrupt):  # one of the two threads ran both calls
@@ -238,12 +238,12 @@ def test_an_interrupt_of_one_thread_does_not_affect_the_others(
 def test_a_lease_with_an_unreadable_blob_is_released(exchange: LocalExchange, side: str) -> None:
     """If a blob is damaged, the caller gets an error and the lease is released."""
     name, lease_it, state = {
-        "group": ("image", lambda: exchange.lease_group("sampler-0", 0), State.PENDING),
+        "group": ("image", lambda: exchange.lease_sampling("sampler-0", 0), State.PENDING),
         "clips": ("clip/1", lambda: exchange.lease_candidates("rewarder-0", 2), State.SAMPLED),
         "pairs": ("latents/1", lambda: exchange.lease_batch("learner-0", 1, 2), State.READY),
     }[side]
     if side == "group":
-        exchange.fail_group(lease(exchange), "again")
+        exchange.fail_sampling(lease(exchange), "again")
     elif side == "clips":
         fakes.sample(exchange)
     else:
@@ -284,8 +284,8 @@ def test_content_staged_again_survives_the_deletion_of_its_old_file(
     exchange.submit_candidate(old, candidate(old, 0))
     same = replace(candidate(old, 0), seed=new.seeds[0], ordinal=1, id="1-0-v0")
     for _ in range(2):  # the third failure drops the candidates
-        exchange.fail_group(old, "broken")
-        again = exchange.lease_group("sampler-0", 0)
+        exchange.fail_sampling(old, "broken")
+        again = exchange.lease_sampling("sampler-0", 0)
         assert again is not None
         old = again
     entered, go, delete = Event(), Event(), BlobStore.delete
@@ -298,7 +298,7 @@ def test_content_staged_again_survives_the_deletion_of_its_old_file(
 
     monkeypatch.setattr(BlobStore, "delete", slow)
     with ThreadPoolExecutor(1) as pool:
-        failed = pool.submit(exchange.fail_group, old, "broken")
+        failed = pool.submit(exchange.fail_sampling, old, "broken")
         try:
             assert entered.wait(SECONDS)
             assert exchange.submit_candidate(new, same).accepted
