@@ -12,10 +12,13 @@ from common.errors import ConfigError
 from common.models.fingerprint import cached_snapshot
 from common.toon import WEIGHTS
 from deploy.cli.flags import add_command
+from deploy.planning import forecast, split
+from deploy.planning.forecast import Cluster
 from deploy.planning.memory import GIGA, GPUS, Gpu, Need, gpu_of
 from deploy.planning.model_sizes import ModelSizes, family_sizes, folder_sizes
 from deploy.planning.plan import Plan, clips_per_step, plan
 
+LARGEST = 1e5  # of a number that describes the cluster
 GPU_HELP = f"{', '.join(GPUS)}, also in short (A100), or NAME:GB:TFLOPS, dense bfloat16"
 PLAN = """\
 Reads a configuration and the config files in its model.path, and loads no model. Prints the memory of each role term by
@@ -24,9 +27,14 @@ fit into its GPU, the exit code is 2 and the error names keys that save enough m
 the share --mfu of its peak; measure it on your GPUs and pass it. If the model folder is on another machine, give the
 published model with --family.
 
+The pace of a cluster run is simulated with the rules of the exchange: steps an hour, who waits for what, whether a
+larger exchange.max_lag would help, how many rewarders are needed, and the minutes that a push takes. With --gpus N the
+best splits of N GPUs over learner, rewarders and samplers are searched.
+
 examples:
   douga plan deploy/launch/configs/a800-online.toml --family 5b-i2v --gpu A800-80GB
   douga plan my.toml --sampler-gpu RTX4090-24GB --learner-gpu H100-80GB --mfu 0.35
+  douga plan my.toml --gpus 64 --score-seconds 3                  how to split 64 GPUs
   douga plan my.toml --gpu H100-80GB --learner.micro-batch 2      with a configuration key changed, as in `douga run`
 """
 
@@ -41,13 +49,43 @@ def add(commands: Any) -> None:
     command.add_argument("--sampler-gpu", help="GPU of the samplers (default: --gpu)")
     command.add_argument("--learner-gpu", help="GPU of the learner (default: --gpu)")
     command.add_argument("--mfu", type=float, default=0.4, help="model FLOPs utilisation, 0..1 (default: 0.4)")
+    command.add_argument("--gpus", type=int, metavar="N", help="find the best split of N GPUs over the roles")
+    usual = Cluster()
+    for flag, value, what in (
+        ("--score-seconds", usual.score_seconds, "seconds to score a clip"),
+        ("--gigabits", usual.gigabits, "Gbit/s out of the hub's node"),
+        ("--tail", usual.tail, "standard deviation of the logarithm of every duration"),
+    ):
+        command.add_argument(flag, type=float, default=value, help=f"{what} (default: {value:g})")
 
 
 def _plan(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     config = load_config(options.config, flags)
     gpus = {role: _gpu(options, role) for role in ("sampler", "rewarder", "learner")}
-    print("\n".join(lines(plan(config, _sizes(config, options.family), gpus, options.mfu))))
+    sizes, cluster = _sizes(config, options.family), _cluster(options)
+    if options.gpus is not None:
+        if options.gpus < 2 or config.mode != "cluster" or config.offline:
+            raise ConfigError(f"--gpus {options.gpus}: needs 2 or more, and a cluster run that samples")
+        print("\n".join(split.lines(split.best_splits(config, sizes, gpus, options.mfu, options.gpus, cluster),
+                                    options.gpus)))  # fmt: skip
+        return 0
+    made = plan(config, sizes, gpus, options.mfu)
+    shown = lines(made)
+    if config.mode == "cluster" and not config.offline:
+        shown += ["", *forecast.lines(forecast.forecast(made, cluster), cluster, config)]
+    print("\n".join(shown))
     return 0
+
+
+def _cluster(options: argparse.Namespace) -> Cluster:
+    for flag, value, least in (
+        ("--score-seconds", options.score_seconds, 0.0),
+        ("--gigabits", options.gigabits, 1e-3),
+        ("--tail", options.tail, 0.0),
+    ):
+        if not least <= value <= LARGEST:
+            raise ConfigError(f"{flag} {value:g}: at least {least:g} and at most {LARGEST:g}")
+    return Cluster(options.score_seconds, options.gigabits, options.tail)
 
 
 def _sizes(config: RunConfig, family: str | None) -> ModelSizes:

@@ -204,11 +204,12 @@ def test_the_plan_is_what_the_command_says(capsys: pytest.CaptureFixture[str], m
     monkeypatch.chdir(ROOT)
     shown = re.findall(r"```\w*\n(.*?)```", (DOCS / "models.md").read_text(), re.DOTALL)
     block = next(one for one in shown if "$ douga" in one)
-    first, second = re.findall(r"\$ douga ([^\n]*)\n(.*?)(?=\n\$ |\Z)", block, re.DOTALL)
-    assert main(shlex.split(first[0])) == 0
-    assert capsys.readouterr().out.strip() == first[1].strip()
-    assert main(shlex.split(second[0])) == 2
-    assert " ".join(capsys.readouterr().err.split()) == " ".join(second[1].split())
+    *plans, refused = re.findall(r"\$ douga ([^\n]*)\n(.*?)(?=\n\$ |\Z)", block, re.DOTALL)
+    for command, output in plans:
+        assert main(shlex.split(command)) == 0
+        assert capsys.readouterr().out.strip() == output.strip()
+    assert main(shlex.split(refused[0])) == 2
+    assert " ".join(capsys.readouterr().err.split()) == " ".join(refused[1].split())
 
 
 # The examples.
