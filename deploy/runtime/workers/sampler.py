@@ -17,13 +17,17 @@ from deploy.runtime.factories import sampler_of
 from deploy.runtime.messages import Addresses
 from deploy.runtime.workers.base import Worker
 from deploy.runtime.workers.remote_journal import RemoteJournal
-from deploy.runtime.workers.scratch import scratch
+from deploy.runtime.workers.scratch import scratch, scratch_folders
 
 log = logging.getLogger(__name__)
 
 
 class SamplerWorker(Worker):
-    """Samples with the version that the exchange wants once it is staged, and with the current one until then."""
+    """Samples with the version that the exchange wants once it is staged, and with the newest staged one until then.
+
+    If its scratch disk takes no new version, it goes on with the old one while that is not too stale. Then it ends with
+    a `ScratchError`, and the driver decides about a restart.
+    """
 
     def __init__(self, config: RunConfig, name: str) -> None:
         super().__init__(config, name)
@@ -36,14 +40,26 @@ class SamplerWorker(Worker):
         folder = stack.enter_context(scratch(self.name))
         asking = stack.enter_context(RemoteExchange.at(addresses.exchange, self.name, addresses.key))
         puller = stack.enter_context(
-            WeightPuller(addresses.weights, asking.wanted_version, folder, self.name, addresses.key, self.metrics)
+            WeightPuller(
+                addresses.weights,
+                asking.wanted_version,
+                folder,
+                self.name,
+                addresses.key,
+                self.metrics,
+                nearby=scratch_folders,
+                held=sampler.base_weights,
+            )
         )
         self.metrics.read(lambda: [GaugeSample("douga_policy_version", sampler.version, {"role": SAMPLER})])
         while not self.stopping.is_set():
-            wanted = exchange.wanted_version()
-            if wanted != sampler.version and puller.staged(wanted):
-                timed(journal, self.name, "loading", partial(_load, sampler, puller, wanted))
-            self.rest(timed(journal, self.name, "sampling", lambda: sampler.work(exchange)))
+            version = puller.choose(sampler.version, exchange.wanted_version())
+            if version != sampler.version:
+                timed(journal, self.name, "loading", partial(_load, sampler, puller, version))
+            worked = timed(journal, self.name, "sampling", lambda: sampler.work(exchange))
+            if not worked:
+                puller.check_disk()
+            self.rest(worked)
 
 
 def _load(sampler: SamplingLoop, puller: WeightPuller, version: int) -> bool:
