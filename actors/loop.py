@@ -45,6 +45,10 @@ class SamplingLoop(ABC):
     def load(self, version: WeightVersion, state: Mapping[str, torch.Tensor]) -> None:
         """Swap in a published version."""
 
+    def base_weights(self) -> Mapping[str, torch.Tensor] | None:
+        """The model's tensors while it holds version 0, so that nobody has to send them. None later, or without one."""
+        return None
+
     @abstractmethod
     def encode(self, prompt: Prompt) -> Conditioning:
         """Encode caption and first frame. Raises `ConfigError` for a missing or broken image."""

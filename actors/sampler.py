@@ -117,6 +117,10 @@ class Sampler(SamplingLoop):
         check_fits(version, state, own, set(own))
         load_adapter_state(self._transformer, dict(state), ADAPTER)
 
+    def base_weights(self) -> Mapping[str, torch.Tensor] | None:
+        """See `SamplingLoop.base_weights`."""
+        return None if self.version or self._adapted else self._transformer.state_dict()
+
     def policy_digest(self) -> str:
         """Hex digest of the current weights. Equals the digest of their `WeightVersion`, and the learner's."""
         return policy_digest(

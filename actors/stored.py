@@ -67,6 +67,10 @@ class StoredSampler(SamplingLoop):
             self._online.load(version, state)
         self.version = version.version
 
+    def base_weights(self) -> Mapping[str, torch.Tensor] | None:
+        """See `SamplingLoop.base_weights`."""
+        return None if self._online is None else self._online.base_weights()
+
     def encode(self, prompt: Prompt) -> Conditioning:
         """See `SamplingLoop.encode`. A training prompt was encoded when its candidates were sampled."""
         if prompt.purpose is not Purpose.TRAIN:

@@ -35,15 +35,10 @@ from benchmarks import harness
 from benchmarks.harness import Aim, Report, Row, ratio
 from common.messages import WeightVersion
 from common.rpc.server import LOOPBACK, serving
+from common.weights.pull import Pull
+from common.weights.source import AHEAD, CHUNK, RemoteWeights, weight_service
 from common.weights.store import WeightStore, manifest_checker
-from common.weights.sync import (
-    AHEAD,
-    CHUNK,
-    RemoteWeights,
-    WeightPuller,
-    pull,
-    weight_service,
-)
+from common.weights.sync import WeightPuller
 from common.weights.tensor_file import TensorStream
 
 GB = 10**9
@@ -94,7 +89,7 @@ def ready() -> None:
 def pull_and_discard(address: str, version: int) -> None:
     """Pull a version and discard it."""
     with TemporaryDirectory() as folder, RemoteWeights.at(address, "sampler") as source:
-        pull(source, version, DiscardingStore(Path(folder)))
+        Pull(source, DiscardingStore(Path(folder)))(version)
 
 
 def receive_raw(address: str, size: int) -> None:
@@ -286,7 +281,7 @@ def pause(case: Case, version: int, published: WeightStore, folder: Path) -> tup
 def _pull_to_disk(version: int, published: WeightStore, staged: WeightStore) -> float:
     """Pull a version to disk. Returns the seconds. Closes the service at the end, and with it its memory map."""
     with serving(weight_service(published)) as service, RemoteWeights.at(service.address, "sampler") as source:
-        return _seconds(lambda: pull(source, version, staged))
+        return _seconds(lambda: Pull(source, staged)(version))
 
 
 def _drop_from_page_cache(file: Path) -> None:

@@ -40,6 +40,10 @@ class RunFailed(RuntimeError):
     """The run cannot continue; the message says why. All finished work is kept. Exit code 3."""
 
 
+class ScratchError(RunFailed):
+    """One sampler's scratch disk is full or broken. That sampler ends; the run goes on with the others."""
+
+
 class UserCodeError(RunFailed):
     """Code of the user's own fails every time, so a restart cannot help; the message names file and line."""
 

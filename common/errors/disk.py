@@ -26,6 +26,7 @@ ADVICE = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
     **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV), "check the disk"),
 }
+RERUN = ", then rerun the same command to resume"
 # SQLite's primary result codes for disk errors, as errno values. All other codes are bugs.
 SQLITE_ERRNO = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
@@ -79,7 +80,12 @@ def describe_disk_error(error: Exception) -> str | None:
     number = _errno(error)
     if number not in ADVICE:
         return None
-    return f"cannot be written: {os.strerror(number)}; {ADVICE[number]}, then rerun the same command to resume"
+    return f"cannot be written: {os.strerror(number)}; {ADVICE[number]}{RERUN}"
+
+
+def without_advice(error: StorageError) -> str:
+    """The message of an error that does not end the run."""
+    return str(error).replace(RERUN, "")
 
 
 def is_damage(error: sqlite3.Error) -> bool:

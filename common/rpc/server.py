@@ -104,8 +104,9 @@ class Held:
 class Service:
     """Serves the methods of `target` at `address`. The constructor binds the socket; `serve` answers requests.
 
-    `.address` is the address that clients connect to. With `threads` > 1 the target must be thread-safe. `.counts`
-    counts requests by call; ``error`` counts error replies and ``repeated`` counts retries.
+    `.address` is the address that clients connect to. With `threads` > 1 the target must be thread-safe. Each of the
+    `io_threads` encrypts and sends for some of the clients. `.counts` counts requests by call; ``error`` counts error
+    replies and ``repeated`` counts retries.
 
     Raises:
         ConfigError: `address` is not loopback and there are no `keys` (`common/rpc/curve.py`).
@@ -120,6 +121,7 @@ class Service:
         limits: Limits = LIMITS,
         keys: ServerKeys | None = None,
         threads: int = 1,
+        io_threads: int = 1,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._calls, self._target, self._limits, self._threads = calls(interface), target, limits, threads
@@ -131,7 +133,7 @@ class Service:
         self._sequence, self._large_header_lock = count(), Lock()
         self._done: deque[tuple[Request, list[bytes] | ErrorReply | Held]] = deque()
         self._parked: dict[Held, deque[Request]] = {}  # long polls, by call and arguments
-        self._context = zmq.Context()
+        self._context = zmq.Context(io_threads)
         self._authenticator, self._wakeup = CurveAuthenticator(self._context, keys), WakeupSocket(self._context)
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)

@@ -11,6 +11,7 @@ A version is published atomically: it is written to a draft folder, which is the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
@@ -30,11 +31,15 @@ MANIFEST, TENSORS = "manifest.json", "weights.safetensors"
 
 
 class WeightStore:
-    """The versions under `folder`, which is created if missing. One writer; any number of readers."""
+    """The versions under `folder`, which is created if missing. One writer; any number of readers.
 
-    def __init__(self, folder: Path) -> None:
+    A reader of a folder that may be deleted at any time sets `create` to False.
+    """
+
+    def __init__(self, folder: Path, create: bool = True) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        if create:
+            folder.mkdir(parents=True, exist_ok=True)
 
     def publish(
         self,
@@ -73,6 +78,17 @@ class WeightStore:
                     check.feed(chunk)
                     file.write(chunk)
             check.close()
+            _write_manifest(folder, manifest)
+
+    def link(self, manifest: WeightVersion, file: Path, size: int) -> None:
+        """Store a version whose verified safetensors file of `size` bytes is on the same disk already, as a hard link.
+
+        Raises `OSError`, or `StorageError`, if that is impossible or the file has another size.
+        """
+        with new_folder(self._place(manifest.version), durable=False) as folder:
+            os.link(file, folder / TENSORS, follow_symlinks=False)
+            if (folder / TENSORS).stat().st_size != size:
+                raise OSError(f"{file}: not of {size} bytes")
             _write_manifest(folder, manifest)
 
     def file(self, version: int) -> Path:

@@ -146,8 +146,9 @@ ROWS = (
            "stage.",
            BY_PUSH_PHASE, SECONDS),
     Metric("douga_weight_push_bytes_total", COUNTER, (LEARNER, SAMPLER),
-           "Bytes of weights published by the learner (write) and received by samplers (transfer).",
-           {"phase": ("write", "transfer")}),
+           "Bytes of weights written by the learner (write), received by samplers as whole versions (transfer) or as "
+           "differences (delta), and taken from another sampler of the node (shared).",
+           {"phase": ("write", "transfer", "delta", "shared")}),
     # Workers.
     Metric("douga_phase", GAUGE, HUB_ALONE, "1 for the current phase of the run, 0 for the others.",
            {"phase": PHASES}),

@@ -29,7 +29,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup
 
 from common.config import RunConfig
-from common.errors import BAD_INPUT, ConfigError, StorageError, UserCodeError
+from common.errors import BAD_INPUT, ConfigError, ScratchError, StorageError, UserCodeError
 from common.errors.endings import Ending, ending_of
 from common.errors.messages import one_line
 from common.errors.places import describe_error
@@ -291,7 +291,7 @@ class Driver:
             now = kernel_kills()
             kills, self.kernel_kills = now - self.kernel_kills, now
             return describe_death(unit.members[0], one_line(error), self.config, kills)
-        return one_line(error) if isinstance(error, OutOfMemory) else describe_error(error)
+        return one_line(error) if isinstance(error, OutOfMemory | ScratchError) else describe_error(error)
 
     def _check_samplers(self) -> None:
         samplers = [unit for unit in self.units if unit.is_sampler]

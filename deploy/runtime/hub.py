@@ -28,7 +28,7 @@ from common.messages import LogEntry
 from common.roles import HUB
 from common.rpc.curve import KEYS, WORKER, ServerKeys, is_loopback, make_or_read
 from common.rpc.server import Service, serving
-from common.weights.sync import weight_service
+from common.weights.source import weight_service
 from deploy.guardrails.monitor import GuardrailMonitor, Probes, open_probes
 from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.process import errors_logged, logging_to

@@ -11,8 +11,8 @@ from benchmarks.harness import as_json
 from benchmarks.weight_push import Case, Samplers, Transfer, ours
 from common.errors import CorruptDataError
 from common.rpc.server import serving
+from common.weights.source import weight_service
 from common.weights.store import WeightStore
-from common.weights.sync import weight_service
 
 
 def test_the_report(monkeypatch: pytest.MonkeyPatch) -> None:

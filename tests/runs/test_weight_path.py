@@ -12,7 +12,8 @@ from actors.sampler import Sampler
 from common.exchange.local import LocalExchange
 from common.models.cogvideox import open_model
 from common.rpc.server import serving
-from common.weights.sync import WeightPuller, weight_service
+from common.weights.source import weight_service
+from common.weights.sync import WeightPuller
 from learner.learner import Learner
 from tests.support import toy
 from tests.support.tiny import tiny_pipeline

@@ -19,8 +19,8 @@ import torch
 from common.exchange.remote import exchange_service
 from common.rpc.curve import ServerKeys
 from common.rpc.server import serving
+from common.weights.source import weight_service
 from common.weights.store import WeightStore
-from common.weights.sync import weight_service
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.journal import RunJournal
 from deploy.runtime.workers.remote_journal import journal_service

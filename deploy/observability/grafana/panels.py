@@ -190,7 +190,7 @@ EXCHANGE = Dashboard("exchange", "douga: exchange and weights", "What do clips a
            "limit": 'douga_blobs_limit_bytes{run="$run"}'}),
     Panel("Weight sync time by phase", SECONDS, "Sampling pauses only during load.",
           quantiles("douga_weight_push_seconds", "phase")),
-    Panel("Weight sync traffic", BYTES_RATE, "Bytes per second written by the learner and received by samplers.",
+    Panel("Weight sync traffic", BYTES_RATE, "Bytes per second that the learner writes and samplers receive or share.",
           rates("douga_weight_push_bytes_total", "phase")),
     Panel("Time since the last weight sync", SECONDS, "An alert may fire after three intervals at the current pace.",
           {"elapsed": 'time() - douga_last_push_timestamp_seconds{run="$run"}',

@@ -27,7 +27,7 @@ def scratch(name: str) -> Iterator[Path]:
 
     First removes the scratch folders that dead processes of the same user left behind.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    for left in scratch_folders():
         _remove_if_dead(left)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-"))
@@ -39,6 +39,11 @@ def scratch(name: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(held)
+
+
+def scratch_folders() -> list[Path]:
+    """The scratch folders on this machine that are in use, and those that nobody has deleted yet."""
+    return list(Path(tempfile.gettempdir()).glob(f"{PREFIX}*"))
 
 
 def _remove_if_dead(folder: Path) -> None:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import errno
-import resource
 import sqlite3
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
 
-from common.errors import StorageError
+from common.errors import ScratchError, StorageError
 from common.errors.disk import describe_disk_error, writing
 from common.exchange.storage import snapshots
 from common.exchange.storage.blobs import BlobStore, raw
 from common.rpc.server import serving
+from common.weights import sync
+from common.weights.source import weight_service
 from common.weights.store import WeightStore
-from common.weights.sync import WeightPuller, weight_service
+from common.weights.sync import WeightPuller
 from common.weights.tensor_file import TensorStream
 from deploy.run_dir.jsonl import JsonLines, read_json_lines
+from tests.support.disk import file_size_limit
 from tests.support.exchange.fakes import (
     candidate,
     conditioning,
@@ -30,17 +33,6 @@ from tests.support.exchange.fakes import (
     small,
     train,
 )
-
-
-@contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond `size` bytes: writing more fails with EFBIG."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(
@@ -147,13 +139,29 @@ def test_a_snapshot_that_does_not_fit_leaves_the_one_before(tmp_path: Path) -> N
     exchange.check()
 
 
-def test_a_puller_with_a_full_disk_raises(tmp_path: Path) -> None:
+def test_a_puller_with_a_full_disk_says_so_and_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The sampler decides what to do without the new version."""
+    monkeypatch.setattr(sync, "DISK_SECONDS", 0.01)
     store = WeightStore(tmp_path / "learner")
     state = TensorStream.of({"w": torch.ones(5000)})
     store.publish(state, version=0, step=0, pushes=0, kind="full", base=0)
     with ExitStack() as stack:
         service = stack.enter_context(serving(weight_service(store)))
-        stack.enter_context(file_size_limit(1000))
+        limit = stack.enter_context(ExitStack())
+        limit.enter_context(file_size_limit(1000))
         puller = stack.enter_context(WeightPuller(service.address, lambda: 0, tmp_path / "mine", "sampler-0"))
-        with pytest.raises(StorageError, match=r"cannot be written: File too large"):
-            puller.wait(0, 20.0)
+        ends = time.monotonic() + 20.0
+        while puller.failed < 3:
+            assert time.monotonic() < ends
+            Event().wait(0.01)
+        with pytest.raises(
+            ScratchError, match=r"^sampler-0: weights not staged: .*v000000: cannot be .*; free some space$"
+        ):
+            puller.check_disk()
+        assert puller.choose(7, 0) == 7
+        assert [record.message for record in caplog.records].count(puller._disk_fault) == 1
+        limit.close()
+        assert puller.wait(0, 20.0)
+        puller.check_disk()

@@ -31,7 +31,8 @@ from common.rpc.curve import (
     read_worker_key,
 )
 from common.rpc.server import Service, serving
-from common.weights.sync import RemoteWeights, WeightPuller, weight_service
+from common.weights.source import RemoteWeights, weight_service
+from common.weights.sync import WeightPuller
 from deploy.run_dir.journal import Journal
 from deploy.runtime.messages import Addresses
 from deploy.runtime.workers.remote_journal import RemoteJournal

@@ -16,6 +16,7 @@ import msgpack
 import pytest
 import zmq
 
+from common.errors import NotFoundError
 from common.exchange.api import Work, WorkerExchange
 from common.exchange.remote import RemoteExchange
 from common.messages import LogEntry, Score, Span, StepStats, TrainingFinished
@@ -23,7 +24,7 @@ from common.rpc import client as rpc
 from common.rpc.client import Client, Unreachable
 from common.rpc.codec import Frames, WireError, pack, unpack
 from common.rpc.interface import calls
-from common.weights.sync import RemoteWeights, WeightSource
+from common.weights.source import RemoteWeights, WeightSource
 from common.weights.tensor_file import file_size
 from deploy.run_dir.journal import WorkerJournal
 from deploy.runtime.workers.remote_journal import RemoteJournal
@@ -120,8 +121,11 @@ def report(journal: WorkerJournal) -> None:
 
 def fetch(weights: WeightSource) -> None:
     assert list(weights.versions()) == [0]
-    (entry,) = weights.manifest(0).tensors
-    assert len(weights.chunk(0, 0)) == file_size([entry])
+    manifest = weights.manifest(0)
+    assert len(weights.chunk(0, 0)) == file_size(manifest.tensors)
+    assert weights.delta(0, manifest.digest, {7: manifest.digest}) is None
+    with pytest.raises(NotFoundError, match="no delta"):
+        weights.delta_chunk(manifest.digest, manifest.digest, 0)
 
 
 WORK: dict[str, Callable[[Any], None]] = {"exchange": work, "journal": report, "weights": fetch}

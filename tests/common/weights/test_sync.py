@@ -1,54 +1,22 @@
-"""Weights over the network: a pulled version equals the published one, and damaged data is never staged."""
+"""The puller's thread beside a sampler: what it stages and when, and which version the sampler loads."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
 import pytest
 import torch
-import zmq
 
-from common.errors import CorruptDataError, NotFoundError
-from common.messages import WeightVersion
 from common.rpc.client import ServiceFailed, Unreachable
-from common.rpc.codec import pack
 from common.rpc.server import Service, serving
 from common.weights import sync
+from common.weights.source import StoredWeights, WeightSource, weight_service
 from common.weights.store import WeightStore
-from common.weights.sync import (
-    RemoteWeights,
-    StoredWeights,
-    WeightPuller,
-    WeightSource,
-    pull,
-    weight_service,
-)
-from common.weights.tensor_file import TensorStream
+from common.weights.sync import WeightPuller
 from tests.support.exchange.fakes import open_exchange, small
-
-WAIT = 20.0
-
-
-def publish(
-    store: WeightStore, version: int, kind: str = "full", base: int | None = None, step: int | None = None
-) -> WeightVersion:
-    state = {"w": torch.randn(300, 28, generator=torch.Generator().manual_seed(version)), "b": torch.ones(3).bfloat16()}
-    base, step = version if base is None else base, version if step is None else step
-    return store.publish(TensorStream.of(state), version=version, step=step, pushes=step, kind=kind, base=base)
-
-
-@contextmanager
-def small_chunks() -> Iterator[None]:
-    """A version of `publish` is nine chunks."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sync, "CHUNK", 4096)
-        yield
+from tests.support.weights import WAIT, Damaging, Interrupted, debris, publish, small_chunks, wait_for
 
 
 @pytest.fixture
@@ -77,81 +45,6 @@ def wanted() -> Wanted:
     return Wanted()
 
 
-def test_a_pulled_file_equals_the_published_one(store: WeightStore, service: Service, tmp_path: Path) -> None:
-    manifest = publish(store, 3)
-    mine = WeightStore(tmp_path / "mine")
-    with small_chunks(), RemoteWeights(service.address, "sampler-0") as source:
-        assert pull(source, 3, mine) == manifest
-    assert service.counts["chunk"] == -(-store.file(3).stat().st_size // 4096) == 9
-    assert mine.file(3).read_bytes() == store.file(3).read_bytes()
-    assert torch.equal(mine.load(3)[1]["w"], store.load(3)[1]["w"])
-
-
-class Damaging(StoredWeights):
-    """Alters a byte of a chunk, once."""
-
-    damaged = 0
-
-    def chunk(self, version: int, offset: int) -> bytes:
-        data = bytearray(super().chunk(version, offset))
-        if not self.damaged and offset:
-            self.damaged += 1
-            data[-5] ^= 1
-        return bytes(data)
-
-
-def debris(folder: Path) -> list[str]:
-    """The files in `folder` that are not staged versions."""
-    return [path.name for path in folder.iterdir() if not path.name.startswith("v")]
-
-
-def test_a_damaged_download_is_rejected_and_deleted(store: WeightStore, tmp_path: Path) -> None:
-    publish(store, 1)
-    mine = WeightStore(tmp_path / "mine")
-    with (
-        small_chunks(),
-        serving(Service(WeightSource, Damaging(store))) as service,
-        RemoteWeights(service.address, "sampler-0") as source,
-    ):
-        with pytest.raises(CorruptDataError, match="weight version 1: w differs from its digest in the manifest"):
-            pull(source, 1, mine)
-        assert mine.versions() == debris(mine.folder) == []
-        pull(source, 1, mine)
-    assert mine.load(1)[0] == store.manifest(1)
-
-
-class Confused(StoredWeights):
-    """Returns the manifest of version 2 for version 1."""
-
-    def manifest(self, version: int) -> WeightVersion:
-        return super().manifest(2 if version == 1 else version)
-
-
-def test_the_manifest_of_another_version_is_rejected(store: WeightStore, tmp_path: Path) -> None:
-    for version in (1, 2):
-        publish(store, version)
-    mine = WeightStore(tmp_path / "mine")
-    with (
-        serving(Service(WeightSource, Confused(store))) as service,
-        RemoteWeights(service.address, "sampler-0") as source,
-        pytest.raises(CorruptDataError, match="weight version 1: received the manifest of version 2 instead"),
-    ):
-        pull(source, 1, mine)
-    assert mine.versions() == debris(mine.folder) == []
-
-
-def test_a_base_must_not_have_a_base(store: WeightStore, service: Service, tmp_path: Path) -> None:
-    for version, base in ((1, 1), (2, 1), (3, 2)):
-        publish(store, version, kind="adapter", base=base)
-    mine = WeightStore(tmp_path / "mine")
-    with RemoteWeights(service.address, "sampler-0") as source:
-        with pytest.raises(CorruptDataError, match="weight version 3: its base 2 is itself based on 1"):
-            pull(source, 3, mine)
-        assert mine.versions() == []
-        pull(source, 2, mine)
-    assert mine.versions() == [1, 2]
-
-
 def test_a_puller_pulls_a_damaged_version_again(
     store: WeightStore, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,42 +63,6 @@ def test_a_puller_pulls_a_damaged_version_again(
     assert debris(tmp_path / "mine") == []
 
 
-@pytest.mark.parametrize(("cut", "message"), [(-1, "ends within b; 1 bytes of it are missing"), (None, "1 bytes more")])
-def test_a_file_of_another_length_is_rejected(
-    store: WeightStore, tmp_path: Path, cut: int | None, message: str
-) -> None:
-    manifest = publish(store, 1)
-    whole = store.file(1).read_bytes()
-    mine = WeightStore(tmp_path / "mine")
-    with pytest.raises(CorruptDataError, match=message):
-        mine.receive(manifest, [whole[:cut] if cut else whole + b"x"])
-    assert mine.versions() == debris(mine.folder) == []
-
-
-def test_a_manifest_that_fails_its_own_digest_is_rejected(store: WeightStore, tmp_path: Path) -> None:
-    manifest = publish(store, 1)
-    chunks = [store.file(1).read_bytes()]
-    with pytest.raises(CorruptDataError, match="the manifest's entries differ from its own digest"):
-        WeightStore(tmp_path / "mine").receive(replace(manifest, tensors=manifest.tensors[:1]), chunks)
-
-
-def test_pulling_a_deleted_version_raises(service: Service, tmp_path: Path) -> None:
-    with (
-        RemoteWeights(service.address, "sampler-0") as source,
-        pytest.raises(NotFoundError, match=r"no weight version 9; there are \[\]"),
-    ):
-        pull(source, 9, WeightStore(tmp_path / "mine"))
-
-
-def test_a_chunk_of_a_deleted_version_raises(store: WeightStore, service: Service) -> None:
-    with (
-        RemoteWeights(service.address, "sampler-0") as source,
-        closing(source.chunks(9, 1)) as chunks,
-        pytest.raises(NotFoundError, match="weight version 9 does not exist any more"),
-    ):
-        next(chunks)
-
-
 def test_the_version_that_the_exchange_wants_is_staged(
     store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,13 +78,6 @@ def test_the_version_that_the_exchange_wants_is_staged(
         assert torch.equal(puller.store.load(4)[1]["w"], store.load(4)[1]["w"])
         assert len(puller.store.versions()) <= sync.KEPT + 1
         assert not puller.wait(5, 0.01)
-
-
-def wait_for(is_so: Callable[[], bool]) -> None:
-    ends = time.monotonic() + WAIT
-    while not is_so():
-        assert time.monotonic() < ends
-        Event().wait(0.01)
 
 
 def test_an_older_version_is_pulled_at_once_when_the_sampler_asks(
@@ -285,54 +135,6 @@ def test_a_puller_retries_when_the_exchange_fails(
     with WeightPuller(service.address, asked, tmp_path / "mine", "sampler-0") as puller:
         wait_for(lambda: 2 in puller.store.versions())
         assert puller.failed == 2
-
-
-class Interrupted(StoredWeights):
-    """Calls `between` before it answers for the chunk at `offset` for the first time."""
-
-    def __init__(self, store: WeightStore, offset: int, between: Callable[[], None]) -> None:
-        super().__init__(store)
-        self.offset, self.between, self.called = offset, between, 0
-
-    def chunk(self, version: int, offset: int) -> bytes:
-        if offset == self.offset and not self.called:
-            self.called += 1
-            self.between()
-        return super().chunk(version, offset)
-
-
-def test_a_pull_survives_a_restart_of_the_publisher(store: WeightStore, tmp_path: Path) -> None:
-    """The service stops with open requests, and another one takes its address. Only missing chunks are requested."""
-    manifest, stop = publish(store, 1), Event()
-    mine = WeightStore(tmp_path / "mine")
-    dying = Service(WeightSource, Interrupted(store, 5 * 4096, stop.set))
-    with small_chunks(), ThreadPoolExecutor() as threads:
-        first = threads.submit(dying.serve, stop)
-        with RemoteWeights(dying.address, "sampler-0", timeout=0.5) as source:
-            pulled = threads.submit(pull, source, 1, mine)
-            first.result(WAIT)
-            dying.close()
-            with serving(weight_service(store, dying.address)) as service:
-                assert pulled.result(WAIT) == manifest
-    assert dying.counts["chunk"] == 6  # the last of these answers went down with it, if not more
-    assert 0 < service.counts["chunk"] < 9
-    assert mine.load(1)[0] == manifest
-    assert debris(mine.folder) == []
-
-
-def test_an_unreachable_publisher_is_named(store: WeightStore, tmp_path: Path) -> None:
-    publish(store, 1)
-    mine, stop = WeightStore(tmp_path / "mine"), Event()
-    dying = Service(WeightSource, Interrupted(store, 5 * 4096, stop.set))
-    with small_chunks(), ThreadPoolExecutor() as threads:
-        served = threads.submit(dying.serve, stop)
-        served.add_done_callback(lambda _: dying.close())
-        with (
-            RemoteWeights(dying.address, "sampler-0", timeout=0.05) as source,
-            pytest.raises(Unreachable, match=r"sampler-0: chunk: no answer from tcp://.* in 0\.6 s"),
-        ):
-            pull(source, 1, mine)
-    assert mine.versions() == debris(mine.folder) == []
 
 
 @pytest.mark.parametrize("pruned", [False, True])
@@ -408,21 +210,96 @@ def test_a_puller_follows_a_rollback(store: WeightStore, service: Service, tmp_p
         exchange.close()
 
 
-def test_replies_with_chunks_are_not_cached(store: WeightStore) -> None:
-    """They are large, and a client that died during a pull would keep one in memory."""
-    publish(store, 1)
+class TestChoose:
+    """Which version a sampler loads. The exchange's answers and the staged versions are given; no thread runs."""
+
+    @pytest.fixture
+    def puller(self, tmp_path: Path, wanted: Wanted) -> WeightPuller:
+        return WeightPuller("tcp://127.0.0.1:1", wanted, tmp_path / "mine", "sampler-0")
+
+    def choose(self, puller: WeightPuller, held: int, line: list[int], staged: list[int]) -> int:
+        for version in line:
+            puller._hear(version)
+        for version in staged:
+            publish(puller.store, version)
+        return puller.choose(held, line[-1])
+
+    @pytest.mark.parametrize(
+        ("held", "line", "staged", "chosen"),
+        [
+            (4, [4], [4], 4),
+            (4, [4, 5], [4, 5], 5),
+            (4, [4, 5], [4], 4),
+            (4, [4, 5, 6, 7], [5, 6], 6),  # the newest one that is staged
+            (4, [4, 6, 7], [5, 6], 6),
+            (4, [4, 7], [4, 5], 4),  # nobody wanted 5 since: it may have been rolled back
+            (4, [4, 5, 6, 4, 7], [5, 6], 4),  # 5 and 6 were rolled back
+            (6, [5, 6, 4], [4, 5], 4),
+            (6, [5, 6, 4], [5], 6),  # a rollback is followed exactly
+            (6, [6, 0], [5], 6),  # so is an evaluation
+            (6, [6, 0, 8], [0, 5], 6),
+        ],
+    )
+    def test_the_newest_staged_version_of_the_line_is_loaded(
+        self, puller: WeightPuller, held: int, line: list[int], staged: list[int], chosen: int
+    ) -> None:
+        assert self.choose(puller, held, line, staged) == chosen
+
+    def test_a_chosen_version_is_not_deleted_before_it_is_loaded(self, puller: WeightPuller) -> None:
+        assert self.choose(puller, 4, [5, 6, 9], [5]) == 5
+        for version in (6, 7, 8, 9):
+            puller._staged(publish(puller.store, version))
+        assert puller.store.versions() == [5, 8, 9]
+        puller.load(5)
+
+
+def test_a_version_is_loaded_although_a_newer_one_is_announced(
+    store: WeightStore, wanted: Wanted, tmp_path: Path
+) -> None:
+    """The service has lost version 3: before, the sampler went on with version 1."""
+    for version in (0, 1, 2):
+        publish(store, version)
+    wanted.version = 2
     with (
         serving(weight_service(store)) as service,
-        zmq.Context() as context,
-        context.socket(zmq.DEALER) as socket,
+        WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0") as puller,
     ):
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.RCVTIMEO, round(1000 * WAIT))
-        socket.connect(service.address)
-        for name, arguments in (("chunk", [1, 0]), ("manifest", [1])):
-            answers = []
-            for _ in range(2):
-                socket.send_multipart(pack({"client": "sampler-0", "id": 7, "call": name}, arguments))
-                answers.append(socket.recv_multipart())
-            assert answers[0] == answers[1]
-    assert service.counts == {"chunk": 2, "manifest": 1, "repeated": 1}
+        assert puller.wait(2, WAIT)
+        wanted.version = 3
+        wait_for(lambda: puller.choose(1, 3) == 2)
+        wait_for(lambda: puller.failed > 0)
+        assert puller.choose(2, 3) == 2
+
+
+def test_the_base_model_is_staged_from_the_samplers_own_before_anything_else(
+    store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path
+) -> None:
+    for version in (0, 1):
+        publish(store, version)
+    wanted.version = 1
+    own: dict[str, torch.Tensor] | None = dict(store.load(0)[1])
+    puller = WeightPuller(service.address, wanted, tmp_path / "mine", "sampler-0", held=lambda: own)
+    with puller:
+        assert puller.wait(1, WAIT)
+        assert puller.store.file(0).read_bytes() == store.file(0).read_bytes()
+    assert service.counts["chunk"] == 1  # of version 1
+    assert puller.failed == 0
+
+
+def test_two_pullers_of_a_node_download_once(
+    store: WeightStore, service: Service, wanted: Wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "NEAR_SECONDS", 0.01)
+    wanted.version = 1
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir(0o700)
+    pullers = [WeightPuller(service.address, wanted, folder, folder.name, nearby=lambda: folders) for folder in folders]
+    with pullers[0], pullers[1]:
+        publish(store, 1)
+        for puller in pullers:
+            assert puller.wait(1, WAIT)
+    files = [puller.store.file(1) for puller in pullers]
+    assert files[0].samefile(files[1])
+    assert service.counts["chunk"] == 1
+    assert files[0].read_bytes() == store.file(1).read_bytes()
