@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from actors.prompts.pictures import Tell, broken_pictures, silent
 from common.data.folders import find_file, same_form
-from common.data.tables import BadRows, Columns, not_a_text, printable, read_table, text_of, unread_columns
+from common.data.tables import BadRows, Columns, caption_of, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
 from common.images import first_frame_png
 from common.messages import Prompt, Purpose
@@ -118,8 +118,9 @@ class FilePrompts:
         """Held-out prompts in shuffled order, repeated if the file has fewer than `count`."""
         if not self._heldout:
             raise ConfigError(
-                f"{self.file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
-                "or a column split with the value heldout"
+                f"{self.file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, or a column "
+                "split with the value heldout, or compare nothing (evaluation.prompts = 0, guardrails.prompts = 0; "
+                "douga evaluate takes --split all)"
             )
         order = epoch_order(seed, 0, len(self._heldout))
         rows = [self._heldout[order[i % len(order)]] for i in range(count)]
@@ -146,9 +147,7 @@ def file_prompts(
 
 def one_prompt(text: str, image: Path | None, needs_image: bool, size: tuple[int, int]) -> Prompt:
     """The prompt of a command line. `size` is the height and width of the first frame. Raises `ConfigError`."""
-    caption = text.strip()
-    if not caption:
-        raise ConfigError("--text: the caption is empty")
+    caption = caption_of("--text", text)
     if needs_image and image is None:
         raise ConfigError("--text: the model needs a first frame as well; give --image")
     if image is not None and not needs_image:

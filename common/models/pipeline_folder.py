@@ -24,6 +24,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.models.checkpoints import check_checkpoint
+from common.models.fingerprint import lora_hint
 from common.models.json_files import check_pointer, read_json
 from common.models.noise_schedule import NoiseSchedule
 from common.models.pretrained import from_pretrained
@@ -120,6 +121,8 @@ def _check_special_tokens(folder: Path, tokenizer: T5Tokenizer, text: T5Config) 
 
 def _check_index(file: Path) -> str:
     """The pipeline's class. The index names the classes that diffusers would load."""
+    if not file.exists() and (hint := lora_hint(file.parent)):
+        raise ConfigError(f"{file}: is missing{hint}")
     index = read_json(file)
     if index.get("_class_name") not in PIPELINES:
         raise ConfigError(f"{file}: is a {index.get('_class_name')}, must be one of {', '.join(PIPELINES)}")

@@ -112,11 +112,11 @@ checkpoint_every = 5
 gradient_checkpointing = "{checkpointing}"  # {how}
 
 [evaluation]
-prompts = 10  # held-out clips before and after; a verdict needs 10 distinct prompts
+prompts = 10  # held-out clips before and after; a verdict needs 10 distinct prompts; 0: no comparison
 clips = 4
 
 [guardrails]
-prompts = 2  # held-out prompts that are sampled again during the run
+prompts = 2  # held-out prompts that are sampled again during the run; 0: none
 """
 
 
