@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.prompts.pictures import Tell, broken_pictures, silent
+from actors.prompts.repetitions import Content, contents
 from common.data.folders import find_file, same_form
 from common.data.tables import BadRows, Columns, caption_of, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
@@ -79,11 +80,6 @@ class Row:
     character: str | None
     category: str | None
     split: str | None
-
-    @property
-    def content(self) -> tuple[str, Path | None]:
-        """What makes two rows the same prompt. A picture may have several names."""
-        return same_form(self.text), self.image and self.image.resolve()
 
 
 class FilePrompts:
@@ -241,33 +237,17 @@ def _with_split(file: Path, rows: list[Row], image: str) -> list[Row]:
     Raises `ConfigError` for rows of one caption and picture that the column puts into both splits.
     """
     every = HELD_OUT_EVERY if len(rows) >= SMALLEST_SPLIT and all(row.split is None for row in rows) else 0
-    first: dict[tuple[str, Path | None], Row] = {}
+    first: dict[Content, Row] = {}
     found, bad = [], BadRows(file)
-    for place, row in enumerate(rows, start=1):
+    for place, (row, content) in enumerate(zip(rows, contents(rows), strict=True), start=1):
         chosen = replace(row, split="heldout" if every and place % every == 0 else row.split or SPLITS[0])
         unmade = image == "optional" and row.image is None
-        same = chosen if unmade else first.setdefault(row.content, chosen)
+        same = chosen if unmade else first.setdefault(content, chosen)
         if same.split != chosen.split and not every:
             bad.add(row.line, f"split = {chosen.split}, but line {same.line} is the same prompt, and {same.split}")
         found.append(replace(chosen, split=same.split))
     bad.check()
     return found
-
-
-def repetitions(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The rows whose caption and picture an earlier row has: (row, that earlier row)."""
-    first: dict[tuple[str, Path | None], Row] = {}
-    return [(row, first[row.content]) for row in rows if first.setdefault(row.content, row) is not row]
-
-
-def report_repetitions(file: str, rows: Sequence[Row], tell: Tell) -> None:
-    """Tells how many rows of a prompt file have the caption and the image of an earlier one."""
-    if found := repetitions(rows):
-        row, first = found[0]
-        tell(
-            f"{file}: {len(found)} of {len(rows)} prompts repeat another one, caption and image; "
-            f"first line {row.line}, as line {first.line}"
-        )
 
 
 def _row(file: Path, line: int, data: Columns, image: str) -> Row:

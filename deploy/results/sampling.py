@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from actors.ddim_inversion import InvertedSampler
-from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of, report_repetitions
+from actors.prompts.repetitions import report_repetitions
+from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of
 from actors.sampler import Sampler
 from common.config import RunConfig, leaves, may_change
 from common.data.tables import printable

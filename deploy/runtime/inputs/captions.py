@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from actors.prompts.source import FilePrompts, PromptSource, report_repetitions
+from actors.prompts.repetitions import report_repetitions
+from actors.prompts.source import FilePrompts, PromptSource
 from common.config import RunConfig
 from common.data.offline_pairs import OfflinePairs
 from common.models.captions import Caption, CaptionReader, policy_reader, report_captions, report_cut, short

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.prompts.source import FilePrompts, file_prompts, open_prompts, repetitions
+from actors.prompts.repetitions import repetitions
+from actors.prompts.source import FilePrompts, file_prompts, open_prompts
 from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Purpose
@@ -237,9 +238,13 @@ def test_other_names_of_a_picture_are_the_same_prompt(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "link.png").symlink_to("a.png")
     file = tmp_path / "a.jsonl"
-    names = {"a.png": "train", "link.png": "heldout", "sub/../a.png": "heldout"}
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "other.png").write_bytes(encode_png(np.full((4, 4, 3), 9, np.uint8)))
+    names = {"a.png": "train", "link.png": "heldout", "sub/../a.png": "heldout", "copy.png": "heldout"}
+    names |= {"other.png": "heldout"}
     rows = [{"prompt": "it walks", "image": name, "split": split} for name, split in names.items()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match="split = heldout, but line 1 is the same prompt, and train") as caught:
         FilePrompts(file, 0)
-    assert "a.jsonl:3: " in str(caught.value)
+    assert all(f"a.jsonl:{line}: " in str(caught.value) for line in (2, 3, 4))
+    assert "a.jsonl:5: " not in str(caught.value)
