@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -107,7 +108,7 @@ def _init(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     print(f"{options.folder / CONFIG}: {size}, {usual.dtype}, LoRA, for {where}")
     pictures = f" and {options.folder / PICTURES}" if model.image_conditioned else ""
     print(f"{options.folder / PROMPTS}{pictures}: samples; replace them by yours")
-    print(f"next: douga run {options.folder / CONFIG}")
+    print("next:", shlex.join(["douga", "run", str(options.folder / CONFIG)]))
     return 0
 
 
