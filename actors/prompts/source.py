@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from actors.prompts.pictures import Tell, broken_pictures, silent
 from actors.prompts.repetitions import Content, contents
 from common.data.folders import find_file, same_form
+from common.data.ray_jobs import unsent
 from common.data.tables import BadRows, Columns, caption_of, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
 from common.images import first_frame_png
@@ -283,7 +284,7 @@ def _image(folder: Path, data: Columns, needed: bool) -> Path | None:
         return None
     path = find_file(folder, name)
     if not path.is_file():
-        raise ValueError(f"no image {path}")
+        raise ValueError(f"no image {path}{unsent(path)}")
     return path
 
 

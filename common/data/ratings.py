@@ -33,6 +33,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from common.data.folders import find_file
 from common.data.player import timeline
+from common.data.ray_jobs import unsent
 from common.data.tables import parse_json, printable, read_text, stripped, unwritable
 from common.errors import ConfigError, one_per_line
 from common.files import read_file, write_whole
@@ -273,7 +274,7 @@ def _clip_fault(path: Path) -> str | None:
     try:
         timeline(read_file(path))
     except OSError as error:
-        return f"not a readable clip: {error.strerror}"
+        return f"not a readable clip: {error.strerror}{unsent(path)}"
     except ValueError as error:
         return f"not a readable clip: {error}"
     return None
@@ -283,7 +284,7 @@ def _image_fault(path: Path) -> str | None:
     try:
         decode_image(read_file(path))
     except OSError as error:
-        return f"not a readable image: {error.strerror}"
+        return f"not a readable image: {error.strerror}{unsent(path)}"
     except ValueError as error:
         return f"not a readable image: {error}"
     return None

@@ -11,10 +11,10 @@ from typing import Any
 
 from common.candidate_set.rows import SET
 from common.config import RunConfig, load_config, may_change_text
+from common.data.ray_jobs import check_sent
 from common.errors import ConfigError
 from deploy.cli.flags import FILL, add_command, describe_keys
 from deploy.cli.plan import GPU_HELP, gpu_named
-from deploy.machine.jobs import check_sent
 from deploy.run_dir import layout
 from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
