@@ -314,6 +314,8 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
         (["evaluate", "nowhere"], "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
         (["report", "nowhere"], "nowhere: no run folder"),
         (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),
+        (["toon", "build", "--work", "/dev/null"], "/dev/null: cannot be made a folder: File exists"),
+        (["reward", "serve", "--most-mb", "0"], "--most-mb 0: must be at least 1"),
         (["prompts", "first-frames", "x.csv", "--model", "m", "--out", "o"], "m: not a pipeline folder"),
         (["prompts", "rewrite", "p.jsonl", "--out", "o.jsonl"], "one of the arguments --model --url is required"),
         (
