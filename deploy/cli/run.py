@@ -142,7 +142,10 @@ def _config_of(options: argparse.Namespace, what: str, example: str) -> Path:
     """The given configuration file, for clips of the user's own: the toon run's settings would be wrong for them."""
     if options.config is None:
         file = TOON.with_name(f"{example}.toml")
-        raise ConfigError(f"{what}: needs a CONFIG.toml, because the default one is for the toon model; copy {file}")
+        raise ConfigError(
+            f"{what}: needs a CONFIG.toml, because the default one is for the toon model; "
+            f"write one with douga init DIR --model PATH, or copy {file}"
+        )
     return options.config
 
 
