@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from actors.prompts.pictures import Tell, broken_pictures, silent
 from actors.prompts.repetitions import Content, contents
-from common.data.folders import find_file, same_form
+from common.data.folders import exists, find_file, same_form
 from common.data.ray_jobs import unsent
 from common.data.tables import BadRows, Columns, caption_of, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
@@ -283,7 +283,7 @@ def _image(folder: Path, data: Columns, needed: bool) -> Path | None:
             raise ValueError("the image is empty")
         return None
     path = find_file(folder, name)
-    if not path.is_file():
+    if not (exists(path) and path.is_file()):
         raise ValueError(f"no image {path}{unsent(path)}")
     return path
 

@@ -21,12 +21,20 @@ def same_form(name: str) -> str:
 def find_file(folder: Path, name: str) -> Path:
     """The path of `name`, relative to `folder`, as the disk writes it; the plain path if there is no such file."""
     path = folder / name
-    if path.exists() or name.isascii():
+    if name.isascii() or exists(path):
         return path
     found = Path(path.anchor)
     for part in path.parts[1:] if path.anchor else path.parts:
-        found = found / part if (found / part).exists() else _entry(found, part)
+        found = found / part if exists(found / part) else _entry(found, part)
     return found
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder. `Path.exists` raises for a name that is too long for any disk."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _entry(folder: Path, name: str) -> Path:

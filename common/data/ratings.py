@@ -260,8 +260,8 @@ def _row(text: str, kind: type[Kind], where: str) -> Kind:
 
 
 def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None:
-    """Raise `ValueError` for a missing or unreadable file, or two clips that are one. `opened` caches what is wrong with
-    each file, None if it is good."""
+    """Raise `ValueError` for a missing or unreadable file, or two clips that are one. `opened` caches the result per
+    file, None if it is good."""
     clips, images = row.files()
     for name, fault_of in [*((clip, _clip_fault) for clip in clips), *((image, _image_fault) for image in images)]:
         path = find_file(folder, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.data.folders import exists
 from common.errors import ConfigError
 
 
@@ -14,7 +15,7 @@ def in_job() -> bool:
 
 def unsent(path: Path | str) -> str:
     """What to say behind a missing file or folder of a table, in brackets; empty if it is there, or this is no job."""
-    if not in_job() or Path(path).exists():
+    if not in_job() or exists(Path(path)):
         return ""
     return " (a Ray job lacks what .gitignore names, unless it is submitted with RAY_RUNTIME_ENV_IGNORE_GITIGNORE=1)"
 

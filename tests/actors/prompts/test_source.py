@@ -108,6 +108,8 @@ BROKEN = {
     r"prompts.jsonl:2: category = {} is an object": {"image": "a.png", "prompt": "x", "category": {}},
     r"prompts.jsonl:2: prompt: '.ud83e' is half of a character": '{"image": "a.png", "prompt": "a \\ud83e"}',
     r"prompts.jsonl:2: no image .*/a.nb.png": {"image": "a\nb.png", "prompt": "x"},
+    r"prompts.jsonl:2: no image .*/x{300}": {"image": "x" * 300, "prompt": "x"},
+    r"prompts.jsonl:2: no image .*/日{300}": {"image": "日" * 300, "prompt": "x"},
     r"prompts.jsonl:2: the image is empty": {"image": "", "prompt": "x"},
     r"prompts.jsonl:2: no column 'prompt'; the columns are image": {"image": "a.png"},
     r"prompts.jsonl:2: no column 'image'; the columns are prompt": {"prompt": "x"},
