@@ -26,10 +26,11 @@ from typing import Any, Protocol
 
 from actors.prompts.pictures import Tell, broken_pictures, silent
 from actors.prompts.repetitions import Content, contents
-from common.data.folders import exists, find_file, same_form
+from common.data.folders import find_file, same_form
 from common.data.ray_jobs import unsent
 from common.data.tables import BadRows, Columns, caption_of, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
+from common.files import exists
 from common.images import first_frame_png
 from common.messages import Prompt, Purpose
 from common.seeds import epoch_order

@@ -11,6 +11,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from common.errors import ConfigError
+from common.files import exists
 
 
 def same_form(name: str) -> str:
@@ -27,14 +28,6 @@ def find_file(folder: Path, name: str) -> Path:
     for part in path.parts[1:] if path.anchor else path.parts:
         found = found / part if exists(found / part) else _entry(found, part)
     return found
-
-
-def exists(path: Path) -> bool:
-    """Whether there is such a file or folder. `Path.exists` raises for a name that is too long for any disk."""
-    try:
-        return path.exists()
-    except OSError:
-        return False
 
 
 def _entry(folder: Path, name: str) -> Path:

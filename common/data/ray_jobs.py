@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.data.folders import exists
 from common.errors import ConfigError
+from common.files import exists
 
 
 def in_job() -> bool:
