@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.ddim_inversion import InvertedSampler
+from actors.prompts.crops import report_crops
 from actors.prompts.repetitions import report_repetitions
 from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of
 from actors.sampler import Sampler
@@ -86,6 +87,7 @@ def _prompts(config: RunConfig, model: ModelFolder, request: SampleRequest) -> I
         file = Path(config.prompts)
         rows = prompt_rows(file, model.image_conditioned, _tell)
         report_repetitions(str(file), rows, _tell)
+        report_crops(str(file), rows, size, _tell)
         captions = [(f"line {row.line}", row.text) for row in rows]
         report_captions(str(file), captions, policy_reader(model), _tell)
         return islice(prompts_of(file, rows, size, request.split), request.count)

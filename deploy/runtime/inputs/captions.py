@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from actors.prompts.crops import report_crops
 from actors.prompts.repetitions import report_repetitions
 from actors.prompts.source import FilePrompts, PromptSource
 from common.config import RunConfig
@@ -22,6 +23,7 @@ def report_run(config: RunConfig, prompts: PromptSource, pairs: OfflinePairs | N
     files = [*_of_file(prompts), *_of_pairs(pairs)]
     if isinstance(prompts, FilePrompts):
         report_repetitions(str(prompts.file), prompts.rows, tell)
+        report_crops(str(prompts.file), prompts.rows, (config.model.height, config.model.width), tell)
     if not files:
         return
     policy = policy_reader(open_model(config.model.path))
