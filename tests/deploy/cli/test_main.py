@@ -459,7 +459,7 @@ def test_unexpected_errors_keep_their_traceback_in_a_file(monkeypatch, capsys):
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_the_locale_does_not_matter(tmp_path: Path, locale: dict[str, str]) -> None:
-    (tmp_path / "mine.toml").write_text('a = ["größer"]', encoding="utf-8")
+    (tmp_path / "mine.toml").write_text('a = ["größer"]', encoding="utf-8-sig")
     row = '{"prompt": "日本 é", "category": "Größer"}\n'
     (tmp_path / "p.jsonl").write_text(row, encoding="utf-8-sig")
     words = ["prompts", "balance", "p.jsonl", "--out", "é.jsonl", "--actions", "mine.toml", "--least", "1"]
