@@ -24,6 +24,14 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder. `Path.exists` raises for a name that is too long for any disk."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """``with replacing(path) as draft:`` writes `draft`, which then replaces `path`. After an error nothing is left.

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from common.errors.oom import reraise_oom
 from common.image_formats import (
@@ -32,6 +33,7 @@ from common.image_formats import (
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels, everywhere
 PICTURES = ("GIF", "PNG", "WEBP", "JPEG", "TIFF", "BMP", "AVIF")
+SIDEWAYS = (5, 6, 7, 8)  # orientations whose rows are columns
 PROFILED = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # mode -> colour space of its profile
 MODES = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr"}
 
@@ -70,6 +72,16 @@ def decode_layer(data: bytes) -> Image.Image:
         reraise_oom(error)
         why = " ".join(str(error).split(" <")[0].split()) or type(error).__name__
         raise ValueError(f"broken image: {why}") from None
+
+
+def upright_size(file: Path) -> tuple[int, int]:
+    """Height and width of a picture that `decode_image` reads, from the head of its file."""
+    with Image.open(file, formats=FORMATS) as image:
+        exif = Image.Exif()
+        exif.load(image.info.get("exif", b""))  # getexif() would decode a PNG without one
+        width, height = image.size
+        turned = exif.get(ExifTags.Base.Orientation) in SIDEWAYS and image.format != "TIFF"  # whose size is upright
+        return (width, height) if turned else (height, width)
 
 
 def on_background(image: Image.Image) -> Image.Image:

@@ -42,7 +42,8 @@ sets the learning rate in a file:
 lr = 1e-5
 ```
 
-As a flag it is `--learner.lr 1e-5`. In flags `-` and `_` are interchangeable, and a list is written `a,b,c`.
+As a flag it is `--learner.lr 1e-5`. In flags `-` and `_` are interchangeable, and a list is written `a,b,c`. A relative
+path starts from the folder in which `douga` runs, also in a file.
 
 If a key or value is invalid, the command names the key, its file or flag and the allowed values, and exits with code 2.
 The resolved configuration is saved in `RUN/config.toml`.

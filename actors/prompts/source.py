@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.prompts.pictures import Tell, broken_pictures, silent
+from actors.prompts.repetitions import Content, contents
 from common.data.folders import find_file, same_form
-from common.data.tables import BadRows, Columns, not_a_text, printable, read_table, text_of, unread_columns
+from common.data.ray_jobs import unsent
+from common.data.tables import BadRows, Columns, caption_of, not_a_text, printable, read_table, text_of, unread_columns
 from common.errors import ConfigError
+from common.files import exists
 from common.images import first_frame_png
 from common.messages import Prompt, Purpose
 from common.seeds import epoch_order
@@ -80,11 +83,6 @@ class Row:
     category: str | None
     split: str | None
 
-    @property
-    def content(self) -> tuple[str, Path | None]:
-        """What makes two rows the same prompt. A picture may have several names."""
-        return same_form(self.text), self.image and self.image.resolve()
-
 
 class FilePrompts:
     """Prompts of a JSONL or CSV file. All lines are checked at the start, so that a run never stops at prompt 900."""
@@ -118,8 +116,9 @@ class FilePrompts:
         """Held-out prompts in shuffled order, repeated if the file has fewer than `count`."""
         if not self._heldout:
             raise ConfigError(
-                f"{self.file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, "
-                "or a column split with the value heldout"
+                f"{self.file}: no held-out prompts to evaluate on; give {SMALLEST_SPLIT} or more prompts, or a column "
+                "split with the value heldout, or compare nothing (evaluation.prompts = 0, guardrails.prompts = 0; "
+                "douga evaluate takes --split all)"
             )
         order = epoch_order(seed, 0, len(self._heldout))
         rows = [self._heldout[order[i % len(order)]] for i in range(count)]
@@ -146,9 +145,7 @@ def file_prompts(
 
 def one_prompt(text: str, image: Path | None, needs_image: bool, size: tuple[int, int]) -> Prompt:
     """The prompt of a command line. `size` is the height and width of the first frame. Raises `ConfigError`."""
-    caption = text.strip()
-    if not caption:
-        raise ConfigError("--text: the caption is empty")
+    caption = caption_of("--text", text)
     if needs_image and image is None:
         raise ConfigError("--text: the model needs a first frame as well; give --image")
     if image is not None and not needs_image:
@@ -242,33 +239,17 @@ def _with_split(file: Path, rows: list[Row], image: str) -> list[Row]:
     Raises `ConfigError` for rows of one caption and picture that the column puts into both splits.
     """
     every = HELD_OUT_EVERY if len(rows) >= SMALLEST_SPLIT and all(row.split is None for row in rows) else 0
-    first: dict[tuple[str, Path | None], Row] = {}
+    first: dict[Content, Row] = {}
     found, bad = [], BadRows(file)
-    for place, row in enumerate(rows, start=1):
+    for place, (row, content) in enumerate(zip(rows, contents(rows), strict=True), start=1):
         chosen = replace(row, split="heldout" if every and place % every == 0 else row.split or SPLITS[0])
         unmade = image == "optional" and row.image is None
-        same = chosen if unmade else first.setdefault(row.content, chosen)
+        same = chosen if unmade else first.setdefault(content, chosen)
         if same.split != chosen.split and not every:
             bad.add(row.line, f"split = {chosen.split}, but line {same.line} is the same prompt, and {same.split}")
         found.append(replace(chosen, split=same.split))
     bad.check()
     return found
-
-
-def repetitions(rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The rows whose caption and picture an earlier row has: (row, that earlier row)."""
-    first: dict[tuple[str, Path | None], Row] = {}
-    return [(row, first[row.content]) for row in rows if first.setdefault(row.content, row) is not row]
-
-
-def report_repetitions(file: str, rows: Sequence[Row], tell: Tell) -> None:
-    """Tells how many rows of a prompt file have the caption and the image of an earlier one."""
-    if found := repetitions(rows):
-        row, first = found[0]
-        tell(
-            f"{file}: {len(found)} of {len(rows)} prompts repeat another one, caption and image; "
-            f"first line {row.line}, as line {first.line}"
-        )
 
 
 def _row(file: Path, line: int, data: Columns, image: str) -> Row:
@@ -303,8 +284,8 @@ def _image(folder: Path, data: Columns, needed: bool) -> Path | None:
             raise ValueError("the image is empty")
         return None
     path = find_file(folder, name)
-    if not path.is_file():
-        raise ValueError(f"no image {path}")
+    if not (exists(path) and path.is_file()):
+        raise ValueError(f"no image {path}{unsent(path)}")
     return path
 
 

@@ -54,7 +54,7 @@ def open_vocabulary(name: str) -> Vocabulary:
     """
     file = BUILT_IN.get(name, Path(name))
     try:
-        data = tomllib.loads(file.read_text("utf-8"))
+        data = tomllib.loads(file.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"vocabulary {name}: neither {', '.join(BUILT_IN)} nor a file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -50,7 +50,7 @@ def load_config(file: Path | None = None, flags: Mapping[str, Any] | None = None
     if file is None:
         return parse_config("", "the defaults", flags)
     try:
-        return parse_config(file.read_text("utf-8"), str(file), flags)
+        return parse_config(file.read_text("utf-8-sig"), str(file), flags)
     except FileNotFoundError:
         raise ConfigError(f"{file}: no such configuration file") from None
     except UnicodeDecodeError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from common.errors import ConfigError
+from common.files import exists
 
 
 def same_form(name: str) -> str:
@@ -21,11 +22,11 @@ def same_form(name: str) -> str:
 def find_file(folder: Path, name: str) -> Path:
     """The path of `name`, relative to `folder`, as the disk writes it; the plain path if there is no such file."""
     path = folder / name
-    if path.exists() or name.isascii():
+    if name.isascii() or exists(path):
         return path
     found = Path(path.anchor)
     for part in path.parts[1:] if path.anchor else path.parts:
-        found = found / part if (found / part).exists() else _entry(found, part)
+        found = found / part if exists(found / part) else _entry(found, part)
     return found
 
 

@@ -20,6 +20,7 @@ Bad rows are skipped and listed with file and line (`Table.bad`). A file without
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from common.data.folders import find_file
 from common.data.player import timeline
+from common.data.ray_jobs import unsent
 from common.data.tables import parse_json, printable, read_text, stripped, unwritable
 from common.errors import ConfigError, one_per_line
 from common.files import read_file, write_whole
@@ -258,7 +260,8 @@ def _row(text: str, kind: type[Kind], where: str) -> Kind:
 
 
 def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None:
-    """Raise `ValueError` for a missing or unreadable file. `opened` caches the result per file, None if it is good."""
+    """Raise `ValueError` for a missing or unreadable file, or two clips that are one. `opened` caches the result per
+    file, None if it is good."""
     clips, images = row.files()
     for name, fault_of in [*((clip, _clip_fault) for clip in clips), *((image, _image_fault) for image in images)]:
         path = find_file(folder, name)
@@ -266,6 +269,8 @@ def _check_files(row: Row, folder: Path, opened: dict[Path, str | None]) -> None
             opened[path] = fault_of(path)
         if fault := opened[path]:
             raise ValueError(f"{name}: {fault}")
+    if len(clips) > 1 and filecmp.cmp(*(find_file(folder, clip) for clip in clips), shallow=False):
+        raise ValueError(f"{' and '.join(clips)} are the same video")
 
 
 def _clip_fault(path: Path) -> str | None:
@@ -273,7 +278,7 @@ def _clip_fault(path: Path) -> str | None:
     try:
         timeline(read_file(path))
     except OSError as error:
-        return f"not a readable clip: {error.strerror}"
+        return f"not a readable clip: {error.strerror}{unsent(path)}"
     except ValueError as error:
         return f"not a readable clip: {error}"
     return None
@@ -283,7 +288,7 @@ def _image_fault(path: Path) -> str | None:
     try:
         decode_image(read_file(path))
     except OSError as error:
-        return f"not a readable image: {error.strerror}"
+        return f"not a readable image: {error.strerror}{unsent(path)}"
     except ValueError as error:
         return f"not a readable image: {error}"
     return None

@@ -35,7 +35,7 @@ MARKS = {
 }
 DELIMITERS = ",;\t"
 EXCEL_HINT = re.compile(r"sep=(.)\n", re.IGNORECASE)  # a first line that Excel writes and hides
-MARK = "\ufeff"  # a byte order mark that is not at the start: files were joined
+MARK = "\ufeff"  # a byte order mark that is not at the start: joined files, or a text that was read with its mark
 LARGEST = 1 << 20  # characters of a CSV field
 KINDS: dict[type, str] = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
 SHOWN = 60  # characters of a bad value that an error shows
@@ -73,7 +73,8 @@ def read_text(file: Path, what: str) -> str:
     try:
         data = read_file(file)
     except FileNotFoundError:
-        raise ConfigError(f"{where}: no such file") from None
+        here = "" if file.is_absolute() else f" in {printable(str(Path.cwd()))}"
+        raise ConfigError(f"{where}: no such file{here}") from None
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read: {error.strerror}") from None
     encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), "utf-8")
@@ -92,8 +93,19 @@ def read_text(file: Path, what: str) -> str:
 
 
 def stripped(text: str) -> str:
-    """A text without white space around it; empty if nothing of it can be seen, as of zero-width characters."""
+    """A text without byte order marks, and white space around it; empty if nothing of it can be seen, as of zero-width
+    characters. JSON may write the mark as ``\\ufeff``, so `read_text` does not see it."""
+    text = text.replace(MARK, "")
     return text.strip() if any(one.isprintable() and not one.isspace() for one in text) else ""
+
+
+def caption_of(option: str, text: str) -> str:
+    """The caption of a command line, which `option` gives. Raises `ConfigError`."""
+    if fault := unwritable({option: text}):
+        raise ConfigError(printable(fault))
+    if not (caption := stripped(text)):
+        raise ConfigError(f"{option}: the caption is empty")
+    return caption
 
 
 def read_table(file: Path, what: str, bad: BadRows | None = None) -> Iterator[tuple[int, Columns]]:
@@ -134,15 +146,29 @@ def unwritable(columns: Columns) -> str | None:
 
 
 def _read_jsonl(text: str) -> Iterator[tuple[int, Columns | str]]:
+    faulty = False
     for line, content in enumerate(text.split("\n"), start=1):
         if not content.strip():
             continue
         try:
             data = parse_json(content, column_name)
         except (ValueError, RecursionError) as error:
+            if not faulty and content.strip() != text.strip() and _is_document(text):
+                yield line, "one JSON document over several lines; write one object per line"
+                return
+            faulty = True
             yield line, f"not valid JSON: {error}"
             continue
         yield line, data if isinstance(data, dict) else 'expected an object like {"image": ..., "prompt": ...}'
+
+
+def _is_document(text: str) -> bool:
+    """Whether a text as a whole is JSON: an array, or an object with line breaks."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def parse_json(text: str, named: Callable[[str], str] = str) -> Any:
@@ -231,7 +257,7 @@ def unread_columns(file: Path, names: Iterable[str]) -> str:
 
 def column_name(name: str) -> str:
     """A column's name in the form that columns are compared in."""
-    return name.strip().lower()
+    return name.replace(MARK, "").strip().lower()
 
 
 def _twice(names: list[str]) -> str | None:

@@ -69,6 +69,12 @@ def model_folder(path: str | Path) -> Path:
     return folder
 
 
+def lora_hint(place: str | Path) -> str:
+    """What to say of a folder that is no model because it holds a LoRA alone; empty for others."""
+    is_lora = any(Path(place).glob("*lora*.safetensors"))
+    return "; a LoRA is no whole model: name the run that it was exported from" * is_lora
+
+
 def is_hub_id(path: str) -> bool:
     """Whether `path` has the form OWNER/NAME or OWNER/NAME@REVISION and is no folder here."""
     return (

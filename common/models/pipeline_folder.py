@@ -24,6 +24,7 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.models.checkpoints import check_checkpoint
+from common.models.fingerprint import lora_hint
 from common.models.json_files import check_pointer, read_json
 from common.models.noise_schedule import NoiseSchedule
 from common.models.pretrained import from_pretrained
@@ -61,12 +62,12 @@ def read_folder(folder: Path) -> Configs:
     Raises:
         ConfigError: a file is missing or damaged, or the parts contradict their weights or each other.
     """
-    pipeline = _check_index(folder / "model_index.json")
+    pipeline, scheduler = _check_index(folder / "model_index.json")
     transformer, text_encoder = folder / "transformer", folder / "text_encoder"
     configs = Configs(
         _filled(CogVideoXTransformer3DModel, transformer / "config.json"),
         _filled(AutoencoderKLCogVideoX, folder / "vae" / "config.json"),
-        _read_scheduler(folder / "scheduler" / "scheduler_config.json"),
+        _read_scheduler(folder / "scheduler" / "scheduler_config.json") | {"_class_name": scheduler},
     )
     text = _read_text_config(text_encoder)
     _check_agreement(folder, pipeline, configs, text)
@@ -118,11 +119,14 @@ def _check_special_tokens(folder: Path, tokenizer: T5Tokenizer, text: T5Config) 
             )
 
 
-def _check_index(file: Path) -> str:
-    """The pipeline's class. The index names the classes that diffusers would load."""
+def _check_index(file: Path) -> tuple[str, str]:
+    """The classes of pipeline and scheduler. diffusers loads those that the index names, whatever the configs say."""
+    if not file.exists() and (hint := lora_hint(file.parent)):
+        raise ConfigError(f"{file}: is missing{hint}")
     index = read_json(file)
     if index.get("_class_name") not in PIPELINES:
         raise ConfigError(f"{file}: is a {index.get('_class_name')}, must be one of {', '.join(PIPELINES)}")
+    name = ""
     for part, classes in PART_CLASSES.items():
         found = index.get(part)
         name = found[1] if isinstance(found, list) and len(found) == 2 else found
@@ -134,7 +138,7 @@ def _check_index(file: Path) -> str:
             )
         if not (file.parent / part).is_dir():
             raise ConfigError(f"{file.parent}: the pipeline has no {part} folder")
-    return index["_class_name"]
+    return index["_class_name"], str(name)  # the scheduler is the last part
 
 
 def _filled(kind: type, file: Path) -> dict[str, Any]:

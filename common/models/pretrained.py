@@ -14,12 +14,15 @@ from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import logging as transformers_logging
 
 from common.errors import ConfigError
 from common.errors.messages import one_line
 from common.errors.oom import reraise_oom
+from common.files import exists
 
+ASK_SECONDS = 5.0  # for the hub's answer whether it has a model
 NAMED = 3  # missing weights that an error names
 
 Selection = Callable[[Any, Set[str]], Set[str]]
@@ -31,6 +34,7 @@ def from_pretrained(kind: Any, place: str | Path, where: str, what: str = "", **
 
     Raises `ConfigError`, "`where`: cannot be loaded as `what`", if that fails; `what` defaults to the class's name.
     """
+    _check_place(str(place), where)
     for library in (diffusers_logging, transformers_logging):
         library.disable_progress_bar()  # loading bars would break our progress lines
     try:
@@ -38,6 +42,22 @@ def from_pretrained(kind: Any, place: str | Path, where: str, what: str = "", **
     except Exception as error:  # the libraries raise almost anything for a damaged file
         reraise_oom(error)
         raise ConfigError(f"{where}: cannot be loaded as {what or kind.__name__}: {one_line(error)}") from None
+
+
+def _check_place(place: str, where: str) -> None:
+    """Raise `ConfigError` if `place` is no folder, not in the hub's cache, and not on the hub, if one can be reached.
+
+    The libraries try again for a minute where no hub answers, and print a line each time.
+    """
+    if exists(Path(place)):
+        return
+    try:
+        snapshot_download(place, local_files_only=True)
+    except (OSError, ValueError):  # not in the cache; not a valid id
+        try:
+            HfApi().model_info(place, timeout=ASK_SECONDS)
+        except Exception as error:  # of the hub, its HTTP client, or the proxy
+            raise ConfigError(f"{where}: no such folder, and not on the hub: {one_line(error)}") from None
 
 
 def load_model(

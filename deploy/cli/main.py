@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 try:
     from common.errors import ConfigError
@@ -49,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a `douga` command, by default from `sys.argv`. Returns the exit code."""
     if argv is None:
         _use_utf8()
+        _have_home()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a caption that the terminal cannot show is no error
@@ -60,6 +62,14 @@ def _use_utf8() -> None:
     """Starts this program again in Python's UTF-8 mode, unless it has UTF-8 file names: libraries need them."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get(UTF8) != "1":
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {UTF8: "1"})
+
+
+def _have_home() -> None:
+    """Sets HOME to ``/``, as container engines do, where neither it nor an account names one: Ray ends without."""
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = "/"
 
 
 def exit_code(act: Callable[[], int]) -> int:

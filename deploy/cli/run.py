@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 
 from common.candidate_set.rows import SET
 from common.config import RunConfig, load_config, may_change_text
+from common.data.ray_jobs import check_sent
 from common.errors import ConfigError
 from deploy.cli.flags import FILL, add_command, describe_keys
 from deploy.cli.plan import GPU_HELP, gpu_named
-from deploy.machine.jobs import check_sent
 from deploy.run_dir import layout
 from deploy.run_dir.layout import TOON
 from deploy.run_dir.signals import stop_on_signals
@@ -107,7 +108,7 @@ def _init(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
     print(f"{options.folder / CONFIG}: {size}, {usual.dtype}, LoRA, for {where}")
     pictures = f" and {options.folder / PICTURES}" if model.image_conditioned else ""
     print(f"{options.folder / PROMPTS}{pictures}: samples; replace them by yours")
-    print(f"next: douga run {options.folder / CONFIG}")
+    print("next:", shlex.join(["douga", "run", str(options.folder / CONFIG)]))
     return 0
 
 
@@ -141,7 +142,10 @@ def _config_of(options: argparse.Namespace, what: str, example: str) -> Path:
     """The given configuration file, for clips of the user's own: the toon run's settings would be wrong for them."""
     if options.config is None:
         file = TOON.with_name(f"{example}.toml")
-        raise ConfigError(f"{what}: needs a CONFIG.toml, because the default one is for the toon model; copy {file}")
+        raise ConfigError(
+            f"{what}: needs a CONFIG.toml, because the default one is for the toon model; "
+            f"write one with douga init DIR --model PATH, or copy {file}"
+        )
     return options.config
 
 

@@ -40,6 +40,8 @@ def add(kinds: Any) -> None:
 
 
 def _serve(options: argparse.Namespace, flags: Mapping[str, Any]) -> int:
+    if options.most_mb < 1:
+        raise ConfigError(f"--most-mb {options.most_mb}: must be at least 1")
     config = load_config(options.config, flags)
     token = web_server.token_of(options)
     with web_server.opened(options, token) as listening:  # bound before loading: early clients wait instead of failing

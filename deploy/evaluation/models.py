@@ -20,6 +20,7 @@ from typing import Any
 from common.candidate_set.rows import is_set
 from common.config import RunConfig, leaves, load_config, parse_config, to_toml
 from common.errors import ConfigError, NotFoundError
+from common.models.fingerprint import lora_hint
 from deploy.run_dir import layout
 from deploy.run_dir.source import collect_keys, config_of_pipeline, find_run_with_model, is_pipeline
 
@@ -108,13 +109,17 @@ def _template(request: Request, places: Sequence[str]) -> RunConfig | None:
     if sampled[0] == EMBEDDED:
         return load_config(layout.TOON, flags)
     if not is_pipeline(sampled[0]):
-        raise ConfigError(f"{sampled[0]}: neither a run, nor a pipeline folder, nor a candidate set")
+        raise _unknown(sampled[0])
     if "prompts" not in flags:
         raise ConfigError(
             f"{sampled[0]}: a pipeline folder has no prompts and no rewards; give --config CONFIG.toml, or --prompts "
             "FILE and what scores the clips"
         )
     return config_of_pipeline(sampled[0], flags)
+
+
+def _unknown(place: str) -> ConfigError:
+    return ConfigError(f"{place}: neither a run, nor a pipeline folder, nor a candidate set{lora_hint(place)}")
 
 
 def _model(label: str, place: str, template: RunConfig | None, request: Request) -> EvaluatedModel:
@@ -128,7 +133,7 @@ def _model(label: str, place: str, template: RunConfig | None, request: Request)
     if run is not None:
         own = _keys_of_run(run, _split_version(place)[1])
     elif place != EMBEDDED and not is_pipeline(place):
-        raise ConfigError(f"{place}: neither a run, nor a pipeline folder, nor a candidate set")
+        raise _unknown(place)
     else:
         own = {"model.path": place}
     how = {

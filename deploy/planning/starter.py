@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.config import parse_config
+from common.data.tables import printable
 from common.errors import ConfigError
 from common.files import write_whole
 from common.images import encode_png
@@ -112,11 +114,11 @@ checkpoint_every = 5
 gradient_checkpointing = "{checkpointing}"  # {how}
 
 [evaluation]
-prompts = 10  # held-out clips before and after; a verdict needs 10 distinct prompts
+prompts = 10  # held-out clips before and after; a verdict needs 10 distinct prompts; 0: no comparison
 clips = 4
 
 [guardrails]
-prompts = 2  # held-out prompts that are sampled again during the run
+prompts = 2  # held-out prompts that are sampled again during the run; 0: none
 """
 
 
@@ -190,9 +192,9 @@ def _toml(folder: Path, model: ModelFolder, usual: UsualSettings, thrift: Mappin
     name = re.sub(r"[^A-Za-z0-9._-]", "-", folder.name).lstrip("._-") or "mine"
     places = {key: json.dumps(str(value), ensure_ascii=False) for key, value in _places(folder, model).items()}
     return TEMPLATE.format(
-        model_name=model.path.name,
-        config=folder / CONFIG,
-        run=folder / "runs" / name,
+        model_name=printable(model.path.name),
+        config=_shell(folder / CONFIG),
+        run=_shell(folder / "runs" / name),
         name=name,
         size="its positions are learned: no other size works"
         if usual.only_size
@@ -207,6 +209,11 @@ def _toml(folder: Path, model: ModelFolder, usual: UsualSettings, thrift: Mappin
         how=how,
         **places,
     )
+
+
+def _shell(path: Path) -> str:
+    """A path as a shell takes it, on one line."""
+    return printable(shlex.quote(str(path)))
 
 
 def _places(folder: Path, model: ModelFolder) -> Mapping[str, Path]:

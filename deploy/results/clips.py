@@ -12,7 +12,7 @@ import numpy as np
 from rich.markup import escape
 
 from common.config import RunConfig
-from common.data.tables import stripped
+from common.data.tables import caption_of
 from common.data.video import decode_clip
 from common.errors import ConfigError
 from common.files import read_file
@@ -56,8 +56,9 @@ def _score_tasks(place: Path, text: str | None, image: Path | None) -> list[Scor
     if place.is_dir():
         return [_sample_task(place, record) for record in read_samples(place)]
     clip = _bytes(place)
-    if not text or not stripped(text):
+    if not text:
         raise ConfigError(f"{place}: no caption; give --text, or a folder with a {SAMPLES}")
+    text = caption_of("--text", text)
     first = _bytes(image) if image else encode_png(_frames(place, clip)[0])
     return [ScoreTask(str(place), Prompt(0, place.stem, text, first), clip)]
 

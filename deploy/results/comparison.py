@@ -142,8 +142,8 @@ class Compared:
         found = []
         if self.prompts < LEAST_VALUES:
             found.append(
-                f"{self.prompts} distinct held-out prompts: an interval needs {LEAST_VALUES} or more; raise "
-                "evaluation.prompts, or hold out more rows of the prompt file"
+                f"{self.prompts} distinct held-out prompts: an interval needs {LEAST_VALUES} or more; "
+                + ("hold out more rows of the prompt file" if self.prompts < self.clips else "compare more of them")
             )
         if self.asked - self.clips > MOST_LEFT_OUT * self.asked:
             found.append(f"more than {100 * MOST_LEFT_OUT:g} % of the clips have no score")

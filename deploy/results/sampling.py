@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.ddim_inversion import InvertedSampler
-from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of, report_repetitions
+from actors.prompts.crops import report_crops
+from actors.prompts.repetitions import report_repetitions
+from actors.prompts.source import one_prompt, open_prompts, prompt_rows, prompts_of
 from actors.sampler import Sampler
 from common.config import RunConfig, leaves, may_change
 from common.data.tables import printable
@@ -28,7 +30,7 @@ from common.digests import digest
 from common.errors import ConfigError
 from common.files import read_file, replacing, write_whole
 from common.messages import Candidate, Prompt
-from common.models.captions import policy_reader, report_captions
+from common.models.captions import policy_reader, report_captions, short
 from common.models.cogvideox import ModelFolder, open_model
 from common.models.fingerprint import model_folder
 from common.seeds import candidate_seed
@@ -71,7 +73,7 @@ def make_samples(config: RunConfig, weights: WeightStore | None, version: int, r
     for prompt in prompts:
         folder.check(prompt)
         for made in _missing(config, sampler, prompt, request.clips_per_prompt, folder):
-            print(folder.add(prompt, made), "-", printable(prompt.text))
+            print(folder.add(prompt, made), "-", printable(short(prompt.text)))
     folder.write_sheet()
 
 
@@ -79,12 +81,13 @@ def _prompts(config: RunConfig, model: ModelFolder, request: SampleRequest) -> I
     size = config.model.height, config.model.width
     if request.one is not None:
         prompt = one_prompt(*request.one, model.image_conditioned, size)
-        report_captions("--text", [("it", prompt.text)], policy_reader(model), _tell)
+        report_captions("--text", [("caption", prompt.text)], policy_reader(model), _tell)
         return iter([prompt])
     if config.prompts != "toon":
         file = Path(config.prompts)
         rows = prompt_rows(file, model.image_conditioned, _tell)
         report_repetitions(str(file), rows, _tell)
+        report_crops(str(file), rows, size, _tell)
         captions = [(f"line {row.line}", row.text) for row in rows]
         report_captions(str(file), captions, policy_reader(model), _tell)
         return islice(prompts_of(file, rows, size, request.split), request.count)
@@ -164,7 +167,7 @@ class SampleFolder:
         if one is None:
             return
         if one["text"] != prompt.text:
-            self._refuse(f"prompt {prompt.ordinal} was {one['text']!r}, and is {prompt.text!r} now")
+            self._refuse(f"prompt {prompt.ordinal} was {short(one['text'])!r}, and is {short(prompt.text)!r} now")
         if prompt.image is not None and (self.path / one["image"]).read_bytes() != prompt.image:
             self._refuse(f"prompt {prompt.ordinal} has another first frame now")
 

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from common.errors import ConfigError
 from common.models.cogvideox import open_model
 from common.toon import WEIGHTS
 from learner import toon_pretrain
@@ -25,8 +26,15 @@ CLIPS = 4000
 
 
 def build(work: Path, out: Path = WEIGHTS, seed: int = 0, log: Callable[[str], None] = print) -> None:
-    """Trains the toon pipeline and the reward heads. `work` keeps training states, `out` gets the final weights."""
-    work.mkdir(parents=True, exist_ok=True)
+    """Trains the toon pipeline and the reward heads. `work` keeps training states, `out` gets the final weights.
+
+    Raises `ConfigError`, before anything is rendered, if one of them cannot be made.
+    """
+    for folder in (work, out):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"{folder}: cannot be made a folder: {error.strerror}") from None
     build_pipeline(work, out, seed, log)
     build_heads(work, out, seed, log)
 

@@ -19,6 +19,7 @@ RUN/kept/            the set that a run keeps of its own training candidates (ke
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,8 +161,8 @@ def find_run(run: str, root: Path = Path("runs")) -> tuple[Path, RunConfig]:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that resumes the run."""
-    return f"douga run {folder / CONFIG}"
+    """The command that resumes the run, as a shell takes it."""
+    return shlex.join(["douga", "run", str(folder / CONFIG)])
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:

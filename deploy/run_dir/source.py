@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import RunConfig, load_config
 from common.errors import ConfigError, NotFoundError
-from common.models.fingerprint import cached_snapshot, check_same_model, model_parts
+from common.models.fingerprint import cached_snapshot, check_same_model, lora_hint, model_parts
 from common.weights.store import WeightStore
 from deploy.run_dir import layout
 
@@ -40,7 +40,7 @@ def _open(source: str, flags: Mapping[str, Any], file: Path | None) -> tuple[Run
     except NotFoundError:
         raise ConfigError(
             f"{source}: neither a run nor a pipeline folder (no config.toml, no model_index.json), "
-            "nor a hub id in the local cache"
+            f"nor a hub id in the local cache{lora_hint(source)}"
         ) from None
     folder, _ = find_run_with_model(source)
     return load_config(folder / layout.CONFIG, flags), WeightStore(folder / "weights")

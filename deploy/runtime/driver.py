@@ -29,6 +29,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from ray.util.placement_group import PlacementGroup
 
 from common.config import RunConfig
+from common.data.ray_jobs import check_sent, in_job
 from common.errors import BAD_INPUT, ConfigError, ScratchError, StorageError, UserCodeError
 from common.errors.endings import Ending, ending_of
 from common.errors.messages import one_line
@@ -39,7 +40,6 @@ from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.forward import ForwardingHandler, Send
 from deploy.logs.process import logging_to
 from deploy.logs.redaction import Redactor, secrets_of
-from deploy.machine.jobs import check_sent, in_job
 from deploy.observability import targets
 from deploy.run_dir.endings import record_ending
 from deploy.run_dir.layout import CONFIG

@@ -71,9 +71,10 @@ def _tell_few(config: RunConfig, heldout: HeldOutPrompts, notify: Callable[[str]
     """Says so if the run will end without a verdict."""
     distinct = len({prompt_key(prompt) for prompt in heldout.comparison})
     if 0 < distinct < LEAST_VALUES and not (config.simulate or config.reward.empty):
+        more = "hold out more rows (column split)" if distinct < len(heldout.comparison) else "raise evaluation.prompts"
         notify(
             f"prompts = {config.prompts!r}: {distinct} distinct held-out prompts are compared; a verdict needs "
-            f"{LEAST_VALUES}: hold out more rows (column split), or raise evaluation.prompts"
+            f"{LEAST_VALUES}: {more}"
         )
 
 

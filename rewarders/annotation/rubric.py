@@ -71,7 +71,7 @@ def open_rubric(rubric: str) -> Rubric:
     """Opens ``"anime"``, ``"huvidpo"`` or a TOML file. Raises `ConfigError` with file and key."""
     path = RUBRICS / f"{rubric}.toml" if rubric in BUILT_IN else Path(rubric)
     try:
-        return Rubric.model_validate(tomllib.loads(path.read_text("utf-8")))
+        return Rubric.model_validate(tomllib.loads(path.read_text("utf-8-sig")))
     except FileNotFoundError:
         raise ConfigError(f"rubric {rubric!r}: no such file; allowed: {', '.join(BUILT_IN)} or a TOML file") from None
     except OSError as error:

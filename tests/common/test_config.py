@@ -136,6 +136,12 @@ def test_a_wrong_file_is_named(tmp_path, text, line):
     assert "\n" not in str(caught.value)
 
 
+def test_a_byte_order_mark_is_not_content(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("steps = 3\r\n", "utf-8-sig")
+    assert load_config(file).steps == 3
+
+
 def test_missing_and_unreadable_files(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.toml: no such configuration file"):
         load_config(tmp_path / "none.toml")

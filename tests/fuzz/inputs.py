@@ -26,40 +26,18 @@ from PIL import Image
 
 from actors.prompts.source import open_prompts
 from common.config import RunConfig, keys, load_config, to_toml
-from common.data.ratings import read_pairs, read_ratings
 from common.data.video import encode_mp4
 from common.errors import ConfigError
 from common.errors.endings import UNEXPECTED
 from deploy.cli.main import build_parser, exit_code, main
 from rewarders.rewarder import read_clip
+from tests.fuzz import settings, tables
+from tests.fuzz.values import NUMBERS, TOML, WORDS, value
 from tests.support.tiny import tiny_pipeline
 
-WORDS = [
-    "",
-    " ",
-    "a",
-    "robot walks",
-    "日本語",
-    "🤖",
-    "é",
-    "\ufeff",
-    "\x00",
-    "\n",
-    "..",
-    "/",
-    "-",
-    "--",
-    "'",
-    '"',
-    "[x]",
-]
-WORDS += ["%s", "{}", "nan", "inf", "-1", "0", "1e999", "9" * 400, "true", "x" * 5000, "\ud83e"]
-NUMBERS = [0, -1, 1, 2**63, -(2**63), 10**400, 0.0, -0.0, 1e308, float("nan"), float("inf"), -float("inf"), True, None]
 SERVING = {"worker", "watch", "annotate", "monitor", "toon", "reward serve"}  # until they are stopped, or for minutes
 FOLLOWING = {"--follow", "--help", "--version"}  # options that go on for ever, or end at once
 STARTING = ("run", "collect", "finetune")  # commands that would train
-TOML = ["1", "-1", "nan", "inf", "true", '"x"', '""', "[]", "{}", "[1, 2]", "{a = 1}", "1979-05-27", "9" * 30, "1e400"]
-TOML += ["0x10", '"\\u0000"', '"日本"', "[[1]]", "+", "'", "1_0"]
 OTHER_KEYS = ["a", "a.b", '"é"', "model", "reward.judges.x.kind"]
 BROKEN = ["[model]\n[model]", "[reward]\npath = 1\n[reward.judges]", "[[learner]]", "[", "\x00"]
 
@@ -88,7 +66,8 @@ class Case:
 def run_case(seed: int) -> Case:
     """Runs the case of a seed."""
     draw = random.Random(seed)
-    makers = {_command_line: 3, _config: 3, _prompts: 2, _ratings: 2, _picture: 2, _video: 2, _model: 1, _run_folder: 1}
+    makers = {_command_line: 3, _server: 1, _config: 2, _setting: 3, _table: 4, _picture: 2, _video: 2, _model: 1}
+    makers |= {_run_folder: 1}
     make = draw.choices(list(makers), list(makers.values()))[0]
     with tempfile.TemporaryDirectory(prefix="douga-fuzz-") as folder:
         what, act = make(draw, Path(folder))
@@ -138,6 +117,25 @@ def _command_line(draw: random.Random, folder: Path) -> tuple[str, Act]:
     return f"douga {words!r:.300}", lambda: main(words)
 
 
+def _server(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    """A command that serves or joins until it is stopped, with nothing that it could serve or join."""
+    (folder / "empty").mkdir()
+    (folder / "c.toml").write_text(draw.choice(["[", 'reward.path = ""', 'reward.judges.j.kind = "nope:X"']))
+    (folder / "token").write_text(draw.choice(["", "a b", "x" * 9999]))
+    (folder / "token").chmod(draw.choice([0o600, 0o644]))
+    places = ["nowhere", "empty", "c.toml", *WORDS[:8]]
+    address = draw.choice(["tcp://127.0.0.1:9", "tcp://[::1]:9", "tcp://127.0.0.1", "tcp://:9", "http://a:9", *WORDS])
+    given: dict[str, list[str]] = {one: [draw.choice(places)] for one in ("watch", "annotate", "monitor")}
+    given["reward serve"] = [draw.choice(places[:3])]
+    given["worker"] = [draw.choice(["sampler", "rewarder"]), "--patience", "0", "--connect", address]
+    command = draw.choice(sorted(given))
+    words = [*command.split(), *given[command]]
+    options = ["--port", "--host", "--token-file", "--key", "--rubric", "--annotators", "--most-mb", "--export"]
+    for _ in range(draw.randrange(3)):
+        words += [draw.choice(options), str(draw.choice([*WORDS, *NUMBERS, "token", "empty", "0.0.0.0", "65536"]))]
+    return f"douga {words!r:.300}", lambda: main(words)
+
+
 def _checked(check: Callable[[], None]) -> Act:
     def act() -> int:
         check()
@@ -167,55 +165,13 @@ def _config(draw: random.Random, folder: Path) -> tuple[str, Act]:
     return f"config {text!r:.300}", _checked(check)
 
 
-def _value(draw: random.Random, depth: int = 0) -> Any:
-    if depth < 2 and draw.random() < 0.2:
-        some = [_value(draw, depth + 1) for _ in range(draw.randrange(3))]
-        return some if draw.random() < 0.5 else {draw.choice(WORDS): one for one in some}
-    return draw.choice([*WORDS, *NUMBERS])
+def _table(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    what, check = tables.prompts(draw, folder) if draw.random() < 0.5 else tables.ratings(draw, folder, _clip())
+    return what, _checked(check)
 
 
-def _rows(draw: random.Random, good: dict[str, Any]) -> bytes:
-    rows = []
-    for number in range(draw.randrange(1, 5)):
-        row = dict(good) | ({"id": f"p{number}"} if "image" in good else {})
-        for _ in range(draw.randrange(3)):
-            row[draw.choice([*row, *WORDS[:8]])] = _value(draw)
-        if row and draw.random() < 0.2:
-            row.pop(draw.choice(list(row)))
-        rows.append(json.dumps(row, ensure_ascii=draw.random() < 0.5) if draw.random() < 0.9 else draw.choice(WORDS))
-    data = "\n".join(rows).encode("utf-8", "surrogatepass")
-    if draw.random() < 0.1:
-        data = draw.choice([b"\xef\xbb\xbf", b"\xff\xfe", b"\x00"]) + data
-    return data[: draw.randrange(len(data) + 1)] if draw.random() < 0.1 else data
-
-
-def _prompts(draw: random.Random, folder: Path) -> tuple[str, Act]:
-    Image.new("RGB", (64, 48), "red").save(folder / "a.png")
-    data = _rows(draw, {"image": "a.png", "prompt": "a robot walks"})
-    file = folder / draw.choice(["p.jsonl", "p.jsonl", "p.csv", "p.txt"])
-    file.write_bytes(data)
-
-    def check() -> None:
-        source = open_prompts(str(file), 0, True, (48, 64))
-        prompt = source(0)
-        assert isinstance(prompt.text, str)
-        assert prompt.text.strip()
-
-    return f"{file.name} {data!r:.300}", _checked(check)
-
-
-def _ratings(draw: random.Random, folder: Path) -> tuple[str, Act]:
-    kind = draw.choice(["ratings", "pairs"])
-    row: dict[str, Any] = {"clip": "a.mp4", "prompt": "a", "source": "real", "ratings": {"ann": {"text": 3}}}
-    if kind == "pairs":
-        row = {"prompt": "a", "chosen": "a.mp4", "rejected": "b.mp4"}
-    data, file = _rows(draw, row), folder / f"{kind}.jsonl"
-    file.write_bytes(data)
-
-    def check() -> None:
-        assert (read_ratings if kind == "ratings" else read_pairs)(file).rows
-
-    return f"{file.name} {data!r:.300}", _checked(check)
+def _setting(draw: random.Random, folder: Path) -> tuple[str, Act]:
+    return settings.setting(draw, folder, _clip())
 
 
 def _damaged(draw: random.Random, whole: bytes) -> bytes:
@@ -294,7 +250,7 @@ def _model(draw: random.Random, folder: Path) -> tuple[str, Act]:
         if file.suffix == ".json" and draw.random() < 0.8 and (found := _json(file)) is not None:
             if isinstance(found, dict) and found:
                 key = draw.choice([*found, "x"])
-                found[key] = _value(draw)
+                found[key] = value(draw)
                 if draw.random() < 0.3:
                     del found[key]
             file.write_bytes(json.dumps(found).encode())
@@ -327,7 +283,7 @@ def _other_header(draw: random.Random, data: bytes) -> bytes:
     if isinstance(tensor[name], list) and tensor[name] and draw.random() < 0.5:
         tensor[name][0] = draw.choice(NUMBERS)
     else:
-        tensor[name] = draw.choice(["I8", "F8_E4M3", "F16", [], [0], [-1, 2], None, _value(draw)])
+        tensor[name] = draw.choice(["I8", "F8_E4M3", "F16", [], [0], [-1, 2], None, value(draw)])
     made = json.dumps(header).encode()
     return len(made).to_bytes(8, "little") + made + data[8 + size :]
 

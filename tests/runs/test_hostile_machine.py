@@ -31,8 +31,8 @@ def test_a_cluster_run_with_a_hostile_environment(tmp_path: Path) -> None:
     checkout = tmp_path / "my chéckout"
     checkout.symlink_to(Path.cwd())
     root = tmp_path / "läufe von mir" / "動画"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": "/nonexistent", "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "USER": "", "LOGNAME": ""}
+    kept = {name: value for name, value in os.environ.items() if name != "HOME" and not name.startswith("RAY_")}
+    environment = kept | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii", "USER": "", "LOGNAME": ""}
     with tempfile.TemporaryDirectory(prefix="x" * 100) as long_folder:
         environment["TMPDIR"] = long_folder
         flags = {"mode": "cluster", "root": str(root), "name": "hostile", "steps": "1"}

@@ -13,6 +13,7 @@ rest      the bytes of the arrays, concatenated
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -105,7 +106,8 @@ class BlobHandle:
         if not _is_of(os.path.basename(self._path), data):  # noqa: PTH119
             run = Path(self._path).parent.parent
             raise StorageError(
-                f"{self._path}: damaged: content differs from its name; repair the run with: douga recover {run}"
+                f"{self._path}: damaged: content differs from its name; repair the run with: douga recover "
+                f"{shlex.quote(str(run))}"
             )
         return unpack(data)
 

@@ -28,6 +28,7 @@ opened. If a disk operation fails, the ledger operation is rolled back and raise
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +107,7 @@ class LedgerDamaged(CorruptDataError):
 
     def __init__(self, folder: Path, what: str) -> None:
         self.what = what
-        out = f"restore its last snapshot with: douga recover {folder}"
+        out = f"restore its last snapshot with: douga recover {shlex.quote(str(folder))}"
         super().__init__(f"{what}; {out if snapshots.steps(folder) else 'choose another --name'}")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from actors.prompts.source import FilePrompts, PromptSource, report_repetitions
+from actors.prompts.crops import report_crops
+from actors.prompts.repetitions import report_repetitions
+from actors.prompts.source import FilePrompts, PromptSource
 from common.config import RunConfig
 from common.data.offline_pairs import OfflinePairs
 from common.models.captions import Caption, CaptionReader, policy_reader, report_captions, report_cut, short
@@ -21,6 +23,7 @@ def report_run(config: RunConfig, prompts: PromptSource, pairs: OfflinePairs | N
     files = [*_of_file(prompts), *_of_pairs(pairs)]
     if isinstance(prompts, FilePrompts):
         report_repetitions(str(prompts.file), prompts.rows, tell)
+        report_crops(str(prompts.file), prompts.rows, (config.model.height, config.model.width), tell)
     if not files:
         return
     policy = policy_reader(open_model(config.model.path))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actors.prompts.source import FilePrompts, file_prompts, open_prompts, repetitions
+from actors.prompts.repetitions import repetitions
+from actors.prompts.source import FilePrompts, file_prompts, open_prompts
 from common.errors import ConfigError
 from common.images import encode_png
 from common.messages import Purpose
@@ -87,7 +88,7 @@ def test_every_tenth_prompt_of_twenty_is_held_out(tmp_path: Path) -> None:
 def test_a_small_file_has_nothing_to_evaluate_on(tmp_path: Path) -> None:
     source = FilePrompts(numbered(tmp_path, 19), seed=0)
     assert len({source(i).text for i in range(19)}) == 19
-    with pytest.raises(ConfigError, match="no held-out prompts to evaluate on"):
+    with pytest.raises(ConfigError, match=r"no held-out prompts to evaluate on.*evaluation.prompts = 0"):
         source.heldout(1, seed=0)
 
 
@@ -107,6 +108,8 @@ BROKEN = {
     r"prompts.jsonl:2: category = {} is an object": {"image": "a.png", "prompt": "x", "category": {}},
     r"prompts.jsonl:2: prompt: '.ud83e' is half of a character": '{"image": "a.png", "prompt": "a \\ud83e"}',
     r"prompts.jsonl:2: no image .*/a.nb.png": {"image": "a\nb.png", "prompt": "x"},
+    r"prompts.jsonl:2: no image .*/x{300}": {"image": "x" * 300, "prompt": "x"},
+    r"prompts.jsonl:2: no image .*/日{300}": {"image": "日" * 300, "prompt": "x"},
     r"prompts.jsonl:2: the image is empty": {"image": "", "prompt": "x"},
     r"prompts.jsonl:2: no column 'prompt'; the columns are image": {"image": "a.png"},
     r"prompts.jsonl:2: no column 'image'; the columns are prompt": {"prompt": "x"},
@@ -237,9 +240,13 @@ def test_other_names_of_a_picture_are_the_same_prompt(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "link.png").symlink_to("a.png")
     file = tmp_path / "a.jsonl"
-    names = {"a.png": "train", "link.png": "heldout", "sub/../a.png": "heldout"}
+    (tmp_path / "copy.png").write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "other.png").write_bytes(encode_png(np.full((4, 4, 3), 9, np.uint8)))
+    names = {"a.png": "train", "link.png": "heldout", "sub/../a.png": "heldout", "copy.png": "heldout"}
+    names |= {"other.png": "heldout"}
     rows = [{"prompt": "it walks", "image": name, "split": split} for name, split in names.items()]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ConfigError, match="split = heldout, but line 1 is the same prompt, and train") as caught:
         FilePrompts(file, 0)
-    assert "a.jsonl:3: " in str(caught.value)
+    assert all(f"a.jsonl:{line}: " in str(caught.value) for line in (2, 3, 4))
+    assert "a.jsonl:5: " not in str(caught.value)

@@ -134,7 +134,9 @@ def test_pairs(folder: Path) -> None:
     write_pairs(folder / "p.jsonl", rows)
     assert list(read_pairs(folder / "p.jsonl").rows) == rows
     pair = {"prompt": "x", "chosen": "clips/a.mp4", "rejected": "clips/b.mp4"}
+    (folder / "clips/copy.mp4").write_bytes((folder / "clips/a.mp4").read_bytes())
     bad = [
+        (pair | {"rejected": "clips/copy.mp4"}, "clips/a.mp4 and clips/copy.mp4 are the same video"),
         (pair | {"chosen": "clips/b.mp4", "rejected": "clips/a.mp4"}, "clips/a.mp4 and clips/b.mp4: already in line 1"),
         (pair | {"chosen": "clips/../clips/b.mp4"}, "chosen and rejected are the same clip, clips/../clips/b.mp4"),
         (pair | {"chosen_rating": 2, "rejected_rating": 2}, "chosen_rating 2 is not above rejected_rating 2"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.data.tables import BadRows, read_table, read_text, text_of, unread_columns
+from common.data.tables import BadRows, caption_of, read_table, read_text, text_of, unread_columns
 from common.errors import ConfigError
 
 ROBOT = {"image": "a.png", "prompt": "a robot, 日本 é"}
@@ -31,6 +31,31 @@ def test_byte_order_marks_and_line_ends_are_not_content(tmp_path: Path, encoding
 def test_a_mark_between_joined_files_is_not_content(tmp_path: Path) -> None:
     one = b"\xef\xbb\xbf" + json.dumps(ROBOT).encode() + b"\n"
     assert [row for _, row in rows(tmp_path / "a.jsonl", one + one)] == [ROBOT, ROBOT]
+
+
+def test_a_mark_that_json_escapes_is_not_content(tmp_path: Path) -> None:
+    """Programs that read a text with its mark write it so."""
+    ((_, row),) = rows(tmp_path / "a.jsonl", '{"\\ufeffprompt": "\\ufeffa robot"}')
+    assert text_of(row, "prompt") == "a robot"
+
+
+@pytest.mark.parametrize("text", ["a \udcff", "a\0b", "", " \ufeff\u200b"])
+def test_a_caption_of_the_command_line_is_checked_like_one_of_a_file(text: str) -> None:
+    assert caption_of("--text", " \ufeffa robot ") == "a robot"
+    with pytest.raises(ConfigError, match="--text: ") as caught:
+        caption_of("--text", text)
+    assert str(caught.value).isprintable()
+
+
+def test_a_missing_file_is_said_with_the_folder_that_its_path_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        read_text(Path("a.csv"), "prompt file")
+    assert str(caught.value) == f"prompt file a.csv: no such file in {tmp_path}"
+    with pytest.raises(ConfigError, match=r"no such file$"):
+        read_text(tmp_path / "a.csv", "prompt file")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +116,8 @@ def test_quotes_line_breaks_and_delimiters_stay_in_a_quoted_text(tmp_path: Path)
         ("a.jsonl", '{"prompt": "a\\u0000b"}', "a.jsonl:1: prompt: a zero character; write the text without it"),
         ("a.jsonl", '"a robot"', "a.jsonl:1: expected an object like"),
         ("a.jsonl", "[" * 100_000, "a.jsonl:1: not valid JSON"),
+        ("a.jsonl", '[\n{"prompt": "a"},\n{"prompt": "b"}\n]', "a.jsonl:1: one JSON document over several lines"),
+        ("a.jsonl", '\n{\n"prompt": "a"\n}', "a.jsonl:2: one JSON document over several lines"),
         ("a.jsonl", '{"prompt": "a robot \\ud83e"}', r"a.jsonl:1: prompt: '\ud83e' is half of a character"),
         ("a.jsonl", '{"tags": ["\\udc80"]}', r"a.jsonl:1: tags: '\udc80' is half of a character"),
     ],

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import _snapshot_download
+from transformers import CLIPModel
 
 from common.errors import ConfigError
 from common.models.fingerprint import cached_snapshot, is_hub_id, model_folder
+from common.models.pretrained import from_pretrained
 
 OLD, NEW = "0" * 40, "1" * 40  # commits
 
@@ -43,3 +45,9 @@ def test_what_is_not_in_the_cache_is_not_downloaded(cache: Path) -> None:
 @pytest.mark.parametrize("path", ["a/b/c", "/a/b", "./a", "a b/c", "a/b@", "https://huggingface.co/a/b", "toon"])
 def test_other_texts_are_no_hub_ids(path: str) -> None:
     assert not is_hub_id(path)
+
+
+@pytest.mark.parametrize("place", ["no-one/no-such-model", "models/gone", "/models/gone"])
+def test_a_model_that_is_nowhere_is_said_before_a_library_asks_again_and_again(place: str) -> None:
+    with pytest.raises(ConfigError, match=f"^path = {place}: no such folder, and not on the hub: "):
+        from_pretrained(CLIPModel, place, f"path = {place}")

@@ -314,6 +314,8 @@ def test_score_uses_the_configured_judges_and_leaves_out_clips_they_refuse(tmp_p
         (["evaluate", "nowhere"], "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
         (["report", "nowhere"], "nowhere: no run folder"),
         (["prompts", "from-videos", "nowhere", "--out", "o"], "nowhere: no such folder of videos"),
+        (["toon", "build", "--work", "/dev/null"], "/dev/null: cannot be made a folder: File exists"),
+        (["reward", "serve", "--most-mb", "0"], "--most-mb 0: must be at least 1"),
         (["prompts", "first-frames", "x.csv", "--model", "m", "--out", "o"], "m: not a pipeline folder"),
         (["prompts", "rewrite", "p.jsonl", "--out", "o.jsonl"], "one of the arguments --model --url is required"),
         (
@@ -457,7 +459,7 @@ def test_unexpected_errors_keep_their_traceback_in_a_file(monkeypatch, capsys):
 
 @pytest.mark.parametrize("locale", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
 def test_the_locale_does_not_matter(tmp_path: Path, locale: dict[str, str]) -> None:
-    (tmp_path / "mine.toml").write_text('a = ["größer"]', encoding="utf-8")
+    (tmp_path / "mine.toml").write_text('a = ["größer"]', encoding="utf-8-sig")
     row = '{"prompt": "日本 é", "category": "Größer"}\n'
     (tmp_path / "p.jsonl").write_text(row, encoding="utf-8-sig")
     words = ["prompts", "balance", "p.jsonl", "--out", "é.jsonl", "--actions", "mine.toml", "--least", "1"]

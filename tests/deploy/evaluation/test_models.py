@@ -83,7 +83,8 @@ def test_a_set_is_taken_as_it_is(root: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "error", "said"),
     [
-        (["nowhere"], ConfigError, "nowhere: neither a run, nor a pipeline folder, nor a candidate set"),
+        (["nowhere"], ConfigError, "nowhere: neither a run, nor a pipeline folder, nor a candidate set$"),
+        (["{lora}"], ConfigError, "nor a candidate set; a LoRA is no whole model: name the run"),
         (["{model}"], ConfigError, "a pipeline folder has no prompts and no rewards; give --config"),
         (["{run}@9"], NotFoundError, "no weight version 9"),
         (["{run}@1", "toy-v1={run}"], ConfigError, "two models are called 'toy-v1'; name them: LABEL="),
@@ -91,7 +92,9 @@ def test_a_set_is_taken_as_it_is(root: Path, tmp_path: Path) -> None:
     ],
 )
 def test_bad_input(root: Path, models: list[str], error: type[Exception], said: str) -> None:
-    named = [one.format(model=root / "model", run=root / "runs" / "toy") for one in models]
+    (root / "lora").mkdir(exist_ok=True)
+    (root / "lora" / "pytorch_lora_weights.safetensors").touch()
+    named = [one.format(model=root / "model", run=root / "runs" / "toy", lora=root / "lora") for one in models]
     with pytest.raises(error, match=said):
         asked(root, *named)
 

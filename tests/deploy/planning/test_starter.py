@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,12 @@ def test_the_dtype_is_the_checkpoints(stored: str, written: str, tmp_path: Path)
     assert main(["init", str(tmp_path / "mine"), "--model", str(folder)]) == 2
 
 
-def test_the_scheduler_is_the_checkpoints(tmp_path: Path) -> None:
+def test_the_scheduler_is_the_one_that_diffusers_would_load(tmp_path: Path) -> None:
     folder = tiny_pipeline(tmp_path / "model")
-    assert usual_settings(open_model(folder), "cpu").scheduler == "dpm"
-    file = folder / "scheduler" / "scheduler_config.json"
-    file.write_text(file.read_text().replace("CogVideoXDPMScheduler", "CogVideoXDDIMScheduler"))
-    assert usual_settings(open_model(folder), "cpu").scheduler == "ddim"
+    for name, scheduler in (("scheduler/scheduler_config.json", "dpm"), ("model_index.json", "ddim")):
+        file = folder / name
+        file.write_text(file.read_text().replace("CogVideoXDPMScheduler", "CogVideoXDDIMScheduler"))
+        assert usual_settings(open_model(folder), "cpu").scheduler == scheduler
 
 
 def test_memory_settings_are_those_of_the_plan(models: dict[str, Path], tmp_path: Path) -> None:
@@ -150,6 +151,16 @@ def test_a_gpu_that_is_not_listed() -> None:
 
 
 def test_odd_folder_names_give_a_valid_file(models: dict[str, Path], tmp_path: Path) -> None:
-    for name in ('my "first" run', "..été", "a'b"):
+    for name in ('my "first" run', "..été", "a'b", "a\nb"):
         assert main(["init", str(tmp_path / name), "--model", str(models["2B"])]) == 0
         assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", load_config(tmp_path / name / "run.toml").name)
+
+
+def test_the_next_command_can_be_pasted(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my first run"
+    assert main(["init", str(folder), "--model", str(models["2B"])]) == 0
+    pasted = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert pasted == ["next:", "douga", "run", str(folder / "run.toml")]
+    assert f"#   douga run '{folder / 'run.toml'}'\n" in (folder / "run.toml").read_text("utf-8")

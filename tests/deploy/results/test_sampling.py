@@ -210,6 +210,7 @@ def test_a_pipeline_folder_alone_is_sampled_at_its_usual_size(family: str, tmp_p
         ([], "which prompts? give --prompts FILE, or --text and --image"),
         (["--text", "a robot"], "--text: the model needs a first frame as well; give --image"),
         (["--text", "  ", "--image", "0.png"], "--text: the caption is empty"),
+        (["--text", "a \udcff", "--image", "0.png"], r"--text: '\udcff' is half of a character"),
         (["--text", "a robot", "--image", "gone.png"], "--image gone.png: no such file"),
         (["--text", "a robot", "--image", "prompts.jsonl"], "prompts.jsonl: "),
         (["--text", "zzz", "--image", "0.png"], "--text: the policy's text encoder knows no word"),

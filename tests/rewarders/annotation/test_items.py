@@ -91,7 +91,7 @@ def test_huvidpos_rubric_is_the_papers():
 
 def test_an_own_rubric(tmp_path):
     file = tmp_path / "mine.toml"
-    file.write_text('name = "mine"\n[[dimensions]]\nname = "fun"\nquestion = "Is it fun?"\n')
+    file.write_text('name = "mine"\n[[dimensions]]\nname = "fun"\nquestion = "Is it fun?"\n', "utf-8-sig")
     assert open_rubric(str(file)).names == ("fun",)
 
 

@@ -26,10 +26,10 @@ def frames(colour: int, count: int = 16, height: int = 48, width: int = 64) -> n
     return clip
 
 
-def write_clips(folder: Path, names: Sequence[str], count: int = 16) -> list[Path]:
-    """Write mp4 files, every second one in the sampler's format (4:4:4)."""
+def write_clips(folder: Path, names: Sequence[str], count: int = 16, first: int = 0) -> list[Path]:
+    """Write mp4 files in the colours from number `first` on, every second one in the sampler's format (4:4:4)."""
     paths = []
-    for number, name in enumerate(names):
+    for number, name in enumerate(names, start=first):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         encode = encode_mp4 if number % 2 else encode_for_browsers
@@ -41,8 +41,9 @@ def write_clips(folder: Path, names: Sequence[str], count: int = 16) -> list[Pat
 def clips(folder: Path, prompts: int = 3, sources: Sequence[str] = ("base", "aligned")) -> list[SurveyClip]:
     """One clip of every source for every prompt."""
     found = []
-    for source in sources:
-        paths = write_clips(folder, [f"{source}/{prompt}.mp4" for prompt in range(prompts)])
+    for place, source in enumerate(sources):
+        names = [f"{source}/{prompt}.mp4" for prompt in range(prompts)]
+        paths = write_clips(folder, names, first=place * prompts)
         found += [
             SurveyClip(
                 f"{source}/{prompt}.mp4", f"square {prompt} walks", source, category="walk",

@@ -212,6 +212,6 @@ def test_the_commands(monkeypatch):
 def test_ones_own_clips_are_not_trained_with_the_toon_runs_settings(capsys, words, example):
     assert main([*words, "--steps", "1"]) == 2
     said = capsys.readouterr().err
-    assert "needs a CONFIG.toml, because the default one is for the toon model; copy " in said
+    assert "needs a CONFIG.toml, because the default one is for the toon model; write one with douga init" in said
     assert Path(said.split("copy ")[1].strip()).is_file()
     assert said.strip().endswith(example)

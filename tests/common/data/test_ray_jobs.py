@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from actors.prompts.source import prompt_rows
+from common.data.ratings import read_ratings
+from common.data.ray_jobs import check_sent
 from common.errors import ConfigError
 from deploy.cli.main import main
-from deploy.machine.jobs import check_sent
 from deploy.runtime import driver
 from tests.runs.test_simulate import config
 
@@ -45,3 +47,11 @@ def test_data_that_was_not_copied(key: str, copy: Path, tmp_path: Path) -> None:
     made = config(tmp_path, **{key: "my data/é.jsonl", "simulate": key == "prompts"})
     with pytest.raises(ConfigError, match=rf"^{key}: my data/é\.jsonl: not found; a job has a copy"):
         driver.run(made)
+
+
+def test_a_picture_and_a_clip_of_a_table_that_were_not_copied(copy: Path) -> None:
+    (copy / "p.jsonl").write_text('{"prompt": "a", "image": "a.png"}')
+    (copy / "r.jsonl").write_text('{"clip": "a.mp4", "prompt": "a", "source": "real"}')
+    for read in (lambda: prompt_rows(copy / "p.jsonl"), lambda: read_ratings(copy / "r.jsonl")):
+        with pytest.raises(ConfigError, match=r"jsonl:1: .* \(a Ray job lacks what \.gitignore names, unless"):
+            read()
