@@ -191,7 +191,7 @@ def works(made: RunConfig, worker: str) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("keys", ["auto", "always"])
 def test_external_workers_join_a_live_run_work_and_leave(tmp_path: Path, keys: str) -> None:
-    made = config(tmp_path, steps=400, **{"cluster.keys": keys, "simulation.sample_seconds": 0.02})
+    made = config(tmp_path, steps=4000, **{"cluster.keys": keys, "simulation.sample_seconds": 0.02})
     with (
         served(made) as run,
         external_worker(run.invitation, "sampler") as first,
