@@ -87,9 +87,10 @@ def ready() -> None:
 
 
 def pull_and_discard(address: str, version: int) -> None:
-    """Pull a version and discard it."""
+    """Pull a version and discard it. The folder, and with it the lock of the node, is the process's own."""
     with TemporaryDirectory() as folder, RemoteWeights.at(address, "sampler") as source:
-        Pull(source, DiscardingStore(Path(folder)))(version)
+        if Pull(source, DiscardingStore(Path(folder) / "weights"))(version) is None:
+            raise RuntimeError("another sampler is downloading this version")
 
 
 def receive_raw(address: str, size: int) -> None:

@@ -34,7 +34,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 BLOCK = 1 << 20  # bytes of a file that are coded at a time: a multiple of 8 that fits into a core's cache
-THREADS = min(4, len(os.sched_getaffinity(0)))  # that code or decode the blocks of one file
+THREADS = min(8, len(os.sched_getaffinity(0)))  # that code or decode the blocks of one file
 AHEAD = 2 * THREADS  # blocks in memory
 LENGTH = 4  # bytes of a block's length
 FAR = 3  # the code of a word that moved by more than one unit

@@ -110,13 +110,16 @@ class DeltaStore:
     def _write(self, delta: _Delta, new: memoryview, old: memoryview) -> bool:
         """Write the coded form. Returns whether it is small enough to be used."""
         delta.path.parent.mkdir(exist_ok=True)
+        size = 0
         with delta.path.open("wb") as file:
             for done, coded in encode(new, old):
                 file.write(coded)
                 file.flush()
-                delta.size += len(coded)
-                if delta.size > WORTH * done and done >= min(TRIAL, len(new)):
-                    return False
+                size += len(coded)
+                if done >= min(TRIAL, len(new)):
+                    if size > WORTH * done:
+                        return False
+                    delta.size = size  # nobody reads a delta that might still be given up at once
         delta.whole = True
         log.info("version %d: a delta of %.1f %% of its bytes", delta.version, 100 * delta.size / len(new))
         return True

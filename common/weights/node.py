@@ -42,9 +42,9 @@ class Node:
         """Stage a version in `store` that another sampler has staged. Returns False if nobody has."""
         size = file_size(manifest.tensors)
         for folder in self._folders():
-            if folder == store.folder or not _is_own(folder):
-                continue
             other = WeightStore(folder, create=False)
+            if folder == store.folder or not other.file(manifest.version).exists() or not _is_own(folder):
+                continue
             with suppress(NotFoundError, CorruptDataError, StorageError, OSError):  # just deleted, or no links here
                 if other.manifest(manifest.version).digest == manifest.digest:
                     store.link(manifest, other.file(manifest.version), size)

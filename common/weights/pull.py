@@ -25,7 +25,7 @@ from common.meters import NULL_METERS, Meters, TimedIterator
 from common.weights.delta import decode
 from common.weights.delta_store import mapped
 from common.weights.node import Node
-from common.weights.source import RemoteWeights, WeightSource
+from common.weights.source import RemoteWeights
 from common.weights.store import WeightStore
 from common.weights.tensor_file import file_order, file_size, header
 from common.weights.tensors import tensor_bytes
@@ -50,6 +50,7 @@ class Pull:
     meters: Meters = NULL_METERS
     node: Node = field(default_factory=Node)
     held: Held = lambda: None
+    _manifests: dict[int, WeightVersion] = field(default_factory=dict)  # of the version that is being waited for
 
     def __call__(self, version: int) -> WeightVersion | None:
         """Stage a version, and its base version if it is an adapter. After an error nothing of it is kept.
@@ -62,16 +63,35 @@ class Pull:
             CorruptDataError: it arrived damaged.
             StorageError: the disk of `store` is full or broken.
         """
-        manifest = _manifest(self.source, version)
-        if manifest.base != version and manifest.base not in self.store.versions():
-            base = _manifest(self.source, manifest.base)
-            if base.base != base.version:
+        waits = False
+        try:
+            manifest = self._manifest(version)
+            waits = not (self._stage_base(manifest) and (version in self.store.versions() or self._stage(manifest)))
+        finally:
+            if not waits:
+                self._manifests.clear()
+        return None if waits else manifest
+
+    def _manifest(self, version: int) -> WeightVersion:
+        """Of the version; it is not asked for again while another sampler downloads that."""
+        if version not in self._manifests:
+            manifest = self.source.manifest(version)
+            if manifest.version != version:
                 raise CorruptDataError(
-                    f"weight version {version}: its base {base.version} is itself based on {base.base}"
+                    f"weight version {version}: received the manifest of version {manifest.version} instead"
                 )
-            if not self._stage(base):
-                return None
-        return manifest if version in self.store.versions() or self._stage(manifest) else None
+            self._manifests[version] = manifest
+        return self._manifests[version]
+
+    def _stage_base(self, manifest: WeightVersion) -> bool:
+        if manifest.base in (manifest.version, *self.store.versions()):
+            return True
+        base = self._manifest(manifest.base)
+        if base.base != base.version:
+            raise CorruptDataError(
+                f"weight version {manifest.version}: its base {base.version} is itself based on {base.base}"
+            )
+        return self._stage(base)
 
     def _stage(self, manifest: WeightVersion) -> bool:
         if self._link(manifest):
@@ -113,7 +133,8 @@ class Pull:
             with closing(self.source.delta_chunks(manifest.version, manifest.digest, *base)) as coded:
                 self._receive(manifest, coded, "delta", lambda chunks: decode(chunks, mapped(self.store.file(base[0]))))
         except (CorruptDataError, NotFoundError) as error:
-            log.warning("version %d is downloaded whole: %s", manifest.version, error)
+            given_up = isinstance(error, NotFoundError)  # as always for float32 models
+            log.log(logging.INFO if given_up else logging.WARNING, "version %d whole: %s", manifest.version, error)
             return False
         return True
 
@@ -139,13 +160,6 @@ class Pull:
         for chunk in chunks:
             self.meters.add(BYTES, len(chunk), phase=phase)
             yield chunk
-
-
-def _manifest(source: WeightSource, version: int) -> WeightVersion:
-    manifest = source.manifest(version)
-    if manifest.version != version:
-        raise CorruptDataError(f"weight version {version}: received the manifest of version {manifest.version} instead")
-    return manifest
 
 
 def _file_of(manifest: WeightVersion, state: Mapping[str, torch.Tensor]) -> Generator[bytes | memoryview, None, None]:

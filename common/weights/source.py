@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Protocol, cast
 
-from common.errors import CorruptDataError, NotFoundError
+from common.errors import NotFoundError
 from common.messages import WeightVersion
 from common.rpc.client import Client, calling
 from common.rpc.curve import ServerKeys
@@ -121,7 +121,7 @@ class RemoteWeights(Client, WeightSource):
         """The bytes of a delta that was offered, in order, while it grows. Close the generator if you stop early.
 
         Raises:
-            CorruptDataError: the service gave it up.
+            NotFoundError: the service gave it up.
         """
         done = 0
         while (offer := self.delta(version, digest, {base: base_digest})) is not None:
@@ -135,4 +135,4 @@ class RemoteWeights(Client, WeightSource):
                     yield chunk
             if offer.whole:
                 return
-        raise CorruptDataError(f"weight version {version}: no delta to version {base} any more")
+        raise NotFoundError(f"weight version {version}: its delta from version {base} was given up")

@@ -18,6 +18,7 @@ deleted the version.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import Condition, Event, Thread
@@ -133,7 +134,7 @@ class WeightPuller:
             return ASK_SECONDS
         for version in missing:
             try:
-                manifest = pull(version)
+                manifest = self._pull(pull, version)
             except FAILURES as error:
                 self._log_failure(error)
                 continue
@@ -141,9 +142,16 @@ class WeightPuller:
                 self._disk_failed(error)
                 return DISK_SECONDS
             if manifest is None:
-                return NEAR_SECONDS
+                return 0.0
             self._staged(manifest)
         return ASK_SECONDS
+
+    def _pull(self, pull: Pull, version: int) -> WeightVersion | None:
+        """Wait up to `ASK_SECONDS` for another sampler's download; None if it takes longer, or if there is news."""
+        ends = time.monotonic() + ASK_SECONDS
+        while (manifest := pull(version)) is None and time.monotonic() < ends and not self._wake.wait(NEAR_SECONDS):
+            pass
+        return manifest
 
     def _missing(self, source: RemoteWeights) -> list[int]:
         """The versions to stage, the most urgent first; none before the learner has published its first one.

@@ -164,5 +164,5 @@ def _disk_lines(made: Plan) -> list[str]:
         *([f"  {kept / GIGA:8.1f}  kept candidates at most, {kept / disk.group:.0f} groups ({key})"] if kept else []),
         f"  {disk.checkpoints / GIGA:8.1f}  checkpoints ({config.learner.keep_checkpoints} kept, one being written)",
         f"  {disk.versions / GIGA:8.1f}  weight versions, including the base",
-        f"hub traffic: {disk.group / GIGA:.3f} GB per group, {disk.push / GIGA:.3f} GB per push and sampler",
+        f"hub traffic: {disk.group / GIGA:.3f} GB per group, {disk.push / GIGA:.3f} GB at most per push and node",
     ]

@@ -58,7 +58,7 @@ class Disk:
     blobs: int
     checkpoints: int
     versions: int
-    push: int  # that each sampler pulls per version
+    push: int  # of a version, which a node of samplers downloads if a difference does not do
     group: int  # all candidates of a prompt and its conditioning
     clip: int  # one mp4
 
