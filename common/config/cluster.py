@@ -55,6 +55,11 @@ class ClusterConfig(Section):
     placement_seconds: float = Field(
         default=120, gt=0, description="seconds to wait for the requested nodes before giving up"
     )
+    grows: bool = Field(
+        default=False,
+        description="an autoscaler adds nodes: wait for them, placement_seconds each, instead of refusing a run that "
+        "the present nodes can never hold",
+    )
     restarts: int = Field(
         default=5,
         ge=0,

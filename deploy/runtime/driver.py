@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup
 
 from common.config import RunConfig
 from common.data.ray_jobs import check_sent, in_job
@@ -35,7 +34,7 @@ from common.errors.endings import Ending, ending_of
 from common.errors.messages import one_line
 from common.errors.places import describe_error
 from common.messages import LogEntry
-from common.roles import LEARNER
+from common.roles import LEARNER, REWARDER, SAMPLER, role_of
 from deploy.logs.files import DRIVER, LogFiles
 from deploy.logs.forward import ForwardingHandler, Send
 from deploy.logs.process import logging_to
@@ -47,7 +46,15 @@ from deploy.run_dir.progress import NullProgress, Progress
 from deploy.runtime.factories import check_toon_heads
 from deploy.runtime.messages import HubReady, HubStatus, Outcome
 from deploy.runtime.oom import OutOfMemory, describe_death, kernel_kills
-from deploy.runtime.ray_backend import RestartUnit, connected, launch_hub, placed, ray_exporters, restart_units
+from deploy.runtime.ray_backend import (
+    Reserved,
+    RestartUnit,
+    connected,
+    launch_hub,
+    placed,
+    ray_exporters,
+    restart_units,
+)
 from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
@@ -100,8 +107,8 @@ def run(
         host = LOOPBACK if own else ""
         while True:
             try:
-                with placed(config) as group:
-                    return Driver(config, rewards, stop, progress, supervisor, group, logs, host).run()
+                with placed(config) as held:
+                    return Driver(config, rewards, stop, progress, supervisor, held, logs, host).run()
             except HubLostError as error:
                 log.warning("%s; all workers restart from the run folder", error)
                 progress.message(f"{error}; all workers restart from the run folder")
@@ -153,16 +160,18 @@ class Driver:
         stop: Callable[[], bool],
         progress: Progress,
         supervisor: Supervisor,
-        group: PlacementGroup,
+        held: Reserved,
         logs: ForwardingHandler,
         host: str = "",
     ) -> None:
         """`host` is the address that the hub listens on; "" is the address of its node."""
         self.config, self.stop, self.progress = config, stop, progress
         self.supervisor, self.logs, self.host = supervisor, logs, host
-        self.hub = launch_hub(config, group)
-        self.units = restart_units(config, group, rewards)
-        self.quorum = Quorum(config.cluster.min_samplers, config.cluster.placement_seconds)
+        self.hub = launch_hub(config, held)
+        self.units = restart_units(config, held, rewards)
+        patience = config.cluster.placement_seconds
+        self.quorums = {role: Quorum(1, patience, f"{role}s") for role in (LEARNER, REWARDER)}
+        self.quorums[SAMPLER] = Quorum(config.cluster.min_samplers, patience, "samplers", "cluster.min_samplers")
         self.external_samplers, self.opened = 0, False
         self.kernel_kills = kernel_kills()  # so far
         self.pending_locations: dict[Any, LocationQuery] = {}  # pending answer -> its process
@@ -227,7 +236,7 @@ class Driver:
                 self._handle_ended(unit, ready)
             if stopping:
                 continue
-            self._check_samplers()
+            self._check_quorums()
             if self.stop():
                 stopping = True
                 log.info("asked to stop")
@@ -293,11 +302,13 @@ class Driver:
             return describe_death(unit.members[0], one_line(error), self.config, kills)
         return one_line(error) if isinstance(error, OutOfMemory | ScratchError) else describe_error(error)
 
-    def _check_samplers(self) -> None:
-        samplers = [unit for unit in self.units if unit.is_sampler]
-        up = self.external_samplers + sum(unit.up for unit in samplers)
-        coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in samplers)
-        self.quorum.check(up, coming, time.monotonic())
+    def _check_quorums(self) -> None:
+        for role, quorum in self.quorums.items():
+            units = [unit for unit in self.units if role_of(unit.members[0]) == role]
+            up = sum(unit.up for unit in units) + (self.external_samplers if role == SAMPLER else 0)
+            coming = sum(not unit.up and bool(unit.running or unit.starts_at is not None) for unit in units)
+            if units:
+                quorum.check(up, coming, time.monotonic())
 
     def _end_unit(self, unit: RestartUnit) -> None:
         for process in unit.processes:

@@ -24,11 +24,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from common.config import ClusterConfig, RunConfig
 from common.errors import ConfigError
-from common.roles import LEARNER
+from common.roles import LEARNER, REWARDER, SAMPLER
 from deploy.machine.folders import ray_folder
 from deploy.machine.limits import raise_open_files
 from deploy.machine.ray_address import check_ray, refusal
 from deploy.runtime.messages import RENDEZVOUS_PREFIX
+from deploy.runtime.placement import shortfall
 
 if TYPE_CHECKING:  # the driver imports no torch, so it starts fast and stays small
     from rewarders.interface import Reward
@@ -81,19 +82,40 @@ def connected(config: ClusterConfig) -> Iterator[bool]:
         ray.shutdown()
 
 
-@contextmanager
-def placed(config: RunConfig) -> Iterator[PlacementGroup]:
-    """Reserves resources for the hub and the learner's ranks on one node.
+@dataclass(frozen=True)
+class Reserved:
+    """The resources that a run holds before its samplers start, one bundle a process."""
 
-    Raises `ConfigError` if no node has them within `cluster.placement_seconds`.
+    learner: PlacementGroup  # the hub, then the ranks, all on one node
+    rewarders: PlacementGroup
+
+
+@contextmanager
+def placed(config: RunConfig) -> Iterator[Reserved]:
+    """Reserves resources for the hub, the learner's ranks and the rewarders, so that no sampler can take their place.
+
+    Raises `ConfigError` if the cluster can never hold the run (unless `cluster.grows`), and if the reserved resources
+    are not free within `cluster.placement_seconds`.
     """
-    cluster = config.cluster
-    asked = bundles(config)
-    group = placement_group(asked, strategy="STRICT_PACK")
+    never = shortfall(config, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    if never and not config.cluster.grows:
+        raise ConfigError(never)
+    scorers = [_bundle_of(config, REWARDER)] * config.workers_of(REWARDER)
+    with (
+        _reserved(config, bundles(config), "STRICT_PACK") as learner,
+        _reserved(config, scorers, "PACK") as rewarders,
+    ):
+        yield Reserved(learner, rewarders)
+
+
+@contextmanager
+def _reserved(config: RunConfig, asked: list[dict[str, float]], strategy: str) -> Iterator[PlacementGroup]:
+    group = placement_group(asked, strategy=strategy)
     try:
-        if not group.wait(cluster.placement_seconds):
+        if not group.wait(config.cluster.placement_seconds):
+            where = "no node" if strategy == "STRICT_PACK" else "no nodes"
             raise ConfigError(
-                f"no node with {asked} within cluster.placement_seconds = {cluster.placement_seconds:g} s; "
+                f"{where} with {asked} within cluster.placement_seconds = {config.cluster.placement_seconds:g} s; "
                 f"Ray has {ray.cluster_resources()}, of these free: {ray.available_resources()}"
             )
         yield group
@@ -102,11 +124,15 @@ def placed(config: RunConfig) -> Iterator[PlacementGroup]:
 
 
 def bundles(config: RunConfig) -> list[dict[str, float]]:
-    """Returns the bundles of the placement group: the hub's, then one per learner rank."""
-    cluster = config.cluster
-    node = pin(cluster.learner.node)
-    rank = {"CPU": 0.001, "GPU": cluster.learner.gpus} | node
-    return [{"CPU": 0.001} | node, *([{name: n for name, n in rank.items() if n}] * config.workers_of(LEARNER))]
+    """Returns the bundles of the placement group of the learner's node: the hub's, then one per rank."""
+    hub = {"CPU": SHARE} | pin(config.cluster.learner.node)
+    return [hub, *([_bundle_of(config, LEARNER)] * config.workers_of(LEARNER))]
+
+
+def _bundle_of(config: RunConfig, role: str) -> dict[str, float]:
+    """The resources of one process of a role."""
+    asked = {"CPU": SHARE, "GPU": config.gpus_of(role)} | pin(config.cluster.placement_of(role).node)
+    return {name: count for name, count in asked.items() if count}
 
 
 def pin(resource: str) -> dict[str, float]:
@@ -174,28 +200,24 @@ class RestartUnit:
         return self.name.startswith("sampler")
 
 
-def launch_hub(config: RunConfig, group: PlacementGroup) -> Any:
-    """Launches the hub in the first bundle of the placement group."""
-    return launch("deploy.runtime.hub:Hub", [config], **_bundle(group, 0))
+def launch_hub(config: RunConfig, held: Reserved) -> Any:
+    """Launches the hub in its bundle."""
+    return launch("deploy.runtime.hub:Hub", [config], **_bundle(held.learner, 0))
 
 
-def restart_units(config: RunConfig, group: PlacementGroup, rewards: Sequence[Reward] | None) -> list[RestartUnit]:
-    """Returns the learner, if the run has one, the samplers and the rewarders; `make` launches their processes."""
+def restart_units(config: RunConfig, held: Reserved, rewards: Sequence[Reward] | None) -> list[RestartUnit]:
+    """Returns the learner, if the run has one, the rewarders and the samplers; `make` launches their processes."""
     cluster = config.cluster
     ranks = [f"learner-{rank}" for rank in range(config.workers_of(LEARNER))]
-    units = [RestartUnit(LEARNER, lambda: _learners(config, group, ranks), ranks)] if ranks else []
-    units += [_worker(config, "sampler", number) for number in range(cluster.sampler.count)]
-    units += [_worker(config, "rewarder", number, rewards) for number in range(cluster.rewarder.count)]
-    return units
+    units = [RestartUnit(LEARNER, lambda: _learners(config, held.learner, ranks), ranks)] if ranks else []
+    for number in range(cluster.rewarder.count):
+        units.append(_worker(config, REWARDER, number, _bundle(held.rewarders, number), rewards))
+    anywhere = {"resources": pin(cluster.sampler.node), "scheduling_strategy": "SPREAD"}
+    return units + [_worker(config, SAMPLER, number, anywhere) for number in range(cluster.sampler.count)]
 
 
-def _worker(config: RunConfig, role: str, number: int, *more: Any) -> RestartUnit:
-    name, placement = f"{role}-{number}", config.cluster.placement_of(role)
-    options = {
-        "num_gpus": config.gpus_of(role),
-        "resources": pin(placement.node),
-        "scheduling_strategy": "SPREAD",
-    }
+def _worker(config: RunConfig, role: str, number: int, where: dict[str, Any], *more: Any) -> RestartUnit:
+    name, options = f"{role}-{number}", {"num_gpus": config.gpus_of(role)} | where
     kind = f"deploy.runtime.workers.{role}:{role.title()}Worker"
     return RestartUnit(name, lambda: [launch(kind, [config, name, *more], **options)], [name])
 

@@ -46,28 +46,30 @@ class Supervisor:
         return now + min(self.pause * 2 ** (len(deaths) - 1), LONGEST_PAUSE)
 
 
-class TooFewSamplersError(RunFailed):
-    """There are fewer samplers than `cluster.min_samplers`."""
+class TooFewWorkersError(RunFailed):
+    """There are fewer processes of a role than the run needs."""
 
 
 @dataclass
 class Quorum:
-    """Requires at least `least` running samplers, and waits `patience` seconds for those that are starting."""
+    """Requires at least `least` running processes of a role, and waits `patience` seconds for those that start."""
 
-    least: int  # cluster.min_samplers
+    least: int
     patience: float  # seconds; cluster.placement_seconds
+    workers: str = "samplers"
+    key: str = ""  # that sets `least`; empty: it is fixed
     _since: float | None = None
 
     def check(self, up: int, coming: int, now: float) -> None:
-        """Checks `up` running and `coming` starting samplers at time `now` (seconds). Raises `TooFewSamplersError`."""
+        """Checks `up` running and `coming` starting ones at time `now` (seconds). Raises `TooFewWorkersError`."""
         if up >= self.least:
             self._since = None
             return
         self._since = now if self._since is None else self._since
+        need = f"{self.key} = {self.least}" if self.key else f"{self.least} is needed"
         if up + coming < self.least:
-            raise TooFewSamplersError(f"{up + coming} samplers are left; cluster.min_samplers = {self.least}")
+            raise TooFewWorkersError(f"{up + coming} {self.workers} are left; {need}")
         if now - self._since > self.patience:
-            raise TooFewSamplersError(
-                f"{up} samplers have started within cluster.placement_seconds = {self.patience:g} s; "
-                f"cluster.min_samplers = {self.least}"
+            raise TooFewWorkersError(
+                f"{up} {self.workers} have started within cluster.placement_seconds = {self.patience:g} s; {need}"
             )

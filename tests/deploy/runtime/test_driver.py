@@ -29,6 +29,7 @@ from common.exchange.local import LocalExchange
 from common.exchange.remote import RemoteExchange
 from common.messages import Purpose
 from common.models.cogvideox import open_model
+from common.roles import LEARNER
 from common.rpc import client as rpc
 from common.rpc.client import Unreachable
 from common.rpc.codec import WireError
@@ -44,6 +45,7 @@ from deploy.runtime import driver, serial
 from deploy.runtime.external_workers import RemoteRegistry
 from deploy.runtime.hub import Hub
 from deploy.runtime.messages import Outcome
+from deploy.runtime.ray_backend import placed, restart_units
 from deploy.runtime.restart_policy import RestartLimitError
 from learner import checkpoint
 from tests.deploy.guardrails.test_monitor import DriftingReward
@@ -434,7 +436,7 @@ def test_text_to_video_models_use_the_same_loop(nodes: Cluster, tmp_path: Path) 
     (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     flags = {"prompts": tmp_path / "prompts.jsonl", "learner.caption_drop": 0.5, "sampler.guidance": 6}
     crowded = {"cluster.sampler.count": 2, "cluster.sampler.gpus": 4, "cluster.sampler.node": "H100"}
-    made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3})
+    made = config(tmp_path, model, **flags, **crowded, **{"cluster.placement_seconds": 3, "cluster.grows": True})
     lines = Lines()
     result = driver.run(made, toy.rewards(), progress=lines).result
     # The node has 4 GPUs, and two samplers request 4 each.
@@ -489,10 +491,30 @@ def test_a_run_folder_has_only_one_hub(model: Path, tmp_path: Path) -> None:
         second.close()
 
 
+def test_a_rewarder_is_placed_before_samplers_that_want_every_gpu(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    """The node has 4 GPUs: the sampler gets all of them, or the rewarder its tenth. Pairs need the rewarder."""
+    crowded = {"cluster.sampler.gpus": 4, "cluster.rewarder.gpus": 0.1, "cluster.grows": True}
+    made = config(tmp_path, model, **PLACES | crowded)
+    with placed(made) as held:
+        units = [unit for unit in restart_units(made, held, toy.rewards()) if unit.name != LEARNER]
+        started = {unit.name: unit.make()[0] for unit in units}
+        try:
+            assert "GPU" in ray.get(started["rewarder-0"].node.remote(), timeout=30)
+        finally:
+            for process in started.values():
+                ray.kill(process)
+
+
 def test_missing_resources_are_reported_after_the_timeout(nodes: Cluster, model: Path, tmp_path: Path) -> None:
-    flags = {"cluster.learner.node": "B300", "cluster.placement_seconds": 0.5}
+    flags = {"cluster.learner.node": "B300", "cluster.placement_seconds": 0.5, "cluster.grows": True}
     message = r"no node with .*'B300': 0\.001.* within cluster\.placement_seconds = 0\.5 s; Ray has"
     with pytest.raises(ConfigError, match=message):
+        driver.run(config(tmp_path, model, **flags), toy.rewards())
+
+
+def test_a_run_that_the_nodes_can_never_hold_is_refused(nodes: Cluster, model: Path, tmp_path: Path) -> None:
+    flags = {"cluster.learner.gpus": 1, "cluster.sampler.gpus": 1, "cluster.sampler.count": 9}
+    with pytest.raises(ConfigError, match=r"asks for 10 GPUs .*Ray has 6 on 2 nodes: of 9 samplers 5 fit; use"):
         driver.run(config(tmp_path, model, **flags), toy.rewards())
 
 

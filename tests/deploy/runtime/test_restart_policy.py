@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor, TooFewSamplersError
+from deploy.runtime.restart_policy import Quorum, RestartLimitError, Supervisor, TooFewWorkersError
 
 
 def test_the_backoff_doubles_up_to_a_minute() -> None:
@@ -39,19 +39,19 @@ def test_the_first_backoff_is_configurable() -> None:
 
 
 def test_starting_samplers_are_waited_for() -> None:
-    quorum = Quorum(least=2, patience=60.0)
+    quorum = Quorum(least=2, patience=60.0, key="cluster.min_samplers")
     quorum.check(up=0, coming=2, now=0.0)
     quorum.check(up=1, coming=1, now=59.0)
     quorum.check(up=2, coming=0, now=70.0)
     quorum.check(up=1, coming=1, now=100.0)  # one crashed; its timeout starts here
     quorum.check(up=1, coming=1, now=160.0)
     with pytest.raises(
-        TooFewSamplersError, match=r"1 samplers have started within cluster.placement_seconds = 60 s; cluster.min_s"
+        TooFewWorkersError, match=r"1 samplers have started within cluster.placement_seconds = 60 s; cluster.min_s"
     ):
         quorum.check(up=1, coming=1, now=160.1)
 
 
 def test_the_run_does_not_wait_for_abandoned_samplers() -> None:
-    with pytest.raises(TooFewSamplersError, match=r"1 samplers are left; cluster.min_samplers = 2"):
-        Quorum(least=2, patience=60.0).check(up=1, coming=0, now=0.0)
-    Quorum(least=0, patience=60.0).check(up=0, coming=0, now=0.0)
+    with pytest.raises(TooFewWorkersError, match=r"1 samplers are left; cluster.min_samplers = 2"):
+        Quorum(least=2, patience=60.0, key="cluster.min_samplers").check(up=1, coming=0, now=0.0)
+    Quorum(least=0, patience=60.0, key="cluster.min_samplers").check(up=0, coming=0, now=0.0)
