@@ -103,7 +103,7 @@ def our_rate(config: RunConfig, way: dict[str, Any]) -> float:
         values |= {"root": root, "name": "ours"}
         flags = [text for key, value in values.items() for text in (f"--{key}", str(value))]
         command = [sys.executable, "-m", "deploy.cli", "run", *flags]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr[-500:]}")
         times = [one["time"] for one in read_json_lines(Path(root) / "ours" / METRICS)]

@@ -136,7 +136,7 @@ class Service:
         self._context = zmq.Context(io_threads)
         self._authenticator, self._wakeup = CurveAuthenticator(self._context, keys), WakeupSocket(self._context)
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.LINGER, 200)  # milliseconds, for the last replies
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.blob)  # ZeroMQ closes a connection that sends a larger frame
         self._socket.setsockopt(zmq.RCVHWM, MAX_QUEUED)
         self._socket.setsockopt(zmq.SNDHWM, MAX_QUEUED)
@@ -166,7 +166,7 @@ class Service:
                 if self._wakeup.reader in ready:
                     self._wakeup.drain()
                     self._send_replies()
-                self._answer_parked()
+                self._answer_parked(time.monotonic())
                 if self._socket in ready:
                     self._receive()
         finally:
@@ -175,6 +175,7 @@ class Service:
             for worker in workers:
                 worker.join()
             self._send_replies()
+            self._answer_parked(time.monotonic() + HOLD_SECONDS)  # their clients would ask again for minutes
 
     def close(self) -> None:
         """Unbind the socket. The target stays open."""
@@ -271,9 +272,8 @@ class Service:
         self._pending_count -= 1
         self._pending_bytes -= request.memory
 
-    def _answer_parked(self) -> None:
-        """Answer the long polls that have a new result, or were held long enough."""
-        now = time.monotonic()
+    def _answer_parked(self, now: float) -> None:
+        """Answer the long polls that have a new result, or whose deadline is not after `now`."""
         for held, requests in list(self._parked.items()):
             result = getattr(self._target, held.name)(*held.arguments)
             changed = result != held.arguments[-1]

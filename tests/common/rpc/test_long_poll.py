@@ -87,6 +87,19 @@ def test_an_answer_is_not_held_for_longer_than_allowed(service: Service, monkeyp
         assert one.news(1) == 1
 
 
+def test_a_service_that_stops_answers_the_held_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their clients would ask again for minutes, also workers that were told to stop."""
+    monkeypatch.setattr(serving_side, "HOLD_SECONDS", SECONDS)
+    with ThreadPoolExecutor(1) as pool:
+        with serving(Service(Calls, Board())) as running:
+            reader = Reader.at(running.address, "one", attempts=1)
+            answer = pool.submit(reader.news, 1)
+            while not parked(running):
+                assert not answer.done()
+        with reader:
+            assert answer.result(SECONDS) == 1
+
+
 def test_a_client_that_asks_again_gets_the_held_answer(service: Service) -> None:
     with Reader.at(service.address, "one", timeout=0.2, attempts=100) as one, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(one.news, 1)
